@@ -1,0 +1,3 @@
+"""rsky-pipeline: feeds the PostgreSQL database behind a Bluesky AppView."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,54 @@
+"""The command line: one file a command; parse, call, print.
+
+Commands are imported when they are used, so that `--help` needs neither trio nor any client.
+"""
+
+from importlib import import_module
+
+import click
+
+from rsky_pipeline import __version__
+
+COMMANDS = {
+    "run": "Start and supervise roles in the foreground.",
+    "status": "Show roles, rates, lag and stream lengths of a running pipeline.",
+    "stop": "Stop a running pipeline, consumers first.",
+    "restart": "Restart the workers of a role.",
+    "config": "Show or check the configuration.",
+    "db": "Create or check the database schema.",
+    "simulate": "Serve a simulated network on loopback.",
+    "demo": "Run the whole pipeline on a simulated network and compare the result.",
+}
+HIDDEN_COMMANDS = ("worker",)  # started by the supervisor, not by people
+
+
+class LazyGroup(click.Group):
+    """Loads `rsky_pipeline.cli.NAME` when command NAME is used; each module defines `command`."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """List the visible commands in the order of an operator's day."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import the module of a known command."""
+        if cmd_name not in COMMANDS and cmd_name not in HIDDEN_COMMANDS:
+            return None
+        command: click.Command = import_module(f"rsky_pipeline.cli.{cmd_name}").command
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the command list without importing a command."""
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+
+@click.group(
+    cls=LazyGroup,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog="Exit codes: 0 done, 1 failed, 2 wrong option or setting, 3 not running, 4 no answer, "
+    "5 stopped by force, 6 differences found, 69 store or host unavailable, 75 already running, "
+    "77 no permission, 78 worker configuration.",
+)
+@click.version_option(__version__, prog_name="rsky-pipeline")
+def main() -> None:
+    """Feed the PostgreSQL database behind a Bluesky AppView from AT Protocol relays."""

@@ -1,0 +1,274 @@
+"""Every setting of the pipeline: type, unit, default, meaning and the names it is known by.
+
+A setting is declared once, as a field of `Settings`; the TOML file, the environment, the flags,
+`config show` and docs/configuration.md are all derived from these declarations.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal
+
+Verify = Literal["none", "signature"]
+InitialCursor = Literal["live", "oldest"] | int
+LogFormat = Literal["auto", "text", "json"]
+
+
+@dataclass(frozen=True, slots=True)
+class SettingInfo:
+    """What the loader and the reports need to know of a setting beyond its default."""
+
+    help: str
+    unit: str = ""
+    minimum: int | None = None
+    maximum: int | None = None
+    choices: tuple[str, ...] = ()
+    legacy_environment: tuple[str, ...] = ()  # names of the original services, first one wins
+    secret: bool = False  # a URL whose password must never be printed
+
+
+def setting(default: Any, help: str, **info: Any) -> Any:
+    """Declare a setting with its default; see `SettingInfo` for the keywords."""
+    return field(default=default, metadata={"setting": SettingInfo(help, **info)})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """The effective configuration that all roles share. Hosts are validated, not normalised:
+    a host without a scheme means TLS (`wss://`, `https://`)."""
+
+    # --- where things are -------------------------------------------------------------------
+    relay_hosts: tuple[str, ...] = setting(
+        ("bsky.network",),
+        "Relays to follow, each a host or a URL (ws://, wss://, http://, https://).",
+        legacy_environment=("INGESTER_RELAY_HOSTS", "RELAY_HOSTS", "INGESTER_HOSTS"),
+    )
+    labeler_hosts: tuple[str, ...] = setting(
+        (),
+        "Labelers to follow, each a host or a URL.",
+        legacy_environment=("INGESTER_LABELER_HOSTS", "LABELER_HOSTS"),
+    )
+    plc_url: str = setting(
+        "https://plc.directory",
+        "The did:plc directory.",
+        legacy_environment=("PLC_URL",),
+    )
+    redis_url: str | None = setting(
+        None,
+        "Redis or Valkey (redis://, rediss://, unix://). Unset: an embedded Valkey is started.",
+        legacy_environment=("REDIS_URL",),
+        secret=True,
+    )
+    database_url: str | None = setting(
+        None,
+        "PostgreSQL >= 14 (postgresql://). Unset: an embedded PostgreSQL is started.",
+        legacy_environment=("DATABASE_URL", "DB_POSTGRES_URL"),
+        secret=True,
+    )
+    database_schema: str = setting(
+        "bsky",
+        "Schema of the AppView's tables (letters and underscores).",
+        legacy_environment=("DB_POSTGRES_SCHEMA",),
+    )
+    data_dir: Path | None = setting(
+        None,
+        "Embedded stores and run-time files. Unset: $STATE_DIRECTORY, else "
+        "$XDG_STATE_HOME/rsky-pipeline, else ~/.local/state/rsky-pipeline.",
+    )
+    run_dir: Path | None = setting(
+        None,
+        "Control sockets and locks. Unset: $RUNTIME_DIRECTORY, else data_dir/run.",
+    )
+
+    # --- what is followed -------------------------------------------------------------------
+    initial_cursor: InitialCursor = setting(
+        "live",
+        "Where to start on a relay without a stored cursor: live, oldest, or a sequence number.",
+        legacy_environment=("FIREHOSE_INITIAL_CURSOR",),
+    )
+    verify: Verify = setting(
+        "none",
+        "Check of live commits: none (block hashes only) or signature (with the account's key).",
+        choices=("none", "signature"),
+    )
+    collections: tuple[str, ...] = setting(
+        ("app.bsky.", "chat.bsky."),
+        "Collections to index: NSIDs, or prefixes that end in a dot.",
+        legacy_environment=("RECORD_COLLECTION_ALLOWLIST",),
+    )
+    enumerate_repos: bool = setting(
+        True, "Page each relay's listRepos into repo_backfill, so that history is fetched."
+    )
+    allow_private_hosts: bool = setting(
+        False,
+        "Let PDS and handle hosts be private or loopback addresses and plain http. Only for tests "
+        "and closed networks.",
+    )
+
+    # --- high-water marks: a producer slows down, and never discards, above them -------------
+    live_high_water_mark: int = setting(
+        100_000,
+        "Length of firehose_live and of label_live above which the ingester pauses.",
+        unit="entries",
+        minimum=1,
+        legacy_environment=("INGESTER_FIREHOSE_STREAM_HIGH_WATER_MARK", "INGESTER_HIGH_WATER_MARK"),
+    )
+    repo_high_water_mark: int = setting(
+        100_000,
+        "Length of repo_backfill above which enumeration pauses.",
+        unit="entries",
+        minimum=1,
+        legacy_environment=("INGESTER_REPO_STREAM_HIGH_WATER_MARK", "INGESTER_HIGH_WATER_MARK"),
+    )
+    backfill_high_water_mark: int = setting(
+        500_000,
+        "Length of firehose_backfill above which the backfiller pauses.",
+        unit="entries",
+        minimum=1,
+        legacy_environment=("BACKFILLER_FIREHOSE_STREAM_HIGH_WATER_MARK",),
+    )
+
+    # --- ingester ---------------------------------------------------------------------------
+    ingester_batch_size: int = setting(
+        500,
+        "Events appended at once, at most.",
+        unit="events",
+        minimum=1,
+        maximum=10_000,
+        legacy_environment=("INGESTER_BATCH_SIZE",),
+    )
+    ingester_batch_timeout_ms: int = setting(
+        100,
+        "How long an incomplete batch waits for more events.",
+        unit="ms",
+        minimum=1,
+        maximum=60_000,
+        legacy_environment=("INGESTER_BATCH_TIMEOUT_MS",),
+    )
+    ingester_idle_timeout_seconds: int = setting(
+        60, "A relay that sends nothing for this long is reconnected.", unit="s", minimum=1
+    )
+
+    # --- backfiller -------------------------------------------------------------------------
+    backfiller_concurrency: int = setting(
+        20,
+        "Repos in flight at once.",
+        unit="repos",
+        minimum=1,
+        maximum=1_000,
+        legacy_environment=("BACKFILLER_CONCURRENCY",),
+    )
+    backfiller_http_timeout_seconds: int = setting(
+        60,
+        "Longest silence of a PDS during a download.",
+        unit="s",
+        minimum=1,
+        legacy_environment=("BACKFILLER_HTTP_TIMEOUT_SECS",),
+    )
+    backfiller_max_attempts: int = setting(
+        3,
+        "Attempts at a repo before it becomes a dead letter.",
+        minimum=1,
+        legacy_environment=("BACKFILLER_MAX_RETRIES",),
+    )
+    backfiller_retry_initial_ms: int = setting(
+        1_000,
+        "Wait before the second attempt; doubles for each further one, with jitter.",
+        unit="ms",
+        minimum=1,
+        legacy_environment=("BACKFILLER_RETRY_INITIAL_BACKOFF_MS",),
+    )
+    backfiller_retry_max_ms: int = setting(
+        30_000,
+        "Longest wait between two attempts.",
+        unit="ms",
+        minimum=1,
+        legacy_environment=("BACKFILLER_RETRY_MAX_BACKOFF_MS",),
+    )
+    backfiller_memory_mb: int = setting(
+        128, "Repo bytes held at once, over all repos in flight.", unit="MB", minimum=16
+    )
+    backfiller_max_repo_mb: int = setting(
+        1_024, "A larger repo is refused.", unit="MB", minimum=1
+    )
+
+    # --- indexer ----------------------------------------------------------------------------
+    indexer_batch_size: int = setting(
+        1_000,
+        "Events applied in one PostgreSQL transaction, at most.",
+        unit="events",
+        minimum=1,
+        maximum=20_000,
+        legacy_environment=("INDEXER_BATCH_SIZE",),
+    )
+    indexer_group: str = setting(
+        "firehose_group",
+        "Consumer group on firehose_live, firehose_backfill and label_live.",
+        legacy_environment=("INDEXER_GROUP",),
+    )
+    backfiller_group: str = setting(
+        "repo_backfill_group",
+        "Consumer group on repo_backfill.",
+        legacy_environment=("BACKFILLER_GROUP",),
+    )
+    claim_idle_seconds: int = setting(
+        60,
+        "Pending entries of a consumer that is idle for this long are taken over.",
+        unit="s",
+        minimum=1,
+    )
+    max_deliveries: int = setting(
+        5, "Deliveries of an entry that crashes its worker before it becomes a dead letter.",
+        minimum=2,
+    )
+
+    # --- processes --------------------------------------------------------------------------
+    ingester_workers: int = setting(1, "Ingester processes.", minimum=1, maximum=1)
+    backfiller_workers: int = setting(1, "Backfiller processes.", minimum=1, maximum=64)
+    indexer_workers: int = setting(1, "Indexer processes.", minimum=1, maximum=64)
+    ready_timeout_seconds: int = setting(
+        120, "A worker that is not ready after this long is stopped and retried.",
+        unit="s", minimum=1,
+    )
+    stop_timeout_seconds: int = setting(
+        30, "Time for a worker to drain and exit before it is forced.", unit="s", minimum=1
+    )
+
+    # --- observability ----------------------------------------------------------------------
+    metrics_host: str = setting("127.0.0.1", "Address of the metrics and health ports.")
+    ingester_metrics_port: int = setting(
+        9090, "First metrics port of the ingester; 0 picks a free one.", minimum=0, maximum=65_535
+    )
+    indexer_metrics_port: int = setting(
+        9091, "First metrics port of the indexer; 0 picks a free one.", minimum=0, maximum=65_535
+    )
+    backfiller_metrics_port: int = setting(
+        9092,
+        "First metrics port of the backfiller; 0 picks a free one.",
+        minimum=0,
+        maximum=65_535,
+        legacy_environment=("BACKFILLER_METRICS_PORT",),
+    )
+    log_level: str = setting(
+        "info", "Least severe log lines shown.", choices=("debug", "info", "warning", "error")
+    )
+    log_format: LogFormat = setting(
+        "auto",
+        "text (one coloured line), json, or auto: text on a terminal and json otherwise.",
+        choices=("auto", "text", "json"),
+    )
+
+    def workers(self, role: str) -> int:
+        """Return how many processes a role runs."""
+        count: int = getattr(self, f"{role}_workers")
+        return count
+
+    def metrics_port(self, role: str) -> int:
+        """Return the first metrics port of a role; 0 means any free port."""
+        port: int = getattr(self, f"{role}_metrics_port")
+        return port
+
+
+def declarations() -> Mapping[str, SettingInfo]:
+    """Return the declaration of every setting by its name, in the order they are written."""
+    return {item.name: item.metadata["setting"] for item in fields(Settings)}

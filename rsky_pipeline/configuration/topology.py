@@ -1,0 +1,53 @@
+"""Which streams each role consumes and produces; start and stop order follow from it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+FIREHOSE_LIVE = "firehose_live"
+FIREHOSE_BACKFILL = "firehose_backfill"
+REPO_BACKFILL = "repo_backfill"
+LABEL_LIVE = "label_live"
+STREAMS = (FIREHOSE_LIVE, FIREHOSE_BACKFILL, REPO_BACKFILL, LABEL_LIVE)
+
+
+@dataclass(frozen=True, slots=True)
+class RoleDeclaration:
+    """A worker role and its place in the data flow."""
+
+    name: str
+    consumes: tuple[str, ...]
+    produces: tuple[str, ...]
+
+
+# Declared in no particular order: `start_order` computes it.
+ROLES: tuple[RoleDeclaration, ...] = (
+    RoleDeclaration(
+        "indexer", consumes=(FIREHOSE_LIVE, FIREHOSE_BACKFILL, LABEL_LIVE), produces=()
+    ),
+    RoleDeclaration("backfiller", consumes=(REPO_BACKFILL,), produces=(FIREHOSE_BACKFILL,)),
+    RoleDeclaration("ingester", consumes=(), produces=(FIREHOSE_LIVE, REPO_BACKFILL, LABEL_LIVE)),
+)
+ROLE_NAMES: tuple[str, ...] = tuple(sorted(role.name for role in ROLES))
+
+
+def start_order(roles: Sequence[RoleDeclaration] = ROLES) -> tuple[str, ...]:
+    """Return role names with every producer before the consumers of its streams.
+
+    Raises ValueError if the data flow has a cycle.
+    """
+    waiting = sorted(roles, key=lambda role: role.name)
+    order: list[str] = []
+    while waiting:
+        blocked = {stream for role in waiting for stream in role.produces}
+        ready = [role for role in waiting if blocked.isdisjoint(role.consumes)]
+        if not ready:
+            names = ", ".join(role.name for role in waiting)
+            raise ValueError(f"the roles {names} consume each other's streams in a circle")
+        order += [role.name for role in ready]
+        waiting = [role for role in waiting if role not in ready]
+    return tuple(order)
+
+
+def stop_order(roles: Sequence[RoleDeclaration] = ROLES) -> tuple[str, ...]:
+    """Return role names with every consumer before the producers of its streams."""
+    return tuple(reversed(start_order(roles)))

@@ -1,0 +1,1 @@
+"""Valkey and PostgreSQL from wheels, for machines that have neither."""

@@ -1,0 +1,1 @@
+"""One module a record collection: its table, columns, uniqueness, counts and notifications."""

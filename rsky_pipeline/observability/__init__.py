@@ -1,0 +1,1 @@
+"""Every metric declared once, and the HTTP server that a worker exposes them on."""

@@ -1,0 +1,1 @@
+"""What every worker process shares: signals, readiness, liveness, threads, logging, clock."""

@@ -1,0 +1,34 @@
+"""What a role is given by the worker process that runs it."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import trio
+from prometheus_client import CollectorRegistry
+
+from rsky_pipeline.configuration.settings import Settings
+
+Detail = str | int | float | bool | None
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerContext:
+    """The surroundings of one worker: settings in, readiness and health out.
+
+    `settings.redis_url`, `settings.database_url`, `data_dir` and `run_dir` are always set here:
+    the supervisor has filled in the embedded stores and the directories.
+
+    A role runs until `stopping` is set, then takes nothing new, finishes or releases what it
+    holds, and returns. When `hurrying` is set as well it finishes only the write in progress.
+    """
+
+    settings: Settings
+    role: str
+    instance: int  # 1 for the first worker of a role
+    consumer: str  # stable over restarts, unique on this Redis: host, role and instance
+    registry: CollectorRegistry
+    ready: Callable[[], None]  # call once: stores connected, own pending recovered, socket open
+    progress: Callable[[str], None]  # call after each unit of work; a stuck worker stops calling
+    health: Callable[[Mapping[str, Detail]], None]  # merged into /healthz and `status`
+    stopping: trio.Event = field(default_factory=trio.Event)
+    hurrying: trio.Event = field(default_factory=trio.Event)
