@@ -1,0 +1,134 @@
+"""Keys and signatures of both curves, low-S only. https://atproto.com/specs/cryptography"""
+
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import Literal
+
+import coincurve
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.utils import (
+    decode_dss_signature,
+    encode_dss_signature,
+)
+from multiformats import multibase
+
+from rsky_pipeline.atproto.errors import InvalidData
+
+Curve = Literal["k256", "p256"]
+_K256_ORDER = 0xFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFEBAAEDCE6AF48A03BBFD25E8CD0364141
+_P256_ORDER = 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551
+_PREFIXES: dict[bytes, Curve] = {b"\xe7\x01": "k256", b"\x80\x24": "p256"}
+_LEGACY_TYPES: dict[str, Curve] = {
+    "EcdsaSecp256k1VerificationKey2019": "k256",
+    "EcdsaSecp256r1VerificationKey2019": "p256",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class PublicKey:
+    """A verification key: its curve and its point in SEC1 form."""
+
+    curve: Curve
+    point: bytes
+
+    @classmethod
+    def parse(cls, text: str, legacy_type: str | None = None) -> "PublicKey":
+        """Read a did:key or a multibase key.
+
+        The two legacy verification method types hold a bare point without a codec prefix.
+        Raises InvalidData.
+        """
+        try:
+            raw = bytes(multibase.decode(text.removeprefix("did:key:")[:200]))
+        except (ValueError, KeyError) as error:
+            raise InvalidData("invalid_key", text[:80]) from error
+        curve = _PREFIXES.get(raw[:2]) if len(raw) == 35 else None
+        if curve is not None:
+            key = cls(curve, raw[2:])
+        elif legacy_type in _LEGACY_TYPES:
+            key = cls(_LEGACY_TYPES[legacy_type], raw)
+        else:
+            raise InvalidData("invalid_key", text[:80])
+        key._check()
+        return key
+
+    def verify(self, message: bytes, signature: bytes) -> bool:
+        """Tell whether a 64-byte signature (r and s) over SHA-256 of the message is good.
+
+        High-S and DER signatures are bad on both curves.
+        """
+        if len(signature) != 64:
+            return False
+        r = int.from_bytes(signature[:32], "big")
+        s = int.from_bytes(signature[32:], "big")
+        order = _K256_ORDER if self.curve == "k256" else _P256_ORDER
+        if not 0 < r < order or not 0 < s <= order // 2:
+            return False
+        der = encode_dss_signature(r, s)
+        if self.curve == "k256":
+            return bool(coincurve.PublicKey(self.point).verify(der, message))
+        try:
+            key = ec.EllipticCurvePublicKey.from_encoded_point(ec.SECP256R1(), self.point)
+            key.verify(der, message, ec.ECDSA(hashes.SHA256()))
+        except InvalidSignature:
+            return False
+        return True
+
+    def _check(self) -> None:
+        try:
+            if self.curve == "k256":
+                coincurve.PublicKey(self.point)
+            else:
+                ec.EllipticCurvePublicKey.from_encoded_point(ec.SECP256R1(), self.point)
+        except ValueError as error:
+            raise InvalidData("invalid_key", "not a point on the curve") from error
+
+
+@dataclass(frozen=True, slots=True)
+class PrivateKey:
+    """A signing key, for simulated accounts."""
+
+    curve: Curve
+    secret: bytes
+
+    @classmethod
+    def from_seed(cls, curve: Curve, seed: bytes) -> "PrivateKey":
+        """Derive a key from any bytes, always the same from the same."""
+        order = _K256_ORDER if curve == "k256" else _P256_ORDER
+        number = int.from_bytes(sha256(seed).digest(), "big") % (order - 1) + 1
+        return cls(curve, number.to_bytes(32, "big"))
+
+    def sign(self, message: bytes) -> bytes:
+        """Return the 64-byte low-S signature over SHA-256 of a message."""
+        if self.curve == "k256":
+            der, order = coincurve.PrivateKey(self.secret).sign(message), _K256_ORDER
+        else:
+            der, order = self._p256().sign(message, ec.ECDSA(hashes.SHA256())), _P256_ORDER
+        r, s = decode_dss_signature(der)
+        return r.to_bytes(32, "big") + min(s, order - s).to_bytes(32, "big")
+
+    @property
+    def multibase(self) -> str:
+        """The public key as a DID document's `publicKeyMultibase`."""
+        if self.curve == "k256":
+            raw = b"\xe7\x01" + coincurve.PrivateKey(self.secret).public_key.format()
+        else:
+            numbers = self._p256().public_key().public_numbers()
+            sign = b"\x03" if numbers.y & 1 else b"\x02"
+            raw = b"\x80\x24" + sign + numbers.x.to_bytes(32, "big")
+        return str(multibase.encode(raw, "base58btc"))
+
+    @property
+    def did_key(self) -> str:
+        """The public key as a did:key."""
+        return f"did:key:{self.multibase}"
+
+    @property
+    def public(self) -> PublicKey:
+        """The key that verifies what this one signs."""
+        return PublicKey.parse(self.multibase)
+
+    def _p256(self) -> ec.EllipticCurvePrivateKey:
+        return ec.derive_private_key(int.from_bytes(self.secret, "big"), ec.SECP256R1())

@@ -1,0 +1,68 @@
+"""Datetimes in the one form that the AppView's text columns are compared in."""
+
+import re
+from datetime import UTC, datetime, timedelta
+
+EPOCH = "1970-01-01T00:00:00.000Z"
+_NORMAL = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z")
+_PARTS = re.compile(
+    r"(\d{4})-(\d\d)-(\d\d)(?:[Tt ](\d\d):(\d\d)(?::(\d\d)(?:\.(\d+))?)?)?"
+    r"\s*([Zz]|[+-]\d\d:?\d\d)?"
+)
+
+
+def normalize(text: str) -> str | None:
+    """Return a datetime as `YYYY-MM-DDTHH:mm:ss.sssZ`, or None if it cannot be read.
+
+    Offsets are converted to UTC, digits below a millisecond cut off; a time without a zone is
+    taken as UTC. A day that its month lacks rolls over, as in the official implementation.
+    """
+    if _NORMAL.fullmatch(text) and _is_plain(text):
+        return text
+    match = _PARTS.fullmatch(text.strip()[:80])
+    if match is None:
+        return None
+    year, month, day, hour, minute, second, fraction, zone = match.groups()
+    clock = int(hour or 0), int(minute or 0), int(second or 0)
+    if not 1 <= int(month) <= 12 or not 1 <= int(day) <= 31 or not _is_clock(*clock):
+        return None
+    if int(year) == 0:
+        return None
+    moment = datetime(int(year), int(month), 1, *clock, tzinfo=UTC)
+    milliseconds = int(((fraction or "") + "000")[:3])
+    try:
+        moment += timedelta(days=int(day) - 1, milliseconds=milliseconds) - _offset(zone)
+    except OverflowError:
+        return None
+    return format_utc(moment)
+
+
+def format_utc(moment: datetime) -> str:
+    """Return an aware datetime in the normal form."""
+    moment = moment.astimezone(UTC)
+    return (
+        f"{moment.year:04d}-{moment.month:02d}-{moment.day:02d}T{moment.hour:02d}:"
+        f"{moment.minute:02d}:{moment.second:02d}.{moment.microsecond // 1000:03d}Z"
+    )
+
+
+def _is_plain(text: str) -> bool:
+    return (
+        text[:4] != "0000"
+        and "01" <= text[5:7] <= "12"
+        and "01" <= text[8:10] <= "28"
+        and text[11:13] <= "23"
+        and text[14:16] <= "59"
+        and text[17:19] <= "59"
+    )
+
+
+def _is_clock(hour: int, minute: int, second: int) -> bool:
+    return hour <= 23 and minute <= 59 and second <= 59
+
+
+def _offset(zone: str | None) -> timedelta:
+    if zone is None or zone in {"Z", "z"}:
+        return timedelta()
+    size = timedelta(hours=int(zone[1:3]), minutes=int(zone[-2:]))
+    return -size if zone[0] == "-" else size

@@ -1,0 +1,84 @@
+"""Identifiers: DIDs, handles, NSIDs, record keys, TIDs, paths and AT URIs.
+
+https://atproto.com/specs/at-uri-scheme and the specifications it refers to.
+"""
+
+import re
+from typing import NamedTuple
+
+_DID = re.compile(r"did:[a-z]+:[a-zA-Z0-9._:%-]*[a-zA-Z0-9._-]")
+_LABEL = r"[a-zA-Z0-9](?:[a-zA-Z0-9-]{0,61}[a-zA-Z0-9])?"
+_HANDLE = re.compile(rf"(?:{_LABEL}\.)+[a-zA-Z](?:[a-zA-Z0-9-]{{0,61}}[a-zA-Z0-9])?")
+_NSID = re.compile(
+    r"[a-zA-Z](?:[a-zA-Z0-9-]{0,61}[a-zA-Z0-9])?"
+    r"(?:\.[a-zA-Z0-9](?:[a-zA-Z0-9-]{0,61}[a-zA-Z0-9])?)+"
+    r"\.[a-zA-Z][a-zA-Z0-9]{0,62}"
+)
+_RKEY = re.compile(r"[a-zA-Z0-9._~:-]{1,512}")
+_TID = re.compile(r"[234567abcdefghij][234567a-z]{12}")
+_TID_ALPHABET = "234567abcdefghijklmnopqrstuvwxyz"
+
+
+class AtUri(NamedTuple):
+    """An AT URI with all three parts, as records have it."""
+
+    authority: str
+    collection: str
+    rkey: str
+
+
+def is_did(text: str) -> bool:
+    """Tell whether a text is a DID by syntax (any method)."""
+    return len(text) <= 2048 and _DID.fullmatch(text) is not None
+
+
+def is_handle(text: str) -> bool:
+    """Tell whether a text is a handle by syntax."""
+    return len(text) <= 253 and _HANDLE.fullmatch(text) is not None
+
+
+def is_nsid(text: str) -> bool:
+    """Tell whether a text is an NSID such as `app.bsky.feed.post`."""
+    return len(text) <= 317 and _NSID.fullmatch(text) is not None
+
+
+def is_rkey(text: str) -> bool:
+    """Tell whether a text is a record key."""
+    return _RKEY.fullmatch(text) is not None and text not in {".", ".."}
+
+
+def is_tid(text: str) -> bool:
+    """Tell whether a text is a TID."""
+    return _TID.fullmatch(text) is not None
+
+
+def split_path(path: str) -> tuple[str, str] | None:
+    """Return collection and rkey of a repo path, or None if it is not one."""
+    collection, separator, rkey = path.partition("/")
+    if separator and is_rkey(rkey) and is_nsid(collection):
+        return collection, rkey
+    return None
+
+
+def parse_at_uri(text: str) -> AtUri | None:
+    """Return the parts of `at://AUTHORITY/COLLECTION/RKEY`, or None for anything else."""
+    if not text.startswith("at://"):
+        return None
+    parts = text[5:].split("/")
+    if len(parts) != 3 or not all(parts):
+        return None
+    return AtUri(*parts)
+
+
+def tid_from(microseconds: int, clock_id: int = 0) -> str:
+    """Return the TID of a time (since 1970) and a clock id (0 to 1,023)."""
+    number = (microseconds << 10) | clock_id
+    return "".join(_TID_ALPHABET[(number >> shift) & 31] for shift in range(60, -1, -5))
+
+
+def tid_microseconds(tid: str) -> int:
+    """Return the time of a TID in microseconds since 1970. Raises ValueError if it is none."""
+    number = 0
+    for character in tid:
+        number = number << 5 | _TID_ALPHABET.index(character)
+    return number >> 10
