@@ -1,0 +1,9 @@
+"""What can go wrong before a store of ours runs."""
+
+
+class EmbeddedStoreError(Exception):
+    """An embedded store cannot be used; the message says why and what to do."""
+
+
+class WheelMissing(EmbeddedStoreError):
+    """The wheel with the server program is not installed."""

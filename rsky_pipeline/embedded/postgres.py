@@ -1,0 +1,142 @@
+"""An embedded PostgreSQL: unix socket only, durable, sized for a small machine."""
+
+import logging
+import os
+import shutil
+import signal
+import subprocess
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+
+from rsky_pipeline.configuration.settings import Settings
+from rsky_pipeline.embedded import accounts, locations
+from rsky_pipeline.embedded.accounts import Account
+from rsky_pipeline.embedded.errors import EmbeddedStoreError
+from rsky_pipeline.embedded.program import StoreProgram
+
+# Written to postgresql.conf once, so that an operator can edit them there. synchronous_commit stays
+# on: a batch that was acknowledged in Redis must survive the server's death.
+INITIAL_OPTIONS: Mapping[str, str] = {
+    "shared_buffers": "256MB",
+    "work_mem": "16MB",
+    "maintenance_work_mem": "128MB",
+    "effective_cache_size": "1GB",
+    "max_wal_size": "2GB",
+    "checkpoint_timeout": "10min",
+    "checkpoint_completion_target": "0.9",
+    "wal_compression": "pglz",
+    "synchronous_commit": "on",
+    "max_locks_per_transaction": "256",
+    "random_page_cost": "1.1",
+    "jit": "off",  # statements are short; compiling them costs more than it saves
+    "timezone": "UTC",
+    "log_timezone": "UTC",
+    "log_line_prefix": "%m [%p] ",
+}
+# These cannot be changed in postgresql.conf: the rest of the program depends on them.
+FIXED_OPTIONS: Mapping[str, str] = {
+    "listen_addresses": "",
+    "port": "5432",  # only part of the socket's name
+    "unix_socket_permissions": "0700",
+    "logging_collector": "off",
+}
+INITIALISE_TIMEOUT_SECONDS = 120
+
+log = logging.getLogger(__name__)
+
+
+def prepare(settings: Settings, options: Mapping[str, str] | None = None) -> StoreProgram:
+    """Create the cluster and its database if there is none, and return how to run the server.
+
+    Blocking; the first call takes some seconds. `options` are further server settings.
+    Raises EmbeddedStoreError.
+    """
+    installation = locations.postgres_folder()
+    root = locations.data_directory(settings)
+    home = root / "postgres"
+    locations.make_private(root, 0o711 if os.geteuid() == 0 else 0o700)
+    account = accounts.unprivileged_account(home)
+    sockets = _directories(root, home, installation, account)
+    if not (home / "data" / "PG_VERSION").exists():
+        _create_cluster(installation, home, account)
+    switches = {**FIXED_OPTIONS, "unix_socket_directories": str(sockets), **(options or {})}
+    return StoreProgram(
+        name="postgres",
+        arguments=(
+            str(installation / "bin" / "postgres"),
+            *("-D", str(home / "data")),
+            *(part for name, value in switches.items() for part in ("-c", f"{name}={value}")),
+        ),
+        url=locations.store_urls(settings).database_url or "",
+        directory=home,
+        log_path=root / "postgres.log",
+        stop_signal=signal.SIGINT,  # fast: ends sessions, writes a checkpoint
+        answers=partial(answers, installation, sockets),
+        account=account,
+    )
+
+
+def answers(installation: Path, sockets: Path) -> bool:
+    """Tell whether the server with this socket directory takes connections."""
+    command = [str(installation / "bin" / "pg_isready"), "--quiet", "--timeout=2"]
+    command += ["--host", str(sockets), "--dbname", locations.DATABASE]
+    return subprocess.run(command, env={"LC_ALL": "C"}, timeout=10, check=False).returncode == 0
+
+
+def _directories(root: Path, home: Path, installation: Path, account: Account | None) -> Path:
+    """Make the server's directories and everything on the way to them usable by its account."""
+    accounts.give(home, account, 0o700)
+    sockets = locations.postgres_socket_directory(root)
+    if sockets.parent != home:
+        locations.make_private(sockets.parent, 0o711 if account else 0o700)
+    accounts.give(sockets, account, 0o700)
+    if account is not None:
+        accounts.let_through(home, account)
+        accounts.let_through(installation, account)
+        accounts.let_read(installation)
+    return sockets
+
+
+def _create_cluster(installation: Path, home: Path, account: Account | None) -> None:
+    """Make the cluster beside its final place and rename it: a half-made one is never used."""
+    log.info("creating the embedded PostgreSQL", extra={"directory": str(home)})
+    unfinished = home / "data.new"
+    shutil.rmtree(unfinished, ignore_errors=True)
+    programs = installation / "bin"
+    initdb = [
+        *(str(programs / "initdb"), "--pgdata", str(unfinished)),
+        *("--username", locations.DATABASE_USER, "--auth", "trust", "--encoding", "UTF8"),
+        # Code-point order, and upper and lower case of all of Unicode, whatever libc is there.
+        *("--locale", "C", "--locale-provider", "builtin", "--builtin-locale", "C.UTF-8"),
+        *("--no-instructions", "--no-sync"),
+        *(part for name, value in INITIAL_OPTIONS.items() for part in ("--set", f"{name}={value}")),
+    ]
+    _run(initdb, account)
+    single = [str(programs / "postgres"), "--single", "-D", str(unfinished), "postgres"]
+    _run(single, account, f"CREATE DATABASE {locations.DATABASE}\n")
+    _run([str(programs / "initdb"), "--sync-only", "--pgdata", str(unfinished)], account)
+    unfinished.rename(home / "data")
+
+
+def _run(command: list[str], account: Account | None, stdin: str = "") -> None:
+    name = Path(command[0]).name
+    try:
+        result = subprocess.run(
+            command,
+            input=stdin,
+            capture_output=True,
+            text=True,
+            cwd="/",
+            env={"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C"},
+            user=account.uid if account else None,
+            group=account.gid if account else None,
+            extra_groups=[] if account else None,
+            timeout=INITIALISE_TIMEOUT_SECONDS,
+            check=False,
+        )
+    except (OSError, subprocess.SubprocessError) as error:
+        raise EmbeddedStoreError(f"{name} could not be run: {error}") from error
+    if result.returncode != 0:
+        reason = " | ".join(result.stderr.strip().splitlines()[-3:])
+        raise EmbeddedStoreError(f"{name} failed with code {result.returncode}: {reason}")

@@ -1,0 +1,49 @@
+"""Fixtures that every test may use: real stores, started only when a test asks for one."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests import stores
+
+
+@pytest.fixture(scope="session")
+def redis_url() -> Iterator[str]:
+    """The URL of the session's Valkey; use `clean_redis` for an empty one."""
+    with stores.running_valkey() as url:
+        yield url
+
+
+@pytest.fixture
+def clean_redis(redis_url: str) -> str:
+    """The URL of the session's Valkey, emptied."""
+    with stores.redis_client(redis_url) as client:
+        client.flushall()
+    return redis_url
+
+
+@pytest.fixture(scope="session")
+def database_server() -> Iterator[str]:
+    """The URL of an unused database in the session's PostgreSQL."""
+    with stores.running_postgres() as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
+def schema_template(database_server: str) -> str:
+    """The name of a database that holds the schema."""
+    return stores.make_schema_template(database_server)
+
+
+@pytest.fixture
+def clean_database(database_server: str) -> Iterator[str]:
+    """The URL of a new empty database."""
+    with stores.fresh_database(database_server) as url:
+        yield url
+
+
+@pytest.fixture
+def schema_database(database_server: str, schema_template: str) -> Iterator[str]:
+    """The URL of a new database with the schema (`bsky` and `rsky_pipeline`)."""
+    with stores.fresh_database(database_server, schema_template) as url:
+        yield url

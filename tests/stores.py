@@ -1,0 +1,131 @@
+"""A Valkey and a PostgreSQL for a test session, started from the embedded wheels.
+
+PostgreSQL runs without fsync here: a test session does not survive a power failure anyway.
+"""
+
+import contextlib
+import itertools
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import urlsplit, urlunsplit
+
+import psycopg
+from redis import Redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from rsky_pipeline.configuration.settings import Settings
+from rsky_pipeline.embedded import postgres, valkey
+from rsky_pipeline.embedded.locations import resolve_directories
+from rsky_pipeline.embedded.program import StoreProgram
+
+START_TIMEOUT_SECONDS = 60.0
+FAST_POSTGRES = {
+    "fsync": "off",
+    "full_page_writes": "off",
+    "shared_buffers": "128MB",
+    "autovacuum": "off",
+    "max_wal_size": "512MB",
+}
+TEMPLATE = "template_with_schema"
+_numbers = itertools.count(1)
+
+
+def scratch_settings(directory: Path) -> Settings:
+    """Return settings whose stores and run-time files are in this directory."""
+    return resolve_directories(Settings(data_dir=directory))
+
+
+@contextlib.contextmanager
+def scratch_directory() -> Iterator[Path]:
+    """Yield a new short-named directory; pytest's own are not passable for PostgreSQL's account."""
+    directory = Path(tempfile.mkdtemp(prefix="rsky-test-"))
+    try:
+        yield directory
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def running(program: StoreProgram) -> Iterator[StoreProgram]:
+    """Run a store until the block ends."""
+    process = program.start()
+    try:
+        wait_until_it_answers(program, process)
+        yield program
+    finally:
+        process.send_signal(program.stop_signal)
+        try:
+            process.wait(10)
+        except subprocess.TimeoutExpired:
+            # SIGQUIT is PostgreSQL's immediate shutdown: unlike SIGKILL it ends its children too.
+            process.send_signal(signal.SIGQUIT if program.name == "postgres" else signal.SIGKILL)
+            process.wait(10)
+
+
+def wait_until_it_answers(program: StoreProgram, process: "subprocess.Popen[bytes]") -> None:
+    """Block until the store takes commands; raises RuntimeError with the end of its log."""
+    deadline = time.monotonic() + START_TIMEOUT_SECONDS
+    while not program.answers():
+        if process.poll() is not None or time.monotonic() > deadline:
+            log = "\n".join(program.last_log_lines(20))
+            raise RuntimeError(f"{program.name} did not start ({process.poll()}):\n{log}")
+        time.sleep(0.02)
+
+
+@contextlib.contextmanager
+def running_valkey() -> Iterator[str]:
+    """Yield the URL of a Valkey of its own."""
+    with scratch_directory() as folder, running(valkey.prepare(scratch_settings(folder))) as store:
+        yield store.url
+
+
+@contextlib.contextmanager
+def running_postgres() -> Iterator[str]:
+    """Yield the URL of an empty database in a PostgreSQL of its own."""
+    with (
+        scratch_directory() as folder,
+        running(postgres.prepare(scratch_settings(folder), FAST_POSTGRES)) as store,
+    ):
+        yield store.url
+
+
+def redis_client(url: str) -> "Redis":
+    """Return a client that does not retry by itself."""
+    return Redis.from_url(url, retry=Retry(NoBackoff(), 0), socket_timeout=30)
+
+
+def other_database(url: str, name: str) -> str:
+    """Return the URL of another database on the same server."""
+    return urlunsplit(urlsplit(url)._replace(path=f"/{name}"))
+
+
+@contextlib.contextmanager
+def fresh_database(url: str, template: str = "template0") -> Iterator[str]:
+    """Create a database beside the one of `url`, yield its URL, and drop it."""
+    name = f"test_{next(_numbers)}"
+    execute(url, f"CREATE DATABASE {name} TEMPLATE {template} STRATEGY file_copy")
+    try:
+        yield other_database(url, name)
+    finally:
+        execute(url, f"DROP DATABASE {name} WITH (FORCE)")
+
+
+def execute(url: str, statement: str) -> None:
+    """Run one statement outside of a transaction."""
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute(statement.encode())
+
+
+def make_schema_template(url: str) -> str:
+    """Create the database that `schema_database` copies; return its name."""
+    from rsky_pipeline.database.schema import initialise  # most tests do without the schema
+
+    execute(url, f"CREATE DATABASE {TEMPLATE} TEMPLATE template0")
+    initialise(other_database(url, TEMPLATE), "bsky")
+    return TEMPLATE
