@@ -1,0 +1,12 @@
+"""What callers can do something about when Redis does not do what it was asked."""
+
+
+class StoreUnavailable(Exception):
+    """Redis did not answer, is loading, or the connection broke: the outcome is unknown.
+
+    Try again after a pause, on a new connection.
+    """
+
+
+class StoreRejected(Exception):
+    """Redis answered and refused, for instance because its memory is full."""

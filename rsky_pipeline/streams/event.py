@@ -1,0 +1,264 @@
+"""The wire forms of stream entries: JSON as the original services wrote it.
+
+Readers ignore keys that they do not know, take a negative or missing `seq` for a historical event,
+and accept both shapes of label entries (a frame of labels, or one label).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import orjson
+
+from rsky_pipeline.atproto import dagjson
+
+EVENT_FIELD = b"event"
+REPO_FIELD = b"repo"
+LABELS_FIELD = b"labels"
+HISTORICAL_SEQ = -1
+MAX_PAYLOAD = 8 * 1024 * 1024
+
+Action = Literal["create", "update", "delete"]
+
+
+class MalformedEvent(ValueError):
+    """An entry that is none of the wire forms; `reason` is a short stable code."""
+
+    def __init__(self, reason: str, message: str = "") -> None:
+        super().__init__(f"{reason}: {message}" if message else reason)
+        self.reason = reason
+
+
+@dataclass(frozen=True, slots=True)
+class RecordEvent:
+    """A record was created, updated or deleted; `record` is its JSON form, None for a delete."""
+
+    action: Action
+    seq: int
+    time: str
+    did: str
+    commit: str
+    rev: str
+    collection: str
+    rkey: str
+    cid: str | None
+    record: dict[str, Any] | None
+
+    @property
+    def uri(self) -> str:
+        """The record's identity."""
+        return f"at://{self.did}/{self.collection}/{self.rkey}"
+
+    @property
+    def historical(self) -> bool:
+        """Whether it comes from a repo's history rather than from a firehose."""
+        return self.seq < 0
+
+
+@dataclass(frozen=True, slots=True)
+class RepoEvent:
+    """All records of a repo at this rev have been queued."""
+
+    seq: int
+    time: str
+    did: str
+    commit: str
+    rev: str
+
+
+@dataclass(frozen=True, slots=True)
+class AccountEvent:
+    """The hosting status of an account changed."""
+
+    seq: int
+    time: str
+    did: str
+    active: bool
+    status: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class IdentityEvent:
+    """A handle or DID document may have changed."""
+
+    seq: int
+    time: str
+    did: str
+    handle: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class LabelEvent:
+    """One label; `cid` is empty where it is for whatever version of the subject."""
+
+    seq: int
+    src: str
+    uri: str
+    cid: str
+    val: str
+    neg: bool
+    cts: str
+    exp: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class RepoJob:
+    """A repo to fetch; `host` is the relay or PDS that named it, as a URL."""
+
+    did: str
+    host: str
+    rev: str
+    status: str | None
+    active: bool
+
+
+Event = RecordEvent | RepoEvent | AccountEvent | IdentityEvent
+
+
+def encode_record_event(
+    action: Action,
+    *,
+    seq: int,
+    time: str,
+    did: str,
+    commit: str,
+    rev: str,
+    collection: str,
+    rkey: str,
+    cid: str | None = None,
+    record: Any = None,
+) -> bytes:
+    """Return the JSON of a record event; `record` is the decoded CBOR value.
+
+    Raises InvalidData for a record that has no JSON form.
+    """
+    body: dict[str, Any] = {
+        "type": action, "seq": seq, "time": time, "did": did, "commit": commit, "rev": rev,
+        "collection": collection, "rkey": rkey,
+    }  # fmt: skip
+    if action != "delete":
+        body["cid"] = cid
+        body["record"] = record
+    return dagjson.to_json(body)
+
+
+def encode_event(event: RepoEvent | AccountEvent | IdentityEvent) -> bytes:
+    """Return the JSON of an event that is not about a record."""
+    body: dict[str, Any] = {"seq": event.seq, "time": event.time, "did": event.did}
+    match event:
+        case RepoEvent():
+            body |= {"type": "repo", "commit": event.commit, "rev": event.rev}
+        case AccountEvent():
+            body |= {"type": "account", "active": event.active, "status": event.status}
+        case IdentityEvent():
+            body |= {"type": "identity", "handle": event.handle}
+    return orjson.dumps(body)
+
+
+def encode_repo_job(job: RepoJob) -> bytes:
+    """Return the JSON of a `repo_backfill` entry."""
+    return orjson.dumps(
+        {"did": job.did, "host": job.host, "rev": job.rev, "status": job.status,
+         "active": job.active}
+    )  # fmt: skip
+
+
+def encode_labels(seq: int, labels: Sequence[dict[str, Any]]) -> bytes:
+    """Return the JSON of a `label_live` entry: the labels of one frame. Raises InvalidData."""
+    return dagjson.to_json({"seq": seq, "labels": list(labels)})
+
+
+def decode_event(payload: bytes) -> Event:
+    """Read the `event` field of a firehose stream. Raises MalformedEvent."""
+    body = _parse(payload)
+    kind = body.get("type")
+    seq = body.get("seq", HISTORICAL_SEQ)
+    if type(seq) is not int:
+        raise MalformedEvent("invalid_field", "seq is not an integer")
+    if kind in {"create", "update", "delete"}:
+        return _record_event(kind, seq, body)
+    time, did = _text(body, "time"), _text(body, "did")
+    match kind:
+        case "repo":
+            return RepoEvent(seq, time, did, _text(body, "commit"), _text(body, "rev"))
+        case "account":
+            active = body.get("active")
+            if type(active) is not bool:
+                raise MalformedEvent("missing_field", "active")
+            return AccountEvent(seq, time, did, active, _optional(body, "status"))
+        case "identity":
+            return IdentityEvent(seq, time, did, _optional(body, "handle"))
+    raise MalformedEvent("unknown_type", str(kind)[:50])
+
+
+def decode_repo_job(payload: bytes) -> RepoJob:
+    """Read the `repo` field of `repo_backfill`. Raises MalformedEvent."""
+    body = _parse(payload)
+    active = body.get("active", True)
+    return RepoJob(
+        _text(body, "did"),
+        _optional(body, "host") or "",
+        _optional(body, "rev") or "",
+        _optional(body, "status"),
+        active if type(active) is bool else True,
+    )
+
+
+def decode_labels(fields: dict[bytes, bytes]) -> list[LabelEvent]:
+    """Read an entry of `label_live` in either shape. Raises MalformedEvent."""
+    if LABELS_FIELD in fields:
+        body = _parse(fields[LABELS_FIELD])
+        labels = body.get("labels")
+    elif EVENT_FIELD in fields:
+        body = _parse(fields[EVENT_FIELD])
+        labels = [body.get("label")]
+    else:
+        raise MalformedEvent("missing_field", "labels")
+    seq = body.get("seq", HISTORICAL_SEQ)
+    if not isinstance(labels, list) or not all(isinstance(label, dict) for label in labels):
+        raise MalformedEvent("invalid_field", "labels is not a list of objects")
+    return [_label(seq if type(seq) is int else HISTORICAL_SEQ, label) for label in labels]
+
+
+def _record_event(kind: Action, seq: int, body: dict[str, Any]) -> RecordEvent:
+    cid, record = None, None
+    if kind != "delete":
+        cid, record = _text(body, "cid"), body.get("record")
+        if not isinstance(record, dict):
+            raise MalformedEvent("missing_field", "record")
+    return RecordEvent(
+        kind, seq, _text(body, "time"), _text(body, "did"), _text(body, "commit"),
+        _text(body, "rev"), _text(body, "collection"), _text(body, "rkey"), cid, record,
+    )  # fmt: skip
+
+
+def _label(seq: int, label: dict[str, Any]) -> LabelEvent:
+    return LabelEvent(
+        seq, _text(label, "src"), _text(label, "uri"), _optional(label, "cid") or "",
+        _text(label, "val"), label.get("neg") is True, _text(label, "cts"),
+        _optional(label, "exp"),
+    )  # fmt: skip
+
+
+def _parse(payload: bytes) -> dict[str, Any]:
+    if len(payload) > MAX_PAYLOAD:
+        raise MalformedEvent("too_big", f"{len(payload)} bytes")
+    try:
+        body = orjson.loads(payload)
+    except orjson.JSONDecodeError as error:
+        raise MalformedEvent("invalid_json", str(error)[:200]) from error
+    if not isinstance(body, dict):
+        raise MalformedEvent("invalid_json", "not an object")
+    return body
+
+
+def _text(body: dict[str, Any], key: str) -> str:
+    value = body.get(key)
+    if type(value) is not str:
+        raise MalformedEvent("missing_field", key)
+    return value
+
+
+def _optional(body: dict[str, Any], key: str) -> str | None:
+    value = body.get(key)
+    return value if type(value) is str else None

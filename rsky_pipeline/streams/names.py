@@ -1,0 +1,35 @@
+"""Names of streams and keys, as the original services used them."""
+
+from rsky_pipeline.configuration.topology import (
+    FIREHOSE_BACKFILL,
+    FIREHOSE_LIVE,
+    LABEL_LIVE,
+    REPO_BACKFILL,
+    STREAMS,
+)
+
+__all__ = [
+    "FIREHOSE_BACKFILL",
+    "FIREHOSE_LIVE",
+    "LABEL_LIVE",
+    "REPO_BACKFILL",
+    "STREAMS",
+    "cursor_key",
+    "dead_letters",
+]
+
+
+def dead_letters(stream: str) -> str:
+    """Return the stream that holds what could not be processed of another one."""
+    return f"{stream}_dlq"
+
+
+def cursor_key(stream: str, host: str) -> str:
+    """Return the key of a host's cursor.
+
+    The host is written one way, however it was configured: without a scheme, in lower case and
+    without the port that its scheme implies.
+    """
+    scheme, _, rest = host.strip().lower().rpartition("://")
+    default_port = ":80" if scheme in {"ws", "http"} else ":443"
+    return f"{stream}:cursor:{rest.rstrip('/').removesuffix(default_port)}"
