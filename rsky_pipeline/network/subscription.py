@@ -1,0 +1,262 @@
+"""Subscribing to an event stream of a relay or labeler over a WebSocket.
+
+Source: https://atproto.com/specs/event-stream. What went wrong is always a `Disconnected` with a
+reason out of a fixed list, for the counters, and a detail for people.
+"""
+
+import logging
+import ssl
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from enum import StrEnum
+
+import trio
+from trio_websocket import ConnectionClosed, ConnectionRejected
+from wsproto.utilities import ProtocolError
+
+from rsky_pipeline import __version__
+from rsky_pipeline.network.frame_socket import FrameSocket
+from rsky_pipeline.network.hosts import Endpoint
+
+_log = logging.getLogger(__name__)
+_MAX_RETRY_AFTER = 3_600.0
+
+
+class DisconnectReason(StrEnum):
+    """Why a connection ended or did not come about; the values are metric labels."""
+
+    CONNECT_FAILED = "connect_failed"
+    CONNECT_TIMEOUT = "connect_timeout"
+    REJECTED = "rejected"  # an HTTP status other than 101 and 429
+    RATE_LIMITED = "rate_limited"
+    CLOSED = "closed"  # the peer said goodbye
+    LOST = "lost"  # the connection broke
+    IDLE = "idle"  # nothing came for too long
+    PING_TIMEOUT = "ping_timeout"
+    PROTOCOL_ERROR = "protocol_error"
+    ERROR_FRAME = "error_frame"
+    CONSUMER_TOO_SLOW = "consumer_too_slow"
+    FUTURE_CURSOR = "future_cursor"
+    PRESSURE = "pressure"  # we closed because the streams are full
+    CURSOR_MOVED = "cursor_moved"  # we closed because the store holds another cursor
+    STOPPING = "stopping"
+
+
+class Disconnected(Exception):
+    """A subscription ended, or could not begin. `retry_after` is in seconds, if the peer said."""
+
+    def __init__(
+        self, reason: DisconnectReason, detail: str, retry_after: float | None = None
+    ) -> None:
+        super().__init__(f"{reason}: {detail}")
+        self.reason = reason
+        self.detail = detail
+        self.retry_after = retry_after
+
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """The time limits of a subscription, in seconds, and its memory."""
+
+    connect: float = 15.0  # name, TCP, TLS and HTTP upgrade together
+    close: float = 3.0
+    idle: float | None = 60.0  # without a message; None where long silence is normal
+    ping_every: float = 20.0
+    pong_within: float = 20.0
+    max_queued_bytes: int = 8 * 1024 * 1024
+
+
+DEFAULT_PATIENCE = Patience()
+
+
+class Subscription:
+    """An open subscription; `receive` until it raises `Disconnected`."""
+
+    def __init__(self, socket: FrameSocket, patience: Patience) -> None:
+        self._socket = socket
+        self._patience = patience
+        self._ended: Disconnected | None = None
+
+    @property
+    def text_messages(self) -> int:
+        """Text messages so far; they are not part of the protocol and are ignored."""
+        return self._socket.text_messages
+
+    @property
+    def oversize_messages(self) -> int:
+        """Messages so far that were skipped because of their size."""
+        return self._socket.oversize_messages
+
+    async def receive(self) -> list[bytes]:
+        """Return the messages that have come, at least one, in order.
+
+        Raises Disconnected once the connection has ended and everything received was taken.
+        """
+        await trio.lowlevel.checkpoint()
+        while not (messages := self._socket.take()):
+            if self._ended is not None:
+                raise self._ended
+            self._socket.arrived = trio.Event()
+            with trio.move_on_after(self._patience.idle or float("inf")) as waiting:
+                await self._socket.arrived.wait()
+            if waiting.cancelled_caught:
+                detail = f"nothing was received for {self._patience.idle:g} s"
+                self._end(DisconnectReason.IDLE, detail)
+        return messages
+
+    async def run_reader(self) -> None:
+        """Read from the socket until it ends, and remember why it did."""
+        socket = self._socket
+        try:
+            await socket.read()
+        except ConnectionRejected as error:
+            self._ended = self._ended or _rejected(error)
+        except (ProtocolError, ConnectionClosed, trio.ClosedResourceError) as error:
+            self._end(DisconnectReason.PROTOCOL_ERROR, f"{type(error).__name__}: {error}")
+        except Exception as error:  # noqa: BLE001
+            # A peer's bytes may reach any corner of the library; they cost this connection only.
+            _log.exception("websocket reader failed")
+            self._end(DisconnectReason.PROTOCOL_ERROR, f"{type(error).__name__}: {error}")
+        finally:
+            closed = socket.closed
+            if closed is None:
+                self._end(DisconnectReason.PROTOCOL_ERROR, "the peer does not speak WebSocket")
+            elif closed.code == 1006:
+                self._end(DisconnectReason.LOST, "the connection broke")
+            else:
+                reason = f", {closed.reason[:200]}" if closed.reason else ""
+                self._end(DisconnectReason.CLOSED, f"closed with code {closed.code}{reason}")
+
+    async def run_heartbeat(self) -> None:
+        """Ping the peer now and then; a silent one is taken for dead."""
+        socket, patience = self._socket, self._patience
+        while self._ended is None:
+            await trio.sleep(patience.ping_every)
+            stalls = socket.stalls
+            try:
+                with trio.move_on_after(patience.pong_within) as waiting:
+                    await socket.ping()
+            except ConnectionClosed:
+                return
+            # A pong behind messages that we did not read in time says nothing about the peer.
+            if waiting.cancelled_caught and not socket.stalled and socket.stalls == stalls:
+                detail = f"no answer to a ping within {patience.pong_within:g} s"
+                self._end(DisconnectReason.PING_TIMEOUT, detail)
+
+    async def opened(self) -> None:
+        """Wait for the end of the handshake. Raises Disconnected if it failed."""
+        await self._socket.opened()
+        if self._ended is not None:
+            raise self._ended
+
+    async def close(self) -> None:
+        """Say goodbye and close; what was not taken is dropped."""
+        self._socket.discard()
+        with trio.move_on_after(self._patience.close):
+            await self._socket.aclose()
+
+    def _end(self, reason: DisconnectReason, detail: str) -> None:
+        self._ended = self._ended or Disconnected(reason, detail)
+        self._socket.end()
+
+
+@asynccontextmanager
+async def subscribe(
+    endpoint: Endpoint,
+    nsid: str,
+    cursor: int | None,
+    *,
+    patience: Patience = DEFAULT_PATIENCE,
+    ssl_context: ssl.SSLContext | None = None,
+) -> AsyncIterator[Subscription]:
+    """Open a subscription; `cursor` None means from now on, 0 the oldest event.
+
+    Raises Disconnected. An error of the body is raised as it is, not in a group.
+    """
+    query = "" if cursor is None else f"?cursor={cursor}"
+    deadline = trio.current_time() + patience.connect
+    stream = await _open_stream(endpoint, deadline, ssl_context)
+    socket = FrameSocket(
+        stream,
+        host=endpoint.authority,
+        path=f"/xrpc/{nsid}{query}",
+        headers=[(b"User-Agent", f"rsky-pipeline/{__version__}".encode())],
+        max_queued=patience.max_queued_bytes,
+    )
+    subscription = Subscription(socket, patience)
+    try:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(subscription.run_reader)
+            try:
+                with trio.move_on_at(deadline) as opening:
+                    await subscription.opened()
+                if opening.cancelled_caught:
+                    raise Disconnected(
+                        DisconnectReason.CONNECT_TIMEOUT,
+                        f"{endpoint} did not answer within {patience.connect:g} s",
+                    )
+                nursery.start_soon(subscription.run_heartbeat)
+                yield subscription
+            finally:
+                await subscription.close()
+                nursery.cancel_scope.cancel()
+    except BaseExceptionGroup as group:
+        raise _only_error(group) from None
+    finally:
+        with trio.CancelScope(shield=True):
+            await trio.aclose_forcefully(stream)
+
+
+async def _open_stream(
+    endpoint: Endpoint, deadline: float, ssl_context: ssl.SSLContext | None
+) -> trio.abc.Stream:
+    """Connect, with TLS where the endpoint has it. Raises Disconnected."""
+    try:
+        with trio.move_on_at(deadline):
+            if not endpoint.secure:
+                return await trio.open_tcp_stream(endpoint.host, endpoint.port)
+            stream = await trio.open_ssl_over_tcp_stream(
+                endpoint.host,
+                endpoint.port,
+                https_compatible=True,
+                ssl_context=ssl_context or ssl.create_default_context(),
+            )
+            try:
+                await stream.do_handshake()
+            except BaseException:
+                await trio.aclose_forcefully(stream)
+                raise
+            return stream
+    except (OSError, trio.BrokenResourceError, ssl.SSLError) as error:
+        cause = error.__cause__ or error
+        raise Disconnected(
+            DisconnectReason.CONNECT_FAILED, f"cannot connect to {endpoint}: {cause}"
+        ) from error
+    raise Disconnected(DisconnectReason.CONNECT_TIMEOUT, f"{endpoint} could not be reached in time")
+
+
+def _rejected(error: ConnectionRejected) -> Disconnected:
+    headers = {name.lower(): value for name, value in error.headers}
+    detail = f"HTTP status {error.status_code} instead of a WebSocket"
+    location = headers.get(b"location")
+    if location is not None:
+        where = location[:200].decode("ascii", "replace")
+        detail += f"; it points to {where!r}: configure that host if it is right"
+    limited = error.status_code == 429
+    reason = DisconnectReason.RATE_LIMITED if limited else DisconnectReason.REJECTED
+    return Disconnected(reason, detail, _seconds(headers.get(b"retry-after", b"")))
+
+
+def _seconds(text: bytes) -> float | None:
+    """Read a Retry-After header; its date form is rare and left to our own back-off."""
+    value = text.strip()
+    return min(float(value), _MAX_RETRY_AFTER) if value.isdigit() and len(value) < 10 else None
+
+
+def _only_error(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """Return the error that a nursery wrapped, or the group if there are several."""
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+        error = error.exceptions[0]
+    return error
