@@ -1,79 +1,64 @@
 """DAG-CBOR (DRISL), decoded by cbor2 and held to the rules of the AT Protocol data model.
 
-https://atproto.com/specs/data-model
+https://atproto.com/specs/data-model. Decoding is bounded in depth, number of items and memory, and
+raises nothing but InvalidData.
 """
 
+from collections.abc import Callable
 from io import BytesIO
 from typing import Any
 
 import cbor2
 
-from rsky_pipeline.atproto.cid import Cid
+from rsky_pipeline.atproto.cid import LENGTH, VALID_PREFIXES, Cid
 from rsky_pipeline.atproto.errors import InvalidData
 
 # One record with 4,394 levels is known on the network; it is refused like any deeper than this.
 MAX_DEPTH = 128
-_MIN_INTEGER, _MAX_INTEGER = -(2**64), 2**64 - 1
+# The data model's advice for one container, here for everything that is decoded at once.
+MAX_ITEMS = 131_072
+
+_LINK_TAG = 42
+_MIN_INTEGER, _MAX_INTEGER = -(2**63), 2**63 - 1
+_COUNT_FROM = 65_536  # bytes; what is smaller cannot cost more than a few megabytes
+_SCALARS = frozenset({bool, type(None), bytes, Cid})
 
 Value = Any  # dict[str, Value] | list[Value] | str | int | bytes | Cid | bool | None
 
 
-def _read_link(tag: cbor2.CBORTag, _immutable: bool) -> Cid:
-    if tag.tag != 42:
-        raise InvalidData("unknown_tag", str(tag.tag))
-    payload = tag.value
-    if not isinstance(payload, bytes) or payload[:1] != b"\x00":
-        raise InvalidData("invalid_cid", "tag 42 without a binary CID")
-    return Cid.from_bytes(payload[1:])
+def _read_link(content: object, _immutable: bool) -> Cid:
+    if (
+        type(content) is bytes
+        and len(content) == LENGTH + 1
+        and content[0] == 0
+        and content[1:5] in VALID_PREFIXES
+    ):
+        return Cid(content[1:])
+    raise InvalidData("invalid_cid", "tag 42 without a binary CID")
 
 
-def _decoder(stream: BytesIO) -> cbor2.CBORDecoder:
-    return cbor2.CBORDecoder(
-        stream,
-        tag_hook=_read_link,
-        max_depth=MAX_DEPTH,
-        allow_indefinite=False,
-        allow_duplicate_keys=False,
-        read_size=65_536,
-    )
+def _refuse_tag(_content: object, _immutable: bool) -> object:
+    raise InvalidData("unknown_tag", "only links are tagged")
 
 
-def _read(decoder: cbor2.CBORDecoder) -> Value:
-    try:
-        value = decoder.decode()
-    except InvalidData:
-        raise
-    except (cbor2.CBORError, ValueError, TypeError, OverflowError, RecursionError) as error:
-        cause = error.__cause__
-        if isinstance(cause, InvalidData):
-            raise cause from None
-        raise InvalidData("invalid_cbor", str(error)[:200]) from error
-    check(value)
-    return value
+class _TagReaders(dict[int, Callable[[object, bool], object]]):
+    """Replaces every reader that cbor2 brings along.
+
+    Left alone, they would turn tags into dates, patterns, big numbers, and shared references that
+    contain themselves.
+    """
+
+    def __missing__(self, tag: int) -> Callable[[object, bool], object]:
+        return _refuse_tag
 
 
-def check(value: Value) -> None:
-    """Raise InvalidData unless a decoded value fits the data model (no floats, text keys)."""
-    stack = [value]
-    while stack:
-        item = stack.pop()
-        kind = type(item)
-        if kind is str or kind is bytes or kind is Cid or kind is bool or item is None:
-            continue
-        if kind is dict:
-            for key in item:
-                if type(key) is not str:
-                    raise InvalidData("invalid_key", f"a map key of type {type(key).__name__}")
-            stack.extend(item.values())
-        elif kind is list:
-            stack.extend(item)
-        elif kind is int:
-            if not _MIN_INTEGER <= item <= _MAX_INTEGER:
-                raise InvalidData("integer_range", "an integer of more than 64 bits")
-        elif kind is float:
-            raise InvalidData("float", "the data model has no floats")
-        else:
-            raise InvalidData("invalid_type", kind.__name__)
+_OPTIONS: dict[str, Any] = {
+    "semantic_decoders": _TagReaders({_LINK_TAG: _read_link}),
+    "max_depth": MAX_DEPTH,
+    "allow_indefinite": False,
+    "allow_duplicate_keys": False,
+    "strict_hashable_types": True,  # numbers as keys can be chosen to collide
+}
 
 
 def decode(data: bytes) -> Value:
@@ -82,47 +67,21 @@ def decode(data: bytes) -> Value:
     Shortest forms and key order are not checked: the bytes are known by their hash. Where they
     must be canonical, use `decode_strict`.
     """
-    first, rest = _decode_first(data)
-    if rest != len(data):
-        raise InvalidData("trailing_bytes", f"{len(data) - rest} bytes after the item")
-    return first
+    return _read(data, 1)[0]
 
 
 def decode_pair(data: bytes) -> tuple[Value, Value]:
     """Decode a frame: a header and a body, and nothing after them. Raises InvalidData."""
-    stream = BytesIO(data)
-    decoder = _decoder(stream)
-    header = _read(decoder)
-    body = _read(decoder)
-    if _has_more(decoder, stream):
-        raise InvalidData("trailing_bytes", "bytes after the frame's body")
+    header, body = _read(data, 2)
     return header, body
 
 
 def decode_strict(data: bytes) -> Value:
     """Decode one item that must be canonical DAG-CBOR. Raises InvalidData."""
     value = decode(data)
-    if encode(value) != data:
+    if _write(value) != data:
         raise InvalidData("not_canonical", "the same value has another, canonical encoding")
     return value
-
-
-def _decode_first(data: bytes) -> tuple[Value, int]:
-    stream = BytesIO(data)
-    decoder = _decoder(stream)
-    value = _read(decoder)
-    return value, len(data) - 1 if _has_more(decoder, stream) else len(data)
-
-
-def _has_more(decoder: cbor2.CBORDecoder, stream: BytesIO) -> bool:
-    try:
-        return bool(decoder.read(1))
-    except (cbor2.CBORDecodeEOF, EOFError):
-        return stream.tell() < len(stream.getbuffer())
-
-
-def _write_link(encoder: cbor2.CBOREncoder, link: Cid) -> None:
-    encoder.encode(cbor2.CBORTag(42, b"\x00" + bytes(link)))
 
 
 def encode(value: Value) -> bytes:
@@ -130,6 +89,90 @@ def encode(value: Value) -> bytes:
 
     Raises InvalidData for values outside of it.
     """
+    check(value)
+    return _write(value)
+
+
+def check(value: Value) -> None:
+    """Raise InvalidData unless a value fits the data model (no floats, text keys, bounded depth).
+
+    It goes level by level, so that depth costs no recursion and a cycle ends at the limit.
+    """
+    level = [value]
+    for _ in range(MAX_DEPTH + 1):
+        below: list[Value] = []
+        for item in level:
+            kind = type(item)
+            if kind is str or kind in _SCALARS:
+                continue
+            if kind is dict:
+                for key in item:
+                    if type(key) is not str:
+                        raise InvalidData("invalid_key", f"a map key of type {type(key).__name__}")
+                below.extend(item.values())
+            elif kind is list:
+                below.extend(item)
+            elif kind is int:
+                if not _MIN_INTEGER <= item <= _MAX_INTEGER:
+                    raise InvalidData("integer_range", "an integer of more than 64 bits")
+            elif kind is float:
+                raise InvalidData("float", "the data model has no floats")
+            else:
+                raise InvalidData("invalid_type", kind.__name__)
+        if not below:
+            return
+        if len(below) > MAX_ITEMS:
+            raise InvalidData("too_many_items", f"more than {MAX_ITEMS}")
+        level = below
+    raise InvalidData("too_deep", f"more than {MAX_DEPTH} levels")
+
+
+def _read(data: bytes, count: int) -> list[Value]:
+    if len(data) > _COUNT_FROM:
+        _refuse_many_items(data)
+    stream = BytesIO(data)
+    decoder = cbor2.CBORDecoder(stream, **_OPTIONS)
+    try:
+        items = [decoder.decode() for _ in range(count)]
+    except cbor2.CBORError as error:
+        if isinstance(error.__cause__, InvalidData):
+            raise error.__cause__ from None
+        raise InvalidData("invalid_cbor", str(error)[:200]) from error
+    if stream.tell() != len(data):
+        raise InvalidData("trailing_bytes", f"{len(data) - stream.tell()} bytes too many")
+    for item in items:
+        check(item)
+    return items
+
+
+def _refuse_many_items(data: bytes) -> None:
+    """Count what is in big data before it is decoded: an empty list is 1 byte there, 64 here.
+
+    CBOR is a flat sequence of heads, so that counting needs no nesting.
+    """
+    position, count, size = 0, 0, len(data)
+    while position < size:
+        count += 1
+        if count > MAX_ITEMS:
+            raise InvalidData("too_many_items", f"more than {MAX_ITEMS}")
+        head = data[position]
+        position += 1
+        argument = head & 0x1F
+        if argument > 27:
+            return  # reserved or of indefinite length: the decoder refuses it
+        if argument > 23:
+            width = 1 << (argument - 24)
+            argument = int.from_bytes(data[position : position + width], "big")
+            position += width
+        if head >> 5 in {2, 3}:  # bytes or text follow
+            position += argument
+
+
+def _write_link(encoder: cbor2.CBOREncoder, link: Any) -> None:
+    encoder.encode_semantic(_LINK_TAG, b"\x00" + bytes(link))
+
+
+def _write(value: Value) -> bytes:
     try:
         return cbor2.dumps(value, canonical=True, encoders={Cid: _write_link})
     except (cbor2.CBORError, UnicodeEncodeError) as error:

@@ -4,7 +4,6 @@ https://atproto.com/specs/data-model#link-and-cid-formats
 """
 
 from base64 import b32decode, b32encode
-from binascii import Error as Base32Error
 from hashlib import sha256
 from typing import Self
 
@@ -14,7 +13,7 @@ DAG_CBOR = 0x71
 RAW = 0x55
 LENGTH = 36
 _PREFIXES = {DAG_CBOR: b"\x01\x71\x12\x20", RAW: b"\x01\x55\x12\x20"}
-_VALID_PREFIXES = frozenset(_PREFIXES.values())
+VALID_PREFIXES = frozenset(_PREFIXES.values())
 
 
 class Cid(bytes):
@@ -25,20 +24,25 @@ class Cid(bytes):
     @classmethod
     def from_bytes(cls, data: bytes) -> Self:
         """Check and wrap a binary CID. Raises InvalidData for any other form."""
-        if len(data) != LENGTH or data[:4] not in _VALID_PREFIXES:
+        if len(data) != LENGTH or data[:4] not in VALID_PREFIXES:
             raise InvalidData("invalid_cid", f"{len(data)} bytes starting {data[:4].hex()}")
         return cls(data)
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Read the base32 text form. Raises InvalidData."""
+        """Read the base32 text form, which has one spelling only. Raises InvalidData."""
         # 36 bytes are 58 base32 characters; b32decode wants the padding and upper case.
-        if len(text) != 59 or text[0] != "b" or text != text.lower():
+        if len(text) != 59 or text[0] != "b":
             raise InvalidData("invalid_cid", text[:80])
         try:
-            return cls.from_bytes(b32decode(text[1:].upper() + "======"))
-        except Base32Error as error:
-            raise InvalidData("invalid_cid", text[:80]) from error
+            cid = cls.from_bytes(b32decode(text[1:].upper() + "======"))
+        except InvalidData:
+            raise
+        except ValueError as error:
+            raise InvalidData("invalid_cid", text) from error
+        if str(cid) != text:
+            raise InvalidData("invalid_cid", text)
+        return cid
 
     @classmethod
     def of(cls, block: bytes, codec: int = DAG_CBOR) -> Self:

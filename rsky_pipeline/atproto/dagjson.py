@@ -4,11 +4,10 @@ https://atproto.com/specs/data-model#json-representation
 """
 
 from base64 import b64decode, b64encode
-from binascii import Error as Base64Error
 
 import orjson
 
-from rsky_pipeline.atproto.cbor import Value
+from rsky_pipeline.atproto.cbor import MAX_DEPTH, Value
 from rsky_pipeline.atproto.cid import Cid
 from rsky_pipeline.atproto.errors import InvalidData
 
@@ -30,21 +29,73 @@ def to_json(value: Value) -> bytes:
         raise InvalidData("not_encodable", str(error)[:200]) from error
 
 
-def from_json(value: Value) -> Value:
-    """Return the value whose JSON form this is; the inverse of `to_json` after parsing."""
-    if isinstance(value, dict):
-        if value.keys() == {"$link"}:
-            return Cid.parse(value["$link"])
-        if value.keys() == {"$bytes"}:
-            return _bytes(value["$bytes"])
-        return {key: from_json(item) for key, item in value.items()}
+def from_json(value: object) -> Value:
+    """Return the value whose JSON form this is; the inverse of `to_json` after parsing.
+
+    Raises InvalidData for what the data model lacks: fractions, malformed `$link` and `$bytes`,
+    too many levels. A number such as 1.0 is an integer.
+    """
+    return _from_json(value, MAX_DEPTH)
+
+
+def _from_json(value: object, depth: int) -> Value:
+    if isinstance(value, float):
+        if not value.is_integer():
+            raise InvalidData("float", "the data model has no fractions")
+        return int(value)
+    if not isinstance(value, dict | list):
+        return value
+    if depth == 0:
+        raise InvalidData("too_deep", f"more than {MAX_DEPTH} levels")
     if isinstance(value, list):
-        return [from_json(item) for item in value]
-    return value
+        return [_from_json(item, depth - 1) for item in value]
+    if "$link" in value:
+        return Cid.parse(_only_text(value, "$link"))
+    if "$bytes" in value:
+        return _bytes(_only_text(value, "$bytes"))
+    return {key: _from_json(item, depth - 1) for key, item in value.items()}
+
+
+def _only_text(value: dict[str, object], key: str) -> str:
+    text = value[key]
+    if len(value) != 1 or not isinstance(text, str):
+        raise InvalidData("invalid_json", f"{key} has company or is not a text")
+    return text
 
 
 def _bytes(text: str) -> bytes:
+    bare = text.rstrip("=")
     try:
-        return b64decode(text + "=" * (-len(text) % 4), validate=True)
-    except (Base64Error, ValueError) as error:
+        return b64decode(bare + "=" * (-len(bare) % 4), validate=True)
+    except ValueError as error:
         raise InvalidData("invalid_bytes", "$bytes is not base64") from error
+
+
+def check_record(value: Value) -> dict[str, Value]:
+    """Return a value that may be a record. Raises InvalidData for any other.
+
+    A record is a map; wherever a `$type` stands it is a text, and a blob has a link, a media type
+    and a size.
+    """
+    if not isinstance(value, dict):
+        raise InvalidData("invalid_record", "a record is a map")
+    pending: list[Value] = [value]
+    for item in pending:
+        if isinstance(item, dict):
+            _check_map(item)
+            pending.extend(item.values())
+        elif isinstance(item, list):
+            pending.extend(item)
+    return value
+
+
+def _check_map(value: dict[str, Value]) -> None:
+    kind = value.get("$type", "absent")
+    if not isinstance(kind, str) or not kind:
+        raise InvalidData("invalid_record", "$type is not a text")
+    if kind == "blob" and not (
+        isinstance(value.get("ref"), Cid)
+        and isinstance(value.get("mimeType"), str)
+        and type(value.get("size")) is int
+    ):
+        raise InvalidData("invalid_record", "a blob needs ref, mimeType and size")
