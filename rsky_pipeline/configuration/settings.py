@@ -188,9 +188,7 @@ class Settings:
     backfiller_memory_mb: int = setting(
         128, "Repo bytes held at once, over all repos in flight.", unit="MB", minimum=16
     )
-    backfiller_max_repo_mb: int = setting(
-        1_024, "A larger repo is refused.", unit="MB", minimum=1
-    )
+    backfiller_max_repo_mb: int = setting(1_024, "A larger repo is refused.", unit="MB", minimum=1)
 
     # --- indexer ----------------------------------------------------------------------------
     indexer_batch_size: int = setting(
@@ -218,7 +216,8 @@ class Settings:
         minimum=1,
     )
     max_deliveries: int = setting(
-        5, "Deliveries of an entry that crashes its worker before it becomes a dead letter.",
+        5,
+        "Deliveries of an entry that crashes its worker before it becomes a dead letter.",
         minimum=2,
     )
 
@@ -227,8 +226,10 @@ class Settings:
     backfiller_workers: int = setting(1, "Backfiller processes.", minimum=1, maximum=64)
     indexer_workers: int = setting(1, "Indexer processes.", minimum=1, maximum=64)
     ready_timeout_seconds: int = setting(
-        120, "A worker that is not ready after this long is stopped and retried.",
-        unit="s", minimum=1,
+        120,
+        "A worker that is not ready after this long is stopped and retried.",
+        unit="s",
+        minimum=1,
     )
     stop_timeout_seconds: int = setting(
         30, "Time for a worker to drain and exit before it is forced.", unit="s", minimum=1
@@ -248,6 +249,9 @@ class Settings:
         minimum=0,
         maximum=65_535,
         legacy_environment=("BACKFILLER_METRICS_PORT",),
+    )
+    supervisor_metrics_port: int = setting(
+        9093, "Metrics port of the supervisor; 0 picks a free one.", minimum=0, maximum=65_535
     )
     log_level: str = setting(
         "info", "Least severe log lines shown.", choices=("debug", "info", "warning", "error")

@@ -17,6 +17,7 @@ class RoleDeclaration:
     name: str
     consumes: tuple[str, ...]
     produces: tuple[str, ...]
+    database: bool = True  # uses PostgreSQL
 
 
 # Declared in no particular order: `start_order` computes it.
@@ -25,7 +26,12 @@ ROLES: tuple[RoleDeclaration, ...] = (
         "indexer", consumes=(FIREHOSE_LIVE, FIREHOSE_BACKFILL, LABEL_LIVE), produces=()
     ),
     RoleDeclaration("backfiller", consumes=(REPO_BACKFILL,), produces=(FIREHOSE_BACKFILL,)),
-    RoleDeclaration("ingester", consumes=(), produces=(FIREHOSE_LIVE, REPO_BACKFILL, LABEL_LIVE)),
+    RoleDeclaration(
+        "ingester",
+        consumes=(),
+        produces=(FIREHOSE_LIVE, REPO_BACKFILL, LABEL_LIVE),
+        database=False,
+    ),
 )
 ROLE_NAMES: tuple[str, ...] = tuple(sorted(role.name for role in ROLES))
 

@@ -1,0 +1,54 @@
+"""Errors that end a worker with an exit code of their own; the supervisor acts on the code."""
+
+UNEXPECTED = 1
+FORCED = 5
+UNAVAILABLE = 69
+NO_PERMISSION = 77
+CONFIGURATION = 78
+FINAL_CODES = frozenset({NO_PERMISSION, CONFIGURATION})  # trying again cannot help
+
+
+class WorkerError(Exception):
+    """Ends the worker; the message is for people: what, where, what to do."""
+
+    exit_code = UNEXPECTED
+
+
+class Unavailable(WorkerError):
+    """A store or host is needed and cannot be reached; worth trying again later."""
+
+    exit_code = UNAVAILABLE
+
+
+class PermissionProblem(WorkerError):
+    """The operating system or a store refuses us; final until a person changes it."""
+
+    exit_code = NO_PERMISSION
+
+
+class ConfigurationProblem(WorkerError):
+    """A setting cannot work; final until a person changes it."""
+
+    exit_code = CONFIGURATION
+
+
+def exit_code_of(error: BaseException) -> tuple[int, str]:
+    """Return the exit code and the one-line reason of the gravest error in a (group of) errors.
+
+    A final code wins over any other: restarting would meet it again.
+    """
+    leaves = list(_leaves(error))
+    known = [leaf for leaf in leaves if isinstance(leaf, WorkerError)]
+    for leaf in known:
+        if leaf.exit_code in FINAL_CODES:
+            return leaf.exit_code, str(leaf)
+    if known and len(known) == len(leaves):
+        return known[0].exit_code, str(known[0])
+    worst = next((leaf for leaf in leaves if not isinstance(leaf, WorkerError)), error)
+    return UNEXPECTED, f"{type(worst).__name__}: {worst}"
+
+
+def _leaves(error: BaseException) -> list[BaseException]:
+    if isinstance(error, BaseExceptionGroup):
+        return [leaf for part in error.exceptions for leaf in _leaves(part)]
+    return [error]

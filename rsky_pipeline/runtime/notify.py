@@ -1,0 +1,78 @@
+"""Messages to systemd (sd_notify(3)): one datagram each, to the socket in NOTIFY_SOCKET."""
+
+import os
+import socket
+from collections.abc import Mapping, MutableMapping
+from dataclasses import dataclass, field
+
+SERVICE_VARIABLES = (
+    *("NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC"),
+    *("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"),
+)
+
+
+@dataclass(slots=True)
+class Notifier:
+    """Sends service states; does nothing where nobody listens. Failures are counted, not raised."""
+
+    address: str | None
+    watchdog_seconds: float | None = None  # systemd restarts us after this long without a ping
+    failures: int = field(default=0, init=False)
+
+    def send(self, **states: str | int) -> bool:
+        """Send `NAME=value` lines in one datagram; tell whether it was delivered."""
+        if self.address is None:
+            return False
+        message = "\n".join(f"{name}={_one_line(value)}" for name, value in states.items())
+        name = "\0" + self.address[1:] if self.address.startswith("@") else self.address
+        kind = socket.SOCK_DGRAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK
+        try:
+            with socket.socket(socket.AF_UNIX, kind) as connection:
+                connection.sendto(message.encode(), name)
+        except OSError:
+            self.failures += 1
+            return False
+        return True
+
+    def ready(self, status: str) -> None:
+        """Tell that start-up is done."""
+        self.send(READY=1, STATUS=status)
+
+    def status(self, status: str) -> None:
+        """Describe what goes on, for `systemctl status`."""
+        self.send(STATUS=status)
+
+    def watchdog(self) -> None:
+        """Tell that the main loop runs."""
+        self.send(WATCHDOG=1)
+
+    def stopping(self, status: str) -> None:
+        """Tell that an orderly stop has begun."""
+        self.send(STOPPING=1, STATUS=status)
+
+    def extend(self, seconds: float) -> None:
+        """Ask for more time before the current start or stop counts as hung."""
+        self.send(EXTEND_TIMEOUT_USEC=int(seconds * 1_000_000))
+
+
+def from_environment(environment: Mapping[str, str] = os.environ) -> Notifier:
+    """Return the notifier that systemd asks for, or one that does nothing."""
+    address = environment.get("NOTIFY_SOCKET", "")
+    if not address.startswith(("/", "@")):
+        return Notifier(None)
+    pid = environment.get("WATCHDOG_PID")
+    interval = environment.get("WATCHDOG_USEC", "")
+    meant_for_us = pid is None or pid == str(os.getpid())
+    if interval.isdigit() and int(interval) > 0 and meant_for_us:
+        return Notifier(address, int(interval) / 1_000_000)
+    return Notifier(address)
+
+
+def strip(environment: MutableMapping[str, str]) -> None:
+    """Remove what systemd meant for us alone, so that no child answers in our place."""
+    for name in SERVICE_VARIABLES:
+        environment.pop(name, None)
+
+
+def _one_line(value: str | int) -> str:
+    return str(value).replace("\n", " ")

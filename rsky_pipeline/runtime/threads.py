@@ -1,0 +1,36 @@
+"""Blocking clients called from trio: one thread at a time for each connection.
+
+A hop costs about 240 us, so call it once a batch. A thread cannot be cancelled: the server must
+bound every call in time (`XREADGROUP BLOCK`, `statement_timeout`). Never use trio's default
+limiter: a database that hangs would starve DNS lookups and everything else.
+"""
+
+from collections.abc import Callable
+from typing import TypeVar, TypeVarTuple, Unpack
+
+import trio
+
+Arguments = TypeVarTuple("Arguments")
+Result = TypeVar("Result")
+
+
+async def in_thread(
+    function: Callable[[Unpack[Arguments]], Result],
+    *args: *Arguments,
+    limiter: trio.CapacityLimiter,
+) -> Result:
+    """Call a blocking function in a thread and wait for its end, also when cancelled."""
+    return await trio.to_thread.run_sync(function, *args, limiter=limiter)
+
+
+class StoreThread:
+    """Serialises the calls on one blocking connection."""
+
+    def __init__(self) -> None:
+        self._limiter = trio.CapacityLimiter(1)
+
+    async def call(
+        self, function: Callable[[Unpack[Arguments]], Result], *args: *Arguments
+    ) -> Result:
+        """Call a blocking function when every earlier call has ended."""
+        return await in_thread(function, *args, limiter=self._limiter)

@@ -1,0 +1,215 @@
+"""The harness around a role: signals, readiness, liveness, health and exit code.
+
+Signals: the first TERM or INT sets `stopping` (drain), the second `hurrying` (finish the write in
+progress); QUIT sets both and prints the stacks of all threads, also when the loop is stuck.
+Nothing is ever raised from a signal handler: a commit may be in progress.
+"""
+
+import faulthandler
+import logging
+import os
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+import trio
+from prometheus_client import CollectorRegistry
+
+from rsky_pipeline.configuration.settings import Settings
+from rsky_pipeline.observability.server import MetricsServer
+from rsky_pipeline.runtime import logging as log_setup
+from rsky_pipeline.runtime import notify
+from rsky_pipeline.runtime.channel import WorkerPipes
+from rsky_pipeline.runtime.context import WorkerContext
+from rsky_pipeline.runtime.errors import FORCED, UNEXPECTED, exit_code_of
+from rsky_pipeline.runtime.events import EventSender
+from rsky_pipeline.runtime.health import Health
+from rsky_pipeline.runtime.metrics_port import open_metrics_server
+
+RoleMain = Callable[[WorkerContext], Awaitable[None]]
+
+STATUS_INTERVAL_SECONDS = 1.0
+GRACE_AFTER_HURRY_SECONDS = 10.0
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
+
+log = logging.getLogger(__name__)
+
+
+def consumer_name(role: str, instance: int) -> str:
+    """Return the name of a worker in consumer groups: the same after every restart, so that it
+    finds its own pending entries again, and unique among the hosts that share a Redis."""
+    return f"{socket.gethostname()}-{role}-{instance}"
+
+
+def run_worker(
+    main: RoleMain,
+    *,
+    settings: Settings,
+    role: str,
+    instance: int = 1,
+    pipes: WorkerPipes | None = None,
+) -> int:
+    """Run a role until it is told to stop; return the exit code of the process.
+
+    Without pipes it runs standalone: no supervisor, readiness goes to systemd alone.
+    """
+    log_setup.configure(settings.log_level, settings.log_format, role=role, instance=instance)
+    faulthandler.enable()
+    worker = _Worker(main, settings, role, instance, pipes or WorkerPipes())
+    try:
+        trio.run(worker.run)
+    except Exception as error:
+        code, reason = exit_code_of(error)
+        details = error if code == UNEXPECTED else None
+        log.critical("worker failed", extra={"reason": reason, "code": code}, exc_info=details)
+        return code
+    finally:
+        worker.close()
+    return worker.exit_code
+
+
+@dataclass(frozen=True, slots=True)
+class _Flags:
+    stopping: trio.Event
+    hurrying: trio.Event
+
+
+class _Worker:
+    def __init__(
+        self, main: RoleMain, settings: Settings, role: str, instance: int, pipes: WorkerPipes
+    ) -> None:
+        self._main = main
+        self._settings = settings
+        self._role = role
+        self._instance = instance
+        self._liveness = pipes.liveness
+        self._events = EventSender(pipes.events)
+        self._health = Health(role, instance)
+        self._server: MetricsServer | None = None
+        self._notifier = (
+            notify.from_environment() if pipes.events is None else notify.Notifier(None)
+        )
+        self.exit_code = 0
+
+    async def run(self) -> None:
+        context = self._context()
+        flags = _Flags(context.stopping, context.hurrying)
+        async with trio.open_nursery() as services:
+            services.start_soon(self._events.run)
+            try:
+                async with trio.open_nursery() as nursery:
+                    await nursery.start(self._watch_signals, flags)
+                    nursery.start_soon(self._watch_supervisor, flags)
+                    nursery.start_soon(self._beat)
+                    nursery.start_soon(self._role_task, context, nursery.cancel_scope)
+                    # The role declares its metrics before its first await: let it get there, so
+                    # that the first scrape already sees every one of them.
+                    await trio.lowlevel.checkpoint()
+                    await trio.lowlevel.checkpoint()
+                    self._serve_metrics(context.registry)
+                if not flags.stopping.is_set():
+                    self.exit_code = UNEXPECTED
+                    log.critical("the role ended although nobody asked it to")
+            except BaseException as error:
+                self._events.send("exit", reason=exit_code_of(error)[1])
+                raise
+            else:
+                self._events.send("exit", reason=None, health=self._health.document())
+            finally:
+                self._events.finish()
+                services.cancel_scope.deadline = trio.current_time() + 1
+
+    async def _role_task(self, context: WorkerContext, scope: trio.CancelScope) -> None:
+        await self._main(context)
+        scope.cancel()
+
+    def close(self) -> None:
+        """Free the metrics port."""
+        if self._server is not None:
+            self._server.close()
+
+    def _context(self) -> WorkerContext:
+        return WorkerContext(
+            settings=self._settings,
+            role=self._role,
+            instance=self._instance,
+            consumer=consumer_name(self._role, self._instance),
+            registry=CollectorRegistry(),
+            ready=self._ready,
+            progress=self._health.progress,
+            health=self._health.report,
+        )
+
+    def _serve_metrics(self, registry: CollectorRegistry) -> None:
+        self._server = open_metrics_server(
+            self._settings, self._role, self._instance, registry, self._health.answer
+        )
+        self._events.send("started", pid=os.getpid(), metrics_port=self._server.port)
+
+    def _ready(self) -> None:
+        if self._health.state != "starting":
+            return
+        self._health.state = "ready"
+        self._health.beat()
+        self._events.send("ready", health=self._health.document())
+        self._notifier.ready(f"{self._role} is ready")
+        log.info("ready")
+
+    async def _beat(self) -> None:
+        """Report health while the loop runs, during the drain too."""
+        while True:
+            self._health.beat()
+            self._events.send("status", health=self._health.document())
+            if self._health.trouble() in (None, "starting"):
+                self._notifier.watchdog()
+            await trio.sleep(STATUS_INTERVAL_SECONDS)
+
+    async def _watch_signals(
+        self, flags: _Flags, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    ) -> None:
+        with trio.open_signal_receiver(*STOP_SIGNALS) as signals:
+            # Registered after trio's handler, so that it runs first and then passes the signal on.
+            if _has_descriptor(sys.stderr):
+                faulthandler.register(signal.SIGQUIT, all_threads=True, chain=True)
+            task_status.started()
+            async for number in signals:
+                hurry = flags.stopping.is_set() or number == signal.SIGQUIT
+                self._stop(flags, signal.Signals(number).name, hurry)
+
+    async def _watch_supervisor(self, flags: _Flags) -> None:
+        """Drain when the supervisor is gone; nobody is left to force us, so do it ourselves."""
+        if self._liveness is None:
+            return
+        async with trio.lowlevel.FdStream(self._liveness) as pipe:
+            while await pipe.receive_some():
+                pass
+        budget = self._settings.stop_timeout_seconds
+        _exit_in(budget + GRACE_AFTER_HURRY_SECONDS)
+        self._stop(flags, "the supervisor is gone", hurry=False)
+        await trio.sleep(budget)
+        self._stop(flags, "draining took too long", hurry=True)
+
+    def _stop(self, flags: _Flags, reason: str, hurry: bool) -> None:
+        self._health.state = "stopping"
+        log.info("hurrying" if hurry else "stopping", extra={"reason": reason})
+        self._notifier.stopping(f"{self._role} is stopping")
+        flags.stopping.set()
+        if hurry:
+            flags.hurrying.set()
+
+
+def _exit_in(seconds: float) -> None:
+    """End the process after this long whatever the loop does: it may be stuck in a thread."""
+    timer = threading.Timer(seconds, os._exit, (FORCED,))
+    timer.daemon = True
+    timer.start()
+
+
+def _has_descriptor(stream: object) -> bool:
+    try:
+        return stream.fileno() >= 0  # type: ignore[attr-defined, no-any-return]
+    except (AttributeError, OSError, ValueError):
+        return False

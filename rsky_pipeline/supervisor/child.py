@@ -1,0 +1,184 @@
+"""Drives one child: feeds the state machine, performs its effects, listens to the process."""
+
+import logging
+import math
+import random
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import trio
+
+from rsky_pipeline.runtime.channel import MAX_EVENT_BYTES, Event, decode_event
+from rsky_pipeline.supervisor import messages as m
+from rsky_pipeline.supervisor.machine import AT_REST, Child, Phase, step
+from rsky_pipeline.supervisor.policy import Policy
+from rsky_pipeline.supervisor.spawn import Process
+
+SILENCE_SECONDS = 30.0  # a worker reports every second; twice this long without is a stuck loop
+PROBE_SECONDS = 0.05
+LAST_WORDS_SECONDS = 1.0
+
+log = logging.getLogger(__name__)
+
+
+class ChildDriver:
+    """One child for the whole life of the supervisor; processes come and go."""
+
+    def __init__(
+        self,
+        role: str,
+        instance: int | None,
+        policy: Policy,
+        launch: Callable[[], Process],
+        answers: Callable[[], bool] | None = None,
+    ) -> None:
+        """`launch` raises OSError or ValueError when there can be no process; `answers` asks a
+        store whether it is ready, a worker says it by itself."""
+        self.role = role
+        self.instance = instance
+        self.name = role if instance is None else f"{role}-{instance}"
+        self.policy = policy
+        self.state = Child()
+        self.health: dict[str, Any] = {}
+        self.metrics_port: int | None = None
+        self._launch = launch
+        self._answers = answers
+        self._process: Process | None = None
+        self._last_words: str | None = None
+        self._changed = trio.Event()
+        self._send, self._receive = trio.open_memory_channel[m.Input](math.inf)
+
+    @property
+    def at_rest(self) -> bool:
+        """No process, and none to come by itself."""
+        return self.state.phase in AT_REST
+
+    @property
+    def is_ready(self) -> bool:
+        """The process said that it is ready."""
+        return self.state.phase is Phase.READY
+
+    def tell(self, event: m.Input) -> None:
+        """Give an input to the state machine; it is handled by the task `run`."""
+        self._send.send_nowait(event)
+
+    async def until(self, condition: Callable[["ChildDriver"], bool]) -> None:
+        """Wait until a condition on the state holds."""
+        while not condition(self):
+            await self._changed.wait()
+
+    async def run(self) -> None:
+        """Drive the child until cancelled. Processes that run then see their liveness pipe end."""
+        async with trio.open_nursery() as nursery:
+            while True:
+                self._apply(await self._next_input(), nursery)
+
+    async def _next_input(self) -> m.Input:
+        timer = self.state.timer
+        with trio.move_on_at(math.inf if timer is None else timer):
+            return await self._receive.receive()
+        return m.Timer()
+
+    def _apply(self, event: m.Input, nursery: trio.Nursery) -> None:
+        inputs = [event]
+        while inputs:
+            before = self.state
+            now = trio.current_time()
+            self.state, effects = step(before, inputs.pop(0), now, self.policy)
+            for effect in effects:
+                match effect:
+                    case m.Spawn():
+                        inputs.append(self._spawn(nursery))
+                    case m.Send(number):
+                        if self._process is not None:
+                            self._process.send(number)
+                    case m.Report(what, detail):
+                        self._report(what, detail)
+        self._changed.set()
+        self._changed = trio.Event()
+
+    def _spawn(self, nursery: trio.Nursery) -> m.Input:
+        self.health = {}
+        self.metrics_port = None
+        self._last_words = None
+        try:
+            process = self._launch()
+        except (OSError, ValueError) as error:
+            return m.SpawnFailed(str(error), random.random())
+        self._process = process
+        nursery.start_soon(self._watch, process)
+        return m.Spawned(process.pid)
+
+    async def _watch(self, process: Process) -> None:
+        """Follow a process to its end."""
+        async with trio.open_nursery() as nursery:
+            heard_all = trio.Event()
+            if process.events is not None:
+                nursery.start_soon(self._listen, process.events, heard_all)
+            else:
+                heard_all.set()
+                nursery.start_soon(self._probe)
+            how = await process.wait()
+            with trio.move_on_after(LAST_WORDS_SECONDS):
+                await heard_all.wait()
+            nursery.cancel_scope.cancel()
+        await process.close()
+        self._process = None
+        self.tell(m.Exited(replace(how, reason=self._last_words), random.random()))
+
+    async def _listen(self, pipe: trio.lowlevel.FdStream, heard_all: trio.Event) -> None:
+        """Read events until the pipe ends."""
+        rest = b""
+        silences = 0
+        while True:
+            chunk = None
+            with trio.move_on_after(SILENCE_SECONDS):
+                chunk = await pipe.receive_some(MAX_EVENT_BYTES)
+            if chunk is None:
+                silences += 1
+                # Two in a row: the first may only mean that we ourselves were suspended.
+                if silences == 2:
+                    limit = 2 * SILENCE_SECONDS
+                    self.tell(m.Unresponsive(f"no sign of life for {limit:.0f} s"))
+                continue
+            silences = 0
+            if not chunk:
+                break
+            *lines, rest = (rest + chunk).split(b"\n")
+            rest = rest[:MAX_EVENT_BYTES]
+            for line in lines:
+                self._heard(decode_event(line))
+        heard_all.set()
+
+    def _heard(self, event: Event | None) -> None:
+        if event is None:
+            return
+        if isinstance(event.get("health"), dict):
+            self.health = event["health"]
+        match event["event"]:
+            case "started":
+                self.metrics_port = event.get("metrics_port")
+            case "ready":
+                self.tell(m.BecameReady())
+            case "exit":
+                self._last_words = event.get("reason")
+
+    async def _probe(self) -> None:
+        """Ask a store until it answers."""
+        limiter = trio.CapacityLimiter(1)
+        ready = self._answers is None
+        while self._answers is not None and not ready:
+            await trio.sleep(PROBE_SECONDS)
+            ready = await trio.to_thread.run_sync(
+                self._answers, limiter=limiter, abandon_on_cancel=True
+            )
+        self.tell(m.BecameReady())
+
+    def _report(self, what: str, detail: str) -> None:
+        details = {"process": self.name, "pid": self.state.pid}
+        if detail:
+            details["detail"] = detail
+        bad = what in ("failed", "crashloop", "not_ready", "unresponsive", "forcing")
+        level = logging.ERROR if bad else logging.WARNING if what == "backoff" else logging.INFO
+        log.log(level, what.replace("_", " "), extra=details)

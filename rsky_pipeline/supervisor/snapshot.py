@@ -1,0 +1,93 @@
+"""The status document: what a supervisor and its children do right now.
+
+A contract for programs: fields are only added while `schema_version` stays the same; readers ignore
+what they do not know. Times are seconds; `rate` is events per second and `lag` entries, both in the
+words of the worker; `streams` maps a stream to its length as the workers last saw it.
+"""
+
+import os
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import trio
+
+from rsky_pipeline import __version__
+from rsky_pipeline.supervisor.child import ChildDriver
+from rsky_pipeline.supervisor.machine import Phase
+from rsky_pipeline.supervisor.messages import Exit
+
+SCHEMA_VERSION = 1
+PAGE = os.sysconf("SC_PAGE_SIZE")
+
+
+def child_document(child: ChildDriver) -> dict[str, Any]:
+    """Describe one child."""
+    state = child.state
+    health = child.health
+    return {
+        "name": child.name,
+        "role": child.role,
+        "instance": child.instance,
+        "kind": "store" if child.instance is None else "worker",
+        "pid": state.pid,
+        "state": state.phase.value,
+        "state_seconds": round(trio.current_time() - state.since, 1),
+        "wanted": state.wanted,
+        "uptime_seconds": health.get("uptime_seconds") if child.instance else _age(child),
+        "restarts": state.restarts,
+        "kills": state.kills,
+        "crash_looping": state.crash_looping(child.policy),
+        "last_exit": _exit(state.last_exit),
+        "metrics_port": child.metrics_port,
+        "rss_bytes": resident_bytes(state.pid),
+        "rate": health.get("rate"),
+        "lag": health.get("lag"),
+        "trouble": health.get("trouble"),
+        "health": health,
+    }
+
+
+def document(
+    *, state: str, roles: Sequence[str], children: Sequence[ChildDriver], began: float, run_dir: str
+) -> dict[str, Any]:
+    """Describe a supervisor."""
+    streams: dict[str, int] = {}
+    for child in children:
+        lengths = child.health.get("streams")
+        if isinstance(lengths, dict):
+            streams.update(lengths)
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "version": __version__,
+        "time": round(time.time(), 3),
+        "pid": os.getpid(),
+        "state": state,
+        "roles": list(roles),
+        "uptime_seconds": round(trio.current_time() - began, 1),
+        "run_dir": run_dir,
+        "healthy": all(child.is_ready and not child.health.get("trouble") for child in children),
+        "processes": [child_document(child) for child in children],
+        "streams": streams,
+    }
+
+
+def resident_bytes(pid: int | None) -> int | None:
+    """Return the memory a process holds, or None when there is no such process."""
+    try:
+        with open(f"/proc/{pid}/statm") as statm:
+            return int(statm.read().split()[1]) * PAGE
+    except (OSError, ValueError, IndexError):
+        return None
+
+
+def _age(child: ChildDriver) -> float | None:
+    if child.state.phase is not Phase.READY:
+        return None
+    return round(trio.current_time() - child.state.since, 1)
+
+
+def _exit(how: Exit | None) -> dict[str, Any] | None:
+    if how is None:
+        return None
+    return {"code": how.code, "signal": how.signal, "reason": how.reason}

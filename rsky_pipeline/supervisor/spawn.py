@@ -1,0 +1,117 @@
+"""Making a child: always a fresh interpreter or server by exec, from the main thread.
+
+The kernel ties some things to the creating *thread*; trio's worker threads come and go, the main
+thread stays. The process id is held by a pidfd, so that no signal can reach a successor of it.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+
+import trio
+
+from rsky_pipeline.configuration.settings import Settings
+from rsky_pipeline.embedded.program import StoreProgram
+from rsky_pipeline.runtime import notify
+from rsky_pipeline.runtime.channel import encode_settings
+from rsky_pipeline.supervisor.lock import Lock
+from rsky_pipeline.supervisor.messages import Exit
+
+WORKER_PROGRAM = (sys.executable, "-m", "rsky_pipeline", "worker")
+
+
+class Process:
+    """A running child: its pid, its event pipe if it has one, and our end of its liveness pipe."""
+
+    def __init__(
+        self,
+        popen: "subprocess.Popen[bytes]",
+        events: int | None = None,
+        liveness: int | None = None,
+    ) -> None:
+        self.pid = popen.pid
+        self.events = trio.lowlevel.FdStream(events) if events is not None else None
+        self._popen = popen
+        self._liveness = liveness
+        self._pidfd = os.pidfd_open(popen.pid)
+
+    async def wait(self) -> Exit:
+        """Return how the process ended."""
+        await trio.lowlevel.wait_readable(self._pidfd)
+        code = self._popen.wait()
+        return Exit(signal=-code) if code < 0 else Exit(code=code)
+
+    def send(self, number: int) -> None:
+        """Send a signal; SIGKILL goes to the whole process group. Too late is no error."""
+        if self._popen.returncode is not None:
+            return
+        try:
+            if number == signal.SIGKILL:
+                os.killpg(self.pid, number)
+            else:
+                signal.pidfd_send_signal(self._pidfd, number)
+        except ProcessLookupError:
+            pass
+
+    async def close(self) -> None:
+        """Free the descriptors of a process that has ended."""
+        os.close(self._pidfd)
+        if self._liveness is not None:
+            os.close(self._liveness)
+        if self.events is not None:
+            await self.events.aclose()
+
+
+def spawn_worker(
+    program: Sequence[str], role: str, instance: int, settings: Settings, lock: Lock
+) -> Process:
+    """Start a worker that holds `lock`, with its three pipes. Raises OSError."""
+    encoded = encode_settings(settings)
+    pipes: list[int] = []
+    try:
+        settings_read, settings_write = _pipe(pipes)
+        events_read, events_write = _pipe(pipes)
+        liveness_read, liveness_write = _pipe(pipes)
+        os.write(settings_write, encoded)  # fits into the pipe, so this cannot block
+        popen = subprocess.Popen(
+            [
+                *(*program, role, "--instance", str(instance)),
+                *("--settings-fd", str(settings_read)),
+                *("--events-fd", str(events_write)),
+                *("--liveness-fd", str(liveness_read)),
+            ],
+            stdin=subprocess.DEVNULL,
+            env=worker_environment(),
+            pass_fds=(settings_read, events_write, liveness_read, lock.descriptor),
+            process_group=0,  # Ctrl-C reaches the supervisor alone
+        )
+        process = Process(popen, events_read, liveness_write)
+        pipes = [settings_read, settings_write, events_write, liveness_read]
+    finally:
+        for descriptor in pipes:
+            os.close(descriptor)
+    lock.name_holder(popen.pid)
+    return process
+
+
+def spawn_store(program: StoreProgram, lock: Lock) -> Process:
+    """Start an embedded store that holds `lock`. Raises OSError."""
+    popen = program.start(pass_fds=(lock.descriptor,))
+    lock.name_holder(popen.pid)
+    return Process(popen)
+
+
+def worker_environment() -> dict[str, str]:
+    """Return our environment without what systemd meant for us, and with unbuffered output."""
+    environment = dict(os.environ)
+    notify.strip(environment)
+    environment["PYTHONUNBUFFERED"] = "1"
+    return environment
+
+
+def _pipe(opened: list[int]) -> tuple[int, int]:
+    ends = os.pipe()
+    opened.extend(ends)
+    return ends
