@@ -1,0 +1,114 @@
+"""The HTTP port of a process: `/metrics` for Prometheus, `/healthz` as JSON.
+
+Served from a thread of its own, so that a scrape works while the event loop is busy. The health
+document comes from the loop's own reports: that this thread answers proves nothing about them.
+"""
+
+import json
+import logging
+import socket
+import threading
+from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib.metadata import version
+from typing import Any
+
+from prometheus_client import (
+    CollectorRegistry,
+    Gauge,
+    PlatformCollector,
+    ProcessCollector,
+    generate_latest,
+)
+
+from rsky_pipeline import __version__
+
+Health = Callable[[], tuple[int, dict[str, Any]]]
+_TIMEOUT_SECONDS = 10
+
+log = logging.getLogger(__name__)
+
+
+class MetricsServer:
+    """A running server; `port` is the real one where 0 was asked for."""
+
+    def __init__(self, server: ThreadingHTTPServer) -> None:
+        self._server = server
+        self.port: int = server.server_address[1]
+        self._thread = threading.Thread(
+            target=server.serve_forever, kwargs={"poll_interval": 0.1}, name="metrics", daemon=True
+        )
+        self._thread.start()
+
+    def close(self) -> None:
+        """Stop serving and free the port."""
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+
+def serve(registry: CollectorRegistry, host: str, port: int, health: Health) -> MetricsServer:
+    """Serve a registry and a health document. Raises OSError if the port cannot be had.
+
+    Adds the build and process metrics that every process exports.
+    """
+    server = _server_class(host)((host, port), _handler(registry, health))
+    _add_process_metrics(registry)
+    started = MetricsServer(server)
+    names = {metric.name for metric in registry.collect()}
+    log.info("Metrics initialized", extra={"host": host, "port": started.port, "names": len(names)})
+    return started
+
+
+def _add_process_metrics(registry: CollectorRegistry) -> None:
+    build = Gauge(
+        "rsky_build_info",
+        "The running build; always 1",
+        ["version", "redis_client", "postgres_client"],
+        registry=registry,
+    )
+    build.labels(__version__, version("redis"), version("psycopg")).set(1)
+    ProcessCollector(registry=registry)
+    PlatformCollector(registry=registry)
+
+
+def _server_class(host: str) -> type[ThreadingHTTPServer]:
+    class Server(ThreadingHTTPServer):
+        daemon_threads = True
+        address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
+
+        def handle_error(self, request: object, client_address: object) -> None:
+            log.debug("a metrics client broke off")
+
+    return Server
+
+
+def _handler(registry: CollectorRegistry, health: Health) -> type[BaseHTTPRequestHandler]:
+    class Handler(BaseHTTPRequestHandler):
+        timeout = _TIMEOUT_SECONDS
+        server_version = f"rsky-pipeline/{__version__}"
+        sys_version = ""
+
+        def do_GET(self) -> None:
+            path = self.path.partition("?")[0]
+            if path == "/metrics":
+                kind = "text/plain; version=0.0.4; charset=utf-8"
+                self._answer(200, kind, generate_latest(registry))
+            elif path == "/healthz":
+                status, document = health()
+                body = json.dumps(document, indent=1, default=str).encode() + b"\n"
+                self._answer(status, "application/json", body)
+            else:
+                self._answer(404, "text/plain", b"there are /metrics and /healthz here\n")
+
+        def _answer(self, status: int, kind: str, body: bytes) -> None:
+            self.send_response(status)
+            self.send_header("Content-Type", kind)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, format: str, *args: object) -> None:
+            log.debug("metrics request", extra={"request": format % args})
+
+    return Handler

@@ -1,0 +1,60 @@
+"""Lengths, lag and age of the streams, exported by every worker whether traffic flows or not."""
+
+from collections.abc import Mapping
+
+from prometheus_client import CollectorRegistry, Counter, Gauge
+
+# The names of the original services, by the role that exports them and the stream.
+_ORIGINAL_NAMES: Mapping[str, Mapping[str, str]] = {
+    "ingester": {
+        "firehose_live": "ingester_firehose_live_length",
+        "firehose_backfill": "ingester_firehose_backfill_length",
+        "label_live": "ingester_label_live_length",
+        "repo_backfill": "ingester_repo_backfill_length",
+    },
+    "backfiller": {"firehose_backfill": "backfiller_output_stream_length"},
+}
+
+
+class StreamMetrics:
+    """The stream gauges of one worker; every series exists from the start."""
+
+    def __init__(
+        self, registry: CollectorRegistry, role: str, groups: Mapping[str, tuple[str, ...]]
+    ) -> None:
+        def gauge(name: str, meaning: str, *labels: str) -> Gauge:
+            return Gauge(name, meaning, labels, registry=registry)
+
+        self.length = gauge("rsky_stream_length", "Entries in a stream", "stream")
+        self.dead_letters = gauge(
+            "rsky_stream_dead_letters", "Entries in a stream's dead-letter stream", "stream"
+        )
+        self.lag = gauge("rsky_stream_group_lag", "Entries not delivered yet", "stream", "group")
+        self.pending = gauge(
+            "rsky_stream_group_pending", "Entries delivered, not acknowledged", "stream", "group"
+        )
+        self.oldest = gauge(
+            "rsky_stream_oldest_unacked_seconds",
+            "Age of the oldest entry that a group has not acknowledged",
+            "stream",
+            "group",
+        )
+        self.errors = Counter(
+            "rsky_stream_poll_errors_total", "Failed looks at the streams", registry=registry
+        )
+        self._originals = {
+            stream: Gauge(name, f"Entries in {stream}", registry=registry)
+            for stream, name in _ORIGINAL_NAMES.get(role, {}).items()
+        }
+        for stream, names in groups.items():
+            self.length.labels(stream)
+            self.dead_letters.labels(stream)
+            for group in names:
+                for metric in (self.lag, self.pending, self.oldest):
+                    metric.labels(stream, group)
+
+    def set_length(self, stream: str, length: int) -> None:
+        """Note a stream's length, under both of its names."""
+        self.length.labels(stream).set(length)
+        if stream in self._originals:
+            self._originals[stream].set(length)

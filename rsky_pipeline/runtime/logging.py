@@ -1,0 +1,130 @@
+"""Log lines: one coloured line on a terminal, JSON otherwise.
+
+Code logs a fixed sentence and puts figures into `extra`, so that lines can be searched and counted:
+`log.info("batch applied", extra={"rows": 5})`.
+"""
+
+import json
+import logging
+import os
+import sys
+import time
+from collections.abc import Callable
+from typing import Any, TextIO
+
+from rsky_pipeline.configuration.settings import LogFormat
+
+_STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
+_COLOURS = {"DEBUG": "2", "INFO": "32", "WARNING": "33", "ERROR": "31", "CRITICAL": "31;1"}
+_ROLE_COLOURS = {"ingester": "36", "backfiller": "35", "indexer": "34"}
+MAX_VALUE = 500  # characters of one field; what comes from outside must not flood the log
+
+
+def configure(
+    level: str,
+    format: LogFormat = "auto",
+    *,
+    role: str = "",
+    instance: int = 1,
+    stream: TextIO | None = None,
+) -> None:
+    """Send the log of this process to standard error, marked with its role."""
+    target = stream or sys.stderr
+    terminal = target.isatty()
+    as_text = format == "text" or (format == "auto" and terminal)
+    colour = terminal and "NO_COLOR" not in os.environ
+    handler = logging.StreamHandler(target)
+    handler.setFormatter(
+        TextLines(role, instance, colour) if as_text else JsonLines(role, instance)
+    )
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(level.upper())
+    for library in ("httpx", "httpcore", "trio_websocket", "hpack"):
+        logging.getLogger(library).setLevel(max(logging.WARNING, root.level))
+
+
+class TextLines(logging.Formatter):
+    """`12:00:01 indexer-1 INFO batch applied rows=5`."""
+
+    def __init__(self, role: str, instance: int, colour: bool) -> None:
+        super().__init__()
+        self._who = f"{role}-{instance}" if role else ""
+        self._role = role
+        self._colour = colour
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Render one line."""
+        clock = time.strftime("%H:%M:%S", time.localtime(record.created))
+        level = self._paint(f"{record.levelname:<7}", _COLOURS.get(record.levelname, "0"))
+        who = self._paint(f"{self._who:<12}", _ROLE_COLOURS.get(self._role, "0"))
+        fields = " ".join(f"{key}={_shown(value)}" for key, value in _fields(record).items())
+        line = " ".join(part for part in (clock, who, level, record.getMessage(), fields) if part)
+        if record.exc_info:
+            line += "\n" + self.formatException(record.exc_info)
+        return line
+
+    def _paint(self, text: str, code: str) -> str:
+        return f"\x1b[{code}m{text}\x1b[0m" if self._colour and text.strip() else text
+
+
+class JsonLines(logging.Formatter):
+    """One JSON object a line: ts, level, role, instance, logger, msg, then the fields."""
+
+    def __init__(self, role: str, instance: int) -> None:
+        super().__init__()
+        self._base: dict[str, Any] = {"role": role, "instance": instance} if role else {}
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Render one line."""
+        moment = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
+        body: dict[str, Any] = {
+            "ts": f"{moment}.{int(record.msecs):03d}Z",
+            "level": record.levelname.lower(),
+            **self._base,
+            "logger": record.name,
+            "msg": record.getMessage(),
+            **{key: _limited(value) for key, value in _fields(record).items()},
+        }
+        if record.exc_info:
+            body["exception"] = self.formatException(record.exc_info)
+        return json.dumps(body, default=str)
+
+
+class Throttled:
+    """Lets a log line through once in a while for each key, and counts what it held back."""
+
+    def __init__(
+        self, interval_seconds: float = 10.0, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._interval = interval_seconds
+        self._clock = clock
+        self._last: dict[str, float] = {}
+        self._held: dict[str, int] = {}
+
+    def allow(self, key: str) -> int | None:
+        """Return how many were held back since the last line if one may be written now, or None.
+
+        Keys are few and fixed, such as reasons; never data from outside.
+        """
+        now = self._clock()
+        last = self._last.get(key)
+        if last is not None and now - last < self._interval:
+            self._held[key] = self._held.get(key, 0) + 1
+            return None
+        self._last[key] = now
+        return self._held.pop(key, 0)
+
+
+def _fields(record: logging.LogRecord) -> dict[str, Any]:
+    return {key: value for key, value in vars(record).items() if key not in _STANDARD}
+
+
+def _limited(value: Any) -> Any:
+    return value[:MAX_VALUE] if isinstance(value, str) else value
+
+
+def _shown(value: Any) -> str:
+    text = str(_limited(value))
+    # Quoted where a space or a control character could pass for something else.
+    return text if text.isprintable() and " " not in text and text else json.dumps(text)
