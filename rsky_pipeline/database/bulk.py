@@ -1,42 +1,52 @@
-"""Many rows in one statement."""
+"""Many rows in one statement: binary arrays for small batches, COPY for large ones.
 
+Measured on two cores: arrays are the faster way up to about 2,000 rows, COPY from there on.
+Callers sort rows by key (no deadlocks between workers) and remove duplicates beforehand.
+"""
+
+import re
 from collections.abc import Iterable, Sequence
-from typing import Any
 
-from rsky_pipeline.database.connection import Transaction
+from rsky_pipeline.database.connection import Row, Transaction
 
-
-def quoted(name: str) -> str:
-    """Return a name as an SQL identifier; the schema's names are in camel case."""
-    return '"' + name.replace('"', '""') + '"'
+_TEMP_NAME = re.compile(r"[a-z_]{1,50}")
 
 
-def unnest(types: Sequence[str]) -> str:
-    """Return `unnest(...)` over one binary array parameter a column.
+def unnest_sql(columns: Sequence[tuple[str, str]], alias: str = "incoming") -> str:
+    """Return `unnest(%b::text[], ...) AS incoming("name", ...)` for a FROM clause.
 
-    One prepared statement serves any number of rows, and the client sends arrays in binary form,
-    several times cheaper than a row at a time.
+    `columns` are (name, SQL type) pairs; the parameters are one list for each of them, see
+    `transpose`.
     """
-    return "unnest(" + ", ".join(f"%b::{kind}[]" for kind in types) + ")"
+    arrays = ", ".join(f"%b::{sql_type}[]" for _, sql_type in columns)
+    names = ", ".join(quote(name) for name, _ in columns)
+    return f"unnest({arrays}) AS {alias}({names})"
 
 
-def columns(rows: Sequence[Sequence[Any]], width: int) -> list[list[Any]]:
-    """Return the columns of some rows, as the parameters of `unnest`."""
-    return [[row[index] for row in rows] for index in range(width)]
+def transpose(rows: Iterable[Row], width: int) -> list[list[object]]:
+    """Return `width` columns of the rows, as the parameters for `unnest_sql`."""
+    columns = [list(column) for column in zip(*rows, strict=True)]
+    return columns or [[] for _ in range(width)]
 
 
 def copy_into_temp(
-    transaction: Transaction,
-    name: str,
-    definition: Sequence[tuple[str, str]],
-    rows: Iterable[Sequence[Any]],
-) -> None:
-    """Fill a temporary table that ends with the transaction; best from some 2,000 rows on."""
-    body = ", ".join(f"{quoted(column)} {kind}" for column, kind in definition)
-    transaction.execute(f"CREATE TEMP TABLE {quoted(name)} ({body}) ON COMMIT DROP")
-    names = ", ".join(quoted(column) for column, _ in definition)
-    statement = f"COPY {quoted(name)} ({names}) FROM STDIN (FORMAT binary)"
-    with transaction.raw.cursor().copy(statement) as copy:
-        copy.set_types([kind for _, kind in definition])
-        for row in rows:
-            copy.write_row(row)
+    tx: Transaction, name: str, columns: Sequence[tuple[str, str]], rows: Iterable[Row]
+) -> int:
+    """Add rows to the temporary table `name`, which is empty again after the transaction.
+
+    The table stays for the session, since making one for each batch bloats the catalogue: a name
+    always goes with the same columns. Returns the number of rows. Raises ValueError for a name
+    that is not lower-case letters and underscores.
+    """
+    if not _TEMP_NAME.fullmatch(name):
+        raise ValueError(f"{name!r} is no name for a temporary table")
+    definitions = ", ".join(f"{quote(column)} {sql_type}" for column, sql_type in columns)
+    tx.execute(f"CREATE TEMPORARY TABLE IF NOT EXISTS {name} ({definitions}) ON COMMIT DELETE ROWS")
+    names = ", ".join(quote(column) for column, _ in columns)
+    types = [sql_type for _, sql_type in columns]
+    return tx.copy_in(f"COPY pg_temp.{name} ({names}) FROM STDIN (FORMAT BINARY)", types, rows)
+
+
+def quote(identifier: str) -> str:
+    """Return an SQL identifier in double quotes."""
+    return '"' + identifier.replace('"', '""') + '"'

@@ -1,75 +1,71 @@
-"""One PostgreSQL connection for one thread at a time."""
+"""A PostgreSQL connection with the session settings that all of our SQL relies on.
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+Blocking, one thread at a time; a worker gives each connection a thread of its own. Nothing
+reconnects by itself: after DatabaseUnavailable the caller closes, waits, and connects again.
+"""
+
+import contextlib
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Self
 
 import psycopg
-from psycopg import errors as pg
-from psycopg import sql
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from psycopg.types.json import JsonbBinaryDumper
 
-from rsky_pipeline.database.errors import (
-    BadData,
-    DatabaseError,
-    DatabaseUnavailable,
-    SchemaMismatch,
-    TransactionConflict,
-)
+from rsky_pipeline.database.errors import DatabaseError, translate
+
+_CONNECT_TIMEOUT_SECONDS = 10
+_IDLE_IN_TRANSACTION_TIMEOUT_MS = 120_000  # a hung client must not hold its row locks for ever
+_SCHEMA_NAME = re.compile(r"[A-Za-z_]{1,63}")  # as the official data plane demands
 
 Row = tuple[Any, ...]
 
-_CONFLICTS = (
-    pg.DeadlockDetected,
-    pg.SerializationFailure,
-    pg.LockNotAvailable,
-    pg.QueryCanceled,
-)
-_MISSING = (pg.UndefinedTable, pg.UndefinedColumn, pg.InvalidSchemaName, pg.UndefinedObject)
-_GONE = ("08", "57P", "53", "25P03")  # SQLSTATE prefixes: connection, shutdown, resources, timeout
-
 
 class Transaction:
-    """Statements of one transaction; parameters are positional, arrays best as `%b`."""
+    """Statements between BEGIN and COMMIT; only valid inside `Database.transaction()`."""
 
     def __init__(self, connection: psycopg.Connection[Row]) -> None:
         self._connection = connection
 
-    def execute(self, statement: str, parameters: Sequence[Any] = ()) -> int:
-        """Run a statement and return how many rows it affected."""
-        cursor = self._connection.execute(statement, parameters or None)
-        return cursor.rowcount
+    def execute(self, sql: str, params: Sequence[Any] = ()) -> int:
+        """Run a statement and return the number of rows it touched.
 
-    def query(self, statement: str, parameters: Sequence[Any] = ()) -> list[Row]:
-        """Run a statement and return its rows."""
-        cursor = self._connection.execute(statement, parameters or None)
-        return cursor.fetchall()
+        Placeholders are `%s` (text) and `%b` (binary, for arrays); without params none are
+        interpreted, and several statements may follow each other.
+        """
+        with translated(self._connection):
+            return _execute(self._connection, sql, params).rowcount
 
-    def run_script(self, script: str) -> None:
-        """Run several statements without parameters."""
-        self._connection.execute(script)
+    def query(self, sql: str, params: Sequence[Any] = ()) -> list[Row]:
+        """Run a statement and return all of its rows."""
+        with translated(self._connection):
+            return _execute(self._connection, sql, params).fetchall()
 
-    def use_schema(self, schema: str) -> None:
-        """Look up names in a schema first, until the transaction ends."""
-        self._connection.execute(
-            sql.SQL("SET LOCAL search_path TO {}, public").format(sql.Identifier(schema))
-        )
+    def copy_in(self, sql: str, types: Sequence[str], rows: Iterable[Row]) -> int:
+        """Run `COPY ... FROM STDIN (FORMAT BINARY)`; return the number of rows sent.
 
-    def create_schema(self, schema: str) -> None:
-        """Create a schema if it is not there."""
-        name = sql.Identifier(schema)
-        self._connection.execute(sql.SQL("CREATE SCHEMA IF NOT EXISTS {}").format(name))
-
-    @property
-    def raw(self) -> psycopg.Connection[Row]:
-        """The client's connection, for this package only."""
-        return self._connection
+        `types` are the SQL types of the columns; jsonb takes encoded JSON.
+        """
+        count = 0
+        with (
+            translated(self._connection),
+            self._connection.cursor() as cursor,
+            cursor.copy(sql) as copy,
+        ):
+            copy.set_types(types)
+            for row in rows:
+                copy.write_row(row)
+                count += 1
+        return count
 
 
 class Database:
-    """A connection; when it is lost, make a new one with `connect`."""
+    """One open connection; `schema` holds the AppView's tables."""
 
-    def __init__(self, connection: psycopg.Connection[Row]) -> None:
+    def __init__(self, connection: psycopg.Connection[Row], schema: str) -> None:
         self._connection = connection
+        self.schema = schema
 
     @classmethod
     def connect(
@@ -81,75 +77,101 @@ class Database:
         statement_timeout_ms: int = 60_000,
         lock_timeout_ms: int = 15_000,
     ) -> Self:
-        """Connect with the session settings that every part of the pipeline relies on.
+        """Open a connection, in pg_stat_activity as `rsky-pipeline NAME`; timeout 0 means none.
 
-        Raises DatabaseUnavailable, or DatabaseError for a URL or login that can never work.
+        Raises DatabaseUnavailable when the server cannot be reached or refuses us.
         """
-        with translated_errors():
-            connection = psycopg.connect(
-                url,
-                autocommit=True,
-                connect_timeout=10,
-                application_name=f"rsky-pipeline {name}"[:63],
-                client_encoding="UTF8",
-            )
-            settings = {
-                "search_path": f'"{schema}", public',
-                "TimeZone": "UTC",
-                "statement_timeout": str(statement_timeout_ms),
-                "lock_timeout": str(lock_timeout_ms),
-                "idle_in_transaction_session_timeout": "60000",
-            }
-            for key, value in settings.items():
-                connection.execute("SELECT set_config(%s, %s, false)", (key, value))
-        return cls(connection)
+        settings = {
+            "search_path": f"{quote_schema(schema)}, public",
+            "timezone": "UTC",  # the AppView compares zone-less instants with now()
+            "client_min_messages": "warning",
+            "statement_timeout": str(statement_timeout_ms),
+            "lock_timeout": str(lock_timeout_ms),
+            "idle_in_transaction_session_timeout": str(_IDLE_IN_TRANSACTION_TIMEOUT_MS),
+        }
+        try:
+            connection = psycopg.connect(_connection_string(url, name), autocommit=True)
+        except psycopg.Error as error:
+            raise translate(error, connected=False) from error
+        connection.adapters.register_dumper(None, _JsonTextDumper)
+        try:
+            with translated(connection):
+                calls = ", ".join(["set_config(%s, %s, false)"] * len(settings))
+                values = [text for pair in settings.items() for text in pair]
+                _execute(connection, f"SELECT {calls}", values)
+        except BaseException:
+            connection.close()
+            raise
+        return cls(connection, schema)
 
-    @contextmanager
+    @contextlib.contextmanager
     def transaction(self) -> Iterator[Transaction]:
-        """Run a transaction: committed at the end of the block, rolled back on an exception."""
-        with translated_errors(), self._connection.transaction():
+        """Commit when the block ends, roll back when it raises."""
+        with translated(self._connection), self._connection.transaction():
             yield Transaction(self._connection)
 
-    def query(self, statement: str, parameters: Sequence[Any] = ()) -> list[Row]:
-        """Run one statement outside of a transaction and return its rows."""
-        with translated_errors():
-            return Transaction(self._connection).query(statement, parameters)
+    def execute(self, sql: str, params: Sequence[Any] = ()) -> int:
+        """Run one statement in a transaction of its own; see `Transaction.execute`."""
+        return Transaction(self._connection).execute(sql, params)
 
-    def execute(self, statement: str, parameters: Sequence[Any] = ()) -> int:
-        """Run one statement outside of a transaction and return how many rows it affected."""
-        with translated_errors():
-            return Transaction(self._connection).execute(statement, parameters)
+    def query(self, sql: str, params: Sequence[Any] = ()) -> list[Row]:
+        """Run one query in a transaction of its own and return all of its rows."""
+        return Transaction(self._connection).query(sql, params)
 
     def close(self) -> None:
-        """Close the connection."""
-        self._connection.close()
+        """Close; an open transaction is rolled back by the server. Never raises."""
+        with contextlib.suppress(psycopg.Error):
+            self._connection.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
 
 
-@contextmanager
-def translated_errors() -> Iterator[None]:
-    """Turn the client's errors into this package's."""
+class _JsonTextDumper(JsonbBinaryDumper):
+    """Lets COPY take JSON that is encoded already, as `%s` and arrays do."""
+
+    def dump(self, obj: object) -> bytes:
+        """Return the wire form: a version byte, then the text."""
+        if not isinstance(obj, str):
+            raise TypeError(f"a jsonb column takes JSON as str, not {type(obj).__name__}")
+        return b"\x01" + obj.encode()
+
+
+def quote_schema(name: str) -> str:
+    """Return a schema name quoted; ValueError if it has anything but letters and underscores."""
+    if not _SCHEMA_NAME.fullmatch(name):
+        raise ValueError(f"{name!r} is no schema name: letters and underscores only")
+    return f'"{name}"'
+
+
+@contextlib.contextmanager
+def translated(connection: psycopg.Connection[Any]) -> Iterator[None]:
+    """Raise our errors in place of psycopg's."""
     try:
         yield
-    except UnicodeEncodeError as error:
-        raise BadData(f"a text cannot be encoded: {error}") from error
-    except psycopg.Error as error:
-        raise translate(error) from error
+    except (psycopg.Error, UnicodeEncodeError) as error:
+        raise translate(error, connected=not connection.closed) from error
 
 
-def translate(error: psycopg.Error) -> DatabaseError:
-    """Return this package's error for one of the client's."""
-    state = error.sqlstate or ""
-    text = str(error).strip() or type(error).__name__
-    if isinstance(error, _CONFLICTS):
-        return TransactionConflict(text)
-    if isinstance(error, _MISSING):
-        return SchemaMismatch(text)
-    if state.startswith(_GONE):
-        return DatabaseUnavailable(text)
-    if isinstance(error, psycopg.DataError | psycopg.IntegrityError) or state[:2] in {"22", "23"}:
-        return BadData(text)
-    if state.startswith("54"):  # program limit exceeded, such as an index key that is too long
-        return BadData(text)
-    if isinstance(error, psycopg.OperationalError | psycopg.InterfaceError) and not state:
-        return DatabaseUnavailable(text)
-    return DatabaseError(text)
+def _connection_string(url: str, name: str) -> str:
+    try:
+        parts = conninfo_to_dict(url)
+    except psycopg.Error:
+        # libpq quotes the text, password included: neither its message nor the cause is shown.
+        raise DatabaseError("database_url is not a PostgreSQL URL (postgresql://...)") from None
+    parts.setdefault("connect_timeout", _CONNECT_TIMEOUT_SECONDS)
+    # A dead peer is noticed within about a minute, even while we wait for its answer.
+    parts.setdefault("keepalives_idle", 20)
+    parts.setdefault("keepalives_interval", 10)
+    parts.setdefault("keepalives_count", 3)
+    parts.update(application_name=f"rsky-pipeline {name}"[:63], client_encoding="UTF8")
+    return make_conninfo("", **parts)
+
+
+def _execute(
+    connection: psycopg.Connection[Row], sql: str, params: Sequence[Any]
+) -> psycopg.Cursor[Row]:
+    return connection.execute(sql, params or None)

@@ -14,13 +14,16 @@ CREATE TABLE rsky_pipeline.tombstone (
     rev text NOT NULL,
     deleted_at timestamptz NOT NULL DEFAULT now()
 );
+CREATE INDEX tombstone_did_idx ON rsky_pipeline.tombstone (did);
 
--- The newest account event applied, by account and relay: older ones change nothing.
+-- The newest account event applied: an older one that is replayed must not undo it.
 CREATE TABLE rsky_pipeline.account_event (
     did text PRIMARY KEY,
     relay text,
     seq bigint,
-    event_time text
+    event_time text,
+    active boolean,
+    status text
 );
 
 -- Handles that wait for a check against DNS and the account's DID document.

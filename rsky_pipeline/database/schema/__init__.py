@@ -1,6 +1,8 @@
-"""The schema: the official AppView's tables, and the pipeline's own in `rsky_pipeline`."""
+"""The tables: those of the official AppView data plane, and our own beside them.
 
-from rsky_pipeline.database.schema.catalog import Difference
-from rsky_pipeline.database.schema.maintain import check, initialise
+`initialise` makes or upgrades them, `check` compares what is there with what should be."""
+
+from rsky_pipeline.database.schema.compare import Difference, check
+from rsky_pipeline.database.schema.migrate import initialise
 
 __all__ = ["Difference", "check", "initialise"]

@@ -1,10 +1,10 @@
 """Connections: session settings, and the error classes that callers act on."""
 
 import threading
+import traceback
 
 import pytest
 
-from rsky_pipeline.database.bulk import columns, copy_into_temp, unnest
 from rsky_pipeline.database.connection import Database
 from rsky_pipeline.database.errors import (
     BadData,
@@ -33,21 +33,6 @@ def test_a_session_is_set_up(schema_database: str) -> None:
     database.close()
 
 
-def test_rows_go_in_by_arrays_and_by_copy(schema_database: str) -> None:
-    database = Database.connect(schema_database, name="test")
-    rows = [("did:plc:a", None), ("did:plc:b", "b.test")]
-    with database.transaction() as transaction:
-        transaction.execute(
-            f"INSERT INTO actor (did, handle, \"indexedAt\") SELECT *, '' FROM "
-            f"{unnest(['text', 'text'])}",
-            columns(rows, 2),
-        )
-        copy_into_temp(transaction, "new", [("did", "text"), ("n", "int8")], [("x", 1), ("y", 2)])
-        assert transaction.query("SELECT did, n FROM new ORDER BY n") == [("x", 1), ("y", 2)]
-    assert database.query("SELECT did, handle FROM actor ORDER BY did") == rows
-    database.close()
-
-
 def test_an_exception_rolls_back(schema_database: str) -> None:
     database = Database.connect(schema_database, name="test")
 
@@ -62,29 +47,74 @@ def test_an_exception_rolls_back(schema_database: str) -> None:
     database.close()
 
 
+# Does not compress to what an index page takes.
+LONG_KEY = "string_agg(md5(i::text), '') FROM generate_series(1, 500) AS i"
+
+
 @pytest.mark.parametrize(
     ("statement", "parameters", "error"),
     [
         ("INSERT INTO view_param (name) VALUES (%s)", ["a\x00b"], BadData),
         ("INSERT INTO view_param (name) VALUES (%b)", ["a\x00b"], BadData),
         ("INSERT INTO view_param (name) VALUES (%s)", ["\ud800"], BadData),
+        ("INSERT INTO view_param (name) SELECT * FROM unnest(%b::text[])", [["\ud800"]], BadData),
         ("INSERT INTO view_param (name) VALUES ('whats_hot_interval')", [], BadData),
         ("INSERT INTO view_param (name) VALUES (NULL)", [], BadData),
+        (f"INSERT INTO view_param (name) SELECT {LONG_KEY}", [], BadData),
         ("SELECT 1 / 0", [], BadData),
         ("SELECT * FROM nothing", [], SchemaMismatch),
         ("SELECT nothing FROM post", [], SchemaMismatch),
+        ("DO $$ BEGIN RAISE SQLSTATE '25006'; END $$", [], DatabaseUnavailable),
         ("SELEKT", [], DatabaseError),
+        ("DO $$ BEGIN RAISE SQLSTATE '53300'; END $$", [], DatabaseUnavailable),
+        ("DO $$ BEGIN RAISE SQLSTATE '40001'; END $$", [], TransactionConflict),
     ],
 )
 def test_error_classes(
-    schema_database: str, statement: str, parameters: list[str], error: type[DatabaseError]
+    schema_database: str, statement: str, parameters: list[object], error: type[DatabaseError]
 ) -> None:
-    database = Database.connect(schema_database, name="test")
+    with Database.connect(schema_database, name="test") as database:
+        with pytest.raises(DatabaseError) as caught:
+            database.execute(statement, parameters)
+        assert type(caught.value) is error
+        assert database.query("SELECT 1") == [(1,)]
+
+
+def test_a_lock_that_stays_taken_is_a_conflict(schema_database: str) -> None:
+    with (
+        Database.connect(schema_database, name="a") as holder,
+        Database.connect(schema_database, name="b", lock_timeout_ms=50) as waiter,
+        holder.transaction() as tx,
+    ):
+        tx.execute("LOCK TABLE view_param")
+        with pytest.raises(TransactionConflict, match="lock timeout"):
+            waiter.execute("DELETE FROM view_param")
+
+
+def test_a_connection_lost_at_commit_is_unavailable(schema_database: str) -> None:
+    with Database.connect(schema_database, name="victim") as database:
+
+        def commit() -> None:
+            with database.transaction() as tx:
+                (pid,) = tx.query("SELECT pg_backend_pid()")[0]
+                execute(schema_database, f"SELECT pg_terminate_backend({pid}, 10000)")
+
+        with pytest.raises(DatabaseUnavailable):
+            commit()
+
+
+@pytest.mark.parametrize(
+    "url", ["postgresql://user:geheim@[x/db", "host=x password=geheim'", "mysql://u:geheim@h/d"]
+)
+def test_a_wrong_url_is_refused_without_showing_its_password(url: str) -> None:
     with pytest.raises(DatabaseError) as caught:
-        database.query(statement, parameters)
-    assert type(caught.value) is error
-    assert database.query("SELECT 1") == [(1,)]
-    database.close()
+        Database.connect(url, name="test")
+    assert "geheim" not in "".join(traceback.format_exception(caught.value))
+
+
+def test_the_schema_name_is_checked(schema_database: str) -> None:
+    with pytest.raises(ValueError, match="letters"):
+        Database.connect(schema_database, schema='a"; DROP', name="test")
 
 
 def test_a_timeout_is_a_conflict(schema_database: str) -> None:

@@ -1,103 +1,248 @@
 """The schema against what the official migrations make, and upgrades of what is there."""
 
+import json
+import os
 import re
+import threading
+from importlib import resources
+from pathlib import Path
 
 import psycopg
 import pytest
 
 from rsky_pipeline.database.connection import Database
-from rsky_pipeline.database.errors import DatabaseError
-from rsky_pipeline.database.schema import Difference, check, initialise
-from rsky_pipeline.database.schema.catalog import compare, read_catalog
+from rsky_pipeline.database.errors import SchemaMismatch
+from rsky_pipeline.database.schema import check, initialise
+from rsky_pipeline.database.schema.catalogue import Catalogue, read_catalogue, to_json
+from rsky_pipeline.database.schema.migrate import Migration, migrations
 from tests.data import test_data
 from tests.stores import execute
 
+OFFICIAL = "appview_truth"
 
-def load_official(url: str) -> None:
-    text = test_data("recorded/appview-schema.sql").read_text()
-    lines = [line for line in text.splitlines() if not line.startswith("\\")]
-    script = "\n".join(lines).replace("appview_truth", "bsky")
-    execute(url, "CREATE EXTENSION IF NOT EXISTS pg_trgm SCHEMA public")
-    with psycopg.connect(url, autocommit=True) as connection:
+
+@pytest.fixture
+def official_database(clean_database: str) -> str:
+    """A database that the official migrations made, up to those that the recording has."""
+    lines = test_data("recorded/appview-schema.sql").read_text().splitlines()
+    script = "\n".join(line for line in lines if not line.startswith("\\"))
+    execute(clean_database, "CREATE EXTENSION pg_trgm SCHEMA public")
+    with psycopg.connect(clean_database, autocommit=True) as connection:
         connection.execute(script.encode())
+    names = known_migrations()[:-1]  # the last one is younger than the recording
+    array = "{" + ",".join(names) + "}"
+    execute(
+        clean_database,
+        f"INSERT INTO {OFFICIAL}.kysely_migration SELECT unnest('{array}'::text[]), ''",
+    )
+    return clean_database
 
 
-def catalog(url: str) -> dict[str, str]:
-    database = Database.connect(url, name="test")
-    with database.transaction() as transaction:
-        found = read_catalog(transaction, "bsky")
-    database.close()
-    return {key: text for key, text in found.items() if not key.startswith("migration ")}
+def known_migrations() -> list[str]:
+    text = resources.files("rsky_pipeline.database.schema").joinpath("0001_appview.sql").read_text()
+    return re.findall(r"'(_20\d{6}T\d{9}Z)'", text)
+
+
+def catalogue(url: str, schema: str) -> Catalogue:
+    with (
+        Database.connect(url, schema=schema, name="test") as database,
+        database.transaction() as tx,
+    ):
+        return read_catalogue(tx, schema)
+
+
+def view_definition(url: str, schema: str) -> str:
+    with Database.connect(url, schema=schema, name="test") as database:
+        sql = "SELECT pg_get_viewdef('algo_whats_hot_view'::regclass)"
+        return str(database.query(sql)[0][0])
 
 
 def test_it_equals_the_official_one_but_for_the_listed_additions(
-    clean_database: str, schema_database: str
+    official_database: str, schema_database: str
 ) -> None:
-    load_official(clean_database)
-    differences = compare(catalog(clean_database), catalog(schema_database))
-    assert [item.subject for item in differences] == [
-        "column record.rev",
-        "index like_subject_sort_at_creator_idx",  # of a migration later than the recording
-        "index op_thread_reply_uri_idx",
-    ]
-    assert all(item.expected is None for item in differences)
+    official = catalogue(official_database, OFFICIAL)
+    ours = catalogue(schema_database, "bsky")
+    assert ours["record"].columns.pop("rev") == "character varying"
+    assert ours["op_thread_reply"].indexes.pop("op_thread_reply_uri_idx")
+    # Of the one official migration that is younger than the recording.
+    assert ours["like"].indexes.pop("like_subject_sort_at_creator_idx")
+    assert ours == official
+    order = {name: list(table.columns) for name, table in ours.items()}
+    assert order == {name: list(table.columns) for name, table in official.items()}
+    assert len(ours) == 53 + 2 + 1
+    assert view_definition(schema_database, "bsky") == view_definition(official_database, OFFICIAL)
 
 
-def test_initialising_twice_changes_nothing(schema_database: str) -> None:
-    assert initialise(schema_database, "bsky") == []
-    assert check(schema_database, "bsky") == []
+def test_the_bookkeeping_of_the_official_migrator_is_complete(schema_database: str) -> None:
+    with Database.connect(schema_database, name="test") as database:
+        rows = database.query('SELECT name, "timestamp" FROM kysely_migration ORDER BY name')
+        lock = database.query("SELECT id, is_locked FROM kysely_migration_lock")
+        parameters: dict[str, str] = dict(database.query("SELECT name, value FROM view_param"))
+    assert [name for name, _ in rows] == known_migrations()
+    assert len(rows) == 59
+    assert all(re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", time) for _, time in rows)
+    assert lock == [("migration_lock", 0)]
+    assert parameters == {"whats_hot_like_threshold": "2", "whats_hot_interval": "1day"}
 
 
-def test_an_official_database_gets_only_what_is_ours(clean_database: str) -> None:
-    load_official(clean_database)
-    before = catalog(clean_database)
-    assert initialise(clean_database, "bsky") == [
-        "added the column record.rev",
+def test_the_expected_schema_is_the_one_that_is_made(schema_database: str) -> None:
+    document = {
+        "appview": to_json(catalogue(schema_database, "bsky")),
+        "pipeline": to_json(catalogue(schema_database, "rsky_pipeline")),
+        "official_migrations": known_migrations(),
+    }
+    text = json.dumps(document, indent=1) + "\n"
+    file = Path(str(resources.files("rsky_pipeline.database.schema").joinpath("expected.json")))
+    if os.environ.get("RSKY_TEST_UPDATE"):  # after a new migration
+        file.write_text(text)
+    assert file.read_text() == text, "run this test again with RSKY_TEST_UPDATE=1"
+
+
+def test_steps_are_reported_once_and_repeating_changes_nothing(clean_database: str) -> None:
+    done = initialise(clean_database)
+    assert done == [
         "created the schema rsky_pipeline",
+        "created the schema bsky",
+        "created the extension pg_trgm in public",
+        "created the AppView's tables in bsky",
+        "applied 0002_pipeline",
     ]
-    after = catalog(clean_database)
-    assert {key: after[key] for key in before} == before
-    missing = {item.subject for item in check(clean_database, "bsky")}
-    missing.remove("index like_subject_sort_at_creator_idx")
-    assert all(subject.startswith("migration ") for subject in missing)
+    assert check(clean_database) == []
+    assert initialise(clean_database) == []
+
+
+def test_an_official_database_gets_only_what_is_ours(official_database: str) -> None:
+    before = catalogue(official_database, OFFICIAL)
+    assert initialise(official_database, OFFICIAL) == [
+        "created the schema rsky_pipeline",
+        f"found the AppView's tables in {OFFICIAL} (58 official migrations)",
+        "applied 0002_pipeline",
+    ]
+    after = catalogue(official_database, OFFICIAL)
+    del after["record"].columns["rev"]
+    del after["op_thread_reply"].indexes["op_thread_reply_uri_idx"]
+    assert after == before
+    differences = check(official_database, OFFICIAL)
+    assert {(item.subject, item.found) for item in differences} == {
+        (f"index {OFFICIAL}.like.like_subject_sort_at_creator_idx", None),
+        ("official migrations", None),
+    }
+    assert all("official data plane" in item.advice for item in differences)
+
+
+def test_an_older_version_of_ours_is_upgraded(schema_database: str) -> None:
+    newer = (*migrations(), Migration(9_000, "later", "CREATE TABLE rsky_pipeline.later (x int)"))
+    assert initialise(schema_database, steps=newer) == ["applied 9000_later"]
+    assert initialise(schema_database, steps=newer) == []
+    found = [item.subject for item in check(schema_database)]
+    assert found == ["schema version"]
+
+
+def test_a_newer_version_of_ours_is_left_alone(schema_database: str) -> None:
+    execute(schema_database, "INSERT INTO rsky_pipeline.schema_version VALUES (9000, 'x', 'bsky')")
+    with pytest.raises(SchemaMismatch, match="version 9000"):
+        initialise(schema_database)
+
+
+def test_a_failing_step_leaves_the_database_as_it_was(clean_database: str) -> None:
+    broken = (*migrations(), Migration(9_000, "broken", "SELECT * FROM nothing"))
+    with pytest.raises(SchemaMismatch, match="nothing"):
+        initialise(clean_database, steps=broken)
+    assert catalogue(clean_database, "bsky") == catalogue(clean_database, "rsky_pipeline") == {}
+
+
+def test_initialising_at_once_makes_one_schema(clean_database: str) -> None:
+    results: list[list[str]] = []
+    threads = [
+        threading.Thread(target=lambda: results.append(initialise(clean_database)))
+        for _ in range(4)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert sorted(len(done) for done in results) == [0, 0, 0, 5]
 
 
 def test_another_schema_name(clean_database: str) -> None:
-    initialise(clean_database, "other")
-    assert check(clean_database, "other") == []
-    with pytest.raises(DatabaseError, match="letters"):
+    initialise(clean_database, "Other_Name")
+    assert check(clean_database, "Other_Name") == []
+    with pytest.raises(ValueError, match="letters"):
         initialise(clean_database, "a;b")
 
 
-def test_every_official_migration_is_recorded(schema_database: str) -> None:
-    database = Database.connect(schema_database, name="test")
-    names = [row[0] for row in database.query("SELECT name FROM kysely_migration ORDER BY name")]
-    assert len(names) == 59
-    assert all(re.fullmatch(r"_20\d{6}T\d{9}Z", name) for name in names)
-    assert database.query("SELECT * FROM kysely_migration_lock") == [("migration_lock", 0)]
-    database.close()
+def test_a_second_appview_schema_in_a_database_is_refused(schema_database: str) -> None:
+    with pytest.raises(SchemaMismatch, match="belongs to the schema bsky"):
+        initialise(schema_database, "other")
 
 
-def test_differences_are_found_column_by_column(schema_database: str) -> None:
-    execute(schema_database, "DROP INDEX bsky.like_creator_cursor_idx")
-    execute(schema_database, "ALTER TABLE bsky.post ALTER COLUMN text TYPE text")
-    execute(schema_database, "ALTER TABLE bsky.actor ADD COLUMN extra text")
-    execute(schema_database, "ALTER TABLE rsky_pipeline.tombstone DROP COLUMN did")
-    found = {item.subject: item for item in check(schema_database, "bsky")}
-    assert found["index like_creator_cursor_idx"].found is None
-    assert "db init" in found["index like_creator_cursor_idx"].remedy
-    assert found["column post.text"] == Difference(
-        "column post.text",
-        "character varying NOT NULL DEFAULT none",
-        "text NOT NULL DEFAULT none",
-    )
-    assert found["column actor.extra"].expected is None
-    assert found["column tombstone.did (rsky_pipeline)"].found is None
-    assert check(schema_database, "bsky") == list(found.values())
-
-
-def test_foreign_tables_are_not_mixed_with_ours(clean_database: str) -> None:
+def test_tables_of_unknown_origin_are_refused(clean_database: str) -> None:
     execute(clean_database, "CREATE SCHEMA bsky")
-    execute(clean_database, "CREATE TABLE bsky.something (id int)")
-    with pytest.raises(DatabaseError, match="no AppView"):
-        initialise(clean_database, "bsky")
+    execute(clean_database, "CREATE TABLE bsky.record (uri text)")
+    with pytest.raises(SchemaMismatch, match="kysely_migration"):
+        initialise(clean_database)
+    assert catalogue(clean_database, "rsky_pipeline") == {}
+
+
+def test_an_extension_elsewhere_is_refused(clean_database: str) -> None:
+    execute(clean_database, "CREATE SCHEMA extensions")
+    execute(clean_database, "CREATE EXTENSION pg_trgm SCHEMA extensions")
+    with pytest.raises(SchemaMismatch, match="ALTER EXTENSION"):
+        initialise(clean_database)
+
+
+def test_an_empty_database_is_one_difference(clean_database: str) -> None:
+    (difference,) = check(clean_database)
+    assert difference.subject == "schema bsky"
+    assert "db init" in difference.advice
+
+
+@pytest.mark.parametrize(
+    ("change", "subject", "severity", "advice"),
+    [
+        ("DROP INDEX bsky.like_creator_cursor_idx",
+         "index bsky.like.like_creator_cursor_idx", "error", "CREATE INDEX like_creator_curs"),
+        ("ALTER TABLE bsky.post ALTER COLUMN text TYPE text",
+         "column bsky.post.text", "error", "character varying not null"),
+        ("ALTER TABLE bsky.post ALTER COLUMN text DROP NOT NULL",
+         "column bsky.post.text", "error", "character varying not null"),
+        ('ALTER TABLE bsky.post_agg ALTER COLUMN "likeCount" SET DEFAULT 1',
+         "column bsky.post_agg.likeCount", "error", "default 0"),
+        ("ALTER TABLE bsky.record DROP COLUMN rev", "column bsky.record.rev", "error", "db init"),
+        ("ALTER TABLE bsky.actor ADD COLUMN extra text",
+         "column bsky.actor.extra", "warning", "no harm"),
+        ("ALTER TABLE bsky.actor ADD COLUMN extra text NOT NULL",
+         "column bsky.actor.extra", "error", "drop it"),
+        ("CREATE UNIQUE INDEX extra ON bsky.notification (did)",
+         "index bsky.notification.extra", "error", "drop it"),
+        ("CREATE INDEX extra ON bsky.notification (did)",
+         "index bsky.notification.extra", "warning", "no harm"),
+        ('ALTER TABLE bsky."like" DROP CONSTRAINT like_unique_subject',
+         "constraint bsky.like.like_unique_subject", "error", "UNIQUE (subject, creator)"),
+        ("DROP TABLE rsky_pipeline.tombstone", "table rsky_pipeline.tombstone", "error", "db init"),
+        ("DROP EXTENSION pg_trgm CASCADE", "extension pg_trgm", "error", "CREATE EXTENSION"),
+        ("INSERT INTO bsky.kysely_migration VALUES ('_2030', '')",
+         "official migrations", "warning", "newer"),
+    ],
+)  # fmt: skip
+def test_differences_name_the_part_and_the_remedy(
+    schema_database: str, change: str, subject: str, severity: str, advice: str
+) -> None:
+    execute(schema_database, change)
+    found = {item.subject: item for item in check(schema_database)}
+    assert found[subject].severity == severity
+    assert advice in found[subject].advice
+
+
+def test_checking_needs_no_right_to_write(schema_database: str) -> None:
+    execute(schema_database, "DROP ROLE IF EXISTS reader")
+    execute(schema_database, "CREATE ROLE reader LOGIN")
+    for schema in ("bsky", "rsky_pipeline"):
+        execute(schema_database, f"GRANT USAGE ON SCHEMA {schema} TO reader")
+        execute(schema_database, f"GRANT SELECT ON ALL TABLES IN SCHEMA {schema} TO reader")
+    try:
+        assert check(schema_database.replace("postgres@", "reader@")) == []
+        assert initialise(schema_database.replace("postgres@", "reader@")) == []
+    finally:
+        execute(schema_database, "DROP OWNED BY reader")
+        execute(schema_database, "DROP ROLE reader")

@@ -1,0 +1,80 @@
+"""What PostgreSQL reports about tables, in a form that can be compared and stored as JSON."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+
+from rsky_pipeline.database.connection import Transaction, quote_schema
+
+# Dropped columns keep a row; a generated column's expression is stored like a default.
+_COLUMNS = """
+SELECT c.relname, a.attname, format_type(a.atttypid, a.atttypmod), a.attnotnull, a.attgenerated,
+       pg_get_expr(d.adbin, d.adrelid)
+FROM pg_class c
+JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
+LEFT JOIN pg_attrdef d ON d.adrelid = c.oid AND d.adnum = a.attnum
+WHERE c.relnamespace = %s::regnamespace AND c.relkind IN ('r', 'p', 'm')
+ORDER BY c.relname, a.attnum"""
+
+# PostgreSQL 18 lists NOT NULL among the constraints; it is part of the column here.
+_CONSTRAINTS = """
+SELECT c.relname, k.conname, pg_get_constraintdef(k.oid)
+FROM pg_constraint k JOIN pg_class c ON c.oid = k.conrelid
+WHERE c.relnamespace = %s::regnamespace AND k.contype <> 'n'
+ORDER BY c.relname, k.conname"""
+
+_INDEXES = """
+SELECT c.relname, i.relname, pg_get_indexdef(x.indexrelid), x.indisvalid
+FROM pg_index x JOIN pg_class c ON c.oid = x.indrelid JOIN pg_class i ON i.oid = x.indexrelid
+WHERE c.relnamespace = %s::regnamespace AND c.relkind IN ('r', 'p', 'm')
+  AND NOT EXISTS (SELECT 1 FROM pg_constraint k WHERE k.conindid = x.indexrelid
+                  AND k.contype IN ('p', 'u', 'x'))
+ORDER BY c.relname, i.relname"""
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """A table or materialized view; every value is the definition by name, in physical order."""
+
+    columns: dict[str, str] = field(default_factory=dict)
+    constraints: dict[str, str] = field(default_factory=dict)
+    indexes: dict[str, str] = field(default_factory=dict)  # without those behind constraints
+
+
+Catalogue = dict[str, Table]
+
+
+def read_catalogue(tx: Transaction, schema: str) -> Catalogue:
+    """Return the tables of a schema, without its name in the definitions; {} if there is none.
+
+    Definitions are those of a search_path that begins with the schema.
+    """
+    quoted = quote_schema(schema)
+    if not tx.query("SELECT 1 FROM pg_namespace WHERE nspname = %s", [schema]):
+        return {}
+    tx.execute(f"SET LOCAL search_path TO {quoted}, public")
+    catalogue: Catalogue = {}
+    for table, name, type_, not_null, generated, expression in tx.query(_COLUMNS, [quoted]):
+        text = type_ + (" not null" if not_null else "")
+        if expression is not None:
+            text += f" generated {expression}" if generated else f" default {expression}"
+        catalogue.setdefault(table, Table()).columns[name] = _neutral(text, schema)
+    for table, name, definition in tx.query(_CONSTRAINTS, [quoted]):
+        catalogue[table].constraints[name] = _neutral(definition, schema)
+    for table, name, definition, valid in tx.query(_INDEXES, [quoted]):
+        text = _neutral(definition, schema) + ("" if valid else " INVALID")
+        catalogue[table].indexes[name] = text
+    return catalogue
+
+
+def to_json(catalogue: Catalogue) -> dict[str, dict[str, dict[str, str]]]:
+    """Return plain dicts, the inverse of `from_json`."""
+    return {name: asdict(table) for name, table in catalogue.items()}
+
+
+def from_json(document: Mapping[str, Mapping[str, dict[str, str]]]) -> Catalogue:
+    """Return the catalogue that `to_json` made a document of."""
+    return {name: Table(**table) for name, table in document.items()}
+
+
+def _neutral(definition: str, schema: str) -> str:
+    return definition.replace(f'"{schema}".', "").replace(f"{schema}.", "")

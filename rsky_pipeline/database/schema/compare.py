@@ -1,0 +1,180 @@
+"""Comparing a database with the schema this version expects, without changing anything."""
+
+import json
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+from typing import Literal
+
+from rsky_pipeline.database.connection import Database, Transaction, quote_schema
+from rsky_pipeline.database.schema.catalogue import Catalogue, Table, from_json, read_catalogue
+from rsky_pipeline.database.schema.migrate import PIPELINE_SCHEMA, migrations
+
+# What `catalogue.to_json` gave for a database that `initialise` made; a test keeps it up to date.
+EXPECTED_FILE = "expected.json"
+
+_INITIALISE = "run `rsky-pipeline db init`"
+_OFFICIAL = "let the official data plane migrate the database (its migrations, not ours, own this)"
+_OUR_ADDITIONS = {"record": {"rev"}, "op_thread_reply": {"op_thread_reply_uri_idx"}}
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """One thing that is not as expected, and what to do about it."""
+
+    severity: Literal["error", "warning"]  # a warning is additional and does no harm
+    subject: str  # "column bsky.record.rev"
+    expected: str | None  # a definition; None if there should be nothing
+    found: str | None
+    advice: str
+
+
+@dataclass(frozen=True, slots=True)
+class Expected:
+    """The schema of this version: AppView tables, own tables, names of official migrations."""
+
+    appview: Catalogue
+    pipeline: Catalogue
+    official_migrations: tuple[str, ...]
+
+
+@cache
+def expected() -> Expected:
+    """Return the schema that this version expects."""
+    document = json.loads(resources.files(__package__).joinpath(EXPECTED_FILE).read_text("utf-8"))
+    return Expected(
+        from_json(document["appview"]),
+        from_json(document["pipeline"]),
+        tuple(document["official_migrations"]),
+    )
+
+
+def check(url: str, schema: str = "bsky") -> list[Difference]:
+    """Return every difference, errors first; [] if the database is as expected.
+
+    Needs only the right to connect and to read the catalogue and the bookkeeping tables.
+    """
+    with (
+        Database.connect(url, schema=schema, name="db") as db,
+        db.transaction() as tx,
+    ):
+        tx.execute("SET TRANSACTION READ ONLY")
+        found = read_catalogue(tx, schema)
+        own = read_catalogue(tx, PIPELINE_SCHEMA)
+        if not own and not found.keys() & expected().appview.keys():
+            return [_missing(f"schema {schema}", "the AppView's and our tables", _INITIALISE)]
+        official = _compare_official(tx, schema) if "kysely_migration" in found else []
+        behind = any(difference.severity == "error" for difference in official)
+        differences = _compare(schema, expected().appview, found, behind=behind)
+        differences += _compare(PIPELINE_SCHEMA, expected().pipeline, own, behind=False)
+        differences += _compare_extension(tx) + official
+        if "schema_version" in own:
+            differences += _compare_version(tx, schema)
+    return sorted(differences, key=lambda difference: difference.severity != "error")
+
+
+def _compare(schema: str, wanted: Catalogue, found: Catalogue, *, behind: bool) -> list[Difference]:
+    """Compare a schema; `behind` is whether official migrations are missing in it."""
+    differences: list[Difference] = []
+    for name, table in wanted.items():
+        if name in found:
+            differences += _compare_table(f"{schema}.{name}", table, found[name], behind)
+        else:
+            advice = _OFFICIAL if behind else f"{_INITIALISE}; if it remains, restore the table"
+            differences.append(_missing(f"table {schema}.{name}", "a table", advice))
+    return differences
+
+
+def _compare_table(name: str, wanted: Table, found: Table, behind: bool) -> list[Difference]:
+    additions = _OUR_ADDITIONS.get(name.partition(".")[2], ())
+    differences: list[Difference] = []
+    for kind, expected_parts, found_parts in (
+        ("column", wanted.columns, found.columns),
+        ("constraint", wanted.constraints, found.constraints),
+        ("index", wanted.indexes, found.indexes),
+    ):
+        for part in expected_parts | found_parts:
+            should, is_ = expected_parts.get(part), found_parts.get(part)
+            if should == is_:
+                continue
+            subject = f"{kind} {name}.{part}"
+            if should is None:
+                differences.append(_additional(kind, subject, str(is_)))
+            elif is_ is not None:
+                advice = f"change it to: {should}"
+                differences.append(Difference("error", subject, should, is_, advice))
+            elif behind and part not in additions:
+                differences.append(_missing(subject, should, _OFFICIAL))
+            else:
+                differences.append(_missing(subject, should, _recreate(kind, should)))
+    return differences
+
+
+def _recreate(kind: str, definition: str) -> str:
+    """Advise on a part that is missing although, or because, its migration has (not) run."""
+    how = f"execute: {definition}" if kind == "index" else f"add it as: {definition}"
+    return f"{_INITIALISE}; if it remains, {how}"
+
+
+def _additional(kind: str, subject: str, found: str) -> Difference:
+    required = kind == "column" and " not null" in found and " default " not in found
+    refuses = kind == "constraint" or found.startswith("CREATE UNIQUE")
+    if required or refuses:
+        advice = "rows of the official schema may be refused: drop it, or relax it"
+        return Difference("error", subject, None, found, advice)
+    return Difference("warning", subject, None, found, "nothing: it does no harm")
+
+
+def _missing(subject: str, wanted: str, advice: str) -> Difference:
+    return Difference("error", subject, wanted, None, advice)
+
+
+def _compare_extension(tx: Transaction) -> list[Difference]:
+    rows = tx.query(
+        "SELECT extnamespace::regnamespace::text FROM pg_extension WHERE extname = 'pg_trgm'"
+    )
+    if rows == [("public",)]:
+        return []
+    statement = (
+        "ALTER EXTENSION pg_trgm SET SCHEMA public"
+        if rows
+        else "CREATE EXTENSION pg_trgm SCHEMA public"
+    )
+    found = f"in the schema {rows[0][0]}" if rows else None
+    advice = f"execute: {statement}"
+    return [Difference("error", "extension pg_trgm", "in the schema public", found, advice)]
+
+
+def _compare_official(tx: Transaction, schema: str) -> list[Difference]:
+    rows = tx.query(f"SELECT name FROM {quote_schema(schema)}.kysely_migration")
+    found = {name for (name,) in rows}
+    wanted = set(expected().official_migrations)
+    differences: list[Difference] = []
+    if wanted - found:
+        names = ", ".join(sorted(wanted - found))
+        differences.append(_missing("official migrations", names, _OFFICIAL))
+    if found - wanted:
+        names = ", ".join(sorted(found - wanted))
+        advice = "nothing, if the AppView is newer than this rsky-pipeline; an older one refuses it"
+        differences.append(Difference("warning", "official migrations", None, names, advice))
+    return differences
+
+
+def _compare_version(tx: Transaction, schema: str) -> list[Difference]:
+    rows = tx.query(f"SELECT version, appview_schema FROM {PIPELINE_SCHEMA}.schema_version")
+    newest = migrations()[-1].version
+    version = max((row[0] for row in rows), default=0)
+    differences = [
+        Difference(
+            "error", "pipeline's AppView schema", schema, other, f"set database_schema to {other}"
+        )
+        for other in sorted({row[1] for row in rows} - {schema})
+    ]
+    if version < newest:
+        differences.append(
+            Difference("error", "schema version", str(newest), str(version), _INITIALISE)
+        )
+    elif version > newest:
+        advice = "use the rsky-pipeline that upgraded the database, or a newer one"
+        differences.append(Difference("error", "schema version", str(newest), str(version), advice))
+    return differences

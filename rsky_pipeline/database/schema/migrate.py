@@ -1,0 +1,166 @@
+"""Making and upgrading the schema: forward only, all or nothing, one at a time.
+
+The AppView's tables belong to the official migrator. Where it has made them they are left as they
+are, and only what the pipeline needs besides is added. What has been done is kept in
+`rsky_pipeline.schema_version`, never in the official bookkeeping: the official migrator refuses a
+database with a migration that it does not know.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+
+from rsky_pipeline.database.connection import Database, Transaction, quote_schema
+from rsky_pipeline.database.errors import SchemaMismatch
+
+OLDEST_SERVER = 14
+PIPELINE_SCHEMA = "rsky_pipeline"
+APPVIEW_VERSION = 1  # the migration that makes the AppView's tables
+_LOCK = 0x72736B79  # "rsky": the advisory lock that concurrent initialisations wait for
+
+_VERSION_TABLE = f"""
+CREATE TABLE {PIPELINE_SCHEMA}.schema_version (
+    version integer PRIMARY KEY,
+    name text NOT NULL,
+    appview_schema text NOT NULL,
+    applied_at timestamptz NOT NULL DEFAULT now()
+)"""
+
+
+@dataclass(frozen=True, slots=True)
+class Migration:
+    """A numbered step, the content of `NNNN_name.sql`."""
+
+    version: int
+    name: str
+    sql: str
+
+
+@cache
+def migrations() -> tuple[Migration, ...]:
+    """Return all steps in order."""
+    found = []
+    for file in resources.files(__package__).iterdir():
+        if file.name.endswith(".sql"):
+            version, _, name = file.name.removesuffix(".sql").partition("_")
+            found.append(Migration(int(version), name, file.read_text("utf-8")))
+    return tuple(sorted(found, key=lambda migration: migration.version))
+
+
+def initialise(
+    url: str, schema: str = "bsky", *, steps: Sequence[Migration] | None = None
+) -> list[str]:
+    """Bring the database to this version's schema; return what was done, [] if nothing was.
+
+    Waits for a concurrent initialisation. Raises SchemaMismatch, having changed nothing, when the
+    database cannot be used: too old a server, tables of another origin, a newer version of ours.
+    """
+    with (
+        Database.connect(url, schema=schema, name="db", statement_timeout_ms=0) as db,
+        db.transaction() as tx,
+    ):
+        return migrate(tx, schema, migrations() if steps is None else steps)
+
+
+def migrate(tx: Transaction, schema: str, steps: Sequence[Migration]) -> list[str]:
+    """Do what `initialise` says within a transaction."""
+    tx.query("SELECT pg_advisory_xact_lock(%s)", [_LOCK])
+    _check_server(tx)
+    applied = _applied(tx, schema)
+    newest = max((step.version for step in steps), default=0)
+    if max(applied, default=0) > newest:
+        raise SchemaMismatch(
+            f"the database has version {max(applied)} of the schema and this rsky-pipeline knows "
+            f"{newest}: use the rsky-pipeline that upgraded it, or a newer one"
+        )
+    done: list[str] = []
+    for step in steps:
+        if step.version in applied:
+            continue
+        if step.version == APPVIEW_VERSION:
+            done += _make_appview(tx, schema, step)
+        else:
+            tx.execute(step.sql)
+            done.append(f"applied {step.version:04}_{step.name}")
+        tx.execute(
+            f"INSERT INTO {PIPELINE_SCHEMA}.schema_version (version, name, appview_schema) "
+            "VALUES (%s, %s, %s)",
+            [step.version, step.name, schema],
+        )
+    return done
+
+
+def _make_appview(tx: Transaction, schema: str, step: Migration) -> list[str]:
+    done: list[str] = []
+    for name in dict.fromkeys((PIPELINE_SCHEMA, schema)):
+        if not tx.query("SELECT 1 FROM pg_namespace WHERE nspname = %s", [name]):
+            tx.execute(f"CREATE SCHEMA {quote_schema(name)}")
+            done.append(f"created the schema {name}")
+    tx.execute(_VERSION_TABLE)
+    if _exists(tx, schema, "kysely_migration"):
+        count = tx.query(f"SELECT count(*) FROM {quote_schema(schema)}.kysely_migration")[0][0]
+        done.append(f"found the AppView's tables in {schema} ({count} official migrations)")
+        return done
+    if _exists(tx, schema, "record") or _exists(tx, schema, "actor"):
+        raise SchemaMismatch(
+            f"the schema {schema} has AppView tables without the official migrator's bookkeeping "
+            "(kysely_migration), so it is unknown which state they have: choose another "
+            "database_schema, or let the official data plane migrate the database first"
+        )
+    done += _make_extension(tx)
+    tx.execute(step.sql)
+    done.append(f"created the AppView's tables in {schema}")
+    return done
+
+
+def _make_extension(tx: Transaction) -> list[str]:
+    """Provide pg_trgm where the official migrator and our search_path look for it."""
+    found = tx.query(
+        "SELECT nspname FROM pg_extension JOIN pg_namespace n ON n.oid = extnamespace "
+        "WHERE extname = 'pg_trgm'"
+    )
+    if found:
+        if found[0][0] != "public":
+            raise SchemaMismatch(
+                f"the extension pg_trgm is in the schema {found[0][0]}; the AppView expects it in "
+                "public: ALTER EXTENSION pg_trgm SET SCHEMA public"
+            )
+        return []
+    tx.execute("CREATE EXTENSION pg_trgm SCHEMA public")
+    return ["created the extension pg_trgm in public"]
+
+
+def _check_server(tx: Transaction) -> None:
+    number, encoding = tx.query(
+        "SELECT current_setting('server_version_num')::int, current_setting('server_encoding')"
+    )[0]
+    if number < OLDEST_SERVER * 10_000:
+        raise SchemaMismatch(
+            f"PostgreSQL {number // 10_000} is too old: at least {OLDEST_SERVER} is needed"
+        )
+    if encoding != "UTF8":
+        raise SchemaMismatch(
+            f"the database has the encoding {encoding}: create one with ENCODING 'UTF8'"
+        )
+
+
+def _applied(tx: Transaction, schema: str) -> set[int]:
+    if not _exists(tx, PIPELINE_SCHEMA, "schema_version"):
+        return set()
+    rows = tx.query(f"SELECT version, appview_schema FROM {PIPELINE_SCHEMA}.schema_version")
+    other = next((name for _, name in rows if name != schema), None)
+    if other is not None:
+        raise SchemaMismatch(
+            f"this database's pipeline belongs to the schema {other}, not to {schema}: set "
+            f"database_schema to {other}, or use another database"
+        )
+    return {version for version, _ in rows}
+
+
+def _exists(tx: Transaction, schema: str, table: str) -> bool:
+    return bool(
+        tx.query(
+            "SELECT 1 FROM pg_tables WHERE schemaname = %s AND tablename = %s", [schema, table]
+        )
+    )

@@ -1,0 +1,70 @@
+"""Arrays and COPY carry every type of value that the indexer writes."""
+
+import pytest
+
+from rsky_pipeline.database.bulk import copy_into_temp, transpose, unnest_sql
+from rsky_pipeline.database.connection import Database
+from rsky_pipeline.database.errors import BadData
+
+COLUMNS = [("text", "text"), ("number", "int8"), ("flag", "bool"), ("doc", "jsonb")]
+ROWS: list[tuple[object, ...]] = [
+    ("ä \U0001f600", 2**40, True, '{"a": [1, null]}'),
+    ("", -1, False, "[]"),
+    (None, None, None, None),
+]
+STORED = [
+    ("ä \U0001f600", 2**40, True, {"a": [1, None]}),
+    ("", -1, False, []),
+    (None, None, None, None),
+]
+
+
+@pytest.mark.parametrize("count", [0, 1, 3])
+def test_arrays_keep_values_and_order(clean_database: str, count: int) -> None:
+    with Database.connect(clean_database, name="test") as database:
+        rows = ROWS[3 - count :]
+        found = database.query(f"SELECT * FROM {unnest_sql(COLUMNS)}", transpose(rows, 4))
+        assert found == STORED[3 - count :]
+
+
+def test_a_column_of_nulls_has_its_type(clean_database: str) -> None:
+    with Database.connect(clean_database, name="test") as database:
+        found = database.query(
+            f"SELECT pg_typeof(doc)::text, doc FROM {unnest_sql(COLUMNS)}", transpose(ROWS[2:], 4)
+        )
+        assert found == [("jsonb", None)]
+
+
+def test_copy_keeps_values_and_is_empty_in_the_next_transaction(clean_database: str) -> None:
+    with Database.connect(clean_database, name="test") as database:
+        for _ in range(2):
+            with database.transaction() as tx:
+                assert copy_into_temp(tx, "incoming_test", COLUMNS, ROWS) == 3
+                assert tx.query("SELECT * FROM incoming_test") == STORED
+        with database.transaction() as tx:
+            assert copy_into_temp(tx, "incoming_test", COLUMNS, []) == 0
+            assert tx.query("SELECT * FROM incoming_test") == []
+
+
+def test_one_poison_row_fails_the_copy_as_bad_data(clean_database: str) -> None:
+    with Database.connect(clean_database, name="test") as database:
+
+        def copy(rows: list[tuple[object, ...]]) -> None:
+            with database.transaction() as tx:
+                copy_into_temp(tx, "incoming_test", COLUMNS, rows)
+
+        for poison in ("a\0b", "\ud800"):
+            with pytest.raises(BadData):
+                copy([*ROWS, (poison, 1, True, "{}")])
+        with pytest.raises(BadData):
+            copy([("x", 1, True, '{"a": "\\u0000"}')])  # jsonb cannot hold it
+        copy(ROWS)
+
+
+def test_names_of_temporary_tables_are_checked(clean_database: str) -> None:
+    with (
+        Database.connect(clean_database, name="test") as database,
+        database.transaction() as tx,
+        pytest.raises(ValueError, match="temporary table"),
+    ):
+        copy_into_temp(tx, "a; DROP", COLUMNS, [])
