@@ -1,1 +1,1 @@
-"""One module a record collection: its table, columns, uniqueness, counts and notifications."""
+"""One module a kind of record: table, columns, uniqueness, counts, notifications."""

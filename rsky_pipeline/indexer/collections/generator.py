@@ -1,0 +1,42 @@
+"""app.bsky.feed.generator: a row of `feed_generator`."""
+
+from rsky_pipeline.indexer.collections.shape import Collection, Put, Rows, Table
+from rsky_pipeline.indexer.records import (
+    Record,
+    blob_cid,
+    created_at,
+    did,
+    json_text,
+    optional_text,
+    text,
+)
+
+
+def _read(_put: Put, record: Record) -> Rows:
+    return Rows(
+        main=(
+            did(record, "did"),
+            text(record, "displayName", 240),
+            optional_text(record, "description", 3_000),
+            json_text(record, "descriptionFacets"),
+            blob_cid(record, "avatar"),
+            created_at(record),
+        )
+    )
+
+
+COLLECTION = Collection(
+    nsid="app.bsky.feed.generator",
+    read=_read,
+    table=Table(
+        "feed_generator",
+        columns={
+            "feedDid": "varchar",
+            "displayName": "varchar",
+            "description": "varchar",
+            "descriptionFacets": "varchar",
+            "avatarCid": "varchar",
+            "createdAt": "varchar",
+        },
+    ),
+)

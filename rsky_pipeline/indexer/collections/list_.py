@@ -1,0 +1,41 @@
+"""app.bsky.graph.list: a row of `list`. Its items are records of their own and stay without it."""
+
+from rsky_pipeline.indexer.collections.shape import Collection, Put, Rows, Table
+from rsky_pipeline.indexer.records import (
+    Record,
+    blob_cid,
+    created_at,
+    json_text,
+    optional_text,
+    text,
+)
+
+
+def _read(_put: Put, record: Record) -> Rows:
+    return Rows(
+        main=(
+            text(record, "name", 64, min_bytes=1),
+            text(record, "purpose", 1_000),
+            optional_text(record, "description", 3_000),
+            json_text(record, "descriptionFacets"),
+            blob_cid(record, "avatar"),
+            created_at(record),
+        )
+    )
+
+
+COLLECTION = Collection(
+    nsid="app.bsky.graph.list",
+    read=_read,
+    table=Table(
+        "list",
+        columns={
+            "name": "varchar",
+            "purpose": "varchar",
+            "description": "varchar",
+            "descriptionFacets": "varchar",
+            "avatarCid": "varchar",
+            "createdAt": "varchar",
+        },
+    ),
+)

@@ -1,0 +1,137 @@
+"""app.bsky.feed.post: the post, its feed item, embeds and quote, thread rules, notifications.
+
+What a post is, is read from its record here; `post_rules` looks at what others said (gates,
+parents), `post_notifications` tells people. An edited post is updated in place, so that gates,
+reposts and quotes of it stay what they were (officially they are lost).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import orjson
+
+from rsky_pipeline.indexer.collections.post_embeds import SIDE_TABLES, read_embed
+from rsky_pipeline.indexer.collections.post_notifications import notify_of_posts
+from rsky_pipeline.indexer.collections.post_rules import judge, set_gate_flags
+from rsky_pipeline.indexer.collections.post_thread import (
+    count_replies,
+    forget_deleted,
+    write_op_thread_replies,
+)
+from rsky_pipeline.indexer.collections.repost import FEED_ITEM
+from rsky_pipeline.indexer.collections.shape import (
+    Collection,
+    Count,
+    Put,
+    Row,
+    Rows,
+    SideTable,
+    Table,
+)
+from rsky_pipeline.indexer.records import (
+    InvalidRecord,
+    Record,
+    clean,
+    created_at,
+    did,
+    items,
+    mapping,
+    strong_reference,
+    text,
+)
+from rsky_pipeline.indexer.write import Changes
+
+MENTION = "app.bsky.richtext.facet#mention"
+MAX_TEXT_BYTES = 3_000
+MAX_LANGS, MAX_TAGS, MAX_TAG_BYTES = 3, 8, 640
+MAX_MENTIONS = 100  # a text of 300 graphemes has no room for more
+
+
+@dataclass(frozen=True, slots=True)
+class PostFacts:
+    """What the rules and notifications need to know of a post."""
+
+    sort_at: str
+    mentions: tuple[str, ...] = ()
+    root: str | None = None
+    parent: str | None = None
+    quoted: str | None = None  # uri of the post that it embeds
+
+
+def _read(put: Put, record: Record) -> Rows:
+    body = text(record, "text", MAX_TEXT_BYTES)
+    created = created_at(record)
+    root, root_cid, parent, parent_cid = _reply(record)
+    side: dict[str, Sequence[Row]] = {}
+    quoted = read_embed(put, record, created, side)
+    sort_at = put.sort_at(created)
+    side["feed_item"] = [(put.cid, "post", put.uri, put.did, sort_at)]
+    langs = _texts(record, "langs", MAX_LANGS, MAX_TAG_BYTES)
+    tags = _texts(record, "tags", MAX_TAGS, MAX_TAG_BYTES)
+    main = (body, root, root_cid, parent, parent_cid, created, langs, tags)
+    facts = PostFacts(sort_at, _mentions(record), root, parent, quoted)
+    return Rows(main=main, side=side, facts=facts)
+
+
+def _reply(record: Record) -> tuple[str | None, str | None, str | None, str | None]:
+    reply = mapping(record, "reply")
+    if reply is None:
+        return None, None, None, None
+    return *strong_reference(reply, "root"), *strong_reference(reply, "parent")
+
+
+def _texts(record: Record, key: str, max_items: int, max_bytes: int) -> str | None:
+    found = items(record, key, max_items)
+    for item in found:
+        if not isinstance(item, str):
+            raise InvalidRecord("wrong_type", f"{key} holds something that is not a text")
+        if len(item) > max_bytes:
+            raise InvalidRecord("too_long", f"{key} holds a text of {len(item)} characters")
+    # jsonb refuses NUL characters, also as escapes
+    return orjson.dumps([clean(str(item)) for item in found]).decode() if found else None
+
+
+def _mentions(record: Record) -> tuple[str, ...]:
+    if not record.get("facets"):
+        return ()
+    found: dict[str, None] = {}
+    for facet in items(record, "facets", 10_000):
+        features = items(facet, "features", 10_000) if isinstance(facet, dict) else ()
+        for feature in features:
+            if isinstance(feature, dict) and feature.get("$type") == MENTION:
+                found[did(feature, "did")] = None
+    return tuple(found)[:MAX_MENTIONS]
+
+
+def _finish(changes: Changes) -> None:
+    forget_deleted(changes)
+    written = [*changes.inserted, *changes.updated]
+    if written:
+        set_gate_flags(changes, written)
+    verdicts = judge(changes, written)
+    write_op_thread_replies(changes, written)
+    count_replies(changes, written, verdicts)
+    notify_of_posts(changes, written, verdicts)
+
+
+COLLECTION = Collection(
+    nsid="app.bsky.feed.post",
+    read=_read,
+    table=Table(
+        "post",
+        columns={
+            "text": "varchar",
+            "replyRoot": "varchar",
+            "replyRootCid": "varchar",
+            "replyParent": "varchar",
+            "replyParentCid": "varchar",
+            "createdAt": "varchar",
+            "langs": "jsonb",
+            "tags": "jsonb",
+        },
+        counts=(Count("profile_agg", "postsCount", by="creator"),),
+        kept=("replyRoot", "replyParent", "violatesThreadGate"),
+    ),
+    side=(SideTable("feed_item", owner="uri", columns=FEED_ITEM), *SIDE_TABLES),
+    finish=_finish,
+)

@@ -1,0 +1,278 @@
+"""What others allow: thread gates, post gates, and whether a reply hangs in its thread.
+
+A reply is judged once, when it is written, by what is known then, as officially; a post that was
+here without its record keeps its verdict.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+
+from rsky_pipeline.indexer.collections.shape import Put
+from rsky_pipeline.indexer.records import host, parts
+from rsky_pipeline.indexer.write import Changes
+
+_GATE = "app.bsky.feed.threadgate"
+_EMBED_GATE = "app.bsky.feed.postgate"
+_DISABLED = f"{_EMBED_GATE}#disableRule"
+
+_SET_FLAGS = """
+UPDATE post SET
+    "hasThreadGate" = CASE WHEN t.uri IS NOT NULL THEN true ELSE post."hasThreadGate" END,
+    "hasPostGate" = CASE WHEN p.uri IS NOT NULL THEN true ELSE post."hasPostGate" END
+FROM unnest(%b::text[]) AS n(uri)
+LEFT JOIN thread_gate t ON t."postUri" = n.uri
+LEFT JOIN post_gate p ON p."postUri" = n.uri
+WHERE post.uri = n.uri AND (t.uri IS NOT NULL OR p.uri IS NOT NULL)
+"""
+_PARENTS = """
+SELECT n.uri, r.uri IS NOT NULL, p."invalidReplyRoot", p."replyRoot"
+FROM unnest(%b::text[], %b::text[]) AS n(uri, parent)
+LEFT JOIN record r ON r.uri = n.parent LEFT JOIN post p ON p.uri = n.parent
+"""
+_RECORDS = "SELECT uri, json FROM record WHERE uri = ANY(%b::text[])"
+_FOLLOWS = """
+SELECT f.creator, f."subjectDid" FROM unnest(%b::text[], %b::text[]) AS n(creator, subject)
+JOIN follow f ON f.creator = n.creator AND f."subjectDid" = n.subject
+"""
+_LISTED = """
+SELECT i."listUri", i."subjectDid" FROM unnest(%b::text[], %b::text[]) AS n(list, subject)
+JOIN list_item i ON i."listUri" = n.list AND i."subjectDid" = n.subject
+"""
+_WAITING = """
+SELECT r.uri, r."replyParent", p."replyRoot", r."replyRoot"
+FROM unnest(%b::text[]) AS n(parent) JOIN post r ON r."replyParent" = n.parent
+JOIN post p ON p.uri = n.parent WHERE r."invalidReplyRoot"
+"""
+_ACCEPT = """
+UPDATE post SET "invalidReplyRoot" = CASE WHEN "violatesThreadGate" THEN false END,
+    "violatesThreadGate" = CASE WHEN "violatesThreadGate" THEN true END
+WHERE uri = ANY(%b::text[])
+"""
+_WRITE = """
+UPDATE post SET "invalidReplyRoot" = n.invalid, "violatesThreadGate" = n.gate,
+    "violatesEmbeddingRules" = n.embedding
+FROM unnest(%b::text[], %b::boolean[], %b::boolean[], %b::boolean[])
+    AS n(uri, invalid, gate, embedding)
+WHERE post.uri = n.uri
+"""
+
+MAX_DEPTH = 1_000  # replies above each other that are judged again at once
+Json = Mapping[str, Any]
+
+
+@dataclass(slots=True)
+class Verdict:
+    """What the rules say of a post; `hidden` are the replies that the thread's owner hides."""
+
+    invalid_reply_root: bool = False
+    violates_thread_gate: bool = False
+    violates_embedding_rules: bool = False
+    hidden: frozenset[str] = frozenset()
+
+
+def set_gate_flags(changes: Changes, written: Sequence[Put]) -> None:
+    """Mark posts whose gates were here before them (officially such gates are ignored)."""
+    changes.tx.execute(_SET_FLAGS, (sorted(put.uri for put in written),))
+
+
+def judge(changes: Changes, written: Sequence[Put]) -> dict[str, Verdict]:
+    """Judge replies and quotes, and store what is not as it should be."""
+    replies = [put for put in written if put.rows.facts.parent is not None]
+    quotes = [
+        put
+        for put in written
+        if put.rows.facts.quoted is not None and host(put.rows.facts.quoted) != put.did
+    ]
+    verdicts = {put.uri: Verdict() for put in (*replies, *quotes)}
+    if verdicts:
+        gates = _gates(changes, replies, quotes)
+        _judge_roots(changes, replies, verdicts)
+        _judge_replies(changes, replies, gates, verdicts)
+        for put in quotes:
+            rules = _gate(changes, gates, put, gate_uri(put.rows.facts.quoted, _EMBED_GATE)) or {}
+            verdicts[put.uri].violates_embedding_rules = any(
+                isinstance(rule, dict) and rule.get("$type") == _DISABLED
+                for rule in _list(rules, "embeddingRules")
+            )
+    _store(changes, verdicts)
+    _accept_waiting(changes, written, verdicts)
+    return verdicts
+
+
+def gate_uri(post: str, collection: str) -> str:
+    """Return where the gate of a post is; an empty text for what is no record."""
+    reference = parts(post)
+    if reference is None:
+        return ""
+    return f"at://{reference.authority}/{collection}/{reference.rkey}"
+
+
+def _gates(changes: Changes, replies: Sequence[Put], quotes: Sequence[Put]) -> dict[str, Json]:
+    wanted = {gate_uri(put.rows.facts.root, _GATE) for put in replies}
+    wanted |= {gate_uri(put.rows.facts.quoted, _EMBED_GATE) for put in quotes}
+    return _records(changes, wanted - {""})
+
+
+def _gate(changes: Changes, gates: Mapping[str, Json], put: Put, uri: str) -> Json | None:
+    """Return a gate unless it came after the post: gates do not judge what was there before."""
+    return None if changes.arrivals.get(uri, -1) > put.order else gates.get(uri)
+
+
+def _records(changes: Changes, uris: set[str]) -> dict[str, Json]:
+    if not uris:
+        return {}
+    found: dict[str, Json] = {}
+    for uri, json in changes.tx.query(_RECORDS, (sorted(uris),)):
+        value = orjson.loads(json)
+        if isinstance(value, dict):
+            found[uri] = value
+    return found
+
+
+def _judge_roots(changes: Changes, replies: Sequence[Put], verdicts: Mapping[str, Verdict]) -> None:
+    """A reply's root is invalid if its parent is missing, invalid, or in another thread."""
+    if not replies:
+        return
+    uris = [put.uri for put in replies]
+    parents = [put.rows.facts.parent for put in replies]
+    facts = {row[0]: row[1:] for row in changes.tx.query(_PARENTS, (uris, parents))}
+    by_uri = {put.uri: put for put in replies}
+    judged: set[str] = set()
+    for put in replies:
+        # A batch holds parents and replies in any order: judge the parents first.
+        path: list[Put] = []
+        above: Put | None = put
+        while above is not None and above.uri not in judged:
+            judged.add(above.uri)
+            path.append(above)
+            above = by_uri.get(above.rows.facts.parent)
+        for reply in reversed(path):
+            indexed, invalid, parent_root = facts[reply.uri]
+            parent = reply.rows.facts.parent
+            if parent in by_uri:
+                invalid = verdicts[parent].invalid_reply_root
+            wrong = _is_elsewhere(parent, parent_root, reply.rows.facts.root)
+            verdicts[reply.uri].invalid_reply_root = not indexed or bool(invalid) or wrong
+
+
+def _is_elsewhere(parent: str, parent_root: str | None, root: str) -> bool:
+    """Tell whether a parent is in another thread than the reply to it claims."""
+    return parent_root is not None if parent == root else parent_root != root
+
+
+def _accept_waiting(
+    changes: Changes, written: Sequence[Put], verdicts: Mapping[str, Verdict]
+) -> None:
+    """Judge replies again that came before their parents (officially they stay invalid)."""
+    arrived = [
+        put.uri for put in written if not verdicts.get(put.uri, Verdict()).invalid_reply_root
+    ]
+    for _ in range(MAX_DEPTH):
+        if not arrived:
+            return
+        rows = changes.tx.query(_WAITING, (arrived,))
+        arrived = [
+            uri
+            for uri, parent, parent_root, root in rows
+            if not _is_elsewhere(parent, parent_root, root)
+        ]
+        if arrived:
+            changes.tx.execute(_ACCEPT, (sorted(arrived),))
+
+
+def _judge_replies(
+    changes: Changes,
+    replies: Sequence[Put],
+    gates: Mapping[str, Json],
+    verdicts: Mapping[str, Verdict],
+) -> None:
+    gated: list[tuple[Put, Json]] = []
+    for put in replies:
+        gate = _gate(changes, gates, put, gate_uri(put.rows.facts.root, _GATE))
+        if gate is None:
+            continue
+        hidden = (item for item in _list(gate, "hiddenReplies") if isinstance(item, str))
+        verdicts[put.uri].hidden = frozenset(hidden)
+        if isinstance(gate.get("allow"), list) and host(put.rows.facts.root) != put.did:
+            gated.append((put, gate))
+    if not gated:
+        return
+    roots = _records(changes, {put.rows.facts.root for put, _ in gated})
+    follows = _follows(changes, gated)
+    listed = _listed(changes, gated)
+    for put, gate in gated:
+        allowed = _is_allowed(put, gate, roots.get(put.rows.facts.root), follows, listed)
+        verdicts[put.uri].violates_thread_gate = not allowed
+
+
+Pairs = set[tuple[str, str]]
+
+
+def _is_allowed(put: Put, gate: Json, root: Json | None, follows: Pairs, listed: Pairs) -> bool:
+    owner = host(put.rows.facts.root)
+    for rule in _list(gate, "allow"):
+        kind = rule.get("$type") if isinstance(rule, dict) else None
+        if (
+            (kind == f"{_GATE}#mentionRule" and put.did in _mentioned(root))
+            or (kind == f"{_GATE}#followerRule" and (put.did, owner) in follows)
+            or (kind == f"{_GATE}#followingRule" and (owner, put.did) in follows)
+            or (kind == f"{_GATE}#listRule" and (rule.get("list"), put.did) in listed)
+        ):
+            return True
+    return False
+
+
+def _mentioned(root: Json | None) -> set[str]:
+    found: set[str] = set()
+    for facet in _list(root or {}, "facets"):
+        for feature in _list(facet if isinstance(facet, dict) else {}, "features"):
+            if isinstance(feature, dict) and str(feature.get("$type")).endswith("#mention"):
+                found.add(str(feature.get("did")))
+    return found
+
+
+def _follows(changes: Changes, gated: Sequence[tuple[Put, Json]]) -> Pairs:
+    pairs: Pairs = set()
+    for put, _ in gated:
+        owner = host(put.rows.facts.root)
+        pairs |= {(put.did, owner), (owner, put.did)}
+    creators, subjects = zip(*sorted(pairs), strict=True)
+    return {
+        (row[0], row[1]) for row in changes.tx.query(_FOLLOWS, (list(creators), list(subjects)))
+    }
+
+
+def _listed(changes: Changes, gated: Sequence[tuple[Put, Json]]) -> Pairs:
+    pairs = {
+        (rule["list"], put.did)
+        for put, gate in gated
+        for rule in _list(gate, "allow")
+        if isinstance(rule, dict) and isinstance(rule.get("list"), str)
+    }
+    if not pairs:
+        return set()
+    lists, subjects = zip(*sorted(pairs), strict=True)
+    return {(row[0], row[1]) for row in changes.tx.query(_LISTED, (list(lists), list(subjects)))}
+
+
+def _list(value: Json, key: str) -> Sequence[Any]:
+    found = value.get(key)
+    return found if isinstance(found, list) else ()
+
+
+def _store(changes: Changes, verdicts: Mapping[str, Verdict]) -> None:
+    """Write verdicts; a column pair stays NULL where nothing is wrong, as officially."""
+    edited = {put.uri for put in changes.updated}
+    rows: list[tuple[str, bool | None, bool | None, bool | None]] = []
+    for uri in sorted({*verdicts, *edited}):
+        verdict = verdicts.get(uri, Verdict())
+        wrong = verdict.invalid_reply_root or verdict.violates_thread_gate
+        if wrong or verdict.violates_embedding_rules or uri in edited:
+            reply = (verdict.invalid_reply_root, verdict.violates_thread_gate)
+            rows.append((uri, *(reply if wrong else (None, None)),
+                         verdict.violates_embedding_rules or None))  # fmt: skip
+    if rows:
+        changes.tx.execute(_WRITE, [list(column) for column in zip(*rows, strict=True)])

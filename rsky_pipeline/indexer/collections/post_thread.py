@@ -1,0 +1,61 @@
+"""What a post means for its thread: reply counts, the author's own chain, and what it leaves."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rsky_pipeline.indexer.collections.post_rules import Verdict
+from rsky_pipeline.indexer.collections.shape import Put
+from rsky_pipeline.indexer.records import host
+from rsky_pipeline.indexer.write import Changes
+
+_FORGET_ITEMS = 'DELETE FROM feed_item WHERE "postUri" = ANY(%b::text[])'
+_FORGET_QUOTES = "DELETE FROM quote WHERE subject = ANY(%b::text[]) RETURNING subject"
+# The AppView orders a deletion against later replies by its time, so the row stays, marked.
+_END_CHAIN = """
+UPDATE op_thread_reply SET "deletedAt" = %s WHERE uri = ANY(%b::text[]) AND "deletedAt" IS NULL
+"""
+_CONTINUE_CHAIN = """
+INSERT INTO op_thread_reply ("rootUri", "parentUri", uri)
+SELECT * FROM unnest(%b::text[], %b::text[], %b::text[])
+ON CONFLICT ("rootUri", uri) DO UPDATE
+SET "parentUri" = EXCLUDED."parentUri", "deletedAt" = NULL
+"""
+
+
+def forget_deleted(changes: Changes) -> None:
+    """Remove what points at deleted posts: feed items of reposts, quotes; end their chains."""
+    if not changes.deleted:
+        return
+    tx, uris = changes.tx, sorted(changes.deleted)
+    tx.execute(_FORGET_ITEMS, (uris,))
+    for (subject,) in tx.query(_FORGET_QUOTES, (uris,)):
+        changes.counts.add("post_agg", "quoteCount", subject, -1)
+    tx.execute(_END_CHAIN, (changes.now, uris))
+
+
+def write_op_thread_replies(changes: Changes, written: Sequence[Put]) -> None:
+    """Record replies in a thread of the author's own, wherever in it they are."""
+    rows = sorted(
+        (put.rows.facts.root, put.rows.facts.parent, put.uri)
+        for put in written
+        if put.rows.facts.root is not None and host(put.rows.facts.root) == put.did
+    )
+    if rows:
+        changes.tx.execute(_CONTINUE_CHAIN, [list(column) for column in zip(*rows, strict=True)])
+
+
+def count_replies(
+    changes: Changes, written: Sequence[Put], verdicts: Mapping[str, Verdict]
+) -> None:
+    """Count replies of their parents, without those that a thread gate does not allow."""
+    for row in changes.removed:
+        if not row["violatesThreadGate"]:
+            _add(changes, row["replyParent"], -1)
+    for put in written:
+        verdict = verdicts.get(put.uri)
+        if verdict is None or not verdict.violates_thread_gate:
+            _add(changes, put.rows.facts.parent, 1)
+
+
+def _add(changes: Changes, parent: Any, difference: int) -> None:
+    changes.counts.add("post_agg", "replyCount", parent, difference)

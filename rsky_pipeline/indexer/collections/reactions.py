@@ -1,0 +1,36 @@
+"""What likes and reposts share: the same fields and the same rules of notification."""
+
+from rsky_pipeline.indexer.collections.shape import Notification, Put, Row
+from rsky_pipeline.indexer.records import (
+    Record,
+    created_at,
+    host,
+    optional_reference,
+    strong_reference,
+)
+
+
+def read_reaction(record: Record) -> Row:
+    """Return subject, subjectCid, via, viaCid and createdAt."""
+    return (
+        *strong_reference(record, "subject"),
+        *optional_reference(record, "via"),
+        created_at(record),
+    )
+
+
+def notifications(put: Put, reason: str, via_reason: str) -> list[Notification]:
+    """Tell the subject's author and, if there is one, the reposter it was found through.
+
+    A reaction to one's own record tells nobody, whatever it was found through.
+    """
+    assert put.rows.main is not None
+    subject, _, via, _, created = put.rows.main
+    author = host(subject)
+    if author == put.did:
+        return []
+    sort_at = put.sort_at(created)
+    found = [Notification(author, reason, subject, sort_at)]
+    if via is not None and host(via) != put.did:
+        found.append(Notification(host(via), via_reason, via, sort_at))
+    return found

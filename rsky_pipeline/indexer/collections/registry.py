@@ -1,0 +1,23 @@
+"""Finds the collections: every module of this package that declares `COLLECTION`."""
+
+import importlib
+import pkgutil
+from functools import cache
+
+from rsky_pipeline.indexer import collections
+from rsky_pipeline.indexer.collections.shape import Collection
+
+
+@cache
+def load() -> dict[str, Collection]:
+    """Return every collection by its NSID, ordered so that results do not depend on file names."""
+    found: dict[str, Collection] = {}
+    for item in pkgutil.iter_modules(collections.__path__):
+        module = importlib.import_module(f"{collections.__name__}.{item.name}")
+        one = getattr(module, "COLLECTION", None)
+        declared: tuple[Collection, ...] = getattr(module, "COLLECTIONS", ())
+        for collection in declared if one is None else (one,):
+            if collection.nsid in found:
+                raise ValueError(f"{collection.nsid} is declared twice")
+            found[collection.nsid] = collection
+    return dict(sorted(found.items()))

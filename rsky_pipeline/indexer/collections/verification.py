@@ -1,0 +1,37 @@
+"""app.bsky.graph.verification: a row of `verification`, news to its subject."""
+
+from rsky_pipeline.atproto.syntax import is_handle
+from rsky_pipeline.indexer.collections.shape import Collection, Notification, Put, Rows, Table
+from rsky_pipeline.indexer.records import InvalidRecord, Record, created_at, did, text
+
+
+def _read(put: Put, record: Record) -> Rows:
+    handle = text(record, "handle", 253)
+    if not is_handle(handle):
+        raise InvalidRecord("invalid_handle", "handle is not a handle")
+    name = text(record, "displayName", 1_000_000)
+    return Rows(main=(put.rkey, did(record, "subject"), handle, name, created_at(record)))
+
+
+def _notify(put: Put) -> list[Notification]:
+    assert put.rows.main is not None
+    return [Notification(put.rows.main[1], "verified", None, put.sort_at(put.rows.main[4]))]
+
+
+COLLECTION = Collection(
+    nsid="app.bsky.graph.verification",
+    read=_read,
+    table=Table(
+        "verification",
+        columns={
+            "rkey": "varchar",
+            "subject": "varchar",
+            "handle": "varchar",
+            "displayName": "varchar",
+            "createdAt": "varchar",
+        },
+        unique=("subject", "creator"),
+    ),
+    notify=_notify,
+    renotify=False,
+)

@@ -1,0 +1,174 @@
+"""From a stream entry to what the database needs: read once, before any transaction.
+
+Everything that can be wrong with an entry is found here, so that it costs at most itself:
+`Refused` carries the reason for the counters and the dead letter.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import orjson
+
+from rsky_pipeline.atproto.datetimes import normalize
+from rsky_pipeline.atproto.syntax import is_did, is_rkey, is_tid
+from rsky_pipeline.indexer.collections.shape import Collection, Put
+from rsky_pipeline.indexer.plan import Delete
+from rsky_pipeline.indexer.records import MAX_CID_BYTES, MAX_DID_BYTES, InvalidRecord
+from rsky_pipeline.streams.event import (
+    EVENT_FIELD,
+    AccountEvent,
+    IdentityEvent,
+    MalformedEvent,
+    RecordEvent,
+    RepoEvent,
+    decode_event,
+)
+
+KNOWN = frozenset(
+    {"deactivated", "suspended", "takendown", "deleted", "throttled", "desynchronized"}
+)
+# What an inactive account without a reason that we know is shown as: hidden, and reversible.
+FALLBACK = "deactivated"
+
+
+@dataclass(frozen=True, slots=True)
+class AccountChange:
+    """An account's hosting status: None is active."""
+
+    did: str
+    seq: int
+    time: str
+    status: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class IdentityChange:
+    """An account's handle or document may have changed."""
+
+    did: str
+
+
+@dataclass(frozen=True, slots=True)
+class RepoRev:
+    """A repo is indexed up to this commit."""
+
+    did: str
+    commit: str
+    rev: str
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """An event that cannot be indexed, and why."""
+
+    reason: str
+    message: str
+
+
+Change = Put | Delete | AccountChange | IdentityChange | RepoRev
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What an entry says; `kind` names it for metrics (create, update, delete, account, ...)."""
+
+    kind: str
+    did: str
+    time: str  # normal form
+    collection: str = ""
+    historical: bool = False
+    change: Change | None = None  # None: of a collection that nobody indexes
+    rev: RepoRev | None = None  # a live commit, which moves actor_sync whatever the record is
+    refused: Refused | None = None
+
+
+def read_entry(
+    fields: Mapping[bytes, bytes] | None, collections: Mapping[str, Collection], now: str
+) -> Reading:
+    """Read one entry of a firehose stream; `now` stands in for a time that cannot be read."""
+    try:
+        payload = (fields or {}).get(EVENT_FIELD)
+        if payload is None:
+            raise MalformedEvent("missing_field", "the entry has no field event")
+        event = decode_event(payload)
+        time = normalize(event.time) or now
+        _check_did(event.did)
+        match event:
+            case RecordEvent():
+                return _read_record(event, time, collections)
+            case RepoEvent():
+                rev = _repo_rev(event.did, event.commit, event.rev)
+                return Reading("repo", event.did, time, historical=event.seq < 0, change=rev)
+            case AccountEvent():
+                return _read_account(event, time)
+            case IdentityEvent():
+                change = IdentityChange(event.did)
+                return Reading("identity", event.did, time, change=change)
+    except MalformedEvent as error:
+        return Reading("malformed", "", now, refused=Refused(error.reason, str(error)))
+
+
+def _read_record(event: RecordEvent, time: str, collections: Mapping[str, Collection]) -> Reading:
+    collection = collections.get(event.collection)
+    historical = event.historical
+    rev = _repo_rev(event.did, event.commit, event.rev)
+    change: Change | None = None
+    refused: Refused | None = None
+    if collection is not None:
+        if not is_rkey(event.rkey):
+            raise MalformedEvent("invalid_rkey", event.rkey[:100])
+        try:
+            change = _change(event, collection, time)
+        except InvalidRecord as error:
+            refused = Refused(error.reason, str(error))
+    return Reading(
+        event.action,
+        event.did,
+        time,
+        event.collection if collection is not None else "",
+        historical,
+        change,
+        None if historical else rev,
+        refused,
+    )
+
+
+def _change(event: RecordEvent, collection: Collection, time: str) -> Put | Delete:
+    if event.action == "delete":
+        return Delete(event.uri, event.did, event.rev)
+    assert event.cid is not None
+    assert event.record is not None
+    if not 0 < len(event.cid) <= MAX_CID_BYTES or not event.cid.isalnum():
+        raise MalformedEvent("invalid_cid", event.cid[:100])
+    json = orjson.dumps(event.record).decode()
+    put = Put(event.uri, event.did, event.rkey, event.cid, event.rev, time, event.historical, json)
+    if event.record.get("$type", collection.nsid) != collection.nsid:
+        raise InvalidRecord("wrong_type", f"$type is {str(event.record['$type'])[:100]}")
+    put.rows = collection.read(put, event.record)
+    return put
+
+
+def _read_account(event: AccountEvent, time: str) -> Reading:
+    change = AccountChange(event.did, event.seq, time, stored_status(event.active, event.status))
+    return Reading("account", event.did, time, change=change)
+
+
+def stored_status(active: bool, status: str | None) -> str | None:
+    """Return the status to store: NULL only for an account that is active."""
+    if active:
+        return None
+    lowered = (status or "").lower()
+    return lowered if lowered in KNOWN else FALLBACK
+
+
+def _check_did(did: str) -> None:
+    if len(did) > MAX_DID_BYTES or not is_did(did):
+        raise MalformedEvent("invalid_did", did[:100])
+
+
+def _repo_rev(did: str, commit: str, rev: str) -> RepoRev:
+    if not is_tid(rev):
+        raise MalformedEvent("invalid_rev", rev[:100])
+    if not 0 < len(commit) <= MAX_CID_BYTES or not commit.isalnum():
+        raise MalformedEvent("invalid_cid", commit[:100])
+    return RepoRev(did, commit, rev)

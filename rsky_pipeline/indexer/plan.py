@@ -1,0 +1,121 @@
+"""Decides what the operations of a batch do, without I/O.
+
+For every uri the state of the highest rev stands, whatever the order of arrival:
+
+- a put is stale against a stored state or a tombstone of the same or a higher rev;
+- a deletion of the same rev as a put wins over it, and of two puts of one rev the greater CID:
+  neither happens in an honest repo, but the result must not depend on order;
+- a row without a rev (written by the official indexer) is older than everything;
+- a historical put of the state that is stored anyway only moves the rev.
+
+All operations on one uri are folded into the one change they amount to, so that a batch ends
+exactly as its operations would one by one.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+
+from rsky_pipeline.indexer.collections.shape import Put
+
+
+@dataclass(frozen=True, slots=True)
+class Delete:
+    """A record's deletion at a rev."""
+
+    uri: str
+    did: str
+    rev: str
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """What the database holds of a uri: a record, a tombstone, or (for a short time) both."""
+
+    exists: bool = False
+    rev: str | None = None
+    cid: str = ""
+    tombstone: str | None = None
+
+
+Operation = Put | Delete
+NOTHING = Stored()
+
+
+@dataclass(slots=True)
+class Plan:
+    """What a batch changes; every uri is in at most one of the five."""
+
+    inserts: list[Put] = field(default_factory=list)
+    updates: list[Put] = field(default_factory=list)
+    touches: list[tuple[str, str]] = field(default_factory=list)  # uri, rev
+    deletes: list[Delete] = field(default_factory=list)  # of rows that are there
+    tombstones: list[Delete] = field(default_factory=list)  # of rows that are not
+    revived: list[str] = field(default_factory=list)  # inserted uris whose tombstone is obsolete
+    stale: int = 0
+
+
+def sort_key(operation: Operation) -> tuple[str, bool, str]:
+    """Order operations on one uri: by rev, at one rev puts by CID and then the deletion."""
+    if isinstance(operation, Put):
+        return operation.rev, False, operation.cid
+    return operation.rev, True, ""
+
+
+def make_plan(operations: Iterable[Operation], stored: Mapping[str, Stored]) -> Plan:
+    """Return the changes that the operations amount to, given the stored state of their uris."""
+    by_uri: dict[str, list[Operation]] = {}
+    for operation in operations:
+        by_uri.setdefault(operation.uri, []).append(operation)
+    plan = Plan()
+    for uri, found in by_uri.items():
+        if len(found) > 1:
+            found.sort(key=sort_key)
+        _fold(uri, found, stored.get(uri, NOTHING), plan)
+    return plan
+
+
+def _fold(uri: str, operations: list[Operation], before: Stored, plan: Plan) -> None:
+    exists, rev, cid, tombstone = before.exists, before.rev, before.cid, before.tombstone
+    put: Put | None = None
+    deletion: Delete | None = None
+    for operation in operations:
+        if isinstance(operation, Delete):
+            known = tombstone or ""
+            if operation.rev < (rev or "") if exists else operation.rev <= known:
+                plan.stale += 1
+                continue
+            exists, rev, cid, tombstone = False, None, "", max(operation.rev, known)
+            put, deletion = None, operation
+        elif _is_stale(operation, exists, rev, cid, tombstone):
+            plan.stale += 1
+        else:
+            if exists and cid == operation.cid and (operation.historical or rev is None):
+                rev = operation.rev  # the state that is there, seen again
+            else:
+                put = operation
+                exists, rev, cid = True, operation.rev, operation.cid
+    if exists:
+        _keep(uri, put, rev, before, plan)
+    elif deletion is not None:
+        (plan.deletes if before.exists else plan.tombstones).append(deletion)
+
+
+def _is_stale(put: Put, exists: bool, rev: str | None, cid: str, tombstone: str | None) -> bool:
+    if tombstone is not None and put.rev <= tombstone:
+        return True
+    return exists and rev is not None and (put.rev, put.cid) <= (rev, cid)
+
+
+def _keep(uri: str, put: Put | None, rev: str | None, before: Stored, plan: Plan) -> None:
+    if put is None:
+        if rev is not None and rev != before.rev:
+            plan.touches.append((uri, rev))
+        return
+    if rev is not None and rev != put.rev:
+        put = replace(put, rev=rev)
+    if before.exists:
+        plan.updates.append(put)
+    else:
+        plan.inserts.append(put)
+        if before.tombstone is not None:
+            plan.revived.append(uri)

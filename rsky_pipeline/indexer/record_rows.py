@@ -1,0 +1,70 @@
+"""The `record` table and the tombstones: the states that every decision is made from."""
+
+from collections.abc import Iterable, Sequence
+
+from rsky_pipeline.database.connection import Transaction
+from rsky_pipeline.indexer.collections.shape import Put
+from rsky_pipeline.indexer.plan import Delete, Plan, Stored
+
+_RECORDS = "SELECT uri, rev, cid FROM record WHERE uri = ANY(%b::text[])"
+_TOMBSTONES = "SELECT uri, rev FROM rsky_pipeline.tombstone WHERE uri = ANY(%b::text[])"
+# takedownRef and tags belong to others and survive an update.
+_UPSERT = """
+INSERT INTO record (uri, cid, did, json, "indexedAt", rev)
+SELECT * FROM unnest(%b::text[], %b::text[], %b::text[], %b::text[], %b::text[], %b::text[])
+ON CONFLICT (uri) DO UPDATE SET
+    cid = EXCLUDED.cid, json = EXCLUDED.json, "indexedAt" = EXCLUDED."indexedAt", rev = EXCLUDED.rev
+"""
+_TOUCH = """
+UPDATE record SET rev = n.rev FROM unnest(%b::text[], %b::text[]) AS n(uri, rev)
+WHERE record.uri = n.uri
+"""
+_DELETE = "DELETE FROM record WHERE uri = ANY(%b::text[])"
+_BURY = """
+INSERT INTO rsky_pipeline.tombstone (uri, did, rev)
+SELECT * FROM unnest(%b::text[], %b::text[], %b::text[])
+ON CONFLICT (uri) DO UPDATE SET rev = EXCLUDED.rev, deleted_at = now()
+"""
+_REVIVE = "DELETE FROM rsky_pipeline.tombstone WHERE uri = ANY(%b::text[])"
+
+
+def fetch_states(tx: Transaction, uris: Iterable[str]) -> dict[str, Stored]:
+    """Return the stored state of each uri that has one."""
+    wanted = sorted(set(uris))
+    if not wanted:
+        return {}
+    found = {
+        uri: Stored(exists=True, rev=rev, cid=cid)
+        for uri, rev, cid in tx.query(_RECORDS, (wanted,))
+    }
+    for uri, rev in tx.query(_TOMBSTONES, (wanted,)):
+        record = found.get(uri, Stored())
+        found[uri] = Stored(record.exists, record.rev, record.cid, tombstone=rev)
+    return found
+
+
+def write_records(tx: Transaction, plan: Plan) -> None:
+    """Write the rows of `record` and the tombstones as planned."""
+    _upsert(tx, [*plan.inserts, *plan.updates])
+    if plan.touches:
+        uris, revs = zip(*sorted(plan.touches), strict=True)
+        tx.execute(_TOUCH, (list(uris), list(revs)))
+    if plan.deletes:
+        tx.execute(_DELETE, (sorted(item.uri for item in plan.deletes),))
+    _bury(tx, [*plan.deletes, *plan.tombstones])
+    if plan.revived:
+        tx.execute(_REVIVE, (sorted(plan.revived),))
+
+
+def _upsert(tx: Transaction, puts: Sequence[Put]) -> None:
+    if puts:
+        rows = sorted(
+            (put.uri, put.cid, put.did, put.json, put.indexed_at, put.rev) for put in puts
+        )
+        tx.execute(_UPSERT, [list(column) for column in zip(*rows, strict=True)])
+
+
+def _bury(tx: Transaction, deletes: Sequence[Delete]) -> None:
+    if deletes:
+        rows = sorted((item.uri, item.did, item.rev) for item in deletes)
+        tx.execute(_BURY, [list(column) for column in zip(*rows, strict=True)])

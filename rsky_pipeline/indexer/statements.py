@@ -1,0 +1,118 @@
+"""SQL for the tables of collections, made from their declarations.
+
+One array parameter a column (`%b`, binary) makes one prepared statement serve any batch size.
+Rows are sorted by uri, so that two workers touch shared index pages and rows in one order.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
+from typing import Any
+
+from rsky_pipeline.database.connection import Transaction
+from rsky_pipeline.indexer.collections.shape import Put, SideTable, Table
+
+GENERIC = {"uri": "varchar", "cid": "varchar", "creator": "varchar", "indexedAt": "varchar"}
+StoredRow = Mapping[str, Any]  # the `returned_columns` of a row that stood
+
+
+def insert(tx: Transaction, table: Table, puts: Sequence[Put]) -> list[tuple[Any, ...]]:
+    """Write rows, sorted by uri; return (uri, whether it is new) of each row written.
+
+    A row of a table with a natural key is left out when another record stands for its key.
+    """
+    if not puts:
+        return []
+    rows = sorted(
+        (put.uri, put.cid, put.did, put.indexed_at, *(put.rows.main or ())) for put in puts
+    )
+    return tx.query(_insert_sql(table), transpose(rows))
+
+
+@cache
+def returned_columns(table: Table) -> tuple[str, ...]:
+    """Return the columns that are asked for when a row is deleted."""
+    by = (count.by for count in table.counts)
+    return tuple(dict.fromkeys(("uri", "cid", "indexedAt", *table.unique, *by, *table.kept)))
+
+
+def delete(tx: Transaction, table: Table, uris: Iterable[str]) -> list[StoredRow]:
+    """Delete rows by uri; return what the rows were."""
+    uris = sorted(uris)
+    if not uris:
+        return []
+    columns = returned_columns(table)
+    sql = f'DELETE FROM "{table.name}" WHERE uri = ANY(%b::text[]) RETURNING {quoted(columns)}'
+    return [dict(zip(columns, row, strict=True)) for row in tx.query(sql, (uris,))]
+
+
+def select(tx: Transaction, table: Table, uris: list[str]) -> list[StoredRow]:
+    """Return rows by uri."""
+    if not uris:
+        return []
+    columns = returned_columns(table)
+    sql = f'SELECT {quoted(columns)} FROM "{table.name}" WHERE uri = ANY(%b::text[])'
+    return [dict(zip(columns, row, strict=True)) for row in tx.query(sql, (uris,))]
+
+
+@cache
+def _insert_sql(table: Table) -> str:
+    columns = {**GENERIC, **table.columns}
+    if table.unique:
+        conflict = "ON CONFLICT DO NOTHING"
+    else:
+        changed = ", ".join(f'"{name}" = EXCLUDED."{name}"' for name in columns if name != "uri")
+        conflict = f"ON CONFLICT (uri) DO UPDATE SET {changed}"
+    return (
+        f'INSERT INTO "{table.name}" ({quoted(columns)}) {unnest(columns)} '
+        f"{conflict} RETURNING uri, xmax = 0"
+    )
+
+
+@cache
+def side_insert_sql(side: SideTable) -> str:
+    """Return the statement that writes rows of a side table and returns their count keys."""
+    columns = {side.owner: "varchar", **side.columns}
+    skip = ""
+    if side.skip_deleted:
+        deleted = f'SELECT FROM rsky_pipeline.tombstone WHERE uri = n."{side.skip_deleted}"'
+        skip = f" WHERE NOT EXISTS ({deleted})"
+    return (
+        f'INSERT INTO "{side.name}" ({quoted(columns)}) {unnest(columns)}{skip} '
+        f"ON CONFLICT DO NOTHING RETURNING {_count_keys(side)}"
+    )
+
+
+@cache
+def side_delete_sql(side: SideTable) -> str:
+    """Return the statement that deletes rows by owner and returns their count keys."""
+    return (
+        f'DELETE FROM "{side.name}" WHERE "{side.owner}" = ANY(%b::text[]) '
+        f"RETURNING {_count_keys(side)}"
+    )
+
+
+def _count_keys(side: SideTable) -> str:
+    return quoted(count.by for count in side.counts) or "NULL"
+
+
+def quoted(columns: Iterable[str]) -> str:
+    """Return column names for SQL."""
+    return ", ".join(f'"{name}"' for name in columns)
+
+
+def unnest(columns: Mapping[str, str]) -> str:
+    """Return a SELECT from one array parameter a column, as relation `n`."""
+    arrays = ", ".join(f"%b::{_array_type(kind)}[]" for kind in columns.values())
+    chosen = ", ".join(
+        f'n."{name}"::jsonb' if kind == "jsonb" else f'n."{name}"' for name, kind in columns.items()
+    )
+    return f"SELECT {chosen} FROM unnest({arrays}) AS n({quoted(columns)})"
+
+
+def _array_type(kind: str) -> str:
+    return "text" if kind in {"varchar", "jsonb"} else kind
+
+
+def transpose(rows: Sequence[tuple[Any, ...]]) -> list[list[Any]]:
+    """Turn rows into one list a column."""
+    return [list(column) for column in zip(*rows, strict=True)]

@@ -1,0 +1,141 @@
+"""Writes the rows of one collection, set by set, as its declaration says.
+
+A bounded number of statements does the work of any number of records. Everything here runs in
+the transaction of the batch and under the locks on its accounts, so what is read stays true.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from rsky_pipeline.database.connection import Transaction
+from rsky_pipeline.indexer.collections.shape import Collection, Put, SideTable, Table
+from rsky_pipeline.indexer.counts import Counts
+from rsky_pipeline.indexer.duplicates import NaturalKey, settle
+from rsky_pipeline.indexer.notifications import Notes
+from rsky_pipeline.indexer.statements import (
+    StoredRow,
+    delete,
+    insert,
+    select,
+    side_delete_sql,
+    side_insert_sql,
+    transpose,
+)
+
+
+@dataclass(slots=True)
+class Work:
+    """What the plan wants of one collection."""
+
+    inserts: list[Put] = field(default_factory=list)
+    updates: list[Put] = field(default_factory=list)
+    deletes: list[str] = field(default_factory=list)  # uris
+
+
+@dataclass(slots=True)
+class Changes:
+    """What was really written of one collection."""
+
+    tx: Transaction
+    collection: Collection
+    counts: Counts
+    notes: Notes
+    now: str
+    arrivals: Mapping[str, int]  # place in the batch of every uri that it writes
+    deleted: list[str] = field(default_factory=list)  # uris of records that are gone
+    inserted: list[Put] = field(default_factory=list)  # rows that stand and did not before
+    updated: list[Put] = field(default_factory=list)  # rows that stand with a new content
+    removed: list[StoredRow] = field(default_factory=list)  # rows that stood: `kept` columns
+
+
+def write_collection(changes: Changes, work: Work) -> None:
+    """Bring the tables of a collection up to date and collect counts and notifications."""
+    collection, table = changes.collection, changes.collection.table
+    changes.deleted = work.deletes
+    if table is not None:
+        if table.unique:
+            _write_unique(changes, table, work)
+        else:
+            _write_plain(changes, table, work)
+        _write_side_tables(changes, work)
+    changes.notes.forget(work.deletes)
+    if collection.renotify:
+        changes.notes.forget([put.uri for put in work.updates])
+    if collection.finish is not None:
+        collection.finish(changes)
+    if collection.notify is not None:
+        _notify(changes, collection)
+
+
+def _write_plain(changes: Changes, table: Table, work: Work) -> None:
+    gone = delete(changes.tx, table, work.deletes)
+    old = select(changes.tx, table, [put.uri for put in work.updates])
+    puts = [put for put in (*work.inserts, *work.updates) if put.rows.main is not None]
+    fresh = {row[0] for row in insert(changes.tx, table, puts) if row[1]}
+    known = {row["uri"] for row in old}
+    changes.removed = [*gone, *old]
+    changes.inserted = [put for put in puts if put.uri in fresh]
+    changes.updated = [put for put in puts if put.uri not in fresh]
+    # A row that was there without its record has been counted by whoever wrote it.
+    _count(changes, table, changes.removed, [put for put in puts if put.uri in fresh | known])
+
+
+def _write_unique(changes: Changes, table: Table, work: Work) -> None:
+    leaving = [*work.deletes, *(put.uri for put in work.updates)]
+    gone = delete(changes.tx, table, leaving)
+    key = NaturalKey(changes.tx, changes.collection, table)
+    puts = [put for put in (*work.inserts, *work.updates) if put.rows.main is not None]
+    winners, displaced = settle(key, gone, puts, changes.notes)
+    updated = {put.uri for put in work.updates}
+    changes.removed = [*gone, *displaced]
+    changes.inserted = [put for put in winners if put.uri not in updated]
+    changes.updated = [put for put in winners if put.uri in updated]
+    _count(changes, table, changes.removed, winners)
+
+
+def _write_side_tables(changes: Changes, work: Work) -> None:
+    standing = [*changes.inserted, *changes.updated]
+    leaving = [str(row["uri"]) for row in changes.removed]
+    leaving += [put.uri for put in changes.updated]
+    for side in changes.collection.side:
+        if leaving or work.deletes:
+            _replace_side_rows(changes, side, sorted({*leaving, *work.deletes}))
+        rows = [(put.uri, *row) for put in standing for row in put.rows.side.get(side.name, ())]
+        if rows:
+            written = changes.tx.query(side_insert_sql(side), transpose(rows))
+            _count_side_rows(changes, side, written, 1)
+
+
+def _replace_side_rows(changes: Changes, side: SideTable, owners: list[str]) -> None:
+    gone = changes.tx.query(side_delete_sql(side), (owners,))
+    _count_side_rows(changes, side, gone, -1)
+
+
+def _count_side_rows(
+    changes: Changes, side: SideTable, keys: Iterable[tuple[Any, ...]], difference: int
+) -> None:
+    for position, count in enumerate(side.counts):
+        for row in keys:
+            changes.counts.add(count.table, count.column, row[position], difference)
+
+
+def _notify(changes: Changes, collection: Collection) -> None:
+    assert collection.notify is not None
+    telling = [*changes.inserted, *changes.updated] if collection.renotify else changes.inserted
+    for put in telling:
+        for notification in collection.notify(put):
+            changes.notes.tell(put, notification)
+
+
+def _count(
+    changes: Changes, table: Table, removed: Iterable[StoredRow], puts: Iterable[Put]
+) -> None:
+    for count in table.counts:
+        position = None if count.by == "creator" else list(table.columns).index(count.by)
+        for row in removed:
+            changes.counts.add(count.table, count.column, row[count.by], -1)
+        for put in puts:
+            assert put.rows.main is not None
+            key = put.did if position is None else put.rows.main[position]
+            changes.counts.add(count.table, count.column, key, 1)
