@@ -1,0 +1,250 @@
+"""Following one stream of one host: connect, read, convert, hand over to the writer, again.
+
+Whatever ends a connection, everything read from it is written before the next one is opened, which
+then starts at the stored cursor.
+"""
+
+import logging
+import ssl
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import trio
+
+from rsky_pipeline.atproto.frame import ErrorMessage
+from rsky_pipeline.configuration.settings import InitialCursor
+from rsky_pipeline.ingester.convert import Converter
+from rsky_pipeline.ingester.cursor import InvalidCursor, SeqGate, start_position
+from rsky_pipeline.ingester.intake import Intake
+from rsky_pipeline.ingester.pressure import Pressure
+from rsky_pipeline.ingester.verify import Verifier
+from rsky_pipeline.ingester.writer import Writer
+from rsky_pipeline.network.hosts import Endpoint
+from rsky_pipeline.network.subscription import (
+    Disconnected,
+    DisconnectReason,
+    Patience,
+    Subscription,
+    subscribe,
+)
+from rsky_pipeline.observability.ingester import IngesterMetrics
+from rsky_pipeline.runtime.backoff import Backoff
+from rsky_pipeline.streams.errors import StoreRejected, StoreUnavailable
+
+_log = logging.getLogger(__name__)
+
+# How long to wait where only an operator can help; not for ever, since they may have.
+_OPERATOR_SECONDS = 60.0
+_ON_PURPOSE = frozenset({DisconnectReason.PRESSURE, DisconnectReason.CURSOR_MOVED})
+_ERROR_FRAMES = {
+    "FutureCursor": DisconnectReason.FUTURE_CURSOR,
+    "ConsumerTooSlow": DisconnectReason.CONSUMER_TOO_SLOW,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Feed:
+    """A stream of a host, and how to read it."""
+
+    endpoint: Endpoint
+    nsid: str
+    initial: InitialCursor
+    patience: Patience
+    tls: ssl.SSLContext | None = None
+
+
+class Follower:
+    """The task that follows one feed."""
+
+    def __init__(
+        self,
+        feed: Feed,
+        converter: Converter,
+        writer: Writer,
+        pressure: Pressure,
+        metrics: IngesterMetrics,
+        verifier: Verifier | None = None,
+    ) -> None:
+        self.feed = feed
+        self.writer = writer
+        self._converter = converter
+        self._pressure = pressure
+        self._metrics = metrics
+        self._verifier = verifier
+        self._cursor_is_loaded = False
+        self._connected_at: float | None = None
+        self.connected = False
+        self.was_connected = trio.Event()
+        self.attempted = trio.Event()  # set when the first attempt has succeeded or failed
+
+    async def run(self, stopping: trio.Event, hurrying: trio.Event) -> None:
+        """Follow the feed until `stopping`, then write what was read."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self.writer.run, hurrying)
+            async with trio.open_nursery() as following:
+                following.start_soon(self._follow)
+                await stopping.wait()
+                self.writer.close()
+                following.cancel_scope.cancel()
+
+    async def _follow(self) -> None:
+        backoff = Backoff()
+        while True:
+            ended = await self._load_cursor() or await self._session()
+            self._note_end(ended)
+            with self._held_up(ended.reason is DisconnectReason.PRESSURE):
+                await self.writer.flush()
+            if ended.reason in _ON_PURPOSE:
+                continue
+            if self._connected_at is not None:
+                backoff = backoff.worked(self._connected_at)
+            backoff, wait = backoff.failed(trio.current_time())
+            if ended.reason is DisconnectReason.FUTURE_CURSOR:
+                wait = _OPERATOR_SECONDS
+            await trio.sleep(ended.retry_after or wait)
+
+    async def _load_cursor(self) -> Disconnected | None:
+        """Have the writer know the stored cursor; return what keeps it from it."""
+        self._connected_at = None
+        if self._cursor_is_loaded and not self.writer.moved.is_set():
+            return None
+        try:
+            await self.writer.load_cursor()
+        except InvalidCursor as error:
+            self._metrics.error("invalid_cursor")
+            return Disconnected(DisconnectReason.FUTURE_CURSOR, str(error))
+        except StoreUnavailable as error:
+            self._metrics.error("store_unavailable")
+            return Disconnected(DisconnectReason.STORE, str(error))
+        except StoreRejected as error:
+            self._metrics.error("store_rejected")
+            return Disconnected(DisconnectReason.STORE, str(error))
+        self._cursor_is_loaded = True
+        return None
+
+    async def _session(self) -> Disconnected:
+        """Connect and read until that ends; return why it did."""
+        feed, writer = self.feed, self.writer
+        position = start_position(writer.stored, writer.last_known, feed.initial)
+        # Of the event of a stored cursor we have everything; a position asked for is included.
+        seen = writer.stored if writer.stored is not None else (position or 0) - 1
+        try:
+            async with subscribe(
+                feed.endpoint, feed.nsid, position, patience=feed.patience, ssl_context=feed.tls
+            ) as subscription:
+                with self._connection(position):
+                    return await self._read_until_moved(subscription, SeqGate(seen))
+        except Disconnected as error:
+            return error
+
+    async def _read_until_moved(self, subscription: Subscription, gate: SeqGate) -> Disconnected:
+        """Read until the connection ends or the writer finds another cursor stored."""
+        ended = Disconnected(DisconnectReason.CURSOR_MOVED, "another cursor is stored")
+        async with trio.open_nursery() as nursery:
+            intake = Intake(self._converter, self.writer, gate, self._verifier, nursery)
+
+            async def watch() -> None:
+                await self.writer.moved.wait()
+                nursery.cancel_scope.cancel()
+
+            nursery.start_soon(watch)
+            try:
+                await self._read(subscription, intake, gate)
+            except Disconnected as error:
+                ended = error
+            nursery.cancel_scope.cancel()
+        return ended
+
+    async def _read(self, subscription: Subscription, intake: Intake, gate: SeqGate) -> None:
+        """Take what comes. Raises Disconnected."""
+        tally = self._converter.tally
+        ignored = skipped = 0
+        while True:
+            messages = await subscription.receive()
+            intake.take(messages)
+            tally.errors["text_message"] += subscription.text_messages - ignored
+            tally.errors["oversize_message"] += subscription.oversize_messages - skipped
+            if subscription.oversize_messages > skipped:
+                _log.error("skipped a message above the size limit", extra=self._where())
+            ignored, skipped = subscription.text_messages, subscription.oversize_messages
+            tally.report(self._metrics)
+            if self._converter.ended is not None:
+                raise _ended_by(self._converter.ended)
+            if gate.is_behind(trio.current_time()):
+                detail = f"the host sends events far below the cursor {gate.last}"
+                raise Disconnected(DisconnectReason.FUTURE_CURSOR, detail)
+            await intake.room()
+            await self._wait_while_full()
+
+    async def _wait_while_full(self) -> None:
+        """Return when the writer may be given more. Raises Disconnected if that takes long."""
+        if self._may_go_on():
+            return
+        with self._held_up(True), trio.move_on_at(self._pressure.close_at()):
+            while not self._may_go_on():
+                await self.writer.changed()
+            return
+        detail = f"nothing could be written for {self._pressure.patience:g} s"
+        raise Disconnected(DisconnectReason.PRESSURE, detail)
+
+    def _may_go_on(self) -> bool:
+        writer = self.writer
+        return self._pressure.observe(writer.events, writer.bytes, trio.current_time())
+
+    @contextmanager
+    def _held_up(self, really: bool) -> Iterator[None]:
+        """Show in the metrics that reading is held up."""
+        if not really:
+            yield
+            return
+        start = trio.current_time()
+        self._metrics.backpressure.inc()
+        try:
+            yield
+        finally:
+            self._metrics.backpressure.dec()
+            self._metrics.backpressure_seconds.inc(trio.current_time() - start)
+
+    @contextmanager
+    def _connection(self, position: int | None) -> Iterator[None]:
+        """Show in the metrics that a socket is open."""
+        _log.info("connected", extra={**self._where(), "from": "now" if position is None
+                                      else position})  # fmt: skip
+        self._connected_at = trio.current_time()
+        self._converter.ended = None
+        self._metrics.connections.inc()
+        self.connected = True
+        self.was_connected.set()
+        self.attempted.set()
+        try:
+            yield
+        finally:
+            self.connected = False
+            self._metrics.connections.dec()
+
+    def _note_end(self, ended: Disconnected) -> None:
+        self.attempted.set()
+        self._converter.tally.report(self._metrics)
+        self._metrics.disconnects.labels(ended.reason.value).inc()
+        extra = {**self._where(), "reason": ended.reason.value, "detail": ended.detail}
+        if ended.reason in _ON_PURPOSE:
+            _log.warning("closed the connection on purpose", extra=extra)
+            return
+        if ended.reason is DisconnectReason.FUTURE_CURSOR:
+            self._metrics.error("future_cursor")
+            extra |= {"cursor_key": self.writer.cursor_key}
+            _log.error(
+                "the stored cursor does not fit the host: delete its key to start anew", extra=extra
+            )
+            return
+        self._metrics.error("error_frame" if self._converter.ended else "connection")
+        _log.warning("disconnected", extra=extra)
+
+    def _where(self) -> dict[str, str]:
+        return {"host": self.feed.endpoint.key, "stream": self.feed.nsid.rpartition(".")[2]}
+
+
+def _ended_by(frame: ErrorMessage) -> Disconnected:
+    reason = _ERROR_FRAMES.get(frame.error, DisconnectReason.ERROR_FRAME)
+    return Disconnected(reason, f"{frame.error[:100]}: {(frame.message or '')[:300]}")

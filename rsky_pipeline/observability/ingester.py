@@ -1,0 +1,125 @@
+"""The ingester's metrics: the names of the original service, and what an operator also needs.
+
+Everything is exported at 0 from the first scrape on, labelled series included, for which the
+values of each label are a fixed list. Nothing is ever labelled with data from outside.
+"""
+
+from collections.abc import Iterable
+
+from prometheus_client import CollectorRegistry, Counter, Gauge
+
+FRAME_TYPES = (
+    "commit", "sync", "identity", "account", "labels", "info", "error", "unknown", "undecodable",
+)  # fmt: skip
+ERROR_REASONS = (
+    # a frame that cannot be read
+    "invalid_cbor", "invalid_frame", "invalid_ops", "invalid_cid", "invalid_key", "invalid_type",
+    "integer_range", "float", "unknown_tag", "trailing_bytes", "frame_too_big", "blocks_too_big",
+    "text_too_long", "oversize_message", "text_message", "internal",
+    # the blocks of a commit
+    "invalid_car_header", "invalid_varint", "truncated_car", "block_too_big", "hash_mismatch",
+    "root_mismatch", "missing_block", "too_big", "expands_too_much",
+    # one operation, one label
+    "invalid_path", "invalid_record", "not_encodable", "invalid_label",
+    # the world around
+    "connection", "error_frame", "future_cursor", "invalid_cursor", "store_unavailable",
+    "store_rejected", "cursor_moved", "list_repos", "other",
+)  # fmt: skip
+RESYNC_REASONS = ("sync", "too_big", "missing_block", "invalid_blocks", "unverified", "forged")
+VERDICTS = ("valid", "forged", "unverified", "no_account")
+INFO_NAMES = ("OutdatedCursor", "other")
+STORE_ACTIONS = ("full", "unavailable", "rejected")
+
+
+class IngesterMetrics:
+    """All metrics of an ingester. `disconnect_reasons` and `hosts` pre-create their series."""
+
+    def __init__(
+        self,
+        registry: CollectorRegistry,
+        *,
+        disconnect_reasons: Iterable[str] = (),
+        hosts: Iterable[str] = (),
+    ) -> None:
+        self._registry = registry
+        self._declare_firehose()
+        self._declare_enumeration()
+        self._declare_state()
+        self._create_series(list(disconnect_reasons), list(hosts))
+
+    def _declare_firehose(self) -> None:
+        self.messages = self._counter("firehose_messages", "WebSocket messages of relays")
+        self.events = self._counter("firehose_events", "Stream events derived from frames")
+        self.creates = self._counter("firehose_create_events", "Creates kept")
+        self.updates = self._counter("firehose_update_events", "Updates kept")
+        self.deletes = self._counter("firehose_delete_events", "Deletes kept")
+        self.filtered = self._counter(
+            "firehose_filtered_operations", "Operations on other collections"
+        )
+        self.stream_events = self._counter("stream_events", "Events appended to firehose_live")
+        self.labeler_events = self._counter("labeler_events", "Label frames")
+        self.labels_written = self._counter("labels_written", "Labels appended to label_live")
+        self.errors = self._counter("errors", "Everything that went wrong")
+        self.error_reasons = self._counter("error_reasons", "Errors by reason", "reason")
+        self.frames = self._counter("frames", "Frames by type", "type")
+        self.duplicates = self._counter("duplicate_frames", "Frames at or below the last seq")
+        self.infos = self._counter("info_frames", "#info frames by name", "name")
+        self.resyncs = self._counter("resyncs", "Repos queued to be fetched again", "reason")
+        self.quarantined = self._counter("quarantined_frames", "Raw frames kept for a look")
+        self.verdicts = self._counter("verifications", "Commits checked, by verdict", "verdict")
+
+    def _declare_enumeration(self) -> None:
+        self.repos_fetched = self._counter("backfill_repos_fetched", "Repos from listRepos")
+        self.repos_written = self._counter(
+            "backfill_repos_written", "Repos appended to repo_backfill"
+        )
+        self.fetch_errors = self._counter("backfill_fetch_errors", "Failed listRepos requests")
+        self.cursor_skips = self._counter(
+            "backfill_cursor_skips", "Repos that a relay cannot list, stepped over"
+        )
+        self.complete = self._gauge("backfill_complete", "1 when all repos have been listed")
+
+    def _declare_state(self) -> None:
+        self.connections = self._gauge("websocket_connections", "Open sockets")
+        self.backpressure = self._gauge("backpressure_active", "1 while reading is held up")
+        self.backpressure_seconds = self._counter(
+            "backpressure_seconds", "Time that reading was held up"
+        )
+        self.events_in_memory = self._gauge("events_in_memory", "Events read and not yet written")
+        self.bytes_in_memory = self._gauge("bytes_in_memory", "Their size")
+        self.store_retries = self._counter("store_retries", "Appends tried again", "action")
+        self.disconnects = self._counter("disconnects", "Ended connections by reason", "reason")
+        self.cursor = self._gauge("cursor_seq", "Stored cursor", "host")
+        self.lag = self._gauge(
+            "event_lag_seconds", "Age of the newest event when it was written", "host"
+        )
+        self.event_time = self._gauge(
+            "last_event_timestamp_seconds", "Time of the newest event, since 1970", "host"
+        )
+
+    def _create_series(self, disconnect_reasons: list[str], hosts: list[str]) -> None:
+        for metric, values in (
+            (self.error_reasons, ERROR_REASONS),
+            (self.frames, FRAME_TYPES),
+            (self.infos, INFO_NAMES),
+            (self.resyncs, RESYNC_REASONS),
+            (self.verdicts, VERDICTS),
+            (self.store_retries, STORE_ACTIONS),
+            (self.disconnects, disconnect_reasons),
+        ):
+            for value in values:
+                metric.labels(value)
+        for host in hosts:
+            for gauge in (self.cursor, self.lag, self.event_time):
+                gauge.labels(host)
+
+    def error(self, reason: str, count: int = 1) -> None:
+        """Count something that went wrong; a reason that is not in the list counts as other."""
+        self.errors.inc(count)
+        self.error_reasons.labels(reason if reason in ERROR_REASONS else "other").inc(count)
+
+    def _counter(self, name: str, help: str, *labels: str) -> Counter:
+        return Counter(f"ingester_{name}", help, labels, registry=self._registry)
+
+    def _gauge(self, name: str, help: str, *labels: str) -> Gauge:
+        return Gauge(f"ingester_{name}", help, labels, registry=self._registry)
