@@ -91,24 +91,30 @@ def socket_directory(directory: Path) -> Path:
 
 
 def make_private(directory: Path, mode: int = 0o700) -> None:
-    """Create a directory with its parents, or check that an existing one is ours alone to write.
+    """Create a directory with its parents, or check that an existing one is not open to everybody.
 
-    Raises EmbeddedStoreError when somebody else could put files there.
+    An existing one keeps its mode. Raises EmbeddedStoreError.
     """
     try:
         directory.mkdir(mode=mode, parents=True, exist_ok=True)
         status = directory.lstat()
-        if status.st_uid == os.geteuid() and stat.S_IMODE(status.st_mode) & ~mode & 0o022:
-            directory.chmod(mode)
     except OSError as error:
         raise EmbeddedStoreError(
-            f"cannot create the directory {directory}: {error.strerror}"
+            f"cannot create the directory {directory}: {error.strerror}; choose another data_dir "
+            "or run_dir"
         ) from error
-    if not stat.S_ISDIR(status.st_mode) or status.st_uid not in (os.geteuid(), 0):
+    if stat.S_ISLNK(status.st_mode) and not _in_tmp(directory):
+        status = directory.stat()
+    ours = status.st_uid in (os.geteuid(), 0)
+    if not stat.S_ISDIR(status.st_mode) or not ours or status.st_mode & stat.S_IWOTH:
         raise EmbeddedStoreError(
-            f"{directory} must be a directory owned by uid {os.geteuid()}; remove it or choose "
-            "another data_dir or run_dir"
+            f"{directory} must be a directory that belongs to this account and that others cannot "
+            "write; choose another data_dir or run_dir"
         )
+
+
+def _in_tmp(directory: Path) -> bool:
+    return directory.parent == Path("/tmp")  # noqa: S108  # where anybody may leave a trap
 
 
 def valkey_program() -> Path:

@@ -13,6 +13,7 @@ from rsky_pipeline.observability.server import MetricsServer, serve
 from rsky_pipeline.runtime.errors import ConfigurationProblem
 
 ATTEMPTS = 100
+SUPERVISOR = "supervisor"
 
 log = logging.getLogger(__name__)
 
@@ -20,12 +21,12 @@ log = logging.getLogger(__name__)
 def candidates(settings: Settings, role: str, instance: int) -> Iterator[int]:
     """Yield the ports to try: the first worker of a role has the role's port, further ones the
     ports that follow it, except the first port of another role or of the supervisor."""
-    first = settings.metrics_port(role) if role in ROLE_NAMES else 0
+    first = settings.metrics_port(role)
     if first == 0:
         yield 0
         return
-    others = {settings.metrics_port(name) for name in ROLE_NAMES if name != role}
-    others.add(settings.supervisor_metrics_port)
+    owners = (*ROLE_NAMES, SUPERVISOR)
+    others = {settings.metrics_port(name) for name in owners if name != role}
     free = [port for port in range(first, min(first + 2 * ATTEMPTS, 65_536)) if port not in others]
     yield from free[instance - 1 : instance - 1 + ATTEMPTS] or [0]
 

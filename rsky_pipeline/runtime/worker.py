@@ -89,6 +89,7 @@ class _Worker:
         self._events = EventSender(pipes.events)
         self._health = Health(role, instance)
         self._server: MetricsServer | None = None
+        self._role_is_ready = False
         self._notifier = (
             notify.from_environment() if pipes.events is None else notify.Notifier(None)
         )
@@ -148,9 +149,16 @@ class _Worker:
             self._settings, self._role, self._instance, registry, self._health.answer
         )
         self._events.send("started", pid=os.getpid(), metrics_port=self._server.port)
+        self._announce()
 
     def _ready(self) -> None:
-        if self._health.state != "starting":
+        self._role_is_ready = True
+        self._announce()
+
+    def _announce(self) -> None:
+        """Say ready when the role is and the metrics are served, whichever comes last."""
+        served = self._server is not None
+        if not served or not self._role_is_ready or self._health.state != "starting":
             return
         self._health.state = "ready"
         self._health.beat()

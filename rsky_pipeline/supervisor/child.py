@@ -63,6 +63,10 @@ class ChildDriver:
         """Give an input to the state machine; it is handled by the task `run`."""
         self._send.send_nowait(event)
 
+    def tell_to_stop(self) -> None:
+        """Ask for an ordered stop."""
+        self.tell(m.Stop())
+
     async def until(self, condition: Callable[["ChildDriver"], bool]) -> None:
         """Wait until a condition on the state holds."""
         while not condition(self):

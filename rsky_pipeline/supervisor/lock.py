@@ -39,6 +39,10 @@ class Lock:
         os.pwrite(self.descriptor, note + b"\n", 0)
         os.ftruncate(self.descriptor, len(note) + 1)
 
+    def name_us(self) -> None:
+        """Write down that this process holds the lock."""
+        self.name_holder(os.getpid())
+
     def let_go(self) -> None:
         """Close our copy; the lock is free when every process that inherited it has ended."""
         if self.descriptor >= 0:

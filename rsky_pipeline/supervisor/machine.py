@@ -44,6 +44,7 @@ class Child:
     again: bool = False  # start at once when the stop in progress is done
     failures: int = 0  # in a row, without a stable run between
     failed_at: tuple[float, ...] = ()
+    starts: int = 0
     restarts: int = 0
     kills: int = 0
     last_exit: Exit | None = None
@@ -101,7 +102,7 @@ def _restart(child: Child, now: float, policy: Policy) -> Result:
 def _spawn(child: Child, now: float, policy: Policy) -> Result:
     deadline = now + policy.ready_timeout
     child = replace(child, phase=Phase.STARTING, since=now, pid=None, timer=deadline)
-    return replace(child, rung=0, again=False), (Spawn(),)
+    return replace(child, rung=0, again=False, starts=child.starts + 1), (Spawn(),)
 
 
 def _spawned(child: Child, policy: Policy) -> Result:

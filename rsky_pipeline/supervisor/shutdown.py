@@ -36,9 +36,14 @@ class StopRequest:
             self._changed.set()
             self._changed = trio.Event()
 
-    def escalate(self) -> None:
-        """Ask for more urgency than before, as a further signal does."""
-        self.raise_to(Urgency(min(self.urgency + 1, Urgency.KILL)))
+    async def force_after(self, seconds: float | None) -> None:
+        """Grow urgent when a time limit has passed, and more so a little later."""
+        if seconds is None:
+            return
+        await trio.sleep(seconds)
+        self.raise_to(Urgency.HURRY)
+        await trio.sleep(KILL_AFTER_HURRY_SECONDS)
+        self.raise_to(Urgency.KILL)
 
     async def at_least(self, urgency: Urgency) -> None:
         """Wait until the request is that urgent."""
@@ -51,7 +56,7 @@ async def stop_group(
 ) -> bool:
     """Stop children of one role together, telling the step when all are gone.
 
-    Returns whether each ended without being killed.
+    Returns whether one had to be killed.
     """
     began = trio.current_time()
     before = [child.state for child in children]
@@ -65,11 +70,11 @@ async def stop_group(
         nursery.cancel_scope.cancel()
     if not running:
         steps.tell(f"{name} was not running")
-        return True
+        return False
     elapsed = trio.current_time() - began
     killed = any(child.state.kills > old.kills for child, old in zip(children, before, strict=True))
     steps.tell(_describe(name, running, elapsed, killed), bad=killed)
-    return not killed
+    return killed
 
 
 async def _press(children: Sequence[ChildDriver], request: StopRequest) -> None:

@@ -1,0 +1,122 @@
+"""`rsky-pipeline status`: what a running pipeline does."""
+
+from typing import Any
+
+import click
+
+from rsky_pipeline.cli.exit_codes import ExitCode
+from rsky_pipeline.cli.options import configuration_options
+from rsky_pipeline.cli.output import print_json, print_table
+from rsky_pipeline.cli.running import explained, run_directory
+
+HEADER = (
+    *("PROCESS", "PID", "STATE", "UPTIME", "RESTARTS", "RATE/s", "LAG", "MEMORY", "PORT"),
+    "LAST EXIT",
+)
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+@configuration_options
+def command(as_json: bool, **parameters: Any) -> None:
+    """Show processes, rates, lag and stream lengths.
+
+    Exit codes: 0 everything is ready, 1 something is not, 3 nothing is running, 4 no answer.
+    """
+    from rsky_pipeline.supervisor import client
+
+    directory = run_directory(parameters)
+    with explained():
+        documents = [each.status for each in client.find(directory)]
+    if as_json:
+        print_json(merged(documents))
+    else:
+        show(documents)
+    if not all(document["healthy"] for document in documents):
+        raise click.exceptions.Exit(ExitCode.FAILED)
+
+
+def merged(documents: list[dict[str, Any]]) -> dict[str, Any]:
+    """Join the documents of several supervisors: their processes and streams, and each by itself."""
+    return {
+        "schema_version": documents[0]["schema_version"],
+        "healthy": all(document["healthy"] for document in documents),
+        "roles": sorted({role for document in documents for role in document["roles"]}),
+        "processes": [process for document in documents for process in document["processes"]],
+        "streams": {
+            name: length for document in documents for name, length in document["streams"].items()
+        },
+        "supervisors": [
+            {
+                key: document[key]
+                for key in ("pid", "state", "roles", "uptime_seconds", "version", "healthy")
+            }
+            for document in documents
+        ],
+    }
+
+
+def show(documents: list[dict[str, Any]]) -> None:
+    """Print tables for people."""
+    for document in documents:
+        roles = ", ".join(document["roles"])
+        uptime = duration(document["uptime_seconds"])
+        click.echo(f"{document['state']}: {roles} (pid {document['pid']}, up {uptime})")
+    together = merged(documents)
+    click.echo()
+    print_table(HEADER, [_row(process) for process in together["processes"]])
+    for process in together["processes"]:
+        if process["trouble"] and process["trouble"] != "starting":
+            click.echo(f"{process['name']}: {process['trouble']}")
+    if together["streams"]:
+        click.echo()
+        streams = sorted(together["streams"].items())
+        print_table(("STREAM", "ENTRIES"), [(name, f"{length:,}") for name, length in streams])
+
+
+def duration(seconds: float | None) -> str:
+    """Write a duration the short way: 42s, 3m10s, 2h05m, 4d03h."""
+    if seconds is None:
+        return "-"
+    whole = int(seconds)
+    if whole < 60:
+        return f"{whole}s"
+    if whole < 3600:
+        return f"{whole // 60}m{whole % 60:02d}s"
+    if whole < 86_400:
+        return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
+    return f"{whole // 86_400}d{whole % 86_400 // 3600:02d}h"
+
+
+def _row(process: dict[str, Any]) -> tuple[object, ...]:
+    memory = process["rss_bytes"]
+    return (
+        process["name"],
+        process["pid"] or "-",
+        process["state"] + (" (crash loop)" if _hides_loop(process) else ""),
+        duration(process["uptime_seconds"]),
+        process["restarts"],
+        _number(process["rate"]),
+        _number(process["lag"]),
+        "-" if memory is None else f"{memory / 1e6:.0f} MB",
+        process["metrics_port"] or "-",
+        _last_exit(process["last_exit"]),
+    )
+
+
+def _hides_loop(process: dict[str, Any]) -> bool:
+    return bool(process["crash_looping"]) and process["state"] != "crashloop"
+
+
+def _number(value: object) -> str:
+    return f"{value:,.0f}" if isinstance(value, int | float) else "-"
+
+
+def _last_exit(how: dict[str, Any] | None) -> str:
+    if how is None:
+        return "-"
+    if how["signal"] is not None:
+        return f"signal {how['signal']}"
+    if how["code"] is not None:
+        return f"code {how['code']}"
+    return "not started"

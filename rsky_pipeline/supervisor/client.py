@@ -1,0 +1,135 @@
+"""The asking end of the control sockets. Blocking and small: `status` needs no event loop."""
+
+import json
+import socket
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rsky_pipeline.configuration.topology import stop_order
+from rsky_pipeline.supervisor.errors import NoAnswer, NotRunning, Refused
+from rsky_pipeline.supervisor.protocol import MAX_ANSWER_BYTES, VERSION, encode, sockets
+
+CONNECT_SECONDS = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Supervisor:
+    """A supervisor that listens, and what it manages."""
+
+    path: Path
+    status: dict[str, Any]
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        """Return its roles."""
+        return tuple(self.status["roles"])
+
+
+def ask(
+    path: Path,
+    command: str,
+    *,
+    on_step: Callable[[str], None] = lambda _: None,
+    wait_seconds: float | None = CONNECT_SECONDS,
+    **arguments: Any,
+) -> dict[str, Any]:
+    """Send a request; call `on_step` for each step; return the closing object.
+
+    `wait_seconds` bounds the silence between two lines; None waits for ever. Raises NotRunning when
+    nobody listens, NoAnswer, or Refused.
+    """
+    request = encode({"command": command, "version": VERSION, **arguments})
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+        _connect(connection, path)
+        connection.settimeout(wait_seconds)
+        try:
+            connection.sendall(request)
+            for message in _lines(connection):
+                if "step" in message:
+                    on_step(str(message["step"]))
+                elif message.get("ok") is True:
+                    return message
+                else:
+                    raise Refused(str(message.get("error", "the supervisor refused")))
+        except OSError as error:
+            raise NoAnswer(f"the supervisor behind {path} does not answer: {error}") from error
+    raise NoAnswer(f"the supervisor behind {path} broke off")
+
+
+def find(run_dir: Path) -> list[Supervisor]:
+    """Return every supervisor that listens in a run directory.
+
+    Raises NotRunning when there is none, NoAnswer when one does not answer.
+    """
+    found = []
+    for path in sockets(run_dir):
+        try:
+            found.append(Supervisor(path, ask(path, "status")["status"]))
+        except NotRunning:
+            continue  # left behind by a supervisor that was killed
+    if not found:
+        raise NotRunning(f"no pipeline is running in {run_dir}")
+    return found
+
+
+def stop_everything(
+    supervisors: list[Supervisor],
+    *,
+    ordered: bool,
+    timeout: float | None,
+    on_step: Callable[[str], None],
+) -> bool:
+    """Stop all supervisors; return whether something had to be killed.
+
+    Each supervisor stops its own roles consumers first. `ordered` keeps that order over several
+    supervisors too: a role is gone everywhere before its producer is told.
+    """
+    if len(supervisors) == 1 or not ordered:
+        answers = [
+            ask(each.path, "stop", on_step=on_step, wait_seconds=None, timeout=timeout)
+            for each in supervisors
+        ]
+        return any(answer.get("forced") for answer in answers)
+    forced = False
+    for role in stop_order():
+        for each in supervisors:
+            if role not in each.roles:
+                continue
+            answer = ask(
+                each.path,
+                "stop",
+                on_step=on_step,
+                wait_seconds=None,
+                roles=[role],
+                timeout=timeout,
+            )
+            forced = forced or bool(answer.get("forced"))
+    return forced
+
+
+def _connect(connection: socket.socket, path: Path) -> None:
+    connection.settimeout(CONNECT_SECONDS)
+    try:
+        connection.connect(str(path))
+    except (FileNotFoundError, ConnectionRefusedError) as error:
+        raise NotRunning(f"nobody listens on {path}") from error
+    except OSError as error:
+        raise NoAnswer(f"cannot connect to {path}: {error.strerror or error}") from error
+
+
+def _lines(connection: socket.socket) -> Iterator[dict[str, Any]]:
+    rest = b""
+    while chunk := connection.recv(65_536):
+        *lines, rest = (rest + chunk).split(b"\n")
+        if len(rest) > MAX_ANSWER_BYTES:
+            raise NoAnswer("the supervisor's answer is too long")
+        for line in lines:
+            try:
+                message = json.loads(line)
+            except ValueError as error:
+                raise NoAnswer("the supervisor's answer is not JSON") from error
+            if not isinstance(message, dict):
+                raise NoAnswer("the supervisor's answer is not an object")
+            yield message

@@ -1,0 +1,94 @@
+"""Which children a supervisor has: embedded stores, then the workers of its roles."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rsky_pipeline.configuration.settings import Settings
+from rsky_pipeline.configuration.topology import ROLES
+from rsky_pipeline.embedded import locations, postgres, valkey
+from rsky_pipeline.embedded.errors import EmbeddedStoreError
+from rsky_pipeline.embedded.program import StoreProgram
+from rsky_pipeline.runtime.errors import ConfigurationProblem
+from rsky_pipeline.supervisor.child import ChildDriver
+from rsky_pipeline.supervisor.lock import Lock, acquire
+from rsky_pipeline.supervisor.policy import store_policy, worker_policy
+from rsky_pipeline.supervisor.spawn import Process, spawn_store, spawn_worker
+
+
+@dataclass(frozen=True, slots=True)
+class StoreKind:
+    """An embedded store before it is prepared."""
+
+    name: str
+    prepare: Callable[[Settings], StoreProgram]
+
+
+def embedded_stores(settings: Settings, roles: Sequence[str]) -> list[StoreKind]:
+    """Return the stores that no URL is set for and that these roles use.
+
+    Raises ConfigurationProblem when the wheel of one is not installed.
+    """
+    kinds = []
+    try:
+        if settings.redis_url is None:
+            locations.valkey_program()
+            kinds.append(StoreKind("valkey", valkey.prepare))
+        if settings.database_url is None and uses_database(roles):
+            locations.postgres_folder()
+            kinds.append(StoreKind("postgres", postgres.prepare))
+    except EmbeddedStoreError as error:
+        raise ConfigurationProblem(str(error)) from error
+    return kinds
+
+
+def uses_database(roles: Sequence[str]) -> bool:
+    """Tell whether any of the roles writes to PostgreSQL."""
+    return any(role.database for role in ROLES if role.name in roles)
+
+
+def store_lock(settings: Settings, name: str) -> Path:
+    """Return the lock that a running store holds; one server a directory."""
+    return locations.data_directory(settings) / "locks" / f"{name}.lock"
+
+
+def worker_lock(run_dir: Path, role: str, instance: int) -> Path:
+    """Return the lock that a running worker holds; one process a consumer name."""
+    return run_dir / "locks" / f"{role}-{instance}.lock"
+
+
+def store_child(program: StoreProgram, settings: Settings) -> ChildDriver:
+    """Return the driver of an embedded store."""
+
+    def launch() -> Process:
+        lock = _free_lock(store_lock(settings, program.name))
+        try:
+            return spawn_store(program, lock)
+        finally:
+            lock.let_go()
+
+    policy = store_policy(program.stop_signal, settings)
+    return ChildDriver(program.name, None, policy, launch, program.answers)
+
+
+def worker_child(
+    program: Sequence[str], role: str, instance: int, settings: Settings
+) -> ChildDriver:
+    """Return the driver of a worker; `program` is the command line before the role's name."""
+    path = worker_lock(locations.run_directory(settings), role, instance)
+
+    def launch() -> Process:
+        lock = _free_lock(path)
+        try:
+            return spawn_worker(program, role, instance, settings, lock)
+        finally:
+            lock.let_go()
+
+    return ChildDriver(role, instance, worker_policy(settings), launch)
+
+
+def _free_lock(path: Path) -> Lock:
+    lock = acquire(path)
+    if lock is None:
+        raise OSError(f"another process still holds {path}")
+    return lock

@@ -1,0 +1,215 @@
+"""The supervisor itself: takes its locks, starts its children in order, answers, stops in order.
+
+Several supervisors may share a run directory, one for each set of roles: every role has a lock, and
+the control socket is named by the roles. Embedded stores belong to exactly one supervisor (the lock
+`stores` in the data directory); further ones need `redis_url` and `database_url`.
+"""
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import trio
+
+from rsky_pipeline.configuration.settings import Settings
+from rsky_pipeline.configuration.topology import start_order, stop_order
+from rsky_pipeline.embedded import locations
+from rsky_pipeline.embedded.errors import EmbeddedStoreError
+from rsky_pipeline.embedded.program import StoreProgram
+from rsky_pipeline.runtime import notify
+from rsky_pipeline.runtime.errors import FORCED, ConfigurationProblem, WorkerError
+from rsky_pipeline.supervisor import family, ownership, snapshot, startup, survivors
+from rsky_pipeline.supervisor.child import ChildDriver
+from rsky_pipeline.supervisor.control import ControlServer
+from rsky_pipeline.supervisor.errors import StartFailed
+from rsky_pipeline.supervisor.exporter import Exporter
+from rsky_pipeline.supervisor.orders import Orders
+from rsky_pipeline.supervisor.protocol import socket_path
+from rsky_pipeline.supervisor.shutdown import StopRequest, Urgency, stop_group
+from rsky_pipeline.supervisor.signals import watch_signals
+from rsky_pipeline.supervisor.spawn import WORKER_PROGRAM
+from rsky_pipeline.supervisor.steps import Steps
+
+GOODBYE_SECONDS = 2.0
+TELL_SECONDS = 1.0
+EXTENSION_SECONDS = 30.0
+SURVIVOR_GRACE_SECONDS = 15.0  # a worker without a supervisor forces itself a little earlier
+STORE_PATIENCE_SECONDS = 60.0
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a supervisor runs. `program` starts a worker: the role's name and options follow it.
+
+    `prepare_database` brings the schema up to date (blocking) and returns what it changed; it
+    raises Unavailable while the database cannot be reached.
+    """
+
+    settings: Settings
+    roles: tuple[str, ...]
+    prepare_database: Callable[[Settings], list[str]]
+    program: Sequence[str] = WORKER_PROGRAM
+
+
+def supervise(plan: Plan) -> int:
+    """Run a pipeline in the foreground until it is stopped; return the exit code.
+
+    Raises WorkerError when it cannot even begin: AlreadyRunning, PermissionProblem,
+    ConfigurationProblem. What fails later is logged and becomes the exit code.
+    """
+    settings = locations.resolve_directories(plan.settings)
+    kinds = family.embedded_stores(settings, plan.roles)
+    with ownership.take(settings, plan.roles, embeds=bool(kinds)):
+        settings = locations.store_urls(settings)
+        service = Service(replace(plan, settings=settings), kinds)
+        return trio.run(service.run)
+
+
+class Service:
+    """One supervisor while it runs."""
+
+    def __init__(self, plan: Plan, kinds: Sequence[family.StoreKind]) -> None:
+        self._plan = plan
+        self._settings = plan.settings
+        self._kinds = kinds
+        self._state = "starting"
+        self._began = 0.0
+        self._error: WorkerError | None = None
+        self._forced = False
+        self._stores: list[ChildDriver] = []
+        self._steps = Steps()
+        self._request = StopRequest()
+        self._notifier = notify.from_environment()
+        self._workers: dict[str, list[ChildDriver]] = {}
+
+    async def run(self) -> int:
+        """Start, serve until asked to stop, stop. Returns the exit code."""
+        self._began = trio.current_time()
+        self._workers = self._make_workers()
+        orders = Orders(self._workers, self._request, self._steps, self.document)
+        path = socket_path(locations.run_directory(self._settings), self._plan.roles)
+        control = ControlServer(path, orders.handle)
+        async with trio.open_nursery() as nursery:
+            await nursery.start(watch_signals, self._request)
+            nursery.start_soon(control.run)
+            with Exporter(self._settings, self.document) as exporter:
+                nursery.start_soon(self._keep_informed, exporter)
+                for workers in self._workers.values():
+                    for worker in workers:
+                        nursery.start_soon(worker.run)
+                await self._start_unless_stopped(nursery)
+                await self._request.at_least(Urgency.DRAIN)
+                await self._stop()
+            orders.finish(self._forced)
+            with trio.move_on_after(GOODBYE_SECONDS):
+                await control.until_idle()
+            nursery.cancel_scope.cancel()
+        if self._error is not None:
+            return self._error.exit_code
+        return FORCED if self._forced else 0
+
+    def document(self) -> dict[str, Any]:
+        """Return the status document."""
+        workers = [worker for role in start_order() for worker in self._workers.get(role, [])]
+        return snapshot.document(
+            state=self._state,
+            roles=self._plan.roles,
+            children=[*self._stores, *workers],
+            began=self._began,
+            run_dir=str(self._settings.run_dir),
+        )
+
+    def _make_workers(self) -> dict[str, list[ChildDriver]]:
+        return {
+            role: [
+                family.worker_child(self._plan.program, role, number, self._settings)
+                for number in range(1, self._settings.workers(role) + 1)
+            ]
+            for role in start_order()
+            if role in self._plan.roles
+        }
+
+    async def _start_unless_stopped(self, nursery: trio.Nursery) -> None:
+        """Run the start sequence; a stop request or a failure ends it early."""
+        async with trio.open_nursery() as sequence:
+
+            async def cut_short() -> None:
+                await self._request.at_least(Urgency.DRAIN)
+                sequence.cancel_scope.cancel()
+
+            sequence.start_soon(cut_short)
+            try:
+                await self._start(nursery)
+                sequence.cancel_scope.cancel()
+            except WorkerError as error:
+                self._error = error
+                self._steps.tell(f"cannot start: {error}", bad=True)
+                self._request.raise_to(Urgency.DRAIN)
+
+    async def _start(self, nursery: trio.Nursery) -> None:
+        killed = await survivors.settle(self._suspects())
+        for name in killed:
+            self._steps.tell(f"{name} of the previous supervisor was killed", bad=True)
+        for kind in self._kinds:
+            await self._start_store(kind, nursery)
+        if family.uses_database(self._plan.roles):
+            await startup.prepare_database(self._plan.prepare_database, self._settings, self._steps)
+        for role, workers in self._workers.items():
+            await startup.start_role(role, workers, self._steps)
+        self._state = "running"
+        self._steps.tell("running")
+        self._notifier.ready(self._summary())
+
+    def _suspects(self) -> list[survivors.Survivor]:
+        run_dir = locations.run_directory(self._settings)
+        patience = self._settings.stop_timeout_seconds + SURVIVOR_GRACE_SECONDS
+        return survivors.suspects(run_dir, self._plan.roles, patience)
+
+    async def _start_store(self, kind: family.StoreKind, nursery: trio.Nursery) -> None:
+        try:
+            program: StoreProgram = await trio.to_thread.run_sync(kind.prepare, self._settings)
+        except EmbeddedStoreError as error:
+            raise ConfigurationProblem(str(error)) from error
+        lock = family.store_lock(self._settings, kind.name)
+        left = survivors.Survivor(kind.name, lock, STORE_PATIENCE_SECONDS, program.stop_signal)
+        await survivors.settle([left])
+        child = family.store_child(program, self._settings)
+        self._stores.append(child)
+        nursery.start_soon(child.run)
+        try:
+            await startup.start_store(child, program.last_log_lines, self._steps)
+        except StartFailed:
+            child.tell_to_stop()
+            raise
+
+    async def _stop(self) -> None:
+        """Stop consumers first, then producers, then the stores."""
+        self._state = "stopping"
+        self._notifier.stopping("draining, consumers first")
+        for role in stop_order():
+            if role in self._workers:
+                await self._stop_group(role, self._workers[role])
+        for store in reversed(self._stores):
+            await self._stop_group(store.name, [store])
+
+    async def _stop_group(self, name: str, children: list[ChildDriver]) -> None:
+        forced = await stop_group(name, children, self._request, self._steps)
+        self._forced = self._forced or forced
+
+    async def _keep_informed(self, exporter: Exporter) -> None:
+        """Refresh what the metrics thread shows, and tell systemd that the loop runs."""
+        while True:
+            exporter.refresh()
+            self._notifier.watchdog()
+            self._notifier.status(self._summary())
+            if self._state != "running":
+                self._notifier.extend(EXTENSION_SECONDS)
+            await trio.sleep(TELL_SECONDS)
+
+    def _summary(self) -> str:
+        children = [worker for workers in self._workers.values() for worker in workers]
+        words = ", ".join(f"{child.name} {child.state.phase}" for child in children)
+        return f"{self._state}: {words}"
