@@ -1,17 +1,12 @@
-"""Frames of a relay to stream entries; no I/O.
+"""Frames of any event stream to stream entries; no I/O.
 
-Whatever a frame holds, it costs at most itself: what cannot be read is counted and kept aside, and
-where content is missing the repo is queued to be fetched again.
-Source: sync specification; wire forms in `streams.event`.
+Whatever a frame holds, it costs at most itself: what cannot be read is counted and kept aside.
+Source: https://atproto.com/specs/event-stream.
 """
 
 import logging
-from hashlib import sha256
 from typing import NamedTuple, Protocol
 
-from rsky_pipeline.atproto import cbor
-from rsky_pipeline.atproto.car import Car, read_car
-from rsky_pipeline.atproto.cid import Cid
 from rsky_pipeline.atproto.errors import InvalidData
 from rsky_pipeline.atproto.frame import (
     AccountMessage,
@@ -21,34 +16,19 @@ from rsky_pipeline.atproto.frame import (
     InfoMessage,
     LabelsMessage,
     Message,
-    RepoOp,
     SyncMessage,
     UnknownMessage,
     decode_frame,
 )
-from rsky_pipeline.atproto.syntax import split_path
 from rsky_pipeline.ingester.quarantine import Quarantine
 from rsky_pipeline.ingester.tally import Tally
+from rsky_pipeline.runtime.logging import Throttled
 from rsky_pipeline.streams.append import Entry
-from rsky_pipeline.streams.event import (
-    EVENT_FIELD,
-    REPO_FIELD,
-    AccountEvent,
-    IdentityEvent,
-    RepoJob,
-    encode_event,
-    encode_record_event,
-    encode_repo_job,
-)
-from rsky_pipeline.streams.names import FIREHOSE_LIVE, REPO_BACKFILL
 
 _log = logging.getLogger(__name__)
 
-# One record may stand under 200 paths and grow sixfold in JSON; past this the repo is fetched.
-MAX_FRAME_OUTPUT = 32 * 1024 * 1024
-# Texts that are repeated in each event of a frame, or that no honest host makes long.
-_MAX_TIME = 64
-_MAX_TEXT = 2_048
+# Longer than any honest time; it is repeated in each event of a frame.
+MAX_TIME = 64
 
 _FRAME_TYPES: dict[type, str] = {
     CommitMessage: "commit",
@@ -100,10 +80,11 @@ class FrameConverter:
         self.tally = tally
         self.ended: ErrorMessage | None = None
         self._quarantine = quarantine
+        self._throttle = Throttled()
 
     def convert(self, raw: bytes) -> Converted:
         """Convert one frame; never raises because of its content."""
-        self.tally.messages += 1
+        self.count()
         try:
             message = decode_frame(raw)
             self.tally.frames[_FRAME_TYPES[type(message)]] += 1
@@ -115,6 +96,9 @@ class FrameConverter:
             # A frame that hits a defect of ours must not be met again after every restart.
             _log.exception("frame conversion failed")
             return self._unreadable(raw, "internal", repr(error))
+
+    def count(self) -> None:
+        """Count a frame, readable or not."""
 
     def convert_message(self, message: Message, raw: bytes) -> Converted:
         """Convert a decoded message of any type."""
@@ -129,11 +113,17 @@ class FrameConverter:
                 return Converted(seq, None, [], 0)
             case LabelsMessage() | CommitMessage() | SyncMessage():
                 return Converted(message.seq, None, [], 0)
-        return Converted(message.seq, message.time[:_MAX_TIME], [], 0)
+        return Converted(message.seq, message.time[:MAX_TIME], [], 0)
 
     def keep_aside(self, raw: bytes, reason: str, error: str) -> list[Entry]:
         """Count an error and return the entry that keeps its frame, if there is room for it."""
         self.tally.errors[reason] += 1
+        held_back = self._throttle.allow(reason)
+        if held_back is not None:
+            _log.warning(
+                "cannot use a frame, or a part of it",
+                extra={"host": self.host, "reason": reason, "error": error, "unlogged": held_back},
+            )
         entry = self._quarantine.entry(raw, host=self.host, reason=reason, error=error)
         if entry is None:
             return []
@@ -146,181 +136,14 @@ class FrameConverter:
 
     def _remark(self, message: InfoMessage) -> None:
         self.tally.infos[message.name] += 1
-        note = (message.message or "")[:200]
-        _log.warning("remark of a host", extra={"host": self.host, "name_": message.name[:50],
-                                                "note": note})  # fmt: skip
-
-
-class RepoConverter(FrameConverter):
-    """Frames of `subscribeRepos`. `claims` asks for what a signature check needs."""
-
-    def __init__(
-        self,
-        host: str,
-        relay_url: str,
-        collections: tuple[str, ...],
-        tally: Tally,
-        quarantine: Quarantine,
-        *,
-        claims: bool = False,
-    ) -> None:
-        super().__init__(host, tally, quarantine)
-        self._relay_url = relay_url
-        # A collection that is not a prefix must match up to the slash of `collection/rkey`.
-        self._prefixes = tuple(name if name[-1:] == "." else f"{name}/" for name in collections)
-        self._claims = claims
-
-    def convert_message(self, message: Message, raw: bytes) -> Converted:
-        """Convert a decoded message of any type."""
-        if type(message) is CommitMessage:
-            return self._commit(message, raw)
-        match message:
-            case SyncMessage(seq=seq, did=did, rev=rev, time=time):
-                return self._resync(seq, time, did, rev, "sync")
-            case IdentityMessage(seq=seq, time=time, did=did, handle=handle):
-                _check_texts(time, handle)
-                return self._event(IdentityEvent(seq, time, did, handle))._replace(changed_did=did)
-            case AccountMessage(seq=seq, time=time, did=did, active=active, status=status):
-                _check_texts(time, status)
-                return self._event(AccountEvent(seq, time, did, active, status))
-        return super().convert_message(message, raw)
-
-    def resync(self, did: str, rev: str, reason: str) -> Entry:
-        """Return the entry that has a repo fetched again, and count it."""
-        self.tally.resyncs[reason] += 1
-        return self._job(did, rev)
-
-    def _job(self, did: str, rev: str) -> Entry:
-        job = RepoJob(did, self._relay_url, rev, None, True)
-        return Entry(REPO_BACKFILL, REPO_FIELD, encode_repo_job(job))
-
-    def _resync(self, seq: int, time: str, did: str, rev: str, reason: str) -> Converted:
-        entry = self.resync(did, rev, reason)
-        return Converted(seq, time[:_MAX_TIME], [entry], len(entry.payload))
-
-    def _event(self, event: IdentityEvent | AccountEvent) -> Converted:
-        entry = Entry(FIREHOSE_LIVE, EVENT_FIELD, encode_event(event))
-        self.tally.events += 1
-        return Converted(event.seq, event.time, [entry], len(entry.payload))
-
-    def _commit(self, message: CommitMessage, raw: bytes) -> Converted:
-        _check_texts(message.time, None)
-        if message.too_big:
-            self.tally.errors["too_big"] += 1
-            return self._resync(message.seq, message.time, message.did, message.rev, "too_big")
-        prefixes = self._prefixes
-        wanted = [op for op in message.ops if op.path.startswith(prefixes)]
-        self.tally.filtered += len(message.ops) - len(wanted)
-        if not wanted:
-            return Converted(message.seq, message.time, [], 0)
-        try:
-            return self._operations(message, wanted, raw)
-        except InvalidData as error:
-            entries = self.keep_aside(raw, error.reason, str(error))
-            entries.append(self.resync(message.did, message.rev, "invalid_blocks"))
-            size = sum(len(entry.payload) for entry in entries)
-            return Converted(message.seq, message.time, entries, size)
-
-    def _operations(self, message: CommitMessage, ops: list[RepoOp], raw: bytes) -> Converted:
-        car: Car | None = None
-        claim = instead = None
-        if self._claims or any(op.cid is not None for op in ops):
-            car = read_car(message.blocks, check_hashes=False)
-            if car.roots[0] != message.commit:
-                raise InvalidData("root_mismatch", "the blocks are not those of the commit")
-        if self._claims and car is not None:
-            claim = Claim(message.did, message.rev, _block(car, message.commit))
-            instead = self._job(message.did, message.rev)
-        writer = _OperationWriter(self, message, car, raw)
-        for op in ops:
-            writer.add(op)
-        if writer.incomplete:
-            writer.entries.append(self.resync(message.did, message.rev, "missing_block"))
-        self.tally.events += writer.events
-        return Converted(message.seq, message.time, writer.entries, writer.size, claim, instead)
-
-
-class _OperationWriter:
-    """Collects the entries of one commit's operations."""
-
-    def __init__(
-        self, converter: RepoConverter, message: CommitMessage, car: Car | None, raw: bytes
-    ) -> None:
-        self._converter = converter
-        self._message = message
-        self._commit = str(message.commit)
-        self._car = car
-        self._raw = raw
-        self.entries: list[Entry] = []
-        self.events = 0
-        self.size = 0
-        self.incomplete = False  # the repo has more than could be taken from the frame
-
-    def add(self, op: RepoOp) -> None:
-        """Append the event of one operation; one that is bad costs only itself."""
-        tally = self._converter.tally
-        parts = split_path(op.path)
-        if parts is None:
-            self._refuse("invalid_path", op.path[:200])
-            return
-        try:
-            record = None if op.cid is None or self._car is None else _record(self._car, op.cid)
-            payload = self._encode(op, parts, record)
-        except InvalidData as error:
-            if error.reason in {"missing_block", "hash_mismatch"}:
-                tally.errors[error.reason] += 1
-                self.incomplete = True
-            else:
-                self._refuse(error.reason, f"{op.path}: {error}")
-            return
-        self.size += len(payload)
-        if self.size > MAX_FRAME_OUTPUT:
-            raise InvalidData("expands_too_much", f"more than {MAX_FRAME_OUTPUT} bytes of JSON")
-        self.entries.append(Entry(FIREHOSE_LIVE, EVENT_FIELD, payload))
-        self.events += 1
-        if op.action == "create":
-            tally.creates += 1
-        elif op.action == "update":
-            tally.updates += 1
+        extra = {
+            "host": self.host,
+            "info": message.name[:50],
+            "note": (message.message or "")[:200],
+        }
+        if message.name == "OutdatedCursor":
+            _log.error(
+                "events were lost: the cursor is older than what the host keeps", extra=extra
+            )
         else:
-            tally.deletes += 1
-
-    def _encode(self, op: RepoOp, parts: tuple[str, str], record: object) -> bytes:
-        message = self._message
-        return encode_record_event(
-            op.action,
-            seq=message.seq,
-            time=message.time,
-            did=message.did,
-            commit=self._commit,
-            rev=message.rev,
-            collection=parts[0],
-            rkey=parts[1],
-            cid=None if op.cid is None else str(op.cid),
-            record=record,
-        )
-
-    def _refuse(self, reason: str, error: str) -> None:
-        self.entries += self._converter.keep_aside(self._raw, reason, error)
-
-
-def _block(car: Car, cid: Cid) -> bytes:
-    """Return a block of a commit's CAR if it is there and is what it is named."""
-    block = car.blocks.get(cid)
-    if block is None:
-        raise InvalidData("missing_block", str(cid))
-    if sha256(block).digest() != cid[4:]:
-        raise InvalidData("hash_mismatch", str(cid))
-    return block
-
-
-def _record(car: Car, cid: Cid) -> dict[str, object]:
-    record = cbor.decode(_block(car, cid))
-    if type(record) is not dict:
-        raise InvalidData("invalid_record", "a record is a map")
-    return record
-
-
-def _check_texts(time: str, text: str | None) -> None:
-    if len(time) > _MAX_TIME or (text is not None and len(text) > _MAX_TEXT):
-        raise InvalidData("text_too_long", "a time, handle or status has an absurd length")
+            _log.warning("remark of a host", extra=extra)

@@ -22,11 +22,14 @@ _MAX_TEXT = 128
 class LabelConverter(FrameConverter):
     """Frames of `subscribeLabels`."""
 
+    def count(self) -> None:
+        """Count a frame, readable or not."""
+        self.tally.labeler_events += 1
+
     def convert_message(self, message: Message, raw: bytes) -> Converted:
         """Convert a decoded message; a malformed label costs only itself."""
         if not isinstance(message, LabelsMessage):
             return super().convert_message(message, raw)
-        self.tally.labeler_events += 1
         entries: list[Entry] = []
         labels: list[dict[str, Any]] = []
         for label in message.labels:
@@ -37,8 +40,7 @@ class LabelConverter(FrameConverter):
         if labels:
             payload = encode_labels(message.seq, labels)
             entries.append(Entry(LABEL_LIVE, LABELS_FIELD, payload))
-        newest = max((label["cts"] for label in labels), default=None)
-        return Converted(message.seq, newest, entries, sum(len(e.payload) for e in entries))
+        return Converted(message.seq, None, entries, sum(len(entry.payload) for entry in entries))
 
 
 def _fields(label: dict[str, Any]) -> dict[str, Any]:

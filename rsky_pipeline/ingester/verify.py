@@ -23,10 +23,11 @@ from rsky_pipeline.atproto.identity import DidDocument
 from rsky_pipeline.ingester.convert import Claim
 from rsky_pipeline.network.directory import IdentityNotFound, IdentityUnavailable
 
-LOOKUP_SECONDS = 5.0  # all frames behind this one wait for it
+LOOKUP_SECONDS = 2.0  # all frames behind this one wait for it
 MAX_LOOKUPS = 64
 MAX_KEYS = 50_000
-KEY_SECONDS = 3_600.0
+KEY_SECONDS = 86_400.0
+UNAVAILABLE_SECONDS = 60.0  # an account that could not be looked up is not tried again so soon
 REFRESH_SECONDS = 60.0  # bad signatures of an account cost the directory one request in this time
 
 
@@ -58,6 +59,9 @@ class KeyDirectory(Protocol):
     async def resolve(self, did: str, force: bool = False) -> DidDocument:
         """Return an account's document; `force` asks past every cache."""
 
+    def forget(self, did: str) -> None:
+        """Forget what is cached of an account."""
+
 
 class SignatureVerifier:
     """Checks signatures with keys from the directory, which it keeps for a while."""
@@ -65,22 +69,24 @@ class SignatureVerifier:
     def __init__(self, directory: KeyDirectory) -> None:
         self._directory = directory
         self._keys: OrderedDict[str, tuple[PublicKey, float]] = OrderedDict()
-        self._refreshed: OrderedDict[str, float] = OrderedDict()
+        self._refreshed = _ForAWhile()
+        self._unavailable = _ForAWhile()
         self._lookups = trio.CapacityLimiter(MAX_LOOKUPS)
 
     def decide_at_once(self, claim: Claim) -> Verdict | None:
-        """Return VALID if a known key proves it, FORGED if no key can, else None."""
+        """Return what is known without a lookup, or None."""
         commit = _read(claim)
         if commit is None:
             return Verdict.FORGED
         kept = self._keys.get(claim.did)
-        if kept is None or kept[1] < trio.current_time():
-            return None
-        self._keys.move_to_end(claim.did)
-        if verify_commit(commit, kept[0]):
-            return Verdict.VALID
-        # It may be the signature of a new key, unless the key was asked for just now.
-        return Verdict.FORGED if self._is_fresh(claim.did) else None
+        if kept is not None and kept[1] >= trio.current_time():
+            self._keys.move_to_end(claim.did)
+            if verify_commit(commit, kept[0]):
+                return Verdict.VALID
+            # It may be the signature of a new key, unless the key was asked for just now.
+            if self._refreshed.has(claim.did):
+                return Verdict.FORGED
+        return Verdict.UNVERIFIED if self._unavailable.has(claim.did) else None
 
     async def decide(self, claim: Claim) -> Verdict:
         """Look the key up, and past all caches if the signature does not fit the one found."""
@@ -88,18 +94,23 @@ class SignatureVerifier:
         if commit is None:
             return Verdict.FORGED
         try:
-            with trio.fail_after(LOOKUP_SECONDS):
-                async with self._lookups:
+            async with self._lookups:
+                if self._unavailable.has(claim.did):
+                    return Verdict.UNVERIFIED
+                with trio.fail_after(LOOKUP_SECONDS):
                     return await self._look_up(claim.did, commit)
         except (IdentityUnavailable, trio.TooSlowError):
+            self._unavailable.add(claim.did, UNAVAILABLE_SECONDS)
             return Verdict.UNVERIFIED
         except IdentityNotFound:
             return Verdict.NO_ACCOUNT
 
     def forget(self, did: str) -> None:
         """Have the account's document fetched anew for its next commit."""
+        self._directory.forget(did)
         self._keys.pop(did, None)
-        self._refreshed.pop(did, None)
+        self._refreshed.discard(did)
+        self._unavailable.discard(did)
 
     async def _look_up(self, did: str, commit: Commit) -> Verdict:
         # Another frame of the account may have had it looked up while this one waited its turn.
@@ -107,7 +118,7 @@ class SignatureVerifier:
         if known is not None and known[1] >= trio.current_time():
             if verify_commit(commit, known[0]):
                 return Verdict.VALID
-            if self._is_fresh(did):
+            if self._refreshed.has(did):
                 return Verdict.FORGED
         else:
             document = await self._directory.resolve(did)
@@ -118,18 +129,32 @@ class SignatureVerifier:
         if document.signing_key is None:
             return Verdict.NO_ACCOUNT
         self._keep(did, document.signing_key)
-        self._refreshed[did] = trio.current_time() + REFRESH_SECONDS
-        while len(self._refreshed) > MAX_KEYS:
-            self._refreshed.popitem(last=False)
+        self._refreshed.add(did, REFRESH_SECONDS)
         return Verdict.VALID if verify_commit(commit, document.signing_key) else Verdict.FORGED
-
-    def _is_fresh(self, did: str) -> bool:
-        return self._refreshed.get(did, 0.0) > trio.current_time()
 
     def _keep(self, did: str, key: PublicKey) -> None:
         self._keys[did] = (key, trio.current_time() + KEY_SECONDS)
         while len(self._keys) > MAX_KEYS:
             self._keys.popitem(last=False)
+
+
+class _ForAWhile:
+    """A bounded set of accounts, each remembered for some seconds."""
+
+    def __init__(self) -> None:
+        self._until: OrderedDict[str, float] = OrderedDict()
+
+    def add(self, did: str, seconds: float) -> None:
+        self._until[did] = trio.current_time() + seconds
+        self._until.move_to_end(did)
+        while len(self._until) > MAX_KEYS:
+            self._until.popitem(last=False)
+
+    def has(self, did: str) -> bool:
+        return bool(self._until) and self._until.get(did, 0.0) > trio.current_time()
+
+    def discard(self, did: str) -> None:
+        self._until.pop(did, None)
 
 
 def _read(claim: Claim) -> Commit | None:

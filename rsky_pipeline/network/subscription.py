@@ -40,7 +40,7 @@ class DisconnectReason(StrEnum):
     FUTURE_CURSOR = "future_cursor"
     PRESSURE = "pressure"  # we closed because the streams are full
     CURSOR_MOVED = "cursor_moved"  # we closed because the store holds another cursor
-    STOPPING = "stopping"
+    STORE = "store"  # we could not begin, because the store does not tell the cursor
 
 
 class Disconnected(Exception):
@@ -153,7 +153,7 @@ class Subscription:
     async def close(self) -> None:
         """Say goodbye and close; what was not taken is dropped."""
         self._socket.discard()
-        with trio.move_on_after(self._patience.close):
+        with trio.move_on_after(self._patience.close, shield=True):
             await self._socket.aclose()
 
     def _end(self, reason: DisconnectReason, detail: str) -> None:

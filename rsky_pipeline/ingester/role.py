@@ -1,0 +1,250 @@
+"""The ingester: a task for each relay's firehose, each relay's list of repos and each labeler."""
+
+import logging
+import ssl
+from collections.abc import Sequence
+from contextlib import AsyncExitStack, closing
+from dataclasses import dataclass, field
+from functools import partial
+
+import trio
+
+from rsky_pipeline.ingester.batch import BatchRule
+from rsky_pipeline.ingester.commits import SUBSCRIBE_REPOS, RepoConverter
+from rsky_pipeline.ingester.convert import Converter
+from rsky_pipeline.ingester.enumeration import Enumerator
+from rsky_pipeline.ingester.labels import SUBSCRIBE_LABELS, LabelConverter
+from rsky_pipeline.ingester.live import Feed, Follower
+from rsky_pipeline.ingester.pressure import Pressure
+from rsky_pipeline.ingester.quarantine import Quarantine
+from rsky_pipeline.ingester.report import FeedReport, Reporter
+from rsky_pipeline.ingester.tally import Tally
+from rsky_pipeline.ingester.verify import SignatureVerifier, Verifier
+from rsky_pipeline.ingester.writer import Writer
+from rsky_pipeline.network.directory import Directory
+from rsky_pipeline.network.hosts import Endpoint, parse_endpoint
+from rsky_pipeline.network.http import HttpClient
+from rsky_pipeline.network.repositories import list_repos
+from rsky_pipeline.network.subscription import DisconnectReason, Patience
+from rsky_pipeline.observability.ingester import IngesterMetrics
+from rsky_pipeline.observability.streams import StreamMetrics
+from rsky_pipeline.runtime.backoff import Backoff
+from rsky_pipeline.runtime.context import WorkerContext
+from rsky_pipeline.runtime.threads import StoreThread
+from rsky_pipeline.streams.connection import Store, connect
+from rsky_pipeline.streams.errors import StoreRejected, StoreUnavailable
+from rsky_pipeline.streams.names import (
+    FIREHOSE_BACKFILL,
+    FIREHOSE_LIVE,
+    LABEL_LIVE,
+    REPO_BACKFILL,
+    cursor_key,
+)
+
+_log = logging.getLogger(__name__)
+
+# Memory for what is read and not yet written, over all relays and over all labelers.
+MAX_EVENTS = 40_000
+MAX_BYTES = 64 * 1024 * 1024
+MAX_LABEL_BYTES = 16 * 1024 * 1024
+_LABEL_QUEUE_BYTES = 512 * 1024
+# Repos that live events found broken are few and must not wait behind a listing for weeks, so they
+# may use the stream up to a second mark.
+_RESYNC_MARK_FACTOR = 2
+
+
+@dataclass(slots=True)
+class _Parts:
+    """Everything that one ingester runs."""
+
+    metrics: IngesterMetrics
+    verifier: Verifier | None
+    tls: ssl.SSLContext | None
+    relays: list[tuple[Follower, FeedReport]] = field(default_factory=list)
+    labelers: list[tuple[Follower, FeedReport]] = field(default_factory=list)
+    enumerators: list[Enumerator] = field(default_factory=list)
+
+
+async def run(context: WorkerContext) -> None:
+    """Run until told to stop, then write what was read; its cursor covers exactly that."""
+    settings = context.settings
+    relays = [parse_endpoint(host) for host in settings.relay_hosts]
+    labelers = [parse_endpoint(host) for host in settings.labeler_hosts]
+    metrics = IngesterMetrics(
+        context.registry,
+        disconnect_reasons=[reason.value for reason in DisconnectReason],
+        hosts=[endpoint.key for endpoint in (*relays, *labelers)],
+    )
+    groups = dict.fromkeys((FIREHOSE_LIVE, FIREHOSE_BACKFILL), (settings.indexer_group,))
+    groups |= {LABEL_LIVE: (settings.indexer_group,), REPO_BACKFILL: (settings.backfiller_group,)}
+    stream_metrics = StreamMetrics(context.registry, "ingester", groups)
+    async with AsyncExitStack() as stack:
+        http = await stack.enter_async_context(
+            HttpClient(allow_private=settings.allow_private_hosts)
+        )
+        builder = _Builder(context, stack, http, metrics, [*relays, *labelers])
+        parts = builder.build(relays, labelers)
+        own_store = builder.store("watch")
+        await _wait_for_store(own_store, context)
+        quarantines = [builder.quarantine, builder.label_quarantine]
+        reporter = Reporter(context, parts.relays, parts.labelers, parts.enumerators, metrics)
+        async with trio.open_nursery() as services:
+            services.start_soon(reporter.report_health)
+            services.start_soon(reporter.watch_streams, own_store, stream_metrics, quarantines)
+            services.start_soon(_report_ready, context, [follower for follower, _ in parts.relays])
+            await _run_all(context, parts)
+            services.cancel_scope.cancel()
+
+
+async def _run_all(context: WorkerContext, parts: _Parts) -> None:
+    """Run all tasks; they end after `stopping`, each when it has written what it read."""
+    async with trio.open_nursery() as nursery:
+        for follower, _ in (*parts.relays, *parts.labelers):
+            nursery.start_soon(follower.run, context.stopping, context.hurrying)
+        for enumerator in parts.enumerators:
+            nursery.start_soon(enumerator.run, context.stopping)
+        await context.stopping.wait()
+
+
+async def _wait_for_store(store: Store, context: WorkerContext) -> None:
+    """Return when the store answers, or when there is no time left to wait for it."""
+    thread, backoff = StoreThread(), Backoff(base=0.2, cap=5.0)
+    while not context.stopping.is_set():
+        try:
+            await thread.call(store.ping)
+            return
+        except (StoreUnavailable, StoreRejected) as error:
+            backoff, wait = backoff.failed(trio.current_time())
+            _log.warning("waiting for Redis", extra={"error": str(error)})
+        with trio.move_on_after(wait):
+            await context.stopping.wait()
+
+
+async def _report_ready(context: WorkerContext, relays: Sequence[Follower]) -> None:
+    """Report ready once every relay was tried and at least one is connected.
+
+    One relay that is down must not keep the others from working.
+    """
+    for follower in relays:
+        await follower.attempted.wait()
+    if relays:
+        async with trio.open_nursery() as nursery:
+
+            async def wait(follower: Follower) -> None:
+                await follower.was_connected.wait()
+                nursery.cancel_scope.cancel()
+
+            for follower in relays:
+                nursery.start_soon(wait, follower)
+    context.ready()
+
+
+class _Builder:
+    """Puts the parts of an ingester together."""
+
+    def __init__(
+        self,
+        context: WorkerContext,
+        stack: AsyncExitStack,
+        http: HttpClient,
+        metrics: IngesterMetrics,
+        endpoints: Sequence[Endpoint],
+    ) -> None:
+        self._context = context
+        self._settings = context.settings
+        self._stack = stack
+        self._http = http
+        self._metrics = metrics
+        self._tls = None
+        if any(endpoint.secure for endpoint in endpoints):
+            self._tls = ssl.create_default_context()
+        self.quarantine = Quarantine("firehose_raw_dlq")
+        self.label_quarantine = Quarantine("label_raw_dlq")
+
+    def build(self, relays: Sequence[Endpoint], labelers: Sequence[Endpoint]) -> _Parts:
+        """Return the parts for these hosts."""
+        parts = _Parts(self._metrics, self._verifier(), self._tls)
+        for endpoint in relays:
+            parts.relays.append(self._relay(endpoint, parts.verifier, len(relays)))
+            if self._settings.enumerate_repos:
+                parts.enumerators.append(self._enumerator(endpoint))
+        for endpoint in labelers:
+            parts.labelers.append(self._labeler(endpoint, len(labelers)))
+        return parts
+
+    def store(self, purpose: str) -> Store:
+        """Return a new connection that is closed at the end."""
+        name = f"{self._context.consumer}-{purpose}"
+        store = connect(str(self._settings.redis_url), name=name)
+        return self._stack.enter_context(closing(store))
+
+    def _verifier(self) -> Verifier | None:
+        settings = self._settings
+        if settings.verify == "none":
+            return None
+        allow_private = settings.allow_private_hosts
+        directory = Directory(self._http, settings.plc_url, allow_private=allow_private)
+        return SignatureVerifier(directory)
+
+    def _relay(
+        self, endpoint: Endpoint, verifier: Verifier | None, count: int
+    ) -> tuple[Follower, FeedReport]:
+        settings = self._settings
+        converter = RepoConverter(
+            endpoint.key, endpoint.http_url(), settings.collections, Tally(), self.quarantine,
+            claims=verifier is not None,
+        )  # fmt: skip
+        marks = {
+            FIREHOSE_LIVE: settings.live_high_water_mark,
+            REPO_BACKFILL: settings.repo_high_water_mark * _RESYNC_MARK_FACTOR,
+        }
+        patience = Patience(idle=float(settings.ingester_idle_timeout_seconds))
+        feed = Feed(endpoint, SUBSCRIBE_REPOS, settings.initial_cursor, patience, self._tls)
+        return self._follower(
+            feed, converter, FIREHOSE_LIVE, marks, MAX_BYTES // count, count, verifier
+        )
+
+    def _labeler(self, endpoint: Endpoint, count: int) -> tuple[Follower, FeedReport]:
+        converter = LabelConverter(endpoint.key, Tally(), self.label_quarantine)
+        # A labeler may be silent for days; that it lives is seen by its answers to pings.
+        patience = Patience(idle=None, max_queued_bytes=_LABEL_QUEUE_BYTES)
+        feed = Feed(endpoint, SUBSCRIBE_LABELS, "oldest", patience, self._tls)
+        marks = {LABEL_LIVE: self._settings.live_high_water_mark}
+        return self._follower(
+            feed, converter, LABEL_LIVE, marks, MAX_LABEL_BYTES // count, count, None
+        )
+
+    def _follower(
+        self,
+        feed: Feed,
+        converter: Converter,
+        stream: str,
+        marks: dict[str, int],
+        max_bytes: int,
+        count: int,
+        verifier: Verifier | None,
+    ) -> tuple[Follower, FeedReport]:
+        settings, host = self._settings, feed.endpoint.key
+        rule = BatchRule(
+            max_events=settings.ingester_batch_size,
+            max_age=settings.ingester_batch_timeout_ms / 1000,
+        )
+        quarantine = self.quarantine if stream == FIREHOSE_LIVE else self.label_quarantine
+        report = FeedReport(host, self._metrics, quarantine)
+        writer = Writer(
+            self.store(f"{stream}-{host}"), cursor_key(stream, host), marks, rule, self._metrics,
+            report.note,
+        )  # fmt: skip
+        max_events = max(2 * settings.ingester_batch_size, MAX_EVENTS // count)
+        pressure = Pressure(max_events, max_bytes)
+        follower = Follower(feed, converter, writer, pressure, self._metrics, verifier)
+        return follower, report
+
+    def _enumerator(self, endpoint: Endpoint) -> Enumerator:
+        return Enumerator(
+            endpoint,
+            self.store(f"list-{endpoint.key}"),
+            self._settings.repo_high_water_mark,
+            partial(list_repos, self._http),
+            self._metrics,
+        )
