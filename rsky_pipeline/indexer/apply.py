@@ -24,7 +24,7 @@ from rsky_pipeline.indexer.counts import Counts
 from rsky_pipeline.indexer.duplicates import forget_duplicates
 from rsky_pipeline.indexer.events import AccountChange, IdentityChange, Reading, RepoRev
 from rsky_pipeline.indexer.notifications import Notes
-from rsky_pipeline.indexer.plan import Delete, Plan, make_plan
+from rsky_pipeline.indexer.plan import Delete, Plan, make_plan, segments
 from rsky_pipeline.indexer.record_rows import fetch_states, write_records
 from rsky_pipeline.indexer.repo_revs import advance_revs
 from rsky_pipeline.indexer.write import Changes, Work, write_collection
@@ -80,29 +80,38 @@ def _apply(
 ) -> Applied:
     changes = [reading.change for reading in readings]
     operations = [change for change in changes if isinstance(change, Put | Delete)]
-    for order, operation in enumerate(operations):
-        if isinstance(operation, Put):
-            operation.order = order
-    plan = make_plan(operations, fetch_states(tx, (item.uri for item in operations)))
-    write_records(tx, plan)
-    notified = _write_collections(tx, plan, collections)
+    counts, notified, plans = Counts(), 0, []
+    for segment in segments(operations):
+        plan = make_plan(segment, fetch_states(tx, (item.uri for item in segment)))
+        write_records(tx, plan)
+        arrivals = {item.uri: place for place, item in enumerate(segment)}
+        notified += write_collections(tx, plan, collections, counts, arrivals)
+        plans.append(plan)
+    counts.write(tx)
     apply_accounts(tx, (change for change in changes if isinstance(change, AccountChange)))
     identities = (change.did for change in changes if isinstance(change, IdentityChange))
     queue_handle_checks(tx, dict.fromkeys(identities, True))
     advance_revs(tx, _revs(readings))
     return Applied(
-        inserted=len(plan.inserts),
-        updated=len(plan.updates),
-        deleted=len(plan.deletes),
-        touched=len(plan.touches),
-        stale=plan.stale,
+        inserted=sum(len(plan.inserts) for plan in plans),
+        updated=sum(len(plan.updates) for plan in plans),
+        deleted=sum(len(plan.deletes) for plan in plans),
+        touched=sum(len(plan.touches) for plan in plans),
+        stale=sum(plan.stale for plan in plans),
         notifications=notified,
         new_actors=new_actors,
-        written=Counter(_nsid(put.uri) for put in (*plan.inserts, *plan.updates)),
+        written=Counter(_nsid(put.uri) for plan in plans for put in (*plan.inserts, *plan.updates)),
     )
 
 
-def _write_collections(tx: Transaction, plan: Plan, collections: Mapping[str, Collection]) -> int:
+def write_collections(
+    tx: Transaction,
+    plan: Plan,
+    collections: Mapping[str, Collection],
+    counts: Counts,
+    arrivals: Mapping[str, int],
+) -> int:
+    """Write what a plan means beyond `record`; return how many notifications were inserted."""
     work: dict[str, Work] = {}
     for put in plan.inserts:
         work.setdefault(_nsid(put.uri), Work()).inserts.append(put)
@@ -112,12 +121,10 @@ def _write_collections(tx: Transaction, plan: Plan, collections: Mapping[str, Co
         work.setdefault(_nsid(delete.uri), Work()).deletes.append(delete.uri)
     changed = (put.uri for put in plan.updates)
     forget_duplicates(tx, sorted([*changed, *(item.uri for item in plan.deletes)]))
-    counts, notes, now = Counts(), Notes(), now_text()
-    arrivals = {put.uri: put.order for put in (*plan.inserts, *plan.updates)}
+    notes, now = Notes(), now_text()
     for nsid in sorted(work):
         changes = Changes(tx, collections[nsid], counts, notes, now, arrivals)
         write_collection(changes, work[nsid])
-    counts.write(tx)
     return notes.write(tx)
 
 

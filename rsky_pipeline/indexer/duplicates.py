@@ -5,7 +5,7 @@ others are in `duplicate_record`, all pointing at it. When it goes, the next one
 does not depend on the order of arrival; officially the first to arrive stands.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -99,7 +99,11 @@ class NaturalKey:
 
 
 def settle(
-    key: NaturalKey, gone: Sequence[StoredRow], puts: Sequence[Put], notes: Notes
+    key: NaturalKey,
+    gone: Sequence[StoredRow],
+    puts: Sequence[Put],
+    notes: Notes,
+    arrivals: Mapping[str, int],
 ) -> tuple[list[Put], list[StoredRow]]:
     """Insert the records that stand now and park the others, given the rows already deleted.
 
@@ -126,7 +130,9 @@ def settle(
     for row in (*gone, *displaced):
         successor = standing.get(key.of_row(row))
         if successor is not None and successor != row["uri"]:
-            notes.succeed(successor, row["uri"])
+            # A record that was there when the other one went had waited for it.
+            waited = arrivals.get(successor, -1) < arrivals.get(row["uri"], -1)
+            notes.succeed(successor, row["uri"], inherits=waited)
     _park(key.tx, waiting, standing)
     return inserted, displaced
 

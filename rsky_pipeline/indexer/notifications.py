@@ -31,14 +31,20 @@ class Notes:
 
     forgotten: dict[str, None] = field(default_factory=dict)
     successors: dict[str, set[str]] = field(default_factory=dict)  # uri -> uris it replaces
+    heirs: set[str] = field(default_factory=set)
     told: list[tuple[Put, Notification]] = field(default_factory=list)
 
     def forget(self, uris: Iterable[str]) -> None:
         """Remove what these records told."""
         self.forgotten.update(dict.fromkeys(uris))
 
-    def succeed(self, uri: str, previous: str) -> None:
-        """Note that a record stands where another one stood, which is forgotten."""
+    def succeed(self, uri: str, previous: str, *, inherits: bool) -> None:
+        """Note that a record stands where another one stood, which is forgotten.
+
+        One that inherits is not news of its own: it notifies only if the other one did.
+        """
+        if inherits:
+            self.heirs.add(uri)
         self.successors.setdefault(uri, set()).add(previous)
         self.forgotten[previous] = None
 
@@ -54,7 +60,8 @@ class Notes:
         rows = [
             (told.did, put.uri, put.cid, put.did, told.reason, told.reason_subject, told.sort_at)
             for put, told in self.told
-            if not put.historical or not spoken.isdisjoint(self._before(put))
+            if not (put.historical or put.uri in self.heirs)
+            or not spoken.isdisjoint(self._before(put))
         ]
         if not rows:
             return 0

@@ -54,6 +54,25 @@ class Plan:
     stale: int = 0
 
 
+def segments(operations: Iterable[Operation]) -> list[list[Operation]]:
+    """Cut operations, in order of arrival, where a deletion follows what looked at the record.
+
+    A reply is judged by its parent and by gates. If one of these is deleted later in the batch,
+    the reply has to be written first, as it would be with the deletion in the next batch.
+    """
+    found: list[list[Operation]] = [[]]
+    looked_at: set[str] = set()
+    for operation in operations:
+        if isinstance(operation, Delete):
+            if operation.uri in looked_at:
+                found.append([])
+                looked_at = set()
+        elif operation.rows.looks_at:
+            looked_at.update(operation.rows.looks_at)
+        found[-1].append(operation)
+    return found
+
+
 def sort_key(operation: Operation) -> tuple[str, bool, str]:
     """Order operations on one uri: by rev, at one rev puts by CID and then the deletion."""
     if isinstance(operation, Put):
@@ -77,6 +96,7 @@ def make_plan(operations: Iterable[Operation], stored: Mapping[str, Stored]) -> 
 def _fold(uri: str, operations: list[Operation], before: Stored, plan: Plan) -> None:
     exists, rev, cid, tombstone = before.exists, before.rev, before.cid, before.tombstone
     put: Put | None = None
+    first: Put | None = None
     deletion: Delete | None = None
     for operation in operations:
         if isinstance(operation, Delete):
@@ -85,16 +105,18 @@ def _fold(uri: str, operations: list[Operation], before: Stored, plan: Plan) -> 
                 plan.stale += 1
                 continue
             exists, rev, cid, tombstone = False, None, "", max(operation.rev, known)
-            put, deletion = None, operation
+            put, first, deletion = None, None, operation
         elif _is_stale(operation, exists, rev, cid, tombstone):
             plan.stale += 1
         else:
             if exists and cid == operation.cid and (operation.historical or rev is None):
                 rev = operation.rev  # the state that is there, seen again
             else:
-                put = operation
+                first, put = put and (first or put), operation
                 exists, rev, cid = True, operation.rev, operation.cid
     if exists:
+        if put is not None and first is not None:
+            put = replace(put, first=first)
         _keep(uri, put, rev, before, plan)
     elif deletion is not None:
         (plan.deletes if before.exists else plan.tombstones).append(deletion)

@@ -42,7 +42,7 @@ class Changes:
     counts: Counts
     notes: Notes
     now: str
-    arrivals: Mapping[str, int]  # place in the batch of every uri that it writes
+    arrivals: Mapping[str, int]  # place in the batch of every uri that it changes
     deleted: list[str] = field(default_factory=list)  # uris of records that are gone
     inserted: list[Put] = field(default_factory=list)  # rows that stand and did not before
     updated: list[Put] = field(default_factory=list)  # rows that stand with a new content
@@ -86,7 +86,7 @@ def _write_unique(changes: Changes, table: Table, work: Work) -> None:
     gone = delete(changes.tx, table, leaving)
     key = NaturalKey(changes.tx, changes.collection, table)
     puts = [put for put in (*work.inserts, *work.updates) if put.rows.main is not None]
-    winners, displaced = settle(key, gone, puts, changes.notes)
+    winners, displaced = settle(key, gone, puts, changes.notes, changes.arrivals)
     updated = {put.uri for put in work.updates}
     changes.removed = [*gone, *displaced]
     changes.inserted = [put for put in winners if put.uri not in updated]
@@ -124,7 +124,7 @@ def _notify(changes: Changes, collection: Collection) -> None:
     assert collection.notify is not None
     telling = [*changes.inserted, *changes.updated] if collection.renotify else changes.inserted
     for put in telling:
-        for notification in collection.notify(put):
+        for notification in collection.notify(put if collection.renotify else put.first or put):
             changes.notes.tell(put, notification)
 
 

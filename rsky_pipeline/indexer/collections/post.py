@@ -12,7 +12,7 @@ import orjson
 
 from rsky_pipeline.indexer.collections.post_embeds import SIDE_TABLES, read_embed
 from rsky_pipeline.indexer.collections.post_notifications import notify_of_posts
-from rsky_pipeline.indexer.collections.post_rules import judge, set_gate_flags
+from rsky_pipeline.indexer.collections.post_rules import judge, looked_at, set_gate_flags
 from rsky_pipeline.indexer.collections.post_thread import (
     count_replies,
     forget_deleted,
@@ -70,7 +70,8 @@ def _read(put: Put, record: Record) -> Rows:
     tags = _texts(record, "tags", MAX_TAGS, MAX_TAG_BYTES)
     main = (body, root, root_cid, parent, parent_cid, created, langs, tags)
     facts = PostFacts(sort_at, _mentions(record), root, parent, quoted)
-    return Rows(main=main, side=side, facts=facts)
+    looks_at = looked_at(root, parent, quoted) if root or quoted else ()
+    return Rows(main=main, side=side, facts=facts, looks_at=looks_at)
 
 
 def _reply(record: Record) -> tuple[str | None, str | None, str | None, str | None]:

@@ -73,6 +73,16 @@ class Verdict:
     hidden: frozenset[str] = frozenset()
 
 
+def looked_at(root: str | None, parent: str | None, quoted: str | None) -> tuple[str, ...]:
+    """Return the records that the rules look at for a reply or a quote."""
+    found = [uri for uri in (root, parent, quoted) if uri is not None]
+    if root is not None:
+        found.append(gate_uri(root, _GATE))
+    if quoted is not None:
+        found.append(gate_uri(quoted, _EMBED_GATE))
+    return tuple(found)
+
+
 def set_gate_flags(changes: Changes, written: Sequence[Put]) -> None:
     """Mark posts whose gates were here before them (officially such gates are ignored)."""
     changes.tx.execute(_SET_FLAGS, (sorted(put.uri for put in written),))
@@ -118,7 +128,8 @@ def _gates(changes: Changes, replies: Sequence[Put], quotes: Sequence[Put]) -> d
 
 def _gate(changes: Changes, gates: Mapping[str, Json], put: Put, uri: str) -> Json | None:
     """Return a gate unless it came after the post: gates do not judge what was there before."""
-    return None if changes.arrivals.get(uri, -1) > put.order else gates.get(uri)
+    late = changes.arrivals.get(uri, -1) > changes.arrivals.get(put.uri, 0)
+    return None if late else gates.get(uri)
 
 
 def _records(changes: Changes, uris: set[str]) -> dict[str, Json]:

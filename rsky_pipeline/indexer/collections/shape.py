@@ -63,6 +63,7 @@ class Rows:
     main: Row | None = None
     side: Mapping[str, Sequence[Row]] = field(default_factory=dict)
     facts: Any = None  # what a `finish` function wants to know of the record
+    looks_at: tuple[str, ...] = ()  # uris whose records decide what becomes of this one
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,8 +88,8 @@ class Put:
     indexed_at: str
     historical: bool
     json: str
-    order: int = 0  # place in its batch
     rows: Rows = Rows()
+    first: "Put | None" = None  # the state that came first, where a batch held several
 
     def sort_at(self, created_at: str) -> str:
         """Return the earlier of the time the record claims and the time we saw it."""

@@ -1,0 +1,54 @@
+"""Removes everything that an account wrote, when its host confirms that it was deleted.
+
+The account's records go the way of deleted records, so that counts, duplicates and notifications
+of others come out right; no tombstones are left, since the account may come back elsewhere.
+"""
+
+from collections.abc import Mapping
+
+from rsky_pipeline.database.connection import Database, Transaction
+from rsky_pipeline.indexer.actors import create_actors, lock_actors
+from rsky_pipeline.indexer.apply import now_text, write_collections
+from rsky_pipeline.indexer.collections.shape import Collection
+from rsky_pipeline.indexer.counts import Counts
+from rsky_pipeline.indexer.plan import Delete, Plan
+
+CHUNK = 2_000  # records of one transaction
+
+_RECORDS = "SELECT uri FROM record WHERE did = %s LIMIT %s"
+_FORGET_RECORDS = "DELETE FROM record WHERE uri = ANY(%b::text[])"
+_FORGET_ACCOUNT = (
+    "DELETE FROM notification WHERE did = %s",
+    "DELETE FROM actor_sync WHERE did = %s",
+    "DELETE FROM rsky_pipeline.tombstone WHERE did = %s",
+    "DELETE FROM rsky_pipeline.handle_check WHERE did = %s",
+    "DELETE FROM actor WHERE did = %s",
+)
+
+
+def purge_account(database: Database, did: str, collections: Mapping[str, Collection]) -> int:
+    """Remove an account's rows; return how many records it had. Repeating it does no harm."""
+    with database.transaction() as tx:
+        create_actors(tx, [did], {}, now_text())
+    total = 0
+    while True:
+        with database.transaction() as tx:
+            lock_actors(tx, {did})
+            removed = _purge_some(tx, did, collections)
+            total += removed
+            if removed < CHUNK:
+                for statement in _FORGET_ACCOUNT:
+                    tx.execute(statement, (did,))
+                return total
+
+
+def _purge_some(tx: Transaction, did: str, collections: Mapping[str, Collection]) -> int:
+    uris = [row[0] for row in tx.query(_RECORDS, (did, CHUNK))]
+    known = [uri for uri in uris if uri[5:].split("/", 2)[1] in collections]
+    if uris:
+        tx.execute(_FORGET_RECORDS, (sorted(uris),))
+    counts = Counts()
+    plan = Plan(deletes=[Delete(uri, did, "") for uri in known])
+    write_collections(tx, plan, collections, counts, {})
+    counts.write(tx)
+    return len(uris)
