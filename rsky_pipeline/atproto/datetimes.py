@@ -4,11 +4,13 @@ import re
 from datetime import UTC, datetime, timedelta
 
 EPOCH = "1970-01-01T00:00:00.000Z"
-_NORMAL = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z")
+_NORMAL = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", re.ASCII)
 _PARTS = re.compile(
     r"(\d{4})-(\d\d)-(\d\d)(?:[Tt ](\d\d):(\d\d)(?::(\d\d)(?:\.(\d+))?)?)?"
-    r"\s*([Zz]|[+-]\d\d:?\d\d)?"
+    r"\s*([Zz]|[+-]\d\d:?\d\d)?",
+    re.ASCII,
 )
+_STAND_IN = 2000  # for the year 0, which `datetime` lacks; a leap year like it
 
 
 def normalize(text: str) -> str | None:
@@ -26,15 +28,16 @@ def normalize(text: str) -> str | None:
     clock = int(hour or 0), int(minute or 0), int(second or 0)
     if not 1 <= int(month) <= 12 or not 1 <= int(day) <= 31 or not _is_clock(*clock):
         return None
-    if int(year) == 0:
-        return None
-    moment = datetime(int(year), int(month), 1, *clock, tzinfo=UTC)
+    shift = 0 if int(year) else _STAND_IN
+    moment = datetime(int(year) + shift, int(month), 1, *clock, tzinfo=UTC)
     milliseconds = int(((fraction or "") + "000")[:3])
     try:
         moment += timedelta(days=int(day) - 1, milliseconds=milliseconds) - _offset(zone)
     except OverflowError:
         return None
-    return format_utc(moment)
+    if moment.year < shift:
+        return None
+    return f"{moment.year - shift:04d}{format_utc(moment)[4:]}" if shift else format_utc(moment)
 
 
 def format_utc(moment: datetime) -> str:
@@ -48,8 +51,7 @@ def format_utc(moment: datetime) -> str:
 
 def _is_plain(text: str) -> bool:
     return (
-        text[:4] != "0000"
-        and "01" <= text[5:7] <= "12"
+        "01" <= text[5:7] <= "12"
         and "01" <= text[8:10] <= "28"
         and text[11:13] <= "23"
         and text[14:16] <= "59"
