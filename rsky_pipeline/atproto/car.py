@@ -8,12 +8,17 @@ from dataclasses import dataclass
 from hashlib import sha256
 
 from rsky_pipeline.atproto import cbor
-from rsky_pipeline.atproto.cid import LENGTH, Cid
+from rsky_pipeline.atproto.cid import LENGTH, VALID_PREFIXES, Cid
 from rsky_pipeline.atproto.errors import InvalidData
 
 MAX_BLOCK = 1_048_576  # the largest record that the data model's limits allow
+MAX_BLOCKS = 1_000_000  # of a CAR that is read as a whole
 MAX_HEADER = 4_096
 MAX_ROOTS = 16
+
+_ONE_ROOT_START = b"\xa2eroots\x81\xd8\x2a\x58\x25\x00"
+_ONE_ROOT_END = b"gversion\x01"
+_ONE_ROOT_LENGTH = len(_ONE_ROOT_START) + LENGTH + len(_ONE_ROOT_END)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,28 +72,57 @@ class CarReader:
         return self.roots
 
 
-def read_car(data: bytes, *, check_hashes: bool = True) -> Car:
-    """Read a whole CAR that is in memory already. Raises InvalidData."""
+def read_car(
+    data: bytes,
+    *,
+    max_block: int = MAX_BLOCK,
+    max_blocks: int = MAX_BLOCKS,
+    check_hashes: bool = True,
+) -> Car:
+    """Read a whole CAR that is in memory already. Raises InvalidData.
+
+    `max_block` is in bytes. A block that occurs twice is kept once. Without `check_hashes` the
+    caller must compare each block that it uses with its CID.
+    """
     length, position = _varint(data, 0)
     if position < 0 or position + length > len(data) or length > MAX_HEADER:
         raise InvalidData("invalid_car_header", "the header is cut off or too big")
     roots = _roots(data[position : position + length])
     position += length
     end = len(data)
+    largest = max_block + LENGTH
     blocks: dict[Cid, bytes] = {}
     while position < end:
-        length, start = _varint(data, position)
-        position = start + length
-        if start < 0 or position > end:
+        length = data[position]
+        position += 1
+        if length > 0x7F:
+            if position < end and 0 < data[position] < 0x80:  # two bytes: nearly all blocks
+                length += (data[position] - 1) << 7
+                position += 1
+            else:
+                length, position = _varint(data, position - 1)
+                if position < 0:
+                    raise InvalidData("truncated_car", "the CAR ends within a length")
+        body = position + LENGTH
+        name = data[position:body]
+        position += length
+        if position > end:
             raise InvalidData("truncated_car", "the CAR ends within a block")
-        if length > MAX_BLOCK + LENGTH:
-            raise InvalidData("block_too_big", f"{length} bytes")
-        cid = Cid.from_bytes(data[start : start + LENGTH])
-        block = data[start + LENGTH : position]
-        if check_hashes and sha256(block).digest() != cid[4:]:
-            raise InvalidData("hash_mismatch", f"block {cid}")
-        blocks[cid] = block
+        if name[:4] not in VALID_PREFIXES or not LENGTH <= length <= largest:
+            raise _bad_section(name, length, max_block)
+        block = data[body:position]
+        if check_hashes and sha256(block).digest() != name[4:]:
+            raise InvalidData("hash_mismatch", f"block {Cid(name)}")
+        blocks[Cid(name)] = block
+    if len(blocks) > max_blocks:
+        raise InvalidData("too_many_blocks", f"more than {max_blocks}")
     return Car(roots, blocks)
+
+
+def _bad_section(name: bytes, length: int, max_block: int) -> InvalidData:
+    if length - LENGTH > max_block:
+        return InvalidData("block_too_big", f"{length - LENGTH} bytes, {max_block} are allowed")
+    return InvalidData("invalid_cid", f"a block of {length} bytes named {name[:8].hex()}...")
 
 
 def write_car(roots: Iterable[Cid], blocks: Iterable[tuple[Cid, bytes]]) -> bytes:
@@ -125,6 +159,8 @@ def _encode_varint(value: int) -> bytes:
 
 
 def _roots(header: bytes) -> tuple[Cid, ...]:
+    if len(header) == _ONE_ROOT_LENGTH and header.startswith(_ONE_ROOT_START):
+        return _one_root(header)
     value = cbor.decode(header)
     if not isinstance(value, dict) or value.get("version") != 1:
         raise InvalidData("invalid_car_header", "not a version 1 header")
@@ -136,8 +172,15 @@ def _roots(header: bytes) -> tuple[Cid, ...]:
     return tuple(roots)
 
 
+def _one_root(header: bytes) -> tuple[Cid, ...]:
+    """Read the header that every frame has, which costs a decoder as much as the blocks do."""
+    if not header.endswith(_ONE_ROOT_END):
+        raise InvalidData("invalid_car_header", "not a version 1 header")
+    return (Cid.from_bytes(header[len(_ONE_ROOT_START) : -len(_ONE_ROOT_END)]),)
+
+
 def _block(section: bytes, check_hash: bool) -> tuple[Cid, bytes]:
-    cid = Cid.from_bytes(section[:LENGTH])
+    cid = Cid.from_bytes(section[:LENGTH])  # also refuses a section that is shorter
     data = section[LENGTH:]
     if check_hash and sha256(data).digest() != cid.digest:
         raise InvalidData("hash_mismatch", f"block {cid}")

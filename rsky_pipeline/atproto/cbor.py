@@ -67,11 +67,21 @@ def decode(data: bytes) -> Value:
     Shortest forms and key order are not checked: the bytes are known by their hash. Where they
     must be canonical, use `decode_strict`.
     """
-    return _read(data, 1)[0]
+    (value,) = _read(data, 1)
+    check(value)
+    return value
 
 
 def decode_pair(data: bytes) -> tuple[Value, Value]:
     """Decode a frame: a header and a body, and nothing after them. Raises InvalidData."""
+    header, body = decode_pair_unchecked(data)
+    check(header)
+    check(body)
+    return header, body
+
+
+def decode_pair_unchecked(data: bytes) -> tuple[Value, Value]:
+    """Decode a frame without `check`, for a caller that looks at the type of all that it takes."""
     header, body = _read(data, 2)
     return header, body
 
@@ -140,8 +150,6 @@ def _read(data: bytes, count: int) -> list[Value]:
         raise InvalidData("invalid_cbor", str(error)[:200]) from error
     if stream.tell() != len(data):
         raise InvalidData("trailing_bytes", f"{len(data) - stream.tell()} bytes too many")
-    for item in items:
-        check(item)
     return items
 
 

@@ -3,8 +3,9 @@
 https://atproto.com/specs/event-stream and the lexicons of subscribeRepos and subscribeLabels.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from rsky_pipeline.atproto import cbor
 from rsky_pipeline.atproto.cid import Cid
@@ -18,6 +19,7 @@ MAX_OPS = 200
 MAX_SEQ = 2**53 - 1
 
 Action = Literal["create", "update", "delete"]
+_ACTIONS = frozenset({"create", "update", "delete"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +45,8 @@ class CommitMessage:
     ops: tuple[RepoOp, ...]
     prev_data: Cid | None
     time: str
-    too_big: bool
+    too_big: bool  # deprecated, like `rebase`: never true on a stream that keeps to the rules
+    rebase: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,8 +107,9 @@ class ErrorMessage:
 
 @dataclass(frozen=True, slots=True)
 class UnknownMessage:
-    """A message of a type that we do not know; only its sequence number matters."""
+    """A message of a kind that we do not know, or no longer; only its sequence number matters."""
 
+    op: int
     type: str
     seq: int | None
 
@@ -126,18 +130,17 @@ def decode_frame(raw: bytes) -> Message:
     """Read one binary WebSocket message. Raises InvalidData."""
     if len(raw) > MAX_FRAME:
         raise InvalidData("frame_too_big", f"{len(raw)} bytes")
-    header, body = cbor.decode_pair(raw)
-    if not isinstance(header, dict) or not isinstance(body, dict):
+    header, body = cbor.decode_pair_unchecked(raw)
+    if type(header) is not dict or type(body) is not dict:
         raise InvalidData("invalid_frame", "header or body is not a map")
     operation, kind = header.get("op"), header.get("t")
+    if operation == 1 and type(kind) is str and kind in _READERS:
+        return _READERS[kind](body)
+    if type(operation) is not int:
+        raise InvalidData("invalid_frame", "op is missing")
     if operation == -1:
         return ErrorMessage(_text(body, "error"), _optional_text(body, "message"))
-    reader = _READERS.get(kind) if operation == 1 and isinstance(kind, str) else None
-    if reader is None:
-        seq = body.get("seq")
-        return UnknownMessage(str(kind)[:50], seq if type(seq) is int else None)
-    message: Message = reader(body)
-    return message
+    return _unknown(operation, kind, body)
 
 
 def encode_frame(kind: str, body: dict[str, Any]) -> bytes:
@@ -152,34 +155,48 @@ def encode_error_frame(error: str, message: str) -> bytes:
 
 def _commit(body: dict[str, Any]) -> CommitMessage:
     commit, blocks, prev_data = body.get("commit"), body.get("blocks"), body.get("prevData")
-    since = _optional_text(body, "since")
-    if not isinstance(commit, Cid) or type(blocks) is not bytes:
+    if type(commit) is not Cid or type(blocks) is not bytes:
         raise InvalidData("invalid_frame", "commit or blocks is missing")
     if len(blocks) > MAX_COMMIT_BLOCKS:
         raise InvalidData("blocks_too_big", f"{len(blocks)} bytes")
-    if prev_data is not None and not isinstance(prev_data, Cid):
+    if prev_data is not None and type(prev_data) is not Cid:
         raise InvalidData("invalid_frame", "prevData is not a link")
-    operations = body.get("ops")
-    if not isinstance(operations, list) or len(operations) > MAX_OPS:
-        raise InvalidData("invalid_ops", "ops is missing or has more than 200 entries")
-    ops = tuple(_op(item) for item in operations)
-    if len({op.path for op in ops}) != len(ops):
-        raise InvalidData("invalid_ops", "a path occurs twice")
     return CommitMessage(
-        _seq(body), _did(body, "repo"), _rev(body), since, commit, blocks, ops, prev_data,
-        _text(body, "time"), body.get("tooBig") is True,
-    )  # fmt: skip
+        _seq(body),
+        _did(body, "repo"),
+        _rev(body),
+        _optional_text(body, "since"),
+        commit,
+        blocks,
+        _ops(body.get("ops")),
+        prev_data,
+        _text(body, "time"),
+        body.get("tooBig") is True,
+        body.get("rebase") is True,
+    )
+
+
+def _ops(items: object) -> tuple[RepoOp, ...]:
+    if type(items) is not list or len(items) > MAX_OPS:
+        raise InvalidData("invalid_ops", "ops is missing or has more than 200 entries")
+    ops = tuple([_op(item) for item in items])
+    if len(ops) > 1 and len({op.path for op in ops}) != len(ops):
+        raise InvalidData("invalid_ops", "a path occurs twice")
+    return ops
 
 
 def _op(item: object) -> RepoOp:
-    if not isinstance(item, dict):
+    if type(item) is not dict:
         raise InvalidData("invalid_ops", "an op is not a map")
-    action, path, cid, prev = (item.get(key) for key in ("action", "path", "cid", "prev"))
-    if action not in {"create", "update", "delete"} or not isinstance(path, str):
+    action, path = item.get("action"), item.get("path")
+    cid, prev = item.get("cid"), item.get("prev")
+    if type(action) is not str or action not in _ACTIONS or type(path) is not str:
         raise InvalidData("invalid_ops", "an op has no action or path")
-    if isinstance(cid, Cid) == (action == "delete"):
-        raise InvalidData("invalid_ops", "only a delete has no cid")
-    return RepoOp(action, path, cid, prev if isinstance(prev, Cid) else None)
+    if (type(cid) is Cid) == (action == "delete") or (cid is not None and type(cid) is not Cid):
+        raise InvalidData("invalid_ops", "a delete, and only a delete, has no cid")
+    if prev is not None and type(prev) is not Cid:
+        raise InvalidData("invalid_ops", "prev is not a link")
+    return RepoOp(cast(Action, action), path, cid, prev)
 
 
 def _sync(body: dict[str, Any]) -> SyncMessage:
@@ -206,8 +223,9 @@ def _account(body: dict[str, Any]) -> AccountMessage:
 
 def _labels(body: dict[str, Any]) -> LabelsMessage:
     labels = body.get("labels")
-    if not isinstance(labels, list) or not all(isinstance(label, dict) for label in labels):
+    if type(labels) is not list or not all(type(label) is dict for label in labels):
         raise InvalidData("invalid_frame", "labels is not a list of maps")
+    cbor.check(labels)
     return LabelsMessage(_seq(body), tuple(labels))
 
 
@@ -215,7 +233,13 @@ def _info(body: dict[str, Any]) -> InfoMessage:
     return InfoMessage(_text(body, "name"), _optional_text(body, "message"))
 
 
-_READERS: dict[str, Any] = {
+def _unknown(operation: int, kind: object, body: dict[str, Any]) -> UnknownMessage:
+    seq = body.get("seq")
+    valid = type(seq) is int and 0 <= seq <= MAX_SEQ
+    return UnknownMessage(operation, kind[:50] if type(kind) is str else "", seq if valid else None)
+
+
+_READERS: dict[str, Callable[[dict[str, Any]], "Message"]] = {
     "#commit": _commit,
     "#sync": _sync,
     "#identity": _identity,
@@ -234,27 +258,27 @@ def _seq(body: dict[str, Any]) -> int:
 
 def _did(body: dict[str, Any], key: str) -> str:
     did = body.get(key)
-    if not isinstance(did, str) or not is_did(did):
+    if type(did) is not str or not is_did(did):
         raise InvalidData("invalid_frame", f"{key} is not a DID")
     return did
 
 
 def _rev(body: dict[str, Any]) -> str:
     rev = body.get("rev")
-    if not isinstance(rev, str) or not is_tid(rev):
+    if type(rev) is not str or not is_tid(rev):
         raise InvalidData("invalid_frame", "rev is not a TID")
     return rev
 
 
 def _text(body: dict[str, Any], key: str) -> str:
     value = body.get(key)
-    if not isinstance(value, str):
+    if type(value) is not str:
         raise InvalidData("invalid_frame", f"{key} is missing")
     return value
 
 
 def _optional_text(body: dict[str, Any], key: str) -> str | None:
     value = body.get(key)
-    if value is None or isinstance(value, str):
+    if value is None or type(value) is str:
         return value
     raise InvalidData("invalid_frame", f"{key} is not a text")
