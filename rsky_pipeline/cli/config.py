@@ -4,8 +4,10 @@ from typing import Any
 
 import click
 
-from rsky_pipeline.cli.options import configuration_options, loaded
-from rsky_pipeline.cli.output import print_json, print_table
+from rsky_pipeline.cli.exit_codes import ExitCode
+from rsky_pipeline.cli.options import attempt, configuration_options, loaded
+from rsky_pipeline.cli.output import print_json, print_table, say
+from rsky_pipeline.configuration.load import ConfigurationError
 from rsky_pipeline.configuration.report import effective
 
 
@@ -23,10 +25,7 @@ def show(as_json: bool, **parameters: Any) -> None:
     if as_json:
         print_json(report)
         return
-    rows = [
-        (name, "" if item["value"] is None else _shown(item["value"]), item["origin"])
-        for name, item in report.items()
-    ]
+    rows = [(name, _shown(item["value"]), item["origin"]) for name, item in report.items()]
     print_table(("SETTING", "VALUE", "FROM"), rows)
 
 
@@ -35,16 +34,24 @@ def show(as_json: bool, **parameters: Any) -> None:
 @configuration_options
 def check(as_json: bool, **parameters: Any) -> None:
     """Exit with 0 if the configuration is good, or with 2 and a line for each problem."""
-    result = loaded(parameters)
-    if as_json:
-        print_json({"ok": True, "remarks": list(result.remarks)})
+    if not as_json:
+        result = loaded(parameters)
+        for remark in result.remarks:
+            say(f"remark: {remark}")
+        source = f"the file {result.file.path}" if result.file else "no file"
+        click.echo(f"the configuration is good ({source}, environment, flags)")
         return
-    for remark in result.remarks:
-        click.echo(f"remark: {remark}", err=True)
-    click.echo("the configuration is good")
+    try:
+        remarks = attempt(parameters).remarks
+    except ConfigurationError as error:
+        print_json({"ok": False, "problems": list(error.problems), "remarks": []})
+        raise click.exceptions.Exit(ExitCode.USAGE) from error
+    print_json({"ok": True, "problems": [], "remarks": list(remarks)})
 
 
 def _shown(value: object) -> str:
+    if value is None:
+        return "-"
     if isinstance(value, list):
-        return ", ".join(value)
+        return ", ".join(value) or "-"
     return str(value).lower() if isinstance(value, bool) else str(value)

@@ -1,13 +1,22 @@
 """`rsky-pipeline db`: create and check the database schema."""
 
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from rsky_pipeline.cli.exit_codes import ExitCode
 from rsky_pipeline.cli.options import configuration_options, loaded
-from rsky_pipeline.cli.output import fail, print_json
+from rsky_pipeline.cli.output import fail, print_json, say
+from rsky_pipeline.configuration.redaction import redacted
 from rsky_pipeline.configuration.settings import Settings
+
+if TYPE_CHECKING:
+    from rsky_pipeline.database.errors import DatabaseError
+    from rsky_pipeline.database.schema import Difference
+
+Result = TypeVar("Result")
 
 
 @click.group()
@@ -19,75 +28,96 @@ def command() -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 @configuration_options
 def init(as_json: bool, **parameters: Any) -> None:
-    """Create what is missing; safe to repeat, and on an official AppView's database."""
-    from rsky_pipeline.database.errors import DatabaseError
-    from rsky_pipeline.database.schema import initialise
+    """Create what is missing; safe to repeat, and on an official AppView's database.
 
-    settings = _settings(parameters)
-    try:
-        done = initialise(settings.database_url or "", settings.database_schema)
-    except DatabaseError as error:
-        raise _explained(error, settings) from error
+    Exit with 6 if the database still differs afterwards from what the pipeline needs.
+    """
+    from rsky_pipeline.database import schema
+
+    done, differences = _on_database(
+        parameters, lambda url, name: (schema.initialise(url, name), schema.check(url, name))
+    )
     if as_json:
-        print_json({"done": done})
-        return
-    for line in done or ["everything is there already"]:
-        click.echo(line)
+        print_json({"done": done, "differences": [asdict(item) for item in differences]})
+    else:
+        for line in done or ["everything is there already"]:
+            click.echo(line)
+        if _count_errors(differences):
+            _print_differences(differences)
+    _exit(differences)
 
 
 @command.command()
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 @configuration_options
 def check(as_json: bool, **parameters: Any) -> None:
-    """Compare the schema with the expected one; exit with 6 if the pipeline misses something."""
-    from rsky_pipeline.database.errors import DatabaseError
-    from rsky_pipeline.database.schema import check as compare
+    """Compare the schema with the expected one; exit with 6 if the pipeline misses something.
 
-    settings = _settings(parameters)
-    try:
-        differences = compare(settings.database_url or "", settings.database_schema)
-    except DatabaseError as error:
-        raise _explained(error, settings) from error
-    missing = [item for item in differences if item.severity == "error"]
+    It only reads. Warnings are what the pipeline works in spite of.
+    """
+    from rsky_pipeline.database import schema
+
+    differences = _on_database(parameters, schema.check)
     if as_json:
-        print_json(
-            {
-                "ok": not missing,
-                "differences": [
-                    {
-                        "subject": item.subject,
-                        "expected": item.expected,
-                        "found": item.found,
-                        "advice": item.advice,
-                    }
-                    for item in differences
-                ],
-            }
-        )
+        ok = not _count_errors(differences)
+        print_json({"ok": ok, "differences": [asdict(item) for item in differences]})
     else:
-        for item in differences:
-            click.echo(f"{item.subject}: expected {item.expected}, found {item.found}")
-            click.echo(f"  {item.advice}")
-        click.echo(f"{len(missing)} differences that matter, {len(differences)} in all")
-    if missing:
-        raise click.exceptions.Exit(ExitCode.DIFFERENCES)
+        _print_differences(differences)
+    _exit(differences)
 
 
-def _settings(parameters: dict[str, Any]) -> Settings:
+def _on_database(parameters: dict[str, Any], action: Callable[[str, str], Result]) -> Result:
+    """Call with the URL and the schema; a failure is one line and an exit code."""
+    from rsky_pipeline.database.errors import DatabaseError
     from rsky_pipeline.embedded.locations import resolve_directories, store_urls
 
-    return store_urls(resolve_directories(loaded(parameters).settings))
+    given = loaded(parameters).settings
+    settings = store_urls(resolve_directories(given))
+    try:
+        return action(settings.database_url or "", settings.database_schema)
+    except DatabaseError as error:
+        raise _explained(error, settings, embedded=given.database_url is None) from error
 
 
-def _explained(error: Exception, settings: Settings) -> "click.exceptions.Exit":
-    from rsky_pipeline.configuration.redaction import redacted
-    from rsky_pipeline.database.errors import DatabaseUnavailable
+def _explained(
+    error: "DatabaseError", settings: Settings, *, embedded: bool
+) -> "click.exceptions.Exit":
+    from rsky_pipeline.database.errors import DatabaseUnavailable, TransactionConflict
 
-    where = redacted(settings.database_url or "")
-    text = str(error).splitlines()[0]
-    if isinstance(error, DatabaseUnavailable):
-        hint = "start it, or set database_url (for the embedded one: rsky-pipeline run)"
+    text = " ".join(str(error).split())
+    where = f"PostgreSQL at {redacted(settings.database_url or '')}"
+    if isinstance(error, TransactionConflict):
+        hint = "something holds a lock for long: stop the pipeline's workers and try again"
+        return fail(f"{where}: {text}; {hint}", ExitCode.UNAVAILABLE)
+    if not isinstance(error, DatabaseUnavailable):
+        return fail(f"{where}: {text}", ExitCode.FAILED)
+    if embedded:
         return fail(
-            f"PostgreSQL at {where} cannot be reached: {text}; {hint}", ExitCode.UNAVAILABLE
+            f"the embedded PostgreSQL in {settings.data_dir} does not run: start it with "
+            "`rsky-pipeline run`, or set database_url to another server",
+            ExitCode.UNAVAILABLE,
         )
-    return fail(f"PostgreSQL at {where}: {text}", ExitCode.FAILED)
+    return fail(f"{where} cannot be used: {text}", ExitCode.UNAVAILABLE)
+
+
+def _print_differences(differences: "Sequence[Difference]") -> None:
+    for item in differences:
+        click.echo(f"{item.severity}: {item.subject}")
+        click.echo(f"  expected: {item.expected or 'nothing'}")
+        click.echo(f"  found:    {item.found or 'nothing'}")
+        click.echo(f"  to do:    {item.advice}")
+    errors = _count_errors(differences)
+    warnings = len(differences) - errors
+    if errors:
+        say(f"errors: {errors}, warnings: {warnings}")
+    else:
+        click.echo(f"the schema is good{f' (warnings: {warnings})' if warnings else ''}")
+
+
+def _count_errors(differences: "Sequence[Difference]") -> int:
+    return sum(item.severity == "error" for item in differences)
+
+
+def _exit(differences: "Sequence[Difference]") -> None:
+    if _count_errors(differences):
+        raise click.exceptions.Exit(ExitCode.DIFFERENCES)

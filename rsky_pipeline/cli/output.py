@@ -9,7 +9,7 @@ import click
 
 def print_json(document: Any) -> None:
     """Print one JSON document."""
-    click.echo(json.dumps(document, indent=2, default=str))
+    click.echo(json.dumps(document, indent=2, ensure_ascii=False, default=str))
 
 
 def print_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
@@ -21,7 +21,12 @@ def print_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> None
         click.echo("  ".join(cells).rstrip())
 
 
+def say(message: str) -> None:
+    """Print a line for the person at the terminal."""
+    click.echo(f"rsky-pipeline: {message}", err=True)
+
+
 def fail(message: str, code: int) -> "click.exceptions.Exit":
     """Print what is wrong and return the exception that ends the command with a code."""
-    click.echo(f"rsky-pipeline: {message}", err=True)
+    say(message)
     return click.exceptions.Exit(code)

@@ -2,10 +2,22 @@
 
 import re
 
-_USER_INFO = re.compile(r"(://[^/@:\s]*):[^@\s]*@")
-_QUERY = re.compile(r"((?:password|sslpassword|passfile)=)[^&\s]*", re.IGNORECASE)
+HIDDEN = "***"
+
+# Up to the last @ that a password could end with: an unescaped @ or / may be part of it.
+_USER_INFO = re.compile(r"(://[^/@:\s]*):\S*@")
+_PARAMETER = re.compile(
+    r"((?:password|sslpassword|passfile)\s*=\s*)('[^']*'|[^&\s]*)", re.IGNORECASE
+)
 
 
 def redacted(text: str) -> str:
-    """Return a URL with its password replaced by `***`."""
-    return _QUERY.sub(r"\1***", _USER_INFO.sub(r"\1:***@", text))
+    """Return a URL or connection string with its password replaced by `***`."""
+    return _PARAMETER.sub(rf"\1{HIDDEN}", _USER_INFO.sub(rf"\1:{HIDDEN}@", text))
+
+
+def redacted_invalid(text: str) -> str:
+    """Return what may be shown of a secret that is not well-formed, where `redacted` could miss
+    the password: nothing at all if there might be one."""
+    suspicious = any(mark in text for mark in ("@", "=", " ")) or text.count(":") > 2
+    return HIDDEN if suspicious else text

@@ -6,7 +6,7 @@ from typing import Any
 
 from rsky_pipeline.configuration.load import PREFIX, Loaded
 from rsky_pipeline.configuration.redaction import redacted
-from rsky_pipeline.configuration.settings import Settings, declarations
+from rsky_pipeline.configuration.settings import SettingInfo, Settings, declarations
 
 
 def effective(loaded: Loaded) -> dict[str, dict[str, Any]]:
@@ -32,16 +32,32 @@ def plain(value: object, *, secret: bool = False) -> Any:
 def reference_markdown() -> str:
     """Return the table of all settings for docs/configuration.md."""
     defaults = {item.name: item.default for item in fields(Settings)}
-    lines = ["| setting | default | meaning | environment |", "|---|---|---|---|"]
+    lines = ["| setting | default | allowed | meaning | environment |", "|---|---|---|---|---|"]
     for name, info in declarations().items():
-        default = defaults[name]
-        if isinstance(default, tuple):
-            shown = ", ".join(default) or "none"
-        else:
-            shown = "unset" if default is None else str(default).lower()
-        unit = f" {info.unit}" if info.unit else ""
         variables = ", ".join(
             f"`{item}`" for item in (f"{PREFIX}{name.upper()}", *info.legacy_environment)
         )
-        lines.append(f"| `{name}` | {shown}{unit} | {info.help} | {variables} |")
+        default = _default(defaults[name])
+        allowed = _allowed(defaults[name], info)
+        lines.append(f"| `{name}` | {default} | {allowed} | {info.help} | {variables} |")
     return "\n".join(lines) + "\n"
+
+
+def _default(value: object) -> str:
+    if value is None:
+        return "unset"
+    if isinstance(value, tuple):
+        return ", ".join(f"`{item}`" for item in value) or "none"
+    return f"`{str(value).lower() if isinstance(value, bool) else value}`"
+
+
+def _allowed(default: object, info: SettingInfo) -> str:
+    if info.choices:
+        return ", ".join(f"`{choice}`" for choice in info.choices)
+    if isinstance(default, bool):
+        return "`true`, `false`"
+    if not isinstance(default, int):
+        return ""
+    low = 0 if info.minimum is None else info.minimum
+    bounds = f"{low} or more" if info.maximum is None else f"{low} to {info.maximum}"
+    return f"{bounds} {info.unit}".rstrip()

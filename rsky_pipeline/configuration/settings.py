@@ -29,7 +29,9 @@ class SettingInfo:
 
 def setting(default: Any, help: str, **info: Any) -> Any:
     """Declare a setting with its default; see `SettingInfo` for the keywords."""
-    return field(default=default, metadata={"setting": SettingInfo(help, **info)})
+    declared = SettingInfo(help, **info)
+    # A secret stays out of repr(), and so out of tracebacks and logs.
+    return field(default=default, repr=not declared.secret, metadata={"setting": declared})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,16 +5,19 @@ from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
+from rsky_pipeline.configuration import addresses
 from rsky_pipeline.configuration.settings import SettingInfo, Settings
 
-_HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?|\[[0-9A-Fa-f:.]+\]")
-_COLLECTION = re.compile(r"[A-Za-z][A-Za-z0-9-]*(\.[A-Za-z0-9-]+)+\.?")
-_SCHEMA = re.compile(r"[A-Za-z_]+")
+# An NSID has at least three segments; a prefix that ends in a dot at least one (AT Protocol, NSID).
+_SEGMENT = r"[A-Za-z]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
+_COLLECTION = re.compile(rf"{_SEGMENT}(\.{_SEGMENT}){{2,}}|({_SEGMENT}\.)+")
+_SCHEMA = re.compile(r"[A-Za-z_]{1,63}")
+_GROUP = re.compile(r"[A-Za-z0-9_.:-]{1,100}")
 _TRUE = {"true", "yes", "on", "1"}
 _FALSE = {"false", "no", "off", "0"}
 _DEFAULTS = {item.name: item.default for item in fields(Settings)}
+_NEVER_EMPTY = {"relay_hosts", "collections"}
 
 
 def parse(name: str, info: SettingInfo, raw: object) -> Any:
@@ -40,6 +43,8 @@ def parse(name: str, info: SettingInfo, raw: object) -> Any:
 def _text(raw: object) -> str:
     if not isinstance(raw, str) or not raw.strip():
         raise ValueError("allowed is a text that is not empty")
+    if not raw.isprintable():
+        raise ValueError("allowed is a text without control characters")
     return raw.strip()
 
 
@@ -56,7 +61,7 @@ def _integer(raw: object, info: SettingInfo) -> int:
     low = 0 if info.minimum is None else info.minimum
     bounds = f"{low} to {info.maximum}" if info.maximum is not None else f"{low} or more"
     allowed = f"allowed is a whole number, {bounds}{f' {info.unit}' if info.unit else ''}"
-    if isinstance(raw, bool) or not re.fullmatch(r"[+-]?\d{1,18}", str(raw).strip()):
+    if isinstance(raw, bool) or not re.fullmatch(r"[+-]?[0-9]{1,15}", str(raw).strip()):
         raise ValueError(allowed)
     value = int(str(raw))
     if value < low or (info.maximum is not None and value > info.maximum):
@@ -70,85 +75,66 @@ def _list(name: str, raw: object) -> tuple[str, ...]:
     if not isinstance(raw, list) or not all(isinstance(item, str) for item in raw):
         raise ValueError("allowed is a list of texts, or one text with commas")
     items = [item.strip() for item in raw if item.strip()]
-    check = _collection if name == "collections" else endpoint
+    check = _collection if name == "collections" else addresses.endpoint
     checked = tuple(check(item) for item in items)
     repeated = {item for item in checked if checked.count(item) > 1}
     if repeated:
         raise ValueError(f"{min(repeated)} is listed twice")
-    if name in {"relay_hosts", "collections"} and not checked:
+    if name in _NEVER_EMPTY and not checked:
         raise ValueError("at least one is needed")
     return checked
 
 
-def endpoint(text: str) -> str:
-    """Check a host, or a URL with a scheme, as relays, labelers and directories are given."""
-    allowed = "allowed is a host or a URL (ws://, wss://, http://, https://) without a path"
-    scheme, separator, rest = text.rpartition("://")
-    if separator and scheme.lower() not in {"ws", "wss", "http", "https"}:
-        raise ValueError(f"{text}: {allowed}")
-    try:
-        parts = urlsplit(f"//{rest}")
-        port = parts.port
-    except ValueError as error:
-        raise ValueError(f"{text}: the port must be 1 to 65535") from error
-    host = parts.netloc.rpartition(":")[0] if port is not None else parts.netloc
-    if "@" in rest or parts.path.strip("/") or parts.query or port == 0:
-        raise ValueError(f"{text}: {allowed}")
-    if not _HOST.fullmatch(host):
-        raise ValueError(f"{text}: {allowed}")
-    return text.rstrip("/")
-
-
 def _collection(text: str) -> str:
     if not _COLLECTION.fullmatch(text):
-        raise ValueError(
-            f"{text}: allowed is a collection (app.bsky.feed.post) or a prefix that ends in a dot"
-        )
+        allowed = "a collection (app.bsky.feed.post), or a prefix that ends in a dot (app.bsky.)"
+        raise ValueError(f"{addresses.shortened(text)}: allowed is {allowed}")
     return text
 
 
-def _url(schemes: tuple[str, ...]) -> Callable[[object], str | None]:
-    def read(raw: object) -> str | None:
-        text = _text(raw)
-        try:
-            parts = urlsplit(text)
-            _ = parts.port
-        except ValueError as error:
-            raise ValueError("it is not a URL") from error
-        if parts.scheme not in schemes:
-            # The value itself may hold a password, so it is not repeated here.
-            raise ValueError(f"allowed is a URL that starts with {', '.join(schemes)}://")
-        return text
-
-    return read
+def _text_that(check: Callable[[str], str]) -> Callable[[object], str]:
+    return lambda raw: check(_text(raw))
 
 
 def _directory(raw: object) -> Path:
-    return Path(_text(raw)).expanduser()
+    try:
+        return Path(_text(raw)).expanduser()
+    except RuntimeError:  # ~name of an account that does not exist
+        raise ValueError("allowed is a directory; its ~ is nobody's home") from None
 
 
 def _initial_cursor(raw: object) -> str | int:
     text = str(raw).strip()
     if text in {"live", "oldest"}:
         return text
-    if not isinstance(raw, bool) and re.fullmatch(r"\d{1,16}", text):
+    if not isinstance(raw, bool) and re.fullmatch(r"[0-9]{1,15}", text):
         return int(text)
     raise ValueError("allowed are live, oldest, or a sequence number")
 
 
 def _schema(raw: object) -> str:
     text = _text(raw)
-    if not _SCHEMA.fullmatch(text) or len(text) > 63 or text == "rsky_pipeline":
+    if not _SCHEMA.fullmatch(text) or text.lower() == "rsky_pipeline":
         raise ValueError("allowed are letters and underscores, and not rsky_pipeline")
     return text
 
 
+def _group(raw: object) -> str:
+    text = _text(raw)
+    if not _GROUP.fullmatch(text):
+        raise ValueError("allowed are letters, digits and _ . : - (up to 100)")
+    return text
+
+
 _SPECIAL: dict[str, Callable[[object], Any]] = {
-    "redis_url": _url(("redis", "rediss", "unix")),
-    "database_url": _url(("postgresql", "postgres")),
-    "plc_url": lambda raw: endpoint(_text(raw)),
+    "redis_url": _text_that(addresses.redis_url),
+    "database_url": _text_that(addresses.database_url),
+    "plc_url": _text_that(addresses.endpoint),
+    "metrics_host": _text_that(addresses.bind_address),
     "data_dir": _directory,
     "run_dir": _directory,
     "initial_cursor": _initial_cursor,
     "database_schema": _schema,
+    "indexer_group": _group,
+    "backfiller_group": _group,
 }

@@ -15,6 +15,7 @@ EXPECTED_FILE = "expected.json"
 
 _INITIALISE = "run `rsky-pipeline db init`"
 _OFFICIAL = "let the official data plane migrate the database (its migrations, not ours, own this)"
+_OFFICIAL_LATER = f"the pipeline works without it; {_OFFICIAL}"
 _OUR_ADDITIONS = {"record": {"rev"}, "op_thread_reply": {"op_thread_reply_uri_idx"}}
 
 
@@ -22,7 +23,7 @@ _OUR_ADDITIONS = {"record": {"rev"}, "op_thread_reply": {"op_thread_reply_uri_id
 class Difference:
     """One thing that is not as expected, and what to do about it."""
 
-    severity: Literal["error", "warning"]  # a warning is additional and does no harm
+    severity: Literal["error", "warning"]  # the pipeline works in spite of a warning
     subject: str  # "column bsky.record.rev"
     expected: str | None  # a definition; None if there should be nothing
     found: str | None
@@ -64,7 +65,7 @@ def check(url: str, schema: str = "bsky") -> list[Difference]:
         if not own and not found.keys() & expected().appview.keys():
             return [_missing(f"schema {schema}", "the AppView's and our tables", _INITIALISE)]
         official = _compare_official(tx, schema) if "kysely_migration" in found else []
-        behind = any(difference.severity == "error" for difference in official)
+        behind = any(difference.expected for difference in official)
         differences = _compare(schema, expected().appview, found, behind=behind)
         differences += _compare(PIPELINE_SCHEMA, expected().pipeline, own, behind=False)
         differences += _compare_extension(tx) + official
@@ -104,10 +105,17 @@ def _compare_table(name: str, wanted: Table, found: Table, behind: bool) -> list
                 advice = f"change it to: {should}"
                 differences.append(Difference("error", subject, should, is_, advice))
             elif behind and part not in additions:
-                differences.append(_missing(subject, should, _OFFICIAL))
+                differences.append(_unmigrated(kind, subject, should))
             else:
                 differences.append(_missing(subject, should, _recreate(kind, should)))
     return differences
+
+
+def _unmigrated(kind: str, subject: str, wanted: str) -> Difference:
+    """Tell a part of the AppView's tables that an official migration has yet to make."""
+    if kind == "index" and not wanted.startswith("CREATE UNIQUE"):
+        return Difference("warning", subject, wanted, None, _OFFICIAL_LATER)
+    return _missing(subject, wanted, _OFFICIAL)
 
 
 def _recreate(kind: str, definition: str) -> str:
@@ -152,7 +160,9 @@ def _compare_official(tx: Transaction, schema: str) -> list[Difference]:
     differences: list[Difference] = []
     if wanted - found:
         names = ", ".join(sorted(wanted - found))
-        differences.append(_missing("official migrations", names, _OFFICIAL))
+        differences.append(
+            Difference("warning", "official migrations", names, None, _OFFICIAL_LATER)
+        )
     if found - wanted:
         names = ", ".join(sorted(found - wanted))
         advice = "nothing, if the AppView is newer than this rsky-pipeline; an older one refuses it"

@@ -123,11 +123,23 @@ def test_an_official_database_gets_only_what_is_ours(official_database: str) -> 
     del after["op_thread_reply"].indexes["op_thread_reply_uri_idx"]
     assert after == before
     differences = check(official_database, OFFICIAL)
-    assert {(item.subject, item.found) for item in differences} == {
-        (f"index {OFFICIAL}.like.like_subject_sort_at_creator_idx", None),
-        ("official migrations", None),
+    assert {(item.severity, item.subject) for item in differences} == {
+        ("warning", f"index {OFFICIAL}.like.like_subject_sort_at_creator_idx"),
+        ("warning", "official migrations"),
     }
     assert all("official data plane" in item.advice for item in differences)
+
+
+def test_an_official_database_that_is_too_old_is_an_error(official_database: str) -> None:
+    execute(official_database, f"DROP TABLE {OFFICIAL}.draft")
+    execute(official_database, f'ALTER TABLE {OFFICIAL}."like" DROP COLUMN via')
+    initialise(official_database, OFFICIAL)
+    errors = [item for item in check(official_database, OFFICIAL) if item.severity == "error"]
+    assert {item.subject for item in errors} == {
+        f"table {OFFICIAL}.draft",
+        f"column {OFFICIAL}.like.via",
+    }
+    assert all("official data plane" in item.advice for item in errors)
 
 
 def test_an_older_version_of_ours_is_upgraded(schema_database: str) -> None:
