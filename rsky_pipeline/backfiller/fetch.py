@@ -1,0 +1,92 @@
+"""Fetching a repo from the account's own PDS and verifying that it is what the account signed."""
+
+from dataclasses import dataclass
+
+import trio
+
+from rsky_pipeline.atproto.car import CarReader
+from rsky_pipeline.atproto.cid import Cid
+from rsky_pipeline.atproto.commit import verify_commit
+from rsky_pipeline.atproto.errors import InvalidData
+from rsky_pipeline.atproto.identity import DidDocument
+from rsky_pipeline.backfiller.budget import Budget
+from rsky_pipeline.backfiller.outcome import RepoFailed
+from rsky_pipeline.backfiller.unpack import Repo, open_repo
+from rsky_pipeline.configuration.settings import Settings
+from rsky_pipeline.network.directory import Directory, IdentityNotFound, IdentityUnavailable
+from rsky_pipeline.network.http import HttpClient
+from rsky_pipeline.network.repositories import RepoUnavailable, get_repo
+from rsky_pipeline.observability.backfiller import BackfillerMetrics
+
+SMALL_REPO = 8 * 1024 * 1024  # most repos; a larger one is fetched again with a larger grant
+PER_HOST = 8  # downloads from one host at once
+TOTAL_SECONDS = 1_800.0
+# A block costs about this much beside its bytes: its key, its object headers, its dict entry.
+BLOCK_OVERHEAD = 250
+
+
+class TooLarge(Exception):
+    """The repo does not fit into its grant."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fetcher:
+    """Everything that fetching needs; one for the worker."""
+
+    http: HttpClient
+    directory: Directory
+    settings: Settings
+    budget: Budget
+    metrics: BackfillerMetrics
+    hosts: dict[str, trio.CapacityLimiter]
+
+    async def document(self, did: str, force: bool = False) -> DidDocument:
+        """Resolve a DID. Raises RepoFailed."""
+        try:
+            return await self.directory.resolve(did, force)
+        except IdentityNotFound as error:
+            raise RepoFailed("permanent", "did_not_found", str(error)) from error
+        except IdentityUnavailable as error:
+            raise RepoFailed("transient", "did_unavailable", str(error)) from error
+
+    async def download(self, did: str, pds: str, limit: int) -> Repo:
+        """Fetch a repo of at most `limit` bytes in memory. Raises RepoFailed and TooLarge."""
+        reader = CarReader()
+        blocks: dict[Cid, bytes] = {}
+        held = 0
+        maximum = self.settings.backfiller_max_repo_mb * 1024 * 1024
+        limiter = self.hosts.setdefault(pds, trio.CapacityLimiter(PER_HOST))
+        try:
+            async with (
+                limiter,
+                get_repo(
+                    self.http, pds, did, max_bytes=maximum, total_seconds=TOTAL_SECONDS
+                ) as body,
+            ):
+                async for part in body:
+                    self.metrics.bytes.inc(len(part))
+                    for cid, block in reader.feed(part):
+                        blocks[cid] = block
+                        held += len(block) + BLOCK_OVERHEAD
+                    if held > limit:
+                        raise TooLarge
+            return open_repo(reader.finish(), blocks, did)
+        except RepoUnavailable as error:
+            raise RepoFailed(error.kind, error.code, str(error), error.retry_after) from error
+        except InvalidData as error:
+            raise RepoFailed("invalid", "invalid_car", str(error)) from error
+
+    async def verified(self, repo: Repo, document: DidDocument) -> None:
+        """Check the commit's signature; a key that was rotated is looked up again once.
+
+        Raises RepoFailed.
+        """
+        for force in (False, True):
+            if force:
+                document = await self.document(repo.commit.did, force=True)
+            if document.signing_key is not None and verify_commit(
+                repo.commit, document.signing_key
+            ):
+                return
+        reason = "no_key" if document.signing_key is None else "bad_signature"
+        raise RepoFailed("invalid", reason, "the commit is not signed with the account's key")

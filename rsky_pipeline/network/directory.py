@@ -1,0 +1,118 @@
+"""Resolving DIDs, with a cache. https://atproto.com/specs/did"""
+
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from urllib.parse import quote
+
+import trio
+
+from rsky_pipeline.atproto.errors import InvalidData
+from rsky_pipeline.atproto.identity import DidDocument, parse_did_document
+from rsky_pipeline.network.hosts import parse_endpoint
+from rsky_pipeline.network.http import HttpClient, HttpFailure
+
+MAX_CACHED = 200_000
+FRESH_SECONDS = 24 * 3600.0
+MISSING_SECONDS = 300.0
+FORCED_PAUSE_SECONDS = 60.0  # a forced look-up of one DID is repeated no sooner
+MAX_DOCUMENT = 256 * 1024
+
+
+class IdentityNotFound(Exception):
+    """The DID does not exist, is tombstoned, or its method is not supported: final for now."""
+
+
+class IdentityUnavailable(Exception):
+    """The directory or host did not give a usable answer: try again later."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Cached:
+    document: DidDocument | None
+    fetched: float
+
+
+class Directory:
+    """DID documents by DID; concurrent requests for one DID make one look-up."""
+
+    def __init__(
+        self,
+        http: HttpClient,
+        plc_url: str,
+        *,
+        allow_private: bool = False,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._http = http
+        self._plc = parse_endpoint(plc_url)
+        self._allow_private = allow_private
+        self._clock = clock
+        self._cache: OrderedDict[str, _Cached] = OrderedDict()
+        self._running: dict[str, trio.Event] = {}
+
+    async def resolve(self, did: str, force: bool = False) -> DidDocument:
+        """Return the document of a DID, from the cache unless forced.
+
+        Raises IdentityNotFound and IdentityUnavailable.
+        """
+        while did in self._running:
+            await self._running[did].wait()
+        cached = self._cache.get(did)
+        if cached is not None and self._usable(cached, force):
+            self._cache.move_to_end(did)
+            return _found(did, cached)
+        done = self._running[did] = trio.Event()
+        try:
+            document = await self._fetch(did)
+        finally:
+            del self._running[did]
+            done.set()
+        cached = self._cache[did] = _Cached(document, self._clock())
+        self._cache.move_to_end(did)
+        while len(self._cache) > MAX_CACHED:
+            self._cache.popitem(last=False)
+        return _found(did, cached)
+
+    def forget(self, did: str) -> None:
+        """Make the next look-up of a DID a fresh one, as after an identity event."""
+        self._cache.pop(did, None)
+
+    def _usable(self, cached: _Cached, force: bool) -> bool:
+        age = self._clock() - cached.fetched
+        if force:
+            return age < FORCED_PAUSE_SECONDS
+        return age < (MISSING_SECONDS if cached.document is None else FRESH_SECONDS)
+
+    async def _fetch(self, did: str) -> DidDocument | None:
+        url, trusted = self._url(did)
+        try:
+            body = await self._http.get_json(
+                url, max_bytes=MAX_DOCUMENT, total_seconds=15.0, trusted=trusted
+            )
+        except HttpFailure as error:
+            if error.kind == "status" and error.status in {404, 410}:
+                return None
+            raise IdentityUnavailable(str(error)) from error
+        try:
+            return parse_did_document(body, did)
+        except InvalidData as error:
+            raise IdentityUnavailable(f"{url}: {error}") from error
+
+    def _url(self, did: str) -> tuple[str, bool]:
+        if did.startswith("did:plc:"):
+            return self._plc.http_url(f"/{quote(did, safe=':')}"), True
+        if did.startswith("did:web:"):
+            host = did.removeprefix("did:web:")
+            if ":" in host or (("%" in host) and not self._allow_private):
+                raise IdentityNotFound(f"{did[:100]}: did:web has a host name only")
+            scheme = "http" if self._allow_private else "https"
+            return f"{scheme}://{host.replace('%3A', ':')}/.well-known/did.json", False
+        raise IdentityNotFound(f"{did[:100]}: this DID method is not supported")
+
+
+def _found(did: str, cached: _Cached) -> DidDocument:
+    if cached.document is None:
+        raise IdentityNotFound(f"{did} does not exist or was deleted")
+    return cached.document

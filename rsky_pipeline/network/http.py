@@ -1,0 +1,265 @@
+"""HTTP with everything bounded: addresses, redirects, bytes, silence and total time.
+
+Hosts come from DID documents that strangers wrote. Names are resolved here, every address is
+checked, and the checked address is the one that is connected to, so that a second look-up cannot
+lead elsewhere. Endpoints that the operator configured are trusted to be where they say.
+"""
+
+import ssl
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable
+from contextlib import aclosing, asynccontextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+from urllib.parse import urljoin, urlsplit
+
+import httpcore
+import httpx
+import orjson
+import trio
+
+from rsky_pipeline import __version__
+from rsky_pipeline.network.hosts import is_public_address, is_public_name
+
+USER_AGENT = f"rsky-pipeline/{__version__}"
+MAX_REDIRECTS = 5
+MAX_JSON = 1_048_576
+MAX_ERROR_BODY = 16_384
+CONNECT_SECONDS = 10.0
+MAX_CONNECTIONS = 200
+
+FailureKind = Literal["unreachable", "timeout", "status", "too_big", "forbidden", "malformed"]
+
+
+class HttpFailure(Exception):
+    """A request that gave no usable answer.
+
+    `status` and `code` (the XRPC error name) are set for `kind` "status"; `retry_after` is in
+    seconds, where the server asked for a pause.
+    """
+
+    def __init__(
+        self,
+        kind: FailureKind,
+        message: str,
+        *,
+        status: int = 0,
+        code: str = "",
+        retry_after: float | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.kind = kind
+        self.status = status
+        self.code = code
+        self.retry_after = retry_after
+
+
+class ForbiddenAddress(OSError):
+    """A name leads to an address that strangers may not send us to."""
+
+
+class _GuardedBackend(httpcore.AsyncNetworkBackend):
+    """Connects only to public addresses of public names."""
+
+    def __init__(self) -> None:
+        self._backend = httpcore.TrioBackend()
+
+    async def connect_tcp(
+        self,
+        host: str,
+        port: int,
+        timeout: float | None = None,  # noqa: ASYNC109 - httpcore's signature
+        local_address: str | None = None,
+        socket_options: Iterable[Any] | None = None,
+    ) -> httpcore.AsyncNetworkStream:
+        if not is_public_name(host):
+            raise ForbiddenAddress(f"{host} is not the name of a public host")
+        found = await trio.socket.getaddrinfo(host, port, type=trio.socket.SOCK_STREAM)
+        addresses = list(dict.fromkeys(str(item[4][0]) for item in found))
+        for address in addresses:
+            if not is_public_address(address):
+                raise ForbiddenAddress(f"{host} leads to {address}, which is not public")
+        last: Exception | None = None
+        for address in addresses[:4]:
+            try:
+                return await self._backend.connect_tcp(
+                    address, port, timeout, local_address, socket_options
+                )
+            except httpcore.ConnectError as error:
+                last = error
+        raise last or httpcore.ConnectError(f"{host} has no address")
+
+    async def sleep(self, seconds: float) -> None:
+        await trio.sleep(seconds)
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A successful response whose body is still to be read."""
+
+    url: str
+    headers: httpx.Headers
+    chunks: AsyncIterator[bytes]
+
+
+class HttpClient:
+    """One pool of connections; use as an async context manager, or `aclose` it."""
+
+    def __init__(self, *, allow_private: bool, silence_seconds: float = 60.0) -> None:
+        self._allow_private = allow_private
+        context = ssl.create_default_context()
+        timeout = httpx.Timeout(silence_seconds, connect=CONNECT_SECONDS, pool=None)
+        self._trusted = _client(context, timeout, None)
+        self._guarded = (
+            self._trusted if allow_private else _client(context, timeout, _GuardedBackend())
+        )
+
+    async def __aenter__(self) -> "HttpClient":
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Close all connections."""
+        await self._trusted.aclose()
+        if self._guarded is not self._trusted:
+            await self._guarded.aclose()
+
+    @asynccontextmanager
+    async def get(
+        self, url: str, *, max_bytes: int, total_seconds: float, trusted: bool = False
+    ) -> AsyncIterator[Answer]:
+        """Open a response of status 200, following redirects; raises HttpFailure.
+
+        `max_bytes` bounds the body, `total_seconds` everything. `trusted` is for endpoints that
+        the operator configured.
+        """
+        with trio.move_on_after(total_seconds) as scope:
+            async with self._follow(url, trusted) as response:
+                length = response.headers.get("content-length", "")
+                if length.isdigit() and int(length) > max_bytes:
+                    raise HttpFailure("too_big", f"{url} announces {length} bytes")
+                async with aclosing(_bounded(response, max_bytes)) as chunks:
+                    yield Answer(str(response.url), response.headers, chunks)
+        if scope.cancelled_caught:
+            raise HttpFailure("timeout", f"{url} took more than {total_seconds:.0f} s")
+
+    async def get_json(
+        self, url: str, *, max_bytes: int = MAX_JSON, total_seconds: float = 30.0,
+        trusted: bool = False,
+    ) -> Any:  # fmt: skip
+        """Return a JSON document; raises HttpFailure."""
+        body = await self.get_bytes(
+            url, max_bytes=max_bytes, total_seconds=total_seconds, trusted=trusted
+        )
+        try:
+            return orjson.loads(body)
+        except orjson.JSONDecodeError as error:
+            raise HttpFailure("malformed", f"{url} does not answer with JSON") from error
+
+    async def get_bytes(
+        self, url: str, *, max_bytes: int, total_seconds: float = 30.0, trusted: bool = False
+    ) -> bytes:
+        """Return a whole body; raises HttpFailure."""
+        body = bytearray()
+        async with self.get(
+            url, max_bytes=max_bytes, total_seconds=total_seconds, trusted=trusted
+        ) as answer:
+            async for chunk in answer.chunks:
+                body += chunk
+        return bytes(body)
+
+    @asynccontextmanager
+    async def _follow(self, url: str, trusted: bool) -> AsyncIterator[httpx.Response]:
+        for _ in range(MAX_REDIRECTS + 1):
+            self._check_scheme(url, trusted)
+            client = self._trusted if trusted else self._guarded
+            request = client.build_request("GET", url)
+            response = await _send(client, request)
+            if response.is_redirect and "location" in response.headers:
+                target = urljoin(url, response.headers["location"])
+                await response.aclose()
+                # Wherever a trusted server sends us, it is no longer the operator's choice.
+                trusted = trusted and urlsplit(target).netloc == urlsplit(url).netloc
+                url = target
+                continue
+            try:
+                if response.status_code != 200:
+                    raise await _refusal(response)
+                yield response
+            finally:
+                await response.aclose()
+            return
+        raise HttpFailure("forbidden", f"more than {MAX_REDIRECTS} redirects, the last to {url}")
+
+    def _check_scheme(self, url: str, trusted: bool) -> None:
+        scheme = urlsplit(url).scheme
+        if scheme != "https" and not (scheme == "http" and (trusted or self._allow_private)):
+            raise HttpFailure("forbidden", f"{url[:200]} is not https")
+
+
+def _client(
+    context: ssl.SSLContext, timeout: httpx.Timeout, backend: httpcore.AsyncNetworkBackend | None
+) -> httpx.AsyncClient:
+    limits = httpx.Limits(max_connections=MAX_CONNECTIONS, max_keepalive_connections=50)
+    transport = httpx.AsyncHTTPTransport(verify=context, trust_env=False, limits=limits)
+    if backend is not None:
+        # httpx has no option for it; its transport is a thin layer over this pool.
+        transport._pool = httpcore.AsyncConnectionPool(
+            ssl_context=context,
+            max_connections=MAX_CONNECTIONS,
+            max_keepalive_connections=50,
+            network_backend=backend,
+        )
+    headers = {"User-Agent": USER_AGENT, "Accept-Encoding": "identity"}
+    return httpx.AsyncClient(
+        transport=transport, timeout=timeout, headers=headers, trust_env=False,
+        follow_redirects=False,
+    )  # fmt: skip
+
+
+async def _send(client: httpx.AsyncClient, request: httpx.Request) -> httpx.Response:
+    try:
+        return await client.send(request, stream=True)
+    except ForbiddenAddress as error:
+        raise HttpFailure("forbidden", str(error)) from error
+    except httpx.TimeoutException as error:
+        raise HttpFailure("timeout", f"{request.url.host} does not answer") from error
+    except (httpx.HTTPError, httpx.InvalidURL, OSError, ssl.SSLError) as error:
+        text = f"{request.url.host} cannot be reached: {error}"
+        raise HttpFailure("unreachable", text) from error
+
+
+async def _bounded(response: httpx.Response, max_bytes: int) -> AsyncGenerator[bytes, None]:
+    total = 0
+    if response.headers.get("content-encoding", "identity") != "identity":
+        raise HttpFailure("malformed", f"{response.url} compresses although asked not to")
+    try:
+        async for chunk in response.aiter_raw():
+            total += len(chunk)
+            if total > max_bytes:
+                raise HttpFailure("too_big", f"{response.url} sends more than {max_bytes} bytes")
+            yield chunk
+    except httpx.TimeoutException as error:
+        raise HttpFailure("timeout", f"{response.url.host} stopped sending") from error
+    except httpx.HTTPError as error:
+        raise HttpFailure("unreachable", f"{response.url.host} broke off: {error}") from error
+
+
+async def _refusal(response: httpx.Response) -> HttpFailure:
+    body = bytearray()
+    try:
+        async for chunk in _bounded(response, MAX_ERROR_BODY):
+            body += chunk
+        document = orjson.loads(bytes(body))
+    except (HttpFailure, orjson.JSONDecodeError):
+        document = None  # an HTML page or a cut-off body says no more than the status
+    code = document.get("error") if isinstance(document, dict) else None
+    delay = response.headers.get("retry-after", "")
+    return HttpFailure(
+        "status",
+        f"{response.url} answered {response.status_code} {str(code or '')[:100]}".strip(),
+        status=response.status_code,
+        code=code if isinstance(code, str) else "",
+        retry_after=min(float(delay), 3600.0) if delay.isdigit() else None,
+    )

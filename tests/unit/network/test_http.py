@@ -1,0 +1,133 @@
+"""What a stranger's host may not make us do."""
+
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+from rsky_pipeline.network.http import HttpClient, HttpFailure
+from rsky_pipeline.network.repositories import classify
+
+
+class Handler(BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        match self.path:
+            case "/loop":
+                self._send(302, b"", Location="/loop")
+            case "/once":
+                self._send(302, b"", Location="/ok")
+            case "/ok":
+                self._send(200, b'{"a": 1}')
+            case "/endless":
+                self.send_response(200)
+                self.end_headers()
+                try:
+                    while True:
+                        self.wfile.write(b"x" * 10_000)
+                except OSError:
+                    return
+            case "/silent":
+                self.send_response(200)
+                self.end_headers()
+                self.wfile.flush()
+                threading.Event().wait(3)
+            case "/gzip":
+                self._send(200, b"zzz", Content_Encoding="gzip")
+            case "/limited":
+                self._send(429, b"<html>", Retry_After="7")
+            case _:
+                self._send(400, b'{"error": "RepoNotFound"}')
+
+    def _send(self, status: int, body: bytes, **headers: str) -> None:
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name.replace("_", "-"), value)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+@pytest.fixture
+def server() -> Iterator[str]:
+    running = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    running.daemon_threads = True
+    threading.Thread(target=running.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{running.server_address[1]}"
+    running.shutdown()
+    running.server_close()
+
+
+async def failure(url: str, *, allow_private: bool = True, trusted: bool = False) -> HttpFailure:
+    async with HttpClient(allow_private=allow_private, silence_seconds=0.5) as client:
+        with pytest.raises(HttpFailure) as error:
+            await client.get_bytes(url, max_bytes=100_000, total_seconds=5, trusted=trusted)
+    return error.value
+
+
+async def test_an_answer_comes_through_a_redirect(server: str) -> None:
+    async with HttpClient(allow_private=True) as client:
+        assert await client.get_json(f"{server}/once") == {"a": 1}
+
+
+@pytest.mark.parametrize(
+    ("path", "kind"),
+    [
+        ("/loop", "forbidden"),
+        ("/endless", "too_big"),
+        ("/silent", "timeout"),
+        ("/gzip", "malformed"),
+        ("/limited", "status"),
+    ],
+)
+async def test_bad_answers(server: str, path: str, kind: str) -> None:
+    assert (await failure(server + path)).kind == kind
+
+
+async def test_a_refusal_keeps_its_code_and_pause(server: str) -> None:
+    refused = await failure(f"{server}/missing")
+    assert (refused.status, refused.code) == (400, "RepoNotFound")
+    assert classify(refused).kind == "permanent"
+    limited = await failure(f"{server}/limited")
+    assert limited.retry_after == 7
+    assert classify(limited).kind == "rate_limited"
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://localhost/",
+        "https://127.0.0.1/",
+        "https://[::1]/",
+        "https://10.0.0.1/",
+        "https://169.254.169.254/latest",
+        "https://metadata.internal/",
+        "https://printer.local/",
+        "https://intranet/",
+        "http://example.com/",
+        "ftp://example.com/",
+    ],
+)
+async def test_strangers_cannot_send_us_to_private_places(url: str) -> None:
+    assert (await failure(url, allow_private=False)).kind == "forbidden"
+
+
+async def test_a_name_that_leads_to_a_private_address_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def lookup(host: str, port: int, **_: object) -> object:
+        return [(2, 1, 6, "", ("93.184.216.34", port)), (2, 1, 6, "", ("192.168.0.1", port))]
+
+    monkeypatch.setattr("trio.socket.getaddrinfo", lookup)
+    refused = await failure("https://rebinding.example.com/", allow_private=False)
+    assert refused.kind == "forbidden"
+    assert "192.168.0.1" in str(refused)
+
+
+async def test_configured_endpoints_may_be_private(server: str) -> None:
+    async with HttpClient(allow_private=False) as client:
+        assert await client.get_json(f"{server}/ok", trusted=True) == {"a": 1}
+    assert (await failure(f"{server}/ok", allow_private=False)).kind == "forbidden"
