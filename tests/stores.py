@@ -5,12 +5,13 @@ PostgreSQL runs without fsync here: a test session does not survive a power fail
 
 import contextlib
 import itertools
+import os
 import shutil
 import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
@@ -20,7 +21,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from rsky_pipeline.configuration.settings import Settings
-from rsky_pipeline.embedded import postgres, valkey
+from rsky_pipeline.embedded import guard, postgres, valkey
 from rsky_pipeline.embedded.locations import resolve_directories
 from rsky_pipeline.embedded.program import StoreProgram
 
@@ -55,6 +56,7 @@ def scratch_directory() -> Iterator[Path]:
 def running(program: StoreProgram) -> Iterator[StoreProgram]:
     """Run a store until the block ends."""
     process = program.start()
+    end_watching = _guard(process.pid, program)
     try:
         wait_until_it_answers(program, process)
         yield program
@@ -66,6 +68,27 @@ def running(program: StoreProgram) -> Iterator[StoreProgram]:
             # SIGQUIT is PostgreSQL's immediate shutdown: unlike SIGKILL it ends its children too.
             process.send_signal(signal.SIGQUIT if program.name == "postgres" else signal.SIGKILL)
             process.wait(10)
+        end_watching()
+
+
+def _guard(pid: int, program: StoreProgram) -> Callable[[], None]:
+    """Have the store ended also when the test session is killed; the result ends the watching."""
+    read, write = os.pipe()
+    command = guard.arguments(
+        pid=pid,
+        liveness=read,
+        stop_signal=program.stop_signal,
+        locks=program.directory / "no-locks",
+        patience=0,
+    )
+    watcher = subprocess.Popen(command, pass_fds=(read,), process_group=0)
+    os.close(read)
+
+    def end() -> None:
+        os.close(write)
+        watcher.wait()
+
+    return end
 
 
 def wait_until_it_answers(program: StoreProgram, process: "subprocess.Popen[bytes]") -> None:

@@ -37,7 +37,7 @@ def command(as_json: bool, **parameters: Any) -> None:
 
 
 def merged(documents: list[dict[str, Any]]) -> dict[str, Any]:
-    """Join the documents of several supervisors: their processes and streams, and each by itself."""
+    """Join the documents of several supervisors."""
     return {
         "schema_version": documents[0]["schema_version"],
         "healthy": all(document["healthy"] for document in documents),

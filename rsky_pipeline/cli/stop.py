@@ -21,8 +21,8 @@ from rsky_pipeline.cli.running import explained, run_directory
     "timeout",
     type=click.FloatRange(min=0),
     metavar="SECONDS",
-    help="Skip the draining after this long, and kill 10 s later. Default: the stop_timeout_seconds "
-    "of each role.",
+    help="Skip the draining after this long and kill 10 s later. Default: stop_timeout_seconds "
+    "for each role.",
 )
 @configuration_options
 def command(ordered: bool, timeout: float | None, **parameters: Any) -> None:

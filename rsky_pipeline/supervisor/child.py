@@ -180,7 +180,7 @@ class ChildDriver:
         self.tell(m.BecameReady())
 
     def _report(self, what: str, detail: str) -> None:
-        details = {"process": self.name, "pid": self.state.pid}
+        details: dict[str, object] = {"child": self.name, "pid": self.state.pid}
         if detail:
             details["detail"] = detail
         bad = what in ("failed", "crashloop", "not_ready", "unresponsive", "forcing")

@@ -10,10 +10,12 @@ from rsky_pipeline.embedded import locations, postgres, valkey
 from rsky_pipeline.embedded.errors import EmbeddedStoreError
 from rsky_pipeline.embedded.program import StoreProgram
 from rsky_pipeline.runtime.errors import ConfigurationProblem
+from rsky_pipeline.runtime.lock import Lock, acquire
 from rsky_pipeline.supervisor.child import ChildDriver
-from rsky_pipeline.supervisor.lock import Lock, acquire
 from rsky_pipeline.supervisor.policy import store_policy, worker_policy
 from rsky_pipeline.supervisor.spawn import Process, spawn_store, spawn_worker
+
+WORKER_GRACE = 15.0  # s; a worker without a supervisor forces itself a little earlier
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +65,8 @@ def store_child(program: StoreProgram, settings: Settings) -> ChildDriver:
     def launch() -> Process:
         lock = _free_lock(store_lock(settings, program.name))
         try:
-            return spawn_store(program, lock)
+            run_dir = locations.run_directory(settings)
+            return spawn_store(program, lock, run_dir, settings.stop_timeout_seconds + WORKER_GRACE)
         finally:
             lock.let_go()
 

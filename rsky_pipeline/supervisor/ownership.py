@@ -8,8 +8,8 @@ from rsky_pipeline.configuration.settings import Settings
 from rsky_pipeline.embedded import locations
 from rsky_pipeline.embedded.errors import EmbeddedStoreError
 from rsky_pipeline.runtime.errors import PermissionProblem
+from rsky_pipeline.runtime.lock import Lock, acquire, holder
 from rsky_pipeline.supervisor.errors import AlreadyRunning
-from rsky_pipeline.supervisor.lock import Lock, acquire, holder
 
 
 def take(settings: Settings, roles: Sequence[str], *, embeds: bool) -> ExitStack:

@@ -34,7 +34,6 @@ from rsky_pipeline.supervisor.steps import Steps
 GOODBYE_SECONDS = 2.0
 TELL_SECONDS = 1.0
 EXTENSION_SECONDS = 30.0
-SURVIVOR_GRACE_SECONDS = 15.0  # a worker without a supervisor forces itself a little earlier
 STORE_PATIENCE_SECONDS = 60.0
 
 log = logging.getLogger(__name__)
@@ -165,7 +164,7 @@ class Service:
 
     def _suspects(self) -> list[survivors.Survivor]:
         run_dir = locations.run_directory(self._settings)
-        patience = self._settings.stop_timeout_seconds + SURVIVOR_GRACE_SECONDS
+        patience = self._settings.stop_timeout_seconds + family.WORKER_GRACE
         return survivors.suspects(run_dir, self._plan.roles, patience)
 
     async def _start_store(self, kind: family.StoreKind, nursery: trio.Nursery) -> None:

@@ -9,14 +9,16 @@ import signal
 import subprocess
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import trio
 
 from rsky_pipeline.configuration.settings import Settings
+from rsky_pipeline.embedded import guard
 from rsky_pipeline.embedded.program import StoreProgram
 from rsky_pipeline.runtime import notify
 from rsky_pipeline.runtime.channel import encode_settings
-from rsky_pipeline.supervisor.lock import Lock
+from rsky_pipeline.runtime.lock import Lock
 from rsky_pipeline.supervisor.messages import Exit
 
 WORKER_PROGRAM = (sys.executable, "-m", "rsky_pipeline", "worker")
@@ -30,11 +32,13 @@ class Process:
         popen: "subprocess.Popen[bytes]",
         events: int | None = None,
         liveness: int | None = None,
+        watcher: "subprocess.Popen[bytes] | None" = None,
     ) -> None:
         self.pid = popen.pid
         self.events = trio.lowlevel.FdStream(events) if events is not None else None
         self._popen = popen
         self._liveness = liveness
+        self._watcher = watcher
         self._pidfd = os.pidfd_open(popen.pid)
 
     async def wait(self) -> Exit:
@@ -60,6 +64,9 @@ class Process:
         os.close(self._pidfd)
         if self._liveness is not None:
             os.close(self._liveness)
+        if self._watcher is not None:
+            self._watcher.kill()
+            self._watcher.wait()
         if self.events is not None:
             await self.events.aclose()
 
@@ -96,11 +103,37 @@ def spawn_worker(
     return process
 
 
-def spawn_store(program: StoreProgram, lock: Lock) -> Process:
-    """Start an embedded store that holds `lock`. Raises OSError."""
+def spawn_store(program: StoreProgram, lock: Lock, run_dir: Path, patience: float) -> Process:
+    """Start an embedded store that holds `lock`, and its guard. Raises OSError.
+
+    When we are killed, the guard gives the workers of `run_dir` up to `patience` seconds to drain.
+    """
     popen = program.start(pass_fds=(lock.descriptor,))
     lock.name_holder(popen.pid)
-    return Process(popen)
+    liveness_read, liveness_write = os.pipe()
+    try:
+        watch = guard.arguments(
+            pid=popen.pid,
+            liveness=liveness_read,
+            stop_signal=program.stop_signal,
+            locks=run_dir / "locks",
+            patience=patience,
+        )
+        watcher = subprocess.Popen(
+            watch,
+            stdin=subprocess.DEVNULL,
+            env=worker_environment(),
+            pass_fds=(liveness_read,),
+            process_group=0,
+        )
+    except OSError:
+        os.close(liveness_write)
+        popen.kill()
+        popen.wait()
+        raise
+    finally:
+        os.close(liveness_read)
+    return Process(popen, liveness=liveness_write, watcher=watcher)
 
 
 def worker_environment() -> dict[str, str]:

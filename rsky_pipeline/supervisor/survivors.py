@@ -13,8 +13,8 @@ from pathlib import Path
 
 import trio
 
+from rsky_pipeline.runtime.lock import Holder, holder, is_held
 from rsky_pipeline.supervisor.errors import AlreadyRunning
-from rsky_pipeline.supervisor.lock import Holder, holder, is_held
 
 POLL_SECONDS = 0.1
 AFTER_KILL_SECONDS = 10.0
@@ -56,7 +56,7 @@ async def settle(survivors: Sequence[Survivor]) -> list[str]:
 
 async def _end(survivor: Survivor, killed: list[str]) -> None:
     process = holder(survivor.lock)
-    details = {"process": survivor.name, "pid": process.pid if process else None}
+    details = {"child": survivor.name, "pid": process.pid if process else None}
     log.warning("waiting for a survivor of the previous supervisor", extra=details)
     if survivor.stop_signal is not None:
         _signal(process, survivor.stop_signal)

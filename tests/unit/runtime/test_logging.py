@@ -3,11 +3,13 @@
 import io
 import json
 import logging
+import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
-from rsky_pipeline.runtime.logging import Throttled, configure
+from rsky_pipeline.runtime.logging import MAX_MESSAGE, Throttled, configure, get
 
 
 @pytest.fixture(autouse=True)
@@ -43,6 +45,60 @@ def test_json(format: str) -> None:
     assert (body["level"], body["role"], body["instance"]) == ("warning", "indexer", 2)
     assert (body["msg"], body["rows"], body["text"]) == ("batch applied", 5, "two words\n")
     assert len(body["long"]) == 500
+
+
+@pytest.mark.parametrize("format", ["text", "json"])
+def test_what_comes_from_outside_can_neither_start_a_line_nor_steer_a_terminal(
+    format: str,
+) -> None:
+    stream = io.StringIO()
+    configure("info", format, stream=stream)  # type: ignore[arg-type]
+    get("test").info("a\nb\x1b[2J", extra={"value": "c\r\n\x1b[31m\u2028"})
+    get("test").info("m" * 10_000)
+    first, second = stream.getvalue().splitlines()
+    assert first.isprintable()
+    assert len(second) < MAX_MESSAGE + 200
+
+
+def test_a_failure_keeps_its_traceback() -> None:
+    stream = io.StringIO()
+    configure("info", "json", stream=stream)
+    try:
+        raise KeyError("missing")
+    except KeyError:
+        get("test").exception("it failed")
+    (line,) = stream.getvalue().splitlines()
+    assert "KeyError: 'missing'" in json.loads(line)["exception"]
+
+
+def test_a_terminal_gets_colours_unless_it_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    coloured, plain = Terminal(), Terminal()
+    configure("info", "auto", role="ingester", stream=coloured)
+    get("test").info("connected")
+    monkeypatch.setenv("NO_COLOR", "1")
+    configure("info", "auto", role="ingester", stream=plain)
+    get("test").info("connected")
+    assert "\x1b[32m" in coloured.getvalue()
+    assert plain.getvalue().split()[1:] == ["ingester-1", "INFO", "connected"]
+
+
+def test_the_journal_gets_priorities(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with (tmp_path / "journal").open("w+") as stream:
+        status = os.fstat(stream.fileno())
+        monkeypatch.setenv("JOURNAL_STREAM", f"{status.st_dev}:{status.st_ino}")
+        configure("info", "auto", stream=stream)
+        get("test").info("one")
+        get("test").error("two")
+        stream.seek(0)
+        first, second = stream.read().splitlines()
+    assert first.startswith("<6>{")
+    assert second.startswith("<3>{")
+    assert json.loads(second.removeprefix("<3>"))["msg"] == "two"
 
 
 def test_a_level_hides_what_is_below() -> None:
