@@ -25,6 +25,8 @@ def endpoint(text: str) -> str:
     if "@" in rest:
         raise ValueError("a host must not contain a user name or password")
     rest = rest.rstrip("/")
+    if rest.count(":") > 1 and "[" not in rest:
+        raise ValueError(f"{shortened(text)}: an IPv6 address stands in brackets")
     try:
         parts = urlsplit(f"//{rest}")
         port = parts.port

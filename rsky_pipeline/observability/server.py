@@ -10,7 +10,7 @@ import socket
 import threading
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from importlib.metadata import version
+from socketserver import TCPServer
 from typing import Any
 
 from prometheus_client import (
@@ -22,6 +22,7 @@ from prometheus_client import (
 )
 
 from rsky_pipeline import __version__
+from rsky_pipeline.observability.build import commit
 
 Health = Callable[[], tuple[int, dict[str, Any]]]
 _TIMEOUT_SECONDS = 10
@@ -62,12 +63,9 @@ def serve(registry: CollectorRegistry, host: str, port: int, health: Health) -> 
 
 def _add_process_metrics(registry: CollectorRegistry) -> None:
     build = Gauge(
-        "rsky_build_info",
-        "The running build; always 1",
-        ["version", "redis_client", "postgres_client"],
-        registry=registry,
+        "rsky_build_info", "The running build; always 1", ["version", "commit"], registry=registry
     )
-    build.labels(__version__, version("redis"), version("psycopg")).set(1)
+    build.labels(__version__, commit()).set(1)
     ProcessCollector(registry=registry)
     PlatformCollector(registry=registry)
 
@@ -77,10 +75,25 @@ def _server_class(host: str) -> type[ThreadingHTTPServer]:
         daemon_threads = True
         address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
 
+        def server_bind(self) -> None:
+            # HTTPServer would ask DNS for our own name here, and wait for the answer.
+            TCPServer.server_bind(self)
+            self.server_name, self.server_port = str(self.server_address[0]), self.server_address[1]
+
         def handle_error(self, request: object, client_address: object) -> None:
             log.debug("a metrics client broke off")
 
     return Server
+
+
+def _health_answer(health: Health) -> tuple[int, str, bytes]:
+    try:
+        status, document = health()
+        body = json.dumps(document, indent=1, default=str)
+    except Exception as error:  # whatever it is, the probe must get an answer
+        log.exception("the health document cannot be made")
+        status, body = 500, json.dumps({"state": "unknown", "trouble": type(error).__name__})
+    return status, "application/json", body.encode() + b"\n"
 
 
 def _handler(registry: CollectorRegistry, health: Health) -> type[BaseHTTPRequestHandler]:
@@ -95,9 +108,7 @@ def _handler(registry: CollectorRegistry, health: Health) -> type[BaseHTTPReques
                 kind = "text/plain; version=0.0.4; charset=utf-8"
                 self._answer(200, kind, generate_latest(registry))
             elif path == "/healthz":
-                status, document = health()
-                body = json.dumps(document, indent=1, default=str).encode() + b"\n"
-                self._answer(status, "application/json", body)
+                self._answer(*_health_answer(health))
             else:
                 self._answer(404, "text/plain", b"there are /metrics and /healthz here\n")
 

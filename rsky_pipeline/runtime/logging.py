@@ -1,5 +1,7 @@
 """Log lines: one coloured line on a terminal, JSON otherwise.
 
+Under systemd, JSON lines begin with a priority (`<6>`) that the journal takes away again.
+
 Code logs a fixed sentence and puts figures into `extra`, so that lines can be searched and counted:
 `log.info("batch applied", extra={"rows": 5})`.
 """
@@ -18,6 +20,13 @@ _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", 
 _COLOURS = {"DEBUG": "2", "INFO": "32", "WARNING": "33", "ERROR": "31", "CRITICAL": "31;1"}
 _ROLE_COLOURS = {"ingester": "36", "backfiller": "35", "indexer": "34"}
 MAX_VALUE = 500  # characters of one field; what comes from outside must not flood the log
+MAX_MESSAGE = 2_000  # characters of a message; ours are short, those of libraries may not be
+_PRIORITIES = {"DEBUG": 7, "INFO": 6, "WARNING": 4, "ERROR": 3, "CRITICAL": 2}  # syslog(3)
+
+
+def get(name: str) -> logging.Logger:
+    """Return the logger of a module; the name is `__name__`."""
+    return logging.getLogger(name)
 
 
 def configure(
@@ -35,7 +44,9 @@ def configure(
     colour = terminal and "NO_COLOR" not in os.environ
     handler = logging.StreamHandler(target)
     handler.setFormatter(
-        TextLines(role, instance, colour) if as_text else JsonLines(role, instance)
+        TextLines(role, instance, colour)
+        if as_text
+        else JsonLines(role, instance, priority=_is_journal(target))
     )
     root = logging.getLogger()
     root.handlers[:] = [handler]
@@ -59,7 +70,8 @@ class TextLines(logging.Formatter):
         level = self._paint(f"{record.levelname:<7}", _COLOURS.get(record.levelname, "0"))
         who = self._paint(f"{self._who:<12}", _ROLE_COLOURS.get(self._role, "0"))
         fields = " ".join(f"{key}={_shown(value)}" for key, value in _fields(record).items())
-        line = " ".join(part for part in (clock, who, level, record.getMessage(), fields) if part)
+        message = _one_line(record.getMessage()[:MAX_MESSAGE])
+        line = " ".join(part for part in (clock, who, level, message, fields) if part)
         if record.exc_info:
             line += "\n" + self.formatException(record.exc_info)
         return line
@@ -71,9 +83,10 @@ class TextLines(logging.Formatter):
 class JsonLines(logging.Formatter):
     """One JSON object a line: ts, level, role, instance, logger, msg, then the fields."""
 
-    def __init__(self, role: str, instance: int) -> None:
+    def __init__(self, role: str, instance: int, *, priority: bool = False) -> None:
         super().__init__()
         self._base: dict[str, Any] = {"role": role, "instance": instance} if role else {}
+        self._priority = priority
 
     def format(self, record: logging.LogRecord) -> str:
         """Render one line."""
@@ -83,12 +96,13 @@ class JsonLines(logging.Formatter):
             "level": record.levelname.lower(),
             **self._base,
             "logger": record.name,
-            "msg": record.getMessage(),
+            "msg": record.getMessage()[:MAX_MESSAGE],
             **{key: _limited(value) for key, value in _fields(record).items()},
         }
         if record.exc_info:
             body["exception"] = self.formatException(record.exc_info)
-        return json.dumps(body, default=str)
+        prefix = f"<{_PRIORITIES.get(record.levelname, 6)}>" if self._priority else ""
+        return prefix + json.dumps(body, default=str)
 
 
 class Throttled:
@@ -114,6 +128,20 @@ class Throttled:
             return None
         self._last[key] = now
         return self._held.pop(key, 0)
+
+
+def _is_journal(target: TextIO) -> bool:
+    """Tell whether a stream is the journal's: systemd names its device and inode (systemd.exec)."""
+    try:
+        status = os.fstat(target.fileno())
+    except (OSError, ValueError):
+        return False
+    return os.environ.get("JOURNAL_STREAM") == f"{status.st_dev}:{status.st_ino}"
+
+
+def _one_line(text: str) -> str:
+    """Return a text whose control characters can neither start a line nor steer a terminal."""
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
 
 
 def _fields(record: logging.LogRecord) -> dict[str, Any]:

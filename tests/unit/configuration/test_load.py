@@ -1,67 +1,128 @@
 """Where values come from, which one wins, and what a wrong one says."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from rsky_pipeline.configuration import sources
 from rsky_pipeline.configuration.load import ConfigurationError, load
-from rsky_pipeline.configuration.redaction import redacted
-from rsky_pipeline.configuration.report import effective, reference_markdown
 from rsky_pipeline.configuration.settings import Settings, declarations
-from rsky_pipeline.configuration.topology import RoleDeclaration, start_order, stop_order
 
 
 def problems(
     environ: dict[str, str] | None = None,
     flags: dict[str, str] | None = None,
     toml: Path | None = None,
-) -> list[str]:
+) -> tuple[str, ...]:
     with pytest.raises(ConfigurationError) as error:
         load(toml, environ or {}, flags or {})
     return error.value.problems
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "pipeline.toml"
 
 
 def test_nothing_given_means_the_defaults() -> None:
     result = load(None, {}, {})
     assert result.settings == Settings()
     assert set(result.origins.values()) == {"default"}
+    assert result.file is None
 
 
-def test_flags_win_over_the_environment_over_the_file(tmp_path: Path) -> None:
-    path = tmp_path / "c.toml"
-    path.write_text('verify = "none"\nindexer_batch_size = 7\nrelay_hosts = ["a.test"]\n')
+def test_flags_win_over_the_environment_over_the_file(file: Path) -> None:
+    file.write_text('verify = "none"\nindexer_batch_size = 700\nrelay_hosts = ["a.test"]\n')
     environ = {
-        "RSKY_PIPELINE_INDEXER_BATCH_SIZE": "8",
+        "RSKY_PIPELINE_INDEXER_BATCH_SIZE": "800",
         "RSKY_PIPELINE_RELAY_HOSTS": "b.test,c.test",
     }
-    result = load(path, environ, {"relay_hosts": "ws://127.0.0.1:99"})
-    assert result.settings.indexer_batch_size == 8
+    result = load(file, environ, {"relay_hosts": "ws://127.0.0.1:99"})
+    assert result.settings.indexer_batch_size == 800
     assert result.settings.relay_hosts == ("ws://127.0.0.1:99",)
-    assert result.origins["verify"] == str(path)
+    assert result.origins["verify"] == str(file)
     assert result.origins["indexer_batch_size"].endswith("RSKY_PIPELINE_INDEXER_BATCH_SIZE")
     assert result.origins["relay_hosts"] == "flag --relay-hosts"
 
 
+def test_every_setting_can_be_set_in_the_file_and_in_the_environment(file: Path) -> None:
+    examples: dict[str, Any] = {
+        "plc_url": "http://localhost:2582",
+        "redis_url": "redis://h",
+        "database_url": "postgresql://h/d",
+        "metrics_host": "::1",
+        "initial_cursor": "oldest",
+        "log_level": "debug",
+        "log_format": "json",
+        "verify": "signature",
+        "ingester_workers": 1,
+    }
+    for name in declarations():
+        default = getattr(Settings(), name)
+        value = examples.get(name)
+        if value is None and isinstance(default, bool):
+            value = not default
+        elif value is None and isinstance(default, int):
+            value = default + 20
+        elif value is None and isinstance(default, tuple):
+            value = "some.test.name"
+        value = "other" if value is None else value
+        file.write_text(f"{name} = {str(value).lower() if isinstance(value, int) else repr(value)}")
+        from_file = getattr(load(file, {}, {}).settings, name)
+        variable = f"RSKY_PIPELINE_{name.upper()}"
+        from_environment = getattr(load(None, {variable: str(value)}, {}).settings, name)
+        assert from_file == from_environment
+        assert from_file != default or name == "ingester_workers"
+        assert type(from_file) is type(default) or default is None or name == "initial_cursor"
+
+
+def test_an_empty_variable_sets_nothing() -> None:
+    result = load(None, {"RSKY_PIPELINE_REDIS_URL": "", "REDIS_URL": "redis://h"}, {})
+    assert result.settings.redis_url == "redis://h"
+
+
 def test_names_of_the_original_services_work_and_ours_win() -> None:
     environ = {
-        "INGESTER_RELAY_HOSTS": "relay.test",
+        "INGESTER_RELAY_HOSTS": "relay.test, relay.two",
         "REDIS_URL": "redis://h:1",
         "DATABASE_URL": "postgres://h/db",
         "INGESTER_LABELER_HOSTS": "mod.test",
         "PLC_URL": "http://localhost:2582",
         "INGESTER_HIGH_WATER_MARK": "5000",
         "RSKY_PIPELINE_REDIS_URL": "redis://ours:2",
-        "INDEXER_MODE": "stream",
+        "BACKFILLER_METRICS_PORT": "4010",
     }
-    result = load(None, environ, {})
-    settings = result.settings
-    assert settings.relay_hosts == ("relay.test",)
+    settings = load(None, environ, {}).settings
+    assert settings.relay_hosts == ("relay.test", "relay.two")
     assert settings.redis_url == "redis://ours:2"
     assert settings.database_url == "postgres://h/db"
     assert settings.labeler_hosts == ("mod.test",)
     assert settings.plc_url == "http://localhost:2582"
     assert (settings.live_high_water_mark, settings.repo_high_water_mark) == (5000, 5000)
-    assert [remark.split()[0] for remark in result.remarks] == ["INDEXER_MODE"]
+    assert settings.backfiller_metrics_port == 4010
+
+
+def test_one_mark_for_a_stream_wins_over_the_one_for_all() -> None:
+    environ = {
+        "INGESTER_HIGH_WATER_MARK": "5000",
+        "INGESTER_REPO_STREAM_HIGH_WATER_MARK": "6000",
+    }
+    settings = load(None, environ, {}).settings
+    assert (settings.live_high_water_mark, settings.repo_high_water_mark) == (5000, 6000)
+
+
+def test_original_variables_without_effect_are_told() -> None:
+    environ = {
+        "INDEXER_MODE": "stream",
+        "METRICS_PORT": "4100",
+        "INDEXER_STREAMS": "firehose_live, firehose_backfill",
+        "INGESTER_FIREHOSE_STREAM": "my_stream",
+    }
+    remarks = load(None, environ, {}).remarks
+    names = [remark.split()[0] for remark in remarks]
+    assert names == ["INDEXER_MODE", "METRICS_PORT", "INGESTER_FIREHOSE_STREAM"]
+    assert "firehose_live" in remarks[-1]
 
 
 @pytest.mark.parametrize("cursor", ["live", "oldest", "0", "31527015322"])
@@ -75,30 +136,64 @@ def test_initial_cursors(cursor: str) -> None:
     [
         ("indexer_batch_size", "0", "1 to 20000 events"),
         ("indexer_batch_size", "many", "whole number"),
+        ("indexer_batch_size", "1e3", "whole number"),
+        ("indexer_batch_size", "٣", "whole number"),
+        ("live_high_water_mark", "9" * 40, "whole number"),
         ("verify", "full", "none, signature"),
         ("initial_cursor", "newest", "live, oldest"),
-        ("relay_hosts", "", "at least one"),
+        ("initial_cursor", "-1", "live, oldest"),
+        ("initial_cursor", "9" * 30, "live, oldest"),
         ("relay_hosts", "ftp://relay.test", "ws://"),
         ("relay_hosts", "relay.test/path", "without a path"),
         ("relay_hosts", "relay.test:99999", "port"),
         ("relay_hosts", "a.test,a.test", "twice"),
+        ("relay_hosts", ",", "at least one"),
+        ("relay_hosts", "a.test,wss://A.test:443", "same host"),
+        ("labeler_hosts", "a.test,https://a.test", "same host"),
         ("redis_url", "http://h", "redis"),
         ("database_url", "mysql://h", "postgresql"),
         ("database_schema", "a; DROP", "letters"),
+        ("database_schema", "rsky_pipeline", "not rsky_pipeline"),
         ("collections", "app", "prefix"),
+        ("collections", "app.bsky", "prefix"),
+        ("collections", "*", "prefix"),
         ("enumerate_repos", "maybe", "true and false"),
+        ("metrics_host", "127.0.0.1:9090", "without a port"),
+        ("data_dir", "~nobody-has-this-name/x", "directory"),
+        ("data_dir", "a\nb", "control characters"),
+        ("indexer_group", "a b", "letters"),
+        ("log_level", "loud", "debug, info"),
+        ("ingester_workers", "2", "1 to 1"),
         ("indexer_metrics_port", "9090", "same port"),
+        ("supervisor_metrics_port", "9091", "same port"),
         ("backfiller_retry_max_ms", "5", "or more"),
+        ("live_high_water_mark", "499", "ingester_batch_size (500, default) or more"),
     ],
 )
 def test_a_wrong_value_says_key_value_origin_and_what_is_allowed(
     name: str, value: str, allowed: str
 ) -> None:
-    (line,) = problems({f"RSKY_PIPELINE_{name.upper()}": value} if value else {}, {name: value})[:1]
+    (line,) = problems(flags={name: value})
     assert line.startswith(f"{name} = ")
-    assert value in line
-    assert f"--{name.replace('_', '-')}" in line or "RSKY_PIPELINE" in line
+    assert value.encode("unicode_escape").decode()[:30] in line or value in line
+    assert f"--{name.replace('_', '-')}" in line
     assert allowed in line
+    assert "\n" not in line
+    (line,) = problems({f"RSKY_PIPELINE_{name.upper()}": value})
+    assert f"RSKY_PIPELINE_{name.upper()}" in line
+
+
+def test_ports_of_zero_do_not_collide() -> None:
+    flags = dict.fromkeys(("ingester_metrics_port", "indexer_metrics_port"), "0")
+    assert load(None, {}, flags).settings.ingester_metrics_port == 0
+
+
+def test_a_search_path_in_the_url_must_be_the_schema() -> None:
+    url = "postgresql://h/d?options=-csearch_path%3Dappview"
+    (line,) = problems({"DATABASE_URL": url})
+    assert "set database_schema to appview" in line
+    result = load(None, {"DATABASE_URL": url}, {"database_schema": "appview"})
+    assert result.settings.database_url == url
 
 
 def test_all_problems_are_told_at_once() -> None:
@@ -107,33 +202,52 @@ def test_all_problems_are_told_at_once() -> None:
     assert "did you mean RSKY_PIPELINE_VERIFY?" in found[0]
 
 
-def test_a_wrong_url_does_not_give_its_password_away() -> None:
-    (line,) = problems({"REDIS_URL": "http://user:secret@h"})
-    assert "secret" not in line
-    assert redacted("postgresql://u:p@h/d?password=x&y=1") == (
-        "postgresql://u:***@h/d?password=***&y=1"
-    )
+def test_a_wrong_value_is_told_even_where_another_wins() -> None:
+    (line,) = problems({"RSKY_PIPELINE_VERIFY": "maybe"}, {"verify": "none"})
+    assert "RSKY_PIPELINE_VERIFY" in line
 
 
-def test_problems_with_the_file(tmp_path: Path) -> None:
-    assert "cannot be read" in problems(toml=tmp_path / "missing.toml")[0]
-    path = tmp_path / "c.toml"
-    path.write_text("verify = ")
-    assert "is not TOML" in problems(toml=path)[0]
-    path.write_text('verifi = "none"')
-    assert "did you mean verify?" in problems(toml=path)[0]
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("verify = ", "is not TOML"),
+        ('verifi = "none"', "did you mean verify?"),
+        ("[indexer]\nbatch_size = 1", "without tables"),
+        ("relay_hosts = [1]", "list of texts"),
+        ("indexer_batch_size = 1.5", "whole number"),
+        ("indexer_batch_size = true", "whole number"),
+        ("verify = false", "text that is not empty"),
+        ("a = " + "[" * 5_000, "is not TOML"),
+        ("# " + "x" * 1_000_001, "larger than"),
+    ],
+)
+def test_problems_in_the_file_name_the_file(file: Path, text: str, problem: str) -> None:
+    file.write_text(text)
+    (line,) = problems(toml=file)
+    assert str(file) in line
+    assert problem in line
 
 
-def test_the_report_redacts_and_covers_everything() -> None:
-    report = effective(load(None, {"REDIS_URL": "redis://:secret@h"}, {}))
-    assert report["redis_url"]["value"] == "redis://:***@h"
-    assert report.keys() == declarations().keys()
-    assert all(f"`{name}`" in reference_markdown() for name in declarations())
+def test_a_file_that_cannot_be_read_says_who_named_it(tmp_path: Path) -> None:
+    missing = tmp_path / "missing.toml"
+    assert "--config" in problems(toml=missing)[0]
+    assert "RSKY_PIPELINE_CONFIG" in problems({"RSKY_PIPELINE_CONFIG": str(missing)})[0]
+    assert "directory" in problems(toml=tmp_path)[0].lower()
+    (tmp_path / "binary.toml").write_bytes(b"\xff\xfe\x00")
+    assert "is not TOML" in problems(toml=tmp_path / "binary.toml")[0]
 
 
-def test_orders_follow_from_the_data_flow() -> None:
-    assert start_order() == ("ingester", "backfiller", "indexer")
-    assert stop_order() == ("indexer", "backfiller", "ingester")
-    circle = (RoleDeclaration("a", ("x",), ("y",)), RoleDeclaration("b", ("y",), ("x",)))
-    with pytest.raises(ValueError, match="circle"):
-        start_order(circle)
+def test_the_first_file_that_is_there_is_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = tmp_path / "first.toml", tmp_path / "second.toml"
+    monkeypatch.setattr(sources, "DEFAULT_FILES", (first, second))
+    second.write_text('verify = "signature"')
+    assert load(None, {}, {}).origins["verify"] == str(second)
+    first.write_text('verify = "none"')
+    assert load(None, {}, {}).origins["verify"] == str(first)
+    named = tmp_path / "named.toml"
+    named.write_text('verify = "signature"')
+    environ = {"RSKY_PIPELINE_CONFIG": str(named)}
+    assert load(None, environ, {}).origins["verify"] == str(named)
+    assert load(first, environ, {}).origins["verify"] == str(first)

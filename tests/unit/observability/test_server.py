@@ -3,10 +3,13 @@
 import json
 import urllib.error
 import urllib.request
+from pathlib import Path
 
 import pytest
 from prometheus_client import CollectorRegistry, Counter
 
+from rsky_pipeline import __version__
+from rsky_pipeline.observability.build import _from_working_copy, commit
 from rsky_pipeline.observability.server import serve
 from rsky_pipeline.observability.streams import StreamMetrics
 
@@ -28,13 +31,51 @@ def test_metrics_health_and_nothing_else() -> None:
         status, text = get(server.port, "/metrics")
         assert status == 200
         assert "things_total 0.0" in text
-        assert "rsky_build_info{" in text
+        assert f'rsky_build_info{{commit="{commit()}",version="{__version__}"}} 1.0' in text
         assert "process_cpu_seconds_total" in text
         status, text = get(server.port, "/healthz")
         assert (status, json.loads(text)) == (503, {"state": "starting"})
         assert get(server.port, "/other")[0] == 404
     finally:
         server.close()
+
+
+def test_a_health_document_that_cannot_be_made_is_an_answer_too(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def health() -> tuple[int, dict[str, object]]:
+        raise KeyError("state")
+
+    server = serve(CollectorRegistry(), "127.0.0.1", 0, health)
+    try:
+        status, text = get(server.port, "/healthz")
+        assert (status, json.loads(text)["trouble"]) == (500, "KeyError")
+        assert "the health document cannot be made" in caplog.text
+        assert get(server.port, "/metrics")[0] == 200
+    finally:
+        server.close()
+
+
+def test_starting_says_that_metrics_are_there(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    server = serve(CollectorRegistry(), "127.0.0.1", 0, lambda: (200, {}))
+    server.close()
+    (record,) = [record for record in caplog.records if record.message == "Metrics initialized"]
+    assert vars(record)["port"] == server.port
+
+
+def test_the_commit_of_a_working_copy(tmp_path: Path) -> None:
+    git = tmp_path / ".git"
+    git.mkdir()
+    assert _from_working_copy(tmp_path) is None
+    (git / "HEAD").write_text("ref: refs/heads/main\n")
+    (git / "packed-refs").write_text("# packed\nbbbb refs/heads/main\n")
+    assert _from_working_copy(tmp_path) == "bbbb"
+    (git / "refs" / "heads").mkdir(parents=True)
+    (git / "refs" / "heads" / "main").write_text("aaaa\n")
+    assert _from_working_copy(tmp_path) == "aaaa"
+    (git / "HEAD").write_text("cccc\n")
+    assert _from_working_copy(tmp_path) == "cccc"
 
 
 def test_a_closed_port_is_free_again() -> None:

@@ -1,0 +1,84 @@
+"""`rsky-pipeline db`: steps and differences for people and for scripts."""
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from rsky_pipeline.cli import main
+from tests.stores import execute, other_database
+
+
+def run(*arguments: str, url: str | None = None) -> Result:
+    flags = [] if url is None else ["--database-url", url]
+    unset = dict.fromkeys(("DATABASE_URL", "DB_POSTGRES_URL", "RSKY_PIPELINE_DATABASE_URL"))
+    return CliRunner().invoke(main, ["db", *arguments, *flags], env=unset)
+
+
+def test_init_reports_each_step_once(clean_database: str) -> None:
+    result = run("init", url=clean_database)
+    assert result.exit_code == 0
+    assert "created the AppView's tables in bsky" in result.stdout.splitlines()
+    assert run("init", url=clean_database).stdout == "everything is there already\n"
+    result = run("init", "--json", url=clean_database)
+    assert json.loads(result.stdout) == {"done": [], "differences": []}
+
+
+def test_check_tells_differences_and_what_to_do(schema_database: str) -> None:
+    assert run("check", url=schema_database).stdout == "the schema is good\n"
+    execute(schema_database, "ALTER TABLE bsky.post ADD COLUMN extra text")
+    result = run("check", url=schema_database)
+    assert result.exit_code == 0
+    assert "warning: column bsky.post.extra" in result.stdout
+    execute(schema_database, "DROP INDEX bsky.post_order_by_idx")
+    result = run("check", url=schema_database)
+    assert result.exit_code == 6
+    assert "error: index bsky.post.post_order_by_idx" in result.stdout
+    assert "execute: CREATE INDEX post_order_by_idx" in result.stdout
+    document = json.loads(run("check", "--json", url=schema_database).stdout)
+    assert document["ok"] is False
+    assert [item["severity"] for item in document["differences"]] == ["error", "warning"]
+
+
+def test_init_ends_with_6_if_something_remains_different(schema_database: str) -> None:
+    execute(schema_database, "DROP TABLE bsky.draft")
+    result = run("init", url=schema_database)
+    assert result.exit_code == 6
+    assert "error: table bsky.draft" in result.stdout
+
+
+def test_a_missing_embedded_server_says_what_to_do(tmp_path: Path) -> None:
+    result = run("check", "--data-dir", str(tmp_path))
+    assert result.exit_code == 69
+    assert result.stdout == ""
+    (line,) = result.stderr.splitlines()
+    assert str(tmp_path) in line
+    assert "rsky-pipeline run" in line
+
+
+def test_a_missing_server_is_one_line_without_the_password() -> None:
+    result = run("init", url="postgresql://user:geheim@127.0.0.1:1/none")
+    assert result.exit_code == 69
+    (line,) = result.stderr.splitlines()
+    assert "refused" in line
+    assert "geheim" not in line
+
+
+def test_a_missing_database_is_said_plainly(clean_database: str) -> None:
+    result = run("init", url=other_database(clean_database, "missing"))
+    assert result.exit_code == 69
+    assert "does not exist" in result.stderr
+
+
+@pytest.mark.parametrize("command", ["init", "check"])
+def test_a_missing_privilege_is_exit_code_1(schema_database: str, command: str) -> None:
+    execute(schema_database, "DROP ROLE IF EXISTS stranger")
+    execute(schema_database, "CREATE ROLE stranger LOGIN")
+    try:
+        result = run(command, url=schema_database.replace("postgres@", "stranger@"))
+        assert result.exit_code == 1
+        (line,) = result.stderr.splitlines()
+        assert "permission denied" in line
+    finally:
+        execute(schema_database, "DROP ROLE stranger")

