@@ -83,16 +83,20 @@ class Follower:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self.writer.run, hurrying)
             async with trio.open_nursery() as following:
-                following.start_soon(self._follow)
+                following.start_soon(self._follow, stopping)
                 await stopping.wait()
                 self.writer.close()
-                following.cancel_scope.cancel()
+                # An open socket is closed with a goodbye; anything else is simply left.
+                goodbye = self.feed.patience.close + 1.0 if self.connected else 0.0
+                following.cancel_scope.deadline = trio.current_time() + goodbye
 
-    async def _follow(self) -> None:
+    async def _follow(self, stopping: trio.Event) -> None:
         backoff = Backoff()
         while True:
-            ended = await self._load_cursor() or await self._session()
+            ended = await self._load_cursor() or await self._session(stopping)
             self._note_end(ended)
+            if stopping.is_set():
+                return
             with self._held_up(ended.reason is DisconnectReason.PRESSURE):
                 await self.writer.flush()
             if ended.reason in _ON_PURPOSE:
@@ -123,7 +127,7 @@ class Follower:
         self._cursor_is_loaded = True
         return None
 
-    async def _session(self) -> Disconnected:
+    async def _session(self, stopping: trio.Event) -> Disconnected:
         """Connect and read until that ends; return why it did."""
         feed, writer = self.feed, self.writer
         position = start_position(writer.stored, writer.last_known, feed.initial)
@@ -134,21 +138,27 @@ class Follower:
                 feed.endpoint, feed.nsid, position, patience=feed.patience, ssl_context=feed.tls
             ) as subscription:
                 with self._connection(position):
-                    return await self._read_until_moved(subscription, SeqGate(seen))
+                    return await self._read_until_told(subscription, SeqGate(seen), stopping)
         except Disconnected as error:
             return error
 
-    async def _read_until_moved(self, subscription: Subscription, gate: SeqGate) -> Disconnected:
-        """Read until the connection ends or the writer finds another cursor stored."""
-        ended = Disconnected(DisconnectReason.CURSOR_MOVED, "another cursor is stored")
+    async def _read_until_told(
+        self, subscription: Subscription, gate: SeqGate, stopping: trio.Event
+    ) -> Disconnected:
+        """Read until the connection ends, another cursor is found stored, or we are to stop."""
+        ended = Disconnected(DisconnectReason.STOPPING, "told to stop")
         async with trio.open_nursery() as nursery:
             intake = Intake(self._converter, self.writer, gate, self._verifier, nursery)
 
-            async def watch() -> None:
-                await self.writer.moved.wait()
+            async def end_when(event: trio.Event, why: Disconnected) -> None:
+                nonlocal ended
+                await event.wait()
+                ended = why
                 nursery.cancel_scope.cancel()
 
-            nursery.start_soon(watch)
+            moved = Disconnected(DisconnectReason.CURSOR_MOVED, "another cursor is stored")
+            nursery.start_soon(end_when, self.writer.moved, moved)
+            nursery.start_soon(end_when, stopping, ended)
             try:
                 await self._read(subscription, intake, gate)
             except Disconnected as error:
@@ -228,6 +238,8 @@ class Follower:
         self._converter.tally.report(self._metrics)
         self._metrics.disconnects.labels(ended.reason.value).inc()
         extra = {**self._where(), "reason": ended.reason.value, "detail": ended.detail}
+        if ended.reason is DisconnectReason.STOPPING:
+            return
         if ended.reason in _ON_PURPOSE:
             _log.warning("closed the connection on purpose", extra=extra)
             return

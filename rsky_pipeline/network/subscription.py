@@ -40,6 +40,7 @@ class DisconnectReason(StrEnum):
     FUTURE_CURSOR = "future_cursor"
     PRESSURE = "pressure"  # we closed because the streams are full
     CURSOR_MOVED = "cursor_moved"  # we closed because the store holds another cursor
+    STOPPING = "stopping"
     STORE = "store"  # we could not begin, because the store does not tell the cursor
 
 
@@ -77,6 +78,7 @@ class Subscription:
         self._socket = socket
         self._patience = patience
         self._ended: Disconnected | None = None
+        self._reader_ended = False
 
     @property
     def text_messages(self) -> int:
@@ -119,6 +121,7 @@ class Subscription:
             _log.exception("websocket reader failed")
             self._end(DisconnectReason.PROTOCOL_ERROR, f"{type(error).__name__}: {error}")
         finally:
+            self._reader_ended = True
             closed = socket.closed
             if closed is None:
                 self._end(DisconnectReason.PROTOCOL_ERROR, "the peer does not speak WebSocket")
@@ -151,9 +154,11 @@ class Subscription:
             raise self._ended
 
     async def close(self) -> None:
-        """Say goodbye and close; what was not taken is dropped."""
+        """Say goodbye if anybody is there to hear it; what was not taken is dropped."""
         self._socket.discard()
-        with trio.move_on_after(self._patience.close, shield=True):
+        if self._reader_ended:
+            return
+        with trio.move_on_after(self._patience.close):
             await self._socket.aclose()
 
     def _end(self, reason: DisconnectReason, detail: str) -> None:
