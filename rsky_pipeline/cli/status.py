@@ -97,7 +97,7 @@ def _row(process: dict[str, Any]) -> tuple[object, ...]:
         duration(process["uptime_seconds"]),
         process["restarts"],
         _number(process["rate"]),
-        _number(process["lag"]),
+        _lag(process),
         "-" if memory is None else f"{memory / 1e6:.0f} MB",
         process["metrics_port"] or "-",
         _last_exit(process["last_exit"]),
@@ -106,6 +106,12 @@ def _row(process: dict[str, Any]) -> tuple[object, ...]:
 
 def _hides_loop(process: dict[str, Any]) -> bool:
     return bool(process["crash_looping"]) and process["state"] != "crashloop"
+
+
+def _lag(process: dict[str, Any]) -> str:
+    if process["lag"] is None and process["lag_seconds"] is not None:
+        return f"{process['lag_seconds']:.1f} s"
+    return _number(process["lag"])
 
 
 def _number(value: object) -> str:

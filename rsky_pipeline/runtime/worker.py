@@ -19,6 +19,7 @@ import trio
 from prometheus_client import CollectorRegistry
 
 from rsky_pipeline.configuration.settings import Settings
+from rsky_pipeline.observability.lengths import stream_lengths
 from rsky_pipeline.observability.server import MetricsServer
 from rsky_pipeline.runtime import logging as log_setup
 from rsky_pipeline.runtime import notify
@@ -104,7 +105,7 @@ class _Worker:
                 async with trio.open_nursery() as nursery:
                     await nursery.start(self._watch_signals, flags)
                     nursery.start_soon(self._watch_supervisor, flags)
-                    nursery.start_soon(self._beat)
+                    nursery.start_soon(self._beat, context.registry)
                     nursery.start_soon(self._role_task, context, nursery.cancel_scope)
                     # The role declares its metrics before its first await: let it get there, so
                     # that the first scrape already sees every one of them.
@@ -166,10 +167,11 @@ class _Worker:
         self._notifier.ready(f"{self._role} is ready")
         log.info("ready")
 
-    async def _beat(self) -> None:
+    async def _beat(self, registry: CollectorRegistry) -> None:
         """Report health while the loop runs, during the drain too."""
         while True:
             self._health.beat()
+            self._health.report({"streams": stream_lengths(registry)})
             self._events.send("status", health=self._health.document())
             if self._health.trouble() in (None, "starting"):
                 self._notifier.watchdog()

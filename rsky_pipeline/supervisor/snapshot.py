@@ -1,8 +1,9 @@
 """The status document: what a supervisor and its children do right now.
 
 A contract for programs: fields are only added while `schema_version` stays the same; readers ignore
-what they do not know. Times are seconds; `rate` is events per second and `lag` entries, both in the
-words of the worker; `streams` maps a stream to its length as the workers last saw it.
+what they do not know. Times are seconds; `rate` is events per second, `lag` entries that wait (of a
+consumer), `lag_seconds` the age of the newest event (of the ingester), all in the words of the
+worker; `streams` maps a stream to its length as the workers last saw it.
 """
 
 import os
@@ -43,6 +44,7 @@ def child_document(child: ChildDriver) -> dict[str, Any]:
         "rss_bytes": resident_bytes(state.pid),
         "rate": health.get("rate"),
         "lag": health.get("lag"),
+        "lag_seconds": health.get("lag_seconds"),
         "trouble": health.get("trouble"),
         "health": health,
     }

@@ -14,6 +14,7 @@ from typing import Any
 
 import click
 import trio
+from prometheus_client import Gauge
 
 from rsky_pipeline.runtime.channel import WorkerPipes, read_settings
 from rsky_pipeline.runtime.context import WorkerContext
@@ -35,7 +36,9 @@ async def pretend(context: WorkerContext) -> None:
     everything = json.loads((data_of(context) / "behaviour.json").read_text())
     behaviour: dict[str, Any] = everything.get(context.role, {})
     trace(context, "began")
-    context.health({"rate": 7.0, "lag": 3, "pending": 2, "streams": {"firehose_live": 11}})
+    length = Gauge("rsky_stream_length", "Entries", ["stream"], registry=context.registry)
+    length.labels("firehose_live").set(11)
+    context.health({"rate": 7.0, "lag": 3, "pending": 2})
     if behaviour.get("bad_configuration"):
         raise ConfigurationProblem("relay_hosts: there is no such relay")
     await trio.sleep(behaviour.get("ready_after", 0))
