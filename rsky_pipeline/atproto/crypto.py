@@ -16,6 +16,9 @@ from multiformats import multibase
 
 from rsky_pipeline.atproto.errors import InvalidData
 
+# RFC 6979: the same message gives the same signature, so simulated networks can be repeated.
+_REPEATABLE = ec.ECDSA(hashes.SHA256(), deterministic_signing=True)
+
 Curve = Literal["k256", "p256"]
 _K256_ORDER = 0xFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFEBAAEDCE6AF48A03BBFD25E8CD0364141
 _P256_ORDER = 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551
@@ -105,7 +108,7 @@ class PrivateKey:
         if self.curve == "k256":
             der, order = coincurve.PrivateKey(self.secret).sign(message), _K256_ORDER
         else:
-            der, order = self._p256().sign(message, ec.ECDSA(hashes.SHA256())), _P256_ORDER
+            der, order = self._p256().sign(message, _REPEATABLE), _P256_ORDER
         r, s = decode_dss_signature(der)
         return r.to_bytes(32, "big") + min(s, order - s).to_bytes(32, "big")
 

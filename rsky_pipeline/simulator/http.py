@@ -1,0 +1,137 @@
+"""A small HTTP/1.1 server on trio with WebSocket upgrades: what the simulated hosts need."""
+
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from urllib.parse import parse_qsl, urlsplit
+
+import h11
+import orjson
+import trio
+
+from rsky_pipeline.simulator.websocket import WebSocket, accept_token
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What a client asks for; header names are lower-case, repeated parameters keep the last."""
+
+    method: str
+    path: str
+    query: Mapping[str, str]
+    headers: Mapping[str, str]
+
+    @property
+    def wants_websocket(self) -> bool:
+        """Whether the client asks to upgrade the connection."""
+        return self.headers.get("upgrade", "").lower() == "websocket"
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """An answer; a body that is not bytes is sent in chunks as it is produced."""
+
+    status: int
+    body: bytes | Iterable[bytes]
+    content_type: str = "application/json"
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Upgrade:
+    """Accept the WebSocket and let `serve` use it; it is closed when `serve` returns."""
+
+    serve: Callable[[WebSocket], Awaitable[None]]
+
+
+Handler = Callable[[Request], Awaitable[Response | Upgrade]]
+
+
+def json_response(value: object, status: int = 200) -> Response:
+    """Return a JSON answer."""
+    return Response(status, orjson.dumps(value))
+
+
+def xrpc_error(status: int, name: str, message: str) -> Response:
+    """Return an error in the form of XRPC."""
+    return json_response({"error": name, "message": message}, status)
+
+
+async def serve_connection(stream: trio.SocketStream, handler: Handler) -> None:
+    """Answer the requests of one client until it leaves or upgrades."""
+    connection = h11.Connection(h11.SERVER)
+    try:
+        async with stream:
+            while (request := await _next_request(stream, connection)) is not None:
+                answer = await handler(request)
+                if isinstance(answer, Upgrade):
+                    await _upgrade(stream, connection, request, answer)
+                    return
+                await _send(stream, connection, request, answer)
+                if connection.our_state is h11.MUST_CLOSE:
+                    return
+                connection.start_next_cycle()
+    except (h11.ProtocolError, trio.BrokenResourceError, trio.ClosedResourceError):
+        return  # the client's side is broken or gone; nobody is left to answer
+
+
+async def _next_request(stream: trio.SocketStream, connection: h11.Connection) -> Request | None:
+    request: h11.Request | None = None
+    while True:
+        event = connection.next_event()
+        if event is h11.NEED_DATA:
+            connection.receive_data(await stream.receive_some(65_536))
+        elif isinstance(event, h11.Request):
+            request = event
+            if any(name == b"upgrade" for name, _ in event.headers):
+                return _parse(event)
+        elif isinstance(event, h11.EndOfMessage) and request is not None:
+            return _parse(request)
+        elif isinstance(event, h11.ConnectionClosed):
+            return None
+
+
+def _parse(event: h11.Request) -> Request:
+    parts = urlsplit(event.target.decode("latin-1"))
+    return Request(
+        method=event.method.decode("latin-1"),
+        path=parts.path,
+        query=dict(parse_qsl(parts.query, keep_blank_values=True)),
+        headers={name.decode("latin-1"): value.decode("latin-1") for name, value in event.headers},
+    )
+
+
+async def _send(
+    stream: trio.SocketStream, connection: h11.Connection, request: Request, answer: Response
+) -> None:
+    headers = [("content-type", answer.content_type), *answer.headers.items()]
+    if isinstance(answer.body, bytes):
+        headers.append(("content-length", str(len(answer.body))))
+    else:
+        headers.append(("transfer-encoding", "chunked"))
+    data = connection.send(h11.Response(status_code=answer.status, headers=headers)) or b""
+    if request.method != "HEAD":
+        parts = (answer.body,) if isinstance(answer.body, bytes) else answer.body
+        for part in parts:
+            data += connection.send(h11.Data(data=part)) or b""
+            if len(data) >= 65_536:
+                await stream.send_all(data)
+                data = b""
+    await stream.send_all(data + (connection.send(h11.EndOfMessage()) or b""))
+
+
+async def _upgrade(
+    stream: trio.SocketStream, connection: h11.Connection, request: Request, answer: Upgrade
+) -> None:
+    accept = accept_token(request.headers.get("sec-websocket-key", "").encode("latin-1"))
+    response = h11.InformationalResponse(
+        status_code=101,
+        headers=[
+            (b"upgrade", b"websocket"),
+            (b"connection", b"Upgrade"),
+            (b"sec-websocket-accept", accept),
+        ],
+    )
+    await stream.send_all(connection.send(response) or b"")
+    trailing, _ = connection.trailing_data
+    async with WebSocket(stream, trailing) as socket:
+        await answer.serve(socket)

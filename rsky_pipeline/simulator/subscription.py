@@ -1,0 +1,151 @@
+"""Serving an event log to a subscriber: cursors, replay, live, and consumers that are too slow.
+
+Source: the event stream and sync specifications, with the choices of the production relay: events
+after the cursor, `OutdatedCursor` told before the oldest event, `FutureCursor` ends the stream.
+"""
+
+from dataclasses import dataclass
+from functools import partial
+
+import trio
+
+from rsky_pipeline.atproto.frame import encode_error_frame, encode_frame
+from rsky_pipeline.simulator.eventlog import EventLog
+from rsky_pipeline.simulator.http import Request, Response, Upgrade, xrpc_error
+from rsky_pipeline.simulator.websocket import POLICY_VIOLATION, WebSocket, binary_frame
+
+_FAREWELL_SECONDS = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class StreamRules:
+    """How a stream treats its subscribers."""
+
+    buffer_events: int = 16_384  # a live subscriber further behind is cut off; 0 never does
+    keep_events: int = 0  # size of the replay window; 0 keeps everything
+
+
+class Subscribers:
+    """Counts and cuts the connections of a stream, for tests of reconnecting."""
+
+    def __init__(self) -> None:
+        self._scopes: set[trio.CancelScope] = set()
+        self.accepted = 0
+        self.too_slow = 0
+
+    def __len__(self) -> int:
+        return len(self._scopes)
+
+    def disconnect_all(self) -> int:
+        """Cut every subscriber off without a word; returns how many there were."""
+        count = len(self._scopes)
+        for scope in self._scopes:
+            scope.cancel()
+        return count
+
+
+def subscribe(
+    request: Request, log: EventLog, rules: StreamRules, subscribers: Subscribers
+) -> Response | Upgrade:
+    """Answer a subscription request."""
+    if not request.wants_websocket:
+        return xrpc_error(426, "UpgradeRequired", "this endpoint speaks WebSocket only")
+    text = request.query.get("cursor")
+    if text is not None and not (text.isascii() and text.isdigit()):
+        return xrpc_error(400, "InvalidRequest", "cursor is not a number")
+    cursor = None if text is None else int(text)
+    return Upgrade(partial(_serve, log=log, rules=rules, cursor=cursor, subscribers=subscribers))
+
+
+async def _serve(
+    socket: WebSocket,
+    *,
+    log: EventLog,
+    rules: StreamRules,
+    cursor: int | None,
+    subscribers: Subscribers,
+) -> None:
+    with trio.CancelScope() as scope:
+        subscribers._scopes.add(scope)
+        subscribers.accepted += 1
+        try:
+            async with trio.open_nursery() as nursery:
+                sender = _Sender(socket, log, rules, subscribers, scope)
+                nursery.start_soon(sender.run, cursor)
+                nursery.start_soon(sender.watch)
+                await socket.read_until_closed()
+                nursery.cancel_scope.cancel()
+        finally:
+            subscribers._scopes.discard(scope)
+
+
+class _Sender:
+    def __init__(
+        self,
+        socket: WebSocket,
+        log: EventLog,
+        rules: StreamRules,
+        subscribers: Subscribers,
+        scope: trio.CancelScope,
+    ) -> None:
+        self._socket = socket
+        self._log = log
+        self._rules = rules
+        self._subscribers = subscribers
+        self._scope = scope
+        self._index = 0
+        self._live = False
+        self._too_slow = False
+
+    async def run(self, cursor: int | None) -> None:
+        """Send from the cursor on, for as long as the subscriber keeps up."""
+        try:
+            if await self._start(cursor):
+                await self._send_events()
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            pass  # the subscriber left
+        self._scope.cancel()
+
+    async def watch(self) -> None:
+        """Notice that a live subscriber falls behind; give it a moment to read the reason."""
+        if not self._rules.buffer_events:
+            return
+        while True:
+            await self._log.wait_for_growth(self._log.published)
+            behind = self._log.published - self._index
+            if self._live and behind > self._rules.buffer_events:
+                self._too_slow = True
+                self._subscribers.too_slow += 1
+                self._scope.deadline = trio.current_time() + _FAREWELL_SECONDS
+                return
+
+    async def _start(self, cursor: int | None) -> bool:
+        if cursor is None:
+            self._index, self._live = self._log.published, True
+            return True
+        if cursor > self._log.newest_seq:
+            await self._refuse("FutureCursor", "the cursor is ahead of this stream")
+            return False
+        self._index = self._log.index_after(cursor)
+        if self._index < self._log.oldest_index:
+            self._index = self._log.oldest_index
+            if cursor > 0:
+                note = {"name": "OutdatedCursor", "message": "events before this are gone"}
+                await self._socket.send_frames(binary_frame(encode_frame("#info", note)))
+        return True
+
+    async def _send_events(self) -> None:
+        while not self._too_slow:
+            chunk = self._log.read(self._index)
+            if chunk.data:
+                await self._socket.send_frames(chunk.data)
+                self._index = chunk.next_index
+            else:
+                self._live = True
+                await self._log.wait_for_growth(self._index)
+        await self._refuse("ConsumerTooSlow", "the subscriber does not keep up with the stream")
+
+    async def _refuse(self, error: str, message: str) -> None:
+        frame = encode_error_frame(error, message)
+        await self._socket.send_frames(binary_frame(frame))
+        await self._socket.close(POLICY_VIOLATION, error)
