@@ -63,14 +63,18 @@ def command(roles: tuple[str, ...], workers: tuple[str, ...], **parameters: Any)
 def prepare_database(settings: "Settings") -> list[str]:
     """Bring the schema up to date; return what was done. Raises Unavailable or WorkerError."""
     from rsky_pipeline.configuration.redaction import redacted
-    from rsky_pipeline.database.errors import DatabaseError, DatabaseUnavailable
+    from rsky_pipeline.database.errors import (
+        DatabaseError,
+        DatabaseUnavailable,
+        TransactionConflict,
+    )
     from rsky_pipeline.database.schema import initialise
     from rsky_pipeline.runtime.errors import Unavailable, WorkerError
 
     url = settings.database_url or ""
     try:
         return initialise(url, settings.database_schema)
-    except DatabaseUnavailable as error:
+    except (DatabaseUnavailable, TransactionConflict) as error:
         raise Unavailable(f"PostgreSQL at {redacted(url)}: {error}") from error
     except DatabaseError as error:
         raise WorkerError(f"the schema in {redacted(url)} cannot be prepared: {error}") from error
