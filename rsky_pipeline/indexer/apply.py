@@ -8,9 +8,7 @@ notifications. Whoever calls acknowledges the batch after this has returned.
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 
-from rsky_pipeline.atproto.datetimes import format_utc
 from rsky_pipeline.database.connection import Database, Transaction
 from rsky_pipeline.indexer.accounts import apply_accounts
 from rsky_pipeline.indexer.actors import (
@@ -19,6 +17,7 @@ from rsky_pipeline.indexer.actors import (
     lock_actors,
     queue_handle_checks,
 )
+from rsky_pipeline.indexer.clock import now_text
 from rsky_pipeline.indexer.collections.shape import Collection, Put
 from rsky_pipeline.indexer.counts import Counts
 from rsky_pipeline.indexer.duplicates import forget_duplicates
@@ -42,11 +41,6 @@ class Applied:
     notifications: int = 0
     new_actors: int = 0
     written: Mapping[str, int] = field(default_factory=dict)  # collection -> inserts and updates
-
-
-def now_text() -> str:
-    """Return the present in the normal form."""
-    return format_utc(datetime.now(UTC))
 
 
 def apply_batch(

@@ -8,7 +8,8 @@ from collections.abc import Mapping
 
 from rsky_pipeline.database.connection import Database, Transaction
 from rsky_pipeline.indexer.actors import create_actors, lock_actors
-from rsky_pipeline.indexer.apply import now_text, write_collections
+from rsky_pipeline.indexer.apply import write_collections
+from rsky_pipeline.indexer.clock import now_text
 from rsky_pipeline.indexer.collections.shape import Collection
 from rsky_pipeline.indexer.counts import Counts
 from rsky_pipeline.indexer.plan import Delete, Plan

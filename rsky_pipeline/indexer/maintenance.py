@@ -1,0 +1,61 @@
+"""What has to happen whether traffic flows or not: stream gauges, and trimming."""
+
+import logging
+from collections.abc import Callable, Sequence
+
+import trio
+
+from rsky_pipeline.observability.indexer import IndexerMetrics
+from rsky_pipeline.observability.streams import StreamMetrics
+from rsky_pipeline.runtime.threads import StoreThread
+from rsky_pipeline.streams.connection import Store
+from rsky_pipeline.streams.errors import StoreRejected, StoreUnavailable
+from rsky_pipeline.streams.trim import trim
+from rsky_pipeline.streams.watch import watch
+
+_log = logging.getLogger(__name__)
+WATCH_SECONDS = 5.0
+TRIM_EVERY = 6  # looks
+
+
+class Maintenance:
+    """Looks after the consumed streams on a connection of its own."""
+
+    def __init__(
+        self,
+        open_store: Callable[[], Store],
+        streams: Sequence[str],
+        gauges: StreamMetrics,
+        metrics: IndexerMetrics,
+    ) -> None:
+        self._open_store = open_store
+        self._streams = streams
+        self._gauges = gauges
+        self._metrics = metrics
+        self._store: Store | None = None
+        self._thread = StoreThread()
+
+    async def run(self) -> None:
+        """Look and trim until cancelled."""
+        looks = 0
+        while True:
+            try:
+                await self._thread.call(self._look, looks % TRIM_EVERY == 0)
+            except (StoreUnavailable, StoreRejected) as error:
+                self._gauges.errors.inc()
+                _log.warning("cannot look at the streams", extra={"error": str(error)})
+            looks += 1
+            await trio.sleep(WATCH_SECONDS)
+
+    def close(self) -> None:
+        """Close the connection."""
+        if self._store is not None:
+            self._store.close()
+
+    def _look(self, trimming: bool) -> None:
+        if self._store is None:
+            self._store = self._open_store()
+        watch(self._store, self._gauges, self._streams)
+        if trimming:
+            for stream in self._streams:
+                self._metrics.trimmed.inc(trim(self._store, stream).removed)

@@ -1,0 +1,126 @@
+"""What an indexer tells about itself: metrics of each batch, health, one log line a reason."""
+
+import logging
+import time
+from datetime import datetime
+
+from rsky_pipeline.indexer.batch import Batch
+from rsky_pipeline.indexer.events import Reading
+from rsky_pipeline.indexer.labels import LabelReading
+from rsky_pipeline.indexer.processor import Outcome, kinds
+from rsky_pipeline.observability.indexer import IndexerMetrics
+from rsky_pipeline.runtime.context import Detail, WorkerContext
+from rsky_pipeline.runtime.logging import Throttled
+
+RECORD_KINDS = ("create", "update", "delete")
+_log = logging.getLogger(__name__)
+
+
+class Report:
+    """Keeps the figures of one worker."""
+
+    def __init__(self, context: WorkerContext, metrics: IndexerMetrics) -> None:
+        self.metrics = metrics
+        self.events = 0  # entries settled since the start
+        self._context = context
+        self._quiet = Throttled()
+        self._details: dict[str, Detail] = {}
+        self._rate_from = (time.monotonic(), 0)
+
+    def note(self, batch: Batch, outcome: Outcome) -> None:
+        """Count a batch that was applied and acknowledged."""
+        metrics, stream = self.metrics, batch.stream
+        self.events += len(batch.items)
+        metrics.transactions.inc()
+        metrics.batch_size.labels(stream).observe(len(batch.items))
+        metrics.duration.labels(stream).observe(outcome.seconds)
+        metrics.conflicts.inc(outcome.conflicts)
+        metrics.bodiless.inc(outcome.bodiless)
+        metrics.dead_letters.inc(outcome.buried)
+        metrics.labels_added.inc(outcome.labels_added)
+        metrics.labels_removed.inc(outcome.labels_removed)
+        self._count_events(batch)
+        self._count_rows(outcome)
+        self._refuse(outcome)
+        self._note_age(batch)
+
+    def failed(self, what: str, error: Exception) -> None:
+        """Log a failure that is tried again, and count it."""
+        counter = {
+            "database": self.metrics.database_failures,
+            "conflict": self.metrics.conflicts,
+        }.get(what, self.metrics.store_failures)
+        self.metrics.fail(counter)
+        held = self._quiet.allow(what)
+        if held is not None:
+            extra = {"kind": what, "error": str(error), "more": held}
+            _log.warning("batch is tried again", extra=extra)
+
+    def health(self) -> None:
+        """Publish rate and lag."""
+        then, before = self._rate_from
+        now = time.monotonic()
+        self._rate_from = (now, self.events)
+        rate = (self.events - before) / max(now - then, 0.001)
+        self._details |= {"events": self.events, "rate": round(rate, 1)}
+        self._context.health(self._details)
+
+    def _count_events(self, batch: Batch) -> None:
+        counted = kinds(batch)
+        for kind, counter in self.metrics.kinds.items():
+            counter.inc(counted[kind])
+        self.metrics.events.inc(sum(counted[kind] for kind in RECORD_KINDS))
+        for item in batch.items:
+            reading = item.reading
+            if isinstance(reading, LabelReading):
+                self.metrics.labels.inc(len(reading.labels) + len(reading.refused))
+                continue
+            if reading.kind in RECORD_KINDS and not reading.collection:
+                self.metrics.ignored.inc()
+            if reading.kind == "create":
+                counter_or_none = self.metrics.by_collection.get(reading.collection)
+                if counter_or_none is not None:
+                    counter_or_none.inc()
+
+    def _count_rows(self, outcome: Outcome) -> None:
+        metrics = self.metrics
+        for applied in outcome.applied:
+            metrics.inserted.inc(applied.inserted)
+            metrics.writes.inc(applied.inserted + applied.updated + applied.deleted)
+            metrics.notifications.inc(applied.notifications)
+            metrics.actors.inc(applied.new_actors)
+            for name, count in (
+                ("inserted", applied.inserted),
+                ("updated", applied.updated),
+                ("deleted", applied.deleted),
+                ("touched", applied.touched),
+                ("stale", applied.stale),
+            ):
+                metrics.outcomes.labels(name).inc(count)
+
+    def _refuse(self, outcome: Outcome) -> None:
+        for refusal in outcome.refused:
+            reading = refusal.item.reading
+            collection = reading.collection if isinstance(reading, Reading) else ""
+            self.metrics.refuse(refusal.reason, collection)
+            held = self._quiet.allow(refusal.reason)
+            if held is not None:
+                extra = {
+                    "reason": refusal.reason,
+                    "error": refusal.message,
+                    "entry": refusal.item.delivery.id,
+                    "collection": collection,
+                    "did": reading.did if isinstance(reading, Reading) else "",
+                    "more": held,
+                }
+                _log.warning("entry refused", extra=extra)
+
+    def _note_age(self, batch: Batch) -> None:
+        now = time.time()
+        queued = now - int(batch.items[0].delivery.id.partition("-")[0]) / 1_000
+        self.metrics.queued.labels(batch.stream).observe(max(0.0, queued))
+        times = [item.reading.time for item in batch.items if isinstance(item.reading, Reading)]
+        if times:
+            lag = max(0.0, now - datetime.fromisoformat(max(times)).timestamp())
+            self.metrics.lag.labels(batch.stream).set(lag)
+            self._details[f"{batch.stream}_event_lag_seconds"] = round(lag, 1)

@@ -1,0 +1,242 @@
+"""The indexer role: reads three streams, applies batches one after the other, acknowledges them.
+
+A reader thread a stream prepares the next batch while the current one is applied. Live events and
+labels go before history. Nothing is held that is not pending in Redis too, so a worker may die at
+any moment; it, or after a while another one, reads the same entries again.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+
+import trio
+
+from rsky_pipeline.database.connection import Database
+from rsky_pipeline.database.errors import (
+    DatabaseError,
+    DatabaseUnavailable,
+    SchemaMismatch,
+    TransactionConflict,
+)
+from rsky_pipeline.indexer.batch import Batch
+from rsky_pipeline.indexer.clock import now_text
+from rsky_pipeline.indexer.collections import registry
+from rsky_pipeline.indexer.collections.shape import Collection
+from rsky_pipeline.indexer.events import read_entry
+from rsky_pipeline.indexer.intake import Content, Intake, IntakeRule
+from rsky_pipeline.indexer.labels import read_labels
+from rsky_pipeline.indexer.maintenance import Maintenance
+from rsky_pipeline.indexer.processor import Outcome, Processor
+from rsky_pipeline.indexer.report import Report
+from rsky_pipeline.indexer.shelf import Shelf
+from rsky_pipeline.observability.indexer import IndexerMetrics
+from rsky_pipeline.observability.streams import StreamMetrics
+from rsky_pipeline.runtime.backoff import Backoff
+from rsky_pipeline.runtime.context import WorkerContext
+from rsky_pipeline.runtime.errors import ConfigurationProblem
+from rsky_pipeline.runtime.threads import StoreThread
+from rsky_pipeline.streams.connection import Store, connect
+from rsky_pipeline.streams.consume import Delivery
+from rsky_pipeline.streams.errors import StoreRejected, StoreUnavailable
+from rsky_pipeline.streams.names import FIREHOSE_BACKFILL, FIREHOSE_LIVE, LABEL_LIVE
+
+PRIORITY = ((FIREHOSE_LIVE, LABEL_LIVE), (FIREHOSE_BACKFILL,))
+STREAMS = tuple(stream for group in PRIORITY for stream in group)
+HEALTH_SECONDS = 1.0
+
+
+async def run(context: WorkerContext) -> None:
+    """Run until told to stop, then apply what has been read."""
+    indexer = Indexer(context)
+    try:
+        async with trio.open_nursery() as services:
+            services.start_soon(indexer.report_health)
+            if not await indexer.connect():
+                services.cancel_scope.cancel()
+                return
+            services.start_soon(indexer.maintenance.run)
+            await indexer.work()
+            services.cancel_scope.cancel()
+    finally:
+        indexer.close()
+
+
+class Indexer:
+    """The tasks of one indexer."""
+
+    def __init__(self, context: WorkerContext) -> None:
+        settings = context.settings
+        self._context = context
+        self._collections = wanted_collections(settings.collections)
+        self._report = Report(
+            context, IndexerMetrics(context.registry, STREAMS, list(self._collections))
+        )
+        self._thread = StoreThread()
+        self._processor = Processor(
+            self._collections, settings.indexer_group, context.consumer, settings.max_deliveries,
+            self._open_database, partial(self._open_store, "settle"),
+        )  # fmt: skip
+        self._shelf = Shelf(PRIORITY)
+        self._intakes = {stream: self._intake(stream) for stream in STREAMS}
+        groups = dict.fromkeys(STREAMS, (settings.indexer_group,))
+        self.maintenance = Maintenance(
+            partial(self._open_store, "watch"), STREAMS,
+            StreamMetrics(context.registry, "indexer", groups), self._report.metrics,
+        )  # fmt: skip
+        self._is_ready = False
+
+    async def connect(self) -> bool:
+        """Connect to both stores before anything is read; return False when told to stop."""
+        backoff = Backoff(base=0.2, cap=10.0)
+        while not self._context.stopping.is_set():
+            try:
+                await self._thread.call(self._processor.connect)
+                return True
+            except (DatabaseUnavailable, StoreUnavailable, StoreRejected) as error:
+                backoff, wait = await self._failed(backoff, error)
+            except DatabaseError as error:
+                raise _problem(error) from error
+            with trio.move_on_after(wait):
+                await self._context.stopping.wait()
+        return False
+
+    async def work(self) -> None:
+        """Read and apply until told to stop and everything that was read is applied."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._apply_all)
+            async with trio.open_nursery() as readers:
+                for intake in self._intakes.values():
+                    readers.start_soon(self._read, intake)
+            await self._shelf.close()
+
+    async def report_health(self) -> None:
+        """Publish figures until cancelled."""
+        while True:
+            self._report.metrics.pending.set(sum(intake.held for intake in self._intakes.values()))
+            self._report.health()
+            await trio.sleep(HEALTH_SECONDS)
+
+    def close(self) -> None:
+        """Close all connections."""
+        self._processor.disconnect()
+        self.maintenance.close()
+        for intake in self._intakes.values():
+            intake.disconnect()
+
+    async def _read(self, intake: Intake) -> None:
+        thread = StoreThread()
+        backoff = Backoff(base=0.1, cap=10.0)
+        claimed = 0
+        while not self._context.stopping.is_set():
+            self._context.progress(f"reading {intake.rule.stream}")
+            try:
+                batch = await thread.call(intake.take)
+                backoff = backoff.worked(trio.current_time())
+            except (StoreUnavailable, StoreRejected) as error:
+                await thread.call(intake.disconnect)
+                backoff, wait = await self._failed(backoff, error)
+                with trio.move_on_after(wait):
+                    await self._context.stopping.wait()
+                continue
+            self._report.metrics.claimed.inc(intake.claimed - claimed)
+            claimed = intake.claimed
+            if batch.items:
+                await self._offer(batch)
+            self._check_ready()
+
+    async def _offer(self, batch: Batch) -> None:
+        """Hand a batch over; a long wait for the applier is no lack of progress of the reader."""
+        async with trio.open_nursery() as nursery:
+
+            async def keep_alive() -> None:
+                while True:
+                    await trio.sleep(10)
+                    self._context.progress(f"reading {batch.stream}")
+
+            nursery.start_soon(keep_alive)
+            await self._shelf.put(batch)
+            nursery.cancel_scope.cancel()
+
+    async def _apply_all(self) -> None:
+        while (batch := await self._shelf.take()) is not None:
+            self._report.metrics.active.set(1)
+            outcome = await self._process(batch)
+            self._report.metrics.active.set(0)
+            if outcome is None:
+                continue  # hurrying: the entries stay pending
+            self._intakes[batch.stream].acknowledged(batch)
+            self._report.note(batch, outcome)
+            self._check_ready()
+
+    async def _process(self, batch: Batch) -> Outcome | None:
+        """Process a batch until it succeeds; None when there is no time left."""
+        backoff = Backoff(base=0.1, cap=10.0)
+        while not self._context.hurrying.is_set():
+            self._context.progress("applying")
+            try:
+                return await self._thread.call(self._processor.process, batch)
+            except SchemaMismatch as error:
+                raise _problem(error) from error
+            except (DatabaseError, StoreUnavailable, StoreRejected) as error:
+                if not isinstance(error, TransactionConflict):
+                    await self._thread.call(self._processor.disconnect)
+                backoff, wait = await self._failed(backoff, error)
+            with trio.move_on_after(wait):
+                await self._context.hurrying.wait()
+        return None
+
+    async def _failed(self, backoff: Backoff, error: Exception) -> tuple[Backoff, float]:
+        kind = "conflict" if isinstance(error, TransactionConflict) else "store"
+        if isinstance(error, DatabaseError) and kind == "store":
+            kind = "database"
+        self._report.failed(kind, error)
+        return backoff.failed(trio.current_time())
+
+    def _check_ready(self) -> None:
+        """Report ready when everything that was pending at the start has been applied."""
+        if not self._is_ready and all(intake.recovered for intake in self._intakes.values()):
+            self._is_ready = True
+            self._context.ready()
+
+    def _intake(self, stream: str) -> Intake:
+        settings = self._context.settings
+        rule = IntakeRule(
+            stream, settings.indexer_group, self._context.consumer,
+            settings.indexer_batch_size, settings.claim_idle_seconds * 1_000,
+        )  # fmt: skip
+        read = _read_labels if stream == LABEL_LIVE else self._read_event
+        return Intake(rule, partial(self._open_store, stream), read)
+
+    def _read_event(self, delivery: Delivery) -> Content:
+        return read_entry(delivery.fields, self._collections, now_text())
+
+    def _open_store(self, purpose: str) -> Store:
+        settings = self._context.settings
+        return connect(settings.redis_url or "", name=f"{self._context.consumer}-{purpose}")
+
+    def _open_database(self) -> Database:
+        settings = self._context.settings
+        return Database.connect(
+            settings.database_url or "",
+            schema=settings.database_schema,
+            name=self._context.consumer,
+        )
+
+
+def wanted_collections(selection: Sequence[str]) -> dict[str, Collection]:
+    """Return the collections that the setting selects: by NSID, or by a prefix with its dot."""
+    return {
+        nsid: collection
+        for nsid, collection in registry.load().items()
+        if any(nsid == item or (item.endswith(".") and nsid.startswith(item)) for item in selection)
+    }
+
+
+def _read_labels(delivery: Delivery) -> Content:
+    return read_labels(delivery.fields)
+
+
+def _problem(error: DatabaseError) -> ConfigurationProblem:
+    return ConfigurationProblem(
+        f"PostgreSQL cannot be used: {error}. Check database_url and database_schema, and see what "
+        "`rsky-pipeline db check` says"
+    )
