@@ -49,7 +49,7 @@ async def pretend(context: WorkerContext) -> None:
         sys.stdout.flush()
         os._exit(behaviour.get("exit_code", 9))
     if behaviour.get("stuck"):
-        time.sleep(1000)
+        time.sleep(1000)  # noqa: ASYNC251  # a loop that hangs is what is wanted
     await context.stopping.wait()
     trace(context, "stopping")
     with trio.move_on_after(behaviour.get("drain_seconds", 0)):

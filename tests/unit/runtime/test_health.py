@@ -1,0 +1,65 @@
+"""Health is bad while starting, when the loop hangs, and when work stands still."""
+
+from rsky_pipeline.runtime.health import Health
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def ready_health() -> tuple[Health, Clock]:
+    clock = Clock()
+    health = Health("indexer", 2, clock)
+    health.state = "ready"
+    return health, clock
+
+
+def test_starting_is_not_healthy() -> None:
+    status, document = Health("indexer", 1).answer()
+    assert status == 503
+    assert document["state"] == "starting"
+    assert document["trouble"] == "starting"
+
+
+def test_ready_is_healthy_and_shows_the_roles_details() -> None:
+    health, _ = ready_health()
+    health.report({"rate": 5})
+    health.report({"lag": 7, "role": "impostor"})
+    status, document = health.answer()
+    assert status == 200
+    assert (document["rate"], document["lag"]) == (5, 7)
+    assert (document["role"], document["instance"], document["trouble"]) == ("indexer", 2, None)
+
+
+def test_a_loop_that_hangs_is_noticed() -> None:
+    health, clock = ready_health()
+    clock.now = 14
+    assert health.answer()[0] == 200
+    clock.now = 16
+    assert health.answer()[0] == 503
+    assert health.trouble() == "the event loop has been stuck for 16 s"
+    health.beat()
+    assert health.answer()[0] == 200
+
+
+def test_work_that_stands_still_is_noticed() -> None:
+    health, clock = ready_health()
+    health.progress("reading")
+    clock.now = 60
+    health.progress("writing")
+    clock.now = 121
+    health.beat()
+    assert health.answer()[0] == 503
+    assert health.trouble() == "no progress of reading for 121 s"
+    health.progress("reading")
+    assert health.trouble() is None
+
+
+def test_draining_is_healthy() -> None:
+    health, _ = ready_health()
+    health.state = "stopping"
+    assert health.answer()[0] == 200
