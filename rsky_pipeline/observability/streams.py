@@ -17,7 +17,10 @@ _ORIGINAL_NAMES: Mapping[str, Mapping[str, str]] = {
 
 
 class StreamMetrics:
-    """The stream gauges of one worker; every series exists from the start."""
+    """The stream gauges of one worker; every series exists from the start.
+
+    `groups` names the consumer groups that are expected on each stream.
+    """
 
     def __init__(
         self, registry: CollectorRegistry, role: str, groups: Mapping[str, tuple[str, ...]]
@@ -46,6 +49,7 @@ class StreamMetrics:
             stream: Gauge(name, f"Entries in {stream}", registry=registry)
             for stream, name in _ORIGINAL_NAMES.get(role, {}).items()
         }
+        self.groups = groups
         for stream, names in groups.items():
             self.length.labels(stream)
             self.dead_letters.labels(stream)
@@ -58,3 +62,11 @@ class StreamMetrics:
         self.length.labels(stream).set(length)
         if stream in self._originals:
             self._originals[stream].set(length)
+
+    def set_group(
+        self, stream: str, group: str, *, lag: int, pending: int, oldest_seconds: float
+    ) -> None:
+        """Note how far a group is behind."""
+        self.lag.labels(stream, group).set(lag)
+        self.pending.labels(stream, group).set(pending)
+        self.oldest.labels(stream, group).set(oldest_seconds)

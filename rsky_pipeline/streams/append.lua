@@ -5,46 +5,50 @@
 -- ARGV  1: number of streams   2: '1' if there is a cursor
 --       3: the cursor that is expected to be stored ('' for none)   4: the new cursor
 --       5..: a high-water mark for each stream (0 for none)
---       then for each entry: index of its stream, field, payload
+--       then runs of entries that share stream and field: index of the stream, field, how many,
+--       and their payloads
 -- Returns {status, detail, length of each stream}; status is
 --       appended      the entries are in the streams, now or since an earlier try
 --       full          detail names the stream at its mark; nothing was written
 --       cursor_moved  detail is the stored cursor; nothing was written
+--
+-- A script that fails is not undone, so everything that can fail (a key of another type) is
+-- touched before the first write. Without allow-oom a full server refuses it as a whole.
 local streams = tonumber(ARGV[1])
-local function lengths(status, detail)
-  local reply = {status, detail}
-  for index = 1, streams do
-    reply[2 + index] = redis.call('XLEN', KEYS[index])
-  end
-  return reply
+local reply = {'appended', ''}
+for index = 1, streams do
+  reply[2 + index] = redis.call('XLEN', KEYS[index])
 end
 
 if ARGV[2] == '1' then
   local stored = redis.call('GET', KEYS[streams + 1]) or ''
   if stored ~= ARGV[3] then
-    if stored == ARGV[4] then
-      return lengths('appended', '')
+    if stored ~= ARGV[4] then
+      reply[1], reply[2] = 'cursor_moved', stored
     end
-    return lengths('cursor_moved', stored)
+    return reply
   end
 end
 
-local first = 5 + streams
-local used = {}
-for position = first, #ARGV, 3 do
-  used[tonumber(ARGV[position])] = true
-end
 for index = 1, streams do
   local mark = tonumber(ARGV[4 + index])
-  if used[index] and mark > 0 and redis.call('XLEN', KEYS[index]) >= mark then
-    return lengths('full', KEYS[index])
+  if mark > 0 and reply[2 + index] >= mark then
+    reply[1], reply[2] = 'full', KEYS[index]
+    return reply
   end
 end
 
-for position = first, #ARGV, 3 do
-  redis.call('XADD', KEYS[tonumber(ARGV[position])], '*', ARGV[position + 1], ARGV[position + 2])
+local position = 5 + streams
+while position <= #ARGV do
+  local index, field, count = tonumber(ARGV[position]), ARGV[position + 1], ARGV[position + 2]
+  local last = position + 2 + count
+  for payload = position + 3, last do
+    redis.call('XADD', KEYS[index], '*', field, ARGV[payload])
+  end
+  reply[2 + index] = reply[2 + index] + count
+  position = last + 1
 end
 if ARGV[2] == '1' then
   redis.call('SET', KEYS[streams + 1], ARGV[4])
 end
-return lengths('appended', '')
+return reply

@@ -2,9 +2,10 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from itertools import groupby
+from typing import Literal
 
-from rsky_pipeline.streams.connection import Store
+from rsky_pipeline.streams.connection import Argument, Store
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,15 +55,15 @@ def append(
     """
     streams = list(dict.fromkeys(entry.stream for entry in entries))
     marks = high_water_marks or {}
-    numbers = {stream: number for number, stream in enumerate(streams, start=1)}
-    arguments: list[Any] = [len(streams), 0, "", ""]
-    keys = list(streams)
+    keys, arguments = list(streams), _cursor_arguments(len(streams), cursor)
     if cursor is not None:
-        arguments = [len(streams), 1, cursor.expected or "", cursor.new]
         keys.append(cursor.key)
     arguments += [marks.get(stream, 0) for stream in streams]
-    for entry in entries:
-        arguments += (numbers[entry.stream], entry.field, entry.payload)
+    numbers = {stream: number for number, stream in enumerate(streams, start=1)}
+    # A name for each entry would cost as much time as the entry.
+    for (stream, field), run in groupby(entries, key=lambda entry: (entry.stream, entry.field)):
+        payloads = [entry.payload for entry in run]
+        arguments += (numbers[stream], field, len(payloads), *payloads)
     status, detail, *lengths = store.script("append", keys, arguments)
     text = detail.decode()
     return Appended(
@@ -71,6 +72,12 @@ def append(
         stored_cursor=(text or None) if status == b"cursor_moved" else None,
         lengths=dict(zip(streams, lengths, strict=True)),
     )
+
+
+def _cursor_arguments(streams: int, cursor: CursorMove | None) -> list[Argument]:
+    if cursor is None:
+        return [streams, 0, "", ""]
+    return [streams, 1, cursor.expected or "", cursor.new]
 
 
 def read_cursor(store: Store, key: str) -> str | None:

@@ -1,6 +1,7 @@
 """Connections to Redis or Valkey, without the retries that would append twice."""
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.resources import files
 from typing import Any
@@ -11,35 +12,47 @@ from redis.retry import Retry
 
 from rsky_pipeline.streams.errors import StoreRejected, StoreUnavailable
 
+Argument = str | bytes | int | float
+
 _UNAVAILABLE = (
     redis.ConnectionError,
     redis.TimeoutError,
     redis.exceptions.BusyLoadingError,
     redis.exceptions.ReadOnlyError,
     redis.exceptions.TryAgainError,
+    redis.exceptions.ClusterDownError,
+    redis.exceptions.MasterDownError,
+    OSError,
+)
+_CREDENTIALS = (redis.AuthenticationError, redis.exceptions.AuthorizationError)
+# Refusals that pass by themselves. Redis 6.2 puts the code of a command within a script behind a
+# text of its own.
+_PASSING = re.compile(
+    r"(?:^|-)(?:LOADING|READONLY|MASTERDOWN|CLUSTERDOWN|TRYAGAIN|NOREPLICAS|BUSY) "
 )
 
 
 class Store:
     """One connection, for one thread at a time. Every call raises only this package's errors."""
 
-    def __init__(self, client: redis.Redis) -> None:
+    def __init__(self, client: redis.Redis, timeout_seconds: float) -> None:
         self._client = client
-        self._scripts: dict[str, Any] = {}
+        self._digests: dict[str, bytes] = {}
+        self.timeout_seconds = timeout_seconds
 
-    def call(self, *command: Any) -> Any:
+    def call(self, *command: Argument) -> Any:
         """Send one command and return its reply, in bytes. Raises the errors of this package."""
         with translated_errors():
-            return self._client.execute_command(*command)  # type: ignore[no-untyped-call]
+            return self._send(*command)
 
-    def script(self, name: str, keys: list[str], arguments: list[Any]) -> Any:
+    def script(self, name: str, keys: Sequence[str], arguments: Sequence[Argument]) -> Any:
         """Run `NAME.lua` of this package on the server, loading it where it is not known."""
-        script = self._scripts.get(name)
-        if script is None:
-            text = (files(__package__) / f"{name}.lua").read_text()
-            script = self._scripts[name] = self._client.register_script(text)
         with translated_errors():
-            return script(keys=keys, args=arguments)
+            digest = self._digests.get(name) or self._load(name)
+            try:
+                return self._send("EVALSHA", digest, len(keys), *keys, *arguments)
+            except redis.exceptions.NoScriptError:  # the server was restarted; nothing has run
+                return self._send("EVALSHA", self._load(name), len(keys), *keys, *arguments)
 
     def ping(self) -> None:
         """Make sure that the server answers."""
@@ -49,16 +62,43 @@ class Store:
         """Close the connection."""
         self._client.close()
 
+    def _load(self, name: str) -> bytes:
+        text = (files(__package__) / f"{name}.lua").read_text(encoding="utf-8")
+        try:
+            digest: bytes = self._send("SCRIPT", "LOAD", text)
+        except redis.ResponseError as error:
+            if "near '#'" not in str(error):
+                raise
+            # Before Redis 7 there was no line with flags, and what they ask for was the rule.
+            digest = self._send("SCRIPT", "LOAD", text.partition("\n")[2])
+        self._digests[name] = digest
+        return digest
+
+    def _send(self, *command: Argument) -> Any:
+        return self._client.execute_command(*command)  # type: ignore[no-untyped-call]
+
 
 @contextmanager
 def translated_errors() -> Iterator[None]:
     """Turn the client's errors into this package's."""
     try:
         yield
+    except _CREDENTIALS as error:
+        raise StoreRejected(f"Redis refuses the user or password of redis_url: {error}") from error
     except _UNAVAILABLE as error:
         raise StoreUnavailable(f"Redis cannot be reached: {error}") from error
+    except redis.DataError as error:
+        raise ValueError(f"this cannot be sent to Redis: {error}") from error
     except redis.RedisError as error:
-        raise StoreRejected(f"Redis refused: {error}") from error
+        text = str(error)
+        if _PASSING.search(text):
+            raise StoreUnavailable(f"Redis cannot serve now: {text}") from error
+        if isinstance(error, redis.exceptions.OutOfMemoryError) or "OOM command" in text:
+            raise StoreRejected(
+                "Redis refuses writes because its memory is full: raise maxmemory, or lower the "
+                "high-water marks below what fits into it"
+            ) from error
+        raise StoreRejected(f"Redis refused: {text}") from error
 
 
 def connect(url: str, *, name: str, timeout_seconds: float = 10.0) -> Store:
@@ -81,4 +121,4 @@ def connect(url: str, *, name: str, timeout_seconds: float = 10.0) -> Store:
     )
     # Replies stay as the server sends them: the library's own shapes differ between its versions.
     client.response_callbacks.clear()
-    return Store(client)
+    return Store(client, timeout_seconds)

@@ -1,14 +1,16 @@
 """What could not be processed, kept with its reason until an operator decides."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from rsky_pipeline.streams.connection import Store
+from rsky_pipeline.streams.connection import Argument, Store
 from rsky_pipeline.streams.consume import Delivery, GroupReader
 from rsky_pipeline.streams.names import dead_letters
 
 MAX_ERROR = 500  # characters of an error text that are kept
-_OURS = {b"reason", b"error", b"attempts", b"source_id"}
+_AT_ONCE = 100  # letters in one step of the server
+# What is noted beside the original fields; the first and third as the original services did.
+_NOTES = ("reason", "error", "attempts", "source_id")
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,7 +18,7 @@ class DeadLetter:
     """An entry of a dead-letter stream: the original fields, and why it is there."""
 
     id: str
-    source_id: str
+    source_id: str  # empty for letters of the original services
     reason: str
     error: str
     attempts: int
@@ -28,13 +30,16 @@ def dead_letter(
 ) -> bool:
     """Move a delivered entry into its dead-letter stream, in one step of the server.
 
-    Returns whether it was still pending; a repeated call moves nothing twice.
+    Returns whether it was still pending; a repeated call moves nothing twice. Raises
+    StoreUnavailable and StoreRejected.
     """
-    arguments: list[bytes | str | int] = [reader.group, delivery.id]
+    arguments: list[Argument] = [reader.group, delivery.id]
     for name, value in (delivery.fields or {}).items():
         arguments += (name, value)
-    arguments += ("reason", reason, "error", error[:MAX_ERROR], "attempts", attempts)
-    arguments += ("source_id", delivery.id)
+    text = error[:MAX_ERROR].encode("utf-8", "replace")
+    notes: tuple[Argument, ...] = (reason, text, attempts, delivery.id)
+    for name_and_content in zip(_NOTES, notes, strict=True):
+        arguments += name_and_content
     keys = [delivery.stream, dead_letters(delivery.stream)]
     return bool(store.script("dead_letter", keys, arguments))
 
@@ -48,13 +53,35 @@ def list_dead_letters(
     return [_dead_letter(entry_id, body) for entry_id, body in reply]
 
 
-def _dead_letter(entry_id: bytes, body: list[bytes]) -> DeadLetter:
+def find_dead_letter(store: Store, stream: str, letter_id: str) -> DeadLetter | None:
+    """Return one dead letter of a stream, or None."""
+    reply = store.call("XRANGE", dead_letters(stream), letter_id, letter_id)
+    return _dead_letter(*reply[0]) if reply else None
+
+
+def retry_dead_letters(store: Store, stream: str, letter_ids: Sequence[str]) -> int:
+    """Append dead letters to their stream again and remove them; return how many that were.
+
+    A letter whose entry had lost its body stays: there is nothing to try again.
+    """
+    appended = 0
+    for start in range(0, len(letter_ids), _AT_ONCE):
+        part = letter_ids[start : start + _AT_ONCE]
+        arguments: list[Argument] = [len(_NOTES), *_NOTES, *part]
+        keys = [stream, dead_letters(stream)]
+        appended += int(store.script("dead_letter_retry", keys, arguments))
+    return appended
+
+
+def remove_dead_letters(store: Store, stream: str, letter_ids: Sequence[str]) -> int:
+    """Remove dead letters for good; return how many there were."""
+    return int(store.call("XDEL", dead_letters(stream), *letter_ids)) if letter_ids else 0
+
+
+def _dead_letter(entry_id: bytes, body: Sequence[bytes]) -> DeadLetter:
     fields = dict(zip(body[::2], body[1::2], strict=True))
-    return DeadLetter(
-        entry_id.decode(),
-        fields.get(b"source_id", b"").decode(),
-        fields.get(b"reason", b"unknown").decode(),
-        fields.get(b"error", b"").decode("utf-8", "replace"),
-        int(fields.get(b"attempts", b"0")),
-        {name: value for name, value in fields.items() if name not in _OURS},
+    reason, error, attempts, source_id = (
+        fields.pop(name.encode(), b"").decode("utf-8", "replace") for name in _NOTES
     )
+    count = int(attempts) if attempts.isdecimal() else 0
+    return DeadLetter(entry_id.decode(), source_id, reason or "unknown", error, count, fields)

@@ -4,7 +4,7 @@ Readers ignore keys that they do not know, take a negative or missing `seq` for 
 and accept both shapes of label entries (a frame of labels, or one label).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -17,6 +17,8 @@ REPO_FIELD = b"repo"
 LABELS_FIELD = b"labels"
 HISTORICAL_SEQ = -1
 MAX_PAYLOAD = 8 * 1024 * 1024
+MAX_DEPTH = 200  # levels of JSON; the library writes 254, and records come with 128 at most
+_MIN_SEQ, _MAX_SEQ = -(2**63), 2**63 - 1  # a signed integer of 64 bits, as the producers have it
 
 Action = Literal["create", "update", "delete"]
 
@@ -64,6 +66,11 @@ class RepoEvent:
     did: str
     commit: str
     rev: str
+
+    @property
+    def historical(self) -> bool:
+        """Whether it comes from a repo's history rather than from a firehose."""
+        return self.seq < 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,11 +178,8 @@ def encode_labels(seq: int, labels: Sequence[dict[str, Any]]) -> bytes:
 def decode_event(payload: bytes) -> Event:
     """Read the `event` field of a firehose stream. Raises MalformedEvent."""
     body = _parse(payload)
-    kind = body.get("type")
-    seq = body.get("seq", HISTORICAL_SEQ)
-    if type(seq) is not int:
-        raise MalformedEvent("invalid_field", "seq is not an integer")
-    if kind in {"create", "update", "delete"}:
+    kind, seq = body.get("type"), _seq(body)
+    if kind in ("create", "update", "delete"):  # a tuple: `kind` may be unhashable
         return _record_event(kind, seq, body)
     time, did = _text(body, "time"), _text(body, "did")
     match kind:
@@ -204,8 +208,13 @@ def decode_repo_job(payload: bytes) -> RepoJob:
     )
 
 
-def decode_labels(fields: dict[bytes, bytes]) -> list[LabelEvent]:
-    """Read an entry of `label_live` in either shape. Raises MalformedEvent."""
+def decode_labels(
+    fields: Mapping[bytes, bytes], refused: list[MalformedEvent] | None = None
+) -> list[LabelEvent]:
+    """Read an entry of `label_live` in either shape. Raises MalformedEvent.
+
+    With `refused`, a malformed label goes there and does not cost the others of its frame.
+    """
     if LABELS_FIELD in fields:
         body = _parse(fields[LABELS_FIELD])
         labels = body.get("labels")
@@ -214,10 +223,18 @@ def decode_labels(fields: dict[bytes, bytes]) -> list[LabelEvent]:
         labels = [body.get("label")]
     else:
         raise MalformedEvent("missing_field", "labels")
-    seq = body.get("seq", HISTORICAL_SEQ)
-    if not isinstance(labels, list) or not all(isinstance(label, dict) for label in labels):
-        raise MalformedEvent("invalid_field", "labels is not a list of objects")
-    return [_label(seq if type(seq) is int else HISTORICAL_SEQ, label) for label in labels]
+    if not isinstance(labels, list):
+        raise MalformedEvent("invalid_field", "labels is not a list")
+    seq = _seq(body)
+    events: list[LabelEvent] = []
+    for label in labels:
+        try:
+            events.append(_label(seq, label))
+        except MalformedEvent as error:
+            if refused is None:
+                raise
+            refused.append(error)
+    return events
 
 
 def _record_event(kind: Action, seq: int, body: dict[str, Any]) -> RecordEvent:
@@ -232,7 +249,9 @@ def _record_event(kind: Action, seq: int, body: dict[str, Any]) -> RecordEvent:
     )  # fmt: skip
 
 
-def _label(seq: int, label: dict[str, Any]) -> LabelEvent:
+def _label(seq: int, label: object) -> LabelEvent:
+    if not isinstance(label, dict):
+        raise MalformedEvent("invalid_field", "a label is not an object")
     return LabelEvent(
         seq, _text(label, "src"), _text(label, "uri"), _optional(label, "cid") or "",
         _text(label, "val"), label.get("neg") is True, _text(label, "cts"),
@@ -249,7 +268,30 @@ def _parse(payload: bytes) -> dict[str, Any]:
         raise MalformedEvent("invalid_json", str(error)[:200]) from error
     if not isinstance(body, dict):
         raise MalformedEvent("invalid_json", "not an object")
+    if payload.count(b"{") + payload.count(b"[") > MAX_DEPTH:
+        _check_depth(body)
     return body
+
+
+def _check_depth(value: object) -> None:
+    level: list[Any] = [value]
+    for _ in range(MAX_DEPTH):
+        level = [
+            item
+            for holder in level
+            for item in (holder.values() if isinstance(holder, dict) else holder)
+            if isinstance(item, dict | list)
+        ]
+        if not level:
+            return
+    raise MalformedEvent("too_deep", f"more than {MAX_DEPTH} levels")
+
+
+def _seq(body: dict[str, Any]) -> int:
+    seq = body.get("seq", HISTORICAL_SEQ)
+    if type(seq) is not int or not _MIN_SEQ <= seq <= _MAX_SEQ:
+        raise MalformedEvent("invalid_field", "seq is not an integer of 64 bits")
+    return seq
 
 
 def _text(body: dict[str, Any], key: str) -> str:

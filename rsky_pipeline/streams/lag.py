@@ -1,79 +1,84 @@
 """How far consumers are behind, counted so that deleted entries do not spoil it."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from rsky_pipeline.streams.connection import Store
-from rsky_pipeline.streams.errors import StoreRejected
+
+# The server stops knowing a group's lag when entries behind its position were deleted. Counting
+# reads them, so it has a limit; beyond it an upper bound is good enough.
+MAX_COUNTED = 5_000
 
 
 @dataclass(frozen=True, slots=True)
 class GroupReport:
-    """A consumer group's position on a stream."""
+    """A consumer group's position on a stream.
+
+    `lag` is exact, or an upper bound where the server does not know it and more than MAX_COUNTED
+    entries are waiting.
+    """
 
     name: str
     pending: int  # delivered, not acknowledged
     lag: int  # not yet delivered
-    oldest_unacknowledged_seconds: float  # age of the oldest entry that it has to finish
+    oldest_unacked_age_seconds: float  # of the oldest entry that the group has to finish
+    last_delivered_id: str
     consumers: int
 
 
 @dataclass(frozen=True, slots=True)
 class StreamReport:
-    """A stream's length and groups."""
+    """A stream's length and groups; ids are None for a stream without entries."""
 
     name: str
     length: int
-    added: int  # entries ever added
+    added: int  # entries ever added; the length on servers that do not count (before Redis 7)
+    first_id: str | None
+    last_id: str | None  # of the newest entry, also if that was deleted
+    oldest_age_seconds: float  # of the first entry, whoever has read it
     groups: tuple[GroupReport, ...]
+
+    def group(self, name: str) -> GroupReport | None:
+        """Return the report of one group, None if the stream has no such group."""
+        return next((group for group in self.groups if group.name == name), None)
 
 
 def inspect(store: Store, stream: str) -> StreamReport:
-    """Report on one stream; one that does not exist is empty."""
-    try:
-        facts = _facts(store.call("XINFO", "STREAM", stream))
-    except StoreRejected as error:
-        if "no such key" not in str(error).lower():
-            raise
-        return StreamReport(stream, 0, 0, ())
-    length = int(facts["length"])
-    seconds, microseconds = store.call("TIME")
-    now_ms = int(seconds) * 1000 + int(microseconds) // 1000
-    rows = [_facts(row) for row in store.call("XINFO", "GROUPS", stream)]
-    groups = tuple(_group(store, stream, length, len(rows), row, now_ms) for row in rows)
-    return StreamReport(stream, length, int(facts.get("entries-added", length)), groups)
+    """Report on one stream; one that does not exist is empty.
+
+    Ages are by the server's clock, which also made the ids. Raises StoreUnavailable and
+    StoreRejected.
+    """
+    reply = store.script("inspect", [stream], [MAX_COUNTED])
+    if not reply:
+        return StreamReport(stream, 0, 0, None, None, 0.0, ())
+    now_ms, length, added, first, last, *groups = reply
+    return StreamReport(
+        stream,
+        length,
+        length if added < 0 else added,
+        first.decode() or None,
+        last.decode(),
+        _age_seconds(now_ms, [first]),
+        tuple(_group(row, length, now_ms) for row in groups),
+    )
 
 
-def _group(
-    store: Store, stream: str, length: int, groups: int, row: dict[str, Any], now_ms: int
-) -> GroupReport:
-    name, pending = row["name"].decode(), int(row["pending"])
-    last = row["last-delivered-id"].decode()
-    undelivered = store.call("XRANGE", stream, f"({last}", "+", "COUNT", 1)
-    if not undelivered:
-        lag = 0
-    elif row.get("lag") is not None:
-        lag = int(row["lag"])
-    elif groups == 1:
-        # Acknowledged entries are deleted, so the rest is either pending or not delivered.
-        lag = max(1, length - pending)
-    else:
-        lag = _count_after(store, stream, last)
-    oldest = undelivered[0][0] if undelivered else None
-    if pending:
-        oldest = store.call("XPENDING", stream, name)[1]
-    age = max(0, now_ms - int(oldest.split(b"-")[0])) / 1000 if oldest else 0.0
-    return GroupReport(name, pending, lag, age, int(row["consumers"]))
+def collect(store: Store, streams: Sequence[str]) -> list[StreamReport]:
+    """Report on several streams."""
+    return [inspect(store, stream) for stream in streams]
 
 
-def _count_after(store: Store, stream: str, last: str) -> int:
-    count = 0
-    while page := store.call("XRANGE", stream, f"({last}", "+", "COUNT", 10_000):
-        count += len(page)
-        last = page[-1][0].decode()
-    return count
+def _group(row: Sequence[Any], length: int, now_ms: int) -> GroupReport:
+    name, pending, oldest, last, undelivered, consumers, lag, counted = row
+    if lag < 0:
+        lag = counted if counted < MAX_COUNTED else max(counted, length - pending)
+    age = _age_seconds(now_ms, [oldest, undelivered])
+    return GroupReport(name.decode(), pending, min(lag, length), age, last.decode(), consumers)
 
 
-def _facts(reply: Any) -> dict[str, Any]:
-    pairs = reply.items() if isinstance(reply, dict) else zip(reply[::2], reply[1::2], strict=True)
-    return {(name if isinstance(name, str) else name.decode()): value for name, value in pairs}
+def _age_seconds(now_ms: int, ids: Sequence[bytes]) -> float:
+    """Return the age of the oldest of these entries; an empty id is no entry."""
+    times = [int(entry.partition(b"-")[0]) for entry in ids if entry]
+    return max(0, now_ms - min(times)) / 1000 if times else 0.0

@@ -1,14 +1,24 @@
 #!lua flags=allow-oom
--- Remove what every group of a stream has acknowledged, computed and done in one step, so that
--- nothing can be delivered in between.
--- KEYS 1: the stream   Returns {how many were removed, the lowest id that was kept, who wants it}.
-local function before(left, right)
-  local left_ms, left_seq = string.match(left, '(%d+)-(%d+)')
-  local right_ms, right_seq = string.match(right, '(%d+)-(%d+)')
-  if left_ms ~= right_ms then
-    return tonumber(left_ms) < tonumber(right_ms)
+-- Remove what every group of a stream has acknowledged, computed and done in one step, so that no
+-- group can be created or moved in between.
+--
+-- KEYS  1: the stream
+-- ARGV  1: about how many entries to remove at once
+-- Returns {how many were removed, the lowest id that had to be kept, the group that wants it}; the
+-- texts are empty for a stream that is missing or has no groups, which nothing is removed from.
+
+-- Ids as texts of equal length, since Lua's numbers cannot hold all of them.
+local function sortable(id)
+  local ms, seq = string.match(id, '(%d+)-(%d+)')
+  return string.rep('0', 20 - #ms) .. ms .. string.rep('0', 20 - #seq) .. seq
+end
+
+local function next_id(id)
+  local ms, seq = string.match(id, '(%d+)-(%d+)')
+  if tonumber(seq) >= 9007199254740991 then
+    return id -- cannot be counted up exactly: keep one entry too many
   end
-  return tonumber(left_seq) < tonumber(right_seq)
+  return ms .. '-' .. string.format('%.0f', tonumber(seq) + 1)
 end
 
 if redis.call('EXISTS', KEYS[1]) == 0 then
@@ -20,18 +30,22 @@ for _, group in ipairs(redis.call('XINFO', 'GROUPS', KEYS[1])) do
   for index = 1, #group, 2 do
     facts[group[index]] = group[index + 1]
   end
-  local wanted
+  local wanted = {next_id(facts['last-delivered-id'])}
   if facts['pending'] > 0 then
-    wanted = redis.call('XPENDING', KEYS[1], facts['name'])[2]
-  else
-    local ms, seq = string.match(facts['last-delivered-id'], '(%d+)-(%d+)')
-    wanted = ms .. '-' .. string.format('%.0f', tonumber(seq) + 1)
+    wanted[2] = redis.call('XPENDING', KEYS[1], facts['name'])[2]
   end
-  if floor == nil or before(wanted, floor) then
-    floor, blocker = wanted, facts['name']
+  for _, id in ipairs(wanted) do
+    if floor == nil or sortable(id) < sortable(floor) then
+      floor, blocker = id, facts['name']
+    end
   end
 end
 if floor == nil then
   return {0, '', ''}
 end
-return {redis.call('XTRIM', KEYS[1], 'MINID', '=', floor), floor, blocker}
+-- Whole nodes first, a bounded number of them: an exact trim of millions would stop the server.
+local removed = redis.call('XTRIM', KEYS[1], 'MINID', '~', floor, 'LIMIT', ARGV[1])
+if removed == 0 then
+  removed = redis.call('XTRIM', KEYS[1], 'MINID', '=', floor)
+end
+return {removed, floor, blocker}

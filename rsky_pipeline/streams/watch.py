@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from rsky_pipeline.observability.streams import StreamMetrics
 from rsky_pipeline.streams.connection import Store
-from rsky_pipeline.streams.lag import StreamReport, inspect
+from rsky_pipeline.streams.lag import StreamReport, collect
 from rsky_pipeline.streams.names import STREAMS, dead_letters
 
 
@@ -15,13 +15,24 @@ def watch(
 
     Raises StoreUnavailable and StoreRejected; the gauges then keep what they showed.
     """
-    reports = [inspect(store, stream) for stream in streams]
-    for report in reports:
+    reports = collect(store, streams)
+    buried = [store.call("XLEN", dead_letters(report.name)) for report in reports]
+    for report, count in zip(reports, buried, strict=True):
         metrics.set_length(report.name, report.length)
-        metrics.dead_letters.labels(report.name).set(store.call("XLEN", dead_letters(report.name)))
+        metrics.dead_letters.labels(report.name).set(count)
         for group in report.groups:
-            labels = (report.name, group.name)
-            metrics.lag.labels(*labels).set(group.lag)
-            metrics.pending.labels(*labels).set(group.pending)
-            metrics.oldest.labels(*labels).set(group.oldest_unacknowledged_seconds)
+            metrics.set_group(
+                report.name,
+                group.name,
+                lag=group.lag,
+                pending=group.pending,
+                oldest_seconds=group.oldest_unacked_age_seconds,
+            )
+        # A group that does not exist yet will begin with the first entry.
+        for name in metrics.groups.get(report.name, ()):
+            if report.group(name) is None:
+                age = report.oldest_age_seconds
+                metrics.set_group(
+                    report.name, name, lag=report.length, pending=0, oldest_seconds=age
+                )
     return reports

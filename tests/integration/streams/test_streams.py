@@ -191,7 +191,7 @@ def test_lag_counts_what_is_not_delivered(store: Store) -> None:
     report = inspect(store, "s")
     assert (report.length, report.added) == (7, 10)
     assert [(group.pending, group.lag) for group in report.groups] == [(1, 6)]
-    assert 0 <= report.groups[0].oldest_unacknowledged_seconds < 60
+    assert 0 <= report.groups[0].oldest_unacked_age_seconds < 60
     reader(store, "second")
     late = {group.name: group for group in inspect(store, "s").groups}["second"]
     assert (late.pending, late.lag) == (0, 7)

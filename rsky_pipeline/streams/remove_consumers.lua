@@ -1,0 +1,21 @@
+#!lua flags=allow-oom
+-- Forget consumers that hold nothing and did nothing for long.
+--
+-- KEYS  1: the stream
+-- ARGV  1: the group   2: the consumer that asks and stays   3: the least idle time in ms
+-- Returns the names of those removed.
+local removed = {}
+if redis.call('EXISTS', KEYS[1]) == 0 then
+  return removed
+end
+for _, row in ipairs(redis.call('XINFO', 'CONSUMERS', KEYS[1], ARGV[1])) do
+  local facts = {}
+  for index = 1, #row, 2 do
+    facts[row[index]] = row[index + 1]
+  end
+  if facts['pending'] == 0 and facts['idle'] >= tonumber(ARGV[3]) and facts['name'] ~= ARGV[2] then
+    redis.call('XGROUP', 'DELCONSUMER', KEYS[1], ARGV[1], facts['name'])
+    removed[#removed + 1] = facts['name']
+  end
+end
+return removed
