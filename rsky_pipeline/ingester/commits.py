@@ -5,10 +5,11 @@ Where content is missing the repo is queued to be fetched again.
 Source: sync specification; wire forms in `streams.event`.
 """
 
+from collections.abc import Mapping
 from hashlib import sha256
 
 from rsky_pipeline.atproto import cbor
-from rsky_pipeline.atproto.car import Car, read_car
+from rsky_pipeline.atproto.car import find_blocks
 from rsky_pipeline.atproto.cid import Cid
 from rsky_pipeline.atproto.errors import InvalidData
 from rsky_pipeline.atproto.frame import (
@@ -117,16 +118,19 @@ class RepoConverter(FrameConverter):
             return Converted(message.seq, message.time, entries, size)
 
     def _operations(self, message: CommitMessage, ops: list[RepoOp], raw: bytes) -> Converted:
-        car: Car | None = None
+        blocks: dict[bytes, bytes] = {}
         claim = instead = None
-        if self._claims or any(op.cid is not None for op in ops):
-            car = read_car(message.blocks, check_hashes=False)
-            if car.roots[0] != message.commit:
+        wanted: set[bytes] = {op.cid for op in ops if op.cid is not None}
+        if self._claims:
+            wanted.add(message.commit)
+        if wanted:
+            roots, blocks = find_blocks(message.blocks, wanted)
+            if roots[0] != message.commit:
                 raise InvalidData("root_mismatch", "the blocks are not those of the commit")
-        if self._claims and car is not None:
-            claim = Claim(message.did, message.rev, _block(car, message.commit))
+        if self._claims:
+            claim = Claim(message.did, message.rev, _block(blocks, message.commit))
             instead = self._job(message.did, message.rev)
-        writer = _OperationWriter(self, message, car, raw)
+        writer = _OperationWriter(self, message, blocks, raw)
         for op in ops:
             writer.add(op)
         if writer.incomplete:
@@ -139,12 +143,16 @@ class _OperationWriter:
     """Collects the entries of one commit's operations."""
 
     def __init__(
-        self, converter: RepoConverter, message: CommitMessage, car: Car | None, raw: bytes
+        self,
+        converter: RepoConverter,
+        message: CommitMessage,
+        blocks: Mapping[bytes, bytes],
+        raw: bytes,
     ) -> None:
         self._converter = converter
         self._message = message
         self._commit = str(message.commit)
-        self._car = car
+        self._blocks = blocks
         self._raw = raw
         self.entries: list[Entry] = []
         self.events = 0
@@ -159,7 +167,7 @@ class _OperationWriter:
             self._refuse("invalid_path", op.path[:200])
             return
         try:
-            record = None if op.cid is None or self._car is None else _record(self._car, op.cid)
+            record = None if op.cid is None else _record(self._blocks, op.cid)
             payload = self._encode(op, parts, record)
         except InvalidData as error:
             if error.reason in {"missing_block", "hash_mismatch"}:
@@ -199,9 +207,9 @@ class _OperationWriter:
         self.entries += self._converter.keep_aside(self._raw, reason, error)
 
 
-def _block(car: Car, cid: Cid) -> bytes:
+def _block(blocks: Mapping[bytes, bytes], cid: Cid) -> bytes:
     """Return a block of a commit's CAR if it is there and is what it is named."""
-    block = car.blocks.get(cid)
+    block = blocks.get(cid)
     if block is None:
         raise InvalidData("missing_block", str(cid))
     if sha256(block).digest() != cid[4:]:
@@ -209,8 +217,8 @@ def _block(car: Car, cid: Cid) -> bytes:
     return block
 
 
-def _record(car: Car, cid: Cid) -> dict[str, object]:
-    record = cbor.decode(_block(car, cid))
+def _record(blocks: Mapping[bytes, bytes], cid: Cid) -> dict[str, object]:
+    record = cbor.decode(_block(blocks, cid))
     if type(record) is not dict:
         raise InvalidData("invalid_record", "a record is a map")
     return record

@@ -23,7 +23,7 @@ from rsky_pipeline.atproto.identity import DidDocument
 from rsky_pipeline.ingester.convert import Claim
 from rsky_pipeline.network.directory import IdentityNotFound, IdentityUnavailable
 
-LOOKUP_SECONDS = 2.0  # all frames behind this one wait for it
+LOOKUP_SECONDS = 20.0  # all frames behind this one wait for it; giving up loses its deletes
 MAX_LOOKUPS = 64
 MAX_KEYS = 50_000
 KEY_SECONDS = 86_400.0
