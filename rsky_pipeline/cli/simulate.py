@@ -35,8 +35,8 @@ def command(
             await network.publish(rate, events)
 
     try:
-        trio.run(main, strict_exception_groups=False)
-    except KeyboardInterrupt:
+        trio.run(main)
+    except* KeyboardInterrupt:
         click.echo("stopped", err=True)
 
 
