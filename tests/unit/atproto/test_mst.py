@@ -1,121 +1,179 @@
-"""Merkle search trees: published vectors, and random trees against a second construction."""
+"""Merkle search trees: random ones against a second construction, and what commits must carry."""
 
-import json
+from itertools import permutations
+from random import Random
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rsky_pipeline.atproto.car import read_car
 from rsky_pipeline.atproto.cid import Cid
 from rsky_pipeline.atproto.errors import IncompleteTree, InvalidData
+from rsky_pipeline.atproto.frame import RepoOp
 from rsky_pipeline.atproto.mst import Change, Tree, invert, layer_of, walk
-from tests.data import test_data
-from tests.data_frames import unpack_zstd
-
-paths = st.integers(0, 400).map(lambda number: f"com.example.record/{number:03d}")
-cids = st.integers(0, 50).map(lambda number: Cid.of(b"%d" % number))
+from tests.unit.atproto.trees import LEAF, apply_in_order, cids, items, key_on, paths
 
 
-@given(st.dictionaries(paths, cids, max_size=60), st.randoms(use_true_random=False))
-@settings(max_examples=60)
-def test_structure_depends_only_on_the_content(items: dict[str, Cid], random: object) -> None:
-    shuffled = list(items.items())
-    random.shuffle(shuffled)  # type: ignore[attr-defined]
-    tree = Tree.build(dict(shuffled))
-    assert tree.root == Tree.build(dict(sorted(items.items()))).root
-    assert dict(walk(dict(tree.blocks()), tree.root)) == items
-    assert list(walk(dict(tree.blocks()), tree.root)) == sorted(items.items())
+def draw_changes(data: st.DataObject, held: dict[str, Cid], at_most: int = 6) -> list[Change]:
+    """Draw the operations of a commit and apply them to what a repo holds."""
+    changes = []
+    for path in data.draw(st.lists(paths, unique=True, min_size=1, max_size=at_most)):
+        new = data.draw(cids) if path not in held else data.draw(st.none() | cids)
+        changes.append(Change(path, new, held.get(path)))
+        if new is None:
+            del held[path]
+        else:
+            held[path] = new
+    return changes
 
 
-@given(st.data())
+@given(items, st.randoms(use_true_random=False))
+@settings(max_examples=60, deadline=None)
+def test_structure_depends_only_on_the_content(held: dict[str, Cid], random: Random) -> None:
+    shuffled = list(held.items())
+    random.shuffle(shuffled)
+    step_by_step = Tree()
+    for path, cid in shuffled:
+        step_by_step.set(path, cid)
+    built = Tree.build(held)
+    assert step_by_step.root == built.root
+    assert dict(step_by_step.blocks()) == dict(built.blocks())
+    assert list(walk(dict(built.blocks()), built.root)) == sorted(held.items())
+
+
+@given(items, st.data())
 @settings(max_examples=80, deadline=None)
-def test_a_commit_carries_what_its_inversion_needs(data: st.DataObject) -> None:
-    items = data.draw(st.dictionaries(paths, cids, max_size=40))
-    tree = Tree.build(items)
+def test_a_store_that_takes_the_new_blocks_stays_complete(
+    held: dict[str, Cid], data: st.DataObject
+) -> None:
+    tree = Tree.build(held)
+    store = dict(tree.take_new_blocks())
+    assert list(walk(store, tree.root)) == sorted(held.items())
+    for _ in range(3):
+        apply_in_order(tree, draw_changes(data, held))
+        store.update(tree.take_new_blocks())
+        assert tree.root == Tree.build(held).root
+        assert list(walk(store, tree.root)) == sorted(held.items())
+        assert all(tree.get(path) == cid for path, cid in held.items())
+
+
+@given(items, st.data())
+@settings(max_examples=120, deadline=None)
+def test_a_commit_carries_what_its_inversion_needs(
+    held: dict[str, Cid], data: st.DataObject
+) -> None:
+    tree = Tree.build(held)
+    tree.take_new_blocks()
     for _ in range(3):
         before = tree.root
-        changes = []
-        for path in data.draw(st.lists(paths, unique=True, min_size=1, max_size=5)):
-            new = data.draw(cids) if path not in items else data.draw(st.none() | cids)
-            changes.append(Change(path, new, items.get(path)))
-            if new is None:
-                del items[path]
-            else:
-                items[path] = new
-        carried = tree.apply(changes)
-        assert tree.root == Tree.build(items).root
-        assert invert(carried, tree.root, changes) == before
+        changes = draw_changes(data, held)
+        apply_in_order(tree, changes)
+        proof = dict(tree.proof_blocks([change.path for change in changes]))
+        proof.update(tree.take_new_blocks())
+        assert proof.keys() <= dict(tree.blocks()).keys()
+        assert invert(proof, tree.root, changes) == before
 
 
-def test_layers_of_published_keys() -> None:
-    for case in json.loads(test_data("fixtures/interop/mst/key_heights.json").read_text()):
-        assert layer_of(case["key"].encode()) == case["height"]
+@given(items, st.data())
+@settings(max_examples=40, deadline=None)
+def test_with_the_whole_tree_any_order_of_changes_inverts(
+    held: dict[str, Cid], data: st.DataObject
+) -> None:
+    tree = Tree.build(held)
+    before = tree.root
+    changes = draw_changes(data, held, at_most=4)
+    carried = tree.apply(changes)
+    assert carried.keys() <= dict(tree.blocks()).keys()
+    for order in permutations(changes):
+        assert invert(dict(tree.blocks()), tree.root, order) == before
 
 
-def test_exhaustive_trees_load_and_rebuild() -> None:
-    files = sorted(test_data("fixtures/mst-test-suite/cars").glob("*.car"))
-    assert len(files) == 128
-    for path in files:
-        car = read_car(path.read_bytes())
-        items = dict(walk(car.blocks, car.roots[0]))
-        assert Tree.build(items).root == car.roots[0]
-
-
-def test_inversion_with_the_published_proof_nodes() -> None:
-    folder = test_data("fixtures/mst-test-suite")
-    cars = {path.stem: read_car(path.read_bytes()) for path in (folder / "cars").glob("*.car")}
-    lines = unpack_zstd(folder / "mst-diff-exhaustive.jsonl.zst").splitlines()
-    assert len(lines) == 8192
-    for line in lines[::8]:
-        case = json.loads(line)
-        first, second = (
-            cars[case["inputs"][name].rsplit("/", 1)[1].removesuffix(".car")]
-            for name in ("mst_a", "mst_b")
+@given(items, st.data())
+@settings(max_examples=60, deadline=None)
+def test_a_wrong_operation_does_not_invert_to_the_root_before(
+    held: dict[str, Cid], data: st.DataObject
+) -> None:
+    tree = Tree.build(held)
+    before = tree.root
+    changes = draw_changes(data, held, at_most=3)
+    tree.apply(changes)
+    index = data.draw(st.integers(0, len(changes) - 1))
+    right = changes[index]
+    wrong = data.draw(
+        st.sampled_from(
+            [
+                Change(right.path, Cid.of(b"other"), right.prev),
+                Change(right.path, right.cid, Cid.of(b"other")),
+                Change("com.example.record/999", LEAF, None),
+                Change("com.example.record/999", None, LEAF),
+            ]
         )
-        changes = [
-            Change(
-                op["rpath"],
-                Cid.parse(op["new_value"]) if op["new_value"] else None,
-                Cid.parse(op["old_value"]) if op["old_value"] else None,
-            )
-            for op in case["results"]["record_ops"]
-        ]
-        nodes = {Cid.parse(text) for text in case["results"]["inductive_proof_nodes"]}
-        nodes.add(second.roots[0])
-        blocks = {cid: second.blocks[cid] for cid in nodes if cid in second.blocks}
-        assert invert(blocks, second.roots[0], changes) == first.roots[0], case["_file"]
+    )
+    changes[index] = wrong
+    try:
+        root = invert(dict(tree.blocks()), tree.root, changes)
+    except InvalidData:
+        return
+    assert root != before
 
 
-def test_commit_proof_fixtures() -> None:
-    path = test_data("fixtures/interop/firehose/commit-proof-fixtures.json")
-    for case in json.loads(path.read_text()):
-        leaf = Cid.parse(case["leafValue"])
-        tree = Tree.build(dict.fromkeys(case["keys"], leaf))
-        assert str(tree.root) == case["rootBeforeCommit"]
-        changes = [Change(key, leaf, None) for key in case["adds"]]
-        changes += [Change(key, None, leaf) for key in case["dels"]]
-        carried = tree.apply(changes)
-        assert str(tree.root) == case["rootAfterCommit"]
-        listed = {Cid.parse(text) for text in case["blocksInProof"]}
-        known = dict(tree.blocks()) | carried
-        blocks = {cid: known[cid] for cid in listed if cid in known}
-        assert str(invert(blocks, tree.root, changes)) == case["rootBeforeCommit"]
+def test_the_operations_of_a_frame_invert() -> None:
+    tree = Tree.build({f"a.b.c/{n}": LEAF for n in range(20)})
+    before = tree.root
+    carried = tree.apply([Change("a.b.c/new", LEAF, None)])
+    assert invert(carried, tree.root, [RepoOp("create", "a.b.c/new", LEAF, None)]) == before
+
+
+@pytest.mark.parametrize(
+    "path", ["", "a", "a/b/c", "/a", "a/", "a/ü", "a/\ud800", "a/" + "b" * 1_023]
+)
+def test_impossible_paths(path: str) -> None:
+    tree = Tree.build({"a/b": LEAF})
+    with pytest.raises(InvalidData):
+        tree.set(path, LEAF)
+    with pytest.raises(InvalidData):
+        invert(dict(tree.blocks()), tree.root, [Change(path, None, LEAF)])
+
+
+def test_deleting_what_is_not_there() -> None:
+    tree = Tree.build({"a/b": LEAF})
+    with pytest.raises(KeyError):
+        tree.delete("a/c")
+    with pytest.raises(KeyError):
+        Tree().delete("a/c")
+
+
+def test_the_empty_tree() -> None:
+    tree = Tree()
+    assert str(tree.root) == "bafyreie5737gdxlw5i64vzichcalba3z2v5n6icifvx5xytvske7mr3hpm"
+    tree.set("a/b", LEAF)
+    tree.delete("a/b")
+    assert tree.root == Tree.build({}).root == Tree().root
+    assert list(walk(dict(tree.blocks()), tree.root)) == []
+
+
+def test_a_key_far_above_the_others() -> None:
+    high, low = key_on(5), [key_on(0, f"{prefix}/") for prefix in "bcd"]
+    tree = Tree.build(dict.fromkeys(low, LEAF))
+    before = tree.root
+    changes = [Change(high, LEAF, None)]
+    carried = tree.apply(changes)
+    assert tree.root == Tree.build(dict.fromkeys([high, *low], LEAF)).root
+    assert invert(carried, tree.root, changes) == before
+    tree.delete(high)
+    assert tree.root == before
 
 
 def test_a_missing_node_is_an_incomplete_tree() -> None:
     tree = Tree.build({f"com.example.record/{n}": Cid.of(b"x") for n in range(50)})
     blocks = dict(tree.blocks())
+    assert len(blocks) > 5
     for cid in blocks:
         rest = {key: block for key, block in blocks.items() if key != cid}
         with pytest.raises(IncompleteTree):
             list(walk(rest, tree.root))
 
 
-def test_a_wrong_operation_does_not_invert() -> None:
-    items = {f"com.example.record/{n}": Cid.of(b"x") for n in range(20)}
-    tree = Tree.build(items)
-    carried = tree.apply([Change("com.example.record/new", Cid.of(b"y"), None)])
-    with pytest.raises(InvalidData) as error:
-        invert(carried, tree.root, [Change("com.example.record/new", Cid.of(b"z"), None)])
-    assert error.value.reason == "invalid_operation"
+def test_layers() -> None:
+    for layer in range(5):
+        assert layer_of(key_on(layer).encode()) == layer

@@ -1,0 +1,76 @@
+"""Undoing the operations of a commit, to learn which tree it started from."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from rsky_pipeline.atproto.cid import Cid
+from rsky_pipeline.atproto.errors import IncompleteTree, InvalidData
+from rsky_pipeline.atproto.mst.edit import Load, find, insert, remove, seal, trim
+from rsky_pipeline.atproto.mst.load import loader, read_node
+from rsky_pipeline.atproto.mst.node import Node, is_key
+
+
+class RepoChange(Protocol):
+    """What inversion needs of an operation; `RepoOp` of a frame has it, and so has `Change`."""
+
+    @property
+    def path(self) -> str:
+        """Collection and record key."""
+
+    @property
+    def cid(self) -> Cid | None:
+        """The record after the commit, None if it is gone."""
+
+    @property
+    def prev(self) -> Cid | None:
+        """The record before the commit, None if there was none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """An operation of a commit: the record's CID before and after, None where there is none."""
+
+    path: str
+    cid: Cid | None
+    prev: Cid | None
+
+
+def invert(blocks: Mapping[Cid, bytes], root: Cid, changes: Iterable[RepoChange]) -> Cid:
+    """Undo a commit's operations on its partial tree and return the root before it.
+
+    The result must equal the commit's `prevData`. Paths are undone last first, the order in which
+    the minimal set of blocks suffices; where a block is missing, other orders are tried, as some
+    hosts send what those need. Raises IncompleteTree, or InvalidData (reason `invalid_operation`)
+    when the tree is not in the state that the operations claim.
+    """
+    given = list(changes)
+    last_first = sorted(given, key=lambda change: change.path, reverse=True)
+    deletions_first = sorted(last_first, key=lambda change: change.cid is not None)
+    try:
+        return _invert(blocks, root, last_first)
+    except IncompleteTree:
+        for order in (deletions_first, given):
+            try:
+                return _invert(blocks, root, order)
+            except IncompleteTree:
+                continue
+        raise
+
+
+def _invert(blocks: Mapping[Cid, bytes], root: Cid, changes: Sequence[RepoChange]) -> Cid:
+    load = loader(blocks)
+    return seal(trim(undo(read_node(blocks, root, None), changes, load), load), {})
+
+
+def undo(node: Node | None, changes: Iterable[RepoChange], load: Load) -> Node | None:
+    """Return the tree before some changes. Raises InvalidData if they did not lead to this one."""
+    for change in changes:
+        key = change.path.encode("utf-8", "replace")
+        if not is_key(key) or find(node, key, load) != change.cid:
+            raise InvalidData("invalid_operation", f"{change.path[:100]} is not in that state")
+        if change.prev is not None:
+            node = insert(node, key, change.prev, load)
+        elif change.cid is not None:
+            node = remove(node, key, load)
+    return node

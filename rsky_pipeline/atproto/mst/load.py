@@ -1,0 +1,51 @@
+"""Reading nodes out of a set of blocks, on the layer where they must be."""
+
+from collections.abc import Mapping
+
+from rsky_pipeline.atproto.cid import Cid
+from rsky_pipeline.atproto.errors import IncompleteTree, InvalidData
+from rsky_pipeline.atproto.mst.edit import Child, Load
+from rsky_pipeline.atproto.mst.node import Node, layer_of, parse_block
+
+
+def read_node(blocks: Mapping[Cid, bytes], cid: bytes, layer: int | None) -> Node:
+    """Read one node; `layer` is what its parent demands, None at the top.
+
+    Raises IncompleteTree, or InvalidData for a node that cannot stand there.
+    """
+    name = Cid(cid)
+    block = blocks.get(name)
+    if block is None:
+        raise IncompleteTree(f"node {name}")
+    content = parse_block(block)
+    keys, children = content.keys, content.children
+    if keys:
+        own = layer_of(keys[0])
+        for key in keys:
+            if layer_of(key) != own:
+                raise InvalidData("mst_layer", f"node {name} has keys of several layers")
+        if layer is not None and own != layer:
+            raise InvalidData("mst_layer", f"node {name} is on the wrong layer")
+    elif (layer is None) != (children == [None]):
+        # Without keys there is a child to pass on to; only the tree of an empty repo has neither.
+        raise InvalidData("mst_shape", f"node {name} is empty")
+    else:
+        own = layer or 0
+    if own == 0 and children.count(None) != len(children):
+        raise InvalidData("mst_layer", f"node {name} has children below the bottom")
+    return Node(own, tuple(keys), tuple(content.values), tuple(children), block, name)
+
+
+def loader(blocks: Mapping[Cid, bytes]) -> Load:
+    """Return what turns children that are known by their hash into nodes, each read once."""
+    known: dict[bytes, Node] = {}
+
+    def load(child: Child, layer: int) -> Node | None:
+        if not isinstance(child, bytes):
+            return child
+        node = known.get(child)
+        if node is None or node.layer != layer:
+            known[child] = node = read_node(blocks, child, layer)
+        return node
+
+    return load

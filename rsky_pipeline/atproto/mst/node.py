@@ -1,0 +1,194 @@
+"""One node of a tree: its block, its layer, and the rules that a single node can break."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+
+from rsky_pipeline.atproto import cbor
+from rsky_pipeline.atproto.cid import DAG_CBOR, Cid
+from rsky_pipeline.atproto.errors import InvalidData
+
+MAX_KEY = 1_024  # bytes
+MAX_ENTRIES = 10_000
+_KEY = re.compile(rb"[A-Za-z0-9._~:-]+/[A-Za-z0-9._~:-]+")
+_SMALL_LAYERS = bytes((8 - first.bit_length()) // 2 for first in range(256))
+
+# The canonical spelling of an entry, so that one pass of the regular expression engine takes a node
+# apart. Whatever does not look like this goes through the decoder, which says what is wrong.
+_LINK = b"\xd8\x2a\x58\x25\x00"
+_ENTRY = re.compile(
+    rb"(\xa4ak([\x40-\x57]|\x58[\x18-\xff]|\x59[\x01-\xff].)([A-Za-z0-9._~:/-]*)"
+    rb"ap([\x00-\x17]|\x18[\x18-\xff]|\x19[\x01-\xff].)"
+    rb"at(?:\xf6|\xd8\x2a\x58\x25\x00(\x01\x71\x12\x20.{32}))"
+    rb"av\xd8\x2a\x58\x25\x00(\x01[\x71\x55]\x12\x20.{32}))",
+    re.DOTALL,
+)
+_LAST = re.compile(rb"al(?:\xf6|\xd8\x2a\x58\x25\x00(\x01\x71\x12\x20.{32}))", re.DOTALL)
+
+
+@dataclass(slots=True, eq=False)
+class Node:
+    """A tree node: keys with their values, and the subtrees around them.
+
+    `children` has one more element than `keys`. A child is None where there is nothing, the bytes
+    of a CID where the subtree is known by its hash only, or a Node. Nodes are not changed once
+    made, except that `block` and `cid` are filled in when they are first needed.
+    """
+
+    layer: int
+    keys: tuple[bytes, ...]
+    values: tuple[bytes, ...]
+    children: "tuple[Node | bytes | None, ...]"
+    block: bytes = b""
+    cid: Cid | None = None
+    source: "tuple[Node, int] | None" = None  # the node that this is a copy of but for one child
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is nothing in it, as only in the tree of an empty repo."""
+        return not self.keys and self.children == (None,)
+
+
+@dataclass(slots=True)
+class Content:
+    """What the block of a node says: like a Node, but on a layer that is not yet known."""
+
+    keys: list[bytes]
+    values: list[bytes]
+    children: list[bytes | None]
+
+
+def layer_of(key: bytes) -> int:
+    """Return the layer of a key: pairs of leading zero bits of its SHA-256."""
+    digest = sha256(key).digest()
+    if digest[0]:
+        return _SMALL_LAYERS[digest[0]]
+    return (256 - int.from_bytes(digest, "big").bit_length()) // 2
+
+
+def is_key(key: bytes) -> bool:
+    """Whether a key may stand in a tree: collection, slash, record key, of the allowed letters."""
+    return len(key) <= MAX_KEY and _KEY.fullmatch(key) is not None
+
+
+def parse_block(block: bytes) -> Content:
+    """Read the block of a node. Raises InvalidData unless it is canonical and in order."""
+    return _parse_canonical(block) or _parse_anything(block)
+
+
+def write_block(
+    keys: Sequence[bytes], values: Sequence[bytes], children: Sequence[bytes | None]
+) -> bytes:
+    """Return the block of a node; the children are given by their CIDs."""
+    parts = [b"\xa2ae", _head(0x80, len(keys))]
+    previous = b""
+    for key, value, child in zip(keys, values, children[1:], strict=True):
+        shared = shared_length(previous, key)
+        suffix = key[shared:]
+        parts += (
+            b"\xa4ak", _head(0x40, len(suffix)), suffix, b"ap", _head(0x00, shared),
+            b"at\xf6av" if child is None else b"at" + _LINK + child + b"av", _LINK, value,
+        )  # fmt: skip
+        previous = key
+    parts.append(b"al\xf6" if children[0] is None else b"al" + _LINK + children[0])
+    return b"".join(parts)
+
+
+def replace_child(block: bytes, old: bytes, new: bytes) -> bytes:
+    """Return the block of a node with another CID in place of a child's.
+
+    Keys cannot hold the bytes of a link, and a record's link follows another letter, so that the
+    child is found wherever it stands.
+    """
+    letter = b"at" if b"at" + _LINK + old in block else b"al"
+    return block.replace(letter + _LINK + old, letter + _LINK + new, 1)
+
+
+def shared_length(left: bytes, right: bytes) -> int:
+    """Return how many bytes two keys have in common at their start."""
+    size = min(len(left), len(right))
+    difference = int.from_bytes(left[:size], "big") ^ int.from_bytes(right[:size], "big")
+    return size - (difference.bit_length() + 7) // 8
+
+
+def _head(kind: int, number: int) -> bytes:
+    """Return the head of a CBOR item: its kind, and a length or number below 65,536."""
+    if number < 24:
+        return bytes((kind + number,))
+    if number < 256:
+        return bytes((kind + 24, number))
+    return bytes((kind + 25,)) + number.to_bytes(2, "big")
+
+
+def _number(head: bytes) -> int:
+    return head[0] & 0x1F if len(head) == 1 else int.from_bytes(head[1:], "big")
+
+
+def _parse_canonical(block: bytes) -> Content | None:
+    """Read a node that is spelled as nearly all are; None leaves it to the decoder."""
+    found = _ENTRY.findall(block)
+    count = len(found)
+    start = 3 + len(_head(0x80, count))
+    end = start + sum([len(entry[0]) for entry in found])
+    last = _LAST.fullmatch(block, end)
+    if last is None or count > MAX_ENTRIES or block[:start] != b"\xa2ae" + _head(0x80, count):
+        return None
+    keys: list[bytes] = []
+    children: list[bytes | None] = [last[1]]
+    key = b""
+    for _, size, suffix, head, child, _ in found:
+        shared = head[0] if len(head) == 1 else _number(head)
+        length = size[0] - 0x40 if len(size) == 1 else _number(size)
+        if length != len(suffix) or not length or shared > len(key):
+            return None
+        if shared < len(key) and suffix[0] <= key[shared]:
+            return None  # not above the key before, or sharing more with it than is said
+        key = key[:shared] + suffix
+        if len(key) > MAX_KEY or key.count(b"/") != 1 or key[0] == 0x2F or key[-1] == 0x2F:
+            return None
+        keys.append(key)
+        children.append(child or None)
+    return Content(keys, [entry[5] for entry in found], children)
+
+
+def _parse_anything(block: bytes) -> Content:
+    value = cbor.decode_strict(block)
+    if not isinstance(value, dict) or value.keys() != {"e", "l"} or type(value["e"]) is not list:
+        raise InvalidData("mst_node", "a node is malformed")
+    if len(value["e"]) > MAX_ENTRIES:
+        raise InvalidData("mst_node", f"a node has {len(value['e'])} entries")
+    content = Content([], [], [_link(value["l"])])
+    key = b""
+    for entry in value["e"]:
+        key, record, child = _entry(entry, key)
+        content.keys.append(key)
+        content.values.append(record)
+        content.children.append(child)
+    return content
+
+
+def _entry(entry: object, previous: bytes) -> tuple[bytes, Cid, Cid | None]:
+    if not isinstance(entry, dict) or entry.keys() != {"k", "p", "t", "v"}:
+        raise InvalidData("mst_node", "an entry is malformed")
+    shared, suffix, record = entry["p"], entry["k"], entry["v"]
+    if type(shared) is not int or type(suffix) is not bytes or not isinstance(record, Cid):
+        raise InvalidData("mst_node", "an entry is malformed")
+    if not 0 <= shared <= len(previous):
+        raise InvalidData("mst_prefix", "a prefix is longer than the key before")
+    key = previous[:shared] + suffix
+    if not is_key(key):
+        raise InvalidData("mst_key", "a key is not collection/rkey")
+    if key <= previous:
+        raise InvalidData("mst_order", "keys do not ascend within a node")
+    if shared != shared_length(previous, key):
+        raise InvalidData("mst_prefix", "a prefix is not as long as possible")
+    return key, record, _link(entry["t"])
+
+
+def _link(value: object) -> Cid | None:
+    if value is None:
+        return None
+    if not isinstance(value, Cid) or value.codec != DAG_CBOR:
+        raise InvalidData("mst_node", "a link to a node is malformed")
+    return value
