@@ -25,7 +25,9 @@ from rsky_pipeline.indexer.events import AccountChange, IdentityChange, Reading,
 from rsky_pipeline.indexer.notifications import Notes
 from rsky_pipeline.indexer.plan import Delete, Plan, make_plan, segments
 from rsky_pipeline.indexer.record_rows import fetch_states, write_records
+from rsky_pipeline.indexer.reference_locks import lock_references
 from rsky_pipeline.indexer.repo_revs import advance_revs
+from rsky_pipeline.indexer.uris import collection_of
 from rsky_pipeline.indexer.write import Changes, Work, write_collection
 
 
@@ -74,6 +76,7 @@ def _apply(
 ) -> Applied:
     changes = [reading.change for reading in readings]
     operations = [change for change in changes if isinstance(change, Put | Delete)]
+    lock_references(tx, operations, collections)
     counts, notified, plans = Counts(), 0, []
     for segment in segments(operations):
         plan = make_plan(segment, fetch_states(tx, (item.uri for item in segment)))
@@ -94,7 +97,9 @@ def _apply(
         stale=sum(plan.stale for plan in plans),
         notifications=notified,
         new_actors=new_actors,
-        written=Counter(_nsid(put.uri) for plan in plans for put in (*plan.inserts, *plan.updates)),
+        written=Counter(
+            collection_of(put.uri) for plan in plans for put in (*plan.inserts, *plan.updates)
+        ),
     )
 
 
@@ -108,11 +113,12 @@ def write_collections(
     """Write what a plan means beyond `record`; return how many notifications were inserted."""
     work: dict[str, Work] = {}
     for put in plan.inserts:
-        work.setdefault(_nsid(put.uri), Work()).inserts.append(put)
+        work.setdefault(collection_of(put.uri), Work()).inserts.append(put)
     for put in plan.updates:
-        work.setdefault(_nsid(put.uri), Work()).updates.append(put)
-    for delete in plan.deletes:
-        work.setdefault(_nsid(delete.uri), Work()).deletes.append(delete.uri)
+        work.setdefault(collection_of(put.uri), Work()).updates.append(put)
+    # Others may point at a record that never was here: its deletion counts for them too.
+    for delete in (*plan.deletes, *plan.tombstones):
+        work.setdefault(collection_of(delete.uri), Work()).deletes.append(delete.uri)
     changed = (put.uri for put in plan.updates)
     forget_duplicates(tx, sorted([*changed, *(item.uri for item in plan.deletes)]))
     notes, now = Notes(), now_text()
@@ -128,7 +134,3 @@ def _revs(readings: Iterable[Reading]) -> Iterable[RepoRev]:
             yield reading.rev
         if isinstance(reading.change, RepoRev):
             yield reading.change
-
-
-def _nsid(uri: str) -> str:
-    return uri[5:].split("/", 2)[1]

@@ -62,7 +62,7 @@ def read_labels(fields: Mapping[bytes, bytes] | None) -> LabelReading:
     labels: list[Label] = []
     refused: list[MalformedEvent] = []
     try:
-        events = decode_labels(dict(fields or {}))
+        events = decode_labels(fields or {}, refused)
     except MalformedEvent as error:
         return LabelReading(refused=(error,))
     for event in events:

@@ -13,6 +13,8 @@ from rsky_pipeline.indexer.clock import now_text
 from rsky_pipeline.indexer.collections.shape import Collection
 from rsky_pipeline.indexer.counts import Counts
 from rsky_pipeline.indexer.plan import Delete, Plan
+from rsky_pipeline.indexer.reference_locks import lock_references
+from rsky_pipeline.indexer.uris import collection_of
 
 CHUNK = 2_000  # records of one transaction
 
@@ -45,11 +47,12 @@ def purge_account(database: Database, did: str, collections: Mapping[str, Collec
 
 def _purge_some(tx: Transaction, did: str, collections: Mapping[str, Collection]) -> int:
     uris = [row[0] for row in tx.query(_RECORDS, (did, CHUNK))]
-    known = [uri for uri in uris if uri[5:].split("/", 2)[1] in collections]
+    known = [uri for uri in uris if collection_of(uri) in collections]
+    plan = Plan(deletes=[Delete(uri, did, "") for uri in known])
+    lock_references(tx, plan.deletes, collections)
     if uris:
         tx.execute(_FORGET_RECORDS, (sorted(uris),))
     counts = Counts()
-    plan = Plan(deletes=[Delete(uri, did, "") for uri in known])
     write_collections(tx, plan, collections, counts, {})
     counts.write(tx)
     return len(uris)

@@ -42,12 +42,14 @@ COLLECTIONS = (
         nsid="app.bsky.feed.threadgate",
         read=_read,
         table=Table("thread_gate", columns=_COLUMNS, unique=("postUri",)),
+        looked_at=True,
         finish=_finish_thread_gates,
     ),
     Collection(
         nsid="app.bsky.feed.postgate",
         read=_read,
         table=Table("post_gate", columns=_COLUMNS, unique=("postUri",)),
+        looked_at=True,
         finish=_finish_post_gates,
     ),
 )

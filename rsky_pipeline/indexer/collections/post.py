@@ -134,5 +134,6 @@ COLLECTION = Collection(
         kept=("replyRoot", "replyParent", "violatesThreadGate"),
     ),
     side=(SideTable("feed_item", owner="uri", columns=FEED_ITEM), *SIDE_TABLES),
+    looked_at=True,
     finish=_finish,
 )

@@ -28,7 +28,7 @@ FEED_ITEM = {
 def _read(put: Put, record: Record) -> Rows:
     row = read_reaction(record)
     item = (put.cid, "repost", row[0], put.did, put.sort_at(row[4]))
-    return Rows(main=row, side={"feed_item": [item]})
+    return Rows(main=row, side={"feed_item": [item]}, looks_at=(row[0],))
 
 
 def _notify(put: Put) -> list[Notification]:

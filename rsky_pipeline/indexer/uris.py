@@ -1,0 +1,6 @@
+"""Parts of at:// uris that this package made itself."""
+
+
+def collection_of(uri: str) -> str:
+    """Return the collection of a record."""
+    return uri[5:].split("/", 2)[1]
