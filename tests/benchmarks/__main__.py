@@ -1,0 +1,97 @@
+"""`make bench`: throughput of the parts, as figures and ratios of one run."""
+
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+from rsky_pipeline.atproto import cbor, dagjson
+from rsky_pipeline.atproto.car import read_car
+from rsky_pipeline.atproto.commit import parse_commit, verify_commit
+from rsky_pipeline.atproto.frame import CommitMessage, decode_frame
+from rsky_pipeline.simulator.clock import stepping_clock
+from rsky_pipeline.simulator.world import World
+from rsky_pipeline.streams.append import Entry, append
+from rsky_pipeline.streams.connection import connect
+from rsky_pipeline.streams.consume import GroupReader
+from tests import stores
+
+Result = TypeVar("Result")
+FRAMES = 3_000
+BATCH = 500
+ENTRIES = 50_000
+
+
+def main() -> None:
+    """Run every benchmark and print a line each."""
+    world = World(1, 200, stepping_clock(1_700_000_000_000_000, 1_000))
+    world.add_history(10)
+    frames, seconds = timed(lambda: [world.step() for _ in range(FRAMES)])
+    report("simulator: events made, signed and encoded", FRAMES, seconds)
+    _, decode = timed(lambda: [convert(frame) for frame in frames])
+    report("frames to record JSON, block hashes checked", FRAMES, decode)
+    _, verify = timed(lambda: [check(world, frame) for frame in frames])
+    report("commit signatures checked", FRAMES, verify)
+    print(f"  a signature costs {verify / decode:.2f} times a conversion")
+    with stores.running_valkey() as url:
+        bench_streams(url)
+
+
+def bench_streams(url: str) -> None:
+    """Append and consume entries of 1 KB in batches."""
+    store = connect(url, name="bench")
+    batch = [Entry("bench", b"event", b"x" * 1_000)] * BATCH
+
+    def produce() -> None:
+        for _ in range(ENTRIES // BATCH):
+            append(store, batch)
+
+    def consume() -> None:
+        while page := reader.read_new(1_000, 0):
+            reader.acknowledge([item.id for item in page])
+
+    _, writing = timed(produce)
+    report("entries appended to a stream", ENTRIES, writing)
+    reader = GroupReader(store, "bench", "g", "c")
+    reader.ensure()
+    _, reading = timed(consume)
+    report("entries read, acknowledged and deleted", ENTRIES, reading)
+    print(f"  consuming costs {reading / writing:.2f} times appending")
+    store.close()
+
+
+def convert(frame: bytes) -> int:
+    """Do with a frame what the ingester does, up to the JSON of its records."""
+    message = decode_frame(frame)
+    if not isinstance(message, CommitMessage):
+        return 0
+    blocks = read_car(message.blocks).blocks
+    return sum(
+        len(dagjson.to_json(cbor.decode(blocks[op.cid])))
+        for op in message.ops
+        if op.cid is not None
+    )
+
+
+def check(world: World, frame: bytes) -> bool:
+    """Check a commit's signature."""
+    message = decode_frame(frame)
+    if not isinstance(message, CommitMessage):
+        return False
+    commit = parse_commit(read_car(message.blocks).blocks[message.commit])
+    return verify_commit(commit, world.by_did[message.did].key.public)
+
+
+def timed(action: Callable[[], Result]) -> tuple[Result, float]:
+    """Run something and return its result and the seconds that it took."""
+    begin = time.perf_counter()
+    result = action()
+    return result, time.perf_counter() - begin
+
+
+def report(what: str, count: int, seconds: float) -> None:
+    """Print a rate."""
+    print(f"{what:<48} {count / seconds:>10,.0f} /s")
+
+
+if __name__ == "__main__":
+    main()
