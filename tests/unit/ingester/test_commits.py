@@ -1,0 +1,291 @@
+"""Frames of a relay to entries: what is kept, what is refused, what is fetched again."""
+
+import base64
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rsky_pipeline.atproto.car import write_car
+from rsky_pipeline.atproto.cbor import encode
+from rsky_pipeline.atproto.cid import RAW, Cid
+from rsky_pipeline.atproto.frame import encode_error_frame, encode_frame
+from rsky_pipeline.ingester import commits
+from rsky_pipeline.ingester.commits import RepoConverter
+from rsky_pipeline.ingester.convert import Converted
+from rsky_pipeline.ingester.quarantine import Quarantine
+from rsky_pipeline.ingester.tally import Tally
+
+DID = "did:plc:aaaaaaaaaaaaaaaaaaaaaaaa"
+REV = "3mptbypluud2a"
+TIME = "2026-07-04T14:38:08.999Z"
+LIKE = {"$type": "app.bsky.feed.like", "createdAt": TIME}
+
+
+def converter(
+    *, claims: bool = False, collections: tuple[str, ...] = ("app.bsky.",)
+) -> RepoConverter:
+    return RepoConverter(
+        "relay.test", "https://relay.test", collections, Tally(), Quarantine("raw"), claims=claims
+    )
+
+
+def commit(
+    ops: list[tuple[str, str, Any]], *, leave_out: frozenset[str] = frozenset(), **changes: Any
+) -> bytes:
+    """Return a frame with these (action, path, record) operations; no MST is in it."""
+    root = encode({"root": True})
+    blocks = [(Cid.of(root), root)]
+    listed: list[dict[str, Any]] = []
+    for action, path, record in ops:
+        if action == "delete":
+            listed.append({"action": action, "path": path, "cid": None})
+            continue
+        block = record if isinstance(record, bytes) else encode(record)
+        listed.append({"action": action, "path": path, "cid": Cid.of(block)})
+        if path not in leave_out:
+            blocks.append((Cid.of(block), block))
+    body = {
+        "seq": 5, "repo": DID, "rev": REV, "since": None, "commit": Cid.of(root), "ops": listed,
+        "blocks": write_car([Cid.of(root)], blocks), "time": TIME, "tooBig": False, "blobs": [],
+    } | changes  # fmt: skip
+    return encode_frame("#commit", body)
+
+
+def events(converted: Converted) -> list[dict[str, Any]]:
+    return [json.loads(e.payload) for e in converted.entries if e.stream == "firehose_live"]
+
+
+def jobs(converted: Converted) -> list[dict[str, Any]]:
+    return [json.loads(e.payload) for e in converted.entries if e.stream == "repo_backfill"]
+
+
+def kept_aside(converted: Converted) -> list[dict[str, Any]]:
+    return [json.loads(e.payload) for e in converted.entries if e.stream == "raw"]
+
+
+def test_creates_updates_and_deletes() -> None:
+    made = converter()
+    frame = made.convert(
+        commit(
+            [
+                ("create", "app.bsky.feed.like/a", LIKE),
+                ("update", "app.bsky.actor.profile/self", {"displayName": "A"}),
+                ("delete", "app.bsky.feed.post/c", None),
+                ("create", "com.example.thing/d", {"x": 1}),
+            ]
+        )
+    )
+    common = {"seq": 5, "time": TIME, "did": DID, "rev": REV,
+              "commit": str(Cid.of(encode({"root": True})))}  # fmt: skip
+    assert events(frame) == [
+        common | {"type": "create", "collection": "app.bsky.feed.like", "rkey": "a",
+                  "cid": str(Cid.of(encode(LIKE))), "record": LIKE},
+        common | {"type": "update", "collection": "app.bsky.actor.profile", "rkey": "self",
+                  "cid": str(Cid.of(encode({"displayName": "A"}))),
+                  "record": {"displayName": "A"}},
+        common | {"type": "delete", "collection": "app.bsky.feed.post", "rkey": "c"},
+    ]  # fmt: skip
+    assert (frame.seq, frame.time) == (5, TIME)
+    assert frame.size == sum(len(entry.payload) for entry in frame.entries)
+    tally = made.tally
+    assert (tally.creates, tally.updates, tally.deletes) == (1, 1, 1)
+    assert (tally.filtered, tally.events, tally.messages) == (1, 3, 1)
+    assert not tally.errors
+
+
+def test_records_become_exact_dag_json() -> None:
+    blob = {"ref": Cid.of(b"picture", RAW), "size": 7, "$type": "blob"}
+    record = {"bytes": b"\x00\xff\x10", "blob": blob, "links": [Cid.of(b"x")], "n": None,
+              "big": 2**53 - 1, "text": "\u0000 \U0001f600"}  # fmt: skip
+    [event] = events(converter().convert(commit([("create", "app.bsky.feed.post/a", record)])))
+    assert event["record"] == {
+        "bytes": {"$bytes": base64.b64encode(b"\x00\xff\x10").decode().rstrip("=")},
+        "blob": {"ref": {"$link": str(Cid.of(b"picture", RAW))}, "size": 7, "$type": "blob"},
+        "links": [{"$link": str(Cid.of(b"x"))}],
+        "n": None, "big": 2**53 - 1, "text": "\u0000 \U0001f600",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("collections", "kept"),
+    [
+        (("app.bsky.",), ["app.bsky.feed.like", "app.bsky.feed.likes"]),
+        (("app.bsky.feed.like",), ["app.bsky.feed.like"]),
+        (("app.bsky.feed.like", "com."), ["app.bsky.feed.like", "com.example.thing"]),
+        ((), []),
+    ],
+)
+def test_collections_are_prefixes_or_exact_names(
+    collections: tuple[str, ...], kept: list[str]
+) -> None:
+    names = [
+        "app.bsky.feed.like",
+        "app.bsky.feed.likes",
+        "app.bskyx.feed.like",
+        "com.example.thing",
+    ]
+    made = converter(collections=collections)
+    frame = made.convert(
+        commit([("create", f"{name}/{i}", {"i": i}) for i, name in enumerate(names)])
+    )
+    assert [event["collection"] for event in events(frame)] == kept
+    assert made.tally.filtered == len(names) - len(kept)
+
+
+def test_a_missing_block_costs_its_operation_and_has_the_repo_fetched() -> None:
+    made = converter()
+    ops = [("create", f"app.bsky.feed.post/{key}", {"key": key}) for key in "abc"]
+    frame = made.convert(commit(ops, leave_out=frozenset({"app.bsky.feed.post/b"})))
+    assert [event["rkey"] for event in events(frame)] == ["a", "c"]
+    assert jobs(frame) == [
+        {"did": DID, "host": "https://relay.test", "rev": REV, "status": None, "active": True}
+    ]
+    assert made.tally.errors == {"missing_block": 1}
+    assert made.tally.resyncs == {"missing_block": 1}
+
+
+def test_a_block_that_is_not_what_it_is_named_is_not_believed() -> None:
+    made = converter()
+    good, bad, root = encode(LIKE), encode({"bad": True}), encode({"root": True})
+    blocks = write_car([Cid.of(root)], [(Cid.of(root), root), (Cid.of(good), bad)])
+    frame = made.convert(commit([("create", "app.bsky.feed.like/a", LIKE)], blocks=blocks))
+    assert events(frame) == []
+    assert len(jobs(frame)) == 1
+    assert made.tally.errors == {"hash_mismatch": 1}
+
+
+@pytest.mark.parametrize(
+    ("record", "reason"),
+    [
+        (encode([1, 2]), "invalid_record"),
+        (b"\xa1\x61x\xfb\x3f\xf8\x00\x00\x00\x00\x00\x00", "float"),
+        (b"\xff", "invalid_cbor"),
+        (encode({"a": 1}) + b"\x00", "trailing_bytes"),
+    ],
+)
+def test_a_record_that_cannot_be_read_costs_only_itself(record: bytes, reason: str) -> None:
+    made = converter()
+    frame = made.convert(
+        commit([("create", "app.bsky.feed.post/a", record), ("create", "app.bsky.feed.post/b", {})])
+    )
+    assert [event["rkey"] for event in events(frame)] == ["b"]
+    assert jobs(frame) == []
+    assert [item["reason"] for item in kept_aside(frame)] == [reason]
+    assert made.tally.errors == {reason: 1}
+    assert made.tally.quarantined == 1
+
+
+def test_a_record_of_absurd_depth_costs_only_itself() -> None:
+    made = converter()
+    deep = b"\x81" * 5_000 + b"\x00"
+    frame = made.convert(
+        commit([("create", "app.bsky.feed.post/a", deep), ("create", "app.bsky.feed.post/b", {})])
+    )
+    assert [event["rkey"] for event in events(frame)] == ["b"]
+    assert sum(made.tally.errors.values()) == 1
+
+
+@pytest.mark.parametrize("path", ["app.bsky.feed.like", "app.bsky.feed.like/", "app.bsky.x/a b"])
+def test_a_path_that_is_none_costs_only_itself(path: str) -> None:
+    made = converter(collections=("app.bsky.", "app.bsky.feed.like"))
+    frame = made.convert(commit([("create", path, {}), ("create", "app.bsky.feed.post/b", {})]))
+    assert [event["rkey"] for event in events(frame)] == ["b"]
+    assert made.tally.errors == {"invalid_path": 1}
+
+
+@pytest.mark.parametrize("blocks", [b"", b"\x05junk", b"\xff" * 50])
+def test_blocks_that_cannot_be_read_have_the_repo_fetched(blocks: bytes) -> None:
+    made = converter()
+    frame = made.convert(commit([("create", "app.bsky.feed.like/a", LIKE)], blocks=blocks))
+    assert events(frame) == []
+    assert len(jobs(frame)) == len(kept_aside(frame)) == 1
+    assert made.tally.resyncs == {"invalid_blocks": 1}
+    assert frame.seq == 5
+
+
+def test_blocks_of_another_commit_are_refused() -> None:
+    made = converter()
+    frame = made.convert(
+        commit([("create", "app.bsky.feed.like/a", LIKE)], commit=Cid.of(b"another"))
+    )
+    assert made.tally.errors == {"root_mismatch": 1}
+    assert len(jobs(frame)) == 1
+
+
+def test_a_commit_that_is_too_big_has_the_repo_fetched() -> None:
+    made = converter()
+    frame = made.convert(commit([("create", "app.bsky.feed.like/a", LIKE)], tooBig=True))
+    assert (events(frame), len(jobs(frame))) == ([], 1)
+    assert made.tally.resyncs == {"too_big": 1}
+
+
+def test_one_record_under_many_paths_cannot_fill_the_memory(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(commits, "MAX_FRAME_OUTPUT", 100_000)
+    record = {"text": "\x00" * 5_000}
+    ops = [("create", f"app.bsky.feed.post/{number}", record) for number in range(200)]
+    made = converter()
+    frame = made.convert(commit(ops))
+    assert frame.size < 200_000
+    assert len(jobs(frame)) == 1
+    assert made.tally.errors == {"expands_too_much": 1}
+
+
+def test_texts_that_would_be_repeated_are_bounded() -> None:
+    made = converter()
+    frame = made.convert(commit([("create", "app.bsky.feed.like/a", LIKE)], time="x" * 65))
+    assert made.tally.errors == {"text_too_long": 1}
+    assert events(frame) == []
+    handle = {"seq": 1, "did": DID, "time": TIME, "handle": "h" * 3_000}
+    assert events(made.convert(encode_frame("#identity", handle))) == []
+
+
+def test_a_defect_of_ours_costs_one_frame(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise ZeroDivisionError
+
+    made = converter()
+    monkeypatch.setattr(commits, "split_path", fail)
+    frame = made.convert(commit([("create", "app.bsky.feed.like/a", LIKE)]))
+    assert [item["reason"] for item in kept_aside(frame)] == ["internal"]
+    assert made.tally.errors == {"internal": 1}
+
+
+def test_claims_carry_the_checked_commit_block_and_what_to_do_without_proof() -> None:
+    made = converter(claims=True)
+    frame = made.convert(commit([("delete", "app.bsky.feed.like/a", None)]))
+    assert frame.claim == (DID, REV, encode({"root": True}))
+    assert frame.instead is not None
+    assert json.loads(frame.instead.payload)["did"] == DID
+    assert made.tally.resyncs == {}
+    other = made.convert(commit([("create", "com.example.thing/a", {})]))
+    assert (other.claim, other.entries) == (None, [])
+
+
+def test_error_frames_end_the_connection_and_remarks_do_not() -> None:
+    made = converter()
+    assert made.convert(encode_frame("#info", {"name": "OutdatedCursor"})).entries == []
+    assert made.convert(encode_frame("#info", {"name": "x" * 999, "message": "m"})).entries == []
+    ended_by_a_remark = made.ended
+    assert ended_by_a_remark is None
+    made.convert(encode_error_frame("ConsumerTooSlow", "too slow"))
+    assert made.ended is not None
+    assert made.ended.error == "ConsumerTooSlow"
+    assert made.tally.infos["OutdatedCursor"] == 1
+
+
+@given(st.binary(max_size=300))
+def test_garbage_never_raises(raw: bytes) -> None:
+    frame = converter().convert(raw)
+    assert frame.seq is None or isinstance(frame.seq, int)
+
+
+@given(st.integers(0, 10_000), st.integers(1, 255))
+def test_damage_never_raises(where: int, flip: int) -> None:
+    raw = bytearray(commit([("create", "app.bsky.feed.like/a", LIKE)]))
+    raw[where % len(raw)] ^= flip
+    converter(claims=True).convert(bytes(raw))

@@ -1,0 +1,202 @@
+"""The pure rules: batches, cursors, pressure, the window, the quarantine."""
+
+from math import inf
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rsky_pipeline.ingester.batch import Batcher, BatchRule
+from rsky_pipeline.ingester.convert import Converted
+from rsky_pipeline.ingester.cursor import (
+    MAX_OLD_FRAMES,
+    MAX_OLD_SECONDS,
+    InvalidCursor,
+    SeqGate,
+    parse_cursor,
+    start_position,
+)
+from rsky_pipeline.ingester.pressure import Pressure
+from rsky_pipeline.ingester.quarantine import MAX_BYTES, MAX_KEPT, Quarantine
+from rsky_pipeline.ingester.window import Slot, Window
+from rsky_pipeline.streams.append import Entry
+
+
+def frame(seq: int | None, events: int = 1, size: int = 10) -> Converted:
+    entries = [Entry("s", b"f", f"{seq}/{number}".encode()) for number in range(events)]
+    return Converted(seq, f"t{seq}", entries, events * size)
+
+
+RULE = BatchRule(max_events=10, max_bytes=1_000, max_age=0.5, max_cursor_age=2.0)
+
+
+def test_a_batch_is_due_by_number_by_size_and_by_age() -> None:
+    batcher = Batcher(RULE)
+    assert batcher.deadline() == inf
+    batcher.add([frame(1)], now=100.0)
+    assert batcher.deadline() == 100.5
+    batcher.add([frame(2, events=9)], now=100.1)
+    assert batcher.deadline() == -inf
+    assert batcher.take().seq == 2
+    batcher.add([frame(3, size=1_000)], now=101.0)
+    assert batcher.deadline() == -inf
+
+
+def test_filtered_frames_alone_are_due_after_the_cursors_own_age() -> None:
+    batcher = Batcher(RULE)
+    batcher.add([frame(1, events=0)], now=100.0)
+    batcher.add([frame(2, events=0)], now=101.0)
+    assert batcher.deadline() == 102.0
+    batch = batcher.take()
+    assert (batch.seq, batch.entries, batch.time) == (2, (), "t2")
+
+
+def test_any_number_of_filtered_frames_takes_no_memory() -> None:
+    batcher = Batcher(RULE)
+    batcher.add([frame(1)], 0.0)
+    batcher.add((frame(seq, events=0) for seq in range(2, 10_000)), 0.0)
+    assert len(batcher._waiting) == 1
+    assert batcher.take().seq == 9_999
+
+
+def test_a_frame_that_is_larger_than_a_batch_is_not_split() -> None:
+    batcher = Batcher(RULE)
+    batcher.add([frame(1), frame(2, events=25), frame(3)], 0.0)
+    assert [len(batcher.take().entries) for _ in range(3)] == [1, 25, 1]
+    assert not batcher
+
+
+def test_a_frame_without_a_seq_does_not_move_the_cursor_back() -> None:
+    batcher = Batcher(RULE)
+    batcher.add([frame(7), frame(None)], 0.0)
+    assert batcher.take().seq == 7
+    batcher.add([frame(None)], 0.0)
+    assert batcher.take().seq is None
+
+
+@given(st.lists(st.tuples(st.integers(0, 12), st.integers(1, 400)), max_size=40))
+def test_batches_are_exactly_the_frames_in_order_and_the_cursor_covers_them(
+    shapes: list[tuple[int, int]],
+) -> None:
+    frames = [frame(seq, *shape) for seq, shape in enumerate(shapes, start=1)]
+    batcher = Batcher(RULE)
+    batcher.add(frames, 0.0)
+    events, covered = [], 0
+    while batcher:
+        batch = batcher.take()
+        events += list(batch.entries)
+        assert batch.seq is not None
+        assert batch.seq > covered
+        before = [entry for item in frames[: batch.seq] for entry in item.entries]
+        assert events == before
+        covered = batch.seq
+        frames_in_it = sum(1 for item in frames if any(e in batch.entries for e in item.entries))
+        assert len(batch.entries) <= RULE.max_events or frames_in_it == 1
+    assert covered == len(frames)
+    assert (batcher.events, batcher.bytes) == (0, 0)
+
+
+def test_stored_cursors() -> None:
+    assert parse_cursor(None) is None
+    assert parse_cursor("0") == 0
+    assert parse_cursor(str(2**53 - 1)) == 2**53 - 1
+    for text in ("", "-1", "1.5", "soon", "٣", "9" * 17, "!ingester-done"):
+        with pytest.raises(InvalidCursor):
+            parse_cursor(text)
+
+
+def test_where_to_start() -> None:
+    assert start_position(7, 9, "live") == 7
+    assert start_position(7, None, 3) == 7
+    assert start_position(None, None, "live") is None
+    assert start_position(None, 9, "live") == 9
+    assert start_position(None, 9, "oldest") == 0
+    assert start_position(None, 9, 4) == 4
+
+
+def test_only_rising_numbers_are_news() -> None:
+    gate = SeqGate(10)
+    assert [gate.admits(seq, 0.0) for seq in (10, 11, 11, 9, 15, 12, 16)] == [
+        False, True, False, False, True, False, True,
+    ]  # fmt: skip
+
+
+def test_a_host_below_the_cursor_is_noticed_by_number_and_by_time() -> None:
+    gate = SeqGate(10**6)
+    for seq in range(1, MAX_OLD_FRAMES + 1):
+        assert not gate.admits(seq, 0.0)
+    assert not gate.is_behind(1.0)
+    gate.admits(1, 0.0)
+    assert gate.is_behind(1.0)
+    gate = SeqGate(10)
+    gate.admits(10, 0.0)
+    assert not gate.is_behind(MAX_OLD_SECONDS * 10)  # the cursor's own event, then silence
+    gate.admits(3, 5.0)
+    assert gate.is_behind(MAX_OLD_SECONDS + 1)
+    gate.admits(11, 50.0)
+    assert not gate.is_behind(500.0)
+
+
+def test_pressure_has_two_levels_and_a_limit_in_time() -> None:
+    pressure = Pressure(max_events=100, max_bytes=1_000, patience=5.0)
+    assert pressure.observe(99, 999, now=1.0)
+    assert not pressure.observe(100, 0, now=2.0)
+    assert pressure.active
+    assert pressure.close_at() == 7.0
+    assert not pressure.observe(51, 0, now=3.0)
+    assert not pressure.observe(10, 501, now=3.0)
+    assert pressure.close_at() == 7.0
+    assert pressure.observe(50, 500, now=4.0)
+    with pytest.raises(ValueError, match="not held up"):
+        pressure.close_at()
+    assert not pressure.observe(0, 1_000, now=5.0)
+
+
+@given(st.lists(st.sampled_from(["add", "add decided", "decide"]), max_size=60), st.randoms())
+def test_frames_leave_the_window_in_the_order_they_came(steps: list[str], random: object) -> None:
+    window, number = Window(), 0
+    undecided: list[tuple[Slot, Converted]] = []
+    left: list[int | None] = []
+    for step in steps:
+        if step == "decide" and undecided:
+            slot, result = undecided.pop(random.randrange(len(undecided)))  # type: ignore[attr-defined]
+            slot.result = result
+        elif step != "decide":
+            number += 1
+            result = frame(number)
+            slot = window.add(result.size, result if step == "add decided" else None)
+            if step == "add":
+                undecided.append((slot, result))
+        left += [item.seq for item in window.take_ready()]
+        assert left == list(range(1, len(left) + 1))
+        assert len(window) == number - len(left)
+    for slot, result in undecided:
+        slot.result = result
+    left += [item.seq for item in window.take_ready()]
+    assert left == list(range(1, number + 1))
+
+
+def test_the_window_is_full_by_number_and_by_size() -> None:
+    window = Window(max_frames=2, max_bytes=100)
+    window.add(1)
+    one_left = window.full
+    window.add(1)
+    assert (one_left, window.full) == (False, True)
+    window = Window(max_frames=10, max_bytes=100)
+    slot = window.add(100)
+    full = window.full
+    slot.result = frame(1)
+    window.take_ready()
+    assert (full, window.full) == (True, False)
+
+
+def test_the_quarantine_is_bounded() -> None:
+    quarantine = Quarantine("q")
+    entry = quarantine.entry(bytes(1_000_000), host="h", reason="r", error="e" * 9_999)
+    assert entry is not None
+    assert len(entry.payload) < MAX_BYTES * 1.5
+    quarantine.observe_length(MAX_KEPT - 1)
+    assert quarantine.entry(b"x", host="h", reason="r", error="e") is not None
+    assert quarantine.entry(b"x", host="h", reason="r", error="e") is None
+    quarantine.observe_length(0)
+    assert quarantine.entry(b"x", host="h", reason="r", error="e") is not None
