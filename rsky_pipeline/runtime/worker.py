@@ -34,6 +34,7 @@ RoleMain = Callable[[WorkerContext], Awaitable[None]]
 
 STATUS_INTERVAL_SECONDS = 1.0
 GRACE_AFTER_HURRY_SECONDS = 10.0
+LAST_WORDS_SECONDS = 1.0
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
 
 log = logging.getLogger(__name__)
@@ -99,30 +100,34 @@ class _Worker:
     async def run(self) -> None:
         context = self._context()
         flags = _Flags(context.stopping, context.hurrying)
+        failure: BaseException | None = None
         async with trio.open_nursery() as services:
             services.start_soon(self._events.run)
             try:
-                async with trio.open_nursery() as nursery:
-                    await nursery.start(self._watch_signals, flags)
-                    nursery.start_soon(self._watch_supervisor, flags)
-                    nursery.start_soon(self._beat, context.registry)
-                    nursery.start_soon(self._role_task, context, nursery.cancel_scope)
-                    # The role declares its metrics before its first await: let it get there, so
-                    # that the first scrape already sees every one of them.
-                    await trio.lowlevel.checkpoint()
-                    await trio.lowlevel.checkpoint()
-                    self._serve_metrics(context.registry)
-                if not flags.stopping.is_set():
-                    self.exit_code = UNEXPECTED
-                    log.critical("the role ended although nobody asked it to")
-            except BaseException as error:
-                self._events.send("exit", reason=exit_code_of(error)[1])
-                raise
-            else:
-                self._events.send("exit", reason=None, health=self._health.document())
-            finally:
-                self._events.finish()
-                services.cancel_scope.deadline = trio.current_time() + 1
+                await self._run_role(context, flags)
+            except Exception as error:  # noqa: BLE001  # raised below, once the supervisor knows
+                failure = error
+            reason = exit_code_of(failure)[1] if failure else None
+            self._events.send("exit", reason=reason, health=self._health.document())
+            self._events.finish()
+            services.cancel_scope.deadline = trio.current_time() + LAST_WORDS_SECONDS
+        if failure is not None:
+            raise failure
+        if not flags.stopping.is_set():
+            self.exit_code = UNEXPECTED
+            log.critical("the role ended although nobody asked it to")
+
+    async def _run_role(self, context: WorkerContext, flags: _Flags) -> None:
+        async with trio.open_nursery() as nursery:
+            await nursery.start(self._watch_signals, flags)
+            nursery.start_soon(self._watch_supervisor, flags)
+            nursery.start_soon(self._beat, context.registry)
+            nursery.start_soon(self._role_task, context, nursery.cancel_scope)
+            # The role declares its metrics before its first await: let it get there, so that the
+            # first scrape already sees every one of them.
+            await trio.lowlevel.checkpoint()
+            await trio.lowlevel.checkpoint()
+            self._serve_metrics(context.registry)
 
     async def _role_task(self, context: WorkerContext, scope: trio.CancelScope) -> None:
         await self._main(context)

@@ -39,7 +39,7 @@ def worker_policy(settings: Settings) -> Policy:
     return Policy(
         ladder=(
             Rung(signal.SIGTERM, settings.stop_timeout_seconds),
-            Rung(signal.SIGTERM, HURRY_SECONDS),
+            Rung(signal.SIGINT, HURRY_SECONDS),  # a second TERM at once would merge with the first
             Rung(signal.SIGQUIT, STACKS_SECONDS),
             Rung(signal.SIGKILL, KILL_SECONDS),
         ),

@@ -15,6 +15,7 @@ from rsky_pipeline.supervisor.machine import WAITING, Phase
 from rsky_pipeline.supervisor.steps import Steps
 
 RETRY_CAP_SECONDS = 15.0
+STORE_ATTEMPTS = 5
 
 log = logging.getLogger(__name__)
 
@@ -111,8 +112,8 @@ async def restart_role(workers: Sequence[ChildDriver], steps: Steps) -> bool:
 
 
 def _gave_up(child: ChildDriver) -> bool:
-    phase = child.state.phase
-    return phase in (Phase.FAILED, Phase.CRASHLOOP, Phase.STOPPED) and child.state.starts > 0
+    gone = child.at_rest and child.state.starts > 0
+    return gone or child.state.failures >= STORE_ATTEMPTS
 
 
 def _waits(child: ChildDriver) -> bool:

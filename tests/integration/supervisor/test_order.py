@@ -1,0 +1,126 @@
+"""Producers are ready before consumers start; consumers are gone before producers are told."""
+
+import re
+import signal
+
+from tests.integration.supervisor.pipeline import Pipeline, until
+
+
+def test_each_role_is_ready_before_the_next_is_started(pipeline: Pipeline) -> None:
+    pipeline.behave(ingester={"ready_after": 0.6}, backfiller={"ready_after": 0.4})
+    pipeline.up()
+    assert pipeline.trace() == [
+        *("ingester-1 began", "ingester-1 ready"),
+        *("backfiller-1 began", "backfiller-1 ready"),
+        *("indexer-1 began", "indexer-1 ready"),
+    ]
+
+
+def test_stop_drains_consumers_first_and_prints_each_step(pipeline: Pipeline) -> None:
+    drains = {role: {"drain_seconds": 0.4} for role in ("ingester", "backfiller", "indexer")}
+    pipeline.behave(**drains)
+    running = pipeline.up("ingester", "backfiller", "indexer", "indexer_workers=2")
+    result = pipeline.command("stop", "--ordered")
+    assert result.exit_code == 0, result.output
+    assert re.fullmatch(
+        r"indexer \(2 workers\) drained and stopped \(\d\.\d s, 0 pending\)\n"
+        r"backfiller drained and stopped \(\d\.\d s, 0 pending\)\n"
+        r"ingester drained and stopped \(\d\.\d s, 0 pending\)\n",
+        result.output,
+    )
+    assert running.ended() == 0
+    after = pipeline.trace()[-8:]
+    assert sorted(after[:2]) == ["indexer-1 stopping", "indexer-2 stopping"]
+    assert sorted(after[2:4]) == ["indexer-1 drained", "indexer-2 drained"]
+    assert after[4:] == [
+        *("backfiller-1 stopping", "backfiller-1 drained"),
+        *("ingester-1 stopping", "ingester-1 drained"),
+    ]
+
+
+def test_ctrl_c_is_an_ordered_stop(pipeline: Pipeline) -> None:
+    pipeline.behave(indexer={"drain_seconds": 0.3})
+    running = pipeline.up()
+    running.signal(signal.SIGINT)
+    assert running.ended() == 0
+    drained = [line for line in pipeline.trace() if line.endswith("drained")]
+    assert drained == ["indexer-1 drained", "backfiller-1 drained", "ingester-1 drained"]
+    assert pipeline.nobody_runs()
+
+
+def test_a_second_signal_skips_the_draining(pipeline: Pipeline) -> None:
+    pipeline.behave(indexer={"drain_seconds": 25})
+    running = pipeline.up()
+    running.signal(signal.SIGTERM)
+    until(lambda: "indexer-1 stopping" in pipeline.trace(), "the indexer is told to stop")
+    running.signal(signal.SIGTERM)
+    assert running.ended(10) == 0
+    assert "indexer-1 hurried" in pipeline.trace()
+
+
+def test_a_third_signal_kills_and_says_so(pipeline: Pipeline) -> None:
+    pipeline.behave(indexer={"drain_seconds": 60, "deaf": True})
+    running = pipeline.up()
+    for what in ("stopping in order", "skipping the draining", "WARNING killing"):
+        running.signal(signal.SIGTERM)
+        running.until_logged(what)
+    assert running.ended(10) == 5
+    assert running.logged(r"indexer did not drain in time and was killed \(\d\.\d s")
+    ends = [line for line in running.log.splitlines() if "drain" in line and "stopping" not in line]
+    assert [end.split()[3] for end in ends if "skipping" not in end] == [
+        *("indexer", "backfiller", "ingester")
+    ]
+
+
+def test_stop_with_a_timeout_forces_and_reports(pipeline: Pipeline) -> None:
+    pipeline.behave(indexer={"drain_seconds": 60, "deaf": True})
+    running = pipeline.up()
+    result = pipeline.command("stop", "--timeout", "0.2")
+    assert result.exit_code == 5
+    assert result.output.startswith("indexer did not drain in time and was killed")
+    assert running.ended() == 5
+
+
+def test_a_stop_while_starting_stops(pipeline: Pipeline) -> None:
+    pipeline.behave(ingester={"ready_after": 60})
+    running = pipeline.start()
+    until(lambda: "ingester-1 began" in pipeline.trace(), "the ingester began")
+    running.signal(signal.SIGTERM)
+    running.until_logged("indexer was not running")
+    running.signal(signal.SIGTERM)  # the double does not listen before it is ready
+    running.until_logged("skipping the draining")
+    running.signal(signal.SIGTERM)
+    assert running.ended() == 5
+    assert pipeline.trace() == ["ingester-1 began"]
+
+
+def test_several_supervisors_share_a_run_directory(pipeline: Pipeline) -> None:
+    supervisors = [pipeline.up(role) for role in ("ingester", "backfiller", "indexer")]
+    names = sorted(path.name for path in pipeline.run_dir.glob("control-*"))
+    assert names == ["control-backfiller.sock", "control-indexer.sock", "control-ingester.sock"]
+    status = pipeline.command("status")
+    assert status.exit_code == 0
+    assert all(f"{role}-1" in status.output for role in ("ingester", "backfiller", "indexer"))
+    result = pipeline.command("stop", "--ordered")
+    assert result.exit_code == 0
+    stopped = [line.split()[0] for line in result.output.splitlines()]
+    assert stopped == ["indexer", "backfiller", "ingester"]
+    assert [running.ended() for running in supervisors] == [0, 0, 0]
+    assert pipeline.command("stop").exit_code == 3
+
+
+def test_stopping_one_role_of_a_supervisor_leaves_the_others(pipeline: Pipeline) -> None:
+    from rsky_pipeline.supervisor import client
+
+    running = pipeline.up()
+    [supervisor] = client.find(pipeline.run_dir)
+    steps: list[str] = []
+    client.ask(supervisor.path, "stop", on_step=steps.append, wait_seconds=20, roles=["indexer"])
+    assert len(steps) == 1
+    assert steps[0].startswith("indexer drained and stopped")
+    assert pipeline.child("indexer-1")["state"] == "stopped"
+    assert pipeline.child("ingester-1")["state"] == "ready"
+    assert running.process.poll() is None
+    # Started again by an order; the rest goes down with the last role.
+    client.ask(supervisor.path, "restart", wait_seconds=20, roles=["indexer"])
+    assert pipeline.child("indexer-1")["state"] == "ready"

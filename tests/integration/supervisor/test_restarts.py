@@ -1,0 +1,174 @@
+"""What happens when workers and stores die, loop, hang, or cannot run at all."""
+
+import json
+import os
+import signal
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import pytest
+import trio
+
+from rsky_pipeline.runtime.lock import acquire
+from rsky_pipeline.supervisor import child as child_module
+from rsky_pipeline.supervisor import messages as m
+from rsky_pipeline.supervisor.child import ChildDriver
+from rsky_pipeline.supervisor.machine import Phase
+from rsky_pipeline.supervisor.policy import Policy, Rung
+from rsky_pipeline.supervisor.spawn import Process, spawn_worker
+from tests.integration.supervisor.pipeline import Pipeline, until
+from tests.integration.supervisor.supervisor_double import PROGRAM, settings_for
+from tests.stores import redis_client
+
+
+def test_a_killed_worker_comes_back(pipeline: Pipeline) -> None:
+    pipeline.up()
+    before = pipeline.child("indexer-1")
+    os.kill(before["pid"], signal.SIGKILL)
+    until(lambda: pipeline.child("indexer-1")["restarts"] == 1, "a restart")
+    until(lambda: pipeline.child("indexer-1")["state"] == "ready", "ready again")
+    after = pipeline.child("indexer-1")
+    assert after["pid"] != before["pid"]
+    assert after["last_exit"] == {"code": None, "signal": 9, "reason": None}
+    assert pipeline.child("ingester-1")["restarts"] == 0
+
+
+@pytest.mark.slow
+def test_a_crash_loop_is_visible_and_goes_on(pipeline: Pipeline) -> None:
+    pipeline.behave(indexer={"exit_after": 0, "exit_code": 9})
+    running = pipeline.start()
+    running.until_logged("ERROR +crashloop", seconds=60)
+    status = pipeline.child("indexer-1")
+    assert status["state"] == "crashloop"
+    assert status["crash_looping"] is True
+    assert status["last_exit"]["code"] == 9
+    assert status["restarts"] >= 4
+    assert pipeline.child("ingester-1")["state"] == "ready"
+    result = pipeline.command("status")
+    assert result.exit_code == 1
+    assert "crashloop" in result.output
+    port = running.log.split("port=")[1].split()[0]  # the supervisor's own comes first
+    looping = b'rsky_process_crash_looping{process="indexer-1",role="indexer"} 1.0'
+    until(lambda: looping in fetch(int(port), "/metrics")[1], "the metric of the crash loop")
+    metrics = fetch(int(port), "/metrics")[1].decode()
+    assert 'rsky_process_up{process="ingester-1",role="ingester"} 1.0' in metrics
+    assert fetch(int(port), "/healthz")[0] == 503
+    # An operator's restart starts at once and with a clean slate.
+    pipeline.behave()
+    assert pipeline.command("restart", "indexer").exit_code == 0
+    assert pipeline.child("indexer-1")["crash_looping"] is False
+
+
+def test_a_configuration_error_is_final(pipeline: Pipeline) -> None:
+    pipeline.behave(backfiller={"bad_configuration": True})
+    running = pipeline.start()
+    assert running.ended() == 78
+    assert running.logged(
+        "cannot start: backfiller-1 cannot run: exit code 78: relay_hosts: there is no such relay"
+    )
+    assert running.logged("ingester drained and stopped")
+    assert not any(line.startswith("indexer") for line in pipeline.trace())
+
+
+def test_restart_replaces_workers_one_at_a_time(pipeline: Pipeline) -> None:
+    pipeline.behave(indexer={"drain_seconds": 0.1})
+    pipeline.up("indexer", "indexer_workers=2")
+    began = len(pipeline.trace())
+    result = pipeline.command("restart", "indexer")
+    assert result.exit_code == 0
+    assert [line.split()[:2] for line in result.output.splitlines()] == [
+        ["indexer-1", "restarted"],
+        ["indexer-2", "restarted"],
+    ]
+    steps = [line for line in pipeline.trace()[began:] if not line.endswith("began")]
+    assert steps == [
+        f"indexer-{number} {what}" for number in (1, 2) for what in ("stopping", "drained", "ready")
+    ]
+    assert pipeline.child("indexer-1")["last_exit"]["code"] == 0
+    assert pipeline.command("restart", "ingester").exit_code == 3
+    assert pipeline.command("restart", "relay").exit_code == 2
+
+
+def test_health_is_503_until_the_worker_is_ready(pipeline: Pipeline) -> None:
+    pipeline.behave(ingester={"ready_after": 1.5})
+    running = pipeline.start("ingester")
+    until(lambda: not pipeline.nobody_runs(), "a control socket")
+    until(lambda: pipeline.child("ingester-1")["metrics_port"], "a metrics port")
+    port = pipeline.child("ingester-1")["metrics_port"]
+    status, body = fetch(port, "/healthz")
+    assert (status, json.loads(body)["state"]) == (503, "starting")
+    running.until_logged("INFO +running")
+    status, body = fetch(port, "/healthz")
+    document = json.loads(body)
+    assert status == 200
+    assert document["lag"] == 3
+    assert document["streams"] == {"firehose_live": 11}
+    assert pipeline.status()["streams"] == {"firehose_live": 11}
+
+
+def test_an_embedded_store_that_dies_is_started_again(pipeline: Pipeline) -> None:
+    pipeline.up("ingester", "embedded")
+    url = f"unix://{pipeline.data}/valkey/valkey.sock"
+    with redis_client(url) as client:
+        client.set("kept", "yes")
+    before = pipeline.child("valkey")["pid"]
+    os.kill(before, signal.SIGKILL)
+    until(lambda: pipeline.child("valkey")["pid"] not in (before, None), "a new valkey")
+    until(lambda: pipeline.child("valkey")["state"] == "ready", "valkey ready")
+    with redis_client(url) as client:
+        assert client.get("kept") == b"yes"
+    names = [process["name"] for process in pipeline.status()["processes"]]
+    assert names == ["valkey", "ingester-1"]  # the ingester does without PostgreSQL
+
+
+async def test_a_loop_that_hangs_is_restarted(
+    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(child_module, "SILENCE_SECONDS", 1.5)
+    pipeline.behave(indexer={"stuck": True})
+    settings = settings_for(pipeline.data, run_dir=pipeline.run_dir)
+
+    def launch() -> Process:
+        lock = acquire(pipeline.run_dir / "locks" / "indexer-1.lock")
+        assert lock is not None
+        try:
+            return spawn_worker(PROGRAM, "indexer", 1, settings, lock)
+        finally:
+            lock.let_go()
+
+    ladder = (Rung(signal.SIGTERM, 0.3), Rung(signal.SIGQUIT, 0.3), Rung(signal.SIGKILL, 5))
+    driver = ChildDriver("indexer", 1, Policy(ladder=ladder, ready_timeout=20), launch)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(driver.run)
+        driver.tell(m.Start())
+        with trio.fail_after(20):
+            await driver.until(lambda one: one.state.kills == 1)
+            await driver.until(lambda one: one.state.phase is Phase.BACKOFF)
+        driver.tell_to_stop()
+        with trio.fail_after(20):
+            await driver.until(lambda one: one.at_rest)
+        nursery.cancel_scope.cancel()
+
+
+def fetch(port: int, path: str) -> tuple[int, bytes]:
+    """Return status and body of a page on loopback."""
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=5) as answer:
+            return answer.status, answer.read()
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, error.read()
+
+
+def test_the_first_lines_of_a_store_that_cannot_start_are_told(
+    pipeline: Pipeline, tmp_path: Path
+) -> None:
+    valkey = pipeline.data / "valkey"
+    (valkey / "appendonlydir").mkdir(parents=True)
+    manifest = valkey / "appendonlydir" / "appendonly.aof.manifest"
+    manifest.write_text("this is not a manifest\n")
+    running = pipeline.start("ingester", "embedded")
+    assert running.ended(90) == 69
+    assert running.logged("cannot start: valkey does not start: exit code 1")
+    assert running.logged("manifest")
