@@ -109,14 +109,12 @@ class Demo:
         end = time.monotonic() + self._seconds
         while time.monotonic() < end and pipeline.poll() is None:
             time.sleep(3)
-            status = self._status()
-            roles = (status or {}).get("children", [])
+            status = self._status() or {}
+            workers = [item for item in status.get("processes", []) if item["kind"] == "worker"]
             shown = [
-                f"{item['name']} {item['state']} {item.get('rate', 0) or 0:.0f}/s "
-                f"lag {item.get('lag', 0) or 0}"
-                for item in roles
-                if "rate" in item
+                f"{item['name']} {item['state']} {item['rate'] or 0:.0f}/s" for item in workers
             ]
+            shown += [f"{name} {length}" for name, length in status.get("streams", {}).items()]
             click.echo(f"{self._ask('status')['seq']:>8} published | {' | '.join(shown)}")
 
     def _wait_until_drained(self) -> None:
