@@ -4,7 +4,7 @@ trio-websocket passes each message through a channel, with a switch of tasks for
 the connection over a message above its limit. At thousands of messages a second the first costs
 more than everything else (35 against 16 microseconds a message, measured), and the second would be
 met again after each reconnect at the same cursor. This subclass replaces only what happens to a
-finished message; tests/unit/ingester/test_subscription.py fails if the library changes under it.
+finished message; tests/unit/network/test_subscription.py fails if the library changes under it.
 """
 
 from collections import deque

@@ -21,6 +21,7 @@ from rsky_pipeline.network.hosts import Endpoint
 
 _log = logging.getLogger(__name__)
 _MAX_RETRY_AFTER = 3_600.0
+_PROTOCOL_CODES = frozenset({1002, 1003, 1007})  # RFC 6455; said by either side
 
 
 class DisconnectReason(StrEnum):
@@ -128,8 +129,10 @@ class Subscription:
             elif closed.code == 1006:
                 self._end(DisconnectReason.LOST, "the connection broke")
             else:
-                reason = f", {closed.reason[:200]}" if closed.reason else ""
-                self._end(DisconnectReason.CLOSED, f"closed with code {closed.code}{reason}")
+                broken = closed.code in _PROTOCOL_CODES
+                reason = DisconnectReason.PROTOCOL_ERROR if broken else DisconnectReason.CLOSED
+                words = f", {closed.reason[:200]}" if closed.reason else ""
+                self._end(reason, f"closed with code {closed.code}{words}")
 
     async def run_heartbeat(self) -> None:
         """Ping the peer now and then; a silent one is taken for dead."""

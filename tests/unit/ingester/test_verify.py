@@ -1,0 +1,311 @@
+"""Signatures: nothing false is written, nothing true is lost, and nothing stands still."""
+
+import json
+from collections.abc import Iterable
+
+import pytest
+import trio
+import trio.testing
+
+from rsky_pipeline.atproto.car import write_car
+from rsky_pipeline.atproto.cbor import encode
+from rsky_pipeline.atproto.cid import Cid
+from rsky_pipeline.atproto.commit import sign_commit
+from rsky_pipeline.atproto.crypto import PrivateKey, PublicKey
+from rsky_pipeline.atproto.frame import encode_frame
+from rsky_pipeline.atproto.identity import DidDocument, parse_did_document
+from rsky_pipeline.ingester import verify
+from rsky_pipeline.ingester.commits import RepoConverter
+from rsky_pipeline.ingester.convert import Claim, Converted
+from rsky_pipeline.ingester.cursor import SeqGate
+from rsky_pipeline.ingester.intake import Intake
+from rsky_pipeline.ingester.quarantine import Quarantine
+from rsky_pipeline.ingester.tally import Tally
+from rsky_pipeline.ingester.verify import SignatureVerifier, Verdict
+from rsky_pipeline.network.directory import IdentityNotFound, IdentityUnavailable
+from tests.data import test_data
+from tests.data_frames import corpus_documents, corpus_frames
+
+DID = "did:plc:aaaaaaaaaaaaaaaaaaaaaaaa"
+REV = "3mptbypluud2a"
+TIME = "2026-07-04T14:38:08.999Z"
+KEY = PrivateKey.from_seed("k256", b"a" * 32)
+NEW_KEY = PrivateKey.from_seed("p256", b"b" * 32)
+
+
+class Accounts:
+    """A directory whose answers the test decides."""
+
+    def __init__(self) -> None:
+        self.keys: dict[str, PublicKey | Exception | None] = {DID: KEY.public}
+        self.cached: dict[str, PublicKey | None] = {}
+        self.lookups: list[tuple[str, bool]] = []
+        self.slow: dict[str, trio.Event] = {}
+        self.at_once = 0
+        self.most_at_once = 0
+
+    async def resolve(self, did: str, force: bool = False) -> DidDocument:
+        self.lookups.append((did, force))
+        self.at_once += 1
+        self.most_at_once = max(self.at_once, self.most_at_once)
+        try:
+            if did in self.slow:
+                await self.slow[did].wait()
+            await trio.lowlevel.checkpoint()
+        finally:
+            self.at_once -= 1
+        if force or did not in self.cached:
+            answer = self.keys[did]
+            if isinstance(answer, Exception):
+                raise answer
+            self.cached[did] = answer
+        return DidDocument(did, None, None, self.cached[did])
+
+    def forget(self, did: str) -> None:
+        self.cached.pop(did, None)
+
+
+class Written:
+    """Stands where the writer stands, and keeps what it is given."""
+
+    def __init__(self) -> None:
+        self.frames: list[Converted] = []
+
+    def put(self, frames: Iterable[Converted]) -> None:
+        self.frames += frames
+
+    @property
+    def seqs(self) -> list[int | None]:
+        return [frame.seq for frame in self.frames]
+
+
+def claim(key: PrivateKey = KEY, did: str = DID, rev: str = REV, named: str = DID) -> Claim:
+    return Claim(named, REV, sign_commit(did, rev, Cid.of(b"data"), None, key))
+
+
+def frame(seq: int, did: str = DID, key: PrivateKey = KEY) -> bytes:
+    """Return a commit frame whose commit is really signed; its tree is not in it."""
+    record = encode({"$type": "app.bsky.feed.like", "seq": seq})
+    root = sign_commit(did, REV, Cid.of(b"data"), None, key)
+    body = {
+        "seq": seq, "repo": did, "rev": REV, "since": None, "commit": Cid.of(root), "blobs": [],
+        "blocks": write_car([Cid.of(root)], [(Cid.of(root), root), (Cid.of(record), record)]),
+        "ops": [{"action": "create", "path": "app.bsky.feed.like/a", "cid": Cid.of(record)}],
+        "time": TIME, "tooBig": False,
+    }  # fmt: skip
+    return encode_frame("#commit", body)
+
+
+def identity(seq: int, did: str = DID) -> bytes:
+    return encode_frame("#identity", {"seq": seq, "did": did, "time": TIME})
+
+
+async def verdict(verifier: SignatureVerifier, claimed: Claim) -> Verdict:
+    return verifier.decide_at_once(claimed) or await verifier.decide(claimed)
+
+
+async def test_a_good_signature_takes_one_lookup_and_then_none() -> None:
+    accounts = Accounts()
+    verifier = SignatureVerifier(accounts)
+    assert verifier.decide_at_once(claim()) is None
+    assert await verifier.decide(claim()) is Verdict.VALID
+    assert verifier.decide_at_once(claim()) is Verdict.VALID
+    assert accounts.lookups == [(DID, False)]
+
+
+@pytest.mark.parametrize(
+    "forged",
+    [
+        claim(NEW_KEY),
+        claim(did="did:plc:bbbbbbbbbbbbbbbbbbbbbbbb"),
+        claim(rev="3mptbypluud2b"),
+        Claim(DID, REV, b"\xff"),
+        Claim(DID, REV, encode({"did": DID})),
+    ],
+)
+async def test_what_the_account_did_not_sign_is_forged(forged: Claim) -> None:
+    verifier = SignatureVerifier(Accounts())
+    assert await verdict(verifier, forged) is Verdict.FORGED
+
+
+async def test_a_new_key_is_found_by_one_forced_lookup() -> None:
+    accounts = Accounts()
+    verifier = SignatureVerifier(accounts)
+    assert await verdict(verifier, claim()) is Verdict.VALID
+    accounts.keys[DID] = NEW_KEY.public
+    assert await verdict(verifier, claim(NEW_KEY)) is Verdict.VALID
+    assert accounts.lookups == [(DID, False), (DID, True)]
+    # The old key is refused now, without asking again so soon.
+    assert verifier.decide_at_once(claim()) is Verdict.FORGED
+
+
+async def test_bad_signatures_ask_the_directory_once_in_a_while(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    accounts = Accounts()
+    verifier = SignatureVerifier(accounts)
+    for _ in range(20):
+        assert await verdict(verifier, claim(NEW_KEY)) is Verdict.FORGED
+    assert len(accounts.lookups) == 2
+    await trio.sleep(verify.REFRESH_SECONDS + 1)
+    assert await verdict(verifier, claim(NEW_KEY)) is Verdict.FORGED
+    assert accounts.lookups[2:] == [(DID, True)]
+
+
+async def test_an_identity_event_makes_the_next_commit_ask() -> None:
+    accounts = Accounts()
+    verifier = SignatureVerifier(accounts)
+    assert await verdict(verifier, claim()) is Verdict.VALID
+    accounts.keys[DID] = NEW_KEY.public
+    verifier.forget(DID)
+    assert await verdict(verifier, claim(NEW_KEY)) is Verdict.VALID
+    assert accounts.lookups == [(DID, False), (DID, False)]
+
+
+async def test_accounts_without_identity_or_key() -> None:
+    accounts = Accounts()
+    verifier = SignatureVerifier(accounts)
+    accounts.keys[DID] = IdentityNotFound("gone")
+    assert await verdict(verifier, claim()) is Verdict.NO_ACCOUNT
+    accounts.keys[DID] = None
+    assert await verdict(verifier, claim()) is Verdict.NO_ACCOUNT
+
+
+async def test_a_directory_that_fails_or_hangs_costs_little_time(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    accounts = Accounts()
+    verifier = SignatureVerifier(accounts)
+    accounts.keys[DID] = IdentityUnavailable("down")
+    assert await verdict(verifier, claim()) is Verdict.UNVERIFIED
+    assert verifier.decide_at_once(claim()) is Verdict.UNVERIFIED
+    assert len(accounts.lookups) == 1
+    other = "did:web:slow.test"
+    accounts.slow[other] = trio.Event()
+    before = trio.current_time()
+    assert await verdict(verifier, claim(did=other, named=other)) is Verdict.UNVERIFIED
+    assert trio.current_time() - before == pytest.approx(verify.LOOKUP_SECONDS)
+    accounts.keys[DID] = KEY.public
+    await trio.sleep(verify.UNAVAILABLE_SECONDS + 1)
+    assert await verdict(verifier, claim()) is Verdict.VALID
+
+
+async def test_a_known_key_still_proves_while_the_directory_is_down() -> None:
+    accounts = Accounts()
+    verifier = SignatureVerifier(accounts)
+    assert await verdict(verifier, claim()) is Verdict.VALID
+    accounts.keys[DID] = IdentityUnavailable("down")
+    assert await verdict(verifier, claim(NEW_KEY)) is Verdict.UNVERIFIED
+    assert await verdict(verifier, claim()) is Verdict.VALID
+
+
+async def test_keys_are_kept_in_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(verify, "MAX_KEYS", 10)
+    accounts = Accounts()
+    verifier = SignatureVerifier(accounts)
+    for number in range(50):
+        did = f"did:web:host{number}.test"
+        accounts.keys[did] = KEY.public
+        assert await verdict(verifier, claim(did=did, named=did)) is Verdict.VALID
+    assert len(verifier._keys) == 10
+
+
+def start(nursery: trio.Nursery, accounts: Accounts) -> tuple[Intake, Written, Tally]:
+    tally, written = Tally(), Written()
+    converter = RepoConverter(
+        "relay.test", "https://relay.test", ("app.bsky.",), tally, Quarantine("raw"), claims=True
+    )
+    verifier = SignatureVerifier(accounts)
+    intake = Intake(converter, written, SeqGate(0), verifier, nursery)  # type: ignore[arg-type]
+    return intake, written, tally
+
+
+async def test_a_forged_commit_is_fetched_and_never_written() -> None:
+    accounts = Accounts()
+    async with trio.open_nursery() as nursery:
+        intake, written, tally = start(nursery, accounts)
+        intake.take([frame(1, key=NEW_KEY), frame(2), identity(3)])
+    assert written.seqs == [1, 2, 3]
+    assert [[entry.stream for entry in item.entries] for item in written.frames] == [
+        ["repo_backfill"], ["firehose_live"], ["firehose_live"],
+    ]  # fmt: skip
+    assert json.loads(written.frames[0].entries[0].payload)["did"] == DID
+    assert tally.verdicts == {"forged": 1, "valid": 1}
+    assert tally.resyncs == {"forged": 1}
+
+
+async def test_an_account_that_cannot_be_looked_up_is_fetched_later() -> None:
+    accounts = Accounts()
+    accounts.keys[DID] = IdentityUnavailable("down")
+    async with trio.open_nursery() as nursery:
+        intake, written, tally = start(nursery, accounts)
+        intake.take([frame(1)])
+    assert [entry.stream for entry in written.frames[0].entries] == ["repo_backfill"]
+    assert tally.resyncs == {"unverified": 1}
+
+
+async def test_nothing_of_an_account_that_does_not_exist_is_written() -> None:
+    accounts = Accounts()
+    accounts.keys[DID] = IdentityNotFound("gone")
+    async with trio.open_nursery() as nursery:
+        intake, written, tally = start(nursery, accounts)
+        intake.take([frame(1)])
+    assert written.seqs == [1]
+    assert written.frames[0].entries == []
+    assert tally.verdicts == {"no_account": 1}
+
+
+async def test_lookups_run_at_once_and_frames_leave_in_order() -> None:
+    accounts = Accounts()
+    dids = [f"did:web:host{number}.test" for number in range(100)]
+    for did in dids:
+        accounts.keys[did] = KEY.public
+        accounts.slow[did] = trio.Event()
+    async with trio.open_nursery() as nursery:
+        intake, written, _ = start(nursery, accounts)
+        intake.take([frame(seq, did=did) for seq, did in enumerate(dids, start=1)])
+        intake.take([identity(101)])
+        await trio.testing.wait_all_tasks_blocked()
+        assert written.seqs == []
+        assert accounts.most_at_once == verify.MAX_LOOKUPS
+        for did in reversed(dids[1:]):
+            accounts.slow[did].set()
+        await trio.testing.wait_all_tasks_blocked()
+        assert written.seqs == []
+        accounts.slow[dids[0]].set()
+    assert written.seqs == list(range(1, 102))
+
+
+async def test_reading_waits_while_too_many_frames_lack_proof() -> None:
+    accounts = Accounts()
+    slow = accounts.slow[DID] = trio.Event()
+    done = trio.Event()
+    async with trio.open_nursery() as nursery:
+        intake, written, _ = start(nursery, accounts)
+        intake.take([frame(seq) for seq in range(1, 2_002)])
+
+        async def wait() -> None:
+            await intake.room()
+            done.set()
+
+        nursery.start_soon(wait)
+        await trio.testing.wait_all_tasks_blocked()
+        assert not done.is_set()
+        slow.set()
+    assert done.is_set()
+    assert written.seqs == list(range(1, 2_002))
+
+
+async def test_every_commit_of_the_real_window_is_valid() -> None:
+    corpus = test_data("fixtures/jetstream/corpus")
+    documents = corpus_documents(corpus)
+    accounts = Accounts()
+    for did, document in documents.items():
+        accounts.keys[did] = parse_did_document(document, did).signing_key
+    async with trio.open_nursery() as nursery:
+        intake, written, tally = start(nursery, accounts)
+        intake.take(corpus_frames(corpus))
+    assert set(tally.verdicts) == {"valid"}
+    assert tally.verdicts["valid"] > 130
+    assert len(written.frames) == 150
+    assert not tally.resyncs

@@ -1,0 +1,347 @@
+"""Subscriptions over real sockets on loopback, to servers of every kind of badness."""
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
+from functools import partial
+from typing import Any
+
+import pytest
+import trio
+import trio_websocket
+from trio_websocket import ConnectionClosed, WebSocketConnection, WebSocketRequest
+
+from rsky_pipeline.network.frame_socket import MAX_MESSAGE, FrameSocket
+from rsky_pipeline.network.hosts import Endpoint
+from rsky_pipeline.network.subscription import (
+    Disconnected,
+    DisconnectReason,
+    Patience,
+    Subscription,
+    subscribe,
+)
+
+NSID = "com.atproto.sync.subscribeRepos"
+QUICK = Patience(connect=0.5, close=0.3, idle=0.3, ping_every=0.1, pong_within=0.2)
+Serve = Callable[[WebSocketConnection], Awaitable[None]]
+
+
+@asynccontextmanager
+async def server(serve: Serve) -> AsyncIterator[Endpoint]:
+    async def handle(request: WebSocketRequest) -> None:
+        socket = await request.accept()
+        with suppress(ConnectionClosed):
+            await serve(socket)
+
+    async with handling(handle) as endpoint:
+        yield endpoint
+
+
+@asynccontextmanager
+async def handling(
+    handle: Callable[[WebSocketRequest], Awaitable[None]],
+) -> AsyncIterator[Endpoint]:
+    async with trio.open_nursery() as nursery:
+        start = partial(
+            trio_websocket.serve_websocket, handle, "127.0.0.1", 0, None, disconnect_timeout=0.2
+        )
+        started: Any = await nursery.start(start)
+        yield Endpoint(False, "127.0.0.1", started.port)
+        nursery.cancel_scope.cancel()
+
+
+@asynccontextmanager
+async def raw_server(
+    serve: Callable[[trio.SocketStream], Awaitable[None]],
+) -> AsyncIterator[Endpoint]:
+    async def handle(stream: trio.SocketStream) -> None:
+        async with stream:
+            await serve(stream)
+
+    async with trio.open_nursery() as nursery:
+        listeners: Any = await nursery.start(partial(trio.serve_tcp, handle, 0, host="127.0.0.1"))
+        yield Endpoint(False, "127.0.0.1", listeners[0].socket.getsockname()[1])
+        nursery.cancel_scope.cancel()
+
+
+async def stay(_: object) -> None:
+    await trio.sleep_forever()
+
+
+async def receive_all(subscription: Subscription) -> tuple[list[bytes], Disconnected]:
+    messages: list[bytes] = []
+    try:
+        while True:
+            messages += await subscription.receive()
+    except Disconnected as error:
+        return messages, error
+
+
+async def until_disconnected(endpoint: Endpoint, patience: Patience = QUICK) -> Disconnected:
+    try:
+        async with subscribe(endpoint, NSID, None, patience=patience) as subscription:
+            _, ended = await receive_all(subscription)
+            return ended
+    except Disconnected as error:
+        return error
+
+
+def test_the_parts_of_the_library_that_are_replaced_are_still_there() -> None:
+    base = trio_websocket.WebSocketConnection
+    for name in ("_reader_task", "_handle_message_event", "_handle_reject_connection_event"):
+        assert callable(getattr(base, name)), name
+    assert FrameSocket._handle_message_event is not base._handle_message_event
+
+
+async def test_messages_come_in_order_and_all_before_the_end() -> None:
+    sent = [bytes([number % 256]) * number for number in range(3_000)]
+
+    async def serve(socket: WebSocketConnection) -> None:
+        for message in sent:
+            await socket.send_message(message)
+        await socket.aclose(1001, "restarting")
+
+    async with (
+        server(serve) as endpoint,
+        subscribe(endpoint, NSID, None, patience=QUICK) as subscription,
+    ):
+        messages, ended = await receive_all(subscription)
+    assert messages == sent
+    assert ended.reason is DisconnectReason.CLOSED
+    assert "1001" in ended.detail
+    assert "restarting" in ended.detail
+
+
+async def test_the_request_names_the_stream_the_cursor_and_us() -> None:
+    seen: list[tuple[str, dict[bytes, bytes]]] = []
+
+    async def handle(request: WebSocketRequest) -> None:
+        seen.append((request.path, dict(request.headers)))
+        await (await request.accept()).aclose()
+
+    async with handling(handle) as endpoint:
+        for cursor in (None, 0, 31_527_015_322):
+            with pytest.raises(Disconnected):
+                async with subscribe(endpoint, NSID, cursor, patience=QUICK) as subscription:
+                    await subscription.receive()
+    paths = [path for path, _ in seen]
+    assert paths == [f"/xrpc/{NSID}{query}" for query in ("", "?cursor=0", "?cursor=31527015322")]
+    assert seen[0][1][b"user-agent"].startswith(b"rsky-pipeline/")
+
+
+async def test_a_message_at_the_limit_is_taken_and_one_above_is_skipped() -> None:
+    async def serve(socket: WebSocketConnection) -> None:
+        for size in (MAX_MESSAGE, MAX_MESSAGE + 1, 3):
+            await socket.send_message(bytes(size))
+        await trio.sleep_forever()
+
+    async with (
+        server(serve) as endpoint,
+        subscribe(endpoint, NSID, None, patience=Patience(close=0.3)) as subscription,
+    ):
+        sizes: list[int] = []
+        while len(sizes) < 2:
+            sizes += [len(message) for message in await subscription.receive()]
+        assert sizes == [MAX_MESSAGE, 3]
+        assert subscription.oversize_messages == 1
+
+
+async def test_texts_are_counted_and_ignored() -> None:
+    async def serve(socket: WebSocketConnection) -> None:
+        for message in ("hello", b"frame", "x" * 100_000, b"frame"):
+            await socket.send_message(message)
+        await trio.sleep_forever()
+
+    async with (
+        server(serve) as endpoint,
+        subscribe(endpoint, NSID, None, patience=QUICK) as subscription,
+    ):
+        messages, ended = await receive_all(subscription)
+        assert messages == [b"frame", b"frame"]
+        assert subscription.text_messages == 2
+        assert ended.reason is DisconnectReason.IDLE
+
+
+async def test_memory_for_unread_messages_is_bounded_and_nothing_is_lost() -> None:
+    sent = 0
+
+    async def serve(socket: WebSocketConnection) -> None:
+        nonlocal sent
+        for number in range(400):
+            await socket.send_message(number.to_bytes(4, "big") * 25_000)
+            sent += 1
+        await trio.sleep_forever()
+
+    patience = Patience(close=0.3, max_queued_bytes=500_000, ping_every=0.05, pong_within=0.05)
+    async with (
+        server(serve) as endpoint,
+        subscribe(endpoint, NSID, None, patience=patience) as subscription,
+    ):
+        await trio.sleep(0.5)
+        assert sent < 200  # what both sockets and our queue can hold
+        assert sum(map(len, subscription._socket._queue)) < 700_000
+        numbers: list[int] = []
+        while len(numbers) < 400:
+            numbers += [int.from_bytes(m[:4], "big") for m in await subscription.receive()]
+    # Pings went unanswered while we did not read, which said nothing about the peer.
+    assert numbers == list(range(400))
+
+
+async def test_a_peer_that_answers_pings_may_be_silent() -> None:
+    async def serve(socket: WebSocketConnection) -> None:
+        await trio.sleep(0.6)
+        await socket.send_message(b"at last")
+        await trio.sleep_forever()
+
+    patience = Patience(close=0.3, idle=None, ping_every=0.05, pong_within=0.2)
+    async with (
+        server(serve) as endpoint,
+        subscribe(endpoint, NSID, None, patience=patience) as subscription,
+    ):
+        assert await subscription.receive() == [b"at last"]
+
+
+async def test_a_peer_that_answers_no_pings_is_dead() -> None:
+    async def serve(stream: trio.SocketStream) -> None:
+        await accept_by_hand(stream)
+        await trio.sleep_forever()
+
+    patience = Patience(close=0.3, idle=None, ping_every=0.05, pong_within=0.1)
+    async with raw_server(serve) as endpoint:
+        ended = await until_disconnected(endpoint, patience)
+    assert ended.reason is DisconnectReason.PING_TIMEOUT
+
+
+async def accept_by_hand(stream: trio.SocketStream) -> None:
+    from rsky_pipeline.simulator.websocket import accept_token
+
+    request = await stream.receive_some(65_536)
+    lines = dict(line.split(b": ", 1) for line in bytes(request).split(b"\r\n")[1:] if line)
+    token = accept_token({k.lower(): v for k, v in lines.items()}[b"sec-websocket-key"])
+    await stream.send_all(
+        b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+        b"Sec-WebSocket-Accept: " + token + b"\r\n\r\n"
+    )
+
+
+@pytest.mark.parametrize(
+    "bytes_after", [b"\xff\xff\xff garbage", b"\x82\x05ab", b"\xc2\x01x", b"\x82\xff" + b"\xff" * 8]
+)
+async def test_broken_framing_ends_the_connection(bytes_after: bytes) -> None:
+    async def serve(stream: trio.SocketStream) -> None:
+        await accept_by_hand(stream)
+        await stream.send_all(bytes_after)
+        await trio.sleep(0.05)
+
+    async with raw_server(serve) as endpoint:
+        ended = await until_disconnected(endpoint)
+    assert ended.reason in {DisconnectReason.PROTOCOL_ERROR, DisconnectReason.LOST}
+
+
+@pytest.mark.parametrize(
+    "answer", [b"SSH-2.0-OpenSSH_9.2\r\n", b"HTTP/1.1 200 OK\r\n\r\nhello", b"\x00" * 100]
+)
+async def test_a_server_that_speaks_something_else(answer: bytes) -> None:
+    async def serve(stream: trio.SocketStream) -> None:
+        await stream.receive_some(65_536)
+        await stream.send_all(answer)
+        await trio.sleep_forever()
+
+    async with raw_server(serve) as endpoint:
+        ended = await until_disconnected(endpoint)
+    # A line of text may be the begin of an answer, and is waited for; the rest is told at once.
+    assert ended.reason in {
+        DisconnectReason.PROTOCOL_ERROR, DisconnectReason.REJECTED,
+        DisconnectReason.CONNECT_TIMEOUT,
+    }  # fmt: skip
+
+
+async def test_a_server_that_never_answers() -> None:
+    async with raw_server(stay) as endpoint:
+        ended = await until_disconnected(endpoint)
+    assert ended.reason is DisconnectReason.CONNECT_TIMEOUT
+
+
+async def test_nobody_there() -> None:
+    ended = await until_disconnected(Endpoint(False, "127.0.0.1", 9))
+    assert ended.reason is DisconnectReason.CONNECT_FAILED
+    ended = await until_disconnected(Endpoint(False, "no-such-host.invalid", 80))
+    assert ended.reason in {DisconnectReason.CONNECT_FAILED, DisconnectReason.CONNECT_TIMEOUT}
+
+
+async def test_tls_to_a_server_without_it() -> None:
+    async with raw_server(lambda stream: stream.send_all(b"no TLS here")) as endpoint:
+        ended = await until_disconnected(Endpoint(True, endpoint.host, endpoint.port))
+    assert ended.reason is DisconnectReason.CONNECT_FAILED
+
+
+@pytest.mark.parametrize(
+    ("status", "headers", "reason", "retry_after"),
+    [
+        (429, [(b"Retry-After", b"7")], DisconnectReason.RATE_LIMITED, 7.0),
+        (429, [(b"Retry-After", b"99999999")], DisconnectReason.RATE_LIMITED, 3_600.0),
+        (429, [(b"Retry-After", b"Wed, 21 Oct 2026")], DisconnectReason.RATE_LIMITED, None),
+        (503, [(b"Retry-After", b"30")], DisconnectReason.REJECTED, 30.0),
+        (502, [], DisconnectReason.REJECTED, None),
+        (301, [(b"Location", b"wss://relay.test/")], DisconnectReason.REJECTED, None),
+    ],
+)
+async def test_refusals(
+    status: int,
+    headers: list[tuple[bytes, bytes]],
+    reason: DisconnectReason,
+    retry_after: float | None,
+) -> None:
+    async def handle(request: WebSocketRequest) -> None:
+        await request.reject(status, extra_headers=list(headers), body=b"<html>" * 1_000)
+
+    async with handling(handle) as endpoint:
+        before = trio.current_time()
+        ended = await until_disconnected(endpoint)
+    assert (ended.reason, ended.retry_after) == (reason, retry_after)
+    assert str(status) in ended.detail
+    assert trio.current_time() - before < 0.4
+    if status == 301:
+        assert "relay.test" in ended.detail
+
+
+async def test_an_error_of_the_body_is_raised_as_it_is() -> None:
+    async with server(stay) as endpoint:
+        with pytest.raises(ZeroDivisionError):
+            async with subscribe(endpoint, NSID, None, patience=QUICK):
+                raise ZeroDivisionError
+
+
+async def test_it_can_be_cancelled_at_any_time() -> None:
+    async def serve(socket: WebSocketConnection) -> None:
+        while True:
+            await socket.send_message(b"x")
+
+    async with server(serve) as endpoint:
+        for seconds in (0.0, 0.001, 0.01, 0.1):
+            with trio.move_on_after(seconds) as scope:
+                async with subscribe(endpoint, NSID, None, patience=QUICK) as subscription:
+                    while True:
+                        await subscription.receive()
+            assert scope.cancelled_caught
+
+
+async def test_leaving_says_goodbye_even_with_a_full_queue() -> None:
+    codes: list[int] = []
+
+    async def serve(socket: WebSocketConnection) -> None:
+        try:
+            for _ in range(10_000):
+                await socket.send_message(bytes(50_000))
+        except ConnectionClosed as closed:
+            codes.append(closed.reason.code)  # type: ignore[union-attr]
+
+    patience = Patience(close=5.0, max_queued_bytes=100_000)
+    async with server(serve) as endpoint:
+        before = trio.current_time()
+        async with subscribe(endpoint, NSID, None, patience=patience):
+            await trio.sleep(0.3)
+        assert trio.current_time() - before < 4
+        with trio.move_on_after(2):
+            while not codes:
+                await trio.sleep(0.01)
+    assert codes
