@@ -88,6 +88,9 @@ async def test_the_recorded_official_network_passes_without_an_error(clean_redis
     async with running(relay), ingesting(clean_redis, relay.url) as ingester:
         last = str(relay.frames[-1][0])
         await eventually(lambda: value(clean_redis, f"{key}{relay.port}") == last, 60)
+        total = len(entries(clean_redis, "firehose_live"))
+        # The counter moves when the reply has come, a moment after the store has the events.
+        await eventually(lambda: ingester.metric("ingester_stream_events_total") == total, 10)
         assert ingester.metric("ingester_errors_total") == 0
         assert ingester.metric("ingester_resyncs_total", reason="sync") == kinds["SyncMessage"]
         written = ingester.metric("ingester_stream_events_total")
