@@ -8,6 +8,7 @@ from rsky_pipeline.atproto.crypto import PrivateKey, PublicKey
 from rsky_pipeline.atproto.errors import InvalidData
 from rsky_pipeline.atproto.syntax import is_did, is_tid
 
+VERSION = 3
 _KEYS = {"did", "version", "data", "rev", "prev", "sig"}
 
 
@@ -20,6 +21,7 @@ class Commit:
     data: Cid  # root of the MST
     prev: Cid | None
     sig: bytes
+    version: int = VERSION
 
 
 def parse_commit(block: bytes) -> Commit:
@@ -29,7 +31,7 @@ def parse_commit(block: bytes) -> Commit:
     there are others. Raises InvalidData.
     """
     value = cbor.decode_strict(block)
-    if not isinstance(value, dict) or value.get("version") != 3:
+    if not isinstance(value, dict) or value.get("version") != VERSION:
         raise InvalidData("commit_version", "not a version 3 commit")
     if value.keys() != _KEYS:
         raise InvalidData("commit_fields", "a commit has exactly six fields")
@@ -59,9 +61,9 @@ def sign_commit(did: str, rev: str, data: Cid, prev: Cid | None, key: PrivateKey
     """Return the block of a new signed commit."""
     sig = key.sign(_unsigned(did, rev, data, prev))
     return cbor.encode(
-        {"did": did, "version": 3, "data": data, "rev": rev, "prev": prev, "sig": sig}
+        {"did": did, "version": VERSION, "data": data, "rev": rev, "prev": prev, "sig": sig}
     )
 
 
 def _unsigned(did: str, rev: str, data: Cid, prev: Cid | None) -> bytes:
-    return cbor.encode({"did": did, "version": 3, "data": data, "rev": rev, "prev": prev})
+    return cbor.encode({"did": did, "version": VERSION, "data": data, "rev": rev, "prev": prev})

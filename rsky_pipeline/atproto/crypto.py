@@ -1,6 +1,7 @@
 """Keys and signatures of both curves, low-S only. https://atproto.com/specs/cryptography"""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import lru_cache
 from hashlib import sha256
 from typing import Literal
 
@@ -20,6 +21,7 @@ from rsky_pipeline.atproto.errors import InvalidData
 _REPEATABLE = ec.ECDSA(hashes.SHA256(), deterministic_signing=True)
 
 Curve = Literal["k256", "p256"]
+_MAX_TEXT = 200  # characters; decoding base58 takes time that grows with the square
 _K256_ORDER = 0xFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFEBAAEDCE6AF48A03BBFD25E8CD0364141
 _P256_ORDER = 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551
 _PREFIXES: dict[bytes, Curve] = {b"\xe7\x01": "k256", b"\x80\x24": "p256"}
@@ -31,10 +33,20 @@ _LEGACY_TYPES: dict[str, Curve] = {
 
 @dataclass(frozen=True, slots=True)
 class PublicKey:
-    """A verification key: its curve and its point in SEC1 form."""
+    """A verification key: its curve and its point in SEC1 form.
+
+    Raises InvalidData for what is not a point of the curve. Keep keys that are used often: reading
+    a point costs up to half as much as verifying with it.
+    """
 
     curve: Curve
     point: bytes
+    _loaded: coincurve.PublicKey | ec.EllipticCurvePublicKey = field(
+        init=False, repr=False, compare=False
+    )
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_loaded", _load(self.curve, self.point))
 
     @classmethod
     def parse(cls, text: str, legacy_type: str | None = None) -> "PublicKey":
@@ -43,19 +55,19 @@ class PublicKey:
         The two legacy verification method types hold a bare point without a codec prefix.
         Raises InvalidData.
         """
+        encoded = text.removeprefix("did:key:")
+        if not encoded.startswith("z") or len(encoded) > _MAX_TEXT:
+            raise InvalidData("invalid_key", text[:80])
         try:
-            raw = bytes(multibase.decode(text.removeprefix("did:key:")[:200]))
+            raw = bytes(multibase.decode(encoded))
         except (ValueError, KeyError) as error:
             raise InvalidData("invalid_key", text[:80]) from error
         curve = _PREFIXES.get(raw[:2]) if len(raw) == 35 else None
         if curve is not None:
-            key = cls(curve, raw[2:])
-        elif legacy_type in _LEGACY_TYPES:
-            key = cls(_LEGACY_TYPES[legacy_type], raw)
-        else:
-            raise InvalidData("invalid_key", text[:80])
-        key._check()
-        return key
+            return cls(curve, raw[2:])
+        if legacy_type in _LEGACY_TYPES:
+            return cls(_LEGACY_TYPES[legacy_type], raw)
+        raise InvalidData("invalid_key", text[:80])
 
     def verify(self, message: bytes, signature: bytes) -> bool:
         """Tell whether a 64-byte signature (r and s) over SHA-256 of the message is good.
@@ -70,23 +82,22 @@ class PublicKey:
         if not 0 < r < order or not 0 < s <= order // 2:
             return False
         der = encode_dss_signature(r, s)
-        if self.curve == "k256":
-            return bool(coincurve.PublicKey(self.point).verify(der, message))
+        if isinstance(self._loaded, coincurve.PublicKey):
+            return bool(self._loaded.verify(der, message))
         try:
-            key = ec.EllipticCurvePublicKey.from_encoded_point(ec.SECP256R1(), self.point)
-            key.verify(der, message, ec.ECDSA(hashes.SHA256()))
+            self._loaded.verify(der, message, ec.ECDSA(hashes.SHA256()))
         except InvalidSignature:
             return False
         return True
 
-    def _check(self) -> None:
-        try:
-            if self.curve == "k256":
-                coincurve.PublicKey(self.point)
-            else:
-                ec.EllipticCurvePublicKey.from_encoded_point(ec.SECP256R1(), self.point)
-        except ValueError as error:
-            raise InvalidData("invalid_key", "not a point on the curve") from error
+
+def _load(curve: Curve, point: bytes) -> coincurve.PublicKey | ec.EllipticCurvePublicKey:
+    try:
+        if curve == "k256":
+            return coincurve.PublicKey(point)
+        return ec.EllipticCurvePublicKey.from_encoded_point(ec.SECP256R1(), point)
+    except ValueError as error:
+        raise InvalidData("invalid_key", f"not a point of the curve {curve}") from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +105,7 @@ class PrivateKey:
     """A signing key, for simulated accounts."""
 
     curve: Curve
-    secret: bytes
+    secret: bytes = field(repr=False)
 
     @classmethod
     def from_seed(cls, curve: Curve, seed: bytes) -> "PrivateKey":
@@ -106,9 +117,9 @@ class PrivateKey:
     def sign(self, message: bytes) -> bytes:
         """Return the 64-byte low-S signature over SHA-256 of a message."""
         if self.curve == "k256":
-            der, order = coincurve.PrivateKey(self.secret).sign(message), _K256_ORDER
+            der, order = _k256(self.secret).sign(message), _K256_ORDER
         else:
-            der, order = self._p256().sign(message, _REPEATABLE), _P256_ORDER
+            der, order = _p256(self.secret).sign(message, _REPEATABLE), _P256_ORDER
         r, s = decode_dss_signature(der)
         return r.to_bytes(32, "big") + min(s, order - s).to_bytes(32, "big")
 
@@ -116,9 +127,9 @@ class PrivateKey:
     def multibase(self) -> str:
         """The public key as a DID document's `publicKeyMultibase`."""
         if self.curve == "k256":
-            raw = b"\xe7\x01" + coincurve.PrivateKey(self.secret).public_key.format()
+            raw = b"\xe7\x01" + _k256(self.secret).public_key.format()
         else:
-            numbers = self._p256().public_key().public_numbers()
+            numbers = _p256(self.secret).public_key().public_numbers()
             sign = b"\x03" if numbers.y & 1 else b"\x02"
             raw = b"\x80\x24" + sign + numbers.x.to_bytes(32, "big")
         return str(multibase.encode(raw, "base58btc"))
@@ -133,5 +144,13 @@ class PrivateKey:
         """The key that verifies what this one signs."""
         return PublicKey.parse(self.multibase)
 
-    def _p256(self) -> ec.EllipticCurvePrivateKey:
-        return ec.derive_private_key(int.from_bytes(self.secret, "big"), ec.SECP256R1())
+
+# Making a key object from its number costs as much as signing with it.
+@lru_cache(maxsize=2_048)
+def _k256(secret: bytes) -> coincurve.PrivateKey:
+    return coincurve.PrivateKey(secret)
+
+
+@lru_cache(maxsize=2_048)
+def _p256(secret: bytes) -> ec.EllipticCurvePrivateKey:
+    return ec.derive_private_key(int.from_bytes(secret, "big"), ec.SECP256R1())

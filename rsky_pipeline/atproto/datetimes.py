@@ -10,7 +10,25 @@ _PARTS = re.compile(
     r"\s*([Zz]|[+-]\d\d:?\d\d)?",
     re.ASCII,
 )
-_STAND_IN = 2000  # for the year 0, which `datetime` lacks; a leap year like it
+_SYNTAX = re.compile(
+    r"\d{4}-[01]\d-[0-3]\dT[0-2]\d:[0-6]\d:[0-6]\d(?:\.\d{1,20})?(?:Z|[+-][0-2]\d:[0-5]\d)",
+    re.ASCII,
+)
+_LONGEST = 80  # characters
+_STAND_IN = 2000  # years added around the year 0, which `datetime` lacks; leap years stay so
+
+
+def is_datetime(text: str) -> bool:
+    """Tell whether a text is a datetime as lexicons demand it: with seconds and a zone, and real.
+
+    https://atproto.com/specs/lexicon#datetime
+    """
+    return (
+        len(text) <= 64
+        and _SYNTAX.fullmatch(text) is not None
+        and not text.endswith("-00:00")
+        and normalize(text) is not None
+    )
 
 
 def normalize(text: str) -> str | None:
@@ -21,14 +39,18 @@ def normalize(text: str) -> str | None:
     """
     if _NORMAL.fullmatch(text) and _is_plain(text):
         return text
-    match = _PARTS.fullmatch(text.strip()[:80])
+    match = _PARTS.fullmatch(text.strip()) if len(text) <= _LONGEST else None
     if match is None:
         return None
     year, month, day, hour, minute, second, fraction, zone = match.groups()
     clock = int(hour or 0), int(minute or 0), int(second or 0)
-    if not 1 <= int(month) <= 12 or not 1 <= int(day) <= 31 or not _is_clock(*clock):
+    if not 1 <= int(month) <= 12 or not 1 <= int(day) <= 31 or not _is_zone(zone):
         return None
-    shift = 0 if int(year) else _STAND_IN
+    if clock == (24, 0, 0) and not int(fraction or 0):  # midnight at the end of a day
+        clock, day = (0, 0, 0), str(int(day) + 1)
+    if not _is_clock(*clock):
+        return None
+    shift = _STAND_IN if int(year) < 2 else 0
     moment = datetime(int(year) + shift, int(month), 1, *clock, tzinfo=UTC)
     milliseconds = int(((fraction or "") + "000")[:3])
     try:
@@ -61,6 +83,10 @@ def _is_plain(text: str) -> bool:
 
 def _is_clock(hour: int, minute: int, second: int) -> bool:
     return hour <= 23 and minute <= 59 and second <= 59
+
+
+def _is_zone(zone: str | None) -> bool:
+    return zone is None or zone in "Zz" or (zone[1:3] <= "23" and zone[-2:] <= "59")
 
 
 def _offset(zone: str | None) -> timedelta:

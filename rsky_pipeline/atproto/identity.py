@@ -20,19 +20,32 @@ class DidDocument:
     handle: str | None  # claimed by the account, not verified
     pds: str | None  # scheme, host and optional port
     signing_key: PublicKey | None
+    labeler: str | None = None  # scheme, host and optional port
+    label_key: PublicKey | None = None  # signs labels; the signing key never does
 
 
 def parse_did_document(document: object, did: str) -> DidDocument:
     """Read the document of a DID. Raises InvalidData if it is not this DID's document."""
     if not isinstance(document, dict) or document.get("id") != did:
         raise InvalidData("did_document", f"not the document of {did[:100]}")
-    return DidDocument(did, _handle(document), _pds(document), _signing_key(document, did))
+    return DidDocument(
+        did,
+        handle=_handle(document),
+        pds=_endpoint(document, did, "atproto_pds", "AtprotoPersonalDataServer"),
+        signing_key=_key(document, did, "atproto"),
+        labeler=_endpoint(document, did, "atproto_labeler", "AtprotoLabeler"),
+        label_key=_key(document, did, "atproto_label"),
+    )
 
 
-def _entries(document: dict[str, object], name: str) -> Iterator[dict[str, object]]:
+def _entries(
+    document: dict[str, object], name: str, did: str, fragment: str
+) -> Iterator[dict[str, object]]:
+    """Yield the entries of a list that have an id, which is relative or absolute."""
     entries = document.get(name)
-    if isinstance(entries, list):
-        yield from (entry for entry in entries if isinstance(entry, dict))
+    for entry in entries if isinstance(entries, list) else ():
+        if isinstance(entry, dict) and entry.get("id") in (f"#{fragment}", f"{did}#{fragment}"):
+            yield entry
 
 
 def _handle(document: dict[str, object]) -> str | None:
@@ -43,30 +56,32 @@ def _handle(document: dict[str, object]) -> str | None:
     return None
 
 
-def _pds(document: dict[str, object]) -> str | None:
-    for service in _entries(document, "service"):
-        identifier, endpoint = service.get("id"), service.get("serviceEndpoint")
-        if not isinstance(identifier, str) or not identifier.endswith("#atproto_pds"):
-            continue
-        if service.get("type") != "AtprotoPersonalDataServer" or not isinstance(endpoint, str):
-            continue
-        try:
-            parts = urlsplit(endpoint)
-            plain = parts.path in {"", "/"} and not parts.query and not parts.username
-        except ValueError:
-            return None
-        if parts.scheme in {"http", "https"} and parts.hostname and plain:
-            return f"{parts.scheme}://{parts.netloc}"
-        return None
+def _endpoint(document: dict[str, object], did: str, fragment: str, kind: str) -> str | None:
+    for service in _entries(document, "service", did, fragment):
+        if service.get("type") == kind:
+            endpoint = service.get("serviceEndpoint")
+            return _origin(endpoint) if isinstance(endpoint, str) else None
     return None
 
 
-def _signing_key(document: dict[str, object], did: str) -> PublicKey | None:
-    for method in _entries(document, "verificationMethod"):
-        identifier, text = method.get("id"), method.get("publicKeyMultibase")
-        if identifier not in {"#atproto", f"{did}#atproto"} or method.get("controller") != did:
+def _origin(endpoint: str) -> str | None:
+    """Return an endpoint that is no more than scheme, host and port, else None."""
+    try:
+        parts = urlsplit(endpoint)
+        valid = parts.hostname and parts.port != 0  # a port that is no number raises
+    except ValueError:
+        return None
+    bare = parts.path in {"", "/"} and not parts.query and not parts.fragment
+    if parts.scheme not in {"http", "https"} or not valid or not bare or "@" in parts.netloc:
+        return None
+    return f"{parts.scheme}://{parts.netloc}"
+
+
+def _key(document: dict[str, object], did: str, fragment: str) -> PublicKey | None:
+    for method in _entries(document, "verificationMethod", did, fragment):
+        if method.get("controller") != did:
             continue
-        kind = method.get("type")
+        text, kind = method.get("publicKeyMultibase"), method.get("type")
         if not isinstance(text, str) or not isinstance(kind, str):
             return None
         try:

@@ -70,6 +70,22 @@ def parse_at_uri(text: str) -> AtUri | None:
     return AtUri(*parts)
 
 
+def is_at_uri(text: str) -> bool:
+    """Tell whether a text is an AT URI as lexicons demand it: to an account, collection or record.
+
+    Without query or fragment, at most 8,192 characters.
+    """
+    authority, has_path, path = text[5:].partition("/")
+    collection, has_rkey, rkey = path.partition("/")
+    return (
+        len(text) <= 8192
+        and text.startswith("at://")
+        and (is_did(authority) or is_handle(authority))
+        and (not has_path or is_nsid(collection))
+        and (not has_rkey or is_rkey(rkey))
+    )
+
+
 def tid_from(microseconds: int, clock_id: int = 0) -> str:
     """Return the TID of a time (since 1970) and a clock id (0 to 1,023)."""
     number = (microseconds << 10) | clock_id

@@ -6,7 +6,7 @@ from typing import Protocol
 
 from rsky_pipeline.atproto.cid import Cid
 from rsky_pipeline.atproto.errors import IncompleteTree, InvalidData
-from rsky_pipeline.atproto.mst.edit import Load, find, insert, remove, seal, trim
+from rsky_pipeline.atproto.mst.edit import Load, empty, find, insert, remove, seal
 from rsky_pipeline.atproto.mst.load import loader, read_node
 from rsky_pipeline.atproto.mst.node import Node, is_key
 
@@ -60,7 +60,24 @@ def invert(blocks: Mapping[Cid, bytes], root: Cid, changes: Iterable[RepoChange]
 
 def _invert(blocks: Mapping[Cid, bytes], root: Cid, changes: Sequence[RepoChange]) -> Cid:
     load = loader(blocks)
-    return seal(trim(undo(read_node(blocks, root, None), changes, load), load), {})
+    return _root(undo(read_node(blocks, root, None), changes, load), load)
+
+
+def _root(node: Node | None, load: Load) -> Cid:
+    """Return the CID of a tree once nodes without keys are taken off its top.
+
+    The node that is then the top need not be there: if it is not one that can be the top, its CID
+    is not that of the tree before.
+    """
+    while node is not None and not node.keys:
+        child = node.children[0]
+        try:
+            node = load(child, node.layer - 1)
+        except IncompleteTree:
+            if isinstance(child, bytes):
+                return Cid(child)
+            raise
+    return seal(node or empty(), {})
 
 
 def undo(node: Node | None, changes: Iterable[RepoChange], load: Load) -> Node | None:

@@ -1,0 +1,74 @@
+"""Signed labels, as a labeler's stream carries them. https://atproto.com/specs/label"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from rsky_pipeline.atproto import cbor
+from rsky_pipeline.atproto.crypto import PublicKey
+from rsky_pipeline.atproto.errors import InvalidData
+from rsky_pipeline.atproto.syntax import is_did
+
+MAX_VALUE = 128  # bytes
+MAX_URI = 8_192
+_SIGNED = ("ver", "src", "uri", "cid", "val", "neg", "cts", "exp")
+_TEXTS = ("src", "uri", "val", "cts")
+_OPTIONAL_TEXTS = ("cid", "exp")
+
+
+@dataclass(frozen=True, slots=True)
+class Label:
+    """One label: `src` says that `val` applies, or no longer applies (`neg`), to `uri`."""
+
+    src: str
+    uri: str
+    val: str
+    cts: str
+    cid: str | None
+    neg: bool
+    exp: str | None
+    signed: bytes  # what the signature is over
+    sig: bytes | None
+
+    def verify(self, key: PublicKey) -> bool:
+        """Tell whether the label was signed with a key; one without a signature was not."""
+        return self.sig is not None and key.verify(self.signed, self.sig)
+
+
+def parse_label(value: object) -> Label:
+    """Read a label out of a `#labels` message or an answer to queryLabels. Raises InvalidData.
+
+    What is signed is exactly what came of the known fields: some labelers sign a `neg` that is
+    false, others leave it out.
+    """
+    if not isinstance(value, dict):
+        raise InvalidData("invalid_label", "a label is a map")
+    version, negated, signature = value.get("ver"), value.get("neg"), value.get("sig")
+    texts = [_text(value, name) for name in _TEXTS]
+    optional = [_optional_text(value, name) for name in _OPTIONAL_TEXTS]
+    if type(version) is not int and version is not None:
+        raise InvalidData("invalid_label", "ver is not a number")
+    if type(negated) is not bool and negated is not None:
+        raise InvalidData("invalid_label", "neg is neither true nor false")
+    if type(signature) is not bytes and signature is not None:
+        raise InvalidData("invalid_label", "sig is not bytes")
+    src, uri, val, cts = texts
+    if not is_did(src) or len(uri) > MAX_URI or not (uri.startswith("at://") or is_did(uri)):
+        raise InvalidData("invalid_label", "src or uri is malformed")
+    if not val or len(val.encode("utf-8", "replace")) > MAX_VALUE:
+        raise InvalidData("invalid_label", f"val is empty or has more than {MAX_VALUE} bytes")
+    signed = cbor.encode({name: value[name] for name in _SIGNED if name in value})
+    return Label(src, uri, val, cts, optional[0], bool(negated), optional[1], signed, signature)
+
+
+def _text(value: dict[str, Any], name: str) -> str:
+    text = value.get(name)
+    if type(text) is not str:
+        raise InvalidData("invalid_label", f"{name} is missing")
+    return text
+
+
+def _optional_text(value: dict[str, Any], name: str) -> str | None:
+    text = value.get(name)
+    if text is not None and type(text) is not str:
+        raise InvalidData("invalid_label", f"{name} is not a text")
+    return text

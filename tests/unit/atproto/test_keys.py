@@ -1,0 +1,126 @@
+"""Keys and signatures of both curves."""
+
+import json
+from base64 import b64decode
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from multiformats import multibase
+
+from rsky_pipeline.atproto.crypto import Curve, PrivateKey, PublicKey
+from rsky_pipeline.atproto.errors import InvalidData
+from tests.data import test_data
+
+ORDERS: dict[Curve, int] = {
+    "k256": 0xFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFEBAAEDCE6AF48A03BBFD25E8CD0364141,
+    "p256": 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551,
+}
+LEGACY_K256 = (
+    "zQYEBzXeuTM9UR3rfvNag6L3RNAs5pQZyYPsomTsgQhsxLdEgCrPTLgFna8yqCnxPpNT7DBk6Ym3dgPKNu86vt9GR"
+)
+LEGACY_TYPE = "EcdsaSecp256k1VerificationKey2019"
+
+curves = pytest.mark.parametrize("curve", ["k256", "p256"])
+
+
+@curves
+@given(message=st.binary(max_size=100), seed=st.binary(max_size=8))
+@settings(max_examples=40, deadline=None)
+def test_signatures(curve: Curve, message: bytes, seed: bytes) -> None:
+    key = PrivateKey.from_seed(curve, seed)
+    signature = key.sign(message)
+    order, s = ORDERS[curve], int.from_bytes(signature[32:], "big")
+    assert s <= order // 2
+    assert key.public.verify(message, signature)
+    assert not key.public.verify(message + b"x", signature)
+    assert not key.public.verify(message, signature[:-1])
+    high = signature[:32] + (order - s).to_bytes(32, "big")
+    assert not key.public.verify(message, high)
+    other = PrivateKey.from_seed(curve, seed + b"x").public
+    assert not other.verify(message, signature)
+
+
+@curves
+def test_signatures_out_of_range_are_bad(curve: Curve) -> None:
+    key = PrivateKey.from_seed(curve, b"seed").public
+    good = (1).to_bytes(32, "big")
+    for number in (0, ORDERS[curve], 2**256 - 1):
+        bad = number.to_bytes(32, "big")
+        assert not key.verify(b"", bad + good)
+        assert not key.verify(b"", good + bad)
+    assert not key.verify(b"", b"")
+    assert not key.verify(b"", good * 3)
+
+
+@curves
+def test_forms_of_a_key(curve: Curve) -> None:
+    key = PrivateKey.from_seed(curve, b"seed")
+    assert key.did_key == f"did:key:{key.multibase}"
+    assert key.multibase.startswith("zQ3sh" if curve == "k256" else "zDn")
+    assert PublicKey.parse(key.did_key) == PublicKey.parse(key.multibase) == key.public
+    assert key == PrivateKey.from_seed(curve, b"seed") != PrivateKey.from_seed(curve, b"other")
+
+
+def test_private_keys_are_not_shown() -> None:
+    key = PrivateKey.from_seed("k256", b"seed")
+    assert key.secret.hex() not in repr(key)
+    assert repr(key.secret) not in repr(key)
+
+
+def test_legacy_keys_are_points_without_a_prefix() -> None:
+    key = PublicKey.parse(LEGACY_K256, LEGACY_TYPE)
+    assert (key.curve, len(key.point)) == ("k256", 65)
+    for kind in (None, "Multikey", "EcdsaSecp256r1VerificationKey2019"):
+        with pytest.raises(InvalidData):
+            PublicKey.parse(LEGACY_K256, kind)
+
+
+@pytest.mark.parametrize("kind", [None, LEGACY_TYPE, "Multikey"])
+@given(
+    text=st.text(max_size=60)
+    | st.binary(max_size=70).map(lambda raw: multibase.encode(raw, "base58btc"))
+)
+@settings(max_examples=60, deadline=None)
+def test_other_texts_are_no_keys(kind: str | None, text: str) -> None:
+    with pytest.raises(InvalidData):
+        PublicKey.parse(text, kind)
+
+
+@pytest.mark.timeout(10)
+def test_a_long_text_is_no_key() -> None:
+    with pytest.raises(InvalidData):
+        PublicKey.parse("z" + "a" * 1_000_000)
+
+
+def test_other_bases_are_no_keys() -> None:
+    raw = multibase.decode(PrivateKey.from_seed("k256", b"seed").multibase)
+    for base in ("base16", "base32", "base64"):
+        with pytest.raises(InvalidData):
+            PublicKey.parse(multibase.encode(raw, base))
+
+
+def test_published_signatures() -> None:
+    path = test_data("fixtures/interop/crypto/signature-fixtures.json")
+    cases = json.loads(path.read_text())
+    assert [case["validSignature"] for case in cases].count(True) == 2
+    for case in cases:
+        message = b64decode(case["messageBase64"] + "==")
+        signature = b64decode(case["signatureBase64"] + "==")
+        for key in (
+            PublicKey.parse(case["publicKeyDid"]),
+            PublicKey.parse(case["publicKeyMultibase"], case["didDocSuite"]),
+        ):
+            assert key.verify(message, signature) == case["validSignature"], case["comment"]
+
+
+@pytest.mark.parametrize("name", ["K256", "P256"])
+def test_published_did_keys(name: str) -> None:
+    path = test_data(f"fixtures/interop/crypto/w3c_didkey_{name}.json")
+    curve: Curve = "k256" if name == "K256" else "p256"
+    for case in json.loads(path.read_text()):
+        if "privateKeyBytesHex" in case:
+            secret = bytes.fromhex(case["privateKeyBytesHex"])
+        else:
+            secret = bytes(multibase.decode("z" + case["privateKeyBytesBase58"]))
+        assert PrivateKey(curve, secret).did_key == case["publicDidKey"]
