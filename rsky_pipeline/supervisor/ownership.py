@@ -1,5 +1,6 @@
 """What a supervisor must own before it touches anything: its directories, roles and stores."""
 
+import resource
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -10,6 +11,8 @@ from rsky_pipeline.embedded.errors import EmbeddedStoreError
 from rsky_pipeline.runtime.errors import PermissionProblem
 from rsky_pipeline.runtime.lock import Lock, acquire, holder
 from rsky_pipeline.supervisor.errors import AlreadyRunning
+
+WANTED_FILES = 65_536
 
 
 def take(settings: Settings, roles: Sequence[str], *, embeds: bool) -> ExitStack:
@@ -32,6 +35,14 @@ def take(settings: Settings, roles: Sequence[str], *, embeds: bool) -> ExitStack
             )
             taken.callback(_take(data_dir / "locks" / "stores.lock", refusal).let_go)
         return taken.pop_all()
+
+
+def raise_file_limit() -> None:
+    """Allow as many open files as the system lets us; children inherit it."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = WANTED_FILES if hard == resource.RLIM_INFINITY else min(hard, WANTED_FILES)
+    if soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _take(path: Path, refusal: str) -> Lock:

@@ -61,6 +61,7 @@ def supervise(plan: Plan) -> int:
     """
     settings = locations.resolve_directories(plan.settings)
     kinds = family.embedded_stores(settings, plan.roles)
+    ownership.raise_file_limit()
     with ownership.take(settings, plan.roles, embeds=bool(kinds)):
         settings = locations.store_urls(settings)
         service = Service(replace(plan, settings=settings), kinds)
@@ -91,10 +92,10 @@ class Service:
         orders = Orders(self._workers, self._request, self._steps, self.document)
         path = socket_path(locations.run_directory(self._settings), self._plan.roles)
         control = ControlServer(path, orders.handle)
-        async with trio.open_nursery() as nursery:
-            await nursery.start(watch_signals, self._request)
-            nursery.start_soon(control.run)
-            with Exporter(self._settings, self.document) as exporter:
+        with Exporter(self._settings, self.document) as exporter:
+            async with trio.open_nursery() as nursery:
+                await nursery.start(watch_signals, self._request)
+                nursery.start_soon(control.run)
                 nursery.start_soon(self._keep_informed, exporter)
                 for workers in self._workers.values():
                     for worker in workers:
@@ -102,10 +103,10 @@ class Service:
                 await self._start_unless_stopped(nursery)
                 await self._request.at_least(Urgency.DRAIN)
                 await self._stop()
-            orders.finish(self._forced)
-            with trio.move_on_after(GOODBYE_SECONDS):
-                await control.until_idle()
-            nursery.cancel_scope.cancel()
+                orders.finish(self._forced)
+                with trio.move_on_after(GOODBYE_SECONDS):
+                    await control.until_idle()
+                nursery.cancel_scope.cancel()
         if self._error is not None:
             return self._error.exit_code
         return FORCED if self._forced else 0
@@ -144,9 +145,15 @@ class Service:
                 await self._start(nursery)
                 sequence.cancel_scope.cancel()
             except WorkerError as error:
-                self._error = error
-                self._steps.tell(f"cannot start: {error}", bad=True)
-                self._request.raise_to(Urgency.DRAIN)
+                self._fail(error)
+            except Exception as error:
+                log.exception("unexpected error while starting")
+                self._fail(WorkerError(f"{type(error).__name__}: {error}"))
+
+    def _fail(self, error: WorkerError) -> None:
+        self._error = error
+        self._steps.tell(f"cannot start: {error}", bad=True)
+        self._request.raise_to(Urgency.DRAIN)
 
     async def _start(self, nursery: trio.Nursery) -> None:
         killed = await survivors.settle(self._suspects())

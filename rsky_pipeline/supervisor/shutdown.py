@@ -7,7 +7,7 @@ import trio
 
 from rsky_pipeline.supervisor import messages as m
 from rsky_pipeline.supervisor.child import ChildDriver
-from rsky_pipeline.supervisor.machine import Child, Phase
+from rsky_pipeline.supervisor.machine import ALIVE, Child, Phase
 from rsky_pipeline.supervisor.steps import Steps
 
 KILL_AFTER_HURRY_SECONDS = 10.0
@@ -68,7 +68,7 @@ async def stop_group(
         for child in running:
             await child.until(lambda child: child.at_rest)
         nursery.cancel_scope.cancel()
-    if not running:
+    if not any(state.phase in ALIVE for state in before):
         steps.tell(f"{name} was not running")
         return False
     elapsed = trio.current_time() - began

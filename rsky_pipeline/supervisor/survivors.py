@@ -47,14 +47,18 @@ async def settle(survivors: Sequence[Survivor]) -> list[str]:
     Raises AlreadyRunning when one cannot be ended.
     """
     killed: list[str] = []
+    immortal: list[Survivor] = []
     async with trio.open_nursery() as nursery:
         for survivor in survivors:
             if is_held(survivor.lock):
-                nursery.start_soon(_end, survivor, killed)
+                nursery.start_soon(_end, survivor, killed, immortal)
+    if immortal:
+        names = ", ".join(f"{one.name} (lock {one.lock})" for one in immortal)
+        raise AlreadyRunning(f"of a previous supervisor still run: {names}; end them by hand")
     return sorted(killed)
 
 
-async def _end(survivor: Survivor, killed: list[str]) -> None:
+async def _end(survivor: Survivor, killed: list[str], immortal: list[Survivor]) -> None:
     process = holder(survivor.lock)
     details = {"child": survivor.name, "pid": process.pid if process else None}
     log.warning("waiting for a survivor of the previous supervisor", extra=details)
@@ -65,12 +69,10 @@ async def _end(survivor: Survivor, killed: list[str]) -> None:
         return
     log.error("killing a survivor that did not end", extra=details)
     _signal(holder(survivor.lock), signal.SIGKILL)
-    if not await _freed(survivor.lock, AFTER_KILL_SECONDS):
-        raise AlreadyRunning(
-            f"{survivor.name} of a previous supervisor still runs (its lock is {survivor.lock}); "
-            "end it by hand"
-        )
-    killed.append(survivor.name)
+    if await _freed(survivor.lock, AFTER_KILL_SECONDS):
+        killed.append(survivor.name)
+    else:
+        immortal.append(survivor)
 
 
 async def _freed(lock: Path, seconds: float) -> bool:
