@@ -3,7 +3,9 @@
 A page and the cursor after it are written in one step, so that a page is never listed as done
 before it is stored. The end is marked as the original service marked it. Repos move while the list
 is read, and accounts are created afterwards, so the whole list is read again from time to time.
-Source: sync specification (listRepos); defects 4 and 5 of the original ingester.
+A relay may fail for ever on a page that holds one broken repo: pages are made smaller until that
+repo stands alone, and only it is stepped over, counted and named in the log.
+Source: sync specification (listRepos); defects 4 and 5 and incident 3 of the original ingester.
 """
 
 import logging
@@ -33,8 +35,36 @@ PAGE_SIZE = 1_000
 AGAIN_SECONDS = 86_400
 _FULL_POLL_SECONDS = 1.0
 _CHECK_SECONDS = 60.0
+_TRIES = 3
 
 FetchPage = Callable[[Endpoint, str | None, int], Awaitable[Page]]  # raises HttpFailure
+
+
+@dataclass(slots=True)
+class PageLimit:
+    """How many repos to ask for: fewer after failures, more again after successes. Pure."""
+
+    limit: int
+    failures: int = 0  # since the last page that came, or the last change
+
+    def failed(self) -> None:
+        """Take note of a page that did not come; the third time in a row asks for less."""
+        self.failures += 1
+        if self.failures >= _TRIES and self.limit > 1:
+            self.limit, self.failures = max(1, self.limit // 10), 0
+
+    def worked(self) -> None:
+        """Take note of a page."""
+        self.limit, self.failures = min(PAGE_SIZE, self.limit * 10), 0
+
+    def stepped_over(self) -> None:
+        """Take note that the next repo is another one; one failure is enough for it."""
+        self.failures = _TRIES - 1
+
+    @property
+    def hopeless(self) -> bool:
+        """Whether a single repo was asked for in vain often enough."""
+        return self.limit == 1 and self.failures >= _TRIES
 
 
 @dataclass(slots=True)
@@ -69,6 +99,7 @@ class Enumerator:
         self._began_key = cursor_key(f"{REPO_BACKFILL}:began", endpoint.key)
         self._backoff = Backoff()
         self._begun = False
+        self._page = PageLimit(PAGE_SIZE)
         self.state = EnumerationState()
 
     @property
@@ -90,6 +121,7 @@ class Enumerator:
             except HttpFailure as error:
                 self._metrics.fetch_errors.inc()
                 self._metrics.error("list_repos")
+                self._page.failed()
                 await self._pause(f"listRepos failed: {error}", error.retry_after)
             except (StoreUnavailable, StoreRejected) as error:
                 kind = "unavailable" if isinstance(error, StoreUnavailable) else "rejected"
@@ -97,7 +129,7 @@ class Enumerator:
                 await self._pause(str(error), None)
             else:
                 self.state.problem = None
-                self._backoff = self._backoff.worked(trio.current_time())
+                self._backoff = Backoff()
 
     async def _step(self) -> None:
         """Do the next thing: begin, read one page, or wait until it is time to begin again."""
@@ -108,13 +140,30 @@ class Enumerator:
             return
         if cursor is None and not self._begun:
             await self._note_beginning()
-        page = await self._fetch(self._endpoint, cursor, PAGE_SIZE)
+        if self._page.hopeless and cursor is not None and cursor.isdigit():
+            await self._step_over(cursor)
+            return
+        page = await self._fetch(self._endpoint, cursor, self._page.limit)
+        self._page.worked()
         self._metrics.repos_fetched.inc(len(page.repos))
         following = page.cursor
         if following is not None and following in {cursor, DONE}:
             _log.warning("listRepos repeats its cursor; taking it for the end", extra=self._where())
             following = None
         await self._write(page, cursor, following or DONE)
+
+    async def _step_over(self, cursor: str) -> None:
+        """Go on behind a repo that the relay cannot list. Raises HttpFailure if it lists nothing.
+
+        Cursors are opaque, but those of the relays where this was seen are numbers of repos.
+        """
+        await self._fetch(self._endpoint, None, 1)
+        following = str(int(cursor) + 1)
+        await self._append([], CursorMove(self._cursor_key, cursor, following))
+        self._page.stepped_over()
+        self._metrics.cursor_skips.inc()
+        _log.error("the relay cannot list a repo; stepping over it",
+                   extra={**self._where(), "cursor": cursor})  # fmt: skip
 
     async def _write(self, page: Page, cursor: str | None, following: str) -> None:
         entries = self._entries(page)

@@ -5,6 +5,7 @@ import time
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 
+import orjson
 import trio
 
 from rsky_pipeline.ingester.batch import Batch
@@ -31,7 +32,7 @@ class FeedReport:
 
     def __init__(self, host: str, metrics: IngesterMetrics, quarantine: Quarantine) -> None:
         self.host = host
-        self.written = 0  # events and label frames
+        self.written = 0  # events and labels
         self.lag_seconds: float | None = None
         self._metrics = metrics
         self._quarantine = quarantine
@@ -41,9 +42,10 @@ class FeedReport:
         """Take note of a batch and the lengths of its streams."""
         streams = [entry.stream for entry in batch.entries]
         events = streams.count(FIREHOSE_LIVE)
-        label_frames = streams.count(LABEL_LIVE)
+        labels = sum(_labels(e.payload) for e in batch.entries if e.stream == LABEL_LIVE)
         self.batches += 1
-        self.written += events + label_frames
+        self.written += events + labels
+        self._metrics.labels_written.inc(labels)
         self._metrics.stream_events.inc(events)
         if batch.seq is not None:
             self._metrics.cursor.labels(self.host).set(batch.seq)
@@ -142,6 +144,11 @@ class Reporter:
     def _held(self) -> tuple[int, int]:
         writers = [follower.writer for follower, _ in self._feeds]
         return sum(writer.events for writer in writers), sum(writer.bytes for writer in writers)
+
+
+def _labels(payload: bytes) -> int:
+    """Return how many labels an entry holds; labelers are too slow for this to cost anything."""
+    return len(orjson.loads(payload)["labels"])
 
 
 def _timestamp(text: str) -> float | None:

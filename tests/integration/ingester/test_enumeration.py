@@ -1,0 +1,243 @@
+"""Listing repos into a real store, from relays that list badly."""
+
+import json
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+import pytest
+import trio
+import trio.testing
+from prometheus_client import CollectorRegistry
+
+from rsky_pipeline.ingester import enumeration
+from rsky_pipeline.ingester.enumeration import AGAIN_SECONDS, DONE, Enumerator, PageLimit
+from rsky_pipeline.network.hosts import Endpoint, parse_endpoint
+from rsky_pipeline.network.http import HttpFailure
+from rsky_pipeline.network.repositories import ListedRepo, Page
+from rsky_pipeline.observability.ingester import IngesterMetrics
+from rsky_pipeline.runtime.backoff import Backoff
+from rsky_pipeline.streams.connection import connect
+from tests.integration.ingester.worker import entries, eventually, value
+from tests.stores import redis_client
+
+RELAY = parse_endpoint("https://Relay.Test/")
+KEY = "repo_backfill:cursor:relay.test"
+
+
+class Listing:
+    """A relay's listRepos: repos numbered from 1, the cursor is the last number seen."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self.broken: set[int] = set()
+        self.down = False
+        self.cursor_of: Callable[[int], str | None] = str
+        self.requests: list[tuple[str | None, int]] = []
+
+    async def fetch(self, endpoint: Endpoint, cursor: str | None, limit: int) -> Page:
+        self.requests.append((cursor, limit))
+        await trio.lowlevel.checkpoint()
+        first = int(cursor or 0) + 1
+        numbers = range(first, min(first + limit, self.size + 1))
+        if self.down or not self.broken.isdisjoint(numbers):
+            raise HttpFailure("status", "500 from listRepos", status=500)
+        repos = tuple(
+            ListedRepo(f"did:plc:{n}", f"rev{n}", n % 2 == 0, None if n % 2 == 0 else "deactivated")
+            for n in numbers
+        )
+        more = bool(numbers) and numbers[-1] < self.size
+        return Page(repos, self.cursor_of(numbers[-1]) if more else None)
+
+
+class Run:
+    """A running enumeration."""
+
+    def __init__(self, enumerator: Enumerator, metrics: CollectorRegistry) -> None:
+        self.enumerator = enumerator
+        self._registry = metrics
+
+    def metric(self, name: str) -> float | None:
+        return self._registry.get_sample_value(f"ingester_{name}")
+
+
+@asynccontextmanager
+async def listing(
+    url: str, source: Listing, mark: int = 1_000_000, now: float = 1_000_000.0
+) -> AsyncIterator[Run]:
+    registry, stopping = CollectorRegistry(), trio.Event()
+    store = connect(url, name="test")
+    enumerator = Enumerator(
+        RELAY, store, mark, source.fetch, IngesterMetrics(registry), clock=lambda: now
+    )
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(enumerator.run, stopping)
+        try:
+            yield Run(enumerator, registry)
+        finally:
+            stopping.set()
+    store.close()
+
+
+def jobs(url: str) -> list[str]:
+    return [json.loads(entry[b"repo"])["did"] for entry in entries(url, "repo_backfill")]
+
+
+def dids(*numbers: int) -> list[str]:
+    return [f"did:plc:{number}" for number in numbers]
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(enumeration, "PAGE_SIZE", 100)
+    monkeypatch.setattr(enumeration, "_FULL_POLL_SECONDS", 0.02)
+    monkeypatch.setattr(enumeration, "_CHECK_SECONDS", 0.02)
+    monkeypatch.setattr(enumeration, "Backoff", lambda: Backoff(base=0.01, cap=0.02))
+
+
+async def test_all_repos_are_queued_with_what_the_relay_says_of_them(clean_redis: str) -> None:
+    async with listing(clean_redis, Listing(250)) as run:
+        await eventually(lambda: run.enumerator.state.done)
+        assert run.metric("backfill_repos_fetched_total") == 250
+        assert run.metric("backfill_repos_written_total") == 250
+        assert run.enumerator.state.repos == 250
+    assert jobs(clean_redis) == dids(*range(1, 251))
+    assert value(clean_redis, KEY) == DONE
+    assert [json.loads(entry[b"repo"]) for entry in entries(clean_redis, "repo_backfill")][:2] == [
+        {"did": "did:plc:1", "host": "https://relay.test", "rev": "rev1",
+         "status": "deactivated", "active": False},
+        {"did": "did:plc:2", "host": "https://relay.test", "rev": "rev2", "status": None,
+         "active": True},
+    ]  # fmt: skip
+
+
+async def test_it_goes_on_at_the_stored_cursor(clean_redis: str) -> None:
+    with redis_client(clean_redis) as client:
+        client.set(KEY, "120")
+    source = Listing(250)
+    async with listing(clean_redis, source) as run:
+        await eventually(lambda: run.enumerator.state.done)
+    assert source.requests[0][0] == "120"
+    assert jobs(clean_redis) == dids(*range(121, 251))
+
+
+async def test_it_pauses_at_the_high_water_mark_and_the_cursor_with_it(clean_redis: str) -> None:
+    async with listing(clean_redis, Listing(450), mark=150) as run:
+        await eventually(lambda: run.enumerator.state.problem)
+        await trio.sleep(0.1)
+        assert len(jobs(clean_redis)) == 200
+        assert value(clean_redis, KEY) == "200"
+        for _ in range(2):
+            with redis_client(clean_redis) as client:
+                client.xtrim("repo_backfill", 0)
+            await eventually(lambda: value(clean_redis, KEY) in {"400", DONE})
+        await eventually(lambda: run.enumerator.state.done)
+    assert run.metric("backfill_repos_written_total") == 450
+
+
+async def test_a_finished_listing_is_repeated_after_a_day(clean_redis: str) -> None:
+    source = Listing(3)
+    async with listing(clean_redis, source, now=1_000.0) as run:
+        await eventually(lambda: run.enumerator.state.done)
+    async with listing(clean_redis, source, now=1_000.0 + AGAIN_SECONDS - 1) as run:
+        await eventually(lambda: run.enumerator.state.done)
+        await trio.sleep(0.1)
+    assert len(source.requests) == 1
+    async with listing(clean_redis, source, now=1_000.0 + AGAIN_SECONDS) as run:
+        await eventually(lambda: len(source.requests) == 2)
+        await eventually(lambda: value(clean_redis, KEY) == DONE)
+        await trio.sleep(0.1)
+    assert len(source.requests) == 2
+    assert jobs(clean_redis) == dids(1, 2, 3, 1, 2, 3)
+
+
+async def test_a_listing_that_the_original_service_finished_is_respected(
+    clean_redis: str,
+) -> None:
+    with redis_client(clean_redis) as client:
+        client.set(KEY, DONE)
+    source = Listing(3)
+    async with listing(clean_redis, source, now=5_000.0) as run:
+        await eventually(lambda: run.enumerator.state.done)
+        await trio.sleep(0.1)
+    assert source.requests == []
+    async with listing(clean_redis, source, now=5_000.0 + AGAIN_SECONDS):
+        await eventually(lambda: len(source.requests) == 1)
+
+
+async def test_an_empty_page_with_a_cursor_is_not_the_end(clean_redis: str) -> None:
+    source = Listing(150)
+    whole = source.fetch
+    empty = iter([True, False, True])
+
+    async def fetch(endpoint: Endpoint, cursor: str | None, limit: int) -> Page:
+        if next(empty, False):
+            return Page((), f"{int(cursor or 0) + 1}")
+        return await whole(endpoint, cursor, limit)
+
+    source.fetch = fetch  # type: ignore[method-assign]
+    async with listing(clean_redis, source) as run:
+        await eventually(lambda: run.enumerator.state.done)
+    assert jobs(clean_redis) == dids(*range(2, 102), *range(103, 151))
+
+
+async def test_a_cursor_that_repeats_is_the_end(clean_redis: str) -> None:
+    source = Listing(250)
+    source.cursor_of = lambda _: "100"
+    async with listing(clean_redis, source) as run:
+        await eventually(lambda: run.enumerator.state.done)
+    assert len(source.requests) == 2
+
+
+async def test_a_relay_that_fails_for_a_while_is_asked_again(clean_redis: str) -> None:
+    source = Listing(150)
+    source.down = True
+    async with listing(clean_redis, source) as run:
+        await eventually(lambda: (run.metric("backfill_fetch_errors_total") or 0) > 15)
+        assert "listRepos failed" in str(run.enumerator.state.problem)
+        assert run.metric("backfill_cursor_skips_total") == 0
+        source.down = False
+        await eventually(lambda: run.enumerator.state.done)
+        assert run.enumerator.state.problem is None
+    assert jobs(clean_redis) == dids(*range(1, 151))
+
+
+async def test_repos_that_cannot_be_listed_are_all_that_is_stepped_over(clean_redis: str) -> None:
+    source = Listing(250)
+    source.broken = {137, 138, 240}
+    async with listing(clean_redis, source) as run:
+        await eventually(lambda: run.enumerator.state.done, 60)
+        assert run.metric("backfill_cursor_skips_total") == 3
+    expected = [number for number in range(1, 251) if number not in source.broken]
+    assert jobs(clean_redis) == dids(*expected)
+
+
+async def test_nothing_is_stepped_over_while_the_relay_is_down(clean_redis: str) -> None:
+    with redis_client(clean_redis) as client:
+        client.set(KEY, "100")
+    source = Listing(250)
+    source.down = True
+    async with listing(clean_redis, source) as run:
+        await eventually(lambda: (run.metric("backfill_fetch_errors_total") or 0) > 20)
+        assert value(clean_redis, KEY) == "100"
+        assert run.metric("backfill_cursor_skips_total") == 0
+
+
+async def test_a_listing_that_somebody_resets_begins_anew(clean_redis: str) -> None:
+    async with listing(clean_redis, Listing(450), mark=150) as run:
+        await eventually(lambda: run.enumerator.state.problem)
+        with redis_client(clean_redis) as client:
+            client.delete(KEY, "repo_backfill")
+        await eventually(lambda: jobs(clean_redis) == dids(*range(1, 201)))
+        assert run.metric("error_reasons_total") is None
+
+
+def test_pages_shrink_after_failures_and_grow_again() -> None:
+    page = PageLimit(limit=1_000)
+    limits = []
+    for _ in range(12):
+        page.failed()
+        limits.append(page.limit)
+    assert limits == [1_000, 1_000, 100, 100, 100, 10, 10, 10, 1, 1, 1, 1]
+    assert page.hopeless
+    page.worked()
+    assert (page.limit, page.hopeless) == (10, False)
