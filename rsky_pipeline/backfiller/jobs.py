@@ -64,12 +64,16 @@ class Jobs:
         return jobs
 
     async def claim(self) -> list[Job]:
-        """Take over entries of consumers that are gone."""
+        """Take over entries of consumers that are gone, and keep others from taking ours."""
         jobs: list[Job] = []
+        held = tuple(self._held)  # copied: the calls run in a thread
+        await self._reading.call(self._reader.hold, held)
         start = "0-0"
         idle_ms = self._settings.claim_idle_seconds * 1000
         while True:
-            page = await self._reading.call(self._reader.claim_idle, idle_ms, start, PAGE)
+            page = await self._reading.call(
+                self._reader.claim_idle, idle_ms, start, PAGE, frozenset(held)
+            )
             jobs += await self._accept(page.deliveries)
             self._metrics.claimed.inc(len(page.deliveries))
             start = page.next_start

@@ -130,9 +130,9 @@ class Intake:
 
     def _take_claimed(self, reader: GroupReader, batch: Batch) -> None:
         claimed = reader.claim_idle(
-            self.rule.claim_idle_ms, self._claim_start, min(100, self._room(batch))
+            self.rule.claim_idle_ms, self._claim_start, min(100, self._room(batch)), self._held
         )
-        fresh = [item for item in claimed.deliveries if item.id not in self._held]
+        fresh = claimed.deliveries
         self.claimed += len(fresh)
         self._add(batch, fresh)
         self._claim_start = claimed.next_start
