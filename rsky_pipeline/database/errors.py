@@ -5,6 +5,8 @@ Every public function of this package raises only these (and ValueError for misu
 
 import psycopg
 
+from rsky_pipeline.runtime.errors import Unavailable
+
 _MAX_MESSAGE = 500  # characters; a message may quote data of any size
 
 
@@ -16,7 +18,7 @@ class DatabaseError(Exception):
         self.sqlstate = sqlstate
 
 
-class DatabaseUnavailable(DatabaseError):
+class DatabaseUnavailable(DatabaseError, Unavailable):
     """The server is gone, starting, stopping, full or read-only: connect again, with back-off.
 
     If it happened during a commit, nobody knows whether the commit took place.

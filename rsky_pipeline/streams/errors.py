@@ -1,7 +1,9 @@
 """What callers can do something about when Redis does not do what it was asked."""
 
+from rsky_pipeline.runtime.errors import Unavailable
 
-class StoreUnavailable(Exception):
+
+class StoreUnavailable(Unavailable):
     """Redis did not answer, is loading, or the connection broke: the outcome is unknown.
 
     Try again after a pause, on a new connection.

@@ -1,0 +1,55 @@
+"""The real program from outside: `run` with embedded stores, then `status` and `stop`."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.integration.supervisor.pipeline import until
+from tests.stores import scratch_directory
+
+PROGRAM = [sys.executable, "-m", "rsky_pipeline"]
+ANY_PORT = [
+    f"--set={name}_metrics_port=0" for name in ("supervisor", "indexer", "ingester", "backfiller")
+]
+
+
+def ask(directory: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
+    command = [*PROGRAM, *arguments, "--data-dir", str(directory)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+
+def test_the_indexer_runs_on_embedded_stores() -> None:
+    with scratch_directory() as directory:
+        log = directory / "log.txt"
+        command = [*PROGRAM, "run", "--role", "indexer", "--workers", "indexer=2", *ANY_PORT]
+        with log.open("wb") as output:
+            process = subprocess.Popen(
+                [*command, "--data-dir", str(directory)], stdout=output, stderr=output
+            )
+        try:
+            until(
+                lambda: '"running"' in log.read_text() or process.poll() is not None,
+                "the pipeline runs",
+                60,
+            )
+            assert '"indexer (2 workers) ready' in log.read_text(), log.read_text()
+            status = ask(directory, "status", "--json")
+            assert status.returncode == 0, status.stdout + status.stderr
+            document = json.loads(status.stdout)
+            assert document["healthy"] is True
+            states = {one["name"]: one["state"] for one in document["processes"]}
+            assert states == dict.fromkeys(
+                ("valkey", "postgres", "indexer-1", "indexer-2"), "ready"
+            )
+            assert document["streams"]["firehose_live"] == 0
+            stopped = ask(directory, "stop", "--ordered")
+            assert stopped.returncode == 0
+            lines = [line.split(" (")[0] for line in stopped.stdout.splitlines()]
+            assert lines == ["indexer", "postgres stopped", "valkey stopped"]
+            assert process.wait(20) == 0
+        finally:
+            process.kill()
+            process.wait()
+        # JSON lines throughout, since this is no terminal.
+        assert all(line.startswith("{") for line in log.read_text().splitlines())

