@@ -97,6 +97,7 @@ class Worker:
                 while self._in_flight and not self._context.hurrying.is_set():  # noqa: ASYNC110
                     await trio.sleep(0.05)
             # What did not end stays pending and is read again by the next life of this consumer.
+            self._context.health({"pending": self._jobs.held})
             nursery.cancel_scope.cancel()
 
     async def _recovered(self) -> list[Job]:

@@ -24,6 +24,7 @@ class Health:
         self._began = clock()
         self._beat = self._began
         self._progress: dict[str, float] = {}
+        self._observed: Mapping[str, object] = {}
         self._details: Mapping[str, object] = {}
         self.state: State = "starting"
 
@@ -34,6 +35,10 @@ class Health:
     def progress(self, activity: str) -> None:
         """Note that an activity did a unit of work, or had none to do."""
         self._progress = {**self._progress, activity: self._clock()}
+
+    def observe(self, **figures: object) -> None:
+        """Note figures that hold unless the role reports better ones."""
+        self._observed = figures
 
     def report(self, details: Mapping[str, object]) -> None:
         """Merge details of the role into the document."""
@@ -55,6 +60,7 @@ class Health:
         """Return the health document: the role's details, and on top of them what we know."""
         now = self._clock()
         return {
+            **self._observed,
             **self._details,
             **self._base,
             "state": self.state,

@@ -19,7 +19,8 @@ import trio
 from prometheus_client import CollectorRegistry
 
 from rsky_pipeline.configuration.settings import Settings
-from rsky_pipeline.observability.lengths import stream_lengths
+from rsky_pipeline.configuration.topology import ROLES
+from rsky_pipeline.observability.lengths import entries_waiting, stream_lengths
 from rsky_pipeline.observability.server import MetricsServer
 from rsky_pipeline.runtime import logging as log_setup
 from rsky_pipeline.runtime import notify
@@ -87,6 +88,7 @@ class _Worker:
         self._settings = settings
         self._role = role
         self._instance = instance
+        self._consumes = {stream for one in ROLES if one.name == role for stream in one.consumes}
         self._liveness = pipes.liveness
         self._events = EventSender(pipes.events)
         self._health = Health(role, instance)
@@ -176,7 +178,9 @@ class _Worker:
         """Report health while the loop runs, during the drain too."""
         while True:
             self._health.beat()
-            self._health.report({"streams": stream_lengths(registry)})
+            self._health.observe(
+                streams=stream_lengths(registry), lag=entries_waiting(registry, self._consumes)
+            )
             self._events.send("status", health=self._health.document())
             if self._health.trouble() in (None, "starting"):
                 self._notifier.watchdog()
