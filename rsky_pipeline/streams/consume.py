@@ -105,16 +105,15 @@ class GroupReader:
         next_start = f"({rows[-1][0].decode()}" if len(rows) == count else "0-0"
         return Claimed(next_start, deliveries, deleted)
 
-    def hold(self, ids: Sequence[str]) -> None:
-        """Keep entries from being claimed by others while work on them is held up.
+    def hold(self, ids: Sequence[str], *, forgive: bool = False) -> None:
+        """Keep entries from being claimed by others while work on them takes long.
 
-        Their deliveries count from one again: whatever holds them up, it is not they.
+        `forgive` lets their deliveries count from one again, for work that is held up by
+        something else than the entries: a database that is away must not make them suspicious.
         """
+        options = ("RETRYCOUNT", 1, "JUSTID") if forgive else ("JUSTID",)
         for part in _slices(ids):
-            self._store.call(
-                "XCLAIM", self.stream, self.group, self.consumer, 0, *part,
-                "RETRYCOUNT", 1, "JUSTID",
-            )  # fmt: skip
+            self._store.call("XCLAIM", self.stream, self.group, self.consumer, 0, *part, *options)
 
     def acknowledge(self, ids: Sequence[str]) -> int:
         """Acknowledge entries and return how many were pending.

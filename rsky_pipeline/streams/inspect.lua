@@ -48,7 +48,7 @@ for _, row in ipairs(redis.call('XINFO', 'GROUPS', KEYS[1])) do
   local after = redis.call('XRANGE', KEYS[1], '(' .. last, '+', 'COUNT', 1)
   local lag, counted = group['lag'] or -1, 0
   if #after == 0 then
-    lag = 0 -- the server's own figure stays above 0 when undelivered entries were removed
+    lag = 0 -- some servers say more when entries were removed before they were delivered
   elseif lag < 0 then
     counted = count_after(last)
   end

@@ -3,11 +3,13 @@
 import json
 from typing import Any
 
+import orjson
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rsky_pipeline.atproto.cid import Cid
+from rsky_pipeline.atproto.dagjson import to_json
 from rsky_pipeline.streams.event import (
     AccountEvent,
     IdentityEvent,
@@ -23,7 +25,6 @@ from rsky_pipeline.streams.event import (
     encode_record_event,
     encode_repo_job,
 )
-from rsky_pipeline.streams.names import cursor_key
 
 LINK = Cid.of(b"block")
 HEAD: dict[str, Any] = {
@@ -103,7 +104,17 @@ def test_both_shapes_of_labels_are_read() -> None:
         (b"", "invalid_json"),
         (b"[]", "invalid_json"),
         (b'{"type":"boo","time":"t","did":"d"}', "unknown_type"),
+        (b'{"time":"t","did":"d"}', "unknown_type"),
+        (b'{"type":["create"],"time":"t","did":"d"}', "unknown_type"),
         (b'{"type":"delete","seq":"1"}', "invalid_field"),
+        (b'{"type":"delete","seq":true}', "invalid_field"),
+        (b'{"type":"delete","seq":1.5}', "invalid_field"),
+        (b'{"type":"delete","seq":9223372036854775808}', "invalid_field"),
+        (b'{"type":"delete","seq":-99999999999999999999}', "invalid_field"),
+        (b'{"type":"delete","seq":1,"time":"\\ud800"}', "invalid_json"),
+        (b'{"a":' + b"[" * 200 + b"]" * 200 + b"}", "too_deep"),
+        (b"[" * 100_000, "invalid_json"),
+        (b" " * (8 * 1024 * 1024 + 1), "too_big"),
         (b'{"type":"delete","seq":1}', "missing_field"),
         (b'{"type":"account","time":"t","did":"d"}', "missing_field"),
     ],
@@ -114,21 +125,115 @@ def test_malformed(payload: bytes, reason: str) -> None:
     assert error.value.reason == reason
 
 
+def test_wide_is_not_deep() -> None:
+    deep: Any = {}
+    for _ in range(190):
+        deep = [deep]
+    record = {"wide": [{}] * 500, "deep": deep}
+    body = HEAD | {"type": "create", "cid": "b", "record": record}
+    event = decode_event(json.dumps(body).encode())
+    assert isinstance(event, RecordEvent)
+    # What was read can be written again, as whoever stores the record does.
+    assert orjson.loads(orjson.dumps(event.record)) == event.record
+
+
+@pytest.mark.parametrize("field", ["time", "did", "commit", "rev", "collection", "rkey", "cid"])
+@pytest.mark.parametrize("value", [None, 1, [], {}, True])
+def test_a_field_of_another_type_is_named(field: str, value: object) -> None:
+    body = HEAD | {"type": "create", "cid": "b", "record": {}} | {field: value}
+    with pytest.raises(MalformedEvent, match=field) as error:
+        decode_event(json.dumps(body).encode())
+    assert error.value.reason == "missing_field"
+
+
+def test_a_create_needs_its_record() -> None:
+    records: tuple[object, ...] = (None, [], "text")
+    for record in records:
+        body = HEAD | {"type": "update", "cid": "b", "record": record}
+        with pytest.raises(MalformedEvent, match="record"):
+            decode_event(json.dumps(body).encode())
+
+
+TEXT = st.text(max_size=20)
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**53), 2**53) | TEXT,
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(TEXT, inner, max_size=4),
+    max_leaves=12,
+)
+CBOR = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**63), 2**63 - 1) | TEXT | st.binary(max_size=40)
+    | st.binary(max_size=9).map(Cid.of),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(TEXT, inner, max_size=4),
+    max_leaves=12,
+)  # fmt: skip
+
+
+@given(record=st.dictionaries(TEXT, CBOR, max_size=4), seq=st.integers(-1, 2**63 - 1))
+def test_any_record_comes_back_as_its_json_form(record: dict[str, Any], seq: int) -> None:
+    payload = encode_record_event("update", **(HEAD | {"seq": seq}), cid=str(LINK), record=record)
+    event = decode_event(payload)
+    assert isinstance(event, RecordEvent)
+    assert event.record == json.loads(to_json(record))
+    expected = RecordEvent("update", **(HEAD | {"seq": seq}), cid=str(LINK), record=event.record)
+    assert event == expected
+    assert event.historical == (seq < 0)
+
+
+@given(
+    st.dictionaries(
+        st.sampled_from(
+            ["type", "seq", "time", "did", "commit", "rev", "collection", "rkey", "cid", "record",
+             "active", "status", "handle", "host", "labels", "label", "src", "uri", "val", "cts"]
+        ),
+        JSON | st.sampled_from(["create", "repo", "account", "identity", "label"]),
+    )
+)  # fmt: skip
+@settings(max_examples=300)
+def test_any_object_is_read_or_malformed(body: dict[str, Any]) -> None:
+    payload = json.dumps(body).encode()
+    for read in (
+        decode_event,
+        decode_repo_job,
+        lambda data: decode_labels({b"labels": data}),
+        lambda data: decode_labels({b"event": data}),
+    ):
+        reason = ""
+        try:
+            read(payload)
+        except MalformedEvent as error:
+            reason = error.reason
+        assert reason in {"", "missing_field", "invalid_field", "unknown_type"}
+
+
+def test_a_malformed_label_does_not_cost_the_others() -> None:
+    good = {"src": "did:plc:l", "uri": "at://x", "val": "spam", "cts": "2026"}
+    fields = {b"labels": encode_labels(5, [good, {"src": "did:plc:l"}, good | {"val": "porn"}])}
+    refused: list[MalformedEvent] = []
+    assert [label.val for label in decode_labels(fields, refused)] == ["spam", "porn"]
+    assert [error.reason for error in refused] == ["missing_field"]
+    with pytest.raises(MalformedEvent):
+        decode_labels(fields)
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ({}, "missing_field"),
+        ({b"labels": b"{}"}, "invalid_field"),
+        ({b"labels": b'{"labels":[1]}'}, "invalid_field"),
+        ({b"event": b'{"type":"label"}'}, "invalid_field"),
+        ({b"labels": b'{"labels":[],"seq":"x"}'}, "invalid_field"),
+    ],
+)
+def test_malformed_labels(fields: dict[bytes, bytes], reason: str) -> None:
+    with pytest.raises(MalformedEvent) as error:
+        decode_labels(fields)
+    assert error.value.reason == reason
+
+
 @given(st.binary(max_size=80))
 @settings(max_examples=200)
 def test_garbage_is_malformed_and_nothing_worse(payload: bytes) -> None:
     for read in (decode_event, decode_repo_job, lambda data: decode_labels({b"labels": data})):
         with pytest.raises(MalformedEvent):
             read(payload)
-
-
-@pytest.mark.parametrize(
-    "host", ["relay.example", "https://relay.example", "WSS://Relay.Example:443/"]
-)
-def test_a_host_has_one_cursor_key(host: str) -> None:
-    assert cursor_key("firehose_live", host) == "firehose_live:cursor:relay.example"
-
-
-def test_other_ports_are_other_hosts() -> None:
-    assert cursor_key("s", "ws://127.0.0.1:2583") == "s:cursor:127.0.0.1:2583"
-    assert cursor_key("s", "ws://host:80") == "s:cursor:host"
