@@ -55,6 +55,11 @@ class Settings:
         "The did:plc directory.",
         legacy_environment=("PLC_URL",),
     )
+    handle_resolver_url: str | None = setting(
+        None,
+        "Server that resolves all handles (com.atproto.identity.resolveHandle). Unset: DNS and "
+        "HTTPS of each handle's host.",
+    )
     redis_url: str | None = setting(
         None,
         "Redis or Valkey (redis://, rediss://, unix://). Unset: an embedded Valkey is started.",

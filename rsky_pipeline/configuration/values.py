@@ -130,6 +130,7 @@ _SPECIAL: dict[str, Callable[[object], Any]] = {
     "redis_url": _text_that(addresses.redis_url),
     "database_url": _text_that(addresses.database_url),
     "plc_url": _text_that(addresses.endpoint),
+    "handle_resolver_url": _text_that(addresses.endpoint),
     "metrics_host": _text_that(addresses.bind_address),
     "data_dir": _directory,
     "run_dir": _directory,

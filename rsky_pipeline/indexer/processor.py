@@ -157,7 +157,9 @@ class Processor:
         assert self._store is not None
         reader = GroupReader(self._store, batch.stream, self._group, self._consumer)
         outcome.refused += _refused_labels(batch.items)
-        reasons = {refusal.item.delivery.id: refusal for refusal in reversed(outcome.refused)}
+        reasons: dict[str, Refusal] = {}
+        for refusal in outcome.refused:
+            reasons.setdefault(refusal.item.delivery.id, refusal)
         for refusal in reasons.values():
             delivery = refusal.item.delivery
             outcome.buried += dead_letter(

@@ -49,6 +49,7 @@ class Report:
         counter = {
             "database": self.metrics.database_failures,
             "conflict": self.metrics.conflicts,
+            "acknowledgement": self.metrics.ack_failures,
         }.get(what, self.metrics.store_failures)
         self.metrics.fail(counter)
         held = self._quiet.allow(what)

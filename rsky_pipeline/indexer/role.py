@@ -22,6 +22,7 @@ from rsky_pipeline.indexer.clock import now_text
 from rsky_pipeline.indexer.collections import registry
 from rsky_pipeline.indexer.collections.shape import Collection
 from rsky_pipeline.indexer.events import read_entry
+from rsky_pipeline.indexer.handle_service import look_up_handles
 from rsky_pipeline.indexer.intake import Content, Intake, IntakeRule
 from rsky_pipeline.indexer.labels import read_labels
 from rsky_pipeline.indexer.maintenance import Maintenance
@@ -54,6 +55,9 @@ async def run(context: WorkerContext) -> None:
                 services.cancel_scope.cancel()
                 return
             services.start_soon(indexer.maintenance.run)
+            services.start_soon(
+                look_up_handles, context.settings, indexer.metrics, indexer.open_database
+            )
             await indexer.work()
             services.cancel_scope.cancel()
     finally:
@@ -67,22 +71,22 @@ class Indexer:
         settings = context.settings
         self._context = context
         self._collections = wanted_collections(settings.collections)
-        self._report = Report(
-            context, IndexerMetrics(context.registry, STREAMS, list(self._collections))
-        )
+        self.metrics = IndexerMetrics(context.registry, STREAMS, list(self._collections))
+        self._report = Report(context, self.metrics)
         self._thread = StoreThread()
         self._processor = Processor(
             self._collections, settings.indexer_group, context.consumer, settings.max_deliveries,
-            self._open_database, partial(self._open_store, "settle"),
+            self.open_database, partial(self._open_store, "settle"),
         )  # fmt: skip
         self._shelf = Shelf(PRIORITY)
         self._intakes = {stream: self._intake(stream) for stream in STREAMS}
         groups = dict.fromkeys(STREAMS, (settings.indexer_group,))
         self.maintenance = Maintenance(
             partial(self._open_store, "watch"), STREAMS,
-            StreamMetrics(context.registry, "indexer", groups), self._report.metrics,
+            StreamMetrics(context.registry, "indexer", groups), self.metrics,
         )  # fmt: skip
         self._is_ready = False
+        self._is_idle = True
 
     async def connect(self) -> bool:
         """Connect to both stores before anything is read; return False when told to stop."""
@@ -92,7 +96,7 @@ class Indexer:
                 await self._thread.call(self._processor.connect)
                 return True
             except (DatabaseUnavailable, StoreUnavailable, StoreRejected) as error:
-                backoff, wait = await self._failed(backoff, error)
+                backoff, wait = self._failed(backoff, "connection", error)
             except DatabaseError as error:
                 raise _problem(error) from error
             with trio.move_on_after(wait):
@@ -107,13 +111,21 @@ class Indexer:
                 for intake in self._intakes.values():
                     readers.start_soon(self._read, intake)
             await self._shelf.close()
+        self._report_held()
 
     async def report_health(self) -> None:
         """Publish figures until cancelled."""
         while True:
-            self._report.metrics.pending.set(sum(intake.held for intake in self._intakes.values()))
+            self._report_held()
             self._report.health()
+            if self._is_idle:
+                self._context.progress("applying")
             await trio.sleep(HEALTH_SECONDS)
+
+    def _report_held(self) -> None:
+        held = sum(intake.held for intake in self._intakes.values())
+        self.metrics.pending.set(held)
+        self._context.health({"pending": held})
 
     def close(self) -> None:
         """Close all connections."""
@@ -133,11 +145,11 @@ class Indexer:
                 backoff = backoff.worked(trio.current_time())
             except (StoreUnavailable, StoreRejected) as error:
                 await thread.call(intake.disconnect)
-                backoff, wait = await self._failed(backoff, error)
+                backoff, wait = self._failed(backoff, "reading", error)
                 with trio.move_on_after(wait):
                     await self._context.stopping.wait()
                 continue
-            self._report.metrics.claimed.inc(intake.claimed - claimed)
+            self.metrics.claimed.inc(intake.claimed - claimed)
             claimed = intake.claimed
             if batch.items:
                 await self._offer(batch)
@@ -158,9 +170,11 @@ class Indexer:
 
     async def _apply_all(self) -> None:
         while (batch := await self._shelf.take()) is not None:
-            self._report.metrics.active.set(1)
+            self._is_idle = False
+            self.metrics.active.set(1)
             outcome = await self._process(batch)
-            self._report.metrics.active.set(0)
+            self.metrics.active.set(0)
+            self._is_idle = True
             if outcome is None:
                 continue  # hurrying: the entries stay pending
             self._intakes[batch.stream].acknowledged(batch)
@@ -179,16 +193,18 @@ class Indexer:
             except (DatabaseError, StoreUnavailable, StoreRejected) as error:
                 if not isinstance(error, TransactionConflict):
                     await self._thread.call(self._processor.disconnect)
-                backoff, wait = await self._failed(backoff, error)
+                # Redis is used for nothing else when a batch is processed.
+                backoff, wait = self._failed(backoff, "acknowledgement", error)
             with trio.move_on_after(wait):
                 await self._context.hurrying.wait()
         return None
 
-    async def _failed(self, backoff: Backoff, error: Exception) -> tuple[Backoff, float]:
-        kind = "conflict" if isinstance(error, TransactionConflict) else "store"
-        if isinstance(error, DatabaseError) and kind == "store":
-            kind = "database"
-        self._report.failed(kind, error)
+    def _failed(self, backoff: Backoff, what: str, error: Exception) -> tuple[Backoff, float]:
+        if isinstance(error, TransactionConflict):
+            what = "conflict"
+        elif isinstance(error, DatabaseError):
+            what = "database"
+        self._report.failed(what, error)
         return backoff.failed(trio.current_time())
 
     def _check_ready(self) -> None:
@@ -213,7 +229,8 @@ class Indexer:
         settings = self._context.settings
         return connect(settings.redis_url or "", name=f"{self._context.consumer}-{purpose}")
 
-    def _open_database(self) -> Database:
+    def open_database(self) -> Database:
+        """Return a new connection."""
         settings = self._context.settings
         return Database.connect(
             settings.database_url or "",

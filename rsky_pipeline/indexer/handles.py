@@ -1,0 +1,185 @@
+"""Looks up the handles of accounts, in the background and never in a batch's way.
+
+A handle is written only if both directions agree: the DID document claims it, and DNS or the
+handle's host names the DID. Otherwise it is NULL, which the AppView shows as handle.invalid. Checks
+wait in `rsky_pipeline.handle_check`; taking one puts its time off, so that it is found again if
+this worker dies, and no connection is held while the network is asked.
+"""
+
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+
+import trio
+
+from rsky_pipeline.atproto.identity import DidDocument
+from rsky_pipeline.database.connection import Database
+from rsky_pipeline.database.errors import DatabaseError
+from rsky_pipeline.indexer.clock import now_text
+from rsky_pipeline.observability.indexer import IndexerMetrics
+from rsky_pipeline.runtime.threads import StoreThread
+
+_log = logging.getLogger(__name__)
+MANY = 50  # checks taken at once
+AT_ONCE = 10  # of these at the same time
+IDLE_SECONDS = 2.0
+LEASE_SECONDS = 300
+RETRY_SECONDS = 900
+
+_TAKE = """
+UPDATE rsky_pipeline.handle_check c SET requested_at = now() + make_interval(secs => %s)
+FROM (
+    SELECT did FROM rsky_pipeline.handle_check WHERE requested_at <= now()
+    ORDER BY forced DESC, requested_at LIMIT %s FOR UPDATE SKIP LOCKED
+) n
+WHERE c.did = n.did RETURNING c.did, c.forced, c.requested_at
+"""
+# A request that came in the meantime has another time, and stays.
+_DONE = """
+DELETE FROM rsky_pipeline.handle_check c
+USING unnest(%b::text[], %b::timestamptz[]) AS n(did, taken)
+WHERE c.did = n.did AND c.requested_at = n.taken
+"""
+_LATER = """
+UPDATE rsky_pipeline.handle_check c SET requested_at = now() + make_interval(secs => %s)
+FROM unnest(%b::text[], %b::timestamptz[]) AS n(did, taken)
+WHERE c.did = n.did AND c.requested_at = n.taken
+"""
+_LOCK = """
+SELECT did FROM actor WHERE did = ANY(%b::text[]) OR handle = ANY(%b::text[])
+ORDER BY did FOR UPDATE
+"""
+_DISPOSSESS = """
+UPDATE actor SET handle = NULL FROM unnest(%b::text[], %b::text[]) AS n(did, handle)
+WHERE actor.handle = n.handle AND actor.did <> n.did
+"""
+_SET = """
+UPDATE actor SET handle = n.handle, "indexedAt" = %s
+FROM unnest(%b::text[], %b::text[]) AS n(did, handle) WHERE actor.did = n.did
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """A request to look up the handle of an account."""
+
+    did: str
+    forced: bool  # do not trust a cached document
+    taken: object  # the time that marks this request, as PostgreSQL gave it
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """The outcome: a handle that both directions agree on, or None."""
+
+    check: Check
+    handle: str | None
+
+
+class Unknown(Exception):
+    """Nobody could answer; ask again later."""
+
+
+class HandleChecks:
+    """Takes checks, asks the network, writes what it found.
+
+    `find_document` returns None for a DID that does not exist; it and `find_did` raise Unknown.
+    """
+
+    def __init__(
+        self,
+        open_database: Callable[[], Database],
+        find_document: Callable[[str, bool], Awaitable[DidDocument | None]],
+        find_did: Callable[[str], Awaitable[str | None]],
+        metrics: IndexerMetrics,
+    ) -> None:
+        self._open_database = open_database
+        self._find_document = find_document
+        self._find_did = find_did
+        self._metrics = metrics
+        self._database: Database | None = None
+        self._thread = StoreThread()
+
+    async def run(self) -> None:
+        """Work until cancelled."""
+        while True:
+            try:
+                busy = await self.work_once()
+            except DatabaseError as error:
+                self._metrics.fail(self._metrics.database_failures)
+                _log.warning("handles are looked up later", extra={"error": str(error)})
+                await self._thread.call(self.close)
+                busy = False
+            if not busy:
+                await trio.sleep(IDLE_SECONDS)
+
+    async def work_once(self) -> bool:
+        """Take some checks and settle them; return whether there were any."""
+        checks = await self._thread.call(self._take)
+        found: list[Found] = []
+        unknown: list[Check] = []
+        limit = trio.CapacityLimiter(AT_ONCE)
+
+        async def look_up(check: Check) -> None:
+            async with limit:
+                try:
+                    found.append(Found(check, await self._verified_handle(check)))
+                except Unknown as error:
+                    _log.info("handle unknown", extra={"did": check.did, "error": str(error)})
+                    unknown.append(check)
+
+        async with trio.open_nursery() as nursery:
+            for check in checks:
+                nursery.start_soon(look_up, check)
+        if checks:
+            await self._thread.call(self._settle, found, unknown)
+        verified = sum(item.handle is not None for item in found)
+        self._metrics.handle_checks.labels("verified").inc(verified)
+        self._metrics.handle_checks.labels("unverified").inc(len(found) - verified)
+        self._metrics.handle_checks.labels("failed").inc(len(unknown))
+        return bool(checks)
+
+    def close(self) -> None:
+        """Close the connection."""
+        database, self._database = self._database, None
+        if database is not None:
+            database.close()
+
+    async def _verified_handle(self, check: Check) -> str | None:
+        document = await self._find_document(check.did, check.forced)
+        if document is None or document.handle is None:
+            return None
+        handle = document.handle.lower()
+        return handle if await self._find_did(handle) == check.did else None
+
+    def _take(self) -> list[Check]:
+        if self._database is None:
+            self._database = self._open_database()
+        return [Check(*row) for row in self._database.query(_TAKE, (LEASE_SECONDS, MANY))]
+
+    def _settle(self, found: Sequence[Found], unknown: Sequence[Check]) -> None:
+        assert self._database is not None
+        # Two accounts cannot both have verified one handle, unless it moved between the checks.
+        owners = {item.handle: item.check.did for item in found}
+        rows = sorted(
+            (item.check.did, item.handle if owners.get(item.handle) == item.check.did else None)
+            for item in found
+        )
+        dids = [did for did, _ in rows]
+        handles = [handle for _, handle in rows]
+        with self._database.transaction() as tx:
+            if rows:
+                tx.query(_LOCK, (dids, [handle for handle in handles if handle is not None]))
+                tx.execute(_DISPOSSESS, (dids, handles))
+                tx.execute(_SET, (now_text(), dids, handles))
+                tx.execute(_DONE, (dids, [item.check.taken for item in sorted_by_did(found)]))
+            if unknown:
+                tx.execute(
+                    _LATER,
+                    (RETRY_SECONDS, [item.did for item in unknown], [c.taken for c in unknown]),
+                )
+
+
+def sorted_by_did(found: Sequence[Found]) -> list[Found]:
+    """Return outcomes in the order of their accounts."""
+    return sorted(found, key=lambda item: item.check.did)
