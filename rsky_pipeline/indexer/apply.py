@@ -122,7 +122,7 @@ def write_collections(
     changed = (put.uri for put in plan.updates)
     forget_duplicates(tx, sorted([*changed, *(item.uri for item in plan.deletes)]))
     notes, now = Notes(), now_text()
-    for nsid in sorted(work):
+    for nsid in sorted(work, key=lambda nsid: (collections[nsid].judges, nsid)):
         changes = Changes(tx, collections[nsid], counts, notes, now, arrivals)
         write_collection(changes, work[nsid])
     return notes.write(tx)

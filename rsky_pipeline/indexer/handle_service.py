@@ -22,8 +22,10 @@ async def look_up_handles(
         handles = Handles(http, resolver_url=settings.handle_resolver_url, allow_private=private)
 
         async def find_document(did: str, forced: bool) -> DidDocument | None:
+            if forced:  # an event said that it changed, maybe a moment after it was looked up
+                directory.forget(did)
             try:
-                return await directory.resolve(did, force=forced)
+                return await directory.resolve(did)
             except IdentityNotFound:
                 return None
             except IdentityUnavailable as error:

@@ -49,6 +49,7 @@ class Intake:
     ) -> None:
         self.rule = rule
         self.claimed = 0  # entries taken over from other consumers
+        self.bodiless = 0  # entries that were pending and no longer exist
         self._open_store = open_store
         self._read = read
         self._clock = clock
@@ -83,9 +84,9 @@ class Intake:
         self._recovering.difference_update(batch.ids)
 
     @property
-    def held(self) -> int:
-        """How many entries are read and not yet acknowledged."""
-        return len(self._held)
+    def held(self) -> list[str]:
+        """Ids of the entries that are read and not yet acknowledged."""
+        return list(self._held)
 
     @property
     def recovered(self) -> bool:
@@ -132,9 +133,9 @@ class Intake:
         claimed = reader.claim_idle(
             self.rule.claim_idle_ms, self._claim_start, min(100, self._room(batch)), self._held
         )
-        fresh = claimed.deliveries
-        self.claimed += len(fresh)
-        self._add(batch, fresh)
+        self.claimed += len(claimed.deliveries)
+        self.bodiless += len(claimed.deleted)
+        self._add(batch, claimed.deliveries)
         self._claim_start = claimed.next_start
         if claimed.next_start == "0-0":
             self._next_claim = self._clock() + self.rule.claim_idle_ms / 2_000

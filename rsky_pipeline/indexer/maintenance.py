@@ -1,14 +1,20 @@
-"""What has to happen whether traffic flows or not: stream gauges, and trimming."""
+"""What has to happen whether traffic flows or not: stream gauges, trimming, keeping hold of work.
+
+Entries that wait here for long, because the database is away, would be taken over by other
+workers, and in the end be suspected of crashing them.
+"""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 
 import trio
 
+from rsky_pipeline.indexer.intake import Intake
 from rsky_pipeline.observability.indexer import IndexerMetrics
 from rsky_pipeline.observability.streams import StreamMetrics
 from rsky_pipeline.runtime.threads import StoreThread
 from rsky_pipeline.streams.connection import Store
+from rsky_pipeline.streams.consume import GroupReader
 from rsky_pipeline.streams.errors import StoreRejected, StoreUnavailable
 from rsky_pipeline.streams.trim import trim
 from rsky_pipeline.streams.watch import watch
@@ -16,6 +22,7 @@ from rsky_pipeline.streams.watch import watch
 _log = logging.getLogger(__name__)
 WATCH_SECONDS = 5.0
 TRIM_EVERY = 6  # looks
+FORGOTTEN_CONSUMER_MS = 24 * 3600 * 1000
 
 
 class Maintenance:
@@ -24,12 +31,13 @@ class Maintenance:
     def __init__(
         self,
         open_store: Callable[[], Store],
-        streams: Sequence[str],
+        intakes: Mapping[str, Intake],
         gauges: StreamMetrics,
         metrics: IndexerMetrics,
     ) -> None:
         self._open_store = open_store
-        self._streams = streams
+        self._intakes = intakes
+        self.waiting = False  # for a store: what is held is not to blame for the time it takes
         self._gauges = gauges
         self._metrics = metrics
         self._store: Store | None = None
@@ -55,7 +63,12 @@ class Maintenance:
     def _look(self, trimming: bool) -> None:
         if self._store is None:
             self._store = self._open_store()
-        watch(self._store, self._gauges, self._streams)
-        if trimming:
-            for stream in self._streams:
+        watch(self._store, self._gauges, tuple(self._intakes))
+        for stream, intake in self._intakes.items():
+            rule = intake.rule
+            reader = GroupReader(self._store, stream, rule.group, rule.consumer)
+            if held := intake.held:
+                reader.hold(held, forgive=self.waiting)
+            if trimming:
                 self._metrics.trimmed.inc(trim(self._store, stream).removed)
+                reader.remove_idle_consumers(FORGOTTEN_CONSUMER_MS)

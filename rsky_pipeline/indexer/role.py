@@ -82,7 +82,7 @@ class Indexer:
         self._intakes = {stream: self._intake(stream) for stream in STREAMS}
         groups = dict.fromkeys(STREAMS, (settings.indexer_group,))
         self.maintenance = Maintenance(
-            partial(self._open_store, "watch"), STREAMS,
+            partial(self._open_store, "watch"), self._intakes,
             StreamMetrics(context.registry, "indexer", groups), self.metrics,
         )  # fmt: skip
         self._is_ready = False
@@ -123,7 +123,7 @@ class Indexer:
             await trio.sleep(HEALTH_SECONDS)
 
     def _report_held(self) -> None:
-        held = sum(intake.held for intake in self._intakes.values())
+        held = sum(len(intake.held) for intake in self._intakes.values())
         self.metrics.pending.set(held)
         self._context.health({"pending": held})
 
@@ -137,7 +137,7 @@ class Indexer:
     async def _read(self, intake: Intake) -> None:
         thread = StoreThread()
         backoff = Backoff(base=0.1, cap=10.0)
-        claimed = 0
+        claimed = bodiless = 0
         while not self._context.stopping.is_set():
             self._context.progress(f"reading {intake.rule.stream}")
             try:
@@ -150,7 +150,8 @@ class Indexer:
                     await self._context.stopping.wait()
                 continue
             self.metrics.claimed.inc(intake.claimed - claimed)
-            claimed = intake.claimed
+            self.metrics.bodiless.inc(intake.bodiless - bodiless)
+            claimed, bodiless = intake.claimed, intake.bodiless
             if batch.items:
                 await self._offer(batch)
             self._check_ready()
@@ -187,12 +188,15 @@ class Indexer:
         while not self._context.hurrying.is_set():
             self._context.progress("applying")
             try:
-                return await self._thread.call(self._processor.process, batch)
+                outcome = await self._thread.call(self._processor.process, batch)
+                self.maintenance.waiting = False
+                return outcome
             except SchemaMismatch as error:
                 raise _problem(error) from error
             except (DatabaseError, StoreUnavailable, StoreRejected) as error:
                 if not isinstance(error, TransactionConflict):
                     await self._thread.call(self._processor.disconnect)
+                self.maintenance.waiting = True
                 # Redis is used for nothing else when a batch is processed.
                 backoff, wait = self._failed(backoff, "acknowledgement", error)
             with trio.move_on_after(wait):

@@ -134,6 +134,7 @@ COLLECTION = Collection(
         kept=("replyRoot", "replyParent", "violatesThreadGate"),
     ),
     side=(SideTable("feed_item", owner="uri", columns=FEED_ITEM), *SIDE_TABLES),
+    judges=True,
     looked_at=True,
     finish=_finish,
 )

@@ -1,7 +1,7 @@
 """What others allow: thread gates, post gates, and whether a reply hangs in its thread.
 
-A reply is judged once, when it is written, by what is known then, as officially; a post that was
-here without its record keeps its verdict.
+A reply is judged once, when it is written, by what is known then, as officially. Of its own batch
+that is: gates that came before it, and the follows and list items at the end of the batch.
 """
 
 from collections.abc import Mapping, Sequence

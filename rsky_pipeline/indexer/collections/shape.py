@@ -105,6 +105,7 @@ class Collection:
     table: Table | None = None
     side: tuple[SideTable, ...] = ()
     notify: Callable[[Put], Sequence[Notification]] | None = None
+    judges: bool = False  # looks at others' rows (follows, lists, gates), so it is written last
     looked_at: bool = False  # what becomes of others' records depends on records of this kind
     renotify: bool = True  # an update replaces the notifications of its record
     finish: Callable[["Changes"], None] | None = None  # what the declaration cannot say

@@ -27,7 +27,7 @@ _SYLLABLES = "abcdefghijklmnopqrstuvwxyz234567"
 
 def did_of(name: str) -> str:
     """Return the DID of a person of a test."""
-    return f"did:plc:{name.ljust(24, '2')[:24]}"
+    return f"did:plc:{name.ljust(24, 'x')[:24]}"
 
 
 def rev_of(number: int) -> str:

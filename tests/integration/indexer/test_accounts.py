@@ -1,0 +1,195 @@
+"""Accounts, repos, labels and handles."""
+
+import pytest
+from prometheus_client import CollectorRegistry
+
+from rsky_pipeline.atproto.identity import DidDocument
+from rsky_pipeline.database.connection import Database
+from rsky_pipeline.indexer.collections import registry
+from rsky_pipeline.indexer.handles import HandleChecks, Unknown
+from rsky_pipeline.indexer.labels import Label, apply_labels
+from rsky_pipeline.indexer.purge import purge_account
+from rsky_pipeline.observability.indexer import IndexerMetrics
+from tests.integration.indexer.kit import (
+    Network,
+    Tables,
+    account,
+    did_of,
+    identity,
+    recounted,
+    repo,
+    rev_of,
+)
+
+
+def status(tables: Tables, who: str) -> str | None:
+    ((found,),) = tables.rows("actor", '"upstreamStatus"', f"did = '{did_of(who)}'")
+    assert found is None or isinstance(found, str)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("sent", "stored"),
+    [
+        ("deactivated", "deactivated"), ("Takendown", "takendown"), ("suspended", "suspended"),
+        ("deleted", "deleted"), (None, "deactivated"), ("what is this", "deactivated"),
+    ],
+)  # fmt: skip
+def test_an_inactive_account_is_never_shown_as_active(
+    tables: Tables, sent: str | None, stored: str
+) -> None:
+    tables.apply(account("ann", 1, active=False, status=sent))
+    assert status(tables, "ann") == stored
+    tables.apply(account("ann", 2, active=True))
+    assert status(tables, "ann") is None
+
+
+def test_an_older_account_event_changes_nothing(tables: Tables) -> None:
+    events = [
+        account("ann", 1, active=False, status="deactivated"),
+        account("ann", 2, active=True),
+        account("ann", 3, active=False, status="takendown"),
+    ]
+    for order in ((0, 1, 2), (2, 1, 0), (1, 2, 0)):
+        tables.apply_each([events[number] for number in order])
+        assert status(tables, "ann") == "takendown"
+    tables.apply(events[1], events[0])
+    assert status(tables, "ann") == "takendown"
+
+
+def test_repo_revs_never_go_back(tables: Tables) -> None:
+    net = Network()
+    post = net.post("ann")
+    tables.apply(repo("ann", 9), post)
+    assert tables.rows("actor_sync", '"repoRev"') == [(rev_of(9),)]
+    tables.apply(repo("ann", 5))
+    assert tables.rows("actor_sync", '"repoRev"') == [(rev_of(9),)]
+    tables.apply(net.put("ann", "app.bsky.never.heard", {}, number=20))
+    assert tables.rows("actor_sync", '"repoRev"') == [(rev_of(20),)]
+
+
+def test_history_does_not_claim_a_rev_before_its_end(tables: Tables) -> None:
+    tables.apply(Network(history=True).post("ann"))
+    assert tables.rows("actor_sync") == []
+
+
+def test_every_account_of_an_event_has_an_actor(tables: Tables) -> None:
+    net = Network()
+    tables.apply(net.post("ann"), identity("bob"), account("cyd", 1, active=True), repo("dan", 1))
+    names = sorted(did_of(name) for name in ("ann", "bob", "cyd", "dan"))
+    assert [row[0] for row in tables.rows("actor", "did")] == names
+    queued = tables.database.query("SELECT did, forced FROM rsky_pipeline.handle_check ORDER BY 1")
+    assert queued == [(did, did == did_of("bob")) for did in names]
+
+
+def test_a_purged_account_leaves_nothing(tables: Tables) -> None:
+    net = Network()
+    post, hers = net.post("ann"), net.post("bob")
+    events = [post, hers, net.like("ann", hers), net.repost("ann", hers), net.follow("ann", "bob")]
+    events += [net.quote("ann", hers), net.reply("ann", hers), net.like("bob", post)]
+    events += [net.repost("bob", post), net.quote("bob", post), net.follow("bob", "ann")]
+    tables.apply(*events)
+    purge_account(tables.database, did_of("ann"), registry.load())
+    assert purge_account(tables.database, did_of("ann"), registry.load()) == 0
+    assert tables.counts(hers) == (0, 0, 0, 0)
+    assert tables.profile_counts("bob") == (0, 1, 2)
+    assert tables.rows("actor", "did") == [(did_of("bob"),)]
+    assert tables.notified() == []
+    for table, column in (("record", "did"), ("post", "creator"), ("like", "creator"),
+                          ("feed_item", '"originatorDid"'), ("actor_sync", "did")):  # fmt: skip
+        assert {row[0] for row in tables.rows(table, column)} == {did_of("bob")}, table
+    recounted(tables)
+
+
+def label(cts: str, *, neg: bool = False, cid: str = "", exp: str | None = None) -> Label:
+    return Label(
+        "did:plc:lab", "did:plc:ann", cid, "spam", neg, f"2024-01-{cts}T00:00:00.000Z", exp
+    )
+
+
+def test_the_newest_label_stands(tables: Tables) -> None:
+    def labels() -> list[tuple[object, ...]]:
+        return tables.rows("label", "cid, neg, cts")
+
+    apply_labels(tables.database, [label("02"), label("01", neg=True)])
+    assert labels() == [("", False, label("02").cts)]
+    assert apply_labels(tables.database, [label("03", neg=True)]) == (0, 1)
+    assert apply_labels(tables.database, [label("02"), label("03")]) == (0, 0)
+    assert labels() == [("", True, label("03").cts)]
+    apply_labels(tables.database, [label("03", cid="c"), label("04", exp="2025")])
+    assert labels() == [("", False, label("04").cts), ("c", False, label("03").cts)]
+
+
+async def check_handles(
+    tables: Tables, claims: dict[str, str], answers: dict[str, str | None]
+) -> IndexerMetrics:
+    """Settle all queued checks with documents that claim handles, and answers of the network."""
+
+    async def find_document(did: str, _forced: bool) -> DidDocument | None:
+        handle = claims.get(did)
+        return None if handle is None else DidDocument(did, handle, None, None)
+
+    async def find_did(handle: str) -> str | None:
+        if handle not in answers:
+            raise Unknown(handle)
+        return answers[handle]
+
+    def open_database() -> Database:
+        return Database.connect(tables.url, name="handles")
+
+    metrics = IndexerMetrics(CollectorRegistry(), ["firehose_live"], [])
+    checks = HandleChecks(open_database, find_document, find_did, metrics)
+    while await checks.work_once():
+        pass
+    checks.close()
+    return metrics
+
+
+async def test_handles_need_both_directions(tables: Tables) -> None:
+    tables.apply(*(identity(name) for name in ("ann", "bob", "cyd", "dan")))
+    claims = {did_of("ann"): "ann.test", did_of("bob"): "ann.test", did_of("dan"): "dan.test"}
+    await check_handles(tables, claims, {"ann.test": did_of("ann")})
+    handles = dict(tables.rows("actor", "did, handle"))
+    assert handles == {
+        did_of("ann"): "ann.test", did_of("bob"): None, did_of("cyd"): None, did_of("dan"): None,
+    }  # fmt: skip
+    # Nobody answered for dan.test, so it is asked again later.
+    waiting = tables.database.query(
+        "SELECT did, requested_at > now() FROM rsky_pipeline.handle_check"
+    )
+    assert waiting == [(did_of("dan"), True)]
+
+
+async def test_a_handle_moves_to_its_new_owner(tables: Tables) -> None:
+    tables.apply(identity("ann"), identity("bob"))
+    ann, bob = did_of("ann"), did_of("bob")
+    await check_handles(tables, {ann: "x.test", bob: "y.test"}, {"x.test": ann, "y.test": bob})
+    tables.apply(identity("bob", 2))
+    await check_handles(tables, {bob: "x.test"}, {"x.test": bob})
+    assert dict(tables.rows("actor", "did, handle")) == {ann: None, bob: "x.test"}
+    tables.apply(identity("ann", 3), identity("bob", 3))
+    await check_handles(tables, {ann: "x.test", bob: "y.test"}, {"x.test": ann, "y.test": bob})
+    assert dict(tables.rows("actor", "did, handle")) == {ann: "x.test", bob: "y.test"}
+
+
+async def test_a_request_during_a_check_is_not_lost(tables: Tables) -> None:
+    tables.apply(identity("ann"))
+    asked: list[str] = []
+
+    async def find_document(did: str, _forced: bool) -> DidDocument | None:
+        asked.append(did)
+        if len(asked) == 1:
+            tables.apply(identity("ann", 2))
+        return None
+
+    async def find_did(_handle: str) -> str | None:
+        return None
+
+    metrics = IndexerMetrics(CollectorRegistry(), ["firehose_live"], [])
+    checks = HandleChecks(
+        lambda: Database.connect(tables.url, name="h"), find_document, find_did, metrics
+    )
+    while await checks.work_once():
+        pass
+    checks.close()
+    assert asked == [did_of("ann")] * 2

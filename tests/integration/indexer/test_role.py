@@ -1,0 +1,203 @@
+"""The indexer between a real Redis and a real PostgreSQL."""
+
+import orjson
+
+from rsky_pipeline.streams.names import FIREHOSE_BACKFILL, FIREHOSE_LIVE, LABEL_LIVE, STREAMS
+from tests.integration.indexer.kit import Event, Network, Tables, account, did_of, repo
+from tests.integration.indexer.worker import GROUP, entries, eventually, feed, indexing
+from tests.stores import execute, redis_client
+
+LABEL = {"src": did_of("lab"), "uri": did_of("ann"), "val": "spam", "cts": "2024-01-01T00:00:00Z"}
+
+
+def add(redis_url: str, stream: str, **fields: bytes) -> None:
+    with redis_client(redis_url) as client:
+        client.xadd(stream, dict(fields.items()))
+
+
+def claim(redis_url: str, consumer: str, *, times: int = 1, stream: str = FIREHOSE_LIVE) -> None:
+    """Deliver everything in a stream to a consumer that then does nothing."""
+    with redis_client(redis_url) as client:
+        client.xgroup_create(stream, GROUP, "0", mkstream=True)
+        for _, page in client.xreadgroup(GROUP, consumer, {stream: ">"}, count=10_000):
+            ids = [entry_id for entry_id, _ in page]
+            client.xclaim(stream, GROUP, consumer, 0, ids, retrycount=times)
+
+
+async def test_all_streams_are_applied_and_emptied(clean_redis: str, tables: Tables) -> None:
+    net, history = Network(), Network(history=True)
+    post = net.post("ann")
+    like = net.like("bob", post)
+    follow = history.follow("cyd", "ann")
+    feed(clean_redis, post, like, account("bob", 3, active=False, status="takendown"))
+    feed(clean_redis, follow, repo("cyd", 9), stream=FIREHOSE_BACKFILL)
+    labels = orjson.dumps({"seq": 1, "labels": [LABEL]})
+    add(clean_redis, LABEL_LIVE, labels=labels)
+    async with indexing(clean_redis, tables.url) as worker:
+        await worker.ready.wait()
+        await eventually(lambda: tables.rows("follow") and tables.rows("label"))
+        await eventually(lambda: not any(entries(clean_redis, stream) for stream in STREAMS))
+        await eventually(lambda: worker.health.get("events") == 6)
+        assert worker.metric("indexer_records_inserted_total") == 3
+        assert worker.metric("indexer_events_processed_total") == 3
+        assert worker.metric("indexer_like_events_total") == 1
+        assert worker.metric("indexer_repo_events_total") == 1
+        assert worker.metric("indexer_account_events_total") == 1
+        assert worker.metric("indexer_labels_added_total") == 1
+        assert worker.metric("indexer_notifications_total") == 1
+        assert worker.metric("indexer_event_lag_seconds", stream=FIREHOSE_LIVE) > 0
+    assert tables.counts(post) == (1, 0, 0, 0)
+    assert tables.rows("actor", '"upstreamStatus"', f"did = '{did_of('bob')}'") == [("takendown",)]
+    assert tables.rows("actor_sync", "did", f"did = '{did_of('cyd')}'") == [(did_of("cyd"),)]
+    assert tables.notified("ann") == [("like", like.uri)]
+
+
+async def test_ready_means_that_own_pending_entries_are_applied(
+    clean_redis: str, tables: Tables
+) -> None:
+    net = Network()
+    feed(clean_redis, *(net.follow("ann", f"p{number}") for number in range(300)))
+    claim(clean_redis, "test-indexer-1")
+    async with indexing(clean_redis, tables.url, indexer_batch_size=50) as worker:
+        await worker.ready.wait()
+        assert len(tables.rows("follow", "uri")) == 300
+    assert entries(clean_redis, FIREHOSE_LIVE) == []
+
+
+async def test_entries_of_a_dead_consumer_are_taken_over(clean_redis: str, tables: Tables) -> None:
+    net = Network()
+    feed(clean_redis, *(net.follow("ann", f"p{number}") for number in range(250)))
+    claim(clean_redis, "somebody-else")
+    async with indexing(clean_redis, tables.url, claim_idle_seconds=1) as worker:
+        await eventually(lambda: len(tables.rows("follow", "uri")) == 250)
+        await eventually(lambda: not entries(clean_redis, FIREHOSE_LIVE))
+        assert worker.metric("indexer_entries_claimed_total") == 250
+
+
+async def test_one_poisonous_event_costs_only_itself(clean_redis: str, tables: Tables) -> None:
+    execute(tables.url, "ALTER TABLE bsky.post ADD CHECK (text <> 'poison')")
+    net = Network()
+    posts = [net.post("ann", "poison" if number == 1234 else "fine") for number in range(2_000)]
+    feed(clean_redis, *posts)
+    async with indexing(clean_redis, tables.url, indexer_batch_size=2_000) as worker:
+        await eventually(lambda: not entries(clean_redis, FIREHOSE_LIVE), 60)
+        await eventually(lambda: worker.metric("indexer_dead_letters_total") == 1)
+        assert worker.metric("indexer_refused_total", reason="bad_data") == 1
+    assert len(tables.rows("post", "uri")) == 1_999
+    assert tables.profile_counts("ann") == (0, 0, 1_999)
+    (letter,) = entries(clean_redis, f"{FIREHOSE_LIVE}_dlq")
+    assert letter[b"reason"] == b"bad_data"
+    assert letter[b"event"] == posts[1234].payload
+
+
+async def test_what_cannot_be_read_becomes_a_dead_letter(clean_redis: str, tables: Tables) -> None:
+    net = Network()
+    good = net.post("ann")
+    bad: list[tuple[Event, bytes]] = [
+        (b"{", b"invalid_json"),
+        (b'{"type":"dance","time":"","did":""}', b"unknown_type"),
+        (net.put("ann", "app.bsky.feed.post", {"text": 1}), b"wrong_type"),
+        (net.put("ann", "app.bsky.feed.like", {}), b"missing_field"),
+        (net.put("ann", "app.bsky.graph.follow", {"subject": "bob"}), b"invalid_did"),
+        (net.put("ann", "app.bsky.feed.post", {"text": "x"}, rkey="a/b"), b"invalid_rkey"),
+    ]
+    feed(clean_redis, *(event for event, _ in bad), good)
+    add(clean_redis, FIREHOSE_LIVE, other=b"field")
+    wrong = {**LABEL, "exp": "never"}
+    add(clean_redis, LABEL_LIVE, labels=orjson.dumps({"seq": 1, "labels": [wrong, LABEL]}))
+    async with indexing(clean_redis, tables.url) as worker:
+        await eventually(lambda: tables.rows("post", "uri") == [(good.uri,)])
+        await eventually(lambda: tables.rows("label", "val") == [("spam",)])
+        await eventually(lambda: not any(entries(clean_redis, stream) for stream in STREAMS))
+        await eventually(lambda: worker.metric("indexer_dead_letters_total") == len(bad) + 2)
+        assert worker.metric("indexer_refused_total", reason="invalid_json") == 1
+        nsid = "app.bsky.feed.post"
+        assert worker.metric("indexer_rejected_records_total", collection=nsid) == 1
+    letters = entries(clean_redis, f"{FIREHOSE_LIVE}_dlq")
+    assert [letter[b"reason"] for letter in letters] == [reason for _, reason in bad] + [
+        b"missing_field"
+    ]
+    (label,) = entries(clean_redis, f"{LABEL_LIVE}_dlq")
+    assert label[b"reason"] == b"invalid_label"
+
+
+async def test_an_entry_that_kills_workers_is_buried_and_its_neighbours_are_not(
+    clean_redis: str, tables: Tables
+) -> None:
+    net = Network()
+    posts = [net.post("ann", str(number)) for number in range(20)]
+    ids = feed(clean_redis, *posts)
+    claim(clean_redis, "test-indexer-1", times=3)
+    with redis_client(clean_redis) as client:
+        client.xclaim(FIREHOSE_LIVE, GROUP, "test-indexer-1", 0, [ids[4]], retrycount=7)
+    async with indexing(clean_redis, tables.url, max_deliveries=5) as worker:
+        await worker.ready.wait()
+        assert len(tables.rows("post", "uri")) == 19
+        assert worker.metric("indexer_refused_total", reason="crashes_worker") == 1
+    (letter,) = entries(clean_redis, f"{FIREHOSE_LIVE}_dlq")
+    assert letter[b"reason"] == b"crashes_worker"
+    assert letter[b"event"] == posts[4].payload
+
+
+async def test_collections_that_nobody_indexes_are_ignored(
+    clean_redis: str, tables: Tables
+) -> None:
+    net = Network()
+    feed(
+        clean_redis,
+        net.put("ann", "app.bsky.unheard.of", {}),
+        net.put("ann", "com.example.thing", {}),
+        net.put("ann", "app.bsky.actor.status", {"status": "live"}),
+    )
+    async with indexing(clean_redis, tables.url) as worker:
+        await eventually(lambda: not entries(clean_redis, FIREHOSE_LIVE))
+        await eventually(lambda: worker.metric("indexer_ignored_events_total") == 2)
+    assert [row[0].split("/")[3] for row in tables.rows("record", "uri")] == [
+        "app.bsky.actor.status"
+    ]
+    assert entries(clean_redis, f"{FIREHOSE_LIVE}_dlq") == []
+
+
+async def test_a_lost_database_connection_is_made_again(clean_redis: str, tables: Tables) -> None:
+    net = Network()
+    feed(clean_redis, net.post("ann"))
+    async with indexing(clean_redis, tables.url) as worker:
+        await eventually(lambda: len(tables.rows("post", "uri")) == 1)
+        tables.database.query(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+            "WHERE application_name LIKE '%test-indexer%'"
+        )
+        feed(clean_redis, net.post("ann"))
+        await eventually(lambda: len(tables.rows("post", "uri")) == 2)
+        await eventually(lambda: not entries(clean_redis, FIREHOSE_LIVE))
+        await eventually(lambda: worker.metric("indexer_database_failures_total") >= 1)
+        assert worker.metric("indexer_unexpected_errors_total") >= 1
+
+
+async def test_lost_redis_connections_are_made_again(clean_redis: str, tables: Tables) -> None:
+    net = Network()
+    feed(clean_redis, net.post("ann"))
+    async with indexing(clean_redis, tables.url) as worker:
+        await eventually(lambda: not entries(clean_redis, FIREHOSE_LIVE))
+        with redis_client(clean_redis) as client:
+            client.client_kill_filter(_type="normal", skipme=True)
+        feed(clean_redis, net.post("ann"))
+        await eventually(lambda: not entries(clean_redis, FIREHOSE_LIVE))
+        assert worker.metric("indexer_store_failures_total") >= 1
+    assert len(tables.rows("post", "uri")) == 2
+
+
+async def test_every_metric_is_exported_from_the_start(clean_redis: str, tables: Tables) -> None:
+    async with indexing(clean_redis, tables.url) as worker:
+        await worker.ready.wait()
+        for name in (
+            "events_processed", "create_events", "update_events", "delete_events", "repo_events",
+            "account_events", "identity_events", "db_writes", "errors", "expected_errors",
+            "unexpected_errors", "post_events", "like_events", "repost_events", "follow_events",
+            "block_events", "profile_events", "labels_processed", "labels_added",
+            "labels_removed", "ack_failures", "records_inserted",
+        ):  # fmt: skip
+            assert worker.metric(f"indexer_{name}_total") == 0
+        assert worker.metric("indexer_pending_messages") == 0
+        assert worker.metric("indexer_active_tasks") == 0
+        assert worker.metric("rsky_stream_length", stream=LABEL_LIVE) == 0

@@ -1,0 +1,65 @@
+"""Bad entries are found by halving; everything else is applied, in order."""
+
+from collections.abc import Sequence
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rsky_pipeline.database.errors import BadData, DatabaseUnavailable, TransactionConflict
+from rsky_pipeline.indexer.poison import SYSTEMIC, apply_isolated
+
+
+class Store:
+    """Applies all of a batch or nothing, as a transaction does."""
+
+    def __init__(self, bad: Sequence[int], error: type[Exception] = BadData) -> None:
+        self.bad = set(bad)
+        self.error = error
+        self.applied: list[int] = []
+        self.calls = 0
+
+    def apply(self, entries: Sequence[int]) -> None:
+        self.calls += 1
+        for entry in entries:
+            if entry in self.bad:
+                raise self.error(f"entry {entry}")
+        self.applied += entries
+
+
+@given(bad=st.sets(st.integers(0, 199), max_size=6))
+def test_all_others_are_applied_once_and_in_order(bad: set[int]) -> None:
+    store = Store(list(bad))
+    culprits = apply_isolated(range(200), store.apply)
+    assert [culprit.entry for culprit in culprits] == sorted(bad)
+    assert {culprit.reason for culprit in culprits} <= {"bad_data"}
+    assert store.applied == [number for number in range(200) if number not in bad]
+    assert store.calls <= 1 + len(bad) * 2 * 8
+
+
+def test_a_failure_of_our_own_code_is_isolated_too() -> None:
+    store = Store([5], KeyError)
+    (culprit,) = apply_isolated(range(20), store.apply)
+    assert (culprit.entry, culprit.reason) == (5, "internal_error")
+    assert culprit.message == "KeyError: 'entry 5'"
+
+
+@pytest.mark.parametrize("error", [DatabaseUnavailable, TransactionConflict])
+def test_what_is_not_about_the_data_is_raised(error: type[Exception]) -> None:
+    store = Store([5], error)
+    with pytest.raises(error):
+        apply_isolated(range(20), store.apply)
+    assert store.applied == []
+
+
+def test_a_failure_that_hits_everything_is_raised_and_buries_nothing() -> None:
+    store = Store(range(SYSTEMIC), TypeError)
+    with pytest.raises(TypeError):
+        apply_isolated(range(SYSTEMIC), store.apply)
+
+
+def test_a_few_bad_entries_are_culprits_even_when_they_are_all_there_is() -> None:
+    store = Store([0, 1], TypeError)
+    assert len(apply_isolated([0, 1], store.apply)) == 2
+    everything = Store(range(50), BadData)
+    assert len(apply_isolated(range(50), everything.apply)) == 50
