@@ -1,43 +1,66 @@
 """`rsky-pipeline demo`: the whole pipeline on a simulated network, compared row for row."""
 
-import json
-import os
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import time
-import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from rsky_pipeline.cli.exit_codes import ExitCode
-from rsky_pipeline.cli.output import print_table
+from rsky_pipeline.cli.output import fail
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from rsky_pipeline.cli.demonstration.figures import Observer
+    from rsky_pipeline.cli.demonstration.processes import Process, Simulation
+    from rsky_pipeline.cli.demonstration.view import View
+    from rsky_pipeline.configuration.settings import Settings
 
 DRAIN_SECONDS = 60.0
-START_SECONDS = 60.0
+LOOK_SECONDS = 1.0
+QUIET_LOOKS = 3  # nothing may be on its way for so many looks
+QUIET_SECONDS = 0.4
 
 
 @click.command()
-@click.option("--seconds", default=40.0, show_default=True, help="How long the network lives.")
-@click.option("--rate", default=300.0, show_default=True, help="Events a second.")
-@click.option("--accounts", default=150, show_default=True, type=click.IntRange(1))
+@click.option("--seconds", default=60.0, show_default=True, type=click.FloatRange(1),
+              help="How long the network lives.")  # fmt: skip
+@click.option("--rate", default=300.0, show_default=True, type=click.FloatRange(1),
+              help="Events a second.")  # fmt: skip
+@click.option("--accounts", default=200, show_default=True, type=click.IntRange(2, 100_000))
 @click.option("--seed", default=1, show_default=True)
-@click.option("--keep", is_flag=True, help="Keep the data directory.")
+@click.option("--keep", is_flag=True, help="Keep the data directory, with the logs.")
 def command(seconds: float, rate: float, accounts: int, seed: int, keep: bool) -> None:
     """Run everything on loopback for a while, stop in order, and compare every row.
 
+    Needs no network, Redis or PostgreSQL, and touches no configured one. Ctrl-C ends it early.
     Exits with 0 if the database holds exactly what was published, with 6 if not.
     """
+    from rich.console import Console
+
+    from rsky_pipeline.cli.demonstration.processes import DemonstrationFailed
+    from rsky_pipeline.simulator.control import NoSimulation
+
     folder = Path(tempfile.mkdtemp(prefix="rsky-demo-"))
-    demo = Demo(folder, seconds, rate, accounts, seed)
+    console = Console()
+    options = [f"--rate={rate}", f"--accounts={accounts}", f"--seed={seed}"]
+    code: int = ExitCode.FAILED
     try:
-        code = demo.run()
+        with _terminated_like_interrupted():
+            code = Demo(folder, console, seconds, options).run()
+    except (DemonstrationFailed, NoSimulation) as error:
+        raise fail(str(error), ExitCode.FAILED) from error
+    except KeyboardInterrupt:
+        raise fail("interrupted", ExitCode.FAILED) from None
     finally:
-        demo.close()
         if keep:
             click.echo(f"kept {folder}")
         else:
@@ -46,146 +69,118 @@ def command(seconds: float, rate: float, accounts: int, seed: int, keep: bool) -
 
 
 class Demo:
-    """The processes of one demonstration."""
+    """One demonstration in a folder of its own."""
 
-    def __init__(self, folder: Path, seconds: float, rate: float, accounts: int, seed: int) -> None:
+    def __init__(
+        self, folder: Path, console: "Console", seconds: float, options: list[str]
+    ) -> None:
         self._folder = folder
+        self._console = console
         self._seconds = seconds
-        self._processes: list[subprocess.Popen[str]] = []
-        self._log = (folder / "pipeline.log").open("w")
-        options = [f"--rate={rate}", f"--accounts={accounts}", f"--seed={seed}", "--json"]
-        simulator = self._start("simulate", *options, stdout=subprocess.PIPE)
-        assert simulator.stdout is not None
-        announced = json.loads(simulator.stdout.readline())
-        self._url: str = announced["url"]
-        self._environ = os.environ | announced["environment"] | {
-            "RSKY_PIPELINE_DATA_DIR": str(folder),
-            "RSKY_PIPELINE_VERIFY": "signature",
-            "RSKY_PIPELINE_HANDLE_RESOLVER_URL": self._url,
-            **{f"RSKY_PIPELINE_{name}_METRICS_PORT": "0"
-               for name in ("INGESTER", "INDEXER", "BACKFILLER", "SUPERVISOR")},
-        }  # fmt: skip
-        from rsky_pipeline.configuration.settings import declarations
-
-        if "handle_resolver_url" not in declarations():
-            del self._environ["RSKY_PIPELINE_HANDLE_RESOLVER_URL"]
+        self._options = options
+        self._environment: dict[str, str] = {}
 
     def run(self) -> int:
-        """Carry the demonstration out and return the exit code."""
-        click.echo(f"simulated network at {self._url}; log in {self._log.name}")
-        pipeline = self._start("run", "--role", "all", stdout=self._log, stderr=self._log)
+        """Carry it out and return the exit code."""
+        from rsky_pipeline.cli.demonstration.figures import Observer
+        from rsky_pipeline.cli.demonstration.processes import (
+            Process,
+            Simulation,
+            pipeline_environment,
+        )
+
+        simulation = Simulation(self._folder, self._options)
+        pipeline: Process | None = None
         try:
-            self._watch(pipeline)
-        except KeyboardInterrupt:
-            click.echo("stopping")
-        if pipeline.poll() is not None:
-            click.echo(f"the pipeline ended with code {pipeline.returncode}:", err=True)
-            click.echo(Path(self._log.name).read_text()[-3000:], err=True)
-            return ExitCode.FAILED
-        published = self._ask("stop")["seq"]
-        click.echo(f"published {published} events; waiting until all of them are indexed")
-        self._wait_until_drained()
-        truth = self._ask("truth")
-        code = self._compare(truth)
-        stopped = self._call("stop", "--ordered")
-        return code or (ExitCode.OK if stopped == 0 else ExitCode.FORCED)
+            self._environment = pipeline_environment(self._folder, simulation)
+            log = self._folder / "pipeline.log"
+            pipeline = Process(["run", "--role", "all"], self._environment, log)
+            self._console.print(f"simulated relay at {simulation.relay}, log in {log}")
+            settings = self._settings()
+            observer = Observer(settings, simulation.control, simulation.relay, simulation.labeler)
+            with observer:
+                self._watch(observer, pipeline)
+                return self._finish(observer, simulation, settings, pipeline)
+        finally:
+            if pipeline is not None:
+                pipeline.end()
+            simulation.process.end()
 
-    def close(self) -> None:
-        """End whatever still runs."""
-        for process in reversed(self._processes):
-            if process.poll() is None:
-                process.send_signal(signal.SIGTERM)
-        for process in reversed(self._processes):
-            try:
-                process.wait(60)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-            if process.stdout is not None:
-                process.stdout.close()
-        self._log.close()
+    def _settings(self) -> "Settings":
+        from rsky_pipeline.configuration.load import load
+        from rsky_pipeline.embedded.locations import resolve_directories, store_urls
 
-    def _watch(self, pipeline: "subprocess.Popen[str]") -> None:
+        return store_urls(resolve_directories(load(None, self._environment, {}).settings))
+
+    def _watch(self, observer: "Observer", pipeline: "Process") -> None:
+        from rsky_pipeline.cli.demonstration.view import opened
+
         end = time.monotonic() + self._seconds
-        while time.monotonic() < end and pipeline.poll() is None:
-            time.sleep(3)
-            status = self._status() or {}
-            workers = [item for item in status.get("processes", []) if item["kind"] == "worker"]
-            shown = [
-                f"{item['name']} {item['state']} {item['rate'] or 0:.0f}/s" for item in workers
-            ]
-            shown += [f"{name} {length}" for name, length in status.get("streams", {}).items()]
-            click.echo(f"{self._ask('status')['seq']:>8} published | {' | '.join(shown)}")
+        with suppress(KeyboardInterrupt), opened(self._console) as view:
+            while (left := end - time.monotonic()) > 0:
+                if not pipeline.is_running:
+                    raise pipeline.failure("ended")
+                view.show(observer.look(), f"{left:.0f} s left")
+                time.sleep(min(LOOK_SECONDS, left))
 
-    def _wait_until_drained(self) -> None:
-        from rsky_pipeline.configuration.load import load
-        from rsky_pipeline.embedded.locations import resolve_directories, store_urls
-        from rsky_pipeline.streams.connection import connect
-        from rsky_pipeline.streams.lag import inspect
-        from rsky_pipeline.streams.names import FIREHOSE_LIVE, STREAMS, cursor_key
-
-        settings = store_urls(resolve_directories(load(None, self._environ, {}).settings))
-        store = connect(settings.redis_url or "", name="demo")
-        published = self._ask("status")["seq"]
-        deadline = time.monotonic() + DRAIN_SECONDS
-        quiet = 0
-        while time.monotonic() < deadline and quiet < 3:
-            cursor = store.call("GET", cursor_key(FIREHOSE_LIVE, self._url))
-            idle = cursor is not None and int(cursor) >= published
-            for stream in STREAMS:
-                report = inspect(store, stream)
-                idle &= not any(group.lag or group.pending for group in report.groups)
-            quiet = quiet + 1 if idle else 0
-            time.sleep(0.5)
-        store.close()
-        if quiet < 3:
-            click.echo(f"not everything was indexed within {DRAIN_SECONDS:.0f} s", err=True)
-
-    def _compare(self, truth: dict[str, Any]) -> int:
-        from rsky_pipeline.configuration.load import load
-        from rsky_pipeline.embedded.locations import resolve_directories, store_urls
+    def _finish(
+        self, observer: "Observer", simulation: "Simulation", settings: "Settings",
+        pipeline: "Process",
+    ) -> int:  # fmt: skip
+        from rsky_pipeline.cli.demonstration.view import opened, summary
         from rsky_pipeline.simulator.compare import compare
 
-        settings = store_urls(resolve_directories(load(None, self._environ, {}).settings))
-        reports = compare(settings.database_url or "", settings.database_schema, truth)
-        header = ("TABLE", "EXPECTED", "FOUND", "MISSING", "EXTRA", "DIFFERENT")
-        rows = [(r.name, r.expected, r.found, r.missing, r.extra, r.different) for r in reports]
-        print_table(header, rows)
-        for report in reports:
-            for example in report.examples:
-                click.echo(f"{report.name}: {example[:500]}")
-        total = sum(report.differences for report in reports)
-        click.echo(f"{total} differences in {sum(r.expected for r in reports)} rows")
-        return ExitCode.DIFFERENCES if total else ExitCode.OK
-
-    def _start(self, *arguments: str, **streams: Any) -> "subprocess.Popen[str]":
-        process: subprocess.Popen[str] = subprocess.Popen(
-            [sys.executable, "-m", "rsky_pipeline", *arguments],
-            env=getattr(self, "_environ", None),
-            text=True,
-            start_new_session=True,  # Ctrl-C is ours to answer
-            **streams,
+        progress = simulation.control.stop()
+        self._console.print(
+            f"published {progress.published:,} events and {progress.label_frames:,} frames of "
+            "labels; waiting until all of it is indexed",
+            highlight=False,
         )
-        self._processes.append(process)
-        return process
+        with opened(self._console) as view:
+            waiting = self._wait(observer, view, pipeline)
+        if waiting:
+            self._console.print(f"after {DRAIN_SECONDS:.0f} s there are still: {waiting}")
+        truth = simulation.control.truth(handles=True)
+        reports = compare(settings.database_url or "", settings.database_schema, truth)
+        dead = observer.dead_letters()
+        observer.close()
+        stopped = self._call("stop", "--ordered")
+        differences = summary(self._console, reports, dead)
+        if differences or waiting:
+            return ExitCode.DIFFERENCES
+        return ExitCode.OK if stopped == ExitCode.OK else ExitCode.FORCED
+
+    def _wait(self, observer: "Observer", view: "View", pipeline: "Process") -> str:
+        """Wait until nothing is on its way; return what still is at the deadline."""
+        deadline = time.monotonic() + DRAIN_SECONDS
+        quiet, waiting = 0, ["everything"]
+        while time.monotonic() < deadline:
+            figures = observer.look()
+            view.show(figures, "waiting")
+            if not pipeline.is_running:
+                raise pipeline.failure("ended")
+            if figures.progress is not None:
+                waiting = observer.waiting(figures.progress)
+                quiet = 0 if waiting else quiet + 1
+            if quiet >= QUIET_LOOKS:
+                return ""
+            time.sleep(QUIET_SECONDS)
+        return ", ".join(waiting)
 
     def _call(self, *arguments: str) -> int:
         command = [sys.executable, "-m", "rsky_pipeline", *arguments]
-        return subprocess.run(command, env=self._environ, check=False).returncode
+        return subprocess.run(command, env=self._environment, check=False).returncode
 
-    def _status(self) -> dict[str, Any] | None:
-        result = subprocess.run(
-            [sys.executable, "-m", "rsky_pipeline", "status", "--json"],
-            env=self._environ, capture_output=True, text=True, check=False,
-        )  # fmt: skip
-        try:
-            document: dict[str, Any] = json.loads(result.stdout)
-        except json.JSONDecodeError:
-            return None
-        return document
 
-    def _ask(self, what: str) -> dict[str, Any]:
-        address = f"{self._url}/simulator/{what}"  # http, on loopback
-        with urllib.request.urlopen(address, timeout=60) as response:  # noqa: S310
-            document: dict[str, Any] = json.load(response)
-        return document
+@contextmanager
+def _terminated_like_interrupted() -> Iterator[None]:
+    """Have SIGTERM end the demonstration as Ctrl-C does, so that no process is left behind."""
+
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

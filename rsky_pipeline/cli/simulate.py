@@ -1,54 +1,150 @@
 """`rsky-pipeline simulate`: serve a simulated network on loopback."""
 
 import json
+import signal
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
+
+from rsky_pipeline.cli.exit_codes import ExitCode
+from rsky_pipeline.cli.output import fail, say
+
+if TYPE_CHECKING:
+    from rsky_pipeline.simulator.network import Network
+    from rsky_pipeline.simulator.source import Urls
+    from rsky_pipeline.simulator.world import World
+
+FIXED_START = 1_767_225_600_000_000  # 2026-01-01, microseconds
+FIXED_STEP = 1_000
 
 
 @click.command()
 @click.option("--seed", default=1, show_default=True, help="Everything but time follows from it.")
-@click.option("--accounts", default=100, show_default=True, type=click.IntRange(1, 100_000))
+@click.option("--accounts", default=200, show_default=True, type=click.IntRange(2, 100_000))
+@click.option("--history", default=30, show_default=True, type=click.IntRange(0),
+              help="Records that an account with a history has on average.")  # fmt: skip
+@click.option("--rate", default=1_000.0, show_default=True, type=click.FloatRange(0),
+              help="Events a second; 0 is as fast as possible.")  # fmt: skip
+@click.option("--events", type=click.IntRange(0), help="Stop publishing after this many.")
+@click.option("--prepare", default=0, metavar="N", type=click.IntRange(0),
+              help="Make N events before serving, so that publishing costs little.")  # fmt: skip
 @click.option(
-    "--history", default=20, show_default=True, help="Records an account has from before."
+    "--fixed-clock",
+    is_flag=True,
+    help="Simulated time does not depend on the clock: same seed, same bytes.",
 )
-@click.option("--rate", default=100.0, show_default=True, help="Events a second.")
-@click.option("--events", type=click.IntRange(1), help="Stop publishing after this many.")
-@click.option("--port", default=0, show_default=True, help="0 picks a free one.")
+@click.option(
+    "--replay",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Serve recorded frames, with dids.json, handles.json, listRepos.json, cars/ "
+    "and labels.frames if they lie beside FILE.",
+)
+@click.option(
+    "--keep-events",
+    default=0,
+    metavar="N",
+    type=click.IntRange(0),
+    help="Size of the relay's replay window; 0 keeps everything.",
+)
+@click.option(
+    "--buffer-events",
+    default=16_384,
+    show_default=True,
+    type=click.IntRange(0),
+    help="Cut live subscribers off that are further behind; 0 never does.",
+)
+@click.option(
+    "--port",
+    default=0,
+    show_default=True,
+    type=click.IntRange(0, 65_532),
+    help="The relay's; PDS, PLC directory and labeler have the next three. 0 picks free ones.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the settings as one JSON line.")
 def command(
-    seed: int, accounts: int, history: int, rate: float, events: int | None, port: int,
+    seed: int, accounts: int, history: int, rate: float, events: int | None, prepare: int,
+    fixed_clock: bool, replay: Path | None, keep_events: int, buffer_events: int, port: int,
     as_json: bool,
 ) -> None:  # fmt: skip
-    """Serve a relay, a PDS and a PLC directory with real, signed repos on loopback.
+    """Serve a relay, a PDS, a PLC directory and a labeler with real, signed repos on loopback.
 
-    Prints the settings with which `rsky-pipeline run` follows this network.
+    Prints the settings with which `rsky-pipeline run` follows this network, then publishes until
+    it is interrupted. GET /simulator/status, /simulator/stop and /simulator/truth at the relay.
     """
+    from rsky_pipeline.simulator.network import Network
+    from rsky_pipeline.simulator.recording import RecordingError, load_recording
+    from rsky_pipeline.simulator.subscription import StreamRules
+
+    rules = StreamRules(buffer_events, keep_events)
+    try:
+        if replay is not None:
+            network = Network(load_recording(replay), rules)
+        else:
+            network = Network(_world(seed, accounts, history, fixed_clock), rules)
+    except RecordingError as error:
+        raise fail(str(error), ExitCode.USAGE) from error
+    network.prepare(prepare)
+    _serve(network, port, rate, events, as_json)
+
+
+def settings(urls: "Urls") -> dict[str, str]:
+    """Return the settings of a pipeline that follows a network; text as in the environment."""
+    from rsky_pipeline.configuration.settings import declarations
+
+    wanted = {
+        "relay_hosts": urls.relay.replace("http:", "ws:"),
+        "labeler_hosts": urls.labeler.replace("http:", "ws:"),
+        "plc_url": urls.plc,
+        "handle_resolver_url": urls.pds,
+        "allow_private_hosts": "true",
+        "initial_cursor": "oldest",
+    }
+    return {name: value for name, value in wanted.items() if name in declarations()}
+
+
+def _world(seed: int, accounts: int, history: int, fixed_clock: bool) -> "World":
+    from rsky_pipeline.simulator.clock import Clock, stepping_clock
+    from rsky_pipeline.simulator.world import World
+
+    clock = stepping_clock(FIXED_START, FIXED_STEP) if fixed_clock else Clock()
+    world = World(seed, accounts, clock)
+    if history:
+        world.add_history(history)
+    return world
+
+
+def _serve(network: "Network", port: int, rate: float, events: int | None, as_json: bool) -> None:
     import trio
 
-    from rsky_pipeline.simulator.service import Network
+    from rsky_pipeline.simulator.network import Ports
 
-    async def main() -> None:
-        network = Network(seed, accounts, history)
-        async with trio.open_nursery() as nursery:
-            url = await nursery.start(network.serve, port)
-            _announce(url, as_json)
-            await network.publish(rate, events)
+    async def main() -> str:
+        with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+            async with trio.open_nursery() as nursery:
+                try:
+                    urls = await nursery.start(network.serve, Ports(port))
+                except OSError as error:
+                    return f"cannot listen on the ports from {port}: {error.strerror or error}"
+                _announce(urls, as_json)
+                nursery.start_soon(network.publish, rate, events)
+                async for _ in signals:
+                    nursery.cancel_scope.cancel()
+                    break
+        return ""
 
-    try:
-        trio.run(main)
-    except* KeyboardInterrupt:
-        click.echo("stopped", err=True)
+    problem = trio.run(main)
+    if problem:
+        raise fail(problem, ExitCode.UNAVAILABLE)
+    say(f"published {network.events.log.published} events")
 
 
-def _announce(url: str, as_json: bool) -> None:
-    settings = {
-        "RSKY_PIPELINE_RELAY_HOSTS": url,
-        "RSKY_PIPELINE_PLC_URL": url,
-        "RSKY_PIPELINE_ALLOW_PRIVATE_HOSTS": "true",
-        "RSKY_PIPELINE_INITIAL_CURSOR": "oldest",
-    }
+def _announce(urls: "Urls", as_json: bool) -> None:
+    environment = {f"RSKY_PIPELINE_{name.upper()}": text for name, text in settings(urls).items()}
     if as_json:
-        click.echo(json.dumps({"url": url, "environment": settings}))
+        hosts = {"relay": urls.relay, "pds": urls.pds, "plc": urls.plc, "labeler": urls.labeler}
+        click.echo(json.dumps({"urls": hosts, "environment": environment}))
         return
-    for name, value in settings.items():
+    for name, value in environment.items():
         click.echo(f"export {name}={value}")

@@ -1,31 +1,26 @@
-"""Comparing a database with the truth of a simulated network, row for row."""
+"""Comparing a database with the truth, row for row."""
 
-import json
-from collections.abc import Mapping
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rsky_pipeline.database.connection import Database
+import orjson
 
-EXAMPLES = 3
-_QUERIES: Mapping[str, str] = {
-    "record": "SELECT uri, cid, did, json FROM record",
-    "post": "SELECT uri, cid, creator, text FROM post",
-    "like": 'SELECT uri, creator, subject FROM "like"',
-    "repost": "SELECT uri, creator, subject FROM repost",
-    "follow": 'SELECT uri, creator, "subjectDid" FROM follow',
-    "actor_block": 'SELECT uri, creator, "subjectDid" FROM actor_block',
-    "likeCount": 'SELECT uri, "likeCount" FROM post_agg WHERE "likeCount" <> 0',
-    "repostCount": 'SELECT uri, "repostCount" FROM post_agg WHERE "repostCount" <> 0',
-    "followersCount": 'SELECT did, "followersCount" FROM profile_agg WHERE "followersCount" <> 0',
-    "followsCount": 'SELECT did, "followsCount" FROM profile_agg WHERE "followsCount" <> 0',
-    "postsCount": 'SELECT did, "postsCount" FROM profile_agg WHERE "postsCount" <> 0',
-}
+from rsky_pipeline.database.connection import Database
+from rsky_pipeline.simulator.reading import canonical, utc_milliseconds
+from rsky_pipeline.simulator.tables import FLAG, JSON, TABLES, TIME, ComparedTable
+from rsky_pipeline.simulator.truth_values import Rows, Truth, admits
+
+EXAMPLES = 5
+_NOTIFICATIONS = """
+SELECT n.did, n."recordUri", n.author, n.reason, COALESCE(n."reasonSubject", ''), count(*)
+FROM notification n GROUP BY 1, 2, 3, 4, 5
+"""
 
 
 @dataclass(frozen=True, slots=True)
 class TableReport:
-    """How one table (or count) compares."""
+    """How one table compares; `expected` leaves out rows that may be there or not."""
 
     name: str
     expected: int
@@ -41,30 +36,90 @@ class TableReport:
         return self.missing + self.extra + self.different
 
 
-def compare(url: str, schema: str, truth: Mapping[str, list[list[Any]]]) -> list[TableReport]:
-    """Compare every table. Raises DatabaseError."""
-    database = Database.connect(url, schema=schema, name="compare")
-    try:
-        return [_table(database, name, truth[name]) for name in _QUERIES]
-    finally:
-        database.close()
+def compare(
+    url: str, schema: str, truth: Truth, leave_out: Collection[str] = ()
+) -> list[TableReport]:
+    """Compare every table with its truth; `leave_out` names columns as `table.column`.
+
+    Raises DatabaseError.
+    """
+    with Database.connect(url, schema=schema, name="compare", statement_timeout_ms=0) as database:
+        reports = []
+        for table in TABLES.values():
+            ignored = {
+                index
+                for index, column in enumerate(table.columns)
+                if f"{table.name}.{column}" in leave_out
+            }
+            found = _found(table, database.query(table.query))
+            reports.append(_report(table, truth.get(table.name, {}), found, ignored))
+        reports.append(_notifications(database, truth))
+        return reports
 
 
-def _table(database: Database, name: str, rows: list[list[Any]]) -> TableReport:
-    expected = {row[0]: _comparable(name, row) for row in rows}
-    found = {row[0]: _comparable(name, list(row)) for row in database.query(_QUERIES[name])}
-    missing = sorted(expected.keys() - found.keys())
+def _found(table: ComparedTable, rows: Sequence[tuple[Any, ...]]) -> Rows:
+    size, forms = len(table.key), table.forms
+    return {row[:size]: tuple(map(_brought_to_form, row[size:], forms)) for row in rows}
+
+
+def _brought_to_form(value: Any, form: str) -> Any:
+    if form == FLAG:
+        return bool(value)  # official rows leave a flag that is not set NULL
+    if value is None:
+        return None
+    if form == TIME:
+        return utc_milliseconds(value)
+    return canonical(orjson.loads(value)) if form == JSON else value
+
+
+def _report(table: ComparedTable, expected: Rows, found: Rows, ignored: set[int]) -> TableReport:
+    nothing = (None,) * len(table.columns)
+    optional = {key for key, row in expected.items() if all(map(admits, row, nothing))}
+    absent = expected.keys() - found.keys()
+    missing = sorted(absent - optional)
     extra = sorted(found.keys() - expected.keys())
-    different = sorted(key for key in expected.keys() & found.keys() if expected[key] != found[key])
-    examples = [f"missing {key}" for key in missing[:EXAMPLES]]
-    examples += [f"extra {key}" for key in extra[:EXAMPLES]]
-    examples += [
-        f"{key}: expected {expected[key]}, found {found[key]}" for key in different[:EXAMPLES]
-    ]
+    examples = [f"missing {_shown(key)}" for key in missing[:EXAMPLES]]
+    examples += [f"not expected {_shown(key)}" for key in extra[:EXAMPLES]]
+    different = 0
+    for key in expected.keys() & found.keys():
+        wrong = [
+            f"{column} is {_shown(is_now)}, expected {_shown(wanted)}"
+            for index, (column, wanted, is_now) in enumerate(
+                zip(table.columns, expected[key], found[key], strict=True)
+            )
+            if index not in ignored and not admits(wanted, is_now)
+        ]
+        if wrong:
+            different += 1
+            if different <= EXAMPLES:
+                examples.append(f"{_shown(key)}: {'; '.join(wrong)}")
     return TableReport(
-        name, len(expected), len(found), len(missing), len(extra), len(different), tuple(examples)
-    )
+        table.name, len(expected) - len(absent & optional), len(found), len(missing), len(extra),
+        different, tuple(examples),
+    )  # fmt: skip
 
 
-def _comparable(name: str, row: list[Any]) -> list[Any]:
-    return [*row[:3], json.loads(row[3])] if name == "record" else row
+def _notifications(database: Database, truth: Truth) -> TableReport:
+    """Check what holds of any notification: its record stands, and nobody is told twice.
+
+    Which ones there are depends on whether a record came first with history or live.
+    """
+    authors = {key[0]: row[1] for key, row in truth["record"].items()}
+    extra, examples = 0, []
+    rows = database.query(_NOTIFICATIONS)
+    for did, uri, author, reason, subject, count in rows:
+        if authors.get(uri) == author and count == 1 and uri[5:].startswith(author):
+            continue
+        if "/app.bsky.graph.verification/" in uri and author == uri[5:].partition("/")[0]:
+            continue  # that a verification ended is told, and stays
+        extra += 1
+        if extra <= EXAMPLES:
+            examples.append(f"{count} times: {reason} of {uri} to {did} about {subject}")
+    return TableReport("notification", len(rows) - extra, len(rows), 0, extra, 0, tuple(examples))
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, tuple) and len(value) == 1:
+        value = value[0]
+    text = value if isinstance(value, str) else repr(value)
+    return text if len(text) <= 200 else f"{text[:200]}..."

@@ -1,56 +1,121 @@
-"""What the database must hold in the end, worked out from the simulated repos alone."""
+"""The oracle: which rows must stand in the end, worked out from what was published.
+
+It knows the rules of the AppView's tables and nothing of the pipeline's code. Of records with one
+natural key the smallest uri stands; counts are counts of what stands. Values that depend on the
+order of arrival are `ANY`: whether a reply that came before a gate obeys it is not decided by what
+stands in the end.
+"""
 
 from collections import Counter
+from collections.abc import Callable, Collection
 from typing import Any
 
-from rsky_pipeline.atproto.dagjson import to_json
-from rsky_pipeline.simulator.world import BLOCK, FOLLOW, LIKE, POST, PROFILE, REPOST, World
+from rsky_pipeline.simulator import mix
+from rsky_pipeline.simulator.reading import canonical, json_form
+from rsky_pipeline.simulator.state import AccountState, NetworkState
+from rsky_pipeline.simulator.tables import TABLES
+from rsky_pipeline.simulator.truth_posts import PostTruth
+from rsky_pipeline.simulator.truth_records import BUILDERS, ONE_OF_A_KIND, RECORD_ONLY
+from rsky_pipeline.simulator.truth_values import ANY, Entry, Rows, Truth, one_of
 
-INDEXED = (LIKE, POST, REPOST, FOLLOW, BLOCK, PROFILE)
+DEFAULT_COLLECTIONS = ("app.bsky.", "chat.bsky.")
+INDEXED = frozenset({mix.POST, *BUILDERS, *RECORD_ONLY})
 
 
-def truth(world: World) -> dict[str, Any]:
-    """Return the rows of each table, as the compared columns joined into lists.
+def truth(
+    state: NetworkState,
+    *,
+    collections: Collection[str] = DEFAULT_COLLECTIONS,
+    handles: bool = False,
+    purges_deleted: bool = False,
+) -> Truth:
+    """Return the rows of every compared table.
 
-    Of records with one natural key the smallest uri stands. Counts follow from what stands.
+    `collections` are the pipeline's own setting. `handles`: whether it looks them up.
+    `purges_deleted`: whether the records of deleted accounts are gone; else they stand, hidden.
     """
-    records: list[list[Any]] = []
-    posts: list[list[Any]] = []
-    keyed: dict[str, dict[tuple[str, str], str]] = {LIKE: {}, REPOST: {}, FOLLOW: {}, BLOCK: {}}
-    for account in world.accounts:
-        for path, (cid, _, record) in account.records.items():
-            collection = path.partition("/")[0]
-            uri = account.uri(path)
-            if collection not in INDEXED:
-                continue
-            records.append([uri, str(cid), account.did, to_json(record).decode()])
-            if collection == POST:
-                text = record["text"].replace("\x00", "")
-                posts.append([uri, str(cid), account.did, text])
-            if collection in keyed:
-                subject = record["subject"]
-                key = (account.did, subject["uri"] if isinstance(subject, dict) else subject)
-                standing = keyed[collection].get(key)
-                keyed[collection][key] = min(uri, standing) if standing else uri
-    rows = {
-        "like": [[uri, *key] for key, uri in keyed[LIKE].items()],
-        "repost": [[uri, *key] for key, uri in keyed[REPOST].items()],
-        "follow": [[uri, *key] for key, uri in keyed[FOLLOW].items()],
-        "actor_block": [[uri, *key] for key, uri in keyed[BLOCK].items()],
-    }
-    return {"record": records, "post": posts, **rows, **_counts(keyed, posts)}
+    rows: Truth = {name: {} for name in TABLES}
+    posts = PostTruth(state, rows)
+    found: dict[str, list[Entry]] = {}
+    for uri, item in state.records.items():
+        did, collection, rkey = uri[5:].split("/", 2)
+        if not _is_wanted(collection, collections):
+            continue
+        if purges_deleted and state.accounts[did].status == "deleted":
+            continue
+        record = json_form(item.block)
+        rows["record"][uri,] = (item.cid, did, canonical(record))
+        entry = Entry(uri, did, rkey, item.cid, item.published, record)
+        found.setdefault(collection, []).append(entry)
+    for collection, entries in found.items():
+        if collection == mix.POST:
+            posts.add(entries)
+        elif collection in BUILDERS:
+            _add(rows, state, collection, entries)
+    posts.finish()
+    _add_counts(rows)
+    _add_accounts(rows, state, handles, purges_deleted)
+    for key, label in state.labels.items():
+        rows["label"][key] = (label.neg, label.cts, label.exp)
+    return rows
 
 
-def _counts(
-    keyed: dict[str, dict[tuple[str, str], str]], posts: list[list[Any]]
-) -> dict[str, list[list[Any]]]:
-    def per(index: int, kind: str) -> list[list[Any]]:
-        return [[key, count] for key, count in Counter(k[index] for k in keyed[kind]).items()]
+def _is_wanted(collection: str, wanted: Collection[str]) -> bool:
+    return collection in INDEXED and any(
+        collection.startswith(item) if item.endswith(".") else collection == item for item in wanted
+    )
 
-    return {
-        "likeCount": per(1, LIKE),
-        "repostCount": per(1, REPOST),
-        "followersCount": per(1, FOLLOW),
-        "followsCount": per(0, FOLLOW),
-        "postsCount": [[did, n] for did, n in Counter(post[2] for post in posts).items()],
-    }
+
+def _add(rows: Truth, state: NetworkState, collection: str, entries: list[Entry]) -> None:
+    table, build = BUILDERS[collection]
+    key_of = ONE_OF_A_KIND.get(collection)
+    standing: dict[Any, str] = {}
+    # The smallest uri of each natural key comes first and stands.
+    for entry in sorted(entries, key=lambda entry: entry.uri):
+        row = build(entry)
+        if row is None:
+            continue
+        if key_of is not None and standing.setdefault(key_of(entry), entry.uri) != entry.uri:
+            rows["duplicate_record"][entry.uri,] = (entry.cid, standing[key_of(entry)])
+            continue
+        rows[table][entry.uri,] = row
+        if collection == mix.REPOST and entry.record["subject"]["uri"] not in state.deleted:
+            post = entry.record["subject"]["uri"]
+            rows["feed_item"][entry.uri,] = (entry.cid, "repost", post, entry.did, entry.sort_at)
+
+
+def _add_counts(rows: Truth) -> None:
+    def count(name: str, table: str, column: Callable[[tuple[Any, ...]], str]) -> None:
+        for key, number in Counter(column(row) for row in rows[table].values()).items():
+            rows[name][key,] = (number,)
+
+    count("post_agg.likeCount", "like", lambda row: row[2])
+    count("post_agg.repostCount", "repost", lambda row: row[2])
+    count("post_agg.quoteCount", "quote", lambda row: row[1])
+    count("profile_agg.followersCount", "follow", lambda row: row[2])
+    count("profile_agg.followsCount", "follow", lambda row: row[1])
+    count("profile_agg.postsCount", "post", lambda row: row[1])
+
+
+def _add_accounts(rows: Truth, state: NetworkState, handles: bool, purges_deleted: bool) -> None:
+    for did, account in state.accounts.items():
+        if purges_deleted and account.status == "deleted":
+            continue
+        # An inactive account without a reason is hidden as a deactivated one is.
+        status = None if account.active else account.status or "deactivated"
+        rows["actor"][did,] = (status, account.handle if handles else None)
+        if account.commits:
+            rows["actor_sync"][did,] = _sync(account)
+
+
+def _sync(account: AccountState) -> tuple[Any, ...]:
+    """A live commit counts if it changes an indexed record; a backfill may have seen any later."""
+    if not account.indexed:
+        return ANY, ANY
+    if len(account.commits) == 1:
+        return account.commits[0]
+    cids, revs = zip(*account.commits, strict=True)
+    return one_of(cids), one_of(revs)
+
+
+__all__ = ["ANY", "DEFAULT_COLLECTIONS", "INDEXED", "Rows", "Truth", "truth"]

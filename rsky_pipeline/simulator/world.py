@@ -1,202 +1,243 @@
-"""The accounts of a simulated network, and what they do: real repos, real commits.
+"""The life of a simulated network: who does what, and the frames that a relay sends of it.
 
-Everything follows from the seed and the clock. Likes are most of it, as on the real network; there
-are updates, deletes, duplicates, other lexicons, account and identity events.
+Everything follows from the seed and the clock. Accounts with a history were there before the stream
+began: what they wrote then is only in their repos. The others are born on the stream, and only they
+change their hosting status, so that no history can become unreachable.
 """
 
 import random
-from dataclasses import dataclass, field
+from collections import deque
+from itertools import accumulate
 from typing import Any
 
-from rsky_pipeline.atproto.car import write_car
-from rsky_pipeline.atproto.cbor import encode
-from rsky_pipeline.atproto.cid import Cid
-from rsky_pipeline.atproto.commit import sign_commit
-from rsky_pipeline.atproto.crypto import PrivateKey
+from rsky_pipeline.atproto import cbor
 from rsky_pipeline.atproto.frame import encode_frame
-from rsky_pipeline.atproto.mst import Change, Tree
 from rsky_pipeline.atproto.syntax import tid_from
-from rsky_pipeline.simulator.clock import Clock, TimeText
+from rsky_pipeline.simulator import mix
+from rsky_pipeline.simulator.accounts import DOMAIN, Account, RepoStatus, did_document, make_account
+from rsky_pipeline.simulator.clock import DAY, Clock, TimeText
+from rsky_pipeline.simulator.labels import Labeler
+from rsky_pipeline.simulator.records import RecordMaker
+from rsky_pipeline.simulator.repo import Write
+from rsky_pipeline.simulator.subjects import Reference, Subjects
 
-LIKE = "app.bsky.feed.like"
-POST = "app.bsky.feed.post"
-REPOST = "app.bsky.feed.repost"
-FOLLOW = "app.bsky.graph.follow"
-BLOCK = "app.bsky.graph.block"
-PROFILE = "app.bsky.actor.profile"
-FOREIGN = "com.example.scrobble"
-_KINDS = (LIKE, POST, REPOST, FOLLOW, BLOCK, PROFILE, FOREIGN, "delete", "account", "identity")
-_WEIGHTS = (640, 120, 80, 80, 10, 15, 10, 40, 2, 3)
-_TEXTS = (
-    "good morning", "日本語の投稿です", "emoji 🦋👩‍👩‍👧", "مرحبا بالعالم", "tab\tand \\ backslash",
-    'quotes " and \' and {braces}', "a\x00b", "", "line\nbreak",
-)  # fmt: skip
-RECENT_POSTS = 5_000
-Write = tuple[str, dict[str, Any] | None, str]  # path, record (None deletes it), kind
-
-
-@dataclass(slots=True)
-class Account:
-    """One account: its key, its repo as it is now, and its hosting status."""
-
-    did: str
-    handle: str
-    key: PrivateKey
-    tree: Tree
-    records: dict[str, tuple[Cid, bytes, dict[str, Any]]] = field(default_factory=dict)
-    paths: list[str] = field(default_factory=list)
-    rev: str = ""
-    commit: bytes = b""
-    active: bool = True
-
-    def uri(self, path: str) -> str:
-        """Return the uri of one of its records."""
-        return f"at://{self.did}/{path}"
+HISTORIC_SHARE = 0.4
+INDEXED_PREFIXES = ("app.bsky.", "chat.bsky.")
+_HISTORY_DAYS = 30
+_REPEATABLE = frozenset({mix.LIKE, mix.REPOST, mix.FOLLOW, mix.BLOCK, mix.LIST_ITEM})
+_INACTIVE = (("deactivated", 60), ("takendown", 15), ("suspended", 10), ("throttled", 5),
+             (None, 5), ("deleted", 5))  # fmt: skip
 
 
 class World:
-    """All accounts; each call of `step` makes the frame of one event."""
+    """All accounts. `step` lets one thing happen and returns its frame."""
 
     def __init__(self, seed: int, accounts: int, clock: Clock) -> None:
         self._choose = random.Random(seed)
         self._clock = clock
-        self._time = TimeText()
-        self.seq = 0
-        self.posts: list[tuple[str, str]] = []
-        self.accounts = [self._account(seed, number) for number in range(accounts)]
+        self.text = TimeText()  # how it writes microseconds
+        self._pending: deque[tuple[int, bytes]] = deque()
+        self._next_seq = 1
+        self.seq = 0  # of the frame returned last
+        self.accounts = [make_account(seed, number) for number in range(accounts)]
         self.by_did = {account.did: account for account in self.accounts}
+        self.handles = {a.handle: a.did for a in self.accounts if a.handle_resolves}
+        self.subjects = Subjects(self._choose, dids=[account.did for account in self.accounts])
+        self._choose.shuffle(self.subjects.dids)
+        self._activity = list(accumulate(1 / (n + 5) for n in range(accounts)))
+        self._maker = RecordMaker(self._choose, self.subjects)
+        self.labeler = Labeler(seed, clock, self.subjects)
+        self.deleted: set[str] = set()  # uris that were deleted on the stream
+        self.gated: set[str] = set()  # posts that had a gate which may refuse replies or quotes
+        self._events = tuple(mix.EVENTS)
+        self._weights = tuple(mix.EVENTS.values())
 
     def add_history(self, records: int) -> None:
-        """Give every account records from before the stream began."""
-        for account in self.accounts:
-            writes = [self._create(account, POST)]
-            kinds = self._choose.choices(_KINDS[:7], _WEIGHTS[:7], k=records)
-            writes += [write for kind in kinds if (write := self._create(account, kind))]
-            self._commit(account, [write for write in writes if write is not None])
+        """Give a part of the accounts repos from before the stream, of so many records or so."""
+        start = self._clock.now()
+        for account in self.accounts[: max(1, int(len(self.accounts) * HISTORIC_SHARE))]:
+            account.historic = account.born = True
+            now = start - _HISTORY_DAYS * DAY + self._choose.randrange(DAY)
+            writes = {w.path: w for w in self._maker.make(mix.PROFILE, account, now)}
+            count = min(int(self._choose.expovariate(1 / max(records, 1))) + 1, 50 * records + 1)
+            for kind in self._maker.draw_kinds(count):
+                now += self._choose.randrange(1, 28 * DAY // count)
+                made = [w for w in self._maker.make(kind, account, now) if w.path not in writes]
+                writes |= {write.path: write for write in made}
+            account.repo.load(writes.values(), tid_from(now, account.number % 1_024), start)
+            self._note(account, list(writes.values()))
 
     def step(self) -> bytes:
-        """Let somebody do something and return its frame."""
-        self.seq += 1
-        account = self._choose.choice(self.accounts)
-        kind = self._choose.choices(_KINDS, _WEIGHTS)[0]
-        if kind == "identity":
-            return self._frame("#identity", did=account.did, handle=account.handle)
-        if kind == "account" or not account.active:
-            return self._toggle(account)
-        write = self._delete(account) if kind == "delete" else self._create(account, kind)
-        writes = [write or self._create(account, LIKE)]
-        if self._choose.random() < 0.01:
-            writes.append(self._create(account, FOREIGN))
-        return self._commit(account, [item for item in writes if item is not None])
+        """Let somebody do something and return its frame; some things take several."""
+        while not self._pending:
+            self._happen()
+        self.seq, frame = self._pending.popleft()
+        return frame
 
-    def car(self, account: Account) -> bytes:
-        """Return the whole repo of an account, as getRepo does."""
-        blocks = [(Cid.of(account.commit), account.commit), *account.tree.blocks()]
-        blocks += [(cid, block) for cid, block, _ in account.records.values()]
-        return write_car([Cid.of(account.commit)], blocks)
+    @property
+    def is_in_the_middle(self) -> bool:
+        """Whether something has happened of which not all frames were returned."""
+        return bool(self._pending)
 
-    def document(self, account: Account, endpoint: str) -> dict[str, Any]:
-        """Return an account's DID document, hosted at an endpoint."""
-        return {
-            "id": account.did,
-            "alsoKnownAs": [f"at://{account.handle}"],
-            "verificationMethod": [
-                {
-                    "id": f"{account.did}#atproto",
-                    "type": "Multikey",
-                    "controller": account.did,
-                    "publicKeyMultibase": account.key.multibase,
-                }
-            ],
-            "service": [
-                {
-                    "id": "#atproto_pds",
-                    "type": "AtprotoPersonalDataServer",
-                    "serviceEndpoint": endpoint,
-                }
-            ],
-        }
-
-    def _account(self, seed: int, number: int) -> Account:
-        key = PrivateKey.from_seed("p256" if number % 5 == 0 else "k256", b"%d/%d" % (seed, number))
-        did = f"did:plc:sim{seed:06d}{number:015d}"[:32].replace("0", "a").replace("1", "b")
-        did = did.replace("8", "c").replace("9", "d")
-        return Account(did, f"user{number}.example.com", key, Tree.build({}))
-
-    def _create(self, account: Account, kind: str) -> Write | None:
-        now = self._clock.now()
-        record: dict[str, Any] = {"$type": kind, "createdAt": self._time(now)}
-        rkey = tid_from(now)
-        if kind in {LIKE, REPOST}:
-            if not self.posts:
-                return None
-            uri, cid = self._choose.choice(self.posts[-RECENT_POSTS:])
-            record["subject"] = {"uri": uri, "cid": cid}
-        elif kind in {FOLLOW, BLOCK}:
-            record["subject"] = self._choose.choice(self.accounts).did
-        elif kind == POST:
-            record |= self._post()
-        elif kind == PROFILE:
-            rkey = "self"
-            record |= {"displayName": f"{account.handle} {now % 1000}", "description": "🦋"}
-        else:
-            record["artist"] = "somebody"
-        return f"{kind}/{rkey}", record, kind
-
-    def _post(self) -> dict[str, Any]:
-        record: dict[str, Any] = {"text": self._choose.choice(_TEXTS)}
-        if self._choose.random() < 0.3:
-            record["langs"] = ["en"]
-        if self.posts and self._choose.random() < 0.2:
-            uri, cid = self._choose.choice(self.posts[-RECENT_POSTS:])
-            embed = {"$type": "app.bsky.embed.record", "record": {"uri": uri, "cid": cid}}
-            record["embed"] = embed
-        return record
-
-    def _delete(self, account: Account) -> Write | None:
-        if not account.paths:
+    def document(self, did: str, pds: str, labeler: str) -> dict[str, Any] | None:
+        """Return a DID document, hosted at these endpoints, or None."""
+        if did == self.labeler.did:
+            return self.labeler.document(labeler)
+        account = self.by_did.get(did)
+        if account is None:
             return None
-        path = account.paths[self._choose.randrange(len(account.paths))]
-        return path, None, "delete"
+        services = {"atproto_pds": ("AtprotoPersonalDataServer", pds)}
+        return did_document(did, account.handle, {"atproto": account.key.multibase}, services)
 
-    def _commit(self, account: Account, writes: list[Write]) -> bytes:
-        before, since = account.tree.root, account.rev or None
-        changes, blocks, ops = [], {}, []
-        for path, record, kind in writes:
-            old = account.records.get(path)
-            previous = old[0] if old else None
-            cid = None
-            if record is None:
-                del account.records[path]
-                account.paths.remove(path)
-                action = "delete"
-            else:
-                block = encode(record)
-                cid = Cid.of(block)
-                blocks[cid] = block
-                account.records[path] = (cid, block, record)
-                action = "update" if old else "create"
-                if not old:
-                    account.paths.append(path)
-                if kind == POST:
-                    self.posts.append((account.uri(path), str(cid)))
-            changes.append(Change(path, cid, previous))
-            op: dict[str, Any] = {"action": action, "path": path, "cid": cid}
-            ops.append(op | ({"prev": previous} if previous else {}))
-        nodes = account.tree.apply(changes)
-        account.rev = tid_from(self._clock.now())
-        account.commit = sign_commit(account.did, account.rev, account.tree.root, None, account.key)
-        root = Cid.of(account.commit)
-        car = write_car([root], [*nodes.items(), *blocks.items(), (root, account.commit)])
-        return self._frame(
-            "#commit", repo=account.did, rev=account.rev, since=since, commit=root, blocks=car,
-            ops=ops, prevData=before, blobs=[], tooBig=False, rebase=False,
-        )  # fmt: skip
+    def status(self, did: str) -> RepoStatus | None:
+        """Return what the account's host says of its repo; None if it has no such account."""
+        account = self.by_did.get(did)
+        if account is None or not account.born or account.deleted:
+            return None
+        return RepoStatus(
+            did, str(account.repo.head or ""), account.repo.rev, account.active, account.status
+        )
 
-    def _toggle(self, account: Account) -> bytes:
-        account.active = not account.active
-        status = {} if account.active else {"status": "deactivated"}
-        return self._frame("#account", did=account.did, active=account.active, **status)
+    def statuses(self) -> list[RepoStatus]:
+        """Return all repos in the order in which the accounts were made."""
+        found = (self.status(account.did) for account in self.accounts)
+        return [status for status in found if status is not None]
 
-    def _frame(self, kind: str, **body: Any) -> bytes:
-        return encode_frame(kind, body | {"seq": self.seq, "time": self._time(self._clock.now())})
+    def car(self, did: str) -> bytes:
+        """Return a repo as its host exports it."""
+        return self.by_did[did].repo.car()
+
+    def _happen(self) -> None:
+        account = self._somebody()
+        if not account.born:
+            self._be_born(account)
+            return
+        kind = self._choose.choices(self._events, self._weights)[0]
+        match kind:
+            case mix.ACCOUNT:
+                self._change_status(self._somebody(fresh=True))
+            case mix.IDENTITY:
+                self._change_identity(account)
+            case mix.SYNC if account.active:
+                self._frame("#sync", account.repo.announce(self._rev(account)))
+                account.note_commit(indexed=False)
+            case _ if account.active:
+                self._commit(account, self._writes(account, kind))
+            case _ if not account.deleted and self._choose.random() < 0.2:
+                self._change_status(account)
+
+    def _somebody(self, fresh: bool = False) -> Account:
+        while True:
+            index = self._choose.choices(range(len(self.accounts)), cum_weights=self._activity)[0]
+            # Neighbours in number are of one kind; spread attention over both.
+            account = self.accounts[index * 7_919 % len(self.accounts)]
+            if not account.deleted and not (fresh and account.historic):
+                return account
+
+    def _be_born(self, account: Account) -> None:
+        account.born = True
+        self._frame("#identity", {"did": account.did, "handle": account.handle})
+        self._frame("#account", {"did": account.did, "active": True})
+        self._commit(account, [])
+
+    def _writes(self, account: Account, kind: str) -> list[Write]:
+        count = self._choose.randint(2, 9) if kind == mix.SEVERAL else 1
+        writes: dict[str, Write] = {}
+        for _ in range(0 if kind == mix.NOTHING else count):
+            each = kind
+            if kind == mix.SEVERAL:
+                each = self._choose.choices((mix.CREATE, mix.DELETE, mix.EDIT), (7, 2, 1))[0]
+            for write in self._write(account, each):
+                writes.setdefault(write.path, write)
+        return list(writes.values())
+
+    def _write(self, account: Account, kind: str) -> list[Write]:
+        now = self._clock.now()
+        path = None if kind == mix.CREATE else account.repo.draw(self._choose)
+        stored = None if path is None else account.repo.stored(path)
+        if path is None or stored is None:
+            return self._maker.make(self._maker.draw_kinds()[0], account, now)
+        if kind == mix.DELETE:
+            return [Write(path, None)]
+        record = cbor.decode(stored.block)
+        assert isinstance(record, dict)
+        collection = path.partition("/")[0]
+        if kind == mix.EDIT:
+            if collection in _REPEATABLE and self._choose.random() < 0.95:
+                return self._maker.make(mix.PROFILE, account, now)
+            return [Write(path, self._maker.edited(path, record, account, now))]
+        if collection not in _REPEATABLE:
+            return self._maker.make(mix.LIKE, account, now)
+        again = record | {"createdAt": self.text(now)}
+        return [Write(f"{collection}/{tid_from(now, account.number % 1_024)}", again)]
+
+    def _commit(self, account: Account, writes: list[Write]) -> None:
+        body = account.repo.apply(writes, self._rev(account), self._clock.now())
+        self._note(account, writes)
+        self._frame("#commit", body)
+
+    def _note(self, account: Account, writes: list[Write]) -> None:
+        """Remember what others can react to, and what the truth depends on."""
+        indexed = False
+        for write in writes:
+            collection, _, rkey = write.path.partition("/")
+            indexed = indexed or collection.startswith(INDEXED_PREFIXES)
+            uri = account.uri(write.path)
+            if write.record is None:
+                self.deleted.add(uri)
+                continue
+            self.deleted.discard(uri)
+            if collection in {mix.THREAD_GATE, mix.POST_GATE}:
+                self.gated.add(account.uri(f"{mix.POST}/{rkey}"))
+            stored = account.repo.stored(write.path)
+            assert stored is not None
+            if collection in mix.REACTED_TO:
+                root = write.record.get("reply", {}).get("root")
+                thread = Reference(root["uri"], root["cid"], "") if root else None
+                self.subjects.add(collection, Reference(uri, str(stored.cid), account.did, thread))
+        account.note_commit(indexed)
+
+    def _change_status(self, account: Account) -> None:
+        if not account.born:
+            return
+        if account.active:
+            statuses, weights = zip(*_INACTIVE, strict=True)
+            account.status = self._choose.choices(statuses, weights)[0]
+            account.active = False
+        else:
+            account.active, account.status = True, None
+        status = {"status": account.status} if account.status else {}
+        self._frame("#account", {"did": account.did, "active": account.active, **status})
+        if account.active:
+            self._frame("#identity", {"did": account.did, "handle": account.handle})
+
+    def _change_identity(self, account: Account) -> None:
+        draw = self._choose.random()
+        if draw < 0.4:
+            self._rename(account, f"user{account.number}-{self._next_seq}.{DOMAIN}")
+        elif draw < 0.5:
+            other, handle = self._somebody(), account.handle
+            if other is not account and other.born and account.handle_resolves:
+                self._rename(account, f"was-{account.number}-{self._next_seq}.{DOMAIN}")
+                self._rename(other, handle)
+        elif draw < 0.6:
+            self._frame("#identity", {"did": account.did})
+        else:
+            self._frame("#identity", {"did": account.did, "handle": account.handle})
+
+    def _rename(self, account: Account, handle: str) -> None:
+        if self.handles.get(account.handle) == account.did:
+            del self.handles[account.handle]
+        account.handle = handle
+        if account.handle_resolves:
+            self.handles[handle] = account.did
+        self._frame("#identity", {"did": account.did, "handle": handle})
+
+    def _rev(self, account: Account) -> str:
+        return tid_from(self._clock.now(), account.number % 1_024)
+
+    def _frame(self, kind: str, body: dict[str, Any]) -> None:
+        seq = self._next_seq
+        self._next_seq += 1 if self._choose.random() > 0.005 else 3  # numbers may have gaps
+        body |= {"seq": seq, "time": self.text(self._clock.now())}
+        self._pending.append((seq, encode_frame(kind, body)))

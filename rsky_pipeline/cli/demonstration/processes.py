@@ -1,0 +1,128 @@
+"""The two processes of a demonstration, in a world of their own.
+
+Nothing of the caller's configuration reaches them: a demonstration must not touch stores or relays
+that somebody uses.
+"""
+
+import json
+import os
+import selectors
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import IO
+
+from rsky_pipeline.configuration.settings import declarations
+from rsky_pipeline.configuration.sources import PREFIX
+from rsky_pipeline.simulator.control import Control
+
+START_SECONDS = 60.0
+STOP_SECONDS = 30.0
+_ROLES = ("ingester", "indexer", "backfiller", "supervisor")
+
+
+class DemonstrationFailed(Exception):
+    """A process did not do what it should; says which, and the end of its log."""
+
+
+class Process:
+    """A `rsky-pipeline` command in the background; its standard error goes to a log file."""
+
+    def __init__(
+        self,
+        arguments: Sequence[str],
+        environ: Mapping[str, str],
+        log: Path,
+        *,
+        talks: bool = False,
+    ) -> None:
+        self.name = arguments[0]
+        self._log = log
+        with log.open("ab") as stream:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "rsky_pipeline", *arguments],
+                env=environ,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE if talks else stream,
+                stderr=stream,
+                start_new_session=True,  # Ctrl-C is for the demonstration to answer
+            )
+
+    @property
+    def is_running(self) -> bool:
+        """Whether it has not ended."""
+        return self._process.poll() is None
+
+    def first_line(self) -> bytes:
+        """Return the first line that it says. Raises DemonstrationFailed."""
+        stream: IO[bytes] | None = self._process.stdout
+        assert stream is not None
+        with selectors.DefaultSelector() as selector:
+            selector.register(stream, selectors.EVENT_READ)
+            line = stream.readline() if selector.select(START_SECONDS) else b""
+        if not line:
+            raise self.failure("did not start")
+        return line
+
+    def failure(self, what: str) -> DemonstrationFailed:
+        """Return the exception that tells of it, with the end of its log."""
+        code = self._process.poll()
+        how = "" if code is None else f" (exit code {code})"
+        tail = self._log.read_text(errors="replace")[-3_000:]
+        return DemonstrationFailed(f"{self.name} {what}{how}; the end of {self._log}:\n{tail}")
+
+    def end(self) -> None:
+        """Have it end: asked first, then forced."""
+        for number, patience in ((signal.SIGTERM, STOP_SECONDS), (signal.SIGKILL, STOP_SECONDS)):
+            if not self.is_running:
+                break
+            self._process.send_signal(number)
+            try:
+                self._process.wait(patience)
+            except subprocess.TimeoutExpired:
+                continue
+        if self._process.stdout is not None:
+            self._process.stdout.close()
+
+
+class Simulation:
+    """The simulated network in a process of its own."""
+
+    def __init__(self, folder: Path, options: Sequence[str]) -> None:
+        self.process = Process(
+            ["simulate", "--json", *options], clean_environment(), folder / "network.log",
+            talks=True,
+        )  # fmt: skip
+        announced = json.loads(self.process.first_line())
+        self.relay: str = announced["urls"]["relay"]
+        self.labeler: str = announced["urls"]["labeler"]
+        self.environment: dict[str, str] = announced["environment"]
+        self.control = Control(self.relay)
+
+
+def clean_environment() -> dict[str, str]:
+    """Return the environment without anything that configures the pipeline."""
+    legacy = {name for info in declarations().values() for name in info.legacy_environment}
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(PREFIX) and name not in legacy
+    }
+
+
+def pipeline_environment(folder: Path, simulation: Simulation) -> dict[str, str]:
+    """Return the environment of a pipeline that follows a simulation and lives in a folder."""
+    empty = folder / "demo.toml"  # named, so that no file of a default place is read
+    empty.touch()
+    own = {
+        "CONFIG": str(empty),
+        "DATA_DIR": str(folder / "data"),
+        "RUN_DIR": str(folder / "run"),
+        "VERIFY": "signature",
+        "LOG_FORMAT": "text",
+        **{f"{role.upper()}_METRICS_PORT": "0" for role in _ROLES},
+    }
+    named = {f"{PREFIX}{name}": value for name, value in own.items()}
+    return clean_environment() | named | simulation.environment

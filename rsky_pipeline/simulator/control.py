@@ -1,0 +1,78 @@
+"""Asking a running simulation from another process. Blocking."""
+
+import http.client
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+from rsky_pipeline.simulator.tables import TABLES
+from rsky_pipeline.simulator.truth_values import Truth
+
+TIMEOUT_SECONDS = 60.0
+
+
+class NoSimulation(Exception):
+    """The simulation does not answer, or not as expected."""
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a simulation is."""
+
+    stopped: bool
+    published: int  # events
+    seq: int  # number of the last event
+    label_frames: int
+    label_seq: int
+
+
+class Control:
+    """A simulation, by the URL of its relay."""
+
+    def __init__(self, url: str) -> None:
+        self._address = urlsplit(url).netloc
+
+    def progress(self) -> Progress:
+        """Return how far it is. Raises NoSimulation."""
+        return self._progress("status")
+
+    def stop(self) -> Progress:
+        """Have it publish nothing more; return where it ended. Raises NoSimulation."""
+        return self._progress("stop")
+
+    def disconnect(self) -> None:
+        """Cut all subscribers of the relay off. Raises NoSimulation."""
+        for _ in self._ask("disconnect"):
+            pass
+
+    def truth(self, *, handles: bool = False, purges_deleted: bool = False) -> Truth:
+        """Return what the database must hold; see `truth.truth`. Raises NoSimulation."""
+        options = {"handles": handles, "purges_deleted": purges_deleted}
+        query = "&".join(f"{name}=1" for name, wanted in options.items() if wanted)
+        rows: Truth = {name: {} for name in TABLES}
+        for line in self._ask(f"truth?{query}"):
+            part = json.loads(line)
+            size = len(TABLES[part["table"]].key)
+            for row in part["rows"]:
+                rows[part["table"]][tuple(row[:size])] = tuple(row[size:])
+        return rows
+
+    def _progress(self, what: str) -> Progress:
+        for line in self._ask(what):
+            answer = json.loads(line)
+            return Progress(**{name: answer[name] for name in Progress.__slots__})
+        raise NoSimulation("the simulation gave an empty answer")
+
+    def _ask(self, what: str) -> Iterator[bytes]:
+        connection = http.client.HTTPConnection(self._address, timeout=TIMEOUT_SECONDS)
+        try:
+            connection.request("GET", f"/simulator/{what}")
+            response = connection.getresponse()
+            if response.status != http.client.OK:
+                raise NoSimulation(f"/simulator/{what}: {response.status} {response.read(300)!r}")
+            yield from response
+        except (OSError, http.client.HTTPException) as error:
+            raise NoSimulation(f"the simulation at {self._address}: {error}") from error
+        finally:
+            connection.close()

@@ -1,0 +1,169 @@
+"""The answers of the simulated relay, PDS, PLC directory and labeler over HTTP."""
+
+import json
+from base64 import b64decode, b64encode
+from dataclasses import dataclass, field
+from urllib.parse import quote
+
+from rsky_pipeline.simulator.accounts import RepoStatus
+from rsky_pipeline.simulator.eventlog import EventLog
+from rsky_pipeline.simulator.http import Request, Response, Upgrade, json_response, xrpc_error
+from rsky_pipeline.simulator.source import Source, Urls
+from rsky_pipeline.simulator.subscription import StreamRules, Subscribers, subscribe
+
+CAR = "application/vnd.ipld.car"
+MAX_PAGE = 1_000
+_REFUSALS = {
+    "takendown": "RepoTakendown",
+    "suspended": "RepoSuspended",
+}
+_SYNC = "/xrpc/com.atproto.sync."
+
+
+@dataclass(slots=True)
+class Stream:
+    """An event stream, how it treats subscribers, and who they are."""
+
+    log: EventLog
+    rules: StreamRules
+    subscribers: Subscribers = field(default_factory=Subscribers)
+
+    def answer(self, request: Request) -> Response | Upgrade:
+        """Answer a subscription."""
+        return subscribe(request, self.log, self.rules, self.subscribers)
+
+
+@dataclass(slots=True)
+class Hosts:
+    """The four hosts of a network; `downloads` counts repos that were served."""
+
+    source: Source
+    urls: Urls
+    events: Stream
+    labels: Stream
+    downloads: int = 0
+
+    async def relay(self, request: Request) -> Response | Upgrade:
+        """Answer as a relay: it streams and lists, and sends those who want a repo to its PDS."""
+        match request.path.removeprefix(_SYNC):
+            case "subscribeRepos":
+                return self.events.answer(request)
+            case "listRepos":
+                return self._list(request, relay=True)
+            case "getRepo":
+                where = f"{self.urls.pds}{_SYNC}getRepo?did={quote(_did(request))}"
+                return Response(302, b"", headers={"location": where})
+        return self._repo_answers(request)
+
+    async def pds(self, request: Request) -> Response | Upgrade:
+        """Answer as the PDS of all accounts, which also proves their handles."""
+        if request.path == "/.well-known/atproto-did":
+            name = request.headers.get("host", "").partition(":")[0].lower()
+            did = self.source.handles.get(name)
+            if did is None:
+                return Response(404, b"no such handle", "text/plain")
+            return Response(200, did.encode(), "text/plain")
+        if request.path == "/xrpc/com.atproto.identity.resolveHandle":
+            did = self.source.handles.get(request.query.get("handle", "").lower())
+            if did is None:
+                return xrpc_error(400, "HandleNotFound", "Unable to resolve handle")
+            return json_response({"did": did})
+        match request.path.removeprefix(_SYNC):
+            case "listRepos":
+                return self._list(request, relay=False)
+            case "getRepo":
+                repo = self._available(_did(request))
+                if isinstance(repo, Response):
+                    return repo
+                self.downloads += 1
+                return Response(200, self.source.car(repo.did), CAR)
+        return self._repo_answers(request)
+
+    async def plc(self, request: Request) -> Response | Upgrade:
+        """Answer as a PLC directory."""
+        did = request.path.removeprefix("/")
+        document = self.source.document(did, self.urls.pds, self.urls.labeler)
+        if document is None:
+            return json_response({"message": f"DID not registered: {did}"}, 404)
+        return json_response(document)
+
+    async def labeler(self, request: Request) -> Response | Upgrade:
+        """Answer as a labeler."""
+        if request.path == "/xrpc/com.atproto.label.subscribeLabels":
+            return self.labels.answer(request)
+        return _nothing(request)
+
+    def _repo_answers(self, request: Request) -> Response:
+        match request.path.removeprefix(_SYNC):
+            case "getLatestCommit":
+                repo = self._available(_did(request))
+                if isinstance(repo, Response):
+                    return repo
+                return json_response({"cid": repo.head, "rev": repo.rev})
+            case "getRepoStatus":
+                status = self.source.status(_did(request))
+                if status is None:
+                    return _not_found(_did(request))
+                answer = {"did": status.did, "active": status.active}
+                rev = {"rev": status.rev} if status.active and status.rev else {}
+                return json_response(answer | _reason(status) | rev)
+        return _nothing(request)
+
+    def _available(self, did: str) -> RepoStatus | Response:
+        status = self.source.status(did)
+        if status is None or (status.active and not status.rev):
+            return _not_found(did)
+        if not status.active:
+            name = _REFUSALS.get(status.status or "", "RepoDeactivated")
+            return xrpc_error(400, name, f"Repo is not available: {did}")
+        return status
+
+    def _list(self, request: Request, *, relay: bool) -> Response:
+        try:
+            start = _position(request.query.get("cursor"))
+            limit = int(request.query.get("limit", "500"))
+        except ValueError:
+            return xrpc_error(400, "InvalidRequest", "cursor or limit is malformed")
+        if not 1 <= limit <= MAX_PAGE:
+            return xrpc_error(400, "InvalidRequest", f"limit must be 1 to {MAX_PAGE}")
+        every = self.source.statuses()
+        page = every[start : start + limit]
+        # A relay leaves inactive accounts out after it has cut the page: pages may be short.
+        shown = [item for item in page if item.rev and (item.active or not relay)]
+        repos = [
+            {"did": item.did, "head": item.head, "rev": item.rev, "active": item.active,
+             **_reason(item)}
+            for item in shown
+        ]  # fmt: skip
+        more = {"cursor": _cursor(start + limit)} if start + limit < len(every) else {}
+        return json_response({"repos": repos, **more})
+
+
+def _did(request: Request) -> str:
+    return request.query.get("did", "")
+
+
+def _reason(status: RepoStatus) -> dict[str, str]:
+    return {"status": status.status} if status.status else {}
+
+
+def _not_found(did: str) -> Response:
+    return xrpc_error(400, "RepoNotFound", f"Could not find repo for DID: {did}")
+
+
+def _nothing(request: Request) -> Response:
+    return xrpc_error(404, "MethodNotImplemented", f"there is no {request.path}")
+
+
+def _cursor(position: int) -> str:
+    """Return an opaque cursor, with the letters that have to be escaped in a URL."""
+    return b64encode(json.dumps([position, "+/?"]).encode()).decode()
+
+
+def _position(cursor: str | None) -> int:
+    if cursor is None:
+        return 0
+    position = json.loads(b64decode(cursor, validate=True))[0]
+    if type(position) is not int or position < 0:
+        raise ValueError("not a cursor of this host")
+    return position

@@ -1,0 +1,184 @@
+"""A simulated network as a service: four hosts on loopback, and the passing of time."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+
+import orjson
+import trio
+
+from rsky_pipeline.simulator.eventlog import EventLog
+from rsky_pipeline.simulator.hosts import Hosts, Stream
+from rsky_pipeline.simulator.http import (
+    Handler,
+    Request,
+    Response,
+    Upgrade,
+    json_response,
+    serve_connection,
+)
+from rsky_pipeline.simulator.recording import Recording
+from rsky_pipeline.simulator.source import Urls
+from rsky_pipeline.simulator.state import state_of
+from rsky_pipeline.simulator.subscription import StreamRules
+from rsky_pipeline.simulator.tables import TABLES
+from rsky_pipeline.simulator.truth import truth
+from rsky_pipeline.simulator.world import World
+
+LABEL_EVERY = 40  # events for each frame of labels
+LABELS_BEFORE = 20  # frames of labels from before the stream
+_TICK_SECONDS = 0.02
+_ROWS_A_LINE = 1_000
+_NAMES = ("relay", "pds", "plc", "labeler")
+
+
+@dataclass(frozen=True, slots=True)
+class Ports:
+    """Ports of the hosts; a base of 0 picks free ones, another one is the relay's."""
+
+    base: int = 0
+
+    def __iter__(self) -> Iterator[int]:
+        return iter([self.base + place if self.base else 0 for place in range(len(_NAMES))])
+
+
+class Network:
+    """A world or a recording behind its hosts. Enter `serve`, then let `publish` run."""
+
+    def __init__(self, source: World | Recording, rules: StreamRules | None = None) -> None:
+        self.source = source
+        self.events = Stream(EventLog(), rules or StreamRules())
+        self.labels = Stream(EventLog(), StreamRules(buffer_events=0))
+        self.hosts = Hosts(source, Urls("", "", "", ""), self.events, self.labels)
+        self.stopped = False  # nothing more is published
+        self._stopping = False
+        self._label_debt = 0.0
+        if isinstance(source, Recording):
+            for seq, frame in source.frames:
+                self.events.log.append(seq, frame)
+            for seq, frame in source.labels:
+                self.labels.log.append(seq, frame)
+        else:
+            for _ in range(LABELS_BEFORE):
+                self._append_labels(source)
+        self.labels.log.publish()
+
+    def prepare(self, events: int) -> None:
+        """Make events ahead, so that publishing them later costs next to nothing."""
+        if isinstance(self.source, World):
+            for _ in range(events):
+                self._append_event(self.source)
+
+    async def serve(
+        self, ports: Ports, *, task_status: trio.TaskStatus[Urls] = trio.TASK_STATUS_IGNORED
+    ) -> None:
+        """Listen on loopback until cancelled; starts with the URLs. Raises OSError."""
+        opened = [await trio.open_tcp_listeners(port, host="127.0.0.1") for port in ports]
+        bound = [listeners[0].socket.getsockname()[1] for listeners in opened]
+        self.hosts.urls = Urls(*(f"http://127.0.0.1:{port}" for port in bound))
+        answers: tuple[Handler, ...] = (
+            self._relay, self.hosts.pds, self.hosts.plc, self.hosts.labeler,
+        )  # fmt: skip
+        async with trio.open_nursery() as nursery:
+            for listeners, handler in zip(opened, answers, strict=True):
+                answer = partial(serve_connection, handler=handler)
+                await nursery.start(trio.serve_listeners, answer, listeners)
+            task_status.started(self.hosts.urls)
+
+    async def publish(self, rate: float, events: int | None = None) -> None:
+        """Publish events, `rate` a second (0: as fast as possible), until enough or stopped."""
+        begin, made = trio.current_time(), 0
+        while not self._stopping and (events is None or made < events):
+            elapsed = trio.current_time() - begin
+            due = int(elapsed * rate) + 1 if rate else made + 1_000
+            due = due if events is None else min(due, events)
+            count = self._advance(due - made)
+            made += count
+            if made < due and not count:
+                break  # the recording has ended
+            await trio.sleep(_TICK_SECONDS if made >= due and rate else 0)
+        self._finish()
+
+    def stop(self) -> None:
+        """Publish nothing more, but the rest of what has been made already."""
+        self._stopping = True
+        self._finish()
+
+    def _finish(self) -> None:
+        if isinstance(self.source, World) and not self.stopped:
+            while self.source.is_in_the_middle:
+                self._append_event(self.source)
+            self.events.log.publish()
+            self.labels.log.publish()
+        self.stopped = True
+
+    def _advance(self, wanted: int) -> int:
+        """Publish up to so many events, for a tick at most; return how many."""
+        log = self.events.log
+        count = min(wanted, log.appended - log.published)
+        if not count and isinstance(self.source, World):
+            deadline = trio.current_time() + _TICK_SECONDS
+            while count < wanted and trio.current_time() < deadline:
+                self._append_event(self.source)
+                count += 1
+        if count:
+            log.publish(count)
+            self.labels.log.publish()
+        return count
+
+    def _append_event(self, world: World) -> None:
+        frame = world.step()
+        self.events.log.append(world.seq, frame)
+        self._label_debt += 1 / LABEL_EVERY
+        if self._label_debt >= 1:
+            self._label_debt -= 1
+            self._append_labels(world)
+
+    def _append_labels(self, world: World) -> None:
+        frame = world.labeler.step()
+        self.labels.log.append(world.labeler.seq, frame)
+
+    async def _relay(self, request: Request) -> Response | Upgrade:
+        """Answer as the relay, or for those who run the simulation."""
+        match request.path:
+            case "/simulator/status":
+                return json_response(self._status())
+            case "/simulator/stop":
+                self.stop()
+                return json_response(self._status())
+            case "/simulator/disconnect":
+                return json_response({"disconnected": self.events.subscribers.disconnect_all()})
+            case "/simulator/truth":
+                return self._truth(request)
+        return await self.hosts.relay(request)
+
+    def _status(self) -> dict[str, object]:
+        return {
+            "stopped": self.stopped,
+            "published": self.events.log.published,
+            "seq": self.events.log.newest_seq,
+            "label_frames": self.labels.log.published,
+            "label_seq": self.labels.log.newest_seq,
+            "subscribers": len(self.events.subscribers),
+            "connections": self.events.subscribers.accepted,
+            "too_slow": self.events.subscribers.too_slow,
+            "repos_served": self.hosts.downloads,
+        }
+
+    def _truth(self, request: Request) -> Response:
+        if not isinstance(self.source, World):
+            return json_response({"error": "a recording brings no truth"}, 404)
+        rows = truth(
+            state_of(self.source),
+            handles="handles" in request.query,
+            purges_deleted="purges_deleted" in request.query,
+        )
+        return Response(200, _lines(rows), "application/jsonl")
+
+
+def _lines(rows: dict[str, dict[tuple[str, ...], tuple[object, ...]]]) -> Iterator[bytes]:
+    for name in TABLES:
+        flat = [[*key, *row] for key, row in rows[name].items()]
+        for start in range(0, len(flat), _ROWS_A_LINE):
+            part = {"table": name, "rows": flat[start : start + _ROWS_A_LINE]}
+            yield orjson.dumps(part) + b"\n"
