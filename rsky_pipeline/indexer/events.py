@@ -7,13 +7,11 @@ Everything that can be wrong with an entry is found here, so that it costs at mo
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import orjson
-
 from rsky_pipeline.atproto.datetimes import normalize
 from rsky_pipeline.atproto.syntax import is_did, is_rkey, is_tid
 from rsky_pipeline.indexer.collections.shape import Collection, Put
 from rsky_pipeline.indexer.plan import Delete
-from rsky_pipeline.indexer.records import MAX_CID_BYTES, MAX_DID_BYTES, InvalidRecord
+from rsky_pipeline.indexer.records import MAX_CID_BYTES, MAX_DID_BYTES, InvalidRecord, encode
 from rsky_pipeline.streams.event import (
     EVENT_FIELD,
     AccountEvent,
@@ -140,7 +138,7 @@ def _change(event: RecordEvent, collection: Collection, time: str) -> Put | Dele
     assert event.record is not None
     if not 0 < len(event.cid) <= MAX_CID_BYTES or not event.cid.isalnum():
         raise MalformedEvent("invalid_cid", event.cid[:100])
-    json = orjson.dumps(event.record).decode()
+    json = encode(event.record)
     put = Put(event.uri, event.did, event.rkey, event.cid, event.rev, time, event.historical, json)
     if event.record.get("$type", collection.nsid) != collection.nsid:
         raise InvalidRecord("wrong_type", f"$type is {str(event.record['$type'])[:100]}")

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from rsky_pipeline.indexer.batch import SUSPICIOUS_DELIVERIES, Batch, Item
-from rsky_pipeline.indexer.events import Reading
+from rsky_pipeline.indexer.events import Reading, Refused
 from rsky_pipeline.indexer.labels import LabelReading
 from rsky_pipeline.streams.connection import Store
 from rsky_pipeline.streams.consume import Delivery, GroupReader
@@ -129,6 +129,13 @@ class Intake:
         self._recovering.update(item.id for item in fresh)
         self._add(batch, fresh)
 
+    def _content(self, delivery: Delivery) -> Content:
+        try:
+            return self._read(delivery)
+        except Exception as error:  # noqa: BLE001 - an entry must not stop the others
+            refused = Refused("internal_error", f"{type(error).__name__}: {error}"[:500])
+            return Reading("malformed", "", "", refused=refused)
+
     def _take_claimed(self, reader: GroupReader, batch: Batch) -> None:
         claimed = reader.claim_idle(
             self.rule.claim_idle_ms, self._claim_start, min(100, self._room(batch)), self._held
@@ -169,7 +176,7 @@ class Intake:
         size = 0
         for delivery in page:
             size += sum(len(value) for value in (delivery.fields or {}).values())
-            batch.items.append(Item(delivery, self._read(delivery)))
+            batch.items.append(Item(delivery, self._content(delivery)))
             self._held.add(delivery.id)
         batch.size += size
         average = min(max(size / len(page), 256.0), float(MAX_PAYLOAD))

@@ -146,7 +146,15 @@ def json_text(record: Record, key: str) -> str | None:
         return None
     if not isinstance(found, list):
         raise InvalidRecord("wrong_type", f"{key} is not an array")
-    return orjson.dumps(found).decode()
+    return encode(found)
+
+
+def encode(value: object) -> str:
+    """Return the JSON of a decoded value."""
+    try:
+        return orjson.dumps(value).decode()
+    except orjson.JSONEncodeError as error:
+        raise InvalidRecord("too_deep", f"the record cannot be written as JSON: {error}") from error
 
 
 def blob_cid(record: Record, key: str) -> str | None:

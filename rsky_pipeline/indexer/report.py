@@ -122,6 +122,12 @@ class Report:
         self.metrics.queued.labels(batch.stream).observe(max(0.0, queued))
         times = [item.reading.time for item in batch.items if isinstance(item.reading, Reading)]
         if times:
-            lag = max(0.0, now - datetime.fromisoformat(max(times)).timestamp())
-            self.metrics.lag.labels(batch.stream).set(lag)
-            self._details[f"{batch.stream}_event_lag_seconds"] = round(lag, 1)
+            self._note_lag(batch.stream, max(times), now)
+
+    def _note_lag(self, stream: str, newest: str, now: float) -> None:
+        try:
+            lag = max(0.0, now - datetime.fromisoformat(newest).timestamp())
+        except ValueError:
+            return  # the year 0, or no readable entry in the batch
+        self.metrics.lag.labels(stream).set(lag)
+        self._details[f"{stream}_event_lag_seconds"] = round(lag, 1)

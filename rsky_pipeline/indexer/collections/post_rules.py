@@ -261,7 +261,7 @@ def _listed(changes: Changes, gated: Sequence[tuple[Put, Json]]) -> Pairs:
         (rule["list"], put.did)
         for put, gate in gated
         for rule in _list(gate, "allow")
-        if isinstance(rule, dict) and isinstance(rule.get("list"), str)
+        if isinstance(rule, dict) and isinstance(rule.get("list"), str) and "\0" not in rule["list"]
     }
     if not pairs:
         return set()
