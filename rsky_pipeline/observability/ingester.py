@@ -14,8 +14,9 @@ FRAME_TYPES = (
 ERROR_REASONS = (
     # a frame that cannot be read
     "invalid_cbor", "invalid_frame", "invalid_ops", "invalid_cid", "invalid_key", "invalid_type",
-    "integer_range", "float", "unknown_tag", "trailing_bytes", "frame_too_big", "blocks_too_big",
-    "text_too_long", "oversize_message", "text_message", "internal",
+    "integer_range", "float", "unknown_tag", "trailing_bytes", "too_deep", "too_many_items",
+    "frame_too_big", "blocks_too_big", "text_too_long", "oversize_message",
+    "text_message", "internal",
     # the blocks of a commit
     "invalid_car_header", "invalid_varint", "truncated_car", "block_too_big", "hash_mismatch",
     "root_mismatch", "missing_block", "too_big", "expands_too_much",
