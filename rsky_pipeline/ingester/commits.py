@@ -39,7 +39,7 @@ from rsky_pipeline.streams.names import FIREHOSE_LIVE, REPO_BACKFILL
 
 SUBSCRIBE_REPOS = "com.atproto.sync.subscribeRepos"
 # One record may stand under 200 paths and grow sixfold in JSON; past this the repo is fetched.
-MAX_FRAME_OUTPUT = 32 * 1024 * 1024
+MAX_FRAME_OUTPUT = 16 * 1024 * 1024
 _MAX_TEXT = 2_048  # no honest handle or status is longer
 
 

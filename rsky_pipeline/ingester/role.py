@@ -45,7 +45,7 @@ _log = logging.getLogger(__name__)
 
 # Memory for what is read and not yet written, over all relays and over all labelers.
 MAX_EVENTS = 40_000
-MAX_BYTES = 64 * 1024 * 1024
+MAX_BYTES = 48 * 1024 * 1024
 MAX_LABEL_BYTES = 16 * 1024 * 1024
 _LABEL_QUEUE_BYTES = 512 * 1024
 # Repos that live events found broken are few and must not wait behind a listing for weeks, so they

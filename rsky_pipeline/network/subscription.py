@@ -66,7 +66,7 @@ class Patience:
     idle: float | None = 60.0  # without a message; None where long silence is normal
     ping_every: float = 20.0
     pong_within: float = 20.0
-    max_queued_bytes: int = 8 * 1024 * 1024
+    max_queued_bytes: int = 4 * 1024 * 1024
 
 
 DEFAULT_PATIENCE = Patience()
