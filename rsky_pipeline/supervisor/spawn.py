@@ -137,10 +137,16 @@ def spawn_store(program: StoreProgram, lock: Lock, run_dir: Path, patience: floa
 
 
 def worker_environment() -> dict[str, str]:
-    """Return our environment without what systemd meant for us, and with unbuffered output."""
+    """Return our environment without what systemd meant for us, and with unbuffered output.
+
+    Unless the operator chose otherwise, glibc gives memory back: an ingester that was sent messages
+    of 5 MB kept 263 MB without these two settings, and 143 MB with them.
+    """
     environment = dict(os.environ)
     notify.strip(environment)
     environment["PYTHONUNBUFFERED"] = "1"
+    environment.setdefault("MALLOC_ARENA_MAX", "2")
+    environment.setdefault("MALLOC_MMAP_THRESHOLD_", str(1024 * 1024))
     return environment
 
 
