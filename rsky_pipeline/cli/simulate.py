@@ -134,10 +134,13 @@ def _serve(network: "Network", port: int, rate: float, events: int | None, as_js
                     break
         return ""
 
-    problem = trio.run(main)
-    if problem:
-        raise fail(problem, ExitCode.UNAVAILABLE)
-    say(f"published {network.events.log.published} events")
+    try:
+        problem = trio.run(main)
+        if problem:
+            raise fail(problem, ExitCode.UNAVAILABLE)
+        say(f"published {network.events.log.published} events")
+    finally:
+        network.close()
 
 
 def _announce(urls: "Urls", as_json: bool) -> None:

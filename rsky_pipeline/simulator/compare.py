@@ -51,13 +51,14 @@ def compare(
                 for index, column in enumerate(table.columns)
                 if f"{table.name}.{column}" in leave_out
             }
-            found = _found(table, database.query(table.query))
-            reports.append(_report(table, truth.get(table.name, {}), found, ignored))
+            found = rows_to_form(table, database.query(table.query))
+            reports.append(table_report(table, truth.get(table.name, {}), found, ignored))
         reports.append(_notifications(database, truth))
         return reports
 
 
-def _found(table: ComparedTable, rows: Sequence[tuple[Any, ...]]) -> Rows:
+def rows_to_form(table: ComparedTable, rows: Sequence[tuple[Any, ...]]) -> Rows:
+    """Return what a table's query gave by key, each value in the form that is compared."""
     size, forms = len(table.key), table.forms
     return {row[:size]: tuple(map(_brought_to_form, row[size:], forms)) for row in rows}
 
@@ -72,7 +73,10 @@ def _brought_to_form(value: Any, form: str) -> Any:
     return canonical(orjson.loads(value)) if form == JSON else value
 
 
-def _report(table: ComparedTable, expected: Rows, found: Rows, ignored: set[int]) -> TableReport:
+def table_report(
+    table: ComparedTable, expected: Rows, found: Rows, ignored: Collection[int] = ()
+) -> TableReport:
+    """Compare the rows of one table; `ignored` are places of columns."""
     nothing = (None,) * len(table.columns)
     optional = {key for key, row in expected.items() if all(map(admits, row, nothing))}
     absent = expected.keys() - found.keys()

@@ -163,7 +163,7 @@ def _cursor(position: int) -> str:
 def _position(cursor: str | None) -> int:
     if cursor is None:
         return 0
-    position = json.loads(b64decode(cursor, validate=True))[0]
-    if type(position) is not int or position < 0:
+    value = json.loads(b64decode(cursor, validate=True))
+    if not isinstance(value, list) or not value or type(value[0]) is not int or value[0] < 0:
         raise ValueError("not a cursor of this host")
-    return position
+    return value[0]

@@ -92,27 +92,14 @@ class Network:
             elapsed = trio.current_time() - begin
             due = int(elapsed * rate) + 1 if rate else made + 1_000
             due = due if events is None else min(due, events)
-            count = self._advance(due - made)
+            count = self.advance(due - made)
             made += count
             if made < due and not count:
                 break  # the recording has ended
             await trio.sleep(_TICK_SECONDS if made >= due and rate else 0)
         self._finish()
 
-    def stop(self) -> None:
-        """Publish nothing more, but the rest of what has been made already."""
-        self._stopping = True
-        self._finish()
-
-    def _finish(self) -> None:
-        if isinstance(self.source, World) and not self.stopped:
-            while self.source.is_in_the_middle:
-                self._append_event(self.source)
-            self.events.log.publish()
-            self.labels.log.publish()
-        self.stopped = True
-
-    def _advance(self, wanted: int) -> int:
+    def advance(self, wanted: int) -> int:
         """Publish up to so many events, for a tick at most; return how many."""
         log = self.events.log
         count = min(wanted, log.appended - log.published)
@@ -124,7 +111,27 @@ class Network:
         if count:
             log.publish(count)
             self.labels.log.publish()
+            if self.events.rules.keep_events:
+                log.expire(self.events.rules.keep_events)
         return count
+
+    def stop(self) -> None:
+        """Publish nothing more, but the rest of what has been made already."""
+        self._stopping = True
+        self._finish()
+
+    def close(self) -> None:
+        """Give the disk space of the streams back."""
+        self.events.log.close()
+        self.labels.log.close()
+
+    def _finish(self) -> None:
+        if isinstance(self.source, World) and not self.stopped:
+            while self.source.is_in_the_middle:
+                self._append_event(self.source)
+            self.events.log.publish()
+            self.labels.log.publish()
+        self.stopped = True
 
     def _append_event(self, world: World) -> None:
         frame = world.step()

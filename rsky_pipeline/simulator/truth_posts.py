@@ -114,12 +114,16 @@ class PostTruth:
             return False
         if parent not in self._posts:
             # One that was there when the reply came, and was deleted later, was a parent.
-            return ANY if parent in self._state.deleted else True
+            return ANY if self._is_gone(parent) else True
         if self._invalid[parent] is not False:
             return self._invalid[parent]
         root = self._posts[uri].record["reply"]["root"]["uri"]
         above = _link(self._posts[parent].record, "root")[0]
         return above is not None if parent == root else above != root
+
+    def _is_gone(self, uri: str) -> bool:
+        account = self._state.accounts.get(host(uri))
+        return uri in self._state.deleted or (account is not None and account.status == "deleted")
 
     def _parent(self, uri: str) -> str:
         return _link(self._posts[uri].record, "parent")[0] or ""
@@ -147,7 +151,7 @@ def host(uri: str) -> str:
 
 
 def _collection(uri: str) -> str:
-    return uri[5:].split("/")[1]
+    return uri[5:].partition("/")[2].partition("/")[0]
 
 
 def _link(record: dict[str, Any], key: str) -> tuple[str | None, str | None]:
