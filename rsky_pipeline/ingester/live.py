@@ -90,6 +90,10 @@ class Follower:
                 goodbye = self.feed.patience.close + 1.0 if self.connected else 0.0
                 following.cancel_scope.deadline = trio.current_time() + goodbye
 
+    def report_counts(self) -> None:
+        """Bring the metrics up to date, also with what was decided after its frame was read."""
+        self._converter.tally.report(self._metrics)
+
     async def _follow(self, stopping: trio.Event) -> None:
         backoff = Backoff()
         while True:
@@ -178,7 +182,7 @@ class Follower:
             if subscription.oversize_messages > skipped:
                 _log.error("skipped a message above the size limit", extra=self._where())
             ignored, skipped = subscription.text_messages, subscription.oversize_messages
-            tally.report(self._metrics)
+            self.report_counts()
             if self._converter.ended is not None:
                 raise _ended_by(self._converter.ended)
             if gate.is_behind(trio.current_time()):
@@ -235,7 +239,7 @@ class Follower:
 
     def _note_end(self, ended: Disconnected) -> None:
         self.attempted.set()
-        self._converter.tally.report(self._metrics)
+        self.report_counts()
         self._metrics.disconnects.labels(ended.reason.value).inc()
         extra = {**self._where(), "reason": ended.reason.value, "detail": ended.detail}
         if ended.reason is DisconnectReason.STOPPING:

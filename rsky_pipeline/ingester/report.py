@@ -82,6 +82,8 @@ class Reporter:
         before, then = self._written(), trio.current_time()
         batches = [0] * len(self._feeds)
         while True:
+            for follower, _ in self._feeds:
+                follower.report_counts()
             batches = self._note_progress(batches)
             written, now = self._written(), trio.current_time()
             rate = (written - before) / (now - then) if now > then else 0.0

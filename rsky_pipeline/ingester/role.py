@@ -19,7 +19,7 @@ from rsky_pipeline.ingester.pressure import Pressure
 from rsky_pipeline.ingester.quarantine import Quarantine
 from rsky_pipeline.ingester.report import FeedReport, Reporter
 from rsky_pipeline.ingester.tally import Tally
-from rsky_pipeline.ingester.verify import SignatureVerifier, Verifier
+from rsky_pipeline.ingester.verify import MAX_KEYS, SignatureVerifier, Verifier
 from rsky_pipeline.ingester.writer import Writer
 from rsky_pipeline.network.directory import Directory
 from rsky_pipeline.network.hosts import Endpoint, parse_endpoint
@@ -182,8 +182,10 @@ class _Builder:
         settings = self._settings
         if settings.verify == "none":
             return None
-        allow_private = settings.allow_private_hosts
-        directory = Directory(self._http, settings.plc_url, allow_private=allow_private)
+        directory = Directory(
+            self._http, settings.plc_url, allow_private=settings.allow_private_hosts,
+            max_cached=MAX_KEYS,
+        )  # fmt: skip
         return SignatureVerifier(directory)
 
     def _relay(

@@ -43,11 +43,13 @@ class Directory:
         plc_url: str,
         *,
         allow_private: bool = False,
+        max_cached: int = MAX_CACHED,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._http = http
         self._plc = parse_endpoint(plc_url)
         self._allow_private = allow_private
+        self._max_cached = max_cached  # accounts, of about 900 bytes each
         self._clock = clock
         self._cache: OrderedDict[str, _Cached] = OrderedDict()
         self._running: dict[str, trio.Event] = {}
@@ -71,7 +73,7 @@ class Directory:
             done.set()
         cached = self._cache[did] = _Cached(document, self._clock())
         self._cache.move_to_end(did)
-        while len(self._cache) > MAX_CACHED:
+        while len(self._cache) > self._max_cached:
             self._cache.popitem(last=False)
         return _found(did, cached)
 

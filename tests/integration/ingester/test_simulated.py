@@ -1,0 +1,67 @@
+"""A simulated network of real signed repos, with every signature checked."""
+
+import json
+from collections import Counter
+from typing import Any
+
+import pytest
+import trio
+
+from rsky_pipeline.atproto.frame import CommitMessage, decode_frame
+from rsky_pipeline.network.hosts import parse_endpoint
+from rsky_pipeline.simulator.clock import Clock
+from rsky_pipeline.simulator.world import World
+from tests.integration.ingester.worker import entries, eventually, ingesting, value
+from tests.integration.simulator.kit import served
+
+EVENTS = 1_500
+
+
+@pytest.mark.slow
+async def test_all_that_is_published_is_proven_and_written(clean_redis: str) -> None:
+    world = World(3, 60, Clock())
+    world.add_history(5)
+    async with served(world) as network:
+        network.network.prepare(EVENTS)
+        relay, labeler = (parse_endpoint(url) for url in (network.urls.relay, network.urls.labeler))
+        options: dict[str, Any] = {
+            "verify": "signature", "plc_url": network.urls.plc, "enumerate_repos": True,
+            "labeler_hosts": (network.urls.labeler,),
+        }  # fmt: skip
+        async with ingesting(clean_redis, network.urls.relay, **options) as ingester:
+            await ingester.ready.wait()
+            await network.network.publish(0, EVENTS)
+            last = str(world.seq)
+            key = f"firehose_live:cursor:{relay.key}"
+            await eventually(lambda: value(clean_redis, key) == last, 60)
+            await eventually(lambda: ingester.metric("ingester_backfill_complete") == 1)
+            labels = str(network.network.labels.log.newest_seq)
+            cursor = f"label_live:cursor:{labeler.key}"
+            await eventually(lambda: value(clean_redis, cursor) == labels)
+            await eventually(lambda: ingester.metric("ingester_firehose_messages_total") == EVENTS)
+            await trio.sleep(1.5)  # lookups are counted once a second
+            verdicts = {
+                verdict: ingester.metric("ingester_verifications_total", verdict=verdict)
+                for verdict in ("valid", "forged", "unverified", "no_account")
+            }
+            assert ingester.metric("ingester_errors_total") == 0
+        frames = [decode_frame(raw) for raw in network.network.events.log.frames()]
+    kinds = Counter(type(message).__name__ for message in frames)
+    commits = sum(isinstance(message, CommitMessage) for message in frames)
+    assert 1_000 < verdicts["valid"] <= commits
+    assert sum(verdicts.values()) == verdicts["valid"]
+    written = [json.loads(entry[b"event"]) for entry in entries(clean_redis, "firehose_live")]
+    expected = [
+        (message.seq, op.path)
+        for message in frames
+        if isinstance(message, CommitMessage)
+        for op in message.ops
+        if op.path.startswith(("app.bsky.", "chat.bsky."))
+    ]
+    records = [event for event in written if "rkey" in event]
+    assert [(e["seq"], f"{e['collection']}/{e['rkey']}") for e in records] == expected
+    others = Counter(event["type"] for event in written if "rkey" not in event)
+    assert others == {"identity": kinds["IdentityMessage"], "account": kinds["AccountMessage"]}
+    jobs = [json.loads(entry[b"repo"]) for entry in entries(clean_redis, "repo_backfill")]
+    listed = {job["did"] for job in jobs}
+    assert listed >= {account.did for account in world.accounts if account.historic}
