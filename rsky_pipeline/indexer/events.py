@@ -6,6 +6,7 @@ Everything that can be wrong with an entry is found here, so that it costs at mo
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from rsky_pipeline.atproto.datetimes import normalize
 from rsky_pipeline.atproto.syntax import is_did, is_rkey, is_tid
@@ -46,8 +47,7 @@ class IdentityChange:
     did: str
 
 
-@dataclass(frozen=True, slots=True)
-class RepoRev:
+class RepoRev(NamedTuple):
     """A repo is indexed up to this commit."""
 
     did: str
@@ -66,8 +66,7 @@ class Refused:
 Change = Put | Delete | AccountChange | IdentityChange | RepoRev
 
 
-@dataclass(frozen=True, slots=True)
-class Reading:
+class Reading(NamedTuple):
     """What an entry says; `kind` names it for metrics (create, update, delete, account, ...)."""
 
     kind: str

@@ -6,8 +6,9 @@ declaration by `indexer.write`.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rsky_pipeline.indexer.records import Record
 
@@ -56,14 +57,16 @@ class SideTable:
         return hash((self.name, self.skip_deleted))
 
 
-@dataclass(frozen=True, slots=True)
-class Rows:
+class Rows(NamedTuple):  # one a record: a tuple is made three times faster than a frozen dataclass
     """What a record becomes. `main` is None when only the `record` row is kept."""
 
     main: Row | None = None
-    side: Mapping[str, Sequence[Row]] = field(default_factory=dict)
+    side: Mapping[str, Sequence[Row]] = MappingProxyType({})
     facts: Any = None  # what a `finish` function wants to know of the record
     looks_at: tuple[str, ...] = ()  # uris whose records decide what becomes of this one
+
+
+_NO_ROWS = Rows()
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +91,7 @@ class Put:
     indexed_at: str
     historical: bool
     json: str
-    rows: Rows = Rows()
+    rows: Rows = _NO_ROWS
     first: "Put | None" = None  # the state that came first, where a batch held several
 
     def sort_at(self, created_at: str) -> str:
