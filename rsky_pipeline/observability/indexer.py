@@ -15,7 +15,8 @@ REFUSALS = (
     "missing_field", "wrong_type", "too_long", "too_short", "too_many_items", "invalid_did",
     "invalid_uri", "invalid_cid", "invalid_blob", "invalid_handle", "foreign_list", "foreign_post",
     # an entry
-    "invalid_json", "invalid_field", "unknown_type", "too_big", "invalid_rkey", "invalid_rev", "too_deep",
+    "invalid_json", "invalid_field", "unknown_type", "too_big", "invalid_rkey", "invalid_rev",
+    "too_deep",
     "invalid_label", "bad_data", "internal_error", "crashes_worker", "other",
 )  # fmt: skip
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
