@@ -177,11 +177,11 @@ class Follower:
         while True:
             messages = await subscription.receive()
             intake.take(messages)
-            tally.errors["text_message"] += subscription.text_messages - ignored
-            tally.errors["oversize_message"] += subscription.oversize_messages - skipped
-            if subscription.oversize_messages > skipped:
-                _log.error("skipped a message above the size limit", extra=self._where())
-            ignored, skipped = subscription.text_messages, subscription.oversize_messages
+            if (subscription.text_messages, subscription.oversize_messages) != (ignored, skipped):
+                tally.errors["text_message"] += subscription.text_messages - ignored
+                tally.errors["oversize_message"] += subscription.oversize_messages - skipped
+                _log.error("skipped messages that are texts or too big", extra=self._where())
+                ignored, skipped = subscription.text_messages, subscription.oversize_messages
             self.report_counts()
             if self._converter.ended is not None:
                 raise _ended_by(self._converter.ended)

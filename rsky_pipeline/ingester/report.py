@@ -30,7 +30,10 @@ _WATCH_SECONDS = 5.0
 class FeedReport:
     """The figures of one host, updated with every batch that the store has."""
 
-    def __init__(self, host: str, metrics: IngesterMetrics, quarantine: Quarantine) -> None:
+    def __init__(
+        self, stream: str, host: str, metrics: IngesterMetrics, quarantine: Quarantine
+    ) -> None:
+        self.stream = stream
         self.host = host
         self.written = 0  # events and labels
         self.lag_seconds: float | None = None
@@ -48,7 +51,7 @@ class FeedReport:
         self._metrics.labels_written.inc(labels)
         self._metrics.stream_events.inc(events)
         if batch.seq is not None:
-            self._metrics.cursor.labels(self.host).set(batch.seq)
+            self._metrics.cursor.labels(self.stream, self.host).set(batch.seq)
         if self._quarantine.stream in lengths:
             self._quarantine.observe_length(lengths[self._quarantine.stream])
         moment = None if batch.time is None else _timestamp(batch.time)
@@ -135,7 +138,7 @@ class Reporter:
             "listing_done": all(enumerator.state.done for enumerator in self._enumerators),
         }
         for follower, report in self._feeds:
-            details[f"cursor[{report.host}]"] = follower.writer.stored
+            details[f"cursor[{report.stream}:{report.host}]"] = follower.writer.stored
         for enumerator in self._enumerators:
             details[f"listing_problem[{enumerator.host}]"] = enumerator.state.problem
         return details

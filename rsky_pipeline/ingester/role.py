@@ -73,7 +73,8 @@ async def run(context: WorkerContext) -> None:
     metrics = IngesterMetrics(
         context.registry,
         disconnect_reasons=[reason.value for reason in DisconnectReason],
-        hosts=[endpoint.key for endpoint in (*relays, *labelers)],
+        relays=[endpoint.key for endpoint in relays],
+        labelers=[endpoint.key for endpoint in labelers],
     )
     groups = dict.fromkeys((FIREHOSE_LIVE, FIREHOSE_BACKFILL), (settings.indexer_group,))
     groups |= {LABEL_LIVE: (settings.indexer_group,), REPO_BACKFILL: (settings.backfiller_group,)}
@@ -232,7 +233,7 @@ class _Builder:
             max_age=settings.ingester_batch_timeout_ms / 1000,
         )
         quarantine = self.quarantine if stream == FIREHOSE_LIVE else self.label_quarantine
-        report = FeedReport(host, self._metrics, quarantine)
+        report = FeedReport(stream, host, self._metrics, quarantine)
         writer = Writer(
             self.store(f"{stream}-{host}"), cursor_key(stream, host), marks, rule, self._metrics,
             report.note,

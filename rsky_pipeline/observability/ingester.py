@@ -33,20 +33,21 @@ STORE_ACTIONS = ("full", "unavailable", "rejected")
 
 
 class IngesterMetrics:
-    """All metrics of an ingester. `disconnect_reasons` and `hosts` pre-create their series."""
+    """All metrics of an ingester; the arguments name the series that exist from the start."""
 
     def __init__(
         self,
         registry: CollectorRegistry,
         *,
         disconnect_reasons: Iterable[str] = (),
-        hosts: Iterable[str] = (),
+        relays: Iterable[str] = (),
+        labelers: Iterable[str] = (),
     ) -> None:
         self._registry = registry
         self._declare_firehose()
         self._declare_enumeration()
         self._declare_state()
-        self._create_series(list(disconnect_reasons), list(hosts))
+        self._create_series(list(disconnect_reasons), list(relays), list(labelers))
 
     def _declare_firehose(self) -> None:
         self.messages = self._counter("firehose_messages", "WebSocket messages of relays")
@@ -90,7 +91,7 @@ class IngesterMetrics:
         self.bytes_in_memory = self._gauge("bytes_in_memory", "Their size")
         self.store_retries = self._counter("store_retries", "Appends tried again", "action")
         self.disconnects = self._counter("disconnects", "Ended connections by reason", "reason")
-        self.cursor = self._gauge("cursor_seq", "Stored cursor", "host")
+        self.cursor = self._gauge("cursor_seq", "Stored cursor", "stream", "host")
         self.lag = self._gauge(
             "event_lag_seconds", "Age of the newest event when it was written", "host"
         )
@@ -98,7 +99,9 @@ class IngesterMetrics:
             "last_event_timestamp_seconds", "Time of the newest event, since 1970", "host"
         )
 
-    def _create_series(self, disconnect_reasons: list[str], hosts: list[str]) -> None:
+    def _create_series(
+        self, disconnect_reasons: list[str], relays: list[str], labelers: list[str]
+    ) -> None:
         for metric, values in (
             (self.error_reasons, ERROR_REASONS),
             (self.frames, FRAME_TYPES),
@@ -110,9 +113,12 @@ class IngesterMetrics:
         ):
             for value in values:
                 metric.labels(value)
-        for host in hosts:
-            for gauge in (self.cursor, self.lag, self.event_time):
-                gauge.labels(host)
+        for host in relays:
+            self.cursor.labels("firehose_live", host)
+            self.lag.labels(host)
+            self.event_time.labels(host)
+        for host in labelers:
+            self.cursor.labels("label_live", host)
 
     def error(self, reason: str, count: int = 1) -> None:
         """Count something that went wrong; a reason that is not in the list counts as other."""

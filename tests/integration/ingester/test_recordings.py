@@ -62,7 +62,11 @@ async def test_the_real_window_gives_exactly_the_events_that_jetstream_served(
         assert ingester.metric("ingester_errors_total") == 0
         assert ingester.metric("ingester_firehose_messages_total") == 150
         host = f"127.0.0.1:{relay.port}"
-        await eventually(lambda: ingester.metric("ingester_cursor_seq", host=host) == last)
+        await eventually(
+            lambda: (
+                ingester.metric("ingester_cursor_seq", stream="firehose_live", host=host) == last
+            )
+        )
 
     events = [json.loads(entry[b"event"]) for entry in entries(clean_redis, "firehose_live")]
     expected = expected_events((corpus / "expected_v1.jsonl").read_text().splitlines())

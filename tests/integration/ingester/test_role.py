@@ -67,14 +67,14 @@ async def test_everything_is_exported_at_zero_from_the_start(clean_redis: str) -
         declared = {sample for sample in samples(_all_declared()) if "_length" not in sample}
         assert found.keys() >= declared
         host = down.removeprefix("ws://")
-        assert ingester.metric("ingester_cursor_seq", host=host) == 0
+        assert ingester.metric("ingester_cursor_seq", stream="firehose_live", host=host) == 0
         assert ingester.metric("ingester_disconnects_total", reason="idle") == 0
         assert ingester.metric("ingester_error_reasons_total", reason="other") == 0
 
 
 def _all_declared() -> CollectorRegistry:
     registry = CollectorRegistry()
-    IngesterMetrics(registry, disconnect_reasons=["closed"], hosts=["h"])
+    IngesterMetrics(registry, disconnect_reasons=["closed"], relays=["h"], labelers=["l"])
     return registry
 
 
@@ -122,7 +122,7 @@ async def test_health_tells_what_an_operator_asks_for(clean_redis: str) -> None:
     relay = Relay(likes(*range(1, 11)))
     async with running(relay), ingesting(clean_redis, relay.url) as ingester:
         await ingester.ready.wait()
-        name = f"cursor[127.0.0.1:{relay.port}]"
+        name = f"cursor[firehose_live:127.0.0.1:{relay.port}]"
         await eventually(lambda: ingester.health.get(name) == 10)
         assert ingester.health["connected_relays"] == ingester.health["relays"] == 1
         assert ingester.health["lag_seconds"] > 1_000
