@@ -1,0 +1,70 @@
+"""The whole pipeline in processes of its own, on a network that a simulator serves."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from rsky_pipeline.cli.demonstration.figures import Observer
+from rsky_pipeline.cli.demonstration.processes import Process, Simulation, pipeline_environment
+from rsky_pipeline.configuration.load import load
+from rsky_pipeline.configuration.settings import Settings
+from rsky_pipeline.embedded.locations import resolve_directories, store_urls
+from rsky_pipeline.simulator.compare import TableReport, compare
+from tests.stores import scratch_directory
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """A simulation and a pipeline that follows it."""
+
+    simulation: Simulation
+    settings: Settings
+    observer: Observer
+    process: Process
+
+    def wait_until_indexed(self, seconds: float = 90.0) -> None:
+        """Return when nothing has been on its way for a moment."""
+        quiet = 0
+
+        def is_quiet() -> bool:
+            nonlocal quiet
+            waiting = self.observer.waiting(self.simulation.control.progress())
+            quiet = 0 if waiting else quiet + 1
+            return quiet > 2
+
+        self.wait_for(is_quiet, seconds)
+
+    def differences(self) -> list[TableReport]:
+        """Compare the database with what was published; return the tables that differ."""
+        truth = self.simulation.control.truth(handles=True)
+        url, schema = self.settings.database_url or "", self.settings.database_schema
+        return [report for report in compare(url, schema, truth) if report.differences]
+
+    def wait_for(self, condition: Callable[[], bool], seconds: float = 60.0) -> None:
+        """Return when a condition holds."""
+        deadline = time.monotonic() + seconds
+        while not condition():
+            if not self.process.is_running:
+                raise self.process.failure("ended")
+            assert time.monotonic() < deadline, "still not true"
+            time.sleep(0.3)
+
+
+@contextmanager
+def pipeline_on(*options: str, **changes: str) -> Iterator[Running]:
+    """Run the whole pipeline on a network; both end with the block."""
+    with scratch_directory() as folder:
+        simulation = Simulation(folder, options)
+        process = None
+        try:
+            environ = pipeline_environment(folder, simulation) | changes
+            process = Process(["run", "--role", "all"], environ, folder / "pipeline.log")
+            settings = store_urls(resolve_directories(load(None, environ, {}).settings))
+            control = simulation.control
+            with Observer(settings, control, simulation.relay, simulation.labeler) as observer:
+                yield Running(simulation, settings, observer, process)
+        finally:
+            if process is not None:
+                process.end()
+            simulation.process.end()
