@@ -12,6 +12,7 @@ from rsky_pipeline.database.connection import Transaction
 from rsky_pipeline.indexer.collections.shape import Put, SideTable, Table
 
 GENERIC = {"uri": "varchar", "cid": "varchar", "creator": "varchar", "indexedAt": "varchar"}
+_POST = "app.bsky.feed.post"
 StoredRow = Mapping[str, Any]  # the `returned_columns` of a row that stood
 
 
@@ -74,8 +75,11 @@ def side_insert_sql(side: SideTable) -> str:
     columns = {side.owner: "varchar", **side.columns}
     skip = ""
     if side.skip_deleted:
-        deleted = f'SELECT FROM rsky_pipeline.tombstone WHERE uri = n."{side.skip_deleted}"'
-        skip = f" WHERE NOT EXISTS ({deleted})"
+        # Only the deletion of a post takes with it what points at it; a repost can be of a feed.
+        skip = (
+            " WHERE NOT EXISTS (SELECT FROM rsky_pipeline.tombstone t "
+            f"WHERE t.uri = n.\"{side.skip_deleted}\" AND split_part(t.uri, '/', 4) = '{_POST}')"
+        )
     return (
         f'INSERT INTO "{side.name}" ({quoted(columns)}) {unnest(columns)}{skip} '
         f"ON CONFLICT DO NOTHING RETURNING {_count_keys(side)}"

@@ -79,9 +79,12 @@ def _add(rows: Truth, state: NetworkState, collection: str, entries: list[Entry]
             rows["duplicate_record"][entry.uri,] = (entry.cid, standing[key_of(entry)])
             continue
         rows[table][entry.uri,] = row
-        if collection == mix.REPOST and entry.record["subject"]["uri"] not in state.deleted:
-            post = entry.record["subject"]["uri"]
-            rows["feed_item"][entry.uri,] = (entry.cid, "repost", post, entry.did, entry.sort_at)
+        if collection == mix.REPOST:
+            subject = entry.record["subject"]["uri"]
+            # A deleted post takes its reposts out of feeds; other things can be reposted too.
+            if subject not in state.deleted or f"/{mix.POST}/" not in subject:
+                item = (entry.cid, "repost", subject, entry.did, entry.sort_at)
+                rows["feed_item"][entry.uri,] = item
 
 
 def _add_counts(rows: Truth) -> None:

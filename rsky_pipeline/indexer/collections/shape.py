@@ -49,7 +49,7 @@ class SideTable:
     owner: str  # column that holds the record's uri
     columns: Mapping[str, str]  # name to SQL type, without the owner
     counts: tuple[Count, ...] = ()
-    # Rows that point at a deleted record are not written, so that it does not matter whether the
+    # Rows that point at a deleted post are not written, so that it does not matter whether the
     # pointing record or the deletion came first.
     skip_deleted: str = ""
 

@@ -250,6 +250,18 @@ def test_a_feed_generator_can_be_liked(tables: Tables, net: Network) -> None:
     assert [reason for reason, _ in tables.notified("alice")] == ["like"]
 
 
+@pytest.mark.parametrize("early", [True, False])
+def test_reposts_of_a_deleted_feed_stay_in_feeds(tables: Tables, net: Network, early: bool) -> None:
+    """Only the deletion of a post takes its reposts out of feeds, whatever comes first."""
+    feed = net.put(
+        "alice", "app.bsky.feed.generator", {"did": "did:web:feeds.test", "displayName": "cats"}
+    )
+    repost = net.repost("bob", feed)
+    gone = net.delete(feed)
+    tables.apply_each([feed, repost, gone] if early else [feed, gone, repost])
+    assert tables.rows("feed_item", "uri") == [(repost.uri,)]
+
+
 def test_a_thread_gate_lets_only_some_reply(tables: Tables, net: Network) -> None:
     root = net.post("alice", facets=mention("dan"))
     rules = [{"$type": f"{THREADGATE}#mentionRule"}, {"$type": f"{THREADGATE}#followingRule"}]

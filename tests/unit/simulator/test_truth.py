@@ -164,6 +164,14 @@ def test_a_deleted_post_leaves_reactions_but_no_feed_items_and_quotes() -> None:
     assert count(rows, "post_agg.likeCount", post) == 1
 
 
+def test_a_deleted_feed_leaves_its_reposts_in_feeds() -> None:
+    scene = Scene()
+    generator = scene.put(A, f"{FEED}.generator", "feed", did=A, displayName="x")
+    repost = scene.repost(B, generator)
+    scene.delete(generator)
+    assert (repost,) in scene.truth()["feed_item"]
+
+
 def test_a_reply_without_its_parent_is_invalid_and_so_is_what_hangs_below() -> None:
     scene = Scene()
     root, other = scene.post(A), scene.post(A)
