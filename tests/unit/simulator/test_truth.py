@@ -30,7 +30,7 @@ class Scene:
         for did in (A, B, C, D):
             self.state.accounts[did] = AccountState(f"{did[8]}.example.com")
 
-    def put(self, did: str, collection: str, rkey: str = "", **record: Any) -> str:
+    def put(self, did: str, collection: str, rkey: str = "", /, **record: Any) -> str:
         self._number += 1
         uri = f"at://{did}/{collection}/{rkey or f'r{self._number:03d}'}"
         block = cbor2.dumps({"$type": collection, "createdAt": NOW, **record})
