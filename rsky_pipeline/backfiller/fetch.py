@@ -1,6 +1,7 @@
 """Fetching a repo from the account's own PDS and verifying that it is what the account signed."""
 
 from dataclasses import dataclass
+from weakref import WeakValueDictionary
 
 import trio
 
@@ -21,8 +22,29 @@ from rsky_pipeline.observability.backfiller import BackfillerMetrics
 SMALL_REPO = 8 * 1024 * 1024  # most repos; a larger one is fetched again with a larger grant
 PER_HOST = 8  # downloads from one host at once
 TOTAL_SECONDS = 1_800.0
+MAX_BYTES = 2 * 1024**3  # of a body, whatever it holds; the memory budget ends most sooner
 # A block costs about this much beside its bytes: its key, its object headers, its dict entry.
 BLOCK_OVERHEAD = 250
+
+
+class HostSlots:
+    """Bounds the downloads from each host; a host that nobody downloads from is forgotten.
+
+    Strangers choose the names of hosts, so what is kept of them must not add up.
+    """
+
+    def __init__(self) -> None:
+        self._limiters: WeakValueDictionary[str, trio.CapacityLimiter] = WeakValueDictionary()
+
+    def of(self, host: str) -> trio.CapacityLimiter:
+        """Return the limiter that all downloads from a host share."""
+        limiter = self._limiters.get(host)
+        if limiter is None:
+            limiter = self._limiters[host] = trio.CapacityLimiter(PER_HOST)
+        return limiter
+
+    def __len__(self) -> int:
+        return len(self._limiters)
 
 
 class TooLarge(Exception):
@@ -38,7 +60,7 @@ class Fetcher:
     settings: Settings
     budget: Budget
     metrics: BackfillerMetrics
-    hosts: dict[str, trio.CapacityLimiter]
+    hosts: HostSlots
 
     async def document(self, did: str, force: bool = False) -> DidDocument:
         """Resolve a DID. Raises RepoFailed."""
@@ -54,13 +76,11 @@ class Fetcher:
         reader = CarReader()
         blocks: dict[Cid, bytes] = {}
         held = 0
-        maximum = self.settings.backfiller_max_repo_mb * 1024 * 1024
-        limiter = self.hosts.setdefault(pds, trio.CapacityLimiter(PER_HOST))
         try:
             async with (
-                limiter,
+                self.hosts.of(pds),
                 get_repo(
-                    self.http, pds, did, max_bytes=maximum, total_seconds=TOTAL_SECONDS
+                    self.http, pds, did, max_bytes=MAX_BYTES, total_seconds=TOTAL_SECONDS
                 ) as body,
             ):
                 async for part in body:
@@ -81,12 +101,14 @@ class Fetcher:
 
         Raises RepoFailed.
         """
-        for force in (False, True):
-            if force:
-                document = await self.document(repo.commit.did, force=True)
-            if document.signing_key is not None and verify_commit(
-                repo.commit, document.signing_key
-            ):
-                return
-        reason = "no_key" if document.signing_key is None else "bad_signature"
-        raise RepoFailed("invalid", reason, "the commit is not signed with the account's key")
+        if _signed_by(repo, document):
+            return
+        document = await self.document(repo.commit.did, force=True)
+        if not _signed_by(repo, document):
+            reason = "no_key" if document.signing_key is None else "bad_signature"
+            raise RepoFailed("invalid", reason, "the commit is not signed with the account's key")
+
+
+def _signed_by(repo: Repo, document: DidDocument) -> bool:
+    key = document.signing_key
+    return key is not None and verify_commit(repo.commit, key)

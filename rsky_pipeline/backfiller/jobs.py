@@ -1,6 +1,7 @@
 """The worker's hold on `repo_backfill`: taking entries, and what becomes of each."""
 
 import logging
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from functools import partial
 
@@ -8,9 +9,10 @@ import trio
 
 from rsky_pipeline.configuration.settings import Settings
 from rsky_pipeline.observability.backfiller import BackfillerMetrics
+from rsky_pipeline.runtime.logging import Throttled
 from rsky_pipeline.runtime.threads import StoreThread
 from rsky_pipeline.streams.connection import Store
-from rsky_pipeline.streams.consume import Delivery, GroupReader
+from rsky_pipeline.streams.consume import SUSPICIOUS_DELIVERIES, Delivery, GroupReader
 from rsky_pipeline.streams.dead_letters import dead_letter
 from rsky_pipeline.streams.errors import StoreRejected, StoreUnavailable
 from rsky_pipeline.streams.event import REPO_FIELD, MalformedEvent, RepoJob, decode_repo_job
@@ -24,11 +26,15 @@ BLOCK_MS = 500
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """An entry that this worker holds, and how often it was tried."""
+    """An entry that this worker holds."""
 
     delivery: Delivery
     repo: RepoJob
-    attempts: int = 0
+
+    @property
+    def suspicious(self) -> bool:
+        """Whether it was delivered so often that it may be what crashed the worker."""
+        return self.delivery.deliveries > SUSPICIOUS_DELIVERIES
 
 
 class Jobs:
@@ -47,21 +53,29 @@ class Jobs:
         self._reading = StoreThread()
         self._settling = StoreThread()
         self._held: set[str] = set()
+        self._quiet = Throttled()
 
     @property
     def held(self) -> int:
         """How many entries this worker holds."""
         return len(self._held)
 
-    async def recover(self) -> list[Job]:
-        """Return the entries that an earlier life of this consumer left pending."""
+    async def recover(self) -> AsyncGenerator[Job, None]:
+        """Yield the entries that an earlier life of this consumer left pending.
+
+        One at a time, since reading counts as a delivery: those behind a deadly one must not
+        become suspicious with it.
+        """
         await self._reading.call(self._reader.ensure)
-        jobs: list[Job] = []
         after = "0"
-        while page := await self._reading.call(self._reader.own_pending, after, PAGE):
+        while page := await self._reading.call(self._reader.own_pending, after, 1):
             after = page[-1].id
-            jobs += await self._accept(page)
-        return jobs
+            for job in await self._accept(page):
+                yield job
+
+    async def release(self) -> None:
+        """Leave what is held to the next life of this consumer; it is not to blame for the stop."""
+        await self._settling.call(partial(self._settler.hold, tuple(self._held), forgive=True))
 
     async def claim(self) -> list[Job]:
         """Take over entries of consumers that are gone, and keep others from taking ours."""
@@ -91,9 +105,9 @@ class Jobs:
         await self._settle(partial(self._settler.acknowledge, [job.delivery.id]))
         self._held.discard(job.delivery.id)
 
-    async def bury(self, job: Job, reason: str, error: str) -> None:
+    async def bury(self, job: Job, reason: str, error: str, attempts: int) -> None:
         """Move an entry into the dead letters."""
-        await self._bury(job.delivery, reason, error, job.attempts)
+        await self._bury(job.delivery, reason, error, attempts)
 
     async def _accept(self, page: list[Delivery]) -> list[Job]:
         jobs: list[Job] = []
@@ -105,7 +119,7 @@ class Jobs:
                 await self._settle(partial(self._settler.acknowledge, [delivery.id]))
                 self._held.discard(delivery.id)
                 continue
-            if delivery.deliveries > self._settings.max_deliveries * 4:
+            if delivery.deliveries > self._settings.max_deliveries:
                 await self._bury(delivery, "crashes_worker", "delivered too often", 0)
                 continue
             try:
@@ -133,7 +147,8 @@ class Jobs:
                 await self._settling.call(action)
             except (StoreUnavailable, StoreRejected) as error:
                 self._metrics.store_errors.inc()
-                log.warning("an entry cannot be settled", extra={"error": str(error)})
+                if self._quiet.allow("settle") is not None:
+                    log.warning("an entry cannot be settled", extra={"error": str(error)})
                 await trio.sleep(1.0)
             else:
                 return

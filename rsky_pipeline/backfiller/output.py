@@ -7,6 +7,7 @@ import trio
 
 from rsky_pipeline.observability.backfiller import BackfillerMetrics
 from rsky_pipeline.runtime.backoff import Backoff
+from rsky_pipeline.runtime.logging import Throttled
 from rsky_pipeline.runtime.threads import StoreThread
 from rsky_pipeline.streams.append import Entry, append
 from rsky_pipeline.streams.connection import Store
@@ -29,6 +30,7 @@ class Output:
         self._thread = StoreThread()
         self._marks = {FIREHOSE_BACKFILL: high_water_mark}
         self._metrics = metrics
+        self._quiet = Throttled()
 
     async def append(self, entries: list[Entry]) -> None:
         """Append a batch; waits for room and for the store, and never gives up."""
@@ -42,7 +44,8 @@ class Output:
             except (StoreUnavailable, StoreRejected) as error:
                 self._metrics.store_errors.inc()
                 backoff, pause = backoff.failed(trio.current_time())
-                log.warning("the output stream cannot be written", extra={"error": str(error)})
+                if self._quiet.allow("write") is not None:
+                    log.warning("the output stream cannot be written", extra={"error": str(error)})
                 await trio.sleep(pause)
                 continue
             if result.status == "appended":

@@ -3,13 +3,13 @@
 import logging
 import random
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, aclosing
 from functools import partial
 
 import trio
 
 from rsky_pipeline.backfiller.budget import Budget
-from rsky_pipeline.backfiller.fetch import Fetcher
+from rsky_pipeline.backfiller.fetch import Fetcher, HostSlots
 from rsky_pipeline.backfiller.jobs import Job, Jobs
 from rsky_pipeline.backfiller.outcome import RepoFailed
 from rsky_pipeline.backfiller.output import Output
@@ -21,6 +21,8 @@ from rsky_pipeline.observability.backfiller import BackfillerMetrics
 from rsky_pipeline.observability.streams import StreamMetrics
 from rsky_pipeline.runtime.backoff import bound
 from rsky_pipeline.runtime.context import WorkerContext
+from rsky_pipeline.runtime.logging import Throttled
+from rsky_pipeline.runtime.threads import StoreThread
 from rsky_pipeline.streams.connection import connect
 from rsky_pipeline.streams.errors import StoreRejected, StoreUnavailable
 from rsky_pipeline.streams.lag import StreamReport
@@ -32,6 +34,8 @@ MAX_WAITING = 10_000  # repos that wait for another attempt; more stop the intak
 CLAIM_EVERY_SECONDS = 15.0
 WATCH_EVERY_SECONDS = 5.0
 DRAIN_SECONDS = 10.0
+RELEASE_SECONDS = 2.0  # for a store that does not answer while the worker is stopping
+MAX_CACHED_ACCOUNTS = 20_000  # documents; one is needed once or twice, soon after it is fetched
 
 
 async def run(context: WorkerContext) -> None:
@@ -51,10 +55,14 @@ async def run(context: WorkerContext) -> None:
             silence_seconds=settings.backfiller_http_timeout_seconds,
         ) as http:
             directory = Directory(
-                http, settings.plc_url, allow_private=settings.allow_private_hosts
+                http,
+                settings.plc_url,
+                allow_private=settings.allow_private_hosts,
+                max_cached=MAX_CACHED_ACCOUNTS,
             )
             budget = Budget(settings.backfiller_memory_mb * 1024 * 1024)
-            fetcher = Fetcher(http, directory, settings, budget, metrics, {})
+            metrics.memory.set_function(lambda: budget.used)
+            fetcher = Fetcher(http, directory, settings, budget, metrics, HostSlots())
             output = Output(stores[2], settings.backfill_high_water_mark, metrics)
             worker = Worker(context, jobs, Attempt(fetcher, output), metrics)
             groups = {
@@ -64,7 +72,8 @@ async def run(context: WorkerContext) -> None:
             gauges = StreamMetrics(context.registry, "backfiller", groups)
             async with trio.open_nursery() as nursery:
                 look = partial(watch, stores[3], gauges, tuple(groups))
-                nursery.start_soon(_watch, look, metrics, worker)
+                nursery.start_soon(_watch, look, gauges)
+                nursery.start_soon(worker.report_health)
                 await worker.run()
                 nursery.cancel_scope.cancel()
 
@@ -83,59 +92,91 @@ class Worker:
         self._slots = trio.CapacityLimiter(self._settings.backfiller_concurrency)
         self._in_flight = 0
         self._waiting = 0
+        self._quiet = Throttled()
         self.finished = 0
 
     async def run(self) -> None:
         """Work until told to stop, then let repos in flight end; the others stay pending."""
         async with trio.open_nursery() as nursery:
-            for job in await self._recovered():
-                self._start(nursery, job)
-            self._context.ready()
-            await self._take_in(nursery)
+            async with trio.open_nursery() as intake:
+                intake.start_soon(self._take_in, nursery)
+                await self._context.stopping.wait()
+                intake.cancel_scope.cancel()
             with trio.move_on_after(DRAIN_SECONDS):
                 # Two conditions end it, one of them a count: looking is simpler than two events.
                 while self._in_flight and not self._context.hurrying.is_set():  # noqa: ASYNC110
                     await trio.sleep(0.05)
-            # What did not end stays pending and is read again by the next life of this consumer.
-            self._context.health({"pending": self._jobs.held})
             nursery.cancel_scope.cancel()
+        await self._release()
 
-    async def _recovered(self) -> list[Job]:
+    async def report_health(self) -> None:
+        """Publish figures until cancelled."""
         while True:
+            before = self.finished
+            await trio.sleep(WATCH_EVERY_SECONDS)
+            rate = (self.finished - before) / WATCH_EVERY_SECONDS
+            self._context.health(
+                {
+                    "rate": round(rate, 2),
+                    "running": self._in_flight,
+                    "waiting": self._waiting,
+                    "finished": self.finished,
+                }
+            )
+
+    async def _release(self) -> None:
+        """What did not end stays pending and is read again by the next life of this consumer."""
+        self._context.health({"pending": self._jobs.held})
+        with trio.move_on_after(RELEASE_SECONDS):
             try:
-                return await self._jobs.recover()
+                await self._jobs.release()
             except (StoreUnavailable, StoreRejected) as error:
-                self._metrics.store_errors.inc()
-                log.warning("waiting for Redis", extra={"error": str(error)})
-                await trio.sleep(1.0)
+                log.warning("held entries keep their deliveries", extra={"error": str(error)})
 
     async def _take_in(self, nursery: trio.Nursery) -> None:
-        stopping = self._context.stopping
+        await self._recover(nursery)
+        self._context.ready()
         next_claim = trio.current_time() + CLAIM_EVERY_SECONDS
-        while not stopping.is_set():
+        while True:
             self._context.progress("intake")
             room = 2 * self._settings.backfiller_concurrency - (self._jobs.held - self._waiting)
             if room <= 0 or self._waiting >= MAX_WAITING:
                 await trio.sleep(0.05)
                 continue
             try:
-                taken = []
                 if trio.current_time() >= next_claim:
-                    taken = await self._jobs.claim()
+                    for job in await self._jobs.claim():
+                        nursery.start_soon(self._work, job, trio.Event())
                     next_claim = trio.current_time() + CLAIM_EVERY_SECONDS
-                taken += await self._jobs.read(room)
+                for job in await self._jobs.read(room):
+                    nursery.start_soon(self._work, job, trio.Event())
             except (StoreUnavailable, StoreRejected) as error:
-                self._metrics.store_errors.inc()
-                log.warning("repo_backfill cannot be read", extra={"error": str(error)})
-                await trio.sleep(1.0)
-                continue
-            for job in taken:
-                self._start(nursery, job)
+                await self._wait_for_store(error)
 
-    def _start(self, nursery: trio.Nursery, job: Job) -> None:
-        nursery.start_soon(self._work, job)
+    async def _recover(self, nursery: trio.Nursery) -> None:
+        """Take up what is pending; what may have crashed the worker is tried with nothing behind.
 
-    async def _work(self, job: Job) -> None:
+        Jobs that were taken up before a failure of the store are held and not yielded again.
+        """
+        while True:
+            try:
+                async with aclosing(self._jobs.recover()) as pending:
+                    async for job in pending:
+                        tried = trio.Event()
+                        nursery.start_soon(self._work, job, tried)
+                        if job.suspicious:
+                            await tried.wait()
+                return
+            except (StoreUnavailable, StoreRejected) as error:
+                await self._wait_for_store(error)
+
+    async def _wait_for_store(self, error: Exception) -> None:
+        self._metrics.store_errors.inc()
+        if self._quiet.allow("read") is not None:
+            log.warning("repo_backfill cannot be read", extra={"error": str(error)})
+        await trio.sleep(1.0)
+
+    async def _work(self, job: Job, tried: trio.Event) -> None:
         """Try a repo until it is settled; a wait between two attempts occupies no slot."""
         attempts = 0
         while True:
@@ -143,31 +184,36 @@ class Worker:
                 if self._context.stopping.is_set():
                     return
                 failure = await self._try(job)
+            tried.set()
             if failure is None:
                 self.finished += 1
                 self._metrics.processed.inc()
                 return
             self._metrics.count_failure(failure.reason)
-            if failure.kind == "permanent":
-                self._metrics.skipped.inc()
-                self._metrics.processed.inc()
-                self.finished += 1
-                log.info("repo skipped", extra={"did": job.repo.did, "reason": failure.reason})
-                await self._jobs.finish(job)
+            # Deletions that nothing else knows of must not go with a repo that cannot be fetched.
+            if failure.kind == "permanent" and not job.repo.deleted:
+                await self._skip(job, failure)
                 return
             attempts += failure.kind != "rate_limited"
-            if attempts >= self._settings.backfiller_max_attempts:
-                held = Job(job.delivery, job.repo, attempts)
-                await self._jobs.bury(held, failure.reason, f"{job.repo.did}: {failure}")
+            if failure.kind == "permanent" or attempts >= self._settings.backfiller_max_attempts:
+                error = f"{job.repo.did}: {failure}"
+                await self._jobs.bury(job, failure.reason, error, max(attempts, 1))
                 return
             await self._pause(max(attempts, 1), failure.retry_after)
             self._metrics.retries.inc()
+
+    async def _skip(self, job: Job, failure: RepoFailed) -> None:
+        self._metrics.skipped.inc()
+        self._metrics.processed.inc()
+        self.finished += 1
+        log.info("repo skipped", extra={"did": job.repo.did, "reason": failure.reason})
+        await self._jobs.finish(job)
 
     async def _try(self, job: Job) -> RepoFailed | None:
         self._in_flight += 1
         self._metrics.running.set(self._in_flight)
         try:
-            await self._attempt.run(job.repo.did)
+            await self._attempt.run(job.repo)
             await self._jobs.finish(job)
         except RepoFailed as failure:
             self._count_kind(failure)
@@ -197,34 +243,13 @@ class Worker:
             self._waiting -= 1
             self._metrics.waiting.set(self._waiting)
 
-    def publish(self, rate: float, lag: int) -> None:
-        """Put the figures into the health document."""
-        self._context.health(
-            {
-                "rate": round(rate, 2),
-                "lag": lag,
-                "running": self._in_flight,
-                "waiting": self._waiting,
-                "finished": self.finished,
-            }
-        )
 
-
-async def _watch(
-    look: Callable[[], list[StreamReport]], metrics: BackfillerMetrics, worker: Worker
-) -> None:
-    limiter = trio.CapacityLimiter(1)
-    before = worker.finished
+async def _watch(look: Callable[[], list[StreamReport]], gauges: StreamMetrics) -> None:
+    """Keep the stream gauges true until cancelled; lag and lengths in `status` come from them."""
+    thread = StoreThread()
     while True:
-        lag = 0
         try:
-            reports = await trio.to_thread.run_sync(look, limiter=limiter)
-            for report in reports:
-                if report.name == REPO_BACKFILL:
-                    lag = sum(group.lag + group.pending for group in report.groups)
+            await thread.call(look)
         except (StoreUnavailable, StoreRejected):
-            metrics.store_errors.inc()
-        rate = (worker.finished - before) / WATCH_EVERY_SECONDS
-        before = worker.finished
-        worker.publish(rate, lag)
+            gauges.errors.inc()
         await trio.sleep(WATCH_EVERY_SECONDS)

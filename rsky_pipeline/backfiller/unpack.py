@@ -1,6 +1,6 @@
 """A fetched repo to the events of its records; no I/O."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from rsky_pipeline.atproto import cbor
@@ -8,7 +8,9 @@ from rsky_pipeline.atproto.cid import Cid
 from rsky_pipeline.atproto.commit import Commit, parse_commit
 from rsky_pipeline.atproto.errors import IncompleteTree, InvalidData
 from rsky_pipeline.atproto.mst import walk
+from rsky_pipeline.atproto.syntax import split_path
 from rsky_pipeline.backfiller.outcome import RepoFailed
+from rsky_pipeline.configuration.selection import path_prefixes
 from rsky_pipeline.streams.append import Entry
 from rsky_pipeline.streams.event import (
     EVENT_FIELD,
@@ -58,11 +60,14 @@ def open_repo(roots: tuple[Cid, ...], blocks: Mapping[Cid, bytes], did: str) -> 
     return Repo(roots[0], commit, blocks)
 
 
-def chunks(repo: Repo, collections: tuple[str, ...], time: str) -> Iterator[Chunk]:
+def chunks(
+    repo: Repo, collections: tuple[str, ...], time: str, deleted: Sequence[str] = ()
+) -> Iterator[Chunk]:
     """Yield the create events of all records in the wanted collections.
 
-    The whole tree is walked before the first chunk, so that an incomplete one yields nothing.
-    Raises RepoFailed.
+    Of the paths in `deleted`, those that the tree does not hold yield delete events: the signed
+    tree proves that they are gone. The whole tree is walked before the first chunk, so that an
+    incomplete one yields nothing. Raises RepoFailed.
     """
     try:
         paths = list(walk(repo.blocks, repo.commit.data))
@@ -73,15 +78,14 @@ def chunks(repo: Repo, collections: tuple[str, ...], time: str) -> Iterator[Chun
     missing = next((path for path, cid in paths if cid not in repo.blocks), None)
     if missing is not None:
         raise RepoFailed("invalid", "incomplete", f"the record {missing[:200]} is missing")
-    exact, prefixes = _wanted(collections)
-    entries: list[Entry] = []
+    prefixes = path_prefixes(collections)
+    entries = [_delete(repo, path, time) for path in _proven_deletions(deleted, paths)]
     size = filtered = unreadable = 0
     for path, cid in paths:
-        collection, _, rkey = path.partition("/")
-        if collection not in exact and not collection.startswith(prefixes):
+        if not path.startswith(prefixes):
             filtered += 1
             continue
-        payload = _create(repo, collection, rkey, cid, time)
+        payload = _create(repo, path, cid, time)
         if payload is None:
             unreadable += 1
             continue
@@ -99,7 +103,30 @@ def closing_entry(repo: Repo, time: str) -> Entry:
     return Entry(FIREHOSE_BACKFILL, EVENT_FIELD, encode_event(event))
 
 
-def _create(repo: Repo, collection: str, rkey: str, cid: Cid, time: str) -> bytes | None:
+def _proven_deletions(deleted: Sequence[str], paths: Sequence[tuple[str, Cid]]) -> list[str]:
+    if not deleted:
+        return []
+    held = {path for path, _ in paths}
+    return [path for path in deleted if path not in held and split_path(path) is not None]
+
+
+def _delete(repo: Repo, path: str, time: str) -> Entry:
+    collection, _, rkey = path.partition("/")
+    payload = encode_record_event(
+        "delete",
+        seq=HISTORICAL_SEQ,
+        time=time,
+        did=repo.commit.did,
+        commit=str(repo.root),
+        rev=repo.commit.rev,
+        collection=collection,
+        rkey=rkey,
+    )
+    return Entry(FIREHOSE_BACKFILL, EVENT_FIELD, payload)
+
+
+def _create(repo: Repo, path: str, cid: Cid, time: str) -> bytes | None:
+    collection, _, rkey = path.partition("/")
     try:
         return encode_record_event(
             "create",
@@ -115,8 +142,3 @@ def _create(repo: Repo, collection: str, rkey: str, cid: Cid, time: str) -> byte
         )
     except InvalidData:
         return None  # one bad record costs itself; the caller counts it
-
-
-def _wanted(collections: tuple[str, ...]) -> tuple[frozenset[str], tuple[str, ...]]:
-    exact = frozenset(item for item in collections if not item.endswith("."))
-    return exact, tuple(item for item in collections if item.endswith("."))

@@ -91,9 +91,7 @@ def command(
 
 def settings(urls: "Urls") -> dict[str, str]:
     """Return the settings of a pipeline that follows a network; text as in the environment."""
-    from rsky_pipeline.configuration.settings import declarations
-
-    wanted = {
+    return {
         "relay_hosts": urls.relay.replace("http:", "ws:"),
         "labeler_hosts": urls.labeler.replace("http:", "ws:"),
         "plc_url": urls.plc,
@@ -101,7 +99,6 @@ def settings(urls: "Urls") -> dict[str, str]:
         "allow_private_hosts": "true",
         "initial_cursor": "oldest",
     }
-    return {name: value for name, value in wanted.items() if name in declarations()}
 
 
 def _world(seed: int, accounts: int, history: int, fixed_clock: bool) -> "World":

@@ -195,7 +195,6 @@ class Settings:
     backfiller_memory_mb: int = setting(
         128, "Repo bytes held at once, over all repos in flight.", unit="MB", minimum=16
     )
-    backfiller_max_repo_mb: int = setting(1_024, "A larger repo is refused.", unit="MB", minimum=1)
 
     # --- indexer ----------------------------------------------------------------------------
     indexer_batch_size: int = setting(

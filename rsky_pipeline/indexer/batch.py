@@ -5,10 +5,7 @@ from dataclasses import dataclass, field
 
 from rsky_pipeline.indexer.events import Reading
 from rsky_pipeline.indexer.labels import LabelReading
-from rsky_pipeline.streams.consume import Delivery
-
-# An entry that was delivered more often may be what crashed the worker: it is applied alone.
-SUSPICIOUS_DELIVERIES = 2
+from rsky_pipeline.streams.consume import SUSPICIOUS_DELIVERIES, Delivery
 
 
 @dataclass(frozen=True, slots=True)

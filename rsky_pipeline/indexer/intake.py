@@ -9,11 +9,11 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from rsky_pipeline.indexer.batch import SUSPICIOUS_DELIVERIES, Batch, Item
+from rsky_pipeline.indexer.batch import Batch, Item
 from rsky_pipeline.indexer.events import Reading, Refused
 from rsky_pipeline.indexer.labels import LabelReading
 from rsky_pipeline.streams.connection import Store
-from rsky_pipeline.streams.consume import Delivery, GroupReader
+from rsky_pipeline.streams.consume import SUSPICIOUS_DELIVERIES, Delivery, GroupReader
 from rsky_pipeline.streams.event import MAX_PAYLOAD
 
 Content = Reading | LabelReading

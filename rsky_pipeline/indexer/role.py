@@ -11,6 +11,7 @@ from functools import partial
 
 import trio
 
+from rsky_pipeline.configuration.selection import is_selected
 from rsky_pipeline.database.connection import Database
 from rsky_pipeline.database.errors import (
     DatabaseError,
@@ -257,7 +258,7 @@ def wanted_collections(selection: Sequence[str]) -> dict[str, Collection]:
     return {
         nsid: collection
         for nsid, collection in registry.load().items()
-        if any(nsid == item or (item.endswith(".") and nsid.startswith(item)) for item in selection)
+        if is_selected(nsid, selection)
     }
 
 

@@ -5,7 +5,7 @@ Where content is missing the repo is queued to be fetched again.
 Source: sync specification; wire forms in `streams.event`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from hashlib import sha256
 
 from rsky_pipeline.atproto import cbor
@@ -21,6 +21,7 @@ from rsky_pipeline.atproto.frame import (
     SyncMessage,
 )
 from rsky_pipeline.atproto.syntax import split_path
+from rsky_pipeline.configuration.selection import path_prefixes
 from rsky_pipeline.ingester.convert import MAX_TIME, Claim, Converted, FrameConverter
 from rsky_pipeline.ingester.quarantine import Quarantine
 from rsky_pipeline.ingester.tally import Tally
@@ -58,8 +59,7 @@ class RepoConverter(FrameConverter):
     ) -> None:
         super().__init__(host, tally, quarantine)
         self._relay_url = relay_url
-        # A collection that is not a prefix must match up to the slash of `collection/rkey`.
-        self._prefixes = tuple(name if name[-1:] == "." else f"{name}/" for name in collections)
+        self._prefixes = path_prefixes(collections)
         self._claims = claims
 
     def count(self) -> None:
@@ -81,17 +81,28 @@ class RepoConverter(FrameConverter):
                 return self._event(AccountEvent(seq, time, did, active, status))
         return super().convert_message(message, raw)
 
-    def resync(self, did: str, rev: str, reason: str) -> Entry:
-        """Return the entry that has a repo fetched again, and count it."""
-        self.tally.resyncs[reason] += 1
-        return self._job(did, rev)
+    def resync(self, did: str, rev: str, reason: str, ops: Sequence[RepoOp] = ()) -> Entry:
+        """Return the entry that has a repo fetched again, and count it.
 
-    def _job(self, did: str, rev: str) -> Entry:
-        job = RepoJob(did, self._relay_url, rev, None, True)
+        `ops` are those of a commit that is not written. Its creates and updates are in the repo
+        then; its deletions are not seen there, so the job names them.
+        """
+        self.tally.resyncs[reason] += 1
+        return self._job(did, rev, ops)
+
+    def _job(self, did: str, rev: str, ops: Sequence[RepoOp] = ()) -> Entry:
+        deleted = tuple(
+            op.path
+            for op in ops
+            if op.cid is None and op.path.startswith(self._prefixes) and split_path(op.path)
+        )
+        job = RepoJob(did, self._relay_url, rev, None, True, deleted)
         return Entry(REPO_BACKFILL, REPO_FIELD, encode_repo_job(job))
 
-    def _resync(self, seq: int, time: str, did: str, rev: str, reason: str) -> Converted:
-        entry = self.resync(did, rev, reason)
+    def _resync(
+        self, seq: int, time: str, did: str, rev: str, reason: str, ops: Sequence[RepoOp] = ()
+    ) -> Converted:
+        entry = self.resync(did, rev, reason, ops)
         return Converted(seq, time[:MAX_TIME], [entry], len(entry.payload))
 
     def _event(self, event: IdentityEvent | AccountEvent) -> Converted:
@@ -103,7 +114,9 @@ class RepoConverter(FrameConverter):
         _check_texts(message.time, None)
         if message.too_big:
             self.tally.errors["too_big"] += 1
-            return self._resync(message.seq, message.time, message.did, message.rev, "too_big")
+            return self._resync(
+                message.seq, message.time, message.did, message.rev, "too_big", message.ops
+            )
         prefixes = self._prefixes
         wanted = [op for op in message.ops if op.path.startswith(prefixes)]
         self.tally.filtered += len(message.ops) - len(wanted)
@@ -113,7 +126,7 @@ class RepoConverter(FrameConverter):
             return self._operations(message, wanted, raw)
         except InvalidData as error:
             entries = self.keep_aside(raw, error.reason, str(error))
-            entries.append(self.resync(message.did, message.rev, "invalid_blocks"))
+            entries.append(self.resync(message.did, message.rev, "invalid_blocks", wanted))
             size = sum(len(entry.payload) for entry in entries)
             return Converted(message.seq, message.time, entries, size)
 
@@ -129,7 +142,7 @@ class RepoConverter(FrameConverter):
                 raise InvalidData("root_mismatch", "the blocks are not those of the commit")
         if self._claims:
             claim = Claim(message.did, message.rev, _block(blocks, message.commit))
-            instead = self._job(message.did, message.rev)
+            instead = self._job(message.did, message.rev, ops)
         writer = _OperationWriter(self, message, blocks, raw)
         for op in ops:
             writer.add(op)

@@ -6,8 +6,9 @@ here; that takes the whole of Sync 1.1.
 
 A commit whose signature is wrong is never written. Nor is one whose account cannot be looked up at
 the moment, since a forger could see to that; in both cases the repo is queued to be fetched, where
-the same check is made with all the time in the world. So nothing true is lost and nothing false
-gets in, whether the key was rotated, the directory is down or somebody lies.
+the same check is made with all the time in the world. The job names the commit's deletions, which
+the fetched tree then proves or refutes. So nothing true is lost and nothing false gets in, whether
+the key was rotated, the directory is down or somebody lies.
 """
 
 from collections import OrderedDict
@@ -23,7 +24,7 @@ from rsky_pipeline.atproto.identity import DidDocument
 from rsky_pipeline.ingester.convert import Claim
 from rsky_pipeline.network.directory import IdentityNotFound, IdentityUnavailable
 
-LOOKUP_SECONDS = 20.0  # all frames behind this one wait for it; giving up loses its deletes
+LOOKUP_SECONDS = 2.0  # all frames behind this one wait for it
 MAX_LOOKUPS = 64
 MAX_KEYS = 50_000
 KEY_SECONDS = 86_400.0

@@ -7,6 +7,8 @@ from typing import Any
 from rsky_pipeline.streams.connection import Argument, Store
 from rsky_pipeline.streams.errors import StoreRejected
 
+# An entry that was delivered more often may be what crashed its worker.
+SUSPICIOUS_DELIVERIES = 2
 _SLICE = 1_000  # ids of one call; Lua's unpack has a limit of some thousands
 
 

@@ -110,13 +110,18 @@ class LabelEvent:
 
 @dataclass(frozen=True, slots=True)
 class RepoJob:
-    """A repo to fetch; `host` is the relay or PDS that named it, as a URL."""
+    """A repo to fetch; `host` is the relay or PDS that named it, as a URL.
+
+    `deleted` are paths that a commit which was not written says are gone. The key is ours: the
+    original services neither write nor read it.
+    """
 
     did: str
     host: str
     rev: str
     status: str | None
     active: bool
+    deleted: tuple[str, ...] = ()
 
 
 Event = RecordEvent | RepoEvent | AccountEvent | IdentityEvent
@@ -164,10 +169,13 @@ def encode_event(event: RepoEvent | AccountEvent | IdentityEvent) -> bytes:
 
 def encode_repo_job(job: RepoJob) -> bytes:
     """Return the JSON of a `repo_backfill` entry."""
-    return orjson.dumps(
-        {"did": job.did, "host": job.host, "rev": job.rev, "status": job.status,
-         "active": job.active}
-    )  # fmt: skip
+    body: dict[str, Any] = {
+        "did": job.did, "host": job.host, "rev": job.rev, "status": job.status,
+        "active": job.active,
+    }  # fmt: skip
+    if job.deleted:
+        body["deleted"] = job.deleted
+    return orjson.dumps(body)
 
 
 def encode_labels(seq: int, labels: Sequence[dict[str, Any]]) -> bytes:
@@ -198,13 +206,16 @@ def decode_event(payload: bytes) -> Event:
 def decode_repo_job(payload: bytes) -> RepoJob:
     """Read the `repo` field of `repo_backfill`. Raises MalformedEvent."""
     body = _parse(payload)
-    active = body.get("active", True)
+    active, deleted = body.get("active", True), body.get("deleted", [])
+    if type(deleted) is not list or not all(type(path) is str for path in deleted):
+        raise MalformedEvent("invalid_field", "deleted is not a list of texts")
     return RepoJob(
         _text(body, "did"),
         _optional(body, "host") or "",
         _optional(body, "rev") or "",
         _optional(body, "status"),
         active if type(active) is bool else True,
+        tuple(deleted),
     )
 
 

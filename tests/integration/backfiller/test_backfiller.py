@@ -1,6 +1,8 @@
 """A backfiller on a real Valkey, fetching over HTTP from hosts on loopback."""
 
+import gc
 import json
+import threading
 from collections.abc import Iterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -16,11 +18,13 @@ from rsky_pipeline.atproto.cid import Cid
 from rsky_pipeline.atproto.commit import sign_commit
 from rsky_pipeline.atproto.crypto import PrivateKey
 from rsky_pipeline.atproto.mst import Tree
+from rsky_pipeline.backfiller.fetch import HostSlots
 from rsky_pipeline.backfiller.role import run
 from rsky_pipeline.configuration.settings import Settings
 from rsky_pipeline.runtime.context import WorkerContext
 from rsky_pipeline.streams.append import Entry, append
 from rsky_pipeline.streams.connection import Store, connect
+from rsky_pipeline.streams.consume import GroupReader
 from rsky_pipeline.streams.dead_letters import DeadLetter, list_dead_letters
 from rsky_pipeline.streams.event import REPO_FIELD, RepoJob, encode_repo_job
 from tests.data import test_data
@@ -104,8 +108,11 @@ async def backfiller(configured: Settings) -> Any:
         running.context.stopping.set()
 
 
-def queue(store: Store, *dids: str) -> None:
-    jobs = [encode_repo_job(RepoJob(did, "https://relay.test", "", None, True)) for did in dids]
+def queue(store: Store, *dids: str, rev: str = "", deleted: tuple[str, ...] = ()) -> None:
+    jobs = [
+        encode_repo_job(RepoJob(did, "https://relay.test", rev, None, True, deleted))
+        for did in dids
+    ]
     append(store, [Entry("repo_backfill", REPO_FIELD, job) for job in jobs])
 
 
@@ -322,3 +329,139 @@ async def test_a_repo_beyond_the_memory_is_refused(
     assert running.value("records_extracted_total") == 2_010
     asked = [path for path in hosts.requests if "getRepo" in path and "large" in path]
     assert len(asked) == 2
+
+
+async def test_deletions_are_queued_only_where_the_tree_proves_them(
+    store: Store, clean_redis: str, hosts: FakeHosts
+) -> None:
+    car, _ = make_repo("did:plc:a", 1)
+    hosts.add("did:plc:a", document("did:plc:a"), car)
+    gone, there = "app.bsky.feed.like/gone", "app.bsky.feed.like/00000"
+    async with backfiller(settings(clean_redis, hosts)):
+        queue(store, "did:plc:a", rev="3jzfcijpj2z2a", deleted=(gone, there, "no path"))
+        await settled(store)
+    deletes = [event for event in output(store) if event["type"] == "delete"]
+    assert [(event["rkey"], event["rev"], event["seq"]) for event in deletes] == [
+        ("gone", "3jzfcijpj2z2a", -1)
+    ]
+    assert [event["type"] for event in output(store)] == ["delete", "create", "repo"]
+
+
+async def test_a_repo_older_than_the_deletions_proves_nothing(
+    store: Store, clean_redis: str, hosts: FakeHosts
+) -> None:
+    car, _ = make_repo("did:plc:a", 1)
+    hosts.add("did:plc:a", document("did:plc:a"), car)
+    async with backfiller(settings(clean_redis, hosts)):
+        queue(store, "did:plc:a", rev="3zzzzzzzzzzzz", deleted=("app.bsky.feed.like/gone",))
+        await settled(store)
+    assert output(store) == []
+    assert [letter.reason for letter in letters(store)] == ["stale_repo"]
+
+
+async def test_deletions_of_a_repo_that_cannot_be_fetched_are_kept(
+    store: Store, clean_redis: str, hosts: FakeHosts
+) -> None:
+    hosts.add("did:plc:a", document("did:plc:a"), b"")
+    hosts.replies["did:plc:a"] = [lambda: refusal(400, "RepoDeactivated")]
+    async with backfiller(settings(clean_redis, hosts)):
+        queue(store, "did:plc:a", deleted=("app.bsky.feed.like/gone",))
+        await settled(store)
+    (letter,) = letters(store)
+    assert letter.reason == "RepoDeactivated"
+    assert b"app.bsky.feed.like/gone" in letter.fields[REPO_FIELD]
+
+
+def pending_of_an_earlier_life(store: Store, deliveries: dict[str, int]) -> None:
+    """Queue a job a DID and leave each pending with this many deliveries."""
+    queue(store, *deliveries)
+    reader = GroupReader(store, "repo_backfill", Settings().backfiller_group, "test-backfiller-1")
+    reader.ensure()
+    for item, count in zip(reader.read_new(100, 0), deliveries.values(), strict=True):
+        store.call(
+            "XCLAIM", "repo_backfill", reader.group, reader.consumer, 0, item.id,
+            "RETRYCOUNT", count, "JUSTID",
+        )  # fmt: skip
+
+
+def delivery_counts(store: Store) -> list[int]:
+    group = Settings().backfiller_group
+    return [int(row[3]) for row in store.call("XPENDING", "repo_backfill", group, "-", "+", 100)]
+
+
+async def test_what_may_have_crashed_the_worker_is_tried_with_nothing_read_behind_it(
+    store: Store, clean_redis: str, hosts: FakeHosts
+) -> None:
+    for did in ("did:plc:a", "did:plc:b"):
+        hosts.add(did, document(did), make_repo(did, 1)[0])
+    hold = threading.Event()
+    car = hosts.repos["did:plc:a"]
+    hosts.replies["did:plc:a"] = [lambda: (200, {}, car if hold.wait(20) else b"")]
+    pending_of_an_earlier_life(store, {"did:plc:a": 3, "did:plc:b": 1})
+    running = Running(settings(clean_redis, hosts))
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(run, running.context)
+        with trio.fail_after(10):
+            while not running.value("repos_running"):
+                await trio.sleep(0.02)
+        await trio.sleep(0.2)
+        assert delivery_counts(store) == [4, 1]
+        assert not running.ready.is_set()
+        hold.set()
+        await settled(store)
+        running.context.stopping.set()
+    assert len(output(store)) == 4
+
+
+async def test_a_job_that_keeps_crashing_the_worker_becomes_a_dead_letter(
+    store: Store, clean_redis: str, hosts: FakeHosts
+) -> None:
+    hosts.add("did:plc:a", document("did:plc:a"), make_repo("did:plc:a", 1)[0])
+    pending_of_an_earlier_life(store, {"did:plc:a": Settings().max_deliveries})
+    async with backfiller(settings(clean_redis, hosts)):
+        await settled(store)
+    assert [letter.reason for letter in letters(store)] == ["crashes_worker"]
+    assert output(store) == []
+
+
+async def test_a_stop_is_no_crash_of_what_was_in_flight(
+    store: Store, clean_redis: str, hosts: FakeHosts
+) -> None:
+    hosts.add("did:plc:a", document("did:plc:a"), b"")
+    hosts.replies["did:plc:a"] = [lambda: (500, {}, b"")]
+    pending_of_an_earlier_life(store, {"did:plc:a": 2})
+    configured = settings(
+        clean_redis, hosts, backfiller_retry_initial_ms=60_000, backfiller_retry_max_ms=60_000
+    )
+    async with backfiller(configured) as running:
+        with trio.fail_after(10):
+            while not running.value("repos_waiting"):
+                await trio.sleep(0.02)
+    assert delivery_counts(store) == [1]
+
+
+async def test_it_stops_while_the_store_is_away(hosts: FakeHosts) -> None:
+    running = Running(settings("redis://127.0.0.1:1", hosts))
+    with trio.fail_after(15):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(run, running.context)
+            while not running.value("store_errors_total"):
+                await trio.sleep(0.02)
+            running.context.stopping.set()
+    assert not running.ready.is_set()
+
+
+async def test_memory_and_hosts_are_given_back(
+    store: Store, clean_redis: str, hosts: FakeHosts
+) -> None:
+    hosts.add("did:plc:a", document("did:plc:a"), make_repo("did:plc:a", 1)[0])
+    async with backfiller(settings(clean_redis, hosts)) as running:
+        queue(store, "did:plc:a")
+        await settled(store)
+        assert running.value("memory_reserved_bytes") == 0
+    slots = HostSlots()
+    held = slots.of("https://a.test")
+    assert slots.of("https://a.test") is held
+    del held
+    gc.collect()
+    assert len(slots) == 0

@@ -116,9 +116,11 @@ async def test_a_plain_request_is_told_to_upgrade() -> None:
 
 async def test_the_rate_is_kept() -> None:
     async with served() as network:
+        begin = trio.current_time()
         with trio.move_on_after(1.0):
             await network.network.publish(400)
-        assert 200 < network.network.events.log.published <= 440
+        # A slow machine may publish fewer; more than the rate allows is never right.
+        assert 0 < network.network.events.log.published <= 400 * (trio.current_time() - begin) + 40
 
 
 async def test_stopping_publishes_whole_happenings() -> None:

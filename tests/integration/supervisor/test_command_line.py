@@ -19,6 +19,12 @@ def ask(directory: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
 
 
+def lengths(directory: Path) -> dict[str, int]:
+    """Workers report the streams a moment after they are ready."""
+    streams: dict[str, int] = json.loads(ask(directory, "status", "--json").stdout)["streams"]
+    return streams
+
+
 def test_the_indexer_runs_on_embedded_stores() -> None:
     with scratch_directory() as directory:
         log = directory / "log.txt"
@@ -42,7 +48,7 @@ def test_the_indexer_runs_on_embedded_stores() -> None:
             assert states == dict.fromkeys(
                 ("valkey", "postgres", "indexer-1", "indexer-2"), "ready"
             )
-            assert document["streams"]["firehose_live"] == 0
+            until(lambda: lengths(directory).get("firehose_live") == 0, "a first report", 30)
             stopped = ask(directory, "stop", "--ordered")
             assert stopped.returncode == 0
             lines = [line.split(" (")[0] for line in stopped.stdout.splitlines()]

@@ -289,3 +289,39 @@ def test_damage_never_raises(where: int, flip: int) -> None:
     raw = bytearray(commit([("create", "app.bsky.feed.like/a", LIKE)]))
     raw[where % len(raw)] ^= flip
     converter(claims=True).convert(bytes(raw))
+
+
+@pytest.mark.parametrize(
+    ("claims", "changes"), [(True, {}), (False, {"tooBig": True}), (False, {"blocks": b"junk"})]
+)
+def test_a_commit_that_is_not_written_leaves_its_deletions_to_the_fetch(
+    claims: bool, changes: dict[str, Any]
+) -> None:
+    made = converter(claims=claims)
+    frame = made.convert(
+        commit(
+            [
+                ("delete", "app.bsky.feed.like/gone", None),
+                ("create", "app.bsky.feed.like/new", LIKE),
+                ("delete", "com.example.thing/foreign", None),
+            ],
+            **changes,
+        )
+    )
+    job = frame.instead if claims else next(e for e in frame.entries if e.stream == "repo_backfill")
+    assert job is not None
+    body = json.loads(job.payload)
+    assert (body["rev"], body["deleted"]) == (REV, ["app.bsky.feed.like/gone"])
+
+
+def test_the_job_of_a_written_commit_names_no_deletions() -> None:
+    path = "app.bsky.feed.post/lost"
+    frame = converter().convert(
+        commit(
+            [("create", path, {}), ("delete", "app.bsky.feed.like/gone", None)],
+            leave_out=frozenset({path}),
+        )
+    )
+    assert [event["type"] for event in events(frame)] == ["delete"]
+    (job,) = jobs(frame)
+    assert "deleted" not in job

@@ -1,6 +1,7 @@
 """The wire forms of stream entries."""
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import orjson
@@ -88,6 +89,11 @@ def test_a_repo_job_comes_back_and_tolerates_missing_status() -> None:
     assert decode_repo_job(encode_repo_job(job)) == job
     short = decode_repo_job(b'{"did":"did:plc:abc","host":"https://r","rev":"3jz","active":true}')
     assert short == RepoJob("did:plc:abc", "https://r", "3jz", None, True)
+    proof = replace(job, deleted=("app.bsky.feed.like/a", "app.bsky.feed.post/b"))
+    assert decode_repo_job(encode_repo_job(proof)) == proof
+    assert b"deleted" not in encode_repo_job(job)
+    with pytest.raises(MalformedEvent, match="invalid_field"):
+        decode_repo_job(b'{"did":"did:plc:abc","deleted":[1]}')
 
 
 def test_both_shapes_of_labels_are_read() -> None:
