@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 from rsky_pipeline.cli.demonstration.figures import Observer
 from rsky_pipeline.cli.demonstration.processes import Process, Simulation, pipeline_environment
@@ -14,14 +15,35 @@ from rsky_pipeline.simulator.compare import TableReport, compare
 from tests.stores import scratch_directory
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Running:
     """A simulation and a pipeline that follows it."""
 
     simulation: Simulation
     settings: Settings
     observer: Observer
+    environ: dict[str, str]
+    log: Path
     process: Process
+
+    @classmethod
+    def start(cls, folder: Path, simulation: Simulation, changes: dict[str, str]) -> "Running":
+        """Start a pipeline."""
+        environ = pipeline_environment(folder, simulation) | changes
+        settings = store_urls(resolve_directories(load(None, environ, {}).settings))
+        control, log = simulation.control, folder / "pipeline.log"
+        observer = Observer(settings, control, simulation.relay, simulation.labeler)
+        process = Process(["run", "--role", "all"], environ, log)
+        return cls(simulation, settings, observer, environ, log, process)
+
+    def start_again(self) -> None:
+        """Start a pipeline in the place of one that has ended."""
+        self.process = Process(["run", "--role", "all"], self.environ, self.log)
+
+    def pids(self) -> dict[str, int]:
+        """Return the processes that are ready, by name."""
+        found = self.observer.look().processes
+        return {item["name"]: item["pid"] for item in found if item["state"] == "ready"}
 
     def wait_until_indexed(self, seconds: float = 90.0) -> None:
         """Return when nothing has been on its way for a moment."""
@@ -47,7 +69,9 @@ class Running:
         while not condition():
             if not self.process.is_running:
                 raise self.process.failure("ended")
-            assert time.monotonic() < deadline, "still not true"
+            if time.monotonic() > deadline:
+                waiting = self.observer.waiting(self.simulation.control.progress())
+                raise AssertionError(f"still not true after {seconds:.0f} s; waiting: {waiting}")
             time.sleep(0.3)
 
 
@@ -56,15 +80,12 @@ def pipeline_on(*options: str, **changes: str) -> Iterator[Running]:
     """Run the whole pipeline on a network; both end with the block."""
     with scratch_directory() as folder:
         simulation = Simulation(folder, options)
-        process = None
+        running = None
         try:
-            environ = pipeline_environment(folder, simulation) | changes
-            process = Process(["run", "--role", "all"], environ, folder / "pipeline.log")
-            settings = store_urls(resolve_directories(load(None, environ, {}).settings))
-            control = simulation.control
-            with Observer(settings, control, simulation.relay, simulation.labeler) as observer:
-                yield Running(simulation, settings, observer, process)
+            running = Running.start(folder, simulation, changes)
+            yield running
         finally:
-            if process is not None:
-                process.end()
+            if running is not None:
+                running.observer.close()
+                running.process.end()
             simulation.process.end()

@@ -206,7 +206,10 @@ class Worker:
         self._metrics.skipped.inc()
         self._metrics.processed.inc()
         self.finished += 1
-        log.info("repo skipped", extra={"did": job.repo.did, "reason": failure.reason})
+        held = self._quiet.allow(failure.reason)
+        if held is not None:
+            extra = {"did": job.repo.did, "reason": failure.reason, "more": held}
+            log.info("repo skipped", extra=extra)
         await self._jobs.finish(job)
 
     async def _try(self, job: Job) -> RepoFailed | None:

@@ -14,6 +14,7 @@ from rsky_pipeline.indexer.events import Reading, Refused
 from rsky_pipeline.indexer.labels import LabelReading
 from rsky_pipeline.streams.connection import Store
 from rsky_pipeline.streams.consume import SUSPICIOUS_DELIVERIES, Delivery, GroupReader
+from rsky_pipeline.streams.errors import StoreRejected, StoreUnavailable
 from rsky_pipeline.streams.event import MAX_PAYLOAD
 
 Content = Reading | LabelReading
@@ -37,7 +38,7 @@ class IntakeRule:
 class Intake:
     """One stream's reader; blocking, for one thread at a time.
 
-    `acknowledged` may be called from another thread.
+    `let_go` may be called from another thread.
     """
 
     def __init__(
@@ -70,16 +71,24 @@ class Intake:
         """
         reader = self._connected()
         batch = Batch(self.rule.stream)
+        try:
+            self._fill(reader, batch)
+        except (StoreUnavailable, StoreRejected):
+            # Nobody will see this batch: its entries must count as pending, not as worked on.
+            self.let_go(batch)
+            raise
+        return batch
+
+    def _fill(self, reader: GroupReader, batch: Batch) -> None:
         if self._after is not None:
             self._take_pending(reader, batch)
         elif self._clock() >= self._next_claim:
             self._take_claimed(reader, batch)
         if not batch.items and self._after is None:
             self._take_new(reader, batch)
-        return batch
 
-    def acknowledged(self, batch: Batch) -> None:
-        """Note that a batch is done with."""
+    def let_go(self, batch: Batch) -> None:
+        """Note that a batch is not worked on any more."""
         self._held.difference_update(batch.ids)
         self._recovering.difference_update(batch.ids)
 

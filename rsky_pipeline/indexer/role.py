@@ -188,7 +188,7 @@ class Indexer:
             self._is_idle = True
             if outcome is None:
                 continue  # hurrying: the entries stay pending
-            self._intakes[batch.stream].acknowledged(batch)
+            self._intakes[batch.stream].let_go(batch)
             self._report.note(batch, outcome)
             self._check_ready()
 

@@ -24,7 +24,11 @@ from rsky_pipeline.atproto.identity import DidDocument
 from rsky_pipeline.ingester.convert import Claim
 from rsky_pipeline.network.directory import IdentityNotFound, IdentityUnavailable
 
-LOOKUP_SECONDS = 2.0  # all frames behind this one wait for it
+# All frames behind one wait for its lookup. The directory is the operator's choice: when it is
+# slow, reading is slow. Hosts of did:web are chosen by strangers, who must not hold everybody up.
+DIRECTORY_SECONDS = 20.0
+STRANGER_SECONDS = 2.0
+RETRY_SECONDS = 0.5
 MAX_LOOKUPS = 64
 MAX_KEYS = 50_000
 KEY_SECONDS = 86_400.0
@@ -98,8 +102,11 @@ class SignatureVerifier:
             async with self._lookups:
                 if self._unavailable.has(claim.did):
                     return Verdict.UNVERIFIED
-                with trio.fail_after(LOOKUP_SECONDS):
-                    return await self._look_up(claim.did, commit)
+                if not claim.did.startswith("did:plc:"):
+                    with trio.fail_after(STRANGER_SECONDS):
+                        return await self._look_up(claim.did, commit)
+                with trio.fail_after(DIRECTORY_SECONDS):
+                    return await self._look_up_patiently(claim.did, commit)
         except (IdentityUnavailable, trio.TooSlowError):
             self._unavailable.add(claim.did, UNAVAILABLE_SECONDS)
             return Verdict.UNVERIFIED
@@ -112,6 +119,13 @@ class SignatureVerifier:
         self._keys.pop(did, None)
         self._refreshed.discard(did)
         self._unavailable.discard(did)
+
+    async def _look_up_patiently(self, did: str, commit: Commit) -> Verdict:
+        while True:
+            try:
+                return await self._look_up(did, commit)
+            except IdentityUnavailable:
+                await trio.sleep(RETRY_SECONDS)
 
     async def _look_up(self, did: str, commit: Commit) -> Verdict:
         # Another frame of the account may have had it looked up while this one waited its turn.

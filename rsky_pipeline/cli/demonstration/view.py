@@ -57,12 +57,12 @@ class LiveView:
         """Draw it anew."""
         published = figures.progress.published if figures.progress else 0
         head = Text.assemble((title, "bold"), f"   {published:,} events published")
-        tables = [_processes(figures)]
+        below = Table.grid(padding=(0, 6))
         if figures.streams:
-            tables.append(_pairs("stream", "entries", figures.streams))
-        if figures.rows:
-            tables.append(_pairs("table", "rows", figures.rows))
-        self._live.update(Group(head, *tables), refresh=True)
+            below.add_row(
+                _pairs("stream", "entries", figures.streams), _pairs("table", "rows", figures.rows)
+            )
+        self._live.update(Group(head, _processes(figures), below), refresh=True)
 
 
 @contextmanager

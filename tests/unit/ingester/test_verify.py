@@ -171,23 +171,52 @@ async def test_accounts_without_identity_or_key() -> None:
     assert await verdict(verifier, claim()) is Verdict.NO_ACCOUNT
 
 
-async def test_a_directory_that_fails_or_hangs_costs_little_time(
+async def test_a_strangers_host_that_fails_or_hangs_costs_little_time(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    accounts = Accounts()
+    verifier = SignatureVerifier(accounts)
+    down, slow = "did:web:down.test", "did:web:slow.test"
+    accounts.keys[down] = IdentityUnavailable("down")
+    of_down = claim(did=down, named=down)
+    assert await verdict(verifier, of_down) is Verdict.UNVERIFIED
+    assert verifier.decide_at_once(of_down) is Verdict.UNVERIFIED
+    assert len(accounts.lookups) == 1
+    accounts.slow[slow] = trio.Event()
+    before = trio.current_time()
+    assert await verdict(verifier, claim(did=slow, named=slow)) is Verdict.UNVERIFIED
+    assert trio.current_time() - before == pytest.approx(verify.STRANGER_SECONDS)
+    accounts.keys[down] = KEY.public
+    await trio.sleep(verify.UNAVAILABLE_SECONDS + 1)
+    assert await verdict(verifier, of_down) is Verdict.VALID
+
+
+async def test_our_own_directory_is_waited_for(autojump_clock: trio.testing.MockClock) -> None:
+    accounts = Accounts()
+    verifier = SignatureVerifier(accounts)
+    accounts.keys[DID] = IdentityUnavailable("restarting")
+    verdicts = []
+    async with trio.open_nursery() as nursery:
+
+        async def decide() -> None:
+            verdicts.append(await verdict(verifier, claim()))
+
+        nursery.start_soon(decide)
+        await trio.sleep(verify.DIRECTORY_SECONDS / 2)
+        assert verdicts == []
+        accounts.keys[DID] = KEY.public
+    assert verdicts == [Verdict.VALID]
+
+
+async def test_our_own_directory_is_not_waited_for_for_ever(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     accounts = Accounts()
     verifier = SignatureVerifier(accounts)
     accounts.keys[DID] = IdentityUnavailable("down")
-    assert await verdict(verifier, claim()) is Verdict.UNVERIFIED
-    assert verifier.decide_at_once(claim()) is Verdict.UNVERIFIED
-    assert len(accounts.lookups) == 1
-    other = "did:web:slow.test"
-    accounts.slow[other] = trio.Event()
     before = trio.current_time()
-    assert await verdict(verifier, claim(did=other, named=other)) is Verdict.UNVERIFIED
-    assert trio.current_time() - before == pytest.approx(verify.LOOKUP_SECONDS)
-    accounts.keys[DID] = KEY.public
-    await trio.sleep(verify.UNAVAILABLE_SECONDS + 1)
-    assert await verdict(verifier, claim()) is Verdict.VALID
+    assert await verdict(verifier, claim()) is Verdict.UNVERIFIED
+    assert trio.current_time() - before == pytest.approx(verify.DIRECTORY_SECONDS)
 
 
 async def test_a_known_key_still_proves_while_the_directory_is_down() -> None:

@@ -1,0 +1,51 @@
+"""`kill -9` of anything, while 1,000 events a second are published, loses and repeats nothing."""
+
+import os
+import signal
+
+import pytest
+
+from tests.pipelines import Running, pipeline_on
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+EVERYBODY = {"ingester-1", "backfiller-1", "indexer-1", "valkey", "postgres"}
+
+
+def kill(running: Running, name: str) -> None:
+    """Kill a child and wait until another one has taken its place and everybody is ready."""
+    running.wait_for(lambda: running.pids().keys() == EVERYBODY)
+    victim = running.pids()[name]
+    os.kill(victim, signal.SIGKILL)
+    running.wait_for(lambda: running.pids().get(name, victim) != victim)
+    running.wait_for(lambda: running.pids().keys() == EVERYBODY)
+
+
+def is_indexing(running: Running) -> bool:
+    return running.observer.rows().get("record", 0) > 1_000
+
+
+@pytest.mark.parametrize("name", ["ingester-1", "backfiller-1", "indexer-1", "valkey", "postgres"])
+def test_a_killed_child_loses_nothing(name: str) -> None:
+    with pipeline_on("--rate=1000", "--history=60") as running:
+        running.wait_for(lambda: running.pids().keys() == EVERYBODY)
+        if name != "backfiller-1":
+            running.wait_for(lambda: is_indexing(running))
+        kill(running, name)
+        kill(running, name)
+        running.simulation.control.stop()
+        running.wait_until_indexed(150)
+        assert running.differences() == []
+        assert running.observer.dead_letters() == {}
+
+
+def test_a_killed_supervisor_loses_nothing() -> None:
+    with pipeline_on("--rate=1000") as running:
+        running.wait_for(lambda: is_indexing(running))
+        os.kill(running.process.pid, signal.SIGKILL)
+        running.process.end()
+        running.start_again()
+        running.wait_for(lambda: running.pids().keys() == EVERYBODY, 120)
+        running.simulation.control.stop()
+        running.wait_until_indexed(150)
+        assert running.differences() == []
+        assert running.observer.dead_letters() == {}
