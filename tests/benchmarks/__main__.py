@@ -14,11 +14,13 @@ from rsky_pipeline.streams.append import Entry, append
 from rsky_pipeline.streams.connection import connect
 from rsky_pipeline.streams.consume import GroupReader
 from tests import stores
+from tests.benchmarks.pipeline import bench_pipeline
 
 Result = TypeVar("Result")
 FRAMES = 3_000
 BATCH = 500
 ENTRIES = 50_000
+TARGET = 5_000
 
 
 def main() -> None:
@@ -29,11 +31,15 @@ def main() -> None:
     report("simulator: events made, signed and encoded", FRAMES, seconds)
     _, decode = timed(lambda: [convert(frame) for frame in frames])
     report("frames to record JSON, block hashes checked", FRAMES, decode)
-    _, verify = timed(lambda: [check(world, frame) for frame in frames])
-    report("commit signatures checked", FRAMES, verify)
-    print(f"  a signature costs {verify / decode:.2f} times a conversion")
+    _, signatures = timed(lambda: [check(world, frame) for frame in frames])
+    report("commit signatures checked", FRAMES, signatures)
+    print(f"  a signature costs {signatures / decode:.2f} times a conversion")
     with stores.running_valkey() as url:
         bench_streams(url)
+    for verify in ("none", "signature"):
+        count, elapsed = bench_pipeline(verify)
+        report(f"relay to rows, all roles, verify = {verify}", count, elapsed)
+        print(f"  {count / elapsed / TARGET:.2f} times the {TARGET:,} events/s that are asked for")
 
 
 def bench_streams(url: str) -> None:

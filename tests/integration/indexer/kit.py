@@ -290,3 +290,18 @@ def recounted(tables: Tables) -> None:
     ):  # fmt: skip
         stored = f'SELECT {key}, "{column}" FROM {table} WHERE "{column}" <> 0'
         assert dict(tables.database.query(stored)) == dict(tables.database.query(query)), column
+
+
+def mention(*names: str) -> list[dict[str, Any]]:
+    features = [{"$type": "app.bsky.richtext.facet#mention", "did": did_of(name)} for name in names]
+    return [{"index": {"byteStart": 0, "byteEnd": 3}, "features": features}]
+
+
+def quoting(put: Put) -> dict[str, Any]:
+    return {"$type": "app.bsky.embed.record", "record": put.reference}
+
+
+def notes_of(tables: Tables, put: Put) -> list[tuple[Any, ...]]:
+    """Return (recipient, reason, subject, cid) of the notifications that a record made."""
+    where = f"\"recordUri\" = '{put.uri}'"
+    return tables.rows("notification", 'did, reason, "reasonSubject", "recordCid"', where)
