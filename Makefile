@@ -26,11 +26,12 @@ demo: $(STAMP)
 run: $(STAMP)
 	$(BIN)/rsky-pipeline run --role all
 
+# One process a core, each with stores of its own.
 test: $(STAMP)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --dist worksteal
 
 test-fast: $(STAMP)
-	$(BIN)/python -m pytest -m 'not slow'
+	$(BIN)/python -m pytest --numprocesses auto --dist worksteal -m 'not slow'
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
