@@ -14,6 +14,7 @@ COMMANDS = {
     "status": "Show roles, rates, lag and stream lengths of a running pipeline.",
     "stop": "Stop a running pipeline, consumers first.",
     "restart": "Restart the workers of a role.",
+    "streams": "Look at the Redis streams, and clean them without losing work.",
     "config": "Show or check the configuration.",
     "db": "Create or check the database schema.",
     "simulate": "Serve a simulated network on loopback.",

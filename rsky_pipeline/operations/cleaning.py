@@ -1,0 +1,162 @@
+"""Removing entries of a stream safely: by age or number, all of them, or those of one type.
+
+Everything is done in small steps of the server, so that producers and consumers go on beside it,
+and every step may be repeated: what was interrupted is simply begun again.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from rsky_pipeline.operations.losses import Losses
+from rsky_pipeline.streams.connection import Store
+from rsky_pipeline.streams.discard import AT_ONCE, Mode, discard
+from rsky_pipeline.streams.lag import inspect
+from rsky_pipeline.streams.names import FIREHOSE_LIVE
+from rsky_pipeline.streams.scan import nature, pages
+
+# What is never meant to be in a stream, so that removing it takes nothing from anybody. The live
+# stream carries operations on records only; elsewhere a `repo` event is the end of a backfill.
+POLLUTION = {FIREHOSE_LIVE: ("repo",)}
+
+Progress = Callable[[int, int], None]  # entries looked at, entries removed
+
+
+class Refused(Exception):
+    """Something that needs `force`; the message says what would be lost."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """What `trim`, `reset` and `purge` did, or in a dry run would do.
+
+    `lost` were removed although somebody still wanted them; `kept` are such that were not removed.
+    `last_id` is the last entry that was looked at: go on after it.
+    """
+
+    stream: str
+    looked_at: int
+    removed: int
+    lost: Losses = field(default_factory=Losses)
+    kept: Losses = field(default_factory=Losses)
+    last_id: str | None = None
+    by_type: Counter[str] = field(default_factory=Counter)
+
+    def document(self) -> dict[str, Any]:
+        """Return it as JSON."""
+        return {
+            "stream": self.stream, "looked_at": self.looked_at, "removed": self.removed,
+            "by_type": dict(self.by_type), "lost": self.lost.document(),
+            "kept": self.kept.document(), "last_id": self.last_id,
+        }  # fmt: skip
+
+
+def trim(
+    store: Store,
+    stream: str,
+    *,
+    keep_seconds: float | None = None,
+    maxlen: int | None = None,
+    force: bool = False,
+    dry_run: bool = False,
+    on_progress: Progress = lambda looked_at, removed: None,
+) -> Cut:
+    """Remove the oldest entries: those older than `keep_seconds`, or all but `maxlen`.
+
+    Without `force`, entries that a group has not read or not acknowledged stay. Raises Refused for
+    a stream that does not exist, StoreUnavailable and StoreRejected.
+    """
+    report = inspect(store, stream)
+    if report.last_id is None:
+        raise Refused(f"there is no stream {stream}")
+    until, most = report.last_id, report.length
+    if keep_seconds is not None:
+        seconds, micros = store.call("TIME")
+        until = f"({max(0, int(seconds) * 1000 + int(micros) // 1000 - int(keep_seconds * 1000))}-0"
+    if maxlen is not None:
+        most = max(0, report.length - maxlen)
+    return _cut(store, stream, until, most, (force, dry_run), on_progress)
+
+
+def reset(
+    store: Store,
+    stream: str,
+    *,
+    force: bool = False,
+    dry_run: bool = False,
+    on_progress: Progress = lambda looked_at, removed: None,
+) -> Cut:
+    """Remove every entry that is there now; groups, their positions and cursors stay.
+
+    Without `force` nothing is removed while a group has unread or unacknowledged entries: raises
+    Refused, which says what would be lost.
+    """
+    if not force and not dry_run:
+        kept = trim(store, stream, maxlen=0, dry_run=True, on_progress=on_progress).kept
+        if kept.entries:
+            raise Refused(f"{stream} holds {kept.sentence()}")
+    return trim(store, stream, maxlen=0, force=force, dry_run=dry_run, on_progress=on_progress)
+
+
+def purge(
+    store: Store,
+    stream: str,
+    kinds: Sequence[str],
+    *,
+    after: str | None = None,
+    force: bool = False,
+    dry_run: bool = False,
+    on_progress: Progress = lambda looked_at, removed: None,
+) -> Cut:
+    """Remove the entries of some types, read or not, and keep all others where they are.
+
+    Begins after an id, ends at the newest entry of now. Without `force` only types that do not
+    belong into the stream can be removed; raises Refused for others.
+    """
+    wanted = set(kinds)
+    foreign = wanted - set(POLLUTION.get(stream, ()))
+    if foreign and not (force or dry_run):
+        raise Refused(f"{', '.join(sorted(foreign))} entries belong into {stream}")
+    report = inspect(store, stream)
+    if report.last_id is None:
+        raise Refused(f"there is no stream {stream}")
+    looked_at = removed = 0
+    lost, by_type, last = Losses(), Counter[str](), after
+    mode: Mode = "look" if dry_run else "all"
+    for page in pages(store, stream, after=after, until=report.last_id, count=AT_ONCE):
+        found = [entry for entry in page if nature(entry.fields).kind in wanted]
+        if found:
+            done = discard(store, stream, [entry.id for entry in found], mode)
+            lost.add(found, done.unfinished)
+            removed += len(found) if dry_run else done.removed
+            by_type.update(nature(entry.fields).kind for entry in found)
+        looked_at, last = looked_at + len(page), page[-1].id
+        on_progress(looked_at, removed)
+    return Cut(stream, looked_at, removed, lost, Losses(), last, by_type)
+
+
+def _cut(
+    store: Store,
+    stream: str,
+    until: str,
+    most: int,
+    how: tuple[bool, bool],
+    on_progress: Progress,
+) -> Cut:
+    force, dry_run = how
+    mode: Mode = "look" if dry_run else "all" if force else "finished"
+    looked_at = removed = 0
+    wanted, last = Losses(), None
+    for full_page in pages(store, stream, until=until, count=AT_ONCE):
+        page = full_page[: most - looked_at]
+        if not page:
+            break
+        done = discard(store, stream, [entry.id for entry in page], mode)
+        wanted.add(page, done.unfinished)
+        unfinished = len({item.id for item in done.unfinished})
+        removed += done.removed if not dry_run else len(page) - (0 if force else unfinished)
+        looked_at, last = looked_at + len(page), page[-1].id
+        on_progress(looked_at, removed)
+    lost, kept = (wanted, Losses()) if force else (Losses(), wanted)
+    return Cut(stream, looked_at, removed, lost, kept, last)

@@ -1,0 +1,145 @@
+"""The groups that streams should have, and repairing those that are broken.
+
+Nothing that a consumer has not processed is ever acknowledged here, except pending entries whose
+body is gone: nobody can process these.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from rsky_pipeline.configuration.settings import Settings
+from rsky_pipeline.configuration.topology import ROLES
+from rsky_pipeline.streams.connection import Store
+from rsky_pipeline.streams.consume import GroupReader
+from rsky_pipeline.streams.lag import inspect
+
+_PAGE = 500  # pending entries looked at in one step of the server
+
+
+@dataclass(frozen=True, slots=True)
+class Repair:
+    """Something that is wrong with a group; `done` tells whether it was put right.
+
+    `what` is one of missing_group, position_past_end, phantom_entries, idle_consumer (holds
+    nothing) and dead_consumer (holds entries, which only a worker can process).
+    """
+
+    stream: str
+    group: str
+    what: str
+    detail: str
+    count: int
+    done: bool
+
+    def document(self) -> dict[str, Any]:
+        """Return it as JSON."""
+        return asdict(self)
+
+
+def expected_groups(settings: Settings) -> dict[str, str]:
+    """Return the consumer group of every stream that a role consumes."""
+    names = {"indexer": settings.indexer_group, "backfiller": settings.backfiller_group}
+    return {stream: names[role.name] for role in ROLES for stream in role.consumes}
+
+
+def repair(
+    store: Store,
+    groups: Mapping[str, str],
+    *,
+    idle_seconds: float,
+    dry_run: bool = False,
+    on_step: Callable[[str], None] = lambda step: None,
+) -> list[Repair]:
+    """Put right what is wrong with the groups of these streams, beside running workers.
+
+    Consumers that did nothing for `idle_seconds` are taken for dead. Raises StoreUnavailable and
+    StoreRejected.
+    """
+    found: list[Repair] = []
+    for stream, group in groups.items():
+        on_step(f"{stream}: {group}")
+        report = inspect(store, stream)
+        if report.last_id is None:
+            continue
+        names = [item.name for item in report.groups]
+        if group not in names:
+            found.append(_make_missing(store, stream, group, report.length, dry_run))
+        for item in report.groups:
+            if _sortable(item.last_delivered_id) > _sortable(report.last_id):
+                where = (item.last_delivered_id, report.last_id)
+                found.append(_set_back(store, stream, item.name, where, report.length, dry_run))
+            found += _phantoms(store, stream, item.name, dry_run)
+            found += _consumers(store, stream, item.name, idle_seconds, dry_run)
+    return found
+
+
+def _make_missing(store: Store, stream: str, group: str, length: int, dry_run: bool) -> Repair:
+    if not dry_run:
+        GroupReader(store, stream, group, "repair").ensure()
+    detail = f"created at the beginning, {length:,} entries are unread"
+    return Repair(stream, group, "missing_group", detail, 1, not dry_run)
+
+
+def _set_back(
+    store: Store, stream: str, group: str, where: tuple[str, str], length: int, dry_run: bool
+) -> Repair:
+    """Begin at the first entry again: nothing is missed, and applying twice changes nothing."""
+    if not dry_run:
+        store.call("XGROUP", "SETID", stream, group, "0")
+    detail = (
+        f"stood at {where[0]}, behind the last entry {where[1]}, so that new entries were not "
+        f"delivered; set to the beginning, {length:,} entries are delivered (again)"
+    )
+    return Repair(stream, group, "position_past_end", detail, 1, not dry_run)
+
+
+def _phantoms(store: Store, stream: str, group: str, dry_run: bool) -> Iterator[Repair]:
+    start, count, first, last = "-", 0, "", ""
+    while start:
+        arguments: list[str | int] = [group, start, _PAGE, "" if dry_run else "acknowledge"]
+        following, *gone = store.script("phantoms", [stream], arguments)
+        if gone:
+            count, first, last = count + len(gone), first or gone[0].decode(), gone[-1].decode()
+        start = following.decode()
+    if count:
+        detail = f"acknowledged pending entries without a body, {first} to {last}"
+        yield Repair(stream, group, "phantom_entries", detail, count, not dry_run)
+
+
+def _consumers(
+    store: Store, stream: str, group: str, idle_seconds: float, dry_run: bool
+) -> Iterator[Repair]:
+    least = int(idle_seconds * 1000)
+    rows = [
+        dict(zip(row[::2], row[1::2], strict=True))
+        for row in store.call("XINFO", "CONSUMERS", stream, group)
+    ]
+    living = [row[b"name"].decode() for row in rows if row[b"idle"] < least]
+    idle = [row for row in rows if row[b"idle"] >= least]
+    removed = [row[b"name"].decode() for row in idle if not row[b"pending"]]
+    if removed and not dry_run:
+        script = store.script("remove_consumers", [stream], [group, "", least])
+        removed = [name.decode() for name in script]
+    if removed:
+        detail = f"removed consumers that hold nothing: {', '.join(removed)}"
+        yield Repair(stream, group, "idle_consumer", detail, len(removed), not dry_run)
+    for row in idle:
+        if row[b"pending"]:
+            yield _dead(stream, group, row, living)
+
+
+def _dead(stream: str, group: str, row: Mapping[bytes, Any], living: list[str]) -> Repair:
+    """Entries of a dead consumer are work that only a worker can do: they are left for one."""
+    name, hours = row[b"name"].decode(), row[b"idle"] / 3_600_000
+    who = f"{living[0]} takes them over" if living else "start a worker, which takes them over"
+    detail = (
+        f"{name} was idle for {hours:.1f} h and holds {row[b'pending']:,} entries; {who} after "
+        "claim_idle_seconds, then the consumer can be removed"
+    )
+    return Repair(stream, group, "dead_consumer", detail, int(row[b"pending"]), done=False)
+
+
+def _sortable(entry_id: str) -> tuple[int, int]:
+    ms, _, number = entry_id.partition("-")
+    return int(ms), int(number or 0)

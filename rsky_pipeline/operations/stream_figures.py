@@ -1,0 +1,201 @@
+"""Measuring the streams over a short window: lengths, memory, rates, lag, age, capacity."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rsky_pipeline.configuration.settings import Settings
+from rsky_pipeline.configuration.topology import (
+    FIREHOSE_BACKFILL,
+    FIREHOSE_LIVE,
+    LABEL_LIVE,
+    REPO_BACKFILL,
+)
+from rsky_pipeline.operations.capacity import Advice, Load, advise, usable_bytes
+from rsky_pipeline.streams.connection import Store
+from rsky_pipeline.streams.lag import GroupReport, StreamReport, collect
+from rsky_pipeline.streams.memory import ServerMemory, server_memory, stream_bytes
+from rsky_pipeline.streams.names import STREAMS, dead_letters
+from rsky_pipeline.streams.scan import newest
+
+_SAMPLE = 200  # entries whose size is looked at
+_FEW = 100  # entries below which a stream's memory is mostly its own frame
+_OVERHEAD = 1.15  # what an entry takes beyond its texts, as measured at 100,000 entries
+
+
+@dataclass(frozen=True, slots=True)
+class GroupFigures:
+    """A group, and how many entries a second it finishes (None where that is not known)."""
+
+    report: GroupReport
+    rate_out: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class StreamFigures:
+    """One stream measured. Rates are entries per second over the window."""
+
+    report: StreamReport
+    bytes: int
+    bytes_each: float | None
+    rate_in: float | None
+    mark: int | None
+    dead_letters: int
+    groups: tuple[GroupFigures, ...]
+
+    @property
+    def name(self) -> str:
+        """The stream."""
+        return self.report.name
+
+    @property
+    def load(self) -> Load:
+        """What capacity follows from."""
+        length = self.report.length
+        return Load(self.name, length, self.bytes_each, self.rate_in, self.mark)
+
+
+@dataclass(frozen=True, slots=True)
+class Measurement:
+    """All streams, measured over `seconds`."""
+
+    seconds: float
+    streams: tuple[StreamFigures, ...]
+    memory: ServerMemory
+
+    def advice(self) -> list[Advice]:
+        """Return what each stream can hold."""
+        usable = usable_bytes(self.memory.limit, self.memory.machine)
+        return advise([item.load for item in self.streams], usable)
+
+    def stream(self, name: str) -> StreamFigures:
+        """Return one stream. Raises KeyError."""
+        return next(item for item in self.streams if item.name == name)
+
+
+def high_water_marks(settings: Settings) -> dict[str, int]:
+    """Return the mark of every stream that has one."""
+    return {
+        FIREHOSE_LIVE: settings.live_high_water_mark,
+        LABEL_LIVE: settings.live_high_water_mark,
+        REPO_BACKFILL: settings.repo_high_water_mark,
+        FIREHOSE_BACKFILL: settings.backfill_high_water_mark,
+    }
+
+
+def measure(
+    store: Store,
+    settings: Settings,
+    *,
+    seconds: float,
+    streams: Sequence[str] = STREAMS,
+    sleep: Callable[[float], None] = time.sleep,
+    clock: Callable[[], float] = time.monotonic,
+) -> Measurement:
+    """Look twice, `seconds` apart; with 0 there are no rates.
+
+    Raises StoreUnavailable and StoreRejected.
+    """
+    before, then = collect(store, streams), clock()
+    after = before
+    if seconds > 0:
+        sleep(seconds)
+        after = collect(store, streams)
+    elapsed = clock() - then if seconds > 0 else 0.0
+    return between(store, settings, before, after, elapsed)
+
+
+def between(
+    store: Store,
+    settings: Settings,
+    before: Sequence[StreamReport],
+    after: Sequence[StreamReport],
+    elapsed: float,
+) -> Measurement:
+    """Return what two looks amount to."""
+    marks = high_water_marks(settings)
+    figures = []
+    for old, new in zip(before, after, strict=True):
+        rate = rate_in(old, new, elapsed)
+        groups = tuple(
+            GroupFigures(group, _rate_out(old, group, rate, elapsed)) for group in new.groups
+        )
+        used = stream_bytes(store, new.name) if new.length else 0
+        each = _bytes_each(store, new, used)
+        buried = int(store.call("XLEN", dead_letters(new.name)))
+        figures.append(StreamFigures(new, used, each, rate, marks.get(new.name), buried, groups))
+    return Measurement(elapsed, tuple(figures), server_memory(store))
+
+
+def rate_in(old: StreamReport, new: StreamReport, elapsed: float) -> float | None:
+    """Return entries added per second; None without a window, or for a stream begun anew."""
+    if elapsed <= 0 or new.added < old.added:
+        return None
+    return (new.added - old.added) / elapsed
+
+
+def _rate_out(
+    old: StreamReport, group: GroupReport, rate: float | None, elapsed: float
+) -> float | None:
+    """Return entries finished per second: what came in, less by how much more is waiting."""
+    before = old.group(group.name)
+    if before is None or rate is None:
+        return None
+    waiting = (group.lag + group.pending) - (before.lag + before.pending)
+    return max(0.0, rate - waiting / elapsed)
+
+
+def _bytes_each(store: Store, report: StreamReport, used: int) -> float | None:
+    if report.length >= _FEW:
+        return used / report.length
+    sample = newest(store, report.name, _SAMPLE) or newest(
+        store, dead_letters(report.name), _SAMPLE
+    )
+    if not sample:
+        return None
+    return sum(entry.size for entry in sample) / len(sample) * _OVERHEAD
+
+
+def document(measurement: Measurement) -> dict[str, Any]:
+    """Return a measurement as JSON."""
+    advice = {item.stream: item for item in measurement.advice()}
+    return {
+        "window_seconds": round(measurement.seconds, 3),
+        "memory": {
+            "used_bytes": measurement.memory.used,
+            "limit_bytes": measurement.memory.limit or None,
+            "policy": measurement.memory.policy,
+        },
+        "streams": [
+            {
+                "name": item.name,
+                "length": item.report.length,
+                "high_water_mark": item.mark,
+                "memory_bytes": item.bytes,
+                "rate_in": _rounded(item.rate_in),
+                "oldest_age_seconds": item.report.oldest_age_seconds,
+                "dead_letters": item.dead_letters,
+                "groups": [_group_document(group) for group in item.groups],
+                "capacity": advice[item.name].document(),
+            }
+            for item in measurement.streams
+        ],
+    }
+
+
+def _group_document(group: GroupFigures) -> dict[str, Any]:
+    report = group.report
+    return {
+        "name": report.name,
+        "lag": report.lag,
+        "pending": report.pending,
+        "consumers": report.consumers,
+        "oldest_unacked_seconds": report.oldest_unacked_age_seconds,
+        "last_delivered_id": report.last_delivered_id,
+        "rate_out": _rounded(group.rate_out),
+    }
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 1)

@@ -1,0 +1,88 @@
+"""Reading entries in bounded pages, and telling what they are without checking them."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import orjson
+
+from rsky_pipeline.streams.connection import Store
+from rsky_pipeline.streams.event import EVENT_FIELD, LABELS_FIELD, REPO_FIELD
+
+UNREADABLE = "unreadable"
+_KINDS = frozenset({"create", "update", "delete", "repo", "account", "identity", "label"})
+
+
+@dataclass(frozen=True, slots=True)
+class StoredEntry:
+    """An entry as it stands in a stream."""
+
+    id: str
+    fields: Mapping[bytes, bytes]
+
+    @property
+    def size(self) -> int:
+        """Bytes of its names and values."""
+        return sum(len(name) + len(value) for name, value in self.fields.items())
+
+
+@dataclass(frozen=True, slots=True)
+class Nature:
+    """What an entry is: its type, and the collection of a record event (else empty).
+
+    Types are those of events, `labels` and `label`, `job` for a repo to fetch, and `unreadable`.
+    """
+
+    kind: str
+    collection: str = ""
+
+
+def pages(
+    store: Store, stream: str, *, after: str | None = None, until: str = "+", count: int = 500
+) -> Iterator[list[StoredEntry]]:
+    """Yield entries oldest first, a page at a time; `until` is included, or excluded with a `(`.
+
+    Raises StoreUnavailable and StoreRejected.
+    """
+    start = "-" if after is None else f"({after}"
+    while page := _entries(store.call("XRANGE", stream, start, until, "COUNT", count)):
+        yield page
+        start = f"({page[-1].id}"
+
+
+def newest(store: Store, stream: str, count: int) -> list[StoredEntry]:
+    """Return the newest entries, newest first."""
+    return _entries(store.call("XREVRANGE", stream, "+", "-", "COUNT", count))
+
+
+def oldest(store: Store, stream: str, count: int) -> list[StoredEntry]:
+    """Return the oldest entries, oldest first."""
+    return _entries(store.call("XRANGE", stream, "-", "+", "COUNT", count))
+
+
+def nature(fields: Mapping[bytes, bytes]) -> Nature:
+    """Tell what an entry is by its fields; nothing else of it is checked."""
+    if LABELS_FIELD in fields:
+        return Nature("labels")
+    if REPO_FIELD in fields:
+        return Nature("job")
+    try:
+        body = orjson.loads(fields.get(EVENT_FIELD, b""))
+    except orjson.JSONDecodeError:
+        return Nature(UNREADABLE)
+    kind = body.get("type") if isinstance(body, dict) else None
+    if not isinstance(kind, str) or kind not in _KINDS:
+        return Nature(UNREADABLE)
+    collection = body.get("collection")
+    return Nature(kind, collection if isinstance(collection, str) else "")
+
+
+def milliseconds(entry_id: str) -> int:
+    """Return when an entry was appended, in ms since 1970 by the server's clock."""
+    return int(entry_id.partition("-")[0])
+
+
+def _entries(reply: list[tuple[bytes, list[bytes]]]) -> list[StoredEntry]:
+    return [
+        StoredEntry(entry_id.decode(), dict(zip(flat[::2], flat[1::2], strict=True)))
+        for entry_id, flat in reply
+    ]

@@ -1,0 +1,76 @@
+"""Repairing consumer groups as incidents left them."""
+
+from rsky_pipeline.configuration.settings import Settings
+from rsky_pipeline.operations.groups import Repair, expected_groups, repair
+from rsky_pipeline.streams.connection import Store
+from tests.integration.operations.entries import LIVE, consumer, fill, left, phantoms, post
+
+GROUP = "firehose_group"
+
+
+def repaired(store: Store, *, idle: float = 3600, dry_run: bool = False) -> list[Repair]:
+    return repair(store, {LIVE: GROUP}, idle_seconds=idle, dry_run=dry_run)
+
+
+def test_every_consumed_stream_has_a_group() -> None:
+    groups = expected_groups(Settings(indexer_group="i", backfiller_group="b"))
+    assert groups[LIVE] == groups["label_live"] == "i"
+    assert groups["repo_backfill"] == "b"
+
+
+def test_good_groups_are_left_alone(store: Store) -> None:
+    assert repaired(store) == []
+    fill(store, [post(1)])
+    consumer(store).read_new(1, 0)
+    assert repaired(store) == []
+
+
+def test_pending_entries_without_a_body_are_forgotten_and_others_kept(store: Store) -> None:
+    fill(store, [post(number) for number in range(1_205)])
+    reader = consumer(store)
+    ids = [item.id for item in reader.read_new(1_205, 0)]
+    store.call("XTRIM", LIVE, "MAXLEN", "=", 5)  # as the original indexer did
+
+    (looked,) = repaired(store, dry_run=True)
+    assert (looked.what, looked.count, looked.done) == ("phantom_entries", 1_200, False)
+    assert reader.pending_count() == 1_205
+    (found,) = repaired(store)
+    assert (found.what, found.count, found.done) == ("phantom_entries", 1_200, True)
+    assert found.detail.endswith(f"{ids[0]} to {ids[1_199]}")
+    assert phantoms(store) == 0
+    assert [item.id for item in reader.own_pending("0", 10)] == ids[-5:]
+
+
+def test_a_position_behind_the_end_is_set_back(store: Store) -> None:
+    fill(store, [post(1)])
+    reader = consumer(store)
+    reader.acknowledge([item.id for item in reader.read_new(10, 0)])
+    store.call("XGROUP", "SETID", LIVE, GROUP, "9999999999999-0")
+    fill(store, [post(2), post(3)])
+    assert reader.read_new(10, 0) == []
+    (found,) = repaired(store)
+    assert (found.what, found.done) == ("position_past_end", True)
+    assert [item.fields for item in reader.read_new(10, 0)] == [
+        {b"event": post(2)},
+        {b"event": post(3)},
+    ]
+
+
+def test_a_missing_group_begins_at_the_first_entry(store: Store) -> None:
+    fill(store, [post(1)])
+    (found,) = repaired(store)
+    assert found.what == "missing_group"
+    assert len(consumer(store).read_new(10, 0)) == 1
+
+
+def test_dead_consumers_go_only_when_they_hold_nothing(store: Store) -> None:
+    fill(store, [post(1), post(2)])
+    consumer(store, "holds").read_new(1, 0)
+    empty = consumer(store, "empty")
+    empty.acknowledge([item.id for item in empty.read_new(1, 0)])
+    found = {item.what: item for item in repaired(store, idle=0)}
+    assert found["idle_consumer"].detail.endswith("empty")
+    assert not found["dead_consumer"].done
+    assert "holds was idle" in found["dead_consumer"].detail
+    assert left(store) == [post(1)]
+    assert consumer(store, "holds").pending_count() == 1
