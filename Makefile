@@ -4,13 +4,14 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: demo run test test-fast lint format bench lock clean help
+.PHONY: demo run test test-fast lint format docs bench lock clean help
 
 help:
 	@echo "make demo    the whole pipeline on a simulated network, about a minute, offline"
 	@echo "make run     all roles against the configured relays (default: bsky.network)"
 	@echo "make test    the tests"
 	@echo "make lint    ruff and mypy"
+	@echo "make docs    write the generated parts of docs/"
 	@echo "make bench   throughput, printed as ratios measured in one run"
 	@echo "make clean   remove the virtual environment and everything generated"
 
@@ -41,6 +42,9 @@ lint: $(STAMP)
 format: $(STAMP)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+docs: $(STAMP)
+	$(BIN)/python -m tools.docs
 
 bench: $(STAMP)
 	$(BIN)/python -m tests.benchmarks

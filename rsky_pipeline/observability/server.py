@@ -54,14 +54,15 @@ def serve(registry: CollectorRegistry, host: str, port: int, health: Health) -> 
     Adds the build and process metrics that every process exports.
     """
     server = _server_class(host)((host, port), _handler(registry, health))
-    _add_process_metrics(registry)
+    add_process_metrics(registry)
     started = MetricsServer(server)
     names = {metric.name for metric in registry.collect()}
     log.info("Metrics initialized", extra={"host": host, "port": started.port, "names": len(names)})
     return started
 
 
-def _add_process_metrics(registry: CollectorRegistry) -> None:
+def add_process_metrics(registry: CollectorRegistry) -> None:
+    """Declare what every process exports about itself."""
     build = Gauge(
         "rsky_build_info", "The running build; always 1", ["version", "commit"], registry=registry
     )

@@ -1,0 +1,104 @@
+"""All declared metrics as data: for the reference, the dashboards, and checks of a running worker.
+
+Nothing is listed here a second time. The metrics of each process are made on a registry of their
+own, exactly as the process makes them, and read back.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from prometheus_client import CollectorRegistry
+from prometheus_client.metrics_core import Metric
+
+from rsky_pipeline.configuration.topology import FIREHOSE_LIVE, ROLE_NAMES, STREAMS
+from rsky_pipeline.observability.backfiller import BackfillerMetrics
+from rsky_pipeline.observability.indexer import IndexerMetrics
+from rsky_pipeline.observability.ingester import IngesterMetrics
+from rsky_pipeline.observability.server import add_process_metrics
+from rsky_pipeline.observability.streams import StreamMetrics
+from rsky_pipeline.observability.supervisor import ChildSample, SupervisorCollector
+
+SUPERVISOR = "supervisor"
+PROCESSES = (*ROLE_NAMES, SUPERVISOR)
+_GROUP = "group"
+
+
+@dataclass(frozen=True, slots=True)
+class Declared:
+    """One metric: `name` is that of its series; a histogram's have a further suffix each."""
+
+    name: str
+    kind: str
+    labels: tuple[str, ...]
+    help: str
+
+
+def own_metrics(process: str) -> tuple[Declared, ...]:
+    """Return what only this kind of process declares, by name. Raises KeyError for another."""
+    return _read(_OWN[process])
+
+
+def stream_metrics() -> tuple[Declared, ...]:
+    """Return what every worker exports about the streams, but the original services' names."""
+    return _read(lambda registry: _streams(registry, ""))
+
+
+def original_stream_metrics(role: str) -> tuple[Declared, ...]:
+    """Return the stream gauges that a role exports under the original services' names."""
+    general = set(stream_metrics())
+    found = _read(lambda registry: _streams(registry, role))
+    return tuple(metric for metric in found if metric not in general)
+
+
+def process_metrics() -> tuple[Declared, ...]:
+    """Return what every process exports about itself."""
+    return _read(add_process_metrics)
+
+
+def declared(process: str) -> Mapping[str, Declared]:
+    """Return all metrics that a kind of process exports, by name."""
+    found = [*own_metrics(process), *process_metrics()]
+    if process != SUPERVISOR:
+        found += [*stream_metrics(), *original_stream_metrics(process)]
+    return {metric.name: metric for metric in found}
+
+
+def _ingester(registry: CollectorRegistry) -> None:
+    IngesterMetrics(registry, disconnect_reasons=["r"], relays=["h"], labelers=["l"])
+
+
+def _indexer(registry: CollectorRegistry) -> None:
+    IndexerMetrics(registry, [FIREHOSE_LIVE], ["app.bsky.feed.post"])
+
+
+def _supervisor(registry: CollectorRegistry) -> None:
+    child = ChildSample("ingester-1", "ingester", "ready", 0, 0, False, 0)
+    registry.register(SupervisorCollector(lambda: [child]))
+
+
+def _streams(registry: CollectorRegistry, role: str) -> None:
+    StreamMetrics(registry, role, dict.fromkeys(STREAMS, (_GROUP,)))
+
+
+_OWN: Mapping[str, Callable[[CollectorRegistry], object]] = {
+    "ingester": _ingester,
+    "indexer": _indexer,
+    "backfiller": BackfillerMetrics,
+    SUPERVISOR: _supervisor,
+}
+
+
+def _read(declare: Callable[[CollectorRegistry], object]) -> tuple[Declared, ...]:
+    registry = CollectorRegistry()
+    declare(registry)
+    found = [_declared(metric) for metric in registry.collect()]
+    return tuple(sorted(found, key=lambda metric: metric.name))
+
+
+def _declared(metric: Metric) -> Declared:
+    # Every series exists from the start, so the samples show the labels.
+    labels = {label for sample in metric.samples for label in sample.labels} - {"le"}
+    suffix = "_total" if metric.type == "counter" else ""
+    return Declared(
+        f"{metric.name}{suffix}", metric.type, tuple(sorted(labels)), metric.documentation
+    )

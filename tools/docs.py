@@ -1,0 +1,18 @@
+"""`python -m tools.docs`: bring the generated parts of docs/ up to date (`make docs`)."""
+
+from rsky_pipeline.cli.output import say
+from tools.documents import ROOT, pages
+
+
+def main() -> None:
+    """Write what changed, and say so."""
+    for path, text in pages().items():
+        if path.is_file() and path.read_text() == text:
+            continue
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+        say(f"wrote {path.relative_to(ROOT)}")
+
+
+if __name__ == "__main__":
+    main()

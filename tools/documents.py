@@ -1,0 +1,81 @@
+"""The generated parts of the documentation: what they are, and writing or checking them.
+
+A generated part of a page stands between two marker lines, so that the prose around it stays with
+its writers. `make docs` writes; the tests check. A part is replaced whole, whatever is between its
+markers: conflicting versions of a merge too.
+"""
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+
+from rsky_pipeline.cli.exit_codes import MEANINGS
+from rsky_pipeline.configuration.report import reference_markdown
+from rsky_pipeline.configuration.topology import ROLE_NAMES
+from rsky_pipeline.observability.catalogue import (
+    PROCESSES,
+    Declared,
+    original_stream_metrics,
+    own_metrics,
+    process_metrics,
+    stream_metrics,
+)
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def pages() -> Mapping[Path, str]:
+    """Return every page that has generated parts, as it should be.
+
+    Raises ValueError for a page without the markers of a part.
+    """
+    found: dict[Path, str] = {}
+    for page, parts in _PARTS.items():
+        text = (ROOT / page).read_text()
+        for name, make in parts.items():
+            text = replaced(text, name, make())
+        found[ROOT / page] = text
+    return found
+
+
+def replaced(page: str, name: str, part: str) -> str:
+    """Return a page with a new version of one part. Raises ValueError if it has no such part."""
+    begin, end = f"<!-- generated: {name} (make docs) -->", f"<!-- end: {name} -->"
+    pattern = re.compile(f"^{re.escape(begin)}$.*?^{re.escape(end)}$", re.DOTALL | re.MULTILINE)
+    if len(pattern.findall(page)) != 1:
+        raise ValueError(f"the page needs exactly one part between {begin} and {end}")
+    return pattern.sub(lambda _: f"{begin}\n{part.strip()}\n{end}", page)
+
+
+def metrics_table(metrics: Iterable[Declared]) -> str:
+    """Return metrics as a Markdown table."""
+    rows = [
+        f"| `{metric.name}` | {metric.kind} | {', '.join(metric.labels)} | {metric.help} |"
+        for metric in metrics
+    ]
+    return "\n".join(["| name | type | labels | meaning |", "|---|---|---|---|", *rows])
+
+
+def _exit_codes() -> str:
+    rows = [f"| {code.value} | {meaning} |" for code, meaning in MEANINGS.items()]
+    return "\n".join(["| code | meaning |", "|---|---|", *rows])
+
+
+def _originals() -> Iterator[Declared]:
+    for role in ROLE_NAMES:
+        yield from original_stream_metrics(role)
+
+
+def _own(process: str) -> Callable[[], str]:
+    return lambda: metrics_table(own_metrics(process))
+
+
+_PARTS: Mapping[str, Mapping[str, Callable[[], str]]] = {
+    "docs/configuration.md": {"settings": reference_markdown, "exit codes": _exit_codes},
+    "docs/metrics.md": {
+        **{f"{process} metrics": _own(process) for process in PROCESSES},
+        "stream metrics": lambda: metrics_table(stream_metrics()),
+        "original stream metrics": lambda: metrics_table(_originals()),
+        "process metrics": lambda: metrics_table(process_metrics()),
+    },
+}
