@@ -1,4 +1,4 @@
-"""The worker's hold on `repo_backfill`: taking entries, and what becomes of each."""
+"""The worker's hold on the streams of repos: taking entries, and what becomes of each."""
 
 import logging
 from collections.abc import AsyncGenerator
@@ -7,6 +7,7 @@ from functools import partial
 
 import trio
 
+from rsky_pipeline.backfiller.shares import Shares
 from rsky_pipeline.configuration.settings import Settings
 from rsky_pipeline.observability.backfiller import BackfillerMetrics
 from rsky_pipeline.runtime.logging import Throttled
@@ -16,12 +17,18 @@ from rsky_pipeline.streams.consume import SUSPICIOUS_DELIVERIES, Delivery, Group
 from rsky_pipeline.streams.dead_letters import dead_letter
 from rsky_pipeline.streams.errors import StoreRejected, StoreUnavailable
 from rsky_pipeline.streams.event import REPO_FIELD, MalformedEvent, RepoJob, decode_repo_job
-from rsky_pipeline.streams.names import REPO_BACKFILL
+from rsky_pipeline.streams.names import (
+    REPO_BACKFILL,
+    REPO_BACKFILL_HIGH,
+    REPO_BACKFILL_LOW,
+    REPO_STREAMS,
+)
 from rsky_pipeline.streams.trim import trim
 
 log = logging.getLogger(__name__)
 PAGE = 100
-BLOCK_MS = 500
+IDLE_SECONDS = 0.2  # between two looks at streams that were empty
+WEIGHTS = {REPO_BACKFILL_HIGH: 12, REPO_BACKFILL: 3, REPO_BACKFILL_LOW: 1}
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,27 +45,30 @@ class Job:
 
 
 class Jobs:
-    """Reads and settles entries, on one connection for each."""
+    """Reads and settles the entries of all streams of repos, on one connection for each."""
 
     def __init__(
         self, reading: Store, settling: Store, settings: Settings, consumer: str,
         metrics: BackfillerMetrics,
     ) -> None:  # fmt: skip
         group = settings.backfiller_group
-        self._reader = GroupReader(reading, REPO_BACKFILL, group, consumer)
-        self._settler = GroupReader(settling, REPO_BACKFILL, group, consumer)
+        self._readers = {name: GroupReader(reading, name, group, consumer) for name in REPO_STREAMS}
+        self._settlers = {
+            name: GroupReader(settling, name, group, consumer) for name in REPO_STREAMS
+        }
         self._store = settling
         self._settings = settings
         self._metrics = metrics
         self._reading = StoreThread()
         self._settling = StoreThread()
-        self._held: set[str] = set()
+        self._held: dict[str, set[str]] = {name: set() for name in REPO_STREAMS}
+        self._shares = Shares(WEIGHTS)
         self._quiet = Throttled()
 
     @property
     def held(self) -> int:
         """How many entries this worker holds."""
-        return len(self._held)
+        return sum(len(ids) for ids in self._held.values())
 
     async def recover(self) -> AsyncGenerator[Job, None]:
         """Yield the entries that an earlier life of this consumer left pending.
@@ -66,44 +76,59 @@ class Jobs:
         One at a time, since reading counts as a delivery: those behind a deadly one must not
         become suspicious with it.
         """
-        await self._reading.call(self._reader.ensure)
-        after = "0"
-        while page := await self._reading.call(self._reader.own_pending, after, 1):
-            after = page[-1].id
-            for job in await self._accept(page):
-                yield job
+        for reader in self._readers.values():
+            await self._reading.call(reader.ensure)
+        for reader in self._readers.values():
+            after = "0"
+            while page := await self._reading.call(reader.own_pending, after, 1):
+                after = page[-1].id
+                for job in await self._accept(page):
+                    yield job
 
     async def release(self) -> None:
         """Leave what is held to the next life of this consumer; it is not to blame for the stop."""
-        await self._settling.call(partial(self._settler.hold, tuple(self._held), forgive=True))
+        for stream, settler in self._settlers.items():
+            ids = tuple(self._held[stream])
+            await self._settling.call(partial(settler.hold, ids, forgive=True))
 
     async def claim(self) -> list[Job]:
         """Take over entries of consumers that are gone, and keep others from taking ours."""
         jobs: list[Job] = []
-        held = tuple(self._held)  # copied: the calls run in a thread
-        await self._reading.call(self._reader.hold, held)
+        for stream, reader in self._readers.items():
+            jobs += await self._claim_from(stream, reader)
+        return jobs
+
+    async def read(self, count: int) -> list[Job]:
+        """Return new entries, of every stream its share; waits a moment if there are none."""
+        jobs = await self._shares.take(count, self._read_from)
+        if not jobs:
+            await trio.sleep(IDLE_SECONDS)
+        return jobs
+
+    async def _claim_from(self, stream: str, reader: GroupReader) -> list[Job]:
+        jobs: list[Job] = []
+        held = tuple(self._held[stream])  # copied: the calls run in a thread
+        await self._reading.call(reader.hold, held)
         start = "0-0"
         idle_ms = self._settings.claim_idle_seconds * 1000
         while True:
             page = await self._reading.call(
-                self._reader.claim_idle, idle_ms, start, PAGE, frozenset(held)
+                reader.claim_idle, idle_ms, start, PAGE, frozenset(held)
             )
             jobs += await self._accept(page.deliveries)
             self._metrics.claimed.inc(len(page.deliveries))
             start = page.next_start
             if start == "0-0":
-                await self._settling.call(trim, self._store, REPO_BACKFILL)
+                await self._settling.call(trim, self._store, stream)
                 return jobs
 
-    async def read(self, count: int) -> list[Job]:
-        """Wait a moment for new entries and return them."""
-        page = await self._reading.call(self._reader.read_new, count, BLOCK_MS)
+    async def _read_from(self, stream: str, count: int) -> list[Job]:
+        page = await self._reading.call(self._readers[stream].read_new, count, 0)
         return await self._accept(page)
 
     async def finish(self, job: Job) -> None:
         """Acknowledge an entry. Waits until the store has done it."""
-        await self._settle(partial(self._settler.acknowledge, [job.delivery.id]))
-        self._held.discard(job.delivery.id)
+        await self._acknowledge(job.delivery)
 
     async def bury(self, job: Job, reason: str, error: str, attempts: int) -> None:
         """Move an entry into the dead letters."""
@@ -112,12 +137,12 @@ class Jobs:
     async def _accept(self, page: list[Delivery]) -> list[Job]:
         jobs: list[Job] = []
         for delivery in page:
-            if delivery.id in self._held:
+            held = self._held[delivery.stream]
+            if delivery.id in held:
                 continue  # our own, claimed by ourselves because it takes long
-            self._held.add(delivery.id)
+            held.add(delivery.id)
             if delivery.fields is None:
-                await self._settle(partial(self._settler.acknowledge, [delivery.id]))
-                self._held.discard(delivery.id)
+                await self._acknowledge(delivery)
                 continue
             if delivery.deliveries > self._settings.max_deliveries:
                 await self._bury(delivery, "crashes_worker", "delivered too often", 0)
@@ -131,13 +156,18 @@ class Jobs:
             jobs.append(Job(delivery, repo))
         return jobs
 
+    async def _acknowledge(self, delivery: Delivery) -> None:
+        settler = self._settlers[delivery.stream]
+        await self._settle(partial(settler.acknowledge, [delivery.id]))
+        self._held[delivery.stream].discard(delivery.id)
+
     async def _bury(self, delivery: Delivery, reason: str, error: str, attempts: int) -> None:
         move = partial(
-            dead_letter, self._store, self._settler, delivery,
+            dead_letter, self._store, self._settlers[delivery.stream], delivery,
             reason=reason, error=error, attempts=attempts,
         )  # fmt: skip
         await self._settle(move)
-        self._held.discard(delivery.id)
+        self._held[delivery.stream].discard(delivery.id)
         self._metrics.dead_lettered.inc()
         log.warning("repo given up", extra={"reason": reason, "error": error})
 

@@ -26,7 +26,7 @@ from rsky_pipeline.runtime.threads import StoreThread
 from rsky_pipeline.streams.connection import connect
 from rsky_pipeline.streams.errors import StoreRejected, StoreUnavailable
 from rsky_pipeline.streams.lag import StreamReport
-from rsky_pipeline.streams.names import FIREHOSE_BACKFILL, REPO_BACKFILL
+from rsky_pipeline.streams.names import FIREHOSE_BACKFILL, REPO_STREAMS
 from rsky_pipeline.streams.watch import watch
 
 log = logging.getLogger(__name__)
@@ -65,10 +65,8 @@ async def run(context: WorkerContext) -> None:
             fetcher = Fetcher(http, directory, settings, budget, metrics, HostSlots())
             output = Output(stores[2], settings.backfill_high_water_mark, metrics)
             worker = Worker(context, jobs, Attempt(fetcher, output), metrics)
-            groups = {
-                REPO_BACKFILL: (settings.backfiller_group,),
-                FIREHOSE_BACKFILL: (settings.indexer_group,),
-            }
+            groups = dict.fromkeys(REPO_STREAMS, (settings.backfiller_group,))
+            groups[FIREHOSE_BACKFILL] = (settings.indexer_group,)
             gauges = StreamMetrics(context.registry, "backfiller", groups)
             async with trio.open_nursery() as nursery:
                 look = partial(watch, stores[3], gauges, tuple(groups))
@@ -173,7 +171,7 @@ class Worker:
     async def _wait_for_store(self, error: Exception) -> None:
         self._metrics.store_errors.inc()
         if self._quiet.allow("read") is not None:
-            log.warning("repo_backfill cannot be read", extra={"error": str(error)})
+            log.warning("repos to fetch cannot be read", extra={"error": str(error)})
         await trio.sleep(1.0)
 
     async def _work(self, job: Job, tried: trio.Event) -> None:

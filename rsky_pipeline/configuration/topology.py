@@ -5,9 +5,12 @@ from dataclasses import dataclass
 
 FIREHOSE_LIVE = "firehose_live"
 FIREHOSE_BACKFILL = "firehose_backfill"
-REPO_BACKFILL = "repo_backfill"
+REPO_BACKFILL_HIGH = "repo_backfill_high"
+REPO_BACKFILL = "repo_backfill"  # the one that the original services know
+REPO_BACKFILL_LOW = "repo_backfill_low"
+REPO_STREAMS = (REPO_BACKFILL_HIGH, REPO_BACKFILL, REPO_BACKFILL_LOW)  # most urgent first
 LABEL_LIVE = "label_live"
-STREAMS = (FIREHOSE_LIVE, FIREHOSE_BACKFILL, REPO_BACKFILL, LABEL_LIVE)
+STREAMS = (FIREHOSE_LIVE, FIREHOSE_BACKFILL, *REPO_STREAMS, LABEL_LIVE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,11 +28,11 @@ ROLES: tuple[RoleDeclaration, ...] = (
     RoleDeclaration(
         "indexer", consumes=(FIREHOSE_LIVE, FIREHOSE_BACKFILL, LABEL_LIVE), produces=()
     ),
-    RoleDeclaration("backfiller", consumes=(REPO_BACKFILL,), produces=(FIREHOSE_BACKFILL,)),
+    RoleDeclaration("backfiller", consumes=REPO_STREAMS, produces=(FIREHOSE_BACKFILL,)),
     RoleDeclaration(
         "ingester",
         consumes=(),
-        produces=(FIREHOSE_LIVE, REPO_BACKFILL, LABEL_LIVE),
+        produces=(FIREHOSE_LIVE, *REPO_STREAMS, LABEL_LIVE),
         database=False,
     ),
 )

@@ -38,6 +38,7 @@ from rsky_pipeline.streams.names import (
     FIREHOSE_LIVE,
     LABEL_LIVE,
     REPO_BACKFILL,
+    REPO_STREAMS,
     cursor_key,
 )
 
@@ -77,7 +78,8 @@ async def run(context: WorkerContext) -> None:
         labelers=[endpoint.key for endpoint in labelers],
     )
     groups = dict.fromkeys((FIREHOSE_LIVE, FIREHOSE_BACKFILL), (settings.indexer_group,))
-    groups |= {LABEL_LIVE: (settings.indexer_group,), REPO_BACKFILL: (settings.backfiller_group,)}
+    groups |= {LABEL_LIVE: (settings.indexer_group,)}
+    groups |= dict.fromkeys(REPO_STREAMS, (settings.backfiller_group,))
     stream_metrics = StreamMetrics(context.registry, "ingester", groups)
     async with AsyncExitStack() as stack:
         http = await stack.enter_async_context(

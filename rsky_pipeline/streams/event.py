@@ -20,6 +20,11 @@ MAX_PAYLOAD = 8 * 1024 * 1024
 MAX_DEPTH = 200  # levels of JSON; the library writes 254, and records come with 128 at most
 _MIN_SEQ, _MAX_SEQ = -(2**63), 2**63 - 1  # a signed integer of 64 bits, as the producers have it
 
+# Why repos are queued without anything being known to be wrong with what is stored of them: named
+# by a listing, seen for the first time on a firehose, active again.
+UNFORCED_REASONS = frozenset({"", "listed", "first_seen", "account"})
+MAX_REASON = 100
+
 Action = Literal["create", "update", "delete"]
 
 
@@ -59,13 +64,18 @@ class RecordEvent:
 
 @dataclass(frozen=True, slots=True)
 class RepoEvent:
-    """All records of a repo at this rev have been queued."""
+    """All records of a repo at this rev have been queued.
+
+    `complete` says that deletions are queued too, so that what the repo does not hold at this rev
+    is gone. The key is ours: the original services close a repo after each part of it.
+    """
 
     seq: int
     time: str
     did: str
     commit: str
     rev: str
+    complete: bool = False
 
     @property
     def historical(self) -> bool:
@@ -112,8 +122,10 @@ class LabelEvent:
 class RepoJob:
     """A repo to fetch; `host` is the relay or PDS that named it, as a URL.
 
-    `deleted` are paths that a commit which was not written says are gone. The key is ours: the
-    original services neither write nor read it.
+    Three keys are ours, the original services neither write nor read them. `deleted` are paths
+    that a commit which was not written says are gone. `reason` is why it was queued: a repo whose
+    stored rev is new enough is not fetched again, unless a reason asks for it (`forced`).
+    `attempts` is how many attempts have failed so far.
     """
 
     did: str
@@ -122,6 +134,13 @@ class RepoJob:
     status: str | None
     active: bool
     deleted: tuple[str, ...] = ()
+    reason: str = ""
+    attempts: int = 0
+
+    @property
+    def forced(self) -> bool:
+        """Whether the repo is to be fetched whatever is stored of it."""
+        return bool(self.deleted) or self.reason not in UNFORCED_REASONS
 
 
 Event = RecordEvent | RepoEvent | AccountEvent | IdentityEvent
@@ -160,6 +179,8 @@ def encode_event(event: RepoEvent | AccountEvent | IdentityEvent) -> bytes:
     match event:
         case RepoEvent():
             body |= {"type": "repo", "commit": event.commit, "rev": event.rev}
+            if event.complete:
+                body["complete"] = True
         case AccountEvent():
             body |= {"type": "account", "active": event.active, "status": event.status}
         case IdentityEvent():
@@ -175,6 +196,10 @@ def encode_repo_job(job: RepoJob) -> bytes:
     }  # fmt: skip
     if job.deleted:
         body["deleted"] = job.deleted
+    if job.reason:
+        body["reason"] = job.reason
+    if job.attempts:
+        body["attempts"] = job.attempts
     return orjson.dumps(body)
 
 
@@ -192,7 +217,8 @@ def decode_event(payload: bytes) -> Event:
     time, did = _text(body, "time"), _text(body, "did")
     match kind:
         case "repo":
-            return RepoEvent(seq, time, did, _text(body, "commit"), _text(body, "rev"))
+            commit, rev = _text(body, "commit"), _text(body, "rev")
+            return RepoEvent(seq, time, did, commit, rev, body.get("complete") is True)
         case "account":
             active = body.get("active")
             if type(active) is not bool:
@@ -207,6 +233,7 @@ def decode_repo_job(payload: bytes) -> RepoJob:
     """Read the `repo` field of `repo_backfill`. Raises MalformedEvent."""
     body = _parse(payload)
     active, deleted = body.get("active", True), body.get("deleted", [])
+    attempts = body.get("attempts", 0)
     if type(deleted) is not list or not all(type(path) is str for path in deleted):
         raise MalformedEvent("invalid_field", "deleted is not a list of texts")
     return RepoJob(
@@ -216,6 +243,8 @@ def decode_repo_job(payload: bytes) -> RepoJob:
         _optional(body, "status"),
         active if type(active) is bool else True,
         tuple(deleted),
+        (_optional(body, "reason") or "")[:MAX_REASON],
+        max(0, attempts) if type(attempts) is int else 0,
     )
 
 

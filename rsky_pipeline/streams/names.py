@@ -5,6 +5,9 @@ from rsky_pipeline.configuration.topology import (
     FIREHOSE_LIVE,
     LABEL_LIVE,
     REPO_BACKFILL,
+    REPO_BACKFILL_HIGH,
+    REPO_BACKFILL_LOW,
+    REPO_STREAMS,
     STREAMS,
 )
 
@@ -13,6 +16,9 @@ __all__ = [
     "FIREHOSE_LIVE",
     "LABEL_LIVE",
     "REPO_BACKFILL",
+    "REPO_BACKFILL_HIGH",
+    "REPO_BACKFILL_LOW",
+    "REPO_STREAMS",
     "STREAMS",
     "cursor_key",
     "dead_letters",

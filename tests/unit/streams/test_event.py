@@ -66,6 +66,7 @@ def test_a_delete_has_neither_cid_nor_record() -> None:
     "event",
     [
         RepoEvent(-1, "2026-01-02T03:04:05.678Z", "did:plc:abc", "bafy", "3jz"),
+        RepoEvent(-1, "2026-01-02T03:04:05.678Z", "did:plc:abc", "bafy", "3jz", complete=True),
         AccountEvent(3, "2026-01-02T03:04:05.678Z", "did:plc:abc", False, "deactivated"),
         AccountEvent(3, "2026-01-02T03:04:05.678Z", "did:plc:abc", True, None),
         IdentityEvent(3, "2026-01-02T03:04:05.678Z", "did:plc:abc", None),
@@ -91,7 +92,11 @@ def test_a_repo_job_comes_back_and_tolerates_missing_status() -> None:
     assert short == RepoJob("did:plc:abc", "https://r", "3jz", None, True)
     proof = replace(job, deleted=("app.bsky.feed.like/a", "app.bsky.feed.post/b"))
     assert decode_repo_job(encode_repo_job(proof)) == proof
-    assert b"deleted" not in encode_repo_job(job)
+    assert not any(key in encode_repo_job(job) for key in (b"deleted", b"reason", b"attempts"))
+    again = replace(job, reason="resync", attempts=2)
+    assert decode_repo_job(encode_repo_job(again)) == again
+    assert [item.forced for item in (job, proof, again)] == [False, True, True]
+    assert not replace(job, reason="listed").forced
     with pytest.raises(MalformedEvent, match="invalid_field"):
         decode_repo_job(b'{"did":"did:plc:abc","deleted":[1]}')
 
