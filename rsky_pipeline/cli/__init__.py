@@ -15,6 +15,7 @@ COMMANDS = {
     "stop": "Stop a running pipeline, consumers first.",
     "restart": "Restart the workers of a role.",
     "streams": "Look at the Redis streams, and clean them without losing work.",
+    "dlq": "List, show, retry and drop what could not be processed.",
     "config": "Show or check the configuration.",
     "db": "Create or check the database schema.",
     "simulate": "Serve a simulated network on loopback.",

@@ -36,7 +36,9 @@ from rsky_pipeline.streams.errors import StoreRejected, StoreUnavailable
 from rsky_pipeline.streams.names import (
     FIREHOSE_BACKFILL,
     FIREHOSE_LIVE,
+    FIREHOSE_RAW_LETTERS,
     LABEL_LIVE,
+    LABEL_RAW_LETTERS,
     REPO_BACKFILL,
     REPO_STREAMS,
     cursor_key,
@@ -161,8 +163,8 @@ class _Builder:
         self._tls = None
         if any(endpoint.secure for endpoint in endpoints):
             self._tls = ssl.create_default_context()
-        self.quarantine = Quarantine("firehose_raw_dlq")
-        self.label_quarantine = Quarantine("label_raw_dlq")
+        self.quarantine = Quarantine(FIREHOSE_RAW_LETTERS)
+        self.label_quarantine = Quarantine(LABEL_RAW_LETTERS)
 
     def build(self, relays: Sequence[Endpoint], labelers: Sequence[Endpoint]) -> _Parts:
         """Return the parts for these hosts."""

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from rsky_pipeline.streams.append import Entry
 from rsky_pipeline.streams.connection import Argument, Store
 from rsky_pipeline.streams.consume import Delivery, GroupReader
 from rsky_pipeline.streams.names import dead_letters
@@ -45,11 +46,14 @@ def dead_letter(
 
 
 def list_dead_letters(
-    store: Store, stream: str, *, after: str = "-", count: int = 100
+    store: Store, stream: str, *, after: str = "-", until: str = "+", count: int = 100
 ) -> list[DeadLetter]:
-    """Return dead letters of a stream, oldest first; `after` is the last id of the page before."""
+    """Return dead letters of a stream, oldest first.
+
+    `after` is the last id of the page before, `until` the last id that is wanted.
+    """
     start = after if after == "-" else f"({after}"
-    reply = store.call("XRANGE", dead_letters(stream), start, "+", "COUNT", count)
+    reply = store.call("XRANGE", dead_letters(stream), start, until, "COUNT", count)
     return [_dead_letter(entry_id, body) for entry_id, body in reply]
 
 
@@ -76,6 +80,20 @@ def retry_dead_letters(store: Store, stream: str, letter_ids: Sequence[str]) -> 
 def remove_dead_letters(store: Store, stream: str, letter_ids: Sequence[str]) -> int:
     """Remove dead letters for good; return how many there were."""
     return int(store.call("XDEL", dead_letters(stream), *letter_ids)) if letter_ids else 0
+
+
+def replace_dead_letter(
+    store: Store, letters: str, letter_id: str, entries: Sequence[Entry]
+) -> bool:
+    """Append entries in the place of one dead letter of the stream `letters`, all or none.
+
+    Returns whether the letter was still there; a repeated call appends nothing twice.
+    """
+    streams = list(dict.fromkeys(entry.stream for entry in entries))
+    arguments: list[Argument] = [letter_id]
+    for entry in entries:
+        arguments += (streams.index(entry.stream) + 1, entry.field, entry.payload)
+    return bool(store.script("dead_letter_replace", [letters, *streams], arguments))
 
 
 def _dead_letter(entry_id: bytes, body: Sequence[bytes]) -> DeadLetter:

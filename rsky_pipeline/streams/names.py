@@ -11,10 +11,16 @@ from rsky_pipeline.configuration.topology import (
     STREAMS,
 )
 
+# Raw frames that could not be used, each as JSON with its reason.
+FIREHOSE_RAW_LETTERS = "firehose_raw_dlq"
+LABEL_RAW_LETTERS = "label_raw_dlq"
+
 __all__ = [
     "FIREHOSE_BACKFILL",
     "FIREHOSE_LIVE",
+    "FIREHOSE_RAW_LETTERS",
     "LABEL_LIVE",
+    "LABEL_RAW_LETTERS",
     "REPO_BACKFILL",
     "REPO_BACKFILL_HIGH",
     "REPO_BACKFILL_LOW",

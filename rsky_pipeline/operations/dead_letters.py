@@ -1,0 +1,247 @@
+"""Dead letters of every stream: counted by reason, shown, tried again, dropped.
+
+What is asked for is what was there when the command began: a letter that comes back while it runs
+is not met twice. Every step of the server moves or removes letters as a whole, so that an
+interrupted command loses nothing and can be repeated.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from rsky_pipeline.configuration.settings import Settings
+from rsky_pipeline.operations.losses import moment
+from rsky_pipeline.operations.raw_frames import NotConvertible, convert_again, parse_raw, summary
+from rsky_pipeline.operations.stream_figures import high_water_marks
+from rsky_pipeline.streams.connection import Store
+from rsky_pipeline.streams.dead_letters import (
+    DeadLetter,
+    list_dead_letters,
+    remove_dead_letters,
+    replace_dead_letter,
+    retry_dead_letters,
+)
+from rsky_pipeline.streams.names import (
+    FIREHOSE_RAW_LETTERS,
+    LABEL_RAW_LETTERS,
+    STREAMS,
+    dead_letters,
+)
+from rsky_pipeline.streams.scan import newest
+
+RAW = (FIREHOSE_RAW_LETTERS, LABEL_RAW_LETTERS)
+LETTER_STREAMS = (*(dead_letters(stream) for stream in STREAMS), *RAW)
+MAX_SHOWN = 2_000  # characters of one field
+PAGE = 100
+_FULL_POLL_SECONDS = 0.5
+
+Progress = Callable[[str], None]
+
+
+@dataclass(slots=True)
+class ReasonCount:
+    """Letters of one stream and reason; ids are of the oldest and newest of them."""
+
+    stream: str
+    reason: str
+    count: int = 0
+    oldest: str = ""
+    newest: str = ""
+
+    def document(self) -> dict[str, Any]:
+        """Return it as JSON."""
+        return {
+            "stream": self.stream, "reason": self.reason, "count": self.count,
+            "oldest_id": self.oldest, "oldest_time": moment(self.oldest),
+            "newest_id": self.newest, "newest_time": moment(self.newest),
+        }  # fmt: skip
+
+
+@dataclass(slots=True)
+class Retried:
+    """What became of the letters that were tried again."""
+
+    retried: int = 0
+    gone: int = 0  # somebody else was quicker
+    kept: list[tuple[str, str]] = field(default_factory=list)  # id and why, the first few
+    kept_count: int = 0
+
+    def keep(self, letter_id: str, why: str) -> None:
+        """Note a letter that stays."""
+        self.kept_count += 1
+        if len(self.kept) < 20:
+            self.kept.append((letter_id, why))
+
+
+def letter_stream(name: str) -> str:
+    """Return the dead-letter stream that a name means: its own, or that of a source stream.
+
+    Raises ValueError with the names that are allowed.
+    """
+    for candidate in (name, dead_letters(name)):
+        if candidate in LETTER_STREAMS:
+            return candidate
+    raise ValueError(f"{name!r} has no dead letters: allowed are {', '.join(LETTER_STREAMS)}")
+
+
+def select(
+    store: Store,
+    stream: str,
+    reason: str | None = None,
+    ids: Sequence[str] = (),
+    until: str | None = None,
+) -> Iterator[DeadLetter]:
+    """Yield the letters of a dead-letter stream, oldest first: those there now, or until an id.
+
+    Raises StoreUnavailable and StoreRejected.
+    """
+    last = until if until is not None else last_id(store, stream)
+    source, wanted, after = stream.removesuffix("_dlq"), frozenset(ids), "-"
+    while last:
+        page = list_dead_letters(store, source, after=after, until=last, count=PAGE)
+        if not page:
+            return
+        after = page[-1].id
+        for letter in page:
+            if stream in RAW:
+                letter = _raw_letter(letter)
+            if reason in (None, letter.reason) and (not wanted or letter.id in wanted):
+                yield letter
+
+
+def last_id(store: Store, stream: str) -> str:
+    """Return the id of the newest letter, empty if there is none."""
+    found = newest(store, stream, 1)
+    return found[0].id if found else ""
+
+
+def tally(
+    store: Store, stream: str, reason: str | None = None, until: str | None = None
+) -> list[ReasonCount]:
+    """Count the letters of a dead-letter stream by reason, most frequent first."""
+    found: dict[str, ReasonCount] = {}
+    for letter in select(store, stream, reason, until=until):
+        counted = found.setdefault(letter.reason, ReasonCount(stream, letter.reason))
+        counted.count += 1
+        counted.oldest = counted.oldest or letter.id
+        counted.newest = letter.id
+    return sorted(found.values(), key=lambda item: (-item.count, item.reason))
+
+
+def describe(stream: str, letter: DeadLetter) -> dict[str, Any]:
+    """Return a letter as JSON of bounded size; raw frames are summarised."""
+    entry: dict[str, Any]
+    if stream in RAW:
+        try:
+            entry = summary(parse_raw(letter.fields))
+        except NotConvertible as error:
+            entry = {"unreadable": str(error)}
+    else:
+        entry = {_text(name): _text(value) for name, value in letter.fields.items()}
+    return {
+        "stream": stream, "id": letter.id, "time": moment(letter.id), "reason": letter.reason,
+        "error": letter.error, "attempts": letter.attempts, "source_id": letter.source_id or None,
+        "entry": entry,
+    }  # fmt: skip
+
+
+def retry(
+    store: Store,
+    stream: str,
+    letters: Iterator[DeadLetter],
+    settings: Settings,
+    on_progress: Progress = lambda _: None,
+) -> Retried:
+    """Put letters back into the stream they came from, or convert raw frames again.
+
+    Waits while that stream is at its high-water mark.
+    """
+    done = Retried()
+    if stream in RAW:
+        for letter in letters:
+            _retry_raw(store, stream, letter, settings, done, on_progress)
+        return done
+    source, waiting = stream.removesuffix("_dlq"), list[str]()
+    for letter in letters:
+        if not letter.fields:
+            done.keep(letter.id, "its entry had lost its body: there is nothing to try again")
+            continue
+        waiting.append(letter.id)
+        if len(waiting) == PAGE:
+            _put_back(store, source, waiting, settings, done, on_progress)
+            waiting = []
+    _put_back(store, source, waiting, settings, done, on_progress)
+    return done
+
+
+def drop(
+    store: Store,
+    stream: str,
+    letters: Iterator[DeadLetter],
+    on_progress: Progress = lambda _: None,
+) -> int:
+    """Remove letters for good; return how many."""
+    removed, waiting = 0, list[str]()
+    for letter in letters:
+        waiting.append(letter.id)
+        if len(waiting) == PAGE:
+            removed += remove_dead_letters(store, stream.removesuffix("_dlq"), waiting)
+            on_progress(f"{removed:,} dropped")
+            waiting = []
+    return removed + remove_dead_letters(store, stream.removesuffix("_dlq"), waiting)
+
+
+def _put_back(
+    store: Store, source: str, ids: list[str], settings: Settings, done: Retried, tell: Progress
+) -> None:
+    if not ids:
+        return
+    wait_for_room(store, [source], settings, tell)
+    moved = retry_dead_letters(store, source, ids)
+    done.retried += moved
+    done.gone += len(ids) - moved
+    tell(f"{done.retried:,} retried")
+
+
+def _retry_raw(
+    store: Store, stream: str, letter: DeadLetter, settings: Settings, done: Retried, tell: Progress
+) -> None:
+    try:
+        entries = convert_again(stream, parse_raw(letter.fields), settings)
+    except NotConvertible as error:
+        done.keep(letter.id, str(error))
+        return
+    wait_for_room(store, {entry.stream for entry in entries}, settings, tell)
+    if replace_dead_letter(store, stream, letter.id, entries):
+        done.retried += 1
+    else:
+        done.gone += 1
+    tell(f"{done.retried:,} retried")
+
+
+def wait_for_room(
+    store: Store, streams: Sequence[str] | set[str], settings: Settings, tell: Progress
+) -> None:
+    """Return when none of the streams is at its high-water mark."""
+    marks = high_water_marks(settings)
+    for stream in streams:
+        mark = marks.get(stream)
+        while mark is not None and int(store.call("XLEN", stream)) >= mark:
+            tell(f"{stream} is at its high-water mark ({mark:,} entries): waiting for room")
+            time.sleep(_FULL_POLL_SECONDS)
+
+
+def _raw_letter(letter: DeadLetter) -> DeadLetter:
+    try:
+        frame = parse_raw(letter.fields)
+    except NotConvertible as error:
+        return replace(letter, reason="unreadable", error=str(error))
+    return replace(letter, reason=frame.reason, error=frame.error)
+
+
+def _text(value: bytes) -> str:
+    text = value[: 4 * MAX_SHOWN].decode("utf-8", "replace")
+    if len(text) <= MAX_SHOWN and len(value) <= 4 * MAX_SHOWN:
+        return text
+    return f"{text[:MAX_SHOWN]}... ({len(value):,} bytes)"

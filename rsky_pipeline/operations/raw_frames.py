@@ -1,0 +1,101 @@
+"""Raw frames that the ingester put aside: what they are, and converting them again.
+
+No I/O. A frame whose commits are checked by signature is not written as it is: the repo that it
+names is queued to be fetched, which proves everything and loses nothing.
+"""
+
+from base64 import b64decode
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+
+from rsky_pipeline.atproto.errors import InvalidData
+from rsky_pipeline.atproto.frame import CommitMessage, decode_frame
+from rsky_pipeline.configuration.settings import Settings
+from rsky_pipeline.ingester.commits import RepoConverter
+from rsky_pipeline.ingester.convert import FrameConverter
+from rsky_pipeline.ingester.labels import LabelConverter
+from rsky_pipeline.ingester.quarantine import FRAME_FIELD, Quarantine
+from rsky_pipeline.ingester.tally import Tally
+from rsky_pipeline.network.hosts import parse_endpoint
+from rsky_pipeline.streams.append import Entry
+from rsky_pipeline.streams.names import FIREHOSE_RAW_LETTERS
+
+
+class NotConvertible(Exception):
+    """A frame that cannot be tried again, or that still cannot be used; the text says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class RawFrame:
+    """A frame as it was put aside; `size` is what it had, `data` what was kept of it."""
+
+    host: str
+    reason: str
+    error: str
+    size: int
+    data: bytes
+
+    @property
+    def truncated(self) -> bool:
+        """Whether only its beginning was kept."""
+        return len(self.data) < self.size
+
+
+def parse_raw(fields: Mapping[bytes, bytes]) -> RawFrame:
+    """Read an entry of a raw dead-letter stream. Raises NotConvertible."""
+    try:
+        body = orjson.loads(fields.get(FRAME_FIELD, b""))
+        host, reason, error = (str(body.get(key) or "") for key in ("host", "reason", "error"))
+        data = b64decode(body["frame"], validate=True)
+        return RawFrame(host, reason or "unknown", error, int(body["size"]), data)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise NotConvertible(f"not an entry of raw frames: {error}") from error
+
+
+def summary(frame: RawFrame) -> dict[str, Any]:
+    """Return what a frame is, without its bytes."""
+    found: dict[str, Any] = {"host": frame.host, "bytes": frame.size, "kept": len(frame.data)}
+    try:
+        message = decode_frame(frame.data)
+    except InvalidData as error:
+        return found | {"type": None, "undecodable": str(error)[:200]}
+    found["type"] = type(message).__name__.removesuffix("Message").lower()
+    for name in ("seq", "did", "rev", "time"):
+        if hasattr(message, name):
+            found[name] = getattr(message, name)
+    if isinstance(message, CommitMessage):
+        found["operations"] = [f"{op.action} {op.path}"[:200] for op in message.ops[:10]]
+    return found
+
+
+def convert_again(stream: str, frame: RawFrame, settings: Settings) -> list[Entry]:
+    """Return the entries that a frame of a raw dead-letter stream becomes now.
+
+    Raises NotConvertible if anything of it still cannot be used.
+    """
+    if frame.truncated:
+        raise NotConvertible(f"only {len(frame.data)} of its {frame.size} bytes were kept")
+    converted = _converter(stream, frame.host, settings).convert(frame.data)
+    entries = converted.entries
+    refused = next((entry for entry in entries if entry.stream == stream), None)
+    if refused is not None:
+        again = parse_raw({FRAME_FIELD: refused.payload})
+        raise NotConvertible(f"{again.reason}: {again.error}")
+    if converted.claim is not None and converted.instead is not None:
+        return [converted.instead]
+    return entries
+
+
+def _converter(stream: str, host: str, settings: Settings) -> FrameConverter:
+    quarantine = Quarantine(stream)
+    if stream != FIREHOSE_RAW_LETTERS:
+        return LabelConverter(host, Tally(), quarantine)
+    try:
+        url = parse_endpoint(host).http_url()
+    except ValueError:
+        url = ""  # it only tells where a repo to fetch was seen
+    claims = settings.verify != "none"
+    return RepoConverter(host, url, settings.collections, Tally(), quarantine, claims=claims)

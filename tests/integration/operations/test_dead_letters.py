@@ -1,0 +1,227 @@
+"""Dead letters of all streams: counted, shown, retried, dropped, by the command as by a process."""
+
+import json
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from rsky_pipeline.atproto.frame import CommitMessage, decode_frame, encode_error_frame
+from rsky_pipeline.cli import main
+from rsky_pipeline.configuration.settings import Settings
+from rsky_pipeline.ingester.quarantine import MAX_BYTES, Quarantine
+from rsky_pipeline.operations.dead_letters import LETTER_STREAMS, retry, select, tally
+from rsky_pipeline.simulator.clock import stepping_clock
+from rsky_pipeline.simulator.world import World
+from rsky_pipeline.streams.append import Entry, append
+from rsky_pipeline.streams.connection import Store
+from rsky_pipeline.streams.consume import GroupReader
+from rsky_pipeline.streams.dead_letters import dead_letter
+from rsky_pipeline.streams.event import RepoJob, decode_repo_job
+from rsky_pipeline.streams.names import FIREHOSE_RAW_LETTERS, LABEL_RAW_LETTERS
+from tests.integration.operations.entries import LIVE, fill, left, post
+
+
+def run(url: str, *arguments: str, **options: Any) -> Result:
+    return CliRunner().invoke(main, ["dlq", *arguments, "--redis-url", url], **options)
+
+
+def bury(store: Store, count: int, reason: str = "bad", stream: str = LIVE) -> None:
+    fill(store, [post(number) for number in range(count)], stream)
+    reader = GroupReader(store, stream, "g", "c")
+    reader.ensure()
+    for item in reader.read_new(count, 0):
+        dead_letter(store, reader, item, reason=reason, error=f"why {reason}", attempts=3)
+
+
+def keep_frame(store: Store, raw: bytes, reason: str = "old", stream: str | None = None) -> None:
+    quarantine = Quarantine(stream or FIREHOSE_RAW_LETTERS)
+    entry = quarantine.entry(raw, host="relay.example.com", reason=reason, error="was refused")
+    assert entry is not None
+    append(store, [entry])
+
+
+def commit_frames(count: int) -> list[bytes]:
+    """Return frames of commits that write something indexed, all of them readable."""
+    world = World(3, 20, stepping_clock(1_700_000_000_000_000, 1_000))
+    found: list[bytes] = []
+    while len(found) < count:
+        frame = world.step()
+        message = decode_frame(frame)
+        if isinstance(message, CommitMessage) and any("app.bsky" in op.path for op in message.ops):
+            found.append(frame)
+    return found
+
+
+def test_every_dead_letter_stream_is_known() -> None:
+    expected = {"firehose_live_dlq", "firehose_backfill_dlq", "label_live_dlq", "repo_backfill_dlq",
+                "firehose_raw_dlq", "label_raw_dlq"}  # fmt: skip
+    assert expected <= set(LETTER_STREAMS)
+
+
+def test_list_counts_by_stream_and_reason(store: Store, clean_redis: str) -> None:
+    bury(store, 3)
+    bury(store, 130, "worse")
+    bury(store, 1, stream="firehose_backfill")
+    keep_frame(store, b"nonsense", "invalid_cbor")
+    document = json.loads(run(clean_redis, "list", "--json").stdout)
+    assert document["total"] == 135
+    counts = {(each["stream"], each["reason"]): each["count"] for each in document["letters"]}
+    assert counts == {
+        ("firehose_live_dlq", "worse"): 130, ("firehose_live_dlq", "bad"): 3,
+        ("firehose_backfill_dlq", "bad"): 1, ("firehose_raw_dlq", "invalid_cbor"): 1,
+    }  # fmt: skip
+    assert all(each["oldest_time"] <= each["newest_time"] for each in document["letters"])
+    assert "worse" in run(clean_redis, "list", "firehose_live").stdout
+    assert run(clean_redis, "list", "label_live").stdout == "no dead letters\n"
+    assert run(clean_redis, "list", "nonsense").exit_code == 2
+
+
+def test_show_is_bounded_and_summarises_frames(store: Store, clean_redis: str) -> None:
+    bury(store, 20)
+    fill(store, [post(1, "x" * 100_000)])
+    reader = GroupReader(store, LIVE, "g", "c")
+    for item in reader.read_new(1, 0):
+        dead_letter(store, reader, item, reason="long", error="", attempts=1)
+    (frame,) = commit_frames(1)
+    keep_frame(store, frame)
+    shown = json.loads(run(clean_redis, "show", LIVE, "--count", "5", "--json").stdout)["letters"]
+    assert len(shown) == 5
+    assert json.loads(shown[0]["entry"]["event"])["type"] == "create"
+    assert (shown[0]["reason"], shown[0]["error"], shown[0]["attempts"]) == ("bad", "why bad", 3)
+    result = run(clean_redis, "show", LIVE, "--reason", "long")
+    assert len(result.stdout) < 5_000
+    (raw,) = json.loads(run(clean_redis, "show", "firehose_raw_dlq", "--json").stdout)["letters"]
+    assert (raw["reason"], raw["entry"]["type"]) == ("old", "commit")
+    assert raw["entry"]["operations"]
+    assert frame.hex()[:40] not in json.dumps(raw)
+
+
+def test_retry_takes_one_reason_and_leaves_the_rest(store: Store, clean_redis: str) -> None:
+    bury(store, 250)
+    bury(store, 3, "other")
+    result = run(clean_redis, "retry", LIVE, "--reason", "bad", "--json")
+    assert result.exit_code == 0
+    assert json.loads(result.stdout)["streams"]["firehose_live_dlq"]["retried"] == 250
+    assert left(store) == [post(number) for number in range(250)]
+    assert [(each.reason, each.count) for each in tally(store, "firehose_live_dlq")] == [
+        ("other", 3)
+    ]
+    assert run(clean_redis, "retry").exit_code == 2
+
+
+def test_what_fails_again_while_it_is_retried_is_not_met_twice(store: Store) -> None:
+    bury(store, 150)
+    letters = select(store, "firehose_live_dlq")
+    first = next(letters)
+    bury(store, 1, "again")
+
+    def rest() -> Any:
+        yield first
+        yield from letters
+
+    assert retry(store, "firehose_live_dlq", rest(), Settings()).retried == 150
+    assert [each.reason for each in tally(store, "firehose_live_dlq")] == ["again"]
+
+
+def test_a_raw_frame_is_converted_again_in_one_step(store: Store, clean_redis: str) -> None:
+    for frame in commit_frames(5):
+        keep_frame(store, frame)
+    keep_frame(store, b"still nonsense")
+    keep_frame(store, commit_frames(1)[0] + bytes(MAX_BYTES))
+    result = run(clean_redis, "retry", "firehose_raw_dlq", "--json")
+    assert result.exit_code == 1
+    document = json.loads(result.stdout)["streams"]["firehose_raw_dlq"]
+    assert (document["retried"], document["kept"]) == (5, 2)
+    reasons = " ".join(each["why"] for each in document["examples"])
+    assert "bytes were kept" in reasons
+    events = [json.loads(payload) for payload in left(store)]
+    assert {event["type"] for event in events} <= {"create", "update", "delete"}
+    assert len({event["rev"] for event in events}) == 5
+    assert len(left(store, FIREHOSE_RAW_LETTERS)) == 2
+
+
+def test_where_signatures_are_checked_the_repo_is_fetched_instead(
+    store: Store, clean_redis: str
+) -> None:
+    keep_frame(store, commit_frames(1)[0])
+    result = run(clean_redis, "retry", "firehose_raw_dlq", "--set", "verify=signature")
+    assert result.exit_code == 0
+    assert left(store) == []
+    jobs = [
+        decode_repo_job(payload)
+        for stream in ("repo_backfill", "repo_backfill_high")
+        for payload in left(store, stream)
+    ]
+    assert [type(job) for job in jobs] == [RepoJob]
+    assert jobs[0].did.startswith("did:plc:")
+
+
+def test_label_frames_are_converted_again(store: Store, clean_redis: str) -> None:
+    world = World(3, 20, stepping_clock(1_700_000_000_000_000, 1_000))
+    world.add_history(20)
+    frame = world.labeler.step()
+    keep_frame(store, frame, stream=LABEL_RAW_LETTERS)
+    assert run(clean_redis, "retry", "label_raw_dlq").exit_code == 0
+    assert len(left(store, "label_live")) == 1
+    keep_frame(store, encode_error_frame("x", "y"), stream=LABEL_RAW_LETTERS)
+    assert run(clean_redis, "retry", "--all").exit_code == 0  # an error frame means nothing more
+    assert left(store, LABEL_RAW_LETTERS) == []
+
+
+def test_a_letter_without_a_body_stays(store: Store, clean_redis: str) -> None:
+    store.call("XADD", "firehose_live_dlq", "*", "reason", "lost", "attempts", "1")
+    result = run(clean_redis, "retry", LIVE)
+    assert result.exit_code == 1
+    assert "nothing to try again" in result.stderr
+
+
+def test_drop_asks_and_says_what_is_lost(store: Store, clean_redis: str) -> None:
+    bury(store, 3)
+    bury(store, 2, "other")
+    refused = run(clean_redis, "drop", LIVE, "--reason", "bad")
+    assert refused.exit_code == 2
+    assert "3 of firehose_live_dlq (bad" in refused.stderr
+    assert len(left(store, "firehose_live_dlq")) == 5
+    result = run(clean_redis, "drop", LIVE, "--reason", "bad", "--yes")
+    assert (result.exit_code, result.stdout) == (0, "dropped 3\n")
+    assert [(each.reason, each.count) for each in tally(store, "firehose_live_dlq")] == [
+        ("other", 2)
+    ]
+    document = run(clean_redis, "drop", "--all", "--yes", "--json").stdout
+    assert json.loads(document) == {"dropped": {"firehose_live_dlq": 2}}
+
+
+def test_letters_of_the_original_services_are_read(store: Store, clean_redis: str) -> None:
+    job = b'{"did":"did:plc:w4xbfzo7kqfes5zb7r6qv3rw","host":"h","rev":"r","active":true}'
+    store.call("XADD", "repo_backfill_dlq", "*", "repo", job, "reason", "HTTP 500", "attempts", "3")
+    assert run(clean_redis, "retry", "repo_backfill").exit_code == 0
+    assert left(store, "repo_backfill") == [job]
+
+
+def test_the_command_as_a_process_ends_with_69_without_redis() -> None:
+    command = [sys.executable, "-m", "rsky_pipeline", "dlq", "list"]
+    result = subprocess.run(
+        [*command, "--redis-url", "redis://127.0.0.1:1"],
+        check=False, capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert result.returncode == 69
+    assert len(result.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("stream", ["firehose_live", "x"])
+def test_replacing_a_letter_is_all_or_nothing(store: Store, stream: str) -> None:
+    from rsky_pipeline.streams.dead_letters import replace_dead_letter
+    from rsky_pipeline.streams.errors import StoreRejected
+
+    letter = store.call("XADD", FIREHOSE_RAW_LETTERS, "*", "frame", "{}").decode()
+    store.call("SET", "other", "no stream")
+    entries = [Entry(stream, b"event", b"1"), Entry("other", b"event", b"2")]
+    with pytest.raises(StoreRejected):
+        replace_dead_letter(store, FIREHOSE_RAW_LETTERS, letter, entries)
+    assert left(store, stream) == []
+    assert replace_dead_letter(store, FIREHOSE_RAW_LETTERS, letter, entries[:1])
+    assert not replace_dead_letter(store, FIREHOSE_RAW_LETTERS, letter, entries[:1])
+    assert left(store, stream) == [b"1"]
