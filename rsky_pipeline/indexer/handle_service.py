@@ -13,9 +13,12 @@ from rsky_pipeline.observability.indexer import IndexerMetrics
 
 
 async def look_up_handles(
-    settings: Settings, metrics: IndexerMetrics, open_database: Callable[[], Database]
+    settings: Settings,
+    worker: str,
+    metrics: IndexerMetrics,
+    open_database: Callable[[], Database],
 ) -> None:
-    """Look up handles until cancelled."""
+    """Look up handles until cancelled; `worker` is the worker's lasting name."""
     private = settings.allow_private_hosts
     async with HttpClient(allow_private=private, silence_seconds=10.0) as http:
         directory = Directory(http, settings.plc_url, allow_private=private)
@@ -37,7 +40,7 @@ async def look_up_handles(
             except HandleUnavailable as error:
                 raise Unknown(str(error)) from error
 
-        checks = HandleChecks(open_database, find_document, find_did, metrics)
+        checks = HandleChecks(worker, open_database, find_document, find_did, metrics)
         try:
             await checks.run()
         finally:

@@ -2,8 +2,9 @@
 
 A handle is written only if both directions agree: the DID document claims it, and DNS or the
 handle's host names the DID. Otherwise it is NULL, which the AppView shows as handle.invalid. Checks
-wait in `rsky_pipeline.handle_check`; taking one puts its time off, so that it is found again if
-this worker dies, and no connection is held while the network is asked.
+wait in `rsky_pipeline.handle_check`; taking one puts its time off, so that another worker finds it
+again if this one dies, and no connection is held while the network is asked. What a worker had
+taken before it was restarted it takes again at once, as with pending entries of a stream.
 """
 
 import logging
@@ -27,12 +28,16 @@ LEASE_SECONDS = 300
 RETRY_SECONDS = 900
 
 _TAKE = """
-UPDATE rsky_pipeline.handle_check c SET requested_at = now() + make_interval(secs => %s)
+UPDATE rsky_pipeline.handle_check c
+SET requested_at = now() + make_interval(secs => %s), taken_by = %s
 FROM (
     SELECT did FROM rsky_pipeline.handle_check WHERE requested_at <= now()
     ORDER BY forced DESC, requested_at LIMIT %s FOR UPDATE SKIP LOCKED
 ) n
 WHERE c.did = n.did RETURNING c.did, c.forced, c.requested_at
+"""
+_TAKE_BACK = """
+UPDATE rsky_pipeline.handle_check SET requested_at = now(), taken_by = NULL WHERE taken_by = %s
 """
 # A request that came in the meantime has another time, and stays.
 _DONE = """
@@ -41,7 +46,8 @@ USING unnest(%b::text[], %b::timestamptz[]) AS n(did, taken)
 WHERE c.did = n.did AND c.requested_at = n.taken
 """
 _LATER = """
-UPDATE rsky_pipeline.handle_check c SET requested_at = now() + make_interval(secs => %s)
+UPDATE rsky_pipeline.handle_check c
+SET requested_at = now() + make_interval(secs => %s), taken_by = NULL
 FROM unnest(%b::text[], %b::timestamptz[]) AS n(did, taken)
 WHERE c.did = n.did AND c.requested_at = n.taken
 """
@@ -84,15 +90,18 @@ class HandleChecks:
     """Takes checks, asks the network, writes what it found.
 
     `find_document` returns None for a DID that does not exist; it and `find_did` raise Unknown.
+    `worker` is a name that stays the same when this worker is restarted.
     """
 
     def __init__(
         self,
+        worker: str,
         open_database: Callable[[], Database],
         find_document: Callable[[str, bool], Awaitable[DidDocument | None]],
         find_did: Callable[[str], Awaitable[str | None]],
         metrics: IndexerMetrics,
     ) -> None:
+        self._worker = worker
         self._open_database = open_database
         self._find_document = find_document
         self._find_did = find_did
@@ -154,8 +163,12 @@ class HandleChecks:
 
     def _take(self) -> list[Check]:
         if self._database is None:
+            # Whatever an earlier connection or an earlier life had taken, nobody works on it now.
             self._database = self._open_database()
-        return [Check(*row) for row in self._database.query(_TAKE, (LEASE_SECONDS, MANY))]
+            with self._database.transaction() as tx:
+                tx.execute(_TAKE_BACK, (self._worker,))
+        rows = self._database.query(_TAKE, (LEASE_SECONDS, self._worker, MANY))
+        return [Check(*row) for row in rows]
 
     def _settle(self, found: Sequence[Found], unknown: Sequence[Check]) -> None:
         assert self._database is not None

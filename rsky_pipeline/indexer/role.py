@@ -65,8 +65,12 @@ async def run(context: WorkerContext) -> None:
                 return
             services.start_soon(indexer.maintenance.run)
             services.start_soon(
-                look_up_handles, context.settings, indexer.metrics, indexer.open_database
-            )
+                look_up_handles,
+                context.settings,
+                context.consumer,
+                indexer.metrics,
+                indexer.open_database,
+            )  # fmt: skip
             await indexer.work()
             services.cancel_scope.cancel()
     finally:

@@ -1,6 +1,9 @@
 """Accounts, repos, labels and handles."""
 
+from contextlib import closing
+
 import pytest
+import trio
 from prometheus_client import CollectorRegistry
 
 from rsky_pipeline.atproto.identity import DidDocument
@@ -138,7 +141,7 @@ async def check_handles(
         return Database.connect(tables.url, name="handles")
 
     metrics = IndexerMetrics(CollectorRegistry(), ["firehose_live"], [])
-    checks = HandleChecks(open_database, find_document, find_did, metrics)
+    checks = HandleChecks("worker", open_database, find_document, find_did, metrics)
     while await checks.work_once():
         pass
     checks.close()
@@ -187,9 +190,43 @@ async def test_a_request_during_a_check_is_not_lost(tables: Tables) -> None:
 
     metrics = IndexerMetrics(CollectorRegistry(), ["firehose_live"], [])
     checks = HandleChecks(
-        lambda: Database.connect(tables.url, name="h"), find_document, find_did, metrics
+        "worker", lambda: Database.connect(tables.url, name="h"), find_document, find_did, metrics
     )
     while await checks.work_once():
         pass
     checks.close()
     assert asked == [did_of("ann")] * 2
+
+
+async def test_a_check_that_a_restart_interrupted_is_taken_up_at_once(tables: Tables) -> None:
+    tables.apply(identity("ann"))
+    started = trio.Event()
+
+    async def find_document(did: str, _forced: bool) -> DidDocument | None:
+        if not started.is_set():
+            started.set()
+            await trio.sleep_forever()
+        return DidDocument(did, "ann.test", None, None)
+
+    async def find_did(_handle: str) -> str | None:
+        return did_of("ann")
+
+    def checks_of(worker: str) -> HandleChecks:
+        metrics = IndexerMetrics(CollectorRegistry(), ["firehose_live"], [])
+        return HandleChecks(
+            worker, lambda: Database.connect(tables.url, name=worker), find_document, find_did,
+            metrics,
+        )  # fmt: skip
+
+    with (
+        closing(checks_of("a")) as first,
+        closing(checks_of("a")) as second,
+        closing(checks_of("b")) as other,
+    ):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(first.work_once)
+            await started.wait()
+            nursery.cancel_scope.cancel()
+        assert not await other.work_once()
+        assert await second.work_once()
+    assert tables.rows("actor", "handle") == [("ann.test",)]
