@@ -1,0 +1,28 @@
+#!lua flags=allow-oom,allow-cross-slot-keys
+-- Take one pending entry out of its stream until later, in one step. A full server must take it:
+-- what waits is no larger than the entry was.
+--
+-- KEYS  1: the stream   2: the sorted set of what waits
+-- ARGV  1: the group   2: the entry's id   3: when it is due, in milliseconds from now
+--       4: the name of the field   5: its new value
+-- Returns 1, or 0 if the entry was not pending any more (an earlier try moved it).
+if redis.call('EXISTS', KEYS[1]) == 0 then
+  return 0
+end
+local groups = redis.call('XINFO', 'GROUPS', KEYS[1])
+local known = false
+for _, group in ipairs(groups) do
+  known = known or group[2] == ARGV[1]
+end
+if not known or #redis.call('XPENDING', KEYS[1], ARGV[1], ARGV[2], ARGV[2], 1) == 0 then
+  return 0
+end
+local now = redis.call('TIME')
+local due = now[1] * 1000 + math.floor(now[2] / 1000) + ARGV[3]
+-- Written first: a server that refuses it must not have forgotten the entry.
+redis.call('ZADD', KEYS[2], due, KEYS[1] .. ' ' .. ARGV[4] .. ' ' .. ARGV[5])
+redis.call('XACK', KEYS[1], ARGV[1], ARGV[2])
+if #groups == 1 then
+  redis.call('XDEL', KEYS[1], ARGV[2])
+end
+return 1

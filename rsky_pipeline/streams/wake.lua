@@ -1,0 +1,24 @@
+#!lua flags=allow-cross-slot-keys
+-- Append what waited for its time to the streams that it was taken from.
+--
+-- KEYS  1: the sorted set of what waits   then every stream that entries may go back to
+-- ARGV  1: how many at most
+-- Returns how many were appended.
+local known = {}
+for index = 2, #KEYS do
+  redis.call('XLEN', KEYS[index]) -- fails here, before the first write, on a key of another type
+  known[KEYS[index]] = true
+end
+local now = redis.call('TIME')
+local instant = now[1] * 1000 + math.floor(now[2] / 1000)
+local due = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', instant, 'LIMIT', 0, ARGV[1])
+local woken = 0
+for _, member in ipairs(due) do
+  local stream, field, value = string.match(member, '^(%S+) (%S+) (.*)$')
+  if known[stream] then
+    redis.call('XADD', stream, '*', field, value)
+    woken = woken + 1
+  end
+  redis.call('ZREM', KEYS[1], member)
+end
+return woken

@@ -1,0 +1,60 @@
+"""Entries that wait for their time outside of their streams."""
+
+import time
+
+from rsky_pipeline.streams.append import Entry, append
+from rsky_pipeline.streams.connection import Store
+from rsky_pipeline.streams.waiting import (
+    WAITING_KEY,
+    all_waiting,
+    count_waiting,
+    hurry_waiting,
+    postpone,
+    remove_waiting,
+    wake,
+)
+from tests.integration.streams.support import entries, ids, reader, stored, values
+
+
+def test_a_postponed_entry_leaves_its_stream_and_comes_back_when_due(store: Store) -> None:
+    group = reader(store)
+    append(store, entries(3))
+    first, second, _ = group.read_new(3, 0)
+    assert postpone(store, group, first, seconds=0, field=b"event", payload=b"10 with spaces\n")
+    assert postpone(store, group, second, seconds=600, field=b"event", payload=b"11")
+    assert list(stored(store)) == [2]
+    assert group.pending_count() == 1
+    assert not postpone(store, group, first, seconds=0, field=b"event", payload=b"12")  # repeated
+    assert count_waiting(store) == 2
+    assert wake(store, ["s", "t"]) == 1
+    (back,) = group.read_new(5, 0)
+    assert back.fields == {b"event": b"10 with spaces\n"}
+    assert wake(store, ["s"]) == 0
+
+
+def test_what_waits_survives_and_can_be_listed_hurried_and_removed(store: Store) -> None:
+    group = reader(store)
+    append(store, entries(1_200))
+    before = time.time()
+    for delivery in group.read_new(1_200, 0):
+        payload = (delivery.fields or {})[b"event"]
+        postpone(store, group, delivery, seconds=600, field=b"event", payload=payload)
+    assert store.call("XLEN", "s") == 0
+    found = {int(item.payload): item for item in all_waiting(store)}
+    assert sorted(found) == list(range(1_200))
+    assert all(before + 590 < item.due < time.time() + 610 for item in found.values())
+    assert hurry_waiting(store, [found[7], found[9]]) == 2
+    assert wake(store, ["s"]) == 2
+    assert sorted(values(group.read_new(5, 0))) == [7, 9]
+    assert hurry_waiting(store, [found[7]]) == 0  # it waits no longer, and must not again
+    assert remove_waiting(store, list(found.values())) == 1_198
+    assert count_waiting(store) == 0
+
+
+def test_what_names_another_stream_is_dropped_and_not_looked_at_for_ever(store: Store) -> None:
+    store.call("ZADD", WAITING_KEY, 0, b"firehose_live event {}", 0, b"nonsense")
+    append(store, [Entry("s", b"event", b"1")])
+    assert wake(store, ["s"]) == 0
+    assert count_waiting(store) == 0
+    assert store.call("EXISTS", "firehose_live") == 0
+    assert len(ids(reader(store).read_new(5, 0))) == 1
