@@ -7,7 +7,7 @@ occupies no consumer, and its stream moves on without it.
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from rsky_pipeline.streams.connection import Store
+from rsky_pipeline.streams.connection import Argument, Store
 from rsky_pipeline.streams.consume import Delivery, GroupReader
 
 WAITING_KEY = "rsky_pipeline:repos_waiting"
@@ -39,7 +39,13 @@ def postpone(
     Returns whether it was still pending; a repeated call moves nothing twice. Raises
     StoreUnavailable and StoreRejected.
     """
-    arguments = [reader.group, delivery.id, max(0, int(seconds * 1000)), field, payload]
+    arguments: list[Argument] = [
+        reader.group,
+        delivery.id,
+        max(0, int(seconds * 1000)),
+        field,
+        payload,
+    ]
     return bool(store.script("postpone", [delivery.stream, WAITING_KEY], arguments))
 
 
