@@ -12,6 +12,7 @@ from rsky_pipeline.ingester.batch import Batch
 from rsky_pipeline.ingester.enumeration import Enumerator
 from rsky_pipeline.ingester.live import Follower
 from rsky_pipeline.ingester.quarantine import Quarantine
+from rsky_pipeline.ingester.readiness import degradation
 from rsky_pipeline.observability.ingester import IngesterMetrics
 from rsky_pipeline.observability.streams import StreamMetrics
 from rsky_pipeline.runtime.context import Detail, WorkerContext
@@ -129,6 +130,7 @@ class Reporter:
         details: dict[str, Detail] = {
             "rate": round(rate, 1),
             "lag_seconds": round(max(lags), 3) if lags else None,
+            "degraded": degradation([follower for follower, _ in self._relays]),
             "relays": len(self._relays),
             "connected_relays": sum(follower.connected for follower, _ in self._relays),
             "connected_sockets": sum(follower.connected for follower, _ in self._feeds),

@@ -17,6 +17,7 @@ from rsky_pipeline.ingester.labels import SUBSCRIBE_LABELS, LabelConverter
 from rsky_pipeline.ingester.live import Feed, Follower
 from rsky_pipeline.ingester.pressure import Pressure
 from rsky_pipeline.ingester.quarantine import Quarantine
+from rsky_pipeline.ingester.readiness import report_ready
 from rsky_pipeline.ingester.report import FeedReport, Reporter
 from rsky_pipeline.ingester.tally import Tally
 from rsky_pipeline.ingester.verify import MAX_KEYS, SignatureVerifier, Verifier
@@ -96,7 +97,7 @@ async def run(context: WorkerContext) -> None:
         async with trio.open_nursery() as services:
             services.start_soon(reporter.report_health)
             services.start_soon(reporter.watch_streams, own_store, stream_metrics, quarantines)
-            services.start_soon(_report_ready, context, [follower for follower, _ in parts.relays])
+            services.start_soon(report_ready, context, [follower for follower, _ in parts.relays])
             await _run_all(context, parts)
             services.cancel_scope.cancel()
 
@@ -123,25 +124,6 @@ async def _wait_for_store(store: Store, context: WorkerContext) -> None:
             _log.warning("waiting for Redis", extra={"error": str(error)})
         with trio.move_on_after(wait):
             await context.stopping.wait()
-
-
-async def _report_ready(context: WorkerContext, relays: Sequence[Follower]) -> None:
-    """Report ready once every relay was tried and at least one is connected.
-
-    One relay that is down must not keep the others from working.
-    """
-    for follower in relays:
-        await follower.attempted.wait()
-    if relays:
-        async with trio.open_nursery() as nursery:
-
-            async def wait(follower: Follower) -> None:
-                await follower.was_connected.wait()
-                nursery.cancel_scope.cancel()
-
-            for follower in relays:
-                nursery.start_soon(wait, follower)
-    context.ready()
 
 
 class _Builder:

@@ -45,7 +45,7 @@ def child_document(child: ChildDriver) -> dict[str, Any]:
         "rate": health.get("rate"),
         "lag": health.get("lag"),
         "lag_seconds": health.get("lag_seconds"),
-        "trouble": health.get("trouble"),
+        "trouble": health.get("trouble") or health.get("degraded"),
         "health": health,
     }
 
@@ -54,6 +54,7 @@ def document(
     *, state: str, roles: Sequence[str], children: Sequence[ChildDriver], began: float, run_dir: str
 ) -> dict[str, Any]:
     """Describe a supervisor."""
+    processes = [child_document(child) for child in children]
     streams: dict[str, int] = {}
     for child in children:
         lengths = child.health.get("streams")
@@ -68,8 +69,11 @@ def document(
         "roles": list(roles),
         "uptime_seconds": round(trio.current_time() - began, 1),
         "run_dir": run_dir,
-        "healthy": all(child.is_ready and not child.health.get("trouble") for child in children),
-        "processes": [child_document(child) for child in children],
+        "healthy": all(
+            child.is_ready and not process["trouble"]
+            for child, process in zip(children, processes, strict=True)
+        ),
+        "processes": processes,
         "streams": streams,
     }
 

@@ -8,7 +8,8 @@ import trio
 from trio_websocket import WebSocketConnection
 
 from rsky_pipeline.atproto.frame import encode_error_frame, encode_frame
-from rsky_pipeline.ingester import live
+from rsky_pipeline.ingester import live, readiness
+from rsky_pipeline.runtime.backoff import Backoff
 from tests.integration.ingester.relay import TIME, Relay, commit, like, running
 from tests.integration.ingester.worker import (
     Ingester,
@@ -276,6 +277,22 @@ async def test_it_is_not_ready_before_a_socket_is_open(clean_redis: str) -> None
         await eventually(lambda: total(ingester, "disconnects", reason="connect_failed") >= 1)
         await trio.sleep(0.1)
         assert not ingester.ready.is_set()
+
+
+async def test_a_relay_that_is_down_holds_readiness_back_for_a_moment_only(
+    clean_redis: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(readiness, "PATIENCE_SECONDS", 0.3)
+    monkeypatch.setattr(live, "Backoff", lambda: Backoff(base=0.05, cap=0.1))
+    port = free_port()
+    async with ingesting(clean_redis, f"ws://127.0.0.1:{port}") as ingester:
+        with trio.fail_after(20):
+            await ingester.ready.wait()
+        await eventually(lambda: ingester.health.get("degraded") == readiness.NO_RELAY)
+        relay = Relay(likes(1))
+        async with running(relay, port):
+            await eventually(lambda: cursor(clean_redis, relay) == "1")
+            await eventually(lambda: ingester.health.get("degraded") is None)
 
 
 async def test_without_relays_it_is_ready_and_waits(clean_redis: str) -> None:

@@ -1,0 +1,35 @@
+"""What `status` makes of what the workers say."""
+
+from dataclasses import replace
+
+import trio
+
+from rsky_pipeline.configuration.settings import Settings
+from rsky_pipeline.supervisor import snapshot
+from rsky_pipeline.supervisor.child import ChildDriver
+from rsky_pipeline.supervisor.machine import Phase
+from rsky_pipeline.supervisor.policy import worker_policy
+from rsky_pipeline.supervisor.spawn import Process
+
+
+def never() -> Process:
+    raise OSError("nothing is started here")
+
+
+async def test_a_degraded_worker_is_ready_and_not_healthy() -> None:
+    await trio.lowlevel.checkpoint()
+    child = ChildDriver("ingester", 1, worker_policy(Settings()), never)
+    child.state = replace(child.state, phase=Phase.READY)
+
+    def look() -> tuple[bool, str | None]:
+        document = snapshot.document(
+            state="running", roles=["ingester"], children=[child], began=0.0, run_dir="/run"
+        )
+        return document["healthy"], document["processes"][0]["trouble"]
+
+    child.health = {"trouble": None, "degraded": None}
+    assert look() == (True, None)
+    child.health = {"trouble": None, "degraded": "no relay is connected"}
+    assert look() == (False, "no relay is connected")
+    child.health = {"trouble": "stuck", "degraded": "no relay is connected"}
+    assert look() == (False, "stuck")
