@@ -14,6 +14,7 @@ COMMANDS = {
     "status": "Show roles, rates, lag and stream lengths of a running pipeline.",
     "stop": "Stop a running pipeline, consumers first.",
     "restart": "Restart the workers of a role.",
+    "verify": "Check whether a running pipeline is well.",
     "streams": "Look at the Redis streams, and clean them without losing work.",
     "dlq": "List, show, retry and drop what could not be processed.",
     "config": "Show or check the configuration.",

@@ -135,6 +135,21 @@ class Settings:
         legacy_environment=("BACKFILLER_FIREHOSE_STREAM_HIGH_WATER_MARK",),
     )
 
+    # --- what is expected, for `verify`, `monitor` and the findings of running workers --------
+    expected_rate_min: int = setting(
+        100,
+        "Events a second into firehose_live below which something is wrong; 0 checks nothing. The "
+        "defaults of both bounds hold for public relays only.",
+        unit="events/s",
+        minimum=0,
+    )
+    expected_rate_max: int = setting(
+        3_000,
+        "Events a second into firehose_live above which something is wrong.",
+        unit="events/s",
+        minimum=1,
+    )
+
     # --- ingester ---------------------------------------------------------------------------
     ingester_batch_size: int = setting(
         500,

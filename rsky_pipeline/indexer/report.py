@@ -11,6 +11,7 @@ from rsky_pipeline.indexer.processor import Outcome, kinds
 from rsky_pipeline.observability.indexer import IndexerMetrics
 from rsky_pipeline.runtime.context import Detail, WorkerContext
 from rsky_pipeline.runtime.logging import Throttled
+from rsky_pipeline.streams.names import FIREHOSE_LIVE
 
 RECORD_KINDS = ("create", "update", "delete")
 _log = logging.getLogger(__name__)
@@ -71,6 +72,8 @@ class Report:
         for kind, counter in self.metrics.kinds.items():
             counter.inc(counted[kind])
         self.metrics.events.inc(sum(counted[kind] for kind in RECORD_KINDS))
+        if batch.stream == FIREHOSE_LIVE:
+            self.metrics.misplaced.inc(counted["repo"])
         for item in batch.items:
             reading = item.reading
             if isinstance(reading, LabelReading):

@@ -55,6 +55,9 @@ class IndexerMetrics:
             nsid: self._counter(f"{name}_events", f"Creates of {nsid} processed")
             for nsid, name in ORIGINAL_COLLECTIONS.items()
         }
+        self.misplaced = self._counter(
+            "misplaced_events", "Repo events in firehose_live, where they do not belong"
+        )
         self.ignored = self._counter("ignored_events", "Events of collections nobody indexes")
         self.labels = self._counter("labels_processed", "Labels processed")
         self.labels_added = self._counter("labels_added", "Labels stored")

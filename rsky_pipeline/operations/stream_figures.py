@@ -10,7 +10,7 @@ from rsky_pipeline.configuration.topology import (
     FIREHOSE_BACKFILL,
     FIREHOSE_LIVE,
     LABEL_LIVE,
-    REPO_BACKFILL,
+    REPO_STREAMS,
 )
 from rsky_pipeline.operations.capacity import Advice, Load, advise, usable_bytes
 from rsky_pipeline.streams.connection import Store
@@ -79,7 +79,7 @@ def high_water_marks(settings: Settings) -> dict[str, int]:
     return {
         FIREHOSE_LIVE: settings.live_high_water_mark,
         LABEL_LIVE: settings.live_high_water_mark,
-        REPO_BACKFILL: settings.repo_high_water_mark,
+        **dict.fromkeys(REPO_STREAMS, settings.repo_high_water_mark),
         FIREHOSE_BACKFILL: settings.backfill_high_water_mark,
     }
 

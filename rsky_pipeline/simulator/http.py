@@ -2,6 +2,7 @@
 
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from email.utils import formatdate
 from urllib.parse import parse_qsl, urlsplit
 
 import h11
@@ -103,7 +104,11 @@ def _parse(event: h11.Request) -> Request:
 async def _send(
     stream: trio.SocketStream, connection: h11.Connection, request: Request, answer: Response
 ) -> None:
-    headers = [("content-type", answer.content_type), *answer.headers.items()]
+    headers = [
+        ("date", formatdate(usegmt=True)),
+        ("content-type", answer.content_type),
+        *answer.headers.items(),
+    ]
     if isinstance(answer.body, bytes):
         headers.append(("content-length", str(len(answer.body))))
     else:

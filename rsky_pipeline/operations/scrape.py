@@ -1,0 +1,102 @@
+"""Reading the metrics and health ports of running processes."""
+
+import http.client
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from prometheus_client.parser import text_string_to_metric_families
+
+from rsky_pipeline.configuration.settings import Settings
+from rsky_pipeline.configuration.topology import ROLE_NAMES
+from rsky_pipeline.embedded.locations import run_directory
+from rsky_pipeline.runtime.errors import WorkerError
+from rsky_pipeline.supervisor import client
+
+_TIMEOUT_SECONDS = 5.0
+_MAX_BYTES = 16 * 1024 * 1024
+_EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}  # noqa: S104
+
+Labels = tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A worker that is said to run: its name, role, metrics port, and its state as told."""
+
+    name: str
+    role: str
+    port: int | None
+    state: str = "unknown"
+    trouble: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Scrape:
+    """What a worker exported at one moment; `error` says why there is nothing."""
+
+    target: Target
+    samples: Mapping[str, Mapping[Labels, float]] = field(default_factory=dict)
+    health: Mapping[str, Any] = field(default_factory=dict)
+    error: str | None = None
+
+    def value(self, name: str, **labels: str) -> float | None:
+        """Return the sum of the series with these labels, None if there is none."""
+        wanted = set(labels.items())
+        found = [
+            value for series, value in self.samples.get(name, {}).items() if wanted <= set(series)
+        ]
+        return sum(found) if found else None
+
+
+def targets(settings: Settings) -> list[Target]:
+    """Return the workers of the supervisors in the run directory.
+
+    Where no supervisor answers, the configured port of each role is assumed: workers may have been
+    started by something else.
+    """
+    try:
+        documents = [each.status for each in client.find(run_directory(settings))]
+    except WorkerError:
+        return [Target(f"{role}-1", role, settings.metrics_port(role) or None)
+                for role in ROLE_NAMES]  # fmt: skip
+    return [
+        Target(item["name"], item["role"], item["metrics_port"], item["state"], item["trouble"])
+        for document in documents
+        for item in document["processes"]
+        if item["kind"] == "worker"
+    ]
+
+
+def scrape(settings: Settings, target: Target) -> Scrape:
+    """Read a worker's /metrics and /healthz; never raises for what the worker does."""
+    if target.port is None:
+        return Scrape(target, error="it has no metrics port yet")
+    host = _EVERYWHERE.get(settings.metrics_host, settings.metrics_host)
+    try:
+        text = _get(host, target.port, "/metrics")
+        samples: dict[str, dict[Labels, float]] = {}
+        for family in text_string_to_metric_families(text.decode()):
+            for sample in family.samples:
+                series = tuple(sorted(sample.labels.items()))
+                samples.setdefault(sample.name, {})[series] = sample.value
+        health = json.loads(_get(host, target.port, "/healthz"))
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        where = f"http://{host}:{target.port}"
+        return Scrape(target, error=f"{where} does not answer as a worker: {error}")
+    return Scrape(target, samples, health if isinstance(health, dict) else {})
+
+
+def _get(host: str, port: int, path: str) -> bytes:
+    connection = http.client.HTTPConnection(host, port, timeout=_TIMEOUT_SECONDS)
+    try:
+        connection.request("GET", path)
+        response = connection.getresponse()
+        body = response.read(_MAX_BYTES)
+        # An unhealthy worker answers /healthz with 503 and says why.
+        if response.status not in (200, 503):
+            raise ValueError(f"{path} answered {response.status}")
+        return body
+    finally:
+        connection.close()
