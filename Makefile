@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: demo run test test-fast lint format docs bench lock clean help
+.PHONY: demo run test test-fast lint format docs bench binary lock clean help
 
 help:
 	@echo "make demo    the whole pipeline on a simulated network, about a minute, offline"
@@ -12,6 +12,7 @@ help:
 	@echo "make test    the tests"
 	@echo "make lint    ruff and mypy"
 	@echo "make docs    write the generated parts of docs/"
+	@echo "make binary  dist/rsky-pipeline, one executable file to deploy"
 	@echo "make bench   throughput, printed as ratios measured in one run"
 	@echo "make clean   remove the virtual environment and everything generated"
 
@@ -48,6 +49,9 @@ docs: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python -m tests.benchmarks
+
+binary: $(STAMP)
+	$(BIN)/python tools/binary.py
 
 # Resolve again for the oldest supported Python; the result pins every transitive package.
 lock: $(STAMP)

@@ -7,8 +7,6 @@ from importlib import import_module
 
 import click
 
-from rsky_pipeline import __version__
-
 COMMANDS = {
     "run": "Start and supervise roles in the foreground.",
     "status": "Show roles, rates, lag and stream lengths of a running pipeline.",
@@ -19,10 +17,14 @@ COMMANDS = {
     "dlq": "List, show, retry and drop what could not be processed.",
     "config": "Show or check the configuration.",
     "db": "Create or check the database schema.",
+    "systemd": "Install, remove or show the systemd units.",
     "simulate": "Serve a simulated network on loopback.",
     "demo": "Run the whole pipeline on a simulated network and compare the result.",
 }
-HIDDEN_COMMANDS = ("worker",)  # started by the supervisor, not by people
+HIDDEN_COMMANDS = (
+    "worker",  # started by the supervisor, not by people
+    "version",  # `--version` for programs
+)
 
 
 class LazyGroup(click.Group):
@@ -45,6 +47,14 @@ class LazyGroup(click.Group):
             formatter.write_dl(list(COMMANDS.items()))
 
 
+def _print_version(ctx: click.Context, parameter: click.Parameter, asked: bool) -> None:
+    if asked and not ctx.resilient_parsing:
+        from rsky_pipeline.observability.build import build
+
+        click.echo(f"rsky-pipeline {build().describe()}")
+        ctx.exit()
+
+
 @click.group(
     cls=LazyGroup,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
@@ -52,6 +62,13 @@ class LazyGroup(click.Group):
     "5 stopped by force, 6 differences found, 69 store or host unavailable, 75 already running, "
     "77 no permission, 78 worker configuration.",
 )
-@click.version_option(__version__, prog_name="rsky-pipeline")
+@click.option(
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_print_version,
+    help="Print version, commit and build time. (`version --json` for scripts.)",
+)
 def main() -> None:
     """Feed the PostgreSQL database behind a Bluesky AppView from AT Protocol relays."""

@@ -256,6 +256,16 @@ class Settings:
         30, "Time for a worker to drain and exit before it is forced.", unit="s", minimum=1
     )
 
+    # --- deployment -------------------------------------------------------------------------
+    binary_path: Path | None = setting(
+        None,
+        "The installed program file, which units start and `deploy` replaces. Unset: "
+        "/usr/local/bin/rsky-pipeline for units; `deploy` asks systemd or the running supervisor.",
+    )
+    backups_kept: int = setting(
+        5, "Earlier program files that `deploy` keeps beside the current one.", minimum=1
+    )
+
     # --- observability ----------------------------------------------------------------------
     metrics_host: str = setting("127.0.0.1", "Address of the metrics and health ports.")
     ingester_metrics_port: int = setting(

@@ -103,6 +103,13 @@ def _directory(raw: object) -> Path:
         raise ValueError("allowed is a directory; its ~ is nobody's home") from None
 
 
+def _absolute(raw: object) -> Path:
+    path = Path(_text(raw))
+    if not path.is_absolute():
+        raise ValueError("allowed is an absolute path, such as /usr/local/bin/rsky-pipeline")
+    return path
+
+
 def _initial_cursor(raw: object) -> str | int:
     text = str(raw).strip()
     if text in {"live", "oldest"}:
@@ -134,6 +141,7 @@ _SPECIAL: dict[str, Callable[[object], Any]] = {
     "metrics_host": _text_that(addresses.bind_address),
     "data_dir": _directory,
     "run_dir": _directory,
+    "binary_path": _absolute,
     "initial_cursor": _initial_cursor,
     "database_schema": _schema,
     "indexer_group": _group,

@@ -1,22 +1,66 @@
-"""Which build of the program runs: the commit, as far as the installation tells."""
+"""Which build of the program runs: version, commit and time, as far as the installation tells.
+
+A built file (`make binary`) carries them in `build.json`. Otherwise the commit is what pip recorded
+of an installation from git, or that of the working copy we run from, and there is no build time.
+"""
 
 import json
+from dataclasses import dataclass
 from functools import cache
+from importlib import resources
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
+
+from rsky_pipeline import __version__
 
 UNKNOWN = "unknown"
 _DIGITS = 12
 
 
-@cache
-def commit() -> str:
-    """Return the first digits of the commit, or `unknown`.
+@dataclass(frozen=True, slots=True)
+class Build:
+    """A build; `commit` and `built_at` (RFC 3339) are `unknown` where nothing tells."""
 
-    It is in what pip recorded for an installation from git, or in the working copy we run from.
-    """
+    version: str
+    commit: str
+    built_at: str
+
+    def describe(self) -> str:
+        """Return one line for people."""
+        return f"{self.version} (commit {self.commit}, built {self.built_at})"
+
+
+@cache
+def build() -> Build:
+    """Return the build that runs."""
+    recorded = _from_build() or {}
+    return Build(
+        version=recorded.get("version", __version__),
+        commit=recorded.get("commit") or commit_of_installation(),
+        built_at=recorded.get("built_at", UNKNOWN),
+    )
+
+
+def commit() -> str:
+    """Return the first digits of the commit, or `unknown`."""
+    return build().commit
+
+
+def commit_of_installation() -> str:
+    """Return the commit that the installer recorded or the working copy has, or `unknown`."""
     found = _from_installer() or _from_working_copy(Path(__file__).resolve().parents[2])
     return found[:_DIGITS] if found else UNKNOWN
+
+
+def _from_build() -> dict[str, str] | None:
+    try:
+        text = resources.files("rsky_pipeline").joinpath("build.json").read_text("utf-8")
+        recorded = json.loads(text)
+    except (OSError, ValueError):
+        return None
+    if not isinstance(recorded, dict):
+        return None
+    return {name: value for name, value in recorded.items() if isinstance(value, str)}
 
 
 def _from_installer() -> str | None:

@@ -22,7 +22,7 @@ from prometheus_client import (
 )
 
 from rsky_pipeline import __version__
-from rsky_pipeline.observability.build import commit
+from rsky_pipeline.observability.build import build
 
 Health = Callable[[], tuple[int, dict[str, Any]]]
 _TIMEOUT_SECONDS = 10
@@ -63,10 +63,14 @@ def serve(registry: CollectorRegistry, host: str, port: int, health: Health) -> 
 
 def add_process_metrics(registry: CollectorRegistry) -> None:
     """Declare what every process exports about itself."""
-    build = Gauge(
-        "rsky_build_info", "The running build; always 1", ["version", "commit"], registry=registry
+    info = Gauge(
+        "rsky_build_info",
+        "The running build; always 1",
+        ["version", "commit", "built_at"],
+        registry=registry,
     )
-    build.labels(__version__, commit()).set(1)
+    running = build()
+    info.labels(running.version, running.commit, running.built_at).set(1)
     ProcessCollector(registry=registry)
     PlatformCollector(registry=registry)
 

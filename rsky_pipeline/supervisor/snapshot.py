@@ -13,7 +13,7 @@ from typing import Any
 
 import trio
 
-from rsky_pipeline import __version__
+from rsky_pipeline.observability.build import build
 from rsky_pipeline.supervisor.child import ChildDriver
 from rsky_pipeline.supervisor.machine import Phase
 from rsky_pipeline.supervisor.messages import Exit
@@ -62,7 +62,9 @@ def document(
             streams.update(lengths)
     return {
         "schema_version": SCHEMA_VERSION,
-        "version": __version__,
+        "version": build().version,
+        "commit": build().commit,
+        "built_at": build().built_at,
         "time": round(time.time(), 3),
         "pid": os.getpid(),
         "state": state,

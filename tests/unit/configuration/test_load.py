@@ -48,6 +48,7 @@ def test_flags_win_over_the_environment_over_the_file(file: Path) -> None:
 
 def test_every_setting_can_be_set_in_the_file_and_in_the_environment(file: Path) -> None:
     examples: dict[str, Any] = {
+        "binary_path": "/opt/rsky-pipeline",
         "plc_url": "http://localhost:2582",
         "redis_url": "redis://h",
         "database_url": "postgresql://h/d",

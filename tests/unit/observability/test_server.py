@@ -9,7 +9,7 @@ import pytest
 from prometheus_client import CollectorRegistry, Counter
 
 from rsky_pipeline import __version__
-from rsky_pipeline.observability.build import _from_working_copy, commit
+from rsky_pipeline.observability.build import _from_working_copy, build
 from rsky_pipeline.observability.server import serve
 from rsky_pipeline.observability.streams import StreamMetrics
 
@@ -31,7 +31,10 @@ def test_metrics_health_and_nothing_else() -> None:
         status, text = get(server.port, "/metrics")
         assert status == 200
         assert "things_total 0.0" in text
-        assert f'rsky_build_info{{commit="{commit()}",version="{__version__}"}} 1.0' in text
+        told = build()
+        assert told.version == __version__
+        labels = f'built_at="{told.built_at}",commit="{told.commit}",version="{told.version}"'
+        assert f"rsky_build_info{{{labels}}} 1.0" in text
         assert "process_cpu_seconds_total" in text
         status, text = get(server.port, "/healthz")
         assert (status, json.loads(text)) == (503, {"state": "starting"})

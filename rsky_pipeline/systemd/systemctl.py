@@ -1,0 +1,119 @@
+"""Asking and telling the system's service manager, by its own commands."""
+
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rsky_pipeline.configuration.topology import start_order
+from rsky_pipeline.runtime.errors import Unavailable, WorkerError
+
+TARGET = "rsky-pipeline.target"
+RUNNING = Path("/run/systemd/system")  # exists where systemd is the init, see sd_booted(3)
+ASK_SECONDS = 30.0
+_FACTS = ("Id", "LoadState", "ActiveState", "SubState", "Result", "MainPID", "ExecStart")
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """What systemd says of a unit; `program` is the file that its ExecStart names."""
+
+    name: str
+    load: str  # "loaded", "not-found"
+    active: str  # "active", "inactive", "failed", "activating", "deactivating"
+    sub: str
+    result: str  # "success", "timeout", "exit-code", "signal", "watchdog"
+    pid: int | None
+    program: Path | None
+
+    @property
+    def is_up(self) -> bool:
+        """Whether a process of it may run."""
+        return self.active not in ("inactive", "failed")
+
+
+class Systemd:
+    """Talks to systemctl. Every method blocks; they raise Unavailable or WorkerError."""
+
+    def __init__(self, program: str = "systemctl") -> None:
+        self._program = program
+
+    def units(self, role: str) -> list[Unit]:
+        """Return the units of a role that systemd knows: the main one, then further workers."""
+        main = f"rsky-{role}.service"
+        listed = self._run(
+            *("list-units", "--all", "--plain", "--no-legend", "--type=service"),
+            f"rsky-{role}@*.service",
+        )
+        further = [line.split()[0] for line in listed.splitlines() if line.strip()]
+        return [
+            unit for name in (main, *sorted(further)) if (unit := self.show(name)).load == "loaded"
+        ]
+
+    def show(self, name: str) -> Unit:
+        """Return what systemd says of a unit."""
+        text = self._run("show", f"--property={','.join(_FACTS)}", name)
+        facts = dict(line.partition("=")[::2] for line in text.splitlines())
+        pid = facts.get("MainPID", "0")
+        return Unit(
+            name=name,
+            load=facts.get("LoadState", "not-found"),
+            active=facts.get("ActiveState", "inactive"),
+            sub=facts.get("SubState", ""),
+            result=facts.get("Result", ""),
+            pid=int(pid) if pid.isdigit() and pid != "0" else None,
+            program=_program(facts.get("ExecStart", "")),
+        )
+
+    def start(self, names: Sequence[str]) -> None:
+        """Start units and wait until each is ready."""
+        self._run("start", *names, seconds=None)
+
+    def stop(self, names: Sequence[str]) -> None:
+        """Stop units and wait until each is gone."""
+        self._run("stop", *names, seconds=None)
+
+    def restart(self, names: Sequence[str]) -> None:
+        """Restart units and wait until each is ready."""
+        self._run("restart", *names, seconds=None)
+
+    def kill(self, names: Sequence[str]) -> None:
+        """Send SIGKILL to every process of units."""
+        self._run("kill", "--signal=SIGKILL", *names)
+
+    def reload(self) -> None:
+        """Have systemd read its unit files again."""
+        self._run("daemon-reload")
+
+    def _run(self, *arguments: str, seconds: float | None = ASK_SECONDS) -> str:
+        command = [self._program, "--no-pager", "--no-ask-password", *arguments]
+        try:
+            result = subprocess.run(
+                command, capture_output=True, text=True, timeout=seconds, check=False
+            )
+        except FileNotFoundError as error:
+            raise Unavailable(f"{self._program} is not there: is this a systemd host?") from error
+        except subprocess.TimeoutExpired as error:
+            raise Unavailable(f"{' '.join(command)} did not end in {seconds:.0f} s") from error
+        if result.returncode and arguments[0] not in ("show", "list-units"):
+            words = " ".join((result.stderr or result.stdout).split())
+            raise WorkerError(f"systemctl {' '.join(arguments)}: {words}")
+        return result.stdout
+
+
+def is_running() -> bool:
+    """Tell whether systemd manages this host."""
+    return RUNNING.is_dir()
+
+
+def installed(manager: Systemd) -> dict[str, list[Unit]]:
+    """Return the units by role, in the order of the data flow; roles without units are left out."""
+    found = {role: manager.units(role) for role in start_order()}
+    return {role: units for role, units in found.items() if units}
+
+
+def _program(exec_start: str) -> Path | None:
+    """Return the file of `{ path=/usr/local/bin/x ; argv[]=... }`."""
+    _, _, rest = exec_start.partition("path=")
+    name = rest.partition(" ;")[0].strip()
+    return Path(name) if name else None
