@@ -220,6 +220,14 @@ class Settings:
         maximum=20_000,
         legacy_environment=("INDEXER_BATCH_SIZE",),
     )
+    indexer_backfill_share_percent: int = setting(
+        10,
+        "Part of the applying time that firehose_backfill is guaranteed while firehose_live or "
+        "label_live lags; otherwise it has all that they leave.",
+        unit="%",
+        minimum=1,
+        maximum=90,
+    )
     indexer_group: str = setting(
         "firehose_group",
         "Consumer group on firehose_live, firehose_backfill and label_live.",

@@ -28,6 +28,7 @@ class Batch:
     stream: str
     items: list[Item] = field(default_factory=list)
     size: int = 0  # bytes of the payloads
+    more: bool = False  # it is full, so there is probably more to read
 
     @property
     def ids(self) -> Sequence[str]:

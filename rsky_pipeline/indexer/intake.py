@@ -77,6 +77,7 @@ class Intake:
             # Nobody will see this batch: its entries must count as pending, not as worked on.
             self.let_go(batch)
             raise
+        batch.more = bool(batch.items) and (self._after is not None or self._room(batch) <= 0)
         return batch
 
     def _fill(self, reader: GroupReader, batch: Batch) -> None:

@@ -1,11 +1,13 @@
 """The indexer role: reads three streams, applies batches one after the other, acknowledges them.
 
 A reader thread a stream prepares the next batch while the current one is applied. Live events and
-labels go before history. Nothing is held that is not pending in Redis too, so a worker may die at
-any moment; it, or after a while another one, reads the same entries again.
+labels go before history, which has a small guaranteed share while they lag (`shares`). Nothing is
+held that is not pending in Redis too, so a worker may die at any moment; it, or after a while
+another one, reads the same entries again.
 """
 
 import sys
+import time
 from collections.abc import Sequence
 from functools import partial
 
@@ -30,6 +32,7 @@ from rsky_pipeline.indexer.labels import read_labels
 from rsky_pipeline.indexer.maintenance import Maintenance
 from rsky_pipeline.indexer.processor import Outcome, Processor
 from rsky_pipeline.indexer.report import Report
+from rsky_pipeline.indexer.shares import Shares
 from rsky_pipeline.indexer.shelf import Shelf
 from rsky_pipeline.observability.indexer import IndexerMetrics
 from rsky_pipeline.observability.streams import StreamMetrics
@@ -42,8 +45,8 @@ from rsky_pipeline.streams.consume import Delivery
 from rsky_pipeline.streams.errors import StoreRejected, StoreUnavailable
 from rsky_pipeline.streams.names import FIREHOSE_BACKFILL, FIREHOSE_LIVE, LABEL_LIVE
 
-PRIORITY = ((FIREHOSE_LIVE, LABEL_LIVE), (FIREHOSE_BACKFILL,))
-STREAMS = tuple(stream for group in PRIORITY for stream in group)
+FIRST = (FIREHOSE_LIVE, LABEL_LIVE)
+STREAMS = (*FIRST, FIREHOSE_BACKFILL)
 HEALTH_SECONDS = 1.0
 
 
@@ -92,7 +95,9 @@ class Indexer:
             self._collections, settings.indexer_group, context.consumer, settings.max_deliveries,
             self.open_database, partial(self._open_store, "settle"),
         )  # fmt: skip
-        self._shelf = Shelf(PRIORITY)
+        self._shares = Shares(settings.indexer_backfill_share_percent / 100, time.monotonic)
+        self._shelf = Shelf(FIRST, FIREHOSE_BACKFILL, self._shares)
+        self.metrics.history_share.set_function(lambda: self._shares.share)
         self._intakes = {stream: self._intake(stream) for stream in STREAMS}
         groups = dict.fromkeys(STREAMS, (settings.indexer_group,))
         self.maintenance = Maintenance(
@@ -137,6 +142,7 @@ class Indexer:
             await trio.sleep(HEALTH_SECONDS)
 
     def _report_held(self) -> None:
+        self.metrics.live_behind.set(self._shelf.behind)
         held = sum(len(intake.held) for intake in self._intakes.values())
         self.metrics.pending.set(held)
         self._context.health({"pending": held})
@@ -168,6 +174,8 @@ class Indexer:
             claimed, bodiless = intake.claimed, intake.bodiless
             if batch.items:
                 await self._offer(batch)
+            else:
+                await self._shelf.nothing(batch.stream)
             self._check_ready()
 
     async def _offer(self, batch: Batch) -> None:
@@ -193,6 +201,9 @@ class Indexer:
             if outcome is None:
                 continue  # hurrying: the entries stay pending
             self._intakes[batch.stream].let_go(batch)
+            history = batch.stream == FIREHOSE_BACKFILL
+            self._shares.worked(outcome.seconds, history=history, behind=self._shelf.behind)
+            self.metrics.apply_seconds.labels(batch.stream).inc(outcome.seconds)
             self._report.note(batch, outcome)
             self._check_ready()
 

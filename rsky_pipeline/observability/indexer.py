@@ -103,13 +103,26 @@ class IndexerMetrics:
         self.duration = self._histogram(
             "batch_seconds", "Time to apply and acknowledge a batch", SECONDS, "stream"
         )
+        self.apply_seconds = self._counter("apply_seconds", "Time spent applying batches", "stream")
+        self.history_share = self._gauge(
+            "backfill_share", "Part of the recent applying time that history had, 0 to 1"
+        )
+        self.live_behind = self._gauge(
+            "live_behind", "1 while live events or labels wait, so that history has its share only"
+        )
         self.batch_size = self._histogram("batch_events", "Entries of a batch", SIZES, "stream")
         self.claimed = self._counter("entries_claimed", "Entries taken over from dead consumers")
         self.trimmed = self._counter("entries_trimmed", "Entries removed by trimming")
         self.handle_checks = self._counter("handle_checks", "Handles looked up", "result")
         for result in ("verified", "unverified", "failed"):
             self.handle_checks.labels(result)
-        for metric in (self.lag, self.queued, self.duration, self.batch_size):
+        for metric in (
+            self.lag,
+            self.queued,
+            self.duration,
+            self.batch_size,
+            self.apply_seconds,
+        ):
             for stream in streams:
                 metric.labels(stream)
 

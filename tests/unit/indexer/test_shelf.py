@@ -1,11 +1,15 @@
-"""Live events and labels take turns; history waits until there are none."""
+"""Live events and labels take turns; history waits, but is not forgotten."""
 
 import trio
 
 from rsky_pipeline.indexer.batch import Batch
-from rsky_pipeline.indexer.shelf import Shelf
+from rsky_pipeline.indexer.shares import Shares
+from rsky_pipeline.indexer.shelf import PATIENCE_SECONDS, Shelf
 
-ORDER = (("live", "labels"), ("history",))
+
+def shelf(guaranteed: float = 0.1) -> tuple[Shelf, Shares]:
+    shares = Shares(guaranteed, trio.current_time)
+    return Shelf(("live", "labels"), "history", shares), shares
 
 
 async def taken(shelf: Shelf, count: int) -> list[str]:
@@ -18,39 +22,93 @@ async def taken(shelf: Shelf, count: int) -> list[str]:
     return found
 
 
-async def test_earlier_groups_go_first_and_streams_of_a_group_take_turns() -> None:
-    shelf = Shelf(ORDER)
+async def test_live_goes_first_and_its_streams_take_turns() -> None:
+    own, _ = shelf()
     async with trio.open_nursery() as nursery:
         for stream, batches in (("history", 1), ("live", 3), ("labels", 2)):
 
             async def offer(stream: str = stream, batches: int = batches) -> None:
                 for _ in range(batches):
-                    await shelf.put(Batch(stream))
+                    await own.put(Batch(stream))
 
             nursery.start_soon(offer)
         await trio.testing.wait_all_tasks_blocked()
         found: list[str] = []
         for _ in range(6):
-            found += await taken(shelf, 1)
+            found += await taken(own, 1)
             await trio.testing.wait_all_tasks_blocked()
     assert found[-1] == "history"
     assert sorted(found[:4]) == ["labels", "labels", "live", "live"]
     assert found[0] != found[1]
 
 
+async def test_history_gets_its_share_while_live_lags(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    own, shares = shelf()
+    found: list[str] = []
+    async with trio.open_nursery() as nursery:
+        for stream in ("live", "history"):
+
+            async def offer(stream: str = stream) -> None:
+                while True:
+                    await own.put(Batch(stream, more=True))
+
+            nursery.start_soon(offer)
+        for _ in range(200):
+            await trio.testing.wait_all_tasks_blocked()
+            batch = await own.take()
+            assert batch is not None
+            found.append(batch.stream)
+            shares.worked(1.0, history=batch.stream == "history", behind=own.behind)
+        nursery.cancel_scope.cancel()
+    assert 19 <= found.count("history") <= 21
+
+
+async def test_history_does_not_slip_in_while_the_next_live_batch_is_read(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    own, shares = shelf()
+    await own.put(Batch("live", more=True))
+    shares.worked(1.0, history=True, behind=True)  # it has had enough
+    await own.put(Batch("history"))
+    assert await taken(own, 1) == ["live"]
+    async with trio.open_nursery() as nursery:
+
+        async def read() -> None:
+            await trio.sleep(PATIENCE_SECONDS / 2)
+            await own.put(Batch("live"))
+
+        nursery.start_soon(read)
+        assert await taken(own, 2) == ["live", "history"]
+
+
+async def test_a_reader_that_does_not_come_back_holds_nobody_up(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    own, shares = shelf()
+    await own.put(Batch("live", more=True))
+    shares.worked(1.0, history=True, behind=True)
+    await own.put(Batch("history"))
+    assert await taken(own, 2) == ["live", "history"]
+    assert own.behind
+    await own.nothing("live")
+    assert not own.behind
+
+
 async def test_a_reader_waits_until_its_batch_is_taken() -> None:
-    shelf = Shelf(ORDER)
-    await shelf.put(Batch("live"))
+    own, _ = shelf()
+    await own.put(Batch("live"))
     with trio.move_on_after(0.01) as waiting:
-        await shelf.put(Batch("live"))
+        await own.put(Batch("live"))
     assert waiting.cancelled_caught
-    assert await taken(shelf, 1) == ["live"]
-    await shelf.put(Batch("live"))
+    assert await taken(own, 1) == ["live"]
+    await own.put(Batch("live"))
 
 
 async def test_what_lies_there_is_taken_after_closing() -> None:
-    shelf = Shelf(ORDER)
-    await shelf.put(Batch("history"))
-    await shelf.close()
-    assert await taken(shelf, 1) == ["history"]
-    assert await shelf.take() is None
+    own, _ = shelf()
+    await own.put(Batch("history"))
+    await own.close()
+    assert await taken(own, 1) == ["history"]
+    assert await own.take() is None
