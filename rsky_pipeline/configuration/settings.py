@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 Verify = Literal["none", "signature"]
 InitialCursor = Literal["live", "oldest"] | int
+EnumerationSource = Literal["list_repos", "by_collection", "both"]
 LogFormat = Literal["auto", "text", "json"]
 
 
@@ -105,6 +106,22 @@ class Settings:
     )
     enumerate_repos: bool = setting(
         True, "Page each relay's listRepos into repo_backfill, so that history is fetched."
+    )
+    enumeration_source: EnumerationSource = setting(
+        "list_repos",
+        "What is paged: list_repos (all repos), by_collection (listReposByCollection for each of "
+        "enumeration_collections), or both. A list_repos that is stuck is helped out by the other.",
+        choices=("list_repos", "by_collection", "both"),
+    )
+    enumeration_collections: tuple[str, ...] = setting(
+        ("app.bsky.actor.profile",),
+        "Collections whose repos listReposByCollection is asked for.",
+    )
+    enumeration_interval_hours: int = setting(
+        168, "From one beginning of a complete listing to the next.", unit="h", minimum=1
+    )
+    enumeration_requests_per_minute: int = setting(
+        300, "Listing requests to one host.", unit="/min", minimum=1, maximum=60_000
     )
     allow_private_hosts: bool = setting(
         False,

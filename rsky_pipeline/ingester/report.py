@@ -92,8 +92,7 @@ class Reporter:
             written, now = self._written(), trio.current_time()
             rate = (written - before) / (now - then) if now > then else 0.0
             before, then = written, now
-            done = [enumerator.state.done for enumerator in self._enumerators]
-            self._metrics.complete.set(bool(done) and all(done))
+            self._metrics.complete.set(bool(self._enumerators) and self._all_listed())
             self._context.health(self._details(rate))
             await trio.sleep(_HEALTH_SECONDS)
 
@@ -137,13 +136,18 @@ class Reporter:
             "events_in_memory": self._held()[0],
             "held_up": any(follower.writer.is_full for follower, _ in self._feeds),
             "repos_listed": sum(enumerator.state.repos for enumerator in self._enumerators),
-            "listing_done": all(enumerator.state.done for enumerator in self._enumerators),
+            "listing_done": self._all_listed(),
+            "listing_holes": sum(enumerator.state.holes for enumerator in self._enumerators),
         }
         for follower, report in self._feeds:
             details[f"cursor[{report.stream}:{report.host}]"] = follower.writer.stored
         for enumerator in self._enumerators:
-            details[f"listing_problem[{enumerator.host}]"] = enumerator.state.problem
+            details |= enumerator.details()
         return details
+
+    def _all_listed(self) -> bool:
+        """Tell whether every listing that is read now is at its end."""
+        return all(each.state.done for each in self._enumerators if each.active)
 
     def _written(self) -> int:
         return sum(report.written for _, report in self._feeds)

@@ -12,8 +12,9 @@ import trio
 from rsky_pipeline.ingester.batch import BatchRule
 from rsky_pipeline.ingester.commits import SUBSCRIBE_REPOS, RepoConverter
 from rsky_pipeline.ingester.convert import Converter
-from rsky_pipeline.ingester.enumeration import Enumerator
+from rsky_pipeline.ingester.enumeration import LIST_REPOS, Enumerator, Source
 from rsky_pipeline.ingester.labels import SUBSCRIBE_LABELS, LabelConverter
+from rsky_pipeline.ingester.listing import Pace
 from rsky_pipeline.ingester.live import Feed, Follower
 from rsky_pipeline.ingester.pressure import Pressure
 from rsky_pipeline.ingester.quarantine import Quarantine
@@ -25,7 +26,7 @@ from rsky_pipeline.ingester.writer import Writer
 from rsky_pipeline.network.directory import Directory
 from rsky_pipeline.network.hosts import Endpoint, parse_endpoint
 from rsky_pipeline.network.http import HttpClient
-from rsky_pipeline.network.repositories import list_repos
+from rsky_pipeline.network.repositories import list_repos, list_repos_by_collection
 from rsky_pipeline.network.subscription import DisconnectReason, Patience
 from rsky_pipeline.observability.ingester import IngesterMetrics
 from rsky_pipeline.observability.streams import StreamMetrics
@@ -154,7 +155,7 @@ class _Builder:
         for endpoint in relays:
             parts.relays.append(self._relay(endpoint, parts.verifier, len(relays)))
             if self._settings.enumerate_repos:
-                parts.enumerators.append(self._enumerator(endpoint))
+                parts.enumerators += self._enumerators(endpoint)
         for endpoint in labelers:
             parts.labelers.append(self._labeler(endpoint, len(labelers)))
         return parts
@@ -229,11 +230,30 @@ class _Builder:
         follower = Follower(feed, converter, writer, pressure, self._metrics, verifier)
         return follower, report
 
-    def _enumerator(self, endpoint: Endpoint) -> Enumerator:
+    def _enumerators(self, endpoint: Endpoint) -> list[Enumerator]:
+        """Return what reads the lists of a host; listings by collection may only stand by."""
+        settings, again = self._settings, self._settings.enumeration_interval_hours * 3_600.0
+        pace, found = Pace(settings.enumeration_requests_per_minute), list[Enumerator]()
+        main = settings.enumeration_source != "by_collection"
+        if main:
+            fetch = partial(list_repos, self._http)
+            found.append(self._enumerator(Source(endpoint, LIST_REPOS, fetch, again), pace))
+        stands_by = settings.enumeration_source == "list_repos"
+
+        def wanted() -> bool:
+            return not stands_by or found[0].state.stuck
+
+        for name in settings.enumeration_collections:
+            by_collection = partial(list_repos_by_collection, self._http, name)
+            source = Source(endpoint, name, by_collection, again, wanted)
+            found.append(self._enumerator(source, pace))
+        return found
+
+    def _enumerator(self, source: Source, pace: Pace) -> Enumerator:
         return Enumerator(
-            endpoint,
-            self.store(f"list-{endpoint.key}"),
+            source,
+            self.store(f"list-{source.name}-{source.endpoint.key}"),
             self._settings.repo_high_water_mark,
-            partial(list_repos, self._http),
             self._metrics,
+            pace,
         )

@@ -47,10 +47,11 @@ class ListedRepo:
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """One page of a listing; without a cursor it is the last."""
+    """One page of a listing; without a cursor it is the last. `refused` entries were malformed."""
 
     repos: tuple[ListedRepo, ...]
     cursor: str | None
+    refused: int = 0
 
 
 async def list_repos(
@@ -60,17 +61,34 @@ async def list_repos(
 
     Raises HttpFailure; entries that are malformed are left out.
     """
-    query = f"?limit={limit}" + (f"&cursor={quote(cursor, safe='')}" if cursor else "")
-    url = endpoint.http_url(f"/xrpc/com.atproto.sync.listRepos{query}")
+    return await _page(http, endpoint, "listRepos", cursor, limit)
+
+
+async def list_repos_by_collection(
+    http: HttpClient, collection: str, endpoint: Endpoint, cursor: str | None, limit: int
+) -> Page:
+    """Fetch a page of listReposByCollection: accounts with records of a collection.
+
+    It tells neither rev nor hosting status. Raises HttpFailure.
+    """
+    name = f"listReposByCollection?collection={quote(collection, safe='')}"
+    return await _page(http, endpoint, name, cursor, limit)
+
+
+async def _page(
+    http: HttpClient, endpoint: Endpoint, name: str, cursor: str | None, limit: int
+) -> Page:
+    query = f"limit={limit}" + (f"&cursor={quote(cursor, safe='')}" if cursor else "")
+    joint = "&" if "?" in name else "?"
+    url = endpoint.http_url(f"/xrpc/com.atproto.sync.{name}{joint}{query}")
     body = await http.get_json(url, max_bytes=MAX_PAGE, total_seconds=60.0, trusted=True)
     repos = body.get("repos") if isinstance(body, dict) else None
     if not isinstance(repos, list):
         raise HttpFailure("malformed", f"{url} has no list of repos")
     following = body.get("cursor")
-    return Page(
-        tuple(found for item in repos if (found := _listed(item)) is not None),
-        following if isinstance(following, str) and following else None,
-    )
+    found = tuple(found for item in repos if (found := _listed(item)) is not None)
+    cursor = following if isinstance(following, str) and following else None
+    return Page(found, cursor, len(repos) - len(found))
 
 
 @asynccontextmanager

@@ -24,11 +24,13 @@ ERROR_REASONS = (
     "invalid_path", "invalid_record", "not_encodable", "invalid_label",
     # the world around
     "connection", "error_frame", "future_cursor", "invalid_cursor", "store_unavailable",
-    "store_rejected", "cursor_moved", "list_repos", "other",
+    "store_rejected", "cursor_moved", "list_repos", "listed_repo", "other",
 )  # fmt: skip
 RESYNC_REASONS = ("sync", "too_big", "missing_block", "invalid_blocks", "unverified", "forged")
 VERDICTS = ("valid", "forged", "unverified", "no_account")
 INFO_NAMES = ("OutdatedCursor", "other")
+LISTED_STATUSES = ("deactivated", "suspended", "takendown", "deleted", "other")
+HOLE_RESULTS = ("closed", "left")
 STORE_ACTIONS = ("full", "unavailable", "rejected")
 
 
@@ -77,7 +79,26 @@ class IngesterMetrics:
         )
         self.fetch_errors = self._counter("backfill_fetch_errors", "Failed listRepos requests")
         self.cursor_skips = self._counter(
-            "backfill_cursor_skips", "Repos that a relay cannot list, stepped over"
+            "backfill_cursor_skips", "Holes of a listing: repos that a host cannot list, for now"
+        )
+        self.listing_pages = self._counter("listing_pages", "Pages of a listing", "host", "source")
+        self.listing_repos = self._gauge(
+            "listing_repos", "Repos listed in the present round", "host", "source"
+        )
+        self.listing_position = self._gauge(
+            "listing_position", "Cursor of a listing where it is a number", "host", "source"
+        )
+        self.listing_done = self._gauge(
+            "listing_done", "1 when a listing is at its end", "host", "source"
+        )
+        self.listing_stuck = self._gauge(
+            "listing_stuck", "1 at a repo that a host cannot list and that has no way around it",
+            "host", "source",
+        )  # fmt: skip
+        self.listing_holes = self._gauge("listing_holes", "Holes to be tried again", "host")
+        self.hole_retries = self._counter("listing_hole_retries", "Holes tried again", "result")
+        self.listing_skipped = self._counter(
+            "listing_skipped_repos", "Listed repos that their host would refuse", "status"
         )
         self.complete = self._gauge("backfill_complete", "1 when all repos have been listed")
 
@@ -109,6 +130,8 @@ class IngesterMetrics:
             (self.resyncs, RESYNC_REASONS),
             (self.verdicts, VERDICTS),
             (self.store_retries, STORE_ACTIONS),
+            (self.hole_retries, HOLE_RESULTS),
+            (self.listing_skipped, LISTED_STATUSES),
             (self.disconnects, disconnect_reasons),
         ):
             for value in values:

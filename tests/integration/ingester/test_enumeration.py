@@ -10,7 +10,9 @@ import trio.testing
 from prometheus_client import CollectorRegistry
 
 from rsky_pipeline.ingester import enumeration
-from rsky_pipeline.ingester.enumeration import AGAIN_SECONDS, DONE, Enumerator, PageLimit
+from rsky_pipeline.ingester.enumeration import DONE, LIST_REPOS, Enumerator, Source
+from rsky_pipeline.ingester.holes import FIRST_RETRY_SECONDS, KnownHole, load_holes
+from rsky_pipeline.ingester.listing import Pace
 from rsky_pipeline.network.hosts import Endpoint, parse_endpoint
 from rsky_pipeline.network.http import HttpFailure
 from rsky_pipeline.network.repositories import ListedRepo, Page
@@ -22,6 +24,7 @@ from tests.stores import redis_client
 
 RELAY = parse_endpoint("https://Relay.Test/")
 KEY = "repo_backfill:cursor:relay.test"
+AGAIN_SECONDS = 604_800
 
 
 class Listing:
@@ -30,6 +33,7 @@ class Listing:
     def __init__(self, size: int) -> None:
         self.size = size
         self.broken: set[int] = set()
+        self.inactive: dict[int, str] = {}
         self.down = False
         self.cursor_of: Callable[[int], str | None] = str
         self.requests: list[tuple[str | None, int]] = []
@@ -42,7 +46,7 @@ class Listing:
         if self.down or not self.broken.isdisjoint(numbers):
             raise HttpFailure("status", "500 from listRepos", status=500)
         repos = tuple(
-            ListedRepo(f"did:plc:{n}", f"rev{n}", n % 2 == 0, None if n % 2 == 0 else "deactivated")
+            ListedRepo(f"did:plc:{n}", f"rev{n}", n not in self.inactive, self.inactive.get(n))
             for n in numbers
         )
         more = bool(numbers) and numbers[-1] < self.size
@@ -56,19 +60,23 @@ class Run:
         self.enumerator = enumerator
         self._registry = metrics
 
-    def metric(self, name: str) -> float | None:
-        return self._registry.get_sample_value(f"ingester_{name}")
+    def metric(self, name: str, **labels: str) -> float | None:
+        return self._registry.get_sample_value(f"ingester_{name}", labels)
 
 
 @asynccontextmanager
 async def listing(
-    url: str, source: Listing, mark: int = 1_000_000, now: float = 1_000_000.0
+    url: str,
+    source: Listing,
+    mark: int = 1_000_000,
+    now: float = 1_000_000.0,
+    name: str = LIST_REPOS,
 ) -> AsyncIterator[Run]:
     registry, stopping = CollectorRegistry(), trio.Event()
     store = connect(url, name="test")
-    enumerator = Enumerator(
-        RELAY, store, mark, source.fetch, IngesterMetrics(registry), clock=lambda: now
-    )
+    chosen = Source(RELAY, name, source.fetch, AGAIN_SECONDS)
+    metrics = IngesterMetrics(registry)
+    enumerator = Enumerator(chosen, store, mark, metrics, Pace(60_000), clock=lambda: now)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(enumerator.run, stopping)
         try:
@@ -82,12 +90,21 @@ def jobs(url: str) -> list[str]:
     return [json.loads(entry[b"repo"])["did"] for entry in entries(url, "repo_backfill")]
 
 
+def known_holes(url: str) -> list[KnownHole]:
+    store = connect(url, name="test")
+    found = load_holes(store, "relay.test")
+    store.close()
+    return sorted(found.values(), key=lambda hole: hole.start)
+
+
 def dids(*numbers: int) -> list[str]:
     return [f"did:plc:{number}" for number in numbers]
 
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(enumeration, "_SEARCH_SECONDS", 0.01)
+    monkeypatch.setattr(enumeration, "_STUCK_SECONDS", (0.02, 0.02))
     monkeypatch.setattr(enumeration, "PAGE_SIZE", 100)
     monkeypatch.setattr(enumeration, "_FULL_POLL_SECONDS", 0.02)
     monkeypatch.setattr(enumeration, "_CHECK_SECONDS", 0.02)
@@ -100,11 +117,15 @@ async def test_all_repos_are_queued_with_what_the_relay_says_of_them(clean_redis
         assert run.metric("backfill_repos_fetched_total") == 250
         assert run.metric("backfill_repos_written_total") == 250
         assert run.enumerator.state.repos == 250
+        where = {"host": "relay.test", "source": "listRepos"}
+        await eventually(lambda: run.metric("listing_done", **where) == 1)
+        assert run.metric("listing_pages_total", **where) == 3
+        assert run.metric("listing_repos", **where) == 250
     assert jobs(clean_redis) == dids(*range(1, 251))
     assert value(clean_redis, KEY) == DONE
     assert [json.loads(entry[b"repo"]) for entry in entries(clean_redis, "repo_backfill")][:2] == [
-        {"did": "did:plc:1", "host": "https://relay.test", "rev": "rev1",
-         "status": "deactivated", "active": False},
+        {"did": "did:plc:1", "host": "https://relay.test", "rev": "rev1", "status": None,
+         "active": True},
         {"did": "did:plc:2", "host": "https://relay.test", "rev": "rev2", "status": None,
          "active": True},
     ]  # fmt: skip
@@ -201,14 +222,96 @@ async def test_a_relay_that_fails_for_a_while_is_asked_again(clean_redis: str) -
     assert jobs(clean_redis) == dids(*range(1, 151))
 
 
-async def test_repos_that_cannot_be_listed_are_all_that_is_stepped_over(clean_redis: str) -> None:
+async def test_repos_that_cannot_be_listed_are_all_that_is_left_out(clean_redis: str) -> None:
     source = Listing(250)
     source.broken = {137, 138, 240}
     async with listing(clean_redis, source) as run:
         await eventually(lambda: run.enumerator.state.done, 60)
-        assert run.metric("backfill_cursor_skips_total") == 3
+        assert run.metric("backfill_cursor_skips_total") == 2
+        await eventually(lambda: run.metric("listing_holes", host="relay.test") == 2)
     expected = [number for number in range(1, 251) if number not in source.broken]
     assert jobs(clean_redis) == dids(*expected)
+    assert [(hole.start, hole.end) for hole in known_holes(clean_redis)] == [(136, 138), (239, 240)]
+    assert "500 from listRepos" in known_holes(clean_redis)[0].problem
+
+
+async def test_a_hole_is_tried_again_until_the_host_lists_it(clean_redis: str) -> None:
+    source = Listing(150)
+    source.broken = {60, 61}
+    async with listing(clean_redis, source, now=1_000.0) as run:
+        await eventually(lambda: run.enumerator.state.done)
+    assert jobs(clean_redis) == dids(*range(1, 60), *range(62, 151))
+    source.broken = {61}
+    async with listing(clean_redis, source, now=1_000.0 + FIRST_RETRY_SECONDS) as run:
+        await eventually(lambda: run.metric("listing_hole_retries_total", result="left") == 1)
+    [left] = known_holes(clean_redis)
+    assert (left.start, left.end, left.tries) == (60, 61, 1)
+    assert left.retry_at == 1_000 + 3 * FIRST_RETRY_SECONDS
+    source.broken = set()
+    async with listing(clean_redis, source, now=float(left.retry_at)) as run:
+        await eventually(lambda: run.metric("listing_hole_retries_total", result="closed") == 1)
+        await eventually(lambda: run.enumerator.state.done)
+        assert run.enumerator.state.holes == 0
+    assert known_holes(clean_redis) == []
+    assert sorted(set(jobs(clean_redis))) == sorted(dids(*range(1, 151)))
+
+
+async def test_where_no_way_around_is_known_the_listing_waits_and_says_so(
+    clean_redis: str,
+) -> None:
+    source = Listing(150)
+    whole, broken = source.fetch, True
+
+    async def fetch(endpoint: Endpoint, cursor: str | None, limit: int) -> Page:
+        page = await whole(endpoint, cursor and cursor.removeprefix("opaque-"), limit)
+        if broken and cursor == "opaque-100":
+            raise HttpFailure("status", "500 from listRepos", status=500)
+        return Page(page.repos, page.cursor and f"opaque-{page.cursor}")
+
+    source.fetch = fetch  # type: ignore[method-assign]
+    async with listing(clean_redis, source) as run:
+        await eventually(lambda: run.enumerator.state.stuck)
+        where = {"host": "relay.test", "source": "listRepos"}
+        await eventually(lambda: run.metric("listing_stuck", **where) == 1)
+        assert "stuck" in str(run.enumerator.details()["listing[listRepos:relay.test]"])
+        assert value(clean_redis, KEY) == "opaque-100"
+        broken = False
+        await eventually(lambda: run.enumerator.state.done)
+        assert not run.enumerator.state.stuck
+    assert jobs(clean_redis) == dids(*range(1, 151))
+
+
+async def test_a_list_of_a_collection_has_a_cursor_of_its_own(clean_redis: str) -> None:
+    async with listing(clean_redis, Listing(5), name="app.bsky.actor.profile") as run:
+        await eventually(lambda: run.enumerator.state.done)
+    assert value(clean_redis, KEY) is None
+    key = "rsky_pipeline:listing:app.bsky.actor.profile:cursor:relay.test"
+    assert value(clean_redis, key) == DONE
+
+
+async def test_accounts_that_their_host_would_refuse_are_counted_and_left_out(
+    clean_redis: str,
+) -> None:
+    source = Listing(6)
+    source.inactive = {1: "deactivated", 2: "throttled", 4: "takendown", 5: "something new"}
+    async with listing(clean_redis, source) as run:
+        await eventually(lambda: run.enumerator.state.done)
+        counts = [
+            run.metric("listing_skipped_repos_total", status=status)
+            for status in ("deactivated", "takendown", "suspended", "other")
+        ]
+        assert counts == [1, 1, 0, 1]
+        assert run.enumerator.state.progress.skipped == 3
+    assert jobs(clean_redis) == dids(2, 3, 6)
+
+
+async def test_a_list_that_goes_in_a_circle_ends(clean_redis: str) -> None:
+    source = Listing(250)
+    turns = iter(["100", "50", "100"])
+    source.cursor_of = lambda _: next(turns)
+    async with listing(clean_redis, source) as run:
+        await eventually(lambda: run.enumerator.state.done)
+    assert len(source.requests) == 3
 
 
 async def test_nothing_is_stepped_over_while_the_relay_is_down(clean_redis: str) -> None:
@@ -229,15 +332,3 @@ async def test_a_listing_that_somebody_resets_begins_anew(clean_redis: str) -> N
             client.delete(KEY, "repo_backfill")
         await eventually(lambda: jobs(clean_redis) == dids(*range(1, 201)))
         assert run.metric("error_reasons_total") is None
-
-
-def test_pages_shrink_after_failures_and_grow_again() -> None:
-    page = PageLimit(limit=1_000)
-    limits = []
-    for _ in range(12):
-        page.failed()
-        limits.append(page.limit)
-    assert limits == [1_000, 1_000, 100, 100, 100, 10, 10, 10, 1, 1, 1, 1]
-    assert page.hopeless
-    page.worked()
-    assert (page.limit, page.hopeless) == (10, False)
