@@ -12,6 +12,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
@@ -103,14 +104,26 @@ def wait_until_it_answers(program: StoreProgram, process: "subprocess.Popen[byte
 
 @contextlib.contextmanager
 def running_valkey() -> Iterator[str]:
-    """Yield the URL of a Valkey of its own."""
-    with scratch_directory() as folder, running(valkey.prepare(scratch_settings(folder))) as store:
-        yield store.url
+    """Yield the URL of a server of its own: Valkey, or the one that RSKY_TEST_REDIS_SERVER names."""
+    with scratch_directory() as folder:
+        program = valkey.prepare(scratch_settings(folder))
+        other = os.environ.get("RSKY_TEST_REDIS_SERVER")
+        if other:
+            program = replace(program, arguments=(other, *program.arguments[1:]))
+        with running(program) as store:
+            yield store.url
 
 
 @contextlib.contextmanager
 def running_postgres() -> Iterator[str]:
-    """Yield the URL of an empty database in a PostgreSQL of its own."""
+    """Yield the URL of an empty database in a PostgreSQL of its own.
+
+    Where RSKY_TEST_DATABASE_URL names a database, tests make theirs beside that one.
+    """
+    other = os.environ.get("RSKY_TEST_DATABASE_URL")
+    if other:
+        yield other
+        return
     with (
         scratch_directory() as folder,
         running(postgres.prepare(scratch_settings(folder), FAST_POSTGRES)) as store,

@@ -153,7 +153,7 @@ async def test_a_store_that_is_down_at_first_is_waited_for(killable: Killable) -
 async def test_a_store_without_memory_is_waited_for(clean_redis: str) -> None:
     relay = Relay(likes(*range(1, 6)))
     with redis_client(clean_redis) as client:
-        client.config_set("maxmemory", "1mb")
+        client.config_set("maxmemory", "1")  # bytes: full, whatever the server
     try:
         async with running(relay), ingesting(clean_redis, relay.url) as ingester:
             await eventually(lambda: total(ingester, "store_retries", action="rejected") > 0)

@@ -13,7 +13,7 @@ from rsky_pipeline.streams.waiting import (
     remove_waiting,
     wake,
 )
-from tests.integration.streams.support import entries, ids, reader, stored, values
+from tests.integration.streams.support import entries, ids, memory_full, reader, stored, values
 
 
 def test_a_postponed_entry_leaves_its_stream_and_comes_back_when_due(store: Store) -> None:
@@ -30,6 +30,15 @@ def test_a_postponed_entry_leaves_its_stream_and_comes_back_when_due(store: Stor
     (back,) = group.read_new(5, 0)
     assert back.fields == {b"event": b"10 with spaces\n"}
     assert wake(store, ["s"]) == 0
+
+
+def test_a_full_server_takes_what_is_postponed(store: Store) -> None:
+    group = reader(store)
+    append(store, entries(1))
+    (delivery,) = group.read_new(1, 0)
+    with memory_full(store):
+        assert postpone(store, group, delivery, seconds=0, field=b"event", payload=b"10")
+    assert count_waiting(store) == 1
 
 
 def test_what_waits_survives_and_can_be_listed_hurried_and_removed(store: Store) -> None:
