@@ -10,8 +10,9 @@ import click
 COMMANDS = {
     "run": "Start and supervise roles in the foreground.",
     "status": "Show roles, rates, lag and stream lengths of a running pipeline.",
+    "start": "Start a pipeline in the background, producers first.",
     "stop": "Stop a running pipeline, consumers first.",
-    "restart": "Restart the workers of a role.",
+    "restart": "Restart the workers of a role, or everything in order.",
     "verify": "Check whether a running pipeline is well.",
     "streams": "Look at the Redis streams, and clean them without losing work.",
     "dlq": "List, show, retry and drop what could not be processed.",

@@ -1,30 +1,49 @@
-"""`rsky-pipeline restart`: fresh worker processes, one at a time."""
+"""`rsky-pipeline restart`: fresh processes, of a role or of everything."""
 
 from typing import Any
 
 import click
 
 from rsky_pipeline.cli.exit_codes import ExitCode
+from rsky_pipeline.cli.moving import directories, finish, json_option, manager_option, teller
 from rsky_pipeline.cli.options import configuration_options
 from rsky_pipeline.cli.output import fail
-from rsky_pipeline.cli.running import explained, run_directory
+from rsky_pipeline.cli.running import explained
 from rsky_pipeline.configuration.topology import ROLE_NAMES
 
 
 @click.command()
-@click.argument("role", type=click.Choice(ROLE_NAMES))
+@click.argument("role", type=click.Choice(ROLE_NAMES), required=False)
+@click.option("--ordered", is_flag=True, help="All roles: stop consumers first, start producers "
+              "first, each step verified.")  # fmt: skip
+@click.option("--rolling", is_flag=True, help="With --ordered: replace one process at a time.")
+@manager_option
+@json_option
 @configuration_options
-def command(role: str, **parameters: Any) -> None:
-    """Restart the workers of a role, one at a time, each ready before the next.
+def command(
+    role: str | None, ordered: bool, rolling: bool, choice: str, as_json: bool, **parameters: Any
+) -> None:
+    """Restart the workers of a role, one at a time, each ready before the next; or all roles.
 
-    Exit codes: 0 restarted, 1 given up, 3 not running, 4 no answer.
+    Supervisors and embedded stores keep running. Exit codes: 0 restarted, 1 given up, 3 not
+    running, 4 no answer, 5 a process had to be killed.
     """
-    from rsky_pipeline.supervisor import client
+    from rsky_pipeline.operations.ordered import flow
 
-    directory = run_directory(parameters)
+    if (role is None) == (not ordered):
+        raise fail("give a role, or --ordered for all of them", ExitCode.USAGE)
+    settings = directories(parameters)
+    tell = teller(as_json)
     with explained():
-        those = [each for each in client.find(directory) if role in each.roles]
-        if not those:
-            raise fail(f"no {role} is running in {directory}", ExitCode.NOT_RUNNING)
-        for each in those:
-            client.ask(each.path, "restart", on_step=click.echo, wait_seconds=None, roles=[role])
+        manager = flow.manager_of(settings, choice)
+        running = manager.running()
+        wanted = [role] if role else list(running)
+        if not wanted or not set(wanted) <= set(running):
+            what = role if role and running else "pipeline"
+            raise fail(f"no {what} is running in {settings.run_dir}", ExitCode.NOT_RUNNING)
+        if role or rolling:
+            movement = flow.restart_rolling(manager, roles=wanted, tell=tell)
+        else:
+            movement = flow.stop(manager, settings, roles=wanted, tell=tell)
+            movement.steps += flow.start(manager, roles=wanted, tell=tell).steps
+    finish(movement, as_json)

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rsky_pipeline.configuration.topology import stop_order
 from rsky_pipeline.supervisor.errors import NoAnswer, NotRunning, Refused
 from rsky_pipeline.supervisor.protocol import MAX_ANSWER_BYTES, VERSION, encode, sockets
 
@@ -75,38 +74,14 @@ def find(run_dir: Path) -> list[Supervisor]:
 
 
 def stop_everything(
-    supervisors: list[Supervisor],
-    *,
-    ordered: bool,
-    timeout: float | None,
-    on_step: Callable[[str], None],
+    supervisors: list[Supervisor], *, timeout: float | None, on_step: Callable[[str], None]
 ) -> bool:
-    """Stop all supervisors; return whether something had to be killed.
-
-    Each supervisor stops its own roles consumers first. `ordered` keeps that order over several
-    supervisors too: a role is gone everywhere before its producer is told.
-    """
-    if len(supervisors) == 1 or not ordered:
-        answers = [
-            ask(each.path, "stop", on_step=on_step, wait_seconds=None, timeout=timeout)
-            for each in supervisors
-        ]
-        return any(answer.get("forced") for answer in answers)
-    forced = False
-    for role in stop_order():
-        for each in supervisors:
-            if role not in each.roles:
-                continue
-            answer = ask(
-                each.path,
-                "stop",
-                on_step=on_step,
-                wait_seconds=None,
-                roles=[role],
-                timeout=timeout,
-            )
-            forced = forced or bool(answer.get("forced"))
-    return forced
+    """Stop all supervisors, each its own roles consumers first; return whether one had to kill."""
+    answers = [
+        ask(each.path, "stop", on_step=on_step, wait_seconds=None, timeout=timeout)
+        for each in supervisors
+    ]
+    return any(answer.get("forced") for answer in answers)
 
 
 def _connect(connection: socket.socket, path: Path) -> None:

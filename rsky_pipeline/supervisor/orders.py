@@ -1,15 +1,17 @@
 """What the control socket's commands do."""
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import trio
 
-from rsky_pipeline.configuration.topology import stop_order
+from rsky_pipeline.configuration.topology import start_order, stop_order
 from rsky_pipeline.supervisor.child import ChildDriver
+from rsky_pipeline.supervisor.errors import StartFailed
 from rsky_pipeline.supervisor.protocol import BadRequest, Request
 from rsky_pipeline.supervisor.shutdown import StopRequest, Urgency, stop_group
-from rsky_pipeline.supervisor.startup import restart_role
+from rsky_pipeline.supervisor.startup import restart_role, start_role
 from rsky_pipeline.supervisor.steps import Steps
 
 Send = Callable[[str], Awaitable[None]]
@@ -43,6 +45,9 @@ class Orders:
             case "stop":
                 forced = await self._stop(request, send)
                 return {"ok": True, "forced": forced}
+            case "start":
+                await self._start(request.roles or tuple(self._workers), send)
+                return {"ok": True}
             case _:
                 await self._restart(request.roles or tuple(self._workers), send)
                 return {"ok": True}
@@ -53,10 +58,12 @@ class Orders:
         self._steps.finish()
 
     async def _stop(self, request: Request, send: Send) -> bool:
-        """Stop some roles or everything. When no role is left, the supervisor stops as well."""
+        """Stop some roles or everything. When no role is left, the supervisor stops as well, unless
+        it is asked to stay."""
         roles = request.roles or tuple(self._workers)
         rest = [role for role in self._workers if role not in roles]
-        if any(not worker.at_rest for role in rest for worker in self._workers[role]):
+        left = any(not worker.at_rest for role in rest for worker in self._workers[role])
+        if left or request.stay:
             return await self._stop_roles(roles, request.timeout, send)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._request.force_after, request.timeout)
@@ -84,12 +91,25 @@ class Orders:
         self._forced = self._forced or forced
         return forced
 
+    async def _start(self, roles: Sequence[str], send: Send) -> None:
+        """Start what was stopped, producers first."""
+        failure: StartFailed | None = None
+
+        async def work(steps: Steps) -> None:
+            nonlocal failure
+            try:
+                for role in start_order():
+                    if role in roles:
+                        await start_role(role, self._workers[role], steps)
+            except StartFailed as error:
+                failure = error
+
+        with self._alone(roles):
+            await _narrate(work, send)
+        if failure is not None:
+            raise BadRequest(str(failure))
+
     async def _restart(self, roles: Sequence[str], send: Send) -> None:
-        taken = self._busy.intersection(roles)
-        if taken:
-            raise BadRequest(f"a restart of {', '.join(sorted(taken))} is in progress")
-        if self._request.urgency:
-            raise BadRequest("the pipeline is stopping")
         done = True
 
         async def work(steps: Steps) -> None:
@@ -98,13 +118,24 @@ class Orders:
                 if role in roles and done:
                     done = await restart_role(self._workers[role], steps)
 
-        self._busy.update(roles)
-        try:
+        with self._alone(roles):
             await _narrate(work, send)
-        finally:
-            self._busy.difference_update(roles)
         if not done:
             raise BadRequest("the restart was given up")
+
+    @contextmanager
+    def _alone(self, roles: Sequence[str]) -> Iterator[None]:
+        """Let nobody else start these roles meanwhile. Raises BadRequest."""
+        taken = self._busy.intersection(roles)
+        if taken:
+            raise BadRequest(f"a restart of {', '.join(sorted(taken))} is in progress")
+        if self._request.urgency:
+            raise BadRequest("the pipeline is stopping")
+        self._busy.update(roles)
+        try:
+            yield
+        finally:
+            self._busy.difference_update(roles)
 
 
 async def _narrate(work: Callable[[Steps], Awaitable[None]], send: Send) -> None:

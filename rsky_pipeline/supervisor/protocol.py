@@ -26,14 +26,18 @@ class BadRequest(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A checked request. `timeout` is the longest a stop may take before it is forced, seconds."""
+    """A checked request. `timeout` is the longest a stop may take before it is forced, seconds.
+
+    `stay` keeps the supervisor and its embedded stores when no role is left.
+    """
 
     command: str
     roles: tuple[str, ...] = ()
     timeout: float | None = None
+    stay: bool = False
 
 
-COMMANDS = ("status", "stop", "restart")
+COMMANDS = ("status", "start", "stop", "restart")
 
 
 def socket_name(roles: tuple[str, ...]) -> str:
@@ -80,4 +84,7 @@ def parse_request(line: bytes) -> Request:
         isinstance(timeout, bool) or not isinstance(timeout, int | float) or not timeout >= 0
     ):
         raise BadRequest("timeout must be a number of seconds")
-    return Request(str(command), tuple(roles), timeout)
+    stay = message.get("stay", False)
+    if not isinstance(stay, bool):
+        raise BadRequest("stay must be true or false")
+    return Request(str(command), tuple(roles), timeout, stay)

@@ -1,5 +1,6 @@
 """Producers are ready before consumers start; consumers are gone before producers are told."""
 
+import json
 import re
 import signal
 
@@ -22,11 +23,12 @@ def test_stop_drains_consumers_first_and_prints_each_step(pipeline: Pipeline) ->
     running = pipeline.up("ingester", "backfiller", "indexer", "indexer_workers=2")
     result = pipeline.command("stop", "--ordered")
     assert result.exit_code == 0, result.output
+    told = "".join(line for line in result.output.splitlines(True) if line[0] != " ")
     assert re.fullmatch(
         r"indexer \(2 workers\) drained and stopped \(\d\.\d s, 0 pending\)\n"
         r"backfiller drained and stopped \(\d\.\d s, 0 pending\)\n"
         r"ingester drained and stopped \(\d\.\d s, 0 pending\)\n",
-        result.output,
+        told,
     )
     assert running.ended() == 0
     after = pipeline.trace()[-8:]
@@ -103,7 +105,7 @@ def test_several_supervisors_share_a_run_directory(pipeline: Pipeline) -> None:
     assert all(f"{role}-1" in status.output for role in ("ingester", "backfiller", "indexer"))
     result = pipeline.command("stop", "--ordered")
     assert result.exit_code == 0
-    stopped = [line.split()[0] for line in result.output.splitlines()]
+    stopped = [line.split()[0] for line in result.output.splitlines() if line[0] != " "]
     assert stopped == ["indexer", "backfiller", "ingester"]
     assert [running.ended() for running in supervisors] == [0, 0, 0]
     assert pipeline.command("stop").exit_code == 3
@@ -124,3 +126,52 @@ def test_stopping_one_role_of_a_supervisor_leaves_the_others(pipeline: Pipeline)
     # Started again by an order; the rest goes down with the last role.
     client.ask(supervisor.path, "restart", wait_seconds=20, roles=["indexer"])
     assert pipeline.child("indexer-1")["state"] == "ready"
+
+
+def test_roles_stop_and_start_under_a_supervisor_that_stays(pipeline: Pipeline) -> None:
+    running = pipeline.up()
+    stopped = pipeline.command("stop", "--role", "indexer", "--role", "backfiller", "--json")
+    assert stopped.exit_code == 0, stopped.output
+    steps = json.loads(stopped.stdout)["steps"]
+    assert [(step["action"], step["role"], step["ok"]) for step in steps] == [
+        ("stop", "indexer", True),
+        ("stop", "backfiller", True),
+    ]
+    assert pipeline.child("ingester-1")["state"] == "ready"
+    started = pipeline.command("start", "--json")
+    assert started.exit_code == 0, started.output
+    assert [step["role"] for step in json.loads(started.stdout)["steps"]] == [
+        *("ingester", "backfiller", "indexer")
+    ]
+    assert pipeline.child("indexer-1")["state"] == "ready"
+    assert running.process.poll() is None
+
+
+def test_an_ordered_restart_keeps_the_supervisor(pipeline: Pipeline) -> None:
+    running = pipeline.up()
+    result = pipeline.command("restart", "--ordered")
+    assert result.exit_code == 0, result.output
+    ends = [line for line in pipeline.trace() if line.endswith(("drained", "ready"))]
+    assert ends[3:] == [
+        *("indexer-1 drained", "backfiller-1 drained", "ingester-1 drained"),
+        *("ingester-1 ready", "backfiller-1 ready", "indexer-1 ready"),
+    ]
+    result = pipeline.command("restart", "--ordered", "--rolling")
+    assert result.exit_code == 0, result.output
+    ends = [line for line in pipeline.trace() if line.endswith(("drained", "ready"))]
+    assert ends[9:] == [
+        *("indexer-1 drained", "indexer-1 ready", "backfiller-1 drained", "backfiller-1 ready"),
+        *("ingester-1 drained", "ingester-1 ready"),
+    ]
+    assert running.process.poll() is None
+    assert pipeline.command("restart").exit_code == 2
+
+
+def test_an_ordered_stop_reports_what_it_forced(pipeline: Pipeline) -> None:
+    pipeline.behave(indexer={"drain_seconds": 60, "deaf": True})
+    pipeline.up()
+    result = pipeline.command("stop", "--ordered", "--timeout", "0.2", "--json")
+    assert result.exit_code == 5
+    forced = {step["role"]: step["forced"] for step in json.loads(result.stdout)["steps"]}
+    assert (forced["indexer"], forced["backfiller"], forced["ingester"]) == (True, False, False)
+    assert pipeline.nobody_runs()

@@ -34,7 +34,7 @@ def invoke(*arguments: str) -> Result:
         (["stop", "--timeout", "-1"], "is not in the range"),
         (["stop", "--timeout", "soon"], "not a valid float"),
         (["restart", "relay"], "'relay' is not one of"),
-        (["restart"], "Missing argument"),
+        (["restart"], "give a role, or --ordered"),
         (["worker", "relay"], "'relay' is not one of"),
         (["worker", "indexer"], "needs redis_url and database_url"),
     ],

@@ -1,0 +1,151 @@
+"""Stopping and starting everything in order, whoever manages the processes."""
+
+import time
+from collections.abc import Callable, Sequence
+
+from rsky_pipeline.configuration.settings import Settings
+from rsky_pipeline.configuration.topology import ROLE_NAMES, ROLES, start_order, stop_order
+from rsky_pipeline.operations.ordered.manager import Launch, Manager, Moved, Tell
+from rsky_pipeline.operations.ordered.report import Finding, Movement, Step
+from rsky_pipeline.operations.ordered.supervised import Supervised
+from rsky_pipeline.operations.ordered.units import Units
+from rsky_pipeline.operations.ordered.verified import outstanding, verify_stopped
+from rsky_pipeline.runtime.errors import WorkerError
+from rsky_pipeline.streams.errors import StoreRejected, StoreUnavailable
+from rsky_pipeline.systemd import systemctl
+
+LOOK_SECONDS = 1.0
+QUIET_LOOKS = 2
+
+
+def manager_of(settings: Settings, choice: str = "auto") -> Manager:
+    """Return who manages the roles here; `auto` takes systemd where our units are installed."""
+    if choice == "systemd":
+        return Units(settings)
+    if choice == "auto" and systemctl.is_running():
+        units = Units(settings)
+        if any(units.units(role) for role in ROLE_NAMES):
+            return units
+    return Supervised(settings)
+
+
+def stop(
+    manager: Manager,
+    settings: Settings,
+    *,
+    roles: Sequence[str] = ROLE_NAMES,
+    deadline: float | None = None,
+    drain: bool = False,
+    tell: Tell,
+) -> Movement:
+    """Stop roles that run, each verified before the next; consumers first.
+
+    `drain` is the other order: producers first, and each consumer only when it has nothing left to
+    read, within `deadline` seconds for each role. Supervisors and stores are left (`close`).
+    """
+    movement = Movement(manager.name)
+    running = manager.running()
+    for role in start_order() if drain else stop_order():
+        if role not in roles or role not in running:
+            continue
+        if drain:
+            waited = _wait_until_applied(settings, role, deadline, tell)
+            if waited is not None:
+                movement.steps.append(waited)
+                if not waited.ok:
+                    return movement
+        began = time.monotonic()
+        moved = manager.stop(role, deadline if not drain else None, tell)
+        findings = verify_stopped(settings, role, moved.told)
+        for finding in findings:
+            tell(f"  {finding.result}: {finding.text}")
+        movement.steps.append(_step("stop", role, began, moved, findings))
+    return movement
+
+
+def start(
+    manager: Manager, *, roles: Sequence[str] = ROLE_NAMES, tell: Tell, strict: bool = True
+) -> Movement:
+    """Start roles, producers first, each ready before the next; `strict` ends at a failure."""
+    movement = Movement(manager.name)
+    for role in start_order():
+        if role in roles:
+            movement.steps.append(_moved("start", role, lambda r=role: manager.start(r, tell)))  # type: ignore[misc]
+            if strict and not movement.ok:
+                break
+    return movement
+
+
+def launch(manager: Supervised, program: Sequence[str], how: Launch, tell: Tell) -> Movement:
+    """Start a supervisor in the background and wait until its roles are ready."""
+    movement = Movement(manager.name)
+    roles = ", ".join(how.roles)
+    movement.steps.append(_moved("start", roles, lambda: manager.launch(program, how, tell)))
+    return movement
+
+
+def restart_rolling(manager: Manager, *, roles: Sequence[str], tell: Tell) -> Movement:
+    """Replace processes one at a time, consumers first; end at the first that does not come up."""
+    movement = Movement(manager.name)
+    for role in stop_order():
+        if role in roles:
+            step = _moved("restart", role, lambda r=role: manager.restart(r, tell))  # type: ignore[misc]
+            movement.steps.append(step)
+            if not movement.ok:
+                break
+    return movement
+
+
+def close(manager: Manager, movement: Movement, tell: Tell) -> None:
+    """End supervisors and their stores, and note it if there were any."""
+    began = time.monotonic()
+    moved = manager.close(tell)
+    if moved.lines or moved.forced:
+        movement.steps.append(_step("stop", "stores", began, moved))
+
+
+def _wait_until_applied(
+    settings: Settings, role: str, deadline: float | None, tell: Tell
+) -> Step | None:
+    """Wait until a consumer has read and acknowledged everything; None for a role without input."""
+    if not any(one.consumes for one in ROLES if one.name == role):
+        return None
+    began = time.monotonic()
+    quiet = 0
+    told = -LOOK_SECONDS * 10
+    try:
+        while quiet < QUIET_LOOKS:
+            left = outstanding(settings, role)
+            quiet = quiet + 1 if left == 0 else 0
+            elapsed = time.monotonic() - began
+            if quiet >= QUIET_LOOKS:
+                break
+            if deadline is not None and elapsed > deadline:
+                text = f"{left:,} entries are left after {elapsed:.0f} s: nothing more was stopped"
+                tell(f"  fail: {role}: {text}")
+                finding = Finding("fail", text)
+                return Step("drain", role, elapsed, findings=(finding,), ok=False)
+            if left and elapsed - told >= 2.0:
+                tell(f"  waiting for the {role}: {left:,} entries left")
+                told = elapsed
+            time.sleep(LOOK_SECONDS / 2)
+    except (StoreUnavailable, StoreRejected) as error:
+        raise WorkerError(f"cannot see what the {role} has left: {error}") from error
+    elapsed = time.monotonic() - began
+    return Step("drain", role, elapsed, findings=(Finding("pass", "nothing is left to read"),))
+
+
+def _moved(action: str, role: str, move: Callable[[], Moved]) -> Step:
+    began = time.monotonic()
+    try:
+        moved = move()
+    except WorkerError as error:
+        moved = Moved((str(error),), ok=False)
+    return _step(action, role, began, moved)
+
+
+def _step(
+    action: str, role: str, began: float, moved: Moved, findings: tuple[Finding, ...] = ()
+) -> Step:
+    elapsed = time.monotonic() - began
+    return Step(action, role, elapsed, moved.lines, findings, moved.forced, moved.ok)  # type: ignore[arg-type]

@@ -1,0 +1,211 @@
+"""Roles under our own supervisors, asked by their control sockets."""
+
+import os
+import select
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from rsky_pipeline.configuration.settings import Settings
+from rsky_pipeline.configuration.topology import start_order
+from rsky_pipeline.embedded import locations
+from rsky_pipeline.operations.ordered.manager import Launch, Moved, Tell
+from rsky_pipeline.runtime.errors import WorkerError
+from rsky_pipeline.supervisor import client
+from rsky_pipeline.supervisor.errors import NotRunning, Refused
+
+POLL_SECONDS = 0.2
+UP = "running"
+
+
+class Supervised:
+    """The supervisors of one run directory."""
+
+    name = "supervisor"
+
+    def __init__(self, settings: Settings) -> None:
+        """`settings` went through `resolve_directories`."""
+        self._run_dir = locations.run_directory(settings)
+        self._settings = settings
+
+    def running(self) -> tuple[str, ...]:
+        """Return the roles with a process that is wanted or alive."""
+        roles = {
+            child["role"]
+            for each in self._find()
+            for child in each.status["processes"]
+            if child["kind"] == "worker" and (child["pid"] or child["wanted"])
+        }
+        return tuple(role for role in start_order() if role in roles)
+
+    def supervised(self) -> frozenset[str]:
+        """Return the roles that a supervisor is there for, whether they run or not."""
+        return frozenset(role for each in self._find() for role in each.roles)
+
+    def stop(self, role: str, deadline: float | None, tell: Tell) -> Moved:
+        """Stop a role; its supervisor and the embedded stores stay."""
+        arguments = {"roles": [role], "timeout": deadline, "stay": True}
+        moved = self._ask("stop", role, tell, **arguments)
+        told: dict[str, Any] = {}
+        for each in self._find():
+            for child in each.status["processes"]:
+                if child["role"] == role:
+                    told.update(child["health"])
+        return Moved(moved.lines, moved.forced, moved.ok, told)
+
+    def start(self, role: str, tell: Tell) -> Moved:
+        """Start a role that was stopped under a supervisor that still runs."""
+        return self._ask("start", role, tell, roles=[role])
+
+    def restart(self, role: str, tell: Tell) -> Moved:
+        """Replace the workers of a role one at a time."""
+        return self._ask("restart", role, tell, roles=[role])
+
+    def close(self, tell: Tell) -> Moved:
+        """Stop every supervisor and its embedded stores."""
+        lines: list[str] = []
+        forced = False
+
+        def news(line: str) -> None:
+            if not line.endswith("was not running"):  # roles that were stopped before
+                lines.append(line)
+                tell(line)
+
+        for each in self._find():
+            answer = client.ask(each.path, "stop", on_step=news, wait_seconds=None)
+            forced = forced or bool(answer.get("forced"))
+            _wait_until_gone(int(each.status["pid"]))
+        return Moved(tuple(lines), forced)
+
+    def launches(self) -> list[Launch]:
+        """Return how each supervisor was started, producers first. Raises WorkerError."""
+        found = [_launch(each) for each in self._find()]
+        order = start_order()
+        return sorted(found, key=lambda launch: min(order.index(role) for role in launch.roles))
+
+    def launch(self, program: Sequence[str], launch: Launch, tell: Tell) -> Moved:
+        """Start a supervisor in the background and wait until it runs.
+
+        It lives in a session of its own and writes to `data_dir/supervisor.log`.
+        """
+        log = locations.data_directory(self._settings) / "supervisor.log"
+        locations.make_private(log.parent)
+        command = [*program, *launch.arguments]
+        tell(f"starting {', '.join(launch.roles)}; its log is {log}")
+        with log.open("ab") as stream:
+            position = stream.tell()
+            process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=stream,
+                stderr=stream,
+                cwd=launch.directory,
+                start_new_session=True,
+            )
+        return self._wait(process, log, position, launch, tell)
+
+    def _wait(
+        self,
+        process: "subprocess.Popen[bytes]",
+        log: Path,
+        position: int,
+        launch: Launch,
+        tell: Tell,
+    ) -> Moved:
+        limit = len(launch.roles) * self._settings.ready_timeout_seconds + 300
+        deadline = time.monotonic() + limit
+        while time.monotonic() < deadline:
+            if process.poll() is not None:
+                with log.open("rb") as text:
+                    text.seek(position)
+                    last = text.read()[-4000:].decode(errors="replace").strip().splitlines()[-3:]
+                raise WorkerError(
+                    f"the supervisor ended with code {process.returncode}: {' | '.join(last)}"
+                )
+            for each in self._find():
+                if each.status["pid"] == process.pid and each.status["state"] == UP:
+                    late = _late(each)
+                    line = f"{', '.join(launch.roles)} running (pid {process.pid})"
+                    tell(line + (f"; not ready: {', '.join(late)}" if late else ""))
+                    return Moved((line,), ok=not late)
+            time.sleep(POLL_SECONDS)
+        raise WorkerError(f"the supervisor (pid {process.pid}) is not up after {limit:.0f} s")
+
+    def _ask(self, command: str, role: str, tell: Tell, **arguments: Any) -> Moved:
+        lines: list[str] = []
+        forced = False
+        ok = True
+        for each in self._find():
+            if role not in each.roles:
+                continue
+            try:
+                answer = self._one(each.path, command, lines, tell, **arguments)
+                forced = forced or bool(answer.get("forced"))
+            except Refused as error:
+                tell(str(error))
+                lines.append(str(error))
+                ok = False
+        return Moved(tuple(lines), forced, ok)
+
+    def _one(
+        self, path: Path, command: str, lines: list[str], tell: Tell, **arguments: Any
+    ) -> dict[str, Any]:
+        return client.ask(
+            path, command, on_step=_both(lines.append, tell), wait_seconds=None, **arguments
+        )
+
+    def _find(self) -> list[client.Supervisor]:
+        try:
+            return client.find(self._run_dir)
+        except NotRunning:
+            return []
+
+
+def _both(first: Tell, second: Tell) -> Callable[[str], None]:
+    def tell(line: str) -> None:
+        first(line)
+        second(line)
+
+    return tell
+
+
+def _late(supervisor: client.Supervisor) -> list[str]:
+    children = supervisor.status["processes"]
+    return [child["name"] for child in children if child["state"] != "ready"]
+
+
+def _wait_until_gone(pid: int) -> None:
+    """The supervisor answers before it has let go of its locks."""
+    try:
+        descriptor = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return
+    try:
+        poll = select.poll()
+        poll.register(descriptor, select.POLLIN)
+        poll.poll(30_000)
+    finally:
+        os.close(descriptor)
+
+
+def _launch(supervisor: client.Supervisor) -> Launch:
+    """Read how a supervisor was started from the kernel. Raises WorkerError."""
+    pid = supervisor.status["pid"]
+    try:
+        raw = Path(f"/proc/{pid}/cmdline").read_bytes()
+        directory = Path(os.readlink(f"/proc/{pid}/cwd"))
+    except OSError as error:
+        raise WorkerError(
+            f"cannot see how the supervisor (pid {pid}) was started: {error.strerror}; "
+            "run this as its account or as root"
+        ) from error
+    words = raw.decode(errors="surrogateescape").rstrip("\0").split("\0")
+    if "run" not in words:
+        raise WorkerError(f"the supervisor (pid {pid}) was not started with `rsky-pipeline run`")
+    at = words.index("run")
+    program = directory / words[at - 1] if at else None
+    if program is not None and not program.is_file():
+        program = None
+    return Launch(program, tuple(words[at:]), supervisor.roles, directory)

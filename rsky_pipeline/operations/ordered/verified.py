@@ -1,0 +1,132 @@
+"""What Redis says after a step: are the consumers drained, do the cursors match the data?"""
+
+import json
+import socket
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing
+from typing import Any
+
+from rsky_pipeline.configuration.redaction import redacted
+from rsky_pipeline.configuration.settings import Settings
+from rsky_pipeline.configuration.topology import ROLES
+from rsky_pipeline.operations.ordered.report import Finding
+from rsky_pipeline.streams.append import read_cursor
+from rsky_pipeline.streams.connection import Store, connect
+from rsky_pipeline.streams.errors import StoreRejected, StoreUnavailable
+from rsky_pipeline.streams.lag import inspect
+from rsky_pipeline.streams.names import FIREHOSE_LIVE, LABEL_LIVE, cursor_key
+from rsky_pipeline.streams.scan import newest
+
+_LOOKED_AT = 200  # newest entries whose seq the cursor must cover
+
+
+def verify_stopped(settings: Settings, role: str, told: Mapping[str, Any]) -> tuple[Finding, ...]:
+    """Return what is found after a role has stopped; `told` is what it said of itself at the end.
+
+    A Redis that cannot be asked is a note: it is no fault of the stop.
+    """
+
+    def look(store: Store) -> list[Finding]:
+        [declared] = [one for one in ROLES if one.name == role]
+        findings = [_drained(store, settings, role, stream) for stream in declared.consumes]
+        if declared.consumes:
+            return findings
+        return list(_flushed(store, settings, told))
+
+    return tuple(_asking(settings, look))
+
+
+def outstanding(settings: Settings, role: str) -> int:
+    """Return how many entries a role still has to read or acknowledge, over all its streams.
+
+    Raises StoreUnavailable and StoreRejected.
+    """
+    [declared] = [one for one in ROLES if one.name == role]
+    total = 0
+    with closing(connect(settings.redis_url or "", name="ordered")) as store:
+        for stream in declared.consumes:
+            report = inspect(store, stream)
+            group = report.group(group_of(settings, role))
+            total += report.length if group is None else group.lag + group.pending
+    return total
+
+
+def group_of(settings: Settings, role: str) -> str:
+    """Return the consumer group of a role."""
+    name: str = getattr(settings, f"{role}_group")
+    return name
+
+
+def _asking(settings: Settings, look: Callable[[Store], list[Finding]]) -> list[Finding]:
+    url = settings.redis_url or ""
+    try:
+        with closing(connect(url, name="ordered")) as store:
+            return look(store)
+    except (StoreUnavailable, StoreRejected) as error:
+        return [Finding("note", f"not verified: {redacted(url)}: {error}")]
+
+
+def _drained(store: Store, settings: Settings, role: str, stream: str) -> Finding:
+    """What consumers of this host leave pending goes to the same names again at the next start."""
+    group = group_of(settings, role)
+    report = inspect(store, stream).group(group)
+    if report is None:
+        return Finding("pass", f"{stream}: nothing was ever read of it")
+    own = _own_pending(store, stream, group, role)
+    if own:
+        text = f"{stream}: {own:,} released unacknowledged, delivered again at the next start"
+        return Finding("note", text)
+    return Finding("pass", f"{stream}: 0 pending, everything read is acknowledged")
+
+
+def _own_pending(store: Store, stream: str, group: str, role: str) -> int:
+    prefix = f"{socket.gethostname()}-{role}-"
+    total = 0
+    for row in store.call("XINFO", "CONSUMERS", stream, group):
+        facts = dict(zip(row[::2], row[1::2], strict=True)) if isinstance(row, list) else row
+        if facts[b"name"].decode().startswith(prefix):
+            total += int(facts[b"pending"])
+    return total
+
+
+def _flushed(store: Store, settings: Settings, told: Mapping[str, Any]) -> Iterator[Finding]:
+    """Cursors must stand where the ingester last said, or further, and cover what was appended."""
+    hosts = [(FIREHOSE_LIVE, host) for host in settings.relay_hosts]
+    hosts += [(LABEL_LIVE, host) for host in settings.labeler_hosts]
+    for stream, host in hosts:
+        stored = read_cursor(store, cursor_key(stream, host))
+        last = told.get(f"cursor[{stream}:{host}]")
+        if stored is None:
+            yield Finding("note", f"{stream}: no cursor of {host} yet")
+        elif isinstance(last, int) and last > int(stored):
+            yield Finding("fail", f"{stream}: the cursor of {host} is {stored}, written was {last}")
+        else:
+            yield Finding("pass", f"{stream}: the cursor of {host} is stored ({stored})")
+    if len(settings.relay_hosts) == 1:
+        yield from _covered(store, settings.relay_hosts[0])
+
+
+def _covered(store: Store, host: str) -> Iterator[Finding]:
+    """Sequence numbers are a relay's own, so this is known where there is one relay only."""
+    stored = read_cursor(store, cursor_key(FIREHOSE_LIVE, host))
+    highest = max(_sequence_numbers(store), default=None)
+    if stored is None or highest is None:
+        return
+    if highest > int(stored):
+        yield Finding("fail", f"{FIREHOSE_LIVE}: holds event {highest}, the cursor is {stored}")
+    else:
+        yield Finding("pass", f"{FIREHOSE_LIVE}: its newest event is {highest}, so nothing is new")
+
+
+def _sequence_numbers(store: Store) -> Iterator[int]:
+    for entry in newest(store, FIREHOSE_LIVE, _LOOKED_AT):
+        for payload in entry.fields.values():
+            try:
+                event = json.loads(payload)
+            except ValueError:
+                continue
+            # Others may have put anything here; the ingester's own are record events.
+            if isinstance(event, dict) and event.get("type") in ("create", "update", "delete"):
+                seq = event.get("seq")
+                if isinstance(seq, int):
+                    yield seq
