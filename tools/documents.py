@@ -15,6 +15,7 @@ from rsky_pipeline.configuration.topology import ROLE_NAMES
 from rsky_pipeline.observability.catalogue import (
     PROCESSES,
     Declared,
+    finding_metrics,
     original_stream_metrics,
     own_metrics,
     process_metrics,
@@ -76,6 +77,7 @@ _PARTS: Mapping[str, Mapping[str, Callable[[], str]]] = {
         **{f"{process} metrics": _own(process) for process in PROCESSES},
         "stream metrics": lambda: metrics_table(stream_metrics()),
         "original stream metrics": lambda: metrics_table(_originals()),
+        "finding metrics": lambda: metrics_table(finding_metrics()),
         "process metrics": lambda: metrics_table(process_metrics()),
     },
 }

@@ -27,6 +27,7 @@ from rsky_pipeline.streams.connection import connect
 from rsky_pipeline.streams.errors import StoreRejected, StoreUnavailable
 from rsky_pipeline.streams.lag import StreamReport
 from rsky_pipeline.streams.names import FIREHOSE_BACKFILL, REPO_STREAMS
+from rsky_pipeline.streams.self_check import SelfCheck
 from rsky_pipeline.streams.watch import watch
 
 log = logging.getLogger(__name__)
@@ -42,6 +43,9 @@ async def run(context: WorkerContext) -> None:
     """Run a backfiller until it is told to stop."""
     settings = context.settings
     metrics = BackfillerMetrics(context.registry)
+    self_check = SelfCheck(
+        context.registry, "backfiller", settings, (*REPO_STREAMS, FIREHOSE_BACKFILL)
+    )
     with ExitStack() as stack:
         stores = []
         for purpose in ("read", "settle", "append", "watch"):
@@ -69,7 +73,7 @@ async def run(context: WorkerContext) -> None:
             groups[FIREHOSE_BACKFILL] = (settings.indexer_group,)
             gauges = StreamMetrics(context.registry, "backfiller", groups)
             async with trio.open_nursery() as nursery:
-                look = partial(watch, stores[3], gauges, tuple(groups))
+                look = partial(watch, stores[3], gauges, tuple(groups), self_check)
                 nursery.start_soon(_watch, look, gauges)
                 nursery.start_soon(worker.report_health)
                 await worker.run()

@@ -68,10 +68,26 @@ def show(documents: list[dict[str, Any]]) -> None:
     for process in together["processes"]:
         if process["trouble"] and process["trouble"] != "starting":
             click.echo(f"{process['name']}: {process['trouble']}")
+    for line in warnings(together["processes"]):
+        click.echo(line)
     if together["streams"]:
         click.echo()
         streams = sorted(together["streams"].items())
         print_table(("STREAM", "ENTRIES"), [(name, f"{length:,}") for name, length in streams])
+
+
+def warnings(processes: list[dict[str, Any]]) -> list[str]:
+    """Return a line for each thing that a worker finds wrong by itself, with what to do."""
+    from rsky_pipeline.observability.findings import KINDS
+
+    lines = []
+    for process in processes:
+        for finding in (process.get("health") or {}).get("findings") or []:
+            kind, _, subject = str(finding).partition(" ")
+            known = KINDS.get(kind)
+            text = f"{known.meaning}; to do: {known.remedy}" if known else "unknown finding"
+            lines.append(f"{process['name']}: warning: {f'{kind} {subject}'.strip()}: {text}")
+    return lines
 
 
 def duration(seconds: float | None) -> str:

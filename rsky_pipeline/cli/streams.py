@@ -181,7 +181,8 @@ def repair_groups(idle: float, dry_run: bool, as_json: bool, **parameters: Any) 
 
     Exit with 1 if something is left that only a running worker can put right.
     """
-    from rsky_pipeline.operations.groups import expected_groups, repair
+    from rsky_pipeline.configuration.expectations import expected_groups
+    from rsky_pipeline.operations.groups import repair
 
     with opened_store(parameters, "streams") as (settings, store):
         found = repair(store, expected_groups(settings), idle_seconds=idle, dry_run=dry_run)

@@ -16,6 +16,7 @@ from rsky_pipeline.runtime.threads import StoreThread
 from rsky_pipeline.streams.connection import Store
 from rsky_pipeline.streams.consume import GroupReader
 from rsky_pipeline.streams.errors import StoreRejected, StoreUnavailable
+from rsky_pipeline.streams.self_check import SelfCheck
 from rsky_pipeline.streams.trim import trim
 from rsky_pipeline.streams.watch import watch
 
@@ -34,12 +35,14 @@ class Maintenance:
         intakes: Mapping[str, Intake],
         gauges: StreamMetrics,
         metrics: IndexerMetrics,
+        self_check: SelfCheck,
     ) -> None:
         self._open_store = open_store
         self._intakes = intakes
         self.waiting = False  # for a store: what is held is not to blame for the time it takes
         self._gauges = gauges
         self._metrics = metrics
+        self._self_check = self_check
         self._store: Store | None = None
         self._thread = StoreThread()
 
@@ -63,7 +66,7 @@ class Maintenance:
     def _look(self, trimming: bool) -> None:
         if self._store is None:
             self._store = self._open_store()
-        watch(self._store, self._gauges, tuple(self._intakes))
+        watch(self._store, self._gauges, tuple(self._intakes), self._self_check)
         for stream, intake in self._intakes.items():
             rule = intake.rule
             reader = GroupReader(self._store, stream, rule.group, rule.consumer)

@@ -35,6 +35,7 @@ class Report:
         metrics.transactions.inc()
         metrics.batch_size.labels(stream).observe(len(batch.items))
         metrics.duration.labels(stream).observe(outcome.seconds)
+        metrics.stale.labels(stream).inc(sum(applied.stale for applied in outcome.applied))
         metrics.conflicts.inc(outcome.conflicts)
         metrics.bodiless.inc(outcome.bodiless)
         metrics.dead_letters.inc(outcome.buried)

@@ -44,6 +44,7 @@ from rsky_pipeline.streams.connection import Store, connect
 from rsky_pipeline.streams.consume import Delivery
 from rsky_pipeline.streams.errors import StoreRejected, StoreUnavailable
 from rsky_pipeline.streams.names import FIREHOSE_BACKFILL, FIREHOSE_LIVE, LABEL_LIVE
+from rsky_pipeline.streams.self_check import SelfCheck
 
 FIRST = (FIREHOSE_LIVE, LABEL_LIVE)
 STREAMS = (*FIRST, FIREHOSE_BACKFILL)
@@ -103,6 +104,7 @@ class Indexer:
         self.maintenance = Maintenance(
             partial(self._open_store, "watch"), self._intakes,
             StreamMetrics(context.registry, "indexer", groups), self.metrics,
+            SelfCheck(context.registry, "indexer", settings, STREAMS),
         )  # fmt: skip
         self._is_ready = False
         self._is_idle = True

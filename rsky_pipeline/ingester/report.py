@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 
 import orjson
@@ -21,7 +21,6 @@ from rsky_pipeline.streams.connection import Store
 from rsky_pipeline.streams.errors import StoreRejected, StoreUnavailable
 from rsky_pipeline.streams.lag import inspect
 from rsky_pipeline.streams.names import FIREHOSE_LIVE, LABEL_LIVE
-from rsky_pipeline.streams.watch import watch
 
 _log = logging.getLogger(__name__)
 _HEALTH_SECONDS = 1.0
@@ -97,13 +96,17 @@ class Reporter:
             await trio.sleep(_HEALTH_SECONDS)
 
     async def watch_streams(
-        self, store: Store, metrics: StreamMetrics, quarantines: Sequence[Quarantine]
+        self,
+        look: Callable[[], object],
+        store: Store,
+        metrics: StreamMetrics,
+        quarantines: Sequence[Quarantine],
     ) -> None:
         """Keep the stream gauges true until cancelled, whether traffic flows or not."""
         thread = StoreThread()
         while True:
             try:
-                await thread.call(watch, store, metrics)
+                await thread.call(look)
                 for quarantine in quarantines:
                     kept = await thread.call(inspect, store, quarantine.stream)
                     quarantine.observe_length(kept.length)

@@ -43,8 +43,11 @@ from rsky_pipeline.streams.names import (
     LABEL_RAW_LETTERS,
     REPO_BACKFILL,
     REPO_STREAMS,
+    STREAMS,
     cursor_key,
 )
+from rsky_pipeline.streams.self_check import SelfCheck
+from rsky_pipeline.streams.watch import watch
 
 _log = logging.getLogger(__name__)
 
@@ -85,6 +88,7 @@ async def run(context: WorkerContext) -> None:
     groups |= {LABEL_LIVE: (settings.indexer_group,)}
     groups |= dict.fromkeys(REPO_STREAMS, (settings.backfiller_group,))
     stream_metrics = StreamMetrics(context.registry, "ingester", groups)
+    self_check = SelfCheck(context.registry, "ingester", settings, STREAMS)
     async with AsyncExitStack() as stack:
         http = await stack.enter_async_context(
             HttpClient(allow_private=settings.allow_private_hosts)
@@ -97,7 +101,10 @@ async def run(context: WorkerContext) -> None:
         reporter = Reporter(context, parts.relays, parts.labelers, parts.enumerators, metrics)
         async with trio.open_nursery() as services:
             services.start_soon(reporter.report_health)
-            services.start_soon(reporter.watch_streams, own_store, stream_metrics, quarantines)
+            look = partial(watch, own_store, stream_metrics, STREAMS, self_check)
+            services.start_soon(
+                reporter.watch_streams, look, own_store, stream_metrics, quarantines
+            )
             services.start_soon(report_ready, context, [follower for follower, _ in parts.relays])
             await _run_all(context, parts)
             services.cancel_scope.cancel()

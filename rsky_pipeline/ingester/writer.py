@@ -183,7 +183,8 @@ class Writer:
     def _note_full(self, result: Appended) -> None:
         self._metrics.store_retries.labels("full").inc()
         if not self.is_full:
-            _log.warning("stream is at its high-water mark", extra={"stream": result.full_stream})
+            where = result.full_stream or "the memory of Redis"
+            _log.warning("no room for events, waiting", extra={"full": where})
         self.is_full = True
 
     def _give_up(self) -> None:

@@ -12,6 +12,7 @@ from prometheus_client.metrics_core import Metric
 
 from rsky_pipeline.configuration.topology import FIREHOSE_LIVE, ROLE_NAMES, STREAMS
 from rsky_pipeline.observability.backfiller import BackfillerMetrics
+from rsky_pipeline.observability.findings import FindingMetrics
 from rsky_pipeline.observability.indexer import IndexerMetrics
 from rsky_pipeline.observability.ingester import IngesterMetrics
 from rsky_pipeline.observability.server import add_process_metrics
@@ -50,6 +51,11 @@ def original_stream_metrics(role: str) -> tuple[Declared, ...]:
     return tuple(metric for metric in found if metric not in general)
 
 
+def finding_metrics() -> tuple[Declared, ...]:
+    """Return what every worker exports about what it finds wrong."""
+    return _read(lambda registry: FindingMetrics(registry, STREAMS))
+
+
 def process_metrics() -> tuple[Declared, ...]:
     """Return what every process exports about itself."""
     return _read(add_process_metrics)
@@ -59,7 +65,7 @@ def declared(process: str) -> Mapping[str, Declared]:
     """Return all metrics that a kind of process exports, by name."""
     found = [*own_metrics(process), *process_metrics()]
     if process != SUPERVISOR:
-        found += [*stream_metrics(), *original_stream_metrics(process)]
+        found += [*stream_metrics(), *original_stream_metrics(process), *finding_metrics()]
     return {metric.name: metric for metric in found}
 
 

@@ -100,6 +100,9 @@ class IndexerMetrics:
             "queue_seconds", "Time from a stream to its row, of each batch's oldest entry",
             SECONDS, "stream",
         )  # fmt: skip
+        self.stale = self._counter(
+            "stale_writes", "Writes of older states than what is stored, refused", "stream"
+        )
         self.duration = self._histogram(
             "batch_seconds", "Time to apply and acknowledge a batch", SECONDS, "stream"
         )
@@ -121,6 +124,7 @@ class IndexerMetrics:
             self.queued,
             self.duration,
             self.batch_size,
+            self.stale,
             self.apply_seconds,
         ):
             for stream in streams:

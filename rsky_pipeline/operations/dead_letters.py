@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from rsky_pipeline.configuration.expectations import high_water_marks
 from rsky_pipeline.configuration.settings import Settings
 from rsky_pipeline.operations.losses import moment
 from rsky_pipeline.operations.raw_frames import NotConvertible, convert_again, parse_raw, summary
-from rsky_pipeline.operations.stream_figures import high_water_marks
 from rsky_pipeline.streams.connection import Store
 from rsky_pipeline.streams.dead_letters import (
     DeadLetter,

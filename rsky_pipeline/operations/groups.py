@@ -8,8 +8,6 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from rsky_pipeline.configuration.settings import Settings
-from rsky_pipeline.configuration.topology import ROLES
 from rsky_pipeline.streams.connection import Store
 from rsky_pipeline.streams.consume import GroupReader
 from rsky_pipeline.streams.lag import inspect
@@ -35,12 +33,6 @@ class Repair:
     def document(self) -> dict[str, Any]:
         """Return it as JSON."""
         return asdict(self)
-
-
-def expected_groups(settings: Settings) -> dict[str, str]:
-    """Return the consumer group of every stream that a role consumes."""
-    names = {"indexer": settings.indexer_group, "backfiller": settings.backfiller_group}
-    return {stream: names[role.name] for role in ROLES for stream in role.consumes}
 
 
 def repair(

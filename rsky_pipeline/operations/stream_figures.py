@@ -5,13 +5,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from rsky_pipeline.configuration.expectations import high_water_marks
 from rsky_pipeline.configuration.settings import Settings
-from rsky_pipeline.configuration.topology import (
-    FIREHOSE_BACKFILL,
-    FIREHOSE_LIVE,
-    LABEL_LIVE,
-    REPO_STREAMS,
-)
 from rsky_pipeline.operations.capacity import Advice, Load, advise, usable_bytes
 from rsky_pipeline.streams.connection import Store
 from rsky_pipeline.streams.lag import GroupReport, StreamReport, collect
@@ -72,16 +67,6 @@ class Measurement:
     def stream(self, name: str) -> StreamFigures:
         """Return one stream. Raises KeyError."""
         return next(item for item in self.streams if item.name == name)
-
-
-def high_water_marks(settings: Settings) -> dict[str, int]:
-    """Return the mark of every stream that has one."""
-    return {
-        FIREHOSE_LIVE: settings.live_high_water_mark,
-        LABEL_LIVE: settings.live_high_water_mark,
-        **dict.fromkeys(REPO_STREAMS, settings.repo_high_water_mark),
-        FIREHOSE_BACKFILL: settings.backfill_high_water_mark,
-    }
 
 
 def measure(

@@ -20,6 +20,7 @@ from prometheus_client import CollectorRegistry
 
 from rsky_pipeline.configuration.settings import Settings
 from rsky_pipeline.configuration.topology import ROLES
+from rsky_pipeline.observability.findings import active_findings
 from rsky_pipeline.observability.lengths import entries_waiting, stream_lengths
 from rsky_pipeline.observability.server import MetricsServer
 from rsky_pipeline.runtime import logging as log_setup
@@ -179,7 +180,9 @@ class _Worker:
         while True:
             self._health.beat()
             self._health.observe(
-                streams=stream_lengths(registry), lag=entries_waiting(registry, self._consumes)
+                streams=stream_lengths(registry),
+                lag=entries_waiting(registry, self._consumes),
+                findings=active_findings(registry),
             )
             self._events.send("status", health=self._health.document())
             if self._health.trouble() in (None, "starting"):

@@ -9,11 +9,24 @@
 --       and their payloads
 -- Returns {status, detail, length of each stream}; status is
 --       appended      the entries are in the streams, now or since an earlier try
---       full          detail names the stream at its mark; nothing was written
+--       full          detail names the stream at its mark, or is '' if the server's memory is
+--                     nearly used up; nothing was written
 --       cursor_moved  detail is the stored cursor; nothing was written
 --
 -- A script that fails is not undone, so everything that can fail (a key of another type) is
--- touched before the first write. Without allow-oom a full server refuses it as a whole.
+-- touched before the first write. Without allow-oom a full server refuses it as a whole; but
+-- acknowledging and trimming need memory too, so producers stop while there is some left.
+local MEMORY_SHARE = 0.9
+
+local function memory_is_short()
+  local text = redis.pcall('INFO', 'memory')
+  if type(text) ~= 'string' then
+    return false -- not allowed to this user
+  end
+  local limit = tonumber(string.match(text, 'maxmemory:(%d+)') or 0)
+  return limit > 0 and tonumber(string.match(text, 'used_memory:(%d+)')) >= MEMORY_SHARE * limit
+end
+
 local streams = tonumber(ARGV[1])
 local reply = {'appended', ''}
 for index = 1, streams do
@@ -36,6 +49,11 @@ for index = 1, streams do
     reply[1], reply[2] = 'full', KEYS[index]
     return reply
   end
+end
+
+if memory_is_short() then
+  reply[1] = 'full'
+  return reply
 end
 
 local position = 5 + streams

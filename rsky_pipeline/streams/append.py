@@ -30,7 +30,8 @@ class CursorMove:
 class Appended:
     """What became of a batch.
 
-    `full`: a stream is at its high-water mark; nothing was written, try again later.
+    `full`: a stream is at its high-water mark, or (`full_stream` is None) the server's memory is
+    nearly used up; nothing was written, try again later.
     `cursor_moved`: another cursor is stored than expected; nothing was written. A lower one means
     that Redis lost its newest data, and that the source must be read again from there.
     """
@@ -68,7 +69,7 @@ def append(
     text = detail.decode()
     return Appended(
         status=status.decode(),
-        full_stream=text if status == b"full" else None,
+        full_stream=(text or None) if status == b"full" else None,
         stored_cursor=(text or None) if status == b"cursor_moved" else None,
         lengths=dict(zip(streams, lengths, strict=True)),
     )

@@ -5,7 +5,8 @@
 -- ARGV  1: how many entries to count at most where the server does not know a group's lag
 -- Returns {} if it is missing, else {time in ms, length, entries ever added or -1, first id or '',
 --   last id, then for each group {name, pending, oldest pending id or '', last delivered id,
---   first id not delivered or '', consumers, entries not delivered or -1, how many were counted}}
+--   first id not delivered or '', consumers, entries not delivered or -1, how many were counted,
+--   entries ever delivered or -1}}
 if redis.call('EXISTS', KEYS[1]) == 0 then
   return {}
 end
@@ -54,7 +55,7 @@ for _, row in ipairs(redis.call('XINFO', 'GROUPS', KEYS[1])) do
   end
   reply[#reply + 1] = {
     group['name'], group['pending'], oldest, last, #after > 0 and after[1][1] or '',
-    group['consumers'], lag, counted,
+    group['consumers'], lag, counted, group['entries-read'] or -1,
   }
 end
 return reply

@@ -25,6 +25,8 @@ class GroupReport:
     oldest_unacked_age_seconds: float  # of the oldest entry that the group has to finish
     last_delivered_id: str
     consumers: int
+    oldest_pending_id: str | None = None
+    read: int | None = None  # entries delivered so far; None where the server does not know
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,11 +73,14 @@ def collect(store: Store, streams: Sequence[str]) -> list[StreamReport]:
 
 
 def _group(row: Sequence[Any], length: int, now_ms: int) -> GroupReport:
-    name, pending, oldest, last, undelivered, consumers, lag, counted = row
+    name, pending, oldest, last, undelivered, consumers, lag, counted, read = row
     if lag < 0:
         lag = counted if counted < MAX_COUNTED else max(counted, length - pending)
     age = _age_seconds(now_ms, [oldest, undelivered])
-    return GroupReport(name.decode(), pending, min(lag, length), age, last.decode(), consumers)
+    return GroupReport(
+        name.decode(), pending, min(lag, length), age, last.decode(), consumers,
+        oldest.decode() or None, None if read < 0 else read,
+    )  # fmt: skip
 
 
 def _age_seconds(now_ms: int, ids: Sequence[bytes]) -> float:

@@ -6,12 +6,16 @@ from rsky_pipeline.observability.streams import StreamMetrics
 from rsky_pipeline.streams.connection import Store
 from rsky_pipeline.streams.lag import StreamReport, collect
 from rsky_pipeline.streams.names import STREAMS, dead_letters
+from rsky_pipeline.streams.self_check import SelfCheck
 
 
 def watch(
-    store: Store, metrics: StreamMetrics, streams: Sequence[str] = STREAMS
+    store: Store,
+    metrics: StreamMetrics,
+    streams: Sequence[str] = STREAMS,
+    self_check: SelfCheck | None = None,
 ) -> list[StreamReport]:
-    """Look at the streams once, set the gauges, and return what was found.
+    """Look at the streams once, set the gauges, judge what is found, and return it.
 
     Raises StoreUnavailable and StoreRejected; the gauges then keep what they showed.
     """
@@ -35,4 +39,6 @@ def watch(
                 metrics.set_group(
                     report.name, name, lag=report.length, pending=0, oldest_seconds=age
                 )
+    if self_check is not None:
+        self_check.look(store, reports)
     return reports

@@ -5,13 +5,13 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 
+from rsky_pipeline.configuration.expectations import expected_band
 from rsky_pipeline.configuration.settings import Settings
 from rsky_pipeline.configuration.topology import ROLE_NAMES
 from rsky_pipeline.operations.inspection import Inspection, sample_stream
 from rsky_pipeline.operations.scrape import Scrape, scrape, targets
 from rsky_pipeline.operations.stream_figures import Measurement, between, measure
 from rsky_pipeline.operations.verification import flow, streams
-from rsky_pipeline.operations.verification.band import expected_band
 from rsky_pipeline.operations.verification.database import check_database
 from rsky_pipeline.operations.verification.relay import ask_relays, check_relays
 from rsky_pipeline.operations.verification.report import Check, Report

@@ -4,8 +4,8 @@ Pure: everything was measured before.
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 
+from rsky_pipeline.configuration.expectations import Band
 from rsky_pipeline.operations.inspection import Inspection
 from rsky_pipeline.operations.stream_figures import GroupFigures, Measurement, StreamFigures
 from rsky_pipeline.operations.verification.report import Check, Status, passed, skipped
@@ -20,15 +20,6 @@ MEMORY_WARN, MEMORY_FAIL = 0.75, 0.85  # producers stop at 0.9, see streams/appe
 _CLEAN = (
     "`rsky-pipeline streams inspect {0}` shows it, `rsky-pipeline streams purge {0} --type repo`"
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Band:
-    """Events a second that are expected; why is the reason if they are not checked."""
-
-    low: float
-    high: float
-    why_not: str = ""
 
 
 def check_lengths(measured: Measurement) -> Iterator[Check]:

@@ -1,7 +1,8 @@
 """Repairing consumer groups as incidents left them."""
 
+from rsky_pipeline.configuration.expectations import expected_groups
 from rsky_pipeline.configuration.settings import Settings
-from rsky_pipeline.operations.groups import Repair, expected_groups, repair
+from rsky_pipeline.operations.groups import Repair, repair
 from rsky_pipeline.streams.connection import Store
 from tests.integration.operations.entries import LIVE, consumer, fill, left, phantoms, post
 

@@ -6,14 +6,13 @@ from dataclasses import replace
 import pytest
 
 from rsky_pipeline.cli.verify import exit_code
+from rsky_pipeline.configuration.expectations import Band, expected_band
 from rsky_pipeline.configuration.settings import Settings
 from rsky_pipeline.observability.catalogue import declared
 from rsky_pipeline.operations.inspection import Inspection
 from rsky_pipeline.operations.scrape import Labels, Scrape, Target
 from rsky_pipeline.operations.verification import flow, relay, streams, workers
-from rsky_pipeline.operations.verification.band import expected_band
 from rsky_pipeline.operations.verification.report import Check, Report, passed
-from rsky_pipeline.operations.verification.streams import Band
 from tests.unit.operations.figures import measurement, scraped, stream
 
 BAND = Band(100, 3_000)

@@ -1,0 +1,60 @@
+"""What the settings say about how a healthy pipeline looks. Pure."""
+
+import ipaddress
+from dataclasses import dataclass, fields
+from urllib.parse import urlsplit
+
+from rsky_pipeline.configuration.settings import Settings
+from rsky_pipeline.configuration.topology import (
+    FIREHOSE_BACKFILL,
+    FIREHOSE_LIVE,
+    LABEL_LIVE,
+    REPO_STREAMS,
+    ROLES,
+)
+
+_DEFAULTS = {item.name: item.default for item in fields(Settings)}
+
+
+@dataclass(frozen=True, slots=True)
+class Band:
+    """Live events a second that are expected; `why_not` is the reason if they are not checked."""
+
+    low: float
+    high: float
+    why_not: str = ""
+
+
+def expected_band(settings: Settings) -> Band:
+    """Return the configured band; the default one holds for relays of the public network only."""
+    low, high = settings.expected_rate_min, settings.expected_rate_max
+    defaults = (_DEFAULTS["expected_rate_min"], _DEFAULTS["expected_rate_max"])
+    if (low, high) == defaults and all(_is_local(host) for host in settings.relay_hosts):
+        why = "no public relay is followed and no expected_rate_min and _max are set"
+        return Band(low, high, why)
+    return Band(low, high)
+
+
+def high_water_marks(settings: Settings) -> dict[str, int]:
+    """Return the high-water mark of every stream."""
+    return {
+        FIREHOSE_LIVE: settings.live_high_water_mark,
+        LABEL_LIVE: settings.live_high_water_mark,
+        **dict.fromkeys(REPO_STREAMS, settings.repo_high_water_mark),
+        FIREHOSE_BACKFILL: settings.backfill_high_water_mark,
+    }
+
+
+def expected_groups(settings: Settings) -> dict[str, str]:
+    """Return the consumer group of every stream that a role consumes."""
+    names = {"indexer": settings.indexer_group, "backfiller": settings.backfiller_group}
+    return {stream: names[role.name] for role in ROLES for stream in role.consumes}
+
+
+def _is_local(host: str) -> bool:
+    """Tell whether a relay is on this machine or a private network."""
+    name = urlsplit(host if "://" in host else f"//{host}").hostname or ""
+    try:
+        return not ipaddress.ip_address(name).is_global
+    except ValueError:
+        return "." not in name or name.endswith(".localhost")
