@@ -104,7 +104,7 @@ def wait_until_it_answers(program: StoreProgram, process: "subprocess.Popen[byte
 
 @contextlib.contextmanager
 def running_valkey() -> Iterator[str]:
-    """Yield the URL of a server of its own: Valkey, or the one that RSKY_TEST_REDIS_SERVER names."""
+    """Yield the URL of an own server: Valkey, or the one that RSKY_TEST_REDIS_SERVER names."""
     with scratch_directory() as folder:
         program = valkey.prepare(scratch_settings(folder))
         other = os.environ.get("RSKY_TEST_REDIS_SERVER")

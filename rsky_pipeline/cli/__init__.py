@@ -14,6 +14,7 @@ COMMANDS = {
     "stop": "Stop a running pipeline, consumers first.",
     "restart": "Restart the workers of a role, or everything in order.",
     "verify": "Check whether a running pipeline is well.",
+    "trace": "Tell where a record or an account is.",
     "streams": "Look at the Redis streams, and clean them without losing work.",
     "dlq": "List, show, retry and drop what could not be processed.",
     "config": "Show or check the configuration.",

@@ -5,6 +5,11 @@ from base64 import b64decode, b64encode
 from dataclasses import dataclass, field
 from urllib.parse import quote
 
+from rsky_pipeline.atproto.car import read_car
+from rsky_pipeline.atproto.cbor import decode
+from rsky_pipeline.atproto.commit import parse_commit
+from rsky_pipeline.atproto.dagjson import to_json
+from rsky_pipeline.atproto.mst import walk
 from rsky_pipeline.simulator.accounts import RepoStatus
 from rsky_pipeline.simulator.eventlog import EventLog
 from rsky_pipeline.simulator.http import Request, Response, Upgrade, json_response, xrpc_error
@@ -77,6 +82,8 @@ class Hosts:
                     return repo
                 self.downloads += 1
                 return Response(200, self.source.car(repo.did), CAR)
+        if request.path == "/xrpc/com.atproto.repo.getRecord":
+            return self._record(request)
         return self._repo_answers(request)
 
     async def plc(self, request: Request) -> Response | Upgrade:
@@ -108,6 +115,20 @@ class Hosts:
                 rev = {"rev": status.rev} if status.active and status.rev else {}
                 return json_response(answer | _reason(status) | rev)
         return _nothing(request)
+
+    def _record(self, request: Request) -> Response:
+        did = request.query.get("repo", "")
+        repo = self._available(did)
+        if isinstance(repo, Response):
+            return repo
+        path = f"{request.query.get('collection')}/{request.query.get('rkey')}"
+        car = read_car(self.source.car(did))
+        root = parse_commit(car.blocks[car.roots[0]]).data
+        cid = next((cid for found, cid in walk(car.blocks, root) if found == path), None)
+        if cid is None:
+            return xrpc_error(400, "RecordNotFound", f"Could not locate record: {path}")
+        body = {"uri": f"at://{did}/{path}", "cid": str(cid), "value": decode(car.blocks[cid])}
+        return Response(200, to_json(body), "application/json")
 
     def _available(self, did: str) -> RepoStatus | Response:
         status = self.source.status(did)

@@ -1,0 +1,161 @@
+"""What the places together say: is it visible, and if not, why not and what to do. Pure."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from rsky_pipeline.operations.trace.places import InDatabase, Traced
+
+State = Literal[
+    "visible", "hidden", "outdated", "on_its_way", "dead_letter", "deleted", "not_selected",
+    "not_there", "missing", "unknown",
+]  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """The answer: a state for programs, the reasons, and what to do."""
+
+    state: State
+    reasons: tuple[str, ...]
+    remedy: str = ""
+
+
+def judge(found: Traced) -> Verdict:
+    """Return the answer for a record, or for an account."""
+    if found.database.problem:
+        return Verdict("unknown", (f"the database could not be asked: {found.database.problem}",))
+    if not found.subject.collection:
+        return _account(found)
+    if found.database.record is not None:
+        return _stored(found)
+    return _absent(found)
+
+
+def _stored(found: Traced) -> Verdict:
+    record, pds = found.database.record or {}, found.pds
+    why = tuple(_hiding(found.database))
+    waiting = _waiting(found)
+    if pds.present is False and not waiting:
+        return Verdict("outdated", ("the PDS does not have it any more, the database does", *why),
+                       _again(found))  # fmt: skip
+    if pds.cid is not None and pds.cid != record["cid"] and not waiting:
+        reason = f"the PDS has another version ({pds.cid}) than the database ({record['cid']})"
+        return Verdict("outdated", (reason, *why), _again(found))
+    if why:
+        return Verdict("hidden", why)
+    notes = (*_remarks(found.database), *waiting)
+    return Verdict("visible", (f"indexed at {record['indexed_at']}", *notes))
+
+
+def _absent(found: Traced) -> Verdict:
+    database, redis, pds = found.database, found.redis, found.pds
+    if not found.firehose.selected:
+        return Verdict("not_selected", (f"{found.subject.collection} is not selected",),
+                       "add it to `collections` and index the repo again")  # fmt: skip
+    if waiting := _waiting(found):
+        return Verdict("on_its_way", waiting, "wait, or see lag and pending of these groups")
+    if redis.letters:
+        letter = redis.letters[0]
+        reason = f"a dead letter since {letter.time}: {letter.reason}: {letter.error}"
+        return Verdict("dead_letter", (reason,),
+                       f"`rsky-pipeline dlq retry {letter.stream} --id {letter.id}` when the "
+                       "reason is gone")  # fmt: skip
+    tombstone = database.tombstone
+    if tombstone is not None and pds.present:
+        reason = f"deleted at rev {tombstone['rev']}, and the PDS has it (again)"
+        return Verdict("missing", (reason,), _again(found))
+    if tombstone is not None:
+        reason = f"deleted at rev {tombstone['rev']}, applied {tombstone['deleted_at']}"
+        return Verdict("deleted", (reason,))
+    if pds.state is not None:
+        return Verdict("not_there", (f"the PDS does not serve the repo: {pds.state}",))
+    if pds.present is False:
+        return Verdict("not_there", ("the PDS does not have it: it was deleted or never existed",))
+    if pds.present is None:
+        reason = f"nothing is known of it here, and its PDS could not be asked: {pds.problem}"
+        return Verdict("unknown", (reason,), "try again when its PDS answers")
+    return Verdict("missing", tuple(_how_it_was_lost(found)), _again(found))
+
+
+def _how_it_was_lost(found: Traced) -> Iterator[str]:
+    yield "the PDS has it, and it is neither in the database nor in what was searched of Redis"
+    if not found.redis.complete:
+        yield "not everything in Redis was searched: see the limits, and --limit"
+    if found.firehose.passed:
+        yield "the ingester has read beyond it, so it will not come by itself"
+    elif found.firehose.passed is False:
+        yield "the ingester has not read so far yet: it comes"
+    floor, rev = found.database.floor, found.pds.rev
+    if floor is not None:
+        yield f"the repo was indexed as a whole at rev {floor}; it is younger, or was refused"
+    elif found.database.synced_rev is None:
+        yield "nothing of this repo was ever indexed as a whole"
+    if rev and found.database.synced_rev and found.database.synced_rev < rev:
+        yield f"the account is indexed up to {found.database.synced_rev}, the PDS is at {rev}"
+
+
+def _account(found: Traced) -> Verdict:
+    database, pds = found.database, found.pds
+    if waiting := _waiting(found):
+        state: State = "on_its_way"
+    elif database.actor is None:
+        state = "not_there" if pds.rev is None else "missing"
+    else:
+        state = "hidden" if any(_account_hiding(database)) else "visible"
+    total = sum(database.records.values())
+    reasons = [*_account_hiding(database), f"{total:,} records are indexed", *waiting]
+    if pds.state:
+        reasons.append(f"the PDS does not serve the repo: {pds.state}")
+    behind = pds.rev is not None and (database.synced_rev or "") < pds.rev
+    if behind:
+        reasons.append(f"indexed up to {database.synced_rev}, the PDS is at {pds.rev}")
+    if database.backfill is not None:
+        error = database.backfill["error"]
+        reasons.append(f"backfill: {database.backfill['status']}{f': {error}' if error else ''}")
+    return Verdict(state, tuple(reasons), _again(found) if behind or state == "missing" else "")
+
+
+def _waiting(found: Traced) -> tuple[str, ...]:
+    return tuple(
+        f"a {entry.kind} of rev {entry.rev or '?'} is in {entry.stream} ({entry.id}): "
+        + ", ".join(f"{group} {state}" for group, state in entry.groups.items())
+        for entry in found.redis.entries
+        if entry.wanted
+    )
+
+
+def _hiding(database: InDatabase) -> Iterator[str]:
+    record = database.record or {}
+    if record.get("taken_down"):
+        yield f"the record was taken down here ({record['taken_down']})"
+    yield from _account_hiding(database)
+    if database.duplicate_of is not None:
+        yield f"a duplicate: {database.duplicate_of} stands for the same subject"
+    elif database.main_table is not None and not database.tables.get(database.main_table):
+        yield f"it has no row in {database.main_table}: a gate or rule of its kind refused it"
+    for label in database.labels:
+        if label["val"] in ("!takedown", "!suspend"):
+            yield f"{label['src']} labels it {label['val']}, for clients that follow that labeler"
+
+
+def _account_hiding(database: InDatabase) -> Iterator[str]:
+    actor = database.actor
+    if actor is None:
+        yield "the account has no row in actor"
+        return
+    if actor["taken_down"]:
+        yield f"the account was taken down here ({actor['taken_down']})"
+    if actor["status"]:
+        yield f"the account is {actor['status']}"
+
+
+def _remarks(database: InDatabase) -> Iterator[str]:
+    if database.flags.get("violatesThreadGate"):
+        yield "left out of its thread: the root's thread gate forbids the reply"
+    if database.flags.get("violatesEmbeddingRules"):
+        yield "its quote is shown detached: the quoted post's gate forbids it"
+
+
+def _again(found: Traced) -> str:
+    return f"`rsky-pipeline index-repo {found.subject.did}` indexes the repo as its PDS has it"
