@@ -1,7 +1,10 @@
 """Fetching a repo from the account's own PDS and verifying that it is what the account signed."""
 
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from weakref import WeakValueDictionary
+from pathlib import Path
 
 import trio
 
@@ -10,103 +13,194 @@ from rsky_pipeline.atproto.cid import Cid
 from rsky_pipeline.atproto.commit import verify_commit
 from rsky_pipeline.atproto.errors import InvalidData
 from rsky_pipeline.atproto.identity import DidDocument
-from rsky_pipeline.backfiller.budget import Budget
+from rsky_pipeline.backfiller.addresses import Addresses
+from rsky_pipeline.backfiller.blocks import Blocks, DiskFull
+from rsky_pipeline.backfiller.budget import Budget, Slot, Slots
+from rsky_pipeline.backfiller.hosts import Host, Hosts
+from rsky_pipeline.backfiller.identities import Identities
 from rsky_pipeline.backfiller.outcome import RepoFailed
 from rsky_pipeline.backfiller.unpack import Repo, open_repo
 from rsky_pipeline.configuration.settings import Settings
-from rsky_pipeline.network.directory import Directory, IdentityNotFound, IdentityUnavailable
-from rsky_pipeline.network.http import HttpClient
-from rsky_pipeline.network.repositories import RepoUnavailable, get_repo
+from rsky_pipeline.network.http import MAX_REDIRECTS, Answer, HttpClient, HttpFailure, Redirected
+from rsky_pipeline.network.rate_headers import read_rate_limit
+from rsky_pipeline.network.repositories import RepoUnavailable, classify, latest_rev, repo_url
 from rsky_pipeline.observability.backfiller import BackfillerMetrics
+from rsky_pipeline.runtime.threads import in_thread
 
-SMALL_REPO = 8 * 1024 * 1024  # most repos; a larger one is fetched again with a larger grant
-PER_HOST = 8  # downloads from one host at once
-TOTAL_SECONDS = 1_800.0
-MAX_BYTES = 2 * 1024**3  # of a body, whatever it holds; the memory budget ends most sooner
-# A block costs about this much beside its bytes: its key, its object headers, its dict entry.
-BLOCK_OVERHEAD = 250
-
-
-class HostSlots:
-    """Bounds the downloads from each host; a host that nobody downloads from is forgotten.
-
-    Strangers choose the names of hosts, so what is kept of them must not add up.
-    """
-
-    def __init__(self) -> None:
-        self._limiters: WeakValueDictionary[str, trio.CapacityLimiter] = WeakValueDictionary()
-
-    def of(self, host: str) -> trio.CapacityLimiter:
-        """Return the limiter that all downloads from a host share."""
-        limiter = self._limiters.get(host)
-        if limiter is None:
-            limiter = self._limiters[host] = trio.CapacityLimiter(PER_HOST)
-        return limiter
-
-    def __len__(self) -> int:
-        return len(self._limiters)
-
-
-class TooLarge(Exception):
-    """The repo does not fit into its grant."""
+ADMITTED = 1024 * 1024  # bytes that a download gets before it begins; most repos need no more
+SLOW_SECONDS = 10.0  # a download that takes longer,
+SLOW_RATE = 64 * 1024  # and comes with less than so many bytes a second, steps aside
+# What says that the host is in trouble, not the repo.
+_HOST_REASONS = frozenset({"unreachable", "timeout", "too_slow", "server_error"})
+# What may mean that the account has moved to another PDS since its document was read.
+_MOVED_REASONS = frozenset(
+    {"RepoNotFound", "NotFound", "RepoDeactivated", "RepoDeleted", "RepoInactive", "unreachable",
+     "timeout", "refused", "forbidden"}
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
 class Fetcher:
-    """Everything that fetching needs; one for the worker."""
+    """Everything that fetching needs; one for a worker or a command."""
 
     http: HttpClient
-    directory: Directory
+    identities: Identities
+    hosts: Hosts
+    addresses: Addresses
     settings: Settings
-    budget: Budget
+    memory: Budget
+    disk: Budget
+    slots: Slots
+    folder: Path  # of temporary files
     metrics: BackfillerMetrics
-    hosts: HostSlots
+    files: trio.CapacityLimiter  # threads that write temporary files
 
-    async def document(self, did: str, force: bool = False) -> DidDocument:
-        """Resolve a DID. Raises RepoFailed."""
-        try:
-            return await self.directory.resolve(did, force)
-        except IdentityNotFound as error:
-            raise RepoFailed("permanent", "did_not_found", str(error)) from error
-        except IdentityUnavailable as error:
-            raise RepoFailed("transient", "did_unavailable", str(error)) from error
+    @asynccontextmanager
+    async def fetch(self, did: str, *, fresh: bool = False) -> AsyncIterator[Repo]:
+        """Resolve, download and verify a repo; its blocks are there for the length of the block.
 
-    async def download(self, did: str, pds: str, limit: int) -> Repo:
-        """Fetch a repo of at most `limit` bytes in memory. Raises RepoFailed and TooLarge."""
-        reader = CarReader()
-        blocks: dict[Cid, bytes] = {}
-        held = 0
-        try:
-            async with (
-                self.hosts.of(pds),
-                get_repo(
-                    self.http, pds, did, max_bytes=MAX_BYTES, total_seconds=TOTAL_SECONDS
-                ) as body,
-            ):
-                async for part in body:
-                    self.metrics.bytes.inc(len(part))
-                    for cid, block in reader.feed(part):
-                        blocks[cid] = block
-                        held += len(block) + BLOCK_OVERHEAD
-                    if held > limit:
-                        raise TooLarge
-            return open_repo(reader.finish(), blocks, did)
-        except RepoUnavailable as error:
-            raise RepoFailed(error.kind, error.code, str(error), error.retry_after) from error
-        except InvalidData as error:
-            raise RepoFailed("invalid", "invalid_car", str(error)) from error
-
-    async def verified(self, repo: Repo, document: DidDocument) -> None:
-        """Check the commit's signature; a key that was rotated is looked up again once.
-
-        Raises RepoFailed.
+        Where the PDS has nothing, or the signature is wrong, the DID is looked up again once: the
+        account may have moved or its key may have been rotated. `fresh` looks it up anyhow. Raises
+        RepoFailed and HostBusy.
         """
+        document = await self.identities.document(did, force=fresh)
+        with Blocks(self.memory, self.disk, self.folder) as blocks:
+            try:
+                repo = await self._from(document, blocks)
+            except RepoFailed as error:
+                again = await self._moved(document, error)
+                if again is None:
+                    raise
+                document = again
+                blocks.close()
+                repo = await self._from(document, blocks)
+            await self._verify(repo, document)
+            yield repo
+
+    async def rev(self, did: str) -> tuple[str, str]:
+        """Ask the PDS of an account for the rev of its repo; return it and the PDS.
+
+        Raises RepoFailed and HostBusy.
+        """
+        document = await self.identities.document(did)
+        pds = _pds(document)
+        async with self._turn(pds) as host, _accounted(host, pds):
+            rev = await latest_rev(self.http, pds, did)
+            host.state.succeeded(None, trio.current_time())
+            return rev, pds
+
+    async def _from(self, document: DidDocument, blocks: Blocks) -> Repo:
+        """Download a repo from the PDS that a document names, which may send us elsewhere."""
+        did, pds = document.did, _pds(document)
+        url = repo_url(pds, did)
+        for _ in range(MAX_REDIRECTS + 1):
+            try:
+                async with self._turn(url) as host, _accounted(host, pds):
+                    roots, size = await self._download(url, host, blocks)
+                return open_repo(roots, blocks, did, pds, size)
+            except Redirected as elsewhere:
+                url = elsewhere.url
+        message = f"more than {MAX_REDIRECTS} redirects, the last to {url[:200]}"
+        raise RepoFailed("invalid", "forbidden", message, host=pds)
+
+    @asynccontextmanager
+    async def _turn(self, url: str) -> AsyncIterator[Host]:
+        address = await self.addresses.of(url)
+        async with self.hosts.turn(url, address) as host:
+            yield host
+
+    async def _download(self, url: str, host: Host, blocks: Blocks) -> tuple[tuple[Cid, ...], int]:
+        """Read a CAR into blocks; return its roots and size."""
+        settings = self.settings
+        async with self.slots.take() as slot:
+            blocks.admitted(await self.memory.admit(ADMITTED))
+            async with self.http.get(
+                url, max_bytes=settings.backfiller_max_repo_mb * 1024 * 1024,
+                total_seconds=settings.backfiller_repo_timeout_seconds,
+                min_rate=settings.backfiller_min_rate, stay=True,
+            ) as answer:  # fmt: skip
+                roots, size = await self._read(answer, slot, blocks)
+            limit = read_rate_limit(answer.headers, time.time())
+            host.state.succeeded(limit, trio.current_time())
+            return roots, size
+
+    async def _read(
+        self, answer: Answer, slot: Slot, blocks: Blocks
+    ) -> tuple[tuple[Cid, ...], int]:
+        reader = CarReader()
+        size, began = 0, trio.current_time()
+        async for part in answer.chunks:
+            size += len(part)
+            self.metrics.bytes.inc(len(part))
+            found = reader.feed(part)
+            if blocks.on_disk or not blocks.fits(len(part), len(found)):
+                await self._to_disk(blocks, found)
+            else:
+                blocks.add(found)
+            elapsed = trio.current_time() - began
+            if elapsed > SLOW_SECONDS and size < SLOW_RATE * elapsed:
+                slot.step_aside()
+        return reader.finish(), size
+
+    async def _to_disk(self, blocks: Blocks, found: list[tuple[Cid, bytes]]) -> None:
+        if not blocks.on_disk:
+            await in_thread(blocks.move_to_disk, limiter=self.files)
+            blocks.release_memory()
+            self.metrics.spilled.inc()
+        await in_thread(blocks.add, found, limiter=self.files)
+
+    async def _verify(self, repo: Repo, document: DidDocument) -> None:
         if _signed_by(repo, document):
             return
-        document = await self.document(repo.commit.did, force=True)
+        document = await self.identities.document(repo.commit.did, force=True)
         if not _signed_by(repo, document):
             reason = "no_key" if document.signing_key is None else "bad_signature"
-            raise RepoFailed("invalid", reason, "the commit is not signed with the account's key")
+            message = "the commit is not signed with the account's key"
+            raise RepoFailed("invalid", reason, message, host=repo.host)
+
+    async def _moved(self, document: DidDocument, error: RepoFailed) -> DidDocument | None:
+        """Look an account up again; return its document if that names another PDS now."""
+        if error.reason not in _MOVED_REASONS:
+            return None
+        again = await self.identities.document(document.did, force=True)
+        return again if again.pds not in {None, document.pds} else None
+
+
+@asynccontextmanager
+async def _accounted(host: Host, pds: str) -> AsyncIterator[None]:
+    """Turn what can go wrong with a request into RepoFailed, and note it at the host."""
+    try:
+        yield
+    except InvalidData as error:
+        host.state.succeeded(None, trio.current_time())
+        raise RepoFailed("invalid", "invalid_car", str(error), host=pds) from error
+    except DiskFull as error:
+        raise RepoFailed("rate_limited", "no_disk", str(error), 30.0, host=pds) from error
+    except Redirected:
+        host.state.succeeded(None, trio.current_time())
+        raise
+    except (HttpFailure, RepoUnavailable) as error:
+        known = classify(error) if isinstance(error, HttpFailure) else error
+        raise _noted(host, known, pds) from error
+
+
+def _noted(host: Host, error: RepoUnavailable, pds: str) -> RepoFailed:
+    now, pause = trio.current_time(), error.retry_after
+    if error.kind == "rate_limited":
+        pause = host.state.limited(error.retry_after, error.limit, now)
+        pause = max(pause, host.state.reserve(now))
+    elif error.kind == "transient" and error.code in _HOST_REASONS:
+        host.state.failed(str(error), now)
+    else:
+        host.state.succeeded(error.limit, now)
+    return RepoFailed(error.kind, error.code, str(error), pause, host=pds)
+
+
+def _pds(document: DidDocument) -> str:
+    if document.pds is None:
+        message = f"the DID document of {document.did} names no PDS"
+        raise RepoFailed("permanent", "no_pds", message)
+    return document.pds
 
 
 def _signed_by(repo: Repo, document: DidDocument) -> bool:

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import AsyncGenerator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import trio
@@ -16,7 +16,13 @@ from rsky_pipeline.streams.connection import Store
 from rsky_pipeline.streams.consume import SUSPICIOUS_DELIVERIES, Delivery, GroupReader
 from rsky_pipeline.streams.dead_letters import dead_letter
 from rsky_pipeline.streams.errors import StoreRejected, StoreUnavailable
-from rsky_pipeline.streams.event import REPO_FIELD, MalformedEvent, RepoJob, decode_repo_job
+from rsky_pipeline.streams.event import (
+    REPO_FIELD,
+    MalformedEvent,
+    RepoJob,
+    decode_repo_job,
+    encode_repo_job,
+)
 from rsky_pipeline.streams.names import (
     REPO_BACKFILL,
     REPO_BACKFILL_HIGH,
@@ -24,6 +30,7 @@ from rsky_pipeline.streams.names import (
     REPO_STREAMS,
 )
 from rsky_pipeline.streams.trim import trim
+from rsky_pipeline.streams.waiting import count_waiting, postpone, wake
 
 log = logging.getLogger(__name__)
 PAGE = 100
@@ -129,6 +136,25 @@ class Jobs:
     async def finish(self, job: Job) -> None:
         """Acknowledge an entry. Waits until the store has done it."""
         await self._acknowledge(job.delivery)
+
+    async def postpone(self, job: Job, seconds: float, attempts: int) -> None:
+        """Let an entry wait outside of its stream, over restarts; waits for the store."""
+        payload = encode_repo_job(replace(job.repo, attempts=attempts))
+        settler = self._settlers[job.delivery.stream]
+        move = partial(
+            postpone, self._store, settler, job.delivery,
+            seconds=seconds, field=REPO_FIELD, payload=payload,
+        )  # fmt: skip
+        await self._settle(move)
+        self._held[job.delivery.stream].discard(job.delivery.id)
+
+    async def wake(self) -> int:
+        """Put what has waited long enough back into its stream; return how many entries."""
+        return await self._settling.call(wake, self._store, REPO_STREAMS)
+
+    async def count_waiting(self) -> int:
+        """Return how many entries wait outside of their streams."""
+        return await self._settling.call(count_waiting, self._store)
 
     async def bury(self, job: Job, reason: str, error: str, attempts: int) -> None:
         """Move an entry into the dead letters."""

@@ -2,14 +2,28 @@
 
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from functools import partial
 
 import trio
 
 from rsky_pipeline.atproto.datetimes import format_utc
-from rsky_pipeline.backfiller.fetch import SMALL_REPO, Fetcher, TooLarge
-from rsky_pipeline.backfiller.outcome import RepoFailed
+from rsky_pipeline.atproto.syntax import split_path
+from rsky_pipeline.backfiller.fetch import Fetcher
+from rsky_pipeline.backfiller.ledger import Ledger
+from rsky_pipeline.backfiller.outcome import Done, RepoFailed
 from rsky_pipeline.backfiller.output import Output
-from rsky_pipeline.backfiller.unpack import Chunk, Repo, chunks, closing_entry
+from rsky_pipeline.backfiller.reconcile import absent
+from rsky_pipeline.backfiller.states import Patient
+from rsky_pipeline.backfiller.unpack import (
+    CHUNK_RECORDS,
+    Chunk,
+    Paths,
+    Repo,
+    closing_entry,
+    creates,
+    deletes,
+    list_paths,
+)
 from rsky_pipeline.runtime.threads import in_thread
 from rsky_pipeline.streams.event import RepoJob
 
@@ -17,52 +31,79 @@ from rsky_pipeline.streams.event import RepoJob
 class Attempt:
     """Carries out attempts; the settings and connections are the worker's."""
 
-    def __init__(self, fetcher: Fetcher, output: Output) -> None:
+    def __init__(self, fetcher: Fetcher, output: Output, ledger: Patient) -> None:
         self._fetcher = fetcher
         self._output = output
+        self._ledger = ledger
         self._threads = trio.CapacityLimiter(1)  # unpacking is CPU work under one lock anyway
 
-    async def run(self, job: RepoJob) -> None:
-        """Bring in a repo. Raises RepoFailed."""
-        did = job.did
-        document = await self._fetcher.document(did)
-        if document.pds is None:
-            raise RepoFailed("permanent", "no_pds", f"the DID document of {did} names no PDS")
-        budget = self._fetcher.budget
-        for size in (min(SMALL_REPO, budget.total), budget.total):
-            async with budget.grant(size):
-                try:
-                    repo = await self._fetcher.download(did, document.pds, size)
-                except TooLarge:
-                    continue
-                await self._fetcher.verified(repo, document)
-                _require_recent(repo, job)
-                await self._queue(repo, job)
-                return
-        raise RepoFailed(
-            "invalid",
-            "too_big",
-            f"the repo needs more than backfiller_memory_mb "
-            f"({self._fetcher.settings.backfiller_memory_mb})",
-        )
+    async def run(self, job: RepoJob) -> Done:
+        """Bring in a repo. Raises RepoFailed and HostBusy."""
+        floor, newest = await self._ledger.call(lambda ledger: ledger.stored_revs(job.did))
+        stored = max(floor or "", newest or "")
+        # Without a floor the repo was never brought in as a whole, however new its newest commit.
+        if floor is not None and not job.forced:
+            wanted, host = job.rev, ""
+            if not wanted:
+                wanted, host = await self._fetcher.rev(job.did)
+            if wanted <= stored:
+                return Done(stored, host, unchanged=True)
+        async with self._fetcher.fetch(job.did, fresh=job.attempts > 0) as repo:
+            _require_recent(repo, job, stored)
+            return await self._queue(repo, job)
 
-    async def _queue(self, repo: Repo, job: RepoJob) -> None:
+    async def _queue(self, repo: Repo, job: RepoJob) -> Done:
         time = format_utc(datetime.now(UTC))
-        source = chunks(repo, self._fetcher.settings.collections, time, job.deleted)
-        metrics = self._fetcher.metrics
+        paths = await in_thread(list_paths, repo, limiter=self._threads)
+        gone = await self._queue_deletes(repo, paths, job, time)
+        records = 0
+        source = creates(repo, paths, self._fetcher.settings.collections, time)
         while chunk := await in_thread(_next, source, limiter=self._threads):
-            await self._output.append(chunk.entries)
-            metrics.records.inc(len(chunk.entries))
-            metrics.filtered.inc(chunk.filtered)
-            metrics.unreadable.inc(chunk.unreadable)
+            await self._append(chunk)
+            records += len(chunk.entries)
         await self._output.append([closing_entry(repo, time)])
+        return Done(repo.commit.rev, repo.host, records, gone, repo.size)
+
+    async def _queue_deletes(self, repo: Repo, paths: Paths, job: RepoJob, time: str) -> int:
+        """Queue the deletion of what is stored, or was to be checked, and the tree does not hold.
+
+        Before any create: where a worker is killed in between, the rest follows with the next
+        attempt, and what was deleted is not stored again by this repo.
+        """
+        named = sorted(path for path in set(job.deleted) if split_path(path) is not None)
+        gone = list(absent(named, (path for path, _ in paths))) if named else []
+        count = await self._queue_gone(repo, gone, time)
+        after = ""
+        while page := await self._ledger.call(partial(_gone, repo, paths, after)):
+            count += await self._queue_gone(repo, page, time)
+            after = page[-1]
+        return count
+
+    async def _queue_gone(self, repo: Repo, gone: list[str], time: str) -> int:
+        for start in range(0, len(gone), CHUNK_RECORDS):
+            await self._append(deletes(repo, gone[start : start + CHUNK_RECORDS], time), True)
+        return len(gone)
+
+    async def _append(self, chunk: Chunk, are_deletes: bool = False) -> None:
+        await self._output.append(chunk.entries)
+        metrics = self._fetcher.metrics
+        (metrics.deletes if are_deletes else metrics.records).inc(len(chunk.entries))
+        metrics.filtered.inc(chunk.filtered)
+        metrics.unreadable.inc(chunk.unreadable)
 
 
-def _require_recent(repo: Repo, job: RepoJob) -> None:
-    """A repo older than the commit whose deletions are to be proven proves nothing of them."""
-    if job.deleted and repo.commit.rev < job.rev:
-        message = f"the PDS serves rev {repo.commit.rev}, deletions of {job.rev} are to be checked"
-        raise RepoFailed("transient", "stale_repo", message)
+def _require_recent(repo: Repo, job: RepoJob, stored: str) -> None:
+    """An older repo than is known of proves nothing: neither what it holds, nor what it lacks."""
+    rev = repo.commit.rev
+    known = max(job.rev if job.deleted else "", stored)
+    if rev < known:
+        message = f"the PDS serves rev {rev}, and {known} is known of"
+        raise RepoFailed("transient", "stale_repo", message, host=repo.host)
+
+
+def _gone(repo: Repo, paths: Paths, after: str, ledger: Ledger) -> list[str]:
+    held = (path for path, _ in paths)
+    return ledger.gone(repo.commit.did, repo.commit.rev, held, after)
 
 
 def _next(source: Iterator[Chunk]) -> Chunk | None:

@@ -191,7 +191,7 @@ class Settings:
     # --- backfiller -------------------------------------------------------------------------
     backfiller_concurrency: int = setting(
         20,
-        "Repos in flight at once.",
+        "Downloads at once. Slow ones step aside, so that there may be up to four times as many.",
         unit="repos",
         minimum=1,
         maximum=1_000,
@@ -204,28 +204,66 @@ class Settings:
         minimum=1,
         legacy_environment=("BACKFILLER_HTTP_TIMEOUT_SECS",),
     )
+    backfiller_host_concurrency: int = setting(
+        8, "Downloads from one host at once.", unit="repos", minimum=1, maximum=100
+    )
+    backfiller_host_rate: int = setting(
+        10,
+        "Requests to one host, at most; less where the host says so.",
+        unit="requests/s",
+        minimum=1,
+        maximum=10_000,
+    )
+    backfiller_directory_rate: int = setting(
+        100,
+        "Look-ups in the did:plc directory, at most.",
+        unit="requests/s",
+        minimum=1,
+        maximum=100_000,
+    )
+    backfiller_min_rate: int = setting(
+        1_024,
+        "A download that is slower than this, over backfiller_http_timeout_seconds, is ended.",
+        unit="bytes/s",
+        minimum=0,
+    )
+    backfiller_repo_timeout_seconds: int = setting(
+        3_600, "Longest download of one repo.", unit="s", minimum=1
+    )
+    backfiller_max_repo_mb: int = setting(
+        2_048, "Largest repo that is downloaded.", unit="MB", minimum=1
+    )
+    backfiller_disk_mb: int = setting(
+        8_192,
+        "Temporary files in data_dir for repos that do not fit into backfiller_memory_mb.",
+        unit="MB",
+        minimum=1,
+    )
     backfiller_max_attempts: int = setting(
-        3,
+        12,
         "Attempts at a repo before it becomes a dead letter.",
         minimum=1,
         legacy_environment=("BACKFILLER_MAX_RETRIES",),
     )
     backfiller_retry_initial_ms: int = setting(
-        1_000,
+        5_000,
         "Wait before the second attempt; doubles for each further one, with jitter.",
         unit="ms",
         minimum=1,
         legacy_environment=("BACKFILLER_RETRY_INITIAL_BACKOFF_MS",),
     )
     backfiller_retry_max_ms: int = setting(
-        30_000,
+        3_600_000,
         "Longest wait between two attempts.",
         unit="ms",
         minimum=1,
         legacy_environment=("BACKFILLER_RETRY_MAX_BACKOFF_MS",),
     )
     backfiller_memory_mb: int = setting(
-        128, "Repo bytes held at once, over all repos in flight.", unit="MB", minimum=16
+        128,
+        "Repo bytes held in memory at once, over all repos in flight; more goes to disk.",
+        unit="MB",
+        minimum=16,
     )
 
     # --- indexer ----------------------------------------------------------------------------

@@ -77,6 +77,14 @@ class Directory:
             self._cache.popitem(last=False)
         return _found(did, cached)
 
+    def known(self, did: str, force: bool = False) -> DidDocument | None:
+        """Return a document that `resolve` would return without asking anybody, else None."""
+        cached = self._cache.get(did)
+        if cached is None or cached.document is None or not self._usable(cached, force):
+            return None
+        self._cache.move_to_end(did)
+        return cached.document
+
     def forget(self, did: str) -> None:
         """Make the next look-up of a DID a fresh one, as after an identity event."""
         self._cache.pop(did, None)

@@ -6,6 +6,7 @@ lead elsewhere. Endpoints that the operator configured are trusted to be where t
 """
 
 import ssl
+import time
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ import trio
 
 from rsky_pipeline import __version__
 from rsky_pipeline.network.hosts import is_public_address, is_public_name
+from rsky_pipeline.network.rate_headers import RateLimit, read_rate_limit, read_retry_after
 
 USER_AGENT = f"rsky-pipeline/{__version__}"
 MAX_REDIRECTS = 5
@@ -27,14 +29,16 @@ MAX_ERROR_BODY = 16_384
 CONNECT_SECONDS = 10.0
 MAX_CONNECTIONS = 200
 
-FailureKind = Literal["unreachable", "timeout", "status", "too_big", "forbidden", "malformed"]
+FailureKind = Literal[
+    "unreachable", "timeout", "too_slow", "status", "too_big", "forbidden", "malformed"
+]
 
 
 class HttpFailure(Exception):
     """A request that gave no usable answer.
 
     `status` and `code` (the XRPC error name) are set for `kind` "status"; `retry_after` is in
-    seconds, where the server asked for a pause.
+    seconds, where the server asked for a pause, and `limit` what it said of its rate limit.
     """
 
     def __init__(
@@ -45,12 +49,22 @@ class HttpFailure(Exception):
         status: int = 0,
         code: str = "",
         retry_after: float | None = None,
+        limit: RateLimit | None = None,
     ) -> None:
         super().__init__(message)
         self.kind = kind
         self.status = status
         self.code = code
         self.retry_after = retry_after
+        self.limit = limit
+
+
+class Redirected(Exception):
+    """A host sent us to another one, for a caller that keeps account of hosts; `url` is where."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__(f"redirected to {url[:200]}")
+        self.url = url
 
 
 class ForbiddenAddress(OSError):
@@ -104,13 +118,19 @@ class Answer:
 class HttpClient:
     """One pool of connections; use as an async context manager, or `aclose` it."""
 
-    def __init__(self, *, allow_private: bool, silence_seconds: float = 60.0) -> None:
+    def __init__(
+        self, *, allow_private: bool, silence_seconds: float = 60.0,
+        max_connections: int = MAX_CONNECTIONS,
+    ) -> None:  # fmt: skip
         self._allow_private = allow_private
+        self._silence_seconds = silence_seconds
         context = ssl.create_default_context()
         timeout = httpx.Timeout(silence_seconds, connect=CONNECT_SECONDS, pool=None)
-        self._trusted = _client(context, timeout, None)
+        self._trusted = _client(context, timeout, None, max_connections)
         self._guarded = (
-            self._trusted if allow_private else _client(context, timeout, _GuardedBackend())
+            self._trusted
+            if allow_private
+            else _client(context, timeout, _GuardedBackend(), max_connections)
         )
 
     async def __aenter__(self) -> "HttpClient":
@@ -127,19 +147,22 @@ class HttpClient:
 
     @asynccontextmanager
     async def get(
-        self, url: str, *, max_bytes: int, total_seconds: float, trusted: bool = False
-    ) -> AsyncIterator[Answer]:
+        self, url: str, *, max_bytes: int, total_seconds: float, trusted: bool = False,
+        min_rate: float = 0.0, stay: bool = False,
+    ) -> AsyncIterator[Answer]:  # fmt: skip
         """Open a response of status 200, following redirects; raises HttpFailure.
 
-        `max_bytes` bounds the body, `total_seconds` everything. `trusted` is for endpoints that
-        the operator configured.
+        `max_bytes` bounds the body, `total_seconds` everything, and the body must come with
+        `min_rate` bytes a second, over the silence that is allowed. `trusted` is for endpoints
+        that the operator configured. With `stay` a redirect to another host raises Redirected.
         """
+        window = _Window(min_rate, self._silence_seconds)
         with trio.move_on_after(total_seconds) as scope:
-            async with self._follow(url, trusted) as response:
+            async with self._follow(url, trusted, stay) as response:
                 length = response.headers.get("content-length", "")
                 if length.isdigit() and int(length) > max_bytes:
                     raise HttpFailure("too_big", f"{url} announces {length} bytes")
-                async with aclosing(_bounded(response, max_bytes)) as chunks:
+                async with aclosing(_bounded(response, max_bytes, window)) as chunks:
                     yield Answer(str(response.url), response.headers, chunks)
         if scope.cancelled_caught:
             raise HttpFailure("timeout", f"{url} took more than {total_seconds:.0f} s")
@@ -170,7 +193,9 @@ class HttpClient:
         return bytes(body)
 
     @asynccontextmanager
-    async def _follow(self, url: str, trusted: bool) -> AsyncIterator[httpx.Response]:
+    async def _follow(
+        self, url: str, trusted: bool, stay: bool = False
+    ) -> AsyncIterator[httpx.Response]:
         for _ in range(MAX_REDIRECTS + 1):
             self._check_scheme(url, trusted)
             client = self._trusted if trusted else self._guarded
@@ -179,8 +204,11 @@ class HttpClient:
             if response.is_redirect and "location" in response.headers:
                 target = urljoin(url, response.headers["location"])
                 await response.aclose()
+                same_host = urlsplit(target).netloc == urlsplit(url).netloc
+                if stay and not same_host:
+                    raise Redirected(target)
                 # Wherever a trusted server sends us, it is no longer the operator's choice.
-                trusted = trusted and urlsplit(target).netloc == urlsplit(url).netloc
+                trusted = trusted and same_host
                 url = target
                 continue
             try:
@@ -199,15 +227,16 @@ class HttpClient:
 
 
 def _client(
-    context: ssl.SSLContext, timeout: httpx.Timeout, backend: httpcore.AsyncNetworkBackend | None
-) -> httpx.AsyncClient:
-    limits = httpx.Limits(max_connections=MAX_CONNECTIONS, max_keepalive_connections=50)
+    context: ssl.SSLContext, timeout: httpx.Timeout, backend: httpcore.AsyncNetworkBackend | None,
+    most: int,
+) -> httpx.AsyncClient:  # fmt: skip
+    limits = httpx.Limits(max_connections=most, max_keepalive_connections=50)
     transport = httpx.AsyncHTTPTransport(verify=context, trust_env=False, limits=limits)
     if backend is not None:
         # httpx has no option for it; its transport is a thin layer over this pool.
         transport._pool = httpcore.AsyncConnectionPool(
             ssl_context=context,
-            max_connections=MAX_CONNECTIONS,
+            max_connections=most,
             max_keepalive_connections=50,
             network_backend=backend,
         )
@@ -230,16 +259,43 @@ async def _send(client: httpx.AsyncClient, request: httpx.Request) -> httpx.Resp
         raise HttpFailure("unreachable", text) from error
 
 
-async def _bounded(response: httpx.Response, max_bytes: int) -> AsyncGenerator[bytes, None]:
+class _Window:
+    """Sees whether a body comes too slowly; only the time that we waited for it counts."""
+
+    def __init__(self, min_rate: float, seconds: float) -> None:
+        self._min_rate = min_rate
+        self._seconds = seconds
+        self._waited = 0.0
+        self._received = 0
+
+    def too_slow(self, waited: float, received: int) -> bool:
+        """Note a part of the body; return whether a full window has held too little."""
+        self._waited += waited
+        self._received += received
+        if self._waited < self._seconds:
+            return False
+        slow = self._received < self._min_rate * self._waited
+        self._waited, self._received = 0.0, 0
+        return slow
+
+
+async def _bounded(
+    response: httpx.Response, max_bytes: int, window: _Window | None = None
+) -> AsyncGenerator[bytes, None]:
     total = 0
     if response.headers.get("content-encoding", "identity") != "identity":
         raise HttpFailure("malformed", f"{response.url} compresses although asked not to")
     try:
+        asked = trio.current_time()
         async for chunk in response.aiter_raw():
             total += len(chunk)
+            waited = trio.current_time() - asked
+            if window is not None and window.too_slow(waited, len(chunk)):
+                raise HttpFailure("too_slow", f"{response.url} sends too slowly")
             if total > max_bytes:
                 raise HttpFailure("too_big", f"{response.url} sends more than {max_bytes} bytes")
             yield chunk
+            asked = trio.current_time()
     except httpx.TimeoutException as error:
         raise HttpFailure("timeout", f"{response.url.host} stopped sending") from error
     except httpx.HTTPError as error:
@@ -255,11 +311,12 @@ async def _refusal(response: httpx.Response) -> HttpFailure:
     except (HttpFailure, orjson.JSONDecodeError):
         document = None  # an HTML page or a cut-off body says no more than the status
     code = document.get("error") if isinstance(document, dict) else None
-    delay = response.headers.get("retry-after", "")
+    now = time.time()
     return HttpFailure(
         "status",
         f"{response.url} answered {response.status_code} {str(code or '')[:100]}".strip(),
         status=response.status_code,
         code=code if isinstance(code, str) else "",
-        retry_after=min(float(delay), 3600.0) if delay.isdigit() else None,
+        retry_after=read_retry_after(response.headers.get("retry-after"), now),
+        limit=read_rate_limit(response.headers, now),
     )

@@ -1,17 +1,17 @@
 """Listing repos of a relay or PDS, and fetching one. https://atproto.com/specs/sync"""
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Literal
 from urllib.parse import quote
 
-from rsky_pipeline.atproto.syntax import is_did
+from rsky_pipeline.atproto.syntax import is_did, is_tid
 from rsky_pipeline.network.hosts import Endpoint
 from rsky_pipeline.network.http import HttpClient, HttpFailure
+from rsky_pipeline.network.rate_headers import RateLimit
 
 PAGE_SIZE = 1_000
 MAX_PAGE = 4 * 1024 * 1024
+MAX_ANSWER = 16 * 1024
 
 # Answers after which asking again is pointless until something changes at the account.
 _PERMANENT_CODES = frozenset(
@@ -24,15 +24,20 @@ Kind = Literal["permanent", "transient", "rate_limited", "invalid"]
 
 
 class RepoUnavailable(Exception):
-    """A repo could not be fetched. `code` is a short reason, safe as a metric label."""
+    """A repo could not be fetched. `code` is a short reason, safe as a metric label.
+
+    `retry_after` (seconds) and `limit` are what the host said of its rate limit.
+    """
 
     def __init__(
-        self, kind: Kind, code: str, message: str, retry_after: float | None = None
-    ) -> None:
+        self, kind: Kind, code: str, message: str, retry_after: float | None = None,
+        limit: RateLimit | None = None,
+    ) -> None:  # fmt: skip
         super().__init__(message)
         self.kind = kind
         self.code = code
         self.retry_after = retry_after
+        self.limit = limit
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,33 +96,42 @@ async def _page(
     return Page(found, cursor, len(repos) - len(found))
 
 
-@asynccontextmanager
-async def get_repo(
-    http: HttpClient, pds: str, did: str, *, max_bytes: int, total_seconds: float
-) -> AsyncIterator[AsyncIterator[bytes]]:
-    """Open the CAR of a repo at its PDS, as chunks of bytes. Raises RepoUnavailable."""
-    url = f"{pds}/xrpc/com.atproto.sync.getRepo?did={quote(did, safe=':')}"
+def repo_url(pds: str, did: str) -> str:
+    """Return where a PDS serves the CAR of a repo."""
+    return f"{pds}/xrpc/com.atproto.sync.getRepo?did={quote(did, safe=':')}"
+
+
+async def latest_rev(http: HttpClient, pds: str, did: str) -> str:
+    """Ask a PDS for the rev of a repo. Raises RepoUnavailable."""
+    url = f"{pds}/xrpc/com.atproto.sync.getLatestCommit?did={quote(did, safe=':')}"
     try:
-        async with http.get(url, max_bytes=max_bytes, total_seconds=total_seconds) as answer:
-            yield answer.chunks
+        body = await http.get_json(url, max_bytes=MAX_ANSWER, total_seconds=30.0)
     except HttpFailure as error:
         raise classify(error) from error
+    rev = body.get("rev") if isinstance(body, dict) else None
+    if not isinstance(rev, str) or not is_tid(rev):
+        raise RepoUnavailable("transient", "malformed", f"{url} has no rev")
+    return rev
 
 
 def classify(error: HttpFailure) -> RepoUnavailable:
     """Tell what a failed request means for a repo."""
-    text = str(error)
+    kind, code = _meaning(error)
+    return RepoUnavailable(kind, code, str(error), error.retry_after, error.limit)
+
+
+def _meaning(error: HttpFailure) -> tuple[Kind, str]:
     if error.kind == "status":
         if error.code in _PERMANENT_CODES:
-            return RepoUnavailable("permanent", error.code, text)
-        if error.status == 429 or (error.status == 503 and error.retry_after):
-            return RepoUnavailable("rate_limited", "rate_limited", text, error.retry_after)
+            return "permanent", error.code
+        if error.status == 429 or (error.status == 503 and error.retry_after is not None):
+            return "rate_limited", "rate_limited"
         if error.status in _RETRYABLE_STATUS or error.code == "RepoNotSynchronized":
-            return RepoUnavailable("transient", "server_error", text, error.retry_after)
-        return RepoUnavailable("transient", "refused", text)
+            return "transient", "server_error"
+        return "transient", "refused"
     if error.kind in {"too_big", "forbidden"}:
-        return RepoUnavailable("invalid", error.kind, text)
-    return RepoUnavailable("transient", error.kind, text)
+        return "invalid", error.kind
+    return "transient", error.kind
 
 
 def _listed(item: object) -> ListedRepo | None:

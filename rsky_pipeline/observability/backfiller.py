@@ -8,8 +8,11 @@ FAILURE_REASONS = (
     "rate_limited", "server_error", "refused", "unreachable", "timeout", "malformed",
     "too_big", "forbidden", "invalid_car", "incomplete", "invalid_tree", "invalid_commit",
     "stale_repo",
-    "wrong_did", "bad_signature", "malformed_job", "crashes_worker", "other",
+    "wrong_did", "bad_signature", "malformed_job", "crashes_worker", "too_slow", "no_disk",
+    "host_parked", "other",
 )  # fmt: skip
+FAILURE_KINDS = ("permanent", "transient", "rate_limited", "invalid")
+OUTCOMES = ("done", "unchanged", "unavailable", "failed")
 
 
 class BackfillerMetrics:
@@ -28,6 +31,7 @@ class BackfillerMetrics:
         self.dead_lettered = counter("repos_dead_lettered_total", "Repos given up")
         self.retries = counter("retries_attempted_total", "Further attempts at a repo")
         self.records = counter("records_extracted_total", "Records durably queued")
+        self.deletes = counter("deletes_queued_total", "Deletions of what a repo no longer holds")
         self.filtered = counter("records_filtered_total", "Records of other collections")
         self.unreadable = counter("records_unreadable_total", "Records that cannot be decoded")
         self.fetch_errors = counter("car_fetch_errors_total", "Failures to fetch a CAR")
@@ -37,18 +41,43 @@ class BackfillerMetrics:
         )
         self.bytes = counter("bytes_fetched_total", "Bytes of CARs")
         self.claimed = counter("entries_claimed_total", "Entries taken over from dead consumers")
+        self.postponed = counter("repos_postponed_total", "Repos put off until their host has time")
+        self.woken = counter("repos_woken_total", "Repos whose time to wait has passed")
+        self.spilled = counter(
+            "repos_spilled_total", "Repos too large for the memory that was free"
+        )
+        self.database_errors = counter(
+            "database_errors_total", "Calls that PostgreSQL did not carry out"
+        )
         self.store_errors = counter("store_errors_total", "Calls that Redis did not carry out")
         self.backpressure = counter("backpressure_waits_total", "Waits for room in the output")
         self.waiting = gauge("repos_waiting", "Repos that wait for another attempt")
         self.running = gauge("repos_running", "Repos in flight")
+        self.downloads = gauge("downloads_running", "Downloads in progress")
+        self.disk = gauge("disk_reserved_bytes", "Bytes of repos in temporary files")
+        self.hosts = gauge("hosts_known", "Hosts that are remembered at the moment")
+        self.hosts_parked = gauge("hosts_parked", "Hosts that are left alone at the moment")
         self.memory = gauge("memory_reserved_bytes", "Bytes reserved for repos in flight")
         self.failures = Counter(
             "backfiller_failures_total", "Failed attempts by reason", ["reason"], registry=registry
         )
         for reason in FAILURE_REASONS:
             self.failures.labels(reason)
+        self.kinds = Counter(
+            "backfiller_failure_kinds_total", "Failed attempts by kind", ["kind"],
+            registry=registry,
+        )  # fmt: skip
+        for kind in FAILURE_KINDS:
+            self.kinds.labels(kind)
+        self.outcomes = Counter(
+            "backfiller_outcomes_total", "Repos that came to an end, by how", ["outcome"],
+            registry=registry,
+        )  # fmt: skip
+        for outcome in OUTCOMES:
+            self.outcomes.labels(outcome)
 
-    def count_failure(self, reason: str) -> None:
+    def count_failure(self, reason: str, kind: str = "invalid") -> None:
         """Count a failed attempt; unknown reasons share a series."""
         self.failed.inc()
         self.failures.labels(reason if reason in FAILURE_REASONS else "other").inc()
+        self.kinds.labels(kind).inc()

@@ -1,6 +1,7 @@
 """A commit that cannot be verified is put off: nothing of it is lost, deletions included."""
 
 import json
+from pathlib import Path
 
 from rsky_pipeline.atproto.car import write_car
 from rsky_pipeline.atproto.cid import Cid
@@ -18,12 +19,12 @@ from rsky_pipeline.streams.append import append
 from rsky_pipeline.streams.connection import connect
 from rsky_pipeline.streams.event import EVENT_FIELD, encode_record_event
 from tests.integration.backfiller.hosts import FakeHosts
-from tests.integration.backfiller.test_backfiller import (
+from tests.integration.backfiller.kit import (
     KEY,
     backfiller,
     document,
     output,
-    settings,
+    quick_settings,
     settled,
 )
 
@@ -58,7 +59,9 @@ def commit_without_records() -> tuple[bytes, bytes]:
     return car, encode_frame("#commit", body)
 
 
-async def test_the_deletion_reaches_the_row(clean_redis: str, schema_database: str) -> None:
+async def test_the_deletion_reaches_the_row(
+    clean_redis: str, schema_database: str, tmp_path: Path
+) -> None:
     database = Database.connect(schema_database, name="test")
     collections = registry.load()
     apply_batch(database, [read_entry({EVENT_FIELD: like("gone")}, collections, TIME)], collections)
@@ -72,7 +75,7 @@ async def test_the_deletion_reaches_the_row(clean_redis: str, schema_database: s
     store = connect(clean_redis, name="test")
     with FakeHosts() as hosts:
         hosts.add(DID, document(DID), car)
-        async with backfiller(settings(clean_redis, hosts)):
+        async with backfiller(quick_settings(clean_redis, schema_database, hosts, tmp_path)):
             append(store, [put_off])
             await settled(store)
     readings = [

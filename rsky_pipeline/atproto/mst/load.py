@@ -1,6 +1,6 @@
 """Reading nodes out of a set of blocks, on the layer where they must be."""
 
-from collections.abc import Mapping
+from typing import Protocol
 
 from rsky_pipeline.atproto.cid import Cid
 from rsky_pipeline.atproto.errors import IncompleteTree, InvalidData
@@ -8,7 +8,17 @@ from rsky_pipeline.atproto.mst.edit import Child, Load
 from rsky_pipeline.atproto.mst.node import Node, layer_of, parse_block
 
 
-def read_node(blocks: Mapping[Cid, bytes], cid: bytes, layer: int | None) -> Node:
+class BlockSource(Protocol):
+    """Blocks by CID, as of a dict."""
+
+    def get(self, cid: Cid, /) -> bytes | None:
+        """Return a block, or None."""
+
+    def __len__(self) -> int:
+        """Return how many blocks there are."""
+
+
+def read_node(blocks: BlockSource, cid: bytes, layer: int | None) -> Node:
     """Read one node; `layer` is what its parent demands, None at the top.
 
     Raises IncompleteTree, or InvalidData for a node that cannot stand there.
@@ -36,7 +46,7 @@ def read_node(blocks: Mapping[Cid, bytes], cid: bytes, layer: int | None) -> Nod
     return Node(own, tuple(keys), tuple(content.values), tuple(children), block, name)
 
 
-def loader(blocks: Mapping[Cid, bytes]) -> Load:
+def loader(blocks: BlockSource) -> Load:
     """Return what turns children that are known by their hash into nodes, each read once."""
     known: dict[bytes, Node] = {}
 

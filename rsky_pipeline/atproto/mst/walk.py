@@ -1,14 +1,14 @@
 """Listing a complete tree that may be hostile."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 
 from rsky_pipeline.atproto.cid import Cid
 from rsky_pipeline.atproto.errors import InvalidData
-from rsky_pipeline.atproto.mst.load import read_node
+from rsky_pipeline.atproto.mst.load import BlockSource, read_node
 from rsky_pipeline.atproto.mst.node import Node
 
 
-def walk(blocks: Mapping[Cid, bytes], root: Cid) -> Iterator[tuple[str, Cid]]:
+def walk(blocks: BlockSource, root: Cid) -> Iterator[tuple[str, Cid]]:
     """Yield every path and record CID of a complete tree in key order.
 
     Raises IncompleteTree for a missing node and InvalidData for one that breaks the structure:

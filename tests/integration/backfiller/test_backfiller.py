@@ -1,141 +1,43 @@
-"""A backfiller on a real Valkey, fetching over HTTP from hosts on loopback."""
+"""A backfiller on a real Valkey and PostgreSQL, fetching over HTTP from hosts on loopback."""
 
-import gc
 import json
 import threading
-from collections.abc import Iterator
-from contextlib import asynccontextmanager
-from dataclasses import replace
 from typing import Any
 
 import pytest
 import trio
-from prometheus_client import CollectorRegistry
 
 from rsky_pipeline.atproto.car import read_car, write_car
-from rsky_pipeline.atproto.cbor import encode
-from rsky_pipeline.atproto.cid import Cid
-from rsky_pipeline.atproto.commit import sign_commit
 from rsky_pipeline.atproto.crypto import PrivateKey
-from rsky_pipeline.atproto.mst import Tree
-from rsky_pipeline.backfiller.fetch import HostSlots
 from rsky_pipeline.backfiller.role import run
 from rsky_pipeline.configuration.settings import Settings
-from rsky_pipeline.runtime.context import WorkerContext
 from rsky_pipeline.streams.append import Entry, append
-from rsky_pipeline.streams.connection import Store, connect
+from rsky_pipeline.streams.connection import Store
 from rsky_pipeline.streams.consume import GroupReader
-from rsky_pipeline.streams.dead_letters import DeadLetter, list_dead_letters
-from rsky_pipeline.streams.event import REPO_FIELD, RepoJob, encode_repo_job
+from rsky_pipeline.streams.event import REPO_FIELD, decode_repo_job
+from rsky_pipeline.streams.waiting import all_waiting, hurry_waiting
 from tests.data import test_data
 from tests.integration.backfiller.hosts import FakeHosts, refusal
-
-KEY = PrivateKey.from_seed("k256", b"account")
-
-
-@pytest.fixture
-def store(clean_redis: str) -> Iterator[Store]:
-    connection = connect(clean_redis, name="test")
-    yield connection
-    connection.close()
-
-
-@pytest.fixture
-def hosts() -> Iterator[FakeHosts]:
-    with FakeHosts() as running:
-        yield running
-
-
-def document(did: str, key: PrivateKey = KEY) -> dict[str, Any]:
-    method = {
-        "id": f"{did}#atproto",
-        "type": "Multikey",
-        "controller": did,
-        "publicKeyMultibase": key.multibase,
-    }
-    return {"id": did, "alsoKnownAs": ["at://a.test"], "verificationMethod": [method]}
-
-
-def make_repo(did: str, count: int, key: PrivateKey = KEY) -> tuple[bytes, set[str]]:
-    """Return the CAR of a repo of likes and foreign records, and the rkeys of the likes."""
-    records = {}
-    for number in range(count):
-        record = encode({"$type": "app.bsky.feed.like", "n": number})
-        records[f"app.bsky.feed.like/{number:05d}"] = record
-    records["com.example.other/1"] = encode({"n": 0})
-    tree = Tree.build({path: Cid.of(record) for path, record in records.items()})
-    commit = sign_commit(did, "3jzfcijpj2z2a", tree.root, None, key)
-    blocks = [(Cid.of(commit), commit), *tree.blocks()]
-    blocks += [(Cid.of(record), record) for record in records.values()]
-    return write_car([Cid.of(commit)], blocks), {f"{number:05d}" for number in range(count)}
-
-
-def settings(redis_url: str, hosts: FakeHosts, **changes: Any) -> Settings:
-    base = Settings(
-        redis_url=redis_url,
-        plc_url=hosts.url,
-        allow_private_hosts=True,
-        backfiller_retry_initial_ms=10,
-        backfiller_retry_max_ms=50,
-        backfiller_http_timeout_seconds=5,
-    )
-    return replace(base, **changes)
-
-
-class Running:
-    """A backfiller in the test's own process."""
-
-    def __init__(self, configured: Settings) -> None:
-        self.registry = CollectorRegistry()
-        self.ready = trio.Event()
-        self.context = WorkerContext(
-            configured, "backfiller", 1, "test-backfiller-1", self.registry,
-            self.ready.set, lambda _: None, lambda _: None,
-        )  # fmt: skip
-
-    def value(self, name: str, **labels: str) -> float:
-        return self.registry.get_sample_value(f"backfiller_{name}", labels) or 0.0
-
-
-@asynccontextmanager
-async def backfiller(configured: Settings) -> Any:
-    running = Running(configured)
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(run, running.context)
-        with trio.fail_after(10):
-            await running.ready.wait()
-        yield running
-        running.context.stopping.set()
-
-
-def queue(store: Store, *dids: str, rev: str = "", deleted: tuple[str, ...] = ()) -> None:
-    jobs = [
-        encode_repo_job(RepoJob(did, "https://relay.test", rev, None, True, deleted))
-        for did in dids
-    ]
-    append(store, [Entry("repo_backfill", REPO_FIELD, job) for job in jobs])
-
-
-async def settled(store: Store, seconds: float = 20.0) -> None:
-    with trio.fail_after(seconds):
-        while store.call("XLEN", "repo_backfill"):
-            await trio.sleep(0.02)
-
-
-def output(store: Store) -> list[dict[str, Any]]:
-    return [json.loads(body[1]) for _, body in store.call("XRANGE", "firehose_backfill", "-", "+")]
-
-
-def letters(store: Store) -> list[DeadLetter]:
-    return list_dead_letters(store, "repo_backfill")
+from tests.integration.backfiller.kit import (
+    Configure,
+    Running,
+    backfiller,
+    document,
+    eventually,
+    letters,
+    make_repo,
+    output,
+    queue,
+    settled,
+)
 
 
 async def test_all_records_come_before_one_closing_event(
-    store: Store, clean_redis: str, hosts: FakeHosts
+    store: Store, configure: Configure, hosts: FakeHosts
 ) -> None:
     car, rkeys = make_repo("did:plc:a", 1_200)
     hosts.add("did:plc:a", document("did:plc:a"), car)
-    async with backfiller(settings(clean_redis, hosts)) as running:
+    async with backfiller(configure()) as running:
         queue(store, "did:plc:a")
         await settled(store)
     events = output(store)
@@ -149,7 +51,7 @@ async def test_all_records_come_before_one_closing_event(
 
 
 async def test_recorded_repos_give_exactly_their_records(
-    store: Store, clean_redis: str, hosts: FakeHosts
+    store: Store, configure: Configure, hosts: FakeHosts
 ) -> None:
     documents = json.loads(test_data("recorded/dids.json").read_text())
     expected = set()
@@ -158,7 +60,7 @@ async def test_recorded_repos_give_exactly_their_records(
         hosts.add(did, documents[did], path.read_bytes())
         expected |= {(did, str(cid)) for cid in read_car(path.read_bytes()).blocks}
     wanted = ("app.bsky.", "chat.bsky.")
-    async with backfiller(settings(clean_redis, hosts)) as running:
+    async with backfiller(configure()) as running:
         queue(store, *hosts.repos)
         await settled(store)
     events = output(store)
@@ -181,11 +83,11 @@ async def test_recorded_repos_give_exactly_their_records(
     ("code", "status"), [("RepoDeactivated", 400), ("RepoTakendown", 403), ("RepoNotFound", 404)]
 )
 async def test_a_final_refusal_is_not_repeated(
-    store: Store, clean_redis: str, hosts: FakeHosts, code: str, status: int
+    store: Store, configure: Configure, hosts: FakeHosts, code: str, status: int
 ) -> None:
     hosts.add("did:plc:a", document("did:plc:a"), b"")
     hosts.replies["did:plc:a"] = [lambda: refusal(status, code)]
-    async with backfiller(settings(clean_redis, hosts)) as running:
+    async with backfiller(configure()) as running:
         queue(store, "did:plc:a")
         await settled(store)
     assert (output(store), letters(store)) == ([], [])
@@ -194,14 +96,14 @@ async def test_a_final_refusal_is_not_repeated(
 
 
 async def test_a_failing_host_is_tried_again_and_then_given_up(
-    store: Store, clean_redis: str, hosts: FakeHosts
+    store: Store, configure: Configure, hosts: FakeHosts
 ) -> None:
     car, _ = make_repo("did:plc:b", 3)
     for did in ("did:plc:a", "did:plc:b"):
         hosts.add(did, document(did), car)
     hosts.replies["did:plc:a"] = [lambda: (500, {}, b"oops")] * 9
     hosts.replies["did:plc:b"] = [lambda: (503, {}, b""), lambda: (200, {}, car[:-9])]
-    async with backfiller(settings(clean_redis, hosts)) as running:
+    async with backfiller(configure()) as running:
         queue(store, "did:plc:a", "did:plc:b", "did:plc:missing")
         await settled(store)
     (letter,) = letters(store)
@@ -215,12 +117,12 @@ async def test_a_failing_host_is_tried_again_and_then_given_up(
 
 
 async def test_a_rate_limit_is_waited_for_and_does_not_count(
-    store: Store, clean_redis: str, hosts: FakeHosts
+    store: Store, configure: Configure, hosts: FakeHosts
 ) -> None:
     car, _ = make_repo("did:plc:a", 1)
     hosts.add("did:plc:a", document("did:plc:a"), car)
     hosts.replies["did:plc:a"] = [lambda: refusal(429, "", Retry_After="0")] * 5
-    async with backfiller(settings(clean_redis, hosts)) as running:
+    async with backfiller(configure()) as running:
         queue(store, "did:plc:a")
         await settled(store)
     assert len(output(store)) == 2
@@ -228,7 +130,7 @@ async def test_a_rate_limit_is_waited_for_and_does_not_count(
 
 
 async def test_what_is_not_the_accounts_own_is_refused(
-    store: Store, clean_redis: str, hosts: FakeHosts
+    store: Store, configure: Configure, hosts: FakeHosts
 ) -> None:
     other, _ = make_repo("did:plc:other", 2)
     hosts.add("did:plc:a", document("did:plc:a"), other)
@@ -238,7 +140,7 @@ async def test_what_is_not_the_accounts_own_is_refused(
     car = read_car(whole)
     partial = [item for item in car.blocks.items() if b"app.bsky.feed.like" not in item[1]]
     hosts.add("did:plc:c", document("did:plc:c"), write_car(car.roots, partial))
-    async with backfiller(settings(clean_redis, hosts, backfiller_max_attempts=1)) as running:
+    async with backfiller(configure(backfiller_max_attempts=1)) as running:
         queue(store, "did:plc:a", "did:plc:b", "did:plc:c")
         await settled(store)
     assert output(store) == []
@@ -251,14 +153,14 @@ async def test_what_is_not_the_accounts_own_is_refused(
 
 
 async def test_a_key_that_was_rotated_is_looked_up_again(
-    store: Store, clean_redis: str, hosts: FakeHosts, monkeypatch: pytest.MonkeyPatch
+    store: Store, configure: Configure, hosts: FakeHosts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("rsky_pipeline.network.directory.FORCED_PAUSE_SECONDS", 0.0)
     new = PrivateKey.from_seed("p256", b"new key")
     before, _ = make_repo("did:plc:a", 1)
     after, _ = make_repo("did:plc:a", 2, new)
     hosts.add("did:plc:a", document("did:plc:a"), before)
-    async with backfiller(settings(clean_redis, hosts)) as running:
+    async with backfiller(configure()) as running:
         queue(store, "did:plc:a")
         await settled(store)
         hosts.add("did:plc:a", document("did:plc:a", new), after)
@@ -269,12 +171,12 @@ async def test_a_key_that_was_rotated_is_looked_up_again(
 
 
 async def test_above_the_mark_it_waits_and_loses_nothing(
-    store: Store, clean_redis: str, hosts: FakeHosts
+    store: Store, configure: Configure, hosts: FakeHosts
 ) -> None:
     car, _ = make_repo("did:plc:a", 1_600)
     hosts.add("did:plc:a", document("did:plc:a"), car)
     seen: list[dict[str, Any]] = []
-    async with backfiller(settings(clean_redis, hosts, backfill_high_water_mark=400)) as running:
+    async with backfiller(configure(backfill_high_water_mark=400)) as running:
         queue(store, "did:plc:a")
         with trio.fail_after(30):
             while store.call("XLEN", "repo_backfill"):
@@ -290,54 +192,100 @@ async def test_above_the_mark_it_waits_and_loses_nothing(
 
 
 async def test_pending_entries_of_an_earlier_life_are_done_first(
-    store: Store, clean_redis: str, hosts: FakeHosts
+    store: Store, configure: Configure, hosts: FakeHosts
 ) -> None:
     car, _ = make_repo("did:plc:a", 2)
     hosts.add("did:plc:a", document("did:plc:a"), car)
-    hosts.replies["did:plc:a"] = [lambda: (500, {}, b"")]
-    configured = settings(clean_redis, hosts, backfiller_retry_initial_ms=60_000,
-                          backfiller_retry_max_ms=60_000)  # fmt: skip
-    async with backfiller(configured) as running:
+    hold = threading.Event()
+    hosts.replies["did:plc:a"] = [lambda: (500, {}, str(hold.wait(20)).encode())]
+    async with backfiller(configure()) as running:
         queue(store, "did:plc:a")
-        with trio.fail_after(10):
-            while not running.value("repos_waiting"):
-                await trio.sleep(0.02)
+        await eventually(lambda: running.value("downloads_running") > 0)
+        running.context.hurrying.set()
+    hold.set()
     assert store.call("XLEN", "repo_backfill") == 1
-    async with backfiller(configured):
+    async with backfiller(configure()):
+        await settled(store)
+    assert len(output(store)) == 3
+
+
+async def test_a_repo_that_waits_for_its_next_attempt_survives_a_restart(
+    store: Store, configure: Configure, hosts: FakeHosts
+) -> None:
+    hosts.add("did:plc:a", document("did:plc:a"), make_repo("did:plc:a", 2)[0])
+    hosts.replies["did:plc:a"] = [lambda: (500, {}, b"")]
+    slow = configure(backfiller_retry_initial_ms=60_000, backfiller_retry_max_ms=60_000)
+    async with backfiller(slow) as running:
+        queue(store, "did:plc:a")
+        await eventually(lambda: running.value("repos_waiting") == 1)
+    assert store.call("XLEN", "repo_backfill") == 0
+    (entry,) = all_waiting(store)
+    assert decode_repo_job(entry.payload).attempts == 1
+    async with backfiller(slow):
+        hurry_waiting(store, [entry])
         await settled(store)
     assert len(output(store)) == 3
 
 
 async def test_a_malformed_job_is_a_dead_letter(
-    store: Store, clean_redis: str, hosts: FakeHosts
+    store: Store, configure: Configure, hosts: FakeHosts
 ) -> None:
     append(store, [Entry("repo_backfill", REPO_FIELD, b"{}"), Entry("repo_backfill", b"x", b"y")])
-    async with backfiller(settings(clean_redis, hosts)):
+    async with backfiller(configure()):
         await settled(store)
     assert [letter.reason for letter in letters(store)] == ["missing_field", "invalid_json"]
 
 
-async def test_a_repo_beyond_the_memory_is_refused(
-    store: Store, clean_redis: str, hosts: FakeHosts, monkeypatch: pytest.MonkeyPatch
+async def test_a_repo_beyond_the_memory_goes_to_disk_and_gives_the_same(
+    store: Store, configure: Configure, hosts: FakeHosts
 ) -> None:
-    monkeypatch.setattr("rsky_pipeline.backfiller.work.SMALL_REPO", 10_000)
-    for did, count in (("did:plc:small", 10), ("did:plc:large", 2_000)):
+    for did, count in (("did:plc:small", 10), ("did:plc:large", 4_000)):
         hosts.add(did, document(did), make_repo(did, count)[0])
-    async with backfiller(settings(clean_redis, hosts)) as running:
+    configured = configure(backfiller_memory_mb=1)
+    async with backfiller(configured) as running:
         queue(store, *hosts.repos)
         await settled(store)
-    assert running.value("records_extracted_total") == 2_010
-    asked = [path for path in hosts.requests if "getRepo" in path and "large" in path]
-    assert len(asked) == 2
+        assert running.value("records_extracted_total") == 4_010
+        assert running.value("repos_spilled_total") == 1
+        assert running.value("disk_reserved_bytes") == 0
+        assert running.value("memory_reserved_bytes") == 0
+    large = {event["rkey"] for event in output(store)
+             if event["did"] == "did:plc:large" and event["type"] == "create"}  # fmt: skip
+    assert large == {f"{number:05d}" for number in range(4_000)}
+    assert configured.data_dir is not None
+    assert list((configured.data_dir / "backfill").iterdir()) == []
+
+
+async def test_a_repo_beyond_the_largest_size_is_refused(
+    store: Store, configure: Configure, hosts: FakeHosts
+) -> None:
+    hosts.add("did:plc:a", document("did:plc:a"), make_repo("did:plc:a", 12_000)[0])
+    async with backfiller(configure(backfiller_max_repo_mb=1)):
+        queue(store, "did:plc:a")
+        await settled(store)
+    assert output(store) == []
+    assert [letter.reason for letter in letters(store)] == ["too_big"]
+
+
+async def test_a_repo_waits_while_the_disk_is_used_up(
+    store: Store, configure: Configure, hosts: FakeHosts
+) -> None:
+    hosts.add("did:plc:a", document("did:plc:a"), make_repo("did:plc:a", 12_000)[0])
+    async with backfiller(configure(backfiller_memory_mb=1, backfiller_disk_mb=1)) as running:
+        queue(store, "did:plc:a")
+        await eventually(lambda: running.value("repos_waiting") == 1)
+        assert running.value("failures_total", reason="no_disk") == 1
+        assert running.value("disk_reserved_bytes") == 0
+    assert (output(store), letters(store)) == ([], [])
 
 
 async def test_deletions_are_queued_only_where_the_tree_proves_them(
-    store: Store, clean_redis: str, hosts: FakeHosts
+    store: Store, configure: Configure, hosts: FakeHosts
 ) -> None:
     car, _ = make_repo("did:plc:a", 1)
     hosts.add("did:plc:a", document("did:plc:a"), car)
     gone, there = "app.bsky.feed.like/gone", "app.bsky.feed.like/00000"
-    async with backfiller(settings(clean_redis, hosts)):
+    async with backfiller(configure()):
         queue(store, "did:plc:a", rev="3jzfcijpj2z2a", deleted=(gone, there, "no path"))
         await settled(store)
     deletes = [event for event in output(store) if event["type"] == "delete"]
@@ -348,11 +296,11 @@ async def test_deletions_are_queued_only_where_the_tree_proves_them(
 
 
 async def test_a_repo_older_than_the_deletions_proves_nothing(
-    store: Store, clean_redis: str, hosts: FakeHosts
+    store: Store, configure: Configure, hosts: FakeHosts
 ) -> None:
     car, _ = make_repo("did:plc:a", 1)
     hosts.add("did:plc:a", document("did:plc:a"), car)
-    async with backfiller(settings(clean_redis, hosts)):
+    async with backfiller(configure()):
         queue(store, "did:plc:a", rev="3zzzzzzzzzzzz", deleted=("app.bsky.feed.like/gone",))
         await settled(store)
     assert output(store) == []
@@ -360,11 +308,11 @@ async def test_a_repo_older_than_the_deletions_proves_nothing(
 
 
 async def test_deletions_of_a_repo_that_cannot_be_fetched_are_kept(
-    store: Store, clean_redis: str, hosts: FakeHosts
+    store: Store, configure: Configure, hosts: FakeHosts
 ) -> None:
     hosts.add("did:plc:a", document("did:plc:a"), b"")
     hosts.replies["did:plc:a"] = [lambda: refusal(400, "RepoDeactivated")]
-    async with backfiller(settings(clean_redis, hosts)):
+    async with backfiller(configure()):
         queue(store, "did:plc:a", deleted=("app.bsky.feed.like/gone",))
         await settled(store)
     (letter,) = letters(store)
@@ -390,7 +338,7 @@ def delivery_counts(store: Store) -> list[int]:
 
 
 async def test_what_may_have_crashed_the_worker_is_tried_with_nothing_read_behind_it(
-    store: Store, clean_redis: str, hosts: FakeHosts
+    store: Store, configure: Configure, hosts: FakeHosts
 ) -> None:
     for did in ("did:plc:a", "did:plc:b"):
         hosts.add(did, document(did), make_repo(did, 1)[0])
@@ -398,7 +346,7 @@ async def test_what_may_have_crashed_the_worker_is_tried_with_nothing_read_behin
     car = hosts.repos["did:plc:a"]
     hosts.replies["did:plc:a"] = [lambda: (200, {}, car if hold.wait(20) else b"")]
     pending_of_an_earlier_life(store, {"did:plc:a": 3, "did:plc:b": 1})
-    running = Running(settings(clean_redis, hosts))
+    running = Running(configure())
     async with trio.open_nursery() as nursery:
         nursery.start_soon(run, running.context)
         with trio.fail_after(10):
@@ -414,34 +362,33 @@ async def test_what_may_have_crashed_the_worker_is_tried_with_nothing_read_behin
 
 
 async def test_a_job_that_keeps_crashing_the_worker_becomes_a_dead_letter(
-    store: Store, clean_redis: str, hosts: FakeHosts
+    store: Store, configure: Configure, hosts: FakeHosts
 ) -> None:
     hosts.add("did:plc:a", document("did:plc:a"), make_repo("did:plc:a", 1)[0])
     pending_of_an_earlier_life(store, {"did:plc:a": Settings().max_deliveries})
-    async with backfiller(settings(clean_redis, hosts)):
+    async with backfiller(configure()):
         await settled(store)
     assert [letter.reason for letter in letters(store)] == ["crashes_worker"]
     assert output(store) == []
 
 
 async def test_a_stop_is_no_crash_of_what_was_in_flight(
-    store: Store, clean_redis: str, hosts: FakeHosts
+    store: Store, configure: Configure, hosts: FakeHosts
 ) -> None:
     hosts.add("did:plc:a", document("did:plc:a"), b"")
-    hosts.replies["did:plc:a"] = [lambda: (500, {}, b"")]
-    pending_of_an_earlier_life(store, {"did:plc:a": 2})
-    configured = settings(
-        clean_redis, hosts, backfiller_retry_initial_ms=60_000, backfiller_retry_max_ms=60_000
-    )
-    async with backfiller(configured) as running:
-        with trio.fail_after(10):
-            while not running.value("repos_waiting"):
-                await trio.sleep(0.02)
+    hold = threading.Event()
+    hosts.replies["did:plc:a"] = [lambda: (500, {}, str(hold.wait(20)).encode())]
+    pending_of_an_earlier_life(store, {"did:plc:a": 1})
+    async with backfiller(configure()) as running:
+        await eventually(lambda: running.value("downloads_running") > 0)
+        assert delivery_counts(store) == [2]
+        running.context.hurrying.set()
+    hold.set()
     assert delivery_counts(store) == [1]
 
 
-async def test_it_stops_while_the_store_is_away(hosts: FakeHosts) -> None:
-    running = Running(settings("redis://127.0.0.1:1", hosts))
+async def test_it_stops_while_the_store_is_away(configure: Configure) -> None:
+    running = Running(configure(redis_url="redis://127.0.0.1:1"))
     with trio.fail_after(15):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(run, running.context)
@@ -451,17 +398,9 @@ async def test_it_stops_while_the_store_is_away(hosts: FakeHosts) -> None:
     assert not running.ready.is_set()
 
 
-async def test_memory_and_hosts_are_given_back(
-    store: Store, clean_redis: str, hosts: FakeHosts
-) -> None:
+async def test_memory_is_given_back(store: Store, configure: Configure, hosts: FakeHosts) -> None:
     hosts.add("did:plc:a", document("did:plc:a"), make_repo("did:plc:a", 1)[0])
-    async with backfiller(settings(clean_redis, hosts)) as running:
+    async with backfiller(configure()) as running:
         queue(store, "did:plc:a")
         await settled(store)
         assert running.value("memory_reserved_bytes") == 0
-    slots = HostSlots()
-    held = slots.of("https://a.test")
-    assert slots.of("https://a.test") is held
-    del held
-    gc.collect()
-    assert len(slots) == 0

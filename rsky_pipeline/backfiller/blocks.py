@@ -1,0 +1,197 @@
+"""The blocks of one repo: in memory while they fit, then in a temporary file.
+
+The file has no name, so that a killed worker leaves nothing behind. An index of 16 bytes a block is
+mapped from a file of its own: it costs page cache, not memory.
+"""
+
+import mmap
+import os
+import secrets
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+from struct import Struct
+from typing import IO, Self
+
+from rsky_pipeline.atproto.cid import LENGTH, Cid
+from rsky_pipeline.backfiller.budget import Budget
+
+# A block costs about this much beside its bytes: its key, object headers, its dict entry, and its
+# path once the tree is listed.
+BLOCK_OVERHEAD = 450
+STEP = 256 * 1024  # bytes of the budget that are taken at once
+_FIRST_SLOTS = 1 << 16
+_SLOT = Struct("<QQ")  # a part of the digest, and 1 + the position in the file; 0 is free
+_HEAD = Struct("<I")  # the length of a block, before its CID
+_MASK = (1 << 64) - 1
+
+
+class DiskFull(Exception):
+    """There is no room for another block on disk, by the budget or really."""
+
+
+class Blocks:
+    """A set of blocks by CID, for one writer and then one reader. Close it."""
+
+    def __init__(self, memory: Budget, disk: Budget, folder: Path) -> None:
+        self._memory = memory
+        self._disk = disk
+        self._folder = folder
+        self._granted = 0
+        self._held = 0
+        self._blocks: dict[Cid, bytes] = {}
+        self._file: _BlockFile | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def on_disk(self) -> bool:
+        """Whether the blocks are in a file."""
+        return self._file is not None
+
+    def __len__(self) -> int:
+        return len(self._blocks) if self._file is None else self._file.count
+
+    def __contains__(self, cid: object) -> bool:
+        return isinstance(cid, Cid) and self.get(cid) is not None
+
+    def get(self, cid: Cid, /) -> bytes | None:
+        """Return a block, or None."""
+        return self._blocks.get(cid) if self._file is None else self._file.get(cid)
+
+    def admitted(self, size: int) -> None:
+        """Take over bytes of the budget that were taken for this set."""
+        self._granted += size
+
+    def fits(self, size: int, count: int) -> bool:
+        """Whether so much more can be held in memory; takes it from the budget if so."""
+        self._held += size + count * BLOCK_OVERHEAD
+        while self._held > self._granted:
+            if not self._memory.grow(STEP):
+                return False
+            self._granted += STEP
+        return True
+
+    def add(self, pairs: Iterable[tuple[Cid, bytes]]) -> None:
+        """Add blocks where the set is now. Raises DiskFull."""
+        if self._file is None:
+            self._blocks.update(pairs)
+        else:
+            self._file.add(pairs)
+
+    def move_to_disk(self) -> None:
+        """Write what is in memory into a file, where everything else goes too. Raises DiskFull."""
+        file = _BlockFile(self._disk, self._folder)
+        try:
+            file.add(self._blocks.items())
+        except BaseException:
+            file.close()
+            raise
+        self._file = file
+        self._blocks = {}
+
+    def release_memory(self) -> None:
+        """Give the memory back, after a move to disk or at the end."""
+        self._memory.give_back(self._granted)
+        self._granted = 0
+
+    def close(self) -> None:
+        """Forget the blocks and give everything back; the set is empty then, and can be used."""
+        self._blocks = {}
+        self._held = 0
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+        self.release_memory()
+
+
+class _BlockFile:
+    def __init__(self, budget: Budget, folder: Path) -> None:
+        self._budget = budget
+        self._granted = 0
+        self._folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+        self._data: IO[bytes] = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - closed below
+        self._end = 0
+        self.count = 0
+        # Whoever makes blocks cannot know where they go, and so cannot pile them up in one place.
+        self._secret = secrets.randbits(64) | 1
+        self._shift = 64 - (_FIRST_SLOTS.bit_length() - 1)
+        self._slots = self._new_index(_FIRST_SLOTS)
+
+    def add(self, pairs: Iterable[tuple[Cid, bytes]]) -> None:
+        out: list[bytes] = []
+        for cid, block in pairs:
+            if 2 * self.count >= 1 << (64 - self._shift):
+                self._grow_index()
+            if self._insert(int.from_bytes(cid[-8:], "little"), self._end + 1):
+                out += (_HEAD.pack(len(block)), cid, block)
+                self._end += _HEAD.size + LENGTH + len(block)
+                self.count += 1
+        data = b"".join(out)
+        if not self._budget.grow(len(data)):
+            raise DiskFull("backfiller_disk_mb is used up by other repos")
+        self._granted += len(data)
+        try:
+            self._data.write(data)
+        except OSError as error:
+            raise DiskFull(str(error)) from error
+
+    def get(self, cid: Cid) -> bytes | None:
+        position = self._find(int.from_bytes(cid[-8:], "little"))
+        if not position:
+            return None
+        self._data.flush()
+        head = os.pread(self._data.fileno(), _HEAD.size + LENGTH + 1_024, position - 1)
+        (length,) = _HEAD.unpack_from(head)
+        start = _HEAD.size + LENGTH
+        if head[_HEAD.size : start] != cid:
+            return None  # another block has this part of the digest: as good as missing
+        if length <= len(head) - start:
+            return head[start : start + length]
+        return os.pread(self._data.fileno(), length, position - 1 + start)
+
+    def close(self) -> None:
+        self._slots.close()
+        self._data.close()
+        self._budget.give_back(self._granted)
+
+    def _new_index(self, slots: int) -> mmap.mmap:
+        with tempfile.TemporaryFile(dir=self._folder) as file:
+            file.truncate(slots * _SLOT.size)
+            return mmap.mmap(file.fileno(), slots * _SLOT.size)
+
+    def _grow_index(self) -> None:
+        old = self._slots
+        self._shift -= 1
+        self._slots = self._new_index(1 << (64 - self._shift))
+        with memoryview(old) as view:
+            for key, position in _SLOT.iter_unpack(view):
+                if position:
+                    self._insert(key, position)
+        old.close()
+
+    def _insert(self, key: int, position: int) -> bool:
+        mask = (1 << (64 - self._shift)) - 1
+        place = ((key * self._secret) & _MASK) >> self._shift
+        while True:
+            found, taken = _SLOT.unpack_from(self._slots, place * _SLOT.size)
+            if not taken:
+                _SLOT.pack_into(self._slots, place * _SLOT.size, key, position)
+                return True
+            if found == key:
+                return False
+            place = (place + 1) & mask
+
+    def _find(self, key: int) -> int:
+        mask = (1 << (64 - self._shift)) - 1
+        place = ((key * self._secret) & _MASK) >> self._shift
+        while True:
+            found, position = _SLOT.unpack_from(self._slots, place * _SLOT.size)
+            if not position or found == key:
+                return int(position)
+            place = (place + 1) & mask

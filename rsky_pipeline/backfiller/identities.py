@@ -1,0 +1,64 @@
+"""DID documents for the backfiller: looked up no faster than their servers want it."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import trio
+
+from rsky_pipeline.atproto.identity import DidDocument
+from rsky_pipeline.backfiller.hosts import Host, HostBusy, Hosts
+from rsky_pipeline.backfiller.outcome import RepoFailed
+from rsky_pipeline.network.directory import Directory, IdentityNotFound, IdentityUnavailable
+from rsky_pipeline.network.http import HttpFailure
+
+_WEB = "did:web:"
+
+
+class Identities:
+    """Look-ups in the directory and at hosts of did:web, each a host with limits of its own."""
+
+    def __init__(self, directory: Directory, plc_url: str, plc: Hosts, web: Hosts) -> None:
+        self._directory = directory
+        self._plc_url = plc_url
+        self._plc = plc
+        self._web = web
+
+    async def document(self, did: str, force: bool = False) -> DidDocument:
+        """Return the document of a DID. Raises RepoFailed and HostBusy."""
+        known = self._directory.known(did, force)
+        if known is not None:
+            return known
+        if did.startswith(_WEB):
+            name = did.removeprefix(_WEB).replace("%3A", ":")
+            turn = self._web.turn(f"https://{name}")
+        else:
+            turn = self._at_directory()
+        async with turn as host:
+            try:
+                document = await self._directory.resolve(did, force)
+            except IdentityNotFound as error:
+                host.state.succeeded(None, trio.current_time())
+                raise RepoFailed("permanent", "did_not_found", str(error)) from error
+            except IdentityUnavailable as error:
+                cause = error.__cause__
+                now = trio.current_time()
+                if isinstance(cause, HttpFailure) and cause.status == 429:
+                    pause = host.state.limited(cause.retry_after, cause.limit, now)
+                    message = str(error)
+                    raise RepoFailed("rate_limited", "rate_limited", message, pause) from error
+                if isinstance(cause, HttpFailure) and cause.kind != "malformed":
+                    host.state.failed(str(error), now)
+                raise RepoFailed("transient", "did_unavailable", str(error)) from error
+            host.state.succeeded(None, trio.current_time())
+            return document
+
+    @asynccontextmanager
+    async def _at_directory(self) -> AsyncIterator[Host]:
+        """Hold a turn at the directory; that it is away is the fault of no repo."""
+        try:
+            async with self._plc.turn(self._plc_url) as host:
+                yield host
+        except HostBusy as error:
+            raise RepoFailed(
+                "rate_limited", "did_unavailable", str(error), error.seconds
+            ) from error

@@ -1,0 +1,79 @@
+"""Outcomes on their way to PostgreSQL: written in batches, and never given up."""
+
+import logging
+from collections.abc import Callable
+from functools import partial
+from typing import TypeVar
+
+import trio
+
+from rsky_pipeline.backfiller.ledger import Ledger, State
+from rsky_pipeline.database.errors import DatabaseError
+from rsky_pipeline.observability.backfiller import BackfillerMetrics
+from rsky_pipeline.runtime.backoff import Backoff
+from rsky_pipeline.runtime.logging import Throttled
+from rsky_pipeline.runtime.threads import StoreThread
+
+log = logging.getLogger(__name__)
+GATHER_SECONDS = 0.1  # how long a batch waits for more
+Result = TypeVar("Result")
+
+
+class Patient:
+    """A ledger whose calls wait for PostgreSQL for as long as it takes."""
+
+    def __init__(self, ledger: Ledger, metrics: BackfillerMetrics) -> None:
+        self._ledger = ledger
+        self._thread = StoreThread()
+        self._metrics = metrics
+        self._quiet = Throttled()
+
+    async def call(self, action: Callable[[Ledger], Result]) -> Result:
+        """Carry out an action, again after every failure."""
+        backoff = Backoff(base=0.2, cap=10.0)
+        while True:
+            try:
+                return await self._thread.call(partial(self._try, action))
+            except DatabaseError as error:
+                self._metrics.database_errors.inc()
+                backoff, pause = backoff.failed(trio.current_time())
+                if self._quiet.allow("database") is not None:
+                    log.warning("PostgreSQL is waited for", extra={"error": str(error)})
+                await trio.sleep(max(pause, 0.05))
+
+    def _try(self, action: Callable[[Ledger], Result]) -> Result:
+        try:
+            return action(self._ledger)
+        except DatabaseError:
+            self._ledger.close()
+            raise
+
+
+class States:
+    """Gathers the states of repos; whoever noted one may wait until it is stored."""
+
+    def __init__(self, ledger: Patient) -> None:
+        self._ledger = ledger
+        self._gathered: dict[str, State] = {}
+        self._written = trio.Event()
+        self._something = trio.Event()
+
+    async def store(self, state: State) -> None:
+        """Store a state; returns when it is stored, or a newer one of the same repo."""
+        self._gathered[state.did] = state
+        self._something.set()
+        await self._written.wait()
+
+    async def run(self) -> None:
+        """Write until cancelled."""
+        while True:
+            await self._something.wait()
+            await trio.sleep(GATHER_SECONDS)
+            batch, written = list(self._gathered.values()), self._written
+            self._gathered, self._written, self._something = {}, trio.Event(), trio.Event()
+            await self._ledger.call(partial(_write, batch))
+            written.set()
+
+
+def _write(batch: list[State], ledger: Ledger) -> None:
+    ledger.write(batch)
