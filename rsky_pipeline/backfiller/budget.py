@@ -57,24 +57,27 @@ class Slots:
     def __init__(self, total: int, aside: int) -> None:
         self._limiter = trio.CapacityLimiter(total)
         self._aside_most = aside
+        self._running = 0
         self.aside = 0
 
     @property
     def busy(self) -> int:
         """How many downloads run, those aside included."""
-        return int(self._limiter.borrowed_tokens) + self.aside
+        return self._running + self.aside
 
     @asynccontextmanager
     async def take(self) -> AsyncIterator[Slot]:
         """Wait for a place and hold it for the length of the block."""
         slot = Slot(self)
         await self._limiter.acquire_on_behalf_of(slot)
+        self._running += 1
         try:
             yield slot
         finally:
             if slot.is_aside:
                 self.aside -= 1
             else:
+                self._running -= 1
                 self._limiter.release_on_behalf_of(slot)
 
     def let_aside(self, slot: Slot) -> bool:
@@ -82,5 +85,6 @@ class Slots:
         if self.aside >= self._aside_most:
             return False
         self.aside += 1
+        self._running -= 1
         self._limiter.release_on_behalf_of(slot)
         return True

@@ -60,11 +60,10 @@ async def build_fetcher(settings: Settings, metrics: BackfillerMetrics) -> Async
             metrics,
             trio.CapacityLimiter(2),
         )
+        # Read from other threads: nothing but numbers.
         metrics.memory.set_function(lambda: fetcher.memory.used)
         metrics.disk.set_function(lambda: fetcher.disk.used)
         metrics.downloads.set_function(lambda: fetcher.slots.busy)
-        metrics.hosts.set_function(lambda: len(hosts))
-        metrics.hosts_parked.set_function(lambda: hosts.parked)
         yield fetcher
 
 

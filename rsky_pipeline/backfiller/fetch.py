@@ -77,6 +77,11 @@ class Fetcher:
             await self._verify(repo, document)
             yield repo
 
+    def report(self) -> None:
+        """Set the gauges of hosts."""
+        self.metrics.hosts.set(len(self.hosts))
+        self.metrics.hosts_parked.set(self.hosts.parked)
+
     async def rev(self, did: str) -> tuple[str, str]:
         """Ask the PDS of an account for the rev of its repo; return it and the PDS.
 

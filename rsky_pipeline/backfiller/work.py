@@ -37,6 +37,10 @@ class Attempt:
         self._ledger = ledger
         self._threads = trio.CapacityLimiter(1)  # unpacking is CPU work under one lock anyway
 
+    def report(self) -> None:
+        """Set the gauges of what goes on beside the attempts."""
+        self._fetcher.report()
+
     async def run(self, job: RepoJob) -> Done:
         """Bring in a repo. Raises RepoFailed and HostBusy."""
         floor, newest = await self._ledger.call(lambda ledger: ledger.stored_revs(job.did))

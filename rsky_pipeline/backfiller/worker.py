@@ -67,6 +67,7 @@ class Worker:
     async def report_health(self) -> None:
         """Publish figures until cancelled."""
         while True:
+            self._attempt.report()
             before = self.finished
             await trio.sleep(HEALTH_EVERY_SECONDS)
             rate = (self.finished - before) / HEALTH_EVERY_SECONDS
