@@ -21,16 +21,17 @@ from rsky_pipeline.observability.catalogue import (
     process_metrics,
     stream_metrics,
 )
+from tools.monitoring.files import files
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
 def pages() -> Mapping[Path, str]:
-    """Return every page that has generated parts, as it should be.
+    """Return every page that is generated or has generated parts, as it should be.
 
     Raises ValueError for a page without the markers of a part.
     """
-    found: dict[Path, str] = {}
+    found = {ROOT / "docs" / "monitoring" / name: text for name, text in files().items()}
     for page, parts in _PARTS.items():
         text = (ROOT / page).read_text()
         for name, make in parts.items():

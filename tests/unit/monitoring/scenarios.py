@@ -1,0 +1,91 @@
+"""For each alert: series that make it fire, when to look, and the labels that it then has."""
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """Series at one value a minute (Prometheus' notation), and what fires at a minute."""
+
+    series: dict[str, str]
+    minute: int
+    labels: dict[str, str] = field(default_factory=dict)
+    quiet_at: int | None = None  # a minute at which it must not fire yet
+
+
+STREAM = 'stream="firehose_live"'
+GROUP = f'{STREAM}, group="firehose_group"'
+PROCESS = 'process="indexer-1", role="indexer"'
+PROCESS_LABELS = {"process": "indexer-1", "role": "indexer"}
+GROUP_LABELS = {"stream": "firehose_live", "group": "firehose_group"}
+
+SCENARIOS: dict[str, Scenario] = {
+    "RskyProcessDown": Scenario(
+        {'up{job="rsky-indexer", instance="i"}': "1x2 0x10"}, 8,
+        {"job": "rsky-indexer", "instance": "i"}, quiet_at=4,
+    ),
+    "RskyCrashLoop": Scenario(
+        {f"rsky_process_crash_looping{{{PROCESS}}}": "0 0 1x5"}, 4, PROCESS_LABELS, quiet_at=1
+    ),
+    "RskyProcessNotReady": Scenario(
+        {f"rsky_process_up{{{PROCESS}}}": "1 1 0x10"}, 8, PROCESS_LABELS, quiet_at=5
+    ),
+    "RskyProcessRestarting": Scenario(
+        {f"rsky_process_restarts_total{{{PROCESS}}}": "0x9 1 2 3 4 5"}, 14, PROCESS_LABELS,
+        quiet_at=9,
+    ),
+    "RskyMemoryHigh": Scenario(
+        {f"rsky_process_resident_bytes{{{PROCESS}}}": "1e8 4e8x15"}, 13, PROCESS_LABELS, quiet_at=9
+    ),
+    "RskyRedisUnavailable": Scenario({"rsky_stream_poll_errors_total": "0 0 0+10x10"}, 8,
+                                     quiet_at=1),
+    "RskyRedisRefusesWrites": Scenario(
+        {'ingester_store_retries_total{action="rejected"}': "0 0 0+5x10"}, 8, quiet_at=1
+    ),
+    "RskyDatabaseUnavailable": Scenario({"indexer_database_failures_total": "0 0 0+5x10"}, 8,
+                                        quiet_at=1),
+    "RskyNoRelay": Scenario({"ingester_websocket_connections": "1 1 0x10"}, 8, quiet_at=5),
+    "RskyRelaySilent": Scenario(
+        {"ingester_firehose_messages_total": "0+600x10 6000x15"}, 22, quiet_at=9
+    ),
+    "RskyBackpressure": Scenario({"ingester_backpressure_active": "0 1x15"}, 13, quiet_at=9),
+    "RskyFallingBehind": Scenario(
+        {f"rsky_stream_oldest_unacked_seconds{{{GROUP}}}": "10 400x15"}, 13, GROUP_LABELS,
+        quiet_at=9,
+    ),
+    "RskyIndexerStalled": Scenario(
+        {f"rsky_stream_group_lag{{{GROUP}}}": "5x30",
+         "indexer_events_processed_total": "0+100x10 1000x20"}, 22, quiet_at=10,
+    ),
+    "RskyBackfillStalled": Scenario(
+        {'rsky_stream_group_lag{stream="repo_backfill", group="g"}': "5x60",
+         "backfiller_repos_processed_total": "7x60",
+         "backfiller_records_extracted_total": "0+9x10 90x50"}, 45, quiet_at=20,
+    ),
+    "RskyEnumerationFails": Scenario(
+        {"ingester_backfill_fetch_errors_total": "0+1x60",
+         "ingester_backfill_repos_fetched_total": "5x60"}, 40, quiet_at=10,
+    ),
+    "RskyDeadLetters": Scenario(
+        {f"rsky_stream_dead_letters{{{STREAM}}}": "0 0 3x5"}, 5, {"stream": "firehose_live"},
+        quiet_at=1,
+    ),
+    "RskyDeadLettersGrow": Scenario(
+        {f"rsky_stream_dead_letters{{{STREAM}}}": "0x15 0+50x20"}, 30,
+        {"stream": "firehose_live"}, quiet_at=14,
+    ),
+    "RskyUnexpectedErrors": Scenario(
+        {"indexer_unexpected_errors_total": "0 0 0+60x20"}, 15, quiet_at=2
+    ),
+    "RskyRefusesRecords": Scenario(
+        {"indexer_expected_errors_total": "0+60x40",
+         "indexer_events_processed_total": "0+600x40"}, 35, quiet_at=10,
+    ),
+    "RskyReposFail": Scenario(
+        {"backfiller_repos_failed_total": "0+30x60", "backfiller_repos_processed_total": "0+10x60"},
+        50, quiet_at=10,
+    ),
+    "RskyForgedCommits": Scenario(
+        {'ingester_verifications_total{verdict="forged"}': "0 0 0 2x20"}, 6, quiet_at=2
+    ),
+}  # fmt: skip
