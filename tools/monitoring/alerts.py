@@ -117,6 +117,26 @@ FLOW = (
         "A relay does not list its repos", "troubleshooting.md",
     ),
 )  # fmt: skip
+# What the workers find wrong by themselves; back-pressure has an alert of its own.
+_GRAVE = "polluted_stream|unread_removed|redis_memory|consumer_stall"
+FINDINGS = (
+    Alert(
+        "RskyGraveFinding",
+        "critical",
+        "0m",
+        f'max by (finding, subject) (rsky_finding{{finding=~"{_GRAVE}"}}) > 0',
+        "{{ $labels.finding }} {{ $labels.subject }}: `rsky-pipeline status` says more",
+        "runbook.md#watch",
+    ),
+    Alert(
+        "RskyFinding",
+        "warning",
+        "1m",
+        f'max by (finding, subject) (rsky_finding{{finding!~"{_GRAVE}|back_pressure"}}) > 0',
+        "{{ $labels.finding }} {{ $labels.subject }}: `rsky-pipeline status` says more",
+        "runbook.md#watch",
+    ),
+)
 DATA = (
     Alert(
         "RskyDeadLetters", "warning", "1m", "rsky:dead_letters:max > 0",
@@ -152,6 +172,7 @@ GROUPS: Mapping[str, tuple[Alert, ...]] = {
     "rsky-processes": PROCESSES,
     "rsky-stores": STORES,
     "rsky-flow": FLOW,
+    "rsky-findings": FINDINGS,
     "rsky-data": DATA,
 }
 ALERTS = tuple(alert for group in GROUPS.values() for alert in group)

@@ -29,8 +29,11 @@ def _state() -> Row:
         _stat("Oldest live event not indexed", f"max({live})", "s", red_from=300),
         _stat("Reading held up", "max(ingester_backpressure_active)", red_from=1),
         _stat("Dead letters", "sum(rsky:dead_letters:max)", red_from=1),
+        _stat(
+            "Findings of the workers", "sum(max by (finding, subject) (rsky_finding))", red_from=1
+        ),
     )
-    return Row("State", panels, columns=6, height=4)
+    return Row("State", panels, columns=4, height=4)
 
 
 def _flow() -> Row:

@@ -66,6 +66,14 @@ SCENARIOS: dict[str, Scenario] = {
         {"ingester_backfill_fetch_errors_total": "0+1x60",
          "ingester_backfill_repos_fetched_total": "5x60"}, 40, quiet_at=10,
     ),
+    "RskyGraveFinding": Scenario(
+        {'rsky_finding{finding="polluted_stream", subject="firehose_live", job="rsky-indexer"}':
+         "0 0 1x5"}, 3, {"finding": "polluted_stream", "subject": "firehose_live"}, quiet_at=1,
+    ),
+    "RskyFinding": Scenario(
+        {'rsky_finding{finding="cursor_stuck", subject="", job="rsky-ingester"}': "0 1x5"}, 4,
+        {"finding": "cursor_stuck"}, quiet_at=1,
+    ),
     "RskyDeadLetters": Scenario(
         {f"rsky_stream_dead_letters{{{STREAM}}}": "0 0 3x5"}, 5, {"stream": "firehose_live"},
         quiet_at=1,
