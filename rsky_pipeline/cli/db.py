@@ -25,15 +25,25 @@ def command() -> None:
 
 
 @command.command()
+@click.option(
+    "--dry-run", is_flag=True, help="Only say what would be done; reads, changes nothing."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 @configuration_options
-def init(as_json: bool, **parameters: Any) -> None:
+def init(dry_run: bool, as_json: bool, **parameters: Any) -> None:
     """Create what is missing; safe to repeat, and on an official AppView's database.
 
     Exit with 6 if the database still differs afterwards from what the pipeline needs.
     """
     from rsky_pipeline.database import schema
 
+    if dry_run:
+        would = _on_database(parameters, schema.pending)
+        if as_json:
+            print_json({"pending": would})
+        else:
+            click.echo("\n".join(f"would {line}" for line in would) or "nothing is to be done")
+        return
     done, differences = _on_database(
         parameters, lambda url, name: (schema.initialise(url, name), schema.check(url, name))
     )

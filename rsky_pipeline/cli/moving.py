@@ -54,3 +54,13 @@ def finish(movement: "Movement", as_json: bool) -> None:
         raise click.exceptions.Exit(ExitCode.FORCED)
     if not movement.ok:
         raise click.exceptions.Exit(ExitCode.FAILED)
+
+
+def configuration_arguments(parameters: dict[str, Any]) -> list[str]:
+    """Return the options of `configuration_options` as they were given, for another command."""
+    flags = {each.name: each.opts[0] for each in click.get_current_context().command.params}
+    found = []
+    for name, value in parameters.items():
+        values = value if isinstance(value, tuple) else (() if value is None else (value,))
+        found += [f"{flags[name]}={one}" for one in values]
+    return found

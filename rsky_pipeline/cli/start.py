@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from rsky_pipeline.cli.moving import (
+    configuration_arguments,
     directories,
     finish,
     json_option,
@@ -42,7 +43,7 @@ def command(
     from rsky_pipeline.operations.ordered.supervised import Supervised
 
     # What `run` is given; the environment is inherited.
-    given = list(_configuration_arguments())
+    given = configuration_arguments(parameters)
     settings = directories(parameters)
     wanted = tuple(role for role in start_order() if role in (roles or ROLE_NAMES))
     tell = teller(as_json)
@@ -74,17 +75,3 @@ def _supervised(
     if known and movement.ok:
         movement.steps += flow.start(manager, roles=known, tell=tell).steps
     return movement
-
-
-def _configuration_arguments() -> list[str]:
-    """Return the arguments of this command that `run` takes too: those of the configuration."""
-    context = click.get_current_context()
-    found = []
-    for parameter in context.command.params:
-        if parameter.name in ("ordered", "roles", "choice", "as_json") or not parameter.name:
-            continue
-        value = context.params.get(parameter.name)
-        flag = parameter.opts[0]
-        values = value if isinstance(value, tuple) else (() if value is None else (value,))
-        found += [f"{flag}={one}" for one in values]
-    return found

@@ -1,7 +1,9 @@
 """How this program was started: from one executable file, or as an installed package."""
 
+import os
 import sys
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 
 
@@ -17,3 +19,20 @@ def program_command() -> tuple[str, ...]:
     if file is not None:
         return (sys.executable, str(file))
     return (sys.executable, "-m", "rsky_pipeline")
+
+
+def clean_environment(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return an environment in which another program file finds its own packages, not ours.
+
+    A file hands its packages to its workers by PYTHONPATH, where they would hide another's.
+    """
+    if program_file() is None:
+        return dict(environment)
+    own = str(Path(__file__).resolve().parents[2])
+    kept = [
+        entry
+        for entry in environment.get("PYTHONPATH", "").split(os.pathsep)
+        if entry and os.path.realpath(entry) != own
+    ]
+    cleaned = {name: value for name, value in environment.items() if name != "PYTHONPATH"}
+    return {**cleaned, "PYTHONPATH": os.pathsep.join(kept)} if kept else cleaned

@@ -185,6 +185,9 @@ def _compare_version(tx: Transaction, schema: str) -> list[Difference]:
             Difference("error", "schema version", str(newest), str(version), _INITIALISE)
         )
     elif version > newest:
-        advice = "use the rsky-pipeline that upgraded the database, or a newer one"
-        differences.append(Difference("error", "schema version", str(newest), str(version), advice))
+        # One that must not be used is refused by `initialise`.
+        advice = "an older program is running: deploy the rsky-pipeline that upgraded the database"
+        differences.append(
+            Difference("warning", "schema version", str(newest), str(version), advice)
+        )
     return differences

@@ -17,6 +17,7 @@ from rsky_pipeline.database.errors import SchemaMismatch
 OLDEST_SERVER = 14
 PIPELINE_SCHEMA = "rsky_pipeline"
 APPVIEW_VERSION = 1  # the migration that makes the AppView's tables
+_BREAKING = "-- breaks older programs"
 _LOCK = 0x72736B79  # "rsky": the advisory lock that concurrent initialisations wait for
 
 _VERSION_TABLE = f"""
@@ -36,6 +37,11 @@ class Migration:
     name: str
     sql: str
 
+    @property
+    def breaks_older(self) -> bool:
+        """Whether programs without this step cannot use the database any more."""
+        return _BREAKING in self.sql
+
 
 @cache
 def migrations() -> tuple[Migration, ...]:
@@ -54,7 +60,8 @@ def initialise(
     """Bring the database to this version's schema; return what was done, [] if nothing was.
 
     Waits for a concurrent initialisation. Raises SchemaMismatch, having changed nothing, when the
-    database cannot be used: too old a server, tables of another origin, a newer version of ours.
+    database cannot be used: too old a server, tables of another origin, a newer version of ours
+    that older programs cannot use. (Steps usually add only, so that the previous one can.)
     """
     with (
         Database.connect(url, schema=schema, name="db", statement_timeout_ms=0) as db,
@@ -67,17 +74,8 @@ def migrate(tx: Transaction, schema: str, steps: Sequence[Migration]) -> list[st
     """Do what `initialise` says within a transaction."""
     tx.query("SELECT pg_advisory_xact_lock(%s)", [_LOCK])
     _check_server(tx)
-    applied = _applied(tx, schema)
-    newest = max((step.version for step in steps), default=0)
-    if max(applied, default=0) > newest:
-        raise SchemaMismatch(
-            f"the database has version {max(applied)} of the schema and this rsky-pipeline knows "
-            f"{newest}: use the rsky-pipeline that upgraded it, or a newer one"
-        )
     done: list[str] = []
-    for step in steps:
-        if step.version in applied:
-            continue
+    for step in _missing(tx, schema, steps):
         if step.version == APPVIEW_VERSION:
             done += _make_appview(tx, schema, step)
         else:
@@ -88,7 +86,42 @@ def migrate(tx: Transaction, schema: str, steps: Sequence[Migration]) -> list[st
             "VALUES (%s, %s, %s)",
             [step.version, step.name, schema],
         )
+        if step.breaks_older:
+            tx.execute(
+                f"UPDATE {PIPELINE_SCHEMA}.schema_version SET breaks_older = true "
+                "WHERE version = %s",
+                [step.version],
+            )
     return done
+
+
+def pending(url: str, schema: str = "bsky") -> list[str]:
+    """Return what `initialise` would do, having changed nothing. Raises what it would raise."""
+    with (
+        Database.connect(url, schema=schema, name="db") as db,
+        db.transaction() as tx,
+    ):
+        tx.execute("SET TRANSACTION READ ONLY")
+        _check_server(tx)
+        return [
+            f"apply {step.version:04}_{step.name}" for step in _missing(tx, schema, migrations())
+        ]
+
+
+def _missing(tx: Transaction, schema: str, steps: Sequence[Migration]) -> list[Migration]:
+    """Return the steps that are still to do. Raises SchemaMismatch for one that we must know."""
+    applied = _applied(tx, schema)
+    known = {step.version for step in steps}
+    foreign = sorted(
+        version for version, breaks in applied.items() if breaks and version not in known
+    )
+    if foreign:
+        raise SchemaMismatch(
+            f"the database has version {foreign[-1]} of the schema, which this rsky-pipeline (it "
+            f"knows {max(known, default=0)}) cannot use: use the one that upgraded it, or a newer "
+            "one"
+        )
+    return [step for step in steps if step.version not in applied]
 
 
 def _make_appview(tx: Transaction, schema: str, step: Migration) -> list[str]:
@@ -145,17 +178,22 @@ def _check_server(tx: Transaction) -> None:
         )
 
 
-def _applied(tx: Transaction, schema: str) -> set[int]:
+def _applied(tx: Transaction, schema: str) -> dict[int, bool]:
+    """Return the steps that were done, and of each whether it breaks programs without it."""
     if not _exists(tx, PIPELINE_SCHEMA, "schema_version"):
-        return set()
-    rows = tx.query(f"SELECT version, appview_schema FROM {PIPELINE_SCHEMA}.schema_version")
-    other = next((name for _, name in rows if name != schema), None)
+        return {}
+    # As JSON, because the column is itself a step (0006).
+    rows = tx.query(
+        "SELECT version, appview_schema, coalesce((to_jsonb(v)->>'breaks_older')::boolean, false) "
+        f"FROM {PIPELINE_SCHEMA}.schema_version v"
+    )
+    other = next((name for _, name, _ in rows if name != schema), None)
     if other is not None:
         raise SchemaMismatch(
             f"this database's pipeline belongs to the schema {other}, not to {schema}: set "
             f"database_schema to {other}, or use another database"
         )
-    return {version for version, _ in rows}
+    return {version: breaks for version, _, breaks in rows}
 
 
 def _exists(tx: Transaction, schema: str, table: str) -> bool:

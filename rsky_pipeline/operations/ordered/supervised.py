@@ -2,6 +2,7 @@
 
 import os
 import select
+import signal
 import subprocess
 import time
 from collections.abc import Callable, Sequence
@@ -13,6 +14,7 @@ from rsky_pipeline.configuration.topology import start_order
 from rsky_pipeline.embedded import locations
 from rsky_pipeline.operations.ordered.manager import Launch, Moved, Tell
 from rsky_pipeline.runtime.errors import WorkerError
+from rsky_pipeline.runtime.program import clean_environment
 from rsky_pipeline.supervisor import client
 from rsky_pipeline.supervisor.errors import NotRunning, Refused
 
@@ -34,7 +36,7 @@ class Supervised:
         """Return the roles with a process that is wanted or alive."""
         roles = {
             child["role"]
-            for each in self._find()
+            for each in self.supervisors()
             for child in each.status["processes"]
             if child["kind"] == "worker" and (child["pid"] or child["wanted"])
         }
@@ -42,14 +44,14 @@ class Supervised:
 
     def supervised(self) -> frozenset[str]:
         """Return the roles that a supervisor is there for, whether they run or not."""
-        return frozenset(role for each in self._find() for role in each.roles)
+        return frozenset(role for each in self.supervisors() for role in each.roles)
 
     def stop(self, role: str, deadline: float | None, tell: Tell) -> Moved:
         """Stop a role; its supervisor and the embedded stores stay."""
         arguments = {"roles": [role], "timeout": deadline, "stay": True}
         moved = self._ask("stop", role, tell, **arguments)
         told: dict[str, Any] = {}
-        for each in self._find():
+        for each in self.supervisors():
             for child in each.status["processes"]:
                 if child["role"] == role:
                     told.update(child["health"])
@@ -73,7 +75,7 @@ class Supervised:
                 lines.append(line)
                 tell(line)
 
-        for each in self._find():
+        for each in self.supervisors():
             answer = client.ask(each.path, "stop", on_step=news, wait_seconds=None)
             forced = forced or bool(answer.get("forced"))
             _wait_until_gone(int(each.status["pid"]))
@@ -81,7 +83,7 @@ class Supervised:
 
     def launches(self) -> list[Launch]:
         """Return how each supervisor was started, producers first. Raises WorkerError."""
-        found = [_launch(each) for each in self._find()]
+        found = [_launch(each) for each in self.supervisors()]
         order = start_order()
         return sorted(found, key=lambda launch: min(order.index(role) for role in launch.roles))
 
@@ -102,9 +104,14 @@ class Supervised:
                 stdout=stream,
                 stderr=stream,
                 cwd=launch.directory,
+                env=clean_environment(os.environ),
                 start_new_session=True,
             )
-        return self._wait(process, log, position, launch, tell)
+        try:
+            return self._wait(process, log, position, launch, tell)
+        except BaseException:
+            _end(process)
+            raise
 
     def _wait(
         self,
@@ -124,7 +131,7 @@ class Supervised:
                 raise WorkerError(
                     f"the supervisor ended with code {process.returncode}: {' | '.join(last)}"
                 )
-            for each in self._find():
+            for each in self.supervisors():
                 if each.status["pid"] == process.pid and each.status["state"] == UP:
                     late = _late(each)
                     line = f"{', '.join(launch.roles)} running (pid {process.pid})"
@@ -137,7 +144,7 @@ class Supervised:
         lines: list[str] = []
         forced = False
         ok = True
-        for each in self._find():
+        for each in self.supervisors():
             if role not in each.roles:
                 continue
             try:
@@ -156,11 +163,25 @@ class Supervised:
             path, command, on_step=_both(lines.append, tell), wait_seconds=None, **arguments
         )
 
-    def _find(self) -> list[client.Supervisor]:
+    def supervisors(self) -> list[client.Supervisor]:
+        """Return the supervisors that answer; none is no error."""
         try:
             return client.find(self._run_dir)
         except NotRunning:
             return []
+
+
+def _end(process: "subprocess.Popen[bytes]") -> None:
+    """End a supervisor that did not come up: in order, then at once."""
+    limit = 60.0
+    for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGTERM, signal.SIGKILL):
+        if process.poll() is not None:
+            return
+        process.send_signal(number)
+        try:
+            process.wait(limit)
+        except subprocess.TimeoutExpired:
+            limit = 10.0
 
 
 def _both(first: Tell, second: Tell) -> Callable[[str], None]:

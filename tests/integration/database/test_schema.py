@@ -12,7 +12,7 @@ import pytest
 
 from rsky_pipeline.database.connection import Database
 from rsky_pipeline.database.errors import SchemaMismatch
-from rsky_pipeline.database.schema import check, initialise
+from rsky_pipeline.database.schema import check, initialise, pending
 from rsky_pipeline.database.schema.catalogue import Catalogue, read_catalogue, to_json
 from rsky_pipeline.database.schema.migrate import Migration, migrations
 from tests.data import test_data
@@ -150,10 +150,24 @@ def test_an_older_version_of_ours_is_upgraded(schema_database: str) -> None:
     assert found == ["schema version"]
 
 
-def test_a_newer_version_of_ours_is_left_alone(schema_database: str) -> None:
+def test_what_a_newer_version_only_added_to_can_still_be_used(schema_database: str) -> None:
     execute(schema_database, "INSERT INTO rsky_pipeline.schema_version VALUES (9000, 'x', 'bsky')")
-    with pytest.raises(SchemaMismatch, match="version 9000"):
-        initialise(schema_database)
+    assert pending(schema_database) == initialise(schema_database) == []
+    assert [item.severity for item in check(schema_database)] == ["warning"]
+
+
+def test_what_a_newer_version_broke_is_left_alone(schema_database: str) -> None:
+    breaking = Migration(9_000, "later", "-- breaks older programs\nSELECT 1")
+    initialise(schema_database, steps=(*migrations(), breaking))
+    for refusing in (pending, initialise):
+        with pytest.raises(SchemaMismatch, match="version 9000"):
+            refusing(schema_database)
+
+
+def test_what_is_pending_is_told_and_not_done(clean_database: str) -> None:
+    told = pending(clean_database)
+    assert len(told) == len(migrations())
+    assert pending(clean_database) == told
 
 
 def test_a_failing_step_leaves_the_database_as_it_was(clean_database: str) -> None:

@@ -1,0 +1,316 @@
+"""Deploying a program file step by step, undoing it by itself when a step fails.
+
+preflight, stop, backup, swap, migrate, clean, start, verify, watch. The journal has each step
+before it begins; what a crash interrupted is undone by the next deployment or rollback.
+"""
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from rsky_pipeline.configuration.settings import Settings
+from rsky_pipeline.embedded import locations
+from rsky_pipeline.operations.deployment import files
+from rsky_pipeline.operations.deployment.journal import Entry, Journal
+from rsky_pipeline.operations.deployment.preflight import Preflight, preflight
+from rsky_pipeline.operations.deployment.program import Program, describe
+from rsky_pipeline.operations.deployment.target import (
+    Target,
+    find_target,
+    launches_document,
+    launches_from,
+)
+from rsky_pipeline.operations.deployment.watching import well
+from rsky_pipeline.operations.ordered import flow
+from rsky_pipeline.operations.ordered.manager import Launch, Manager, Tell
+from rsky_pipeline.operations.ordered.report import Movement
+from rsky_pipeline.operations.ordered.supervised import Supervised
+from rsky_pipeline.runtime.errors import WorkerError
+
+STEPS = ("stop", "backup", "swap", "migrate", "clean", "start", "verify", "watch")
+
+
+class StepFailed(Exception):
+    """A step did not do what it should; the deployment is undone."""
+
+    def __init__(self, step: str, reason: str) -> None:
+        super().__init__(f"{step}: {reason}")
+        self.step = step
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What is wanted. Times are in seconds; `purge` holds pairs of a stream and a type."""
+
+    source: Path
+    kind: Literal["deploy", "rollback"] = "deploy"
+    purge: tuple[tuple[str, str], ...] = ()
+    verify_window: float = 10.0
+    verify_limit: float = 180.0
+    watch: float = 300.0
+    accept: tuple[str, ...] = ()
+    deadline: float | None = None  # of each role's stop
+
+
+@dataclass(slots=True)
+class Outcome:
+    """How a deployment went. `outcome` is one of journal.OUTCOMES, or `planned` of a dry run."""
+
+    id: str
+    outcome: str
+    reason: str = ""
+    failed_step: str | None = None
+    recovered: str | None = None  # the id of an interrupted deployment that was undone first
+    plan: dict[str, Any] = field(default_factory=dict)
+    checks: list[dict[str, str]] = field(default_factory=list)
+    steps: list[dict[str, Any]] = field(default_factory=list)
+
+
+class Deployer:
+    """Carries out one order. Blocking; the caller holds the deployment lock."""
+
+    def __init__(
+        self, settings: Settings, manager: Manager, configuration: Sequence[str], tell: Tell
+    ) -> None:
+        """`settings` went through `resolve_directories` and `store_urls`; `configuration` are the
+        arguments that name the configuration for the program files."""
+        self.settings = settings
+        self.manager = manager
+        self._configuration = tuple(configuration)
+        self._tell = tell
+        self._data_dir = locations.data_directory(settings)
+        self.journal = Journal(self._data_dir)
+        self._outcome = Outcome("", "refused")
+
+    def run(self, order: Order, *, dry_run: bool = False) -> Outcome:
+        """Deploy, or say what would be done. Raises WorkerError when it cannot even be planned."""
+        target = find_target(self.settings, self.manager)
+        found = preflight(target, self._program(order.source), self._data_dir)
+        stamp = files.new_stamp(target.program)
+        self._outcome = Outcome(stamp, "planned" if dry_run else "refused")
+        self._outcome.checks = [check.document() for check in found.checks]
+        self._outcome.plan = _plan(order, target, found, stamp)
+        for check in found.checks:
+            self._tell(f"{check.result}: {check.name}: {check.text}")
+        if dry_run or not found.ok:
+            bad = [check.text for check in found.checks if check.result == "fail"]
+            self._outcome.reason = "; ".join(bad)
+            return self._outcome
+        self.journal.begin(
+            stamp,
+            {**self._outcome.plan, "launches": launches_document(target.launches)},
+        )
+        self._carry_out(order, target, stamp)
+        return self._outcome
+
+    def recover(self) -> Entry | None:
+        """Undo a deployment that was interrupted; return it, or None if there was none.
+
+        Raises WorkerError when it cannot be undone.
+        """
+        entry = self.journal.unfinished()
+        if entry is None:
+            return None
+        self._tell(f"the {entry.plan['kind']} {entry.id} was interrupted")
+        if entry.finished("watch"):
+            self.journal.end(entry.id, "deployed", "was complete when it was interrupted")
+            return entry
+        program = Path(entry.plan["program"])
+        launches = launches_from(entry.plan.get("launches", []))
+        target = Target(program, self.manager, tuple(entry.plan["roles"]), launches)
+        if entry.reached("stop"):
+            self._undo(target, entry.id, swapped=entry.reached("swap"))
+        self.journal.end(entry.id, "rolled back", "was interrupted")
+        return entry
+
+    def _carry_out(self, order: Order, target: Target, stamp: str) -> None:
+        try:
+            self._steps(order, target, stamp)
+        except StepFailed as error:
+            self._tell(f"{error}; rolling back")
+            self._outcome.failed_step, self._outcome.reason = error.step, str(error)
+            swapped = any(step["step"] == "swap" for step in self._outcome.steps)
+            try:
+                self._undo(target, stamp, swapped=swapped)
+            except (WorkerError, OSError) as problem:
+                self._finish("failed", f"{error}; and the rollback failed: {problem}")
+                return
+            self._finish("rolled back", str(error))
+        else:
+            self._finish("deployed", "")
+
+    def _steps(self, order: Order, target: Target, stamp: str) -> None:
+        new = self._program(target.program)
+        self._step("stop", lambda: self._stop(target, order.deadline))
+        self._step("backup", lambda: self._back_up(target.program, stamp))
+        self._step("swap", lambda: self._swap(order.source, target.program))
+        if order.kind == "deploy":
+            self._step("migrate", lambda: self._ask(new, "db", "init", "--json"))
+        for stream, kind in order.purge:
+            self._step("clean", lambda s=stream, k=kind: self._purge(new, s, k))  # type: ignore[misc]
+        self._step("start", lambda: self._start(target))
+        self._step("verify", lambda: self._verify(new, order))
+        if order.watch:
+            self._step("watch", lambda: self._watch(new, order))
+        try:
+            for path in files.prune(target.program, self.settings.backups_kept):
+                self._tell(f"removed {path}")
+        except OSError as error:  # too many backups are no reason to go back
+            self._tell(f"an old backup cannot be removed: {error}")
+
+    def _step(self, name: str, action: Callable[[], dict[str, Any]]) -> None:
+        """Do a step between two lines of the journal. Raises StepFailed."""
+        began = time.monotonic()
+        self._tell(f"{name} ...")
+        self.journal.step(self._outcome.id, name, "begin")
+        record: dict[str, Any] = {"step": name, "state": "begin"}
+        self._outcome.steps.append(record)
+        try:
+            record["details"] = action()
+            record["state"] = "done"
+        except (WorkerError, OSError) as error:
+            record["state"], record["details"] = "failed", {"reason": str(error)}
+            raise StepFailed(name, str(error)) from error
+        except KeyboardInterrupt:
+            record["state"], record["details"] = "failed", {"reason": "interrupted"}
+            raise StepFailed(name, "interrupted") from None
+        finally:
+            record["seconds"] = round(time.monotonic() - began, 3)
+            self.journal.step(self._outcome.id, name, record["state"], record.get("details", {}))
+        self._tell(f"{name} done ({record['seconds']:.1f} s)")
+
+    def _finish(self, outcome: str, reason: str) -> None:
+        self._outcome.outcome, self._outcome.reason = outcome, reason
+        self.journal.end(self._outcome.id, outcome, reason)
+
+    # --- steps --------------------------------------------------------------------------------
+
+    def _stop(self, target: Target, deadline: float | None) -> dict[str, Any]:
+        movement = flow.stop(
+            self.manager, self.settings, roles=target.roles, deadline=deadline, tell=self._tell
+        )
+        return _checked(movement)
+
+    def _back_up(self, program: Path, stamp: str) -> dict[str, Any]:
+        place = files.back_up(program, stamp)
+        self._tell(f"the current file is kept as {place}")
+        return {"backup": str(place), "sha256": files.digest(place)}
+
+    def _swap(self, source: Path, program: Path) -> dict[str, Any]:
+        files.swap(source, program)
+        return {"program": str(program), "sha256": files.digest(program)}
+
+    def _ask(self, program: Program, *arguments: str) -> dict[str, Any]:
+        answer = program.ask(*arguments)
+        if not answer.ok:
+            raise WorkerError(answer.complaint())
+        return {"answer": answer.document}
+
+    def _purge(self, program: Program, stream: str, kind: str) -> dict[str, Any]:
+        details = self._ask(program, "streams", "purge", stream, "--type", kind, "--json")
+        self._tell(f"{stream}: entries of type {kind} removed: {_removed(details)}")
+        return details
+
+    def _start(self, target: Target) -> dict[str, Any]:
+        movement = start_all(target, self.settings, self._tell)
+        return _checked(movement)
+
+    def _verify(self, program: Program, order: Order) -> dict[str, Any]:
+        return well(
+            program, self._tell, window=order.verify_window, limit=order.verify_limit,
+            accept=order.accept,
+        )  # fmt: skip
+
+    def _watch(self, program: Program, order: Order) -> dict[str, Any]:
+        """Verify again and again; a failure gets one more chance, as a busy moment may cause it."""
+        deadline = time.monotonic() + order.watch
+        looks = 0
+        details: dict[str, Any] = {}
+        while time.monotonic() < deadline:
+            details = well(
+                program, self._tell, window=order.verify_window,
+                limit=2 * order.verify_window + 5, accept=order.accept,
+            )  # fmt: skip
+            looks += 1
+        return {**details, "looks": looks}
+
+    def _undo(self, target: Target, stamp: str, *, swapped: bool) -> None:
+        """Put the earlier file back and start it. Raises WorkerError or OSError."""
+        self.journal.step(stamp, "undo", "begin")
+        movement = flow.stop(
+            self.manager, self.settings, roles=target.roles, deadline=None, tell=self._tell
+        )
+        backup = files.backup_path(target.program, stamp)
+        if swapped and backup.exists():
+            files.swap(backup, target.program)
+            self._tell(f"{target.program} is that of {backup} again")
+        started = start_all(target, self.settings, self._tell)
+        details = {"stop": movement.document(), "start": started.document()}
+        self.journal.step(stamp, "undo", "done" if started.ok else "failed", details)
+        if not started.ok:
+            raise WorkerError(_complaint(started))
+
+    def _program(self, path: Path) -> Program:
+        return Program(path, self._configuration)
+
+
+def start_all(target: Target, settings: Settings, tell: Tell) -> Movement:
+    """Start what ran before, from the program file as it is now."""
+    manager = target.manager
+    if not isinstance(manager, Supervised):
+        return flow.start(manager, roles=target.roles, tell=tell)
+    movement = Movement(manager.name)
+    flow.close(manager, movement, tell)
+    for launch in target.launches:
+        movement.steps += flow.launch(manager, (str(target.program),), launch, tell).steps
+        if not movement.ok:
+            break
+    return movement
+
+
+def _plan(order: Order, target: Target, found: Preflight, stamp: str) -> dict[str, Any]:
+    return {
+        "kind": order.kind,
+        "source": os.path.abspath(order.source),
+        "program": str(target.program),
+        "backup": str(files.backup_path(target.program, stamp)),
+        "manager": target.manager.name,
+        "roles": list(target.roles),
+        "from": describe(found.old_build),
+        "to": describe(found.new_build),
+        "purge": [f"{stream}:{kind}" for stream, kind in order.purge],
+        "watch_seconds": order.watch,
+        "steps": [
+            step for step in STEPS
+            if not (step == "clean" and not order.purge)
+            and not (step == "migrate" and order.kind == "rollback")
+            and not (step == "watch" and not order.watch)
+        ],
+    }  # fmt: skip
+
+
+def _checked(movement: Movement) -> dict[str, Any]:
+    if not movement.ok:
+        raise WorkerError(_complaint(movement))
+    return movement.document()
+
+
+def _complaint(movement: Movement) -> str:
+    """Return what went wrong in a movement, in one line."""
+    for step in movement.steps:
+        if not step.good:
+            failed = [finding.text for finding in step.findings if finding.result == "fail"]
+            words = "; ".join([*failed, *step.lines[-2:]]) or "did not succeed"
+            return f"{step.action} {step.role}: {words}"
+    return "did not succeed"
+
+
+def _removed(details: dict[str, Any]) -> object:
+    answer = details.get("answer")
+    return answer.get("removed", "?") if isinstance(answer, dict) else "?"
+
+
+__all__ = ["Deployer", "Launch", "Order", "Outcome", "StepFailed"]

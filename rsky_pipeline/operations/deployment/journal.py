@@ -1,0 +1,133 @@
+"""What deployments did, written down before each step, so that a crash can be undone.
+
+It is a file and not a table: the database may be away, may be what a migration broke, or may live
+in the very pipeline that is stopped. Each line is one JSON object and is on the disk (fsync) before
+the step that it announces begins. The file is private: how supervisors were started may hold
+passwords. A last line that a crash cut short is ignored.
+"""
+
+import json
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+FILE = "deployments.jsonl"
+OUTCOMES = ("deployed", "rolled back", "refused", "failed")
+
+
+@dataclass(slots=True)
+class Entry:
+    """One deployment as the journal tells it; `outcome` is None while it is not finished."""
+
+    id: str
+    plan: dict[str, Any]
+    steps: list[dict[str, Any]] = field(default_factory=list)
+    outcome: str | None = None
+    reason: str = ""
+    began: float = 0.0
+    ended: float | None = None
+
+    def reached(self, step: str) -> bool:
+        """Tell whether a step was begun."""
+        return any(one["step"] == step for one in self.steps)
+
+    def finished(self, step: str) -> bool:
+        """Tell whether a step was finished well."""
+        return any(one["step"] == step and one["state"] == "done" for one in self.steps)
+
+    def document(self) -> dict[str, Any]:
+        """Return what may be shown: without how supervisors were started."""
+        plan = {name: value for name, value in self.plan.items() if name != "launches"}
+        return {
+            "id": self.id, "outcome": self.outcome or "unfinished", "reason": self.reason,
+            "began": self.began, "ended": self.ended, **plan, "steps": self.steps,
+        }  # fmt: skip
+
+
+class Journal:
+    """The journal of one data directory. Raises OSError when it cannot be written."""
+
+    def __init__(self, data_dir: Path) -> None:
+        self.path = data_dir / FILE
+
+    def begin(self, id: str, plan: Mapping[str, Any]) -> None:
+        """Open an entry."""
+        self._write({"id": id, "event": "begin", "plan": dict(plan)})
+
+    def step(
+        self, id: str, step: str, state: str, details: Mapping[str, Any] | None = None
+    ) -> None:
+        """Write that a step begins, is done or failed."""
+        self._write(
+            {"id": id, "event": "step", "step": step, "state": state, "details": details or {}}
+        )
+
+    def end(self, id: str, outcome: str, reason: str = "") -> None:
+        """Close an entry."""
+        self._write({"id": id, "event": "end", "outcome": outcome, "reason": reason})
+
+    def entries(self) -> list[Entry]:
+        """Return every deployment, oldest first."""
+        found: dict[str, Entry] = {}
+        for record in self._records():
+            entry = found.get(record["id"])
+            if record["event"] == "begin":
+                found[record["id"]] = Entry(record["id"], record["plan"], began=record["time"])
+            elif entry is None:
+                continue
+            elif record["event"] == "step":
+                entry.steps.append(
+                    {name: record[name] for name in ("step", "state", "time", "details")}
+                )
+            else:
+                entry.outcome, entry.reason = record["outcome"], record["reason"]
+                entry.ended = record["time"]
+        return list(found.values())
+
+    def unfinished(self) -> Entry | None:
+        """Return the deployment that was interrupted, if there is one."""
+        return next((one for one in reversed(self.entries()) if one.outcome is None), None)
+
+    def _records(self) -> list[dict[str, Any]]:
+        try:
+            lines = self.path.read_text().splitlines()
+        except FileNotFoundError:
+            return []
+        records = []
+        for line in lines:
+            try:
+                record = json.loads(line)
+            except ValueError:
+                continue  # cut short by a crash: what it announced had not begun
+            if isinstance(record, dict) and "id" in record:
+                records.append(record)
+        return records
+
+    def _write(self, record: dict[str, Any]) -> None:
+        self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        is_new = not self.path.exists()
+        flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
+        descriptor = os.open(self.path, flags, 0o600)
+        try:
+            line = json.dumps({**record, "time": round(time.time(), 3)}, default=str).encode()
+            size = os.fstat(descriptor).st_size
+            if size and os.pread(descriptor, 1, size - 1) != b"\n":
+                line = b"\n" + line  # a crash cut the last one short
+            os.write(descriptor, line + b"\n")
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        if is_new:
+            sync_directory(self.path.parent)
+
+
+def sync_directory(directory: Path) -> None:
+    """Make renames in a directory survive a power failure."""
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,173 @@
+"""What must hold before anything is touched. Every check is made, so that all problems are seen."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from rsky_pipeline.operations.deployment.files import digest
+from rsky_pipeline.operations.deployment.program import Program, describe
+from rsky_pipeline.operations.deployment.target import Target
+from rsky_pipeline.operations.ordered.supervised import Supervised
+from rsky_pipeline.runtime.errors import WorkerError
+from rsky_pipeline.supervisor import client
+
+UNPACKED = 4  # times the size of the file; measured: 37 MB become 123 MB
+RESERVE_BYTES = 50_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One thing that was looked at before a deployment."""
+
+    name: str
+    result: Literal["pass", "warn", "fail"]
+    text: str
+
+    def document(self) -> dict[str, str]:
+        """Return it as JSON."""
+        return {"name": self.name, "result": self.result, "text": self.text}
+
+
+@dataclass(frozen=True, slots=True)
+class Preflight:
+    """All checks, and what the two files say of themselves."""
+
+    checks: tuple[Check, ...]
+    old_build: dict[str, Any] | None
+    new_build: dict[str, Any] | None
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing failed."""
+        return all(check.result != "fail" for check in self.checks)
+
+
+def preflight(target: Target, new: Program, data_dir: Path) -> Preflight:
+    """Look at everything; changes nothing."""
+    checks = list(_files(target, new.path))
+    old_build = _build(Program(target.program), "current file", checks, "warn")
+    new_build = None
+    if new.path.is_file():
+        new_build = _build(new, "new file", checks, "fail")
+    if new_build is not None:
+        checks.append(_configuration(new))
+        checks.append(_schema(new))
+    checks += _space(target.program, new.path, data_dir)
+    checks += _running(target)
+    return Preflight(tuple(checks), old_build, new_build)
+
+
+def _files(target: Target, new: Path) -> Iterator[Check]:
+    if not new.is_file():
+        yield Check("file", "fail", f"{new} is not a file")
+        return
+    if not os.access(new, os.X_OK):
+        yield Check("file", "fail", f"{new} is not executable: chmod +x {new}")
+    if not target.program.is_file():
+        yield Check("program", "fail", f"{target.program} is not a file: set binary_path")
+        return
+    if digest(new) == digest(target.program):
+        yield Check("file", "warn", f"{new} is the same file that is installed")
+    folder = target.program.parent
+    if os.access(folder, os.W_OK):
+        yield Check("permission", "pass", f"{folder} can be written")
+    else:
+        yield Check("permission", "fail", f"{folder} cannot be written: run this as root")
+
+
+def _build(
+    program: Program, name: str, checks: list[Check], otherwise: Literal["warn", "fail"]
+) -> dict[str, Any] | None:
+    try:
+        build = program.build()
+    except WorkerError as error:
+        checks.append(Check(name, otherwise, str(error)))
+        return None
+    checks.append(Check(name, "pass", f"{program.path}: {describe(build)}"))
+    return build
+
+
+def _configuration(new: Program) -> Check:
+    try:
+        answer = new.ask("config", "check", "--json")
+    except WorkerError as error:
+        return Check("configuration", "fail", str(error))
+    if answer.ok:
+        return Check("configuration", "pass", "valid under the new file")
+    problems = answer.document.get("problems") if isinstance(answer.document, dict) else None
+    text = "; ".join(map(str, problems)) if problems else answer.complaint()
+    return Check("configuration", "fail", text)
+
+
+def _schema(new: Program) -> Check:
+    try:
+        answer = new.ask("db", "init", "--dry-run", "--json")
+    except WorkerError as error:
+        return Check("schema", "fail", str(error))
+    if not answer.ok or not isinstance(answer.document, dict):
+        return Check("schema", "fail", f"the new file refuses the database: {answer.complaint()}")
+    pending = answer.document.get("pending", [])
+    if not pending:
+        return Check("schema", "pass", "the database is as the new file needs it")
+    return Check("schema", "pass", f"to be done: {', '.join(pending)}")
+
+
+def _space(program: Path, new: Path, data_dir: Path) -> Iterator[Check]:
+    if not new.is_file():
+        return
+    size = new.stat().st_size
+    for folder, needed in (
+        (program.parent, size + RESERVE_BYTES),
+        (_existing(data_dir), RESERVE_BYTES),
+        (_existing(unpack_folder()), UNPACKED * size + RESERVE_BYTES),
+    ):
+        free = shutil.disk_usage(folder).free
+        text = f"{folder}: {free / 1e6:,.0f} MB free, {needed / 1e6:,.0f} MB needed"
+        yield Check("space", "pass" if free >= needed else "fail", text)
+
+
+def unpack_folder() -> Path:
+    """Return where program files unpack themselves, as far as this process knows."""
+    return Path(os.environ.get("SHIV_ROOT") or Path.home() / ".shiv")
+
+
+def _existing(folder: Path) -> Path:
+    return next(path for path in (folder, *folder.parents) if path.exists())
+
+
+def _running(target: Target) -> Iterator[Check]:
+    if not target.roles:
+        text = "nothing is running: install the file by hand, then `rsky-pipeline start`"
+        yield Check("running", "fail", text)
+        return
+    text = f"{', '.join(target.roles)} under {target.manager.name}"
+    yield Check("running", "pass", text)
+    for launch in target.launches:
+        if launch.program is None or Path(os.path.realpath(launch.program)) != target.program:
+            roles = ", ".join(launch.roles)
+            text = f"the supervisor of {roles} was started from {launch.program}, not from there"
+            yield Check("running", "fail", f"{text}: start it from {target.program} first")
+    if isinstance(target.manager, Supervised):
+        yield from _environment(target.manager.supervisors())
+
+
+def _environment(supervisors: list[client.Supervisor]) -> Iterator[Check]:
+    """The new supervisor gets our environment; names are told, values may be secret."""
+    for each in supervisors:
+        try:
+            raw = Path(f"/proc/{each.status['pid']}/environ").read_bytes()
+        except OSError as error:
+            yield Check("environment", "warn", f"of the supervisor: {error.strerror}")
+            continue
+        pairs = (pair.partition(b"=")[::2] for pair in raw.split(b"\0"))
+        theirs = {os.fsdecode(name): os.fsdecode(value) for name, value in pairs}
+        names = {name for name in {*theirs, *os.environ} if name.startswith("RSKY_PIPELINE_")}
+        different = sorted(name for name in names if theirs.get(name) != os.environ.get(name))
+        if different:
+            text = f"{', '.join(different)} differ from the running supervisor's: set them alike"
+            yield Check("environment", "fail", text)
+        else:
+            yield Check("environment", "pass", "as that of the running supervisor")
