@@ -7,13 +7,14 @@ EPOCH = "1970-01-01T00:00:00.000Z"
 _NORMAL = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", re.ASCII)
 _PARTS = re.compile(
     r"(\d{4})-(\d\d)-(\d\d)(?:[Tt ](\d\d):(\d\d)(?::(\d\d)(?:\.(\d+))?)?)?"
-    r"\s*([Zz]|[+-]\d\d:?\d\d)?",
+    r"\s*([Zz]|UTC|[+-]\d\d:?\d\d)?",  # UTC: the Rust ingester writes the times of labels so
     re.ASCII,
 )
 _SYNTAX = re.compile(
     r"\d{4}-[01]\d-[0-3]\dT[0-2]\d:[0-6]\d:[0-6]\d(?:\.\d{1,20})?(?:Z|[+-][0-2]\d:[0-5]\d)",
     re.ASCII,
 )
+_UTC = frozenset({"Z", "z", "UTC"})
 _LONGEST = 80  # characters
 _STAND_IN = 2000  # years added around the year 0, which `datetime` lacks; leap years stay so
 
@@ -86,11 +87,11 @@ def _is_clock(hour: int, minute: int, second: int) -> bool:
 
 
 def _is_zone(zone: str | None) -> bool:
-    return zone is None or zone in "Zz" or (zone[1:3] <= "23" and zone[-2:] <= "59")
+    return zone is None or zone in _UTC or (zone[1:3] <= "23" and zone[-2:] <= "59")
 
 
 def _offset(zone: str | None) -> timedelta:
-    if zone is None or zone in {"Z", "z"}:
+    if zone is None or zone in _UTC:
         return timedelta()
     size = timedelta(hours=int(zone[1:3]), minutes=int(zone[-2:]))
     return -size if zone[0] == "-" else size

@@ -200,6 +200,30 @@ def repair_groups(idle: float, dry_run: bool, as_json: bool, **parameters: Any) 
         raise click.exceptions.Exit(ExitCode.FAILED)
 
 
+@command.command("hand-back")
+@_dry_run
+@_json
+@configuration_options
+def hand_back_streams(dry_run: bool, as_json: bool, **parameters: Any) -> None:
+    """Leave the streams so that the original (Rust) services can go on from them.
+
+    After `stop --ordered`: moves urgent, unhurried and waiting repos into repo_backfill, and what
+    is pending with our consumers to the end of its stream. May be repeated.
+    """
+    from rsky_pipeline.operations.hand_back import hand_back
+
+    with opened_store(parameters, "streams") as (settings, store):
+        moved = hand_back(store, settings, dry_run=dry_run, on_step=say)
+    if as_json:
+        print_json({"dry_run": dry_run, "moved": [item.document() for item in moved]})
+        return
+    rows = [(item.source, item.target, item.why, f"{item.count:,}") for item in moved]
+    if rows:
+        print_table(("FROM", "TO THE END OF", "WHY", "ENTRIES"), rows)
+    else:
+        click.echo("nothing is to be moved")
+
+
 class _Progress:
     """Says how far it is, every few seconds."""
 

@@ -1,0 +1,107 @@
+"""Leaving the streams as the original services can go on from them.
+
+They know neither our streams of urgent and of unhurried repos nor what waits for another attempt,
+and never look at what another consumer was given (or acknowledge it unprocessed). All of that goes
+to the end of the stream that they read. What they ignore stays: dead letters, cursors, our keys.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from rsky_pipeline.configuration.settings import Settings
+from rsky_pipeline.streams.connection import Store
+from rsky_pipeline.streams.names import (
+    FIREHOSE_BACKFILL,
+    FIREHOSE_LIVE,
+    LABEL_LIVE,
+    REPO_BACKFILL,
+    REPO_BACKFILL_HIGH,
+    REPO_BACKFILL_LOW,
+)
+from rsky_pipeline.streams.waiting import all_waiting, count_waiting, hurry_waiting, wake
+
+_PAGE = 500
+_REPO_STREAMS = (REPO_BACKFILL, REPO_BACKFILL_HIGH, REPO_BACKFILL_LOW)
+_PART = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class Moved:
+    """Entries that went to the end of `target`; `why` is waiting, unknown_stream or pending."""
+
+    source: str
+    target: str
+    why: str
+    count: int
+
+    def document(self) -> dict[str, Any]:
+        """Return it as JSON."""
+        return asdict(self)
+
+
+def hand_back(
+    store: Store,
+    settings: Settings,
+    *,
+    dry_run: bool = False,
+    on_step: Callable[[str], None] = lambda step: None,
+) -> list[Moved]:
+    """Move what the original services would not find; the pipeline should be stopped.
+
+    Interrupted or repeated it moves the rest; beside running workers it only gives them work
+    twice. Raises StoreUnavailable and StoreRejected.
+    """
+    moved = [_waiting(store, dry_run)]
+    for stream in (REPO_BACKFILL_HIGH, REPO_BACKFILL_LOW):
+        on_step(stream)
+        moved.append(_whole_stream(store, stream, dry_run))
+    groups = {REPO_BACKFILL: settings.backfiller_group}
+    groups |= dict.fromkeys((FIREHOSE_LIVE, FIREHOSE_BACKFILL, LABEL_LIVE), settings.indexer_group)
+    for stream, group in groups.items():
+        on_step(stream)
+        moved.append(_pending(store, stream, group, dry_run))
+    return [item for item in moved if item.count]
+
+
+def _waiting(store: Store, dry_run: bool) -> Moved:
+    count = count_waiting(store)
+    if count and not dry_run:
+        part = []
+        for entry in all_waiting(store):
+            part.append(entry)
+            if len(part) == _PART:
+                hurry_waiting(store, part)
+                part = []
+        hurry_waiting(store, part)
+        count = wake(store, _REPO_STREAMS)
+    return Moved("rsky_pipeline:repos_waiting", REPO_BACKFILL, "waiting", count)
+
+
+def _whole_stream(store: Store, stream: str, dry_run: bool) -> Moved:
+    if dry_run:
+        return Moved(stream, REPO_BACKFILL, "unknown_stream", int(store.call("XLEN", stream)))
+    count = 0
+    while page := store.call("XRANGE", stream, "-", "+", "COUNT", _PAGE):
+        count += store.script("requeue", [stream, REPO_BACKFILL], [row[0] for row in page])
+    return Moved(stream, REPO_BACKFILL, "unknown_stream", count)
+
+
+def _pending(store: Store, stream: str, group: str, dry_run: bool) -> Moved:
+    count = 0
+    for ids in _pages_of_pending(store, stream, group):
+        count += len(ids) if dry_run else store.script("requeue", [stream, stream], ids)
+    return Moved(stream, stream, "pending", count)
+
+
+def _pages_of_pending(store: Store, stream: str, group: str) -> Iterator[list[bytes]]:
+    if not store.call("EXISTS", stream):
+        return
+    groups = {row[1].decode() for row in store.call("XINFO", "GROUPS", stream)}
+    start = b"-"
+    while group in groups:
+        rows = store.call("XPENDING", stream, group, start, "+", _PAGE)
+        if not rows:
+            return
+        yield [row[0] for row in rows]
+        start = b"(" + rows[-1][0]
