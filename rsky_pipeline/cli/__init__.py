@@ -17,6 +17,7 @@ COMMANDS = {
     "rollback": "Put an earlier program back.",
     "deployments": "List what was deployed and how it went.",
     "verify": "Check whether a running pipeline is well.",
+    "monitor": "Watch a running pipeline after a change.",
     "trace": "Tell where a record or an account is.",
     "streams": "Look at the Redis streams, and clean them without losing work.",
     "dlq": "List, show, retry and drop what could not be processed.",

@@ -13,11 +13,15 @@ ACTIVE = "rsky_finding"
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """What a finding means and what an operator does about it; `of_stream` if it is about one."""
+    """What a finding means and what an operator does about it.
+
+    `of_stream` if it is about one; `severe` if something is broken, not only to be looked at.
+    """
 
     meaning: str
     remedy: str
     of_stream: bool = False
+    severe: bool = False
 
 
 KINDS: Mapping[str, Kind] = {
@@ -25,6 +29,7 @@ KINDS: Mapping[str, Kind] = {
         "repo events are in the live stream, where only operations on records belong",
         "stop what writes them; `rsky-pipeline streams purge firehose_live --type repo`",
         of_stream=True,
+        severe=True,
     ),
     "rate_out_of_band": Kind(
         "live events come at a rate outside of expected_rate_min to expected_rate_max",
@@ -38,15 +43,19 @@ KINDS: Mapping[str, Kind] = {
     "no_progress": Kind(
         "something is tried again and again and never succeeds",
         "see the worker's log for the reason",
+        severe=True,
     ),
     "missing_metrics": Kind(
-        "metrics are declared and not exported", "the program is at fault: report it"
+        "metrics are declared and not exported",
+        "the program is at fault: report it",
+        severe=True,
     ),
     "consumer_stall": Kind(
         "entries wait and none is delivered",
         "see whether the group's workers run and their stores answer; "
         "`rsky-pipeline streams groups repair`",
         of_stream=True,
+        severe=True,
     ),
     "unread_removed": Kind(
         "entries were removed that a group had not read",
@@ -59,7 +68,9 @@ KINDS: Mapping[str, Kind] = {
         of_stream=True,
     ),
     "cursor_stuck": Kind(
-        "messages come from the relay and the cursor does not move", "see the ingester's log"
+        "messages come from the relay and the cursor does not move",
+        "see the ingester's log",
+        severe=True,
     ),
     "redis_memory": Kind(
         "the memory of Redis is nearly used up; producers stop at 90%",

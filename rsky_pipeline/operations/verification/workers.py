@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 
 from rsky_pipeline.observability.catalogue import Declared, declared
+from rsky_pipeline.observability.findings import KINDS
 from rsky_pipeline.operations.scrape import Scrape
 from rsky_pipeline.operations.verification.report import Check, passed
 
@@ -20,6 +21,7 @@ def check_workers(scrapes: Sequence[Scrape], roles: Sequence[str]) -> Iterator[C
             yield _process(scrape)
             if scrape.error is None:
                 yield check_metrics(scrape)
+                yield _findings(scrape)
 
 
 def _process(scrape: Scrape) -> Check:
@@ -34,6 +36,18 @@ def _process(scrape: Scrape) -> Check:
         return Check(name, "fail", f"is {state}", "wait until it is ready, or see its log")
     uptime = float(scrape.health.get("uptime_seconds") or 0.0)
     return passed(name, f"ready for {uptime:,.0f} s, port {scrape.target.port} answers", uptime)
+
+
+def _findings(scrape: Scrape) -> Check:
+    """Tell what the worker finds wrong by itself."""
+    name = f"findings:{scrape.target.name}"
+    found = [str(item) for item in scrape.health.get("findings") or ()]
+    if not found:
+        return passed(name, "it finds nothing wrong", 0)
+    kinds = {item.partition(" ")[0] for item in found}
+    remedies = "; ".join(KINDS[kind].remedy for kind in sorted(kinds & KINDS.keys()))
+    severe = any(KINDS[kind].severe for kind in kinds & KINDS.keys())
+    return Check(name, "fail" if severe else "warn", ", ".join(found), remedies, len(found))
 
 
 def check_metrics(scrape: Scrape) -> Check:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from rsky_pipeline.atproto.syntax import tid_from
 from rsky_pipeline.streams.append import Entry, append
 from rsky_pipeline.streams.connection import Store
 from rsky_pipeline.streams.consume import GroupReader
@@ -16,12 +17,13 @@ DID = "did:plc:w4xbfzo7kqfes5zb7r6qv3rw"
 TIME = "2026-11-26T10:00:00.000Z"
 CID = "bafyreie5cvv4h45feadgeuwhbcutmh6t2ceseocckahdoe6uat64zmz454"
 LIVE = "firehose_live"
+_BASE = 1_700_000_000_000_000  # microseconds of the first rev
 
 
 def post(number: int, text: str = "type repo") -> bytes:
     """Return a create event; its text holds what a polluting entry looks like."""
     return encode_record_event(
-        "create", seq=number, time=TIME, did=DID, commit=CID, rev=f"3l{number:011d}",
+        "create", seq=number, time=TIME, did=DID, commit=CID, rev=tid_from(_BASE + number),
         collection="app.bsky.feed.post", rkey=str(number), cid=CID,
         record={"$type": "app.bsky.feed.post", "text": f'{text} "type":"repo"', "createdAt": TIME},
     )  # fmt: skip
@@ -29,7 +31,7 @@ def post(number: int, text: str = "type repo") -> bytes:
 
 def commit(number: int) -> bytes:
     """Return what polluted the live stream."""
-    return encode_event(RepoEvent(number, TIME, DID, CID, f"3l{number:011d}"))
+    return encode_event(RepoEvent(number, TIME, DID, CID, tid_from(_BASE + number)))
 
 
 def fill(store: Store, payloads: Sequence[bytes], stream: str = LIVE) -> None:

@@ -139,6 +139,17 @@ def test_a_role_without_workers_and_one_in_trouble_fail() -> None:
         assert first.status == "fail"
 
 
+@pytest.mark.parametrize(
+    ("findings", "status"),
+    [([], "pass"), (["back_pressure firehose_backfill"], "warn"),
+     (["back_pressure x", "no_progress"], "fail"), (["of a later version"], "warn")],
+)  # fmt: skip
+def test_what_a_worker_finds_is_told(findings: list[str], status: str) -> None:
+    scrape = replace(scraped({}), health={"state": "ready", "findings": findings})
+    found = {c.name: c for c in workers.check_workers([scrape], ["indexer"])}
+    assert found["findings:indexer-1"].status == status
+
+
 def test_a_listing_that_only_fails_is_a_loop() -> None:
     name = "ingester_backfill_fetch_errors_total"
     before, after = scraped({name: 10.0}), scraped({name: 15.0})

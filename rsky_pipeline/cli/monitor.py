@@ -1,0 +1,124 @@
+"""`rsky-pipeline monitor`: watch a pipeline after a change."""
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from rsky_pipeline.cli.durations import DURATION
+from rsky_pipeline.cli.exit_codes import ExitCode
+from rsky_pipeline.cli.options import configuration_options
+from rsky_pipeline.cli.output import fail, print_json, say
+from rsky_pipeline.cli.store import resolved
+from rsky_pipeline.configuration.topology import ROLE_NAMES
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from rsky_pipeline.operations.monitoring import Monitoring
+
+
+@click.command()
+@click.option("--for", "seconds", type=DURATION, default="30m", show_default=True,
+              metavar="DURATION", help="How long to watch.")  # fmt: skip
+@click.option("--every", type=DURATION, default="30s", show_default=True, metavar="DURATION",
+              help="Time between two samples.")  # fmt: skip
+@click.option("--role", "roles", multiple=True, type=click.Choice(ROLE_NAMES),
+              help="What has to run here; may be repeated. Default: every role.")  # fmt: skip
+@click.option("--report", "report_file", type=click.Path(dir_okay=False, path_type=Path),
+              help="Write the report there as Markdown, and beside it as .json.")  # fmt: skip
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document at the end.")
+@configuration_options
+def command(
+    seconds: float, every: float, roles: tuple[str, ...], report_file: Path | None,
+    as_json: bool, **parameters: Any,
+) -> None:  # fmt: skip
+    """Watch a running pipeline: `verify` again and again, with small graphs.
+
+    A check that fails twice in a row, or at the end, is a regression. Ctrl-C ends it early, with
+    the report. Exit codes: 0 no regression, 1 no sample or the report cannot be written, 2 wrong
+    option, 6 a regression.
+    """
+    from rsky_pipeline.operations.monitoring import monitor
+    from rsky_pipeline.operations.monitoring_report import markdown
+
+    if every < 1 or seconds < every:
+        raise fail("--every must be at least 1s, and --for at least --every", ExitCode.USAGE)
+    settings = resolved(parameters)
+    with _shown(live=not as_json) as show:
+        found = monitor(settings, seconds, every, roles=roles or ROLE_NAMES, on_sample=show)
+    if report_file is not None:
+        _write(report_file, markdown(found))
+        _write(report_file.with_suffix(".json"), json.dumps(found.document(), indent=2))
+    if as_json:
+        print_json(found.document())
+    else:
+        click.echo(markdown(found), nl=False)
+    if not found.reports:
+        raise fail("ended before the first sample", ExitCode.FAILED)
+    if not found.ok:
+        raise click.exceptions.Exit(ExitCode.DIFFERENCES)
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise fail(f"{path} cannot be written: {error.strerror}", ExitCode.FAILED) from error
+
+
+@contextmanager
+def _shown(*, live: bool) -> Iterator["Callable[[Monitoring], None]"]:
+    """Yield what shows each sample: a live table on a terminal, a line elsewhere."""
+    from rich.console import Console
+    from rich.live import Live
+
+    console = Console(stderr=True)
+    if not (live and console.is_terminal):
+        yield _line
+        return
+    with Live(console=console, auto_refresh=False, transient=True) as screen:
+        yield lambda found: screen.update(_table(found), refresh=True)
+
+
+def _line(found: "Monitoring") -> None:
+    report = found.reports[-1]
+    parts = [
+        f"{check.name} {check.value:,.1f}"
+        for check in report.checks
+        if check.name in ("rate:firehose_live", "latency", "oldest:firehose_live")
+        and check.value is not None
+    ]
+    parts += [f"{check.name}: {check.figure}" for check in report.of("fail")]
+    say(f"{found.seconds:.0f} s {report.status}: {'; '.join(parts)}")
+
+
+def _table(found: "Monitoring") -> "RenderableType":
+    from rich.console import Group
+    from rich.table import Table
+    from rich.text import Text
+
+    from rsky_pipeline.operations.monitoring import FIGURES
+    from rsky_pipeline.operations.monitoring_report import sparkline
+
+    report = found.reports[-1]
+    colour = {"pass": "green", "warn": "yellow", "fail": "red", "skip": "cyan"}
+    head = Text.assemble(
+        (f"{found.seconds:.0f} s  ", "bold"), (report.status, colour[report.status]),
+        f"  {len(found.reports)} samples",
+    )  # fmt: skip
+    figures = Table(box=None, pad_edge=False)
+    for name in ("figure", "now", "graph"):
+        figures.add_column(name, justify="right" if name == "now" else "left")
+    for name, meaning in FIGURES.items():
+        values = found.figures(name)
+        if values:
+            figures.add_row(meaning, f"{values[-1]:,.1f}", sparkline(values))
+    wrong = [
+        Text(f"{check.status}  {check.name}: {check.figure}", style=colour[check.status])
+        for check in (*report.of("fail"), *report.of("warn"))
+    ]
+    return Group(head, figures, *wrong)

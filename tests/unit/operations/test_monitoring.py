@@ -1,0 +1,46 @@
+"""Regressions and reports from made-up samples."""
+
+from rsky_pipeline.operations.monitoring import Monitoring
+from rsky_pipeline.operations.monitoring_report import markdown, sparkline
+from rsky_pipeline.operations.verification.report import Check, Report, Status, passed
+
+
+def watched(*statuses: Status | None, value: float = 1.0) -> Monitoring:
+    """Return samples of one check; None leaves it out of a sample."""
+    found = Monitoring(1_000.0, 30.0)
+    for number, status in enumerate(statuses, start=1):
+        checks = [passed("rate:firehose_live", "x", value * number)]
+        if status is not None:
+            checks.append(Check("a", status, f"figure {number}", "do this"))
+        found.reports.append(Report(1_000.0 + 30.0 * number, 30.0, tuple(checks)))
+    return found
+
+
+def test_a_failure_that_lasts_or_is_there_at_the_end_is_a_regression() -> None:
+    assert watched("pass", "warn", "pass").ok
+    assert watched("pass", "fail", "pass").ok
+    assert not watched("pass", "fail", "fail", "pass").ok
+    assert not watched("pass", "pass", "fail").ok
+    assert watched("fail", "pass", "fail", "pass").ok
+    assert not watched("fail", None, None, "fail", "pass").ok  # asked less often
+    assert not Monitoring(0.0, 30.0).ok
+
+
+def test_the_report_tells_when_and_what_to_do() -> None:
+    text = markdown(watched("pass", "fail", "fail", "pass"))
+    assert text.startswith("# Monitoring report\n\n**FAILED**: 120 s from 1970-01-01T00:16:40")
+    assert "- **a**: 2 samples, 2 in a row, from 60 s to 90 s. figure 3. To do: do this." in text
+    assert "| live events/s | 1.0 | 2.5 | 4.0 | 4.0 | ▃▅▇█ |" in text
+    passing = markdown(watched("pass", "fail", "pass"))
+    assert "## Failures that passed by themselves" in passing
+    assert "## Regressions" not in passing
+    document = watched("fail").document()
+    assert (document["ok"], document["regressions"]) == (False, ["a"])
+    assert document["samples"][0]["status"] == "fail"
+
+
+def test_graphs_begin_at_0() -> None:
+    assert sparkline([]) == ""
+    assert sparkline([0.0, 0.0]) == "▁▁"
+    assert sparkline([0.0, 4.0, 8.0]) == "▁▅█"
+    assert len(sparkline([1.0] * 100)) == 40
