@@ -71,10 +71,7 @@ async def test_ingesters_and_indexers_take_over_from_each_other(
                     indexing(clean_redis, tables.url, claim_idle_seconds=1),
                 ):
                     upto(last)
-                    key = f"firehose_live:cursor:{host}"
-                    await eventually(
-                        lambda key=key, last=last: value(clean_redis, key) == str(last)
-                    )
+                    await eventually(partial(cursor_is, clean_redis, host, last))
                     await eventually(lambda: not entries(clean_redis, rust.LIVE))
                 if last == 20:  # back to them in between
                     assert theirs.cursor() == 20
