@@ -283,6 +283,12 @@ class Settings:
         minimum=1,
         maximum=90,
     )
+    handle_lookups: int = setting(
+        20,
+        "Handles that an indexer looks up at the same time.",
+        minimum=1,
+        maximum=1_000,
+    )
     indexer_group: str = setting(
         "firehose_group",
         "Consumer group on firehose_live, firehose_backfill and label_live.",

@@ -2,7 +2,7 @@
 
 The newest event by its own time counts; older ones that come late change nothing. A deletion is
 stored as a status, which hides the account at once; its rows are purged only when its host
-confirms the deletion, since a relay's word alone must not destroy data.
+confirms the deletion (see `deletions`), since a relay's word alone must not destroy data.
 """
 
 from collections.abc import Iterable
@@ -18,11 +18,16 @@ WHERE (COALESCE(known.event_time, ''), COALESCE(known.seq, -1))
     < (EXCLUDED.event_time, EXCLUDED.seq)
 RETURNING did
 """
+_ASK_HOST = """
+INSERT INTO rsky_pipeline.deletion_check (did) SELECT * FROM unnest(%b::text[])
+ON CONFLICT (did) DO UPDATE SET attempts = 0, requested_at = now()
+"""
 _SET = """
 UPDATE actor SET "upstreamStatus" = n.status
 FROM unnest(%b::text[], %b::text[]) AS n(did, status)
 WHERE actor.did = n.did AND actor."upstreamStatus" IS DISTINCT FROM n.status
 """
+DELETED = "deleted"
 
 
 def apply_accounts(tx: Transaction, events: Iterable[AccountChange]) -> int:
@@ -49,4 +54,6 @@ def apply_accounts(tx: Transaction, events: Iterable[AccountChange]) -> int:
     rows = [(event.did, event.status) for event in ordered if event.did in advanced]
     if rows:
         tx.execute(_SET, [list(column) for column in zip(*rows, strict=True)])
+    if deleted := [did for did, status in rows if status == DELETED]:
+        tx.execute(_ASK_HOST, (deleted,))
     return len(rows)

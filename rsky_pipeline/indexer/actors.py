@@ -4,12 +4,20 @@ Every worker locks in the order of the DIDs before it reads or writes anything e
 workers with overlapping batches wait for each other and never in a circle.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
 
+from rsky_pipeline.atproto.datetimes import format_utc
 from rsky_pipeline.database.connection import Transaction
 
+# A handle is looked at again when something happens after so long (the official times).
+HANDLE_AGE = timedelta(hours=24)
+NO_HANDLE_AGE = timedelta(hours=1)
+
 _LOCK = """
-SELECT did FROM actor WHERE did = ANY(%b::text[]) ORDER BY did FOR NO KEY UPDATE
+SELECT did, handle IS NOT NULL, "indexedAt" FROM actor WHERE did = ANY(%b::text[])
+ORDER BY did FOR NO KEY UPDATE
 """
 _CREATE = """
 INSERT INTO actor (did, "indexedAt") SELECT * FROM unnest(%b::text[], %b::text[])
@@ -18,10 +26,19 @@ ON CONFLICT (did) DO NOTHING RETURNING did
 _QUEUE = """
 INSERT INTO rsky_pipeline.handle_check (did, forced, requested_at)
 SELECT n.did, n.forced, now() FROM unnest(%b::text[], %b::boolean[]) AS n(did, forced)
-ON CONFLICT (did) DO UPDATE SET
-    forced = handle_check.forced OR EXCLUDED.forced,
+ON CONFLICT (did) DO UPDATE SET forced = true, attempts = 0,
     requested_at = LEAST(handle_check.requested_at, EXCLUDED.requested_at)
+WHERE EXCLUDED.forced
 """
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What an `actor` row says of the last look at the account's handle."""
+
+    did: str
+    has_handle: bool
+    looked_at: str
 
 
 class MissingActors(Exception):
@@ -35,12 +52,40 @@ class MissingActors(Exception):
         self.dids = dids
 
 
-def lock_actors(tx: Transaction, dids: set[str]) -> None:
+def lock_actors(tx: Transaction, dids: set[str]) -> list[Known]:
     """Lock the accounts of a batch. Raises MissingActors."""
     wanted = sorted(dids)
-    found = {row[0] for row in tx.query(_LOCK, (wanted,))}
-    if len(found) < len(wanted):
+    rows = tx.query(_LOCK, (wanted,))
+    if len(rows) < len(wanted):
+        found = {row[0] for row in rows}
         raise MissingActors([did for did in wanted if did not in found])
+    return [Known(*row) for row in rows]
+
+
+def due_handles(known: Iterable[Known], active: Mapping[str, str], now: str) -> list[str]:
+    """Return accounts whose handle is to be looked at again, since something happens there.
+
+    `active` has the time of the newest live event of accounts; a time in the future is now.
+    """
+    if not active:
+        return []
+    latest = min(max(active.values()), now)
+    handle, none = _before(latest, HANDLE_AGE), _before(latest, NO_HANDLE_AGE)
+    due: list[str] = []
+    for actor in known:
+        if actor.looked_at >= (handle if actor.has_handle else none) or actor.did not in active:
+            continue
+        age = HANDLE_AGE if actor.has_handle else NO_HANDLE_AGE
+        if actor.looked_at < _before(min(active[actor.did], now), age):
+            due.append(actor.did)
+    return due
+
+
+def _before(time: str, age: timedelta) -> str:
+    try:
+        return format_utc(datetime.fromisoformat(time) - age)
+    except (ValueError, OverflowError):
+        return ""  # the year 0, or the first day of the year 1: nothing is due
 
 
 def create_actors(tx: Transaction, dids: list[str], seen: Mapping[str, str], now: str) -> int:
@@ -52,7 +97,10 @@ def create_actors(tx: Transaction, dids: list[str], seen: Mapping[str, str], now
 
 
 def queue_handle_checks(tx: Transaction, forced: Mapping[str, bool]) -> None:
-    """Ask for a look at handles; a forced one does not mind how recent the last one is."""
+    """Ask for a look at handles.
+
+    A forced look does not wait for the end of a back-off, and the document is fetched anew.
+    """
     if forced:
         rows = sorted(forced.items())
         tx.execute(_QUEUE, [list(column) for column in zip(*rows, strict=True)])

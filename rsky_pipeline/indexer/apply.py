@@ -12,8 +12,10 @@ from dataclasses import dataclass, field
 from rsky_pipeline.database.connection import Database, Transaction
 from rsky_pipeline.indexer.accounts import apply_accounts
 from rsky_pipeline.indexer.actors import (
+    Known,
     MissingActors,
     create_actors,
+    due_handles,
     lock_actors,
     queue_handle_checks,
 )
@@ -22,13 +24,17 @@ from rsky_pipeline.indexer.collections.shape import Collection, Put
 from rsky_pipeline.indexer.counts import Counts
 from rsky_pipeline.indexer.duplicates import forget_duplicates
 from rsky_pipeline.indexer.events import AccountChange, IdentityChange, Reading, RepoRev
+from rsky_pipeline.indexer.floors import complete_revs, fetch_floors, raise_floors
 from rsky_pipeline.indexer.notifications import Notes
 from rsky_pipeline.indexer.plan import Delete, Plan, make_plan, segments
 from rsky_pipeline.indexer.record_rows import fetch_states, write_records
 from rsky_pipeline.indexer.reference_locks import lock_references
+from rsky_pipeline.indexer.rejections import keep_rejections, rejections
 from rsky_pipeline.indexer.repo_revs import advance_revs
 from rsky_pipeline.indexer.uris import collection_of
 from rsky_pipeline.indexer.write import Changes, Work, write_collection
+
+RECORD_KINDS = frozenset({"create", "update", "delete"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,11 +54,11 @@ class Applied:
 def apply_batch(
     database: Database, readings: Sequence[Reading], collections: Mapping[str, Collection]
 ) -> Applied:
-    """Apply what was read; everything or nothing is written.
+    """Apply what was read; everything or nothing is written. Refused records are noted.
 
     Raises DatabaseUnavailable, TransactionConflict, BadData: see `poison` for what to do then.
     """
-    wanted = [reading for reading in readings if reading.change is not None or reading.rev]
+    wanted = [item for item in readings if item.change is not None or item.rev or item.refused]
     if not wanted:
         return Applied()
     dids = {reading.did for reading in wanted}
@@ -60,7 +66,8 @@ def apply_batch(
     while True:
         try:
             with database.transaction() as tx:
-                lock_actors(tx, dids)
+                known = lock_actors(tx, dids)
+                _queue_handles(tx, known, wanted)
                 return _apply(tx, wanted, collections, created)
         except MissingActors as missing:
             seen = {reading.did: reading.time for reading in reversed(wanted)}
@@ -77,18 +84,21 @@ def _apply(
     changes = [reading.change for reading in readings]
     operations = [change for change in changes if isinstance(change, Put | Delete)]
     lock_references(tx, operations, collections)
+    revs = list(_revs(readings))
+    raised = complete_revs(revs)
+    floors = fetch_floors(tx, {item.did for item in operations}, raised)
     counts, notified, plans = Counts(), 0, []
     for segment in segments(operations):
-        plan = make_plan(segment, fetch_states(tx, (item.uri for item in segment)))
+        plan = make_plan(segment, fetch_states(tx, (item.uri for item in segment)), floors)
         write_records(tx, plan)
         arrivals = {item.uri: place for place, item in enumerate(segment)}
         notified += write_collections(tx, plan, collections, counts, arrivals)
         plans.append(plan)
     counts.write(tx)
     apply_accounts(tx, (change for change in changes if isinstance(change, AccountChange)))
-    identities = (change.did for change in changes if isinstance(change, IdentityChange))
-    queue_handle_checks(tx, dict.fromkeys(identities, True))
-    advance_revs(tx, _revs(readings))
+    advance_revs(tx, revs)
+    raise_floors(tx, raised)
+    keep_rejections(tx, rejections(readings))
     return Applied(
         inserted=sum(len(plan.inserts) for plan in plans),
         updated=sum(len(plan.updates) for plan in plans),
@@ -126,6 +136,18 @@ def write_collections(
         changes = Changes(tx, collections[nsid], counts, notes, now, arrivals)
         write_collection(changes, work[nsid])
     return notes.write(tx)
+
+
+def _queue_handles(tx: Transaction, known: Iterable[Known], readings: Sequence[Reading]) -> None:
+    """Have handles looked at: always after an identity event, otherwise now and then."""
+    active = {
+        reading.did: reading.time
+        for reading in readings
+        if reading.kind in RECORD_KINDS and not reading.historical
+    }
+    checks = dict.fromkeys(due_handles(known, active, now_text()), False)
+    changed = (item.did for item in readings if isinstance(item.change, IdentityChange))
+    queue_handle_checks(tx, checks | dict.fromkeys(changed, True))
 
 
 def _revs(readings: Iterable[Reading]) -> Iterable[RepoRev]:

@@ -48,19 +48,26 @@ class IdentityChange:
 
 
 class RepoRev(NamedTuple):
-    """A repo is indexed up to this commit."""
+    """A repo is indexed up to this commit.
+
+    `complete`: every record that it held then is queued, and what it did not hold is deleted.
+    """
 
     did: str
     commit: str
     rev: str
+    complete: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """An event that cannot be indexed, and why."""
+    """An event that cannot be indexed, and why; a record's state is named, an entry is not."""
 
     reason: str
     message: str
+    uri: str = ""
+    rev: str = ""
+    cid: str = ""
 
 
 Change = Put | Delete | AccountChange | IdentityChange | RepoRev
@@ -94,7 +101,7 @@ def read_entry(
             case RecordEvent():
                 return _read_record(event, time, collections)
             case RepoEvent():
-                rev = _repo_rev(event.did, event.commit, event.rev)
+                rev = _repo_rev(event.did, event.commit, event.rev, event.complete)
                 return Reading("repo", event.did, time, historical=event.seq < 0, change=rev)
             case AccountEvent():
                 return _read_account(event, time)
@@ -117,7 +124,7 @@ def _read_record(event: RecordEvent, time: str, collections: Mapping[str, Collec
         try:
             change = _change(event, collection, time)
         except InvalidRecord as error:
-            refused = Refused(error.reason, str(error))
+            refused = Refused(error.reason, str(error), event.uri, event.rev, event.cid or "")
     return Reading(
         event.action,
         event.did,
@@ -163,9 +170,9 @@ def _check_did(did: str) -> None:
         raise MalformedEvent("invalid_did", did[:100])
 
 
-def _repo_rev(did: str, commit: str, rev: str) -> RepoRev:
+def _repo_rev(did: str, commit: str, rev: str, complete: bool = False) -> RepoRev:
     if not is_tid(rev):
         raise MalformedEvent("invalid_rev", rev[:100])
     if not 0 < len(commit) <= MAX_CID_BYTES or not commit.isalnum():
         raise MalformedEvent("invalid_cid", commit[:100])
-    return RepoRev(did, commit, rev)
+    return RepoRev(did, commit, rev, complete)

@@ -8,6 +8,7 @@ taken before it was restarted it takes again at once, as with pending entries of
 """
 
 import logging
+import random
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
@@ -15,17 +16,18 @@ import trio
 
 from rsky_pipeline.atproto.identity import DidDocument
 from rsky_pipeline.database.connection import Database
-from rsky_pipeline.database.errors import DatabaseError
+from rsky_pipeline.database.errors import BadData, DatabaseError, TransactionConflict
 from rsky_pipeline.indexer.clock import now_text
 from rsky_pipeline.observability.indexer import IndexerMetrics
 from rsky_pipeline.runtime.threads import StoreThread
 
 _log = logging.getLogger(__name__)
-MANY = 50  # checks taken at once
-AT_ONCE = 10  # of these at the same time
+MANY = 100  # checks taken together
 IDLE_SECONDS = 2.0
 LEASE_SECONDS = 300
-RETRY_SECONDS = 900
+RETRY_SECONDS = 900  # doubles with every look that nobody answers
+MAX_RETRY_SECONDS = 24 * 3600
+SETTLE_TRIES = 5
 
 _TAKE = """
 UPDATE rsky_pipeline.handle_check c
@@ -34,7 +36,7 @@ FROM (
     SELECT did FROM rsky_pipeline.handle_check WHERE requested_at <= now()
     ORDER BY forced DESC, requested_at LIMIT %s FOR UPDATE SKIP LOCKED
 ) n
-WHERE c.did = n.did RETURNING c.did, c.forced, c.requested_at
+WHERE c.did = n.did RETURNING c.did, c.forced, c.attempts, c.requested_at
 """
 _TAKE_BACK = """
 UPDATE rsky_pipeline.handle_check SET requested_at = now(), taken_by = NULL WHERE taken_by = %s
@@ -46,9 +48,9 @@ USING unnest(%b::text[], %b::timestamptz[]) AS n(did, taken)
 WHERE c.did = n.did AND c.requested_at = n.taken
 """
 _LATER = """
-UPDATE rsky_pipeline.handle_check c
-SET requested_at = now() + make_interval(secs => %s), taken_by = NULL
-FROM unnest(%b::text[], %b::timestamptz[]) AS n(did, taken)
+UPDATE rsky_pipeline.handle_check c SET attempts = LEAST(c.attempts, 30) + 1,
+    requested_at = now() + make_interval(secs => n.wait), taken_by = NULL
+FROM unnest(%b::text[], %b::timestamptz[], %b::float8[]) AS n(did, taken, wait)
 WHERE c.did = n.did AND c.requested_at = n.taken
 """
 _LOCK = """
@@ -71,6 +73,7 @@ class Check:
 
     did: str
     forced: bool  # do not trust a cached document
+    attempts: int  # earlier looks that nobody answered
     taken: object  # the time that marks this request, as PostgreSQL gave it
 
 
@@ -100,8 +103,10 @@ class HandleChecks:
         find_document: Callable[[str, bool], Awaitable[DidDocument | None]],
         find_did: Callable[[str], Awaitable[str | None]],
         metrics: IndexerMetrics,
+        at_once: int = 10,
     ) -> None:
         self._worker = worker
+        self._at_once = at_once
         self._open_database = open_database
         self._find_document = find_document
         self._find_did = find_did
@@ -127,7 +132,7 @@ class HandleChecks:
         checks = await self._thread.call(self._take)
         found: list[Found] = []
         unknown: list[Check] = []
-        limit = trio.CapacityLimiter(AT_ONCE)
+        limit = trio.CapacityLimiter(self._at_once)
 
         async def look_up(check: Check) -> None:
             async with limit:
@@ -141,7 +146,7 @@ class HandleChecks:
             for check in checks:
                 nursery.start_soon(look_up, check)
         if checks:
-            await self._thread.call(self._settle, found, unknown)
+            await self._thread.call(self._settle_repeatedly, found, unknown)
         verified = sum(item.handle is not None for item in found)
         self._metrics.handle_checks.labels("verified").inc(verified)
         self._metrics.handle_checks.labels("unverified").inc(len(found) - verified)
@@ -170,6 +175,16 @@ class HandleChecks:
         rows = self._database.query(_TAKE, (LEASE_SECONDS, self._worker, MANY))
         return [Check(*row) for row in rows]
 
+    def _settle_repeatedly(self, found: Sequence[Found], unknown: Sequence[Check]) -> None:
+        """Settle; another worker that gives one of the handles to somebody else is no failure."""
+        for attempt in range(1, SETTLE_TRIES + 1):
+            try:
+                return self._settle(found, unknown)
+            except (TransactionConflict, BadData):  # a deadlock, or the unique handle
+                if attempt == SETTLE_TRIES:
+                    raise
+        return None
+
     def _settle(self, found: Sequence[Found], unknown: Sequence[Check]) -> None:
         assert self._database is not None
         # Two accounts cannot both have verified one handle, unless it moved between the checks.
@@ -187,10 +202,15 @@ class HandleChecks:
                 tx.execute(_SET, (now_text(), dids, handles))
                 tx.execute(_DONE, (dids, [item.check.taken for item in sorted_by_did(found)]))
             if unknown:
-                tx.execute(
-                    _LATER,
-                    (RETRY_SECONDS, [item.did for item in unknown], [c.taken for c in unknown]),
-                )
+                waits = [wait_seconds(item.attempts) for item in unknown]
+                taken = [item.taken for item in unknown]
+                tx.execute(_LATER, ([item.did for item in unknown], taken, waits))
+
+
+def wait_seconds(attempts: int) -> float:
+    """Return how long to wait after a look that nobody answered; with jitter."""
+    wait: float = min(RETRY_SECONDS * 2 ** min(attempts, 20), MAX_RETRY_SECONDS)
+    return wait * random.uniform(0.75, 1.0)
 
 
 def sorted_by_did(found: Sequence[Found]) -> list[Found]:

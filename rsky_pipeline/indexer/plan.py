@@ -6,6 +6,8 @@ For every uri the state of the highest rev stands, whatever the order of arrival
 - a deletion of the same rev as a put wins over it, and of two puts of one rev the greater CID:
   neither happens in an honest repo, but the result must not depend on order;
 - a row without a rev (written by the official indexer) is older than everything;
+- below the floor of its repo (everything up to that rev is known) a put is stale unless it is the
+  state that is stored: what the repo still held at the floor is stored or on its way with that rev;
 - a historical put of the state that is stored anyway only moves the rev.
 
 All operations on one uri are folded into the one change they amount to, so that a batch ends
@@ -14,8 +16,11 @@ exactly as its operations would one by one.
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 
 from rsky_pipeline.indexer.collections.shape import Put
+
+_POST = "app.bsky.feed.post"
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,13 +48,14 @@ NOTHING = Stored()
 
 @dataclass(slots=True)
 class Plan:
-    """What a batch changes; every uri is in at most one of the five."""
+    """What a batch changes; every uri is in at most one of the first five."""
 
     inserts: list[Put] = field(default_factory=list)
     updates: list[Put] = field(default_factory=list)
     touches: list[tuple[str, str]] = field(default_factory=list)  # uri, rev
     deletes: list[Delete] = field(default_factory=list)  # of rows that are there
     tombstones: list[Delete] = field(default_factory=list)  # of rows that are not
+    buried: list[Delete] = field(default_factory=list)  # of both: a put may still come late
     revived: list[str] = field(default_factory=list)  # inserted uris whose tombstone is obsolete
     stale: int = 0
 
@@ -80,8 +86,15 @@ def sort_key(operation: Operation) -> tuple[str, bool, str]:
     return operation.rev, True, ""
 
 
-def make_plan(operations: Iterable[Operation], stored: Mapping[str, Stored]) -> Plan:
-    """Return the changes that the operations amount to, given the stored state of their uris."""
+def make_plan(
+    operations: Iterable[Operation],
+    stored: Mapping[str, Stored],
+    floors: Mapping[str, str] = MappingProxyType({}),
+) -> Plan:
+    """Return the changes that the operations amount to.
+
+    `stored` is the state of their uris, `floors` has the floor (a rev) of repos that have one.
+    """
     by_uri: dict[str, list[Operation]] = {}
     for operation in operations:
         by_uri.setdefault(operation.uri, []).append(operation)
@@ -89,11 +102,19 @@ def make_plan(operations: Iterable[Operation], stored: Mapping[str, Stored]) -> 
     for uri, found in by_uri.items():
         if len(found) > 1:
             found.sort(key=sort_key)
-        _fold(uri, found, stored.get(uri, NOTHING), plan)
+        _fold(uri, found, stored.get(uri, NOTHING), floors.get(found[0].did, ""), plan)
     return plan
 
 
-def _fold(uri: str, operations: list[Operation], before: Stored, plan: Plan) -> None:
+def outlives_floor(uri: str) -> bool:
+    """Tell whether a tombstone matters even below the floor of its repo.
+
+    That of a post does: reposts and quotes by others may come at any time and ask for it.
+    """
+    return f"/{_POST}/" in uri
+
+
+def _fold(uri: str, operations: list[Operation], before: Stored, floor: str, plan: Plan) -> None:
     exists, rev, cid, tombstone = before.exists, before.rev, before.cid, before.tombstone
     put: Put | None = None
     first: Put | None = None
@@ -106,7 +127,9 @@ def _fold(uri: str, operations: list[Operation], before: Stored, plan: Plan) -> 
                 continue
             exists, rev, cid, tombstone = False, None, "", max(operation.rev, known)
             put, first, deletion = None, None, operation
-        elif _is_stale(operation, exists, rev, cid, tombstone):
+        elif (operation.rev < floor and not (exists and cid == operation.cid)) or _is_stale(
+            operation, exists, rev, cid, tombstone
+        ):
             plan.stale += 1
         else:
             if exists and cid == operation.cid and (operation.historical or rev is None):
@@ -120,6 +143,8 @@ def _fold(uri: str, operations: list[Operation], before: Stored, plan: Plan) -> 
         _keep(uri, put, rev, before, plan)
     elif deletion is not None:
         (plan.deletes if before.exists else plan.tombstones).append(deletion)
+        if deletion.rev >= floor or outlives_floor(uri):
+            plan.buried.append(deletion)
 
 
 def _is_stale(put: Put, exists: bool, rev: str | None, cid: str, tombstone: str | None) -> bool:

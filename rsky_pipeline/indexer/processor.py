@@ -96,7 +96,8 @@ class Processor:
         started = time.monotonic()
         outcome = Outcome()
         refused = [refusal for item in batch.items if (refusal := self._check(item)) is not None]
-        hopeless = {id(refusal.item) for refusal in refused}
+        # A refused record is noted, and tells how far its repo is; other entries are not used.
+        hopeless = {id(refusal.item) for refusal in refused if not _is_record(refusal)}
         outcome.refused += refused
         for group in groups(batch):
             self._apply([item for item in group if id(item) not in hopeless], outcome)
@@ -170,6 +171,13 @@ class Processor:
         done = [entry_id for entry_id in batch.ids if entry_id not in reasons]
         if done:
             reader.acknowledge(done)
+
+
+def _is_record(refusal: Refusal) -> bool:
+    """Tell whether a state of a record was refused, not an entry."""
+    reading = refusal.item.reading
+    refused = reading.refused if isinstance(reading, Reading) else None
+    return refused is not None and bool(refused.uri) and refused.reason == refusal.reason
 
 
 def _refused_labels(items: Iterable[Item]) -> list[Refusal]:

@@ -1,17 +1,20 @@
 """Removes everything that an account wrote, when its host confirms that it was deleted.
 
 The account's records go the way of deleted records, so that counts, duplicates and notifications
-of others come out right; no tombstones are left, since the account may come back elsewhere.
+of others come out right. Instead of tombstones a floor is left above all that was known: old events
+stay without effect, and the account may come back elsewhere with a newer repo.
 """
 
 from collections.abc import Mapping
 
+from rsky_pipeline.atproto.syntax import is_tid, tid_from, tid_microseconds
 from rsky_pipeline.database.connection import Database, Transaction
 from rsky_pipeline.indexer.actors import create_actors, lock_actors
 from rsky_pipeline.indexer.apply import write_collections
 from rsky_pipeline.indexer.clock import now_text
 from rsky_pipeline.indexer.collections.shape import Collection
 from rsky_pipeline.indexer.counts import Counts
+from rsky_pipeline.indexer.floors import raise_floors
 from rsky_pipeline.indexer.plan import Delete, Plan
 from rsky_pipeline.indexer.reference_locks import lock_references
 from rsky_pipeline.indexer.uris import collection_of
@@ -20,10 +23,20 @@ CHUNK = 2_000  # records of one transaction
 
 _RECORDS = "SELECT uri FROM record WHERE did = %s LIMIT %s"
 _FORGET_RECORDS = "DELETE FROM record WHERE uri = ANY(%b::text[])"
+_FORGET_THREADS = "DELETE FROM op_thread_reply WHERE uri = ANY(%b::text[])"
+_NEWEST = """
+SELECT max(rev) FROM (
+    SELECT "repoRev" AS rev FROM actor_sync WHERE did = %s
+    UNION ALL SELECT rev FROM rsky_pipeline.repo_floor WHERE did = %s
+    UNION ALL SELECT max(rev) FROM rsky_pipeline.tombstone WHERE did = %s
+    UNION ALL SELECT max(rev) FROM record WHERE did = %s
+) known
+"""
 _FORGET_ACCOUNT = (
     "DELETE FROM notification WHERE did = %s",
     "DELETE FROM actor_sync WHERE did = %s",
     "DELETE FROM rsky_pipeline.tombstone WHERE did = %s",
+    "DELETE FROM rsky_pipeline.rejected_record WHERE did = %s",
     "DELETE FROM rsky_pipeline.handle_check WHERE did = %s",
     "DELETE FROM actor WHERE did = %s",
 )
@@ -34,6 +47,9 @@ def purge_account(database: Database, did: str, collections: Mapping[str, Collec
     with database.transaction() as tx:
         create_actors(tx, [did], {}, now_text())
     total = 0
+    with database.transaction() as tx:
+        lock_actors(tx, {did})
+        _leave_floor(tx, did)
     while True:
         with database.transaction() as tx:
             lock_actors(tx, {did})
@@ -45,14 +61,22 @@ def purge_account(database: Database, did: str, collections: Mapping[str, Collec
                 return total
 
 
+def _leave_floor(tx: Transaction, did: str) -> None:
+    ((newest,),) = tx.query(_NEWEST, (did, did, did, did))
+    if newest is not None and is_tid(newest):
+        raise_floors(tx, {did: tid_from(tid_microseconds(newest) + 1)})
+
+
 def _purge_some(tx: Transaction, did: str, collections: Mapping[str, Collection]) -> int:
     uris = [row[0] for row in tx.query(_RECORDS, (did, CHUNK))]
     known = [uri for uri in uris if collection_of(uri) in collections]
-    plan = Plan(deletes=[Delete(uri, did, "") for uri in known])
+    plan = Plan(deletes=[Delete(uri, did, "") for uri in known])  # nothing is buried
     lock_references(tx, plan.deletes, collections)
     if uris:
         tx.execute(_FORGET_RECORDS, (sorted(uris),))
     counts = Counts()
     write_collections(tx, plan, collections, counts, {})
     counts.write(tx)
+    if uris:
+        tx.execute(_FORGET_THREADS, (uris,))
     return len(uris)

@@ -51,7 +51,7 @@ def write_records(tx: Transaction, plan: Plan) -> None:
         tx.execute(_TOUCH, (list(uris), list(revs)))
     if plan.deletes:
         tx.execute(_DELETE, (sorted(item.uri for item in plan.deletes),))
-    _bury(tx, [*plan.deletes, *plan.tombstones])
+    _bury(tx, plan.buried)
     if plan.revived:
         tx.execute(_REVIVE, (sorted(plan.revived),))
 

@@ -21,12 +21,13 @@ from rsky_pipeline.database.errors import (
     SchemaMismatch,
     TransactionConflict,
 )
+from rsky_pipeline.indexer.account_service import look_up_accounts
 from rsky_pipeline.indexer.batch import Batch
 from rsky_pipeline.indexer.clock import now_text
 from rsky_pipeline.indexer.collections import registry
 from rsky_pipeline.indexer.collections.shape import Collection
 from rsky_pipeline.indexer.events import read_entry
-from rsky_pipeline.indexer.handle_service import look_up_handles
+from rsky_pipeline.indexer.housekeeping import Housekeeping
 from rsky_pipeline.indexer.intake import Content, Intake, IntakeRule
 from rsky_pipeline.indexer.labels import read_labels
 from rsky_pipeline.indexer.maintenance import Maintenance
@@ -68,11 +69,10 @@ async def run(context: WorkerContext) -> None:
                 services.cancel_scope.cancel()
                 return
             services.start_soon(indexer.maintenance.run)
+            services.start_soon(indexer.housekeeping.run)
             services.start_soon(
-                look_up_handles,
-                context.settings,
-                context.consumer,
-                indexer.metrics,
+                look_up_accounts, context.settings, context.consumer, indexer.metrics,
+                indexer.collections,
                 indexer.open_database,
             )  # fmt: skip
             await indexer.work()
@@ -88,12 +88,12 @@ class Indexer:
     def __init__(self, context: WorkerContext) -> None:
         settings = context.settings
         self._context = context
-        self._collections = wanted_collections(settings.collections)
-        self.metrics = IndexerMetrics(context.registry, STREAMS, list(self._collections))
+        self.collections = wanted_collections(settings.collections)
+        self.metrics = IndexerMetrics(context.registry, STREAMS, list(self.collections))
         self._report = Report(context, self.metrics)
         self._thread = StoreThread()
         self._processor = Processor(
-            self._collections, settings.indexer_group, context.consumer, settings.max_deliveries,
+            self.collections, settings.indexer_group, context.consumer, settings.max_deliveries,
             self.open_database, partial(self._open_store, "settle"),
         )  # fmt: skip
         self._shares = Shares(settings.indexer_backfill_share_percent / 100, time.monotonic)
@@ -106,6 +106,7 @@ class Indexer:
             StreamMetrics(context.registry, "indexer", groups), self.metrics,
             SelfCheck(context.registry, "indexer", settings, STREAMS),
         )  # fmt: skip
+        self.housekeeping = Housekeeping(self.open_database, self.metrics)
         self._is_ready = False
         self._is_idle = True
 
@@ -153,6 +154,7 @@ class Indexer:
         """Close all connections."""
         self._processor.disconnect()
         self.maintenance.close()
+        self.housekeeping.close()
         for intake in self._intakes.values():
             intake.disconnect()
 
@@ -254,7 +256,7 @@ class Indexer:
         return Intake(rule, partial(self._open_store, stream), read)
 
     def _read_event(self, delivery: Delivery) -> Content:
-        return read_entry(delivery.fields, self._collections, now_text())
+        return read_entry(delivery.fields, self.collections, now_text())
 
     def _open_store(self, purpose: str) -> Store:
         settings = self._context.settings

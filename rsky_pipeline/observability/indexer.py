@@ -119,6 +119,11 @@ class IndexerMetrics:
         self.handle_checks = self._counter("handle_checks", "Handles looked up", "result")
         for result in ("verified", "unverified", "failed"):
             self.handle_checks.labels(result)
+        self.deletions = self._counter("deletion_checks", "Deleted accounts looked up", "result")
+        for result in ("purged", "hosted", "unknown", "obsolete"):
+            self.deletions.labels(result)
+        self.tombstones = self._gauge("tombstones", "Tombstones of deleted records")
+        self.pruned = self._counter("tombstones_pruned", "Tombstones removed below repo floors")
         for metric in (
             self.lag,
             self.queued,

@@ -1,0 +1,151 @@
+"""Asks the hosts of accounts that are said to be deleted, and purges those that really are.
+
+Gone is an account whose DID does not exist, whose document names no host, or whose host answers
+RepoNotFound: as officially. A host that still has the repo wins over the event, which may be the
+farewell of a host that the account has moved away from.
+"""
+
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+
+import trio
+
+from rsky_pipeline.database.connection import Database
+from rsky_pipeline.database.errors import DatabaseError
+from rsky_pipeline.indexer.accounts import DELETED
+from rsky_pipeline.indexer.actors import MissingActors, lock_actors
+from rsky_pipeline.indexer.collections.shape import Collection
+from rsky_pipeline.indexer.handles import LEASE_SECONDS, Unknown, wait_seconds
+from rsky_pipeline.indexer.purge import purge_account
+from rsky_pipeline.observability.indexer import IndexerMetrics
+from rsky_pipeline.runtime.threads import StoreThread
+
+_log = logging.getLogger(__name__)
+IDLE_SECONDS = 5.0
+
+_TAKE = """
+UPDATE rsky_pipeline.deletion_check c SET requested_at = now() + make_interval(secs => %s)
+FROM (
+    SELECT did FROM rsky_pipeline.deletion_check WHERE requested_at <= now()
+    ORDER BY requested_at LIMIT 1 FOR UPDATE SKIP LOCKED
+) n
+WHERE c.did = n.did RETURNING c.did, c.attempts, c.requested_at
+"""
+_DONE = "DELETE FROM rsky_pipeline.deletion_check WHERE did = %s AND requested_at = %s"
+_LATER = """
+UPDATE rsky_pipeline.deletion_check SET attempts = LEAST(attempts, 30) + 1,
+    requested_at = now() + make_interval(secs => %s)
+WHERE did = %s AND requested_at = %s
+"""
+_IS_DELETED = 'SELECT "upstreamStatus" FROM actor WHERE did = %s'
+_SET_STATUS = """
+UPDATE actor SET "upstreamStatus" = %s WHERE did = %s AND "upstreamStatus" = %s
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Hosted:
+    """The account's host still has it; `status` is None for an active one."""
+
+    status: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Check:
+    did: str
+    attempts: int
+    taken: object
+
+
+class DeletionChecks:
+    """Takes checks one after the other, asks the host, and does what follows.
+
+    `find_host` returns None for an account that is gone and raises Unknown when nobody can say.
+    """
+
+    def __init__(
+        self,
+        open_database: Callable[[], Database],
+        find_host: Callable[[str], Awaitable[Hosted | None]],
+        collections: Mapping[str, Collection],
+        metrics: IndexerMetrics,
+    ) -> None:
+        self._open_database = open_database
+        self._find_host = find_host
+        self._collections = collections
+        self._metrics = metrics
+        self._database: Database | None = None
+        self._thread = StoreThread()
+
+    async def run(self) -> None:
+        """Work until cancelled."""
+        while True:
+            try:
+                busy = await self.work_once()
+            except DatabaseError as error:
+                self._metrics.fail(self._metrics.database_failures)
+                _log.warning("deletions are looked at later", extra={"error": str(error)})
+                await self._thread.call(self.close)
+                busy = False
+            if not busy:
+                await trio.sleep(IDLE_SECONDS)
+
+    async def work_once(self) -> bool:
+        """Take a check and settle it; return whether there was one."""
+        check = await self._thread.call(self._take)
+        if check is None:
+            return False
+        try:
+            hosted = await self._find_host(check.did)
+        except Unknown as error:
+            _log.info("deletion unknown", extra={"did": check.did, "error": str(error)})
+            await self._thread.call(self._put_off, check)
+            self._metrics.deletions.labels("unknown").inc()
+            return True
+        if hosted is not None:
+            await self._thread.call(self._keep, check, hosted)
+            self._metrics.deletions.labels("hosted").inc()
+            return True
+        records = await self._thread.call(self._purge, check)
+        if records is not None:
+            _log.info("account purged", extra={"did": check.did, "records": records})
+        self._metrics.deletions.labels("obsolete" if records is None else "purged").inc()
+        return True
+
+    def close(self) -> None:
+        """Close the connection."""
+        database, self._database = self._database, None
+        if database is not None:
+            database.close()
+
+    def _take(self) -> _Check | None:
+        if self._database is None:
+            self._database = self._open_database()
+        rows = self._database.query(_TAKE, (LEASE_SECONDS,))
+        return _Check(*rows[0]) if rows else None
+
+    def _put_off(self, check: _Check) -> None:
+        assert self._database is not None
+        self._database.execute(_LATER, (wait_seconds(check.attempts), check.did, check.taken))
+
+    def _keep(self, check: _Check, hosted: Hosted) -> None:
+        assert self._database is not None
+        with self._database.transaction() as tx:
+            tx.execute(_SET_STATUS, (hosted.status, check.did, DELETED))
+            tx.execute(_DONE, (check.did, check.taken))
+
+    def _purge(self, check: _Check) -> int | None:
+        """Purge unless the account has come back meanwhile; return how many records it had."""
+        assert self._database is not None
+        try:
+            with self._database.transaction() as tx:
+                lock_actors(tx, {check.did})
+                came_back = tx.query(_IS_DELETED, (check.did,)) != [(DELETED,)]
+        except MissingActors:
+            came_back = True
+        records = None
+        if not came_back:
+            records = purge_account(self._database, check.did, self._collections)
+        self._database.execute(_DONE, (check.did, check.taken))
+        return records
