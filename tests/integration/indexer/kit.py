@@ -172,9 +172,10 @@ def identity(who: str, number: int = 1) -> bytes:
     return encode_event(IdentityEvent(number, time_of(number), did_of(who), None))
 
 
-def repo(who: str, number: int) -> bytes:
+def repo(who: str, number: int, *, complete: bool = False) -> bytes:
     """Return the event that closes a backfilled repo."""
-    return encode_event(RepoEvent(-1, time_of(number), did_of(who), cid_of(number), rev_of(number)))
+    commit, rev = cid_of(number), rev_of(number)
+    return encode_event(RepoEvent(-1, time_of(number), did_of(who), commit, rev, complete))
 
 
 Event = Put | Deletion | bytes

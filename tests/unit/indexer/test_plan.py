@@ -3,13 +3,22 @@
 from dataclasses import dataclass
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rsky_pipeline.indexer.collections.shape import Put, Rows
-from rsky_pipeline.indexer.plan import NOTHING, Delete, Operation, Plan, Stored, make_plan, segments
+from rsky_pipeline.indexer.plan import (
+    NOTHING,
+    Delete,
+    Operation,
+    Plan,
+    Stored,
+    make_plan,
+    outlives_floor,
+    segments,
+)
 
-URI = "at://did:plc:a/app.bsky.feed.post/1"
+URI = "at://did:plc:a/app.bsky.feed.like/1"
 
 
 def put(rev: str, cid: str = "c", *, historical: bool = False, uri: str = URI) -> Put:
@@ -26,9 +35,11 @@ class Model:
 
     state: Stored = NOTHING
     seen_at: str = ""
+    floor: str = ""
 
     def apply(self, operations: list[Operation]) -> Plan:
-        plan = make_plan(operations, {URI: self.state})
+        floors = {"did:plc:a": self.floor} if self.floor else {}
+        plan = make_plan(operations, {URI: self.state}, floors)
         state = self.state
         for item in (*plan.inserts, *plan.updates):
             assert state.exists == (item in plan.updates)
@@ -37,14 +48,25 @@ class Model:
         for _, rev in plan.touches:
             assert state.exists
             state = Stored(True, rev, state.cid, state.tombstone)
-        for gone in plan.deletes:
+        for _ in plan.deletes:
             assert state.exists
-            state, self.seen_at = Stored(tombstone=gone.rev), ""
-        for gone in plan.tombstones:
-            assert not state.exists
+            state, self.seen_at = Stored(tombstone=state.tombstone), ""
+        assert not (plan.tombstones and state.exists)
+        for gone in plan.buried:
+            assert gone in (*plan.deletes, *plan.tombstones)
             state = Stored(tombstone=gone.rev)
         self.state = state
         return plan
+
+    def raise_floor(self, rev: str) -> None:
+        """Do what follows a whole repo: from now on tombstones below may be gone."""
+        self.floor = max(rev, self.floor)
+        self.prune()
+
+    def prune(self) -> None:
+        """Remove the tombstone if the floor makes it needless."""
+        if (self.state.tombstone or self.floor) < self.floor:
+            self.state = Stored(self.state.exists, self.state.rev, self.state.cid)
 
 
 @pytest.mark.parametrize(
@@ -81,16 +103,15 @@ def test_one_operation_on_a_stored_state(
     assert did == [expected]
 
 
-OPERATIONS = st.lists(
-    st.one_of(
-        st.builds(
-            put, st.sampled_from("123456"), st.sampled_from("xyz"), historical=st.just(value=False)
-        ),
-        st.builds(delete, st.sampled_from("123456")),
+OPERATION = st.one_of(
+    st.builds(
+        put, st.sampled_from("123456"), st.sampled_from("xyz"), historical=st.just(value=False)
     ),
-    min_size=1,
-    max_size=8,
+    st.builds(delete, st.sampled_from("123456")),
 )
+OPERATIONS = st.lists(OPERATION, min_size=1, max_size=8)
+# In an honest repo one commit does one thing to one record.
+HONEST = st.lists(OPERATION, min_size=1, max_size=6, unique_by=lambda item: item.rev)
 
 
 @given(operations=OPERATIONS, data=st.data())
@@ -124,6 +145,82 @@ def test_a_batch_ends_as_its_operations_in_order_would(
         one_by_one.apply([operation])
     at_once.apply(list(ordered))
     assert at_once.state == one_by_one.state
+
+
+@settings(max_examples=1_000)  # few of the stories need the floor
+@given(operations=HONEST, floor=st.sampled_from("123456"), data=st.data())
+def test_with_a_floor_no_tombstone_is_needed_below_it(
+    operations: list[Operation], floor: str, data: st.DataObject
+) -> None:
+    """Live events in any order and again, some of them lost, mixed with the whole repo at a rev.
+
+    The repo brings the state of its rev, or the deletion of what it no longer holds, and then the
+    floor. The end must be that of all events in order, though tombstones go as soon as they may.
+    """
+    ordered = sorted(operations, key=lambda item: item.rev)
+    expected, at_floor = Model(), Model()
+    for operation in ordered:
+        expected.apply([operation])
+        if operation.rev <= floor:
+            at_floor.apply([operation])
+    held = at_floor.state
+    arrived = [item for item in operations if item.rev > floor or data.draw(st.booleans())]
+    arrived += data.draw(st.lists(st.sampled_from(operations), max_size=3))
+    arrived = list(data.draw(st.permutations(arrived)))
+    before = data.draw(st.integers(0, len(arrived)))
+    model = Model()
+    in_pieces(model, arrived[:before], data)
+    if held.exists:
+        model.apply([put(floor, held.cid, historical=True)])
+        between = data.draw(st.integers(before, len(arrived)))
+        in_pieces(model, arrived[before:between], data)
+        before = between
+    elif model.state.exists:  # only rows that are there are deleted on behalf of the repo
+        model.apply([delete(floor)])
+    model.raise_floor(floor)
+    in_pieces(model, arrived[before:], data)
+    assert (model.state.exists, model.state.cid) == (expected.state.exists, expected.state.cid)
+
+
+def in_pieces(model: Model, operations: list[Operation], data: st.DataObject) -> None:
+    while operations:
+        size = data.draw(st.integers(1, len(operations)))
+        model.apply(operations[:size])
+        model.prune()
+        operations = operations[size:]
+
+
+@pytest.mark.parametrize(
+    ("stored", "operation", "expected"),
+    [
+        (Stored(), put("4"), "stale"),  # deleted meanwhile, or on its way with the floor's rev
+        (Stored(), put("4", historical=True), "stale"),
+        (Stored(), put("5"), "inserts"),
+        (Stored(), put("6"), "inserts"),
+        (Stored(True, "3", "other"), put("4"), "stale"),
+        (Stored(True, None, "other"), put("4"), "stale"),
+        (Stored(True, None, "c"), put("4"), "touches"),  # the state that is stored
+        (Stored(True, "5", "other"), put("6"), "updates"),
+        (Stored(), delete("4"), "tombstones"),  # clears what points at it, and is not buried
+        (Stored(True, "3", "c"), delete("4"), "deletes"),
+    ],
+)
+def test_one_operation_below_or_above_a_floor(
+    stored: Stored, operation: Operation, expected: str
+) -> None:
+    plan = make_plan([operation], {URI: stored}, {"did:plc:a": "5", "did:plc:b": "9"})
+    names = ("inserts", "updates", "touches", "deletes", "tombstones")
+    did = [name for name in names if getattr(plan, name)] + ["stale"] * plan.stale
+    assert did == [expected]
+    assert plan.buried == []
+
+
+def test_deletions_of_posts_are_buried_below_the_floor_too() -> None:
+    post = "at://did:plc:a/app.bsky.feed.post/1"
+    assert outlives_floor(post)
+    assert not outlives_floor(URI)
+    plan = make_plan([delete("4", post)], {post: Stored(True, "3", "c")}, {"did:plc:a": "5"})
+    assert plan.deletes == plan.buried == [delete("4", post)]
 
 
 def test_history_of_the_stored_state_keeps_what_was_seen_first() -> None:
