@@ -13,7 +13,7 @@ from rsky_pipeline.indexer.handles import HandleChecks, Unknown
 from rsky_pipeline.network.directory import Directory, IdentityNotFound, IdentityUnavailable
 from rsky_pipeline.network.handles import Handles, HandleUnavailable
 from rsky_pipeline.network.http import HttpClient
-from rsky_pipeline.network.repositories import RepoUnavailable, get_latest_rev
+from rsky_pipeline.network.repositories import RepoUnavailable, latest_rev
 from rsky_pipeline.observability.indexer import IndexerMetrics
 
 _GONE = frozenset({"RepoNotFound", "RepoDeleted"})
@@ -89,7 +89,7 @@ class Lookup:
         if document is None or document.pds is None:
             return None
         try:
-            await get_latest_rev(self._http, document.pds, did)
+            await latest_rev(self._http, document.pds, did)
         except RepoUnavailable as error:
             if error.code in _GONE:
                 return None

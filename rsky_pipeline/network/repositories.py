@@ -114,19 +114,6 @@ async def latest_rev(http: HttpClient, pds: str, did: str) -> str:
     return rev
 
 
-async def get_latest_rev(http: HttpClient, pds: str, did: str) -> str:
-    """Return the rev of a repo at its PDS, by getLatestCommit. Raises RepoUnavailable."""
-    url = f"{pds}/xrpc/com.atproto.sync.getLatestCommit?did={quote(did, safe=':')}"
-    try:
-        answer = await http.get_json(url, max_bytes=MAX_ANSWER)
-    except HttpFailure as error:
-        raise classify(error) from error
-    rev = answer.get("rev") if isinstance(answer, dict) else None
-    if not isinstance(rev, str):
-        raise RepoUnavailable("invalid", "malformed", f"{url} has no rev")
-    return rev
-
-
 def classify(error: HttpFailure) -> RepoUnavailable:
     """Tell what a failed request means for a repo."""
     kind, code = _meaning(error)
