@@ -11,6 +11,7 @@ from rsky_pipeline.cli.exit_codes import ExitCode
 from rsky_pipeline.cli.output import fail, say
 
 if TYPE_CHECKING:
+    from rsky_pipeline.simulator.faults import Hostility
     from rsky_pipeline.simulator.network import Network
     from rsky_pipeline.simulator.source import Urls
     from rsky_pipeline.simulator.world import World
@@ -62,16 +63,29 @@ FIXED_STEP = 1_000
     type=click.IntRange(0, 65_532),
     help="The relay's; PDS, PLC directory and labeler have the next three. 0 picks free ones.",
 )
+@click.option(
+    "--fault",
+    "faults",
+    multiple=True,
+    metavar="NAME=RATE",
+    help="Have the relay do wrong with this share of events; may be repeated. Names: drop, repeat, "
+    "reorder, corrupt, truncate, jump, forge, smuggle, hide, too_big, sync, rotate, "
+    "rotate_quietly.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the settings as one JSON line.")
 def command(
     seed: int, accounts: int, history: int, rate: float, events: int | None, prepare: int,
     fixed_clock: bool, replay: Path | None, keep_events: int, buffer_events: int, port: int,
-    as_json: bool,
+    faults: tuple[str, ...], as_json: bool,
 ) -> None:  # fmt: skip
     """Serve a relay, a PDS, a PLC directory and a labeler with real, signed repos on loopback.
 
     Prints the settings with which `rsky-pipeline run` follows this network, then publishes until
-    it is interrupted. GET /simulator/status, /simulator/stop and /simulator/truth at the relay.
+    it is interrupted. GET /simulator/status, /simulator/stop and /simulator/truth at the relay, and
+    /simulator/silence?seconds=N, which makes it silent with the socket open.
+
+    With --fault the relay is hostile: GET /simulator/faults?NAME=RATE changes and counts what it
+    does. Before it stops it lets every account be heard of once more, unharmed.
     """
     from rsky_pipeline.simulator.network import Network
     from rsky_pipeline.simulator.recording import RecordingError, load_recording
@@ -82,7 +96,10 @@ def command(
         if replay is not None:
             network = Network(load_recording(replay), rules)
         else:
-            network = Network(_world(seed, accounts, history, fixed_clock), rules)
+            hostility = _hostility(seed, faults)
+            world = _world(seed, accounts, history, fixed_clock)
+            world.deletes_accounts = hostility is None
+            network = Network(world, rules, hostility)
     except RecordingError as error:
         raise fail(str(error), ExitCode.USAGE) from error
     network.prepare(prepare)
@@ -110,6 +127,23 @@ def _world(seed: int, accounts: int, history: int, fixed_clock: bool) -> "World"
     if history:
         world.add_history(history)
     return world
+
+
+def _hostility(seed: int, faults: tuple[str, ...]) -> "Hostility | None":
+    from rsky_pipeline.simulator.faults import Hostility, UnknownFault
+
+    if not faults:
+        return None
+    hostility = Hostility(seed)
+    try:
+        for text in faults:
+            name, _, rate = text.partition("=")
+            hostility.set_rates({name: float(rate)})
+    except UnknownFault as error:
+        raise fail(f"--fault {error}", ExitCode.USAGE) from error
+    except ValueError as error:
+        raise fail(f"--fault {text}: give a rate, as in drop=0.01", ExitCode.USAGE) from error
+    return hostility
 
 
 def _serve(network: "Network", port: int, rate: float, events: int | None, as_json: bool) -> None:

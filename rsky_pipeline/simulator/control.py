@@ -46,6 +46,18 @@ class Control:
         for _ in self._ask("disconnect"):
             pass
 
+    def fall_silent(self, seconds: float) -> None:
+        """Have the relay send nothing on its open sockets for a while. Raises NoSimulation."""
+        for _ in self._ask(f"silence?seconds={seconds}"):
+            pass
+
+    def faults(self, **rates: float) -> dict[str, int]:
+        """Change rates of a hostile relay; return its faults so far. Raises NoSimulation."""
+        query = "&".join(f"{name}={rate}" for name, rate in rates.items())
+        answer = b"".join(self._ask(f"faults?{query}"))
+        counts: dict[str, int] = json.loads(answer)
+        return counts
+
     def truth(self, *, handles: bool = False, purges_deleted: bool = False) -> Truth:
         """Return what the database must hold; see `truth.truth`. Raises NoSimulation."""
         options = {"handles": handles, "purges_deleted": purges_deleted}

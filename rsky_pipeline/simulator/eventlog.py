@@ -61,11 +61,14 @@ class EventLog:
         """The index of the oldest event that is still served."""
         return self._first
 
-    def append(self, seq: int, frame: bytes) -> None:
-        """Add the event `seq`, larger than all before; it is not seen yet."""
+    def append(self, seq: int, *frames: bytes) -> None:
+        """Add the event `seq`, larger than all before; it is not seen yet.
+
+        It is one frame, unless a relay is to send a frame again.
+        """
         if self._seqs and seq <= self._seqs[-1]:
             raise ValueError(f"event {seq} does not follow event {self._seqs[-1]}")
-        framed = binary_frame(frame)
+        framed = b"".join(map(binary_frame, frames))
         self._unwritten.append(framed)
         self._seqs.append(seq)
         self._offsets.append(self._offsets[-1] + len(framed))
@@ -107,7 +110,11 @@ class EventLog:
         for index in range(self._published):
             start, end = self._offsets[index], self._offsets[index + 1]
             data = os.pread(self._file.fileno(), end - start, start)
-            yield data[2 if data[1] < 126 else 4 if data[1] == 126 else 10 :]
+            while data:
+                header = 2 if data[1] < 126 else 4 if data[1] == 126 else 10
+                size = data[1] if header == 2 else int.from_bytes(data[2:header], "big")
+                yield data[header : header + size]
+                data = data[header + size :]
 
     async def wait_for_growth(self, index: int) -> None:
         """Return when an event at `index` is published."""

@@ -8,6 +8,7 @@ import orjson
 import trio
 
 from rsky_pipeline.simulator.eventlog import EventLog
+from rsky_pipeline.simulator.faults import FAULTS, OF_ACCOUNTS, Hostility
 from rsky_pipeline.simulator.hosts import Hosts, Stream
 from rsky_pipeline.simulator.http import (
     Handler,
@@ -45,8 +46,14 @@ class Ports:
 class Network:
     """A world or a recording behind its hosts. Enter `serve`, then let `publish` run."""
 
-    def __init__(self, source: World | Recording, rules: StreamRules | None = None) -> None:
+    def __init__(
+        self,
+        source: World | Recording,
+        rules: StreamRules | None = None,
+        hostility: Hostility | None = None,
+    ) -> None:
         self.source = source
+        self.hostility = hostility  # None for a relay that passes on what it gets
         self.events = Stream(EventLog(), rules or StreamRules())
         self.labels = Stream(EventLog(), StreamRules(buffer_events=0))
         self.hosts = Hosts(source, Urls("", "", "", ""), self.events, self.labels)
@@ -129,17 +136,37 @@ class Network:
         if isinstance(self.source, World) and not self.stopped:
             while self.source.is_in_the_middle:
                 self._append_event(self.source)
+            self._end_honestly(self.source)
             self.events.log.publish()
             self.labels.log.publish()
         self.stopped = True
 
     def _append_event(self, world: World) -> None:
-        frame = world.step()
-        self.events.log.append(world.seq, frame)
+        hostility = self.hostility
+        if hostility is None:
+            frame = world.step()
+            self.events.log.append(world.seq, frame)
+        else:
+            for fault in OF_ACCOUNTS:
+                if hostility.draws(fault):
+                    world.rotate_key(hostility.seed, quietly=fault == "rotate_quietly")
+            for event in hostility.relay(world.step()):
+                self.events.log.append(event.seq, *event.frames)
         self._label_debt += 1 / LABEL_EVERY
         if self._label_debt >= 1:
             self._label_debt -= 1
             self._append_labels(world)
+
+    def _end_honestly(self, world: World) -> None:
+        """Let every account be heard of once more, by a relay that has become honest."""
+        hostility = self.hostility
+        if hostility is None:
+            return
+        hostility.be_honest()
+        world.end()
+        while world.is_in_the_middle:
+            for event in hostility.relay(world.step()):
+                self.events.log.append(event.seq, *event.frames)
 
     def _append_labels(self, world: World) -> None:
         frame = world.labeler.step()
@@ -155,9 +182,25 @@ class Network:
                 return json_response(self._status())
             case "/simulator/disconnect":
                 return json_response({"disconnected": self.events.subscribers.disconnect_all()})
+            case "/simulator/silence":
+                self.events.subscribers.fall_silent(float(request.query.get("seconds", "60")))
+                return json_response(self._status())
+            case "/simulator/faults":
+                return self._faults(request)
             case "/simulator/truth":
                 return self._truth(request)
         return await self.hosts.relay(request)
+
+    def _faults(self, request: Request) -> Response:
+        """Change the rates of faults, and tell how many there were."""
+        if self.hostility is None:
+            return json_response({"error": "this relay is honest: start it with --fault"}, 404)
+        try:
+            rates = {name: float(rate) for name, rate in request.query.items()}
+            self.hostility.set_rates(rates)
+        except ValueError as error:
+            return json_response({"error": str(error)}, 400)
+        return json_response({name: self.hostility.counts[name] for name in FAULTS})
 
     def _status(self) -> dict[str, object]:
         return {

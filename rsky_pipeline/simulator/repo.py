@@ -59,6 +59,10 @@ class Repo:
         """The root of the tree."""
         return self._tree.root
 
+    def use_key(self, key: PrivateKey) -> None:
+        """Sign with another key from the next commit on."""
+        self._key = key
+
     def __len__(self) -> int:
         return len(self._records)
 

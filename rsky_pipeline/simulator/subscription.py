@@ -32,9 +32,25 @@ class Subscribers:
         self._scopes: set[trio.CancelScope] = set()
         self.accepted = 0
         self.too_slow = 0
+        self.silences = 0
+        self._silent_until = self._fell_silent = 0.0
 
     def __len__(self) -> int:
         return len(self._scopes)
+
+    def fall_silent(self, seconds: float) -> None:
+        """Send nothing for a while on the sockets that are open; pings are answered.
+
+        A subscriber that comes anew is served.
+        """
+        self.silences += 1
+        self._fell_silent = trio.current_time()
+        self._silent_until = self._fell_silent + seconds
+
+    def silent_seconds(self, since: float) -> float:
+        """Return for how long a socket that was opened at a time is still silent."""
+        left = self._silent_until - trio.current_time()
+        return left if since <= self._fell_silent and left > 0 else 0.0
 
     def disconnect_all(self) -> int:
         """Cut every subscriber off without a word; returns how many there were."""
@@ -96,6 +112,7 @@ class _Sender:
         self._index = 0
         self._live = False
         self._too_slow = False
+        self._since = trio.current_time()
 
     async def run(self, cursor: int | None) -> None:
         """Send from the cursor on, for as long as the subscriber keeps up."""
@@ -136,6 +153,10 @@ class _Sender:
 
     async def _send_events(self) -> None:
         while not self._too_slow:
+            silent = self._subscribers.silent_seconds(self._since)
+            if silent:
+                await trio.sleep(silent)
+                continue
             chunk = self._log.read(self._index)
             if chunk.data:
                 await self._socket.send_frames(chunk.data)

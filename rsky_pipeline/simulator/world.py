@@ -11,6 +11,7 @@ from itertools import accumulate
 from typing import Any
 
 from rsky_pipeline.atproto import cbor
+from rsky_pipeline.atproto.crypto import PrivateKey
 from rsky_pipeline.atproto.frame import encode_frame
 from rsky_pipeline.atproto.syntax import tid_from
 from rsky_pipeline.simulator import mix
@@ -49,6 +50,7 @@ class World:
         self.labeler = Labeler(seed, clock, self.subjects)
         self.deleted: set[str] = set()  # uris that were deleted on the stream
         self.gated: set[str] = set()  # posts that had a gate which may refuse replies or quotes
+        self.deletes_accounts = True  # else they are deactivated, and can come back
         self._events = tuple(mix.EVENTS)
         self._weights = tuple(mix.EVENTS.values())
 
@@ -78,6 +80,36 @@ class World:
     def is_in_the_middle(self) -> bool:
         """Whether something has happened of which not all frames were returned."""
         return bool(self._pending)
+
+    def rotate_key(self, seed: int, *, quietly: bool) -> None:
+        """Give an active account a new key, and let it sign a commit; quietly, nobody is told."""
+        choose = random.Random(f"rotation {seed} {self._next_seq}")
+        active = [account for account in self.accounts if account.born and account.active]
+        if not active:
+            return
+        account = choose.choice(active)
+        curve = account.key.curve
+        account.key = PrivateKey.from_seed(curve, f"{seed} {self._next_seq}".encode())
+        account.repo.use_key(account.key)
+        if not quietly:
+            self._frame("#identity", {"did": account.did, "handle": account.handle})
+        self._commit(account, [])
+
+    def end(self) -> None:
+        """Let every account be heard of once more: identity, status, and a commit if it can.
+
+        Whatever a relay did before, this is what a network does sooner or later by itself.
+        """
+        for account in self.accounts:
+            if not account.born:
+                continue
+            if not account.deleted:
+                account.active, account.status = True, None
+            status = {"status": account.status} if account.status else {}
+            self._frame("#identity", {"did": account.did, "handle": account.handle})
+            self._frame("#account", {"did": account.did, "active": account.active, **status})
+            if account.active:
+                self._commit(account, [])
 
     def document(self, did: str, pds: str, labeler: str) -> dict[str, Any] | None:
         """Return a DID document, hosted at these endpoints, or None."""
@@ -203,6 +235,8 @@ class World:
         if account.active:
             statuses, weights = zip(*_INACTIVE, strict=True)
             account.status = self._choose.choices(statuses, weights)[0]
+            if account.status == "deleted" and not self.deletes_accounts:
+                account.status = "deactivated"
             account.active = False
         else:
             account.active, account.status = True, None
