@@ -22,7 +22,8 @@ COMMANDS = {
     "streams": "Look at the Redis streams, and clean them without losing work.",
     "dlq": "List, show, retry and drop what could not be processed.",
     "config": "Show or check the configuration.",
-    "db": "Create or check the database schema.",
+    "db": "Check the database: schema, counts, completeness of a repo, rejected records.",
+    "index-repo": "Bring the rows of repos exactly up to date.",
     "systemd": "Install, remove or show the systemd units.",
     "simulate": "Serve a simulated network on loopback.",
     "demo": "Run the whole pipeline on a simulated network and compare the result.",
@@ -44,7 +45,9 @@ class LazyGroup(click.Group):
         """Import the module of a known command."""
         if cmd_name not in COMMANDS and cmd_name not in HIDDEN_COMMANDS:
             return None
-        command: click.Command = import_module(f"rsky_pipeline.cli.{cmd_name}").command
+        command: click.Command = import_module(
+            f"rsky_pipeline.cli.{cmd_name.replace('-', '_')}"
+        ).command
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

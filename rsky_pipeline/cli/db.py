@@ -6,14 +6,15 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from rsky_pipeline.cli.database import told
+from rsky_pipeline.cli.db_compare import compare
+from rsky_pipeline.cli.db_recount import recount
+from rsky_pipeline.cli.db_rejected import rejected
 from rsky_pipeline.cli.exit_codes import ExitCode
-from rsky_pipeline.cli.options import configuration_options, loaded
-from rsky_pipeline.cli.output import fail, print_json, say
-from rsky_pipeline.configuration.redaction import redacted
-from rsky_pipeline.configuration.settings import Settings
+from rsky_pipeline.cli.options import configuration_options
+from rsky_pipeline.cli.output import print_json, say
 
 if TYPE_CHECKING:
-    from rsky_pipeline.database.errors import DatabaseError
     from rsky_pipeline.database.schema import Difference
 
 Result = TypeVar("Result")
@@ -21,7 +22,11 @@ Result = TypeVar("Result")
 
 @click.group()
 def command() -> None:
-    """Create or check the database schema."""
+    """Create and check the schema, and check and repair what is in it."""
+
+
+for subcommand in (recount, compare, rejected):
+    command.add_command(subcommand)
 
 
 @command.command()
@@ -78,36 +83,8 @@ def check(as_json: bool, **parameters: Any) -> None:
 
 def _on_database(parameters: dict[str, Any], action: Callable[[str, str], Result]) -> Result:
     """Call with the URL and the schema; a failure is one line and an exit code."""
-    from rsky_pipeline.database.errors import DatabaseError
-    from rsky_pipeline.embedded.locations import resolve_directories, store_urls
-
-    given = loaded(parameters).settings
-    settings = store_urls(resolve_directories(given))
-    try:
+    with told(parameters) as settings:
         return action(settings.database_url or "", settings.database_schema)
-    except DatabaseError as error:
-        raise _explained(error, settings, embedded=given.database_url is None) from error
-
-
-def _explained(
-    error: "DatabaseError", settings: Settings, *, embedded: bool
-) -> "click.exceptions.Exit":
-    from rsky_pipeline.database.errors import DatabaseUnavailable, TransactionConflict
-
-    text = " ".join(str(error).split())
-    where = f"PostgreSQL at {redacted(settings.database_url or '')}"
-    if isinstance(error, TransactionConflict):
-        hint = "something holds a lock for long: stop the pipeline's workers and try again"
-        return fail(f"{where}: {text}; {hint}", ExitCode.UNAVAILABLE)
-    if not isinstance(error, DatabaseUnavailable):
-        return fail(f"{where}: {text}", ExitCode.FAILED)
-    if embedded:
-        return fail(
-            f"the embedded PostgreSQL in {settings.data_dir} does not run: start it with "
-            "`rsky-pipeline run`, or set database_url to another server",
-            ExitCode.UNAVAILABLE,
-        )
-    return fail(f"{where} cannot be used: {text}", ExitCode.UNAVAILABLE)
 
 
 def _print_differences(differences: "Sequence[Difference]") -> None:

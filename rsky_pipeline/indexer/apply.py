@@ -68,19 +68,20 @@ def apply_batch(
             with database.transaction() as tx:
                 known = lock_actors(tx, dids)
                 _queue_handles(tx, known, wanted)
-                return _apply(tx, wanted, collections, created)
+                return apply_locked(tx, wanted, collections, created)
         except MissingActors as missing:
             seen = {reading.did: reading.time for reading in reversed(wanted)}
             with database.transaction() as tx:
                 created += create_actors(tx, missing.dids, seen, now_text())
 
 
-def _apply(
+def apply_locked(
     tx: Transaction,
     readings: Sequence[Reading],
     collections: Mapping[str, Collection],
-    new_actors: int,
+    new_actors: int = 0,
 ) -> Applied:
+    """Apply what was read in a transaction that holds the locks on all of its accounts."""
     changes = [reading.change for reading in readings]
     operations = [change for change in changes if isinstance(change, Put | Delete)]
     lock_references(tx, operations, collections)

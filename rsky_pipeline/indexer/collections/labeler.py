@@ -11,5 +11,6 @@ def _read(put: Put, record: Record) -> Rows:
 COLLECTION = Collection(
     nsid="app.bsky.labeler.service",
     read=_read,
+    only_rkey="self",
     table=Table("labeler", columns={"createdAt": "varchar"}),
 )

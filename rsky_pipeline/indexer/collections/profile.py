@@ -44,6 +44,7 @@ def _notify(put: Put) -> list[Notification]:
 COLLECTION = Collection(
     nsid="app.bsky.actor.profile",
     read=_read,
+    only_rkey="self",
     table=Table(
         "profile",
         columns={

@@ -106,6 +106,7 @@ class Collection:
     nsid: str
     read: Callable[[Put, Record], Rows]  # raises InvalidRecord
     table: Table | None = None
+    only_rkey: str = ""  # records with other keys have no row in the table
     side: tuple[SideTable, ...] = ()
     notify: Callable[[Put], Sequence[Notification]] | None = None
     judges: bool = False  # looks at others' rows (follows, lists, gates), so it is written last

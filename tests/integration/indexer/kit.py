@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from rsky_pipeline.atproto import cbor
+from rsky_pipeline.atproto.cid import Cid
 from rsky_pipeline.atproto.syntax import tid_from
 from rsky_pipeline.database.connection import Database
 from rsky_pipeline.indexer.apply import Applied, apply_batch
@@ -22,7 +24,6 @@ from rsky_pipeline.streams.event import (
 Row = dict[str, Any]
 NOW = "2026-01-01T00:00:00.000Z"
 _BASE = 1_700_000_000_000_000
-_SYLLABLES = "abcdefghijklmnopqrstuvwxyz234567"
 
 
 def did_of(name: str) -> str:
@@ -40,11 +41,9 @@ def time_of(number: int) -> str:
     return f"2023-11-14T22:{number // 60 % 60:02d}:{number % 60:02d}.000Z"
 
 
-def cid_of(text: object) -> str:
-    """Return a text that looks like a CID and is the same for the same content."""
-    number = hash(json.dumps(text, sort_keys=True)) & (2**64 - 1)
-    letters = [_SYLLABLES[number >> (5 * place) & 31] for place in range(13)]
-    return "bafyrei" + "".join(letters) * 4
+def cid_of(content: object) -> str:
+    """Return the CID of a record, or of anything that DAG-CBOR can hold."""
+    return str(Cid.of(cbor.encode(content)))
 
 
 @dataclass

@@ -1,0 +1,207 @@
+"""`index-repo`, `db compare`, `db recount`, `db rejected`: what is wrong is found and put right."""
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from rsky_pipeline.atproto.crypto import PrivateKey
+from rsky_pipeline.cli import main
+from rsky_pipeline.simulator.repo import Repo, Write
+from tests.data import test_data
+from tests.integration.backfiller.hosts import FakeHosts
+from tests.integration.backfiller.kit import document
+from tests.integration.indexer.kit import (
+    Network,
+    Put,
+    Tables,
+    did_of,
+    recounted,
+    rev_of,
+    state,
+)
+from tests.integration.indexer.recorded import expected_rows, refused_uris
+
+KEY = PrivateKey.from_seed("k256", b"account")
+
+
+@pytest.fixture
+def hosts() -> Iterator[FakeHosts]:
+    with FakeHosts() as running:
+        yield running
+
+
+@pytest.fixture
+def run(tables: Tables, hosts: FakeHosts, tmp_path: Path) -> Any:
+    def command(*arguments: str) -> Result:
+        flags = ("--database-url", tables.url, "--plc-url", hosts.url, "--data-dir", str(tmp_path))
+        more = ("--set", "allow_private_hosts=true", "--set", "backfiller_host_rate=1000")
+        return CliRunner().invoke(main, [*arguments, *flags, *more])
+
+    return command
+
+
+def serve(hosts: FakeHosts, who: str, puts: Sequence[Put], number: int) -> None:
+    """Have a PDS serve a repo with these records, at the rev of this number."""
+    repo = Repo(did_of(who), KEY)
+    repo.load(
+        [Write(f"{put.collection}/{put.rkey}", put.record) for put in puts], rev_of(number), 0
+    )
+    hosts.add(did_of(who), document(did_of(who)), repo.car())
+
+
+def test_a_repo_is_brought_exactly_up_to_date(
+    run: Any, tables: Tables, hosts: FakeHosts, net: Network
+) -> None:
+    hers = net.post("bob")
+    post, like, follow = net.post("ann"), net.like("ann", hers), net.follow("ann", "bob")
+    gone = [net.post("ann", "gone"), net.repost("ann", hers)]
+    tables.apply(hers, post, like, follow, *gone, net.like("bob", post))
+    tables.database.execute("UPDATE record SET rev = NULL WHERE uri = %s", (gone[1].uri,))
+    edited = net.update(post, {"text": "edited"})
+    added = net.follow("ann", "cyd")
+    serve(hosts, "ann", [edited, like, follow, added], 50)
+    later = net.put("ann", "app.bsky.graph.follow", {"subject": did_of("dan")}, number=60)
+    tables.apply(later)
+
+    result = run("db", "compare", "--did", did_of("ann"), "--json")
+    assert result.exit_code == 6
+    (before,) = json.loads(result.stdout)["repos"]
+    of = before["collections"]
+    assert of["app.bsky.feed.post"]["examples"] == {"different": [post.uri], "extra": [gone[0].uri]}
+    assert of["app.bsky.feed.repost"]["examples"] == {"extra": [gone[1].uri]}
+    assert of["app.bsky.graph.follow"]["examples"] == {"missing": [added.uri]}
+    assert of["app.bsky.graph.follow"]["newer"] == 1
+
+    result = run("index-repo", did_of("ann"), "--json")
+    assert result.exit_code == 0, result.output
+    (done,) = json.loads(result.stdout)["repos"]
+    assert done["records"] == 4
+    assert (done["created"], done["updated"], done["deleted"], done["unchanged"]) == (1, 1, 2, 2)
+    assert tables.rows("post", "text", f"creator = '{did_of('ann')}'") == [("edited",)]
+    assert tables.rows("repost") == []
+    assert tables.profile_counts("ann") == (0, 3, 1)
+    assert tables.counts(post) == (1, 0, 0, 0)
+    recounted(tables)
+    assert dict(tables.rows("actor_sync", 'did, "repoRev"'))[did_of("ann")] == rev_of(60)
+    floors = tables.database.query("SELECT did, rev FROM rsky_pipeline.repo_floor")
+    assert floors == [(did_of("ann"), rev_of(50))]
+
+    assert run("db", "compare", "--did", did_of("ann")).exit_code == 0
+    now = state(tables)
+    (again,) = json.loads(run("index-repo", did_of("ann"), "--json").stdout)["repos"]
+    assert (again["created"], again["updated"], again["deleted"]) == (0, 0, 0)
+    assert state(tables) == now
+    tables.apply(*gone)
+    assert state(tables) == now, "what came before the floor stays without effect"
+
+
+def test_an_empty_repo_of_an_unknown_account(run: Any, tables: Tables, hosts: FakeHosts) -> None:
+    serve(hosts, "ann", [], 5)
+    assert run("index-repo", did_of("ann")).exit_code == 0
+    assert tables.rows("actor", "did") == [(did_of("ann"),)]
+    assert tables.rows("actor_sync", '"repoRev"') == [(rev_of(5),)]
+
+
+def test_a_file_of_repos_goes_on_past_failures(
+    run: Any, tables: Tables, hosts: FakeHosts, net: Network, tmp_path: Path
+) -> None:
+    for who in ("ann", "bob"):
+        serve(hosts, who, [net.post(who)], 50)
+    hosts.add(did_of("cyd"), document(did_of("cyd")), b"")
+    del hosts.repos[did_of("cyd")]
+    file = tmp_path / "dids.csv"
+    lines = ["did,name", f"{did_of('ann')},Ann", did_of("cyd"), "nonsense", f'"{did_of("bob")}"']
+    file.write_text("\n".join(lines))
+    result = run("index-repo", "--file", str(file))
+    assert result.exit_code == 1
+    assert "lines without a DID: 1" in result.stderr
+    assert f"{did_of('cyd')}: RepoNotFound" in result.stderr
+    assert result.stdout.splitlines()[-1] == "2 repos are up to date, 1 failed"
+    assert {row[0] for row in tables.rows("post", "creator")} == {did_of("ann"), did_of("bob")}
+    assert run("index-repo").exit_code == 2
+    assert run("index-repo", "ann.test").exit_code == 2
+    assert run("index-repo", "--file", str(tmp_path / "none.csv")).exit_code == 2
+    assert run("db", "compare", "--did", did_of("cyd")).exit_code == 1
+
+
+def test_refused_records_are_found_by_reason(
+    run: Any, tables: Tables, hosts: FakeHosts, net: Network
+) -> None:
+    good = net.post("ann")
+    too_long = net.post("ann", "x" * 4_000)
+    number = net.put("ann", "app.bsky.feed.post", {"text": 42})
+    serve(hosts, "ann", [good, too_long, number], 50)
+    (done,) = json.loads(run("index-repo", did_of("ann"), "--json").stdout)["repos"]
+    assert done["refused"] == {"too_long": 1, "wrong_type": 1}
+    (found,) = json.loads(run("db", "compare", "--did", did_of("ann"), "--json").stdout)["repos"]
+    assert found["differences"] == 0
+    assert found["collections"]["app.bsky.feed.post"]["refused"] == 2
+    listed = json.loads(run("db", "rejected", "--json").stdout)
+    assert {(item["reason"], item["records"]) for item in listed["counts"]} == {
+        ("too_long", 1), ("wrong_type", 1),
+    }  # fmt: skip
+    result = run("db", "rejected", "--uri", number.uri)
+    assert f"{number.uri}\n  wrong_type: text is not a text" in result.stdout
+    record = {"text": "now a text"}
+    tables.apply(net.put("ann", number.collection, record, number.rkey, number=60))
+    assert run("db", "rejected", "--uri", number.uri).stdout == "no rejected records\n"
+
+
+def test_counts_that_drifted_are_reported_and_repaired(
+    run: Any, tables: Tables, net: Network
+) -> None:
+    post = net.post("ann")
+    reply, hidden = net.reply("bob", post), net.reply("cyd", post)
+    tables.apply(post, reply, hidden, net.like("bob", post), net.quote("bob", post))
+    tables.apply(net.repost("cyd", post), net.follow("bob", "ann"))
+    tables.database.execute(
+        'UPDATE post SET "violatesThreadGate" = true WHERE uri = %s', (hidden.uri,)
+    )
+    tables.database.execute('UPDATE post_agg SET "likeCount" = 7, "bookmarkCount" = 3')
+    tables.database.execute("DELETE FROM profile_agg WHERE did = %s", (did_of("bob"),))
+    found = json.loads(run("db", "recount", "--did", did_of("ann"), "--dry-run", "--json").stdout)
+    assert {(item["column"], item["stored"], item["counted"]) for item in found["drifts"]} == {
+        ("likeCount", 7, 1), ("replyCount", 2, 1),
+    }  # fmt: skip
+    assert tables.counts(post) == (7, 2, 1, 1)
+    assert run("db", "recount", "--all", "--dry-run").exit_code == 6
+    assert run("db", "recount", "--uri", post.uri).exit_code == 0
+    assert tables.counts(post) == (1, 1, 1, 1)
+    result = run("db", "recount", "--all")
+    assert result.exit_code == 0
+    assert "2 counts repaired" in result.stdout
+    recounted(tables)
+    assert {row[0] for row in tables.rows("post_agg", '"bookmarkCount"')} == {3}
+    assert run("db", "recount", "--all", "--dry-run").exit_code == 0
+    assert run("db", "recount").exit_code == 2
+
+
+def test_the_recorded_network_from_its_repos(run: Any, tables: Tables, hosts: FakeHosts) -> None:
+    """The repos of official servers, fetched one by one: the records of the official database."""
+    folder = test_data("recorded")
+    documents = json.loads((folder / "dids.json").read_text())
+    index = json.loads((folder / "cars" / "index.json").read_text())
+    served = [item["did"] for item in index if "file" in item]
+    for item in index:
+        if "file" in item:
+            car = (folder / "cars" / item["file"]).read_bytes()
+            hosts.add(item["did"], documents[item["did"]], car)
+    more = ("--set", "collections=app.bsky.,chat.bsky.,com.germnetwork.")
+    result = run("index-repo", *served, "--json", *more)
+    assert result.exit_code == 0, result.output
+    official = {
+        row["uri"]: row["cid"] for row in expected_rows(folder, "record") if row["did"] in served
+    }
+    ours: dict[str, str] = dict(tables.rows("record", "uri, cid"))
+    refused = refused_uris(folder)
+    assert {uri: cid for uri, cid in ours.items() if uri not in refused} == {
+        uri: cid for uri, cid in official.items() if uri not in refused
+    }
+    recounted(tables)
+    compared = run("db", "compare", *(f"--did={did}" for did in served), *more)
+    assert compared.exit_code == 0, compared.output
+    assert tables.notified() == []
