@@ -221,6 +221,16 @@ def _account(body: dict[str, Any]) -> AccountMessage:
     )
 
 
+def _tombstone(body: dict[str, Any]) -> AccountMessage:
+    """Read `#tombstone`, which `#account` with the status deleted has replaced."""
+    return AccountMessage(_seq(body), _did(body, "did"), _text(body, "time"), False, "deleted")
+
+
+def _migration(body: dict[str, Any]) -> IdentityMessage:
+    """Read `#migrate`, which `#identity` has replaced: the document names another host now."""
+    return IdentityMessage(_seq(body), _did(body, "did"), _text(body, "time"), None)
+
+
 def _labels(body: dict[str, Any]) -> LabelsMessage:
     labels = body.get("labels")
     if type(labels) is not list or not all(type(label) is dict for label in labels):
@@ -244,6 +254,10 @@ _READERS: dict[str, Callable[[dict[str, Any]], "Message"]] = {
     "#sync": _sync,
     "#identity": _identity,
     "#account": _account,
+    # Of before 2024, on streams that are replayed: what they said, other messages say today.
+    "#handle": _identity,
+    "#tombstone": _tombstone,
+    "#migrate": _migration,
     "#labels": _labels,
     "#info": _info,
 }

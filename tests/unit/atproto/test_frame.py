@@ -215,3 +215,21 @@ def test_the_recorded_label_frame() -> None:
     assert isinstance(message, LabelsMessage)
     assert message.seq == 15_907_807
     assert [label["val"] for label in message.labels] == ["porn"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "extra", "expected"),
+    [
+        ("#handle", {"handle": "a.test"}, IdentityMessage(5, DID, TIME, "a.test")),
+        ("#migrate", {"migrateTo": "pds.test"}, IdentityMessage(5, DID, TIME, None)),
+        ("#migrate", {"migrateTo": None}, IdentityMessage(5, DID, TIME, None)),
+        ("#tombstone", {}, AccountMessage(5, DID, TIME, False, "deleted")),
+    ],
+)
+def test_messages_of_before_2024_say_what_others_say_today(
+    kind: str, extra: dict[str, Any], expected: object
+) -> None:
+    body = {"seq": 5, "did": DID, "time": TIME}
+    assert decode_frame(encode_frame(kind, body | extra)) == expected
+    with pytest.raises(InvalidData):
+        decode_frame(encode_frame(kind, body | extra | {"did": "alice"}))
