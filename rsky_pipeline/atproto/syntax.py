@@ -17,6 +17,7 @@ _NSID = re.compile(
 _RKEY = re.compile(r"[a-zA-Z0-9._~:-]{1,512}")
 _TID = re.compile(r"[234567abcdefghij][234567a-z]{12}")
 _TID_ALPHABET = "234567abcdefghijklmnopqrstuvwxyz"
+_TID_DIGITS = str.maketrans(_TID_ALPHABET, "0123456789abcdefghijklmnopqrstuv")
 
 
 class AtUri(NamedTuple):
@@ -88,13 +89,21 @@ def is_at_uri(text: str) -> bool:
 
 def tid_from(microseconds: int, clock_id: int = 0) -> str:
     """Return the TID of a time (since 1970) and a clock id (0 to 1,023)."""
-    number = (microseconds << 10) | clock_id
+    return tid_text((microseconds << 10) | clock_id)
+
+
+def tid_number(tid: str) -> int:
+    """Return the 64-bit number that a TID writes. Raises ValueError if it is none."""
+    if not is_tid(tid):
+        raise ValueError(f"not a TID: {tid[:50]!r}")
+    return int(tid.translate(_TID_DIGITS), 32)
+
+
+def tid_text(number: int) -> str:
+    """Return the TID that writes a number, the inverse of `tid_number`."""
     return "".join(_TID_ALPHABET[(number >> shift) & 31] for shift in range(60, -1, -5))
 
 
 def tid_microseconds(tid: str) -> int:
     """Return the time of a TID in microseconds since 1970. Raises ValueError if it is none."""
-    number = 0
-    for character in tid:
-        number = number << 5 | _TID_ALPHABET.index(character)
-    return number >> 10
+    return tid_number(tid) >> 10

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
-Verify = Literal["none", "signature"]
+Verify = Literal["none", "signature", "full"]
 InitialCursor = Literal["live", "oldest"] | int
 EnumerationSource = Literal["list_repos", "by_collection", "both"]
 LogFormat = Literal["auto", "text", "json"]
@@ -95,9 +95,10 @@ class Settings:
         legacy_environment=("FIREHOSE_INITIAL_CURSOR",),
     )
     verify: Verify = setting(
-        "none",
-        "Check of live commits: none (block hashes only) or signature (with the account's key).",
-        choices=("none", "signature"),
+        "full",
+        "Check of live commits: none (hashes of records only), signature (with the account's key) "
+        "or full (also that the operations led from the tree before to the signed one).",
+        choices=("none", "signature", "full"),
     )
     collections: tuple[str, ...] = setting(
         ("app.bsky.", "chat.bsky."),

@@ -5,12 +5,16 @@ Where content is missing the repo is queued to be fetched again.
 Source: sync specification; wire forms in `streams.event`.
 """
 
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from hashlib import sha256
+from typing import Any
 
 from rsky_pipeline.atproto import cbor
 from rsky_pipeline.atproto.car import find_blocks
 from rsky_pipeline.atproto.cid import Cid
+from rsky_pipeline.atproto.commit import parse_commit
 from rsky_pipeline.atproto.errors import InvalidData
 from rsky_pipeline.atproto.frame import (
     AccountMessage,
@@ -20,11 +24,16 @@ from rsky_pipeline.atproto.frame import (
     RepoOp,
     SyncMessage,
 )
-from rsky_pipeline.atproto.syntax import split_path
+from rsky_pipeline.atproto.syntax import is_tid, split_path, tid_number
 from rsky_pipeline.configuration.selection import path_prefixes
-from rsky_pipeline.ingester.convert import MAX_TIME, Claim, Converted, FrameConverter
+from rsky_pipeline.configuration.settings import Verify
+from rsky_pipeline.ingester.chain import Update, is_future
+from rsky_pipeline.ingester.convert import MAX_TIME, About, Claim, Converted, FrameConverter
+from rsky_pipeline.ingester.proof import check_commit, read_contents
 from rsky_pipeline.ingester.quarantine import Quarantine
+from rsky_pipeline.ingester.relays import News
 from rsky_pipeline.ingester.tally import Tally
+from rsky_pipeline.ingester.times import timestamp
 from rsky_pipeline.streams.append import Entry
 from rsky_pipeline.streams.event import (
     EVENT_FIELD,
@@ -36,7 +45,7 @@ from rsky_pipeline.streams.event import (
     encode_record_event,
     encode_repo_job,
 )
-from rsky_pipeline.streams.names import FIREHOSE_LIVE, REPO_BACKFILL
+from rsky_pipeline.streams.names import FIREHOSE_LIVE
 
 SUBSCRIBE_REPOS = "com.atproto.sync.subscribeRepos"
 # One record may stand under 200 paths and grow sixfold in JSON; past this the repo is fetched.
@@ -45,7 +54,11 @@ _MAX_TEXT = 2_048  # no honest handle or status is longer
 
 
 class RepoConverter(FrameConverter):
-    """Frames of `subscribeRepos`. `claims` asks for what a signature check needs."""
+    """Frames of `subscribeRepos`.
+
+    `verify` says what of a commit is read besides its records: nothing, its signed object, or all
+    of its blocks. `clock` is in seconds since 1970.
+    """
 
     def __init__(
         self,
@@ -55,12 +68,14 @@ class RepoConverter(FrameConverter):
         tally: Tally,
         quarantine: Quarantine,
         *,
-        claims: bool = False,
+        verify: Verify = "none",
+        clock: Callable[[], float] = time.time,
     ) -> None:
         super().__init__(host, tally, quarantine)
         self._relay_url = relay_url
         self._prefixes = path_prefixes(collections)
-        self._claims = claims
+        self._verify = verify
+        self._clock = clock
 
     def count(self) -> None:
         """Count a frame, readable or not."""
@@ -71,85 +86,127 @@ class RepoConverter(FrameConverter):
         if type(message) is CommitMessage:
             return self._commit(message, raw)
         match message:
-            case SyncMessage(seq=seq, did=did, rev=rev, time=time):
-                return self._resync(seq, time, did, rev, "sync")
+            case SyncMessage():
+                return self._sync(message, raw)
             case IdentityMessage(seq=seq, time=time, did=did, handle=handle):
                 _check_texts(time, handle)
-                return self._event(IdentityEvent(seq, time, did, handle))._replace(changed_did=did)
+                return self._event(IdentityEvent(seq, time, did, handle), ("identity", handle))
             case AccountMessage(seq=seq, time=time, did=did, active=active, status=status):
                 _check_texts(time, status)
-                return self._event(AccountEvent(seq, time, did, active, status))
+                event = AccountEvent(seq, time, did, active, status)
+                return self._event(event, ("account", active, status))
         return super().convert_message(message, raw)
 
-    def resync(self, did: str, rev: str, reason: str, ops: Sequence[RepoOp] = ()) -> Entry:
+    def resync(self, stream: str, about: About, reason: str, unwritten: Sequence[RepoOp]) -> Entry:
         """Return the entry that has a repo fetched again, and count it.
 
-        `ops` are those of a commit that is not written. Its creates and updates are in the repo
-        then; its deletions are not seen there, so the job names them.
+        The creates and updates of a commit that is not written are in the repo then; its deletions
+        are not seen there, so the job names them.
         """
         self.tally.resyncs[reason] += 1
-        return self._job(did, rev, ops)
-
-    def _job(self, did: str, rev: str, ops: Sequence[RepoOp] = ()) -> Entry:
         deleted = tuple(
-            op.path
-            for op in ops
-            if op.cid is None and op.path.startswith(self._prefixes) and split_path(op.path)
+            op.path for op in unwritten if op.cid is None and split_path(op.path) is not None
         )
-        job = RepoJob(did, self._relay_url, rev, None, True, deleted)
-        return Entry(REPO_BACKFILL, REPO_FIELD, encode_repo_job(job))
+        job = RepoJob(about.update.did, self._relay_url, about.rev, None, True, deleted, reason)
+        return Entry(stream, REPO_FIELD, encode_repo_job(job))
 
-    def _resync(
-        self, seq: int, time: str, did: str, rev: str, reason: str, ops: Sequence[RepoOp] = ()
-    ) -> Converted:
-        entry = self.resync(did, rev, reason, ops)
-        return Converted(seq, time[:MAX_TIME], [entry], len(entry.payload))
-
-    def _event(self, event: IdentityEvent | AccountEvent) -> Converted:
+    def _event(self, event: IdentityEvent | AccountEvent, content: tuple[object, ...]) -> Converted:
         entry = Entry(FIREHOSE_LIVE, EVENT_FIELD, encode_event(event))
         self.tally.events += 1
-        return Converted(event.seq, event.time, [entry], len(entry.payload))
+        return Converted(
+            event.seq, event.time, [entry], len(entry.payload),
+            changed_did=event.did, news=News(content, timestamp(event.time) or 0.0),
+        )  # fmt: skip
+
+    def _rev(self, message: CommitMessage | SyncMessage) -> int:
+        rev = tid_number(message.rev)
+        if is_future(rev, self._clock()):
+            raise InvalidData("future_rev", f"{message.did[:100]} at {message.rev}")
+        return rev
+
+    def _sync(self, message: SyncMessage, raw: bytes) -> Converted:
+        _check_texts(message.time, None)
+        update = Update(message.did, self._rev(message), kind="sync")
+        try:
+            contents = read_contents(message)
+        except InvalidData as error:
+            if self._verify == "none":  # as the original service, which did not look at them
+                about = About(update, message.rev)
+                return Converted(message.seq, message.time, [], 0, about)
+            return self._refused(message, update, (), raw, error)
+        about = About(update._replace(data=contents.commit.data), message.rev)
+        claim = None if self._verify == "none" else Claim(message.did, contents.commit)
+        return Converted(message.seq, message.time, [], 0, about, claim)
 
     def _commit(self, message: CommitMessage, raw: bytes) -> Converted:
         _check_texts(message.time, None)
-        if message.too_big:
-            self.tally.errors["too_big"] += 1
-            return self._resync(
-                message.seq, message.time, message.did, message.rev, "too_big", message.ops
-            )
+        since = None if message.since is None else _tid(message.since)
+        update = Update(message.did, self._rev(message), since, message.prev_data)
         prefixes = self._prefixes
         wanted = [op for op in message.ops if op.path.startswith(prefixes)]
         self.tally.filtered += len(message.ops) - len(wanted)
-        if not wanted:
-            return Converted(message.seq, message.time, [], 0)
+        if message.too_big or message.rebase:
+            return self._too_big(message, update, wanted)
         try:
-            return self._operations(message, wanted, raw)
+            return self._operations(message, update, wanted, raw)
         except InvalidData as error:
-            entries = self.keep_aside(raw, error.reason, str(error))
-            entries.append(self.resync(message.did, message.rev, "invalid_blocks", wanted))
-            size = sum(len(entry.payload) for entry in entries)
-            return Converted(message.seq, message.time, entries, size)
+            return self._refused(message, update, wanted, raw, error)
 
-    def _operations(self, message: CommitMessage, ops: list[RepoOp], raw: bytes) -> Converted:
-        blocks: dict[bytes, bytes] = {}
-        claim = instead = None
-        wanted: set[bytes] = {op.cid for op in ops if op.cid is not None}
-        if self._claims:
-            wanted.add(message.commit)
-        if wanted:
-            roots, blocks = find_blocks(message.blocks, wanted)
-            if roots[0] != message.commit:
-                raise InvalidData("root_mismatch", "the blocks are not those of the commit")
-        if self._claims:
-            claim = Claim(message.did, message.rev, _block(blocks, message.commit))
-            instead = self._job(message.did, message.rev, ops)
-        writer = _OperationWriter(self, message, blocks, raw)
+    def _too_big(self, message: CommitMessage, update: Update, ops: Sequence[RepoOp]) -> Converted:
+        """Have a repo fetched whose commit says that it does not say everything."""
+        self.tally.errors["too_big"] += 1
+        update = update._replace(kind="too_big")
+        about, claim = About(update, message.rev, tuple(ops), readable=False), None
+        if self._verify == "none":
+            about = about._replace(readable=True)
+        else:
+            with suppress(InvalidData):  # it may well hold nothing
+                commit = read_contents(message).commit
+                claim = Claim(message.did, commit)
+                about = about._replace(update=update._replace(data=commit.data), readable=True)
+        return Converted(message.seq, message.time, [], 0, about, claim)
+
+    def _refused(
+        self,
+        message: CommitMessage | SyncMessage,
+        update: Update,
+        ops: Sequence[RepoOp],
+        raw: bytes,
+        error: InvalidData,
+    ) -> Converted:
+        """Keep a frame aside whose blocks are of no use, and have the repo fetched."""
+        entries = self.keep_aside(raw, error.reason, str(error))
+        about = About(update, message.rev, tuple(ops), "invalid_blocks", readable=False)
+        size = sum(len(entry.payload) for entry in entries)
+        return Converted(message.seq, message.time, entries, size, about)
+
+    def _operations(
+        self, message: CommitMessage, update: Update, ops: list[RepoOp], raw: bytes
+    ) -> Converted:
+        blocks: Mapping[Any, bytes] = {}
+        claim = None
+        if self._verify == "full":
+            with self.tally.timed("blocks"):
+                contents = read_contents(message)
+            blocks = contents.blocks
+            claim = Claim(message.did, contents.commit, message, contents)
+        elif self._verify == "signature":
+            blocks = _find(message, ops, message.commit)
+            commit = check_commit(parse_commit(_block(blocks, message.commit)), message)
+            claim = Claim(message.did, commit)
+        elif ops:
+            blocks = _find(message, ops)
+        if claim is not None and claim.commit is not None:
+            update = update._replace(data=claim.commit.data)
+        if not ops:
+            return Converted(message.seq, message.time, [], 0, About(update, message.rev), claim)
+        writer = _OperationWriter(self, message, blocks, raw, hashes_checked=self._verify == "full")
         for op in ops:
             writer.add(op)
-        if writer.incomplete:
-            writer.entries.append(self.resync(message.did, message.rev, "missing_block"))
+        reason = "missing_block" if writer.incomplete else None
+        about = About(update, message.rev, tuple(ops), reason)
         self.tally.events += writer.events
-        return Converted(message.seq, message.time, writer.entries, writer.size, claim, instead)
+        return Converted(message.seq, message.time, writer.entries, writer.size, about, claim)
 
 
 class _OperationWriter:
@@ -159,14 +216,17 @@ class _OperationWriter:
         self,
         converter: RepoConverter,
         message: CommitMessage,
-        blocks: Mapping[bytes, bytes],
+        blocks: Mapping[Any, bytes],
         raw: bytes,
+        *,
+        hashes_checked: bool,
     ) -> None:
         self._converter = converter
         self._message = message
         self._commit = str(message.commit)
         self._blocks = blocks
         self._raw = raw
+        self._block = _present if hashes_checked else _block
         self.entries: list[Entry] = []
         self.events = 0
         self.size = 0
@@ -180,7 +240,7 @@ class _OperationWriter:
             self._refuse("invalid_path", op.path[:200])
             return
         try:
-            record = None if op.cid is None else _record(self._blocks, op.cid)
+            record = None if op.cid is None else _record(self._block(self._blocks, op.cid))
             payload = self._encode(op, parts, record)
         except InvalidData as error:
             if error.reason in {"missing_block", "hash_mismatch"}:
@@ -220,21 +280,43 @@ class _OperationWriter:
         self.entries += self._converter.keep_aside(self._raw, reason, error)
 
 
-def _block(blocks: Mapping[bytes, bytes], cid: Cid) -> bytes:
-    """Return a block of a commit's CAR if it is there and is what it is named."""
+def _find(message: CommitMessage, ops: list[RepoOp], *also: Cid) -> dict[bytes, bytes]:
+    """Return the blocks of operations out of a commit's CAR, and others. Raises InvalidData."""
+    wanted: set[bytes] = {op.cid for op in ops if op.cid is not None}
+    wanted.update(also)
+    if not wanted:
+        return {}
+    roots, blocks = find_blocks(message.blocks, wanted)
+    if roots[0] != message.commit:
+        raise InvalidData("root_mismatch", "the blocks are not those of the commit")
+    return blocks
+
+
+def _present(blocks: Mapping[Any, bytes], cid: Cid) -> bytes:
     block = blocks.get(cid)
     if block is None:
         raise InvalidData("missing_block", str(cid))
+    return block
+
+
+def _block(blocks: Mapping[Any, bytes], cid: Cid) -> bytes:
+    """Return a block of a commit's CAR if it is there and is what it is named."""
+    block = _present(blocks, cid)
     if sha256(block).digest() != cid[4:]:
         raise InvalidData("hash_mismatch", str(cid))
     return block
 
 
-def _record(blocks: Mapping[bytes, bytes], cid: Cid) -> dict[str, object]:
-    record = cbor.decode(_block(blocks, cid))
+def _record(block: bytes) -> dict[str, object]:
+    record = cbor.decode(block)
     if type(record) is not dict:
         raise InvalidData("invalid_record", "a record is a map")
     return record
+
+
+def _tid(text: str) -> int | None:
+    """Return the number of a TID; -1, which no rev is, for what is none."""
+    return tid_number(text) if is_tid(text) else -1
 
 
 def _check_texts(time: str, text: str | None) -> None:

@@ -5,8 +5,11 @@ Source: https://atproto.com/specs/event-stream.
 """
 
 import logging
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import NamedTuple, Protocol
 
+from rsky_pipeline.atproto.commit import Commit
 from rsky_pipeline.atproto.errors import InvalidData
 from rsky_pipeline.atproto.frame import (
     AccountMessage,
@@ -16,11 +19,16 @@ from rsky_pipeline.atproto.frame import (
     InfoMessage,
     LabelsMessage,
     Message,
+    RepoOp,
     SyncMessage,
     UnknownMessage,
     decode_frame,
 )
+from rsky_pipeline.ingester.chain import Update
+from rsky_pipeline.ingester.proof import Contents
 from rsky_pipeline.ingester.quarantine import Quarantine
+from rsky_pipeline.ingester.relays import News
+from rsky_pipeline.ingester.repo_state import RepoState
 from rsky_pipeline.ingester.tally import Tally
 from rsky_pipeline.runtime.logging import Throttled
 from rsky_pipeline.streams.append import Entry
@@ -29,6 +37,7 @@ _log = logging.getLogger(__name__)
 
 # Longer than any honest time; it is repeated in each event of a frame.
 MAX_TIME = 64
+_NO_STATES: Mapping[bytes, RepoState] = MappingProxyType({})
 
 _FRAME_TYPES: dict[type, str] = {
     CommitMessage: "commit",
@@ -43,11 +52,22 @@ _FRAME_TYPES: dict[type, str] = {
 
 
 class Claim(NamedTuple):
-    """What a signature has to prove: that an account made this commit."""
+    """What must be proven: that an account signed a commit, and what its operations were."""
 
     did: str
+    commit: Commit | None  # None where what was sent is no commit of this account
+    message: CommitMessage | None = None  # whose operations must be proven as well
+    contents: Contents | None = None
+
+
+class About(NamedTuple):
+    """What a frame says of a repo, apart from its records."""
+
+    update: Update
     rev: str
-    block: bytes  # of the commit object; its hash is checked
+    ops: tuple[RepoOp, ...] = ()  # on collections that are kept
+    reason: str | None = None  # why the repo must be fetched, whatever else is found
+    readable: bool = True  # whether the repo may be taken to be at this commit
 
 
 class Converted(NamedTuple):
@@ -57,9 +77,11 @@ class Converted(NamedTuple):
     time: str | None  # the frame's own
     entries: list[Entry]
     size: int  # of the entries, in bytes
+    about: About | None = None
     claim: Claim | None = None
-    instead: Entry | None = None  # replaces the entries if the claim is not proven
     changed_did: str | None = None  # this account's keys may be others from here on
+    news: News | None = None  # what else is said of that account
+    states: Mapping[bytes, RepoState] = _NO_STATES  # written with the entries
 
 
 class Converter(Protocol):
@@ -68,8 +90,17 @@ class Converter(Protocol):
     tally: Tally
     ended: ErrorMessage | None  # the frame after which the server closes
 
-    def convert(self, raw: bytes) -> Converted:
-        """Convert one frame; never raises because of its content."""
+    def read(self, raw: bytes) -> Message | Converted:
+        """Decode one frame; what cannot be decoded is converted at once."""
+
+    def convert_read(self, message: Message, raw: bytes) -> Converted:
+        """Convert a frame that was read; never raises because of its content."""
+
+    def resync(self, stream: str, about: About, reason: str, unwritten: Sequence[RepoOp]) -> Entry:
+        """Return the entry that has a repo fetched again, and count it."""
+
+    def keep_aside(self, raw: bytes, reason: str, error: str) -> list[Entry]:
+        """Count an error and return the entry that keeps its frame, if there is room for it."""
 
 
 class FrameConverter:
@@ -83,19 +114,35 @@ class FrameConverter:
         self._throttle = Throttled()
 
     def convert(self, raw: bytes) -> Converted:
-        """Convert one frame; never raises because of its content."""
+        """Read and convert one frame; never raises because of its content."""
+        message = self.read(raw)
+        return message if isinstance(message, Converted) else self.convert_read(message, raw)
+
+    def read(self, raw: bytes) -> Message | Converted:
+        """Decode one frame; what cannot be decoded is converted at once."""
         self.count()
         try:
             message = decode_frame(raw)
             self.tally.frames[_FRAME_TYPES[type(message)]] += 1
-            return self.convert_message(message, raw)
+            return message
         except InvalidData as error:
             self.tally.frames["undecodable"] += 1
             return self._unreadable(raw, error.reason, str(error))
         except Exception as error:  # noqa: BLE001
-            # A frame that hits a defect of ours must not be met again after every restart.
-            _log.exception("frame conversion failed")
-            return self._unreadable(raw, "internal", repr(error))
+            return self._defect(raw, error)
+
+    def convert_read(self, message: Message, raw: bytes) -> Converted:
+        """Convert a frame that was read; never raises because of its content."""
+        try:
+            return self.convert_message(message, raw)
+        except InvalidData as error:
+            return self._unreadable(raw, error.reason, str(error))
+        except Exception as error:  # noqa: BLE001
+            return self._defect(raw, error)
+
+    def resync(self, stream: str, about: About, reason: str, unwritten: Sequence[RepoOp]) -> Entry:
+        """Return the entry that has a repo fetched again; only relays tell of repos."""
+        raise NotImplementedError
 
     def count(self) -> None:
         """Count a frame, readable or not."""
@@ -129,6 +176,11 @@ class FrameConverter:
             return []
         self.tally.quarantined += 1
         return [entry]
+
+    def _defect(self, raw: bytes, error: Exception) -> Converted:
+        """Keep aside a frame that hits a defect of ours: it must not be met at every restart."""
+        _log.exception("frame conversion failed")
+        return self._unreadable(raw, "internal", repr(error))
 
     def _unreadable(self, raw: bytes, reason: str, error: str) -> Converted:
         entries = self.keep_aside(raw, reason, error)

@@ -5,6 +5,9 @@ and some do not; one that lost its state, or never had ours, may silently start 
 """
 
 from dataclasses import dataclass
+from typing import NamedTuple
+
+import orjson
 
 from rsky_pipeline.configuration.settings import InitialCursor
 
@@ -24,6 +27,30 @@ def parse_cursor(text: str | None) -> int | None:
     if not (text.isascii() and text.isdigit() and len(text) <= 16):
         raise InvalidCursor(f"the stored cursor {text[:50]!r} is not a sequence number")
     return int(text)
+
+
+class Position(NamedTuple):
+    """What is noted with a stored cursor: the newest event that it covers."""
+
+    seq: int | None
+    time: str | None  # as the event had it
+    reset: bool = False  # an operator took the cursor away, to start at the initial position
+
+
+def parse_position(noted: bytes | None) -> Position | None:
+    """Read what was noted with a cursor; None where nothing usable was."""
+    try:
+        body = orjson.loads(noted or b"null")
+    except orjson.JSONDecodeError:
+        return None
+    if not isinstance(body, dict):
+        return None
+    seq, time = body.get("seq"), body.get("time")
+    return Position(
+        seq if type(seq) is int else None,
+        time if type(time) is str else None,
+        body.get("reset") is True,
+    )
 
 
 def start_position(

@@ -16,10 +16,12 @@ from rsky_pipeline.atproto.frame import ErrorMessage
 from rsky_pipeline.configuration.settings import InitialCursor
 from rsky_pipeline.ingester.convert import Converter
 from rsky_pipeline.ingester.cursor import InvalidCursor, SeqGate, start_position
+from rsky_pipeline.ingester.gaps import GapWatch
 from rsky_pipeline.ingester.intake import Intake
+from rsky_pipeline.ingester.judge import Judge
 from rsky_pipeline.ingester.pressure import Pressure
 from rsky_pipeline.ingester.verify import Verifier
-from rsky_pipeline.ingester.writer import Writer
+from rsky_pipeline.ingester.writer import Lane
 from rsky_pipeline.network.hosts import Endpoint
 from rsky_pipeline.network.subscription import (
     Disconnected,
@@ -61,13 +63,16 @@ class Follower:
         self,
         feed: Feed,
         converter: Converter,
-        writer: Writer,
+        lane: Lane,
         pressure: Pressure,
         metrics: IngesterMetrics,
         verifier: Verifier | None = None,
+        judge: Judge | None = None,
     ) -> None:
         self.feed = feed
-        self.writer = writer
+        self.lane = lane
+        self.writer = lane.writer
+        self._judge = judge
         self._converter = converter
         self._pressure = pressure
         self._metrics = metrics
@@ -77,22 +82,21 @@ class Follower:
         self.connected = False
         self.was_connected = trio.Event()
         self.attempted = trio.Event()  # set when the first attempt has succeeded or failed
+        self.heard_at = trio.current_time()  # of the last frame, or of when it was first tried
+        self.ended: Disconnected | None = None  # why the last connection ended
 
-    async def run(self, stopping: trio.Event, hurrying: trio.Event) -> None:
-        """Follow the feed until `stopping`, then write what was read."""
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self.writer.run, hurrying)
-            async with trio.open_nursery() as following:
-                following.start_soon(self._follow, stopping)
-                await stopping.wait()
-                self.writer.close()
-                # An open socket is closed with a goodbye; anything else is simply left.
-                goodbye = self.feed.patience.close + 1.0 if self.connected else 0.0
-                following.cancel_scope.deadline = trio.current_time() + goodbye
+    async def run(self, stopping: trio.Event) -> None:
+        """Follow the feed until `stopping`; the writer writes what was read."""
+        async with trio.open_nursery() as following:
+            following.start_soon(self._follow, stopping)
+            await stopping.wait()
+            # An open socket is closed with a goodbye; anything else is simply left.
+            goodbye = self.feed.patience.close + 1.0 if self.connected else 0.0
+            following.cancel_scope.deadline = trio.current_time() + goodbye
 
     def report_counts(self) -> None:
         """Bring the metrics up to date, also with what was decided after its frame was read."""
-        self._converter.tally.report(self._metrics)
+        self._converter.tally.report(self._metrics, self.feed.endpoint.key)
 
     async def _follow(self, stopping: trio.Event) -> None:
         backoff = Backoff()
@@ -115,10 +119,10 @@ class Follower:
     async def _load_cursor(self) -> Disconnected | None:
         """Have the writer know the stored cursor; return what keeps it from it."""
         self._connected_at = None
-        if self._cursor_is_loaded and not self.writer.moved.is_set():
+        if self._cursor_is_loaded and not self.lane.moved.is_set():
             return None
         try:
-            await self.writer.load_cursor()
+            await self.lane.load_cursor()
         except InvalidCursor as error:
             self._metrics.error("invalid_cursor")
             return Disconnected(DisconnectReason.FUTURE_CURSOR, str(error))
@@ -133,10 +137,10 @@ class Follower:
 
     async def _session(self, stopping: trio.Event) -> Disconnected:
         """Connect and read until that ends; return why it did."""
-        feed, writer = self.feed, self.writer
-        position = start_position(writer.stored, writer.last_known, feed.initial)
+        feed, lane = self.feed, self.lane
+        position = start_position(lane.stored, lane.last_known, feed.initial)
         # Of the event of a stored cursor we have everything; a position asked for is included.
-        seen = writer.stored if writer.stored is not None else (position or 0) - 1
+        seen = lane.stored if lane.stored is not None else (position or 0) - 1
         try:
             async with subscribe(
                 feed.endpoint, feed.nsid, position, patience=feed.patience, ssl_context=feed.tls
@@ -152,7 +156,9 @@ class Follower:
         """Read until the connection ends, another cursor is found stored, or we are to stop."""
         ended = Disconnected(DisconnectReason.STOPPING, "told to stop")
         async with trio.open_nursery() as nursery:
-            intake = Intake(self._converter, self.writer, gate, self._verifier, nursery)
+            intake = Intake(
+                self._converter, self.lane, gate, nursery, self._verifier, self._judge, self._gaps()
+            )
 
             async def end_when(event: trio.Event, why: Disconnected) -> None:
                 nonlocal ended
@@ -161,7 +167,7 @@ class Follower:
                 nursery.cancel_scope.cancel()
 
             moved = Disconnected(DisconnectReason.CURSOR_MOVED, "another cursor is stored")
-            nursery.start_soon(end_when, self.writer.moved, moved)
+            nursery.start_soon(end_when, self.lane.moved, moved)
             nursery.start_soon(end_when, stopping, ended)
             try:
                 await self._read(subscription, intake, gate)
@@ -170,13 +176,20 @@ class Follower:
             nursery.cancel_scope.cancel()
         return ended
 
+    def _gaps(self) -> GapWatch | None:
+        """Return what looks for a gap after the stored cursor, if there is one to continue."""
+        if self.lane.stored is None or self._judge is None:
+            return None
+        return GapWatch(self.feed.endpoint.key, self.lane.stored, self.lane.position)
+
     async def _read(self, subscription: Subscription, intake: Intake, gate: SeqGate) -> None:
         """Take what comes. Raises Disconnected."""
         tally = self._converter.tally
         ignored = skipped = 0
         while True:
             messages = await subscription.receive()
-            intake.take(messages)
+            self.heard_at = trio.current_time()
+            await self._take(intake, messages)
             if (subscription.text_messages, subscription.oversize_messages) != (ignored, skipped):
                 tally.errors["text_message"] += subscription.text_messages - ignored
                 tally.errors["oversize_message"] += subscription.oversize_messages - skipped
@@ -190,6 +203,16 @@ class Follower:
                 raise Disconnected(DisconnectReason.FUTURE_CURSOR, detail)
             await intake.room()
             await self._wait_while_full()
+
+    async def _take(self, intake: Intake, messages: list[bytes]) -> None:
+        """Hand frames over. Raises Disconnected if the store does not tell of their repos."""
+        try:
+            await intake.take(messages)
+        except (StoreUnavailable, StoreRejected) as error:
+            kind = "unavailable" if isinstance(error, StoreUnavailable) else "rejected"
+            self._metrics.error(f"store_{kind}")
+            detail = f"the states of repos cannot be read: {error}"
+            raise Disconnected(DisconnectReason.STORE, detail) from error
 
     async def _wait_while_full(self) -> None:
         """Return when the writer may be given more. Raises Disconnected if that takes long."""
@@ -229,6 +252,7 @@ class Follower:
         self._converter.ended = None
         self._metrics.connections.inc()
         self.connected = True
+        self.heard_at = trio.current_time()
         self.was_connected.set()
         self.attempted.set()
         try:
@@ -239,9 +263,14 @@ class Follower:
 
     def _note_end(self, ended: Disconnected) -> None:
         self.attempted.set()
+        self.ended = ended
         self.report_counts()
         self._metrics.disconnects.labels(ended.reason.value).inc()
-        extra = {**self._where(), "reason": ended.reason.value, "detail": ended.detail}
+        extra: dict[str, str | int | None] = {
+            **self._where(),
+            "reason": ended.reason.value,
+            "detail": ended.detail,
+        }
         if ended.reason is DisconnectReason.STOPPING:
             return
         if ended.reason in _ON_PURPOSE:
@@ -249,13 +278,20 @@ class Follower:
             return
         if ended.reason is DisconnectReason.FUTURE_CURSOR:
             self._metrics.error("future_cursor")
-            extra |= {"cursor_key": self.writer.cursor_key}
-            _log.error(
-                "the stored cursor does not fit the host: delete its key to start anew", extra=extra
-            )
+            extra |= {"cursor_key": self.lane.cursor_key, "cursor": self.lane.stored}
+            _log.error(f"the stored cursor does not fit the host: {self.advice}", extra=extra)
             return
         self._metrics.error("error_frame" if self._converter.ended else "connection")
         _log.warning("disconnected", extra=extra)
+
+    @property
+    def advice(self) -> str:
+        """What an operator can do about a cursor that does not fit."""
+        host = self.feed.endpoint.key
+        return (
+            f"decide where to go on: `rsky-pipeline cursor reset {host}` starts at the initial "
+            f"position, `rsky-pipeline cursor set {host} SEQ` anywhere"
+        )
 
     def _where(self) -> dict[str, str]:
         return {"host": self.feed.endpoint.key, "stream": self.feed.nsid.rpartition(".")[2]}

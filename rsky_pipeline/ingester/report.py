@@ -3,19 +3,23 @@
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from datetime import UTC, datetime
 
 import orjson
 import trio
 
-from rsky_pipeline.ingester.batch import Batch
+from rsky_pipeline.ingester.batch import Batch, Share
 from rsky_pipeline.ingester.enumeration import Enumerator
+from rsky_pipeline.ingester.judge import Memory
 from rsky_pipeline.ingester.live import Follower
 from rsky_pipeline.ingester.quarantine import Quarantine
 from rsky_pipeline.ingester.readiness import degradation
+from rsky_pipeline.ingester.times import timestamp
+from rsky_pipeline.ingester.writer import Lane, Writer
+from rsky_pipeline.network.subscription import DisconnectReason
 from rsky_pipeline.observability.ingester import IngesterMetrics
 from rsky_pipeline.observability.streams import StreamMetrics
 from rsky_pipeline.runtime.context import Detail, WorkerContext
+from rsky_pipeline.runtime.logging import Throttled
 from rsky_pipeline.runtime.threads import StoreThread
 from rsky_pipeline.streams.connection import Store
 from rsky_pipeline.streams.errors import StoreRejected, StoreUnavailable
@@ -25,6 +29,7 @@ from rsky_pipeline.streams.names import FIREHOSE_LIVE, LABEL_LIVE
 _log = logging.getLogger(__name__)
 _HEALTH_SECONDS = 1.0
 _WATCH_SECONDS = 5.0
+_TROUBLE_SECONDS = 30.0  # without a frame, or behind another relay
 
 
 class FeedReport:
@@ -39,26 +44,46 @@ class FeedReport:
         self.lag_seconds: float | None = None
         self._metrics = metrics
         self._quarantine = quarantine
-        self.batches = 0
 
-    def note(self, batch: Batch, lengths: Mapping[str, int]) -> None:
-        """Take note of a batch and the lengths of its streams."""
-        streams = [entry.stream for entry in batch.entries]
+    def note(self, share: Share, lengths: Mapping[str, int]) -> None:
+        """Take note of what a batch had of this host, and of the lengths of the batch's streams."""
+        streams = [entry.stream for entry in share.entries]
         events = streams.count(FIREHOSE_LIVE)
-        labels = sum(_labels(e.payload) for e in batch.entries if e.stream == LABEL_LIVE)
-        self.batches += 1
+        labels = sum(_labels(e.payload) for e in share.entries if e.stream == LABEL_LIVE)
         self.written += events + labels
         self._metrics.labels_written.inc(labels)
         self._metrics.stream_events.inc(events)
-        if batch.seq is not None:
-            self._metrics.cursor.labels(self.stream, self.host).set(batch.seq)
+        if share.seq is not None:
+            self._metrics.cursor.labels(self.stream, self.host).set(share.seq)
         if self._quarantine.stream in lengths:
             self._quarantine.observe_length(lengths[self._quarantine.stream])
-        moment = None if batch.time is None else _timestamp(batch.time)
+        moment = None if share.time is None else timestamp(share.time)
         if moment is not None:
             self.lag_seconds = max(0.0, time.time() - moment)
             self._metrics.lag.labels(self.host).set(self.lag_seconds)
             self._metrics.event_time.labels(self.host).set(moment)
+
+
+class Ledger:
+    """Is told what a writer did, and tells those whom it concerns."""
+
+    def __init__(self, memory: Memory | None = None) -> None:
+        self.reports: dict[Lane, FeedReport] = {}
+        self._memory = memory
+        self.batches = 0
+
+    def written(self, batch: Batch[Lane], lengths: Mapping[str, int]) -> None:
+        """Take note of a batch and the lengths of its streams."""
+        self.batches += 1
+        for lane, share in batch.shares.items():
+            self.reports[lane].note(share, lengths)
+        if self._memory is not None:
+            self._memory.states.written(batch.states)
+
+    def dropped(self) -> None:
+        """Take note that everything unwritten was dropped, to be read again from the cursors."""
+        if self._memory is not None:
+            self._memory.forget()
 
 
 class Reporter:
@@ -70,23 +95,29 @@ class Reporter:
         relays: Sequence[tuple[Follower, FeedReport]],
         labelers: Sequence[tuple[Follower, FeedReport]],
         enumerators: Sequence[Enumerator],
+        writers: Sequence[tuple[Writer, Ledger]],
+        memory: Memory,
         metrics: IngesterMetrics,
     ) -> None:
         self._context = context
+        self._writers = writers
+        self._memory = memory
         self._relays = relays
         self._feeds = [*relays, *labelers]
         self._enumerators = enumerators
         self._metrics = metrics
+        self._throttle = Throttled(60.0)
         metrics.events_in_memory.set_function(lambda: self._held()[0])
         metrics.bytes_in_memory.set_function(lambda: self._held()[1])
 
     async def report_health(self) -> None:
         """Report until cancelled."""
         before, then = self._written(), trio.current_time()
-        batches = [0] * len(self._feeds)
+        batches = [0] * len(self._writers)
         while True:
             for follower, _ in self._feeds:
                 follower.report_counts()
+            self._report_states()
             batches = self._note_progress(batches)
             written, now = self._written(), trio.current_time()
             rate = (written - before) / (now - then) if now > then else 0.0
@@ -117,18 +148,39 @@ class Reporter:
 
     def _note_progress(self, batches: list[int]) -> list[int]:
         """Report progress where every writer wrote, had nothing to write, or found no room."""
-        counts = [report.batches for _, report in self._feeds]
+        counts = [ledger.batches for _, ledger in self._writers]
         stuck = [
-            follower
-            for (follower, _), before, after in zip(self._feeds, batches, counts, strict=True)
-            if before == after and not follower.writer.idle and not follower.writer.is_full
+            writer
+            for (writer, _), before, after in zip(self._writers, batches, counts, strict=True)
+            if before == after and not writer.idle and not writer.is_full
         ]
         if not stuck:
             self._context.progress("writing")
         return counts
 
+    def _report_states(self) -> None:
+        states = self._memory.states
+        self._metrics.states_cached.set(len(states))
+        self._metrics.state_lookups.inc(states.take_lookups())
+
+    def _relay_problems(self) -> list[str]:
+        """Return a line for each relay that does not do its part, and count the others."""
+        now, board, problems = trio.current_time(), self._memory.board, []
+        for follower, report in self._relays:
+            problem = relay_problem(follower, board.behind.get(report.host, 0.0), now)
+            self._metrics.relay_stalled.labels(report.host).set(problem is not None)
+            self._metrics.relay_leads.labels(report.host).set(board.leader == report.host)
+            self._metrics.relay_behind.labels(report.host).set(board.behind.get(report.host, 0.0))
+            if problem is not None:
+                problems.append(f"{report.host}: {problem}")
+                if self._throttle.allow(report.host) is not None:
+                    _log.warning("a relay has trouble",
+                                 extra={"host": report.host, "problem": problem})  # fmt: skip
+        return problems
+
     def _details(self, rate: float) -> Mapping[str, Detail]:
         lags = [report.lag_seconds for _, report in self._relays if report.lag_seconds is not None]
+        problems = self._relay_problems()
         details: dict[str, Detail] = {
             "rate": round(rate, 1),
             "lag_seconds": round(max(lags), 3) if lags else None,
@@ -137,13 +189,15 @@ class Reporter:
             "connected_relays": sum(follower.connected for follower, _ in self._relays),
             "connected_sockets": sum(follower.connected for follower, _ in self._feeds),
             "events_in_memory": self._held()[0],
-            "held_up": any(follower.writer.is_full for follower, _ in self._feeds),
+            "held_up": any(writer.is_full for writer, _ in self._writers),
+            "leading_relay": self._memory.board.leader,
+            "problem": "; ".join(problems) if problems else None,
             "repos_listed": sum(enumerator.state.repos for enumerator in self._enumerators),
             "listing_done": self._all_listed(),
             "listing_holes": sum(enumerator.state.holes for enumerator in self._enumerators),
         }
         for follower, report in self._feeds:
-            details[f"cursor[{report.stream}:{report.host}]"] = follower.writer.stored
+            details[f"cursor[{report.stream}:{report.host}]"] = follower.lane.stored
         for enumerator in self._enumerators:
             details |= enumerator.details()
         return details
@@ -156,19 +210,25 @@ class Reporter:
         return sum(report.written for _, report in self._feeds)
 
     def _held(self) -> tuple[int, int]:
-        writers = [follower.writer for follower, _ in self._feeds]
+        writers = [writer for writer, _ in self._writers]
         return sum(writer.events for writer in writers), sum(writer.bytes for writer in writers)
+
+
+def relay_problem(follower: Follower, behind: float, now: float) -> str | None:
+    """Return what is wrong with a relay, in words, or None. Times are monotonic seconds."""
+    quiet = now - follower.heard_at
+    if follower.ended is not None and follower.ended.reason is DisconnectReason.FUTURE_CURSOR:
+        return f"the stored cursor {follower.lane.stored} does not fit it: {follower.advice}"
+    if not follower.connected and quiet > _TROUBLE_SECONDS:
+        why = "" if follower.ended is None else f": {follower.ended.detail}"
+        return f"not connected for {quiet:.0f} s{why}"
+    if quiet > _TROUBLE_SECONDS:
+        return f"silent for {quiet:.0f} s"
+    if behind > _TROUBLE_SECONDS:
+        return f"{behind:.0f} s behind the leading relay"
+    return None
 
 
 def _labels(payload: bytes) -> int:
     """Return how many labels an entry holds; labelers are too slow for this to cost anything."""
     return len(orjson.loads(payload)["labels"])
-
-
-def _timestamp(text: str) -> float | None:
-    """Return an event's time in seconds since 1970; it is as free as any text of a host."""
-    try:
-        moment = datetime.fromisoformat(text)
-        return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
-    except (ValueError, OverflowError):
-        return None

@@ -11,15 +11,18 @@ import trio
 
 from rsky_pipeline.ingester.batch import BatchRule
 from rsky_pipeline.ingester.commits import SUBSCRIBE_REPOS, RepoConverter
-from rsky_pipeline.ingester.convert import Converter
 from rsky_pipeline.ingester.enumeration import LIST_REPOS, Enumerator, Source
+from rsky_pipeline.ingester.judge import Judge, Memory
 from rsky_pipeline.ingester.labels import SUBSCRIBE_LABELS, LabelConverter
 from rsky_pipeline.ingester.listing import Pace
 from rsky_pipeline.ingester.live import Feed, Follower
 from rsky_pipeline.ingester.pressure import Pressure
 from rsky_pipeline.ingester.quarantine import Quarantine
 from rsky_pipeline.ingester.readiness import report_ready
-from rsky_pipeline.ingester.report import FeedReport, Reporter
+from rsky_pipeline.ingester.relays import RelayBoard
+from rsky_pipeline.ingester.release import release_resyncs
+from rsky_pipeline.ingester.report import FeedReport, Ledger, Reporter
+from rsky_pipeline.ingester.states import RepoStates, reader
 from rsky_pipeline.ingester.tally import Tally
 from rsky_pipeline.ingester.verify import MAX_KEYS, SignatureVerifier, Verifier
 from rsky_pipeline.ingester.writer import Writer
@@ -41,8 +44,9 @@ from rsky_pipeline.streams.names import (
     FIREHOSE_RAW_LETTERS,
     LABEL_LIVE,
     LABEL_RAW_LETTERS,
-    REPO_BACKFILL,
+    REPO_BACKFILL_HIGH,
     REPO_STREAMS,
+    RESYNC_LATER,
     STREAMS,
     cursor_key,
 )
@@ -56,9 +60,6 @@ MAX_EVENTS = 40_000
 MAX_BYTES = 48 * 1024 * 1024
 MAX_LABEL_BYTES = 16 * 1024 * 1024
 _LABEL_QUEUE_BYTES = 512 * 1024
-# Repos that live events found broken are few and must not wait behind a listing for weeks, so they
-# may use the stream up to a second mark.
-_RESYNC_MARK_FACTOR = 2
 
 
 @dataclass(slots=True)
@@ -68,6 +69,8 @@ class _Parts:
     metrics: IngesterMetrics
     verifier: Verifier | None
     tls: ssl.SSLContext | None
+    memory: Memory
+    writers: list[tuple[Writer, Ledger]] = field(default_factory=list)
     relays: list[tuple[Follower, FeedReport]] = field(default_factory=list)
     labelers: list[tuple[Follower, FeedReport]] = field(default_factory=list)
     enumerators: list[Enumerator] = field(default_factory=list)
@@ -98,13 +101,19 @@ async def run(context: WorkerContext) -> None:
         own_store = builder.store("watch")
         await _wait_for_store(own_store, context)
         quarantines = [builder.quarantine, builder.label_quarantine]
-        reporter = Reporter(context, parts.relays, parts.labelers, parts.enumerators, metrics)
+        reporter = Reporter(
+            context, parts.relays, parts.labelers, parts.enumerators, parts.writers, parts.memory,
+            metrics,
+        )  # fmt: skip
         async with trio.open_nursery() as services:
             services.start_soon(reporter.report_health)
             look = partial(watch, own_store, stream_metrics, STREAMS, self_check)
             services.start_soon(
                 reporter.watch_streams, look, own_store, stream_metrics, quarantines
             )
+            if parts.relays:
+                mark = settings.repo_high_water_mark
+                services.start_soon(release_resyncs, builder.store("release"), mark)
             services.start_soon(report_ready, context, [follower for follower, _ in parts.relays])
             await _run_all(context, parts)
             services.cancel_scope.cancel()
@@ -113,11 +122,15 @@ async def run(context: WorkerContext) -> None:
 async def _run_all(context: WorkerContext, parts: _Parts) -> None:
     """Run all tasks; they end after `stopping`, each when it has written what it read."""
     async with trio.open_nursery() as nursery:
+        for writer, _ in parts.writers:
+            nursery.start_soon(writer.run, context.hurrying)
         for follower, _ in (*parts.relays, *parts.labelers):
-            nursery.start_soon(follower.run, context.stopping, context.hurrying)
+            nursery.start_soon(follower.run, context.stopping)
         for enumerator in parts.enumerators:
             nursery.start_soon(enumerator.run, context.stopping)
         await context.stopping.wait()
+        for writer, _ in parts.writers:
+            writer.close()
 
 
 async def _wait_for_store(store: Store, context: WorkerContext) -> None:
@@ -158,14 +171,74 @@ class _Builder:
 
     def build(self, relays: Sequence[Endpoint], labelers: Sequence[Endpoint]) -> _Parts:
         """Return the parts for these hosts."""
-        parts = _Parts(self._metrics, self._verifier(), self._tls)
-        for endpoint in relays:
-            parts.relays.append(self._relay(endpoint, parts.verifier, len(relays)))
-            if self._settings.enumerate_repos:
-                parts.enumerators += self._enumerators(endpoint)
+        board = RelayBoard(endpoint.key for endpoint in relays)
+        memory = Memory(RepoStates(reader(self.store("states"))), board)
+        parts = _Parts(self._metrics, self._verifier(), self._tls, memory)
+        if relays:
+            self._add_relays(parts, relays)
         for endpoint in labelers:
-            parts.labelers.append(self._labeler(endpoint, len(labelers)))
+            self._add_labeler(parts, endpoint, len(labelers))
         return parts
+
+    def _add_relays(self, parts: _Parts, relays: Sequence[Endpoint]) -> None:
+        """Add the followers of all relays, which share a writer."""
+        settings = self._settings
+        marks = {
+            FIREHOSE_LIVE: settings.live_high_water_mark,
+            REPO_BACKFILL_HIGH: settings.repo_high_water_mark,
+            RESYNC_LATER: settings.repo_high_water_mark,
+        }
+        ledger = Ledger(parts.memory)
+        writer = self._writer(FIREHOSE_LIVE, marks, ledger)
+        parts.writers.append((writer, ledger))
+        for endpoint in relays:
+            converter = RepoConverter(
+                endpoint.key, endpoint.http_url(), settings.collections, Tally(), self.quarantine,
+                verify=settings.verify,
+            )  # fmt: skip
+            patience = Patience(idle=float(settings.ingester_idle_timeout_seconds))
+            feed = Feed(endpoint, SUBSCRIBE_REPOS, settings.initial_cursor, patience, self._tls)
+            lane = writer.lane(cursor_key(FIREHOSE_LIVE, endpoint.key))
+            judge = Judge(endpoint.key, converter, parts.memory)
+            follower = Follower(
+                feed, converter, lane, self._pressure(MAX_EVENTS, MAX_BYTES), self._metrics,
+                parts.verifier, judge,
+            )  # fmt: skip
+            report = FeedReport(FIREHOSE_LIVE, endpoint.key, self._metrics, self.quarantine)
+            ledger.reports[lane] = report
+            parts.relays.append((follower, report))
+            if settings.enumerate_repos:
+                parts.enumerators += self._enumerators(endpoint)
+
+    def _add_labeler(self, parts: _Parts, endpoint: Endpoint, count: int) -> None:
+        """Add the follower of a labeler, with a writer of its own."""
+        host = endpoint.key
+        ledger = Ledger()
+        marks = {LABEL_LIVE: self._settings.live_high_water_mark}
+        writer = self._writer(f"{LABEL_LIVE}-{host}", marks, ledger)
+        parts.writers.append((writer, ledger))
+        # A labeler may be silent for days; that it lives is seen by its answers to pings.
+        patience = Patience(idle=None, max_queued_bytes=_LABEL_QUEUE_BYTES)
+        feed = Feed(endpoint, SUBSCRIBE_LABELS, "oldest", patience, self._tls)
+        lane = writer.lane(cursor_key(LABEL_LIVE, host))
+        follower = Follower(
+            feed, LabelConverter(host, Tally(), self.label_quarantine), lane,
+            self._pressure(MAX_EVENTS // count, MAX_LABEL_BYTES // count), self._metrics,
+        )  # fmt: skip
+        report = FeedReport(LABEL_LIVE, host, self._metrics, self.label_quarantine)
+        ledger.reports[lane] = report
+        parts.labelers.append((follower, report))
+
+    def _writer(self, name: str, marks: dict[str, int], ledger: Ledger) -> Writer:
+        settings = self._settings
+        rule = BatchRule(
+            max_events=settings.ingester_batch_size,
+            max_age=settings.ingester_batch_timeout_ms / 1000,
+        )
+        return Writer(self.store(name), marks, rule, self._metrics, ledger)
+
+    def _pressure(self, max_events: int, max_bytes: int) -> Pressure:
+        return Pressure(max(2 * self._settings.ingester_batch_size, max_events), max_bytes)
 
     def store(self, purpose: str) -> Store:
         """Return a new connection that is closed at the end."""
@@ -182,60 +255,6 @@ class _Builder:
             max_cached=MAX_KEYS,
         )  # fmt: skip
         return SignatureVerifier(directory)
-
-    def _relay(
-        self, endpoint: Endpoint, verifier: Verifier | None, count: int
-    ) -> tuple[Follower, FeedReport]:
-        settings = self._settings
-        converter = RepoConverter(
-            endpoint.key, endpoint.http_url(), settings.collections, Tally(), self.quarantine,
-            claims=verifier is not None,
-        )  # fmt: skip
-        marks = {
-            FIREHOSE_LIVE: settings.live_high_water_mark,
-            REPO_BACKFILL: settings.repo_high_water_mark * _RESYNC_MARK_FACTOR,
-        }
-        patience = Patience(idle=float(settings.ingester_idle_timeout_seconds))
-        feed = Feed(endpoint, SUBSCRIBE_REPOS, settings.initial_cursor, patience, self._tls)
-        return self._follower(
-            feed, converter, FIREHOSE_LIVE, marks, MAX_BYTES // count, count, verifier
-        )
-
-    def _labeler(self, endpoint: Endpoint, count: int) -> tuple[Follower, FeedReport]:
-        converter = LabelConverter(endpoint.key, Tally(), self.label_quarantine)
-        # A labeler may be silent for days; that it lives is seen by its answers to pings.
-        patience = Patience(idle=None, max_queued_bytes=_LABEL_QUEUE_BYTES)
-        feed = Feed(endpoint, SUBSCRIBE_LABELS, "oldest", patience, self._tls)
-        marks = {LABEL_LIVE: self._settings.live_high_water_mark}
-        return self._follower(
-            feed, converter, LABEL_LIVE, marks, MAX_LABEL_BYTES // count, count, None
-        )
-
-    def _follower(
-        self,
-        feed: Feed,
-        converter: Converter,
-        stream: str,
-        marks: dict[str, int],
-        max_bytes: int,
-        count: int,
-        verifier: Verifier | None,
-    ) -> tuple[Follower, FeedReport]:
-        settings, host = self._settings, feed.endpoint.key
-        rule = BatchRule(
-            max_events=settings.ingester_batch_size,
-            max_age=settings.ingester_batch_timeout_ms / 1000,
-        )
-        quarantine = self.quarantine if stream == FIREHOSE_LIVE else self.label_quarantine
-        report = FeedReport(stream, host, self._metrics, quarantine)
-        writer = Writer(
-            self.store(f"{stream}-{host}"), cursor_key(stream, host), marks, rule, self._metrics,
-            report.note,
-        )  # fmt: skip
-        max_events = max(2 * settings.ingester_batch_size, MAX_EVENTS // count)
-        pressure = Pressure(max_events, max_bytes)
-        follower = Follower(feed, converter, writer, pressure, self._metrics, verifier)
-        return follower, report
 
     def _enumerators(self, endpoint: Endpoint) -> list[Enumerator]:
         """Return what reads the lists of a host; listings by collection may only stand by."""

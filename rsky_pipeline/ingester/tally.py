@@ -1,6 +1,9 @@
 """Counting in plain numbers on the hot path, and handing the sums to the metrics now and then."""
 
-from collections import Counter
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from time import perf_counter
 
 from rsky_pipeline.observability.ingester import INFO_NAMES, IngesterMetrics
 
@@ -23,9 +26,23 @@ class Tally:
         self.resyncs: Counter[str] = Counter()
         self.infos: Counter[str] = Counter()
         self.verdicts: Counter[str] = Counter()
+        self.replays = 0  # commits that were taken over before
+        self.firsts = 0  # commits that no other relay brought before
+        self.resyncs_spared = 0  # repos to fetch that another job takes care of
+        self.gaps: Counter[str] = Counter()
+        self.seconds: defaultdict[str, float] = defaultdict(float)  # spent on checks, by step
 
-    def report(self, metrics: IngesterMetrics) -> None:
-        """Add everything to the metrics and start again at 0."""
+    @contextmanager
+    def timed(self, step: str) -> Iterator[None]:
+        """Add the time that a block takes to a step."""
+        begin = perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[step] += perf_counter() - begin
+
+    def report(self, metrics: IngesterMetrics, host: str) -> None:
+        """Add everything to the metrics and start again at 0; `host` is who sent it."""
         metrics.messages.inc(self.messages)
         metrics.events.inc(self.events)
         metrics.creates.inc(self.creates)
@@ -35,6 +52,13 @@ class Tally:
         metrics.duplicates.inc(self.duplicates)
         metrics.quarantined.inc(self.quarantined)
         metrics.labeler_events.inc(self.labeler_events)
+        metrics.resyncs_spared.inc(self.resyncs_spared)
+        if self.replays:
+            metrics.replays.labels(host).inc(self.replays)
+        if self.firsts:
+            metrics.firsts.labels(host).inc(self.firsts)
+        for step, seconds in self.seconds.items():
+            metrics.check_seconds.labels(step).inc(seconds)
         for reason, count in self.errors.items():
             metrics.error(reason, count)
         for name, count in self.infos.items():
@@ -43,6 +67,7 @@ class Tally:
             (metrics.frames, self.frames),
             (metrics.resyncs, self.resyncs),
             (metrics.verdicts, self.verdicts),
+            (metrics.gaps, self.gaps),
         ):
             for value, count in counts.items():
                 metric.labels(value).inc(count)

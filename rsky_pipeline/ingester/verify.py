@@ -17,9 +17,8 @@ from typing import Protocol
 
 import trio
 
-from rsky_pipeline.atproto.commit import Commit, parse_commit, verify_commit
+from rsky_pipeline.atproto.commit import Commit, verify_commit
 from rsky_pipeline.atproto.crypto import PublicKey
-from rsky_pipeline.atproto.errors import InvalidData
 from rsky_pipeline.atproto.identity import DidDocument
 from rsky_pipeline.ingester.convert import Claim
 from rsky_pipeline.network.directory import IdentityNotFound, IdentityUnavailable
@@ -80,8 +79,8 @@ class SignatureVerifier:
 
     def decide_at_once(self, claim: Claim) -> Verdict | None:
         """Return what is known without a lookup, or None."""
-        commit = _read(claim)
-        if commit is None:
+        commit = claim.commit
+        if commit is None or commit.did != claim.did:
             return Verdict.FORGED
         kept = self._keys.get(claim.did)
         if kept is not None and kept[1] >= trio.current_time():
@@ -95,8 +94,8 @@ class SignatureVerifier:
 
     async def decide(self, claim: Claim) -> Verdict:
         """Look the key up, and past all caches if the signature does not fit the one found."""
-        commit = _read(claim)
-        if commit is None:
+        commit = claim.commit
+        if commit is None or commit.did != claim.did:
             return Verdict.FORGED
         try:
             async with self._lookups:
@@ -170,12 +169,3 @@ class _ForAWhile:
 
     def discard(self, did: str) -> None:
         self._until.pop(did, None)
-
-
-def _read(claim: Claim) -> Commit | None:
-    """Return the claimed commit, or None if the block is not one or is of something else."""
-    try:
-        commit = parse_commit(claim.block)
-    except InvalidData:
-        return None
-    return commit if commit.did == claim.did and commit.rev == claim.rev else None

@@ -20,13 +20,21 @@ ERROR_REASONS = (
     # the blocks of a commit
     "invalid_car_header", "invalid_varint", "truncated_car", "block_too_big", "hash_mismatch",
     "root_mismatch", "missing_block", "too_big", "expands_too_much",
+    # the commit itself, and what it changed
+    "commit_version", "commit_fields", "not_canonical", "commit_did", "commit_rev", "future_rev",
+    "missing_node", "inversion", "invalid_operation",
     # one operation, one label
     "invalid_path", "invalid_record", "not_encodable", "invalid_label",
     # the world around
     "connection", "error_frame", "future_cursor", "invalid_cursor", "store_unavailable",
     "store_rejected", "cursor_moved", "list_repos", "listed_repo", "other",
 )  # fmt: skip
-RESYNC_REASONS = ("sync", "too_big", "missing_block", "invalid_blocks", "unverified", "forged")
+RESYNC_REASONS = (
+    "sync", "too_big", "missing_block", "invalid_blocks", "unverified", "forged", "broken_chain",
+    "missing_node", "inversion", "invalid_operation",
+)  # fmt: skip
+CHECK_STEPS = ("blocks", "signature", "operations")
+GAP_KINDS = ("outdated_cursor", "seq_jump", "time_jump", "cursor_set")
 VERDICTS = ("valid", "forged", "unverified", "no_account")
 INFO_NAMES = ("OutdatedCursor", "other")
 LISTED_STATUSES = ("deactivated", "suspended", "takendown", "deleted", "other")
@@ -70,6 +78,17 @@ class IngesterMetrics:
         self.infos = self._counter("info_frames", "#info frames by name", "name")
         self.resyncs = self._counter("resyncs", "Repos queued to be fetched again", "reason")
         self.quarantined = self._counter("quarantined_frames", "Raw frames kept for a look")
+        self.replays = self._counter(
+            "replayed_frames", "Commits and account events that were taken over before", "host"
+        )
+        self.firsts = self._counter("first_frames", "Commits that no relay brought before", "host")
+        self.resyncs_spared = self._counter(
+            "resyncs_spared", "Repos to fetch that a job queued before takes care of"
+        )
+        self.gaps = self._counter("gaps", "Gaps noticed in a relay's events, by kind", "kind")
+        self.check_seconds = self._counter(
+            "check_seconds", "Time spent on checks of commits, by step", "step"
+        )
         self.verdicts = self._counter("verifications", "Commits checked, by verdict", "verdict")
 
     def _declare_enumeration(self) -> None:
@@ -113,6 +132,19 @@ class IngesterMetrics:
         self.store_retries = self._counter("store_retries", "Appends tried again", "action")
         self.disconnects = self._counter("disconnects", "Ended connections by reason", "reason")
         self.cursor = self._gauge("cursor_seq", "Stored cursor", "stream", "host")
+        self.states_cached = self._gauge("repo_states_cached", "Repo states in memory")
+        self.state_lookups = self._counter(
+            "repo_state_lookups", "Repo states read because they were not in memory"
+        )
+        self.relay_leads = self._gauge(
+            "relay_leads", "1 for the relay that brings most commits first", "host"
+        )
+        self.relay_behind = self._gauge(
+            "relay_behind_seconds", "How much later than another relay a commit comes", "host"
+        )
+        self.relay_stalled = self._gauge(
+            "relay_stalled", "1 for a relay that is silent, away, or far behind", "host"
+        )
         self.lag = self._gauge(
             "event_lag_seconds", "Age of the newest event when it was written", "host"
         )
@@ -133,6 +165,13 @@ class IngesterMetrics:
             (self.hole_retries, HOLE_RESULTS),
             (self.listing_skipped, LISTED_STATUSES),
             (self.disconnects, disconnect_reasons),
+            (self.gaps, GAP_KINDS),
+            (self.check_seconds, CHECK_STEPS),
+            (self.replays, relays),
+            (self.firsts, relays),
+            (self.relay_leads, relays),
+            (self.relay_behind, relays),
+            (self.relay_stalled, relays),
         ):
             for value in values:
                 metric.labels(value)

@@ -21,7 +21,7 @@ from rsky_pipeline.ingester.quarantine import FRAME_FIELD, Quarantine
 from rsky_pipeline.ingester.tally import Tally
 from rsky_pipeline.network.hosts import parse_endpoint
 from rsky_pipeline.streams.append import Entry
-from rsky_pipeline.streams.names import FIREHOSE_RAW_LETTERS
+from rsky_pipeline.streams.names import FIREHOSE_RAW_LETTERS, REPO_BACKFILL_HIGH
 
 
 class NotConvertible(Exception):
@@ -78,15 +78,21 @@ def convert_again(stream: str, frame: RawFrame, settings: Settings) -> list[Entr
     """
     if frame.truncated:
         raise NotConvertible(f"only {len(frame.data)} of its {frame.size} bytes were kept")
-    converted = _converter(stream, frame.host, settings).convert(frame.data)
+    converter = _converter(stream, frame.host, settings)
+    converted = converter.convert(frame.data)
     entries = converted.entries
     refused = next((entry for entry in entries if entry.stream == stream), None)
     if refused is not None:
         again = parse_raw({FRAME_FIELD: refused.payload})
         raise NotConvertible(f"{again.reason}: {again.error}")
-    if converted.claim is not None and converted.instead is not None:
-        return [converted.instead]
-    return entries
+    about = converted.about
+    if about is None or (entries and converted.claim is None and about.reason is None):
+        return entries
+    # What is claimed can be proven from the repo; so can what the frame did not hold.
+    unwritten = about.ops if converted.claim is not None else ()
+    reason = about.reason or about.update.kind
+    job = converter.resync(REPO_BACKFILL_HIGH, about, reason, unwritten)
+    return [job] if converted.claim is not None else [*entries, job]
 
 
 def _converter(stream: str, host: str, settings: Settings) -> FrameConverter:
@@ -97,5 +103,5 @@ def _converter(stream: str, host: str, settings: Settings) -> FrameConverter:
         url = parse_endpoint(host).http_url()
     except ValueError:
         url = ""  # it only tells where a repo to fetch was seen
-    claims = settings.verify != "none"
-    return RepoConverter(host, url, settings.collections, Tally(), quarantine, claims=claims)
+    verify = settings.verify
+    return RepoConverter(host, url, settings.collections, Tally(), quarantine, verify=verify)

@@ -1,4 +1,4 @@
-"""Appending a batch and moving its cursor in one step of the server."""
+"""Appending a batch, and moving cursors and setting state with it, in one step of the server."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,11 +19,15 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class CursorMove:
-    """A cursor that moves with a batch; `expected` is None where none is stored yet."""
+    """A cursor that moves with a batch; `expected` is None where none is stored yet.
+
+    One whose `new` is what is expected (None for none) stays, but the batch is written only if it
+    is really stored.
+    """
 
     key: str
     expected: str | None
-    new: str
+    new: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +44,10 @@ class Appended:
     full_stream: str | None
     stored_cursor: str | None
     lengths: Mapping[str, int]
+    moved_key: str | None = None  # of the first cursor that is another than expected
+
+
+HashWrites = Mapping[str, Mapping[bytes, bytes]]
 
 
 def append(
@@ -47,38 +55,44 @@ def append(
     entries: Sequence[Entry],
     *,
     cursor: CursorMove | None = None,
+    cursors: Sequence[CursorMove] = (),
+    hashes: HashWrites | None = None,
     high_water_marks: Mapping[str, int] | None = None,
 ) -> Appended:
-    """Append entries in order, all or none, and move the cursor with them.
+    """Append entries in order, all or none, and move the cursor or cursors with them.
 
-    With a cursor, a repeated call after a lost reply appends nothing twice. Raises
-    StoreUnavailable and StoreRejected.
+    `hashes` are fields to set with the entries, by key; an empty value removes its field. With a
+    cursor, a repeated call after a lost reply appends nothing twice. Raises StoreUnavailable and
+    StoreRejected.
     """
+    moves = [*cursors] if cursor is None else [cursor, *cursors]
+    fields = hashes or {}
     streams = list(dict.fromkeys(entry.stream for entry in entries))
     marks = high_water_marks or {}
-    keys, arguments = list(streams), _cursor_arguments(len(streams), cursor)
-    if cursor is not None:
-        keys.append(cursor.key)
+    keys = [*streams, *(move.key for move in moves), *fields]
+    arguments: list[Argument] = [len(streams), len(moves), len(fields)]
+    for move in moves:
+        arguments += (move.expected or "", move.new or "")
     arguments += [marks.get(stream, 0) for stream in streams]
+    for values in fields.values():
+        arguments.append(len(values))
+        for item in values.items():
+            arguments += item
     numbers = {stream: number for number, stream in enumerate(streams, start=1)}
     # A name for each entry would cost as much time as the entry.
     for (stream, field), run in groupby(entries, key=lambda entry: (entry.stream, entry.field)):
         payloads = [entry.payload for entry in run]
         arguments += (numbers[stream], field, len(payloads), *payloads)
-    status, detail, *lengths = store.script("append", keys, arguments)
+    status, detail, index, *lengths = store.script("append", keys, arguments)
     text = detail.decode()
+    moved = status == b"cursor_moved"
     return Appended(
         status=status.decode(),
         full_stream=(text or None) if status == b"full" else None,
-        stored_cursor=(text or None) if status == b"cursor_moved" else None,
+        stored_cursor=(text or None) if moved else None,
         lengths=dict(zip(streams, lengths, strict=True)),
+        moved_key=moves[index - 1].key if moved else None,
     )
-
-
-def _cursor_arguments(streams: int, cursor: CursorMove | None) -> list[Argument]:
-    if cursor is None:
-        return [streams, 0, "", ""]
-    return [streams, 1, cursor.expected or "", cursor.new]
 
 
 def read_cursor(store: Store, key: str) -> str | None:

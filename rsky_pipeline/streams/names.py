@@ -16,19 +16,29 @@ FIREHOSE_RAW_LETTERS = "firehose_raw_dlq"
 LABEL_RAW_LETTERS = "label_raw_dlq"
 
 __all__ = [
+    "CURSOR_POSITIONS",
     "FIREHOSE_BACKFILL",
     "FIREHOSE_LIVE",
     "FIREHOSE_RAW_LETTERS",
+    "GAPS",
     "LABEL_LIVE",
     "LABEL_RAW_LETTERS",
     "REPO_BACKFILL",
     "REPO_BACKFILL_HIGH",
     "REPO_BACKFILL_LOW",
     "REPO_STREAMS",
+    "RESYNC_LATER",
     "STREAMS",
     "cursor_key",
     "dead_letters",
 ]
+
+# A hash: what each stored cursor covers, by the cursor's key.
+CURSOR_POSITIONS = "rsky_pipeline:cursors"
+# A stream: gaps that were noticed, on their way to `rsky_pipeline.gap` in PostgreSQL.
+GAPS = "rsky_pipeline:gaps"
+# A stream: repos that are to be fetched again, but not so soon.
+RESYNC_LATER = "rsky_pipeline:resync_later"
 
 
 def dead_letters(stream: str) -> str:

@@ -45,7 +45,7 @@ def child_document(child: ChildDriver) -> dict[str, Any]:
         "rate": health.get("rate"),
         "lag": health.get("lag"),
         "lag_seconds": health.get("lag_seconds"),
-        "trouble": health.get("trouble") or health.get("degraded"),
+        "trouble": health.get("trouble") or health.get("degraded") or health.get("problem"),
         "health": health,
     }
 

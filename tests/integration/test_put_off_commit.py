@@ -3,6 +3,8 @@
 import json
 from pathlib import Path
 
+import trio
+
 from rsky_pipeline.atproto.car import write_car
 from rsky_pipeline.atproto.cid import Cid
 from rsky_pipeline.atproto.commit import sign_commit
@@ -12,9 +14,7 @@ from rsky_pipeline.database.connection import Database
 from rsky_pipeline.indexer.apply import apply_batch
 from rsky_pipeline.indexer.collections import registry
 from rsky_pipeline.indexer.events import read_entry
-from rsky_pipeline.ingester.commits import RepoConverter
-from rsky_pipeline.ingester.quarantine import Quarantine
-from rsky_pipeline.ingester.tally import Tally
+from rsky_pipeline.ingester.verify import Verdict
 from rsky_pipeline.streams.append import append
 from rsky_pipeline.streams.connection import connect
 from rsky_pipeline.streams.event import EVENT_FIELD, encode_record_event
@@ -25,8 +25,8 @@ from tests.integration.backfiller.kit import (
     document,
     output,
     quick_settings,
-    settled,
 )
+from tests.unit.ingester.support import Converting
 
 DID = "did:plc:aaaaaaaaaaaaaaaaaaaaaaaa"
 OLD_REV, REV = "3jzfcijpj2z2a", "3jzfcijpj2z2b"
@@ -67,17 +67,15 @@ async def test_the_deletion_reaches_the_row(
     apply_batch(database, [read_entry({EVENT_FIELD: like("gone")}, collections, TIME)], collections)
     assert database.query('SELECT count(*) FROM "like"') == [(1,)]
     car, frame = commit_without_records()
-    converter = RepoConverter(
-        "relay.test", "https://relay.test", ("app.bsky.",), Tally(), Quarantine("raw"), claims=True
-    )
-    put_off = converter.convert(frame).instead
-    assert put_off is not None
+    (put_off,) = Converting("signature").convert(frame, Verdict.UNVERIFIED).entries
     store = connect(clean_redis, name="test")
     with FakeHosts() as hosts:
         hosts.add(DID, document(DID), car)
         async with backfiller(quick_settings(clean_redis, schema_database, hosts, tmp_path)):
             append(store, [put_off])
-            await settled(store)
+            with trio.fail_after(20):
+                while store.call("XLEN", put_off.stream):
+                    await trio.sleep(0.02)
     readings = [
         read_entry({EVENT_FIELD: json.dumps(event).encode()}, collections, TIME)
         for event in output(store)

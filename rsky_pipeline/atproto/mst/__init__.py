@@ -4,7 +4,7 @@ https://atproto.com/specs/repository#mst-structure. `node` knows how a node is w
 a tree changes, `walk`, `inversion` and `tree` are what others use.
 """
 
-from rsky_pipeline.atproto.mst.inversion import Change, RepoChange, invert
+from rsky_pipeline.atproto.mst.inversion import Change, RepoChange, invert, look_up
 from rsky_pipeline.atproto.mst.node import MAX_ENTRIES, MAX_KEY, layer_of
 from rsky_pipeline.atproto.mst.tree import Tree
 from rsky_pipeline.atproto.mst.walk import walk
@@ -17,5 +17,6 @@ __all__ = [
     "Tree",
     "invert",
     "layer_of",
+    "look_up",
     "walk",
 ]

@@ -1,5 +1,6 @@
 """Undoing the operations of a commit, to learn which tree it started from."""
 
+from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -8,7 +9,7 @@ from rsky_pipeline.atproto.cid import Cid
 from rsky_pipeline.atproto.errors import IncompleteTree, InvalidData
 from rsky_pipeline.atproto.mst.edit import Load, empty, find, insert, remove, seal
 from rsky_pipeline.atproto.mst.load import loader, read_node
-from rsky_pipeline.atproto.mst.node import Node, is_key
+from rsky_pipeline.atproto.mst.node import Node, is_key, layer_of
 
 
 class RepoChange(Protocol):
@@ -56,6 +57,27 @@ def invert(blocks: Mapping[Cid, bytes], root: Cid, changes: Iterable[RepoChange]
             except IncompleteTree:
                 continue
         raise
+
+
+def look_up(blocks: Mapping[Cid, bytes], root: Cid, path: str) -> Cid | None:
+    """Return the record at a path of a partial tree, or None if there is none.
+
+    A key can only be on its own layer, so that nothing below that must be there. Raises
+    InvalidData, IncompleteTree where a node on the way is missing.
+    """
+    key = path.encode("utf-8", "replace")
+    if not is_key(key):
+        raise InvalidData("invalid_operation", f"not a path: {path[:100]!r}")
+    layer, load = layer_of(key), loader(blocks)
+    node: Node | None = read_node(blocks, root, None)
+    while node is not None and node.layer >= layer:
+        index = bisect_left(node.keys, key)
+        if index < len(node.keys) and node.keys[index] == key:
+            return Cid(node.values[index])
+        if node.layer == layer:
+            return None
+        node = load(node.children[index], node.layer - 1)
+    return None
 
 
 def _invert(blocks: Mapping[Cid, bytes], root: Cid, changes: Sequence[RepoChange]) -> Cid:

@@ -13,10 +13,19 @@ from trio_websocket import ConnectionClosed, WebSocketConnection, WebSocketReque
 from rsky_pipeline.atproto.car import write_car
 from rsky_pipeline.atproto.cbor import encode
 from rsky_pipeline.atproto.cid import Cid
+from rsky_pipeline.atproto.commit import sign_commit
+from rsky_pipeline.atproto.crypto import PrivateKey
 from rsky_pipeline.atproto.frame import encode_frame
+from rsky_pipeline.atproto.syntax import tid_from
 
+KEY = PrivateKey.from_seed("k256", b"relay")
 TIME = "2026-07-04T14:38:08.999Z"
-REV = "3mptbypluud2a"
+
+
+def rev(seq: int) -> str:
+    """Return the rev of the commit with a number; it rises with the numbers."""
+    return tid_from(1_783_000_000_000_000 + seq)
+
 
 Behaviour = Callable[["Relay", WebSocketConnection, int | None], Awaitable[None]]
 
@@ -105,12 +114,12 @@ def like(seq: int, *, repo: str = "did:plc:aaaaaaaaaaaaaaaaaaaaaaaa", **changes:
 
 
 def commit(seq: int, records: dict[str, Any], *, repo: str, **changes: Any) -> bytes:
-    """Return an unsigned commit frame that creates records."""
+    """Return a commit frame that creates records; the tree that is signed is not in it."""
     blocks = {path: encode(record) for path, record in records.items()}
-    root = encode({"did": repo, "rev": REV, "seq": seq})
+    root = sign_commit(repo, rev(seq), Cid.of(b"a tree"), None, KEY)
     car = [(Cid.of(block), block) for block in (root, *blocks.values())]
     body: dict[str, Any] = {
-        "seq": seq, "repo": repo, "rev": REV, "since": None, "commit": Cid.of(root),
+        "seq": seq, "repo": repo, "rev": rev(seq), "since": rev(seq - 1), "commit": Cid.of(root),
         "blocks": write_car([Cid.of(root)], car), "time": TIME, "tooBig": False,
         "rebase": False, "blobs": [],
         "ops": [

@@ -338,8 +338,8 @@ async def test_identity_account_and_sync_frames(clean_redis: str) -> None:
          "status": "takendown"},
         {"type": "account", "seq": 4, "time": TIME, "did": DID, "active": True, "status": None},
     ]  # fmt: skip
-    [job] = entries(clean_redis, "repo_backfill")
+    [job] = entries(clean_redis, "repo_backfill_high")
     assert json.loads(job[b"repo"]) == {
         "did": DID, "host": relay.url.replace("ws:", "http:"), "rev": "3mptbypluud2a",
-        "status": None, "active": True,
+        "status": None, "active": True, "reason": "sync",
     }  # fmt: skip

@@ -80,7 +80,7 @@ async def test_the_real_window_gives_exactly_the_events_that_jetstream_served(
             assert event.pop("commit") == str(message.commit)
             del event["seq"], event["time"]
     assert sorted(events, key=sort_key) == sorted(expected, key=sort_key)
-    assert not entries(clean_redis, "repo_backfill")
+    assert not entries(clean_redis, "repo_backfill_high")
 
 
 @pytest.mark.slow
@@ -96,7 +96,9 @@ async def test_the_recorded_official_network_passes_without_an_error(clean_redis
         # The counter moves when the reply has come, a moment after the store has the events.
         await eventually(lambda: ingester.metric("ingester_stream_events_total") == total, 10)
         assert ingester.metric("ingester_errors_total") == 0
-        assert ingester.metric("ingester_resyncs_total", reason="sync") == kinds["SyncMessage"]
+        assert ingester.metric("ingester_resyncs_total", reason="broken_chain") == 0
+        syncs = ingester.metric("ingester_resyncs_total", reason="sync")
+        replays = ingester.metric("ingester_replayed_frames_total", host=f"127.0.0.1:{relay.port}")
         written = ingester.metric("ingester_stream_events_total")
 
     types = Counter(json.loads(e[b"event"])["type"] for e in entries(clean_redis, "firehose_live"))
@@ -104,6 +106,8 @@ async def test_the_recorded_official_network_passes_without_an_error(clean_redis
     assert types["account"] == kinds["AccountMessage"] == 62
     assert set(types) == {"create", "update", "delete", "identity", "account"}
     assert written == sum(types.values())
-    jobs = [json.loads(entry[b"repo"]) for entry in entries(clean_redis, "repo_backfill")]
-    assert len(jobs) == kinds["SyncMessage"] == 49
+    # A new account's first commit is followed by a #sync of the same rev, which says nothing new.
+    jobs = [json.loads(entry[b"repo"]) for entry in entries(clean_redis, "repo_backfill_high")]
+    assert len(jobs) == syncs == 2
+    assert replays + syncs == kinds["SyncMessage"] == 49
     assert {job["host"] for job in jobs} == {f"http://127.0.0.1:{relay.port}"}

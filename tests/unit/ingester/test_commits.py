@@ -2,6 +2,7 @@
 
 import base64
 import json
+import time
 from typing import Any
 
 import pytest
@@ -11,12 +12,15 @@ from hypothesis import strategies as st
 from rsky_pipeline.atproto.car import write_car
 from rsky_pipeline.atproto.cbor import encode
 from rsky_pipeline.atproto.cid import RAW, Cid
+from rsky_pipeline.atproto.commit import sign_commit
+from rsky_pipeline.atproto.crypto import PrivateKey
 from rsky_pipeline.atproto.frame import encode_error_frame, encode_frame
+from rsky_pipeline.atproto.syntax import tid_from
+from rsky_pipeline.configuration.settings import Verify
 from rsky_pipeline.ingester import commits
-from rsky_pipeline.ingester.commits import RepoConverter
 from rsky_pipeline.ingester.convert import Converted
-from rsky_pipeline.ingester.quarantine import Quarantine
-from rsky_pipeline.ingester.tally import Tally
+from rsky_pipeline.ingester.verify import Verdict
+from tests.unit.ingester.support import Converting
 
 DID = "did:plc:aaaaaaaaaaaaaaaaaaaaaaaa"
 REV = "3mptbypluud2a"
@@ -25,11 +29,9 @@ LIKE = {"$type": "app.bsky.feed.like", "createdAt": TIME}
 
 
 def converter(
-    *, claims: bool = False, collections: tuple[str, ...] = ("app.bsky.",)
-) -> RepoConverter:
-    return RepoConverter(
-        "relay.test", "https://relay.test", collections, Tally(), Quarantine("raw"), claims=claims
-    )
+    *, verify: Verify = "none", collections: tuple[str, ...] = ("app.bsky.",)
+) -> Converting:
+    return Converting(verify, collections)
 
 
 def commit(
@@ -54,12 +56,21 @@ def commit(
     return encode_frame("#commit", body)
 
 
+def signed(ops: list[tuple[str, str, Any]], **changes: Any) -> bytes:
+    """Return a frame whose commit object is one, of a tree that is not in it."""
+    root = sign_commit(DID, REV, Cid.of(b"tree"), None, PrivateKey.from_seed("k256", b"a"))
+    records = [encode(record) for _, _, record in ops]
+    blocks = [(Cid.of(block), block) for block in (root, *records)]
+    car = write_car([Cid.of(root)], blocks)
+    return commit(ops, commit=Cid.of(root), blocks=car, **changes)
+
+
 def events(converted: Converted) -> list[dict[str, Any]]:
     return [json.loads(e.payload) for e in converted.entries if e.stream == "firehose_live"]
 
 
 def jobs(converted: Converted) -> list[dict[str, Any]]:
-    return [json.loads(e.payload) for e in converted.entries if e.stream == "repo_backfill"]
+    return [json.loads(e.payload) for e in converted.entries if e.stream == "repo_backfill_high"]
 
 
 def kept_aside(converted: Converted) -> list[dict[str, Any]]:
@@ -141,7 +152,14 @@ def test_a_missing_block_costs_its_operation_and_has_the_repo_fetched() -> None:
     frame = made.convert(commit(ops, leave_out=frozenset({"app.bsky.feed.post/b"})))
     assert [event["rkey"] for event in events(frame)] == ["a", "c"]
     assert jobs(frame) == [
-        {"did": DID, "host": "https://relay.test", "rev": REV, "status": None, "active": True}
+        {
+            "did": DID,
+            "host": "https://relay.test",
+            "rev": REV,
+            "status": None,
+            "active": True,
+            "reason": "missing_block",
+        }
     ]
     assert made.tally.errors == {"missing_block": 1}
     assert made.tally.resyncs == {"missing_block": 1}
@@ -255,26 +273,52 @@ def test_a_defect_of_ours_costs_one_frame(monkeypatch: pytest.MonkeyPatch) -> No
     assert made.tally.errors == {"internal": 1}
 
 
-def test_claims_carry_the_checked_commit_block_and_what_to_do_without_proof() -> None:
-    made = converter(claims=True)
-    frame = made.convert(commit([("delete", "app.bsky.feed.like/a", None)]))
-    assert frame.claim == (DID, REV, encode({"root": True}))
-    assert frame.instead is not None
-    assert json.loads(frame.instead.payload)["did"] == DID
-    assert made.tally.resyncs == {}
-    other = made.convert(commit([("create", "com.example.thing/a", {})]))
-    assert (other.claim, other.entries) == (None, [])
+@pytest.mark.parametrize("verify", ["signature", "full"])
+def test_every_commit_claims_what_it_signs(verify: Verify) -> None:
+    made = converter(verify=verify).converter
+    for path in ("app.bsky.feed.like/a", "com.example.thing/a"):
+        frame = made.convert(signed([("create", path, {})]))
+        assert frame.claim is not None
+        assert frame.claim.commit is not None
+        assert (frame.claim.did, frame.claim.commit.rev) == (DID, REV)
+        assert (frame.claim.message is None) == (verify == "signature")
+        assert len(frame.entries) == path.startswith("app.bsky.")
+
+
+@pytest.mark.parametrize("verify", ["signature", "full"])
+@pytest.mark.parametrize(
+    ("repo", "rev", "reason"),
+    [("did:plc:bbb", REV, "commit_did"), (DID, "3mptbypluud2b", "commit_rev")],
+)
+def test_the_commit_of_another_is_refused(verify: Verify, repo: str, rev: str, reason: str) -> None:
+    made = converter(verify=verify)
+    frame = made.convert(signed([("create", "app.bsky.feed.like/a", {})], repo=repo, rev=rev))
+    assert events(frame) == []
+    assert len(jobs(frame)) == len(kept_aside(frame)) == 1
+    assert made.tally.errors == {reason: 1}
+    assert frame.states == {}
+
+
+def test_a_rev_from_the_future_is_refused_and_not_remembered() -> None:
+    made = converter()
+    later = tid_from(int((time.time() + 400) * 1e6))
+    frame = made.convert(commit([("create", "app.bsky.feed.like/a", LIKE)], rev=later))
+    assert (events(frame), jobs(frame), frame.states) == ([], [], {})
+    assert made.tally.errors == {"future_rev": 1}
+    soon = tid_from(int((time.time() + 200) * 1e6))
+    frame = made.convert(commit([("create", "app.bsky.feed.like/a", LIKE)], rev=soon))
+    assert len(events(frame)) == len(frame.states) == 1
 
 
 def test_error_frames_end_the_connection_and_remarks_do_not() -> None:
     made = converter()
     assert made.convert(encode_frame("#info", {"name": "OutdatedCursor"})).entries == []
     assert made.convert(encode_frame("#info", {"name": "x" * 999, "message": "m"})).entries == []
-    ended_by_a_remark = made.ended
+    ended_by_a_remark = made.converter.ended
     assert ended_by_a_remark is None
     made.convert(encode_error_frame("ConsumerTooSlow", "too slow"))
-    assert made.ended is not None
-    assert made.ended.error == "ConsumerTooSlow"
+    assert made.converter.ended is not None
+    assert made.converter.ended.error == "ConsumerTooSlow"
     assert made.tally.infos["OutdatedCursor"] == 1
 
 
@@ -288,30 +332,27 @@ def test_garbage_never_raises(raw: bytes) -> None:
 def test_damage_never_raises(where: int, flip: int) -> None:
     raw = bytearray(commit([("create", "app.bsky.feed.like/a", LIKE)]))
     raw[where % len(raw)] ^= flip
-    converter(claims=True).convert(bytes(raw))
+    for mode in ("none", "signature", "full"):
+        converter(verify=mode).convert(bytes(raw))
 
 
 @pytest.mark.parametrize(
-    ("claims", "changes"), [(True, {}), (False, {"tooBig": True}), (False, {"blocks": b"junk"})]
+    ("verdict", "changes"),
+    [(Verdict.FORGED, {}), (None, {"tooBig": True}), (None, {"blocks": b"junk"})],
 )
 def test_a_commit_that_is_not_written_leaves_its_deletions_to_the_fetch(
-    claims: bool, changes: dict[str, Any]
+    verdict: Verdict | None, changes: dict[str, Any]
 ) -> None:
-    made = converter(claims=claims)
-    frame = made.convert(
-        commit(
-            [
-                ("delete", "app.bsky.feed.like/gone", None),
-                ("create", "app.bsky.feed.like/new", LIKE),
-                ("delete", "com.example.thing/foreign", None),
-            ],
-            **changes,
-        )
-    )
-    job = frame.instead if claims else next(e for e in frame.entries if e.stream == "repo_backfill")
-    assert job is not None
-    body = json.loads(job.payload)
-    assert (body["rev"], body["deleted"]) == (REV, ["app.bsky.feed.like/gone"])
+    made = converter()
+    operations = [
+        ("delete", "app.bsky.feed.like/gone", None),
+        ("create", "app.bsky.feed.like/new", LIKE),
+        ("delete", "com.example.thing/foreign", None),
+    ]
+    frame = made.convert(commit(operations, **changes), verdict)
+    assert events(frame) == []
+    (job,) = jobs(frame)
+    assert (job["rev"], job["deleted"]) == (REV, ["app.bsky.feed.like/gone"])
 
 
 def test_the_job_of_a_written_commit_names_no_deletions() -> None:

@@ -48,8 +48,8 @@ def test_a_tally_is_added_once_and_starts_again_at_zero() -> None:
         tally.errors["never heard of"] += 1
         tally.infos["never heard of"] += 1
         tally.resyncs["sync"] += 1
-        tally.report(metrics)
-        tally.report(metrics)
+        tally.report(metrics, "relay.test")
+        tally.report(metrics, "relay.test")
     value = registry.get_sample_value
     assert value("ingester_firehose_messages_total") == 6
     assert value("ingester_firehose_create_events_total") == 4

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rsky_pipeline.ingester.batch import Batcher, BatchRule
+from rsky_pipeline.ingester.batch import Batch, Batcher, BatchRule
 from rsky_pipeline.ingester.convert import Converted
 from rsky_pipeline.ingester.cursor import (
     MAX_OLD_FRAMES,
@@ -27,51 +27,56 @@ def frame(seq: int | None, events: int = 1, size: int = 10) -> Converted:
     return Converted(seq, f"t{seq}", entries, events * size)
 
 
+def seq_of(batch: Batch[str]) -> int | None:
+    return batch.shares["a"].seq if "a" in batch.shares else None
+
+
 RULE = BatchRule(max_events=10, max_bytes=1_000, max_age=0.5, max_cursor_age=2.0)
 
 
 def test_a_batch_is_due_by_number_by_size_and_by_age() -> None:
-    batcher = Batcher(RULE)
+    batcher = Batcher[str](RULE)
     assert batcher.deadline() == inf
-    batcher.add([frame(1)], now=100.0)
+    batcher.add("a", [frame(1)], now=100.0)
     assert batcher.deadline() == 100.5
-    batcher.add([frame(2, events=9)], now=100.1)
+    batcher.add("a", [frame(2, events=9)], now=100.1)
     assert batcher.deadline() == -inf
-    assert batcher.take().seq == 2
-    batcher.add([frame(3, size=1_000)], now=101.0)
+    assert seq_of(batcher.take()) == 2
+    batcher.add("a", [frame(3, size=1_000)], now=101.0)
     assert batcher.deadline() == -inf
 
 
 def test_filtered_frames_alone_are_due_after_the_cursors_own_age() -> None:
-    batcher = Batcher(RULE)
-    batcher.add([frame(1, events=0)], now=100.0)
-    batcher.add([frame(2, events=0)], now=101.0)
+    batcher = Batcher[str](RULE)
+    batcher.add("a", [frame(1, events=0)], now=100.0)
+    batcher.add("a", [frame(2, events=0)], now=101.0)
     assert batcher.deadline() == 102.0
     batch = batcher.take()
-    assert (batch.seq, batch.entries, batch.time) == (2, (), "t2")
+    assert batch.entries == ()
+    assert (batch.shares["a"].seq, batch.shares["a"].time) == (2, "t2")
 
 
 def test_any_number_of_filtered_frames_takes_no_memory() -> None:
-    batcher = Batcher(RULE)
-    batcher.add([frame(1)], 0.0)
-    batcher.add((frame(seq, events=0) for seq in range(2, 10_000)), 0.0)
+    batcher = Batcher[str](RULE)
+    batcher.add("a", [frame(1)], 0.0)
+    batcher.add("a", (frame(seq, events=0) for seq in range(2, 10_000)), 0.0)
     assert len(batcher._waiting) == 1
-    assert batcher.take().seq == 9_999
+    assert seq_of(batcher.take()) == 9_999
 
 
 def test_a_frame_that_is_larger_than_a_batch_is_not_split() -> None:
-    batcher = Batcher(RULE)
-    batcher.add([frame(1), frame(2, events=25), frame(3)], 0.0)
+    batcher = Batcher[str](RULE)
+    batcher.add("a", [frame(1), frame(2, events=25), frame(3)], 0.0)
     assert [len(batcher.take().entries) for _ in range(3)] == [1, 25, 1]
     assert not batcher
 
 
 def test_a_frame_without_a_seq_does_not_move_the_cursor_back() -> None:
-    batcher = Batcher(RULE)
-    batcher.add([frame(7), frame(None)], 0.0)
-    assert batcher.take().seq == 7
-    batcher.add([frame(None)], 0.0)
-    assert batcher.take().seq is None
+    batcher = Batcher[str](RULE)
+    batcher.add("a", [frame(7), frame(None)], 0.0)
+    assert seq_of(batcher.take()) == 7
+    batcher.add("a", [frame(None)], 0.0)
+    assert seq_of(batcher.take()) is None
 
 
 @given(st.lists(st.tuples(st.integers(0, 12), st.integers(1, 400)), max_size=40))
@@ -79,17 +84,18 @@ def test_batches_are_exactly_the_frames_in_order_and_the_cursor_covers_them(
     shapes: list[tuple[int, int]],
 ) -> None:
     frames = [frame(seq, *shape) for seq, shape in enumerate(shapes, start=1)]
-    batcher = Batcher(RULE)
-    batcher.add(frames, 0.0)
+    batcher = Batcher[str](RULE)
+    batcher.add("a", frames, 0.0)
     events, covered = [], 0
     while batcher:
         batch = batcher.take()
         events += list(batch.entries)
-        assert batch.seq is not None
-        assert batch.seq > covered
-        before = [entry for item in frames[: batch.seq] for entry in item.entries]
+        seq = seq_of(batch)
+        assert seq is not None
+        assert seq > covered
+        before = [entry for item in frames[:seq] for entry in item.entries]
         assert events == before
-        covered = batch.seq
+        covered = seq
         frames_in_it = sum(1 for item in frames if any(e in batch.entries for e in item.entries))
         assert len(batch.entries) <= RULE.max_events or frames_in_it == 1
     assert covered == len(frames)
@@ -154,8 +160,8 @@ def test_pressure_has_two_levels_and_a_limit_in_time() -> None:
 
 @given(st.lists(st.sampled_from(["add", "add decided", "decide"]), max_size=60), st.randoms())
 def test_frames_leave_the_window_in_the_order_they_came(steps: list[str], random: object) -> None:
-    window, number = Window(), 0
-    undecided: list[tuple[Slot, Converted]] = []
+    window, number = Window[Converted](), 0
+    undecided: list[tuple[Slot[Converted], Converted]] = []
     left: list[int | None] = []
     for step in steps:
         if step == "decide" and undecided:
@@ -177,12 +183,12 @@ def test_frames_leave_the_window_in_the_order_they_came(steps: list[str], random
 
 
 def test_the_window_is_full_by_number_and_by_size() -> None:
-    window = Window(max_frames=2, max_bytes=100)
+    window = Window[Converted](max_frames=2, max_bytes=100)
     window.add(1)
     one_left = window.full
     window.add(1)
     assert (one_left, window.full) == (False, True)
-    window = Window(max_frames=10, max_bytes=100)
+    window = Window[Converted](max_frames=10, max_bytes=100)
     slot = window.add(100)
     full = window.full
     slot.result = frame(1)
