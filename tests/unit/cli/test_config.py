@@ -67,7 +67,7 @@ def test_check_says_what_has_no_effect() -> None:
 
 def test_each_problem_is_a_line_and_the_exit_code_is_2() -> None:
     result = run(
-        "config", "check", "--verify", "full", "--set", "indexer-batch-size=0",
+        "config", "check", "--verify", "partly", "--set", "indexer-batch-size=0",
         RSKY_PIPELINE_REDIS_UR="x",
     )  # fmt: skip
     assert result.exit_code == 2
@@ -76,7 +76,7 @@ def test_each_problem_is_a_line_and_the_exit_code_is_2() -> None:
     assert "RSKY_PIPELINE_REDIS_UR: there is no such setting" in unknown
     assert "did you mean RSKY_PIPELINE_REDIS_URL?" in unknown
     assert verify == (
-        "rsky-pipeline: verify = 'full' (from flag --verify): allowed are none, signature"
+        "rsky-pipeline: verify = 'partly' (from flag --verify): allowed are none, signature, full"
     )
     assert size == (
         "rsky-pipeline: indexer_batch_size = '0' (from flag --set indexer_batch_size): "

@@ -141,7 +141,7 @@ def test_initial_cursors(cursor: str) -> None:
         ("indexer_batch_size", "1e3", "whole number"),
         ("indexer_batch_size", "٣", "whole number"),
         ("live_high_water_mark", "9" * 40, "whole number"),
-        ("verify", "full", "none, signature"),
+        ("verify", "partly", "none, signature, full"),
         ("initial_cursor", "newest", "live, oldest"),
         ("initial_cursor", "-1", "live, oldest"),
         ("initial_cursor", "9" * 30, "live, oldest"),
