@@ -85,9 +85,9 @@ def test_a_commit() -> None:
         ),
         ("#info", {"name": "OutdatedCursor"}, InfoMessage("OutdatedCursor", None)),
         ("#labels", {"seq": 3, "labels": [{"val": "x"}]}, LabelsMessage(3, ({"val": "x"},))),
-        ("#tombstone", {"seq": 2, "did": DID}, UnknownMessage(1, "#tombstone", 2)),
-        ("#handle", {"seq": 2**60}, UnknownMessage(1, "#handle", None)),
-        ("#migrate", {"seq": True}, UnknownMessage(1, "#migrate", None)),
+        ("#novelty", {"seq": 2, "did": DID}, UnknownMessage(1, "#novelty", 2)),
+        ("#novelty", {"seq": 2**60}, UnknownMessage(1, "#novelty", None)),
+        ("#novelty", {"seq": True}, UnknownMessage(1, "#novelty", None)),
     ],
 )
 def test_other_messages(kind: str, body: dict[str, Any], message: object) -> None:
