@@ -2,8 +2,11 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+import time
+import warnings
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,26 +27,22 @@ def build(output: Path) -> Path:
 
 
 def variant(
-    original: Path, output: Path, version: str, changes: Mapping[str, tuple[str, str]] | None = None
+    original: Path, output: Path, version: str, added: Mapping[str, str] | None = None
 ) -> Path:
-    """Write a copy that says another version; `changes` replace a text in a file of ours."""
-    changed = {f"{PACKAGES}/rsky_pipeline/{name}": pair for name, pair in (changes or {}).items()}
-    with zipfile.ZipFile(original) as source, output.open("wb") as stream:
-        stream.write(f"#!{sys.executable}\n".encode())
-        with zipfile.ZipFile(stream, "w") as target:
-            for item in source.infolist():
-                content = source.read(item)
-                if item.filename in changed:
-                    old, new = changed.pop(item.filename)
-                    assert old in content.decode(), f"{old!r} is not in {item.filename}"
-                    content = content.replace(old.encode(), new.encode())
-                elif item.filename == f"{PACKAGES}/rsky_pipeline/build.json":
-                    content = _with(content, version=version, commit=f"commit-{version}")
-                elif item.filename == "environment.json":
-                    content = _with(content, build_id=f"{output.name}-{version}-{os.getpid()}")
-                target.writestr(item, content)
-    assert not changed, f"not in the file: {', '.join(changed)}"
-    output.chmod(0o755)
+    """Write a copy that says another version; `added` is code for the end of files of ours."""
+    changes = {f"{PACKAGES}/rsky_pipeline/{name}": code for name, code in (added or {}).items()}
+    shutil.copy2(original, output)
+    with warnings.catch_warnings(), zipfile.ZipFile(output, "a", zipfile.ZIP_DEFLATED) as archive:
+        # A second file of a name hides the first; that is quicker than packing everything again.
+        warnings.simplefilter("ignore", UserWarning)
+        for name, code in changes.items():
+            archive.writestr(name, archive.read(name) + code.encode())
+        name = f"{PACKAGES}/rsky_pipeline/build.json"
+        changed = _with(archive.read(name), version=version, commit=f"commit-{version}")
+        archive.writestr(name, changed)
+        identity = f"{version}-{os.getpid()}-{time.monotonic_ns()}"
+        changed = _with(archive.read("environment.json"), build_id=identity)
+        archive.writestr("environment.json", changed)
     return output
 
 

@@ -1,0 +1,193 @@
+"""The night of the original deployment plan, as one command: under load, with real program files.
+
+Version A pollutes firehose_live as the original ingester did, and its indexer cannot keep up.
+Version B is deployed while 1,000 events a second are published, and the stream is cleaned. Then
+version C pollutes again: its verification fails and it is rolled back. Nothing is lost ever.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rsky_pipeline.cli.demonstration.figures import Observer
+from rsky_pipeline.cli.demonstration.processes import Simulation, pipeline_environment
+from rsky_pipeline.configuration.load import load
+from rsky_pipeline.configuration.settings import Settings
+from rsky_pipeline.embedded.locations import resolve_directories, store_urls
+from rsky_pipeline.operations.inspection import sample_stream
+from rsky_pipeline.simulator.compare import compare
+from rsky_pipeline.streams.connection import connect
+from rsky_pipeline.streams.names import FIREHOSE_LIVE
+from tests import binaries
+from tests.integration.deployment.versions import POLLUTING, SLOW
+from tests.stores import scratch_directory
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+RATE = int(os.environ.get("RATE", "1000"))
+INGESTER, READER = "ingester/commits.py", "streams/consume.py"
+
+
+@dataclass(slots=True)
+class Host:
+    """A host with an installed program, and the network that it follows."""
+
+    folder: Path
+    program: Path
+    environ: dict[str, str]
+    settings: Settings
+    simulation: Simulation
+    observer: Observer
+
+    def command(self, *arguments: str, seconds: float = 300) -> "subprocess.CompletedProcess[str]":
+        return subprocess.run(
+            [str(self.program), *arguments],
+            env=self.environ, capture_output=True, text=True, timeout=seconds, check=False,
+        )  # fmt: skip
+
+    def version(self) -> str:
+        [supervisor] = json.loads(self.command("status", "--json").stdout)["supervisors"]
+        return str(supervisor["version"])
+
+    def wait_for(self, condition: Callable[[], bool], what: str, seconds: float = 120) -> None:
+        deadline = time.monotonic() + seconds
+        while not condition():
+            assert time.monotonic() < deadline, f"still not: {what}"
+            time.sleep(0.5)
+
+    def kinds(self) -> dict[str, int]:
+        """Return the types of the newest entries of the live stream."""
+        with closing(connect(self.settings.redis_url or "", name="test")) as store:
+            document = sample_stream(store, FIREHOSE_LIVE, 3_000).document()
+        found: dict[str, int] = document["types"]
+        return found
+
+    def nothing_waits(self) -> bool:
+        return not self.observer.waiting(self.simulation.control.progress())
+
+
+@contextmanager
+def host(program: Path, *options: str) -> Iterator[Host]:
+    """Install a program in a folder of its own; what runs ends with the block."""
+    with scratch_directory() as folder:
+        installed = folder / "bin" / "rsky-pipeline"
+        installed.parent.mkdir()
+        shutil.copy2(program, installed)
+        simulation = Simulation(folder, options)
+        environ = pipeline_environment(folder, simulation)
+        environ["SHIV_ROOT"] = str(folder / "unpacked")
+        settings = store_urls(resolve_directories(load(None, environ, {}).settings))
+        observer = Observer(settings, simulation.control, simulation.relay, simulation.labeler)
+        found = Host(folder, installed, environ, settings, simulation, observer)
+        try:
+            yield found
+        finally:
+            observer.close()
+            found.command("stop")
+            simulation.process.end()
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return binaries.build(tmp_path_factory.mktemp("binary") / "original")
+
+
+def deployed(result: "subprocess.CompletedProcess[str]") -> dict[str, Any]:
+    assert result.stdout, result.stderr
+    document: dict[str, Any] = json.loads(result.stdout)
+    return document
+
+
+def test_the_plan_is_one_command_and_loses_nothing(original: Path, tmp_path: Path) -> None:
+    a = binaries.variant(original, tmp_path / "a", "1.0.0", {INGESTER: POLLUTING, READER: SLOW})
+    b = binaries.variant(original, tmp_path / "b", "2.0.0")
+    c = binaries.variant(original, tmp_path / "c", "3.0.0", {INGESTER: POLLUTING})
+    quick = ["--verify-window=5", "--verify-for=60", "--json"]
+    with host(a, f"--rate={RATE}") as running:
+        started = running.command("start", "--ordered")
+        assert started.returncode == 0, started.stdout + started.stderr
+        running.wait_for(lambda: running.kinds().get("repo", 0) > 500, "pollution waits")
+
+        planned = running.command("deploy", str(b), "--purge=firehose_live:repo", "--dry-run")
+        assert planned.returncode == 0, planned.stdout + planned.stderr
+        assert "remove firehose_live:repo" in planned.stdout
+        assert running.version() == "1.0.0"
+
+        result = running.command(
+            "deploy", str(b), "--purge=firehose_live:repo", "--watch=5", *quick
+        )
+        document = deployed(result)
+        assert document["outcome"] == "deployed", result.stderr
+        assert result.returncode == 0
+        [cleaned] = [step for step in document["steps"] if step["step"] == "clean"]
+        assert cleaned["details"]["answer"]["removed"] > 100
+        assert running.version() == "2.0.0"
+        assert "repo" not in running.kinds()
+
+        result = running.command("deploy", str(c), *quick)
+        document = deployed(result)
+        assert (document["outcome"], document["failed_step"]) == ("rolled back", "verify")
+        assert "pollution" in document["reason"]
+        assert result.returncode == 6
+        assert running.version() == "2.0.0"
+        assert running.program.read_bytes() == b.read_bytes()
+
+        listed = json.loads(running.command("deployments", "list", "--json").stdout)["deployments"]
+        assert [one["outcome"] for one in listed] == ["deployed", "rolled back"]
+        assert "launches" not in listed[0]
+
+        running.simulation.control.stop()
+        running.wait_for(running.nothing_waits, "everything is indexed")
+        truth = running.simulation.control.truth(handles=True)
+        url, schema = running.settings.database_url or "", running.settings.database_schema
+        reports = compare(url, schema, truth)
+        assert [report for report in reports if report.differences] == []
+        assert running.observer.rows()["record"] > 10_000
+        assert running.observer.dead_letters() == {}
+
+        stopped = running.command("stop", "--ordered", "--json")
+        assert stopped.returncode == 0, stopped.stderr
+        steps = json.loads(stopped.stdout)["steps"]
+        assert [step["role"] for step in steps[:3]] == ["indexer", "backfiller", "ingester"]
+        findings = {finding["result"] for step in steps for finding in step["findings"]}
+        assert findings == {"pass"}
+
+
+def test_a_deployment_that_was_killed_is_undone_by_the_next(original: Path, tmp_path: Path) -> None:
+    a = binaries.variant(original, tmp_path / "a", "1.0.0")
+    b = binaries.variant(original, tmp_path / "b", "2.0.0")
+    with host(a, "--rate=50") as running:
+        assert running.command("start").returncode == 0
+        process = subprocess.Popen(
+            [str(running.program), "deploy", str(b), "--watch=10m", "--verify-window=2s"],
+            env=running.environ, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        journal = running.folder / "data" / "deployments.jsonl"
+        try:
+            running.wait_for(
+                lambda: journal.exists() and '"step": "verify"' in journal.read_text(), "verifying"
+            )
+        finally:
+            process.kill()
+            process.wait()
+        # Any journal may end in the middle of a line.
+        with journal.open("ab") as file:
+            file.write(b'{"id": "cut sh')
+        assert running.version() == "2.0.0"
+        result = running.command("rollback")
+        assert result.returncode == 0, result.stdout + result.stderr
+        assert running.version() == "1.0.0"
+        assert running.program.read_bytes() == a.read_bytes()
+        listed = json.loads(running.command("deployments", "list", "--json").stdout)["deployments"]
+        assert [(one["outcome"], one["reason"]) for one in listed] == [
+            ("rolled back", "was interrupted")
+        ]
+        assert os.path.exists(listed[0]["backup"])

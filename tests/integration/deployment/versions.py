@@ -1,0 +1,45 @@
+"""What makes a version bad: code that is added to a real program file."""
+
+# The defect of the original ingester: a `repo` event in firehose_live after each commit.
+POLLUTING = """
+
+def _pollute() -> None:
+    from rsky_pipeline.streams.event import RepoEvent
+
+    clean = RepoConverter.convert_message
+
+    def convert_message(self, message, raw):
+        converted = clean(self, message, raw)
+        if type(message) is CommitMessage and converted.entries:
+            event = RepoEvent(
+                message.seq, message.time, message.did, str(message.commit), message.rev
+            )
+            entry = Entry(FIREHOSE_LIVE, EVENT_FIELD, encode_event(event))
+            converted.entries.append(entry)
+        return converted
+
+    RepoConverter.convert_message = convert_message
+
+
+_pollute()
+"""
+
+# Too slow for what arrives, so that a part of the pollution waits in the stream.
+SLOW = """
+
+def _slow_down() -> None:
+    import time
+
+    quick = GroupReader.read_new
+
+    def read_new(self, count, block_ms):
+        if self.stream != "firehose_live":
+            return quick(self, count, block_ms)
+        time.sleep(0.25)
+        return quick(self, min(count, 200), block_ms)
+
+    GroupReader.read_new = read_new
+
+
+_slow_down()
+"""

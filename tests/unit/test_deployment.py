@@ -1,0 +1,122 @@
+"""Program files, their backups, the journal, and what a program file answers."""
+
+import json
+import stat
+from pathlib import Path
+
+import pytest
+
+from rsky_pipeline.operations.deployment import files
+from rsky_pipeline.operations.deployment.journal import Journal
+from rsky_pipeline.operations.deployment.program import Program
+from rsky_pipeline.operations.deployment.watching import NotWell, well
+from rsky_pipeline.runtime.errors import WorkerError
+
+
+@pytest.fixture
+def program(tmp_path: Path) -> Path:
+    return script(tmp_path / "rsky-pipeline", "echo old")
+
+
+def script(path: Path, text: str) -> Path:
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(0o755)
+    return path
+
+
+def test_a_swap_is_whole_and_keeps_the_mode(program: Path, tmp_path: Path) -> None:
+    program.chmod(0o750)
+    new = tmp_path / "new"
+    new.write_text("new")
+    backup = files.back_up(program, "20260102_030405")
+    files.swap(new, program)
+    assert (program.read_text(), backup.read_text().splitlines()[-1]) == ("new", "echo old")
+    assert stat.S_IMODE(program.stat().st_mode) == 0o750
+    assert new.read_text() == "new"
+    files.swap(backup, program)
+    assert program.read_text().splitlines()[-1] == "echo old"
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+def test_backups_are_named_as_in_the_plan_and_pruned_oldest_first(program: Path) -> None:
+    stamps = [f"20260102_03040{number}" for number in range(5)]
+    for stamp in stamps:
+        files.back_up(program, stamp)
+    other = program.with_name("rsky-pipeline.backup.mine")
+    other.write_text("an operator's own")
+    assert list(files.backups(program)) == stamps[::-1]
+    assert [path.name[-1] for path in files.prune(program, 2)] == ["2", "1", "0"]
+    assert list(files.backups(program)) == stamps[:2:-1]
+    assert other.exists()
+
+
+def test_a_stamp_is_taken_once(program: Path) -> None:
+    stamps = []
+    for _ in range(3):
+        stamps.append(files.new_stamp(program))
+        files.back_up(program, stamps[-1])
+    assert len(set(stamps)) == 3
+
+
+def test_the_journal_knows_what_was_interrupted(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "data")
+    assert journal.entries() == []
+    journal.begin("1", {"kind": "deploy", "launches": ["secret"]})
+    journal.step("1", "stop", "begin")
+    journal.step("1", "stop", "done")
+    journal.end("1", "deployed")
+    journal.begin("2", {"kind": "deploy"})
+    journal.step("2", "stop", "begin")
+    entry = journal.unfinished()
+    assert entry is not None
+    assert (entry.id, entry.reached("stop"), entry.finished("stop")) == ("2", True, False)
+    assert not entry.reached("swap")
+    assert stat.S_IMODE(journal.path.stat().st_mode) == 0o600
+    first = journal.entries()[0]
+    assert first.finished("stop")
+    assert "launches" not in first.document()
+
+
+def test_a_journal_that_was_cut_short_is_read_and_continued(tmp_path: Path) -> None:
+    journal = Journal(tmp_path)
+    journal.begin("1", {"kind": "deploy"})
+    with journal.path.open("ab") as file:
+        file.write(b'{"id": "1", "event": "st')
+    assert journal.unfinished() is not None
+    journal.end("1", "rolled back", "was interrupted")
+    assert [entry.outcome for entry in journal.entries()] == ["rolled back"]
+
+
+def test_a_program_is_asked_by_its_own_commands(tmp_path: Path) -> None:
+    good = script(tmp_path / "good", 'echo \'{"version": "7", "commit": "c", "built_at": "t"}\'')
+    assert Program(good).build()["version"] == "7"
+    bad = script(tmp_path / "bad", "echo broken >&2; exit 3")
+    with pytest.raises(WorkerError, match="exit code 3: broken"):
+        Program(bad).build()
+    with pytest.raises(WorkerError, match="cannot be run"):
+        Program(tmp_path / "missing").build()
+
+
+def test_it_is_asked_again_until_it_is_well(tmp_path: Path) -> None:
+    report = {"counts": {"pass": 1, "fail": 0}, "checks": []}
+    ill = {
+        "counts": {"pass": 0, "fail": 1},
+        "checks": [{"name": "pollution:live", "status": "fail", "figure": "3 repo events"}],
+    }
+    (tmp_path / "well").write_text(json.dumps(report))
+    (tmp_path / "ill").write_text(json.dumps(ill))
+    becomes_well = script(
+        tmp_path / "program",
+        f"cd {tmp_path}; if [ -e asked ]; then cat well; else touch asked; cat ill; exit 6; fi",
+    )
+    told: list[str] = []
+    assert well(Program(becomes_well), told.append, window=1, limit=60)["counts"]["pass"] == 1
+    assert told[0] == "not well yet: pollution:live: 3 repo events"
+    stays_ill = script(tmp_path / "other", f"cat {tmp_path}/ill; exit 6")
+    with pytest.raises(NotWell, match="3 repo events"):
+        well(Program(stays_ill), told.append, window=1, limit=0)
+    accepted = well(Program(stays_ill), told.append, window=1, limit=0, accept=["pollution"])
+    assert accepted["counts"]["fail"] == 1
+    silent = script(tmp_path / "silent", "exit 1")
+    with pytest.raises(WorkerError, match="does not answer"):
+        well(Program(silent), told.append, window=1, limit=0)
