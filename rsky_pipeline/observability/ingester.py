@@ -19,7 +19,7 @@ ERROR_REASONS = (
     "text_message", "internal",
     # the blocks of a commit
     "invalid_car_header", "invalid_varint", "truncated_car", "block_too_big", "hash_mismatch",
-    "root_mismatch", "missing_block", "too_big", "expands_too_much",
+    "root_mismatch", "missing_block", "too_big", "expands_too_much", "too_many_blocks",
     # the commit itself, and what it changed
     "commit_version", "commit_fields", "not_canonical", "commit_did", "commit_rev", "future_rev",
     "missing_node", "inversion", "invalid_operation",

@@ -30,7 +30,12 @@ HEADER = encode({"op": 1, "t": "#commit"})
 
 def relay() -> RepoConverter:
     return RepoConverter(
-        "relay.test", "https://relay.test", ("app.bsky.",), Tally(), Quarantine("raw"), claims=True
+        "relay.test",
+        "https://relay.test",
+        ("app.bsky.",),
+        Tally(),
+        Quarantine("raw"),
+        verify="full",
     )
 
 
