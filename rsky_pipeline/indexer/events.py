@@ -112,6 +112,21 @@ def read_entry(
         return Reading("malformed", "", now, refused=Refused(error.reason, str(error)))
 
 
+def read_direct(event: RecordEvent, time: str, collections: Mapping[str, Collection]) -> Reading:
+    """Read an event that did not come as an entry, as `read_entry` would; `time` is normal."""
+    try:
+        _check_did(event.did)
+        return _read_record(event, time, collections)
+    except MalformedEvent as error:
+        return Reading("malformed", event.did, time, refused=Refused(error.reason, str(error)))
+
+
+def repo_reading(did: str, commit: str, rev: str, time: str) -> Reading:
+    """Return what the event that closes a complete repo says. Raises MalformedEvent."""
+    change = _repo_rev(did, commit, rev, complete=True)
+    return Reading("repo", did, time, historical=True, change=change)
+
+
 def _read_record(event: RecordEvent, time: str, collections: Mapping[str, Collection]) -> Reading:
     collection = collections.get(event.collection)
     historical = event.historical

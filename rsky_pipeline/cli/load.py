@@ -1,0 +1,112 @@
+"""`rsky-pipeline load`: index CAR files straight into PostgreSQL."""
+
+import os
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from rsky_pipeline.cli.exit_codes import ExitCode
+from rsky_pipeline.cli.options import configuration_options
+from rsky_pipeline.cli.output import fail, print_json, print_table, say
+from rsky_pipeline.cli.progress import Progress
+from rsky_pipeline.cli.status import duration
+from rsky_pipeline.cli.store import resolved
+
+if TYPE_CHECKING:
+    from rsky_pipeline.operations.load.run import Load
+
+
+@click.command()
+@click.argument("cars", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option("--jobs", type=click.IntRange(1, 256), metavar="N",
+              help="Processes. Default: one more than there are cores.")  # fmt: skip
+@click.option("--retry-failed", is_flag=True, help="Also what failed in an earlier run.")
+@click.option("--no-verify-signatures", is_flag=True,
+              help="Trust that the files are what their accounts signed.")  # fmt: skip
+@click.option("--max-car-mb", type=click.IntRange(1, 65_536), default=1_024, show_default=True,
+              help="A larger file fails; one is held in memory as a whole.")  # fmt: skip
+@click.option("--dry-run", is_flag=True, help="Read and verify everything, and write nothing.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+@configuration_options
+def command(
+    cars: Path, jobs: int | None, retry_failed: bool, no_verify_signatures: bool, max_car_mb: int,
+    dry_run: bool, as_json: bool, **parameters: Any,
+) -> None:  # fmt: skip
+    """Index all CAR files (*.car) below the directory CARS straight into PostgreSQL.
+
+    The rows are those that fetching the same repos would give; nobody is notified. Stop it at any
+    moment and repeat it: it goes on where it was. A repo that is stored at the file's rev or a
+    later one is left alone. Exit codes: 0 all files are loaded or current, 1 some failed (the
+    summary says why), 2 wrong option, 69 PostgreSQL cannot be used.
+    """
+    from rsky_pipeline.database.errors import DatabaseError, DatabaseUnavailable
+    from rsky_pipeline.operations.load.pool import LoadStopped
+    from rsky_pipeline.operations.load.run import Load
+    from rsky_pipeline.operations.load.worker import Options
+
+    settings = resolved(parameters)
+    options = Options(not no_verify_signatures, dry_run, max_car_mb * 1024 * 1024)
+    load = Load(cars, retry_failed)
+    try:
+        load.run(settings, options, jobs or (os.cpu_count() or 1) + 1, _Watcher())
+    except DatabaseUnavailable as error:
+        raise fail(f"PostgreSQL cannot be used: {error}", ExitCode.UNAVAILABLE) from error
+    except (DatabaseError, OSError) as error:
+        hint = "; `rsky-pipeline db check` says more" if isinstance(error, DatabaseError) else ""
+        raise fail(f"{error}{hint}", ExitCode.FAILED) from error
+    except LoadStopped as error:
+        raise fail(f"{error}; repeat the command to go on", ExitCode.UNAVAILABLE) from error
+    document = load.summary.document(load.skipped) | {"dry_run": dry_run}
+    print_json(document) if as_json else _show(document, load)
+    if document["files"]["failed"] or document["files"]["skipped_failed"]:
+        raise click.exceptions.Exit(ExitCode.FAILED)
+
+
+class _Watcher:
+    """Says every two seconds how far the load is."""
+
+    def __init__(self) -> None:
+        self._progress = Progress()
+        self._began = time.monotonic()
+        self._bytes_before: int | None = None
+
+    def __call__(self, load: "Load") -> None:
+        if self._bytes_before is None:
+            self._bytes_before = load.done_bytes
+        elapsed = max(time.monotonic() - self._began, 0.001)
+        rate = (load.done_bytes - self._bytes_before) / elapsed
+        left = (load.found_bytes - load.done_bytes) / rate if rate > 0 else None
+        done = sum(load.summary.files.values()) + sum(load.skipped.values())
+        self._progress(
+            f"{done:,} of {load.found:,} files, {load.summary.records:,} records, "
+            f"{load.summary.records / elapsed:,.0f} records/s, about {duration(left)} left"
+        )
+
+
+def _show(document: dict[str, Any], load: "Load") -> None:
+    files = document["files"]
+    verb = "would be loaded" if document["dry_run"] else "loaded"
+    rate = document["records_per_second"]
+    click.echo(
+        f"{files['loaded']:,} files {verb}, {files['current']:,} current already, "
+        f"{files['skipped']:,} settled before, {files['failed']:,} failed"
+    )
+    click.echo(
+        f"{document['records']:,} records in {duration(document['seconds'])}"
+        + (f" ({rate:,} records/s)" if rate else "")
+        + (f", {document['rows_deleted']:,} rows deleted" if document["rows_deleted"] else "")
+    )
+    for title, counts in (
+        ("FAILED FILES", document["failed_by_reason"]),
+        ("REFUSED RECORDS", document["records_refused_by_reason"]),
+    ):
+        if counts:
+            click.echo()
+            print_table((title, "COUNT"), [(name, f"{n:,}") for name, n in counts.items()])
+    for example in load.summary.examples:
+        say(f"{example.path}: {example.reason}: {example.error}")
+    if files["skipped_failed"]:
+        say(f"{files['skipped_failed']:,} files failed in an earlier run; --retry-failed tries "
+            "them again")  # fmt: skip

@@ -1,0 +1,71 @@
+"""A whole load: find files, leave out what is settled, hand out the rest, add up what comes."""
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from rsky_pipeline.configuration.settings import Settings
+from rsky_pipeline.database.connection import Database
+from rsky_pipeline.operations.load import ledger
+from rsky_pipeline.operations.load.files import CarFile, scan, tasks
+from rsky_pipeline.operations.load.outcome import FAILED, Outcome, Summary
+from rsky_pipeline.operations.load.pool import Pool
+from rsky_pipeline.operations.load.worker import Options
+
+LOOKED_UP_AT_ONCE = 1_000
+
+
+@dataclass(slots=True)
+class Load:
+    """The state of a load; `found` grows while the directory is read."""
+
+    directory: Path
+    retry_failed: bool = False
+    found: int = 0
+    found_bytes: int = 0
+    done_bytes: int = 0
+    skipped: Counter[str] = field(default_factory=Counter)  # by status of an earlier run
+    summary: Summary = field(default_factory=Summary)
+
+    def run(
+        self,
+        settings: Settings,
+        options: Options,
+        jobs: int,
+        on_progress: Callable[["Load"], None] = lambda _: None,
+    ) -> None:
+        """Load everything. Raises DatabaseError, OSError and LoadStopped."""
+        began = time.monotonic()
+        files = list(scan(self.directory))
+        self.found, self.found_bytes = len(files), sum(file.size for file in files)
+        with Database.connect(
+            settings.database_url or "", schema=settings.database_schema, name="load"
+        ) as database:
+            wanted = list(self._wanted(database, files))
+
+            def crashed(outcome: Outcome) -> None:
+                if not options.dry_run:
+                    with Database.connect(settings.database_url or "", name="load") as own:
+                        ledger.note(own, [outcome])
+
+            pool = Pool(settings, options, jobs, crashed)
+            for outcome in pool.run(tasks(wanted)):
+                self.summary.add(outcome)
+                self.done_bytes += outcome.size
+                self.summary.seconds = time.monotonic() - began
+                on_progress(self)
+        self.summary.seconds = time.monotonic() - began
+
+    def _wanted(self, database: Database, files: Sequence[CarFile]) -> Iterator[CarFile]:
+        for start in range(0, len(files), LOOKED_UP_AT_ONCE):
+            part = files[start : start + LOOKED_UP_AT_ONCE]
+            settled = ledger.settled(database, part)
+            for file in part:
+                status = settled.get(file.path)
+                if status is None or (status == FAILED and self.retry_failed):
+                    yield file
+                else:
+                    self.skipped[status] += 1
+                    self.done_bytes += file.size

@@ -1,0 +1,81 @@
+"""Writes repos in large transactions, and finds out what must not be among them.
+
+Blocking. Writing can be repeated at any point: what is there already changes nothing.
+"""
+
+import random
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeVar
+
+from rsky_pipeline.database.connection import Database
+from rsky_pipeline.database.errors import DatabaseUnavailable, TransactionConflict
+from rsky_pipeline.indexer.apply import apply_batch
+from rsky_pipeline.indexer.collections.shape import Collection
+from rsky_pipeline.indexer.events import Reading
+from rsky_pipeline.indexer.poison import apply_isolated
+
+BATCH = 4_000  # records of one transaction, or a little more
+_MAX_CONFLICTS = 20
+_UNAVAILABLE_SECONDS = 60.0
+
+Result = TypeVar("Result")
+
+
+class Writer:
+    """One connection, made again when it is lost."""
+
+    def __init__(
+        self, open_database: Callable[[], Database], collections: Mapping[str, Collection]
+    ) -> None:
+        self._open_database = open_database
+        self._collections = collections
+        self._database: Database | None = None
+
+    def write(self, readings: Sequence[Reading]) -> dict[str, Counter[str]]:
+        """Write what was read; return by DID and reason how many records PostgreSQL refused.
+
+        Raises DatabaseError when the server stays away or refuses everything.
+        """
+        refused: dict[str, Counter[str]] = {}
+
+        def apply(part: Sequence[Reading]) -> None:
+            self.run(lambda database: apply_batch(database, part, self._collections))
+
+        for culprit in apply_isolated(readings, apply):
+            refused.setdefault(culprit.entry.did, Counter())[culprit.reason] += 1
+        return refused
+
+    def stored(self, dids: Sequence[str]) -> dict[str, dict[str, str | None]]:
+        """Return the rows of `record` (uri to rev) of accounts that have any."""
+        sql = "SELECT did, uri, rev FROM record WHERE did = ANY(%b::text[])"
+        found: dict[str, dict[str, str | None]] = {}
+        for did, uri, rev in self.run(lambda database: database.query(sql, (list(dids),))):
+            found.setdefault(did, {})[uri] = rev
+        return found
+
+    def run(self, action: Callable[[Database], Result]) -> Result:
+        """Call with a connection; again after a conflict, and for a minute while it is away."""
+        conflicts, deadline = 0, time.monotonic() + _UNAVAILABLE_SECONDS
+        while True:
+            try:
+                if self._database is None:
+                    self._database = self._open_database()
+                return action(self._database)
+            except TransactionConflict:
+                conflicts += 1
+                if conflicts > _MAX_CONFLICTS:
+                    raise
+                time.sleep(random.uniform(0.0, 0.1 * conflicts))
+            except DatabaseUnavailable:
+                self.close()
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(1.0)
+
+    def close(self) -> None:
+        """Close the connection."""
+        database, self._database = self._database, None
+        if database is not None:
+            database.close()

@@ -1,0 +1,239 @@
+"""Loading files: what is skipped, refused, deleted, resumed, and what a bad one costs."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rsky_pipeline.atproto import cbor
+from rsky_pipeline.atproto.car import read_car, write_car
+from rsky_pipeline.atproto.cid import Cid
+from rsky_pipeline.atproto.commit import sign_commit
+from rsky_pipeline.atproto.crypto import PrivateKey
+from rsky_pipeline.atproto.mst import Tree
+from rsky_pipeline.configuration.settings import Settings
+from rsky_pipeline.database.connection import Database
+from rsky_pipeline.operations.load.files import CarFile, scan, tasks
+from rsky_pipeline.operations.load.outcome import Outcome
+from rsky_pipeline.operations.load.pool import Pool
+from rsky_pipeline.operations.load.worker import Options
+from tests.data import test_data
+from tests.integration.backfiller.hosts import FakeHosts
+from tests.integration.load.kit import differences, host, load_folder, rows, save, world
+from tests.stores import execute, fresh_database
+
+DID = "did:plc:w4xbfzo7kqfes5zb7r6qv3rw"
+KEY = PrivateKey.from_seed("k256", b"account")
+REVS = ("3jzfcijpj2z2a", "3kzfcijpj2z2a")
+
+
+def car(
+    records: dict[str, dict[str, Any]], *, did: str = DID, rev: str = REVS[0], drop: str = ""
+) -> bytes:
+    """Return a repo; `drop` leaves out the block of one record."""
+    blocks = {path: cbor.encode(record) for path, record in records.items()}
+    tree = Tree.build({path: Cid.of(block) for path, block in blocks.items()})
+    commit = sign_commit(did, rev, tree.root, None, KEY)
+    kept = [(Cid.of(block), block) for path, block in blocks.items() if path != drop]
+    return write_car([Cid.of(commit)], [(Cid.of(commit), commit), *tree.blocks(), *kept])
+
+
+def follows(*names: str) -> dict[str, dict[str, Any]]:
+    """Return follow records by path."""
+    return {
+        f"app.bsky.graph.follow/{name}": {
+            "$type": "app.bsky.graph.follow",
+            "subject": f"did:plc:{name}",
+            "createdAt": "2023-01-01T00:00:00.000Z",
+        }
+        for name in names
+    }
+
+
+def command(url: str, folder: Path, *options: str) -> "subprocess.CompletedProcess[str]":
+    """Run the command as a process of its own."""
+    return subprocess.run(
+        [*_command(url, folder), *options], check=False, capture_output=True, text=True, timeout=120
+    )
+
+
+def _command(url: str, folder: Path) -> list[str]:
+    program = [sys.executable, "-m", "rsky_pipeline", "load", str(folder), "--jobs", "2", "--json"]
+    return [*program, "--database-url", url]
+
+
+def test_a_newer_file_updates_and_deletes_and_an_older_one_changes_nothing(
+    schema_database: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "a.car"
+    file.write_bytes(car(follows("ann", "bob")))
+    (first,) = load_folder(schema_database, tmp_path)
+    assert (first.status, first.records, first.rev) == ("loaded", 2, REVS[0])
+    file.write_bytes(car(follows("bob", "cyd"), rev=REVS[1]))
+    (second,) = load_folder(schema_database, tmp_path)
+    assert (second.status, second.deletes) == ("loaded", 1)
+    newest = rows(schema_database)
+    followed = {json.loads(row)["subjectDid"] for row in newest["bsky.follow"]}
+    assert followed == {"did:plc:bob", "did:plc:cyd"}
+    file.write_bytes(car(follows("ann", "bob")))
+    load_folder(schema_database, tmp_path)
+    assert differences(rows(schema_database), newest) == {}
+
+
+def test_two_files_of_one_account_end_in_the_newer_state(
+    schema_database: str, tmp_path: Path
+) -> None:
+    (tmp_path / "a.car").write_bytes(car(follows("ann", "bob")))
+    (tmp_path / "b.car").write_bytes(car(follows("bob"), rev=REVS[1]))
+    outcomes = load_folder(schema_database, tmp_path)
+    assert [outcome.status for outcome in outcomes] == ["loaded", "loaded"]
+    assert len(rows(schema_database)["bsky.follow"]) == 1
+
+
+def test_a_record_that_cannot_be_stored_costs_itself(schema_database: str, tmp_path: Path) -> None:
+    execute(schema_database, "ALTER TABLE bsky.follow ADD CHECK (\"subjectDid\" <> 'did:plc:bob')")
+    bad = follows("bad") | follows("ann", "bob")
+    bad["app.bsky.graph.follow/bad"]["subject"] = "no did"
+    (tmp_path / "a.car").write_bytes(car(bad))
+    (outcome,) = load_folder(schema_database, tmp_path)
+    assert (outcome.status, outcome.records) == ("loaded", 1)
+    assert outcome.refused == {"invalid_did": 1, "bad_data": 1}
+    assert len(rows(schema_database)["bsky.actor_sync"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"nonsense", "invalid_car"),
+        (b"", "invalid_car"),
+        (car(follows("ann", "bob"))[:-10], "invalid_car"),
+        (car(follows("ann", "bob"), drop="app.bsky.graph.follow/bob"), "incomplete"),
+    ],
+)
+def test_a_bad_file_costs_itself(
+    schema_database: str, tmp_path: Path, content: bytes, reason: str
+) -> None:
+    (tmp_path / "a.car").write_bytes(content)
+    (tmp_path / "b.car").write_bytes(car(follows("ann")))
+    bad, good = load_folder(schema_database, tmp_path)
+    assert (bad.status, bad.reason) == ("failed", reason)
+    assert good.status == "loaded"
+    with Database.connect(schema_database, name="test") as database:
+        noted = database.query("SELECT status, reason FROM rsky_pipeline.load_file ORDER BY path")
+    assert noted == [("failed", reason), ("loaded", None)]
+
+
+def test_fixtures_that_must_be_rejected_are(schema_database: str, tmp_path: Path) -> None:
+    expected = {"indigo/repos/fakermaker.repo.car": "invalid_commit",
+                "indigo/repos/paul_staging.repo.car": "invalid_commit",
+                "indigo/repos/repo_slice.car": "invalid_commit",
+                "mst-test-suite/cars/exhaustive_001.car": "invalid_commit"}  # fmt: skip
+    for name in expected:
+        (tmp_path / Path(name).name).write_bytes(test_data(f"fixtures/{name}").read_bytes())
+    for name in ("rsky/valid_repo.car", "repo-stream/empty.car", "jetstream/corpus/repo.car"):
+        (tmp_path / Path(name).name).write_bytes(test_data(f"fixtures/{name}").read_bytes())
+    outcomes = {Path(each.path).name: each for each in load_folder(schema_database, tmp_path)}
+    for name in expected:
+        assert outcomes[Path(name).name].status == "failed"
+    assert outcomes["valid_repo.car"].rev == "3lhmydhwizp2d"
+    assert outcomes["empty.car"].status == outcomes["repo.car"].status == "loaded"
+
+
+@pytest.mark.slow
+def test_the_command_verifies_signatures_reports_and_resumes(
+    schema_database: str, tmp_path: Path
+) -> None:
+    made = world(30, 10)
+    count = save(made, tmp_path)
+    (tmp_path / "stranger.car").write_bytes(car(follows("ann")))
+    with FakeHosts() as hosts:
+        host(made, hosts)
+        plc = ("--plc-url", hosts.url, "--set", "allow_private_hosts=true")
+        dry = command(schema_database, tmp_path, *plc, "--dry-run")
+        assert json.loads(dry.stdout)["files"]["loaded"] == count, dry.stderr
+        assert rows(schema_database)["bsky.record"] == []
+        first = command(schema_database, tmp_path, *plc)
+        document = json.loads(first.stdout)
+        assert first.returncode == 1
+        assert document["files"]["loaded"] == count
+        assert document["failed_by_reason"] == {"did_not_found": 1}
+        assert document["records"] == len(rows(schema_database)["bsky.record"])
+        # Somebody else's key, and another content under the same name.
+        method = {"id": "#atproto", "type": "Multikey", "controller": DID}
+        key = PrivateKey.from_seed("p256", b"other").multibase
+        hosts.documents[DID] = {"id": DID, "verificationMethod": [method | {
+            "publicKeyMultibase": key}]}  # fmt: skip
+        again = json.loads(command(schema_database, tmp_path, *plc, "--retry-failed").stdout)
+        assert again["failed_by_reason"] == {"bad_signature": 1}
+        assert again["files"]["skipped"] == count
+    trusted = command(schema_database, tmp_path, "--no-verify-signatures", "--retry-failed")
+    assert trusted.returncode == 0, trusted.stderr
+    assert json.loads(trusted.stdout)["files"]["loaded"] == 1
+
+
+@pytest.mark.slow
+def test_a_killed_load_goes_on_and_ends_in_exact_rows(
+    schema_database: str, database_server: str, schema_template: str, tmp_path: Path
+) -> None:
+    made = world(60, 120, seed=9)
+    count = save(made, tmp_path)
+    with fresh_database(database_server, schema_template) as other:
+        load_folder(other, tmp_path)
+        expected = rows(other)
+    options = [*_command(schema_database, tmp_path), "--no-verify-signatures"]
+    with Database.connect(schema_database, name="test") as database:
+        process = subprocess.Popen(options, stdout=subprocess.DEVNULL, start_new_session=True)
+        while not database.query("SELECT count(*) FROM record")[0][0]:
+            assert process.poll() is None
+            time.sleep(0.01)
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+        # Its processes end by themselves: at the latest when their task is done.
+        sessions = "SELECT count(*) FROM pg_stat_activity WHERE application_name LIKE '%load'"
+        while database.query(sessions)[0][0]:
+            time.sleep(0.05)
+    result = command(schema_database, tmp_path, "--no-verify-signatures")
+    assert result.returncode == 0, result.stderr
+    document = json.loads(result.stdout)["files"]
+    assert document["loaded"] + document["skipped"] + document["current"] == count
+    assert differences(rows(schema_database), expected) == {}
+
+
+DYING = """
+import json, os, sys
+for line in sys.stdin:
+    for file in json.loads(line):
+        if "deadly" in file["path"]:
+            os.kill(os.getpid(), 9)
+        print(json.dumps(file | {"status": "loaded"}))
+    print(json.dumps({"done": True}), flush=True)
+"""
+
+
+def test_a_file_that_kills_its_process_costs_itself() -> None:
+    crashed: list[Outcome] = []
+    program = (sys.executable, "-c", DYING)
+    pool = Pool(Settings(), Options(), 2, crashed.append, program)
+    files = [CarFile("deadly" if number == 5 else str(number), 1, 1) for number in range(20)]
+    outcomes = {each.path: each for each in pool.run(iter([files[:10], files[10:]]))}
+    assert len(outcomes) == 20
+    assert [path for path, each in outcomes.items() if each.status == "failed"] == ["deadly"]
+    assert outcomes["deadly"].reason == "crashes_worker"
+    assert [each.path for each in crashed] == ["deadly"]
+
+
+def test_files_are_found_below_the_folder_and_put_together(tmp_path: Path) -> None:
+    for name, size in (("b/x.car", 10), ("a.car", 3), ("b/other.txt", 1), ("z.car", 5_000_000)):
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(bytes(size))
+    found = list(scan(tmp_path))
+    assert [Path(file.path).name for file in found] == ["a.car", "x.car", "z.car"]
+    assert [len(task) for task in tasks(found)] == [2, 1]
+    assert read_car(car({})).roots
