@@ -20,6 +20,8 @@ COMMANDS = {
     "monitor": "Watch a running pipeline after a change.",
     "trace": "Tell where a record or an account is.",
     "streams": "Look at the Redis streams, and clean them without losing work.",
+    "backfill": "Bring in the history of accounts, see how far it is, try again, cancel.",
+    "load": "Index CAR files straight into PostgreSQL.",
     "dlq": "List, show, retry and drop what could not be processed.",
     "config": "Show or check the configuration.",
     "db": "Check the database: schema, counts, completeness of a repo, rejected records.",
@@ -30,6 +32,7 @@ COMMANDS = {
 }
 HIDDEN_COMMANDS = (
     "worker",  # started by the supervisor, not by people
+    "load-worker",  # started by `load`
     "version",  # `--version` for programs
 )
 

@@ -1,0 +1,299 @@
+"""`rsky-pipeline backfill`: bring in accounts, see how far it is, try again, cancel."""
+
+from contextlib import closing
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from rsky_pipeline.cli.durations import DURATION
+from rsky_pipeline.cli.exit_codes import ExitCode
+from rsky_pipeline.cli.options import configuration_options
+from rsky_pipeline.cli.output import fail, print_json, print_table, say
+from rsky_pipeline.cli.progress import Progress
+from rsky_pipeline.cli.status import duration
+from rsky_pipeline.cli.store import opened_store
+
+if TYPE_CHECKING:
+    from rsky_pipeline.configuration.settings import Settings
+    from rsky_pipeline.operations.backfill.adding import Adder
+    from rsky_pipeline.operations.backfill.sources import Refused
+    from rsky_pipeline.streams.connection import Store
+
+_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+_priority = click.option(
+    "--priority", type=click.Choice(["high", "normal", "low"]), default="normal",
+    show_default=True, help="Which stream: high goes before what relays list.",
+)  # fmt: skip
+_no_wait = click.option(
+    "--no-wait", is_flag=True, help="End with exit code 1 at the high-water mark; do not wait."
+)
+
+
+@click.group()
+def command() -> None:
+    """Bring in the history of accounts, see how far it is, try again, cancel.
+
+    Exit codes: 0 done, 1 partly done (what is printed says why), 2 wrong option or argument, 69
+    Redis, PostgreSQL or a host cannot be reached.
+    """
+
+
+@command.command()
+@click.argument("dids", nargs=-1, metavar="[DID]...")
+@click.option("--file", "file", type=click.Path(exists=True, dir_okay=False, path_type=Path),
+              help="CSV with a column did, or a DID on each line.")  # fmt: skip
+@click.option("--pds", metavar="HOST", help="All active accounts of a PDS, by its listRepos.")
+@click.option("--collection", metavar="NSID",
+              help="All accounts with records of it, by the first relay's "
+              "listReposByCollection.")  # fmt: skip
+@_priority
+@click.option("--force", is_flag=True, help="Fetch also what is stored as new as it is.")
+@click.option("--restart", is_flag=True, help="Read a listing from its beginning again.")
+@_no_wait
+@_json
+@configuration_options
+def add(
+    dids: tuple[str, ...], file: Path | None, pds: str | None, collection: str | None,
+    priority: str, force: bool, restart: bool, no_wait: bool, as_json: bool, **parameters: Any,
+) -> None:  # fmt: skip
+    """Queue accounts, each once. Waits while the stream is at its high-water mark.
+
+    A listing that was interrupted goes on where it was when the command is repeated.
+    """
+    from rsky_pipeline.operations.backfill.adding import PRIORITIES, Adder, CursorMoved, Full
+    from rsky_pipeline.operations.backfill.sources import Refused, from_file, valid
+
+    given = [bool(dids), file is not None, pds is not None, collection is not None]
+    if sum(given) != 1:
+        raise fail("give DIDs, or one of --file, --pds and --collection", ExitCode.USAGE)
+    refused, problem = Refused(), None
+    with opened_store(parameters, "backfill") as (settings, store):
+        adder = Adder(
+            store, PRIORITIES[priority], settings.repo_high_water_mark, wait=not no_wait,
+            force=force, tell=Progress(),
+        )  # fmt: skip
+        try:
+            if pds is not None or collection is not None:
+                _add_listed(adder, store, settings, priority, pds, collection, restart)
+            else:
+                names = dids if file is None else from_file(file)
+                adder.add(valid(names, refused))
+        except (Full, CursorMoved) as error:
+            problem = str(error) or "somebody else goes on with the same listing"
+    _report_added(adder, refused, problem, priority, as_json)
+
+
+@command.command()
+@click.option("--window", type=DURATION, default="5m", show_default=True, metavar="DURATION",
+              help="Rates and the time left follow from what was done in it.")  # fmt: skip
+@_json
+@configuration_options
+def status(window: float, as_json: bool, **parameters: Any) -> None:
+    """Show what is queued, running, waiting, done and failed by reason, rates and time left."""
+    from rsky_pipeline.database.errors import DatabaseError
+    from rsky_pipeline.operations.backfill.progress import document, look
+    from rsky_pipeline.operations.backfill.states import stored
+
+    with opened_store(parameters, "backfill") as (settings, store):
+        queues = look(store, settings)
+    known, problem = None, None
+    try:
+        with closing(_database(settings)) as database:
+            known = stored(database, window)
+    except DatabaseError as error:
+        problem = f"PostgreSQL cannot be asked, so that only queues are shown: {error}"
+    found = document(queues, known, _workers(settings), window)
+    print_json(found) if as_json else _show_status(found)
+    if problem is not None:
+        raise fail(problem, ExitCode.UNAVAILABLE)
+
+
+@command.command()
+@click.option("--reason", metavar="REASON", help="Only what failed for this reason.")
+@click.option("--did", "dids", multiple=True, metavar="DID", help="Only this account; may be "
+              "repeated.")  # fmt: skip
+@_priority
+@_no_wait
+@_json
+@configuration_options
+def retry(
+    reason: str | None, dids: tuple[str, ...], priority: str, no_wait: bool, as_json: bool,
+    **parameters: Any,
+) -> None:  # fmt: skip
+    """Try again what was given up: dead letters, and repos that are stored as failed.
+
+    Accounts that are deactivated or gone, or were cancelled, are tried again only by --reason or
+    --did.
+    """
+    from rsky_pipeline.database.errors import DatabaseError
+    from rsky_pipeline.operations.backfill.adding import PRIORITIES, Adder, Full
+    from rsky_pipeline.operations.backfill.retrying import retry as retry_repos
+    from rsky_pipeline.operations.backfill.states import unsuccessful
+
+    progress = Progress()
+    with opened_store(parameters, "backfill") as (settings, store):
+        try:
+            with closing(_database(settings)) as database:
+                given_up = unsuccessful(database, reason, dids)
+        except DatabaseError as error:
+            raise fail(f"PostgreSQL: {error}", ExitCode.UNAVAILABLE) from error
+        adder = Adder(store, PRIORITIES[priority], settings.repo_high_water_mark,
+                      wait=not no_wait, tell=progress)  # fmt: skip
+        try:
+            done = retry_repos(
+                store, settings, adder, given_up, reason=reason, dids=dids, tell=progress
+            )
+        except Full as error:
+            raise fail(f"{error}; repeat the command to go on", ExitCode.FAILED) from error
+    if as_json:
+        print_json(asdict(done) | {"total": done.total})
+    else:
+        click.echo(f"trying {done.total:,} repos again ({done.letters:,} dead letters, "
+                   f"{done.waiting:,} that waited, {done.given_up:,} given up)")  # fmt: skip
+
+
+@command.command()
+@click.argument("dids", nargs=-1, metavar="[DID]...")
+@click.option("--all", "everything", is_flag=True, help="All accounts.")
+@click.option("--resyncs", is_flag=True,
+              help="Also repairs that live indexing asked for; rows may stay wrong.")  # fmt: skip
+@_json
+@configuration_options
+def cancel(
+    dids: tuple[str, ...], everything: bool, resyncs: bool, as_json: bool, **parameters: Any
+) -> None:
+    """Take jobs out of the queue. What a worker holds already it finishes."""
+    from rsky_pipeline.database.errors import DatabaseError
+    from rsky_pipeline.operations.backfill.cancelling import cancel as cancel_jobs
+    from rsky_pipeline.operations.backfill.states import mark_cancelled
+
+    if bool(dids) == everything:
+        raise fail("give DIDs or --all", ExitCode.USAGE)
+    with opened_store(parameters, "backfill") as (settings, store):
+        done = cancel_jobs(store, None if everything else set(dids), resyncs=resyncs,
+                           tell=Progress())  # fmt: skip
+    problem = None
+    try:
+        with closing(_database(settings)) as database:
+            mark_cancelled(database, done.dids)
+    except DatabaseError as error:
+        problem = f"cancelled, but not noted in PostgreSQL: {error}"
+    if as_json:
+        counts = {"running": done.running, "resyncs": done.resyncs}
+        print_json({"cancelled": len(done.dids), **counts})
+    else:
+        click.echo(f"cancelled {len(done.dids):,}")
+    if done.running:
+        say(f"{done.running:,} are held by a worker and end there")
+    if done.resyncs:
+        say(f"{done.resyncs:,} repairs of live indexing stay; --resyncs cancels them too")
+    if problem:
+        raise fail(problem, ExitCode.UNAVAILABLE)
+
+
+def _add_listed(
+    adder: "Adder", store: "Store", settings: "Settings", priority: str, pds: str | None,
+    collection: str | None, restart: bool,
+) -> None:  # fmt: skip
+    from rsky_pipeline.network.hosts import parse_endpoint
+    from rsky_pipeline.network.http import HttpFailure
+    from rsky_pipeline.operations.backfill.adding import PRIORITIES
+    from rsky_pipeline.operations.backfill.listing import add_listed, cursor_key
+
+    try:
+        endpoint = parse_endpoint(pds if pds is not None else settings.relay_hosts[0])
+    except ValueError as error:
+        raise fail(f"--pds {pds}: {error}", ExitCode.USAGE) from error
+    key = cursor_key(PRIORITIES[priority], endpoint, collection)
+    if restart:
+        store.call("DEL", key)
+    elif store.call("GET", key):
+        say(f"going on where the last listing of {endpoint.key} was interrupted")
+    try:
+        add_listed(adder, store, settings, endpoint, key, collection)
+    except HttpFailure as error:
+        text = f"{error}; {adder.added.queued:,} are queued, repeat the command to go on"
+        raise fail(text, ExitCode.UNAVAILABLE) from error
+
+
+def _report_added(
+    adder: "Adder", refused: "Refused", problem: str | None, priority: str, as_json: bool
+) -> None:
+    added = adder.added
+    if as_json:
+        print_json({
+            **asdict(added), "invalid": refused.count, "invalid_examples": refused.examples,
+            "priority": priority, "complete": problem is None, "problem": problem,
+        })  # fmt: skip
+    else:
+        notes = [
+            f"{count:,} {what}"
+            for count, what in (
+                (added.duplicates, "named twice"), (added.already_queued, "queued already"),
+                (added.inactive, "inactive"), (refused.count, "no DID"),
+            )
+            if count
+        ]  # fmt: skip
+        click.echo(f"queued {added.queued:,}" + (f" ({', '.join(notes)})" if notes else ""))
+    for example in refused.examples:
+        say(f"no DID of did:plc or did:web: {example!r}")
+    if problem:
+        raise fail(f"{problem}; repeat the command to go on", ExitCode.FAILED)
+    if refused.count:
+        raise click.exceptions.Exit(ExitCode.FAILED if added.queued else ExitCode.USAGE)
+
+
+def _database(settings: "Settings") -> Any:
+    from rsky_pipeline.database.connection import Database
+
+    return Database.connect(
+        settings.database_url or "", schema=settings.database_schema, name="backfill-command"
+    )
+
+
+def _workers(settings: "Settings") -> list[dict[str, Any]]:
+    """Return what running backfillers say of themselves; none if no pipeline runs here."""
+    from rsky_pipeline.embedded.locations import run_directory
+    from rsky_pipeline.runtime.errors import WorkerError
+    from rsky_pipeline.supervisor import client
+
+    try:
+        found = client.find(run_directory(settings))
+    except WorkerError:
+        return []
+    return [
+        {key: process.get(key) for key in ("name", "state", "rate", "trouble")}
+        for supervisor in found
+        for process in supervisor.status["processes"]
+        if process.get("role") == "backfiller"
+    ]
+
+
+def _show_status(found: dict[str, Any]) -> None:
+    rows = [(name, f"{count:,}") for name, count in found["queued"].items()]
+    rows += [("held by workers", f"{found['running']:,}"),
+             ("waiting for another attempt", f"{found['waiting']:,}"),
+             ("dead letters", f"{found['dead_letters']:,}")]  # fmt: skip
+    repos = found["repos"]
+    if repos is not None:
+        for name in ("done", "unavailable", "failed", "cancelled"):
+            rows.append((name, f"{repos[name]:,}"))
+    print_table(("REPOS", "COUNT"), rows)
+    reasons = [
+        (status, reason, f"{count:,}")
+        for status, counts in (repos["by_reason"] if repos else {}).items()
+        if status != "done"
+        for reason, count in sorted(counts.items(), key=lambda item: -item[1])
+    ]
+    if reasons:
+        click.echo()
+        print_table(("STATUS", "REASON", "COUNT"), reasons)
+    click.echo()
+    if repos is not None:
+        click.echo(f"{found['repos_per_second']:,} repos/s, {found['records_per_second']:,} "
+                   f"records/s, time left {duration(found['eta_seconds'])}")  # fmt: skip
+    click.echo(f"{found['records_not_indexed']:,} records wait for the indexer")
+    for worker in found["workers"]:
+        click.echo(f"{worker['name']}: {worker['state']}, {worker['rate'] or 0:,.1f} repos/s")

@@ -1,0 +1,1 @@
+"""What an operator does with the queue of repos: add, look, try again, cancel."""

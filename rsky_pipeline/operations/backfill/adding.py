@@ -1,0 +1,145 @@
+"""Queueing repos: each once, below the high-water mark, in order of the stream that was asked for.
+
+Blocking. A listing's cursor moves in the step that queues its page, so that a listing that was
+interrupted goes on where it was, and no page is queued twice.
+"""
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+
+from rsky_pipeline.streams.append import CursorMove, Entry, append, read_cursor
+from rsky_pipeline.streams.connection import Store
+from rsky_pipeline.streams.event import (
+    REPO_FIELD,
+    MalformedEvent,
+    RepoJob,
+    decode_repo_job,
+    encode_repo_job,
+)
+from rsky_pipeline.streams.names import (
+    REPO_BACKFILL,
+    REPO_BACKFILL_HIGH,
+    REPO_BACKFILL_LOW,
+    REPO_STREAMS,
+)
+from rsky_pipeline.streams.scan import pages
+from rsky_pipeline.streams.waiting import all_waiting
+
+PRIORITIES = {"high": REPO_BACKFILL_HIGH, "normal": REPO_BACKFILL, "low": REPO_BACKFILL_LOW}
+FORCED = "operator"  # the reason of a job that is fetched whatever is stored
+_PAGE = 500
+_FULL_POLL_SECONDS = 0.5
+_REMEMBERED = 5_000_000  # accounts; one that comes again after more is queued again, which is safe
+
+
+class Full(Exception):
+    """The stream is at its high-water mark, and nobody wants to wait."""
+
+
+class CursorMoved(Exception):
+    """Somebody else goes on with the same listing."""
+
+
+@dataclass(slots=True)
+class Added:
+    """What became of the accounts that were named."""
+
+    queued: int = 0
+    duplicates: int = 0  # named more than once
+    already_queued: int = 0  # at this priority or a higher one
+    inactive: int = 0  # listed, and hidden by their host
+    pages: int = 0
+
+
+class Adder:
+    """Queues into one stream."""
+
+    def __init__(
+        self,
+        store: Store,
+        stream: str,
+        mark: int,
+        *,
+        wait: bool = True,
+        force: bool = False,
+        tell: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        self._store = store
+        self._stream = stream
+        self._mark = mark
+        self._wait = wait
+        self._reason = FORCED if force else ""
+        self._tell = tell
+        self._seen: set[str] = set()
+        self._queued = frozenset[str]() if force else frozenset(queued(store, stream))
+        self.added = Added()
+
+    def add(self, dids: Iterable[str]) -> None:
+        """Queue accounts. Raises Full; those before are queued then."""
+        jobs = (RepoJob(did, "", "", None, True, reason=self._reason) for did in dids)
+        while page := list(islice(jobs, _PAGE)):
+            self._append(self._fresh(page), None)
+
+    def add_page(self, jobs: Sequence[RepoJob], cursor_key: str, following: str) -> None:
+        """Queue a page of a listing, and move its cursor with it. Raises Full and CursorMoved."""
+        active = [job for job in jobs if job.active]
+        self.added.inactive += len(jobs) - len(active)
+        self.added.pages += 1
+        stored = read_cursor(self._store, cursor_key) or None
+        self._append(self._fresh(active), CursorMove(cursor_key, stored, following))
+
+    @property
+    def reason(self) -> str:
+        """The reason of the jobs that are queued."""
+        return self._reason
+
+    def _fresh(self, jobs: Iterable[RepoJob]) -> list[RepoJob]:
+        if len(self._seen) > _REMEMBERED:
+            self._seen.clear()
+        fresh: list[RepoJob] = []
+        for job in jobs:
+            if job.did in self._seen:
+                self.added.duplicates += 1
+                continue
+            self._seen.add(job.did)
+            if job.did in self._queued:
+                self.added.already_queued += 1
+            else:
+                fresh.append(job)
+        return fresh
+
+    def _append(self, jobs: Sequence[RepoJob], move: CursorMove | None) -> None:
+        entries = [Entry(self._stream, REPO_FIELD, encode_repo_job(job)) for job in jobs]
+        if not entries and move is None:
+            return
+        while True:
+            marks = {self._stream: self._mark}
+            result = append(self._store, entries, cursor=move, high_water_marks=marks)
+            if result.status == "appended":
+                self.added.queued += len(entries)
+                self._tell(f"{self.added.queued:,} queued")
+                return
+            if result.status == "cursor_moved":
+                raise CursorMoved
+            if not self._wait:
+                raise Full(f"{self._stream} is at its high-water mark ({self._mark:,} entries)")
+            self._tell(f"{self._stream} is at its high-water mark: waiting for the backfiller")
+            time.sleep(_FULL_POLL_SECONDS)
+
+
+def queued(store: Store, stream: str) -> Iterator[str]:
+    """Yield the accounts that are queued in a stream, in a more urgent one, or for later."""
+    for name in REPO_STREAMS[: REPO_STREAMS.index(stream) + 1]:
+        for page in pages(store, name):
+            yield from (did for entry in page if (did := did_of(entry.fields.get(REPO_FIELD, b""))))
+    yield from (did for each in all_waiting(store) if (did := did_of(each.payload)))
+
+
+def did_of(payload: bytes) -> str:
+    """Return the account of a job, empty for what is none."""
+    try:
+        return decode_repo_job(payload).did
+    except MalformedEvent:
+        return ""

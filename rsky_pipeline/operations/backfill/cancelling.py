@@ -1,0 +1,86 @@
+"""Taking jobs out of the queue. What a worker holds already it finishes."""
+
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field
+
+from rsky_pipeline.streams.connection import Store
+from rsky_pipeline.streams.discard import discard
+from rsky_pipeline.streams.event import REPO_FIELD, MalformedEvent, RepoJob, decode_repo_job
+from rsky_pipeline.streams.names import REPO_STREAMS
+from rsky_pipeline.streams.scan import StoredEntry, newest, pages
+from rsky_pipeline.streams.waiting import Waiting, all_waiting, remove_waiting
+
+_PAGE = 100
+KEPT_REASONS = frozenset({"", "listed", "first_seen", "operator"})  # all others are resyncs
+
+
+@dataclass(slots=True)
+class Cancelled:
+    """What was taken out, and what was not."""
+
+    dids: list[str] = field(default_factory=list)
+    running: int = 0  # a worker holds them: they end
+    resyncs: int = 0  # live indexing needs them
+
+
+def cancel(
+    store: Store,
+    dids: Collection[str] | None,
+    *,
+    resyncs: bool = False,
+    tell: Callable[[str], None] = lambda _: None,
+) -> Cancelled:
+    """Remove the jobs of these accounts, or of all, that nobody has begun, and that are there now.
+
+    A resync repairs what live indexing missed and nothing else does: it stays unless `resyncs`.
+    """
+    done = Cancelled()
+    for stream in REPO_STREAMS:
+        last = newest(store, stream, 1)
+        for page in pages(store, stream, until=last[0].id, count=_PAGE) if last else ():
+            _cancel_page(store, stream, page, dids, resyncs, done)
+            tell(f"{len(done.dids):,} cancelled")
+    waiting = [each for each in all_waiting(store) if _wanted(each.payload, dids, resyncs, done)]
+    unique: dict[bytes, Waiting] = {each.member: each for each in waiting}
+    remove_waiting(store, list(unique.values()))
+    done.dids += [decode_repo_job(each.payload).did for each in unique.values()]
+    return done
+
+
+def _cancel_page(
+    store: Store, stream: str, page: list[StoredEntry], dids: Collection[str] | None,
+    resyncs: bool, done: Cancelled,
+) -> None:  # fmt: skip
+    wanted = {
+        entry.id: entry
+        for entry in page
+        if _wanted(entry.fields.get(REPO_FIELD, b""), dids, resyncs, done)
+    }
+    if not wanted:
+        return
+    unread = {
+        item.id
+        for item in discard(store, stream, list(wanted), "look").unfinished
+        if item.state == "unread"
+    }
+    done.running += len(wanted) - len(unread)
+    if unread:
+        discard(store, stream, sorted(unread), "all")
+        done.dids += [decode_repo_job(wanted[each].fields[REPO_FIELD]).did for each in unread]
+
+
+def _wanted(payload: bytes, dids: Collection[str] | None, resyncs: bool, done: Cancelled) -> bool:
+    try:
+        job = decode_repo_job(payload)
+    except MalformedEvent:
+        return False  # the backfiller makes it a dead letter
+    if dids is not None and job.did not in dids:
+        return False
+    if _is_resync(job) and not resyncs:
+        done.resyncs += 1
+        return False
+    return True
+
+
+def _is_resync(job: RepoJob) -> bool:
+    return bool(job.deleted) or job.reason not in KEPT_REASONS
