@@ -48,8 +48,17 @@ def merged(documents: list[dict[str, Any]]) -> dict[str, Any]:
         },
         "supervisors": [
             {
-                key: document[key]
-                for key in ("pid", "state", "roles", "uptime_seconds", "version", "healthy")
+                key: document.get(key)  # an older version may not know it
+                for key in (
+                    "pid",
+                    "state",
+                    "roles",
+                    "uptime_seconds",
+                    "version",
+                    "commit",
+                    "built_at",
+                    "healthy",
+                )
             }
             for document in documents
         ],
