@@ -1,12 +1,13 @@
 """The worker's hold on the streams of repos: taking entries, and what becomes of each."""
 
 import logging
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
 import trio
 
+from rsky_pipeline.backfiller.gather import Gather
 from rsky_pipeline.backfiller.shares import Shares
 from rsky_pipeline.configuration.settings import Settings
 from rsky_pipeline.observability.backfiller import BackfillerMetrics
@@ -36,6 +37,7 @@ log = logging.getLogger(__name__)
 PAGE = 100
 IDLE_SECONDS = 0.2  # between two looks at streams that were empty
 WEIGHTS = {REPO_BACKFILL_HIGH: 12, REPO_BACKFILL: 3, REPO_BACKFILL_LOW: 1}
+Action = Callable[[], object]
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +71,7 @@ class Jobs:
         self._reading = StoreThread()
         self._settling = StoreThread()
         self._held: dict[str, set[str]] = {name: set() for name in REPO_STREAMS}
+        self._settled = Gather(self._settle_all, most=100)
         self._shares = Shares(WEIGHTS)
         self._quiet = Throttled()
 
@@ -197,14 +200,23 @@ class Jobs:
         self._metrics.dead_lettered.inc()
         log.warning("repo given up", extra={"reason": reason, "error": error})
 
-    async def _settle(self, action: "partial[int] | partial[bool]") -> None:
+    async def _settle(self, action: Action) -> None:
+        await self._settled.call(action)
+
+    async def _settle_all(self, actions: Sequence[Action]) -> Sequence[None]:
+        """Carry out actions in one turn of the thread; repeating one changes nothing."""
         while True:
             try:
-                await self._settling.call(action)
+                await self._settling.call(_each, actions)
             except (StoreUnavailable, StoreRejected) as error:
                 self._metrics.store_errors.inc()
                 if self._quiet.allow("settle") is not None:
                     log.warning("an entry cannot be settled", extra={"error": str(error)})
                 await trio.sleep(1.0)
             else:
-                return
+                return [None] * len(actions)
+
+
+def _each(actions: Sequence[Action]) -> None:
+    for action in actions:
+        action()

@@ -34,10 +34,18 @@ ON CONFLICT (did) DO UPDATE SET
     bytes = COALESCE(EXCLUDED.bytes, stored.bytes), updated_at = EXCLUDED.updated_at
 """
 _STORED = """
-SELECT floor.rev, sync."repoRev"
-FROM (SELECT %s::text AS did) AS wanted
+SELECT wanted.did, floor.rev, sync."repoRev"
+FROM unnest(%b::text[]) AS wanted(did)
 LEFT JOIN rsky_pipeline.repo_floor AS floor ON floor.did = wanted.did
 LEFT JOIN actor_sync AS sync ON sync.did = wanted.did
+"""
+_HAVE_OLDER = """
+SELECT wanted.did FROM unnest(%b::text[], %b::text[]) AS wanted(did, rev)
+WHERE EXISTS (
+    SELECT 1 FROM record
+    WHERE record.did = wanted.did
+    AND (record.rev IS NULL OR record.rev COLLATE "C" < wanted.rev)
+)
 """
 # Rows that are as new as the repo or newer are of commits that it does not hold yet.
 _OLDER = """
@@ -65,6 +73,14 @@ class State:
     seconds: float | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """The rev at which a repo was last indexed as a whole, and that of its newest commit."""
+
+    floor: str | None
+    newest: str | None
+
+
 class Ledger:
     """One connection, opened when it is first needed. Calls raise DatabaseError.
 
@@ -88,11 +104,17 @@ class Ledger:
         )  # fmt: skip
         self._database().execute(_WRITE, transpose(rows, len(_COLUMNS)))
 
-    def stored_revs(self, did: str) -> tuple[str | None, str | None]:
-        """Return the rev at which a repo was last indexed as a whole, and that of its newest
-        commit; None where there is none."""
-        ((floor, newest),) = self._database().query(_STORED, [did])
-        return floor, newest
+    def stored_revs(self, dids: Sequence[str]) -> list[Stored]:
+        """Return what is stored of each repo."""
+        rows = self._database().query(_STORED, [list(dids)])
+        found = {did: Stored(floor, newest) for did, floor, newest in rows}
+        return [found[did] for did in dids]
+
+    def have_older(self, repos: Sequence[tuple[str, str]]) -> list[bool]:
+        """Return for each (did, rev) whether rows of that account are older."""
+        dids, revs = [did for did, _ in repos], [rev for _, rev in repos]
+        found = {did for (did,) in self._database().query(_HAVE_OLDER, [dids, revs])}
+        return [did in found for did in dids]
 
     def gone(self, did: str, rev: str, held: Iterator[str], after: str = "") -> list[str]:
         """Return paths of rows older than a rev that are not among `held`, in order, from `after`.

@@ -1,10 +1,12 @@
 """Appending to `firehose_backfill`, as fast as its consumers allow."""
 
 import logging
+from collections.abc import Sequence
 from functools import partial
 
 import trio
 
+from rsky_pipeline.backfiller.gather import Gather
 from rsky_pipeline.observability.backfiller import BackfillerMetrics
 from rsky_pipeline.runtime.backoff import Backoff
 from rsky_pipeline.runtime.logging import Throttled
@@ -16,6 +18,7 @@ from rsky_pipeline.streams.names import FIREHOSE_BACKFILL
 
 log = logging.getLogger(__name__)
 FULL_PAUSE_SECONDS = 0.25
+TOGETHER = 4  # batches of several repos that are appended at once
 
 
 class Output:
@@ -31,11 +34,15 @@ class Output:
         self._marks = {FIREHOSE_BACKFILL: high_water_mark}
         self._metrics = metrics
         self._quiet = Throttled()
+        self._together = Gather(self._append, most=TOGETHER)
 
     async def append(self, entries: list[Entry]) -> None:
-        """Append a batch; waits for room and for the store, and never gives up."""
-        if not entries:
-            return
+        """Append a batch, all or none; waits for room and for the store, and never gives up."""
+        if entries:
+            await self._together.call(entries)
+
+    async def _append(self, batches: Sequence[list[Entry]]) -> Sequence[None]:
+        entries = [entry for batch in batches for entry in batch]
         backoff = Backoff(base=0.2, cap=5.0)
         write = partial(append, self._store, entries, high_water_marks=self._marks)
         while True:
@@ -49,6 +56,6 @@ class Output:
                 await trio.sleep(pause)
                 continue
             if result.status == "appended":
-                return
+                return [None] * len(batches)
             self._metrics.backpressure.inc()
             await trio.sleep(FULL_PAUSE_SECONDS)

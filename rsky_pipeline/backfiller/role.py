@@ -1,5 +1,6 @@
 """The backfiller worker, put together from its parts."""
 
+import sys
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from functools import partial
@@ -10,7 +11,7 @@ from rsky_pipeline.backfiller.build import build_fetcher
 from rsky_pipeline.backfiller.jobs import Jobs
 from rsky_pipeline.backfiller.ledger import Ledger
 from rsky_pipeline.backfiller.output import Output
-from rsky_pipeline.backfiller.states import Patient, States
+from rsky_pipeline.backfiller.states import Knowledge, Patient, States
 from rsky_pipeline.backfiller.work import Attempt
 from rsky_pipeline.backfiller.worker import Worker
 from rsky_pipeline.database.connection import Database
@@ -26,11 +27,15 @@ from rsky_pipeline.streams.self_check import SelfCheck
 from rsky_pipeline.streams.watch import watch
 
 WATCH_EVERY_SECONDS = 5.0
+SWITCH_SECONDS = 0.0005
 
 
 async def run(context: WorkerContext) -> None:
     """Run a backfiller until it is told to stop."""
     settings = context.settings
+    # Hashing and encoding hold the interpreter; the usual interval would make every call of a
+    # thread wait 5 ms for its turn.
+    sys.setswitchinterval(SWITCH_SECONDS)
     metrics = BackfillerMetrics(context.registry)
     self_check = SelfCheck(
         context.registry, "backfiller", settings, (*REPO_STREAMS, FIREHOSE_BACKFILL)
@@ -44,7 +49,7 @@ async def run(context: WorkerContext) -> None:
         output = Output(appending, settings.backfill_high_water_mark, metrics)
         known, outcomes = (_ledger(context, stack, metrics) for _ in range(2))
         states = States(outcomes)
-        worker = Worker(context, jobs, Attempt(fetcher, output, known), states, metrics)
+        worker = Worker(context, jobs, Attempt(fetcher, output, Knowledge(known)), states, metrics)
         groups = dict.fromkeys(REPO_STREAMS, (settings.backfiller_group,))
         groups[FIREHOSE_BACKFILL] = (settings.indexer_group,)
         gauges = StreamMetrics(context.registry, "backfiller", groups)

@@ -1,13 +1,14 @@
 """Outcomes on their way to PostgreSQL: written in batches, and never given up."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import TypeVar
 
 import trio
 
-from rsky_pipeline.backfiller.ledger import Ledger, State
+from rsky_pipeline.backfiller.gather import Gather
+from rsky_pipeline.backfiller.ledger import Ledger, State, Stored
 from rsky_pipeline.database.errors import DatabaseError
 from rsky_pipeline.observability.backfiller import BackfillerMetrics
 from rsky_pipeline.runtime.backoff import Backoff
@@ -47,6 +48,32 @@ class Patient:
         except DatabaseError:
             self._ledger.close()
             raise
+
+
+class Knowledge:
+    """What the database knows of repos; questions of many attempts go together."""
+
+    def __init__(self, ledger: Patient) -> None:
+        self._ledger = ledger
+        self._stored = Gather(self._look_up)
+        self._older = Gather(self._look_for_older)
+
+    async def stored(self, did: str) -> Stored:
+        """Return what is stored of a repo."""
+        return await self._stored.call(did)
+
+    async def gone(self, did: str, rev: str, held: Iterable[str], after: str) -> list[str]:
+        """Return paths of older rows that are not among `held`; see `Ledger.gone`."""
+        if not after and not await self._older.call((did, rev)):
+            return []
+        # Begun anew with each try: a failure may come in the middle of it.
+        return await self._ledger.call(lambda ledger: ledger.gone(did, rev, iter(held), after))
+
+    async def _look_up(self, dids: Sequence[str]) -> list[Stored]:
+        return await self._ledger.call(lambda ledger: ledger.stored_revs(dids))
+
+    async def _look_for_older(self, repos: Sequence[tuple[str, str]]) -> list[bool]:
+        return await self._ledger.call(lambda ledger: ledger.have_older(repos))
 
 
 class States:

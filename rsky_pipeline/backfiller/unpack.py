@@ -46,6 +46,7 @@ class Chunk:
     entries: list[Entry]
     filtered: int = 0
     unreadable: int = 0
+    is_last: bool = False
 
 
 class Paths:
@@ -61,6 +62,17 @@ class Paths:
         if self._listed is not None:
             return iter(self._listed)
         return walk(self._repo.blocks, self._repo.commit.data)
+
+
+@dataclass(frozen=True, slots=True)
+class PathsOnly:
+    """The same without the CIDs."""
+
+    paths: Paths
+
+    def __iter__(self) -> Iterator[str]:
+        """Yield the paths, ascending."""
+        return (path for path, _ in self.paths)
 
 
 def open_repo(
@@ -131,7 +143,7 @@ def creates(
         if len(entries) >= CHUNK_RECORDS or size >= CHUNK_BYTES:
             yield Chunk(entries, filtered, unreadable)
             entries, size, filtered, unreadable = [], 0, 0, 0
-    yield Chunk(entries, filtered, unreadable)
+    yield Chunk(entries, filtered, unreadable, is_last=True)
 
 
 def deletes(repo: Repo, gone: Sequence[str], time: str) -> Chunk:

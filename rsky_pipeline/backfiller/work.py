@@ -1,23 +1,23 @@
 """One attempt at one repo: fetch, verify, and queue every record before the closing event."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
-from functools import partial
+from typing import TypeVar, TypeVarTuple, Unpack
 
 import trio
 
 from rsky_pipeline.atproto.datetimes import format_utc
 from rsky_pipeline.atproto.syntax import split_path
 from rsky_pipeline.backfiller.fetch import Fetcher
-from rsky_pipeline.backfiller.ledger import Ledger
 from rsky_pipeline.backfiller.outcome import Done, RepoFailed
 from rsky_pipeline.backfiller.output import Output
 from rsky_pipeline.backfiller.reconcile import absent
-from rsky_pipeline.backfiller.states import Patient
+from rsky_pipeline.backfiller.states import Knowledge
 from rsky_pipeline.backfiller.unpack import (
     CHUNK_RECORDS,
     Chunk,
     Paths,
+    PathsOnly,
     Repo,
     closing_entry,
     creates,
@@ -27,14 +27,18 @@ from rsky_pipeline.backfiller.unpack import (
 from rsky_pipeline.runtime.threads import in_thread
 from rsky_pipeline.streams.event import RepoJob
 
+SMALL_REPO = 64 * 1024  # bytes of a CAR that takes a millisecond or two
+Arguments = TypeVarTuple("Arguments")
+Result = TypeVar("Result")
+
 
 class Attempt:
     """Carries out attempts; the settings and connections are the worker's."""
 
-    def __init__(self, fetcher: Fetcher, output: Output, ledger: Patient) -> None:
+    def __init__(self, fetcher: Fetcher, output: Output, knowledge: Knowledge) -> None:
         self._fetcher = fetcher
         self._output = output
-        self._ledger = ledger
+        self._knowledge = knowledge
         self._threads = trio.CapacityLimiter(1)  # unpacking is CPU work under one lock anyway
 
     def report(self) -> None:
@@ -43,10 +47,10 @@ class Attempt:
 
     async def run(self, job: RepoJob) -> Done:
         """Bring in a repo. Raises RepoFailed and HostBusy."""
-        floor, newest = await self._ledger.call(lambda ledger: ledger.stored_revs(job.did))
-        stored = max(floor or "", newest or "")
+        known = await self._knowledge.stored(job.did)
+        stored = max(known.floor or "", known.newest or "")
         # Without a floor the repo was never brought in as a whole, however new its newest commit.
-        if floor is not None and not job.forced:
+        if known.floor is not None and not job.forced:
             wanted, host = job.rev, ""
             if not wanted:
                 wanted, host = await self._fetcher.rev(job.did)
@@ -58,14 +62,16 @@ class Attempt:
 
     async def _queue(self, repo: Repo, job: RepoJob) -> Done:
         time = format_utc(datetime.now(UTC))
-        paths = await in_thread(list_paths, repo, limiter=self._threads)
+        paths = await self._compute(repo, list_paths, repo)
         gone = await self._queue_deletes(repo, paths, job, time)
         records = 0
         source = creates(repo, paths, self._fetcher.settings.collections, time)
-        while chunk := await in_thread(_next, source, limiter=self._threads):
-            await self._append(chunk)
+        while chunk := await self._compute(repo, _next, source):
             records += len(chunk.entries)
-        await self._output.append([closing_entry(repo, time)])
+            if chunk.is_last:  # the last records and the closing event are appended all or none
+                chunk.entries.append(closing_entry(repo, time))
+            await self._append(chunk)
+        self._fetcher.metrics.records.inc(records)
         return Done(repo.commit.rev, repo.host, records, gone, repo.size)
 
     async def _queue_deletes(self, repo: Repo, paths: Paths, job: RepoJob, time: str) -> int:
@@ -78,20 +84,30 @@ class Attempt:
         gone = list(absent(named, (path for path, _ in paths))) if named else []
         count = await self._queue_gone(repo, gone, time)
         after = ""
-        while page := await self._ledger.call(partial(_gone, repo, paths, after)):
+        did, rev, held = repo.commit.did, repo.commit.rev, PathsOnly(paths)
+        while page := await self._knowledge.gone(did, rev, held, after):
             count += await self._queue_gone(repo, page, time)
             after = page[-1]
         return count
 
     async def _queue_gone(self, repo: Repo, gone: list[str], time: str) -> int:
         for start in range(0, len(gone), CHUNK_RECORDS):
-            await self._append(deletes(repo, gone[start : start + CHUNK_RECORDS], time), True)
+            await self._append(deletes(repo, gone[start : start + CHUNK_RECORDS], time))
+        self._fetcher.metrics.deletes.inc(len(gone))
         return len(gone)
 
-    async def _append(self, chunk: Chunk, are_deletes: bool = False) -> None:
+    async def _compute(
+        self, repo: Repo, function: Callable[[Unpack[Arguments]], Result], *args: *Arguments
+    ) -> Result:
+        """Do CPU work, for a repo of some size in a thread, so that sockets are served."""
+        if repo.size <= SMALL_REPO:
+            await trio.lowlevel.checkpoint()
+            return function(*args)
+        return await in_thread(function, *args, limiter=self._threads)
+
+    async def _append(self, chunk: Chunk) -> None:
         await self._output.append(chunk.entries)
         metrics = self._fetcher.metrics
-        (metrics.deletes if are_deletes else metrics.records).inc(len(chunk.entries))
         metrics.filtered.inc(chunk.filtered)
         metrics.unreadable.inc(chunk.unreadable)
 
@@ -103,11 +119,6 @@ def _require_recent(repo: Repo, job: RepoJob, stored: str) -> None:
     if rev < known:
         message = f"the PDS serves rev {rev}, and {known} is known of"
         raise RepoFailed("transient", "stale_repo", message, host=repo.host)
-
-
-def _gone(repo: Repo, paths: Paths, after: str, ledger: Ledger) -> list[str]:
-    held = (path for path, _ in paths)
-    return ledger.gone(repo.commit.did, repo.commit.rev, held, after)
 
 
 def _next(source: Iterator[Chunk]) -> Chunk | None:

@@ -96,7 +96,7 @@ class Worker:
         while True:
             self._context.progress("intake")
             room = self._most_held - self._jobs.held
-            if room <= 0:
+            if room < self._most_held // 8:  # few large pages instead of many small ones
                 await trio.sleep(0.05)
                 continue
             try:

@@ -1,6 +1,6 @@
 """A small HTTP/1.1 server on trio with WebSocket upgrades: what the simulated hosts need."""
 
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import AsyncIterable, Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from email.utils import formatdate
 from urllib.parse import parse_qsl, urlsplit
@@ -29,10 +29,14 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Response:
-    """An answer; a body that is not bytes is sent in chunks as it is produced."""
+    """An answer; a body that is not bytes is sent in chunks as it is produced.
+
+    An asynchronous body is sent part by part, without gathering, and breaks the connection off by
+    raising trio.BrokenResourceError.
+    """
 
     status: int
-    body: bytes | Iterable[bytes]
+    body: bytes | Iterable[bytes] | AsyncIterable[bytes]
     content_type: str = "application/json"
     headers: Mapping[str, str] = field(default_factory=dict)
 
@@ -114,7 +118,12 @@ async def _send(
     else:
         headers.append(("transfer-encoding", "chunked"))
     data = connection.send(h11.Response(status_code=answer.status, headers=headers)) or b""
-    if request.method != "HEAD":
+    if isinstance(answer.body, AsyncIterable):
+        await stream.send_all(data)
+        async for part in answer.body:
+            await stream.send_all(connection.send(h11.Data(data=part)) or b"")
+        data = b""
+    elif request.method != "HEAD":
         parts = (answer.body,) if isinstance(answer.body, bytes) else answer.body
         for part in parts:
             data += connection.send(h11.Data(data=part)) or b""
