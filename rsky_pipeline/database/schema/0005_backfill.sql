@@ -17,8 +17,3 @@ ALTER TABLE rsky_pipeline.backfill_repo
     ADD COLUMN IF NOT EXISTS seconds real;  -- that the last attempt took
 CREATE INDEX backfill_repo_status_idx ON rsky_pipeline.backfill_repo (status, reason);
 CREATE INDEX backfill_repo_updated_at_idx ON rsky_pipeline.backfill_repo (updated_at);
-
-CREATE TABLE IF NOT EXISTS rsky_pipeline.repo_floor (
-    did text PRIMARY KEY,
-    rev text NOT NULL
-);
