@@ -21,6 +21,7 @@ from rsky_pipeline.observability.catalogue import (
     process_metrics,
     stream_metrics,
 )
+from rsky_pipeline.observability.findings import KINDS
 from tools.monitoring.files import files
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -63,6 +64,15 @@ def _exit_codes() -> str:
     return "\n".join(["| code | meaning |", "|---|---|", *rows])
 
 
+def _findings() -> str:
+    rows = [
+        f"| `{name}` | {kind.meaning} | {'fails' if kind.severe else 'warns'} | {kind.remedy} |"
+        for name, kind in KINDS.items()
+    ]
+    header = ["| finding | meaning | `verify` | what to do |", "|---|---|---|---|"]
+    return "\n".join([*header, *rows])
+
+
 def _originals() -> Iterator[Declared]:
     for role in ROLE_NAMES:
         yield from original_stream_metrics(role)
@@ -74,6 +84,7 @@ def _own(process: str) -> Callable[[], str]:
 
 _PARTS: Mapping[str, Mapping[str, Callable[[], str]]] = {
     "docs/configuration.md": {"settings": reference_markdown, "exit codes": _exit_codes},
+    "docs/troubleshooting.md": {"findings": _findings},
     "docs/metrics.md": {
         **{f"{process} metrics": _own(process) for process in PROCESSES},
         "stream metrics": lambda: metrics_table(stream_metrics()),

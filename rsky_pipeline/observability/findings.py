@@ -36,7 +36,7 @@ KINDS: Mapping[str, Kind] = {
         "`rsky-pipeline streams inspect firehose_live`; see connections and errors",
     ),
     "stale_writes": Kind(
-        "many writes are older than what is stored, and were refused",
+        "much of what comes as history is older than what is stored, and was refused",
         "see whether something queues old states again and again",
         of_stream=True,
     ),

@@ -12,6 +12,9 @@ from rsky_pipeline.observability.rules import Loop, Written
 Series = tuple[str, Mapping[str, str]]  # name of a sample, labels that it must have
 
 
+LISTING = "listing repos"
+
+
 def _series(name: str, **labels: str) -> Series:
     return name, labels
 
@@ -21,7 +24,7 @@ def _series(name: str, **labels: str) -> Series:
 LOOPS: Mapping[str, tuple[tuple[str, tuple[Series, ...], tuple[Series, ...]], ...]] = {
     "ingester": (
         (
-            "listing repos",
+            LISTING,
             (_series("ingester_backfill_fetch_errors_total"),),
             (
                 _series("ingester_backfill_repos_fetched_total"),
@@ -91,6 +94,9 @@ class Reader:
             Loop(name, self._sum(tried), self._sum(done))
             for name, tried, done in LOOPS.get(self._role, ())
         )
+        if self._role == "ingester" and self.value("ingester_backfill_complete"):
+            # Only the repos that a relay cannot list are still tried, which is meant.
+            loops = tuple(Loop(LISTING, 0.0, 0.0) if one.name == LISTING else one for one in loops)
         if self._role == "indexer":
             streams = (FIREHOSE_LIVE, FIREHOSE_BACKFILL)
             return Values(loops, tuple(self._written(stream) for stream in streams))

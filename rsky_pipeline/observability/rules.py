@@ -118,7 +118,7 @@ def findings(samples: Sequence[Sample], limits: Limits) -> Iterator[Finding]:
     yield from _metrics(samples[-1])
     yield from _polluted(samples)
     yield from _rate(samples, limits)
-    yield from _stale(samples)
+    yield from _stale(samples, limits)
     yield from _loops(samples)
     yield from _cursor(samples)
     yield from _back_pressure(samples)
@@ -171,13 +171,18 @@ def _rate(samples: Sequence[Sample], limits: Limits) -> Iterator[Finding]:
         yield Finding("rate_out_of_band", "", detail)
 
 
-def _stale(samples: Sequence[Sample]) -> Iterator[Finding]:
+def _stale(samples: Sequence[Sample], limits: Limits) -> Iterator[Finding]:
+    """Find history that is older than what is stored.
+
+    Live events are older whenever their repo was fetched before they were read: that is no sign.
+    """
     now, then = samples[-1], since(samples, STALE_SECONDS) or samples[0]
     earlier = {item.stream: item for item in then.written}
     for item in now.written:
         old = earlier.get(item.stream, item)
         stale, events = item.stale - old.stale, item.events - old.events
-        if stale >= STALE_WRITES and stale >= STALE_SHARE * events:
+        live = item.stream in limits.live_streams
+        if not live and stale >= STALE_WRITES and stale >= STALE_SHARE * events:
             detail = f"{stale:,.0f} of {events:,.0f} events were stale"
             yield Finding("stale_writes", item.stream, detail)
 

@@ -79,7 +79,8 @@ def check_errors(counters: Counters) -> Iterator[Check]:
         "ingester_backfill_cursor_skips_total"
     )
     figure = f"{failed:,.0f} failed requests, {moved:,.0f} repos listed"
-    if failed > 1 and not moved:
+    complete = counters.largest("ingester_backfill_complete")  # then only holes are tried again
+    if failed > 1 and not moved and not complete:
         yield Check("listing", "fail", figure,
                     "the relay fails on one page again and again: see the ingester's log for the "
                     "cursor, or set enumerate_repos to false", failed)  # fmt: skip

@@ -118,7 +118,7 @@ def _pollution(pipeline: Running, store: Store) -> None:
     thread.start()
     try:
         pipeline.wait_for(lambda: is_found(pipeline, "polluted_stream", FIREHOSE_LIVE), 30)
-        assert value(pipeline, "indexer_misplaced_events_total") > 0
+        pipeline.wait_for(lambda: value(pipeline, "indexer_misplaced_events_total") > 0, 30)
         code, found = checks(pipeline)
         assert code == 6
         assert found["pollution:firehose_live"]["status"] == "fail"

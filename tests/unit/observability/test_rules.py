@@ -76,11 +76,12 @@ def test_no_rate_is_expected_while_reading_is_held_up() -> None:
     assert found(held) == []
 
 
-def test_many_stale_writes_are_told_and_few_are_not() -> None:
-    def written(stale: float) -> list[Sample]:
-        return [Sample(0.0, written=(Written(BACKFILL, 100.0 * n, stale * n, 0.0),))
+def test_much_old_history_is_told_and_a_little_or_live_events_are_not() -> None:
+    def written(stale: float, stream: str = BACKFILL) -> list[Sample]:
+        return [Sample(0.0, written=(Written(stream, 100.0 * n, stale * n, 0.0),))
                 for n in range(4)]  # fmt: skip
 
+    assert found(written(30.0, LIVE)) == []
     assert found(written(30.0)) == [("stale_writes", BACKFILL)]
     assert found(written(5.0)) == []
 
