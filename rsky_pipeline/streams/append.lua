@@ -55,7 +55,7 @@ for index = 1, cursors do
   position = position + 2
 end
 if other > 0 then
-  if done == moving then
+  if moving > 0 and done == moving then
     reply[2] = ''  -- all are where this batch leads: it was written before
   else
     reply[1], reply[3] = 'cursor_moved', other

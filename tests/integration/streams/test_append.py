@@ -186,3 +186,10 @@ def test_a_cursor_that_stays_must_be_the_stored_one(store: Store) -> None:
     result = append(store, entries(1), cursors=[CursorMove("a", "1", "2"), moves[1]])
     assert (result.status, result.moved_key, result.stored_cursor) == ("cursor_moved", "b", "6")
     assert read_cursor(store, "a") == "1"
+
+
+def test_entries_that_move_no_cursor_are_not_lost_with_a_cursor(store: Store) -> None:
+    append(store, entries(1), cursor=CursorMove("k", None, "10"))
+    result = append(store, entries(1), cursor=CursorMove("k", "20", "20"))
+    assert (result.status, result.stored_cursor) == ("cursor_moved", "10")
+    assert store.call("XLEN", "s") == 1
