@@ -107,14 +107,19 @@ class Network:
         self._finish()
 
     def advance(self, wanted: int) -> int:
-        """Publish up to so many events, for a tick at most; return how many."""
+        """Publish up to so many events, for a tick at most but at least one; return how many.
+
+        0 means that a recording has ended, so it must not come of a machine that is busy.
+        """
         log = self.events.log
         count = min(wanted, log.appended - log.published)
         if not count and isinstance(self.source, World):
             deadline = trio.current_time() + _TICK_SECONDS
-            while count < wanted and trio.current_time() < deadline:
+            while count < wanted:
                 self._append_event(self.source)
                 count += 1
+                if trio.current_time() >= deadline:
+                    break
         if count:
             log.publish(count)
             self.labels.log.publish()

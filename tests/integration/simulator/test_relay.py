@@ -1,5 +1,6 @@
 """The simulated relay keeps to the rules of event streams that clients rely on."""
 
+import pytest
 import trio
 from trio import testing
 
@@ -135,3 +136,10 @@ async def test_stopping_publishes_whole_happenings() -> None:
 
 def _in_the_middle(network: Served) -> bool:
     return network.world.is_in_the_middle
+
+
+async def test_a_busy_machine_is_no_end_of_publishing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However late it comes to it, something is published; nothing would be the end."""
+    monkeypatch.setattr("rsky_pipeline.simulator.network._TICK_SECONDS", 0.0)
+    async with served() as network:
+        assert network.network.advance(100) == 1
