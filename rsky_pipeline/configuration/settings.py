@@ -124,6 +124,14 @@ class Settings:
     enumeration_requests_per_minute: int = setting(
         300, "Listing requests to one host.", unit="/min", minimum=1, maximum=60_000
     )
+    discover_repos_per_minute: int = setting(
+        600,
+        "Repos that appear in live events and are not known yet, queued to be fetched, at most; "
+        "without enumerate_repos there are none. 0 leaves them to the listing.",
+        unit="/min",
+        minimum=0,
+        maximum=100_000,
+    )
     allow_private_hosts: bool = setting(
         False,
         "Let PDS and handle hosts be private or loopback addresses and plain http. Only for tests "

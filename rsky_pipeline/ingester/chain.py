@@ -18,7 +18,7 @@ from rsky_pipeline.ingester.repo_state import (
 
 FUTURE_SECONDS = 300.0  # a rev may be ahead of our clock by so much, as other programs have it
 
-Break = Literal["broken_chain", "sync", "too_big"]
+Break = Literal["broken_chain", "sync", "too_big", "unseen"]
 
 
 class Update(NamedTuple):
@@ -68,7 +68,8 @@ def _break(state: RepoState | None, update: Update) -> Break | None:
         same = state is not None and update.data is not None and has_data(state, update.data)
         return None if same else "sync"
     if state is None:
-        return None  # what came before is the business of the listing
+        # A repo's first commit follows on nothing; of any other one the beginning is missing.
+        return None if update.since is None else "unseen"
     if update.since != rev_of(state):
         return "broken_chain"
     if update.prev_data is not None and has_data(state, update.prev_data) is False:

@@ -10,7 +10,7 @@ from rsky_pipeline.atproto.frame import InfoMessage, Message
 from rsky_pipeline.ingester.convert import MAX_TIME, Claim, Converted, Converter
 from rsky_pipeline.ingester.cursor import SeqGate
 from rsky_pipeline.ingester.gaps import GapWatch
-from rsky_pipeline.ingester.judge import Judge, is_about_repo
+from rsky_pipeline.ingester.judge import Judge, is_about_repo, needs_state
 from rsky_pipeline.ingester.verify import Verdict, Verifier
 from rsky_pipeline.ingester.window import Slot, Window
 from rsky_pipeline.streams.append import Entry
@@ -73,7 +73,7 @@ class Intake:
         if judge is None:
             self._sink.put([_converted(self._converter, item) for item in frames])
             return
-        await judge.states.prefetch([item.did for item, _ in frames if is_about_repo(item)])
+        await judge.states.prefetch([item.did for item, _ in frames if needs_state(item)])
         for start in range(0, len(frames), _AT_ONCE):
             if start:  # others want to run as well
                 await trio.lowlevel.checkpoint()

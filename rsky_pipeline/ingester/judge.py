@@ -7,16 +7,26 @@ from typing import TypeGuard
 import trio
 
 from rsky_pipeline.atproto.errors import IncompleteTree, InvalidData
-from rsky_pipeline.atproto.frame import CommitMessage, RepoOp, SyncMessage
+from rsky_pipeline.atproto.frame import AccountMessage, CommitMessage, RepoOp, SyncMessage
 from rsky_pipeline.atproto.syntax import tid_number
-from rsky_pipeline.ingester.chain import follow, is_replay
+from rsky_pipeline.ingester.chain import Step, Update, follow, is_replay
 from rsky_pipeline.ingester.convert import About, Claim, Converted, Converter
+from rsky_pipeline.ingester.discovery import Discovery
 from rsky_pipeline.ingester.proof import check_operations
 from rsky_pipeline.ingester.relays import RelayBoard
-from rsky_pipeline.ingester.repo_state import DESYNCHRONIZED, RepoState, make_state
+from rsky_pipeline.ingester.repo_state import (
+    DESYNCHRONIZED,
+    RepoState,
+    is_inactive,
+    make_state,
+    rev_of,
+    with_activity,
+)
 from rsky_pipeline.ingester.resync import Resyncs
 from rsky_pipeline.ingester.states import RepoStates
 from rsky_pipeline.ingester.verify import Verdict
+from rsky_pipeline.streams.append import Entry
+from rsky_pipeline.streams.names import REPO_BACKFILL
 
 
 @dataclass(slots=True)
@@ -26,6 +36,7 @@ class Memory:
     states: RepoStates
     board: RelayBoard
     resyncs: Resyncs = field(default_factory=Resyncs)
+    discovery: Discovery = field(default_factory=lambda: Discovery(0))
 
     def forget(self) -> None:
         """Forget what was not written, and with it everything."""
@@ -86,16 +97,43 @@ class Judge:
         step = follow(self.states.get(about.update.did), about.update)
         if step is None:
             return _emptied(frame)
+        if step.broken == "unseen" and about.reason is None:
+            return self._discover(frame, about, step)
         taken = self._taken_over(frame, about, step.state)
         reason = step.broken or about.reason
         if reason is None:
             return taken
         return self._put_off(taken, about, reason, about.ops if step.broken == "too_big" else ())
 
+    def _discover(self, frame: Converted, about: About, step: Step) -> Converted:
+        """Have a repo that was never seen before fetched as a whole, unless it has to wait."""
+        discovery = self._memory.discovery
+        if not discovery.enabled:
+            state = make_state(about.update.rev, about.update.data)
+            return self._taken_over(frame, about, state)
+        if not discovery.admits(self._clock()):
+            return frame  # not remembered, so that it is new again the next time
+        entry = self._converter.resync(REPO_BACKFILL, about, "unseen", ())
+        return _with(self._taken_over(frame, about, step.state), entry)
+
+    def _note_activity(self, frame: Converted, did: str, active: bool) -> Converted:
+        """Note whether an account is active; one that comes back may have changed meanwhile."""
+        state = self.states.get(did)
+        if state is None or is_inactive(state) != active:
+            return frame
+        frame = frame._replace(states=self.states.set(did, with_activity(state, active)))
+        if not active:
+            return frame
+        about = About(Update(did, rev_of(state)), "")
+        return self._put_off(frame, about, "reactivated", ())
+
     def _judge_news(self, frame: Converted) -> Converted:
         did, news = frame.changed_did, frame.news
-        if did is None or news is None or not self._memory.board.is_repeat(self._relay, did, news):
+        if did is None or news is None:
             return frame
+        if not self._memory.board.is_repeat(self._relay, did, news):
+            active = news.active
+            return frame if active is None else self._note_activity(frame, did, active)
         self._tally.replays += 1
         return _emptied(frame)
 
@@ -134,13 +172,22 @@ class Judge:
         if stream is None:
             self._tally.resyncs_spared += 1
             return frame
-        entry = self._converter.resync(stream, about, reason, unwritten)
-        return frame._replace(entries=[*frame.entries, entry], size=frame.size + len(entry.payload))
+        return _with(frame, self._converter.resync(stream, about, reason, unwritten))
+
+
+def needs_state(item: object) -> TypeGuard[CommitMessage | SyncMessage | AccountMessage]:
+    """Tell whether the state of its repo must be known before a frame is judged."""
+    return type(item) in {CommitMessage, SyncMessage, AccountMessage}
 
 
 def is_about_repo(item: object) -> TypeGuard[CommitMessage | SyncMessage]:
     """Tell whether a frame that was read is about the content of a repo."""
     return type(item) is CommitMessage or type(item) is SyncMessage
+
+
+def _with(frame: Converted, entry: Entry) -> Converted:
+    """Return a frame with one more entry."""
+    return frame._replace(entries=[*frame.entries, entry], size=frame.size + len(entry.payload))
 
 
 def _emptied(frame: Converted) -> Converted:

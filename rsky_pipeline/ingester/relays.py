@@ -23,6 +23,11 @@ class News(NamedTuple):
     content: tuple[object, ...]
     time: float
 
+    @property
+    def active(self) -> bool | None:
+        """Whether the account is said to be active; None if that is not what it is about."""
+        return self.content[1] is True if self.content[0] == "account" else None
+
     def repeats(self, other: "News") -> bool:
         """Tell whether two events are likely to be copies of one."""
         return self.content == other.content and abs(self.time - other.time) <= _SAME_SECONDS

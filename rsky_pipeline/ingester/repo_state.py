@@ -12,6 +12,7 @@ from rsky_pipeline.atproto.cid import Cid
 RepoState = bytes
 KNOWN_DATA = 8  # bytes of a root's hash
 DESYNCHRONIZED = 1  # flag: the chain broke here, and the repo was queued to be fetched
+INACTIVE = 2  # flag: its account is not active, so that a relay may withhold its commits
 
 # Redis keeps a hash of up to 512 short fields in one compact block: 43 million accounts make 328
 # a bucket, and 29 bytes each. A field is 8 bytes of the DID's hash, so that two accounts that
@@ -56,6 +57,17 @@ def rev_of(state: RepoState) -> int:
 def is_desynchronized(state: RepoState) -> bool:
     """Tell whether the last commit did not follow on the one before."""
     return bool(state[8] & DESYNCHRONIZED)
+
+
+def is_inactive(state: RepoState) -> bool:
+    """Tell whether the account was last said to be inactive, and no commit came since."""
+    return bool(state[8] & INACTIVE)
+
+
+def with_activity(state: RepoState, active: bool) -> RepoState:
+    """Return a state with its account's activity noted."""
+    flags = state[8] & ~INACTIVE if active else state[8] | INACTIVE
+    return state[:8] + flags.to_bytes(1, "big") + state[9:]
 
 
 def has_data(state: RepoState, data: Cid) -> bool | None:

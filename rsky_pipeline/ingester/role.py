@@ -11,6 +11,7 @@ import trio
 
 from rsky_pipeline.ingester.batch import BatchRule
 from rsky_pipeline.ingester.commits import SUBSCRIBE_REPOS, RepoConverter
+from rsky_pipeline.ingester.discovery import Discovery
 from rsky_pipeline.ingester.enumeration import LIST_REPOS, Enumerator, Source
 from rsky_pipeline.ingester.judge import Judge, Memory
 from rsky_pipeline.ingester.labels import SUBSCRIBE_LABELS, LabelConverter
@@ -172,7 +173,9 @@ class _Builder:
     def build(self, relays: Sequence[Endpoint], labelers: Sequence[Endpoint]) -> _Parts:
         """Return the parts for these hosts."""
         board = RelayBoard(endpoint.key for endpoint in relays)
-        memory = Memory(RepoStates(reader(self.store("states"))), board)
+        rate = self._settings.discover_repos_per_minute if self._settings.enumerate_repos else 0
+        states = RepoStates(reader(self.store("states")))
+        memory = Memory(states, board, discovery=Discovery(rate))
         parts = _Parts(self._metrics, self._verifier(), self._tls, memory)
         if relays:
             self._add_relays(parts, relays)

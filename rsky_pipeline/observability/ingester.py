@@ -31,7 +31,7 @@ ERROR_REASONS = (
 )  # fmt: skip
 RESYNC_REASONS = (
     "sync", "too_big", "missing_block", "invalid_blocks", "unverified", "forged", "broken_chain",
-    "missing_node", "inversion", "invalid_operation",
+    "missing_node", "inversion", "invalid_operation", "unseen", "reactivated",
 )  # fmt: skip
 CHECK_STEPS = ("blocks", "signature", "operations")
 GAP_KINDS = ("outdated_cursor", "seq_jump", "time_jump", "cursor_set")

@@ -1,0 +1,108 @@
+"""Repos that nothing is known of, and accounts that come back."""
+
+import json
+from typing import Any
+
+from rsky_pipeline.atproto.frame import encode_frame
+from rsky_pipeline.ingester.convert import Converted
+from rsky_pipeline.ingester.discovery import BURST, Discovery
+from rsky_pipeline.simulator.accounts import make_account
+from rsky_pipeline.simulator.repo import Write
+from rsky_pipeline.streams.names import REPO_BACKFILL, REPO_BACKFILL_HIGH
+from tests.unit.ingester.support import Converting
+
+TIME = "2026-01-01T00:00:00.000Z"
+REVS = ("3mbtypluud22a", "3mbtypluud32a", "3mbtypluud42a", "3mbtypluud52a")
+
+
+def commits(number: int = 0) -> list[bytes]:
+    """Return the first commits of an account."""
+    account, frames = make_account(1, number), []
+    for seq, rev in enumerate(REVS, start=1):
+        record = {"$type": "app.bsky.feed.post", "text": str(seq), "createdAt": TIME}
+        body = account.repo.apply([Write(f"app.bsky.feed.post/{rev}", record)], rev, 0)
+        frames.append(encode_frame("#commit", body | {"seq": 10 * number + seq, "time": TIME}))
+    return frames
+
+
+def account_frame(active: bool, seq: int, number: int = 0) -> bytes:
+    status = {} if active else {"status": "deactivated"}
+    time = f"2026-01-01T01:{seq % 60:02d}:00.000Z"
+    body = {"seq": seq, "did": make_account(1, number).did, "active": active, "time": time}
+    return encode_frame("#account", body | status)
+
+
+def discovering(per_minute: int = 600) -> Converting:
+    made = Converting("none")
+    made.memory.discovery = Discovery(per_minute)
+    return made
+
+
+def jobs(frame: Converted) -> list[tuple[str, Any]]:
+    return [
+        (entry.stream, json.loads(entry.payload)["reason"])
+        for entry in frame.entries
+        if entry.field == b"repo"
+    ]
+
+
+def test_a_repo_whose_beginning_was_not_seen_is_queued_once() -> None:
+    made, frames = discovering(), commits()
+    found = [jobs(made.convert(frame)) for frame in frames[1:]]
+    assert found == [[(REPO_BACKFILL, "unseen")], [], []]
+    assert made.tally.resyncs == {"unseen": 1}
+
+
+def test_a_repo_that_was_seen_from_its_first_commit_on_is_complete() -> None:
+    made = discovering()
+    assert [jobs(made.convert(frame)) for frame in commits()] == [[], [], [], []]
+
+
+def test_its_live_records_are_written_all_the_same() -> None:
+    made = discovering()
+    frame = made.convert(commits()[1])
+    assert sum(entry.field == b"event" for entry in frame.entries) == 1
+    assert frame.states
+
+
+def test_without_discovery_an_unseen_repo_is_remembered_and_nothing_is_queued() -> None:
+    made = discovering(0)
+    assert [jobs(made.convert(frame)) for frame in commits()[1:]] == [[], [], []]
+
+
+def test_above_the_limit_a_repo_waits_and_is_found_at_a_later_commit() -> None:
+    made, frames = discovering(1), [commits(number) for number in range(2)]
+    assert jobs(made.convert(frames[0][1])) == [(REPO_BACKFILL, "unseen")]
+    late = made.convert(frames[1][1])
+    assert jobs(late) == []
+    assert late.entries
+    assert not late.states
+    made.memory.discovery = Discovery(600)
+    assert jobs(made.convert(frames[1][2])) == [(REPO_BACKFILL, "unseen")]
+
+
+def test_the_limit_is_a_rate_with_a_burst() -> None:
+    limit = Discovery(6_000)
+    assert sum(limit.admits(0.0) for _ in range(1_000)) == BURST
+    assert sum(limit.admits(1.0) for _ in range(1_000)) == 100
+    assert not Discovery(0).admits(1e9)
+
+
+def test_an_account_that_comes_back_has_its_repo_fetched() -> None:
+    made = discovering()
+    first, *_ = commits()
+    made.convert(first)
+    assert jobs(made.convert(account_frame(True, 20))) == []
+    gone = made.convert(account_frame(False, 21))
+    assert jobs(gone) == []
+    assert gone.states
+    back = made.convert(account_frame(True, 22))
+    assert jobs(back) == [(REPO_BACKFILL_HIGH, "reactivated")]
+    assert [entry.field for entry in back.entries] == [b"event", b"repo"]
+    assert jobs(made.convert(account_frame(True, 23))) == []
+
+
+def test_a_new_account_is_not_fetched_because_it_is_active() -> None:
+    made = discovering()
+    assert jobs(made.convert(account_frame(False, 1))) == []
+    assert jobs(made.convert(account_frame(True, 2))) == []
