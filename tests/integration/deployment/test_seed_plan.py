@@ -32,7 +32,7 @@ from tests.integration.deployment.versions import POLLUTING, SLOW
 from tests.stores import scratch_directory
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
-RATE = int(os.environ.get("RATE", "1000"))
+
 INGESTER, READER = "ingester/commits.py", "streams/consume.py"
 
 
@@ -66,9 +66,7 @@ class Host:
     def kinds(self) -> dict[str, int]:
         """Return the types of the newest entries of the live stream."""
         with closing(connect(self.settings.redis_url or "", name="test")) as store:
-            document = sample_stream(store, FIREHOSE_LIVE, 3_000).document()
-        found: dict[str, int] = document["types"]
-        return found
+            return dict(sample_stream(store, FIREHOSE_LIVE, 3_000).by_type)
 
     def nothing_waits(self) -> bool:
         return not self.observer.waiting(self.simulation.control.progress())
@@ -111,7 +109,7 @@ def test_the_plan_is_one_command_and_loses_nothing(original: Path, tmp_path: Pat
     b = binaries.variant(original, tmp_path / "b", "2.0.0")
     c = binaries.variant(original, tmp_path / "c", "3.0.0", {INGESTER: POLLUTING})
     quick = ["--verify-window=5", "--verify-for=60", "--json"]
-    with host(a, f"--rate={RATE}") as running:
+    with host(a, "--rate=1000") as running:
         started = running.command("start", "--ordered")
         assert started.returncode == 0, started.stdout + started.stderr
         running.wait_for(lambda: running.kinds().get("repo", 0) > 500, "pollution waits")
