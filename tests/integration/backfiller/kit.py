@@ -80,9 +80,11 @@ async def backfiller(configured: Settings) -> AsyncIterator[Running]:
         running.context.stopping.set()
 
 
-def queue(store: Store, *dids: str, rev: str = "", deleted: tuple[str, ...] = ()) -> None:
+def queue(
+    store: Store, *dids: str, rev: str = "", deleted: tuple[str, ...] = (), reason: str = ""
+) -> None:
     jobs = [
-        encode_repo_job(RepoJob(did, "https://relay.test", rev, None, True, deleted))
+        encode_repo_job(RepoJob(did, "https://relay.test", rev, None, True, deleted, reason))
         for did in dids
     ]
     append(store, [Entry("repo_backfill", REPO_FIELD, job) for job in jobs])
