@@ -37,7 +37,11 @@ class GroupSample:
 
 @dataclass(frozen=True, slots=True)
 class StreamSample:
-    """A stream. `misplaced` is how many of its newest entries do not belong there, where looked."""
+    """A stream.
+
+    `added` is negative where the server does not count; `misplaced` is how many of its newest
+    entries do not belong there, where looked.
+    """
 
     name: str
     length: int
@@ -160,7 +164,9 @@ def _rate(samples: Sequence[Sample], limits: Limits) -> Iterator[Finding]:
     now, then = samples[-1], since(samples, RATE_SECONDS)
     new = now.stream(limits.rated_stream)
     old = then.stream(limits.rated_stream) if then else None
-    if not limits.rate_max or then is None or new is None or old is None or new.added < old.added:
+    if not limits.rate_max or then is None or new is None or old is None:
+        return
+    if old.added < 0 or new.added < old.added:
         return
     rate = (new.added - old.added) / (now.moment - then.moment)
     detail = f"{rate:,.1f} events/s, expected {limits.rate_min:,.0f} to {limits.rate_max:,.0f}"

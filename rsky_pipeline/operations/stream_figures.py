@@ -114,8 +114,11 @@ def between(
 
 
 def rate_in(old: StreamReport, new: StreamReport, elapsed: float) -> float | None:
-    """Return entries added per second; None without a window, or for a stream begun anew."""
-    if elapsed <= 0 or new.added < old.added:
+    """Return entries added per second.
+
+    None without a window, for a stream begun anew, and where the server does not count them.
+    """
+    if elapsed <= 0 or new.added < old.added or not (old.counts_added and new.counts_added):
         return None
     return (new.added - old.added) / elapsed
 

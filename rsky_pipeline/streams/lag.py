@@ -40,6 +40,7 @@ class StreamReport:
     last_id: str | None  # of the newest entry, also if that was deleted
     oldest_age_seconds: float  # of the first entry, whoever has read it
     groups: tuple[GroupReport, ...]
+    counts_added: bool = True  # whether `added` is what the server counted
 
     def group(self, name: str) -> GroupReport | None:
         """Return the report of one group, None if the stream has no such group."""
@@ -64,6 +65,7 @@ def inspect(store: Store, stream: str) -> StreamReport:
         last.decode(),
         _age_seconds(now_ms, [first]),
         tuple(_group(row, length, now_ms) for row in groups),
+        counts_added=added >= 0,
     )
 
 

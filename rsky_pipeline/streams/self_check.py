@@ -105,7 +105,7 @@ class SelfCheck:
         return StreamSample(
             report.name,
             report.length,
-            report.added,
+            report.added if report.counts_added else -1,
             report.first_id,
             self._marks.get(report.name),
             misplaced if report.name == FIREHOSE_LIVE else 0,

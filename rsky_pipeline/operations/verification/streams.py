@@ -48,7 +48,7 @@ def check_rate(measured: Measurement, band: Band, lag_seconds: float | None) -> 
         shown = "" if rate is None else f" ({rate:,.1f}/s)"
         return skipped(name, band.why_not + shown)
     if rate is None:
-        return skipped(name, "the stream was begun anew in the window")
+        return skipped(name, "not known: the stream was begun anew, or Redis is older than 7")
     expected = f"expected {band.low:,.0f} to {band.high:,.0f}"
     figure = f"{rate:,.1f} events/s over {measured.seconds:.0f} s, {expected}"
     if rate > band.high and lag_seconds is not None and lag_seconds > OLD_SECONDS:

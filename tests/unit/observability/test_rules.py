@@ -69,6 +69,7 @@ def test_repo_events_are_seen_in_the_stream_and_by_the_indexer() -> None:
 def test_a_rate_out_of_the_band(rate: float, lag: float, expected: bool) -> None:
     assert (("rate_out_of_band", "") in found(rates(rate, lag_seconds=lag))) is expected
     assert found(rates(rate, count=2)) == []  # too short to tell
+    assert found([Sample(0.0, (stream(added=-1),))] * 5) == []  # the server does not count
 
 
 def test_no_rate_is_expected_while_reading_is_held_up() -> None:
