@@ -13,6 +13,7 @@ import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.types.json import JsonbBinaryDumper
 
+from rsky_pipeline.database.arrays import TextArrayDumper
 from rsky_pipeline.database.errors import DatabaseError, translate
 
 _CONNECT_TIMEOUT_SECONDS = 10
@@ -94,6 +95,7 @@ class Database:
         except psycopg.Error as error:
             raise translate(error, connected=False) from error
         connection.adapters.register_dumper(None, _JsonTextDumper)
+        connection.adapters.register_dumper(list, TextArrayDumper)
         try:
             with translated(connection):
                 calls = ", ".join(["set_config(%s, %s, false)"] * len(settings))

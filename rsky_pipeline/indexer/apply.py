@@ -27,7 +27,7 @@ from rsky_pipeline.indexer.events import AccountChange, IdentityChange, Reading,
 from rsky_pipeline.indexer.floors import complete_revs, fetch_floors, raise_floors
 from rsky_pipeline.indexer.notifications import Notes
 from rsky_pipeline.indexer.plan import Delete, Plan, make_plan, segments
-from rsky_pipeline.indexer.record_rows import fetch_states, write_records
+from rsky_pipeline.indexer.record_rows import empty_accounts, fetch_states, write_records
 from rsky_pipeline.indexer.reference_locks import lock_references
 from rsky_pipeline.indexer.rejections import keep_rejections, rejections
 from rsky_pipeline.indexer.repo_revs import advance_revs
@@ -52,10 +52,15 @@ class Applied:
 
 
 def apply_batch(
-    database: Database, readings: Sequence[Reading], collections: Mapping[str, Collection]
+    database: Database,
+    readings: Sequence[Reading],
+    collections: Mapping[str, Collection],
+    *,
+    bulk: bool = False,
 ) -> Applied:
     """Apply what was read; everything or nothing is written. Refused records are noted.
 
+    `bulk` is for many records of few accounts: it looks first for accounts that have nothing yet.
     Raises DatabaseUnavailable, TransactionConflict, BadData: see `poison` for what to do then.
     """
     wanted = [item for item in readings if item.change is not None or item.rev or item.refused]
@@ -68,7 +73,7 @@ def apply_batch(
             with database.transaction() as tx:
                 known = lock_actors(tx, dids)
                 _queue_handles(tx, known, wanted)
-                return apply_locked(tx, wanted, collections, created)
+                return apply_locked(tx, wanted, collections, created, bulk=bulk)
         except MissingActors as missing:
             seen = {reading.did: reading.time for reading in reversed(wanted)}
             with database.transaction() as tx:
@@ -80,6 +85,8 @@ def apply_locked(
     readings: Sequence[Reading],
     collections: Mapping[str, Collection],
     new_actors: int = 0,
+    *,
+    bulk: bool = False,
 ) -> Applied:
     """Apply what was read in a transaction that holds the locks on all of its accounts."""
     changes = [reading.change for reading in readings]
@@ -89,8 +96,11 @@ def apply_locked(
     raised = complete_revs(revs)
     floors = fetch_floors(tx, {item.did for item in operations}, raised)
     counts, notified, plans = Counts(), 0, []
+    empty = empty_accounts(tx, {item.did for item in operations}) if bulk else frozenset()
     for segment in segments(operations):
-        plan = make_plan(segment, fetch_states(tx, (item.uri for item in segment)), floors)
+        uris = (item.uri for item in segment if item.did not in empty)
+        plan = make_plan(segment, fetch_states(tx, uris), floors)
+        empty = frozenset()
         write_records(tx, plan)
         arrivals = {item.uri: place for place, item in enumerate(segment)}
         notified += write_collections(tx, plan, collections, counts, arrivals)

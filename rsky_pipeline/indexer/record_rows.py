@@ -1,6 +1,6 @@
 """The `record` table and the tombstones: the states that every decision is made from."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 from rsky_pipeline.database.connection import Transaction
 from rsky_pipeline.indexer.collections.shape import Put
@@ -8,6 +8,11 @@ from rsky_pipeline.indexer.plan import Delete, Plan, Stored
 
 _RECORDS = "SELECT uri, rev, cid FROM record WHERE uri = ANY(%b::text[])"
 _TOMBSTONES = "SELECT uri, rev FROM rsky_pipeline.tombstone WHERE uri = ANY(%b::text[])"
+_EMPTY = """
+SELECT n.did FROM unnest(%b::text[]) AS n(did)
+WHERE NOT EXISTS (SELECT FROM record r WHERE r.did = n.did)
+    AND NOT EXISTS (SELECT FROM rsky_pipeline.tombstone t WHERE t.did = n.did)
+"""
 # takedownRef and tags belong to others and survive an update.
 _UPSERT = """
 INSERT INTO record (uri, cid, did, json, "indexedAt", rev)
@@ -26,6 +31,11 @@ SELECT * FROM unnest(%b::text[], %b::text[], %b::text[])
 ON CONFLICT (uri) DO UPDATE SET rev = EXCLUDED.rev, deleted_at = now()
 """
 _REVIVE = "DELETE FROM rsky_pipeline.tombstone WHERE uri = ANY(%b::text[])"
+
+
+def empty_accounts(tx: Transaction, dids: Collection[str]) -> frozenset[str]:
+    """Return those of these locked accounts that have neither records nor tombstones."""
+    return frozenset(row[0] for row in tx.query(_EMPTY, (sorted(dids),)))
 
 
 def fetch_states(tx: Transaction, uris: Iterable[str]) -> dict[str, Stored]:

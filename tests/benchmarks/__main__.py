@@ -14,6 +14,7 @@ from rsky_pipeline.streams.append import Entry, append
 from rsky_pipeline.streams.connection import connect
 from rsky_pipeline.streams.consume import GroupReader
 from tests import stores
+from tests.benchmarks.load import bench_load
 from tests.benchmarks.pipeline import bench_pipeline
 
 Result = TypeVar("Result")
@@ -21,6 +22,7 @@ FRAMES = 3_000
 BATCH = 500
 ENTRIES = 50_000
 TARGET = 5_000
+LOAD_TARGET = 15_000
 
 
 def main() -> None:
@@ -40,6 +42,10 @@ def main() -> None:
         count, elapsed = bench_pipeline(verify)
         report(f"relay to rows, all roles, verify = {verify}", count, elapsed)
         print(f"  {count / elapsed / TARGET:.2f} times the {TARGET:,} events/s that are asked for")
+    loaded = bench_load()
+    report("CAR directory to rows, load", loaded.records, loaded.seconds)
+    ratio = loaded.records / loaded.seconds / LOAD_TARGET
+    print(f"  {ratio:.2f} times the {LOAD_TARGET:,} records/s that are asked for")
 
 
 def bench_streams(url: str) -> None:

@@ -41,7 +41,7 @@ class Writer:
         refused: dict[str, Counter[str]] = {}
 
         def apply(part: Sequence[Reading]) -> None:
-            self.run(lambda database: apply_batch(database, part, self._collections))
+            self.run(lambda database: apply_batch(database, part, self._collections, bulk=True))
 
         for culprit in apply_isolated(readings, apply):
             refused.setdefault(culprit.entry.did, Counter())[culprit.reason] += 1
