@@ -22,6 +22,8 @@ COMMANDS = {
     "streams": "Look at the Redis streams, and clean them without losing work.",
     "backfill": "Bring in the history of accounts, see how far it is, try again, cancel.",
     "load": "Index CAR files straight into PostgreSQL.",
+    "cursor": "Show and set where the ingester is in the streams of relays and labelers.",
+    "gaps": "List events of relays that were not seen, and repair what they cost.",
     "dlq": "List, show, retry and drop what could not be processed.",
     "config": "Show or check the configuration.",
     "db": "Check the database: schema, counts, completeness of a repo, rejected records.",

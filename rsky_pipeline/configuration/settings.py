@@ -105,6 +105,11 @@ class Settings:
         "Collections to index: NSIDs, or prefixes that end in a dot.",
         legacy_environment=("RECORD_COLLECTION_ALLOWLIST",),
     )
+    repair_gaps: bool = setting(
+        True,
+        "Repair gaps in a relay's events as they are noticed: list its repos, and fetch those that "
+        "are further than ours.",
+    )
     enumerate_repos: bool = setting(
         True, "Page each relay's listRepos into repo_backfill, so that history is fetched."
     )

@@ -9,6 +9,7 @@ from functools import partial
 
 import trio
 
+from rsky_pipeline.database.connection import Database
 from rsky_pipeline.ingester.batch import BatchRule
 from rsky_pipeline.ingester.commits import SUBSCRIBE_REPOS, RepoConverter
 from rsky_pipeline.ingester.discovery import Discovery
@@ -24,6 +25,7 @@ from rsky_pipeline.ingester.relays import RelayBoard
 from rsky_pipeline.ingester.release import release_resyncs
 from rsky_pipeline.ingester.report import FeedReport, Ledger, Reporter
 from rsky_pipeline.ingester.states import RepoStates, reader
+from rsky_pipeline.ingester.sweep import Sweeper
 from rsky_pipeline.ingester.tally import Tally
 from rsky_pipeline.ingester.verify import MAX_KEYS, SignatureVerifier, Verifier
 from rsky_pipeline.ingester.writer import Writer
@@ -115,6 +117,9 @@ async def run(context: WorkerContext) -> None:
             if parts.relays:
                 mark = settings.repo_high_water_mark
                 services.start_soon(release_resyncs, builder.store("release"), mark)
+            if parts.relays and settings.database_url is not None:
+                watch_gaps = partial(builder.sweeper().watch, relays, repair=settings.repair_gaps)
+                services.start_soon(watch_gaps)
             services.start_soon(report_ready, context, [follower for follower, _ in parts.relays])
             await _run_all(context, parts)
             services.cancel_scope.cancel()
@@ -231,6 +236,17 @@ class _Builder:
         report = FeedReport(LABEL_LIVE, host, self._metrics, self.label_quarantine)
         ledger.reports[lane] = report
         parts.labelers.append((follower, report))
+
+    def sweeper(self) -> Sweeper:
+        """Return what repairs gaps; it connects to PostgreSQL only when there is one."""
+        settings = self._settings
+        connect_database = partial(
+            Database.connect, str(settings.database_url), schema=settings.database_schema,
+            name=f"{self._context.consumer}-gaps",
+        )  # fmt: skip
+        listing = partial(list_repos, self._http)
+        mark = settings.repo_high_water_mark
+        return Sweeper(self.store("gaps"), connect_database, listing, mark)
 
     def _writer(self, name: str, marks: dict[str, int], ledger: Ledger) -> Writer:
         settings = self._settings

@@ -1,0 +1,120 @@
+"""Gaps in PostgreSQL: moved there from Redis, and what was done about each.
+
+The ingester notes a gap in Redis with the events that follow it, so that it needs no database to
+go on; from there gaps are moved when PostgreSQL can be reached.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import orjson
+
+from rsky_pipeline.database.connection import Database
+from rsky_pipeline.streams.connection import Store
+from rsky_pipeline.streams.names import GAPS
+
+_AT_ONCE = 100
+# A sweep notes its progress after every page; one that is silent for so long was interrupted.
+_STALE = "interval '10 minutes'"
+_COLUMNS = (
+    "id, host, kind, from_seq, to_seq, from_time, to_time, detected_at, status, repos_listed, "
+    "repos_queued, list_cursor, error"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class GapRow:
+    """A gap as it is stored; `status` is open, repairing, repaired or failed."""
+
+    id: str
+    host: str
+    kind: str
+    from_seq: int | None
+    to_seq: int | None
+    from_time: str | None
+    to_time: str | None
+    detected_at: object
+    status: str
+    repos_listed: int
+    repos_queued: int
+    list_cursor: str | None
+    error: str | None
+
+
+def move_gaps(store: Store, connect: Callable[[], Database]) -> int:
+    """Move what Redis holds to PostgreSQL; return how many gaps that were.
+
+    Raises the errors of both. A gap is removed from Redis only when PostgreSQL has it.
+    """
+    found = store.call("XRANGE", GAPS, "-", "+", "COUNT", _AT_ONCE)
+    if not found:
+        return 0
+    with connect() as database, database.transaction() as tx:
+        for entry_id, fields in found:
+            gap: Mapping[str, object] = orjson.loads(fields[1])
+            tx.execute(
+                "INSERT INTO rsky_pipeline.gap (id, host, kind, from_seq, to_seq, from_time, "
+                "to_time, detected_at) VALUES (%s, %s, %s, %s, %s, %s, %s, to_timestamp(%s)) "
+                "ON CONFLICT (id) DO NOTHING",
+                [
+                    entry_id.decode(), gap["host"], gap["kind"], gap["from_seq"], gap["to_seq"],
+                    gap["from_time"], gap["to_time"], int(entry_id.split(b"-")[0]) / 1_000,
+                ],
+            )  # fmt: skip
+    store.call("XDEL", GAPS, *[entry_id for entry_id, _ in found])
+    return len(found)
+
+
+def list_gaps(database: Database) -> list[GapRow]:
+    """Return all gaps, the newest first."""
+    rows = database.query(f"SELECT {_COLUMNS} FROM rsky_pipeline.gap ORDER BY detected_at DESC")
+    return [GapRow(*row) for row in rows]
+
+
+def reopen(database: Database, ids: Sequence[str]) -> int:
+    """Have gaps repaired again from the start; return how many there are of those ids."""
+    return database.execute(
+        "UPDATE rsky_pipeline.gap SET status = 'open', list_cursor = NULL, error = NULL, "
+        "repos_listed = 0, repos_queued = 0, updated_at = now() WHERE id = ANY(%s)",
+        [list(ids)],
+    )
+
+
+def claim(database: Database, hosts: Sequence[str]) -> GapRow | None:
+    """Take one gap of these hosts to repair, or one whose repair was interrupted."""
+    rows = database.query(
+        "UPDATE rsky_pipeline.gap SET status = 'repairing', updated_at = now() WHERE id = ("
+        " SELECT id FROM rsky_pipeline.gap WHERE host = ANY(%s) AND (status = 'open'"
+        f"  OR (status IN ('repairing', 'failed') AND updated_at < now() - {_STALE}))"
+        " ORDER BY detected_at LIMIT 1 FOR UPDATE SKIP LOCKED)"
+        f" RETURNING {_COLUMNS}",
+        [list(hosts)],
+    )
+    return GapRow(*rows[0]) if rows else None
+
+
+def note(
+    database: Database,
+    gap: GapRow,
+    status: str,
+    *,
+    listed: int,
+    queued: int,
+    cursor: str | None,
+    error: str | None = None,
+) -> None:
+    """Note how far the repair of a gap is."""
+    database.execute(
+        "UPDATE rsky_pipeline.gap SET status = %s, repos_listed = %s, repos_queued = %s, "
+        "list_cursor = %s, error = %s, updated_at = now() WHERE id = %s",
+        [status, listed, queued, cursor, error, gap.id],
+    )
+
+
+def stored_revs(database: Database, dids: Sequence[str]) -> dict[str, str]:
+    """Return the rev that the index has of each repo, where it has one."""
+    rows = database.query(
+        'SELECT did, "repoRev" FROM actor_sync WHERE did = ANY(%s) AND "repoRev" IS NOT NULL',
+        [list(dids)],
+    )
+    return {row[0]: row[1] for row in rows}

@@ -1,0 +1,110 @@
+"""Looking at the cursors of relays and labelers, and setting them without losing events unseen."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import orjson
+
+from rsky_pipeline.configuration.settings import Settings
+from rsky_pipeline.ingester.cursor import InvalidCursor, parse_cursor, parse_position
+from rsky_pipeline.ingester.gaps import GAP_FIELD, Gap
+from rsky_pipeline.network.hosts import parse_endpoint
+from rsky_pipeline.streams.append import read_cursor
+from rsky_pipeline.streams.connection import Argument, Store
+from rsky_pipeline.streams.names import (
+    CURSOR_POSITIONS,
+    FIREHOSE_LIVE,
+    GAPS,
+    LABEL_LIVE,
+    cursor_key,
+)
+
+CursorStream = Literal["firehose_live", "label_live"]
+
+
+class Refused(Exception):
+    """The change would lose events, or is of something that is not there; the text says what."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoredCursor:
+    """A cursor: `seq` is None where none is stored, `invalid` what is stored if it is no number."""
+
+    stream: str
+    host: str
+    seq: int | None
+    time: str | None  # of the newest event that it covers
+    configured: bool
+    invalid: str | None = None
+
+
+def list_cursors(store: Store, settings: Settings) -> list[StoredCursor]:
+    """Return every stored cursor, and configured hosts that have none yet."""
+    found = []
+    for stream, hosts in (
+        (FIREHOSE_LIVE, settings.relay_hosts),
+        (LABEL_LIVE, settings.labeler_hosts),
+    ):
+        configured = {parse_endpoint(host).key for host in hosts}
+        stored = {key.removeprefix(f"{stream}:cursor:") for key in _keys(store, stream)}
+        found += [
+            _read(store, stream, host, host in configured) for host in sorted(configured | stored)
+        ]
+    return found
+
+
+def set_cursor(
+    store: Store, stream: CursorStream, host: str, seq: int | None, *, force: bool
+) -> StoredCursor:
+    """Set a host's cursor, or with None take it away, so that the initial position counts.
+
+    A running ingester notices and goes on from there. Raises Refused for what would skip events,
+    unless forced; such a step of a relay is noted as a gap, which is then repaired.
+    """
+    before = _read(store, stream, host, configured=True)
+    if before.seq is not None and not force:
+        if seq is None:
+            raise Refused(
+                f"{host} is at {before.seq}: without a cursor the ingester starts at "
+                "initial_cursor, and may skip everything since; --force does it and has the gap "
+                "repaired"
+            )
+        if seq > before.seq:
+            raise Refused(
+                f"{host} is at {before.seq}: setting {seq} skips what is between; --force does it "
+                "and has the gap repaired"
+            )
+    key = cursor_key(stream, host)
+    expected = before.invalid or ("" if before.seq is None else str(before.seq))
+    note = orjson.dumps({"reset": True} if seq is None else {"seq": seq, "time": None})
+    skips = before.seq is not None and (seq is None or seq > before.seq)
+    gap = Gap(host, "cursor_set", before.seq, seq, before.time, None).entry().payload
+    arguments: list[Argument] = [expected, "" if seq is None else str(seq), note, GAP_FIELD]
+    arguments.append(gap if skips and stream == FIREHOSE_LIVE else b"")
+    if not store.script("set_cursor", [key, CURSOR_POSITIONS, GAPS], arguments):
+        raise Refused(f"the cursor of {host} moved meanwhile: stop the ingester, or try again")
+    return before
+
+
+def _keys(store: Store, stream: str) -> Iterator[str]:
+    position = b"0"
+    while True:
+        position, keys = store.call(
+            "SCAN", position, "MATCH", f"{stream}:cursor:*", "COUNT", 10_000
+        )
+        yield from (key.decode("utf-8", "replace") for key in keys)
+        if position == b"0":
+            return
+
+
+def _read(store: Store, stream: str, host: str, configured: bool) -> StoredCursor:
+    key = cursor_key(stream, host)
+    text = read_cursor(store, key)
+    position = parse_position(store.call("HGET", CURSOR_POSITIONS, key))
+    try:
+        seq = parse_cursor(text)
+    except InvalidCursor:
+        return StoredCursor(stream, host, None, None, configured, text)
+    time = position.time if position is not None and position.seq == seq else None
+    return StoredCursor(stream, host, seq, time, configured)

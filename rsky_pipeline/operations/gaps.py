@@ -1,0 +1,54 @@
+"""Listing and repairing gaps by hand."""
+
+from collections.abc import Sequence
+from functools import partial
+
+from rsky_pipeline.configuration.settings import Settings
+from rsky_pipeline.database.connection import Database
+from rsky_pipeline.ingester.gap_table import GapRow, list_gaps, move_gaps, reopen
+from rsky_pipeline.ingester.sweep import Sweeper
+from rsky_pipeline.network.hosts import parse_endpoint
+from rsky_pipeline.network.http import HttpClient
+from rsky_pipeline.network.repositories import list_repos
+from rsky_pipeline.streams.connection import Store
+
+
+class UnknownGap(Exception):
+    """A gap that does not exist."""
+
+
+def all_gaps(store: Store, settings: Settings) -> list[GapRow]:
+    """Return all gaps, the newest first, those that the ingester noted just now included."""
+    connect = _connecting(settings)
+    move_gaps(store, connect)
+    with connect() as database:
+        return list_gaps(database)
+
+
+async def repair_gaps(store: Store, settings: Settings, ids: Sequence[str]) -> list[GapRow]:
+    """Repair these gaps again from the start, or without ids all that are not; return them.
+
+    Raises UnknownGap, and the errors of the stores.
+    """
+    wanted = list(ids)
+    known = {gap.id: gap for gap in all_gaps(store, settings)}
+    unknown = [gap for gap in wanted if gap not in known]
+    if unknown:
+        raise UnknownGap(f"there is no gap {unknown[0]}: see `rsky-pipeline gaps list`")
+    if not wanted:
+        wanted = [gap.id for gap in known.values() if gap.status in {"open", "failed"}]
+    connect = _connecting(settings)
+    with connect() as database:
+        reopen(database, wanted)
+    relays = {parse_endpoint(host).key: parse_endpoint(host) for host in settings.relay_hosts}
+    hosts = [relays.get(known[gap].host) or parse_endpoint(known[gap].host) for gap in wanted]
+    async with HttpClient(allow_private=settings.allow_private_hosts) as http:
+        sweeper = Sweeper(store, connect, partial(list_repos, http), settings.repo_high_water_mark)
+        await sweeper.repair_all(list(dict.fromkeys(hosts)))
+    return [gap for gap in all_gaps(store, settings) if gap.id in set(wanted)]
+
+
+def _connecting(settings: Settings) -> "partial[Database]":
+    return partial(
+        Database.connect, str(settings.database_url), schema=settings.database_schema, name="gaps"
+    )

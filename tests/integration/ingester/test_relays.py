@@ -1,0 +1,282 @@
+"""Two relays of one network: no gap, no duplicate, whichever of them fails."""
+
+import json
+import random
+from typing import Any
+
+import pytest
+import trio
+
+from rsky_pipeline.atproto.syntax import tid_number
+from rsky_pipeline.configuration.settings import Settings
+from rsky_pipeline.database.connection import Database
+from rsky_pipeline.ingester import report
+from rsky_pipeline.ingester.gap_table import list_gaps
+from rsky_pipeline.ingester.repo_state import repo_digest, rev_of, state_key
+from rsky_pipeline.ingester.sweep import Sweeper
+from rsky_pipeline.network.hosts import Endpoint, parse_endpoint
+from rsky_pipeline.network.repositories import ListedRepo, Page
+from rsky_pipeline.operations.cursors import Refused, list_cursors, set_cursor
+from rsky_pipeline.streams.connection import connect
+from tests.integration.ingester.relay import TIME, Relay, commit, rev, running
+from tests.integration.ingester.test_live import cursor, likes, total
+from tests.integration.ingester.worker import entries, eventually, ingesting, value
+from tests.stores import redis_client
+
+REPOS = [f"did:plc:{letter * 24}" for letter in "abcdefgh"]
+
+
+def story(count: int) -> list[tuple[str, int, dict[str, Any]]]:
+    """Return commits of several repos in their order: the repo, its own count, the record."""
+    seen = dict.fromkeys(REPOS, 0)
+    chosen = random.Random(7)
+    told = []
+    for _ in range(count):
+        repo = chosen.choice(REPOS)
+        seen[repo] += 1
+        record = {"$type": "app.bsky.feed.like", "n": seen[repo]}
+        told.append((repo, seen[repo], {f"app.bsky.feed.like/k{seen[repo]}": record}))
+    return told
+
+
+def frames(told: list[tuple[str, int, dict[str, Any]]], first_seq: int) -> list[tuple[int, bytes]]:
+    """Return the frames of a relay, which numbers them in its own way."""
+    return [
+        (seq, commit(seq, records, repo=repo, rev=rev(number), since=rev(number - 1)))
+        for seq, (repo, number, records) in enumerate(told, start=first_seq)
+    ]
+
+
+def written(url: str) -> list[tuple[str, str]]:
+    """Return repo and record key of every live event, in the order of the stream."""
+    events = [json.loads(entry[b"event"]) for entry in entries(url, "firehose_live")]
+    return [(event["did"], event["rkey"]) for event in events]
+
+
+def check_complete(url: str, told: list[tuple[str, int, dict[str, Any]]]) -> None:
+    found = written(url)
+    assert len(found) == len(set(found)), "an event was written twice"
+    assert sorted(found) == sorted((repo, f"k{number}") for repo, number, _ in told)
+    for repo in REPOS:
+        own = [key for did, key in found if did == repo]
+        assert own == [f"k{number}" for number in range(1, len(own) + 1)]
+
+
+@pytest.mark.parametrize("seed", range(3))
+async def test_one_relay_that_is_cut_off_at_any_moment_makes_no_gap_and_no_duplicate(
+    clean_redis: str, seed: int
+) -> None:
+    chosen = random.Random(seed)
+    told = story(400)
+    one, two = frames(told, 1_000), frames(told, 9_000_000)
+    first, second = Relay(), Relay()
+    async with (
+        running(first),
+        running(second),
+        ingesting(clean_redis, first.url, second.url) as ingester,
+    ):
+        await ingester.ready.wait()
+        for start in range(0, 400, 20):
+            ahead, behind = chosen.sample([(first, one), (second, two)], 2)
+            ahead[0].add(*ahead[1][start : start + 20])
+            if chosen.random() < 0.3:
+                await trio.sleep(chosen.random() * 0.05)
+            behind[0].add(*behind[1][start : start + 20])
+            if chosen.random() < 0.25:
+                chosen.choice([first, second]).disconnect_all()
+        ends = ((first, one[-1][0]), (second, two[-1][0]))
+        await eventually(lambda: all(cursor(clean_redis, r) == str(s) for r, s in ends), 60)
+        firsts = [
+            total(ingester, "first_frames", host=f"127.0.0.1:{relay.port}")
+            for relay in (first, second)
+        ]
+        assert sum(firsts) == 400
+        replays = [
+            total(ingester, "replayed_frames", host=f"127.0.0.1:{relay.port}")
+            for relay in (first, second)
+        ]
+        assert sum(replays) >= 400
+        assert total(ingester, "resyncs", reason="broken_chain") == 0
+    check_complete(clean_redis, told)
+
+
+async def test_a_repeat_is_not_covered_before_what_it_repeats(clean_redis: str) -> None:
+    """While the first copy cannot be written, the cursor of the relay that repeats it stays."""
+    told = story(30)
+    first, second = Relay(frames(told, 1)), Relay()
+    with redis_client(clean_redis) as client:
+        for _ in range(5):
+            client.xadd("firehose_live", {"event": json.dumps({"did": "x", "rkey": "y"})})
+    async with running(first), running(second):
+        settings = {"live_high_water_mark": 5}
+        async with ingesting(clean_redis, first.url, second.url, **settings) as ingester:
+            await eventually(lambda: total(ingester, "store_retries", action="full") > 0)
+            second.add(*frames(told, 501))
+            host = f"127.0.0.1:{second.port}"
+            await eventually(lambda: total(ingester, "replayed_frames", host=host) == 30)
+            assert cursor(clean_redis, first) is None
+            assert cursor(clean_redis, second) is None
+            with redis_client(clean_redis) as client:
+                client.delete("firehose_live")
+            await eventually(lambda: cursor(clean_redis, second) == "530")
+            assert cursor(clean_redis, first) == "30"
+    check_complete(clean_redis, told)
+
+
+async def test_a_store_that_lost_its_newest_data_loses_nothing_of_two_relays(
+    clean_redis: str,
+) -> None:
+    """What one relay brought is lost; that the other repeated it must not hide that."""
+    told = story(60)
+    first, second = Relay(frames(told[:40], 1)), Relay()
+    async with (
+        running(first),
+        running(second),
+        ingesting(clean_redis, first.url, second.url) as ingester,
+    ):
+        await eventually(lambda: cursor(clean_redis, first) == "40")
+        # As after a crash: entries, states and the cursor are those of a moment ago.
+        with redis_client(clean_redis) as client:
+            found: Any = client.xrange("firehose_live")
+            client.xdel("firehose_live", *[entry_id for entry_id, _ in found[20:]])
+            client.delete(*client.keys("rsky_pipeline:repo:*"))
+            client.set(f"firehose_live:cursor:127.0.0.1:{first.port}", "20")
+        second.add(*frames(told, 501))
+        await eventually(lambda: cursor(clean_redis, second) == "560")
+        first.add(*frames(told, 1)[40:])
+        await eventually(lambda: cursor(clean_redis, first) == "60")
+        assert total(ingester, "error_reasons", reason="cursor_moved") >= 1
+    found_keys = set(written(clean_redis))
+    assert found_keys == {(repo, f"k{number}") for repo, number, _ in told}
+
+
+async def test_the_leader_is_told_and_a_silent_relay_is_noticed(
+    clean_redis: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(report, "_TROUBLE_SECONDS", 1.0)
+    told = story(60)
+    first, second = Relay(frames(told[:40], 1)), Relay()
+    async with (
+        running(first),
+        running(second),
+        ingesting(clean_redis, first.url, second.url) as ingester,
+    ):
+        await eventually(lambda: cursor(clean_redis, first) == "40")
+        await trio.sleep(0.3)
+        second.add(*frames(told[:40], 501))
+        hosts = [f"127.0.0.1:{relay.port}" for relay in (first, second)]
+        await eventually(lambda: ingester.metric("ingester_relay_leads", host=hosts[0]) == 1)
+        await eventually(
+            lambda: ingester.metric("ingester_relay_behind_seconds", host=hosts[1]) > 0
+        )
+        assert ingester.health["leading_relay"] == hosts[0]
+        await eventually(lambda: ingester.metric("ingester_relay_stalled", host=hosts[1]) == 1)
+        assert f"{hosts[1]}: silent for" in ingester.health["problem"]
+
+
+async def test_a_restart_goes_on_from_the_states(clean_redis: str) -> None:
+    told = story(50)
+    relay = Relay(frames(told[:30], 1))
+    async with running(relay):
+        async with ingesting(clean_redis, relay.url):
+            await eventually(lambda: cursor(clean_redis, relay) == "30")
+        last = {repo: number for repo, number, _ in told[:30]}
+        states = {repo: state_of(clean_redis, repo) for repo in last}
+        assert states == {repo: tid_number(rev(last[repo])) for repo in last}
+        # Another relay, which begins with what we have: only what is new is written.
+        other = Relay(frames(told, 7_001))
+        async with running(other), ingesting(clean_redis, other.url) as ingester:
+            await eventually(lambda: cursor(clean_redis, other) == "7050")
+            assert total(ingester, "resyncs", reason="broken_chain") == 0
+    check_complete(clean_redis, told)
+
+
+def state_of(url: str, did: str) -> int:
+    key, field = state_key(repo_digest(did))
+    with redis_client(url) as client:
+        state: Any = client.hget(key, field)
+    return rev_of(state)
+
+
+async def test_a_gap_is_noted_with_the_events_behind_it_and_repaired(
+    clean_redis: str, schema_database: str
+) -> None:
+    late = "2026-07-04T20:00:00Z"
+    told = story(20)
+    relay = Relay(frames(told[:10], 1))
+    listed = tuple(ListedRepo(repo, rev(99), True, None) for repo in REPOS)
+    known = tuple(ListedRepo(repo, rev(1), True, None) for repo in REPOS)
+
+    async def listing(endpoint: Endpoint, position: str | None) -> Page:
+        await trio.lowlevel.checkpoint()
+        return Page(known, "2") if position is None else Page(listed[:3], None)
+
+    async with running(relay):
+        async with ingesting(clean_redis, relay.url):
+            await eventually(lambda: cursor(clean_redis, relay) == "10")
+        repo, number, records = told[10]
+        relay.add(
+            (11, commit(11, records, repo=repo, rev=rev(number), since=rev(number - 1), time=late))
+        )
+        async with ingesting(clean_redis, relay.url) as ingester:
+            await eventually(lambda: cursor(clean_redis, relay) == "11")
+            assert total(ingester, "gaps", kind="time_jump") == 1
+    store = connect(clean_redis, name="test")
+    endpoint = parse_endpoint(relay.url)
+
+    def connected() -> Database:
+        return Database.connect(schema_database, name="test")
+
+    sweeper = Sweeper(store, connected, listing, 1_000)
+    with trio.move_on_after(20):
+        async with trio.open_nursery() as nursery:
+
+            async def watch() -> None:
+                await sweeper.watch([endpoint], repair=True)
+
+            nursery.start_soon(watch)
+            with connected() as database:
+                await eventually(lambda: [g.status for g in list_gaps(database)] == ["repaired"])
+                [gap] = list_gaps(database)
+            nursery.cancel_scope.cancel()
+    assert (gap.kind, gap.from_seq, gap.to_seq) == ("time_jump", 10, 11)
+    assert (gap.from_time, gap.to_time) == (TIME, late)
+    unseen = [repo for repo in REPOS if repo not in {did for did, _, _ in told[:11]}]
+    assert (gap.repos_listed, gap.repos_queued) == (len(REPOS) + 3, 3 + len(unseen))
+    jobs = [json.loads(entry[b"repo"]) for entry in entries(clean_redis, "repo_backfill_high")]
+    assert [job["did"] for job in jobs] == [*unseen, *REPOS[:3]]
+    assert {job["reason"] for job in jobs} == {"gap"}
+    assert entries(clean_redis, "rsky_pipeline:gaps") == []
+    store.close()
+
+
+async def test_setting_a_cursor_refuses_what_skips_events_and_notes_a_forced_gap(
+    clean_redis: str,
+) -> None:
+    relay = Relay(likes(*range(1, 21)))
+    store = connect(clean_redis, name="test")
+    async with running(relay):
+        host = f"127.0.0.1:{relay.port}"
+        async with ingesting(clean_redis, relay.url) as ingester:
+            await eventually(lambda: cursor(clean_redis, relay) == "20")
+            for seq in (25, None):
+                with pytest.raises(Refused, match="--force"):
+                    set_cursor(store, "firehose_live", host, seq, force=False)
+            # A running ingester goes on from a cursor that was set back; nothing is written twice.
+            set_cursor(store, "firehose_live", host, 5, force=False)
+            relay.add(*likes(21))
+            await eventually(lambda: cursor(clean_redis, relay) == "21")
+            assert total(ingester, "disconnects", reason="cursor_moved") == 1
+            assert relay.cursors == [0, 5]
+            set_cursor(store, "firehose_live", host, None, force=True)
+            relay.add(*likes(22))
+            await eventually(lambda: cursor(clean_redis, relay) == "22")
+            assert relay.cursors == [0, 5, 0]
+    events = [json.loads(entry[b"event"])["seq"] for entry in entries(clean_redis, "firehose_live")]
+    assert events == list(range(1, 23))
+    [gap] = entries(clean_redis, "rsky_pipeline:gaps")
+    assert json.loads(gap[b"gap"])["kind"] == "cursor_set"
+    [shown] = list_cursors(store, Settings(relay_hosts=(relay.url,)))
+    assert (shown.host, shown.seq, shown.time, shown.configured) == (host, 22, TIME, True)
+    assert value(clean_redis, f"firehose_live:cursor:{host}") == "22"
+    store.close()
