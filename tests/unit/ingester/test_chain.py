@@ -45,10 +45,12 @@ def test_what_follows_breaks_nothing() -> None:
     assert not is_desynchronized(step.state)
 
 
-def test_an_unknown_repo_is_taken_as_it_comes() -> None:
-    step = follow(None, commit(5))
+@pytest.mark.parametrize(("since", "broken"), [(None, None), (4, "unseen")])
+def test_of_an_unknown_repo_the_beginning_is_fetched(since: int | None, broken: str | None) -> None:
+    step = follow(None, commit(5)._replace(since=since))
     assert step is not None
-    assert step.broken is None
+    assert step.broken == broken
+    assert rev_of(step.state) == 5
 
 
 @pytest.mark.parametrize(
@@ -101,8 +103,9 @@ def test_any_order_and_repetition_takes_over_each_rev_once_and_only_upwards(
         highest = max(taken, default=0)
         assert (step is None) == (number <= highest)
         if step is not None:
-            assert (step.broken is not None) == (bool(taken) and number != highest + 1)
-            breaks += step.broken is not None
+            follows = "broken_chain" if number != highest + 1 else None
+            assert step.broken == (follows if taken else "unseen")
+            breaks += step.broken == "broken_chain"
             taken.append(number)
             state = step.state
     assert taken == sorted(set(taken))
