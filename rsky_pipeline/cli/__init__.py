@@ -3,7 +3,10 @@
 Commands are imported when they are used, so that `--help` needs neither trio nor any client.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
+from typing import IO, Any
 
 import click
 
@@ -39,8 +42,38 @@ HIDDEN_COMMANDS = (
 )
 
 
+class _OneLine(click.UsageError):
+    """A usage error that is told in one line."""
+
+    def show(self, file: IO[Any] | None = None) -> None:
+        """Print it for people."""
+        path = self.ctx.command_path if self.ctx else "rsky-pipeline"
+        message = " ".join(self.format_message().split()).rstrip(".")
+        click.echo(f"rsky-pipeline: {message}; see `{path} --help`", file=file, err=file is None)
+
+
+@contextmanager
+def _one_line() -> Iterator[None]:
+    try:
+        yield
+    except (click.exceptions.NoArgsIsHelpError, _OneLine):
+        raise
+    except click.UsageError as error:
+        raise _OneLine(error.format_message(), error.ctx) from error
+
+
 class LazyGroup(click.Group):
     """Loads `rsky_pipeline.cli.NAME` when command NAME is used; each module defines `command`."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse what stands before the command."""
+        with _one_line():
+            return super().parse_args(ctx, args)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Parse the rest and run the command."""
+        with _one_line():
+            return super().invoke(ctx)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """List the visible commands in the order of an operator's day."""
