@@ -36,9 +36,10 @@ def compare(dids: tuple[str, ...], as_json: bool, **parameters: Any) -> None:
 
     outcomes: list[Outcome[Comparison]] = []
     with opened_database(parameters, "compare") as (settings, database):
+        collections = registry.load(settings.validation)
 
         def work(repo: Repo) -> "Comparison":
-            return compare_repo(database, repo, registry.load(), settings.collections)
+            return compare_repo(database, repo, collections, settings.collections)
 
         trio.run(each_repo, settings, dids, work, outcomes.append)
     if as_json:

@@ -68,9 +68,10 @@ def _run(wanted: list[str], quiet: bool, parameters: dict[str, Any]) -> "list[Ou
         progress(f"{len(outcomes):,} of {len(wanted):,} repos")
 
     with opened_database(parameters, "index-repo") as (settings, database):
+        collections = registry.load(settings.validation)
 
         def work(repo: Repo) -> "Indexed":
-            return bring_up_to_date(database, repo, registry.load(), settings.collections)
+            return bring_up_to_date(database, repo, collections, settings.collections)
 
         trio.run(each_repo, settings, wanted, work, report)
     return outcomes

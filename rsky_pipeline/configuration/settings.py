@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 Verify = Literal["none", "signature", "full"]
+Verify = Literal["none", "signature"]
+Validation = Literal["lenient", "strict"]
 InitialCursor = Literal["live", "oldest"] | int
 EnumerationSource = Literal["list_repos", "by_collection", "both"]
 LogFormat = Literal["auto", "text", "json"]
@@ -296,6 +298,12 @@ class Settings:
         unit="%",
         minimum=1,
         maximum=90,
+    )
+    validation: Validation = setting(
+        "lenient",
+        "Records that are indexed: lenient (those that the AppView can read) or strict (those that "
+        "the official indexer accepts). `db rejected` lists the others.",
+        choices=("lenient", "strict"),
     )
     handle_lookups: int = setting(
         20,

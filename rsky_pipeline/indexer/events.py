@@ -164,6 +164,8 @@ def _change(event: RecordEvent, collection: Collection, time: str) -> Put | Dele
     if event.record.get("$type", collection.nsid) != collection.nsid:
         raise InvalidRecord("wrong_type", f"$type is {str(event.record['$type'])[:100]}")
     put.rows = collection.read(put, event.record)
+    if collection.check is not None:
+        collection.check(event.record)
     return put
 
 

@@ -14,6 +14,7 @@ from functools import partial
 import trio
 
 from rsky_pipeline.configuration.selection import is_selected
+from rsky_pipeline.configuration.settings import Validation
 from rsky_pipeline.database.connection import Database
 from rsky_pipeline.database.errors import (
     DatabaseError,
@@ -88,7 +89,7 @@ class Indexer:
     def __init__(self, context: WorkerContext) -> None:
         settings = context.settings
         self._context = context
-        self.collections = wanted_collections(settings.collections)
+        self.collections = wanted_collections(settings.collections, settings.validation)
         self.metrics = IndexerMetrics(context.registry, STREAMS, list(self.collections))
         self._report = Report(context, self.metrics)
         self._thread = StoreThread()
@@ -272,11 +273,13 @@ class Indexer:
         )
 
 
-def wanted_collections(selection: Sequence[str]) -> dict[str, Collection]:
+def wanted_collections(
+    selection: Sequence[str], validation: Validation = "lenient"
+) -> dict[str, Collection]:
     """Return the collections that the setting selects: by NSID, or by a prefix with its dot."""
     return {
         nsid: collection
-        for nsid, collection in registry.load().items()
+        for nsid, collection in registry.load(validation).items()
         if is_selected(nsid, selection)
     }
 

@@ -14,6 +14,7 @@ REFUSALS = (
     # a record
     "missing_field", "wrong_type", "too_long", "too_short", "too_many_items", "invalid_did",
     "invalid_uri", "invalid_cid", "invalid_blob", "invalid_handle", "foreign_list", "foreign_post",
+    "invalid_datetime", "invalid_language", "invalid_nsid", "out_of_range",
     # an entry
     "invalid_json", "invalid_field", "unknown_type", "too_big", "invalid_rkey", "invalid_rev",
     "too_deep",

@@ -2,15 +2,21 @@
 
 import importlib
 import pkgutil
+from dataclasses import replace
 from functools import cache
 
+from rsky_pipeline.configuration.settings import Validation
 from rsky_pipeline.indexer import collections
 from rsky_pipeline.indexer.collections.shape import Collection
+from rsky_pipeline.indexer.lexicon.check import checker
 
 
 @cache
-def load() -> dict[str, Collection]:
-    """Return every collection by its NSID, ordered so that results do not depend on file names."""
+def load(validation: Validation = "lenient") -> dict[str, Collection]:
+    """Return every collection by its NSID, ordered so that results do not depend on file names.
+
+    `validation` says which records their `check` lets through.
+    """
     found: dict[str, Collection] = {}
     for item in pkgutil.iter_modules(collections.__path__):
         module = importlib.import_module(f"{collections.__name__}.{item.name}")
@@ -19,5 +25,6 @@ def load() -> dict[str, Collection]:
         for collection in declared if one is None else (one,):
             if collection.nsid in found:
                 raise ValueError(f"{collection.nsid} is declared twice")
-            found[collection.nsid] = collection
+            check = checker(collection.nsid, validation)
+            found[collection.nsid] = replace(collection, check=check)
     return dict(sorted(found.items()))

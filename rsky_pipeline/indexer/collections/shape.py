@@ -105,6 +105,7 @@ class Collection:
 
     nsid: str
     read: Callable[[Put, Record], Rows]  # raises InvalidRecord
+    check: Callable[[Record], None] | None = None  # validates, see `lexicon`; set by `registry`
     table: Table | None = None
     only_rkey: str = ""  # records with other keys have no row in the table
     side: tuple[SideTable, ...] = ()

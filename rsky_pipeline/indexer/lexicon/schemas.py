@@ -1,0 +1,237 @@
+"""The schemas of the indexed collections, as the public lexicons have them."""
+
+from rsky_pipeline.indexer.lexicon.shapes import (
+    Array,
+    Blob,
+    Boolean,
+    Bytes,
+    Integer,
+    Object,
+    Shape,
+    Text,
+    Union,
+)
+
+_FEED, _GRAPH, _EMBED = "app.bsky.feed", "app.bsky.graph", "app.bsky.embed"
+ANY = Text()
+DID, URI, AT_URI = Text(format="did"), Text(format="uri"), Text(format="at-uri")
+DATETIME, LANGUAGE = Text(format="datetime"), Text(format="language")
+CREATED: dict[str, Shape] = {"createdAt": DATETIME}
+STRONG_REF = Object({"uri": AT_URI, "cid": Text(format="cid")})
+SIZE = Object({"width": Integer(1), "height": Integer(1)})
+AVATAR = Blob(("image/png", "image/jpeg"), 1_000_000)
+IMAGE = Blob(("image/*",), 2_000_000)
+DESCRIPTION = Text(3_000, 0, 300)
+
+SELF_LABELS = Union(
+    {"com.atproto.label.defs#selfLabels": Object({"values": Array(Object({"val": Text(128)}), 10)})}
+)
+_FACET = "app.bsky.richtext.facet"
+FACETS = Array(
+    Object(
+        {
+            "index": Object({"byteStart": Integer(0), "byteEnd": Integer(0)}),
+            "features": Array(
+                Union(
+                    {
+                        f"{_FACET}#mention": Object({"did": DID}),
+                        f"{_FACET}#link": Object({"uri": URI}),
+                        f"{_FACET}#tag": Object({"tag": Text(640, 0, 64)}),
+                    }
+                )
+            ),
+        }
+    )
+)
+_MEDIA = {
+    f"{_EMBED}.images": Object(
+        {"images": Array(Object({"image": IMAGE, "alt": ANY}, {"aspectRatio": SIZE}), 4)}
+    ),
+    f"{_EMBED}.gallery": Object(
+        {
+            "items": Array(
+                Union(
+                    {
+                        f"{_EMBED}.gallery#image": Object(
+                            {"image": IMAGE, "alt": ANY, "aspectRatio": SIZE}
+                        )
+                    }
+                ),
+                20,
+            )
+        }
+    ),
+    f"{_EMBED}.video": Object(
+        {"video": Blob(("video/mp4",), 300_000_000)},
+        {
+            "captions": Array(Object({"lang": LANGUAGE, "file": Blob(("text/vtt",), 20_000)}), 20),
+            "alt": ANY,
+            "aspectRatio": SIZE,
+            "presentation": ANY,
+        },
+    ),
+    f"{_EMBED}.external": Object(
+        {
+            "external": Object(
+                {"uri": URI, "title": ANY, "description": ANY},
+                {"thumb": Blob(("image/*",), 1_000_000), "associatedRefs": Array(STRONG_REF)},
+            )
+        }
+    ),
+}
+_RECORD = Object({"record": STRONG_REF})
+_EMBEDS = _MEDIA | {
+    f"{_EMBED}.record": _RECORD,
+    f"{_EMBED}.recordWithMedia": Object({"record": _RECORD, "media": Union(_MEDIA)}),
+}
+_REACTION = Object(CREATED | {"subject": STRONG_REF}, {"via": STRONG_REF})
+
+SCHEMAS: dict[str, Object] = {
+    f"{_FEED}.post": Object(
+        {"text": Text(3_000, 0, 300)} | CREATED,
+        {
+            "entities": Array(
+                Object(
+                    {
+                        "index": Object({"start": Integer(0), "end": Integer(0)}),
+                        "type": ANY,
+                        "value": ANY,
+                    }
+                )
+            ),
+            "facets": FACETS,
+            "reply": Object({"root": STRONG_REF, "parent": STRONG_REF}),
+            "embed": Union(_EMBEDS),
+            "langs": Array(LANGUAGE, 3),
+            "labels": SELF_LABELS,
+            "tags": Array(Text(640, 0, 64), 8),
+        },
+    ),
+    f"{_FEED}.like": _REACTION,
+    f"{_FEED}.repost": _REACTION,
+    f"{_FEED}.threadgate": Object(
+        {"post": AT_URI} | CREATED,
+        {
+            "allow": Array(
+                Union(
+                    {
+                        f"{_FEED}.threadgate#{name}": Object()
+                        for name in ("mentionRule", "followerRule", "followingRule")
+                    }
+                    | {f"{_FEED}.threadgate#listRule": Object({"list": AT_URI})}
+                ),
+                5,
+            ),
+            "hiddenReplies": Array(AT_URI, 300),
+        },
+    ),
+    f"{_FEED}.postgate": Object(
+        {"post": AT_URI} | CREATED,
+        {
+            "detachedEmbeddingUris": Array(AT_URI, 50),
+            "embeddingRules": Array(Union({f"{_FEED}.postgate#disableRule": Object()}), 5),
+        },
+    ),
+    f"{_FEED}.generator": Object(
+        {"did": DID, "displayName": Text(240, 0, 24)} | CREATED,
+        {
+            "description": DESCRIPTION,
+            "descriptionFacets": FACETS,
+            "avatar": AVATAR,
+            "acceptsInteractions": Boolean(),
+            "labels": SELF_LABELS,
+            "contentMode": ANY,
+        },
+    ),
+    f"{_GRAPH}.follow": Object({"subject": DID} | CREATED, {"via": STRONG_REF}),
+    f"{_GRAPH}.block": Object({"subject": DID} | CREATED),
+    f"{_GRAPH}.list": Object(
+        {"name": Text(64, 1), "purpose": ANY} | CREATED,
+        {
+            "description": DESCRIPTION,
+            "descriptionFacets": FACETS,
+            "avatar": AVATAR,
+            "labels": SELF_LABELS,
+        },
+    ),
+    f"{_GRAPH}.listitem": Object({"subject": DID, "list": AT_URI} | CREATED),
+    f"{_GRAPH}.listblock": Object({"subject": AT_URI} | CREATED),
+    f"{_GRAPH}.starterpack": Object(
+        {"name": Text(500, 1, 50), "list": AT_URI} | CREATED,
+        {
+            "description": DESCRIPTION,
+            "descriptionFacets": FACETS,
+            "feeds": Array(Object({"uri": AT_URI}), 3),
+        },
+    ),
+    f"{_GRAPH}.verification": Object(
+        {"subject": DID, "handle": Text(format="handle"), "displayName": ANY} | CREATED
+    ),
+    "app.bsky.labeler.service": Object(
+        {
+            "policies": Object(
+                {"labelValues": Array(ANY)},
+                {
+                    "labelValueDefinitions": Array(
+                        Object(
+                            {
+                                "identifier": Text(100, 0, 100),
+                                "severity": ANY,
+                                "blurs": ANY,
+                                "locales": Array(
+                                    Object(
+                                        {
+                                            "lang": LANGUAGE,
+                                            "name": Text(640, 0, 64),
+                                            "description": Text(100_000, 0, 10_000),
+                                        }
+                                    )
+                                ),
+                            },
+                            {"defaultSetting": ANY, "adultOnly": Boolean()},
+                        )
+                    )
+                },
+            )
+        }
+        | CREATED,
+        {
+            "labels": SELF_LABELS,
+            "reasonTypes": Array(ANY),
+            "subjectTypes": Array(ANY),
+            "subjectCollections": Array(Text(format="nsid")),
+        },
+    ),
+    "app.bsky.actor.profile": Object(
+        {},
+        {
+            "displayName": Text(640, 0, 64),
+            "description": Text(2_560, 0, 256),
+            "pronouns": Text(200, 0, 20),
+            "website": URI,
+            "avatar": AVATAR,
+            "banner": AVATAR,
+            "labels": SELF_LABELS,
+            "joinedViaStarterPack": STRONG_REF,
+            "pinnedPost": STRONG_REF,
+            "createdAt": DATETIME,
+        },
+    ),
+    "app.bsky.actor.status": Object(
+        {"status": ANY} | CREATED,
+        {
+            "embed": Union({f"{_EMBED}.external": _MEDIA[f"{_EMBED}.external"]}),
+            "durationMinutes": Integer(1),
+        },
+    ),
+    "app.bsky.notification.declaration": Object({"allowSubscriptions": ANY}),
+    "com.germnetwork.declaration": Object(
+        {"version": Text(14, 5), "currentKey": Bytes()},
+        {
+            "messageMe": Object({"messageMeUrl": Text(2_047, 1, 0, "uri"),
+                                 "showButtonTo": Text(100, 1)}),
+            "keyPackage": Bytes(),
+            "continuityProofs": Array(Bytes(1_000)),
+        },
+    ),
+}  # fmt: skip
