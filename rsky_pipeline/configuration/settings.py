@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 Verify = Literal["none", "signature", "full"]
-Verify = Literal["none", "signature"]
 Validation = Literal["lenient", "strict"]
 InitialCursor = Literal["live", "oldest"] | int
 EnumerationSource = Literal["list_repos", "by_collection", "both"]

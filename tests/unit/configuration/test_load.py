@@ -58,6 +58,7 @@ def test_every_setting_can_be_set_in_the_file_and_in_the_environment(file: Path)
         "log_format": "json",
         "verify": "signature",
         "enumeration_source": "both",
+        "validation": "strict",
         "ingester_workers": 1,
     }
     for name in declarations():
