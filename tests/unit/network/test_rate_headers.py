@@ -1,0 +1,52 @@
+"""Rate limits as hosts write them."""
+
+from datetime import UTC, datetime
+from email.utils import format_datetime
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rsky_pipeline.network.rate_headers import (
+    LONGEST_SECONDS,
+    RateLimit,
+    read_rate_limit,
+    read_retry_after,
+)
+
+NOW = 1_800_000_000.0
+
+
+@pytest.mark.parametrize(
+    ("headers", "limit"),
+    [
+        ({"ratelimit-remaining": "7", "ratelimit-reset": "1800000030"}, RateLimit(7, 30.0)),
+        ({"ratelimit-remaining": "7", "ratelimit-reset": "30"}, RateLimit(7, 30.0)),
+        ({"ratelimit-remaining": "0", "ratelimit-reset": "1700000000"}, RateLimit(0, 0.0)),
+        ({"ratelimit": '"default";r=50;t=12'}, RateLimit(50, 12.0)),
+        ({"ratelimit-remaining": "7", "ratelimit-reset": "999999"}, RateLimit(7, 3_600.0)),
+        ({"ratelimit-remaining": "-1", "ratelimit-reset": "5"}, None),
+        ({"ratelimit-remaining": "7"}, None),
+        ({"ratelimit": "nonsense"}, None),
+        ({}, None),
+    ],
+)
+def test_limits(headers: dict[str, str], limit: RateLimit | None) -> None:
+    assert read_rate_limit(headers, NOW) == limit
+
+
+def test_pauses() -> None:
+    date = format_datetime(datetime.fromtimestamp(NOW + 90, UTC), usegmt=True)
+    assert read_retry_after(date, NOW) == 90.0
+    assert [read_retry_after(text, NOW) for text in ("5", "999999999", None, "soon", "")] == [
+        5.0, LONGEST_SECONDS, None, None, None,
+    ]  # fmt: skip
+
+
+@given(st.text(max_size=120), st.text(max_size=30))
+def test_nothing_that_a_host_writes_raises(text: str, other: str) -> None:
+    wait = read_retry_after(text, NOW)
+    assert wait is None or 0.0 <= wait <= LONGEST_SECONDS
+    headers = {"ratelimit": text, "ratelimit-remaining": other, "ratelimit-reset": text}
+    limit = read_rate_limit(headers, NOW)
+    assert limit is None or 0.0 <= limit.reset_seconds <= LONGEST_SECONDS
