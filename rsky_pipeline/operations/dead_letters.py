@@ -14,6 +14,7 @@ from rsky_pipeline.configuration.expectations import high_water_marks
 from rsky_pipeline.configuration.settings import Settings
 from rsky_pipeline.operations.losses import moment
 from rsky_pipeline.operations.raw_frames import NotConvertible, convert_again, parse_raw, summary
+from rsky_pipeline.streams.append import Entry
 from rsky_pipeline.streams.connection import Store
 from rsky_pipeline.streams.dead_letters import (
     DeadLetter,
@@ -21,6 +22,12 @@ from rsky_pipeline.streams.dead_letters import (
     remove_dead_letters,
     replace_dead_letter,
     retry_dead_letters,
+)
+from rsky_pipeline.streams.event import (
+    REPO_FIELD,
+    MalformedEvent,
+    decode_repo_job,
+    encode_repo_job,
 )
 from rsky_pipeline.streams.names import (
     FIREHOSE_RAW_LETTERS,
@@ -167,6 +174,11 @@ def retry(
         if not letter.fields:
             done.keep(letter.id, "its entry had lost its body: there is nothing to try again")
             continue
+        fresh = _fresh_job(letter)
+        if fresh is not None:
+            entry = Entry(source, REPO_FIELD, fresh)
+            _replace(store, stream, letter, [entry], settings, done, on_progress)
+            continue
         waiting.append(letter.id)
         if len(waiting) == PAGE:
             _put_back(store, source, waiting, settings, done, on_progress)
@@ -212,6 +224,22 @@ def _retry_raw(
     except NotConvertible as error:
         done.keep(letter.id, str(error))
         return
+    _replace(store, stream, letter, entries, settings, done, tell)
+
+
+def _fresh_job(letter: DeadLetter) -> bytes | None:
+    """Return the job of a repo as if nothing had failed yet; None for what is none, or is so."""
+    try:
+        job = decode_repo_job(letter.fields.get(REPO_FIELD, b""))
+    except MalformedEvent:
+        return None
+    return encode_repo_job(replace(job, attempts=0)) if job.attempts else None
+
+
+def _replace(
+    store: Store, stream: str, letter: DeadLetter, entries: Sequence[Entry], settings: Settings,
+    done: Retried, tell: Progress,
+) -> None:  # fmt: skip
     wait_for_room(store, {entry.stream for entry in entries}, settings, tell)
     if replace_dead_letter(store, stream, letter.id, entries):
         done.retried += 1

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -19,7 +20,7 @@ from rsky_pipeline.streams.append import Entry, append
 from rsky_pipeline.streams.connection import Store
 from rsky_pipeline.streams.consume import GroupReader
 from rsky_pipeline.streams.dead_letters import dead_letter
-from rsky_pipeline.streams.event import RepoJob, decode_repo_job
+from rsky_pipeline.streams.event import RepoJob, decode_repo_job, encode_repo_job
 from rsky_pipeline.streams.names import FIREHOSE_RAW_LETTERS, LABEL_RAW_LETTERS
 from tests.integration.operations.entries import LIVE, fill, left, post
 
@@ -131,7 +132,7 @@ def test_a_raw_frame_is_converted_again_in_one_step(store: Store, clean_redis: s
         keep_frame(store, frame)
     keep_frame(store, b"still nonsense")
     keep_frame(store, commit_frames(1)[0] + bytes(MAX_BYTES))
-    result = run(clean_redis, "retry", "firehose_raw_dlq", "--json")
+    result = run(clean_redis, "retry", "firehose_raw_dlq", "--json", "--set", "verify=none")
     assert result.exit_code == 1
     document = json.loads(result.stdout)["streams"]["firehose_raw_dlq"]
     assert (document["retried"], document["kept"]) == (5, 2)
@@ -209,6 +210,17 @@ def test_the_command_as_a_process_ends_with_69_without_redis() -> None:
     )  # fmt: skip
     assert result.returncode == 69
     assert len(result.stderr.splitlines()) == 1
+
+
+def test_a_repo_that_is_retried_has_all_its_attempts_again(store: Store, clean_redis: str) -> None:
+    did = "did:plc:w4xbfzo7kqfes5zb7r6qv3rw"
+    job = RepoJob(did, "h", "", None, True, deleted=("app.bsky.feed.post/1",), attempts=2)
+    store.call("XADD", "repo_backfill_high_dlq", "*", "repo", encode_repo_job(job),
+               "reason", "timeout", "error", "x", "attempts", "3")  # fmt: skip
+    assert run(clean_redis, "retry", "repo_backfill_high").exit_code == 0
+    (payload,) = left(store, "repo_backfill_high")
+    assert decode_repo_job(payload) == replace(job, attempts=0)
+    assert left(store, "repo_backfill_high_dlq") == []
 
 
 @pytest.mark.parametrize("stream", ["firehose_live", "x"])
