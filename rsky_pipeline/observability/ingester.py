@@ -36,6 +36,7 @@ RESYNC_REASONS = (
 CHECK_STEPS = ("blocks", "signature", "operations")
 GAP_KINDS = ("outdated_cursor", "seq_jump", "time_jump", "cursor_set")
 VERDICTS = ("valid", "forged", "unverified", "no_account")
+LIST_REPOS = "listRepos"  # the source of every relay's listing
 INFO_NAMES = ("OutdatedCursor", "other")
 LISTED_STATUSES = ("deactivated", "suspended", "takendown", "deleted", "other")
 HOLE_RESULTS = ("closed", "left")
@@ -179,8 +180,21 @@ class IngesterMetrics:
             self.cursor.labels("firehose_live", host)
             self.lag.labels(host)
             self.event_time.labels(host)
+            self._create_listing_series(host)
         for host in labelers:
             self.cursor.labels("label_live", host)
+
+    def _create_listing_series(self, host: str) -> None:
+        """Also where listing is switched off: a metric that is declared is exported."""
+        for metric in (
+            self.listing_pages,
+            self.listing_repos,
+            self.listing_position,
+            self.listing_done,
+            self.listing_stuck,
+        ):
+            metric.labels(host, LIST_REPOS)
+        self.listing_holes.labels(host)
 
     def error(self, reason: str, count: int = 1) -> None:
         """Count something that went wrong; a reason that is not in the list counts as other."""

@@ -1,6 +1,9 @@
 """The catalogue is what the processes declare, and the original services' names are in it."""
 
+from prometheus_client import CollectorRegistry
+
 from rsky_pipeline.observability.catalogue import PROCESSES, declared, own_metrics
+from rsky_pipeline.observability.ingester import IngesterMetrics
 
 # The 21, 23 and 12 metrics of the original services, without the prefix of the role.
 ORIGINAL = {
@@ -49,3 +52,12 @@ def test_labels_are_read_back() -> None:
     assert metrics["indexer_queue_seconds"].labels == ("stream",)
     assert metrics["indexer_queue_seconds"].kind == "histogram"
     assert metrics["indexer_refused_total"].labels == ("reason",)
+
+
+def test_an_ingester_that_lists_no_repos_exports_everything_too() -> None:
+    registry = CollectorRegistry()
+    IngesterMetrics(registry, disconnect_reasons=["closed"], relays=["h"], labelers=["l"])
+    exported = {sample.name for metric in registry.collect() for sample in metric.samples}
+    assert {metric.name for metric in own_metrics("ingester")} <= exported
+    for metric in registry.collect():
+        assert metric.samples, f"{metric.name} has no series from the start"
