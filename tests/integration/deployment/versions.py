@@ -35,8 +35,8 @@ def _slow_down() -> None:
     def read_new(self, count, block_ms):
         if self.stream != "firehose_live":
             return quick(self, count, block_ms)
-        time.sleep(0.25)
-        return quick(self, min(count, 200), block_ms)
+        time.sleep(0.5)
+        return quick(self, min(count, 50), block_ms)
 
     GroupReader.read_new = read_new
 
