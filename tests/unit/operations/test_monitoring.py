@@ -1,6 +1,9 @@
 """Regressions and reports from made-up samples."""
 
-from rsky_pipeline.operations.monitoring import Monitoring
+from pathlib import Path
+
+from rsky_pipeline.configuration.settings import Settings
+from rsky_pipeline.operations.monitoring import Monitoring, monitor
 from rsky_pipeline.operations.monitoring_report import markdown, sparkline
 from rsky_pipeline.operations.verification.report import Check, Report, Status, passed
 
@@ -44,3 +47,24 @@ def test_graphs_begin_at_0() -> None:
     assert sparkline([0.0, 0.0]) == "▁▁"
     assert sparkline([0.0, 4.0, 8.0]) == "▁▅█"
     assert len(sparkline([1.0] * 100)) == 40
+
+
+def test_what_was_seen_before_an_interruption_is_reported(tmp_path: Path) -> None:
+    settings = Settings(
+        redis_url=f"unix://{tmp_path}/none", database_url="postgresql://nobody@127.0.0.1:1/none",
+        relay_hosts=("ws://127.0.0.1:1",), data_dir=tmp_path, run_dir=tmp_path,
+        ingester_metrics_port=0, indexer_metrics_port=0, backfiller_metrics_port=0,
+    )  # fmt: skip
+    waits: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        waits.append(seconds)
+        if len(waits) > 1:
+            raise KeyboardInterrupt
+
+    found = monitor(settings, 60.0, 30.0, sleep=sleep)
+    assert found.ended_early
+    assert len(found.reports) == 1
+    failed = {check.name for check in found.reports[0].of("fail")}
+    assert {"redis", "database", "relay:127.0.0.1:1", "process:indexer-1"} <= failed
+    assert not found.ok
