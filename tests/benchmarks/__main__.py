@@ -14,6 +14,7 @@ from rsky_pipeline.streams.append import Entry, append
 from rsky_pipeline.streams.connection import connect
 from rsky_pipeline.streams.consume import GroupReader
 from tests import stores
+from tests.benchmarks.backfill import bench_backfill
 from tests.benchmarks.load import bench_load
 from tests.benchmarks.pipeline import bench_pipeline
 
@@ -38,6 +39,9 @@ def main() -> None:
     print(f"  a signature costs {signatures / decode:.2f} times a conversion")
     with stores.running_valkey() as url:
         bench_streams(url)
+    for workers in (1, 2):
+        count, elapsed = bench_backfill(workers)
+        report(f"CAR bytes to firehose_backfill, workers: {workers}", count, elapsed)
     for verify in ("none", "signature"):
         count, elapsed = bench_pipeline(verify)
         report(f"relay to rows, all roles, verify = {verify}", count, elapsed)

@@ -1,0 +1,106 @@
+"""Records a second from the bytes of CARs to `firehose_backfill`, by as many workers as given."""
+
+import multiprocessing
+import time
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import trio
+from prometheus_client import CollectorRegistry
+
+from rsky_pipeline.atproto.car import CarReader, write_car
+from rsky_pipeline.atproto.cbor import encode
+from rsky_pipeline.atproto.cid import Cid
+from rsky_pipeline.atproto.commit import sign_commit
+from rsky_pipeline.atproto.crypto import PrivateKey
+from rsky_pipeline.atproto.mst import Tree
+from rsky_pipeline.backfiller.blocks import Blocks
+from rsky_pipeline.backfiller.budget import Budget
+from rsky_pipeline.backfiller.output import Output
+from rsky_pipeline.backfiller.unpack import closing_entry, creates, list_paths, open_repo
+from rsky_pipeline.observability.backfiller import BackfillerMetrics
+from rsky_pipeline.streams.connection import connect
+from tests.stores import running_valkey
+
+DID = "did:plc:" + "a" * 24
+TIME = "2026-01-01T00:00:00.000Z"
+RECORDS = 2_000  # of each repo
+REPOS = 12  # for each worker
+_PART = 65_536
+
+
+def bench_backfill(workers: int) -> tuple[int, float]:
+    """Return how many records were queued, and the seconds that it took."""
+    car = make_car(RECORDS)
+    context = multiprocessing.get_context("spawn")
+    with running_valkey() as url:
+        ready, go = context.Barrier(workers + 1), context.Event()
+        processes = [
+            context.Process(target=run_worker, args=(url, car, ready, go)) for _ in range(workers)
+        ]
+        for process in processes:
+            process.start()
+        ready.wait()
+        began = time.perf_counter()
+        go.set()
+        for process in processes:
+            process.join()
+        elapsed = time.perf_counter() - began
+        store = connect(url, name="bench")
+        queued = int(store.call("XLEN", "firehose_backfill"))
+        store.close()
+    assert queued == workers * REPOS * (RECORDS + 1)
+    return queued, elapsed
+
+
+def make_car(count: int) -> bytes:
+    """Return a repo of likes, the most frequent record, each of about 230 bytes."""
+    records = {
+        f"app.bsky.feed.like/3k{number:011d}": encode(
+            {
+                "$type": "app.bsky.feed.like",
+                "subject": {
+                    "uri": f"at://did:plc:{'b' * 24}/app.bsky.feed.post/3k{number:011d}",
+                    "cid": str(Cid.of(b"%d" % number)),
+                },
+                "createdAt": TIME,
+            }
+        )
+        for number in range(count)
+    }
+    tree = Tree.build({path: Cid.of(block) for path, block in records.items()})
+    key = PrivateKey.from_seed("k256", b"bench")
+    commit = sign_commit(DID, "3jzfcijpj2z2a", tree.root, None, key)
+    blocks = [(Cid.of(commit), commit), *tree.blocks()]
+    return write_car(
+        [Cid.of(commit)], [*blocks, *((Cid.of(block), block) for block in records.values())]
+    )
+
+
+def run_worker(url: str, car: bytes, ready: object, go: object) -> None:
+    """Bring in the same repo again and again, from its bytes on."""
+    ready.wait()  # type: ignore[attr-defined]
+    go.wait()  # type: ignore[attr-defined]
+    trio.run(bring_in, url, car)
+
+
+async def bring_in(url: str, car: bytes) -> None:
+    store = connect(url, name="bench")
+    output = Output(store, 0, BackfillerMetrics(CollectorRegistry()))
+
+    async def one(folder: Path) -> None:
+        with Blocks(Budget(2**28), Budget(2**28), folder) as blocks:
+            reader = CarReader()
+            for start in range(0, len(car), _PART):
+                blocks.add(reader.feed(car[start : start + _PART]))
+            repo = open_repo(reader.finish(), blocks, DID, "", len(car))
+            for chunk in creates(repo, list_paths(repo), ("app.bsky.",), TIME):
+                if chunk.is_last:
+                    chunk.entries.append(closing_entry(repo, TIME))
+                await output.append(chunk.entries)
+
+    with TemporaryDirectory() as folder:
+        async with trio.open_nursery() as nursery:
+            for _ in range(REPOS):
+                nursery.start_soon(one, Path(folder))
+    store.close()
