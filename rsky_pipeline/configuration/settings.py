@@ -12,6 +12,7 @@ from typing import Any, Literal
 Verify = Literal["none", "signature", "full"]
 Validation = Literal["lenient", "strict"]
 InitialCursor = Literal["live", "oldest"] | int
+LabelSignatures = Literal["require", "check", "none"]
 EnumerationSource = Literal["list_repos", "by_collection", "both"]
 LogFormat = Literal["auto", "text", "json"]
 
@@ -110,6 +111,12 @@ class Settings:
         True,
         "Repair gaps in a relay's events as they are noticed: list its repos, and fetch those that "
         "are further than ours.",
+    )
+    label_signatures: LabelSignatures = setting(
+        "require",
+        "Check of labels: require (only those that their labeler signed), check (all but those "
+        "with a wrong signature) or none.",
+        choices=("require", "check", "none"),
     )
     enumerate_repos: bool = setting(
         True, "Page each relay's listRepos into repo_backfill, so that history is fetched."

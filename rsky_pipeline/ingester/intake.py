@@ -6,11 +6,12 @@ from typing import Protocol
 
 import trio
 
-from rsky_pipeline.atproto.frame import InfoMessage, Message
+from rsky_pipeline.atproto.frame import InfoMessage, LabelsMessage, Message
 from rsky_pipeline.ingester.convert import MAX_TIME, Claim, Converted, Converter
 from rsky_pipeline.ingester.cursor import SeqGate
 from rsky_pipeline.ingester.gaps import GapWatch
 from rsky_pipeline.ingester.judge import Judge, is_about_repo, needs_state
+from rsky_pipeline.ingester.label_proof import LabelProof
 from rsky_pipeline.ingester.verify import Verdict, Verifier
 from rsky_pipeline.ingester.window import Slot, Window
 from rsky_pipeline.streams.append import Entry
@@ -50,6 +51,7 @@ class Intake:
         verifier: Verifier | None = None,
         judge: Judge | None = None,
         gaps: GapWatch | None = None,
+        labels: LabelProof | None = None,
     ) -> None:
         self._converter = converter
         self._sink = sink
@@ -58,6 +60,7 @@ class Intake:
         self._verifier = verifier
         self._judge = judge
         self._gaps = gaps
+        self._labels = labels
         self._gap_entries: list[Entry] = []  # appended with what is passed on next
         self._window = Window[Checked]()
         self._room = trio.Event()
@@ -71,7 +74,8 @@ class Intake:
         judge = self._judge
         frames = self._read(messages)
         if judge is None:
-            self._sink.put([_converted(self._converter, item) for item in frames])
+            for item in frames:
+                self._sink.put([await self._proven(item)])
             return
         await judge.states.prefetch([item.did for item, _ in frames if needs_state(item)])
         for start in range(0, len(frames), _AT_ONCE):
@@ -86,6 +90,21 @@ class Intake:
         while self._window.full:
             self._room = trio.Event()
             await self._room.wait()
+
+    async def _proven(self, item: Read) -> Converted:
+        """Convert a frame of a labeler, and leave out what is not proven."""
+        message, raw = item
+        if self._labels is None or not isinstance(message, LabelsMessage):
+            return _converted(self._converter, item)
+        sifted = await self._labels.sift(message)
+        frame = _converted(self._converter, (sifted.message, raw))
+        aside = [
+            entry
+            for verdict in sifted.refused
+            for entry in self._converter.keep_aside(raw, f"label_{verdict}", "not proven")
+        ]
+        size = frame.size + sum(len(entry.payload) for entry in aside)
+        return frame._replace(entries=[*aside, *frame.entries], size=size)
 
     def _read(self, messages: Sequence[bytes]) -> list[Read]:
         """Decode frames, and leave out those that came before."""

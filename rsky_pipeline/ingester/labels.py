@@ -1,6 +1,6 @@
 """Label frames of a labeler to entries of `label_live`: one entry a frame. Pure.
 
-The fields are those of the Rust service, and `exp`. Signatures of labels are not checked here.
+The fields are those of the Rust service, and `exp`. Signatures are checked by `label_proof`.
 """
 
 from typing import Any

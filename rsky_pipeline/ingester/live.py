@@ -19,6 +19,7 @@ from rsky_pipeline.ingester.cursor import InvalidCursor, SeqGate, start_position
 from rsky_pipeline.ingester.gaps import GapWatch
 from rsky_pipeline.ingester.intake import Intake
 from rsky_pipeline.ingester.judge import Judge
+from rsky_pipeline.ingester.label_proof import LabelProof
 from rsky_pipeline.ingester.pressure import Pressure
 from rsky_pipeline.ingester.verify import Verifier
 from rsky_pipeline.ingester.writer import Lane
@@ -68,11 +69,13 @@ class Follower:
         metrics: IngesterMetrics,
         verifier: Verifier | None = None,
         judge: Judge | None = None,
+        labels: LabelProof | None = None,
     ) -> None:
         self.feed = feed
         self.lane = lane
         self.writer = lane.writer
         self._judge = judge
+        self._labels = labels
         self._converter = converter
         self._pressure = pressure
         self._metrics = metrics
@@ -157,8 +160,9 @@ class Follower:
         ended = Disconnected(DisconnectReason.STOPPING, "told to stop")
         async with trio.open_nursery() as nursery:
             intake = Intake(
-                self._converter, self.lane, gate, nursery, self._verifier, self._judge, self._gaps()
-            )
+                self._converter, self.lane, gate, nursery, self._verifier, self._judge,
+                self._gaps(), self._labels,
+            )  # fmt: skip
 
             async def end_when(event: trio.Event, why: Disconnected) -> None:
                 nonlocal ended

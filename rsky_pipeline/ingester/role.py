@@ -15,6 +15,7 @@ from rsky_pipeline.ingester.commits import SUBSCRIBE_REPOS, RepoConverter
 from rsky_pipeline.ingester.discovery import Discovery
 from rsky_pipeline.ingester.enumeration import LIST_REPOS, Enumerator, Source
 from rsky_pipeline.ingester.judge import Judge, Memory
+from rsky_pipeline.ingester.label_proof import LabelProof
 from rsky_pipeline.ingester.labels import SUBSCRIBE_LABELS, LabelConverter
 from rsky_pipeline.ingester.listing import Pace
 from rsky_pipeline.ingester.live import Feed, Follower
@@ -62,6 +63,7 @@ _log = logging.getLogger(__name__)
 MAX_EVENTS = 40_000
 MAX_BYTES = 48 * 1024 * 1024
 MAX_LABEL_BYTES = 16 * 1024 * 1024
+MAX_LABELERS = 2_000
 _LABEL_QUEUE_BYTES = 512 * 1024
 
 
@@ -172,6 +174,7 @@ class _Builder:
         self._tls = None
         if any(endpoint.secure for endpoint in endpoints):
             self._tls = ssl.create_default_context()
+        self._labelers = self._directory(MAX_LABELERS)  # documents of labelers, for all of them
         self.quarantine = Quarantine(FIREHOSE_RAW_LETTERS)
         self.label_quarantine = Quarantine(LABEL_RAW_LETTERS)
 
@@ -229,9 +232,12 @@ class _Builder:
         patience = Patience(idle=None, max_queued_bytes=_LABEL_QUEUE_BYTES)
         feed = Feed(endpoint, SUBSCRIBE_LABELS, "oldest", patience, self._tls)
         lane = writer.lane(cursor_key(LABEL_LIVE, host))
+        tally, mode = Tally(), self._settings.label_signatures
+        proof = None if mode == "none" else LabelProof(self._labelers, mode, tally)
         follower = Follower(
-            feed, LabelConverter(host, Tally(), self.label_quarantine), lane,
+            feed, LabelConverter(host, tally, self.label_quarantine), lane,
             self._pressure(MAX_EVENTS // count, MAX_LABEL_BYTES // count), self._metrics,
+            labels=proof,
         )  # fmt: skip
         report = FeedReport(LABEL_LIVE, host, self._metrics, self.label_quarantine)
         ledger.reports[lane] = report
@@ -269,11 +275,14 @@ class _Builder:
         settings = self._settings
         if settings.verify == "none":
             return None
-        directory = Directory(
+        return SignatureVerifier(self._directory(MAX_KEYS))
+
+    def _directory(self, max_cached: int) -> Directory:
+        settings = self._settings
+        return Directory(
             self._http, settings.plc_url, allow_private=settings.allow_private_hosts,
-            max_cached=MAX_KEYS,
+            max_cached=max_cached,
         )  # fmt: skip
-        return SignatureVerifier(directory)
 
     def _enumerators(self, endpoint: Endpoint) -> list[Enumerator]:
         """Return what reads the lists of a host; listings by collection may only stand by."""

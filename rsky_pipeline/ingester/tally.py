@@ -26,6 +26,7 @@ class Tally:
         self.resyncs: Counter[str] = Counter()
         self.infos: Counter[str] = Counter()
         self.verdicts: Counter[str] = Counter()
+        self.label_verdicts: Counter[str] = Counter()
         self.replays = 0  # commits that were taken over before
         self.firsts = 0  # commits that no other relay brought before
         self.resyncs_spared = 0  # repos to fetch that another job takes care of
@@ -67,6 +68,7 @@ class Tally:
             (metrics.frames, self.frames),
             (metrics.resyncs, self.resyncs),
             (metrics.verdicts, self.verdicts),
+            (metrics.label_verdicts, self.label_verdicts),
             (metrics.gaps, self.gaps),
         ):
             for value, count in counts.items():

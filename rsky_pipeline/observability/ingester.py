@@ -25,6 +25,7 @@ ERROR_REASONS = (
     "missing_node", "inversion", "invalid_operation",
     # one operation, one label
     "invalid_path", "invalid_record", "not_encodable", "invalid_label",
+    "label_forged", "label_unsigned", "label_no_key", "label_unverified",
     # the world around
     "connection", "error_frame", "future_cursor", "invalid_cursor", "store_unavailable",
     "store_rejected", "cursor_moved", "list_repos", "listed_repo", "other",
@@ -37,6 +38,7 @@ CHECK_STEPS = ("blocks", "signature", "operations")
 GAP_KINDS = ("outdated_cursor", "seq_jump", "time_jump", "cursor_set")
 VERDICTS = ("valid", "forged", "unverified", "no_account")
 LIST_REPOS = "listRepos"  # the source of every relay's listing
+LABEL_VERDICTS = ("valid", "forged", "unsigned", "no_key", "unverified")
 INFO_NAMES = ("OutdatedCursor", "other")
 LISTED_STATUSES = ("deactivated", "suspended", "takendown", "deleted", "other")
 HOLE_RESULTS = ("closed", "left")
@@ -89,6 +91,9 @@ class IngesterMetrics:
         self.gaps = self._counter("gaps", "Gaps noticed in a relay's events, by kind", "kind")
         self.check_seconds = self._counter(
             "check_seconds", "Time spent on checks of commits, by step", "step"
+        )
+        self.label_verdicts = self._counter(
+            "label_verifications", "Labels checked, by verdict", "verdict"
         )
         self.verdicts = self._counter("verifications", "Commits checked, by verdict", "verdict")
 
@@ -162,6 +167,7 @@ class IngesterMetrics:
             (self.infos, INFO_NAMES),
             (self.resyncs, RESYNC_REASONS),
             (self.verdicts, VERDICTS),
+            (self.label_verdicts, LABEL_VERDICTS),
             (self.store_retries, STORE_ACTIONS),
             (self.hole_retries, HOLE_RESULTS),
             (self.listing_skipped, LISTED_STATUSES),

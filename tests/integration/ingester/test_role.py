@@ -44,8 +44,12 @@ ORIGINAL_NAMES = {
 }  # fmt: skip
 
 
-# Seen to move in test_enumeration, where a day passes at once.
-MOVED_ELSEWHERE = {"ingester_listing_stuck", "ingester_listing_hole_retries_total"}
+# Seen to move in test_enumeration, where a day passes at once, and in test_simulated.
+MOVED_ELSEWHERE = {
+    "ingester_listing_stuck",
+    "ingester_listing_hole_retries_total",
+    "ingester_label_verifications_total",
+}
 
 
 def label_frame(seq: int, value: str = "spam") -> bytes:

@@ -26,7 +26,7 @@ async def test_all_that_is_published_is_proven_and_written(clean_redis: str) -> 
         relay, labeler = (parse_endpoint(url) for url in (network.urls.relay, network.urls.labeler))
         options: dict[str, Any] = {
             "verify": "signature", "plc_url": network.urls.plc, "enumerate_repos": True,
-            "labeler_hosts": (network.urls.labeler,),
+            "labeler_hosts": (network.urls.labeler,), "label_signatures": "require",
         }  # fmt: skip
         async with ingesting(clean_redis, network.urls.relay, **options) as ingester:
             await ingester.ready.wait()
@@ -45,6 +45,8 @@ async def test_all_that_is_published_is_proven_and_written(clean_redis: str) -> 
                 for verdict in ("valid", "forged", "unverified", "no_account")
             }
             assert ingester.metric("ingester_errors_total") == 0
+            proven = ingester.metric("ingester_label_verifications_total", verdict="valid")
+            assert proven == ingester.metric("ingester_labels_written_total") > 0
         frames = [decode_frame(raw) for raw in network.network.events.log.frames()]
     kinds = Counter(type(message).__name__ for message in frames)
     commits = sum(isinstance(message, CommitMessage) for message in frames)

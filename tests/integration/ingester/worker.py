@@ -38,6 +38,7 @@ async def ingesting(redis_url: str, *relays: str, **settings: Any) -> AsyncItera
     """Run an ingester until the block ends, then have it drain."""
     base: dict[str, Any] = {
         "enumerate_repos": False, "initial_cursor": "oldest", "allow_private_hosts": True,
+        "label_signatures": "none",
         "verify": "none",
     }  # fmt: skip
     chosen = Settings(redis_url=redis_url, relay_hosts=relays, **(base | settings))

@@ -57,6 +57,7 @@ def test_every_setting_can_be_set_in_the_file_and_in_the_environment(file: Path)
         "log_level": "debug",
         "log_format": "json",
         "verify": "signature",
+        "label_signatures": "check",
         "enumeration_source": "both",
         "validation": "strict",
         "ingester_workers": 1,

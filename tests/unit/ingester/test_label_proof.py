@@ -1,0 +1,174 @@
+"""Which labels are proven, and what becomes of the others."""
+
+import base64
+import json
+from typing import Any
+
+import pytest
+import trio
+
+from rsky_pipeline.atproto import cbor
+from rsky_pipeline.atproto.crypto import PrivateKey, PublicKey
+from rsky_pipeline.atproto.frame import LabelsMessage, decode_frame, encode_frame
+from rsky_pipeline.atproto.identity import DidDocument
+from rsky_pipeline.configuration.settings import LabelSignatures
+from rsky_pipeline.ingester import label_proof
+from rsky_pipeline.ingester.convert import Converted
+from rsky_pipeline.ingester.cursor import SeqGate
+from rsky_pipeline.ingester.intake import Intake
+from rsky_pipeline.ingester.label_proof import LabelProof
+from rsky_pipeline.ingester.labels import LabelConverter
+from rsky_pipeline.ingester.quarantine import Quarantine
+from rsky_pipeline.ingester.tally import Tally
+from rsky_pipeline.network.directory import IdentityNotFound, IdentityUnavailable
+from tests.data import test_data
+
+SRC = "did:plc:aaaaaaaaaaaaaaaaaaaaaaaa"
+OLD, NEW = (PrivateKey.from_seed("k256", name) for name in (b"old", b"new"))
+
+
+class Documents:
+    """A directory whose cache holds the old key until it is asked past it."""
+
+    def __init__(self, cached: PublicKey | None, fresh: PublicKey | None) -> None:
+        self.cached = cached
+        self.fresh = fresh
+        self.forced = 0
+        self.failures = 0
+
+    async def resolve(self, did: str, force: bool = False) -> DidDocument:
+        await trio.lowlevel.checkpoint()
+        if self.failures:
+            self.failures -= 1
+            raise IdentityUnavailable("down")
+        if did == "did:plc:unknownunknownunknownunk":
+            raise IdentityNotFound("unknown")
+        self.forced += force
+        key = self.fresh if force else self.cached
+        return DidDocument(did, None, None, OLD.public, None, key)
+
+    def forget(self, did: str) -> None:
+        raise NotImplementedError
+
+
+class Written:
+    """A sink."""
+
+    closed = False
+
+    def __init__(self) -> None:
+        self.frames: list[Converted] = []
+
+    def put(self, frames: Any) -> None:
+        self.frames += frames
+
+
+def label(key: PrivateKey | None = OLD, **changes: Any) -> dict[str, Any]:
+    made: dict[str, Any] = {
+        "ver": 1, "src": SRC, "uri": SRC, "val": "spam", "cts": "2026-07-04T14:38:08.999Z",
+    } | changes  # fmt: skip
+    return made if key is None else made | {"sig": key.sign(cbor.encode(made))}
+
+
+async def pass_through(
+    documents: Documents, *labels: dict[str, Any], mode: LabelSignatures = "require"
+) -> tuple[list[str], Tally]:
+    """Return the values of the labels that are written of a frame."""
+    tally, sink = Tally(), Written()
+    converter = LabelConverter("labeler.test", tally, Quarantine("raw"))
+    async with trio.open_nursery() as nursery:
+        intake = Intake(
+            converter, sink, SeqGate(0), nursery, labels=LabelProof(documents, mode, tally)
+        )
+        await intake.take([encode_frame("#labels", {"seq": 7, "labels": list(labels)})])
+    [frame] = sink.frames
+    assert frame.seq == 7
+    written = [entry for entry in frame.entries if entry.stream == "label_live"]
+    assert frame.size == sum(len(entry.payload) for entry in frame.entries)
+    return [item["val"] for entry in written for item in json.loads(entry.payload)["labels"]], tally
+
+
+async def test_a_label_that_its_labeler_signed_is_written() -> None:
+    documents = Documents(OLD.public, OLD.public)
+    written, tally = await pass_through(
+        documents, label(), label(neg=False, val="b"), label(neg=True, val="c"),
+        label(exp="2027-01-01T00:00:00Z", cid="bafyx", val="d"),
+    )  # fmt: skip
+    assert written == ["spam", "b", "c", "d"]
+    assert tally.label_verdicts == {"valid": 4}
+    assert documents.forced == 0
+
+
+@pytest.mark.parametrize("mode", ["require", "check"])
+async def test_a_wrong_signature_is_counted_kept_aside_and_not_written(
+    mode: LabelSignatures,
+) -> None:
+    written, tally = await pass_through(
+        Documents(OLD.public, OLD.public), label(NEW), label(val="b"),
+        label(val="c") | {"val": "other"}, mode=mode,
+    )  # fmt: skip
+    assert written == ["b"]
+    assert tally.label_verdicts == {"forged": 2, "valid": 1}
+    assert tally.errors == {"label_forged": 2}
+    assert tally.quarantined == 2
+
+
+async def test_a_rotated_key_is_found_before_a_signature_is_called_wrong() -> None:
+    documents = Documents(OLD.public, NEW.public)
+    written, tally = await pass_through(documents, label(NEW))
+    assert written == ["spam"]
+    assert tally.label_verdicts == {"valid": 1}
+
+
+async def test_the_key_of_the_repo_proves_no_label() -> None:
+    written, tally = await pass_through(Documents(None, None), label(OLD))
+    assert written == []
+    assert tally.label_verdicts == {"no_key": 1}
+
+
+@pytest.mark.parametrize(("mode", "expected"), [("require", []), ("check", ["spam", "b"])])
+async def test_what_can_neither_be_proven_nor_refuted(
+    mode: LabelSignatures, expected: list[str]
+) -> None:
+    unknown = label(src="did:plc:unknownunknownunknownunk", val="b")
+    documents = Documents(OLD.public, OLD.public)
+    written, tally = await pass_through(documents, label(None), unknown, mode=mode)
+    assert written == expected
+    assert tally.label_verdicts == {"unsigned": 1, "no_key": 1}
+
+
+async def test_the_stream_waits_for_the_directory_but_not_for_a_strangers_host(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(label_proof, "RETRY_SECONDS", 0.001)
+    documents = Documents(OLD.public, OLD.public)
+    documents.failures = 20
+    assert (await pass_through(documents, label()))[0] == ["spam"]
+    documents.failures = 20
+    written, tally = await pass_through(documents, label(src="did:web:stranger.test"))
+    assert written == []
+    assert tally.label_verdicts == {"unverified": 1}
+
+
+async def test_a_malformed_label_is_refused_as_before() -> None:
+    written, tally = await pass_through(Documents(OLD.public, OLD.public), label(val=""), label())
+    assert written == ["spam"]
+    assert tally.errors == {"invalid_label": 1}
+
+
+async def test_the_signatures_of_the_fixtures() -> None:
+    folder = test_data("fixtures/labels")
+    vectors = json.loads((folder / "label-signatures.json").read_text("utf-8"))["vectors"]
+    for vector in vectors:
+        if "frame" in vector:
+            message = decode_frame((folder / vector["frame"]).read_bytes())
+            assert isinstance(message, LabelsMessage)
+            found = message.labels[vector["labelIndex"]]
+        else:
+            text = vector["label"]["sig"]["$bytes"]
+            signature = base64.b64decode(text + "=" * (-len(text) % 4))
+            found = vector["label"] | {"sig": signature}
+        key = PublicKey.parse(vector["publicKey"].removeprefix("did:key:"))
+        written, _ = await pass_through(Documents(key, key), found)
+        assert bool(written) is vector["valid"], vector["name"]
+    assert len(vectors) == 3
