@@ -27,7 +27,7 @@ from tests import binaries, stores
 ROOT = os.environ.get("RSKY_TEST_SYSTEMD_ROOT", "")
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.timeout(600),
+    pytest.mark.timeout(900),
     pytest.mark.skipif(not ROOT, reason="RSKY_TEST_SYSTEMD_ROOT names no root file system"),
     pytest.mark.skipif(os.geteuid() != 0, reason="a container needs root"),
     pytest.mark.skipif(not shutil.which("systemd-nspawn"), reason="there is no systemd-nspawn"),

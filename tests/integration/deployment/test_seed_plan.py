@@ -31,7 +31,7 @@ from tests import binaries
 from tests.integration.deployment.versions import POLLUTING, SLOW
 from tests.stores import scratch_directory
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 INGESTER, READER = "ingester/commits.py", "streams/consume.py"
 
