@@ -26,7 +26,7 @@ WAKE_EVERY_SECONDS = 0.5
 HEALTH_EVERY_SECONDS = 5.0
 DRAIN_SECONDS = 10.0
 RELEASE_SECONDS = 2.0  # for a store that does not answer while the worker is stopping
-SUSPECT_SECONDS = 60.0  # that an entry which may be deadly is given before others are taken up
+SUSPECT_SECONDS = 5.0  # that an entry which may be deadly is alone before others are taken up
 _VERIFICATION = frozenset({"wrong_did", "bad_signature", "no_key"})
 
 
