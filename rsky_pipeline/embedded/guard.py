@@ -23,7 +23,7 @@ def arguments(
 ) -> list[str]:
     """Return the command line of a guard. `patience` is how long it waits for the workers."""
     return [
-        *(sys.executable, "-m", "rsky_pipeline.embedded.guard"),
+        *(sys.executable, "-P", "-m", "rsky_pipeline.embedded.guard"),
         *("--pid", str(pid)),
         *("--liveness-fd", str(liveness)),
         *("--stop-signal", str(int(stop_signal))),

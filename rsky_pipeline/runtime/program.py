@@ -18,7 +18,7 @@ def program_command() -> tuple[str, ...]:
     file = program_file()
     if file is not None:
         return (sys.executable, str(file))
-    return (sys.executable, "-m", "rsky_pipeline")
+    return (sys.executable, "-P", "-m", "rsky_pipeline")
 
 
 def clean_environment(environment: Mapping[str, str]) -> dict[str, str]:

@@ -21,7 +21,8 @@ from rsky_pipeline.runtime.channel import encode_settings
 from rsky_pipeline.runtime.lock import Lock
 from rsky_pipeline.supervisor.messages import Exit
 
-WORKER_PROGRAM = (sys.executable, "-m", "rsky_pipeline", "worker")
+# -P: the directory that we were started in must not hide the packages that belong to this program.
+WORKER_PROGRAM = (sys.executable, "-P", "-m", "rsky_pipeline", "worker")
 
 
 class Process:

@@ -42,7 +42,7 @@ class Process:
         self._log = log
         with log.open("ab") as stream:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "rsky_pipeline", *arguments],
+                [sys.executable, "-P", "-m", "rsky_pipeline", *arguments],
                 env=environ,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE if talks else stream,
