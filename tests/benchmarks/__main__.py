@@ -15,6 +15,7 @@ from rsky_pipeline.streams.connection import connect
 from rsky_pipeline.streams.consume import GroupReader
 from tests import stores
 from tests.benchmarks.backfill import bench_backfill
+from tests.benchmarks.ingest import bench_ingest
 from tests.benchmarks.load import bench_load
 from tests.benchmarks.pipeline import bench_pipeline
 
@@ -39,10 +40,12 @@ def main() -> None:
     print(f"  a signature costs {signatures / decode:.2f} times a conversion")
     with stores.running_valkey() as url:
         bench_streams(url)
+    with stores.running_valkey() as url:
+        bench_ingest(url, report)
     for workers in (1, 2):
         count, elapsed = bench_backfill(workers)
         report(f"CAR bytes to firehose_backfill, workers: {workers}", count, elapsed)
-    for verify in ("none", "signature"):
+    for verify in ("none", "signature", "full"):
         count, elapsed = bench_pipeline(verify)
         report(f"relay to rows, all roles, verify = {verify}", count, elapsed)
         print(f"  {count / elapsed / TARGET:.2f} times the {TARGET:,} events/s that are asked for")

@@ -1,0 +1,128 @@
+"""Frames of a relay into the streams, in one process: each way of verification, side by side."""
+
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import trio
+from prometheus_client import CollectorRegistry
+
+from rsky_pipeline.atproto.identity import DidDocument, parse_did_document
+from rsky_pipeline.configuration.settings import Verify
+from rsky_pipeline.ingester.batch import BatchRule
+from rsky_pipeline.ingester.commits import RepoConverter
+from rsky_pipeline.ingester.cursor import SeqGate
+from rsky_pipeline.ingester.intake import Intake
+from rsky_pipeline.ingester.judge import Judge, Memory
+from rsky_pipeline.ingester.quarantine import Quarantine
+from rsky_pipeline.ingester.relays import RelayBoard
+from rsky_pipeline.ingester.report import FeedReport, Ledger
+from rsky_pipeline.ingester.states import RepoStates, reader
+from rsky_pipeline.ingester.tally import Tally
+from rsky_pipeline.ingester.verify import SignatureVerifier
+from rsky_pipeline.ingester.writer import Writer
+from rsky_pipeline.observability.ingester import IngesterMetrics
+from rsky_pipeline.simulator.clock import stepping_clock
+from rsky_pipeline.simulator.world import World
+from rsky_pipeline.streams.connection import connect
+from tests.data_frames import corpus_documents, corpus_frames
+
+MODES: tuple[Verify, ...] = ("none", "signature", "full")
+ROUNDS = 20
+_AT_ONCE = 75  # frames that a busy socket gives at once
+_RELAY = "relay.test"
+
+Report = Callable[[str, int, float], None]
+
+
+class Documents:
+    """A directory that knows the accounts of the frames."""
+
+    def __init__(self, documents: dict[str, DidDocument]) -> None:
+        self._documents = documents
+
+    async def resolve(self, did: str, force: bool = False) -> DidDocument:
+        """Return an account's document."""
+        await trio.lowlevel.checkpoint()
+        return self._documents[did]
+
+    def forget(self, did: str) -> None:
+        """Nothing is cached."""
+
+
+def bench_ingest(url: str, report: Report) -> None:
+    """Measure every mode on real frames where there are any, else on simulated ones."""
+    origin, frames, documents = _frames()
+    spent = {}
+    for mode in MODES:
+        wall, processor = trio.run(_ingest, url, mode, frames, documents)
+        spent[mode] = processor
+        count = len(frames) * ROUNDS
+        report(f"{origin} frames to streams, verify = {mode}", count, wall)
+        report("  a second of processor time", count, processor)
+    print(f"  full verification costs {spent['full'] / spent['none']:.2f} times none")
+
+
+async def _ingest(
+    url: str, mode: Verify, frames: list[bytes], documents: Documents
+) -> tuple[float, float]:
+    verifier = None if mode == "none" else SignatureVerifier(documents)
+    wall = processor = 0.0
+    for number in range(ROUNDS + 1):
+        store = connect(url, name="bench")
+        store.call("FLUSHDB")
+        store.close()
+        before = time.perf_counter(), time.process_time()
+        await _once(url, mode, frames, verifier)
+        if number:  # the first round looks up the keys
+            wall += time.perf_counter() - before[0]
+            processor += time.process_time() - before[1]
+    return wall, processor
+
+
+async def _once(
+    url: str, mode: Verify, frames: list[bytes], verifier: SignatureVerifier | None
+) -> None:
+    """Take all frames, as if for the first time, until they are written."""
+    stores = connect(url, name="bench-states"), connect(url, name="bench-writer")
+    memory = Memory(RepoStates(reader(stores[0])), RelayBoard([_RELAY]))
+    metrics, tally, ledger = IngesterMetrics(CollectorRegistry()), Tally(), Ledger(memory)
+    writer = Writer(stores[1], {}, BatchRule(), metrics, ledger)
+    lane = writer.lane(f"firehose_live:cursor:{_RELAY}")
+    ledger.reports[lane] = FeedReport("firehose_live", _RELAY, metrics, Quarantine("raw"))
+    collections = ("app.bsky.", "chat.bsky.")
+    converter = RepoConverter(
+        _RELAY, f"https://{_RELAY}", collections, tally, Quarantine("raw"), verify=mode
+    )
+    await lane.load_cursor()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(writer.run, trio.Event())
+        judge = Judge(_RELAY, converter, memory)
+        async with trio.open_nursery() as connection:
+            intake = Intake(converter, lane, SeqGate(0), connection, verifier, judge)
+            for start in range(0, len(frames), _AT_ONCE):
+                await intake.take(frames[start : start + _AT_ONCE])
+        await writer.flush()
+        writer.close()
+    assert not tally.errors, tally.errors
+    assert mode == "none" or set(tally.verdicts) == {"valid"}
+    for store in stores:
+        store.close()
+
+
+def _frames() -> tuple[str, list[bytes], Documents]:
+    folder = os.environ.get("RSKY_TEST_DATA")
+    corpus = Path(folder or "") / "fixtures/jetstream/corpus"
+    if folder and corpus.exists():
+        found = corpus_documents(corpus)
+        documents = {did: parse_did_document(item, did) for did, item in found.items()}
+        return "real", corpus_frames(corpus), Documents(documents)
+    world = World(1, 200, stepping_clock(1_700_000_000_000_000, 1_000))
+    world.add_history(10)
+    frames = [world.step() for _ in range(600)]
+    accounts = {
+        did: DidDocument(did, None, None, account.key.public)
+        for did, account in world.by_did.items()
+    }
+    return "simulated", frames, Documents(accounts)
