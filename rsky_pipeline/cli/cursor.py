@@ -52,18 +52,25 @@ def list_all(as_json: bool, **parameters: Any) -> None:
 @command.command("set")
 @click.argument("host")
 @click.argument("seq", type=click.IntRange(0, 2**53 - 1))
+@click.option("--again", is_flag=True, help="Take commits over again; the ingester is stopped.")
 @_stream
 @_force
 @_json
 @configuration_options
 def set_one(
-    host: str, seq: int, stream: Any, force: bool, as_json: bool, **parameters: Any
+    host: str, seq: int, again: bool, stream: Any, force: bool, as_json: bool, **parameters: Any
 ) -> None:
     """Go on behind event SEQ of HOST; 0 is its oldest event.
 
-    Going back reads events again; commits that were taken over before are skipped. Going forward
-    skips events: it takes --force, and the gap is noted and repaired.
+    Going back reads events again; commits that were taken over before are skipped, unless --again
+    has the states of all repos forgotten. Going forward skips events: it takes --force, and the
+    gap is noted and repaired.
     """
+    if again:
+        from rsky_pipeline.operations.cursors import forget_repos
+
+        with opened_store(parameters.copy(), "cursor") as (_, store):
+            forget_repos(store)
     _change(parameters, host, stream, seq, force, as_json)
 
 

@@ -19,6 +19,7 @@ INACTIVE = 2  # flag: its account is not active, so that a relay may withhold it
 # share one take 2^81 attempts to make.
 _BUCKETS = 1 << 17
 _KEY = "rsky_pipeline:repo:{:05x}"
+REPO_KEYS = "rsky_pipeline:repo:*"  # the pattern of all of them
 
 
 class StateKey(NamedTuple):

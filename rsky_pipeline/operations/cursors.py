@@ -9,6 +9,7 @@ import orjson
 from rsky_pipeline.configuration.settings import Settings
 from rsky_pipeline.ingester.cursor import InvalidCursor, parse_cursor, parse_position
 from rsky_pipeline.ingester.gaps import GAP_FIELD, Gap
+from rsky_pipeline.ingester.repo_state import REPO_KEYS
 from rsky_pipeline.network.hosts import parse_endpoint
 from rsky_pipeline.streams.append import read_cursor
 from rsky_pipeline.streams.connection import Argument, Store
@@ -85,6 +86,20 @@ def set_cursor(
     if not store.script("set_cursor", [key, CURSOR_POSITIONS, GAPS], arguments):
         raise Refused(f"the cursor of {host} moved meanwhile: stop the ingester, or try again")
     return before
+
+
+def forget_repos(store: Store) -> int:
+    """Forget which commits were taken over, so that they are again; return the removed keys.
+
+    The ingester must be stopped: it would go on writing what it remembers.
+    """
+    position, removed = b"0", 0
+    while True:
+        position, keys = store.call("SCAN", position, "MATCH", REPO_KEYS, "COUNT", 10_000)
+        if keys:
+            removed += int(store.call("UNLINK", *keys))
+        if position == b"0":
+            return removed
 
 
 def _keys(store: Store, stream: str) -> Iterator[str]:

@@ -16,7 +16,7 @@ from rsky_pipeline.ingester.repo_state import repo_digest, rev_of, state_key
 from rsky_pipeline.ingester.sweep import Sweeper
 from rsky_pipeline.network.hosts import Endpoint, parse_endpoint
 from rsky_pipeline.network.repositories import ListedRepo, Page
-from rsky_pipeline.operations.cursors import Refused, list_cursors, set_cursor
+from rsky_pipeline.operations.cursors import Refused, forget_repos, list_cursors, set_cursor
 from rsky_pipeline.streams.connection import connect
 from tests.integration.ingester.relay import TIME, Relay, commit, rev, running
 from tests.integration.ingester.test_live import cursor, likes, total
@@ -279,4 +279,19 @@ async def test_setting_a_cursor_refuses_what_skips_events_and_notes_a_forced_gap
     [shown] = list_cursors(store, Settings(relay_hosts=(relay.url,)))
     assert (shown.host, shown.seq, shown.time, shown.configured) == (host, 22, TIME, True)
     assert value(clean_redis, f"firehose_live:cursor:{host}") == "22"
+    store.close()
+
+
+async def test_states_can_be_forgotten_to_take_commits_over_again(clean_redis: str) -> None:
+    relay = Relay(likes(*range(1, 6)))
+    store = connect(clean_redis, name="test")
+    async with running(relay):
+        async with ingesting(clean_redis, relay.url):
+            await eventually(lambda: cursor(clean_redis, relay) == "5")
+        assert forget_repos(store) == 1
+        set_cursor(store, "firehose_live", f"127.0.0.1:{relay.port}", 2, force=False)
+        async with ingesting(clean_redis, relay.url):
+            await eventually(lambda: cursor(clean_redis, relay) == "5")
+    events = [json.loads(entry[b"event"])["seq"] for entry in entries(clean_redis, "firehose_live")]
+    assert events == [1, 2, 3, 4, 5, 3, 4, 5]
     store.close()
