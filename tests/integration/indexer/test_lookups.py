@@ -1,0 +1,150 @@
+"""When handles are looked at again, and what becomes of accounts that are said to be deleted."""
+
+from typing import Any
+
+import pytest
+from prometheus_client import CollectorRegistry
+
+from rsky_pipeline.configuration.settings import Settings
+from rsky_pipeline.database.connection import Database
+from rsky_pipeline.indexer.account_service import Lookup
+from rsky_pipeline.indexer.actors import Known, due_handles
+from rsky_pipeline.indexer.collections import registry
+from rsky_pipeline.indexer.deletions import DeletionChecks, Hosted
+from rsky_pipeline.indexer.handles import MAX_RETRY_SECONDS, RETRY_SECONDS, Unknown, wait_seconds
+from rsky_pipeline.network.directory import Directory
+from rsky_pipeline.network.handles import Handles
+from rsky_pipeline.network.http import HttpClient
+from rsky_pipeline.observability.indexer import IndexerMetrics
+from tests.integration.backfiller.hosts import FakeHosts, refusal
+from tests.integration.backfiller.kit import document
+from tests.integration.indexer.kit import Network, Tables, account, did_of, recounted, repo
+
+NOON = "2026-05-02T12:00:00.000Z"
+
+
+@pytest.mark.parametrize(
+    ("has_handle", "looked_at", "happens", "due"),
+    [
+        (True, "2026-05-01T12:00:00.000Z", NOON, False),  # exactly 24 hours are not more
+        (True, "2026-05-01T11:59:59.999Z", NOON, True),
+        (False, "2026-05-02T11:00:00.000Z", NOON, False),
+        (False, "2026-05-02T10:59:59.999Z", NOON, True),
+        (True, "2026-05-01T11:00:00.000Z", "2026-05-02T10:00:00.000Z", False),  # event time counts
+        (True, "2026-05-02T11:00:00.000Z", "2999-01-01T00:00:00.000Z", False),  # at most now
+        (False, "2026-05-02T10:00:00.000Z", "0000-01-01T00:00:00.000Z", False),
+    ],
+)
+def test_handles_are_due_by_the_official_times(
+    has_handle: bool, looked_at: str, happens: str, due: bool
+) -> None:
+    known = [Known("did:plc:a", has_handle, looked_at), Known("did:plc:b", False, "2000")]
+    found = due_handles(known, {"did:plc:a": happens}, "2026-05-02T12:00:00.000Z")
+    assert found == (["did:plc:a"] if due else [])
+
+
+def test_only_live_events_of_an_old_look_ask_again(tables: Tables, net: Network) -> None:
+    tables.apply(net.post("ann"))
+    tables.database.execute("DELETE FROM rsky_pipeline.handle_check")
+    tables.apply(net.post("ann"))
+    tables.apply(repo("ann", 30), Network(history=True).post("ann"))
+    assert tables.database.query("SELECT did FROM rsky_pipeline.handle_check") == []
+    tables.database.execute("UPDATE actor SET \"indexedAt\" = '2020-01-01T00:00:00.000Z'")
+    tables.apply(net.post("ann"))
+    tables.database.execute(
+        "UPDATE rsky_pipeline.handle_check SET attempts = 3, requested_at = now() + '1 hour'"
+    )
+    tables.apply(net.post("ann"))
+    rows = tables.database.query(
+        "SELECT forced, attempts, requested_at > now() FROM rsky_pipeline.handle_check"
+    )
+    assert rows == [(False, 3, True)], "an event does not shorten a back-off"
+
+
+def test_pauses_grow_up_to_a_day() -> None:
+    assert RETRY_SECONDS * 0.75 <= wait_seconds(0) <= RETRY_SECONDS
+    assert 4 * RETRY_SECONDS * 0.75 <= wait_seconds(2) <= 4 * RETRY_SECONDS
+    assert MAX_RETRY_SECONDS * 0.75 <= wait_seconds(1_000) <= MAX_RETRY_SECONDS
+
+
+async def check_deletions(tables: Tables, answer: Hosted | type[Unknown] | None) -> IndexerMetrics:
+    async def find_host(_did: str) -> Hosted | None:
+        if answer is Unknown:
+            raise Unknown("nobody answers")
+        assert not isinstance(answer, type)
+        return answer
+
+    metrics = IndexerMetrics(CollectorRegistry(), ["firehose_live"], [])
+    checks = DeletionChecks(
+        lambda: Database.connect(tables.url, name="d"), find_host, registry.load(), metrics
+    )
+    while await checks.work_once():
+        pass
+    checks.close()
+    return metrics
+
+
+def status(tables: Tables) -> list[tuple[Any, ...]]:
+    return tables.rows("actor", '"upstreamStatus"', f"did = '{did_of('ann')}'")
+
+
+async def test_an_account_is_purged_when_its_host_says_it_is_gone(
+    tables: Tables, net: Network
+) -> None:
+    post, hers = net.post("ann"), net.post("bob")
+    reply = net.reply("ann", post)
+    events = [post, hers, reply, net.like("ann", hers), net.follow("ann", "bob")]
+    tables.apply(*events, account("ann", 20, active=False, status="deleted"))
+    assert status(tables) == [("deleted",)]
+    assert len(tables.rows("post")) == 3, "a relay's word alone destroys nothing"
+    await check_deletions(tables, Unknown)
+    assert status(tables) == [("deleted",)]
+    tables.database.execute("UPDATE rsky_pipeline.deletion_check SET requested_at = now()")
+    await check_deletions(tables, None)
+    assert status(tables) == []
+    for table in ("record", "post", "feed_item", "like", "follow", "op_thread_reply"):
+        rows = tables.rows(table, "uri")
+        assert not [row for row in rows if did_of("ann") in row[0]], table
+    assert tables.counts(hers) == (0, 0, 0, 0)
+    recounted(tables)
+    tables.apply(*events)
+    assert {row[0] for row in tables.rows("post", "creator")} == {did_of("bob")}, "nothing returns"
+
+
+@pytest.mark.parametrize("hosted", [None, "deactivated"])
+async def test_a_host_that_still_has_the_account_wins(
+    tables: Tables, net: Network, hosted: str | None
+) -> None:
+    tables.apply(net.post("ann"), account("ann", 20, active=False, status="deleted"))
+    await check_deletions(tables, Hosted(hosted))
+    assert status(tables) == [(hosted,)]
+    assert len(tables.rows("post")) == 1
+    assert tables.database.query("SELECT * FROM rsky_pipeline.deletion_check") == []
+
+
+async def test_an_account_that_came_back_meanwhile_is_kept(tables: Tables, net: Network) -> None:
+    tables.apply(net.post("ann"), account("ann", 20, active=False, status="deleted"))
+    tables.apply(account("ann", 21, active=True))
+    await check_deletions(tables, None)
+    assert len(tables.rows("post")) == 1
+
+
+async def test_what_hosts_say_of_an_account() -> None:
+    settings = Settings(allow_private_hosts=True)
+    did = did_of("ann")
+    with FakeHosts() as hosts:
+        async with HttpClient(allow_private=True, silence_seconds=5.0) as http:
+            directory = Directory(http, hosts.url, allow_private=settings.allow_private_hosts)
+            lookup = Lookup(http, directory, Handles(http, allow_private=True))
+            assert await lookup.find_host(did) is None, "no such DID"
+            hosts.add(did, document(did), b"")
+            del hosts.repos[did]
+            assert await lookup.find_host(did) is None, "the PDS has no such repo"
+            hosts.replies[did] = [lambda: refusal(400, "RepoDeactivated")]
+            assert await lookup.find_host(did) == Hosted("deactivated")
+            body = b'{"cid": "x", "rev": "3jzfcijpj2z2a"}'
+            hosts.replies[did] = [lambda: (200, {}, body)]
+            assert await lookup.find_host(did) == Hosted(None)
+            hosts.replies[did] = [lambda: refusal(500, "InternalServerError")]
+            with pytest.raises(Unknown):
+                await lookup.find_host(did)
