@@ -45,13 +45,13 @@ format: $(STAMP)
 	$(BIN)/ruff format .
 
 docs: $(STAMP)
-	$(BIN)/python -m tools.docs
+	$(BIN)/python -m rsky_pipeline.development.docs
 
 bench: $(STAMP)
 	$(BIN)/python -m tests.benchmarks
 
 binary: $(STAMP)
-	$(BIN)/python tools/binary.py
+	$(BIN)/python rsky_pipeline/development/binary.py
 
 # Resolve again for the oldest supported Python; the result pins every transitive package.
 lock: $(STAMP)

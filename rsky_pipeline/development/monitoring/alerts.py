@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from tools.monitoring.expressions import checked
-from tools.monitoring.recording import RECORDED
+from rsky_pipeline.development.monitoring.expressions import checked
+from rsky_pipeline.development.monitoring.recording import RECORDED
 
 
 @dataclass(frozen=True, slots=True)

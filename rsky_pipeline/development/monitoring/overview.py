@@ -1,8 +1,8 @@
 """The overview: is it well, does it keep up, is anything lost on the way."""
 
-from tools.monitoring.expressions import checked
-from tools.monitoring.panels import Panel, Row
-from tools.monitoring.recording import RECORDED
+from rsky_pipeline.development.monitoring.expressions import checked
+from rsky_pipeline.development.monitoring.panels import Panel, Row
+from rsky_pipeline.development.monitoring.recording import RECORDED
 
 
 def _panel(title: str, *queries: tuple[str, str], unit: str = "short", **options: object) -> Panel:

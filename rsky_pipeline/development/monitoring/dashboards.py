@@ -8,16 +8,16 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from rsky_pipeline.development.monitoring.expressions import checked, natural, unit
+from rsky_pipeline.development.monitoring.overview import overview_rows
+from rsky_pipeline.development.monitoring.panels import Panel, Row, dashboard
+from rsky_pipeline.development.monitoring.recording import RECORDED
 from rsky_pipeline.observability.catalogue import (
     Declared,
     original_stream_metrics,
     own_metrics,
     process_metrics,
 )
-from tools.monitoring.expressions import checked, natural, unit
-from tools.monitoring.overview import overview_rows
-from tools.monitoring.panels import Panel, Row, dashboard
-from tools.monitoring.recording import RECORDED
 
 ROLES = ("ingester", "indexer", "backfiller")
 # The rows of a role's dashboard: a metric is in the first whose pattern its name matches.

@@ -1,7 +1,7 @@
-"""`python -m tools.docs`: bring the generated parts of docs/ up to date (`make docs`)."""
+"""`make docs`: bring the generated parts of docs/ up to date."""
 
 from rsky_pipeline.cli.output import say
-from tools.documents import ROOT, pages
+from rsky_pipeline.development.documents import ROOT, pages
 
 
 def main() -> None:

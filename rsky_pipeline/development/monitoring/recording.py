@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from tools.monitoring.expressions import checked
+from rsky_pipeline.development.monitoring.expressions import checked
 
 RECORDING: Mapping[str, str] = {
     "rsky:live_events:rate1m": "sum(rate(ingester_stream_events_total[1m]))",

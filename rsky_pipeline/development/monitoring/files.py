@@ -3,10 +3,13 @@
 import json
 from collections.abc import Mapping, Sequence
 
-from tools.monitoring import alerts, recording
-from tools.monitoring.dashboards import dashboards
+from rsky_pipeline.development.monitoring import alerts, recording
+from rsky_pipeline.development.monitoring.dashboards import dashboards
 
-_NOTE = "# Generated from the declarations by `make docs`; change tools/monitoring instead.\n"
+_NOTE = (
+    "# Generated from the declarations by `make docs`; "
+    "change rsky_pipeline/development/monitoring instead.\n"
+)
 
 
 def files() -> Mapping[str, str]:
