@@ -10,16 +10,19 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 KINDS = ("create", "update", "delete", "repo", "account", "identity")
 OUTCOMES = ("inserted", "updated", "deleted", "touched", "stale")
-REFUSALS = (
-    # a record
+# Why a record is refused: for what it holds, or for what it does to the database or to us.
+RECORD_REFUSALS = (
     "missing_field", "wrong_type", "too_long", "too_short", "too_many_items", "invalid_did",
     "invalid_uri", "invalid_cid", "invalid_blob", "invalid_handle", "foreign_list", "foreign_post",
-    "invalid_datetime", "invalid_language", "invalid_nsid", "out_of_range",
-    # an entry
-    "invalid_json", "invalid_field", "unknown_type", "too_big", "invalid_rkey", "invalid_rev",
-    "too_deep",
-    "invalid_label", "bad_data", "internal_error", "crashes_worker", "other",
+    "invalid_datetime", "invalid_language", "invalid_nsid", "out_of_range", "too_deep",
+    "bad_data", "internal_error", "crashes_worker", "other",
 )  # fmt: skip
+# Why an entry is refused that is no readable record.
+ENTRY_REFUSALS = (
+    "invalid_json", "invalid_field", "unknown_type", "too_big", "invalid_rkey", "invalid_rev",
+    "invalid_label",
+)  # fmt: skip
+REFUSALS = (*RECORD_REFUSALS, *ENTRY_REFUSALS)
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 SIZES = (1, 10, 50, 100, 250, 500, 1_000, 2_000, 5_000, 10_000, 20_000)
 # Events of these collections have counters of their own in the original service.
@@ -81,9 +84,12 @@ class IndexerMetrics:
         self.refusals = self._counter("refused", "Entries refused by reason", "reason")
         for reason in REFUSALS:
             self.refusals.labels(reason)
-        self.rejected = self._counter("rejected_records", "Refused records", "collection")
+        self.rejected = self._counter(
+            "rejected_records", "Refused records by collection and reason", "collection", "reason"
+        )
         for nsid in collections:
-            self.rejected.labels(nsid)
+            for reason in RECORD_REFUSALS:
+                self.rejected.labels(nsid, reason)
         self.dead_letters = self._counter("dead_letters", "Entries put into dead-letter streams")
         self.conflicts = self._counter("transaction_conflicts", "Transactions tried again")
         self.database_failures = self._counter("database_failures", "Lost database connections")
@@ -142,7 +148,8 @@ class IndexerMetrics:
         self.expected.inc()
         self.refusals.labels(reason if reason in REFUSALS else "other").inc()
         if collection in self._collections:
-            self.rejected.labels(collection).inc()
+            known = reason if reason in RECORD_REFUSALS else "other"
+            self.rejected.labels(collection, known).inc()
 
     def fail(self, counter: Counter) -> None:
         """Count a failure that is nobody's data's fault."""

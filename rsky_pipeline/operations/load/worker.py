@@ -187,7 +187,7 @@ async def serve(
     """Load task after task until the input ends. Raises DatabaseError."""
     collections = {
         nsid: collection
-        for nsid, collection in registry.load().items()
+        for nsid, collection in registry.load(settings.validation).items()
         if is_selected(nsid, settings.collections)
     }
     writer = Writer(partial(_open_database, settings), collections)

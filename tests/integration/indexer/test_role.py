@@ -111,8 +111,14 @@ async def test_what_cannot_be_read_becomes_a_dead_letter(clean_redis: str, table
         await eventually(lambda: not any(entries(clean_redis, stream) for stream in STREAMS))
         await eventually(lambda: worker.metric("indexer_dead_letters_total") == len(bad) + 2)
         assert worker.metric("indexer_refused_total", reason="invalid_json") == 1
-        nsid = "app.bsky.feed.post"
-        assert worker.metric("indexer_rejected_records_total", collection=nsid) == 1
+        rejected = "indexer_rejected_records_total"
+        for nsid, reason, count in (
+            ("app.bsky.feed.post", "wrong_type", 1),
+            ("app.bsky.feed.like", "missing_field", 1),
+            ("app.bsky.graph.follow", "invalid_did", 1),
+            ("app.bsky.graph.follow", "wrong_type", 0),
+        ):
+            assert worker.metric(rejected, collection=nsid, reason=reason) == count
     letters = entries(clean_redis, f"{FIREHOSE_LIVE}_dlq")
     assert [letter[b"reason"] for letter in letters] == [reason for _, reason in bad] + [
         b"missing_field"

@@ -1,11 +1,13 @@
 """Loading files: what is skipped, refused, deleted, resumed, and what a bad one costs."""
 
+import io
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +21,11 @@ from rsky_pipeline.atproto.crypto import PrivateKey
 from rsky_pipeline.atproto.mst import Tree
 from rsky_pipeline.configuration.settings import Settings
 from rsky_pipeline.database.connection import Database
+from rsky_pipeline.indexer.rejections import Filter, list_rejections
 from rsky_pipeline.operations.load.files import CarFile, scan, tasks
 from rsky_pipeline.operations.load.outcome import Outcome
 from rsky_pipeline.operations.load.pool import Pool
-from rsky_pipeline.operations.load.worker import Options
+from rsky_pipeline.operations.load.worker import Options, serve
 from tests.data import test_data
 from tests.integration.backfiller.hosts import FakeHosts
 from tests.integration.load.kit import differences, host, load_folder, rows, save, world
@@ -105,6 +108,27 @@ def test_a_record_that_cannot_be_stored_costs_itself(schema_database: str, tmp_p
     assert (outcome.status, outcome.records) == ("loaded", 1)
     assert outcome.refused == {"invalid_did": 1, "bad_data": 1}
     assert len(rows(schema_database)["bsky.actor_sync"]) == 1
+
+
+async def test_what_is_refused_depends_on_validation_and_can_be_listed(
+    schema_database: str, tmp_path: Path
+) -> None:
+    """A datetime without a zone passes the lenient rule of the read path, and not the strict."""
+    records = follows("ann", "bob")
+    records["app.bsky.graph.follow/bob"]["createdAt"] = "2023-01-01T00:00:00"
+    (tmp_path / "a.car").write_bytes(car(records))
+    task = json.dumps([asdict(file) for file in scan(tmp_path)]) + "\n"
+    answers: list[dict[str, Any]] = []
+    for validation in ("strict", "lenient"):
+        execute(schema_database, "DELETE FROM rsky_pipeline.repo_floor")
+        chosen = Settings(database_url=schema_database, validation=validation)  # type: ignore[arg-type]
+        await serve(chosen, Options(verify=False), io.StringIO(task), answers.append)
+        with Database.connect(schema_database, name="test") as database:
+            listed = list_rejections(database, Filter(), 10)
+        found = [(item.rejection.uri.rpartition("/")[2], item.rejection.reason) for item in listed]
+        assert found == ([("bob", "invalid_datetime")] if validation == "strict" else [])
+    assert [answer.get("records") for answer in answers] == [1, None, 2, None]
+    assert answers[0]["refused"] == {"invalid_datetime": 1}
 
 
 @pytest.mark.parametrize(
