@@ -121,7 +121,7 @@ async def test_what_is_refused_depends_on_validation_and_can_be_listed(
     answers: list[dict[str, Any]] = []
     for validation in ("strict", "lenient"):
         execute(schema_database, "DELETE FROM rsky_pipeline.repo_floor")
-        chosen = Settings(database_url=schema_database, validation=validation)  # type: ignore[arg-type]
+        chosen = Settings(database_url=schema_database, validation=validation)
         await serve(chosen, Options(verify=False), io.StringIO(task), answers.append)
         with Database.connect(schema_database, name="test") as database:
             listed = list_rejections(database, Filter(), 10)
