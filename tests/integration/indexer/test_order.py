@@ -3,155 +3,93 @@
 import random
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from functools import partial
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from rsky_pipeline.database.connection import Database
 from rsky_pipeline.database.errors import TransactionConflict
 from rsky_pipeline.indexer.apply import apply_batch
 from rsky_pipeline.indexer.collections import registry
+from rsky_pipeline.indexer.events import read_entry
+from rsky_pipeline.indexer.labels import Label, apply_labels
 from tests.integration.indexer.kit import (
-    STATE_TABLES,
-    Event,
+    NOW,
     Network,
     Put,
     Tables,
-    did_of,
-    read,
     recounted,
     rev_of,
     state,
 )
-
-PEOPLE = ("ann", "bob", "cyd")
-
-
-@dataclass
-class Story:
-    """Random people who post, quote, like, repost, follow, edit and delete."""
-
-    chance: random.Random
-    net: Network = field(default_factory=Network)
-    events: list[Event] = field(default_factory=list)
-    alive: list[Put] = field(default_factory=list)
-    posts: list[Put] = field(default_factory=list)
-
-    def tell(self, length: int) -> list[Event]:
-        self._put(self.net.post("ann"))
-        self._put(self.net.post("bob"))
-        for _ in range(length):
-            self._step()
-        return self.events
-
-    def _step(self) -> None:
-        who = self.chance.choice(PEOPLE)
-        choice = self.chance.random()
-        if choice < 0.25:
-            self._put(self.net.like(who, self.chance.choice(self.posts)))
-        elif choice < 0.4:
-            self._put(self.net.repost(who, self.chance.choice(self.posts)))
-        elif choice < 0.55:
-            self._put(self.net.follow(who, self.chance.choice(PEOPLE)))
-        elif choice < 0.62:
-            self._put(self.net.post(who, facets=[mention(self.chance.choice(PEOPLE))]))
-        elif choice < 0.7:
-            self._put(self.net.quote(who, self.chance.choice(self.posts)))
-        elif choice < 0.8:
-            self._edit()
-        elif self.alive:
-            gone = self.alive.pop(self.chance.randrange(len(self.alive)))
-            self.events.append(self.net.delete(gone))
-
-    def _edit(self) -> None:
-        put = self.chance.choice(self.alive or self.posts)
-        if put not in self.alive:
-            return
-        record = dict(put.record)
-        if "text" in record:
-            record["text"] = f"edited {len(self.events)}"
-        elif isinstance(record["subject"], dict):
-            record["subject"] = self.chance.choice(self.posts).reference
-        self.events.append(self.net.update(put, record))
-
-    def _put(self, put: Put) -> None:
-        self.events.append(put)
-        self.alive.append(put)
-        if "text" in put.record:
-            self.posts.append(put)
+from tests.integration.indexer.snapshot import clear, differences, snapshot, without_replies
+from tests.integration.indexer.story import HISTORIC, PEOPLE, Story, Told
 
 
-def mention(who: str) -> dict[str, object]:
-    feature = {"$type": "app.bsky.richtext.facet#mention", "did": did_of(who)}
-    return {"index": {"byteStart": 0, "byteEnd": 1}, "features": [feature]}
-
-
-def clear(tables: Tables) -> None:
-    names = (*STATE_TABLES, "notification", "actor", "op_thread_reply", "post_agg", "profile_agg")
-    more = ", rsky_pipeline.tombstone, rsky_pipeline.handle_check, rsky_pipeline.account_event"
-    quoted = ", ".join(f'"{name}"' for name in names)
-    tables.database.execute(f"TRUNCATE {quoted}{more}")
-
-
-def apply_in_pieces(tables: Tables, events: Sequence[Event], chance: random.Random) -> None:
+def pieces(events: Sequence[Told], chance: random.Random) -> list[Sequence[Told]]:
+    """Cut events into batches of any size."""
     rest = list(events)
+    found: list[Sequence[Told]] = []
     while rest:
-        size = chance.choice((1, 2, 5, len(rest)))
-        tables.apply(*rest[:size])
+        size = chance.choice((1, 2, 5, 20, len(rest)))
+        found.append(rest[:size])
         rest = rest[size:]
+    return found
 
 
+@pytest.mark.slow
 @settings(
-    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
-@given(seed=st.integers(0, 2**32))
-def test_any_order_and_repetition_ends_in_the_same_rows(tables: Tables, seed: int) -> None:
+    max_examples=25, deadline=None, print_blob=True, phases=(Phase.explicit, Phase.generate),
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)  # fmt: skip
+@given(seed=st.integers(0, 2**32), workers=st.sampled_from((1, 3)), history=st.booleans())
+def test_any_order_repetition_and_workers_end_in_the_same_rows(
+    tables: Tables, seed: int, workers: int, history: bool
+) -> None:
+    """Exceptions by design are in `snapshot` (what is compared) and `story` (what happens)."""
     chance = random.Random(seed)
-    events = Story(chance).tell(25)
+    historic = HISTORIC if history else None
+    events = Story(chance, (*PEOPLE, HISTORIC) if history else PEOPLE).tell(45)
     clear(tables)
-    tables.apply_each(events)
-    expected = state(tables)
+    work(tables.url, [[event] for event in events])
+    expected, in_order = without_replies(snapshot(tables, historic))
     recounted(tables)
-    mixed = [*events, *chance.choices(events, k=10)]
+    mixed = [*events, *chance.choices(events, k=15)]
     chance.shuffle(mixed)
     clear(tables)
-    apply_in_pieces(tables, mixed, chance)
-    assert state(tables) == expected
-    recounted(tables)
-
-
-def test_three_workers_with_overlapping_accounts_end_in_the_same_rows(tables: Tables) -> None:
-    chance = random.Random(7)
-    events = Story(chance).tell(300)
-    tables.apply_each(events)
-    expected = state(tables)
-    clear(tables)
-    mixed = [*events, *chance.choices(events, k=200)]
-    chance.shuffle(mixed)
-    parts = [mixed[number::3] for number in range(3)]
+    parts = [pieces(mixed[number::workers], chance) for number in range(workers)]
     in_parallel([partial(work, tables.url, part) for part in parts])
-    assert state(tables) == expected
+    found, told = without_replies(snapshot(tables, historic))
+    assert differences(found, expected) == {}
+    assert [row for row in told if row not in in_order] == []
     recounted(tables)
 
 
-def work(url: str, events: Sequence[Event]) -> None:
-    database = Database.connect(url, name="worker")
-    try:
-        for start in range(0, len(events), 7):
-            batch = read(events[start : start + 7])
-            for _ in range(20):
-                try:
-                    apply_batch(database, batch, registry.load())
-                    break
-                except TransactionConflict:
-                    continue
-            else:
-                pytest.fail("conflicts do not end")
-    finally:
-        database.close()
+def work(url: str, batches: Sequence[Sequence[Told]]) -> None:
+    """Apply batches as a worker does, with a connection of its own."""
+    with Database.connect(url, name="worker") as database:
+        for batch in batches:
+            labels = [event for event in batch if isinstance(event, Label)]
+            payloads = [
+                event if isinstance(event, bytes) else event.payload
+                for event in batch
+                if not isinstance(event, Label)
+            ]
+            readings = [read_entry({b"event": item}, registry.load(), NOW) for item in payloads]
+            unconflicted(partial(apply_labels, database, labels))
+            unconflicted(partial(apply_batch, database, readings, registry.load()))
+
+
+def unconflicted(action: Callable[[], object]) -> None:
+    for _ in range(30):
+        try:
+            action()
+        except TransactionConflict:
+            continue
+        return
+    pytest.fail("conflicts do not end")
 
 
 def in_parallel(jobs: Sequence[Callable[[], None]]) -> None:
@@ -196,11 +134,10 @@ def test_a_deletion_before_its_creation_wins(tables: Tables, net: Network) -> No
 
 def test_applying_twice_changes_nothing(tables: Tables) -> None:
     events = Story(random.Random(3)).tell(60)
-    tables.apply(*events)
-    once = state(tables)
-    tables.apply(*events)
-    tables.apply_each(events)
-    assert state(tables) == once
+    work(tables.url, [events])
+    once = snapshot(tables)
+    work(tables.url, [events, *([event] for event in events)])
+    assert snapshot(tables) == once
 
 
 def test_history_after_live_changes_only_revs(tables: Tables) -> None:
