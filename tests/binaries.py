@@ -23,7 +23,8 @@ def build(output: Path) -> Path:
     if ready := os.environ.get("RSKY_TEST_BINARY"):
         return Path(shutil.copy2(ready, output))
     python = f"{sys.version_info.major}.{sys.version_info.minor}"
-    command = [sys.executable, str(ROOT / "tools" / "binary.py"), "--output", str(output)]
+    builder = ROOT / "rsky_pipeline" / "development" / "binary.py"
+    command = [sys.executable, str(builder), "--output", str(output)]
     result = subprocess.run(
         [*command, "--python", python], capture_output=True, text=True, timeout=300, check=False
     )

@@ -168,7 +168,7 @@ class Demo:
         return ", ".join(waiting)
 
     def _call(self, *arguments: str) -> int:
-        command = [sys.executable, "-m", "rsky_pipeline", *arguments]
+        command = [sys.executable, "-P", "-m", "rsky_pipeline", *arguments]
         return subprocess.run(command, env=self._environment, check=False).returncode
 
 

@@ -21,7 +21,7 @@ from rsky_pipeline.operations.load.outcome import Outcome
 from rsky_pipeline.operations.load.worker import Options
 from rsky_pipeline.runtime.channel import encode_settings
 
-PROGRAM = (sys.executable, "-m", "rsky_pipeline", "load-worker")
+PROGRAM = (sys.executable, "-P", "-m", "rsky_pipeline", "load-worker")
 UNAVAILABLE = 69
 
 Task = Sequence[CarFile]
