@@ -1,0 +1,106 @@
+"""What runs beside the workers: recounting, and forgetting rejections that say nothing any more."""
+
+import random
+import threading
+from functools import partial
+from typing import Any
+
+import pytest
+from prometheus_client import CollectorRegistry
+
+from rsky_pipeline.database.connection import Database
+from rsky_pipeline.indexer import rejections
+from rsky_pipeline.indexer.apply import apply_batch
+from rsky_pipeline.indexer.collections import registry
+from rsky_pipeline.indexer.events import read_entry
+from rsky_pipeline.indexer.housekeeping import Housekeeping
+from rsky_pipeline.indexer.rejections import forget_superseded
+from rsky_pipeline.observability.indexer import IndexerMetrics
+from rsky_pipeline.operations.recount import Scope, recount
+from tests.integration.indexer.kit import NOW, Network, Put, Tables, recounted, repo
+from tests.integration.indexer.story import Story
+from tests.integration.indexer.test_order import in_parallel, work
+
+
+def test_recounting_beside_workers_leaves_counts_exact(tables: Tables) -> None:
+    """Counts are wrong at the start; every pass corrects what stands while batches add to it."""
+    chance = random.Random(11)
+    events = Story(chance).tell(400)
+    first, rest = events[:100], events[100:]
+    work(tables.url, [first])
+    tables.database.execute('UPDATE post_agg SET "likeCount" = "likeCount" + 7, "quoteCount" = 3')
+    tables.database.execute('UPDATE profile_agg SET "postsCount" = 0, "followersCount" = 99')
+    working = threading.Event()
+    passes: list[int] = []
+
+    def write(part: int) -> None:
+        work(tables.url, [[event] for event in rest[part::2]])
+
+    def write_all() -> None:
+        try:
+            in_parallel([partial(write, part) for part in range(2)])
+        finally:
+            working.set()
+
+    def count() -> None:
+        with Database.connect(tables.url, name="recount") as database:
+            while not working.is_set() or not passes:
+                chunks = recount(database, Scope(), repair=True)
+                passes.append(sum(len(chunk.drifts) for chunk in chunks))
+
+    in_parallel([write_all, count])
+    assert len(passes) > 2, "recounting went on while the workers wrote"
+    assert passes[0] > 0, "the first pass repairs what was wrong"
+    assert passes[1:] == [0] * len(passes[1:]), "afterwards nothing ever seems wrong"
+    recounted(tables)
+    with Database.connect(tables.url, name="recount") as database:
+        assert not any(chunk.drifts for chunk in recount(database, Scope(), repair=False))
+
+
+def refuse(tables: Tables, *puts: Put) -> None:
+    readings = [read_entry({b"event": put.payload}, registry.load(), NOW) for put in puts]
+    assert all(reading.refused for reading in readings)
+    apply_batch(tables.database, readings, registry.load())
+
+
+def bad(net: Network, who: str, **fields: Any) -> Put:
+    return net.put(who, "app.bsky.feed.post", {"text": 1}, **fields)
+
+
+def kept(tables: Tables) -> set[str]:
+    found = tables.database.query("SELECT uri FROM rsky_pipeline.rejected_record")
+    return {row[0] for row in found}
+
+
+def test_rejections_that_were_overtaken_are_forgotten(tables: Tables, net: Network) -> None:
+    standing, edited, deleted = (bad(net, "ann") for _ in range(3))
+    whole = bad(net, "bob")
+    good = net.post("cyd")
+    worse = net.update(good, {"text": 1})
+    refuse(tables, standing, edited, deleted, whole)
+    tables.apply(good)
+    refuse(tables, worse)
+    tables.apply(net.update(edited, {"text": "better"}), net.delete(deleted))
+    tables.apply(repo("bob", 50, complete=True))
+    metrics = IndexerMetrics(CollectorRegistry(), ["firehose_live"], [])
+    keeping = Housekeeping(lambda: Database.connect(tables.url, name="keeping"), metrics)
+    while keeping.step():
+        pass
+    keeping.close()
+    assert kept(tables) == {standing.uri, worse.uri}, "an older version does not make it good"
+
+
+def test_rejections_are_looked_through_page_by_page(
+    tables: Tables, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rejections, "FORGET_ROWS", 2)
+    net = Network()
+    puts = [bad(net, "ann", rkey=f"r{number}") for number in range(5)]
+    refuse(tables, *puts)
+    tables.apply(*(net.update(put, {"text": "good"}) for put in (puts[0], puts[3], puts[4])))
+    after = forget_superseded(tables.database)
+    assert (after, kept(tables)) == (puts[1].uri, {put.uri for put in puts[1:]})
+    after = forget_superseded(tables.database, after)
+    assert (after, kept(tables)) == (puts[3].uri, {put.uri for put in (puts[1], puts[2], puts[4])})
+    assert forget_superseded(tables.database, after) == "", "the end: begin again"
+    assert kept(tables) == {puts[1].uri, puts[2].uri}
