@@ -130,8 +130,13 @@ def write_collections(
     collections: Mapping[str, Collection],
     counts: Counts,
     arrivals: Mapping[str, int],
+    *,
+    purging: bool = False,
 ) -> int:
-    """Write what a plan means beyond `record`; return how many notifications were inserted."""
+    """Write what a plan means beyond `record`; return how many notifications were inserted.
+
+    `purging`: its records go with their account.
+    """
     work: dict[str, Work] = {}
     for put in plan.inserts:
         work.setdefault(collection_of(put.uri), Work()).inserts.append(put)
@@ -144,7 +149,7 @@ def write_collections(
     forget_duplicates(tx, sorted([*changed, *(item.uri for item in plan.deletes)]))
     notes, now = Notes(), now_text()
     for nsid in sorted(work, key=lambda nsid: (collections[nsid].judges, nsid)):
-        changes = Changes(tx, collections[nsid], counts, notes, now, arrivals)
+        changes = Changes(tx, collections[nsid], counts, notes, now, arrivals, purging)
         write_collection(changes, work[nsid])
     return notes.write(tx)
 

@@ -1,8 +1,9 @@
 """Removes everything that an account wrote, when its host confirms that it was deleted.
 
 The account's records go the way of deleted records, so that counts, duplicates and notifications
-of others come out right. Instead of tombstones a floor is left above all that was known: old events
-stay without effect, and the account may come back elsewhere with a newer repo.
+of others come out right; reposts and quotes that others made of its posts stay theirs. Instead of
+tombstones a floor is left above all that was known: old events stay without effect, and the account
+may come back elsewhere with a newer repo. Only what `outlives_floor` is kept.
 """
 
 from collections.abc import Mapping
@@ -35,7 +36,10 @@ SELECT max(rev) FROM (
 _FORGET_ACCOUNT = (
     "DELETE FROM notification WHERE did = %s",
     "DELETE FROM actor_sync WHERE did = %s",
-    "DELETE FROM rsky_pipeline.tombstone WHERE did = %s",
+    """
+    DELETE FROM rsky_pipeline.tombstone
+    WHERE did = %s AND split_part(uri, '/', 4) <> 'app.bsky.feed.post'
+    """,
     "DELETE FROM rsky_pipeline.rejected_record WHERE did = %s",
     "DELETE FROM rsky_pipeline.handle_check WHERE did = %s",
     "DELETE FROM actor WHERE did = %s",
@@ -75,7 +79,7 @@ def _purge_some(tx: Transaction, did: str, collections: Mapping[str, Collection]
     if uris:
         tx.execute(_FORGET_RECORDS, (sorted(uris),))
     counts = Counts()
-    write_collections(tx, plan, collections, counts, {})
+    write_collections(tx, plan, collections, counts, {}, purging=True)
     counts.write(tx)
     if uris:
         tx.execute(_FORGET_THREADS, (uris,))

@@ -43,6 +43,7 @@ class Changes:
     notes: Notes
     now: str
     arrivals: Mapping[str, int]  # place in the batch of every uri that it changes
+    purging: bool = False  # records go with their account; what others wrote stays as it is
     deleted: list[str] = field(default_factory=list)  # uris of records that are gone
     inserted: list[Put] = field(default_factory=list)  # rows that stand and did not before
     updated: list[Put] = field(default_factory=list)  # rows that stand with a new content

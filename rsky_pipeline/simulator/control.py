@@ -58,12 +58,10 @@ class Control:
         counts: dict[str, int] = json.loads(answer)
         return counts
 
-    def truth(self, *, handles: bool = False, purges_deleted: bool = False) -> Truth:
+    def truth(self, *, handles: bool = False) -> Truth:
         """Return what the database must hold; see `truth.truth`. Raises NoSimulation."""
-        options = {"handles": handles, "purges_deleted": purges_deleted}
-        query = "&".join(f"{name}=1" for name, wanted in options.items() if wanted)
         rows: Truth = {name: {} for name in TABLES}
-        for line in self._ask(f"truth?{query}"):
+        for line in self._ask("truth?handles=1" if handles else "truth"):
             part = json.loads(line)
             size = len(TABLES[part["table"]].key)
             for row in part["rows"]:

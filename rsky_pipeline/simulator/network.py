@@ -223,11 +223,7 @@ class Network:
     def _truth(self, request: Request) -> Response:
         if not isinstance(self.source, World):
             return json_response({"error": "a recording brings no truth"}, 404)
-        rows = truth(
-            state_of(self.source),
-            handles="handles" in request.query,
-            purges_deleted="purges_deleted" in request.query,
-        )
+        rows = truth(state_of(self.source), handles="handles" in request.query)
         return Response(200, _lines(rows), "application/jsonl")
 
 

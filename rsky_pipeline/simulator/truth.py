@@ -27,12 +27,11 @@ def truth(
     *,
     collections: Collection[str] = DEFAULT_COLLECTIONS,
     handles: bool = False,
-    purges_deleted: bool = False,
 ) -> Truth:
     """Return the rows of every compared table.
 
-    `collections` are the pipeline's own setting. `handles`: whether it looks them up.
-    `purges_deleted`: whether the records of deleted accounts are gone; else they stand, hidden.
+    `collections` are the pipeline's own setting. `handles`: whether it looks them up. Of deleted
+    accounts nothing is left.
     """
     rows: Truth = {name: {} for name in TABLES}
     posts = PostTruth(state, rows)
@@ -41,7 +40,7 @@ def truth(
         did, collection, rkey = uri[5:].split("/", 2)
         if not _is_wanted(collection, collections):
             continue
-        if purges_deleted and state.accounts[did].status == "deleted":
+        if state.accounts[did].status == "deleted":
             continue
         record = json_form(item.block)
         rows["record"][uri,] = (item.cid, did, canonical(record))
@@ -54,7 +53,7 @@ def truth(
             _add(rows, state, collection, entries)
     posts.finish()
     _add_counts(rows)
-    _add_accounts(rows, state, handles, purges_deleted)
+    _add_accounts(rows, state, handles)
     for key, label in state.labels.items():
         rows["label"][key] = (label.neg, label.cts, label.exp)
     return rows
@@ -100,9 +99,9 @@ def _add_counts(rows: Truth) -> None:
     count("profile_agg.postsCount", "post", lambda row: row[1])
 
 
-def _add_accounts(rows: Truth, state: NetworkState, handles: bool, purges_deleted: bool) -> None:
+def _add_accounts(rows: Truth, state: NetworkState, handles: bool) -> None:
     for did, account in state.accounts.items():
-        if purges_deleted and account.status == "deleted":
+        if account.status == "deleted":
             continue
         # An inactive account without a reason is hidden as a deactivated one is.
         status = None if account.active else account.status or "deactivated"

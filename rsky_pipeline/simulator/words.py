@@ -27,7 +27,7 @@ _ODD = (
     "null", "\\u0000 spelled out", "a\u0000b", "\u202eright to left\u202c and back",
     "e\u0301 e\u0302", "\ufeffbyte order mark", "\u200b\u200d\u2060", "\x7f\x1b[31mred\x1b[0m\x01",
     "\U0010ffff\ufffe", "𝒳 𝕐 𝖹 astral letters", "%s %(x)s {0} $1 :name ?",
-    "'; DROP TABLE post; --", "x" * 300,
+    "'; DROP TABLE post; --", "x" * 240,  # a post may add to it and have no more than 300
 )  # fmt: skip
 _TITLES = ("Field notes", "Slow news", "Release 2.0", "How we moved house", "Árvores da cidade")
 

@@ -18,10 +18,12 @@ from rsky_pipeline.streams.names import (
     FIREHOSE_LIVE,
     LABEL_LIVE,
     REPO_BACKFILL,
+    RESYNC_LATER,
     STREAMS,
     cursor_key,
     dead_letters,
 )
+from rsky_pipeline.streams.waiting import count_waiting
 from rsky_pipeline.supervisor import client
 
 COUNTED = ("record", "post", "like", "repost", "follow", "notification", "label", "actor")
@@ -126,18 +128,24 @@ class Observer:
             open_entries = sum(group.lag + group.pending for group in report.groups)
             if open_entries or (report.length and not report.groups):
                 found.append(f"{open_entries or report.length:,} of {stream}")
+        later = int(store.call("XLEN", RESYNC_LATER)) + count_waiting(store)
+        if later:
+            found.append(f"{later:,} repos that are fetched later")
         if not found:
-            found += self._handle_checks()
+            found += self._checks()
         return found
 
-    def _handle_checks(self) -> list[str]:
+    def _checks(self) -> list[str]:
         if self._database is None:
             self.rows()
         if self._database is None:
             return ["the database does not answer"]
-        query = "SELECT count(*) FROM rsky_pipeline.handle_check"
-        count = self._database.query(query)[0][0]
-        return [f"{count:,} handles"] if count else []
+        query = """
+            SELECT (SELECT count(*) FROM rsky_pipeline.handle_check),
+                (SELECT count(*) FROM rsky_pipeline.deletion_check)"""
+        handles, deletions = self._database.query(query)[0]
+        found = [f"{handles:,} handles"] if handles else []
+        return [*found, f"{deletions:,} deletions"] if deletions else found
 
     def _lengths(self) -> dict[str, int]:
         try:

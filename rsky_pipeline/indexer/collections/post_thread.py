@@ -23,13 +23,18 @@ SET "parentUri" = EXCLUDED."parentUri", "deletedAt" = NULL
 
 
 def forget_deleted(changes: Changes) -> None:
-    """Remove what points at deleted posts: feed items of reposts, quotes; end their chains."""
+    """Remove what points at deleted posts: feed items of reposts, quotes; end their chains.
+
+    Posts that go with their account leave them: which posts it had is not known for ever, and what
+    others wrote must not depend on whether they wrote it before or after.
+    """
     if not changes.deleted:
         return
     tx, uris = changes.tx, sorted(changes.deleted)
-    tx.execute(_FORGET_ITEMS, (uris,))
-    for (subject,) in tx.query(_FORGET_QUOTES, (uris,)):
-        changes.counts.add("post_agg", "quoteCount", subject, -1)
+    if not changes.purging:
+        tx.execute(_FORGET_ITEMS, (uris,))
+        for (subject,) in tx.query(_FORGET_QUOTES, (uris,)):
+            changes.counts.add("post_agg", "quoteCount", subject, -1)
     tx.execute(_END_CHAIN, (changes.now, uris))
 
 

@@ -235,16 +235,12 @@ def test_accounts_show_their_status_and_newest_commit() -> None:
         (A,): (None, "a.example.com"),
         (B,): ("takendown", "b.example.com"),
         (C,): ("deactivated", None),
-        (D,): ("deleted", "d.example.com"),
     }
     assert rows["actor_sync"][A,] == ("c1", "r1")
     assert all(map(admits, rows["actor_sync"][B,], ("c2", "r2")))
     assert not all(map(admits, rows["actor_sync"][B,], ("c3", "r3")))
     assert rows["actor_sync"][C,] == (ANY, ANY)
-    assert (post,) in rows["post"]
-    rows = scene.truth(purges_deleted=True)
     assert (post,) not in rows["post"]
-    assert (D,) not in rows["actor"]
 
 
 def test_times_in_the_future_sort_by_when_they_were_seen() -> None:
@@ -280,7 +276,7 @@ def official() -> tuple[Path, Truth]:
     for line in (folder / "appview-errors.jsonl").read_text().splitlines():
         state.records.pop(json.loads(line)["uri"], None)
     collections = ("app.bsky.", "chat.bsky.", "com.germnetwork.declaration")
-    return folder, truth(state, handles=True, purges_deleted=True, collections=collections)
+    return folder, truth(state, handles=True, collections=collections)
 
 
 @pytest.mark.parametrize("name", EXACT)
