@@ -4,12 +4,13 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: demo run test test-fast lint format docs bench binary lock clean help
+.PHONY: demo run test test-fast test-long lint format docs bench binary lock clean help
 
 help:
 	@echo "make demo    the whole pipeline on a simulated network, about a minute, offline"
 	@echo "make run     all roles against the configured relays (default: bsky.network)"
 	@echo "make test    the tests"
+	@echo "make test-long  the tests that take minutes each"
 	@echo "make lint    ruff and mypy"
 	@echo "make docs    write the generated parts of docs/"
 	@echo "make binary  dist/rsky-pipeline, one executable file to deploy"
@@ -33,7 +34,11 @@ test: $(STAMP)
 	$(BIN)/python -m pytest --numprocesses auto --dist worksteal
 
 test-fast: $(STAMP)
-	$(BIN)/python -m pytest --numprocesses auto --dist worksteal -m 'not slow'
+	$(BIN)/python -m pytest --numprocesses auto --dist worksteal -m 'not slow and not long'
+
+# What takes minutes and the whole machine: real program files under load, thousands of repos.
+test-long: $(STAMP)
+	$(BIN)/python -m pytest -m long
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -24,7 +24,7 @@ from rsky_pipeline.streams.event import REPO_FIELD, RepoJob, decode_repo_job, en
 from rsky_pipeline.streams.names import REPO_BACKFILL, REPO_STREAMS
 from rsky_pipeline.streams.waiting import count_waiting
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.long, pytest.mark.timeout(600)]
 
 HOSTS: list[tuple[Behaviour, int]] = [
     ("hanging", 30), ("broken", 60), ("resetting", 60), ("looping", 60), ("endless", 20),

@@ -26,7 +26,7 @@ from tests import binaries, stores
 
 ROOT = os.environ.get("RSKY_TEST_SYSTEMD_ROOT", "")
 pytestmark = [
-    pytest.mark.slow,
+    pytest.mark.long,
     pytest.mark.timeout(900),
     pytest.mark.skipif(not ROOT, reason="RSKY_TEST_SYSTEMD_ROOT names no root file system"),
     pytest.mark.skipif(os.geteuid() != 0, reason="a container needs root"),

@@ -20,6 +20,7 @@ import pytest
 
 from rsky_pipeline.cli.demonstration.figures import Observer
 from rsky_pipeline.cli.demonstration.processes import Simulation, pipeline_environment
+from rsky_pipeline.cli.exit_codes import ExitCode
 from rsky_pipeline.configuration.load import load
 from rsky_pipeline.configuration.settings import Settings
 from rsky_pipeline.embedded.locations import resolve_directories, store_urls
@@ -27,11 +28,11 @@ from rsky_pipeline.operations.inspection import sample_stream
 from rsky_pipeline.simulator.compare import compare
 from rsky_pipeline.streams.connection import connect
 from rsky_pipeline.streams.names import FIREHOSE_LIVE
-from tests import binaries
+from tests import binaries, leftovers
 from tests.integration.deployment.versions import POLLUTING, SLOW
 from tests.stores import scratch_directory
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.long, pytest.mark.timeout(600)]
 
 INGESTER, READER = "ingester/commits.py", "streams/consume.py"
 
@@ -74,8 +75,11 @@ class Host:
 
 @contextmanager
 def host(program: Path, *options: str) -> Iterator[Host]:
-    """Install a program in a folder of its own; what runs ends with the block."""
-    with scratch_directory() as folder:
+    """Install a program in a folder of its own; what runs ends with the block.
+
+    It is stopped as an operator does, after which nothing may be left but the simulation.
+    """
+    with scratch_directory() as folder, leftovers.ended_with_us(folder):
         installed = folder / "bin" / "rsky-pipeline"
         installed.parent.mkdir()
         shutil.copy2(program, installed)
@@ -86,10 +90,12 @@ def host(program: Path, *options: str) -> Iterator[Host]:
         observer = Observer(settings, simulation.control, simulation.relay, simulation.labeler)
         found = Host(folder, installed, environ, settings, simulation, observer)
         try:
-            yield found
+            with closing(observer):
+                yield found
+            stopped = found.command("stop")
+            assert stopped.returncode in (ExitCode.OK, ExitCode.NOT_RUNNING), stopped.stderr
+            assert list(leftovers.processes(str(folder))) == [simulation.process.pid]
         finally:
-            observer.close()
-            found.command("stop")
             simulation.process.end()
 
 
@@ -108,7 +114,7 @@ def test_the_plan_is_one_command_and_loses_nothing(original: Path, tmp_path: Pat
     a = binaries.variant(original, tmp_path / "a", "1.0.0", {INGESTER: POLLUTING, READER: SLOW})
     b = binaries.variant(original, tmp_path / "b", "2.0.0")
     c = binaries.variant(original, tmp_path / "c", "3.0.0", {INGESTER: POLLUTING})
-    quick = ["--verify-window=5", "--verify-for=60", "--json"]
+    quick = ["--verify-window=5", "--json"]
     with host(a, "--rate=1000") as running:
         started = running.command("start", "--ordered")
         assert started.returncode == 0, started.stdout + started.stderr
@@ -120,21 +126,23 @@ def test_the_plan_is_one_command_and_loses_nothing(original: Path, tmp_path: Pat
         assert running.version() == "1.0.0"
 
         result = running.command(
-            "deploy", str(b), "--purge=firehose_live:repo", "--watch=5", *quick
+            "deploy", str(b), "--purge=firehose_live:repo", "--watch=5", "--verify-for=60", *quick
         )
         document = deployed(result)
         assert document["outcome"] == "deployed", result.stderr
         assert result.returncode == 0
         [cleaned] = [step for step in document["steps"] if step["step"] == "clean"]
-        assert cleaned["details"]["answer"]["removed"] > 100
+        answer = cleaned["details"]["answer"]
+        assert answer["removed"] > 500
+        assert answer["by_type"] == {"repo": answer["removed"]}
         assert running.version() == "2.0.0"
         assert "repo" not in running.kinds()
 
-        result = running.command("deploy", str(c), *quick)
+        result = running.command("deploy", str(c), "--verify-for=10", *quick)
         document = deployed(result)
         assert (document["outcome"], document["failed_step"]) == ("rolled back", "verify")
         assert "pollution" in document["reason"]
-        assert result.returncode == 6
+        assert result.returncode == ExitCode.DIFFERENCES
         assert running.version() == "2.0.0"
         assert running.program.read_bytes() == b.read_bytes()
 

@@ -17,6 +17,7 @@ from rsky_pipeline.streams.connection import connect
 from rsky_pipeline.streams.event import REPO_FIELD, RepoJob, encode_repo_job
 from rsky_pipeline.streams.lag import inspect
 from rsky_pipeline.streams.names import FIREHOSE_BACKFILL, REPO_BACKFILL
+from rsky_pipeline.streams.waiting import count_waiting
 from tests.data import test_data
 from tests.integration.backfiller.hosts import FakeHosts
 from tests.integration.indexer.worker import eventually, indexing
@@ -55,7 +56,7 @@ async def by_streams(configured: Settings, hosts: FakeHosts) -> None:
 
     def is_done() -> bool:
         reports = [inspect(store, name) for name in (REPO_BACKFILL, FIREHOSE_BACKFILL)]
-        return not any(report.length for report in reports)
+        return not any(report.length for report in reports) and not count_waiting(store)
 
     async with backfilling(configured), indexing(configured.redis_url, configured.database_url):
         await eventually(lambda: inspect(store, FIREHOSE_BACKFILL).added, 60)
