@@ -48,6 +48,10 @@ class Notes:
         self.successors.setdefault(uri, set()).add(previous)
         self.forgotten[previous] = None
 
+    def succeeded(self) -> set[str]:
+        """Return the uris of records for which another one stands now."""
+        return {uri for previous in self.successors.values() for uri in previous}
+
     def tell(self, put: Put, notification: Notification) -> None:
         """Notify somebody of a record, unless it turns out to be history."""
         self.told.append((put, notification))

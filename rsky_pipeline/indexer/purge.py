@@ -35,6 +35,7 @@ SELECT max(rev) FROM (
 """
 _FORGET_ACCOUNT = (
     "DELETE FROM notification WHERE did = %s",
+    "DELETE FROM notification WHERE author = %s",  # what outlives its record
     "DELETE FROM actor_sync WHERE did = %s",
     """
     DELETE FROM rsky_pipeline.tombstone

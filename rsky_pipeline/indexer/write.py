@@ -4,12 +4,12 @@ A bounded number of statements does the work of any number of records. Everythin
 the transaction of the batch and under the locks on its accounts, so what is read stays true.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from rsky_pipeline.database.connection import Transaction
-from rsky_pipeline.indexer.collections.shape import Collection, Put, SideTable, Table
+from rsky_pipeline.indexer.collections.shape import Collection, Notification, Put, SideTable, Table
 from rsky_pipeline.indexer.counts import Counts
 from rsky_pipeline.indexer.duplicates import NaturalKey, settle
 from rsky_pipeline.indexer.notifications import Notes
@@ -60,7 +60,10 @@ def write_collection(changes: Changes, work: Work) -> None:
         else:
             _write_plain(changes, table, work)
         _write_side_tables(changes, work)
-    changes.notes.forget(work.deletes)
+    if collection.withdraw is None:
+        changes.notes.forget(work.deletes)
+    else:
+        _withdraw(changes, collection.withdraw)
     if collection.renotify:
         changes.notes.forget([put.uri for put in work.updates])
     if collection.finish is not None:
@@ -127,6 +130,18 @@ def _notify(changes: Changes, collection: Collection) -> None:
     for put in telling:
         for notification in collection.notify(put if collection.renotify else put.first or put):
             changes.notes.tell(put, notification)
+
+
+def _withdraw(changes: Changes, withdraw: Callable[[Mapping[str, Any], str], Notification]) -> None:
+    """Tell of standing records that were deleted and that no other one stands for now."""
+    succeeded = changes.notes.succeeded()
+    deleted = set(changes.deleted) - succeeded
+    for row in changes.removed:
+        uri, now = str(row["uri"]), changes.now
+        if uri in deleted:
+            rkey = uri.rpartition("/")[2]
+            gone = Put(uri, row["creator"], rkey, row["cid"], "", now, historical=False, json="")
+            changes.notes.tell(gone, withdraw(row, now))
 
 
 def _count(

@@ -114,6 +114,9 @@ class Collection:
     looked_at: bool = False  # what becomes of others' records depends on records of this kind
     renotify: bool = True  # an update replaces the notifications of its record
     finish: Callable[["Changes"], None] | None = None  # what the declaration cannot say
+    # What the deletion of a standing row tells, given the row and the time now. What the record
+    # told before stays then; without this it is removed.
+    withdraw: Callable[[Mapping[str, Any], str], Notification] | None = None
 
 
 def record_only(_put: Put, _record: Record) -> Rows:

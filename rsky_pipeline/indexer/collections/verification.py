@@ -1,4 +1,11 @@
-"""app.bsky.graph.verification: a row of `verification`, news to its subject."""
+"""app.bsky.graph.verification: a row of `verification`, news to its subject.
+
+Its withdrawal is news as well, and both stay to be read: the AppView shows notifications of these
+records although they are gone.
+"""
+
+from collections.abc import Mapping
+from typing import Any
 
 from rsky_pipeline.atproto.syntax import is_handle
 from rsky_pipeline.indexer.collections.shape import Collection, Notification, Put, Rows, Table
@@ -18,6 +25,10 @@ def _notify(put: Put) -> list[Notification]:
     return [Notification(put.rows.main[1], "verified", None, put.sort_at(put.rows.main[4]))]
 
 
+def _withdraw(row: Mapping[str, Any], now: str) -> Notification:
+    return Notification(row["subject"], "unverified", None, now)
+
+
 COLLECTION = Collection(
     nsid="app.bsky.graph.verification",
     read=_read,
@@ -34,4 +45,5 @@ COLLECTION = Collection(
     ),
     notify=_notify,
     renotify=False,
+    withdraw=_withdraw,
 )

@@ -36,6 +36,7 @@ def snapshot(tables: Tables, historic: str | None = None) -> Snapshot:
     _forget_settled(found)
     if historic is not None:
         _forget_mixes(found, did_of(historic))
+    _forget_withdrawn(found)
     return {name: sorted(rows, key=repr) for name, rows in found.items() if rows}
 
 
@@ -76,6 +77,15 @@ def _forget_settled(found: Snapshot) -> None:
     """Leave out questions that no longer matter: deletions of accounts that are back."""
     deleted = {row["did"] for row in found["actor"] if row["upstreamStatus"] == "deleted"}
     found["deletion_check"] = [row for row in found["deletion_check"] if row["did"] in deleted]
+
+
+def _forget_withdrawn(found: Snapshot) -> None:
+    """Leave out what withdrawn verifications told: one that came after its deletion told nobody."""
+    standing = {row["uri"] for row in found["record"]}
+    found["notification"] = [
+        row for row in found["notification"]
+        if "verified" not in row["reason"] or row["recordUri"] in standing
+    ]  # fmt: skip
 
 
 def _forget_mixes(found: Snapshot, did: str) -> None:

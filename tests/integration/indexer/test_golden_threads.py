@@ -7,6 +7,7 @@ import pytest
 from rsky_pipeline.indexer.apply import apply_batch
 from rsky_pipeline.indexer.collections import registry
 from rsky_pipeline.indexer.events import read_entry
+from rsky_pipeline.indexer.purge import purge_account
 from tests.integration.indexer.kit import (
     NOW,
     Network,
@@ -189,7 +190,7 @@ def test_after_unmuting_a_thread_everything_is_told(tables: Tables, net: Network
     ), key=repr)  # fmt: skip
 
 
-def test_a_verification_is_told(tables: Tables, net: Network) -> None:
+def test_a_verification_and_its_withdrawal_are_told(tables: Tables, net: Network) -> None:
     fields = {"subject": did_of("bob"), "handle": "bob.test", "displayName": "Bob"}
     made = net.put("ann", "app.bsky.graph.verification", fields)
     tables.apply(made)
@@ -199,3 +200,26 @@ def test_a_verification_is_told(tables: Tables, net: Network) -> None:
          "createdAt": time, "indexedAt": time, "sortedAt": time, **fields}
     ]  # fmt: skip
     assert notes_of(tables, made) == [(did_of("bob"), "verified", None, made.cid)]
+    edited = net.update(made, {**fields, "displayName": "Robert"})
+    tables.apply(edited)
+    assert len(notes_of(tables, made)) == 1
+    gone = net.delete(made)
+    tables.apply(gone)
+    tables.apply(gone, made)
+    assert tables.dicts("verification") == tables.dicts("record") == []
+    assert notes_of(tables, made) == [
+        (did_of("bob"), "unverified", None, edited.cid),
+        (did_of("bob"), "verified", None, made.cid),
+    ]
+
+
+def test_a_verification_that_another_one_takes_over_is_not_withdrawn(
+    tables: Tables, net: Network
+) -> None:
+    fields = {"subject": did_of("bob"), "handle": "bob.test", "displayName": "Bob"}
+    one, two = (net.put("ann", "app.bsky.graph.verification", fields) for _ in range(2))
+    tables.apply_each([one, two, net.delete(one)])
+    assert tables.rows("verification", "uri") == [(two.uri,)]
+    assert tables.notified() == [("verified", two.uri)]
+    purge_account(tables.database, did_of("ann"), registry.load())
+    assert tables.notified() == []
