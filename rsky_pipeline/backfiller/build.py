@@ -19,6 +19,8 @@ from rsky_pipeline.network.http import HttpClient
 from rsky_pipeline.observability.backfiller import BackfillerMetrics
 
 MAX_CACHED_ACCOUNTS = 20_000  # documents; one is needed once or twice, soon after it is fetched
+# Shorter than a firehose needs it: of one account few repos are fetched, and turns are limited.
+FORCED_PAUSE_SECONDS = 5.0
 DIRECTORY_CONCURRENCY = 16
 DIRECTORY_PATIENCE_SECONDS = 60.0
 _MB = 1024 * 1024
@@ -37,6 +39,7 @@ async def build_fetcher(settings: Settings, metrics: BackfillerMetrics) -> Async
             settings.plc_url,
             allow_private=settings.allow_private_hosts,
             max_cached=MAX_CACHED_ACCOUNTS,
+            forced_pause=FORCED_PAUSE_SECONDS,
         )
         rules = host_rules(settings)
         hosts = Hosts(rules)

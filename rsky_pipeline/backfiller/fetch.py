@@ -161,7 +161,10 @@ class Fetcher:
         if not _signed_by(repo, document):
             reason = "no_key" if document.signing_key is None else "bad_signature"
             message = "the commit is not signed with the account's key"
-            raise RepoFailed("invalid", reason, message, host=repo.host)
+            # The key may have been rotated since it was looked up: the next attempt must not see
+            # the same document again, or all attempts would be gone before the new key is known.
+            pause = self.identities.forced_pause
+            raise RepoFailed("invalid", reason, message, pause, host=repo.host)
 
     async def _moved(self, document: DidDocument, error: RepoFailed) -> DidDocument | None:
         """Look an account up again; return its document if that names another PDS now."""

@@ -23,6 +23,11 @@ class Identities:
         self._plc = plc
         self._web = web
 
+    @property
+    def forced_pause(self) -> float:
+        """The seconds after which a document is looked up again at the earliest, if forced."""
+        return self._directory.forced_pause
+
     async def document(self, did: str, force: bool = False) -> DidDocument:
         """Return the document of a DID. Raises RepoFailed and HostBusy."""
         known = self._directory.known(did, force)

@@ -44,12 +44,14 @@ class Directory:
         *,
         allow_private: bool = False,
         max_cached: int = MAX_CACHED,
+        forced_pause: float = FORCED_PAUSE_SECONDS,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._http = http
         self._plc = parse_endpoint(plc_url)
         self._allow_private = allow_private
         self._max_cached = max_cached  # accounts, of about 900 bytes each
+        self.forced_pause = forced_pause
         self._clock = clock
         self._cache: OrderedDict[str, _Cached] = OrderedDict()
         self._running: dict[str, trio.Event] = {}
@@ -92,7 +94,7 @@ class Directory:
     def _usable(self, cached: _Cached, force: bool) -> bool:
         age = self._clock() - cached.fetched
         if force:
-            return age < FORCED_PAUSE_SECONDS
+            return age < self.forced_pause
         return age < (MISSING_SECONDS if cached.document is None else FRESH_SECONDS)
 
     async def _fetch(self, did: str) -> DidDocument | None:
