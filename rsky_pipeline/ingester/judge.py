@@ -117,11 +117,16 @@ class Judge:
         return _with(self._taken_over(frame, about, step.state), entry)
 
     def _note_activity(self, frame: Converted, did: str, active: bool) -> Converted:
-        """Note whether an account is active; one that comes back may have changed meanwhile."""
+        """Note whether an account is active; one that comes back may have changed meanwhile.
+
+        Hosts say so when it changes. One that was active as far as we know has moved, or we were
+        not told that it was away: what was to be fetched of it then was not to be had.
+        """
         state = self.states.get(did)
-        if state is None or is_inactive(state) != active:
+        if state is None:
             return frame
-        frame = frame._replace(states=self.states.set(did, with_activity(state, active)))
+        if is_inactive(state) == active:
+            frame = frame._replace(states=self.states.set(did, with_activity(state, active)))
         if not active:
             return frame
         about = About(Update(did, rev_of(state)), "")

@@ -8,7 +8,7 @@ from rsky_pipeline.ingester.convert import Converted
 from rsky_pipeline.ingester.discovery import BURST, Discovery
 from rsky_pipeline.simulator.accounts import make_account
 from rsky_pipeline.simulator.repo import Write
-from rsky_pipeline.streams.names import REPO_BACKFILL, REPO_BACKFILL_HIGH
+from rsky_pipeline.streams.names import REPO_BACKFILL, REPO_BACKFILL_HIGH, RESYNC_LATER
 from tests.unit.ingester.support import Converting
 
 TIME = "2026-01-01T00:00:00.000Z"
@@ -92,14 +92,21 @@ def test_an_account_that_comes_back_has_its_repo_fetched() -> None:
     made = discovering()
     first, *_ = commits()
     made.convert(first)
-    assert jobs(made.convert(account_frame(True, 20))) == []
     gone = made.convert(account_frame(False, 21))
     assert jobs(gone) == []
     assert gone.states
     back = made.convert(account_frame(True, 22))
     assert jobs(back) == [(REPO_BACKFILL_HIGH, "reactivated")]
     assert [entry.field for entry in back.entries] == [b"event", b"repo"]
-    assert jobs(made.convert(account_frame(True, 23))) == []
+
+
+def test_an_account_that_comes_back_without_having_gone_has_its_repo_fetched() -> None:
+    made = discovering()
+    made.convert(commits()[0])
+    found = [jobs(made.convert(account_frame(True, seq))) for seq in (20, 21, 22)]
+    assert found == [
+        [(REPO_BACKFILL_HIGH, "reactivated")], [(RESYNC_LATER, "reactivated")], [],
+    ]  # fmt: skip
 
 
 def test_a_new_account_is_not_fetched_because_it_is_active() -> None:
