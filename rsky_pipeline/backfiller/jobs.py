@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import AsyncGenerator, Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 
 import trio
@@ -140,9 +140,9 @@ class Jobs:
         """Acknowledge an entry. Waits until the store has done it."""
         await self._acknowledge(job.delivery)
 
-    async def postpone(self, job: Job, seconds: float, attempts: int) -> None:
+    async def postpone(self, job: Job, seconds: float, comes_back: RepoJob) -> None:
         """Let an entry wait outside of its stream, over restarts; waits for the store."""
-        payload = encode_repo_job(replace(job.repo, attempts=attempts))
+        payload = encode_repo_job(comes_back)
         settler = self._settlers[job.delivery.stream]
         move = partial(
             postpone, self._store, settler, job.delivery,

@@ -34,10 +34,11 @@ ON CONFLICT (did) DO UPDATE SET
     bytes = COALESCE(EXCLUDED.bytes, stored.bytes), updated_at = EXCLUDED.updated_at
 """
 _STORED = """
-SELECT wanted.did, floor.rev, sync."repoRev"
+SELECT wanted.did, floor.rev, sync."repoRev", queued.rev
 FROM unnest(%b::text[]) AS wanted(did)
 LEFT JOIN rsky_pipeline.repo_floor AS floor ON floor.did = wanted.did
 LEFT JOIN actor_sync AS sync ON sync.did = wanted.did
+LEFT JOIN rsky_pipeline.backfill_repo AS queued ON queued.did = wanted.did
 """
 _HAVE_OLDER = """
 SELECT wanted.did FROM unnest(%b::text[], %b::text[]) AS wanted(did, rev)
@@ -75,10 +76,14 @@ class State:
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """The rev at which a repo was last indexed as a whole, and that of its newest commit."""
+    """The rev at which a repo was last indexed as a whole, and that of its newest commit.
+
+    `queued` is the rev at which it was last queued as a whole, or found to be new enough.
+    """
 
     floor: str | None
     newest: str | None
+    queued: str | None
 
 
 class Ledger:
@@ -107,7 +112,7 @@ class Ledger:
     def stored_revs(self, dids: Sequence[str]) -> list[Stored]:
         """Return what is stored of each repo."""
         rows = self._database().query(_STORED, [list(dids)])
-        found = {did: Stored(floor, newest) for did, floor, newest in rows}
+        found = {did: Stored(*revs) for did, *revs in rows}
         return [found[did] for did in dids]
 
     def have_older(self, repos: Sequence[tuple[str, str]]) -> list[bool]:

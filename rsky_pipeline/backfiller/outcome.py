@@ -35,7 +35,11 @@ class RepoFailed(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """A repo is queued as a whole; `unchanged` if what is stored was new enough already."""
+    """A repo is queued as a whole; `unchanged` if what is stored was new enough already.
+
+    `settles`: older states of its records may still be on their way, so that it must be looked at
+    again once this is stored.
+    """
 
     rev: str
     host: str = ""
@@ -43,6 +47,15 @@ class Done:
     deletes: int = 0
     bytes: int = 0
     unchanged: bool = False
+    settles: bool = False
+
+
+class NotStored(Exception):
+    """What was queued of a repo is not stored yet; come back after `seconds`."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(f"not stored yet, looked at again after {seconds:.0f} s")
+        self.seconds = seconds
 
 
 @dataclass(frozen=True, slots=True)

@@ -62,9 +62,13 @@ class Knowledge:
         """Return what is stored of a repo."""
         return await self._stored.call(did)
 
+    async def has_older(self, did: str, rev: str) -> bool:
+        """Tell whether rows of an account are older than a rev."""
+        return await self._older.call((did, rev))
+
     async def gone(self, did: str, rev: str, held: Iterable[str], after: str) -> list[str]:
         """Return paths of older rows that are not among `held`; see `Ledger.gone`."""
-        if not after and not await self._older.call((did, rev)):
+        if not after and not await self.has_older(did, rev):
             return []
         # Begun anew with each try: a failure may come in the middle of it.
         return await self._ledger.call(lambda ledger: ledger.gone(did, rev, iter(held), after))

@@ -1,6 +1,7 @@
 """One attempt at one repo: fetch, verify, and queue every record before the closing event."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TypeVar, TypeVarTuple, Unpack
 
@@ -9,7 +10,8 @@ import trio
 from rsky_pipeline.atproto.datetimes import format_utc
 from rsky_pipeline.atproto.syntax import split_path
 from rsky_pipeline.backfiller.fetch import Fetcher
-from rsky_pipeline.backfiller.outcome import Done, RepoFailed
+from rsky_pipeline.backfiller.ledger import Stored
+from rsky_pipeline.backfiller.outcome import Done, NotStored, RepoFailed
 from rsky_pipeline.backfiller.output import Output
 from rsky_pipeline.backfiller.reconcile import absent
 from rsky_pipeline.backfiller.states import Knowledge
@@ -24,9 +26,11 @@ from rsky_pipeline.backfiller.unpack import (
     deletes,
     list_paths,
 )
+from rsky_pipeline.runtime.backoff import bound
 from rsky_pipeline.runtime.threads import in_thread
 from rsky_pipeline.streams.event import RepoJob
 
+FIRST_LOOK_SECONDS, MOST_SECONDS = 2.0, 600.0  # pauses before a repo is looked at again
 SMALL_REPO = 64 * 1024  # bytes of a CAR that takes a millisecond or two
 Arguments = TypeVarTuple("Arguments")
 Result = TypeVar("Result")
@@ -46,11 +50,14 @@ class Attempt:
         self._fetcher.report()
 
     async def run(self, job: RepoJob) -> Done:
-        """Bring in a repo. Raises RepoFailed and HostBusy."""
+        """Bring in a repo. Raises RepoFailed, HostBusy and NotStored."""
         known = await self._knowledge.stored(job.did)
         stored = max(known.floor or "", known.newest or "")
+        if job.settles:
+            if await self._is_settled(job, known):
+                return Done(job.rev, unchanged=True)
         # Without a floor the repo was never brought in as a whole, however new its newest commit.
-        if known.floor is not None and not job.forced:
+        elif known.floor is not None and not job.forced:
             wanted, host = job.rev, ""
             if not wanted:
                 wanted, host = await self._fetcher.rev(job.did)
@@ -58,7 +65,19 @@ class Attempt:
                 return Done(stored, host, unchanged=True)
         async with self._fetcher.fetch(job.did, fresh=job.attempts > 0) as repo:
             _require_recent(repo, job, stored)
-            return await self._queue(repo, job)
+            done = await self._queue(repo, job)
+            return replace(done, settles=not job.settles and _may_be_late(job, known, done.rev))
+
+    async def _is_settled(self, job: RepoJob, known: Stored) -> bool:
+        """Tell whether nothing is left of before a repo was stored at its rev.
+
+        From then on older states are stale whoever writes them (see the indexer's floors), but
+        some may have been stored after this worker looked for what the repo no longer holds.
+        Raises NotStored.
+        """
+        if known.floor is None or known.floor < job.rev:
+            raise NotStored(settle_pause(job.settles + 1))
+        return not await self._knowledge.has_older(job.did, known.floor)
 
     async def _queue(self, repo: Repo, job: RepoJob) -> Done:
         time = format_utc(datetime.now(UTC))
@@ -110,6 +129,21 @@ class Attempt:
         metrics = self._fetcher.metrics
         metrics.filtered.inc(chunk.filtered)
         metrics.unreadable.inc(chunk.unreadable)
+
+
+def settle_pause(look: int) -> float:
+    """Return the seconds before the n-th look at a repo that is being stored."""
+    return bound(look, FIRST_LOOK_SECONDS, MOST_SECONDS)
+
+
+def _may_be_late(job: RepoJob, known: Stored, rev: str) -> bool:
+    """Tell whether states of a repo from before a rev may be queued and not stored yet.
+
+    Live ones, where something was missed between commits that were followed; or those of an
+    earlier job whose closing event is not applied.
+    """
+    followed = job.forced and job.reason != "unseen"
+    return followed or (known.floor or "") < (known.queued or "") < rev
 
 
 def _require_recent(repo: Repo, job: RepoJob, stored: str) -> None:

@@ -10,14 +10,15 @@ import trio
 from rsky_pipeline.backfiller.hosts import HostBusy
 from rsky_pipeline.backfiller.jobs import Job, Jobs
 from rsky_pipeline.backfiller.ledger import State
-from rsky_pipeline.backfiller.outcome import Done, RepoFailed, Verdict, judge
+from rsky_pipeline.backfiller.outcome import Done, NotStored, RepoFailed, Verdict, judge
 from rsky_pipeline.backfiller.states import States
-from rsky_pipeline.backfiller.work import Attempt
+from rsky_pipeline.backfiller.work import Attempt, settle_pause
 from rsky_pipeline.configuration.settings import Settings
 from rsky_pipeline.observability.backfiller import BackfillerMetrics
 from rsky_pipeline.runtime.context import WorkerContext
 from rsky_pipeline.runtime.logging import Throttled
 from rsky_pipeline.streams.errors import StoreRejected, StoreUnavailable
+from rsky_pipeline.streams.event import RepoJob
 
 log = logging.getLogger(__name__)
 HELD_FOR_EACH_SLOT = 8  # jobs in memory, most of which wait for their host or their directory
@@ -159,6 +160,9 @@ class Worker:
                 await self._failed(job, failure, trio.current_time() - began)
             except HostBusy as busy:
                 await self._put_off(job, busy)
+            except NotStored as early:
+                comes_back = replace(job.repo, settles=job.repo.settles + 1)
+                await self._jobs.postpone(job, early.seconds, comes_back)
             else:
                 await self._done(job, done, trio.current_time() - began)
         finally:
@@ -173,9 +177,12 @@ class Worker:
             await self._failed(job, failure, 0.0)
             return
         self._metrics.postponed.inc()
-        await self._jobs.postpone(job, busy.seconds, job.repo.attempts)
+        await self._jobs.postpone(job, busy.seconds, job.repo)
 
     async def _done(self, job: Job, done: Done, seconds: float) -> None:
+        if done.unchanged and job.repo.settles:
+            await self._jobs.finish(job)  # its outcome is noted already
+            return
         outcome = "unchanged" if done.unchanged else "done"
         state = State(
             job.repo.did, "done", reason="unchanged" if done.unchanged else None, rev=done.rev,
@@ -186,7 +193,10 @@ class Worker:
         )  # fmt: skip
         # Stored first: an entry that is gone must not leave a repo without an outcome.
         await self._states.store(state)
-        await self._jobs.finish(job)
+        if done.settles:
+            await self._jobs.postpone(job, settle_pause(1), _look_again(job.repo, done.rev))
+        else:
+            await self._jobs.finish(job)
         self._ended(outcome)
 
     async def _failed(self, job: Job, failure: RepoFailed, seconds: float) -> None:
@@ -197,7 +207,8 @@ class Worker:
             await self._states.store(_state(job, failure, verdict, seconds))
         match verdict.action:
             case "wait":
-                await self._jobs.postpone(job, verdict.seconds, verdict.attempts)
+                comes_back = replace(job.repo, attempts=verdict.attempts)
+                await self._jobs.postpone(job, verdict.seconds, comes_back)
                 self._metrics.retries.inc()
             case "unavailable":
                 self._metrics.skipped.inc()
@@ -229,6 +240,11 @@ class Worker:
             metrics.parse_errors.inc()
         else:
             metrics.fetch_errors.inc()
+
+
+def _look_again(repo: RepoJob, rev: str) -> RepoJob:
+    """Return the job that looks at a repo once more when it is stored at a rev."""
+    return replace(repo, rev=rev, deleted=(), reason="settle", attempts=0, settles=1)
 
 
 def _state(job: Job, failure: RepoFailed, verdict: Verdict, seconds: float) -> State:

@@ -51,7 +51,9 @@ class BackfillerMetrics:
         )
         self.store_errors = counter("store_errors_total", "Calls that Redis did not carry out")
         self.backpressure = counter("backpressure_waits_total", "Waits for room in the output")
-        self.waiting = gauge("repos_waiting", "Repos that wait for another attempt")
+        self.waiting = gauge(
+            "repos_waiting", "Repos that wait for another attempt, or to be stored"
+        )
         self.running = gauge("repos_running", "Repos in flight")
         self.downloads = gauge("downloads_running", "Downloads in progress")
         self.disk = gauge("disk_reserved_bytes", "Bytes of repos in temporary files")

@@ -122,10 +122,12 @@ class LabelEvent:
 class RepoJob:
     """A repo to fetch; `host` is the relay or PDS that named it, as a URL.
 
-    Three keys are ours, the original services neither write nor read them. `deleted` are paths
+    Four keys are ours, the original services neither write nor read them. `deleted` are paths
     that a commit which was not written says are gone. `reason` is why it was queued: a repo whose
     stored rev is new enough is not fetched again, unless a reason asks for it (`forced`).
-    `attempts` is how many attempts have failed so far.
+    `attempts` is how many attempts have failed so far. `settles` is not 0 for a repo that was
+    queued as a whole at `rev`, and is looked at once more when that is stored: how many looks there
+    were, this one included.
     """
 
     did: str
@@ -136,6 +138,7 @@ class RepoJob:
     deleted: tuple[str, ...] = ()
     reason: str = ""
     attempts: int = 0
+    settles: int = 0
 
     @property
     def forced(self) -> bool:
@@ -200,6 +203,8 @@ def encode_repo_job(job: RepoJob) -> bytes:
         body["reason"] = job.reason
     if job.attempts:
         body["attempts"] = job.attempts
+    if job.settles:
+        body["settles"] = job.settles
     return orjson.dumps(body)
 
 
@@ -233,7 +238,7 @@ def decode_repo_job(payload: bytes) -> RepoJob:
     """Read the `repo` field of `repo_backfill`. Raises MalformedEvent."""
     body = _parse(payload)
     active, deleted = body.get("active", True), body.get("deleted", [])
-    attempts = body.get("attempts", 0)
+    attempts, settles = body.get("attempts", 0), body.get("settles", 0)
     if type(deleted) is not list or not all(type(path) is str for path in deleted):
         raise MalformedEvent("invalid_field", "deleted is not a list of texts")
     return RepoJob(
@@ -245,6 +250,7 @@ def decode_repo_job(payload: bytes) -> RepoJob:
         tuple(deleted),
         (_optional(body, "reason") or "")[:MAX_REASON],
         max(0, attempts) if type(attempts) is int else 0,
+        max(0, settles) if type(settles) is int else 0,
     )
 
 

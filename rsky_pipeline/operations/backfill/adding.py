@@ -134,7 +134,10 @@ def queued(store: Store, stream: str) -> Iterator[str]:
     for name in REPO_STREAMS[: REPO_STREAMS.index(stream) + 1]:
         for page in pages(store, name):
             yield from (did for entry in page if (did := did_of(entry.fields.get(REPO_FIELD, b""))))
-    yield from (did for each in all_waiting(store) if (did := did_of(each.payload)))
+    for each in all_waiting(store):
+        did = did_of(each.payload)
+        if did and b'"settles"' not in each.payload:  # such a job fetches nothing, as a rule
+            yield did
 
 
 def did_of(payload: bytes) -> str:

@@ -21,9 +21,9 @@ from rsky_pipeline.runtime.context import WorkerContext
 from rsky_pipeline.streams.append import Entry, append
 from rsky_pipeline.streams.connection import Store
 from rsky_pipeline.streams.dead_letters import DeadLetter, list_dead_letters
-from rsky_pipeline.streams.event import REPO_FIELD, RepoJob, encode_repo_job
+from rsky_pipeline.streams.event import REPO_FIELD, RepoJob, decode_repo_job, encode_repo_job
 from rsky_pipeline.streams.names import REPO_STREAMS
-from rsky_pipeline.streams.waiting import count_waiting
+from rsky_pipeline.streams.waiting import all_waiting
 from tests.integration.backfiller.hosts import FakeHosts
 
 Configure = Callable[..., Settings]
@@ -114,10 +114,16 @@ async def eventually(condition: Callable[[], bool], seconds: float = 20.0) -> No
 
 
 async def settled(store: Store, seconds: float = 30.0) -> None:
-    """Wait until no job is queued, in work or waiting."""
+    """Wait until no job is queued, in work or waiting, but for those that wait for an indexer."""
     with trio.fail_after(seconds):
-        while any(store.call("XLEN", name) for name in REPO_STREAMS) or count_waiting(store):
+        while any(store.call("XLEN", name) for name in REPO_STREAMS) or waiting(store):
             await trio.sleep(0.02)
+
+
+def waiting(store: Store, *, settling: bool = False) -> list[RepoJob]:
+    """Return the jobs that wait for another attempt, or for what they queued to be stored."""
+    jobs = [decode_repo_job(entry.payload) for entry in all_waiting(store)]
+    return [job for job in jobs if bool(job.settles) is settling]
 
 
 def output(store: Store) -> list[dict[str, Any]]:

@@ -92,8 +92,9 @@ def test_a_repo_job_comes_back_and_tolerates_missing_status() -> None:
     assert short == RepoJob("did:plc:abc", "https://r", "3jz", None, True)
     proof = replace(job, deleted=("app.bsky.feed.like/a", "app.bsky.feed.post/b"))
     assert decode_repo_job(encode_repo_job(proof)) == proof
-    assert not any(key in encode_repo_job(job) for key in (b"deleted", b"reason", b"attempts"))
-    again = replace(job, reason="resync", attempts=2)
+    ours = (b"deleted", b"reason", b"attempts", b"settles")
+    assert not any(key in encode_repo_job(job) for key in ours)
+    again = replace(job, reason="resync", attempts=2, settles=3)
     assert decode_repo_job(encode_repo_job(again)) == again
     assert [item.forced for item in (job, proof, again)] == [False, True, True]
     assert not replace(job, reason="listed").forced
