@@ -145,6 +145,9 @@ def write_collections(
     # Others may point at a record that never was here: its deletion counts for them too.
     for delete in (*plan.deletes, *plan.tombstones):
         work.setdefault(collection_of(delete.uri), Work()).deletes.append(delete.uri)
+    for put in plan.overtaken:
+        if collections[collection_of(put.uri)].overtaken is not None:
+            work.setdefault(collection_of(put.uri), Work()).overtaken.append(put)
     changed = (put.uri for put in plan.updates)
     forget_duplicates(tx, sorted([*changed, *(item.uri for item in plan.deletes)]))
     notes, now = Notes(), now_text()

@@ -57,6 +57,7 @@ class Plan:
     tombstones: list[Delete] = field(default_factory=list)  # of rows that are not
     buried: list[Delete] = field(default_factory=list)  # of both: a put may still come late
     revived: list[str] = field(default_factory=list)  # inserted uris whose tombstone is obsolete
+    overtaken: list[Put] = field(default_factory=list)  # puts that a known deletion undoes
     stale: int = 0
 
 
@@ -125,12 +126,16 @@ def _fold(uri: str, operations: list[Operation], before: Stored, floor: str, pla
             if operation.rev < (rev or "") if exists else operation.rev <= known:
                 plan.stale += 1
                 continue
+            if put is not None:
+                plan.overtaken.append(put)
             exists, rev, cid, tombstone = False, None, "", max(operation.rev, known)
             put, first, deletion = None, None, operation
         elif (operation.rev < floor and not (exists and cid == operation.cid)) or _is_stale(
             operation, exists, rev, cid, tombstone
         ):
             plan.stale += 1
+            if tombstone is not None and operation.rev <= tombstone:
+                plan.overtaken.append(operation)
         else:
             if exists and cid == operation.cid and (operation.historical or rev is None):
                 rev = operation.rev  # the state that is there, seen again

@@ -31,6 +31,7 @@ class Work:
     inserts: list[Put] = field(default_factory=list)
     updates: list[Put] = field(default_factory=list)
     deletes: list[str] = field(default_factory=list)  # uris
+    overtaken: list[Put] = field(default_factory=list)  # undone by a deletion already
 
 
 @dataclass(slots=True)
@@ -66,6 +67,8 @@ def write_collection(changes: Changes, work: Work) -> None:
         _withdraw(changes, collection.withdraw)
     if collection.renotify:
         changes.notes.forget([put.uri for put in work.updates])
+    if collection.overtaken is not None and work.overtaken:
+        collection.overtaken(changes, work.overtaken)
     if collection.finish is not None:
         collection.finish(changes)
     if collection.notify is not None:

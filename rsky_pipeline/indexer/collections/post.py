@@ -16,6 +16,7 @@ from rsky_pipeline.indexer.collections.post_rules import judge, looked_at, set_g
 from rsky_pipeline.indexer.collections.post_thread import (
     count_replies,
     forget_deleted,
+    mark_overtaken,
     write_op_thread_replies,
 )
 from rsky_pipeline.indexer.collections.repost import FEED_ITEM
@@ -136,5 +137,6 @@ COLLECTION = Collection(
     side=(SideTable("feed_item", owner="uri", columns=FEED_ITEM), *SIDE_TABLES),
     judges=True,
     looked_at=True,
+    overtaken=mark_overtaken,
     finish=_finish,
 )

@@ -21,6 +21,12 @@ ON CONFLICT ("rootUri", uri) DO UPDATE
 SET "parentUri" = EXCLUDED."parentUri", "deletedAt" = NULL
 """
 
+_LEAVE_MARK = """
+INSERT INTO op_thread_reply ("rootUri", "parentUri", uri, "deletedAt")
+SELECT n.*, %s FROM unnest(%b::text[], %b::text[], %b::text[]) AS n
+ON CONFLICT ("rootUri", uri) DO NOTHING
+"""
+
 
 def forget_deleted(changes: Changes) -> None:
     """Remove what points at deleted posts: feed items of reposts, quotes; end their chains.
@@ -40,13 +46,25 @@ def forget_deleted(changes: Changes) -> None:
 
 def write_op_thread_replies(changes: Changes, written: Sequence[Put]) -> None:
     """Record replies in a thread of the author's own, wherever in it they are."""
-    rows = sorted(
-        (put.rows.facts.root, put.rows.facts.parent, put.uri)
-        for put in written
-        if put.rows.facts.root is not None and host(put.rows.facts.root) == put.did
-    )
-    if rows:
+    if rows := _own_replies(written):
         changes.tx.execute(_CONTINUE_CHAIN, [list(column) for column in zip(*rows, strict=True)])
+
+
+def mark_overtaken(changes: Changes, puts: Sequence[Put]) -> None:
+    """Leave the mark of deleted replies: what hangs below them keeps its place in the thread."""
+    if rows := _own_replies(puts):
+        columns = [list(column) for column in zip(*rows, strict=True)]
+        changes.tx.execute(_LEAVE_MARK, (changes.now, *columns))
+
+
+def _own_replies(puts: Sequence[Put]) -> list[tuple[str, str, str]]:
+    return sorted(
+        {
+            (put.rows.facts.root, put.rows.facts.parent, put.uri)
+            for put in puts
+            if put.rows.facts.root is not None and host(put.rows.facts.root) == put.did
+        }
+    )
 
 
 def count_replies(

@@ -114,6 +114,8 @@ class Collection:
     looked_at: bool = False  # what becomes of others' records depends on records of this kind
     renotify: bool = True  # an update replaces the notifications of its record
     finish: Callable[["Changes"], None] | None = None  # what the declaration cannot say
+    # What a record leaves although its deletion came first, or in the same batch.
+    overtaken: Callable[["Changes", Sequence[Put]], None] | None = None
     # What the deletion of a standing row tells, given the row and the time now. What the record
     # told before stays then; without this it is removed.
     withdraw: Callable[[Mapping[str, Any], str], Notification] | None = None

@@ -52,11 +52,6 @@ def _masked(rows: list[Row], column: str, value: Any) -> list[Row]:
     return [{**row, column: value} for row in rows]
 
 
-def _standing_chains(rows: list[Row]) -> list[Row]:
-    """Leave out the marks of deleted replies: of one that came after its deletion there is none."""
-    return [row for row in rows if row["deletedAt"] is None]
-
-
 def _flags(rows: list[Row]) -> list[Row]:
     """Take a gate that is gone for one that never was: the AppView only asks whether it is true."""
     return [{**row, **{name: row[name] or None for name in _GATES}} for row in rows]
@@ -66,7 +61,9 @@ _GATES = ("hasThreadGate", "hasPostGate")
 _RULES = {
     "actor": lambda rows: _masked(rows, "indexedAt", ""),  # when its handle was looked up
     "notification": lambda rows: _masked(rows, "id", 0),
-    "op_thread_reply": _standing_chains,
+    "op_thread_reply": lambda rows: [
+        {**row, "deletedAt": row["deletedAt"] is not None} for row in rows
+    ],
     "post": _flags,
     "post_agg": _without_zeros,
     "profile_agg": _without_zeros,
@@ -90,6 +87,11 @@ def _forget_withdrawn(found: Snapshot) -> None:
 
 def _forget_mixes(found: Snapshot, did: str) -> None:
     found["notification"] = [row for row in found["notification"] if row["author"] != did]
+    # Below a floor nothing remembers the deletion of a reply that comes late.
+    found["op_thread_reply"] = [
+        row for row in found["op_thread_reply"]
+        if not row["deletedAt"] or not row["uri"].startswith(f"at://{did}/")
+    ]  # fmt: skip
     floors = {row["did"]: row["rev"] for row in found["repo_floor"]}
     found["tombstone"] = [
         row for row in found["tombstone"]

@@ -10,6 +10,7 @@ from rsky_pipeline.indexer.events import read_entry
 from rsky_pipeline.indexer.purge import purge_account
 from tests.integration.indexer.kit import (
     NOW,
+    Event,
     Network,
     Put,
     Row,
@@ -67,6 +68,31 @@ def test_the_author_s_own_thread(tables: Tables, net: Network) -> None:
     tables.apply(net.delete(first), net.delete(fork))
     ended = {row["uri"] for row in tables.dicts("op_thread_reply") if row["deletedAt"]}
     assert ended == {first.uri, fork.uri}, "what hangs below a deleted reply keeps its place"
+
+
+@pytest.mark.parametrize("way", ["in order", "in one batch", "deletion first"])
+def test_a_deleted_reply_leaves_its_mark_however_it_came(
+    tables: Tables, net: Network, way: str
+) -> None:
+    root = net.post("ann")
+    first = net.reply("ann", root)
+    second, gone = net.reply("ann", first, root), net.delete(first)
+    tables.apply(root)
+    batches: dict[str, list[list[Event]]] = {
+        "in order": [[first], [second], [gone]],
+        "in one batch": [[first, second, gone]],
+        "deletion first": [[gone], [first, second], [first]],
+    }
+    for batch in batches[way]:
+        tables.apply(*batch)
+    marked = [
+        {**row, "deletedAt": bool(row["deletedAt"])} for row in tables.dicts("op_thread_reply")
+    ]
+    assert by_uri(*marked) == by_uri(
+        {**chain(root, root, first), "deletedAt": True},
+        {**chain(root, first, second), "deletedAt": False},
+    )
+    assert {row[0] for row in tables.rows("post", "uri")} == {root.uri, second.uri}
 
 
 def test_an_edited_reply_of_the_author_stays_in_the_thread(tables: Tables, net: Network) -> None:
