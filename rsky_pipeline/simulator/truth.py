@@ -31,7 +31,7 @@ def truth(
     """Return the rows of every compared table.
 
     `collections` are the pipeline's own setting. `handles`: whether it looks them up. Of deleted
-    accounts nothing is left.
+    accounts no record is left.
     """
     rows: Truth = {name: {} for name in TABLES}
     posts = PostTruth(state, rows)
@@ -102,6 +102,8 @@ def _add_counts(rows: Truth) -> None:
 def _add_accounts(rows: Truth, state: NetworkState, handles: bool) -> None:
     for did, account in state.accounts.items():
         if account.status == "deleted":
+            # What arrives after the purge makes the account's own rows again, without a record.
+            rows["actor"][did,] = rows["actor_sync"][did,] = (ANY, ANY)
             continue
         # An inactive account without a reason is hidden as a deactivated one is.
         status = None if account.active else account.status or "deactivated"

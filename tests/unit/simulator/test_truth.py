@@ -235,6 +235,7 @@ def test_accounts_show_their_status_and_newest_commit() -> None:
         (A,): (None, "a.example.com"),
         (B,): ("takendown", "b.example.com"),
         (C,): ("deactivated", None),
+        (D,): (ANY, ANY),
     }
     assert rows["actor_sync"][A,] == ("c1", "r1")
     assert all(map(admits, rows["actor_sync"][B,], ("c2", "r2")))
