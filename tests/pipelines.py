@@ -45,7 +45,7 @@ class Running:
         found = self.observer.look().processes
         return {item["name"]: item["pid"] for item in found if item["state"] == "ready"}
 
-    def wait_until_indexed(self, seconds: float = 90.0) -> None:
+    def wait_until_indexed(self, seconds: float = 150.0) -> None:
         """Return when nothing has been on its way for a moment."""
         quiet = 0
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from rsky_pipeline.cli.demonstration.view import View
     from rsky_pipeline.configuration.settings import Settings
 
-DRAIN_SECONDS = 60.0
+DRAIN_SECONDS = 120.0  # a repo that breaks twice waits a minute before it is fetched again
 LOOK_SECONDS = 1.0
 QUIET_LOOKS = 3  # nothing may be on its way for so many looks
 QUIET_SECONDS = 0.4

@@ -8,12 +8,13 @@ import pytest
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(300)
 def test_the_database_holds_exactly_what_was_published() -> None:
     result = subprocess.run(
         [sys.executable, "-m", "rsky_pipeline", "demo", "--seconds", "10", "--rate", "150"],
         capture_output=True,
         text=True,
-        timeout=150,
+        timeout=250,
         check=False,
     )
     assert result.returncode == 0, result.stdout + result.stderr

@@ -20,7 +20,7 @@ from rsky_pipeline.streams.names import FIREHOSE_BACKFILL, FIREHOSE_LIVE
 from tests.data import test_data
 from tests.pipelines import pipeline_on
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 OFFICIAL_TABLES = (
     "record", "post_embed_image", "post_embed_external", "post_embed_record", "thread_gate", "like",
     "repost", "follow", "actor_block", "list", "list_item", "feed_generator", "profile",
@@ -30,7 +30,7 @@ OFFICIAL_TABLES = (
 def test_the_demonstration_ends_without_a_difference() -> None:
     command = [sys.executable, "-m", "rsky_pipeline", "demo", "--seconds=8", "--rate=400"]
     result = subprocess.run(
-        command, env=clean_environment(), capture_output=True, text=True, check=False, timeout=150
+        command, env=clean_environment(), capture_output=True, text=True, check=False, timeout=250
     )
     assert result.returncode == 0, result.stdout + result.stderr
     found = re.search(r"0 differences in ([\d,]+) rows", result.stdout)
@@ -112,7 +112,7 @@ def dead_uris(settings: Settings) -> set[str]:
 def deleted_accounts(settings: Settings) -> set[str]:
     """Return the accounts whose host said that they are deleted."""
     with Database.connect(settings.database_url or "", name="test") as database:
-        query = """SELECT did FROM actor WHERE "upstreamStatus" = 'deleted'"""
+        query = "SELECT did FROM rsky_pipeline.account_event WHERE status = 'deleted'"
         return {row[0] for row in database.query(query)}
 
 
