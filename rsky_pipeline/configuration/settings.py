@@ -145,6 +145,14 @@ class Settings:
         minimum=0,
         maximum=100_000,
     )
+    resync_pause_seconds: int = setting(
+        60,
+        "A repo whose chain of commits breaks is fetched again at once; if it breaks again within "
+        "this time, only when the time is over.",
+        unit="s",
+        minimum=1,
+        maximum=3_600,
+    )
     allow_private_hosts: bool = setting(
         False,
         "Let PDS and handle hosts be private or loopback addresses and plain http. Only for tests "

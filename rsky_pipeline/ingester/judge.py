@@ -35,7 +35,7 @@ class Memory:
 
     states: RepoStates
     board: RelayBoard
-    resyncs: Resyncs = field(default_factory=Resyncs)
+    resyncs: Resyncs
     discovery: Discovery = field(default_factory=lambda: Discovery(0))
 
     def forget(self) -> None:

@@ -6,7 +6,6 @@ from dataclasses import replace
 
 import trio
 
-from rsky_pipeline.ingester.resync import PAUSE_SECONDS
 from rsky_pipeline.runtime.threads import StoreThread
 from rsky_pipeline.streams.connection import Store
 from rsky_pipeline.streams.errors import StoreRejected, StoreUnavailable
@@ -24,12 +23,12 @@ _CHECK_SECONDS = 1.0
 _AT_ONCE = 500
 
 
-async def release_resyncs(store: Store, high_water_mark: int) -> None:
+async def release_resyncs(store: Store, high_water_mark: int, pause: float) -> None:
     """Move jobs on until cancelled."""
     thread = StoreThread()
     while True:
         try:
-            moved = await thread.call(release_due, store, high_water_mark)
+            moved = await thread.call(release_due, store, high_water_mark, pause)
         except (StoreUnavailable, StoreRejected) as error:
             moved = 0
             _log.warning("repos wait longer to be fetched again", extra={"error": str(error)})
@@ -37,7 +36,7 @@ async def release_resyncs(store: Store, high_water_mark: int) -> None:
             await trio.sleep(_CHECK_SECONDS)
 
 
-def release_due(store: Store, high_water_mark: int, pause: float = PAUSE_SECONDS) -> int:
+def release_due(store: Store, high_water_mark: int, pause: float) -> int:
     """Queue the repos whose pause is over, each once; return how many entries that ended.
 
     Raises StoreUnavailable and StoreRejected.

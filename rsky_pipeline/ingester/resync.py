@@ -1,7 +1,7 @@
 """When a repo is queued to be fetched again. Pure; times are monotonic seconds.
 
 A repo whose chain breaks is queued at once, ahead of the history of others. If it breaks again soon
-after, it waits in a stream of its own for the rest of a minute: whoever can make us believe that a
+after, it waits in a stream of its own until a pause is over: whoever can make us believe that a
 repo is broken, be it with forged commits, costs its host one request in that time.
 """
 
@@ -9,7 +9,6 @@ from collections import OrderedDict
 
 from rsky_pipeline.streams.names import REPO_BACKFILL_HIGH, RESYNC_LATER
 
-PAUSE_SECONDS = 60.0
 _MAX_REPOS = 50_000
 _MAX_DELETING = 20  # waiting jobs that name deletions; beyond, comparing with the tree finds them
 
@@ -17,7 +16,8 @@ _MAX_DELETING = 20  # waiting jobs that name deletions; beyond, comparing with t
 class Resyncs:
     """Which repos were queued lately."""
 
-    def __init__(self) -> None:
+    def __init__(self, pause: float) -> None:
+        self._pause = pause
         self._queued: OrderedDict[str, tuple[float, int]] = OrderedDict()  # when, waiting jobs
 
     def stream(self, did: str, deletes: bool, now: float) -> str | None:
@@ -26,7 +26,7 @@ class Resyncs:
         `deletes` says that the job names deletions.
         """
         queued, waiting = self._queued.get(did, (0.0, -1))
-        if waiting < 0 or now - queued >= PAUSE_SECONDS:
+        if waiting < 0 or now - queued >= self._pause:
             self._queued[did] = (now, 0)
             self._queued.move_to_end(did)
             if len(self._queued) > _MAX_REPOS:

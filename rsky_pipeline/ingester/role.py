@@ -25,6 +25,7 @@ from rsky_pipeline.ingester.readiness import report_ready
 from rsky_pipeline.ingester.relays import RelayBoard
 from rsky_pipeline.ingester.release import release_resyncs
 from rsky_pipeline.ingester.report import FeedReport, Ledger, Reporter
+from rsky_pipeline.ingester.resync import Resyncs
 from rsky_pipeline.ingester.states import RepoStates, reader
 from rsky_pipeline.ingester.sweep import Sweeper
 from rsky_pipeline.ingester.tally import Tally
@@ -118,7 +119,8 @@ async def run(context: WorkerContext) -> None:
             )
             if parts.relays:
                 mark = settings.repo_high_water_mark
-                services.start_soon(release_resyncs, builder.store("release"), mark)
+                pause = settings.resync_pause_seconds
+                services.start_soon(release_resyncs, builder.store("release"), mark, pause)
             if parts.relays and settings.database_url is not None:
                 watch_gaps = partial(builder.sweeper().watch, relays, repair=settings.repair_gaps)
                 services.start_soon(watch_gaps)
@@ -183,7 +185,8 @@ class _Builder:
         board = RelayBoard(endpoint.key for endpoint in relays)
         rate = self._settings.discover_repos_per_minute if self._settings.enumerate_repos else 0
         states = RepoStates(reader(self.store("states")))
-        memory = Memory(states, board, discovery=Discovery(rate))
+        resyncs = Resyncs(self._settings.resync_pause_seconds)
+        memory = Memory(states, board, resyncs, Discovery(rate))
         parts = _Parts(self._metrics, self._verifier(), self._tls, memory)
         if relays:
             self._add_relays(parts, relays)

@@ -18,6 +18,7 @@ from rsky_pipeline.ingester.judge import Judge, Memory
 from rsky_pipeline.ingester.quarantine import Quarantine
 from rsky_pipeline.ingester.relays import RelayBoard
 from rsky_pipeline.ingester.report import FeedReport, Ledger
+from rsky_pipeline.ingester.resync import Resyncs
 from rsky_pipeline.ingester.states import RepoStates, reader
 from rsky_pipeline.ingester.tally import Tally
 from rsky_pipeline.ingester.verify import SignatureVerifier
@@ -86,7 +87,7 @@ async def _once(
 ) -> None:
     """Take all frames, as if for the first time, until they are written."""
     stores = connect(url, name="bench-states"), connect(url, name="bench-writer")
-    memory = Memory(RepoStates(reader(stores[0])), RelayBoard([_RELAY]))
+    memory = Memory(RepoStates(reader(stores[0])), RelayBoard([_RELAY]), Resyncs(60))
     metrics, tally, ledger = IngesterMetrics(CollectorRegistry()), Tally(), Ledger(memory)
     writer = Writer(stores[1], {}, BatchRule(), metrics, ledger)
     lane = writer.lane(f"firehose_live:cursor:{_RELAY}")

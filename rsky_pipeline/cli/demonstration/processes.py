@@ -125,7 +125,7 @@ def pipeline_environment(folder: Path, simulation: Simulation) -> dict[str, str]
         "CONFIG": str(empty),
         "DATA_DIR": str(folder / "data"),
         "RUN_DIR": str(folder / "run"),
-        "VERIFY": "signature",
+        "RESYNC_PAUSE_SECONDS": "5",
         "LOG_FORMAT": "text",
         **{f"{role.upper()}_METRICS_PORT": "0" for role in _ROLES},
     }

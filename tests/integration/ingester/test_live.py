@@ -116,7 +116,7 @@ async def test_garbage_is_kept_aside_and_the_stream_goes_on(clean_redis: str) ->
         await socket.send_message(b"\xff\x00 no CBOR")
         await socket.send_message(b"")
         await socket.send_message(encode_frame("#commit", {"seq": 1}))
-        await socket.send_message(encode_frame("#handle", {"seq": 2, "did": DID}))
+        await socket.send_message(encode_frame("#novelty", {"seq": 2, "did": DID}))
         await socket.send_message(encode_frame("#info", {"name": "OutdatedCursor"}))
         await socket.send_message(like(3))
         await socket.send_message(bytes(5 * 1024 * 1024 + 1))

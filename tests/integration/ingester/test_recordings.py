@@ -6,7 +6,13 @@ from typing import Any
 
 import pytest
 
-from rsky_pipeline.atproto.frame import decode_frame
+from rsky_pipeline.atproto.frame import (
+    AccountMessage,
+    CommitMessage,
+    Message,
+    SyncMessage,
+    decode_frame,
+)
 from tests.data import test_data
 from tests.data_frames import corpus_frames, split_frames
 from tests.integration.ingester.relay import Relay, running
@@ -43,6 +49,17 @@ def expected_events(lines: list[str]) -> list[dict[str, Any]]:
                      "time": account["time"]}  # fmt: skip
         expected.append(body)
     return expected
+
+
+def accounts_that_come_back(messages: list[Message]) -> int:
+    """Count the accounts of which a host says that they are active after it told of commits."""
+    seen, returns = set(), 0
+    for message in messages:
+        if isinstance(message, CommitMessage | SyncMessage):
+            seen.add(message.did)
+        elif isinstance(message, AccountMessage) and message.active and message.did in seen:
+            returns += 1
+    return returns
 
 
 def sort_key(event: dict[str, Any]) -> str:
@@ -87,7 +104,8 @@ async def test_the_real_window_gives_exactly_the_events_that_jetstream_served(
 async def test_the_recorded_official_network_passes_without_an_error(clean_redis: str) -> None:
     raw = test_data("recorded/firehose.frames").read_bytes()
     relay = Relay(numbered(split_frames(raw, ">I")))
-    kinds = Counter(type(decode_frame(frame)).__name__ for _, frame in relay.frames)
+    messages = [decode_frame(frame) for _, frame in relay.frames]
+    kinds = Counter(type(message).__name__ for message in messages)
     key = "firehose_live:cursor:127.0.0.1:"
     async with running(relay), ingesting(clean_redis, relay.url) as ingester:
         last = str(relay.frames[-1][0])
@@ -98,6 +116,7 @@ async def test_the_recorded_official_network_passes_without_an_error(clean_redis
         assert ingester.metric("ingester_errors_total") == 0
         assert ingester.metric("ingester_resyncs_total", reason="broken_chain") == 0
         syncs = ingester.metric("ingester_resyncs_total", reason="sync")
+        reactivated = ingester.metric("ingester_resyncs_total", reason="reactivated")
         replays = ingester.metric("ingester_replayed_frames_total", host=f"127.0.0.1:{relay.port}")
         written = ingester.metric("ingester_stream_events_total")
 
@@ -108,6 +127,9 @@ async def test_the_recorded_official_network_passes_without_an_error(clean_redis
     assert written == sum(types.values())
     # A new account's first commit is followed by a #sync of the same rev, which says nothing new.
     jobs = [json.loads(entry[b"repo"]) for entry in entries(clean_redis, "repo_backfill_high")]
-    assert len(jobs) == syncs == 2
+    returns = accounts_that_come_back(messages)
+    assert syncs == 2
+    assert returns == reactivated == 5
+    assert len(jobs) == syncs + returns
     assert replays + syncs == kinds["SyncMessage"] == 49
     assert {job["host"] for job in jobs} == {f"http://127.0.0.1:{relay.port}"}

@@ -8,6 +8,7 @@ from rsky_pipeline.ingester.convert import Converted
 from rsky_pipeline.ingester.judge import Judge, Memory
 from rsky_pipeline.ingester.quarantine import Quarantine
 from rsky_pipeline.ingester.relays import RelayBoard
+from rsky_pipeline.ingester.resync import Resyncs
 from rsky_pipeline.ingester.states import RepoStates
 from rsky_pipeline.ingester.tally import Tally
 from rsky_pipeline.ingester.verify import Verdict
@@ -22,7 +23,7 @@ async def read_nothing(where: Sequence[tuple[str, bytes]]) -> list[bytes]:
 
 def memory(*relays: str) -> Memory:
     """Return an empty memory."""
-    return Memory(RepoStates(read_nothing), RelayBoard(relays or (RELAY,)))
+    return Memory(RepoStates(read_nothing), RelayBoard(relays or (RELAY,)), Resyncs(60))
 
 
 class Converting:

@@ -8,7 +8,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rsky_pipeline.atproto.cid import Cid
-from rsky_pipeline.ingester import resync
 from rsky_pipeline.ingester.chain import Update, follow, is_future
 from rsky_pipeline.ingester.release import merged
 from rsky_pipeline.ingester.repo_state import (
@@ -183,14 +182,14 @@ def test_a_newer_unwritten_state_is_not_taken_for_written() -> None:
 
 
 def test_a_repo_is_queued_at_once_then_waits_then_is_spared() -> None:
-    resyncs = Resyncs()
+    resyncs = Resyncs(60.0)
     assert resyncs.stream(DID, False, 100.0) == REPO_BACKFILL_HIGH
     assert resyncs.stream(DID, False, 101.0) == RESYNC_LATER
     assert resyncs.stream(DID, False, 102.0) is None
     assert resyncs.stream(DID, True, 103.0) == RESYNC_LATER
     assert [resyncs.stream(DID, True, 104.0) for _ in range(40)].count(RESYNC_LATER) < 20
     assert resyncs.stream("did:plc:other", False, 104.0) == REPO_BACKFILL_HIGH
-    assert resyncs.stream(DID, False, 100.0 + resync.PAUSE_SECONDS) == REPO_BACKFILL_HIGH
+    assert resyncs.stream(DID, False, 160.0) == REPO_BACKFILL_HIGH
 
 
 def test_waiting_jobs_of_a_repo_become_one() -> None:
