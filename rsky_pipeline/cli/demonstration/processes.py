@@ -60,15 +60,16 @@ class Process:
         """Whether it has not ended."""
         return self._process.poll() is None
 
-    def first_line(self) -> bytes:
-        """Return the first line that it says. Raises DemonstrationFailed."""
+    def first_line(self, patience: float) -> bytes:
+        """Return the first line that it says, or end it. Raises DemonstrationFailed."""
         stream: IO[bytes] | None = self._process.stdout
         assert stream is not None
         with selectors.DefaultSelector() as selector:
             selector.register(stream, selectors.EVENT_READ)
-            line = stream.readline() if selector.select(START_SECONDS) else b""
+            line = stream.readline() if selector.select(patience) else b""
         if not line:
-            raise self.failure("did not start")
+            self.end()
+            raise self.failure(f"said nothing for {patience:.0f} s")
         return line
 
     def failure(self, what: str) -> DemonstrationFailed:
@@ -95,12 +96,14 @@ class Process:
 class Simulation:
     """The simulated network in a process of its own."""
 
-    def __init__(self, folder: Path, options: Sequence[str]) -> None:
+    def __init__(
+        self, folder: Path, options: Sequence[str], start_seconds: float = START_SECONDS
+    ) -> None:
         self.process = Process(
             ["simulate", "--json", *options], clean_environment(), folder / "network.log",
             talks=True,
         )  # fmt: skip
-        announced = json.loads(self.process.first_line())
+        announced = json.loads(self.process.first_line(start_seconds))
         self.relay: str = announced["urls"]["relay"]
         self.labeler: str = announced["urls"]["labeler"]
         self.environment: dict[str, str] = announced["environment"]
