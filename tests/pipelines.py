@@ -7,17 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rsky_pipeline.cli.demonstration.figures import Observer
-from rsky_pipeline.cli.demonstration.processes import (
-    START_SECONDS,
-    Process,
-    Simulation,
-    pipeline_environment,
-)
+from rsky_pipeline.cli.demonstration.processes import Process, Simulation, pipeline_environment
 from rsky_pipeline.configuration.load import load
 from rsky_pipeline.configuration.settings import Settings
 from rsky_pipeline.embedded.locations import resolve_directories, store_urls
 from rsky_pipeline.simulator.compare import TableReport, compare
 from tests.stores import scratch_directory
+
+PREPARE_SECONDS = 600.0  # for a simulator that makes its events ahead
 
 
 @dataclass(slots=True)
@@ -81,12 +78,10 @@ class Running:
 
 
 @contextmanager
-def pipeline_on(
-    *options: str, start_seconds: float = START_SECONDS, **changes: str
-) -> Iterator[Running]:
+def pipeline_on(*options: str, **changes: str) -> Iterator[Running]:
     """Run the whole pipeline on a network; both end with the block."""
     with scratch_directory() as folder:
-        simulation = Simulation(folder, options, start_seconds)
+        simulation = Simulation(folder, options, PREPARE_SECONDS)
         running = None
         try:
             running = Running.start(folder, simulation, changes)

@@ -14,7 +14,7 @@ from rsky_pipeline.observability.backfiller import BackfillerMetrics
 from rsky_pipeline.runtime.logging import Throttled
 from rsky_pipeline.runtime.threads import StoreThread
 from rsky_pipeline.streams.connection import Store
-from rsky_pipeline.streams.consume import SUSPICIOUS_DELIVERIES, Delivery, GroupReader
+from rsky_pipeline.streams.consume import SUSPICIOUS_DELIVERIES, Claimed, Delivery, GroupReader
 from rsky_pipeline.streams.dead_letters import dead_letter
 from rsky_pipeline.streams.errors import StoreRejected, StoreUnavailable
 from rsky_pipeline.streams.event import (
@@ -71,6 +71,7 @@ class Jobs:
         self._reading = StoreThread()
         self._settling = StoreThread()
         self._held: dict[str, set[str]] = {name: set() for name in REPO_STREAMS}
+        self._accepted: list[Job] = []
         self._settled = Gather(self._settle_all, most=100)
         self._shares = Shares(WEIGHTS)
         self._quiet = Throttled()
@@ -92,7 +93,8 @@ class Jobs:
             after = "0"
             while page := await self._reading.call(reader.own_pending, after, 1):
                 after = page[-1].id
-                for job in await self._accept(page):
+                await self._accept(page)
+                for job in self.taken():
                     yield job
 
     async def release(self) -> None:
@@ -101,36 +103,42 @@ class Jobs:
             ids = tuple(self._held[stream])
             await self._settling.call(partial(settler.hold, ids, forgive=True))
 
-    async def claim(self) -> list[Job]:
+    def taken(self) -> list[Job]:
+        """Return the jobs that were taken since the last call.
+
+        They are kept here, since a call that took some may fail on a later stream.
+        """
+        jobs, self._accepted = self._accepted, []
+        return jobs
+
+    async def claim(self) -> None:
         """Take over entries of consumers that are gone, and keep others from taking ours."""
-        jobs: list[Job] = []
-        for stream, reader in self._readers.items():
-            jobs += await self._claim_from(stream, reader)
-        return jobs
-
-    async def read(self, count: int) -> list[Job]:
-        """Return new entries, of every stream its share; waits a moment if there are none."""
-        jobs = await self._shares.take(count, self._read_from)
-        if not jobs:
-            await trio.sleep(IDLE_SECONDS)
-        return jobs
-
-    async def _claim_from(self, stream: str, reader: GroupReader) -> list[Job]:
-        jobs: list[Job] = []
-        held = tuple(self._held[stream])  # copied: the calls run in a thread
-        await self._reading.call(reader.hold, held)
-        start = "0-0"
         idle_ms = self._settings.claim_idle_seconds * 1000
+        for stream, reader in self._readers.items():
+            await self._reading.call(reader.hold, tuple(self._held[stream]))
+            await self._claim_from(stream, partial(reader.claim_idle, idle_ms))
+            await self._settling.call(trim, self._store, stream)
+
+    async def find_lost(self) -> None:
+        """Take what this consumer was given in replies that never came."""
+        for stream, reader in self._readers.items():
+            await self._claim_from(stream, partial(reader.claim_idle, 0, only_own=True))
+
+    async def read(self, count: int) -> None:
+        """Take new entries, of every stream its share; waits a moment if there are none."""
+        if not await self._shares.take(count, self._read_from):
+            await trio.sleep(IDLE_SECONDS)
+
+    async def _claim_from(self, stream: str, claim: Callable[..., Claimed]) -> None:
+        start = "0-0"
         while True:
-            page = await self._reading.call(
-                reader.claim_idle, idle_ms, start, PAGE, frozenset(held)
-            )
-            jobs += await self._accept(page.deliveries)
+            held = frozenset(self._held[stream])  # copied: the call runs in a thread
+            page = await self._reading.call(claim, start, PAGE, held)
+            await self._accept(page.deliveries)
             self._metrics.claimed.inc(len(page.deliveries))
             start = page.next_start
             if start == "0-0":
-                await self._settling.call(trim, self._store, stream)
-                return jobs
+                return
 
     async def _read_from(self, stream: str, count: int) -> list[Job]:
         page = await self._reading.call(self._readers[stream].read_new, count, 0)
@@ -183,6 +191,7 @@ class Jobs:
                 await self._bury(delivery, error.reason, str(error), 0)
                 continue
             jobs.append(Job(delivery, repo))
+            self._accepted.append(jobs[-1])
         return jobs
 
     async def _acknowledge(self, delivery: Delivery) -> None:

@@ -94,6 +94,7 @@ class Worker:
         await self._recover(nursery)
         self._context.ready()
         next_claim = trio.current_time() + CLAIM_EVERY_SECONDS
+        may_have_lost = False
         while True:
             self._context.progress("intake")
             room = self._most_held - self._jobs.held
@@ -101,14 +102,18 @@ class Worker:
                 await trio.sleep(0.05)
                 continue
             try:
+                if may_have_lost:
+                    await self._jobs.find_lost()
+                    may_have_lost = False
                 if trio.current_time() >= next_claim:
-                    for job in await self._jobs.claim():
-                        nursery.start_soon(self._work, job, trio.Event())
+                    await self._jobs.claim()
                     next_claim = trio.current_time() + CLAIM_EVERY_SECONDS
-                for job in await self._jobs.read(room):
-                    nursery.start_soon(self._work, job, trio.Event())
+                await self._jobs.read(room)
             except (StoreUnavailable, StoreRejected) as error:
+                may_have_lost = True
                 await self._wait_for_store(error)
+            for job in self._jobs.taken():
+                nursery.start_soon(self._work, job, trio.Event())
 
     async def _wake(self) -> None:
         """Bring back what has waited long enough, until cancelled."""

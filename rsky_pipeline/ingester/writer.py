@@ -29,7 +29,7 @@ from rsky_pipeline.streams.names import CURSOR_POSITIONS
 
 _log = logging.getLogger(__name__)
 Noted = bytes | None
-_FULL_POLL_SECONDS = (0.05, 1.0)  # first and longest wait for room in a stream
+_FULL_POLL_SECONDS = (0.05, 0.25)  # first and longest wait for room in a stream
 _GIVE_UP_SECONDS = 5.0  # for a store that does not answer while the worker is stopping
 
 

@@ -79,18 +79,32 @@ class GroupReader:
         return self._read(">", [*options, "BLOCK", block_ms] if block_ms else options)
 
     def claim_idle(
-        self, min_idle_ms: int, start: str, count: int, held: Collection[str] = ()
+        self,
+        min_idle_ms: int,
+        start: str,
+        count: int,
+        held: Collection[str] = (),
+        *,
+        only_own: bool = False,
     ) -> Claimed:
         """Take over entries that were pending for long with any consumer of the group.
 
         That includes this one, for entries that it lost sight of; `held` are the ids that it still
         works on. Begin with "0-0" and read on from `next_start` until that is "0-0" again.
+        `only_own` leaves those of other consumers to them.
         """
         try:
             rows = self._store.call(
-                "XPENDING", self.stream, self.group, "IDLE", min_idle_ms,
-                "-" if start == "0-0" else start, "+", count,
-            )  # fmt: skip
+                "XPENDING",
+                self.stream,
+                self.group,
+                "IDLE",
+                min_idle_ms,
+                "-" if start == "0-0" else start,
+                "+",
+                count,
+                *([self.consumer] if only_own else []),
+            )
         except StoreRejected as error:
             if "NOGROUP" not in str(error):
                 raise

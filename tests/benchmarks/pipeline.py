@@ -23,7 +23,7 @@ def bench_pipeline(verify: str) -> tuple[int, float]:
         "--buffer-events=0",
     )  # fmt: skip
     changes = {"RSKY_PIPELINE_VERIFY": verify, "RSKY_PIPELINE_ENUMERATE_REPOS": "false"}
-    with pipeline_on(*options, start_seconds=600, **changes) as running:
+    with pipeline_on(*options, **changes) as running:
         running.wait_for(lambda: "ingester-1" in running.pids())
         begin = time.perf_counter()
         wait_until_acknowledged(running)

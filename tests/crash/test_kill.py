@@ -24,18 +24,29 @@ def is_indexing(running: Running) -> bool:
     return running.observer.rows().get("record", 0) > 1_000
 
 
-@pytest.mark.parametrize("name", ["ingester-1", "backfiller-1", "indexer-1", "valkey", "postgres"])
-def test_a_killed_child_loses_nothing(name: str) -> None:
+def ends_equal(running: Running) -> None:
+    running.simulation.control.stop()
+    running.wait_until_indexed()
+    assert running.differences() == []
+    assert running.observer.dead_letters() == {}
+
+
+def test_killed_children_lose_nothing() -> None:
+    with pipeline_on("--rate=1000", "--history=20") as running:
+        for name in ("backfiller-1", "valkey", "indexer-1", "postgres", "ingester-1"):
+            kill(running, name)
+        ends_equal(running)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", sorted(EVERYBODY))
+def test_a_child_that_is_killed_twice_loses_nothing(name: str) -> None:
     with pipeline_on("--rate=1000", "--history=60") as running:
-        running.wait_for(lambda: running.pids().keys() == EVERYBODY)
         if name != "backfiller-1":
             running.wait_for(lambda: is_indexing(running))
         kill(running, name)
         kill(running, name)
-        running.simulation.control.stop()
-        running.wait_until_indexed(150)
-        assert running.differences() == []
-        assert running.observer.dead_letters() == {}
+        ends_equal(running)
 
 
 def test_a_killed_supervisor_loses_nothing() -> None:
@@ -45,7 +56,4 @@ def test_a_killed_supervisor_loses_nothing() -> None:
         running.process.end()
         running.start_again()
         running.wait_for(lambda: running.pids().keys() == EVERYBODY, 120)
-        running.simulation.control.stop()
-        running.wait_until_indexed(150)
-        assert running.differences() == []
-        assert running.observer.dead_letters() == {}
+        ends_equal(running)
