@@ -69,7 +69,7 @@ FIXED_STEP = 1_000
     multiple=True,
     metavar="NAME=RATE",
     help="Have the relay do wrong with this share of events; may be repeated. Names: drop, repeat, "
-    "reorder, corrupt, truncate, jump, forge, smuggle, hide, too_big, sync, rotate, "
+    "reorder, corrupt, truncate, jump, leap, forge, smuggle, hide, too_big, sync, future, rotate, "
     "rotate_quietly.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the settings as one JSON line.")

@@ -28,7 +28,11 @@ from rsky_pipeline.indexer.floors import complete_revs, fetch_floors, raise_floo
 from rsky_pipeline.indexer.notifications import Notes
 from rsky_pipeline.indexer.plan import Delete, Plan, make_plan, segments
 from rsky_pipeline.indexer.record_rows import empty_accounts, fetch_states, write_records
-from rsky_pipeline.indexer.reference_locks import lock_references
+from rsky_pipeline.indexer.reference_locks import (
+    ReferenceLocks,
+    ReferencesBusy,
+    lock_references,
+)
 from rsky_pipeline.indexer.rejections import keep_rejections, rejections
 from rsky_pipeline.indexer.repo_revs import advance_revs
 from rsky_pipeline.indexer.uris import collection_of
@@ -68,12 +72,17 @@ def apply_batch(
         return Applied()
     dids = {reading.did for reading in wanted}
     created = 0
+    looked_at: set[str] = set()
     while True:
         try:
             with database.transaction() as tx:
                 known = lock_actors(tx, dids)
                 _queue_handles(tx, known, wanted)
-                return apply_locked(tx, wanted, collections, created, bulk=bulk)
+                return apply_locked(
+                    tx, wanted, collections, created, bulk=bulk, looked_at=looked_at
+                )
+        except ReferencesBusy as busy:
+            looked_at |= busy.uris  # from now on they are waited for, in order
         except MissingActors as missing:
             seen = {reading.did: reading.time for reading in reversed(wanted)}
             with database.transaction() as tx:
@@ -87,11 +96,15 @@ def apply_locked(
     new_actors: int = 0,
     *,
     bulk: bool = False,
+    looked_at: Iterable[str] = (),
 ) -> Applied:
-    """Apply what was read in a transaction that holds the locks on all of its accounts."""
+    """Apply what was read in a transaction that holds the locks on all of its accounts.
+
+    `looked_at` are records that it looks at beyond what its operations say. Raises ReferencesBusy.
+    """
     changes = [reading.change for reading in readings]
     operations = [change for change in changes if isinstance(change, Put | Delete)]
-    lock_references(tx, operations, collections)
+    locks = lock_references(tx, operations, collections, looked_at)
     revs = list(_revs(readings))
     raised = complete_revs(revs)
     floors = fetch_floors(tx, {item.did for item in operations}, raised)
@@ -103,7 +116,7 @@ def apply_locked(
         empty = frozenset()
         write_records(tx, plan)
         arrivals = {item.uri: place for place, item in enumerate(segment)}
-        notified += write_collections(tx, plan, collections, counts, arrivals)
+        notified += write_collections(tx, plan, collections, counts, locks, arrivals)
         plans.append(plan)
     counts.write(tx)
     apply_accounts(tx, (change for change in changes if isinstance(change, AccountChange)))
@@ -129,6 +142,7 @@ def write_collections(
     plan: Plan,
     collections: Mapping[str, Collection],
     counts: Counts,
+    locks: ReferenceLocks,
     arrivals: Mapping[str, int],
     *,
     purging: bool = False,
@@ -152,7 +166,7 @@ def write_collections(
     forget_duplicates(tx, sorted([*changed, *(item.uri for item in plan.deletes)]))
     notes, now = Notes(), now_text()
     for nsid in sorted(work, key=lambda nsid: (collections[nsid].judges, nsid)):
-        changes = Changes(tx, collections[nsid], counts, notes, now, arrivals, purging)
+        changes = Changes(tx, collections[nsid], counts, notes, locks, now, arrivals, purging)
         write_collection(changes, work[nsid])
     return notes.write(tx)
 

@@ -17,7 +17,8 @@ _FETCH = "SELECT did, rev FROM rsky_pipeline.repo_floor WHERE did = ANY(%b::text
 _RAISE = """
 INSERT INTO rsky_pipeline.repo_floor AS known (did, rev)
 SELECT * FROM unnest(%b::text[], %b::text[])
-ON CONFLICT (did) DO UPDATE SET rev = EXCLUDED.rev, pruned = false WHERE known.rev < EXCLUDED.rev
+ON CONFLICT (did) DO UPDATE SET rev = EXCLUDED.rev, pruned = false, purged = false
+    WHERE known.rev < EXCLUDED.rev
 """
 _UNPRUNED = """
 SELECT did, rev FROM rsky_pipeline.repo_floor WHERE NOT pruned
@@ -35,12 +36,6 @@ DELETE FROM rsky_pipeline.tombstone WHERE uri IN (
 _PRUNED = """
 UPDATE rsky_pipeline.repo_floor f SET pruned = true
 FROM unnest(%b::text[], %b::text[]) AS n(did, rev) WHERE f.did = n.did AND f.rev = n.rev
-"""
-# Counting a large table takes long: its size at the last look of autovacuum is near enough.
-_COUNT = """
-SELECT CASE WHEN c.reltuples < 0 OR pg_relation_size(c.oid) < 32 * 1024 * 1024
-    THEN (SELECT count(*) FROM rsky_pipeline.tombstone) ELSE c.reltuples::bigint END
-FROM pg_class c WHERE c.oid = 'rsky_pipeline.tombstone'::regclass
 """
 
 
@@ -83,9 +78,3 @@ def prune_tombstones(database: Database) -> int | None:
         if removed < PRUNE_ROWS:
             tx.execute(_PRUNED, columns)
         return removed
-
-
-def count_tombstones(database: Database) -> int:
-    """Return how many tombstones there are, of a large table as autovacuum last saw it."""
-    ((count,),) = database.query(_COUNT)
-    return int(count)

@@ -7,7 +7,8 @@ import trio
 
 from rsky_pipeline.database.connection import Database
 from rsky_pipeline.database.errors import DatabaseError, TransactionConflict
-from rsky_pipeline.indexer.floors import count_tombstones, prune_tombstones
+from rsky_pipeline.indexer.collections.early_replies import PRUNE_ROWS, prune_early
+from rsky_pipeline.indexer.floors import prune_tombstones
 from rsky_pipeline.indexer.rejections import forget_superseded
 from rsky_pipeline.observability.indexer import IndexerMetrics
 from rsky_pipeline.runtime.threads import StoreThread
@@ -15,6 +16,13 @@ from rsky_pipeline.runtime.threads import StoreThread
 _log = logging.getLogger(__name__)
 EVERY_SECONDS = 30.0
 STEP_PAUSE_SECONDS = 0.1  # between two steps, so that batches get their turn
+
+# Counting a large table takes long: its size at the last look of autovacuum is near enough.
+_COUNT = """
+SELECT CASE WHEN c.reltuples < 0 OR pg_relation_size(c.oid) < 32 * 1024 * 1024
+    THEN (SELECT count(*) FROM rsky_pipeline.{table}) ELSE c.reltuples::bigint END
+FROM pg_class c WHERE c.oid = 'rsky_pipeline.{table}'::regclass
+"""
 
 
 class Housekeeping:
@@ -49,8 +57,11 @@ class Housekeeping:
         self._metrics.pruned.inc(pruned or 0)
         if pruned is not None:
             return True
+        if prune_early(self._database) == PRUNE_ROWS:
+            return True
         self._looked_at = forget_superseded(self._database, self._looked_at)
-        self._metrics.tombstones.set(count_tombstones(self._database))
+        self._metrics.tombstones.set(count_rows(self._database, "tombstone"))
+        self._metrics.early_replies.set(count_rows(self._database, "early_reply"))
         return False
 
     def close(self) -> None:
@@ -58,3 +69,9 @@ class Housekeeping:
         database, self._database = self._database, None
         if database is not None:
             database.close()
+
+
+def count_rows(database: Database, table: str) -> int:
+    """Return the size of a table of ours, of a large one as autovacuum last saw it."""
+    ((count,),) = database.query(_COUNT.format(table=table))
+    return int(count)

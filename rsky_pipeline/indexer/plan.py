@@ -57,7 +57,7 @@ class Plan:
     tombstones: list[Delete] = field(default_factory=list)  # of rows that are not
     buried: list[Delete] = field(default_factory=list)  # of both: a put may still come late
     revived: list[str] = field(default_factory=list)  # inserted uris whose tombstone is obsolete
-    overtaken: list[Put] = field(default_factory=list)  # puts that a known deletion undoes
+    overtaken: list[Put] = field(default_factory=list)  # puts that a deletion undoes
     stale: int = 0
 
 
@@ -134,7 +134,8 @@ def _fold(uri: str, operations: list[Operation], before: Stored, floor: str, pla
             operation, exists, rev, cid, tombstone
         ):
             plan.stale += 1
-            if tombstone is not None and operation.rev <= tombstone:
+            # Below the floor, what is not there was deleted, whether or not that was seen.
+            if not exists or operation.rev <= (tombstone or ""):
                 plan.overtaken.append(operation)
         else:
             if exists and cid == operation.cid and (operation.historical or rev is None):

@@ -33,6 +33,7 @@ SELECT max(rev) FROM (
     UNION ALL SELECT max(rev) FROM record WHERE did = %s
 ) known
 """
+_MARK_PURGED = "UPDATE rsky_pipeline.repo_floor SET purged = true WHERE did = %s"
 _FORGET_ACCOUNT = (
     "DELETE FROM notification WHERE did = %s",
     "DELETE FROM notification WHERE author = %s",  # what outlives its record
@@ -70,17 +71,18 @@ def _leave_floor(tx: Transaction, did: str) -> None:
     ((newest,),) = tx.query(_NEWEST, (did, did, did, did))
     if newest is not None and is_tid(newest):
         raise_floors(tx, {did: tid_from(tid_microseconds(newest) + 1)})
+        tx.execute(_MARK_PURGED, (did,))
 
 
 def _purge_some(tx: Transaction, did: str, collections: Mapping[str, Collection]) -> int:
     uris = [row[0] for row in tx.query(_RECORDS, (did, CHUNK))]
     known = [uri for uri in uris if collection_of(uri) in collections]
     plan = Plan(deletes=[Delete(uri, did, "") for uri in known])  # nothing is buried
-    lock_references(tx, plan.deletes, collections)
+    locks = lock_references(tx, plan.deletes, collections)
     if uris:
         tx.execute(_FORGET_RECORDS, (sorted(uris),))
     counts = Counts()
-    write_collections(tx, plan, collections, counts, {}, purging=True)
+    write_collections(tx, plan, collections, counts, locks, {}, purging=True)
     counts.write(tx)
     if uris:
         tx.execute(_FORGET_THREADS, (uris,))

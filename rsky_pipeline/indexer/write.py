@@ -13,6 +13,7 @@ from rsky_pipeline.indexer.collections.shape import Collection, Notification, Pu
 from rsky_pipeline.indexer.counts import Counts
 from rsky_pipeline.indexer.duplicates import NaturalKey, settle
 from rsky_pipeline.indexer.notifications import Notes
+from rsky_pipeline.indexer.reference_locks import ReferenceLocks
 from rsky_pipeline.indexer.statements import (
     StoredRow,
     delete,
@@ -42,6 +43,7 @@ class Changes:
     collection: Collection
     counts: Counts
     notes: Notes
+    locks: ReferenceLocks
     now: str
     arrivals: Mapping[str, int]  # place in the batch of every uri that it changes
     purging: bool = False  # records go with their account; what others wrote stays as it is

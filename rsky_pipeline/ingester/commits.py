@@ -5,9 +5,11 @@ Where content is missing the repo is queued to be fetched again.
 Source: sync specification; wire forms in `streams.event`.
 """
 
+import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from datetime import UTC, datetime
 from hashlib import sha256
 from typing import Any
 
@@ -15,6 +17,7 @@ from rsky_pipeline.atproto import cbor
 from rsky_pipeline.atproto.car import find_blocks
 from rsky_pipeline.atproto.cid import Cid
 from rsky_pipeline.atproto.commit import parse_commit
+from rsky_pipeline.atproto.datetimes import format_utc, normalize
 from rsky_pipeline.atproto.errors import InvalidData
 from rsky_pipeline.atproto.frame import (
     AccountMessage,
@@ -27,7 +30,7 @@ from rsky_pipeline.atproto.frame import (
 from rsky_pipeline.atproto.syntax import is_tid, split_path, tid_number
 from rsky_pipeline.configuration.selection import path_prefixes
 from rsky_pipeline.configuration.settings import Verify
-from rsky_pipeline.ingester.chain import Update, is_future
+from rsky_pipeline.ingester.chain import FUTURE_SECONDS, Update, is_future
 from rsky_pipeline.ingester.convert import MAX_TIME, About, Claim, Converted, FrameConverter
 from rsky_pipeline.ingester.proof import check_commit, read_contents
 from rsky_pipeline.ingester.quarantine import Quarantine
@@ -47,9 +50,13 @@ from rsky_pipeline.streams.event import (
 )
 from rsky_pipeline.streams.names import FIREHOSE_LIVE
 
+_log = logging.getLogger(__name__)
+
 SUBSCRIBE_REPOS = "com.atproto.sync.subscribeRepos"
 # One record may stand under 200 paths and grow sixfold in JSON; past this the repo is fetched.
 MAX_FRAME_OUTPUT = 16 * 1024 * 1024
+# Reasons to fetch a repo that nobody did wrong for.
+_EXPECTED = frozenset({"unseen", "reactivated", "sync"})
 _MAX_TEXT = 2_048  # no honest handle or status is longer
 
 
@@ -90,9 +97,11 @@ class RepoConverter(FrameConverter):
                 return self._sync(message, raw)
             case IdentityMessage(seq=seq, time=time, did=did, handle=handle):
                 _check_texts(time, handle)
+                time = self._believed(time, did)
                 return self._event(IdentityEvent(seq, time, did, handle), ("identity", handle))
             case AccountMessage(seq=seq, time=time, did=did, active=active, status=status):
                 _check_texts(time, status)
+                time = self._believed(time, did)
                 event = AccountEvent(seq, time, did, active, status)
                 return self._event(event, ("account", active, status))
         return super().convert_message(message, raw)
@@ -104,6 +113,14 @@ class RepoConverter(FrameConverter):
         are not seen there, so the job names them.
         """
         self.tally.resyncs[reason] += 1
+        held_back = self._throttle.allow(f"resync {reason}")
+        if held_back is not None:
+            _log.log(
+                logging.INFO if reason in _EXPECTED else logging.WARNING,
+                "a repo is queued to be fetched again",
+                extra={"host": self.host, "did": about.update.did, "rev": about.rev,
+                       "reason": reason, "unlogged": held_back},
+            )  # fmt: skip
         deleted = tuple(
             op.path for op in unwritten if op.cid is None and split_path(op.path) is not None
         )
@@ -117,6 +134,27 @@ class RepoConverter(FrameConverter):
             event.seq, event.time, [entry], len(entry.payload),
             changed_did=event.did, news=News(content, timestamp(event.time) or 0.0),
         )  # fmt: skip
+
+    def _believed(self, time: str, did: str) -> str:
+        """Return an event's time, or the one of the event before it if it is far in the future.
+
+        The newest event of an account stands, so one from the future would stand for ever. What
+        stands in for its time is the same when the event is read again, and keeps the order.
+        """
+        latest = format_utc(datetime.fromtimestamp(self._clock() + FUTURE_SECONDS, UTC))
+        if (normalize(time) or "") <= latest:
+            self.time_before = time
+            return time
+        self.tally.errors["future_time"] += 1
+        held_back = self._throttle.allow("future_time")
+        if held_back is not None:
+            _log.warning("the time of an event is far in the future",
+                         extra={"host": self.host, "did": did, "time": time,
+                                "unlogged": held_back})  # fmt: skip
+        before = normalize(self.time_before or "")
+        if before is None or before > latest:
+            return format_utc(datetime.fromtimestamp(self._clock(), UTC))
+        return before
 
     def _rev(self, message: CommitMessage | SyncMessage) -> int:
         rev = tid_number(message.rev)
@@ -140,6 +178,7 @@ class RepoConverter(FrameConverter):
 
     def _commit(self, message: CommitMessage, raw: bytes) -> Converted:
         _check_texts(message.time, None)
+        self.time_before = message.time
         since = None if message.since is None else _tid(message.since)
         update = Update(message.did, self._rev(message), since, message.prev_data)
         prefixes = self._prefixes

@@ -87,8 +87,10 @@ class Converted(NamedTuple):
 class Converter(Protocol):
     """Turns the frames of one stream into entries."""
 
+    host: str
     tally: Tally
     ended: ErrorMessage | None  # the frame after which the server closes
+    time_before: str | None  # of the event before the next one
 
     def read(self, raw: bytes) -> Message | Converted:
         """Decode one frame; what cannot be decoded is converted at once."""
@@ -110,6 +112,7 @@ class FrameConverter:
         self.host = host
         self.tally = tally
         self.ended: ErrorMessage | None = None
+        self.time_before: str | None = None
         self._quarantine = quarantine
         self._throttle = Throttled()
 

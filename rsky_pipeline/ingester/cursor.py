@@ -1,19 +1,10 @@
-"""Where a stream is read from, and which frames of it are news. Pure.
+"""Where a stream is read from. Pure. Source: sync specification."""
 
-Source: sync specification and what hosts were seen to do. Some send the event of the cursor again
-and some do not; one that lost its state, or never had ours, may silently start far below it.
-"""
-
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import orjson
 
 from rsky_pipeline.configuration.settings import InitialCursor
-
-# A host that sends this many old events in a row, or for this long, will not get to new ones soon.
-MAX_OLD_FRAMES = 1_000
-MAX_OLD_SECONDS = 30.0
 
 
 class InvalidCursor(ValueError):
@@ -66,29 +57,3 @@ def start_position(
     if initial == "live":
         return last_known
     return 0 if initial == "oldest" else initial
-
-
-@dataclass(slots=True)
-class SeqGate:
-    """Lets only frames with rising sequence numbers through, on one connection."""
-
-    last: int  # the highest so far; to begin with the cursor that was asked for
-    old: int = 0  # frames at or below it since the last good one
-    old_since: float = 0.0
-
-    def admits(self, seq: int, now: float) -> bool:
-        """Tell whether a frame is news."""
-        if seq > self.last:
-            self.last = seq
-            self.old = 0
-            return True
-        if not self.old:
-            self.old_since = now
-        self.old += 1
-        return False
-
-    def is_behind(self, now: float) -> bool:
-        """Tell whether the host seems to be far below our cursor, as if it had lost its state."""
-        if self.old > MAX_OLD_FRAMES:
-            return True
-        return self.old > 1 and now - self.old_since > MAX_OLD_SECONDS

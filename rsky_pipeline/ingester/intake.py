@@ -2,25 +2,33 @@
 
 import logging
 from collections.abc import Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import trio
 
 from rsky_pipeline.atproto.frame import InfoMessage, LabelsMessage, Message
 from rsky_pipeline.ingester.convert import MAX_TIME, Claim, Converted, Converter
-from rsky_pipeline.ingester.cursor import SeqGate
 from rsky_pipeline.ingester.gaps import GapWatch
 from rsky_pipeline.ingester.judge import Judge, is_about_repo, needs_state
 from rsky_pipeline.ingester.label_proof import LabelProof
+from rsky_pipeline.ingester.seq_gate import SeqGate
 from rsky_pipeline.ingester.verify import Verdict, Verifier
 from rsky_pipeline.ingester.window import Slot, Window
+from rsky_pipeline.runtime.logging import Throttled
 from rsky_pipeline.streams.append import Entry
 
 _log = logging.getLogger(__name__)
 
-Read = tuple[Message | Converted, bytes]
 Checked = tuple[Converted, Verdict | None]
 _AT_ONCE = 64  # frames
+
+
+class Read(NamedTuple):
+    """A frame that was read, and how far the stream is covered with it; None if nobody knows."""
+
+    item: Message | Converted
+    raw: bytes
+    covered: int | None
 
 
 class Sink(Protocol):
@@ -62,6 +70,7 @@ class Intake:
         self._gaps = gaps
         self._labels = labels
         self._gap_entries: list[Entry] = []  # appended with what is passed on next
+        self._throttle = Throttled()
         self._window = Window[Checked]()
         self._room = trio.Event()
 
@@ -77,7 +86,7 @@ class Intake:
             for item in frames:
                 self._sink.put([await self._proven(item)])
             return
-        await judge.states.prefetch([item.did for item, _ in frames if needs_state(item)])
+        await judge.states.prefetch([item.did for item, _, _ in frames if needs_state(item)])
         for start in range(0, len(frames), _AT_ONCE):
             if start:  # others want to run as well
                 await trio.lowlevel.checkpoint()
@@ -93,11 +102,11 @@ class Intake:
 
     async def _proven(self, item: Read) -> Converted:
         """Convert a frame of a labeler, and leave out what is not proven."""
-        message, raw = item
+        message, raw, _ = item
         if self._labels is None or not isinstance(message, LabelsMessage):
             return _converted(self._converter, item)
         sifted = await self._labels.sift(message)
-        frame = _converted(self._converter, (sifted.message, raw))
+        frame = _converted(self._converter, item._replace(item=sifted.message))
         aside = [
             entry
             for verdict in sifted.refused
@@ -108,25 +117,57 @@ class Intake:
 
     def _read(self, messages: Sequence[bytes]) -> list[Read]:
         """Decode frames, and leave out those that came before."""
-        read, admits = self._converter.read, self._gate.admits
+        read, gate = self._converter.read, self._gate
         now = trio.current_time()
         frames: list[Read] = []
         for raw in messages:
             item = read(raw)
             seq: int | None = getattr(item, "seq", None)
-            if seq is not None and not admits(seq, now):
-                self._converter.tally.duplicates += 1
+            if seq is None:
+                frames.append(Read(item, raw, None))
+                self._note_remark(item)
                 continue
-            if self._gaps is not None:
-                self._watch(self._gaps, item, seq)
-            frames.append((item, raw))
+            before = gate.last
+            if gate.place(seq, now) == "old":
+                self._note_old(seq)
+                continue
+            if gate.jumps:
+                self._note_jumps()
+            if gate.last != before:
+                self._watch(gate.last, item)
+            frames.append(Read(item, raw, gate.last if gate.last >= 0 else None))
         return frames
 
-    def _watch(self, gaps: GapWatch, item: object, seq: int | None) -> None:
-        if seq is None:
-            gaps.outdated |= isinstance(item, InfoMessage) and item.name == "OutdatedCursor"
+    def _note_old(self, seq: int) -> None:
+        self._converter.tally.duplicates += 1
+        held_back = self._throttle.allow("old")
+        if held_back is not None:
+            extra = {"host": self._converter.host, "seq": seq, "last": self._gate.last}
+            _log.info("left out an event whose number is not new",
+                      extra={**extra, "unlogged": held_back})  # fmt: skip
+
+    def _note_jumps(self) -> None:
+        for jump in self._gate.jumps:
+            outcome = "followed" if jump.followed else "ignored"
+            self._converter.tally.jumps[outcome] += 1
+            held_back = self._throttle.allow(outcome)
+            if held_back is not None:
+                _log.warning(
+                    "the numbers of a host jumped" if jump.followed
+                    else "an event had a number from which its host did not go on",
+                    extra={"host": self._converter.host, "before": jump.before, "seq": jump.seq,
+                           "unlogged": held_back},
+                )  # fmt: skip
+        self._gate.jumps.clear()
+
+    def _note_remark(self, item: object) -> None:
+        if self._gaps is not None and isinstance(item, InfoMessage):
+            self._gaps.outdated |= item.name == "OutdatedCursor"
+
+    def _watch(self, seq: int, item: object) -> None:
+        if self._gaps is None:
             return
-        gap = gaps.observe(seq, getattr(item, "time", None))
+        gap = self._gaps.observe(seq, getattr(item, "time", None))
         if gap is not None:
             self._converter.tally.gaps[gap.kind] += 1
             _log.error(
@@ -136,9 +177,9 @@ class Intake:
             self._gap_entries.append(gap.entry())
 
     def _take(self, judge: Judge, item: Read) -> None:
-        message = item[0]
+        message = item.item
         if is_about_repo(message) and judge.is_replay(message):
-            self._window.add(0, (Converted(message.seq, message.time[:MAX_TIME], [], 0), None))
+            self._window.add(0, (Converted(item.covered, message.time[:MAX_TIME], [], 0), None))
             return
         frame = _converted(self._converter, item)
         verifier = self._verifier
@@ -179,6 +220,7 @@ class Intake:
             self._room.set()
 
 
-def _converted(converter: Converter, item: Read) -> Converted:
-    message, raw = item
-    return message if isinstance(message, Converted) else converter.convert_read(message, raw)
+def _converted(converter: Converter, read: Read) -> Converted:
+    item, raw, covered = read
+    frame = item if isinstance(item, Converted) else converter.convert_read(item, raw)
+    return frame if frame.seq == covered else frame._replace(seq=covered)

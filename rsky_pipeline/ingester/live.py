@@ -15,12 +15,13 @@ import trio
 from rsky_pipeline.atproto.frame import ErrorMessage
 from rsky_pipeline.configuration.settings import InitialCursor
 from rsky_pipeline.ingester.convert import Converter
-from rsky_pipeline.ingester.cursor import InvalidCursor, SeqGate, start_position
+from rsky_pipeline.ingester.cursor import InvalidCursor, start_position
 from rsky_pipeline.ingester.gaps import GapWatch
 from rsky_pipeline.ingester.intake import Intake
 from rsky_pipeline.ingester.judge import Judge
 from rsky_pipeline.ingester.label_proof import LabelProof
 from rsky_pipeline.ingester.pressure import Pressure
+from rsky_pipeline.ingester.seq_gate import SeqGate
 from rsky_pipeline.ingester.verify import Verifier
 from rsky_pipeline.ingester.writer import Lane
 from rsky_pipeline.network.hosts import Endpoint
@@ -144,6 +145,8 @@ class Follower:
         position = start_position(lane.stored, lane.last_known, feed.initial)
         # Of the event of a stored cursor we have everything; a position asked for is included.
         seen = lane.stored if lane.stored is not None else (position or 0) - 1
+        if lane.position is not None:
+            self._converter.time_before = lane.position.time
         try:
             async with subscribe(
                 feed.endpoint, feed.nsid, position, patience=feed.patience, ssl_context=feed.tls

@@ -65,6 +65,8 @@ MAX_EVENTS = 40_000
 MAX_BYTES = 48 * 1024 * 1024
 MAX_LABEL_BYTES = 16 * 1024 * 1024
 MAX_LABELERS = 2_000
+# A document that was looked up just now is not asked for again; see also `verify.REFRESH_SECONDS`.
+FORCED_PAUSE_SECONDS = 5.0
 _LABEL_QUEUE_BYTES = 512 * 1024
 
 
@@ -278,13 +280,14 @@ class _Builder:
         settings = self._settings
         if settings.verify == "none":
             return None
-        return SignatureVerifier(self._directory(MAX_KEYS))
+        changes = self._metrics.key_changes
+        return SignatureVerifier(self._directory(MAX_KEYS), lambda how: changes.labels(how).inc())
 
     def _directory(self, max_cached: int) -> Directory:
         settings = self._settings
         return Directory(
             self._http, settings.plc_url, allow_private=settings.allow_private_hosts,
-            max_cached=max_cached,
+            max_cached=max_cached, forced_pause=FORCED_PAUSE_SECONDS,
         )  # fmt: skip
 
     def _enumerators(self, endpoint: Endpoint) -> list[Enumerator]:

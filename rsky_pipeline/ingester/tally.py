@@ -31,6 +31,7 @@ class Tally:
         self.firsts = 0  # commits that no other relay brought before
         self.resyncs_spared = 0  # repos to fetch that another job takes care of
         self.gaps: Counter[str] = Counter()
+        self.jumps: Counter[str] = Counter()  # of a host's numbers, by what became of them
         self.seconds: defaultdict[str, float] = defaultdict(float)  # spent on checks, by step
 
     @contextmanager
@@ -70,6 +71,7 @@ class Tally:
             (metrics.verdicts, self.verdicts),
             (metrics.label_verdicts, self.label_verdicts),
             (metrics.gaps, self.gaps),
+            (metrics.seq_jumps, self.jumps),
         ):
             for value, count in counts.items():
                 metric.labels(value).inc(count)

@@ -11,8 +11,11 @@ the fetched tree then proves or refutes. So nothing true is lost and nothing fal
 the key was rotated, the directory is down or somebody lies.
 """
 
+import logging
 from collections import OrderedDict
+from collections.abc import Callable
 from enum import StrEnum
+from math import inf
 from typing import Protocol
 
 import trio
@@ -22,6 +25,9 @@ from rsky_pipeline.atproto.crypto import PublicKey
 from rsky_pipeline.atproto.identity import DidDocument
 from rsky_pipeline.ingester.convert import Claim
 from rsky_pipeline.network.directory import IdentityNotFound, IdentityUnavailable
+from rsky_pipeline.runtime.logging import Throttled
+
+_log = logging.getLogger(__name__)
 
 # All frames behind one wait for its lookup. The directory is the operator's choice: when it is
 # slow, reading is slow. Hosts of did:web are chosen by strangers, who must not hold everybody up.
@@ -68,10 +74,18 @@ class KeyDirectory(Protocol):
 
 
 class SignatureVerifier:
-    """Checks signatures with keys from the directory, which it keeps for a while."""
+    """Checks signatures with keys from the directory, which it keeps for a while.
 
-    def __init__(self, directory: KeyDirectory) -> None:
+    `count_change` is called for each key that is found to be another one than before, and told
+    "yes" or "no": whether `forget` was called for it.
+    """
+
+    def __init__(
+        self, directory: KeyDirectory, count_change: Callable[[str], object] = lambda _: None
+    ) -> None:
         self._directory = directory
+        self._count_change = count_change
+        self._throttle = Throttled()
         self._keys: OrderedDict[str, tuple[PublicKey, float]] = OrderedDict()
         self._refreshed = _ForAWhile()
         self._unavailable = _ForAWhile()
@@ -115,7 +129,8 @@ class SignatureVerifier:
     def forget(self, did: str) -> None:
         """Have the account's document fetched anew for its next commit."""
         self._directory.forget(did)
-        self._keys.pop(did, None)
+        if did in self._keys:  # what it was is remembered, to see that it is another one then
+            self._keys[did] = (self._keys[did][0], -inf)
         self._refreshed.discard(did)
         self._unavailable.discard(did)
 
@@ -147,6 +162,14 @@ class SignatureVerifier:
         return Verdict.VALID if verify_commit(commit, document.signing_key) else Verdict.FORGED
 
     def _keep(self, did: str, key: PublicKey) -> None:
+        before = self._keys.get(did)
+        if before is not None and before[0] != key:
+            announced = "yes" if before[1] == -inf else "no"
+            self._count_change(announced)
+            held_back = self._throttle.allow(announced)
+            if held_back is not None:
+                extra = {"did": did, "announced": announced, "unlogged": held_back}
+                _log.info("an account signs with another key than before", extra=extra)
         self._keys[did] = (key, trio.current_time() + KEY_SECONDS)
         while len(self._keys) > MAX_KEYS:
             self._keys.popitem(last=False)

@@ -130,6 +130,9 @@ class IndexerMetrics:
         for result in ("purged", "hosted", "unknown", "obsolete"):
             self.deletions.labels(result)
         self.tombstones = self._gauge("tombstones", "Tombstones of deleted records")
+        self.early_replies = self._gauge(
+            "early_replies", "Replies that wait for a post above them, whose author is to be told"
+        )
         self.pruned = self._counter("tombstones_pruned", "Tombstones removed below repo floors")
         for metric in (
             self.lag,

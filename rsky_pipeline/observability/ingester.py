@@ -15,7 +15,7 @@ ERROR_REASONS = (
     # a frame that cannot be read
     "invalid_cbor", "invalid_frame", "invalid_ops", "invalid_cid", "invalid_key", "invalid_type",
     "integer_range", "float", "unknown_tag", "trailing_bytes", "too_deep", "too_many_items",
-    "frame_too_big", "blocks_too_big", "text_too_long", "oversize_message",
+    "frame_too_big", "blocks_too_big", "text_too_long", "future_time", "oversize_message",
     "text_message", "internal",
     # the blocks of a commit
     "invalid_car_header", "invalid_varint", "truncated_car", "block_too_big", "hash_mismatch",
@@ -35,6 +35,7 @@ RESYNC_REASONS = (
     "missing_node", "inversion", "invalid_operation", "unseen", "reactivated",
 )  # fmt: skip
 CHECK_STEPS = ("blocks", "signature", "operations")
+JUMP_OUTCOMES = ("followed", "ignored")
 GAP_KINDS = ("outdated_cursor", "seq_jump", "time_jump", "cursor_set")
 VERDICTS = ("valid", "forged", "unverified", "no_account")
 LIST_REPOS = "listRepos"  # the source of every relay's listing
@@ -89,12 +90,20 @@ class IngesterMetrics:
             "resyncs_spared", "Repos to fetch that a job queued before takes care of"
         )
         self.gaps = self._counter("gaps", "Gaps noticed in a relay's events, by kind", "kind")
+        self.seq_jumps = self._counter(
+            "seq_jumps", "Large steps in a host's numbers, by whether it went on from there",
+            "outcome",
+        )  # fmt: skip
         self.check_seconds = self._counter(
             "check_seconds", "Time spent on checks of commits, by step", "step"
         )
         self.label_verdicts = self._counter(
             "label_verifications", "Labels checked, by verdict", "verdict"
         )
+        self.key_changes = self._counter(
+            "key_changes", "Signing keys that were found to be others than before, by whether an "
+            "identity event had come", "announced",
+        )  # fmt: skip
         self.verdicts = self._counter("verifications", "Commits checked, by verdict", "verdict")
 
     def _declare_enumeration(self) -> None:
@@ -173,6 +182,8 @@ class IngesterMetrics:
             (self.listing_skipped, LISTED_STATUSES),
             (self.disconnects, disconnect_reasons),
             (self.gaps, GAP_KINDS),
+            (self.seq_jumps, JUMP_OUTCOMES),
+            (self.key_changes, ("yes", "no")),
             (self.check_seconds, CHECK_STEPS),
             (self.replays, relays),
             (self.firsts, relays),

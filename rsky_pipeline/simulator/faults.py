@@ -17,16 +17,27 @@ from rsky_pipeline.atproto.cid import Cid
 from rsky_pipeline.atproto.commit import sign_commit
 from rsky_pipeline.atproto.crypto import PrivateKey
 from rsky_pipeline.atproto.errors import InvalidData
-from rsky_pipeline.atproto.frame import CommitMessage, Message, RepoOp, decode_frame, encode_frame
+from rsky_pipeline.atproto.frame import (
+    AccountMessage,
+    CommitMessage,
+    IdentityMessage,
+    Message,
+    RepoOp,
+    decode_frame,
+    encode_frame,
+)
 from rsky_pipeline.atproto.mst import Tree
 
 FORGED = "app.bsky.feed.post/forged"  # where every forged path begins
-# Faults of any frame, of commits only, and of the accounts behind them.
-ANY_FRAME = ("drop", "repeat", "reorder", "corrupt", "truncate", "jump")
+# Faults of any frame, of commits only, of news of accounts only, and of the accounts themselves.
+ANY_FRAME = ("drop", "repeat", "reorder", "corrupt", "truncate", "jump", "leap")
+OF_NEWS = ("future",)
 OF_COMMITS = ("forge", "smuggle", "hide", "too_big", "sync")
 OF_ACCOUNTS = ("rotate", "rotate_quietly")
-FAULTS = (*ANY_FRAME, *OF_COMMITS, *OF_ACCOUNTS)
+FAULTS = (*ANY_FRAME, *OF_COMMITS, *OF_NEWS, *OF_ACCOUNTS)
 MAX_JUMP = 1_000_000
+MAX_LEAP = 2**50  # of one number, from which the next ones do not go on
+FAR = "9999-12-31T23:59:59.999Z"
 
 
 class UnknownFault(ValueError):
@@ -93,9 +104,12 @@ class Hostility:
 
     def _draw(self, message: Message) -> str:
         draw = self._choose.random()
-        commit = isinstance(message, CommitMessage) and len(message.blocks) > 0
-        faults: tuple[str, ...] = ANY_FRAME + OF_COMMITS if commit else ANY_FRAME
-        for fault in faults:
+        faults: tuple[str, ...] = ()
+        if isinstance(message, CommitMessage) and len(message.blocks) > 0:
+            faults = OF_COMMITS
+        elif isinstance(message, AccountMessage | IdentityMessage):
+            faults = OF_NEWS
+        for fault in (*ANY_FRAME, *faults):
             draw -= self.rates.get(fault, 0.0)
             if draw < 0:
                 if fault == "hide" and not getattr(message, "ops", ()):
@@ -112,6 +126,11 @@ class Hostility:
                 return [Event(seq, (self._corrupted(true),))]
             case "truncate":
                 return [Event(seq, (true[: self._choose.randrange(len(true))],))]
+            case "leap":
+                number = seq + self._choose.randrange(MAX_JUMP, MAX_LEAP)
+                return [Event(seq, (_renumbered(message, true, number),))]
+            case "future":
+                return [Event(seq, (_renumbered(message, true, seq, time=FAR),))]
         if not isinstance(message, CommitMessage):
             return [Event(seq, (true,))]
         match fault:
@@ -198,14 +217,14 @@ def _content(frame: bytes) -> tuple[Any, ...] | None:
     return None
 
 
-def _renumbered(message: Message, frame: bytes, seq: int) -> bytes:
+def _renumbered(message: Message, frame: bytes, seq: int, **changes: str) -> bytes:
     if isinstance(message, CommitMessage):
-        return encode_frame("#commit", _body(message, seq))
+        return encode_frame("#commit", _body(message, seq) | changes)
     kind, names = _OTHERS[type(message).__name__]
     body = {
         wire: value for wire, name in names.items() if (value := getattr(message, name)) is not None
     }
-    return encode_frame(kind, body | {"seq": seq})
+    return encode_frame(kind, body | {"seq": seq} | changes)
 
 
 _OTHERS: dict[str, tuple[str, dict[str, str]]] = {

@@ -12,13 +12,13 @@ from rsky_pipeline.atproto.identity import DidDocument, parse_did_document
 from rsky_pipeline.configuration.settings import Verify
 from rsky_pipeline.ingester.batch import BatchRule
 from rsky_pipeline.ingester.commits import RepoConverter
-from rsky_pipeline.ingester.cursor import SeqGate
 from rsky_pipeline.ingester.intake import Intake
 from rsky_pipeline.ingester.judge import Judge, Memory
 from rsky_pipeline.ingester.quarantine import Quarantine
 from rsky_pipeline.ingester.relays import RelayBoard
 from rsky_pipeline.ingester.report import FeedReport, Ledger
 from rsky_pipeline.ingester.resync import Resyncs
+from rsky_pipeline.ingester.seq_gate import SeqGate
 from rsky_pipeline.ingester.states import RepoStates, reader
 from rsky_pipeline.ingester.tally import Tally
 from rsky_pipeline.ingester.verify import SignatureVerifier

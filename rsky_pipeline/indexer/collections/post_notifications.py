@@ -1,71 +1,112 @@
 """Whom a post tells: the mentioned, the quoted, and the authors above a reply.
 
-Everybody is told once, for the first of these reasons; never the author.
+Everybody is told once, for the first of these reasons; never the author. Where a post above a reply
+is not there yet, the reply goes on when it comes (`early_replies`).
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
+from rsky_pipeline.indexer.collections.early_replies import (
+    MAX_HEIGHT,
+    Climb,
+    forget_early,
+    remember_early,
+    take_early,
+    waits,
+    walk,
+)
 from rsky_pipeline.indexer.collections.post_rules import Verdict
 from rsky_pipeline.indexer.collections.shape import Notification, Put
 from rsky_pipeline.indexer.records import host
 from rsky_pipeline.indexer.write import Changes
 
-MAX_HEIGHT = 4  # posts above a reply whose authors are told
-_ANCESTORS = """
+_ABOVE = """
 WITH RECURSIVE above (reply, uri, parent, height) AS (
-    SELECT n.reply, p.uri, p."replyParent", 1
-    FROM unnest(%b::text[], %b::text[]) AS n(reply, parent) JOIN post p ON p.uri = n.parent
+    SELECT n.reply, p.uri, p."replyParent", n.height
+    FROM unnest(%b::text[], %b::text[], %b::integer[]) AS n(reply, uri, height)
+    JOIN post p ON p.uri = n.uri
     UNION ALL
     SELECT a.reply, p.uri, p."replyParent", a.height + 1
     FROM above a JOIN post p ON p.uri = a.parent
     WHERE a.height < %s
 )
-SELECT reply, uri FROM above ORDER BY reply, height
+SELECT reply, uri, parent FROM above ORDER BY reply, height
 """
 
 
 def notify_of_posts(
     changes: Changes, written: Sequence[Put], verdicts: Mapping[str, Verdict]
 ) -> None:
-    """Add the notifications of new and edited posts."""
+    """Add the notifications of new and edited posts, and of replies that waited for them."""
     edited = {put.uri for put in changes.updated}
-    told = [put for put in written if not put.historical or put.uri in edited]
-    ancestors = _ancestors(changes, told)
-    for put in told:
+    early = forget_early(changes.tx, edited.union(changes.deleted))
+    climbs: list[Climb] = []
+    tellers: dict[str, Put] = {}
+    for put in written:
+        if put.historical and put.uri not in edited:
+            continue
+        # What was remembered had been news: its edit is, although it comes with history.
+        teller = replace(put, historical=False) if put.uri in early else put
         verdict = verdicts.get(put.uri, Verdict())
-        for notification in _of_one(put, verdict, ancestors.get(put.uri, ())):
-            changes.notes.tell(put, notification)
+        told = _tell_named(changes, teller, verdict)
+        parent = put.rows.facts.parent
+        if parent is not None and not verdict.violates_thread_gate:
+            tellers[put.uri] = teller
+            sort_at = put.rows.facts.sort_at
+            climbs.append(Climb(put.uri, put.cid, sort_at, parent, 1, told, verdict.hidden))
+    for climb in take_early(changes.tx, [put.uri for put in changes.inserted]):
+        tellers[climb.uri] = _stored(climb, changes.now)
+        climbs.append(climb)
+    _tell_above(changes, climbs, tellers)
 
 
-def _ancestors(changes: Changes, told: Sequence[Put]) -> dict[str, list[str]]:
-    replies = [put for put in told if put.rows.facts.parent is not None]
-    if not replies:
-        return {}
-    uris = [put.uri for put in replies]
-    parents = [put.rows.facts.parent for put in replies]
-    found: dict[str, list[str]] = {}
-    for reply, uri in changes.tx.query(_ANCESTORS, (uris, parents, MAX_HEIGHT)):
-        found.setdefault(reply, []).append(uri)
-    return found
-
-
-def _of_one(put: Put, verdict: Verdict, ancestors: Sequence[str]) -> list[Notification]:
-    facts = put.rows.facts
-    known = {put.did}
-    found: list[Notification] = []
+def _tell_named(changes: Changes, put: Put, verdict: Verdict) -> frozenset[str]:
+    """Tell the mentioned and the quoted; return who needs no further word."""
+    facts, told = put.rows.facts, {put.did}
 
     def tell(did: str, reason: str, subject: str | None) -> None:
-        if did not in known:
-            known.add(did)
-            found.append(Notification(did, reason, subject, facts.sort_at))
+        if did not in told:
+            told.add(did)
+            changes.notes.tell(put, Notification(did, reason, subject, facts.sort_at))
 
     for did in facts.mentions:
         tell(did, "mention", None)
     if facts.quoted is not None and not verdict.violates_embedding_rules:
         tell(host(facts.quoted), "quote", facts.quoted)
-    if not verdict.violates_thread_gate:
-        for uri in ancestors:
-            tell(host(uri), "reply", uri)
-            if uri in verdict.hidden:
-                break
+    return frozenset(told)
+
+
+def _tell_above(changes: Changes, climbs: Sequence[Climb], tellers: Mapping[str, Put]) -> None:
+    """Tell the authors above, as far as posts are there, and remember who has further to go.
+
+    Another worker may be writing the next post: it is locked, and looked for once more.
+    """
+    while climbs:
+        above = _above(changes, climbs)
+        waiting: list[Climb] = []
+        for climb in climbs:
+            found, rest = walk(climb, above.get(climb.uri, ()))
+            for notification in found:
+                changes.notes.tell(tellers[climb.uri], notification)
+            if waits(rest) and not tellers[climb.uri].historical:
+                waiting.append(rest)
+        unsure = {climb.at for climb in waiting if not changes.locks.holds(climb.at)}
+        remember_early(changes.tx, [climb for climb in waiting if climb.at not in unsure])
+        changes.locks.share(unsure)
+        climbs = [climb for climb in waiting if climb.at in unsure]
+
+
+def _above(changes: Changes, climbs: Sequence[Climb]) -> dict[str, list[tuple[str, str | None]]]:
+    starts = ([climb.uri for climb in climbs], [climb.at for climb in climbs],
+              [climb.height for climb in climbs])  # fmt: skip
+    found: dict[str, list[tuple[str, str | None]]] = {}
+    for reply, uri, parent in changes.tx.query(_ABOVE, (*starts, MAX_HEIGHT)):
+        found.setdefault(reply, []).append((uri, parent))
     return found
+
+
+def _stored(climb: Climb, now: str) -> Put:
+    """Return a reply that was written before, as the author of notifications."""
+    did, rkey = host(climb.uri), climb.uri.rpartition("/")[2]
+    return Put(climb.uri, did, rkey, climb.cid, "", now, historical=False, json="")

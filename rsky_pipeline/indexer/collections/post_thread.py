@@ -23,7 +23,9 @@ SET "parentUri" = EXCLUDED."parentUri", "deletedAt" = NULL
 
 _LEAVE_MARK = """
 INSERT INTO op_thread_reply ("rootUri", "parentUri", uri, "deletedAt")
-SELECT n.*, %s FROM unnest(%b::text[], %b::text[], %b::text[]) AS n
+SELECT n.*, %s FROM unnest(%b::text[], %b::text[], %b::text[]) AS n(root, parent, uri)
+WHERE NOT EXISTS (
+    SELECT FROM rsky_pipeline.repo_floor f WHERE f.did = split_part(n.uri, '/', 3) AND f.purged)
 ON CONFLICT ("rootUri", uri) DO NOTHING
 """
 
@@ -51,7 +53,10 @@ def write_op_thread_replies(changes: Changes, written: Sequence[Put]) -> None:
 
 
 def mark_overtaken(changes: Changes, puts: Sequence[Put]) -> None:
-    """Leave the mark of deleted replies: what hangs below them keeps its place in the thread."""
+    """Leave the mark of deleted replies: what hangs below them keeps its place in the thread.
+
+    An account that was purged leaves no marks.
+    """
     if rows := _own_replies(puts):
         columns = [list(column) for column in zip(*rows, strict=True)]
         changes.tx.execute(_LEAVE_MARK, (changes.now, *columns))

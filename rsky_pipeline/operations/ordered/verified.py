@@ -9,6 +9,7 @@ from typing import Any
 from rsky_pipeline.configuration.redaction import redacted
 from rsky_pipeline.configuration.settings import Settings
 from rsky_pipeline.configuration.topology import ROLES
+from rsky_pipeline.ingester.seq_gate import CONFIRMED_BY, MAX_STEP
 from rsky_pipeline.operations.ordered.report import Finding
 from rsky_pipeline.streams.append import read_cursor
 from rsky_pipeline.streams.connection import Store, connect
@@ -107,12 +108,17 @@ def _flushed(store: Store, settings: Settings, told: Mapping[str, Any]) -> Itera
 
 
 def _covered(store: Store, host: str) -> Iterator[Finding]:
-    """Sequence numbers are a relay's own, so this is known where there is one relay only."""
+    """Sequence numbers are a relay's own, so this is known where there is one relay only.
+
+    The first events behind a large step in the numbers are not covered until it is confirmed.
+    """
     stored = read_cursor(store, cursor_key(FIREHOSE_LIVE, host))
-    highest = max(_sequence_numbers(store), default=None)
-    if stored is None or highest is None:
+    found = set(_sequence_numbers(store))
+    if stored is None or not found:
         return
-    if highest > int(stored):
+    above, highest = [seq for seq in found if seq > int(stored)], max(found)
+    behind_a_jump = len(above) < CONFIRMED_BY and min(above, default=0) > int(stored) + MAX_STEP
+    if above and not behind_a_jump:
         yield Finding("fail", f"{FIREHOSE_LIVE}: holds event {highest}, the cursor is {stored}")
     else:
         yield Finding("pass", f"{FIREHOSE_LIVE}: its newest event is {highest}, so nothing is new")

@@ -2,16 +2,16 @@
 
 from typing import Any
 
+from rsky_pipeline.indexer.floors import prune_tombstones
 from tests.integration.indexer.kit import Row, Tables, any_count, did_of
 
-_POST = "/app.bsky.feed.post/"
 _TABLES = """
 SELECT table_schema, table_name FROM information_schema.tables
 WHERE table_schema IN ('bsky', 'rsky_pipeline') AND table_type = 'BASE TABLE'
     AND table_name !~ '^kysely|^schema|migration'
 """
 # When something was written or is due, by the clock.
-_CLOCKS = frozenset({"deleted_at", "requested_at", "rejected_at"})
+_CLOCKS = frozenset({"deleted_at", "noticed_at", "requested_at", "rejected_at"})
 Snapshot = dict[str, list[Row]]
 
 
@@ -24,9 +24,13 @@ def clear(tables: Tables) -> None:
 def snapshot(tables: Tables, historic: str | None = None) -> Snapshot:
     """Return all rows without what depends on the clock or, by design, on the order.
 
+    What housekeeping removes is removed first.
+
     `historic` is somebody of whom both live events and history came: whoever is first decides
     whether a record is news (notifications) and when it was seen (indexedAt).
     """
+    while prune_tombstones(tables.database) is not None:
+        pass
     found: Snapshot = {}
     for schema, name in tables.database.query(_TABLES):
         query = f'SELECT row_to_json(t) FROM {schema}."{name}" t'
@@ -87,16 +91,6 @@ def _forget_withdrawn(found: Snapshot) -> None:
 
 def _forget_mixes(found: Snapshot, did: str) -> None:
     found["notification"] = [row for row in found["notification"] if row["author"] != did]
-    # Below a floor nothing remembers the deletion of a reply that comes late.
-    found["op_thread_reply"] = [
-        row for row in found["op_thread_reply"]
-        if not row["deletedAt"] or not row["uri"].startswith(f"at://{did}/")
-    ]  # fmt: skip
-    floors = {row["did"]: row["rev"] for row in found["repo_floor"]}
-    found["tombstone"] = [
-        row for row in found["tombstone"]
-        if row["rev"] >= floors.get(row["did"], "") or _POST in row["uri"]
-    ]  # fmt: skip
     for name, rows in found.items():
         found[name] = [
             {**row, "indexedAt": ""}
@@ -104,14 +98,6 @@ def _forget_mixes(found: Snapshot, did: str) -> None:
             else row
             for row in rows
         ]
-
-
-def without_replies(found: Snapshot) -> tuple[Snapshot, list[Row]]:
-    """Take the notifications of replies out: who is above a reply is told if it is there then."""
-    every = found.get("notification", [])
-    replies = [row for row in every if row["reason"] == "reply"]
-    others = [row for row in every if row["reason"] != "reply"]
-    return {**found, "notification": others}, replies
 
 
 def differences(found: Snapshot, expected: Snapshot) -> dict[str, list[tuple[str, Row]]]:

@@ -138,6 +138,8 @@ class Story:
             self._put(self.net.put(who, nsid, record, rkey))
 
     def edit(self, _who: str) -> None:
+        if not self.alive:
+            return
         put = self.chance.choice(self.alive)
         record = dict(put.record)
         if "text" in record:

@@ -5,7 +5,8 @@ import threading
 from rsky_pipeline.database.connection import Database
 from rsky_pipeline.indexer.apply import apply_batch
 from rsky_pipeline.indexer.collections import registry
-from rsky_pipeline.indexer.floors import PRUNE_ROWS, count_tombstones, prune_tombstones
+from rsky_pipeline.indexer.floors import PRUNE_ROWS, prune_tombstones
+from rsky_pipeline.indexer.housekeeping import count_rows
 from tests.integration.indexer.kit import Network, Tables, did_of, read, repo, rev_of
 
 
@@ -28,7 +29,7 @@ def test_a_complete_repo_makes_older_tombstones_needless(tables: Tables, net: Ne
     tables.apply(repo("ann", 50))
     assert prune_tombstones(tables.database) is None, "a repo that may be incomplete sets no floor"
     tables.apply(repo("ann", 60, complete=True), net.follow("ann", "dan"))
-    assert count_tombstones(tables.database) == 3
+    assert count_rows(tables.database, "tombstone") == 3
     assert prune(tables) == 1
     assert buried(tables) == {post.uri, other.uri}, "others may still point at a deleted post"
     # What was deleted stays so, although nothing remembers it; a newer record is welcome.

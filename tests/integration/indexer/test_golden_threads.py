@@ -18,6 +18,7 @@ from tests.integration.indexer.kit import (
     did_of,
     mention,
     notes_of,
+    repo,
     time_of,
 )
 from tests.integration.indexer.test_gates import POSTGATE, THREADGATE, gate
@@ -70,7 +71,7 @@ def test_the_author_s_own_thread(tables: Tables, net: Network) -> None:
     assert ended == {first.uri, fork.uri}, "what hangs below a deleted reply keeps its place"
 
 
-@pytest.mark.parametrize("way", ["in order", "in one batch", "deletion first"])
+@pytest.mark.parametrize("way", ["in order", "in one batch", "deletion first", "after its repo"])
 def test_a_deleted_reply_leaves_its_mark_however_it_came(
     tables: Tables, net: Network, way: str
 ) -> None:
@@ -82,6 +83,8 @@ def test_a_deleted_reply_leaves_its_mark_however_it_came(
         "in order": [[first], [second], [gone]],
         "in one batch": [[first, second, gone]],
         "deletion first": [[gone], [first, second], [first]],
+        # The repo was brought in without it, and its deletion is never heard of.
+        "after its repo": [[second], [repo("ann", 30, complete=True)], [first]],
     }
     for batch in batches[way]:
         tables.apply(*batch)

@@ -109,6 +109,7 @@ async def test_an_account_is_purged_when_its_host_says_it_is_gone(
     recounted(tables)
     tables.apply(*events)
     assert {row[0] for row in tables.rows("post", "creator")} == {did_of("bob")}, "nothing returns"
+    assert tables.rows("op_thread_reply") == []
 
 
 @pytest.mark.parametrize("hosted", [None, "deactivated"])

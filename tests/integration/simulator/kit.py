@@ -11,6 +11,7 @@ import trio_websocket
 
 from rsky_pipeline.atproto.frame import Message, decode_frame
 from rsky_pipeline.simulator.clock import Clock
+from rsky_pipeline.simulator.faults import Hostility
 from rsky_pipeline.simulator.network import Network, Ports
 from rsky_pipeline.simulator.recording import Recording
 from rsky_pipeline.simulator.source import Urls
@@ -40,13 +41,15 @@ class Served:
 
 @asynccontextmanager
 async def served(
-    source: World | Recording | None = None, rules: StreamRules | None = None
+    source: World | Recording | None = None,
+    rules: StreamRules | None = None,
+    hostility: Hostility | None = None,
 ) -> AsyncIterator[Served]:
     """Serve a network until the block ends; nothing is published."""
     if source is None:
         source = World(1, 30, Clock())
         source.add_history(10)
-    network = Network(source, rules)
+    network = Network(source, rules, hostility)
     try:
         async with (
             trio.open_nursery() as nursery,

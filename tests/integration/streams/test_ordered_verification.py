@@ -65,6 +65,9 @@ def test_a_producer_is_flushed_when_the_cursor_covers_the_data(clean_redis: str)
         assert [result for result, _ in results(settings, "ingester", **told)] == ["pass", "pass"]
         add(store, 8)
         assert [result for result, _ in results(settings, "ingester", **told)] == ["pass", "fail"]
+        store.call("SET", key, "8")
+        add(store, 2**40)  # a number that its host did not go on from, or not yet
+        assert [result for result, _ in results(settings, "ingester", **told)] == ["pass", "pass"]
         store.call("SET", key, "6")
         assert [result for result, _ in results(settings, "ingester", **told)] == ["fail", "fail"]
 

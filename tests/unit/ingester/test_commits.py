@@ -3,6 +3,7 @@
 import base64
 import json
 import time
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -14,11 +15,14 @@ from rsky_pipeline.atproto.cbor import encode
 from rsky_pipeline.atproto.cid import RAW, Cid
 from rsky_pipeline.atproto.commit import sign_commit
 from rsky_pipeline.atproto.crypto import PrivateKey
+from rsky_pipeline.atproto.datetimes import format_utc
 from rsky_pipeline.atproto.frame import encode_error_frame, encode_frame
 from rsky_pipeline.atproto.syntax import tid_from
 from rsky_pipeline.configuration.settings import Verify
 from rsky_pipeline.ingester import commits
+from rsky_pipeline.ingester.chain import FUTURE_SECONDS
 from rsky_pipeline.ingester.convert import Converted
+from rsky_pipeline.ingester.times import timestamp
 from rsky_pipeline.ingester.verify import Verdict
 from tests.unit.ingester.support import Converting
 
@@ -366,3 +370,35 @@ def test_the_job_of_a_written_commit_names_no_deletions() -> None:
     assert [event["type"] for event in events(frame)] == ["delete"]
     (job,) = jobs(frame)
     assert "deleted" not in job
+
+
+def account(seq: int, time: str, active: bool = False) -> bytes:
+    return encode_frame("#account", {"seq": seq, "did": DID, "time": time, "active": active})
+
+
+def test_an_event_of_an_account_from_the_future_has_the_time_of_the_one_before_it() -> None:
+    """The newest event of an account stands: one of the year 9999 would stand for ever."""
+    far, later = "9999-12-31T23:59:59Z", "2026-07-04T14:38:09.000Z"
+    for before in (signed([], time=TIME), account(1, TIME), account(1, TIME, active=True)):
+        made = converter()
+        made.convert(before)
+        frames = [account(2, far), encode_frame("#identity", {"seq": 3, "did": DID, "time": far}),
+                  account(4, later, active=True)]  # fmt: skip
+        events = [json.loads(made.convert(raw).entries[0].payload) for raw in frames]
+        assert [event["time"] for event in events] == [TIME, TIME, later]
+        assert made.tally.errors == {"future_time": 2}
+
+
+def test_without_a_believable_time_before_it_the_clock_stands_in() -> None:
+    made = converter()
+    made.converter.time_before = "9998-01-01T00:00:00Z"
+    now = time.time()
+    event = json.loads(made.convert(account(2, "9999-12-31T23:59:59+00:00")).entries[0].payload)
+    assert abs((timestamp(event["time"]) or 0.0) - now) < 60
+
+
+def test_times_may_be_ahead_as_revs_may() -> None:
+    soon = format_utc(datetime.fromtimestamp(time.time() + FUTURE_SECONDS - 100, UTC))
+    made = converter()
+    event = json.loads(made.convert(account(2, soon)).entries[0].payload)
+    assert (event["time"], dict(made.tally.errors)) == (soon, {})

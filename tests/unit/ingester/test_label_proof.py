@@ -14,11 +14,11 @@ from rsky_pipeline.atproto.identity import DidDocument
 from rsky_pipeline.configuration.settings import LabelSignatures
 from rsky_pipeline.ingester import label_proof
 from rsky_pipeline.ingester.convert import Converted
-from rsky_pipeline.ingester.cursor import SeqGate
 from rsky_pipeline.ingester.intake import Intake
 from rsky_pipeline.ingester.label_proof import LabelProof
 from rsky_pipeline.ingester.labels import LabelConverter
 from rsky_pipeline.ingester.quarantine import Quarantine
+from rsky_pipeline.ingester.seq_gate import SeqGate
 from rsky_pipeline.ingester.tally import Tally
 from rsky_pipeline.network.directory import IdentityNotFound, IdentityUnavailable
 from tests.data import test_data

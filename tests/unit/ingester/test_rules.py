@@ -9,15 +9,19 @@ from hypothesis import strategies as st
 from rsky_pipeline.ingester.batch import Batch, Batcher, BatchRule
 from rsky_pipeline.ingester.convert import Converted
 from rsky_pipeline.ingester.cursor import (
-    MAX_OLD_FRAMES,
-    MAX_OLD_SECONDS,
     InvalidCursor,
-    SeqGate,
     parse_cursor,
     start_position,
 )
 from rsky_pipeline.ingester.pressure import Pressure
 from rsky_pipeline.ingester.quarantine import MAX_BYTES, MAX_KEPT, Quarantine
+from rsky_pipeline.ingester.seq_gate import (
+    MAX_OLD_FRAMES,
+    MAX_OLD_SECONDS,
+    MAX_STEP,
+    Jump,
+    SeqGate,
+)
 from rsky_pipeline.ingester.window import Slot, Window
 from rsky_pipeline.streams.append import Entry
 
@@ -122,24 +126,90 @@ def test_where_to_start() -> None:
 
 def test_only_rising_numbers_are_news() -> None:
     gate = SeqGate(10)
-    assert [gate.admits(seq, 0.0) for seq in (10, 11, 11, 9, 15, 12, 16)] == [
-        False, True, False, False, True, False, True,
+    assert [gate.place(seq, 0.0) for seq in (10, 11, 11, 9, 15, 16, 12, 17)] == [
+        "old", "next", "old", "old", "next", "next", "old", "next",
     ]  # fmt: skip
+
+
+def test_a_small_step_is_taken_back_by_an_event_from_between() -> None:
+    """A damaged number would else cost the events up to it, and two that change places one."""
+    gate = SeqGate(10)
+    assert [gate.place(seq, 0.0) for seq in (15, 12, 13, 14, 15, 16, 15)] == [
+        "next", "next", "next", "next", "next", "next", "old",
+    ]  # fmt: skip
+    assert gate.jumps == [Jump(10, 15, False)]
+    gate = SeqGate(10)
+    assert [gate.place(seq, 0.0) for seq in (12, 11, 13, 14)] == ["next"] * 4
+    assert gate.last == 14
+
+
+@given(st.integers(0, 30), st.integers(0, 2**53))
+def test_one_damaged_number_costs_no_other_event(place: int, number: int) -> None:
+    numbers = list(range(101, 135))
+    numbers[place] = number
+    gate = SeqGate(100)
+    placed = [gate.place(seq, 0.0) for seq in numbers]
+    assert "old" not in placed[:place] + placed[place + 1 :]
+    assert gate.last == 134
+
+
+@pytest.mark.parametrize("absurd", [12 + MAX_STEP, 10**6, 2**53 - 1])
+def test_a_number_far_too_high_moves_the_gate_only_if_the_host_goes_on_from_there(
+    absurd: int,
+) -> None:
+    gate = SeqGate(10)
+    assert [gate.place(seq, 0.0) for seq in (11, absurd, 12, 13)] == [
+        "next", "ahead", "next", "next",
+    ]  # fmt: skip
+    assert (gate.last, gate.jumps) == (13, [Jump(11, absurd, False)])
+    gate = SeqGate(10)
+    assert gate.place(absurd, 0.0) == "ahead"
+    assert gate.place(absurd, 0.0) == "old"
+    assert gate.place(absurd + 1, 0.0) == "ahead"
+    assert gate.last == 10
+    assert gate.place(absurd + 2, 0.0) == "next"
+    assert (gate.last, gate.jumps) == (absurd + 2, [Jump(10, absurd, True)])
+
+
+def test_without_a_cursor_the_first_number_is_believed() -> None:
+    gate = SeqGate(-1)
+    assert [gate.place(seq, 0.0) for seq in (5_000, 5_000, 5, 5_001)] == [
+        "next", "old", "old", "next",
+    ]  # fmt: skip
+
+
+def test_a_damaged_number_beside_a_true_jump_is_told_apart() -> None:
+    gate = SeqGate(10)
+    assert [gate.place(seq, 0.0) for seq in (5_000, 2**50, 5_001, 5_002, 5_003)] == [
+        "ahead", "ahead", "ahead", "next", "next",
+    ]  # fmt: skip
+    gate = SeqGate(10)
+    assert [gate.place(seq, 0.0) for seq in (5_000, 5_001, 2**50, 5_002, 5_003)] == [
+        "ahead", "ahead", "ahead", "next", "next",
+    ]  # fmt: skip
+    assert gate.last == 5_003
+
+
+def test_a_host_whose_numbers_always_jump_is_followed() -> None:
+    gate = SeqGate(0)
+    for seq in range(1_000, 100_000, 1_000):
+        assert gate.place(seq, 0.0) == "ahead"
+        assert gate.last >= seq - 3_000
 
 
 def test_a_host_below_the_cursor_is_noticed_by_number_and_by_time() -> None:
     gate = SeqGate(10**6)
     for seq in range(1, MAX_OLD_FRAMES + 1):
-        assert not gate.admits(seq, 0.0)
+        assert gate.place(seq, 0.0) == "old"
     assert not gate.is_behind(1.0)
-    gate.admits(1, 0.0)
+    gate.place(1, 0.0)
     assert gate.is_behind(1.0)
     gate = SeqGate(10)
-    gate.admits(10, 0.0)
+    gate.place(10, 0.0)
     assert not gate.is_behind(MAX_OLD_SECONDS * 10)  # the cursor's own event, then silence
-    gate.admits(3, 5.0)
+    gate.place(3, 5.0)
     assert gate.is_behind(MAX_OLD_SECONDS + 1)
-    gate.admits(11, 50.0)
+    gate.place(11, 50.0)
     assert not gate.is_behind(500.0)
 
 

@@ -18,8 +18,8 @@ from rsky_pipeline.atproto.syntax import tid_from
 from rsky_pipeline.configuration.settings import Verify
 from rsky_pipeline.ingester import verify
 from rsky_pipeline.ingester.convert import Claim, Converted
-from rsky_pipeline.ingester.cursor import SeqGate
 from rsky_pipeline.ingester.intake import Intake
+from rsky_pipeline.ingester.seq_gate import SeqGate
 from rsky_pipeline.ingester.tally import Tally
 from rsky_pipeline.ingester.verify import SignatureVerifier, Verdict
 from rsky_pipeline.network.directory import IdentityNotFound, IdentityUnavailable
@@ -215,7 +215,10 @@ async def test_our_own_directory_is_not_waited_for_for_ever(
     assert trio.current_time() - before == pytest.approx(verify.DIRECTORY_SECONDS)
 
 
-async def test_a_known_key_still_proves_while_the_directory_is_down() -> None:
+async def test_a_known_key_still_proves_while_the_directory_is_down(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(verify, "DIRECTORY_SECONDS", 1.0)
     accounts = Accounts()
     verifier = SignatureVerifier(accounts)
     assert await verdict(verifier, claim()) is Verdict.VALID
@@ -259,7 +262,10 @@ async def test_a_forged_commit_is_fetched_and_never_written() -> None:
     assert tally.resyncs == {"forged": 1}
 
 
-async def test_an_account_that_cannot_be_looked_up_is_fetched_later() -> None:
+async def test_an_account_that_cannot_be_looked_up_is_fetched_later(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(verify, "DIRECTORY_SECONDS", 1.0)
     accounts = Accounts()
     accounts.keys[DID] = IdentityUnavailable("down")
     async with trio.open_nursery() as nursery:

@@ -19,8 +19,10 @@ from rsky_pipeline.atproto.frame import (
 from rsky_pipeline.simulator.clock import stepping_clock
 from rsky_pipeline.simulator.faults import (
     ANY_FRAME,
+    FAR,
     FORGED,
     OF_COMMITS,
+    OF_NEWS,
     Event,
     Hostility,
     UnknownFault,
@@ -95,7 +97,7 @@ def test_the_same_seed_does_the_same() -> None:
     assert run(rates)[2] != run(rates, seed=2)[2]
 
 
-@pytest.mark.parametrize("fault", [*ANY_FRAME, *OF_COMMITS])
+@pytest.mark.parametrize("fault", [*ANY_FRAME, *OF_COMMITS, *OF_NEWS])
 def test_every_fault_happens_and_is_counted(fault: str) -> None:
     _, hostility, events = run({fault: 0.2})
     _, _, honest = run()
@@ -110,6 +112,19 @@ def test_dropped_and_repeated_frames() -> None:
     assert len(events) == 400 - hostility.counts["drop"]
     _, hostility, events = run({"repeat": 0.1})
     assert sum(len(event.frames) for event in events) == 400 + hostility.counts["repeat"]
+
+
+def test_a_number_that_leaps_is_that_of_one_frame_only() -> None:
+    _, hostility, events = run({"leap": 0.05})
+    leaps = [seq_of(message) for message in readable(events) if seq_of(message) > 1_000_000]
+    assert len(leaps) == hostility.counts["leap"] > 0
+    assert [event.seq for event in events] == list(range(1, 401))
+
+
+def test_news_from_the_future_is_true_but_for_its_time() -> None:
+    _, hostility, events = run({"future": 0.5})
+    times = [getattr(message, "time", "") for message in readable(events)]
+    assert times.count(FAR) == hostility.counts["future"] > 0
 
 
 def test_a_reordered_frame_comes_with_a_number_below_the_one_before() -> None:
