@@ -16,13 +16,15 @@ from rsky_pipeline.database.errors import DatabaseError
 from rsky_pipeline.indexer.accounts import DELETED
 from rsky_pipeline.indexer.actors import MissingActors, lock_actors
 from rsky_pipeline.indexer.collections.shape import Collection
-from rsky_pipeline.indexer.handles import LEASE_SECONDS, Unknown, wait_seconds
+from rsky_pipeline.indexer.handles import Unknown, wait_seconds
 from rsky_pipeline.indexer.purge import purge_account
 from rsky_pipeline.observability.indexer import IndexerMetrics
 from rsky_pipeline.runtime.threads import StoreThread
 
 _log = logging.getLogger(__name__)
 IDLE_SECONDS = 5.0
+# Until another worker looks. Two that purge at once wait for each other and find nothing to do.
+LEASE_SECONDS = 30
 
 _TAKE = """
 UPDATE rsky_pipeline.deletion_check c SET requested_at = now() + make_interval(secs => %s)

@@ -25,7 +25,7 @@ _log = logging.getLogger(__name__)
 MANY = 100  # checks taken together
 IDLE_SECONDS = 2.0
 LEASE_SECONDS = 300
-RETRY_SECONDS = 900  # doubles with every look that nobody answers
+RETRY_SECONDS = 15  # doubles with every look that nobody answers
 MAX_RETRY_SECONDS = 24 * 3600
 SETTLE_TRIES = 5
 

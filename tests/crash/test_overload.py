@@ -9,7 +9,7 @@ from rsky_pipeline.configuration.settings import Settings
 from tests.pipelines import pipeline_on
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
-EVENTS = 30_000
+EVENTS = 20_000
 MARK = 2_000
 MOST_BYTES = 300 * 1024 * 1024
 # The batch that meets the mark is appended whole; its last commit may bring more than its size.
