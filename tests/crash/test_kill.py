@@ -20,6 +20,14 @@ def kill(running: Running, name: str) -> None:
     running.wait_for(lambda: running.pids().keys() == EVERYBODY)
 
 
+def kill_supervisor(running: Running) -> None:
+    """Kill the supervisor and start another one, which waits until the survivors have ended."""
+    os.kill(running.process.pid, signal.SIGKILL)
+    running.process.end()
+    running.start_again()
+    running.wait_for(lambda: running.pids().keys() == EVERYBODY, 120)
+
+
 def is_indexing(running: Running) -> bool:
     return running.observer.rows().get("record", 0) > 1_000
 
@@ -31,10 +39,11 @@ def ends_equal(running: Running) -> None:
     assert running.observer.dead_letters() == {}
 
 
-def test_killed_children_lose_nothing() -> None:
+def test_killed_processes_lose_nothing() -> None:
     with pipeline_on("--rate=1000", "--history=20") as running:
         for name in ("backfiller-1", "valkey", "indexer-1", "postgres", "ingester-1"):
             kill(running, name)
+        kill_supervisor(running)
         ends_equal(running)
 
 
@@ -49,11 +58,9 @@ def test_a_child_that_is_killed_twice_loses_nothing(name: str) -> None:
         ends_equal(running)
 
 
-def test_a_killed_supervisor_loses_nothing() -> None:
+@pytest.mark.long
+def test_a_supervisor_that_is_killed_early_loses_nothing() -> None:
     with pipeline_on("--rate=1000") as running:
         running.wait_for(lambda: is_indexing(running))
-        os.kill(running.process.pid, signal.SIGKILL)
-        running.process.end()
-        running.start_again()
-        running.wait_for(lambda: running.pids().keys() == EVERYBODY, 120)
+        kill_supervisor(running)
         ends_equal(running)
