@@ -166,7 +166,7 @@ def _sorted_at(put: Put) -> str:
 def _row(put: Put, *, sort: str = "sortAt", **columns: Any) -> Row:
     row = {
         "uri": put.uri, "cid": put.cid, "creator": did_of(put.who),
-        "createdAt": put.record["createdAt"], "indexedAt": time_of(put.number), **columns,
+        "createdAt": put.record.get("createdAt"), "indexedAt": time_of(put.number), **columns,
     }  # fmt: skip
     return {**row, sort: _sorted_at(put)} if sort else row
 

@@ -1,6 +1,7 @@
 """Golden cases of what is accepted as a post and what is not, by the official rules."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from tests.integration.indexer.kit import (
     cid_of,
     did_of,
     rev_of,
+    time_of,
 )
 from tests.unit.indexer.test_lexicon import LINK, blob, facet, images
 
@@ -99,6 +101,22 @@ def test_a_nul_character_is_left_out_and_costs_no_post(tables: Tables, net: Netw
     post = net.post("ann", "a\0b")
     assert apply_strictly(tables, [post]) == [None]
     expect(tables, [post], people={"ann": (0, 0, 1)}, changed={post.uri: {"text": "ab"}})
+
+
+@pytest.mark.parametrize(
+    ("created", "stored"),
+    [("2023-01-02T21:21:06+09:00", "2023-01-02T12:21:06.000Z"), (None, None)],
+)
+def test_the_time_of_a_profile_has_the_one_form(
+    tables: Tables, net: Network, created: str | None, stored: str | None
+) -> None:
+    """Officially it is stored as it came; without one it is the indexer's clock."""
+    profile = net.put("ann", "app.bsky.actor.profile", {"displayName": "a"}, "self")
+    record = {name: value for name, value in profile.record.items() if name != "createdAt"}
+    profile = replace(profile, record=record | ({"createdAt": created} if created else {}))
+    assert apply_strictly(tables, [profile]) == [None]
+    time = {"createdAt": stored or time_of(profile.number)}
+    expect(tables, [profile], changed={profile.uri: time})
 
 
 @pytest.mark.parametrize("history", [False, True])
