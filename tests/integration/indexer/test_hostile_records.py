@@ -177,7 +177,7 @@ def test_what_is_spoilt_here_is_good_before(validation: Validation) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("validation", ["lenient", "strict"])
 @settings(
-    max_examples=40, deadline=None, print_blob=True, phases=(Phase.explicit, Phase.generate),
+    max_examples=30, deadline=None, print_blob=True, phases=(Phase.explicit, Phase.generate),
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow,
                            HealthCheck.data_too_large],
 )  # fmt: skip
