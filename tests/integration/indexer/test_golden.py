@@ -254,6 +254,26 @@ def test_history_notifies_nobody(tables: Tables) -> None:
     assert tables.counts(post) == (1, 1, 0, 0)
 
 
+def test_a_muted_thread_is_filtered_before_its_root_is_there(tables: Tables, net: Network) -> None:
+    """Officially it is not."""
+    root = net.post("alice")
+    mute = {"rootUri": root.uri, "mutedByDid": did_of("alice"), "createdAt": time_of(1)}
+    tables.database.execute(
+        'INSERT INTO thread_mute ("rootUri", "mutedByDid", "createdAt") VALUES (%s, %s, %s)',
+        tuple(mute.values()),
+    )
+    like, repost, quote = net.like("bob", root), net.repost("bob", root), net.quote("bob", root)
+    reply = net.reply("bob", root, facets=mention("alice", "carol"))
+    other = net.reply("dan", root)
+    events = [like, repost, quote, reply, other, root]
+    tables.apply_each(events)
+    expect(
+        tables, events, besides={"thread_mute": [mute]}, counts=[(root, (1, 2, 1, 1))],
+        people={"alice": (0, 0, 1), "bob": (0, 0, 2), "dan": (0, 0, 1)},
+        told=[(reply, "alice", "mention", None), (reply, "carol", "mention", None)],
+    )  # fmt: skip
+
+
 def test_muted_threads_do_not_notify(tables: Tables, net: Network) -> None:
     """Officially the muted records are lost; after the mute everything is told again."""
     root = net.post("alice")
