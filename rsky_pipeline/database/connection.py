@@ -11,6 +11,7 @@ from typing import Any, Self
 
 import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from psycopg.pq import TransactionStatus
 from psycopg.types.json import JsonbBinaryDumper
 
 from rsky_pipeline.database.arrays import TextArrayDumper
@@ -24,10 +25,23 @@ Row = tuple[Any, ...]
 
 
 class Transaction:
-    """Statements between BEGIN and COMMIT; only valid inside `Database.transaction()`."""
+    """Statements between BEGIN and COMMIT; only valid inside `Database.transaction()`.
+
+    Afterwards every use raises ValueError.
+    """
 
     def __init__(self, connection: psycopg.Connection[Row]) -> None:
-        self._connection = connection
+        self._open: psycopg.Connection[Row] | None = connection
+
+    def end(self) -> None:
+        """Refuse further statements: they would be outside of any transaction."""
+        self._open = None
+
+    @property
+    def _connection(self) -> psycopg.Connection[Row]:
+        if self._open is None:
+            raise ValueError("the transaction is over")
+        return self._open
 
     def execute(self, sql: str, params: Sequence[Any] = ()) -> int:
         """Run a statement and return the number of rows it touched.
@@ -108,9 +122,18 @@ class Database:
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator[Transaction]:
-        """Commit when the block ends, roll back when it raises."""
+        """Commit when the block ends, roll back when it raises.
+
+        Raises ValueError inside another one: its end would commit nothing.
+        """
+        if self._connection.info.transaction_status == TransactionStatus.INTRANS:
+            raise ValueError("a transaction is open already")
+        transaction = Transaction(self._connection)
         with translated(self._connection), self._connection.transaction():
-            yield Transaction(self._connection)
+            try:
+                yield transaction
+            finally:
+                transaction.end()
 
     def execute(self, sql: str, params: Sequence[Any] = ()) -> int:
         """Run one statement in a transaction of its own; see `Transaction.execute`."""

@@ -7,9 +7,10 @@ import trio
 from rsky_pipeline.atproto.identity import DidDocument
 from rsky_pipeline.configuration.settings import Settings
 from rsky_pipeline.database.connection import Database
+from rsky_pipeline.indexer.checks import Unknown
 from rsky_pipeline.indexer.collections.shape import Collection
 from rsky_pipeline.indexer.deletions import DeletionChecks, Hosted
-from rsky_pipeline.indexer.handles import HandleChecks, Unknown
+from rsky_pipeline.indexer.handles import HandleChecks
 from rsky_pipeline.network.directory import Directory, IdentityNotFound, IdentityUnavailable
 from rsky_pipeline.network.handles import Handles, HandleUnavailable
 from rsky_pipeline.network.http import HttpClient

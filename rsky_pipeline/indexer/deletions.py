@@ -9,20 +9,15 @@ import logging
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 
-import trio
-
 from rsky_pipeline.database.connection import Database
-from rsky_pipeline.database.errors import DatabaseError
 from rsky_pipeline.indexer.accounts import DELETED
 from rsky_pipeline.indexer.actors import MissingActors, lock_actors
+from rsky_pipeline.indexer.checks import Checks, Unknown, wait_seconds
 from rsky_pipeline.indexer.collections.shape import Collection
-from rsky_pipeline.indexer.handles import Unknown, wait_seconds
 from rsky_pipeline.indexer.purge import purge_account
 from rsky_pipeline.observability.indexer import IndexerMetrics
-from rsky_pipeline.runtime.threads import StoreThread
 
 _log = logging.getLogger(__name__)
-IDLE_SECONDS = 5.0
 # Until another worker looks. Two that purge at once wait for each other and find nothing to do.
 LEASE_SECONDS = 30
 
@@ -60,11 +55,14 @@ class _Check:
     taken: object
 
 
-class DeletionChecks:
+class DeletionChecks(Checks):
     """Takes checks one after the other, asks the host, and does what follows.
 
     `find_host` returns None for an account that is gone and raises Unknown when nobody can say.
     """
+
+    what = "deletions"
+    idle_seconds = 5.0
 
     def __init__(
         self,
@@ -73,81 +71,55 @@ class DeletionChecks:
         collections: Mapping[str, Collection],
         metrics: IndexerMetrics,
     ) -> None:
-        self._open_database = open_database
+        super().__init__(open_database, metrics)
         self._find_host = find_host
         self._collections = collections
-        self._metrics = metrics
-        self._database: Database | None = None
-        self._thread = StoreThread()
-
-    async def run(self) -> None:
-        """Work until cancelled."""
-        while True:
-            try:
-                busy = await self.work_once()
-            except DatabaseError as error:
-                self._metrics.fail(self._metrics.database_failures)
-                _log.warning("deletions are looked at later", extra={"error": str(error)})
-                await self._thread.call(self.close)
-                busy = False
-            if not busy:
-                await trio.sleep(IDLE_SECONDS)
 
     async def work_once(self) -> bool:
         """Take a check and settle it; return whether there was one."""
-        check = await self._thread.call(self._take)
+        check = await self.thread.call(self._take)
         if check is None:
             return False
         try:
             hosted = await self._find_host(check.did)
         except Unknown as error:
             _log.info("deletion unknown", extra={"did": check.did, "error": str(error)})
-            await self._thread.call(self._put_off, check)
-            self._metrics.deletions.labels("unknown").inc()
+            await self.thread.call(self._put_off, check)
+            self.metrics.deletions.labels("unknown").inc()
             return True
         if hosted is not None:
-            await self._thread.call(self._keep, check, hosted)
-            self._metrics.deletions.labels("hosted").inc()
+            await self.thread.call(self._keep, check, hosted)
+            self.metrics.deletions.labels("hosted").inc()
             return True
-        records = await self._thread.call(self._purge, check)
+        records = await self.thread.call(self._purge, check)
         if records is not None:
             _log.info("account purged", extra={"did": check.did, "records": records})
-        self._metrics.deletions.labels("obsolete" if records is None else "purged").inc()
+        self.metrics.deletions.labels("obsolete" if records is None else "purged").inc()
         return True
 
-    def close(self) -> None:
-        """Close the connection."""
-        database, self._database = self._database, None
-        if database is not None:
-            database.close()
-
     def _take(self) -> _Check | None:
-        if self._database is None:
-            self._database = self._open_database()
-        rows = self._database.query(_TAKE, (LEASE_SECONDS,))
+        rows = self.connected().query(_TAKE, (LEASE_SECONDS,))
         return _Check(*rows[0]) if rows else None
 
     def _put_off(self, check: _Check) -> None:
-        assert self._database is not None
-        self._database.execute(_LATER, (wait_seconds(check.attempts), check.did, check.taken))
+        self.connected().execute(_LATER, (wait_seconds(check.attempts), check.did, check.taken))
 
     def _keep(self, check: _Check, hosted: Hosted) -> None:
-        assert self._database is not None
-        with self._database.transaction() as tx:
+        with self.connected().transaction() as tx:
             tx.execute(_SET_STATUS, (hosted.status, check.did, DELETED))
             tx.execute(_DONE, (check.did, check.taken))
 
     def _purge(self, check: _Check) -> int | None:
         """Purge unless the account has come back meanwhile; return how many records it had."""
-        assert self._database is not None
+        database = self.connected()
         try:
-            with self._database.transaction() as tx:
+            with database.transaction() as tx:
                 lock_actors(tx, {check.did})
                 came_back = tx.query(_IS_DELETED, (check.did,)) != [(DELETED,)]
         except MissingActors:
             came_back = True
         records = None
         if not came_back:
-            records = purge_account(self._database, check.did, self._collections)
-        self._database.execute(_DONE, (check.did, check.taken))
+            records = purge_account(database, check.did, self._collections)
+        database.execute(_DONE, (check.did, check.taken))
         return records

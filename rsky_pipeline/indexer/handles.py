@@ -2,13 +2,11 @@
 
 A handle is written only if both directions agree: the DID document claims it, and DNS or the
 handle's host names the DID. Otherwise it is NULL, which the AppView shows as handle.invalid. Checks
-wait in `rsky_pipeline.handle_check`; taking one puts its time off, so that another worker finds it
-again if this one dies, and no connection is held while the network is asked. What a worker had
-taken before it was restarted it takes again at once, as with pending entries of a stream.
+wait in `rsky_pipeline.handle_check`; what a worker had taken before it was restarted it takes again
+at once, as with pending entries of a stream.
 """
 
 import logging
-import random
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
@@ -16,17 +14,14 @@ import trio
 
 from rsky_pipeline.atproto.identity import DidDocument
 from rsky_pipeline.database.connection import Database
-from rsky_pipeline.database.errors import BadData, DatabaseError, TransactionConflict
+from rsky_pipeline.database.errors import BadData, TransactionConflict
+from rsky_pipeline.indexer.checks import Checks, Unknown, wait_seconds
 from rsky_pipeline.indexer.clock import now_text
 from rsky_pipeline.observability.indexer import IndexerMetrics
-from rsky_pipeline.runtime.threads import StoreThread
 
 _log = logging.getLogger(__name__)
 MANY = 100  # checks taken together
-IDLE_SECONDS = 2.0
 LEASE_SECONDS = 300
-RETRY_SECONDS = 15  # doubles with every look that nobody answers
-MAX_RETRY_SECONDS = 24 * 3600
 SETTLE_TRIES = 5
 
 _TAKE = """
@@ -85,16 +80,15 @@ class Found:
     handle: str | None
 
 
-class Unknown(Exception):
-    """Nobody could answer; ask again later."""
-
-
-class HandleChecks:
+class HandleChecks(Checks):
     """Takes checks, asks the network, writes what it found.
 
     `find_document` returns None for a DID that does not exist; it and `find_did` raise Unknown.
     `worker` is a name that stays the same when this worker is restarted.
     """
+
+    what = "handles"
+    idle_seconds = 2.0
 
     def __init__(
         self,
@@ -105,31 +99,15 @@ class HandleChecks:
         metrics: IndexerMetrics,
         at_once: int = 10,
     ) -> None:
+        super().__init__(open_database, metrics)
         self._worker = worker
         self._at_once = at_once
-        self._open_database = open_database
         self._find_document = find_document
         self._find_did = find_did
-        self._metrics = metrics
-        self._database: Database | None = None
-        self._thread = StoreThread()
-
-    async def run(self) -> None:
-        """Work until cancelled."""
-        while True:
-            try:
-                busy = await self.work_once()
-            except DatabaseError as error:
-                self._metrics.fail(self._metrics.database_failures)
-                _log.warning("handles are looked up later", extra={"error": str(error)})
-                await self._thread.call(self.close)
-                busy = False
-            if not busy:
-                await trio.sleep(IDLE_SECONDS)
 
     async def work_once(self) -> bool:
         """Take some checks and settle them; return whether there were any."""
-        checks = await self._thread.call(self._take)
+        checks = await self.thread.call(self._take)
         found: list[Found] = []
         unknown: list[Check] = []
         limit = trio.CapacityLimiter(self._at_once)
@@ -146,18 +124,12 @@ class HandleChecks:
             for check in checks:
                 nursery.start_soon(look_up, check)
         if checks:
-            await self._thread.call(self._settle_repeatedly, found, unknown)
+            await self.thread.call(self._settle_repeatedly, found, unknown)
         verified = sum(item.handle is not None for item in found)
-        self._metrics.handle_checks.labels("verified").inc(verified)
-        self._metrics.handle_checks.labels("unverified").inc(len(found) - verified)
-        self._metrics.handle_checks.labels("failed").inc(len(unknown))
+        self.metrics.handle_checks.labels("verified").inc(verified)
+        self.metrics.handle_checks.labels("unverified").inc(len(found) - verified)
+        self.metrics.handle_checks.labels("failed").inc(len(unknown))
         return bool(checks)
-
-    def close(self) -> None:
-        """Close the connection."""
-        database, self._database = self._database, None
-        if database is not None:
-            database.close()
 
     async def _verified_handle(self, check: Check) -> str | None:
         document = await self._find_document(check.did, check.forced)
@@ -166,13 +138,12 @@ class HandleChecks:
         handle = document.handle.lower()
         return handle if await self._find_did(handle) == check.did else None
 
+    def begin(self, database: Database) -> None:
+        """Take back what an earlier connection or life had taken: nobody works on it now."""
+        database.execute(_TAKE_BACK, (self._worker,))
+
     def _take(self) -> list[Check]:
-        if self._database is None:
-            # Whatever an earlier connection or an earlier life had taken, nobody works on it now.
-            self._database = self._open_database()
-            with self._database.transaction() as tx:
-                tx.execute(_TAKE_BACK, (self._worker,))
-        rows = self._database.query(_TAKE, (LEASE_SECONDS, self._worker, MANY))
+        rows = self.connected().query(_TAKE, (LEASE_SECONDS, self._worker, MANY))
         return [Check(*row) for row in rows]
 
     def _settle_repeatedly(self, found: Sequence[Found], unknown: Sequence[Check]) -> None:
@@ -186,7 +157,6 @@ class HandleChecks:
         return None
 
     def _settle(self, found: Sequence[Found], unknown: Sequence[Check]) -> None:
-        assert self._database is not None
         # Two accounts cannot both have verified one handle, unless it moved between the checks.
         owners = {item.handle: item.check.did for item in found}
         rows = sorted(
@@ -195,7 +165,7 @@ class HandleChecks:
         )
         dids = [did for did, _ in rows]
         handles = [handle for _, handle in rows]
-        with self._database.transaction() as tx:
+        with self.connected().transaction() as tx:
             if rows:
                 tx.query(_LOCK, (dids, [handle for handle in handles if handle is not None]))
                 tx.execute(_DISPOSSESS, (dids, handles))
@@ -205,12 +175,6 @@ class HandleChecks:
                 waits = [wait_seconds(item.attempts) for item in unknown]
                 taken = [item.taken for item in unknown]
                 tx.execute(_LATER, ([item.did for item in unknown], taken, waits))
-
-
-def wait_seconds(attempts: int) -> float:
-    """Return how long to wait after a look that nobody answered; with jitter."""
-    wait: float = min(RETRY_SECONDS * 2 ** min(attempts, 20), MAX_RETRY_SECONDS)
-    return wait * random.uniform(0.75, 1.0)
 
 
 def sorted_by_did(found: Sequence[Found]) -> list[Found]:

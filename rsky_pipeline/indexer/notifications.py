@@ -12,7 +12,8 @@ from rsky_pipeline.indexer.collections.shape import Notification, Put
 
 _DELETE = 'DELETE FROM notification WHERE "recordUri" = ANY(%b::text[]) RETURNING "recordUri"'
 # Muted threads are filtered as officially: by the root of the post that the notification is
-# about. The first condition spares the lookups as long as nobody mutes anything.
+# about. One that is not there yet may be a root. The first condition spares the lookups as long as
+# nobody mutes anything.
 _INSERT = """
 INSERT INTO notification
     (did, "recordUri", "recordCid", author, reason, "reasonSubject", "sortAt")
@@ -20,8 +21,8 @@ SELECT n.* FROM unnest(%b::text[], %b::text[], %b::text[], %b::text[], %b::text[
     %b::text[]) AS n(did, "recordUri", "recordCid", author, reason, "reasonSubject", "sortAt")
 WHERE NOT EXISTS (SELECT FROM thread_mute)
    OR NOT EXISTS (
-        SELECT FROM post p JOIN thread_mute m ON m."rootUri" = COALESCE(p."replyRoot", p.uri)
-        WHERE p.uri = n."reasonSubject" AND m."mutedByDid" = n.did)
+        SELECT FROM thread_mute m WHERE m."mutedByDid" = n.did AND m."rootUri" = COALESCE(
+            (SELECT p."replyRoot" FROM post p WHERE p.uri = n."reasonSubject"), n."reasonSubject"))
 """
 
 

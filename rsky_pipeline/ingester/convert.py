@@ -5,7 +5,7 @@ Source: https://atproto.com/specs/event-stream.
 """
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from types import MappingProxyType
 from typing import NamedTuple, Protocol
 
@@ -98,9 +98,6 @@ class Converter(Protocol):
     def convert_read(self, message: Message, raw: bytes) -> Converted:
         """Convert a frame that was read; never raises because of its content."""
 
-    def resync(self, stream: str, about: About, reason: str, unwritten: Sequence[RepoOp]) -> Entry:
-        """Return the entry that has a repo fetched again, and count it."""
-
     def keep_aside(self, raw: bytes, reason: str, error: str) -> list[Entry]:
         """Count an error and return the entry that keeps its frame, if there is room for it."""
 
@@ -142,10 +139,6 @@ class FrameConverter:
             return self._unreadable(raw, error.reason, str(error))
         except Exception as error:  # noqa: BLE001
             return self._defect(raw, error)
-
-    def resync(self, stream: str, about: About, reason: str, unwritten: Sequence[RepoOp]) -> Entry:
-        """Return the entry that has a repo fetched again; only relays tell of repos."""
-        raise NotImplementedError
 
     def count(self) -> None:
         """Count a frame, readable or not."""

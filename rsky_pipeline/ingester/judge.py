@@ -10,7 +10,8 @@ from rsky_pipeline.atproto.errors import IncompleteTree, InvalidData
 from rsky_pipeline.atproto.frame import AccountMessage, CommitMessage, RepoOp, SyncMessage
 from rsky_pipeline.atproto.syntax import tid_number
 from rsky_pipeline.ingester.chain import Step, Update, follow, is_replay
-from rsky_pipeline.ingester.convert import About, Claim, Converted, Converter
+from rsky_pipeline.ingester.commits import RepoConverter
+from rsky_pipeline.ingester.convert import About, Claim, Converted
 from rsky_pipeline.ingester.discovery import Discovery
 from rsky_pipeline.ingester.proof import check_operations
 from rsky_pipeline.ingester.relays import RelayBoard
@@ -51,7 +52,7 @@ class Judge:
     def __init__(
         self,
         relay: str,
-        converter: Converter,
+        converter: RepoConverter,
         memory: Memory,
         clock: Callable[[], float] = trio.current_time,
     ) -> None:

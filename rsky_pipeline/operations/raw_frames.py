@@ -86,7 +86,9 @@ def convert_again(stream: str, frame: RawFrame, settings: Settings) -> list[Entr
         again = parse_raw({FRAME_FIELD: refused.payload})
         raise NotConvertible(f"{again.reason}: {again.error}")
     about = converted.about
-    if about is None or (entries and converted.claim is None and about.reason is None):
+    if about is None or not isinstance(converter, RepoConverter):  # only relays tell of repos
+        return entries
+    if entries and converted.claim is None and about.reason is None:
         return entries
     # What is claimed can be proven from the repo; so can what the frame did not hold.
     unwritten = about.ops if converted.claim is not None else ()

@@ -47,6 +47,42 @@ def test_an_exception_rolls_back(schema_database: str) -> None:
     database.close()
 
 
+def test_what_a_transaction_wrote_is_kept_or_gone_as_a_whole(schema_database: str) -> None:
+    def write(*names: str, then: type[Exception] | None = None) -> None:
+        with database.transaction() as tx:
+            for name in names:
+                tx.execute("INSERT INTO view_param (name) VALUES (%s)", (name,))
+            if then is not None:
+                raise then
+
+    with Database.connect(schema_database, name="test") as database:
+        write("a", "b")
+        with pytest.raises(KeyError):
+            write("c", "d", then=KeyError)
+        with pytest.raises(BadData):
+            write("e", "a")
+        names = "SELECT name FROM view_param WHERE length(name) = 1 ORDER BY name"
+        assert database.query(names) == [("a",), ("b",)]
+
+
+def test_a_transaction_that_is_over_refuses_statements(schema_database: str) -> None:
+    with Database.connect(schema_database, name="test") as database:
+        with database.transaction() as tx:
+            assert tx.query("SELECT 1") == [(1,)]
+        for use in (tx.query, tx.execute):
+            with pytest.raises(ValueError, match="over"):
+                use("SELECT 1")
+
+
+def test_a_transaction_inside_another_one_is_refused(schema_database: str) -> None:
+    with Database.connect(schema_database, name="test") as database:
+        with database.transaction() as tx:
+            with pytest.raises(ValueError, match="open already"), database.transaction():
+                pass
+            tx.execute("INSERT INTO view_param (name) VALUES ('kept')")
+        assert database.query("SELECT name FROM view_param WHERE name = 'kept'") == [("kept",)]
+
+
 # Does not compress to what an index page takes.
 LONG_KEY = "string_agg(md5(i::text), '') FROM generate_series(1, 500) AS i"
 

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,13 @@ from tests.data_frames import split_frames
 Row = dict[str, Any]
 
 
-def payloads(folder: Path, prefixes: Sequence[str]) -> Iterator[bytes]:
-    """Yield the recording's events in order, as the ingester writes them."""
+@cache
+def payloads(folder: Path, prefixes: tuple[str, ...]) -> tuple[bytes, ...]:
+    """Return the recording's events in order, as the ingester writes them."""
+    return tuple(_payloads(folder, prefixes))
+
+
+def _payloads(folder: Path, prefixes: Sequence[str]) -> Iterator[bytes]:
     for raw in split_frames((folder / "firehose.frames").read_bytes(), ">I"):
         message = decode_frame(raw)
         match message:

@@ -8,8 +8,9 @@ from prometheus_client import CollectorRegistry
 
 from rsky_pipeline.atproto.identity import DidDocument
 from rsky_pipeline.database.connection import Database
+from rsky_pipeline.indexer.checks import Unknown
 from rsky_pipeline.indexer.collections import registry
-from rsky_pipeline.indexer.handles import HandleChecks, Unknown
+from rsky_pipeline.indexer.handles import HandleChecks
 from rsky_pipeline.indexer.labels import Label, apply_labels
 from rsky_pipeline.indexer.purge import purge_account
 from rsky_pipeline.observability.indexer import IndexerMetrics

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
+from rsky_pipeline.configuration.settings import Validation
 from rsky_pipeline.indexer.apply import apply_batch
 from rsky_pipeline.indexer.collections import registry
 from rsky_pipeline.indexer.collections.shape import Put as State
@@ -34,9 +35,11 @@ Path = tuple[str | int, ...]
 POST = f"at://{did_of('ann')}/app.bsky.feed.post/3jzfcijpj2z2a"
 LIST = f"at://{did_of('ann')}/app.bsky.graph.list/3jzfcijpj2z2a"
 REFERENCE = {"uri": POST, "cid": cid_of("post")}
-BLOB = {"$type": "blob", "ref": {"$link": cid_of("b")}, "mimeType": "image/png", "size": 1}
+RAW = "bafkreihdwdcefgh4dqkjv67uzcmw7ojee6xedzdetojuzjevtenxquvyku"
+BLOB = {"$type": "blob", "ref": {"$link": RAW}, "mimeType": "image/png", "size": 1}
 IMAGE = {"image": BLOB, "alt": "alt", "aspectRatio": {"width": 1, "height": 1}}
 EXTERNAL = {"uri": "https://a.test", "title": "t", "description": "d", "thumb": BLOB}
+SHOWN = {"$type": "app.bsky.embed.external", "external": EXTERNAL}
 PROFILE = {"displayName": "n", "description": "d", "avatar": BLOB, "banner": BLOB,
            "joinedViaStarterPack": REFERENCE, "pinnedPost": REFERENCE}  # fmt: skip
 NAMED = {"description": "d", "descriptionFacets": mention("bob"), "avatar": BLOB}
@@ -74,7 +77,7 @@ WHOLE: tuple[tuple[str, dict[str, Any]], ...] = (
     ("feed.threadgate", {"post": POST, "allow": [], "hiddenReplies": [POST]}),
     ("feed.postgate", {"post": POST, "embeddingRules": [], "detachedEmbeddingUris": [POST]}),
     ("graph.verification", {"subject": did_of("bob"), "handle": "b.test", "displayName": "b"}),
-    ("actor.status", {"status": "live", "embed": {"external": EXTERNAL}, "durationMinutes": 5}),
+    ("actor.status", {"status": "live", "embed": SHOWN, "durationMinutes": 5}),
     ("notification.declaration", {"allowSubscriptions": "none"}),
 )
 
@@ -160,15 +163,29 @@ def entry(net: Network, put: tuple[str, dict[str, Any], str | None, str]) -> byt
     return json.dumps(event).encode()
 
 
+@pytest.mark.parametrize("validation", ["lenient", "strict"])
+def test_what_is_spoilt_here_is_good_before(validation: Validation) -> None:
+    for nsid, record in WHOLE:
+        own = {"post": POST.replace("ann", "eve")} if nsid.endswith("gate") else {}
+        own |= {"list": LIST.replace("ann", "eve")} if nsid == "graph.listitem" else {}
+        rkey = POST[-13:] if "post" in own else None
+        put = (f"app.bsky.{nsid}", {"createdAt": time_of(1), **record, **own}, rkey, time_of(2))
+        reading = read_entry({b"event": entry(Network(), put)}, registry.load(validation), NOW)
+        assert reading.refused is None, reading.refused
+
+
 @pytest.mark.slow
+@pytest.mark.parametrize("validation", ["lenient", "strict"])
 @settings(
-    max_examples=60, deadline=None, print_blob=True, phases=(Phase.explicit, Phase.generate),
+    max_examples=30, deadline=None, print_blob=True, phases=(Phase.explicit, Phase.generate),
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow,
                            HealthCheck.data_too_large],
 )  # fmt: skip
 @given(puts=st.lists(hostile_puts(), min_size=5, max_size=25))
 def test_a_hostile_record_costs_at_most_itself(
-    tables: Tables, puts: Sequence[tuple[str, dict[str, Any], str | None, str]]
+    tables: Tables,
+    validation: Validation,
+    puts: Sequence[tuple[str, dict[str, Any], str | None, str]],
 ) -> None:
     clear(tables)
     net = Network()
@@ -176,8 +193,9 @@ def test_a_hostile_record_costs_at_most_itself(
     payloads = [entry(net, put) for put in puts]
     payloads.insert(len(payloads) // 2, good[0].payload)
     payloads.append(good[1].payload)
-    readings = [read_entry({b"event": item}, registry.load(), NOW) for item in payloads]
-    apply_batch(tables.database, readings, registry.load())
+    collections = registry.load(validation)
+    readings = [read_entry({b"event": item}, collections, NOW) for item in payloads]
+    apply_batch(tables.database, readings, collections)
     _check_rows(tables, readings, good)
     _check_times(tables)
 

@@ -9,9 +9,9 @@ from rsky_pipeline.configuration.settings import Settings
 from rsky_pipeline.database.connection import Database
 from rsky_pipeline.indexer.account_service import Lookup
 from rsky_pipeline.indexer.actors import Known, due_handles
+from rsky_pipeline.indexer.checks import MAX_RETRY_SECONDS, RETRY_SECONDS, Unknown, wait_seconds
 from rsky_pipeline.indexer.collections import registry
 from rsky_pipeline.indexer.deletions import DeletionChecks, Hosted
-from rsky_pipeline.indexer.handles import MAX_RETRY_SECONDS, RETRY_SECONDS, Unknown, wait_seconds
 from rsky_pipeline.network.directory import Directory
 from rsky_pipeline.network.handles import Handles
 from rsky_pipeline.network.http import HttpClient

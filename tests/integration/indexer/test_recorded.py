@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import trio
 
+from rsky_pipeline.atproto.identity import parse_did_document
 from rsky_pipeline.indexer.apply import apply_batch
 from rsky_pipeline.indexer.collections import registry
 from rsky_pipeline.indexer.events import AccountChange, Reading, read_entry
@@ -21,6 +23,7 @@ from rsky_pipeline.indexer.purge import purge_account
 from tests.data import test_data
 from tests.integration.indexer.kit import NOW, Tables, any_count, recounted
 from tests.integration.indexer.recorded import expected_rows, payloads, refused_uris
+from tests.integration.indexer.test_accounts import check_handles
 
 Rows = Counter[str]
 PREFIXES = ("app.bsky.", "chat.bsky.", "com.germnetwork.")
@@ -120,7 +123,7 @@ def test_every_table_equals_the_official_rows(tables: Tables, folder: Path, size
     check_duplicates(tables, folder)
     check_profiles(tables, folder)
     check_counts(tables, folder, gone)
-    check_actors(tables, folder)
+    trio.run(check_actors, tables, folder)
 
 
 def check_leftovers_of_deleted_accounts(tables: Tables, folder: Path, gone: set[str]) -> None:
@@ -214,10 +217,18 @@ def touched_by(tables: Tables, folder: Path, uri: str, gone: set[str]) -> bool:
     return False
 
 
-def check_actors(tables: Tables, folder: Path) -> None:
-    """Handles are looked up in the background, not here."""
-    expected = {row["did"]: row["upstreamStatus"] for row in expected_rows(folder, "actor")}
-    assert dict(tables.rows("actor", 'did, "upstreamStatus"')) == expected
+async def check_actors(tables: Tables, folder: Path) -> None:
+    """Handles are looked up behind the batches: each from its document, and the other way round."""
+    assert {row[0] for row in tables.rows("actor", "handle")} == {None}
+    documents = json.loads((folder / "dids.json").read_text())
+    claims = {did: parse_did_document(documents[did], did).handle or "" for did in documents}
+    answers: dict[str, str | None] = dict.fromkeys(claims.values())
+    answers |= json.loads((folder / "handles.json").read_text())
+    await check_handles(tables, claims, answers)
+    expected = [{**row, "indexedAt": ""} for row in expected_rows(folder, "actor")]
+    found = [{**row, "indexedAt": ""} for row in tables.dicts("actor")]
+    assert sorted(found, key=repr) == sorted(expected, key=repr)
+    assert len({row["handle"] for row in found} - {None}) == len(found) == 43
 
 
 def test_nothing_is_refused_that_the_official_indexer_accepts(folder: Path) -> None:

@@ -10,11 +10,14 @@ from click.testing import CliRunner, Result
 
 from rsky_pipeline.atproto.crypto import PrivateKey
 from rsky_pipeline.cli import main
+from rsky_pipeline.indexer.clock import now_text
 from rsky_pipeline.simulator.repo import Repo, Write
 from tests.data import test_data
 from tests.integration.backfiller.hosts import FakeHosts
 from tests.integration.backfiller.kit import document
+from tests.integration.indexer.golden import Note, expect
 from tests.integration.indexer.kit import (
+    Event,
     Network,
     Put,
     Tables,
@@ -44,13 +47,14 @@ def run(tables: Tables, hosts: FakeHosts, tmp_path: Path) -> Any:
     return command
 
 
-def serve(hosts: FakeHosts, who: str, puts: Sequence[Put], number: int) -> None:
+def serve(hosts: FakeHosts, who: str, puts: Sequence[Put], number: int) -> Repo:
     """Have a PDS serve a repo with these records, at the rev of this number."""
     repo = Repo(did_of(who), KEY)
     repo.load(
         [Write(f"{put.collection}/{put.rkey}", put.record) for put in puts], rev_of(number), 0
     )
     hosts.add(did_of(who), document(did_of(who)), repo.car())
+    return repo
 
 
 def test_a_repo_is_brought_exactly_up_to_date(
@@ -97,6 +101,51 @@ def test_a_repo_is_brought_exactly_up_to_date(
     assert state(tables) == now
     tables.apply(*gone)
     assert state(tables) == now, "what came before the floor stays without effect"
+
+
+def test_a_repo_is_indexed_in_whole_rows(
+    run: Any, tables: Tables, hosts: FakeHosts, net: Network
+) -> None:
+    """First as it is, then with a new profile and post, one follow less, and an invalid post."""
+    fields = {"displayName": "ann", "description": "old"}
+    profile = net.put("ann", "app.bsky.actor.profile", fields, "self")
+    posts = [net.post("ann") for _ in range(4)]
+    follows = [net.follow("ann", who) for who in ("bob", "cyd", "dan")]
+    others = [net.follow("bob", "ann"), net.follow("cyd", "ann")]
+    like = net.like("bob", posts[0])
+    events: list[Event] = [profile, *posts, *follows, *others, like]
+    tables.apply(*events)
+    told: list[Note] = [
+        *((put, who, "follow", None) for put, who in zip(follows, ("bob", "cyd", "dan"),
+                                                        strict=True)),
+        *((put, "ann", "follow", None) for put in others), (like, "ann", "like", posts[0]),
+    ]  # fmt: skip
+    people = {"ann": (2, 3, 4), "bob": (1, 1, 0), "cyd": (1, 1, 0), "dan": (1, 0, 0)}
+    counts = [(posts[0], (1, 0, 0, 0))]
+
+    def indexed(number: int, puts: Sequence[Put], *skipped: Put) -> dict[str, dict[str, Any]]:
+        """Index the repo; return the columns that tell its rev."""
+        repo = serve(hosts, "ann", [*puts, *skipped], number)
+        assert run("index-repo", did_of("ann")).exit_code == 0
+        head = {"repoRev": rev_of(number), "commitCid": str(repo.head)}
+        return {put.uri: {"rev": rev_of(number)} for put in puts} | {did_of("ann"): head}
+
+    changed = indexed(50, [profile, *posts, *follows])
+    expect(tables, events, told=told, people=people, counts=counts, changed=changed)
+
+    described = net.update(profile, {"description": "new"})
+    added, invalid = net.post("ann", "new"), net.post("ann", text=0)  # type: ignore[arg-type]
+    before = now_text()
+    changed = indexed(60, [described, *posts, *follows[:2], added], invalid)
+    for put in (described, added):  # seen now, and sorted by what they claim
+        ((time,),) = tables.rows("record", '"indexedAt"', f"uri = '{put.uri}'")
+        assert before <= time <= now_text()
+        changed[put.uri]["indexedAt"] = time
+    expect(
+        tables, [*events, described, added, net.delete(follows[2])],
+        told=[note for note in told if note[0] is not follows[2]], counts=counts, changed=changed,
+        people={"ann": (2, 2, 5), "bob": (1, 1, 0), "cyd": (1, 1, 0)},
+    )  # fmt: skip
 
 
 def test_an_empty_repo_of_an_unknown_account(run: Any, tables: Tables, hosts: FakeHosts) -> None:
