@@ -7,17 +7,18 @@ import pytest
 
 from tests.pipelines import Running, pipeline_on
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+START_SECONDS = 180.0  # for a worker that recovers what was pending, on a busy machine
 EVERYBODY = {"ingester-1", "backfiller-1", "indexer-1", "valkey", "postgres"}
 
 
 def kill(running: Running, name: str) -> None:
     """Kill a child and wait until another one has taken its place and everybody is ready."""
-    running.wait_for(lambda: running.pids().keys() == EVERYBODY)
+    running.wait_for(lambda: running.pids().keys() == EVERYBODY, START_SECONDS)
     victim = running.pids()[name]
     os.kill(victim, signal.SIGKILL)
-    running.wait_for(lambda: running.pids().get(name, victim) != victim)
-    running.wait_for(lambda: running.pids().keys() == EVERYBODY)
+    running.wait_for(lambda: running.pids().get(name, victim) != victim, START_SECONDS)
+    running.wait_for(lambda: running.pids().keys() == EVERYBODY, START_SECONDS)
 
 
 def kill_supervisor(running: Running) -> None:
@@ -25,7 +26,7 @@ def kill_supervisor(running: Running) -> None:
     os.kill(running.process.pid, signal.SIGKILL)
     running.process.end()
     running.start_again()
-    running.wait_for(lambda: running.pids().keys() == EVERYBODY, 120)
+    running.wait_for(lambda: running.pids().keys() == EVERYBODY, START_SECONDS)
 
 
 def is_indexing(running: Running) -> bool:
@@ -34,7 +35,7 @@ def is_indexing(running: Running) -> bool:
 
 def ends_equal(running: Running) -> None:
     running.simulation.control.stop()
-    running.wait_until_indexed()
+    running.wait_until_indexed(300)
     assert running.differences() == []
     assert running.observer.dead_letters() == {}
 
