@@ -89,15 +89,16 @@ def _change(
     parameters: dict[str, Any], host: str, stream: Any, seq: int | None, force: bool, as_json: bool
 ) -> None:
     from rsky_pipeline.network.hosts import parse_endpoint
-    from rsky_pipeline.operations.cursors import Refused, set_cursor
+    from rsky_pipeline.operations.cursors import Refused, is_configured, set_cursor
 
     try:
         name = parse_endpoint(host).key
     except ValueError as error:
         raise fail(f"{host!r} is not a host: {error}", ExitCode.USAGE) from error
-    with opened_store(parameters, "cursor") as (_, store):
+    with opened_store(parameters, "cursor") as (settings, store):
+        configured = is_configured(settings, stream, name)
         try:
-            before = set_cursor(store, stream, name, seq, force=force)
+            before = set_cursor(store, stream, name, seq, force=force, configured=configured)
         except Refused as error:
             raise fail(str(error), ExitCode.FAILED) from error
     if as_json:

@@ -58,13 +58,16 @@ def repair(ids: tuple[str, ...], as_json: bool, **parameters: Any) -> None:
 
     with database.told(parameters) as settings, store.told(settings):
         connection = connect(settings.redis_url or "", name="gaps")
-        say("listing the repos of the relay; this takes as long as it has repos")
+        say("listing the repos of each relay with an open gap; that takes as long as it has repos")
         try:
             found = trio.run(repair_gaps, connection, settings, ids)
         except UnknownGap as error:
             raise fail(str(error), ExitCode.USAGE) from error
         finally:
             connection.close()
+    if not found and not as_json:
+        click.echo("no gap is open: see `rsky-pipeline gaps list`; name one to repair it again")
+        return
     _print(found, as_json)
     if any(gap.status != "repaired" for gap in found):
         raise click.exceptions.Exit(ExitCode.FAILED)

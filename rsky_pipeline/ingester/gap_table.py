@@ -6,6 +6,7 @@ go on; from there gaps are moved when PostgreSQL can be reached.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 
 import orjson
 
@@ -33,7 +34,7 @@ class GapRow:
     to_seq: int | None
     from_time: str | None
     to_time: str | None
-    detected_at: object
+    detected_at: datetime
     status: str
     repos_listed: int
     repos_queued: int
@@ -116,5 +117,13 @@ def stored_revs(database: Database, dids: Sequence[str]) -> dict[str, str]:
     rows = database.query(
         'SELECT did, "repoRev" FROM actor_sync WHERE did = ANY(%s) AND "repoRev" IS NOT NULL',
         [list(dids)],
+    )
+    return {row[0]: row[1] for row in rows}
+
+
+def stored_statuses(database: Database, dids: Sequence[str]) -> dict[str, str | None]:
+    """Return the hosting status that is stored of each account; None for an active one."""
+    rows = database.query(
+        'SELECT did, "upstreamStatus" FROM actor WHERE did = ANY(%s)', [list(dids)]
     )
     return {row[0]: row[1] for row in rows}

@@ -40,6 +40,7 @@ _log = logging.getLogger(__name__)
 
 # How long to wait where only an operator can help; not for ever, since they may have.
 _OPERATOR_SECONDS = 60.0
+_OPERATOR_LOOK_SECONDS = 1.0  # at the stored cursor meanwhile
 _ON_PURPOSE = frozenset({DisconnectReason.PRESSURE, DisconnectReason.CURSOR_MOVED})
 _ERROR_FRAMES = {
     "FutureCursor": DisconnectReason.FUTURE_CURSOR,
@@ -117,8 +118,21 @@ class Follower:
                 backoff = backoff.worked(self._connected_at)
             backoff, wait = backoff.failed(trio.current_time())
             if ended.reason is DisconnectReason.FUTURE_CURSOR:
-                wait = _OPERATOR_SECONDS
-            await trio.sleep(ended.retry_after or wait)
+                await self._wait_for_operator()
+            else:
+                await trio.sleep(ended.retry_after or wait)
+
+    async def _wait_for_operator(self) -> None:
+        """Return when another cursor is stored, or after a while: the host may be another one."""
+        self._cursor_is_loaded = False
+        seen: list[object] = []
+        with trio.move_on_after(_OPERATOR_SECONDS):
+            while len(seen) < 2 or seen[-1] == seen[0]:
+                try:
+                    seen.append(await self.writer.read(self.lane.cursor_key))
+                except (StoreUnavailable, StoreRejected):
+                    self._metrics.error("store_unavailable")
+                await trio.sleep(_OPERATOR_LOOK_SECONDS)
 
     async def _load_cursor(self) -> Disconnected | None:
         """Have the writer know the stored cursor; return what keeps it from it."""

@@ -24,7 +24,7 @@ from rsky_pipeline.runtime.threads import StoreThread
 from rsky_pipeline.streams.connection import Store
 from rsky_pipeline.streams.errors import StoreRejected, StoreUnavailable
 from rsky_pipeline.streams.lag import inspect
-from rsky_pipeline.streams.names import FIREHOSE_LIVE, LABEL_LIVE
+from rsky_pipeline.streams.names import FIREHOSE_LIVE, LABEL_LIVE, REPO_BACKFILL
 
 _log = logging.getLogger(__name__)
 _HEALTH_SECONDS = 1.0
@@ -141,6 +141,8 @@ class Reporter:
                 for quarantine in quarantines:
                     kept = await thread.call(inspect, store, quarantine.stream)
                     quarantine.observe_length(kept.length)
+                queued = await thread.call(inspect, store, REPO_BACKFILL)
+                self._memory.discovery.observe_length(queued.length)
             except (StoreUnavailable, StoreRejected) as error:
                 metrics.errors.inc()
                 _log.warning("cannot look at the streams", extra={"error": str(error)})

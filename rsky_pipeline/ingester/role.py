@@ -2,10 +2,11 @@
 
 import logging
 import ssl
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack, closing
 from dataclasses import dataclass, field
 from functools import partial
+from types import MappingProxyType
 
 import trio
 
@@ -27,7 +28,7 @@ from rsky_pipeline.ingester.release import release_resyncs
 from rsky_pipeline.ingester.report import FeedReport, Ledger, Reporter
 from rsky_pipeline.ingester.resync import Resyncs
 from rsky_pipeline.ingester.states import RepoStates, reader
-from rsky_pipeline.ingester.sweep import Sweeper
+from rsky_pipeline.ingester.sweep import Sweeper, sweep_marks
 from rsky_pipeline.ingester.tally import Tally
 from rsky_pipeline.ingester.verify import MAX_KEYS, SignatureVerifier, Verifier
 from rsky_pipeline.ingester.writer import Writer
@@ -65,6 +66,9 @@ MAX_EVENTS = 40_000
 MAX_BYTES = 48 * 1024 * 1024
 MAX_LABEL_BYTES = 16 * 1024 * 1024
 MAX_LABELERS = 2_000
+# Repos that may wait to be fetched again, as a multiple of those that may be queued. Each is about
+# 250 bytes; beyond that, reading is held up.
+MAX_WAITING = 5
 # A document that was looked up just now is not asked for again; see also `verify.REFRESH_SECONDS`.
 FORCED_PAUSE_SECONDS = 5.0
 _LABEL_QUEUE_BYTES = 512 * 1024
@@ -188,7 +192,9 @@ class _Builder:
         rate = self._settings.discover_repos_per_minute if self._settings.enumerate_repos else 0
         states = RepoStates(reader(self.store("states")))
         resyncs = Resyncs(self._settings.resync_pause_seconds)
-        memory = Memory(states, board, resyncs, Discovery(rate))
+        memory = Memory(
+            states, board, resyncs, Discovery(rate, self._settings.repo_high_water_mark)
+        )
         parts = _Parts(self._metrics, self._verifier(), self._tls, memory)
         if relays:
             self._add_relays(parts, relays)
@@ -202,10 +208,12 @@ class _Builder:
         marks = {
             FIREHOSE_LIVE: settings.live_high_water_mark,
             REPO_BACKFILL_HIGH: settings.repo_high_water_mark,
-            RESYNC_LATER: settings.repo_high_water_mark,
+            RESYNC_LATER: settings.repo_high_water_mark * MAX_WAITING,
         }
         ledger = Ledger(parts.memory)
-        writer = self._writer(FIREHOSE_LIVE, marks, ledger)
+        # Repos that cannot be fetched yet must not stop what is live.
+        detours = {REPO_BACKFILL_HIGH: RESYNC_LATER}
+        writer = self._writer(FIREHOSE_LIVE, marks, ledger, detours)
         parts.writers.append((writer, ledger))
         for endpoint in relays:
             converter = RepoConverter(
@@ -256,16 +264,21 @@ class _Builder:
             name=f"{self._context.consumer}-gaps",
         )  # fmt: skip
         listing = partial(list_repos, self._http)
-        mark = settings.repo_high_water_mark
-        return Sweeper(self.store("gaps"), connect_database, listing, mark)
+        return Sweeper(self.store("gaps"), connect_database, listing, sweep_marks(settings))
 
-    def _writer(self, name: str, marks: dict[str, int], ledger: Ledger) -> Writer:
+    def _writer(
+        self,
+        name: str,
+        marks: dict[str, int],
+        ledger: Ledger,
+        detours: Mapping[str, str] = MappingProxyType({}),
+    ) -> Writer:
         settings = self._settings
         rule = BatchRule(
             max_events=settings.ingester_batch_size,
             max_age=settings.ingester_batch_timeout_ms / 1000,
         )
-        return Writer(self.store(name), marks, rule, self._metrics, ledger)
+        return Writer(self.store(name), marks, rule, self._metrics, ledger, detours)
 
     def _pressure(self, max_events: int, max_bytes: int) -> Pressure:
         return Pressure(max(2 * self._settings.ingester_batch_size, max_events), max_bytes)

@@ -1,17 +1,39 @@
-"""Repairing a gap: list all repos of the relay, and fetch those that are further than we are."""
+"""Repairing a gap: list all repos of the relay, and fetch those that are further than we are.
+
+What the list says of an account's hosting status, and is not what is stored, becomes an account
+event of the time of the first event after the gap: later news of the account count more, since they
+come by the stream.
+"""
 
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from functools import partial
 
 import trio
 
+from rsky_pipeline.atproto.datetimes import format_utc
 from rsky_pipeline.atproto.syntax import is_tid, tid_number
+from rsky_pipeline.configuration.settings import Settings
 from rsky_pipeline.database.connection import Database
 from rsky_pipeline.database.errors import DatabaseError
-from rsky_pipeline.ingester.gap_table import GapRow, claim, move_gaps, note, stored_revs
-from rsky_pipeline.ingester.repo_state import is_state, repo_digest, rev_of, state_key
+from rsky_pipeline.ingester.gap_table import (
+    GapRow,
+    claim,
+    move_gaps,
+    note,
+    stored_revs,
+    stored_statuses,
+)
+from rsky_pipeline.ingester.repo_state import (
+    is_inactive,
+    is_state,
+    repo_digest,
+    rev_of,
+    state_key,
+)
+from rsky_pipeline.ingester.times import timestamp
 from rsky_pipeline.network.hosts import Endpoint
 from rsky_pipeline.network.http import HttpFailure
 from rsky_pipeline.network.repositories import ListedRepo, Page
@@ -19,9 +41,16 @@ from rsky_pipeline.runtime.threads import StoreThread
 from rsky_pipeline.streams.append import Entry, append
 from rsky_pipeline.streams.connection import Store
 from rsky_pipeline.streams.errors import StoreRejected, StoreUnavailable
-from rsky_pipeline.streams.event import REPO_FIELD, RepoJob, encode_repo_job
+from rsky_pipeline.streams.event import (
+    EVENT_FIELD,
+    REPO_FIELD,
+    AccountEvent,
+    RepoJob,
+    encode_event,
+    encode_repo_job,
+)
 from rsky_pipeline.streams.fields import read_fields
-from rsky_pipeline.streams.names import REPO_BACKFILL_HIGH
+from rsky_pipeline.streams.names import FIREHOSE_LIVE, REPO_BACKFILL_HIGH
 
 _log = logging.getLogger(__name__)
 _CHECK_SECONDS = 5.0
@@ -38,7 +67,7 @@ class Sweeper:
     store: Store
     connect: Callable[[], Database]
     listing: Listing
-    high_water_mark: int
+    high_water_marks: Mapping[str, int]
 
     async def watch(self, relays: Sequence[Endpoint], *, repair: bool) -> None:
         """Move gaps to PostgreSQL, and repair them if asked to, until cancelled."""
@@ -86,7 +115,8 @@ class Sweeper:
                            extra={"host": gap.host, "error": str(error)})  # fmt: skip
                 return False
             behind = await thread.call(self._behind, database, page.repos)
-            await self._queue(thread, endpoint, behind)
+            news = await thread.call(_status_news, database, page.repos, _news_time(gap))
+            await self._queue(thread, endpoint, behind, news)
             listed, queued = listed + len(page.repos), queued + len(behind)
             over = page.cursor is None or page.cursor == cursor
             cursor = page.cursor
@@ -108,12 +138,18 @@ class Sweeper:
             live = rev_of(state) if is_state(state) else 0
             indexed = revs.get(repo.did, "")
             known = max(live, tid_number(indexed) if is_tid(indexed) else 0)
-            if repo.active and (not is_tid(repo.rev) or tid_number(repo.rev) > known):
+            returned = is_state(state) and is_inactive(state)
+            further = not is_tid(repo.rev) or tid_number(repo.rev) > known
+            if repo.active and (further or returned):
                 behind.append(repo)
         return behind
 
     async def _queue(
-        self, thread: StoreThread, endpoint: Endpoint, repos: Sequence[ListedRepo]
+        self,
+        thread: StoreThread,
+        endpoint: Endpoint,
+        repos: Sequence[ListedRepo],
+        news: Sequence[Entry],
     ) -> None:
         host = endpoint.http_url()
         entries = [
@@ -123,10 +159,40 @@ class Sweeper:
             )
             for repo in repos
         ]  # fmt: skip
-        marks = {REPO_BACKFILL_HIGH: self.high_water_mark}
-        call = partial(append, self.store, entries, high_water_marks=marks)
+        entries += news
+        call = partial(append, self.store, entries, high_water_marks=self.high_water_marks)
         while entries:
             result = await thread.call(call)
             if result.status != "full":
                 return
             await trio.sleep(_FULL_SECONDS)
+
+
+def sweep_marks(settings: Settings) -> dict[str, int]:
+    """Return the high-water marks of the streams that sweeps append to."""
+    return {
+        REPO_BACKFILL_HIGH: settings.repo_high_water_mark,
+        FIREHOSE_LIVE: settings.live_high_water_mark,
+    }
+
+
+def _news_time(gap: GapRow) -> str:
+    """Return the time of the first event after a gap, or when it was noticed if that is earlier."""
+    noticed = gap.detected_at.timestamp()
+    first = timestamp(gap.to_time or "")
+    moment = noticed if first is None else min(first, noticed)
+    return format_utc(datetime.fromtimestamp(moment, UTC))
+
+
+def _status_news(database: Database, repos: Sequence[ListedRepo], time: str) -> list[Entry]:
+    """Return events of the accounts whose stored status is not the listed one."""
+    stored = stored_statuses(database, [repo.did for repo in repos])
+    news = []
+    for repo in repos:
+        if repo.did not in stored or (stored[repo.did] is None) == repo.active:
+            continue
+        event = AccountEvent(0, time, repo.did, repo.active, repo.status)
+        news.append(Entry(FIREHOSE_LIVE, EVENT_FIELD, encode_event(event)))
+    if news:
+        _log.info("accounts have another status than is stored", extra={"accounts": len(news)})
+    return news

@@ -8,8 +8,10 @@ in both cases the cursors make the hosts send everything again.
 
 import logging
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from functools import partial
 from math import inf
+from types import MappingProxyType
 from typing import Protocol
 
 import orjson
@@ -21,6 +23,7 @@ from rsky_pipeline.ingester.cursor import Position, parse_cursor, parse_position
 from rsky_pipeline.ingester.repo_state import RepoState, state_key
 from rsky_pipeline.observability.ingester import IngesterMetrics
 from rsky_pipeline.runtime.backoff import Backoff
+from rsky_pipeline.runtime.logging import Throttled
 from rsky_pipeline.runtime.threads import StoreThread
 from rsky_pipeline.streams.append import Appended, CursorMove, append, read_cursor
 from rsky_pipeline.streams.connection import Store
@@ -101,10 +104,13 @@ class Writer:
         rule: BatchRule,
         metrics: IngesterMetrics,
         listener: Listener,
+        detours: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
+        """What a stream of `detours` has no room for goes to the other one that is named there."""
         self._store = store
         self._thread = StoreThread()
         self._marks = high_water_marks
+        self._detours = detours
         self._metrics = metrics
         self._listener = listener
         self._batcher = Batcher[Lane](rule)
@@ -116,6 +122,7 @@ class Writer:
         self.lanes: list[Lane] = []
         self.is_full = False
         self.given_up = False
+        self._throttle = Throttled()
 
     def lane(self, cursor_key: str) -> Lane:
         """Return a new lane for a host."""
@@ -208,6 +215,11 @@ class Writer:
                 if result.status != "full":
                     self._finish(batch, result)
                     return
+                detour = self._detours.get(result.full_stream or "")
+                if detour is not None:
+                    batch = _by_detour(batch, result.full_stream or "", detour)
+                    self._note_detour(result.full_stream or "", detour)
+                    continue
                 wait, full_wait = full_wait, min(full_wait * 2, _FULL_POLL_SECONDS[1])
                 self._note_full(result)
             if self._closing:
@@ -274,6 +286,13 @@ class Writer:
             _log.warning("no room for events, waiting", extra={"full": where})
         self.is_full = True
 
+    def _note_detour(self, full: str, detour: str) -> None:
+        self._metrics.store_retries.labels("detour").inc()
+        held_back = self._throttle.allow(full)
+        if held_back is not None:
+            extra = {"full": full, "instead": detour, "unlogged": held_back}
+            _log.warning("no room in a stream, its entries go to another one", extra=extra)
+
     def _give_up(self) -> None:
         self.given_up = True
         _log.warning(
@@ -287,6 +306,14 @@ class Writer:
     def _wake(self) -> None:
         self._changed.set()
         self._changed = trio.Event()
+
+
+def _by_detour(batch: Batch[Lane], full: str, detour: str) -> Batch[Lane]:
+    """Return a batch whose entries for one stream are for another one."""
+    entries = tuple(
+        replace(entry, stream=detour) if entry.stream == full else entry for entry in batch.entries
+    )
+    return replace(batch, entries=entries)
 
 
 def _by_key(states: Mapping[bytes, RepoState]) -> dict[str, dict[bytes, bytes]]:

@@ -43,7 +43,7 @@ LABEL_VERDICTS = ("valid", "forged", "unsigned", "no_key", "unverified")
 INFO_NAMES = ("OutdatedCursor", "other")
 LISTED_STATUSES = ("deactivated", "suspended", "takendown", "deleted", "other")
 HOLE_RESULTS = ("closed", "left")
-STORE_ACTIONS = ("full", "unavailable", "rejected")
+STORE_ACTIONS = ("full", "detour", "unavailable", "rejected")
 
 
 class IngesterMetrics:

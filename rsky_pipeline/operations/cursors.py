@@ -56,22 +56,35 @@ def list_cursors(store: Store, settings: Settings) -> list[StoredCursor]:
 
 
 def set_cursor(
-    store: Store, stream: CursorStream, host: str, seq: int | None, *, force: bool
+    store: Store,
+    stream: CursorStream,
+    host: str,
+    seq: int | None,
+    *,
+    force: bool,
+    configured: bool = True,
 ) -> StoredCursor:
     """Set a host's cursor, or with None take it away, so that the initial position counts.
 
     A running ingester notices and goes on from there. Raises Refused for what would skip events,
-    unless forced; such a step of a relay is noted as a gap, which is then repaired.
+    unless forced; such a step of a relay is noted as a gap, which is then repaired. Of a host that
+    is not `configured` nobody reads events: its cursor is left over, or is for later.
     """
-    before = _read(store, stream, host, configured=True)
+    before = _read(store, stream, host, configured=configured)
+    if not configured and seq is not None and before.seq is None and not force:
+        setting = "relay_hosts" if stream == FIREHOSE_LIVE else "labeler_hosts"
+        raise Refused(
+            f"{host} is not among {setting} and has no cursor: see `rsky-pipeline cursor list`; "
+            "--force sets one for a host that is configured later"
+        )
     if before.seq is not None and not force:
-        if seq is None:
+        if seq is None and configured:
             raise Refused(
                 f"{host} is at {before.seq}: without a cursor the ingester starts at "
                 "initial_cursor, and may skip everything since; --force does it and has the gap "
                 "repaired"
             )
-        if seq > before.seq:
+        if seq is not None and seq > before.seq:
             raise Refused(
                 f"{host} is at {before.seq}: setting {seq} skips what is between; --force does it "
                 "and has the gap repaired"
@@ -79,13 +92,19 @@ def set_cursor(
     key = cursor_key(stream, host)
     expected = before.invalid or ("" if before.seq is None else str(before.seq))
     note = orjson.dumps({"reset": True} if seq is None else {"seq": seq, "time": None})
-    skips = before.seq is not None and (seq is None or seq > before.seq)
+    skips = configured and before.seq is not None and (seq is None or seq > before.seq)
     gap = Gap(host, "cursor_set", before.seq, seq, before.time, None).entry().payload
     arguments: list[Argument] = [expected, "" if seq is None else str(seq), note, GAP_FIELD]
     arguments.append(gap if skips and stream == FIREHOSE_LIVE else b"")
     if not store.script("set_cursor", [key, CURSOR_POSITIONS, GAPS], arguments):
         raise Refused(f"the cursor of {host} moved meanwhile: stop the ingester, or try again")
     return before
+
+
+def is_configured(settings: Settings, stream: CursorStream, host: str) -> bool:
+    """Tell whether a host's stream is read."""
+    hosts = settings.relay_hosts if stream == FIREHOSE_LIVE else settings.labeler_hosts
+    return host in {parse_endpoint(each).key for each in hosts}
 
 
 def forget_repos(store: Store) -> int:

@@ -6,7 +6,7 @@ from functools import partial
 from rsky_pipeline.configuration.settings import Settings
 from rsky_pipeline.database.connection import Database
 from rsky_pipeline.ingester.gap_table import GapRow, list_gaps, move_gaps, reopen
-from rsky_pipeline.ingester.sweep import Sweeper
+from rsky_pipeline.ingester.sweep import Sweeper, sweep_marks
 from rsky_pipeline.network.hosts import parse_endpoint
 from rsky_pipeline.network.http import HttpClient
 from rsky_pipeline.network.repositories import list_repos
@@ -28,7 +28,7 @@ def all_gaps(store: Store, settings: Settings) -> list[GapRow]:
 async def repair_gaps(store: Store, settings: Settings, ids: Sequence[str]) -> list[GapRow]:
     """Repair these gaps again from the start, or without ids all that are not; return them.
 
-    Raises UnknownGap, and the errors of the stores.
+    That may be none. Raises UnknownGap, and the errors of the stores.
     """
     wanted = list(ids)
     known = {gap.id: gap for gap in all_gaps(store, settings)}
@@ -37,13 +37,15 @@ async def repair_gaps(store: Store, settings: Settings, ids: Sequence[str]) -> l
         raise UnknownGap(f"there is no gap {unknown[0]}: see `rsky-pipeline gaps list`")
     if not wanted:
         wanted = [gap.id for gap in known.values() if gap.status in {"open", "failed"}]
+    if not wanted:
+        return []
     connect = _connecting(settings)
     with connect() as database:
         reopen(database, wanted)
     relays = {parse_endpoint(host).key: parse_endpoint(host) for host in settings.relay_hosts}
     hosts = [relays.get(known[gap].host) or parse_endpoint(known[gap].host) for gap in wanted]
     async with HttpClient(allow_private=settings.allow_private_hosts) as http:
-        sweeper = Sweeper(store, connect, partial(list_repos, http), settings.repo_high_water_mark)
+        sweeper = Sweeper(store, connect, partial(list_repos, http), sweep_marks(settings))
         await sweeper.repair_all(list(dict.fromkeys(hosts)))
     return [gap for gap in all_gaps(store, settings) if gap.id in set(wanted)]
 

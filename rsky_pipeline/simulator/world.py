@@ -50,6 +50,7 @@ class World:
         self.labeler = Labeler(seed, clock, self.subjects)
         self.deleted: set[str] = set()  # uris that were deleted on the stream
         self.gated: set[str] = set()  # posts that had a gate which may refuse replies or quotes
+        self.moved: dict[str, str] = {}  # accounts on other hosts than the others, with their URLs
         self.deletes_accounts = True  # else they are deactivated, and can come back
         self._events = tuple(mix.EVENTS)
         self._weights = tuple(mix.EVENTS.values())
@@ -95,6 +96,21 @@ class World:
             self._frame("#identity", {"did": account.did, "handle": account.handle})
         self._commit(account, [])
 
+    def migrate(self, account: Account, pds: str) -> None:
+        """Move an active account to another host, where it has another key and goes on writing.
+
+        The old host says that it is gone before the new one says that it is there, and which host
+        a document names is true from the first of these events on.
+        """
+        self._frame("#account", {"did": account.did, "active": False, "status": "deactivated"})
+        account.key = PrivateKey.from_seed(account.key.curve, f"moved {account.did}".encode())
+        account.repo.use_key(account.key)
+        self.moved[account.did] = pds
+        self._frame("#identity", {"did": account.did, "handle": account.handle})
+        self._frame("#account", {"did": account.did, "active": True})
+        for kind in (mix.CREATE, mix.SEVERAL, mix.DELETE, mix.CREATE):
+            self._commit(account, self._writes(account, kind))
+
     def end(self) -> None:
         """Let every account be heard of once more: identity, status, and a commit if it can.
 
@@ -118,7 +134,8 @@ class World:
         account = self.by_did.get(did)
         if account is None:
             return None
-        services = {"atproto_pds": ("AtprotoPersonalDataServer", pds)}
+        host = self.moved.get(did, pds)
+        services = {"atproto_pds": ("AtprotoPersonalDataServer", host)}
         return did_document(did, account.handle, {"atproto": account.key.multibase}, services)
 
     def status(self, did: str) -> RepoStatus | None:

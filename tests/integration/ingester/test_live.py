@@ -1,6 +1,7 @@
 """The live task against relays that behave badly, and stores that do."""
 
 import json
+from contextlib import closing
 from typing import Any
 
 import pytest
@@ -9,7 +10,9 @@ from trio_websocket import WebSocketConnection
 
 from rsky_pipeline.atproto.frame import encode_error_frame, encode_frame
 from rsky_pipeline.ingester import live, readiness
+from rsky_pipeline.operations.cursors import set_cursor
 from rsky_pipeline.runtime.backoff import Backoff
+from rsky_pipeline.streams.connection import connect
 from tests.integration.ingester.relay import TIME, Relay, commit, like, running
 from tests.integration.ingester.worker import (
     Ingester,
@@ -198,6 +201,30 @@ async def test_a_future_cursor_is_left_to_the_operator(
             assert value(clean_redis, key) == "900"
             assert total(ingester, "disconnects", reason="future_cursor") >= 1
             assert total(ingester, "error_reasons", reason="future_cursor") >= 1
+
+
+async def test_what_the_operator_decides_about_a_future_cursor_is_noticed(
+    clean_redis: str,
+) -> None:
+    """While nothing is read nothing is written, so that only a look at the cursor can tell."""
+
+    async def refuse(relay: Relay, socket: WebSocketConnection, cursor: int | None) -> None:
+        if cursor is None or cursor < 10:
+            await relay.replay(socket, cursor)
+        await socket.send_message(encode_error_frame("FutureCursor", "beyond the end"))
+        await socket.aclose(1008)
+
+    relay = Relay(likes(1, 2), behaviour=refuse)
+    async with running(relay):
+        host = f"127.0.0.1:{relay.port}"
+        set_value(clean_redis, f"firehose_live:cursor:{host}", "900")
+        async with ingesting(clean_redis, relay.url) as ingester:
+            await eventually(lambda: total(ingester, "disconnects", reason="future_cursor") == 1)
+            with closing(connect(clean_redis, name="test")) as store:
+                set_cursor(store, "firehose_live", host, None, force=True)
+            await eventually(lambda: cursor(clean_redis, relay) == "2")
+    assert relay.cursors == [900, 0]
+    assert written(clean_redis) == [1, 2]
 
 
 async def test_a_relay_far_below_the_cursor_is_noticed(

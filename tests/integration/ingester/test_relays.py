@@ -13,12 +13,12 @@ from rsky_pipeline.database.connection import Database
 from rsky_pipeline.ingester import report
 from rsky_pipeline.ingester.gap_table import list_gaps
 from rsky_pipeline.ingester.repo_state import repo_digest, rev_of, state_key
-from rsky_pipeline.ingester.sweep import Sweeper
+from rsky_pipeline.ingester.sweep import Sweeper, sweep_marks
 from rsky_pipeline.network.hosts import Endpoint, parse_endpoint
 from rsky_pipeline.network.repositories import ListedRepo, Page
 from rsky_pipeline.operations.cursors import Refused, forget_repos, list_cursors, set_cursor
 from rsky_pipeline.streams.connection import connect
-from tests.integration.ingester.relay import TIME, Relay, commit, rev, running
+from tests.integration.ingester.relay import TIME, Relay, commit, like, rev, running
 from tests.integration.ingester.test_live import cursor, likes, total
 from tests.integration.ingester.worker import entries, eventually, ingesting, value
 from tests.stores import redis_client
@@ -204,12 +204,17 @@ async def test_a_gap_is_noted_with_the_events_behind_it_and_repaired(
     late = "2026-07-04T20:00:00Z"
     told = story(20)
     relay = Relay(frames(told[:10], 1))
+    gone, back, same = (f"did:plc:{letter * 24}" for letter in "xyz")
     listed = tuple(ListedRepo(repo, rev(99), True, None) for repo in REPOS)
     known = tuple(ListedRepo(repo, rev(1), True, None) for repo in REPOS)
+    missed = (
+        ListedRepo(gone, "", False, "takendown"), ListedRepo(back, rev(1), True, None),
+        ListedRepo(same, "", False, "deactivated"),
+    )  # fmt: skip
 
     async def listing(endpoint: Endpoint, position: str | None) -> Page:
         await trio.lowlevel.checkpoint()
-        return Page(known, "2") if position is None else Page(listed[:3], None)
+        return Page((*known, *missed), "2") if position is None else Page(listed[:3], None)
 
     async with running(relay):
         async with ingesting(clean_redis, relay.url):
@@ -227,7 +232,13 @@ async def test_a_gap_is_noted_with_the_events_behind_it_and_repaired(
     def connected() -> Database:
         return Database.connect(schema_database, name="test")
 
-    sweeper = Sweeper(store, connected, listing, 1_000)
+    with connected() as database:
+        database.execute(
+            'INSERT INTO actor (did, "indexedAt", "upstreamStatus") VALUES '
+            "(%s, '', NULL), (%s, '', 'deactivated'), (%s, '', 'deactivated')",
+            [gone, back, same],
+        )
+    sweeper = Sweeper(store, connected, listing, sweep_marks(Settings()))
     with trio.move_on_after(20):
         async with trio.open_nursery() as nursery:
 
@@ -242,11 +253,19 @@ async def test_a_gap_is_noted_with_the_events_behind_it_and_repaired(
     assert (gap.kind, gap.from_seq, gap.to_seq) == ("time_jump", 10, 11)
     assert (gap.from_time, gap.to_time) == (TIME, late)
     unseen = [repo for repo in REPOS if repo not in {did for did, _, _ in told[:11]}]
-    assert (gap.repos_listed, gap.repos_queued) == (len(REPOS) + 3, 3 + len(unseen))
+    assert (gap.repos_listed, gap.repos_queued) == (len(REPOS) + 6, 4 + len(unseen))
     jobs = [json.loads(entry[b"repo"]) for entry in entries(clean_redis, "repo_backfill_high")]
-    assert [job["did"] for job in jobs] == [*unseen, *REPOS[:3]]
+    assert [job["did"] for job in jobs] == [*unseen, back, *REPOS[:3]]
     assert {job["reason"] for job in jobs} == {"gap"}
     assert entries(clean_redis, "rsky_pipeline:gaps") == []
+    # What became of accounts meanwhile, as of the first event after the gap.
+    news = [json.loads(entry[b"event"]) for entry in entries(clean_redis, "firehose_live")][-2:]
+    assert [(event["did"], event["active"], event.get("status")) for event in news] == [
+        (gone, False, "takendown"), (back, True, None),
+    ]  # fmt: skip
+    assert {(event["type"], event["time"]) for event in news} == {
+        ("account", "2026-07-04T20:00:00.000Z")
+    }
     store.close()
 
 
@@ -295,3 +314,29 @@ async def test_states_can_be_forgotten_to_take_commits_over_again(clean_redis: s
     events = [json.loads(entry[b"event"])["seq"] for entry in entries(clean_redis, "firehose_live")]
     assert events == [1, 2, 3, 4, 5, 3, 4, 5]
     store.close()
+
+
+async def test_repos_that_cannot_be_queued_do_not_stop_what_is_live(clean_redis: str) -> None:
+    """Where the queue of broken repos is full they wait, and are queued when there is room."""
+    with redis_client(clean_redis) as client:
+        for _ in range(3):
+            client.xadd("repo_backfill_high", {"repo": "{}"})
+    broken = [(seq, like(seq, repo=REPOS[seq], tooBig=True)) for seq in range(1, 5)]
+    relay = Relay([*broken, *likes(*range(5, 50))])
+    settings = {"repo_high_water_mark": 3, "resync_pause_seconds": 1}
+    async with (
+        running(relay),
+        ingesting(clean_redis, relay.url, **settings) as ingester,
+    ):
+        await eventually(lambda: cursor(clean_redis, relay) == "49")
+        assert len(entries(clean_redis, "firehose_live")) == 45
+        assert len(entries(clean_redis, "repo_backfill_high")) == 3
+        assert total(ingester, "store_retries", action="detour") >= 1
+        with redis_client(clean_redis) as client:
+            client.delete("repo_backfill_high")
+        await eventually(lambda: len(entries(clean_redis, "repo_backfill_high")) == 4)
+        assert entries(clean_redis, "rsky_pipeline:resync_later") == []
+    jobs = [
+        json.loads(entry[b"repo"])["did"] for entry in entries(clean_redis, "repo_backfill_high")
+    ]
+    assert sorted(jobs) == REPOS[1:5]

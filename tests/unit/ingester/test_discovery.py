@@ -113,3 +113,11 @@ def test_a_new_account_is_not_fetched_because_it_is_active() -> None:
     made = discovering()
     assert jobs(made.convert(account_frame(False, 1))) == []
     assert jobs(made.convert(account_frame(True, 2))) == []
+
+
+def test_nothing_is_discovered_while_its_stream_is_at_the_mark() -> None:
+    discovery = Discovery(600, high_water_mark=10)
+    discovery.observe_length(8)
+    assert [discovery.admits(1.0) for _ in range(4)] == [True, True, False, False]
+    discovery.observe_length(9)
+    assert [discovery.admits(1.0) for _ in range(2)] == [True, False]

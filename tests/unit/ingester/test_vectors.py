@@ -2,10 +2,13 @@
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
+from functools import cache
 from typing import Any
 
 import pytest
 import trio
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from rsky_pipeline.atproto import cbor, dagjson
 from rsky_pipeline.atproto.car import Car, read_car, write_car
@@ -14,22 +17,25 @@ from rsky_pipeline.atproto.commit import sign_commit
 from rsky_pipeline.atproto.crypto import PrivateKey, PublicKey
 from rsky_pipeline.atproto.errors import IncompleteTree, InvalidData
 from rsky_pipeline.atproto.frame import CommitMessage, RepoOp, encode_frame
+from rsky_pipeline.atproto.identity import parse_did_document
 from rsky_pipeline.atproto.mst import Tree
 from rsky_pipeline.ingester.intake import Intake
 from rsky_pipeline.ingester.proof import check_operations, read_contents
 from rsky_pipeline.ingester.seq_gate import SeqGate
+from rsky_pipeline.ingester.tally import Tally
 from rsky_pipeline.ingester.verify import SignatureVerifier, Verdict
 from rsky_pipeline.observability.ingester import ERROR_REASONS
 from rsky_pipeline.streams.names import FIREHOSE_LIVE
 from tests.data import test_data
-from tests.data_frames import unpack_zstd
+from tests.data_frames import corpus_documents, corpus_frames, unpack_zstd
 from tests.unit.ingester.support import Converting
-from tests.unit.ingester.test_malformed import vectors
+from tests.unit.ingester.test_malformed import mutations, vectors
 from tests.unit.ingester.test_verify import Accounts, Written
 
 DID, REV = "did:plc:aaaaaaaaaaaaaaaaaaaaaaaa", "3mptbypluud2a"
 TIME = "2026-07-04T14:38:08.999Z"
 KEY = PrivateKey.from_seed("k256", b"vectors")
+FIRST = 31527015322  # the number of the first of the real frames
 OTHER = PublicKey.parse("did:key:zQ3shbzd9YoCFQrzfdw2AGpxUHTjUhh69MXRh7hHBavx9wQon")
 
 
@@ -269,3 +275,63 @@ def test_each_strictness_vector_as_a_record_costs_only_itself() -> None:
             assert sum(made.tally.errors.values()) == 1, name
     assert seen > 800
     assert refused > 700
+
+
+@cache
+def real_window() -> tuple[tuple[bytes, ...], dict[str, PublicKey | Exception | None]]:
+    """Return contiguous frames of the real network, and the keys of their accounts."""
+    corpus = test_data("fixtures/jetstream/corpus")
+    documents = corpus_documents(corpus)
+    keys = {did: parse_did_document(item, did).signing_key for did, item in documents.items()}
+    return tuple(corpus_frames(corpus)), dict(keys)
+
+
+def tell(frames: Sequence[bytes]) -> tuple[list[dict[str, Any]], Tally]:
+    accounts = Accounts()
+    accounts.keys = real_window()[1]
+    found: list[tuple[Written, Converting]] = []
+
+    async def main() -> None:
+        made, written = Converting("full"), Written()
+        async with trio.open_nursery() as nursery:
+            verifier = SignatureVerifier(accounts)
+            gate = SeqGate(FIRST - 1)
+            intake = Intake(made.converter, written, gate, nursery, verifier, made.judge)
+            await intake.take(frames)
+        found.append((written, made))
+
+    trio.run(main)
+    return events(found[0][0]), found[0][1].tally
+
+
+@settings(max_examples=40)
+@given(st.data())
+def test_damaged_frames_among_real_ones_cost_only_themselves(data: st.DataObject) -> None:
+    frames = list(real_window()[0])
+    places = [data.draw(st.integers(start, start + 20)) for start in (3, 50, 100)]
+    for place in places:
+        frames[place] = mutations(data, frames[place])
+    written, tally = tell(frames)
+    assert tally.messages == 150
+    assert tally.errors.keys() <= set(ERROR_REASONS) - {"internal"}
+    assert tally.label_verdicts == {}
+    numbers = {event["seq"] for event in written}
+    for event in whole_window():
+        if event["seq"] - FIRST not in places:
+            assert event in written
+    counted = (
+        tally.errors.total() + tally.duplicates + tally.replays + tally.resyncs.total()
+        + tally.infos.total() + tally.frames["unknown"] + tally.frames["error"] + tally.filtered
+        + tally.frames["labels"] + tally.verdicts["no_account"] + tally.jumps.total()
+    )  # fmt: skip
+    assert counted >= len({place for place in places if FIRST + place not in numbers} & told())
+
+
+@cache
+def whole_window() -> tuple[dict[str, Any], ...]:
+    return tuple(tell(real_window()[0])[0])
+
+
+def told() -> set[int]:
+    """Return which of the real frames are written at all."""
+    return {event["seq"] - FIRST for event in whole_window()}
