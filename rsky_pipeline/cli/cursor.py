@@ -67,10 +67,13 @@ def set_one(
     gap is noted and repaired.
     """
     if again:
-        from rsky_pipeline.operations.cursors import forget_repos
+        from rsky_pipeline.operations.cursors import Refused, forget_repos
 
         with opened_store(parameters.copy(), "cursor") as (_, store):
-            forget_repos(store)
+            try:
+                forget_repos(store)
+            except Refused as error:
+                raise fail(str(error), ExitCode.FAILED) from error
     _change(parameters, host, stream, seq, force, as_json)
 
 

@@ -1,5 +1,6 @@
 """What may be written of a frame: decided in order, on what is known of its repo."""
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TypeGuard
@@ -26,8 +27,11 @@ from rsky_pipeline.ingester.repo_state import (
 from rsky_pipeline.ingester.resync import Resyncs
 from rsky_pipeline.ingester.states import RepoStates
 from rsky_pipeline.ingester.verify import Verdict
+from rsky_pipeline.runtime.logging import Throttled
 from rsky_pipeline.streams.append import Entry
 from rsky_pipeline.streams.names import REPO_BACKFILL
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
@@ -61,6 +65,7 @@ class Judge:
         self._tally = converter.tally
         self._memory = memory
         self._clock = clock
+        self._throttle = Throttled()
 
     @property
     def states(self) -> RepoStates:
@@ -85,6 +90,7 @@ class Judge:
             return _emptied(frame)
         if verdict is not None and verdict is not Verdict.VALID:
             if verdict is Verdict.NO_ACCOUNT:
+                self._note_stranger(about)
                 return _emptied(frame)
             return self._put_off(_emptied(frame), about, verdict.value, about.ops)
         if not about.readable:
@@ -105,6 +111,12 @@ class Judge:
         if reason is None:
             return taken
         return self._put_off(taken, about, reason, about.ops if step.broken == "too_big" else ())
+
+    def _note_stranger(self, about: About) -> None:
+        held_back = self._throttle.allow("no_account")
+        if held_back is not None:
+            extra = {"host": self._relay, "did": about.update.did, "unlogged": held_back}
+            _log.warning("left out a commit of an account that does not exist", extra=extra)
 
     def _discover(self, frame: Converted, about: About, step: Step) -> Converted:
         """Have a repo that was never seen before fetched as a whole, unless it has to wait."""

@@ -1,5 +1,6 @@
 """Looking at the cursors of relays and labelers, and setting them without losing events unseen."""
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
@@ -21,6 +22,8 @@ from rsky_pipeline.streams.names import (
     cursor_key,
 )
 
+# The connections by which ingesters append live events.
+_WRITERS = re.compile(rf" name=(\S*-ingester-\d+)-{FIREHOSE_LIVE} ")
 CursorStream = Literal["firehose_live", "label_live"]
 
 
@@ -110,8 +113,14 @@ def is_configured(settings: Settings, stream: CursorStream, host: str) -> bool:
 def forget_repos(store: Store) -> int:
     """Forget which commits were taken over, so that they are again; return the removed keys.
 
-    The ingester must be stopped: it would go on writing what it remembers.
+    The ingester must be stopped: it would go on writing what it remembers. Raises Refused.
     """
+    running = _WRITERS.search(store.call("CLIENT", "LIST").decode("utf-8", "replace"))
+    if running is not None:
+        raise Refused(
+            f"{running[1]} is connected, and would go on writing what it remembers: stop it first, "
+            "with `rsky-pipeline stop --role ingester`"
+        )
     position, removed = b"0", 0
     while True:
         position, keys = store.call("SCAN", position, "MATCH", REPO_KEYS, "COUNT", 10_000)

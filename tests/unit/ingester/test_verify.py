@@ -275,7 +275,9 @@ async def test_an_account_that_cannot_be_looked_up_is_fetched_later(
     assert tally.resyncs == {"unverified": 1}
 
 
-async def test_nothing_of_an_account_that_does_not_exist_is_written() -> None:
+async def test_nothing_of_an_account_that_does_not_exist_is_written(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     accounts = Accounts()
     accounts.keys[DID] = IdentityNotFound("gone")
     async with trio.open_nursery() as nursery:
@@ -284,6 +286,7 @@ async def test_nothing_of_an_account_that_does_not_exist_is_written() -> None:
     assert written.seqs == [1]
     assert written.frames[0].entries == []
     assert tally.verdicts == {"no_account": 1}
+    assert "left out a commit of an account that does not exist" in caplog.messages
 
 
 async def test_lookups_run_at_once_and_frames_leave_in_order() -> None:
