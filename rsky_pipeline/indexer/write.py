@@ -133,8 +133,9 @@ def _notify(changes: Changes, collection: Collection) -> None:
     assert collection.notify is not None
     telling = [*changes.inserted, *changes.updated] if collection.renotify else changes.inserted
     for put in telling:
-        for notification in collection.notify(put if collection.renotify else put.first or put):
-            changes.notes.tell(put, notification)
+        teller = put if collection.renotify else put.first or put
+        for notification in collection.notify(teller):
+            changes.notes.tell(teller, notification)
 
 
 def _withdraw(changes: Changes, withdraw: Callable[[Mapping[str, Any], str], Notification]) -> None:

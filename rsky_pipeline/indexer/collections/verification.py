@@ -17,7 +17,9 @@ def _read(put: Put, record: Record) -> Rows:
     if not is_handle(handle):
         raise InvalidRecord("invalid_handle", "handle is not a handle")
     name = text(record, "displayName", 1_000_000)
-    return Rows(main=(put.rkey, did(record, "subject"), handle, name, created_at(record)))
+    main = (put.rkey, did(record, "subject"), handle, name, created_at(record))
+    # A deletion in the same batch comes after it, in a segment of its own: both are news.
+    return Rows(main=main, looks_at=(put.uri,))
 
 
 def _notify(put: Put) -> list[Notification]:

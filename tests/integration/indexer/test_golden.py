@@ -206,14 +206,18 @@ def test_profiles_and_labelers_have_one_rkey(tables: Tables, net: Network) -> No
     }  # fmt: skip
 
 
-def test_joining_through_a_starter_pack_is_told_once(tables: Tables, net: Network) -> None:
+@pytest.mark.parametrize("together", [False, True])
+def test_joining_through_a_starter_pack_is_told_once(
+    tables: Tables, net: Network, together: bool
+) -> None:
     pack = net.put("alice", "app.bsky.graph.starterpack", {"name": "p", "list": LIST})
     joined = {"joinedViaStarterPack": pack.reference}
     profiles = [net.put(who, "app.bsky.actor.profile", {"displayName": who, **joined}, "self")
                 for who in ("bob", "carol", "dan")]  # fmt: skip
     edited = net.update(profiles[0], {**joined, "displayName": "b"})
     events = [pack, *profiles, edited]
-    tables.apply_each(events)
+    for batch in [events] if together else [[event] for event in events]:
+        tables.apply(*batch)
     expect(tables, events, told=[(put, "alice", "starterpack-joined", pack) for put in profiles])
 
 

@@ -19,6 +19,7 @@ from tests.integration.indexer.kit import (
     Row,
     Tables,
     did_of,
+    notes_of,
     repo,
 )
 from tests.integration.indexer.test_gates import POSTGATE, REFUSED, THREADGATE, gate, rules
@@ -175,6 +176,19 @@ def test_a_verification_and_its_withdrawal_are_told(tables: Tables, net: Network
     unverified = {**note_row((edited, "bob", "unverified", None)), "sortAt": withdrawn}
     expect(tables, [made, edited, gone], told=[(made, "bob", "verified", None)],
            besides={"notification": [unverified]})  # fmt: skip
+
+
+def test_a_verification_and_its_withdrawal_in_one_batch_are_told(
+    tables: Tables, net: Network
+) -> None:
+    fields = {"subject": did_of("bob"), "handle": "bob.test", "displayName": "Bob"}
+    made = net.put("ann", "app.bsky.graph.verification", fields)
+    edited = net.update(made, {**fields, "displayName": "Robert"})
+    tables.apply(made, edited, net.delete(made))
+    assert notes_of(tables, made) == [
+        (did_of("bob"), "unverified", None, edited.cid),
+        (did_of("bob"), "verified", None, made.cid),
+    ]
 
 
 def test_a_verification_that_another_one_takes_over_is_not_withdrawn(
