@@ -7,7 +7,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -116,8 +116,8 @@ class Demo:
         from rsky_pipeline.cli.demonstration.view import opened
 
         end = time.monotonic() + self._seconds
-        with suppress(KeyboardInterrupt), opened(self._console) as view:
-            while (left := end - time.monotonic()) > 0:
+        with _noted_interrupts() as interrupts, opened(self._console) as view:
+            while (left := end - time.monotonic()) > 0 and not interrupts:
                 if not pipeline.is_running:
                     raise pipeline.failure("ended")
                 view.show(observer.look(), f"{left:.0f} s left")
@@ -170,6 +170,27 @@ class Demo:
     def _call(self, *arguments: str) -> int:
         command = [sys.executable, "-P", "-m", "rsky_pipeline", *arguments]
         return subprocess.run(command, env=self._environment, check=False).returncode
+
+
+@contextmanager
+def _noted_interrupts() -> Iterator[list[int]]:
+    """Collect signals that ask for an end; a second one interrupts.
+
+    An exception that is raised wherever the program happens to be may be lost in a library.
+    """
+    noted: list[int] = []
+
+    def note(number: int, _: Any) -> None:
+        if noted:
+            raise KeyboardInterrupt
+        noted.append(number)
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield noted
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @contextmanager
