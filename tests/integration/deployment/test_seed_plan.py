@@ -32,7 +32,7 @@ from tests import binaries, leftovers
 from tests.integration.deployment.versions import POLLUTING, SLOW
 from tests.stores import scratch_directory
 
-pytestmark = [pytest.mark.long, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.long, pytest.mark.timeout(900)]
 
 INGESTER, READER = "ingester/commits.py", "streams/consume.py"
 
@@ -151,7 +151,7 @@ def test_the_plan_is_one_command_and_loses_nothing(original: Path, tmp_path: Pat
         assert "launches" not in listed[0]
 
         running.simulation.control.stop()
-        running.wait_for(running.nothing_waits, "everything is indexed")
+        running.wait_for(running.nothing_waits, "everything is indexed", 300)
         truth = running.simulation.control.truth(handles=True)
         url, schema = running.settings.database_url or "", running.settings.database_schema
         reports = compare(url, schema, truth)
