@@ -2,6 +2,7 @@
 
 import re
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 
 EPOCH = "1970-01-01T00:00:00.000Z"
 _NORMAL = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", re.ASCII)
@@ -38,9 +39,14 @@ def normalize(text: str) -> str | None:
     Offsets are converted to UTC, digits below a millisecond cut off; a time without a zone is
     taken as UTC. A day that its month lacks rolls over, as in the official implementation.
     """
+    return _normalize(text) if len(text) <= _LONGEST else None
+
+
+@lru_cache(4_096)  # the times of a commit and of its records are asked for again and again
+def _normalize(text: str) -> str | None:
     if _NORMAL.fullmatch(text) and _is_plain(text):
         return text
-    match = _PARTS.fullmatch(text.strip()) if len(text) <= _LONGEST else None
+    match = _PARTS.fullmatch(text.strip())
     if match is None:
         return None
     year, month, day, hour, minute, second, fraction, zone = match.groups()

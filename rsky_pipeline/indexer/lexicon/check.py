@@ -29,7 +29,7 @@ from rsky_pipeline.indexer.lexicon.shapes import (
 )
 from rsky_pipeline.indexer.records import InvalidRecord
 
-Check = Callable[[Any, str], None]  # value and path; raises InvalidRecord
+Check = Callable[[Any], None]  # raises InvalidRecord
 
 _GRAPHEME = regex.compile(r"\X")
 _URI = re.compile(r"\w+:(?:[^\s/][^\s]*|//[^\s]+|/[^\s]*)", re.ASCII)
@@ -39,6 +39,9 @@ _LANGUAGE = re.compile(
     r"(?:-(?:[a-z0-9]{5,8}|\d[a-z0-9]{3}))*(?:-[a-wy-z0-9](?:-[a-z0-9]{2,8})+)*"
     r"(?:-x(?:-[a-z0-9]{1,8})+)?",
     re.ASCII | re.IGNORECASE,
+)
+_USUAL_AT_URI = re.compile(
+    r"at://did:plc:[a-z2-7]{24}/app\.bsky\.[a-z]{1,20}\.[A-Za-z]{1,40}/[a-z2-7]{13}"
 )
 _RAW_CID = re.compile(r"bafkrei[a-z2-7]{52}")  # version 1, raw, SHA-256, base32
 _CID = re.compile(r"[A-Za-z0-9]{8,128}")
@@ -50,37 +53,37 @@ def checker(nsid: str, validation: Validation) -> Callable[[Mapping[str, object]
     schema = SCHEMAS.get(nsid)
     if schema is None:
         return None
-    check = _compile(schema, strict=validation == "strict")
-    return lambda record: check(record, "")
+    return _compile(schema, "", strict=validation == "strict")
 
 
-def _compile(shape: Shape, *, strict: bool) -> Check:
+def _compile(shape: Shape, path: str, *, strict: bool) -> Check:
+    """Return the check of a value; `path` tells in an error where it stands."""
     match shape:
         case Text():
-            return _text(shape, strict)
+            return _text(shape, path, strict)
         case Integer():
-            return _integer(shape)
+            return _integer(shape, path)
         case Boolean():
-            return _boolean
+            return _boolean(path)
         case Bytes():
-            return _bytes(shape)
+            return _bytes(shape, path)
         case Blob():
-            return _blob(shape, strict)
+            return _blob(shape, path, strict)
         case Array():
-            return _array(shape, strict)
+            return _array(shape, path, strict)
         case Object():
-            return _object(shape, strict)
+            return _object(shape, path, strict)
         case Union():
-            return _union(shape, strict)
+            return _union(shape, path, strict)
 
 
-def _text(shape: Text, strict: bool) -> Check:
+def _text(shape: Text, path: str, strict: bool) -> Check:
     formats = _STRICT if strict else _LENIENT
     is_valid = formats.get(shape.format)
     reason = _REASONS.get(shape.format, "")
     most, least, graphemes = shape.max_bytes, shape.min_bytes, shape.max_graphemes
 
-    def check(value: Any, path: str) -> None:
+    def check(value: Any) -> None:
         if type(value) is not str:
             raise InvalidRecord("wrong_type", f"{path} is not a text")
         if is_valid is not None and not is_valid(value):
@@ -102,8 +105,8 @@ def _text(shape: Text, strict: bool) -> Check:
     return check
 
 
-def _integer(shape: Integer) -> Check:
-    def check(value: Any, path: str) -> None:
+def _integer(shape: Integer, path: str) -> Check:
+    def check(value: Any) -> None:
         if type(value) is not int:
             raise InvalidRecord("wrong_type", f"{path} is not a whole number")
         if shape.minimum is not None and value < shape.minimum:
@@ -112,13 +115,16 @@ def _integer(shape: Integer) -> Check:
     return check
 
 
-def _boolean(value: Any, path: str) -> None:
-    if type(value) is not bool:
-        raise InvalidRecord("wrong_type", f"{path} is neither true nor false")
+def _boolean(path: str) -> Check:
+    def check(value: Any) -> None:
+        if type(value) is not bool:
+            raise InvalidRecord("wrong_type", f"{path} is neither true nor false")
+
+    return check
 
 
-def _bytes(shape: Bytes) -> Check:
-    def check(value: Any, path: str) -> None:
+def _bytes(shape: Bytes, path: str) -> Check:
+    def check(value: Any) -> None:
         held = value.get("$bytes") if type(value) is dict else None
         if type(held) is not str:
             raise InvalidRecord("wrong_type", f"{path} is not bytes")
@@ -129,10 +135,10 @@ def _bytes(shape: Bytes) -> Check:
     return check
 
 
-def _blob(shape: Blob, strict: bool) -> Check:
+def _blob(shape: Blob, path: str, strict: bool) -> Check:
     prefixes = tuple(kind.removesuffix("*") for kind in shape.accept)
 
-    def check(value: Any, path: str) -> None:
+    def check(value: Any) -> None:
         if type(value) is not dict:
             raise InvalidRecord("invalid_blob", f"{path} is no blob")
         reference, kind, size = value.get("ref"), value.get("mimeType"), value.get("size")
@@ -156,49 +162,51 @@ def _blob(shape: Blob, strict: bool) -> Check:
     return check
 
 
-def _array(shape: Array, strict: bool) -> Check:
-    item, most = _compile(shape.item, strict=strict), shape.max_items
+def _array(shape: Array, path: str, strict: bool) -> Check:
+    item, most = _compile(shape.item, f"{path}[]", strict=strict), shape.max_items
 
-    def check(value: Any, path: str) -> None:
+    def check(value: Any) -> None:
         if type(value) is not list:
             raise InvalidRecord("wrong_type", f"{path} is not an array")
         if most and len(value) > most:
             raise InvalidRecord("too_many_items", f"{path} has {len(value)}, allowed are {most}")
         for one in value:
-            item(one, f"{path}[]")
+            item(one)
 
     return check
 
 
-def _object(shape: Object, strict: bool) -> Check:
-    required = [(name, _compile(of, strict=strict)) for name, of in shape.required.items()]
-    optional = [(name, _compile(of, strict=strict)) for name, of in shape.optional.items()]
+def _object(shape: Object, path: str, strict: bool) -> Check:
+    required, optional = (
+        [(name, _compile(of, f"{path}.{name}", strict=strict)) for name, of in fields.items()]
+        for fields in (shape.required, shape.optional)
+    )
 
-    def check(value: Any, path: str) -> None:
+    def check(value: Any) -> None:
         if type(value) is not dict:
             raise InvalidRecord("wrong_type", f"{path or 'the record'} is not an object")
         for name, of in required:
             if name not in value:
                 raise InvalidRecord("missing_field", f"{path}.{name} is missing")
-            of(value[name], f"{path}.{name}")
+            of(value[name])
         for name, of in optional:
             if name in value:
-                of(value[name], f"{path}.{name}")
+                of(value[name])
 
     return check
 
 
-def _union(shape: Union, strict: bool) -> Check:
-    types = {name: _compile(of, strict=strict) for name, of in shape.types.items()}
+def _union(shape: Union, path: str, strict: bool) -> Check:
+    types = {name: _compile(of, path, strict=strict) for name, of in shape.types.items()}
     types |= {f"{name}#main": of for name, of in types.items() if "#" not in name}
 
-    def check(value: Any, path: str) -> None:
+    def check(value: Any) -> None:
         kind = value.get("$type") if type(value) is dict else None
         if type(kind) is not str:
             raise InvalidRecord("missing_field", f"{path} has no $type")
         of = types.get(kind)
         if of is not None:
-            of(value, path)
+            of(value)
 
     return check
 
@@ -212,6 +220,8 @@ def is_lenient_datetime(text: str) -> bool:
 
 def is_lenient_at_uri(text: str) -> bool:
     """Tell whether a text is an AT URI whose record key, if any, may have any form."""
+    if _USUAL_AT_URI.fullmatch(text):
+        return True
     parts = text.split("/")
     return len(parts) <= 5 and is_at_uri("/".join(parts[:4])) and (len(parts) < 5 or bool(parts[4]))
 
