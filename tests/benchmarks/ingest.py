@@ -101,7 +101,7 @@ async def _once(
         nursery.start_soon(writer.run, trio.Event())
         judge = Judge(_RELAY, converter, memory)
         async with trio.open_nursery() as connection:
-            intake = Intake(converter, lane, SeqGate(0), connection, verifier, judge)
+            intake = Intake(converter, lane, SeqGate(-1), connection, verifier, judge)
             for start in range(0, len(frames), _AT_ONCE):
                 await intake.take(frames[start : start + _AT_ONCE])
         await writer.flush()
