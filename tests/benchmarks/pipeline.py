@@ -1,6 +1,7 @@
 """The whole pipeline, from the relay's socket to committed rows."""
 
 import time
+from contextlib import closing
 
 from rsky_pipeline.streams.append import read_cursor
 from rsky_pipeline.streams.connection import connect
@@ -15,8 +16,8 @@ PAUSE = 0.1
 def bench_pipeline(verify: str) -> tuple[int, float]:
     """Let a relay send all it has and wait until all of it is rows.
 
-    Returns how many events, and the seconds from the ingester's readiness to the last
-    acknowledgement; the indexer's start is within them. The simulator has made the events before.
+    Returns how many events were still to be read when all roles were ready, and the seconds from
+    then to the last acknowledgement. The simulator has made the events before.
     """
     options = (
         "--rate=0", f"--prepare={EVENTS}", f"--events={EVENTS}", "--history=0",
@@ -24,13 +25,22 @@ def bench_pipeline(verify: str) -> tuple[int, float]:
     )  # fmt: skip
     changes = {"RSKY_PIPELINE_VERIFY": verify, "RSKY_PIPELINE_ENUMERATE_REPOS": "false"}
     with pipeline_on(*options, **changes) as running:
-        running.wait_for(lambda: "ingester-1" in running.pids())
+        running.wait_for(lambda: {"ingester-1", "indexer-1"} <= running.pids().keys())
         begin = time.perf_counter()
+        count = EVENTS - published_and_read(running)
         wait_until_acknowledged(running)
         seconds = time.perf_counter() - begin
+        running.wait_until_indexed()  # accounts that were deleted are purged later
         if differences := running.differences():
             raise AssertionError(f"the rows differ: {differences}")
-        return running.simulation.control.progress().published, seconds
+        return count, seconds
+
+
+def published_and_read(running: Running) -> int:
+    """Return how many events the ingester has read and written."""
+    with closing(connect(running.settings.redis_url or "", name="bench")) as store:
+        key = cursor_key(FIREHOSE_LIVE, running.simulation.relay)
+        return int(read_cursor(store, key) or 0)
 
 
 def wait_until_acknowledged(running: Running) -> None:

@@ -94,7 +94,10 @@ def host(program: Path, *options: str) -> Iterator[Host]:
                 yield found
             stopped = found.command("stop")
             assert stopped.returncode in (ExitCode.OK, ExitCode.NOT_RUNNING), stopped.stderr
-            assert list(leftovers.processes(str(folder))) == [simulation.process.pid]
+            found.wait_for(
+                lambda: list(leftovers.processes(str(folder))) == [simulation.process.pid],
+                f"only the simulation is left, not {leftovers.processes(str(folder))}", 15,
+            )  # fmt: skip
         finally:
             simulation.process.end()
 
