@@ -33,8 +33,12 @@ async def look_up_accounts(
     metrics: IndexerMetrics,
     collections: Mapping[str, Collection],
     open_database: Callable[[], Database],
+    is_busy: Callable[[], bool],
 ) -> None:
-    """Look up handles and deletions until cancelled; `worker` is the worker's lasting name."""
+    """Look up handles and deletions until cancelled; `worker` is the worker's lasting name.
+
+    `is_busy` tells whether events wait to be indexed.
+    """
     private = settings.allow_private_hosts
     async with HttpClient(allow_private=private, silence_seconds=10.0) as http:
         directory = Directory(http, settings.plc_url, allow_private=private)
@@ -47,6 +51,7 @@ async def look_up_accounts(
             lookup.find_did,
             metrics,
             settings.handle_lookups,
+            is_busy,
         )
         deletions = DeletionChecks(open_database, lookup.find_host, collections, metrics)
         try:

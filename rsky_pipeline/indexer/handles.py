@@ -21,6 +21,7 @@ from rsky_pipeline.observability.indexer import IndexerMetrics
 
 _log = logging.getLogger(__name__)
 MANY = 100  # checks taken together
+BUSY_PAUSE_SECONDS = 0.1
 LEASE_SECONDS = 300
 SETTLE_TRIES = 5
 
@@ -84,7 +85,8 @@ class HandleChecks(Checks):
     """Takes checks, asks the network, writes what it found.
 
     `find_document` returns None for a DID that does not exist; it and `find_did` raise Unknown.
-    `worker` is a name that stays the same when this worker is restarted.
+    `worker` is a name that stays the same when this worker is restarted. While `is_busy`, looks
+    begin one after the other with pauses: batches must not wait for them.
     """
 
     what = "handles"
@@ -98,10 +100,13 @@ class HandleChecks(Checks):
         find_did: Callable[[str], Awaitable[str | None]],
         metrics: IndexerMetrics,
         at_once: int = 10,
+        is_busy: Callable[[], bool] = lambda: False,
     ) -> None:
         super().__init__(open_database, metrics)
         self._worker = worker
         self._at_once = at_once
+        self._is_busy = is_busy
+        self._turn = trio.Lock()
         self._find_document = find_document
         self._find_did = find_did
 
@@ -114,6 +119,7 @@ class HandleChecks(Checks):
 
         async def look_up(check: Check) -> None:
             async with limit:
+                await self._give_way()
                 try:
                     found.append(Found(check, await self._verified_handle(check)))
                 except Unknown as error:
@@ -130,6 +136,11 @@ class HandleChecks(Checks):
         self.metrics.handle_checks.labels("unverified").inc(len(found) - verified)
         self.metrics.handle_checks.labels("failed").inc(len(unknown))
         return bool(checks)
+
+    async def _give_way(self) -> None:
+        async with self._turn:
+            if self._is_busy():
+                await trio.sleep(BUSY_PAUSE_SECONDS)
 
     async def _verified_handle(self, check: Check) -> str | None:
         document = await self._find_document(check.did, check.forced)

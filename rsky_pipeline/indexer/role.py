@@ -74,7 +74,7 @@ async def run(context: WorkerContext) -> None:
             services.start_soon(
                 look_up_accounts, context.settings, context.consumer, indexer.metrics,
                 indexer.collections,
-                indexer.open_database,
+                indexer.open_database, indexer.is_behind,
             )  # fmt: skip
             await indexer.work()
             services.cancel_scope.cancel()
@@ -150,6 +150,10 @@ class Indexer:
         held = sum(len(intake.held) for intake in self._intakes.values())
         self.metrics.pending.set(held)
         self._context.health({"pending": held})
+
+    def is_behind(self) -> bool:
+        """Tell whether live events wait."""
+        return self._shelf.behind
 
     def close(self) -> None:
         """Close all connections."""

@@ -1,6 +1,7 @@
 """Accounts, repos, labels and handles."""
 
 from contextlib import closing
+from itertools import pairwise
 
 import pytest
 import trio
@@ -10,7 +11,7 @@ from rsky_pipeline.atproto.identity import DidDocument
 from rsky_pipeline.database.connection import Database
 from rsky_pipeline.indexer.checks import Unknown
 from rsky_pipeline.indexer.collections import registry
-from rsky_pipeline.indexer.handles import HandleChecks
+from rsky_pipeline.indexer.handles import BUSY_PAUSE_SECONDS, HandleChecks
 from rsky_pipeline.indexer.labels import Label, apply_labels
 from rsky_pipeline.indexer.purge import purge_account
 from rsky_pipeline.observability.indexer import IndexerMetrics
@@ -231,3 +232,29 @@ async def test_a_check_that_a_restart_interrupted_is_taken_up_at_once(tables: Ta
         assert not await other.work_once()
         assert await second.work_once()
     assert tables.rows("actor", "handle") == [("ann.test",)]
+
+
+async def test_looks_begin_one_by_one_while_events_wait(tables: Tables) -> None:
+    tables.apply(*(identity(name) for name in ("ann", "bob", "cyd")))
+    times: list[float] = []
+
+    async def find_document(_did: str, _forced: bool) -> DidDocument | None:
+        times.append(trio.current_time())
+        return None
+
+    async def find_did(_handle: str) -> str | None:
+        return None
+
+    metrics = IndexerMetrics(CollectorRegistry(), ["firehose_live"], [])
+    checks = HandleChecks(
+        "worker",
+        lambda: Database.connect(tables.url, name="h"),
+        find_document,
+        find_did,
+        metrics,
+        is_busy=lambda: True,
+    )
+    with closing(checks):
+        assert await checks.work_once()
+    assert len(times) == 3
+    assert all(after - before >= BUSY_PAUSE_SECONDS for before, after in pairwise(times))
