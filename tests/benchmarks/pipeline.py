@@ -9,7 +9,7 @@ from rsky_pipeline.streams.lag import inspect
 from rsky_pipeline.streams.names import FIREHOSE_LIVE, cursor_key
 from tests.pipelines import Running, pipeline_on
 
-EVENTS = 120_000
+EVENTS = 60_000
 PAUSE = 0.1
 
 
