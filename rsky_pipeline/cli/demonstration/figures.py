@@ -27,6 +27,7 @@ from rsky_pipeline.streams.waiting import count_waiting
 from rsky_pipeline.supervisor import client
 
 COUNTED = ("record", "post", "like", "repost", "follow", "notification", "label", "actor")
+NOT_LISTED = "the repos are not listed yet"
 _ENUMERATED = b"!ingester-done"
 _RAW = ("firehose_raw", "label_raw")  # frames that could not be read
 
@@ -122,7 +123,7 @@ class Observer:
             if last and (cursor is None or int(cursor) < last):
                 found.append(f"{stream} is read up to {int(cursor or 0):,} of {last:,}")
         if store.call("GET", cursor_key(REPO_BACKFILL, self._relay)) != _ENUMERATED:
-            found.append("the repos are not listed yet")
+            found.append(NOT_LISTED)
         for stream in STREAMS:
             report = inspect(store, stream)
             open_entries = sum(group.lag + group.pending for group in report.groups)
