@@ -40,7 +40,7 @@ _LANGUAGE = re.compile(
     r"(?:-x(?:-[a-z0-9]{1,8})+)?",
     re.ASCII | re.IGNORECASE,
 )
-_USUAL_AT_URI = re.compile(
+USUAL_AT_URI = re.compile(  # of nearly all references
     r"at://did:plc:[a-z2-7]{24}/app\.bsky\.[a-z]{1,20}\.[A-Za-z]{1,40}/[a-z2-7]{13}"
 )
 _RAW_CID = re.compile(r"bafkrei[a-z2-7]{52}")  # version 1, raw, SHA-256, base32
@@ -220,7 +220,7 @@ def is_lenient_datetime(text: str) -> bool:
 
 def is_lenient_at_uri(text: str) -> bool:
     """Tell whether a text is an AT URI whose record key, if any, may have any form."""
-    if _USUAL_AT_URI.fullmatch(text):
+    if USUAL_AT_URI.fullmatch(text):
         return True
     parts = text.split("/")
     return len(parts) <= 5 and is_at_uri("/".join(parts[:4])) and (len(parts) < 5 or bool(parts[4]))
