@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 
-from rsky_pipeline.configuration.settings import SettingInfo
+from rsky_pipeline.configuration.declaration import SettingInfo
 
 PREFIX = "RSKY_PIPELINE_"
 CONFIG_VARIABLE = f"{PREFIX}CONFIG"

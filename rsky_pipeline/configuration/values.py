@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from rsky_pipeline.configuration import addresses
-from rsky_pipeline.configuration.settings import SettingInfo, Settings
+from rsky_pipeline.configuration.declaration import SettingInfo
+from rsky_pipeline.configuration.settings import Settings
 
 # An NSID has at least three segments; a prefix that ends in a dot at least one (AT Protocol, NSID).
 _SEGMENT = r"[A-Za-z]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
