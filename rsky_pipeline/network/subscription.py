@@ -135,18 +135,19 @@ class Subscription:
                 self._end(reason, f"closed with code {closed.code}{words}")
 
     async def run_heartbeat(self) -> None:
-        """Ping the peer now and then; a silent one is taken for dead."""
+        """Ping the peer now and then; one that sends neither a pong nor a message is dead."""
         socket, patience = self._socket, self._patience
         while self._ended is None:
             await trio.sleep(patience.ping_every)
-            stalls = socket.stalls
+            messages, stalls = socket.messages, socket.stalls
             try:
                 with trio.move_on_after(patience.pong_within) as waiting:
                     await socket.ping()
             except ConnectionClosed:
                 return
-            # A pong behind messages that we did not read in time says nothing about the peer.
-            if waiting.cancelled_caught and not socket.stalled and socket.stalls == stalls:
+            # The pong may be behind messages that we did not read in time.
+            unread = socket.stalled or (socket.messages, socket.stalls) != (messages, stalls)
+            if waiting.cancelled_caught and not unread:
                 detail = f"no answer to a ping within {patience.pong_within:g} s"
                 self._end(DisconnectReason.PING_TIMEOUT, detail)
 

@@ -21,7 +21,7 @@ from rsky_pipeline.network.subscription import (
 )
 
 NSID = "com.atproto.sync.subscribeRepos"
-QUICK = Patience(connect=0.5, close=0.3, idle=0.3, ping_every=0.1, pong_within=0.2)
+QUICK = Patience(connect=2.0, close=0.3, idle=0.5, ping_every=0.2, pong_within=1.0)
 Serve = Callable[[WebSocketConnection], Awaitable[None]]
 
 
@@ -171,12 +171,12 @@ async def test_memory_for_unread_messages_is_bounded_and_nothing_is_lost() -> No
             sent += 1
         await trio.sleep_forever()
 
-    patience = Patience(close=0.3, max_queued_bytes=500_000, ping_every=0.05, pong_within=0.05)
+    patience = Patience(close=0.3, max_queued_bytes=500_000, ping_every=0.05, pong_within=0.5)
     async with (
         server(serve) as endpoint,
         subscribe(endpoint, NSID, None, patience=patience) as subscription,
     ):
-        await trio.sleep(0.5)
+        await trio.sleep(1.2)
         assert sent < 200  # what both sockets and our queue can hold
         assert sum(map(len, subscription._socket._queue)) < 700_000
         numbers: list[int] = []
@@ -188,11 +188,11 @@ async def test_memory_for_unread_messages_is_bounded_and_nothing_is_lost() -> No
 
 async def test_a_peer_that_answers_pings_may_be_silent() -> None:
     async def serve(socket: WebSocketConnection) -> None:
-        await trio.sleep(0.6)
+        await trio.sleep(1.2)
         await socket.send_message(b"at last")
         await trio.sleep_forever()
 
-    patience = Patience(close=0.3, idle=None, ping_every=0.05, pong_within=0.2)
+    patience = Patience(close=0.3, idle=None, ping_every=0.05, pong_within=0.5)
     async with (
         server(serve) as endpoint,
         subscribe(endpoint, NSID, None, patience=patience) as subscription,
@@ -209,6 +209,25 @@ async def test_a_peer_that_answers_no_pings_is_dead() -> None:
     async with raw_server(serve) as endpoint:
         ended = await until_disconnected(endpoint, patience)
     assert ended.reason is DisconnectReason.PING_TIMEOUT
+
+
+async def test_a_peer_that_sends_messages_is_alive_without_pongs() -> None:
+    async def serve(stream: trio.SocketStream) -> None:
+        await accept_by_hand(stream)
+        for _ in range(60):
+            await stream.send_all(b"\x82\x01x")
+            await trio.sleep(0.02)
+        await trio.sleep_forever()
+
+    patience = Patience(close=0.3, idle=None, ping_every=0.05, pong_within=0.4)
+    messages: list[bytes] = []
+    async with (
+        raw_server(serve) as endpoint,
+        subscribe(endpoint, NSID, None, patience=patience) as subscription,
+    ):
+        while len(messages) < 60:
+            messages += await subscription.receive()
+    assert messages == [b"x"] * 60
 
 
 async def accept_by_hand(stream: trio.SocketStream) -> None:
