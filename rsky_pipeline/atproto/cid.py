@@ -7,6 +7,8 @@ from base64 import b32decode
 from hashlib import sha256
 from typing import Self
 
+from libipld import encode_cid
+
 from rsky_pipeline.atproto.errors import InvalidData
 
 DAG_CBOR = 0x71
@@ -14,28 +16,6 @@ RAW = 0x55
 LENGTH = 36
 _PREFIXES = {DAG_CBOR: b"\x01\x71\x12\x20", RAW: b"\x01\x55\x12\x20"}
 VALID_PREFIXES = frozenset(_PREFIXES.values())
-_DIGITS = 58  # base32 digits of 36 bytes
-
-
-def _spreading_steps() -> list[tuple[int, int, int]]:
-    """Return the masks and shifts that put 64 digits of 5 bits into a byte each.
-
-    Every step parts each run of digits in the middle and moves the upper half away, until a run is
-    one digit: a sixth of the cost of `b32encode`, which reading a relay would feel.
-    """
-    steps = []
-    run = 64
-    while run > 1:
-        half = (1 << 5 * (run // 2)) - 1
-        starts = range(0, 8 * 64, 8 * run)
-        low = sum(half << start for start in starts)
-        steps.append((low, low << 5 * (run // 2), 3 * (run // 2)))
-        run //= 2
-    return steps
-
-
-_STEPS = _spreading_steps()
-_ALPHABET = b"abcdefghijklmnopqrstuvwxyz234567".ljust(256)
 
 
 class Cid(bytes):
@@ -72,10 +52,7 @@ class Cid(bytes):
         return cls(_PREFIXES[codec] + sha256(block).digest())
 
     def __str__(self) -> str:
-        number = int.from_bytes(self, "big") << (5 * _DIGITS - 8 * LENGTH)
-        for low, high, shift in _STEPS:
-            number = (number & high) << shift | number & low
-        return "b" + number.to_bytes(_DIGITS, "big").translate(_ALPHABET).decode("ascii")
+        return encode_cid(self)
 
     def __repr__(self) -> str:
         return f"Cid({self})"

@@ -130,10 +130,12 @@ def decode_frame(raw: bytes) -> Message:
     """Read one binary WebSocket message. Raises InvalidData."""
     if len(raw) > MAX_FRAME:
         raise InvalidData("frame_too_big", f"{len(raw)} bytes")
-    header, body = cbor.decode_pair_unchecked(raw)
+    header, body = cbor.decode_pair_loosely(raw)
     if type(header) is not dict or type(body) is not dict:
         raise InvalidData("invalid_frame", "header or body is not a map")
     operation, kind = header.get("op"), header.get("t")
+    if kind == "#labels":  # passed on as they are, so that links must be told from byte strings
+        header, body = cbor.decode_pair(raw)
     if operation == 1 and type(kind) is str and kind in _READERS:
         return _READERS[kind](body)
     if type(operation) is not int:
@@ -154,22 +156,20 @@ def encode_error_frame(error: str, message: str) -> bytes:
 
 
 def _commit(body: dict[str, Any]) -> CommitMessage:
-    commit, blocks, prev_data = body.get("commit"), body.get("blocks"), body.get("prevData")
-    if type(commit) is not Cid or type(blocks) is not bytes:
-        raise InvalidData("invalid_frame", "commit or blocks is missing")
+    blocks = body.get("blocks")
+    if type(blocks) is not bytes:
+        raise InvalidData("invalid_frame", "blocks is missing")
     if len(blocks) > MAX_COMMIT_BLOCKS:
         raise InvalidData("blocks_too_big", f"{len(blocks)} bytes")
-    if prev_data is not None and type(prev_data) is not Cid:
-        raise InvalidData("invalid_frame", "prevData is not a link")
     return CommitMessage(
         _seq(body),
         _did(body, "repo"),
         _rev(body),
         _optional_text(body, "since"),
-        commit,
+        _link(body, "commit"),
         blocks,
         _ops(body.get("ops")),
-        prev_data,
+        _optional_link(body, "prevData"),
         _text(body, "time"),
         body.get("tooBig") is True,
         body.get("rebase") is True,
@@ -189,13 +189,12 @@ def _op(item: object) -> RepoOp:
     if type(item) is not dict:
         raise InvalidData("invalid_ops", "an op is not a map")
     action, path = item.get("action"), item.get("path")
-    cid, prev = item.get("cid"), item.get("prev")
+    cid = _optional_link(item, "cid", "invalid_ops")
+    prev = _optional_link(item, "prev", "invalid_ops")
     if type(action) is not str or action not in _ACTIONS or type(path) is not str:
         raise InvalidData("invalid_ops", "an op has no action or path")
-    if (type(cid) is Cid) == (action == "delete") or (cid is not None and type(cid) is not Cid):
+    if (cid is None) != (action == "delete"):
         raise InvalidData("invalid_ops", "a delete, and only a delete, has no cid")
-    if prev is not None and type(prev) is not Cid:
-        raise InvalidData("invalid_ops", "prev is not a link")
     return RepoOp(cast(Action, action), path, cid, prev)
 
 
@@ -235,7 +234,6 @@ def _labels(body: dict[str, Any]) -> LabelsMessage:
     labels = body.get("labels")
     if type(labels) is not list or not all(type(label) is dict for label in labels):
         raise InvalidData("invalid_frame", "labels is not a list of maps")
-    cbor.check(labels)
     return LabelsMessage(_seq(body), tuple(labels))
 
 
@@ -282,6 +280,23 @@ def _rev(body: dict[str, Any]) -> str:
     if type(rev) is not str or not is_tid(rev):
         raise InvalidData("invalid_frame", "rev is not a TID")
     return rev
+
+
+def _link(body: dict[str, Any], key: str) -> Cid:
+    link = _optional_link(body, key)
+    if link is None:
+        raise InvalidData("invalid_frame", f"{key} is missing")
+    return link
+
+
+def _optional_link(body: dict[str, Any], key: str, reason: str = "invalid_frame") -> Cid | None:
+    """Return a link; a byte string in its place, which the decoder makes of it, is as good."""
+    value = body.get(key)
+    if value is None:
+        return None
+    if not isinstance(value, bytes):
+        raise InvalidData(reason, f"{key} is not a link")
+    return Cid.from_bytes(value)
 
 
 def _text(body: dict[str, Any], key: str) -> str:

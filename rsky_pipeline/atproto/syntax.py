@@ -4,6 +4,7 @@ https://atproto.com/specs/at-uri-scheme and the specifications it refers to.
 """
 
 import re
+from functools import lru_cache
 from typing import NamedTuple
 
 _DID = re.compile(r"did:[a-z]+:[a-zA-Z0-9._:%-]*[a-zA-Z0-9._-]")
@@ -40,7 +41,12 @@ def is_handle(text: str) -> bool:
 
 def is_nsid(text: str) -> bool:
     """Tell whether a text is an NSID such as `app.bsky.feed.post`."""
-    return len(text) <= 317 and _NSID.fullmatch(text) is not None
+    return len(text) <= 317 and _looks_like_nsid(text)
+
+
+@lru_cache(maxsize=1_024)  # a few collections make up nearly all paths
+def _looks_like_nsid(text: str) -> bool:
+    return _NSID.fullmatch(text) is not None
 
 
 def is_rkey(text: str) -> bool:

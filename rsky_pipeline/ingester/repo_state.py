@@ -4,6 +4,7 @@ A state is 9 or 17 bytes: the rev as a number (big-endian, so that states sort b
 flags, and the first 8 bytes of the hash of the tree's root where that is known.
 """
 
+from functools import lru_cache
 from hashlib import sha256
 from typing import NamedTuple
 
@@ -29,6 +30,7 @@ class StateKey(NamedTuple):
     field: bytes
 
 
+@lru_cache(maxsize=8_192)  # asked for five times for each event
 def repo_digest(did: str) -> bytes:
     """Return the 11 bytes that stand for a repo, in memory and for `state_key`."""
     return sha256(did.encode()).digest()[:11]

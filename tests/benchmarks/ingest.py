@@ -69,20 +69,25 @@ async def _ingest(
     url: str, mode: Verify, frames: list[bytes], documents: Documents
 ) -> tuple[float, float]:
     verifier = None if mode == "none" else SignatureVerifier(documents)
+    metrics = IngesterMetrics(CollectorRegistry())
     wall = processor = 0.0
     for number in range(ROUNDS + 1):
         store = connect(url, name="bench")
         store.call("FLUSHDB")
         store.close()
-        spent = await _once(url, mode, frames, verifier)
-        if number:  # the first round looks up the keys
+        spent = await _once(url, mode, frames, verifier, metrics)
+        if number:  # the first round looks up the keys and makes the metrics
             wall += spent[0]
             processor += spent[1]
     return wall, processor
 
 
 async def _once(
-    url: str, mode: Verify, frames: list[bytes], verifier: SignatureVerifier | None
+    url: str,
+    mode: Verify,
+    frames: list[bytes],
+    verifier: SignatureVerifier | None,
+    metrics: IngesterMetrics,
 ) -> tuple[float, float]:
     """Take all frames, as if for the first time, until they are written; return what that took.
 
@@ -90,7 +95,7 @@ async def _once(
     """
     stores = connect(url, name="bench-states"), connect(url, name="bench-writer")
     memory = Memory(RepoStates(reader(stores[0])), RelayBoard([_RELAY]), Resyncs(60))
-    metrics, tally, ledger = IngesterMetrics(CollectorRegistry()), Tally(), Ledger(memory)
+    tally, ledger = Tally(), Ledger(memory)
     writer = Writer(stores[1], {}, BatchRule(), metrics, ledger)
     lane = writer.lane(f"firehose_live:cursor:{_RELAY}")
     ledger.reports[lane] = FeedReport("firehose_live", _RELAY, metrics, Quarantine("raw"))

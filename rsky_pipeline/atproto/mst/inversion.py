@@ -69,7 +69,7 @@ def look_up(blocks: Mapping[Cid, bytes], root: Cid, path: str) -> Cid | None:
     if not is_key(key):
         raise InvalidData("invalid_operation", f"not a path: {path[:100]!r}")
     layer, load = layer_of(key), loader(blocks)
-    node: Node | None = read_node(blocks, root, None)
+    node: Node | None = read_node(blocks, root, None, all_keys=False)
     while node is not None and node.layer >= layer:
         index = bisect_left(node.keys, key)
         if index < len(node.keys) and node.keys[index] == key:
@@ -82,7 +82,7 @@ def look_up(blocks: Mapping[Cid, bytes], root: Cid, path: str) -> Cid | None:
 
 def _invert(blocks: Mapping[Cid, bytes], root: Cid, changes: Sequence[RepoChange]) -> Cid:
     load = loader(blocks)
-    return _root(undo(read_node(blocks, root, None), changes, load), load)
+    return _root(undo(read_node(blocks, root, None, all_keys=False), changes, load), load)
 
 
 def _root(node: Node | None, load: Load) -> Cid:

@@ -18,10 +18,11 @@ class BlockSource(Protocol):
         """Return how many blocks there are."""
 
 
-def read_node(blocks: BlockSource, cid: bytes, layer: int | None) -> Node:
+def read_node(blocks: BlockSource, cid: bytes, layer: int | None, *, all_keys: bool = True) -> Node:
     """Read one node; `layer` is what its parent demands, None at the top.
 
-    Raises IncompleteTree, or InvalidData for a node that cannot stand there.
+    Without `all_keys` the first key alone tells the layer. Raises IncompleteTree, or InvalidData
+    for a node that cannot stand there.
     """
     name = Cid(cid)
     block = blocks.get(name)
@@ -31,9 +32,10 @@ def read_node(blocks: BlockSource, cid: bytes, layer: int | None) -> Node:
     keys, children = content.keys, content.children
     if keys:
         own = layer_of(keys[0])
-        for key in keys:
-            if layer_of(key) != own:
-                raise InvalidData("mst_layer", f"node {name} has keys of several layers")
+        if all_keys:
+            for key in keys:
+                if layer_of(key) != own:
+                    raise InvalidData("mst_layer", f"node {name} has keys of several layers")
         if layer is not None and own != layer:
             raise InvalidData("mst_layer", f"node {name} is on the wrong layer")
     elif (layer is None) != (children == [None]):
@@ -47,7 +49,10 @@ def read_node(blocks: BlockSource, cid: bytes, layer: int | None) -> Node:
 
 
 def loader(blocks: BlockSource) -> Load:
-    """Return what turns children that are known by their hash into nodes, each read once."""
+    """Return what turns children that are known by their hash into nodes, each read once.
+
+    It is for trees of which only a part is there, where keys on a wrong layer prove nothing else.
+    """
     known: dict[bytes, Node] = {}
 
     def load(child: Child, layer: int) -> Node | None:
@@ -55,7 +60,7 @@ def loader(blocks: BlockSource) -> Load:
             return child
         node = known.get(child)
         if node is None or node.layer != layer:
-            known[child] = node = read_node(blocks, child, layer)
+            known[child] = node = read_node(blocks, child, layer, all_keys=False)
         return node
 
     return load

@@ -1,0 +1,82 @@
+"""The faster decoder says what the other one says, or nothing."""
+
+import tracemalloc
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rsky_pipeline.atproto import cbor
+from rsky_pipeline.atproto.car import read_car
+from rsky_pipeline.atproto.cid import Cid
+from rsky_pipeline.atproto.data_model import check
+from rsky_pipeline.atproto.errors import InvalidData
+from rsky_pipeline.atproto.frame import CommitMessage, decode_frame
+from tests.data import test_data
+from tests.data_frames import corpus_frames
+from tests.unit.atproto.test_cbor import values
+
+
+def without_links(value: Any) -> Any:
+    """Return a value with byte strings in the place of links, and what else is not told apart."""
+    if isinstance(value, dict):
+        return {key: without_links(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [without_links(item) for item in value]
+    return bytes(value) if isinstance(value, Cid) else value
+
+
+def agree(data: bytes) -> bool:
+    """Assert that what is read quickly is read alike the other way, and tell whether it is."""
+    items = cbor._read_quickly(data)
+    if items is None:
+        return False
+    assert repr(items) == repr(without_links(cbor._read_surely(data, len(items))))
+    return True
+
+
+@given(values)
+@settings(max_examples=200)
+def test_what_is_encoded_is_read_quickly(value: Any) -> None:
+    data = cbor.encode(value)
+    assert agree(data)
+    assert cbor.decode(data) == value
+
+
+@given(values, st.data())
+@settings(max_examples=500)
+def test_damaged_values_are_read_alike(value: Any, draw: st.DataObject) -> None:
+    data = bytearray(cbor.encode(value))
+    for _ in range(draw.draw(st.integers(1, 3))):
+        data[draw.draw(st.integers(0, len(data) - 1))] = draw.draw(st.integers(0, 255))
+    items = cbor._read_quickly(bytes(data))
+    try:
+        surely = cbor._read_surely(bytes(data), len(items or [0]))
+    except InvalidData as error:
+        # Links are looked at by whoever reads a frame, and everything else by `check`.
+        for item in (items or []) if error.reason != "invalid_cid" else []:
+            with pytest.raises(InvalidData):
+                check(item)
+    else:
+        assert items is None or repr(items) == repr(without_links(surely))
+
+
+@pytest.mark.parametrize("size", [1_000, 16_384, 16_385, 1_000_000])
+def test_lists_that_claim_much_cost_little(size: int) -> None:
+    data = (b"\x99\x00\xff" * (size // 3))[:size]
+    longest = (b"\x99\x3c\x00" * (size // 3))[:size]
+    for hostile in (data, longest, b"\x81" * size, b"\xa1aa" * (size // 3)):
+        tracemalloc.start()
+        assert cbor._read_quickly(hostile) is None
+        assert tracemalloc.get_traced_memory()[1] < 150_000_000
+        tracemalloc.stop()
+
+
+def test_recorded_blocks_are_read_alike() -> None:
+    frames = corpus_frames(test_data("fixtures/jetstream/corpus"))
+    commits = [item for item in map(decode_frame, frames) if isinstance(item, CommitMessage)]
+    blocks = [block for item in commits for block in read_car(item.blocks).blocks.values()]
+    assert len(blocks) > 1_000
+    assert all(agree(data) for data in blocks)
+    assert sum(agree(data) for data in frames) > len(frames) * 0.9
