@@ -280,7 +280,7 @@ class Settings:
 
     # --- indexer ----------------------------------------------------------------------------
     indexer_batch_size: int = setting(
-        1_000,
+        2_000,
         "Events applied in one PostgreSQL transaction, at most.",
         unit="events",
         minimum=1,

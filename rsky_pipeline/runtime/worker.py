@@ -26,6 +26,7 @@ from rsky_pipeline.observability.server import MetricsServer
 from rsky_pipeline.runtime import logging as log_setup
 from rsky_pipeline.runtime import notify
 from rsky_pipeline.runtime.channel import WorkerPipes
+from rsky_pipeline.runtime.collector import ease_collector
 from rsky_pipeline.runtime.context import WorkerContext
 from rsky_pipeline.runtime.errors import FORCED, UNEXPECTED, exit_code_of
 from rsky_pipeline.runtime.events import EventSender
@@ -62,6 +63,7 @@ def run_worker(
     """
     log_setup.configure(settings.log_level, settings.log_format, role=role, instance=instance)
     faulthandler.enable()
+    ease_collector()
     worker = _Worker(main, settings, role, instance, pipes or WorkerPipes())
     try:
         trio.run(worker.run)

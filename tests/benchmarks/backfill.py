@@ -19,6 +19,7 @@ from rsky_pipeline.backfiller.budget import Budget
 from rsky_pipeline.backfiller.output import Output
 from rsky_pipeline.backfiller.unpack import closing_entry, creates, list_paths, open_repo
 from rsky_pipeline.observability.backfiller import BackfillerMetrics
+from rsky_pipeline.runtime.collector import ease_collector
 from rsky_pipeline.streams.connection import connect
 from tests.stores import running_valkey
 
@@ -79,6 +80,7 @@ def make_car(count: int) -> bytes:
 
 def run_worker(url: str, car: bytes, ready: object, go: object) -> None:
     """Bring in the same repo again and again, from its bytes on."""
+    ease_collector()
     ready.wait()  # type: ignore[attr-defined]
     go.wait()  # type: ignore[attr-defined]
     trio.run(bring_in, url, car)
