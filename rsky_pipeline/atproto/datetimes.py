@@ -71,11 +71,7 @@ def _normalize(text: str) -> str | None:
 
 def format_utc(moment: datetime) -> str:
     """Return an aware datetime in the normal form."""
-    moment = moment.astimezone(UTC)
-    return (
-        f"{moment.year:04d}-{moment.month:02d}-{moment.day:02d}T{moment.hour:02d}:"
-        f"{moment.minute:02d}:{moment.second:02d}.{moment.microsecond // 1000:03d}Z"
-    )
+    return moment.astimezone(UTC).isoformat(timespec="milliseconds")[:23] + "Z"
 
 
 def _is_plain(text: str) -> bool:

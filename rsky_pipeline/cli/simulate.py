@@ -30,6 +30,7 @@ FIXED_STEP = 1_000
 @click.option("--events", type=click.IntRange(0), help="Stop publishing after this many.")
 @click.option("--prepare", default=0, metavar="N", type=click.IntRange(0),
               help="Make N events before serving, so that publishing costs little.")  # fmt: skip
+@click.option("--hold", is_flag=True, help="Publish nothing before GET /simulator/release.")
 @click.option(
     "--fixed-clock",
     is_flag=True,
@@ -75,8 +76,8 @@ FIXED_STEP = 1_000
 @click.option("--json", "as_json", is_flag=True, help="Print the settings as one JSON line.")
 def command(
     seed: int, accounts: int, history: int, rate: float, events: int | None, prepare: int,
-    fixed_clock: bool, replay: Path | None, keep_events: int, buffer_events: int, port: int,
-    faults: tuple[str, ...], as_json: bool,
+    hold: bool, fixed_clock: bool, replay: Path | None, keep_events: int, buffer_events: int,
+    port: int, faults: tuple[str, ...], as_json: bool,
 ) -> None:  # fmt: skip
     """Serve a relay, a PDS, a PLC directory and a labeler with real, signed repos on loopback.
 
@@ -103,6 +104,8 @@ def command(
     except RecordingError as error:
         raise fail(str(error), ExitCode.USAGE) from error
     network.prepare(prepare)
+    if hold:
+        network.hold()
     _serve(network, port, rate, events, as_json)
 
 

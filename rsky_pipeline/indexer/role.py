@@ -24,7 +24,7 @@ from rsky_pipeline.database.errors import (
 )
 from rsky_pipeline.indexer.account_service import look_up_accounts
 from rsky_pipeline.indexer.batch import Batch
-from rsky_pipeline.indexer.clock import now_text
+from rsky_pipeline.indexer.clock import CoarseClock
 from rsky_pipeline.indexer.collections import registry
 from rsky_pipeline.indexer.collections.shape import Collection
 from rsky_pipeline.indexer.events import read_entry
@@ -90,6 +90,7 @@ class Indexer:
         settings = context.settings
         self._context = context
         self.collections = wanted_collections(settings.collections, settings.validation)
+        self._now = CoarseClock()
         self.metrics = IndexerMetrics(context.registry, STREAMS, list(self.collections))
         self._report = Report(context, self.metrics)
         self._thread = StoreThread()
@@ -261,7 +262,7 @@ class Indexer:
         return Intake(rule, partial(self._open_store, stream), read)
 
     def _read_event(self, delivery: Delivery) -> Content:
-        return read_entry(delivery.fields, self.collections, now_text())
+        return read_entry(delivery.fields, self.collections, self._now())
 
     def _open_store(self, purpose: str) -> Store:
         settings = self._context.settings

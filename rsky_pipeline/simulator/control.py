@@ -37,6 +37,10 @@ class Control:
         """Return how far it is. Raises NoSimulation."""
         return self._progress("status")
 
+    def release(self) -> Progress:
+        """Let one that was told to hold publish; return how far it is. Raises NoSimulation."""
+        return self._progress("release")
+
     def stop(self) -> Progress:
         """Have it publish nothing more; return where it ended. Raises NoSimulation."""
         return self._progress("stop")

@@ -59,6 +59,8 @@ class Network:
         self.hosts = Hosts(source, Urls("", "", "", ""), self.events, self.labels)
         self.stopped = False  # nothing more is published
         self._stopping = False
+        self._released = trio.Event()
+        self._released.set()
         self._label_debt = 0.0
         if isinstance(source, Recording):
             for seq, frame in source.frames:
@@ -75,6 +77,10 @@ class Network:
         if isinstance(self.source, World):
             for _ in range(events):
                 self._append_event(self.source)
+
+    def hold(self) -> None:
+        """Have `publish` wait for /simulator/release."""
+        self._released = trio.Event()
 
     async def serve(
         self, ports: Ports, *, task_status: trio.TaskStatus[Urls] = trio.TASK_STATUS_IGNORED
@@ -94,6 +100,7 @@ class Network:
 
     async def publish(self, rate: float, events: int | None = None) -> None:
         """Publish events, `rate` a second (0: as fast as possible), until enough or stopped."""
+        await self._released.wait()
         begin, made = trio.current_time(), 0
         while not self._stopping and (events is None or made < events):
             elapsed = trio.current_time() - begin
@@ -130,6 +137,7 @@ class Network:
     def stop(self) -> None:
         """Publish nothing more, but the rest of what has been made already."""
         self._stopping = True
+        self._released.set()
         self._finish()
 
     def close(self) -> None:
@@ -184,6 +192,9 @@ class Network:
                 return json_response(self._status())
             case "/simulator/stop":
                 self.stop()
+                return json_response(self._status())
+            case "/simulator/release":
+                self._released.set()
                 return json_response(self._status())
             case "/simulator/disconnect":
                 return json_response({"disconnected": self.events.subscribers.disconnect_all()})
