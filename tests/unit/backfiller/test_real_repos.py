@@ -214,3 +214,17 @@ def test_a_truncated_repo_is_refused_wherever_it_was_cut(
         with pytest.raises(RepoFailed) as error:
             list_paths(load(data[:length], did))
         assert error.value.reason in {"incomplete", "invalid_car"}
+
+
+def test_a_repo_that_names_its_records_again_and_again_is_refused(load: Loader) -> None:
+    """A small file must not become a large stream: one big record at very many paths."""
+    did, key = "did:plc:" + "a" * 24, PrivateKey.from_seed("k256", b"repeat")
+    block = cbor.encode({"$type": "app.bsky.feed.post", "text": "x" * 100_000})
+    tree = Tree.build({f"app.bsky.feed.post/{n:013d}": Cid.of(block) for n in range(2_000)})
+    commit = sign_commit(did, REV, tree.root, None, key)
+    blocks = [(Cid.of(commit), commit), *tree.blocks(), (Cid.of(block), block)]
+    repo = load(write_car([Cid.of(commit)], blocks), did)
+    with pytest.raises(RepoFailed) as refused:
+        list_paths(repo)
+    assert (refused.value.kind, refused.value.reason) == ("invalid", "invalid_tree")
+    assert "too many paths" in str(refused.value)

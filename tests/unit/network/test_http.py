@@ -1,8 +1,10 @@
 """What a stranger's host may not make us do."""
 
 import threading
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import quote, unquote
 
 import pytest
 
@@ -19,6 +21,17 @@ class Handler(BaseHTTPRequestHandler):
                 self._send(302, b"", Location="/ok")
             case "/ok":
                 self._send(200, b'{"a": 1}')
+            case path if path.startswith("/to/"):
+                self._send(302, b"", Location=unquote(path.removeprefix("/to/")))
+            case "/trickle":
+                self.send_response(200)
+                self.end_headers()
+                try:
+                    while True:
+                        self.wfile.write(b"x" * 10)
+                        time.sleep(0.05)
+                except OSError:
+                    return
             case "/endless":
                 self.send_response(200)
                 self.end_headers()
@@ -125,6 +138,31 @@ async def test_a_name_that_leads_to_a_private_address_is_refused(
     refused = await failure("https://rebinding.example.com/", allow_private=False)
     assert refused.kind == "forbidden"
     assert "192.168.0.1" in str(refused)
+
+
+@pytest.mark.parametrize(
+    "target",
+    ["https://10.0.0.1/", "https://localhost/", "http://example.com/", "file:///etc/passwd",
+     "https://printer.local/"],
+)  # fmt: skip
+async def test_not_even_a_trusted_server_sends_us_to_private_places(
+    server: str, target: str
+) -> None:
+    url = f"{server}/to/{quote(target, safe='')}"
+    assert (await failure(url, allow_private=False, trusted=True)).kind == "forbidden"
+
+
+async def test_a_body_that_trickles_is_given_up(server: str) -> None:
+    async def read(client: HttpClient) -> None:
+        url = f"{server}/trickle"
+        async with client.get(url, max_bytes=100_000, total_seconds=20, min_rate=10_000) as answer:
+            async for _ in answer.chunks:
+                pass
+
+    async with HttpClient(allow_private=True, silence_seconds=0.3) as client:
+        with pytest.raises(HttpFailure) as error:
+            await read(client)
+    assert error.value.kind == "too_slow"
 
 
 async def test_configured_endpoints_may_be_private(server: str) -> None:
