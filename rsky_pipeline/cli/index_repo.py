@@ -43,7 +43,7 @@ def command(dids: tuple[str, ...], file: Path | None, as_json: bool, **parameter
             "repos": [_document(outcome) for outcome in outcomes],
         })  # fmt: skip
     else:
-        click.echo(f"{len(outcomes) - len(failed):,} repos are up to date, {len(failed):,} failed")
+        click.echo(f"repos up to date: {len(outcomes) - len(failed):,}, failed: {len(failed):,}")
     if failed:
         raise click.exceptions.Exit(ExitCode.FAILED)
 

@@ -169,7 +169,7 @@ def test_a_file_of_repos_goes_on_past_failures(
     assert result.exit_code == 1
     assert "lines without a DID: 1" in result.stderr
     assert f"{did_of('cyd')}: RepoNotFound" in result.stderr
-    assert result.stdout.splitlines()[-1] == "2 repos are up to date, 1 failed"
+    assert result.stdout.splitlines()[-1] == "repos up to date: 2, failed: 1"
     assert {row[0] for row in tables.rows("post", "creator")} == {did_of("ann"), did_of("bob")}
     assert run("index-repo").exit_code == 2
     assert run("index-repo", "ann.test").exit_code == 2
