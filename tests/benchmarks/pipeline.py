@@ -10,7 +10,7 @@ from rsky_pipeline.streams.names import FIREHOSE_LIVE, cursor_key
 from tests.pipelines import Running, pipeline_on
 
 EVENTS = 100_000
-ACCOUNTS = 3_000
+ACCOUNTS = 1_000
 PAUSE = 0.1
 SETTLE_SECONDS = 300  # handles are looked up, and repos that became active again are fetched
 # As on a day when all repos are known: none is fetched for having been unknown.
