@@ -10,7 +10,6 @@ import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from functools import partial
-from math import inf
 from types import MappingProxyType
 from typing import Protocol
 
@@ -33,6 +32,7 @@ from rsky_pipeline.streams.names import CURSOR_POSITIONS
 _log = logging.getLogger(__name__)
 Noted = bytes | None
 _FULL_POLL_SECONDS = (0.05, 0.25)  # first and longest wait for room in a stream
+LOOK_SECONDS = 3.0  # between looks at the cursors while there is nothing to write
 _GIVE_UP_SECONDS = 5.0  # for a store that does not answer while the worker is stopping
 
 
@@ -197,9 +197,25 @@ class Writer:
         return self._batcher.deadline() <= trio.current_time()
 
     async def _wait_until_due(self) -> None:
-        deadline = self._batcher.deadline()
-        with trio.move_on_at(deadline) if deadline < inf else trio.CancelScope():
+        now, deadline = trio.current_time(), self._batcher.deadline()
+        with trio.move_on_at(min(deadline, now + LOOK_SECONDS)):
             await self._changed.wait()
+            return
+        if self.idle and not self._closing:
+            await self._look_at_cursors()
+
+    async def _look_at_cursors(self) -> None:
+        """See whether a cursor was moved by somebody else while its host has nothing to say."""
+        nothing = self._batcher.take()
+        if not any(lane.move(None) for lane in self.lanes):
+            return
+        try:
+            result = await self._thread.call(partial(self._append, nothing))
+        except (StoreUnavailable, StoreRejected):
+            return  # the next batch will meet it, and say so
+        if result.status == "cursor_moved":
+            self._finish(nothing, result)
+            self._wake()
 
     async def _write(self, batch: Batch[Lane], hurrying: trio.Event) -> None:
         """Append a batch, however long it takes, or set `moved` or `given_up`."""

@@ -75,10 +75,12 @@ def set_cursor(
     """
     before = _read(store, stream, host, configured=configured)
     if not configured and seq is not None and before.seq is None and not force:
-        setting = "relay_hosts" if stream == FIREHOSE_LIVE else "labeler_hosts"
+        is_live = stream == FIREHOSE_LIVE
+        setting = "relay_hosts" if is_live else "labeler_hosts"
+        other = "a labeler's takes --stream label_live; " if is_live else ""
         raise Refused(
             f"{host} is not among {setting} and has no cursor: see `rsky-pipeline cursor list`; "
-            "--force sets one for a host that is configured later"
+            f"{other}--force sets one for a host that is configured later"
         )
     if before.seq is not None and not force:
         if seq is None and configured:

@@ -9,7 +9,7 @@ import trio
 from trio_websocket import WebSocketConnection
 
 from rsky_pipeline.atproto.frame import encode_error_frame, encode_frame
-from rsky_pipeline.ingester import live, readiness
+from rsky_pipeline.ingester import live, readiness, writer
 from rsky_pipeline.operations.cursors import set_cursor
 from rsky_pipeline.runtime.backoff import Backoff
 from rsky_pipeline.streams.connection import connect
@@ -225,6 +225,22 @@ async def test_what_the_operator_decides_about_a_future_cursor_is_noticed(
             await eventually(lambda: cursor(clean_redis, relay) == "2")
     assert relay.cursors == [900, 0]
     assert written(clean_redis) == [1, 2]
+
+
+async def test_a_cursor_that_is_set_back_is_noticed_while_nothing_comes(
+    clean_redis: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(writer, "LOOK_SECONDS", 0.2)
+    relay = Relay(likes(1, 2, 3))
+    async with running(relay), ingesting(clean_redis, relay.url) as ingester:
+        await eventually(lambda: cursor(clean_redis, relay) == "3")
+        with closing(connect(clean_redis, name="test")) as store:
+            set_cursor(store, "firehose_live", f"127.0.0.1:{relay.port}", 1, force=False)
+        await eventually(lambda: len(relay.cursors) == 2)
+        await eventually(lambda: cursor(clean_redis, relay) == "3")
+        assert total(ingester, "disconnects", reason="cursor_moved") == 1
+    assert relay.cursors == [0, 1]
+    assert written(clean_redis) == [1, 2, 3]  # what comes again was taken over before
 
 
 async def test_a_relay_far_below_the_cursor_is_noticed(
