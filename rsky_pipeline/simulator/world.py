@@ -252,7 +252,7 @@ class World:
         if account.active:
             statuses, weights = zip(*_INACTIVE, strict=True)
             account.status = self._choose.choices(statuses, weights)[0]
-            if account.status == "deleted" and not self.deletes_accounts:
+            if account.status == "deleted" and not self._may_lose_one():
                 account.status = "deactivated"
             account.active = False
         else:
@@ -261,6 +261,12 @@ class World:
         self._frame("#account", {"did": account.did, "active": account.active, **status})
         if account.active:
             self._frame("#identity", {"did": account.did, "handle": account.handle})
+
+    def _may_lose_one(self) -> bool:
+        """Tell whether an account may go for good; a network that runs for hours needs the rest."""
+        fresh = [account for account in self.accounts if not account.historic]
+        left = sum(not account.deleted for account in fresh)
+        return self.deletes_accounts and left > max(1, len(fresh) // 2)
 
     def _change_identity(self, account: Account) -> None:
         draw = self._choose.random()
