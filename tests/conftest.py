@@ -1,11 +1,17 @@
 """Fixtures that every test may use: real stores, started only when a test asks for one."""
 
+import os
 from collections.abc import Iterator
 
 import pytest
 from hypothesis import settings
 
+from rsky_pipeline.cli.demonstration.processes import clean_environment
 from tests import stores
+
+# Tests start and stop pipelines: one that the shell is set up for must not be among them.
+for name in os.environ.keys() - clean_environment().keys():
+    del os.environ[name]
 
 # A slow machine is no failure: tests assert what happens, never how long it takes.
 settings.register_profile("untimed", deadline=None)
