@@ -125,7 +125,7 @@ def timed(action: Callable[[], Result]) -> tuple[Result, float]:
 
 def report(what: str, count: int, seconds: float) -> None:
     """Print a rate."""
-    print(f"{what:<48} {count / seconds:>10,.0f} /s")
+    print(f"{what:<48} {count / seconds:>10,.0f} /s", flush=True)
 
 
 if __name__ == "__main__":
