@@ -19,7 +19,8 @@ from rsky_pipeline.atproto.data_model import MAX_DEPTH, MAX_ITEMS, Value, check
 from rsky_pipeline.atproto.errors import InvalidData
 
 _LINK_TAG = 42
-_LINK_START = b"\xd8\x2a"
+# The heads of links: the tag in its shortest form, and in the longer ones that cbor2 reads as well.
+_LINK_HEADS = (b"\xd8\x2a", b"\xd9\0\x2a", b"\xda\0\0\0\x2a", b"\xdb\0\0\0\0\0\0\0\x2a")
 # libipld makes room for the elements that a list claims to have, which may be as many as there are
 # bytes, at each of the thousand levels that it descends.
 _MAX_QUICK = 16_384  # bytes
@@ -108,7 +109,8 @@ def encode(value: Value) -> bytes:
 
 
 def _read(data: bytes, count: int) -> list[Value]:
-    items = None if _LINK_START in data else _read_quickly(data)
+    has_links = any(head in data for head in _LINK_HEADS)
+    items = None if has_links else _read_quickly(data)
     return items if items is not None and len(items) == count else _read_surely(data, count)
 
 

@@ -3,6 +3,7 @@
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import quote, unquote
 
@@ -24,22 +25,9 @@ class Handler(BaseHTTPRequestHandler):
             case path if path.startswith("/to/"):
                 self._send(302, b"", Location=unquote(path.removeprefix("/to/")))
             case "/trickle":
-                self.send_response(200)
-                self.end_headers()
-                try:
-                    while True:
-                        self.wfile.write(b"x" * 10)
-                        time.sleep(0.05)
-                except OSError:
-                    return
+                self._send_for_ever(10, 0.05)
             case "/endless":
-                self.send_response(200)
-                self.end_headers()
-                try:
-                    while True:
-                        self.wfile.write(b"x" * 10_000)
-                except OSError:
-                    return
+                self._send_for_ever(10_000, 0.0)
             case "/silent":
                 self.send_response(200)
                 self.end_headers()
@@ -59,6 +47,14 @@ class Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)
+
+    def _send_for_ever(self, size: int, pause: float) -> None:
+        self.send_response(200)
+        self.end_headers()
+        with suppress(OSError):
+            while True:
+                self.wfile.write(b"x" * size)
+                time.sleep(pause)
 
     def log_message(self, format: str, *args: object) -> None:
         pass
