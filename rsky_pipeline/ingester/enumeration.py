@@ -217,7 +217,7 @@ class Enumerator:
         return await self._thread.call(call)
 
     async def _page_failed(self, error: HttpFailure) -> None:
-        self._metrics.fetch_errors.inc()
+        self._listing.failed()
         self._metrics.error("list_repos")
         walk = self._walk
         if walk is None or not _may_be_the_page(error):
@@ -291,7 +291,7 @@ class Enumerator:
         except HttpFailure as error:
             if not _may_be_the_page(error):
                 raise
-            self._metrics.fetch_errors.inc()
+            self._listing.failed()
             raise holes.CannotList(str(error)) from error
         await self._append(self._entries(page.repos), None)
         return page.cursor

@@ -93,12 +93,18 @@ class ListingMetrics:
     def __init__(self, metrics: IngesterMetrics, host: str, source: str) -> None:
         self._metrics = metrics
         self.pages = metrics.listing_pages.labels(host, source)
+        self._failures = metrics.listing_failures.labels(host, source)
         self._repos = metrics.listing_repos.labels(host, source)
         self._position = metrics.listing_position.labels(host, source)
         self._done = metrics.listing_done.labels(host, source)
         self._stuck = metrics.listing_stuck.labels(host, source)
         self._holes = metrics.listing_holes.labels(host)
         self._is_main = source == "listRepos"
+
+    def failed(self) -> None:
+        """Count a request that failed."""
+        self._metrics.fetch_errors.inc()
+        self._failures.inc()
 
     def skip(self, status: str | None) -> None:
         """Count a repo that is not queued because its host would refuse it."""

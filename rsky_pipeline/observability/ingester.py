@@ -116,6 +116,9 @@ class IngesterMetrics:
             "backfill_cursor_skips", "Holes of a listing: repos that a host cannot list, for now"
         )
         self.listing_pages = self._counter("listing_pages", "Pages of a listing", "host", "source")
+        self.listing_failures = self._counter(
+            "listing_failures", "Failed requests of a listing", "host", "source"
+        )
         self.listing_repos = self._gauge(
             "listing_repos", "Repos listed in the present round", "host", "source"
         )
@@ -205,6 +208,7 @@ class IngesterMetrics:
         """Also where listing is switched off: a metric that is declared is exported."""
         for metric in (
             self.listing_pages,
+            self.listing_failures,
             self.listing_repos,
             self.listing_position,
             self.listing_done,

@@ -1,6 +1,6 @@
 """Reading a worker's own metrics back, for the rules that judge it."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 
@@ -12,9 +12,6 @@ from rsky_pipeline.observability.rules import Loop, Written
 Series = tuple[str, Mapping[str, str]]  # name of a sample, labels that it must have
 
 
-LISTING = "listing repos"
-
-
 def _series(name: str, **labels: str) -> Series:
     return name, labels
 
@@ -23,14 +20,6 @@ def _series(name: str, **labels: str) -> Series:
 # fails, and what is counted when it comes further.
 LOOPS: Mapping[str, tuple[tuple[str, tuple[Series, ...], tuple[Series, ...]], ...]] = {
     "ingester": (
-        (
-            LISTING,
-            (_series("ingester_backfill_fetch_errors_total"),),
-            (
-                _series("ingester_backfill_repos_fetched_total"),
-                _series("ingester_backfill_cursor_skips_total"),
-            ),
-        ),
         (
             "appending to Redis",
             (
@@ -94,21 +83,40 @@ class Reader:
             Loop(name, self._sum(tried), self._sum(done))
             for name, tried, done in LOOPS.get(self._role, ())
         )
-        if self._role == "ingester" and self.value("ingester_backfill_complete"):
-            # Only the repos that a relay cannot list are still tried, which is meant.
-            loops = tuple(Loop(LISTING, 0.0, 0.0) if one.name == LISTING else one for one in loops)
         if self._role == "indexer":
             streams = (FIREHOSE_LIVE, FIREHOSE_BACKFILL)
             return Values(loops, tuple(self._written(stream) for stream in streams))
         if self._role != "ingester":
             return Values(loops)
         return Values(
-            loops,
+            (*self._listings(), *loops),
             messages=self.value("ingester_firehose_messages_total"),
             cursor=self.value("ingester_cursor_seq", stream=FIREHOSE_LIVE),
             waited_seconds=self.value("ingester_backpressure_seconds_total"),
             lag_seconds=self.value("ingester_event_lag_seconds"),
         )
+
+    def _listings(self) -> Iterator[Loop]:
+        """Each listing is a loop of its own: one that moves must not hide one that does not.
+
+        Of a listing at its end only the repos are still tried that its host cannot list, which is
+        meant; it counts as an activity that moves.
+        """
+        ended = self._by_listing("ingester_listing_done")
+        pages = self._by_listing("ingester_listing_pages_total")
+        holes = self.value("ingester_backfill_cursor_skips_total")
+        for listing, failures in self._by_listing("ingester_listing_failures_total").items():
+            host, source = listing
+            if not ended.get(listing):
+                yield Loop(f"{source} of {host}", failures, pages.get(listing, 0.0) + holes)
+
+    def _by_listing(self, name: str) -> dict[tuple[str, str], float]:
+        return {
+            (sample.labels["host"], sample.labels["source"]): sample.value
+            for metric in self._registry.restricted_registry([name]).collect()
+            for sample in metric.samples
+            if sample.name == name
+        }
 
     def value(self, name: str, **labels: str) -> float:
         """Return the sum of the samples with these labels."""

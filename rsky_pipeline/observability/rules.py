@@ -87,6 +87,10 @@ class Sample:
     waited_seconds: float = 0.0  # that reading was held up
     lag_seconds: float = 0.0  # how old events are when they are written
 
+    def loop(self, name: str) -> Loop | None:
+        """Return a loop, None where it did not turn."""
+        return next((item for item in self.loops if item.name == name), None)
+
     def stream(self, name: str) -> StreamSample | None:
         """Return a stream, None where it was not looked at."""
         return next((item for item in self.streams if item.name == name), None)
@@ -197,10 +201,15 @@ def _loops(samples: Sequence[Sample]) -> Iterator[Finding]:
     """Find activities that are tried again and again and have not come any further meanwhile."""
     now = samples[-1]
     recent = [item for item in samples if item.moment >= now.moment - LOOP_HISTORY_SECONDS]
-    for position, loop in enumerate(now.loops):
-        first = next(item for item in recent if item.loops[position].done == loop.done)
-        tries, seconds = loop.tried - first.loops[position].tried, now.moment - first.moment
-        if tries >= LOOP_TRIES and seconds >= LOOP_SECONDS:
+    for loop in now.loops:
+        history = [(item.moment, item.loop(loop.name)) for item in recent]
+        before = [then for _, then in history if then and then.done != loop.done]
+        began, first = next((moment, then) for moment, then in history
+                            if then and then.done == loop.done)  # fmt: skip
+        seconds = now.moment - began
+        # Waits between tries grow, so the tries right after the last progress count as well.
+        tries = loop.tried - (before[-1] if before else first).tried
+        if tries >= LOOP_TRIES and loop.tried > first.tried and seconds >= LOOP_SECONDS:
             detail = f"{loop.name}: {tries:,.0f} tries in {seconds:.0f} s and no progress"
             yield Finding("no_progress", "", detail)
 

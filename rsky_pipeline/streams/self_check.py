@@ -59,6 +59,9 @@ class SelfCheck:
             )
         )  # fmt: skip
         self._quiet = Throttled(_AGAIN_SECONDS)
+        # Counters begin at 0 now; what happens before the first look is to count.
+        values = self._reader.values()
+        self._history.observe(Sample(clock(), loops=values.loops, written=values.written))
 
     def look(self, store: Store, reports: Sequence[StreamReport]) -> None:
         """Take a sample, show the findings in the metrics, log them now and then.

@@ -112,9 +112,10 @@ FLOW = (
     ),
     Alert(
         "RskyEnumerationFails", "warning", "15m",
-        "sum(increase(ingester_backfill_fetch_errors_total[15m])) > 3"
-        " and sum(increase(ingester_backfill_repos_fetched_total[15m])) == 0",
-        "A relay does not list its repos", "troubleshooting.md",
+        "sum by (host, source) (increase(ingester_listing_failures_total[15m])) > 3"
+        " and sum by (host, source) (increase(ingester_listing_pages_total[15m])) == 0"
+        " and min by (host, source) (ingester_listing_done) == 0",
+        "{{ $labels.host }} does not list its repos", "troubleshooting.md",
     ),
 )  # fmt: skip
 # What the workers find wrong by themselves; back-pressure has an alert of its own.

@@ -74,18 +74,7 @@ def check_errors(counters: Counters) -> Iterator[Check]:
     """Check for loops that only fail, and tell how many stale writes were refused."""
     stale = counters.grown("indexer_record_changes_total", outcome="stale")
     yield passed("stale_writes", f"{stale:,.0f} writes of older states were refused", stale)
-    failed = counters.grown("ingester_backfill_fetch_errors_total")
-    moved = counters.grown("ingester_backfill_repos_fetched_total") + counters.grown(
-        "ingester_backfill_cursor_skips_total"
-    )
-    figure = f"{failed:,.0f} failed requests, {moved:,.0f} repos listed"
-    complete = counters.largest("ingester_backfill_complete")  # then only holes are tried again
-    if failed > 1 and not moved and not complete:
-        yield Check("listing", "fail", figure,
-                    "the relay fails on one page again and again: see the ingester's log for the "
-                    "cursor, or set enumerate_repos to false", failed)  # fmt: skip
-    else:
-        yield passed("listing", figure, failed)
+    yield _check_listings(counters)
     rejected = counters.grown("ingester_store_retries_total", action="rejected")
     if rejected:
         yield Check("appends", "fail", f"{rejected:,.0f} appends were refused by Redis",
@@ -105,3 +94,24 @@ def check_back_pressure(counters: Counters) -> Check:
         return Check("back_pressure", "warn", f"reading was held up for {held:,.1f} s",
                      "consumers do not keep up, or Redis is near its limit", held)  # fmt: skip
     return passed("back_pressure", "reading was not held up", held)
+
+
+def _check_listings(counters: Counters) -> Check:
+    failed = counters.grown("ingester_listing_failures_total")
+    listed = counters.grown("ingester_backfill_repos_fetched_total")
+    # At the end of a listing only the repos are tried again that its host cannot list.
+    going_on = [dict(labels) for labels, done in counters.series("ingester_listing_done").items()
+                if not done]  # fmt: skip
+    stuck = [
+        labels["host"]
+        for labels in going_on
+        if counters.grown("ingester_listing_failures_total", **labels) > 1
+        and not counters.grown("ingester_listing_pages_total", **labels)
+    ]
+    figure = f"{failed:,.0f} failed requests, {listed:,.0f} repos listed"
+    if not stuck:
+        return passed("listing", figure, failed)
+    figure = f"{figure}, none by {', '.join(sorted(set(stuck)))}"
+    return Check("listing", "fail", figure,
+                 "the relay fails on one page again and again: see the ingester's log for the "
+                 "cursor, or set enumerate_repos to false", failed)  # fmt: skip

@@ -159,8 +159,10 @@ def _stale_writes(pipeline: Running, store: Store, database: Database) -> None:
 
 def _endless_retry(pipeline: Running) -> None:
     """Incident 3: the relay fails on one page of listRepos for ever."""
+    failures = "ingester_backfill_fetch_errors_total"
+    pipeline.wait_for(lambda: value(pipeline, failures) >= 1)
     pipeline.wait_for(lambda: is_found(pipeline, "no_progress"), 30)
-    assert value(pipeline, "ingester_backfill_fetch_errors_total") >= 3
+    assert value(pipeline, failures) >= 3
     findings = value(pipeline, "rsky_findings_total", finding="no_progress")
     assert findings >= 1
     code, report = command(pipeline, "verify", "--window", "3s", "--json")

@@ -14,6 +14,7 @@ class Scenario:
 
 
 STREAM = 'stream="firehose_live"'
+LISTING = 'host="a", source="listRepos"'
 GROUP = f'{STREAM}, group="firehose_group"'
 PROCESS = 'process="indexer-1", role="indexer"'
 PROCESS_LABELS = {"process": "indexer-1", "role": "indexer"}
@@ -63,8 +64,14 @@ SCENARIOS: dict[str, Scenario] = {
          "backfiller_records_extracted_total": "0+9x10 90x50"}, 45, quiet_at=20,
     ),
     "RskyEnumerationFails": Scenario(
-        {"ingester_backfill_fetch_errors_total": "0+1x60",
-         "ingester_backfill_repos_fetched_total": "5x60"}, 40, quiet_at=10,
+        {f"ingester_listing_failures_total{{{LISTING}}}": "0+1x60",
+         f"ingester_listing_pages_total{{{LISTING}}}": "5x60",
+         f"ingester_listing_done{{{LISTING}}}": "0x60",
+         # Another relay that lists its repos hides nothing.
+         'ingester_listing_failures_total{host="b", source="listRepos"}': "0+1x60",
+         'ingester_listing_pages_total{host="b", source="listRepos"}': "0+9x60",
+         'ingester_listing_done{host="b", source="listRepos"}': "0x60"}, 40,
+        {"host": "a", "source": "listRepos"}, quiet_at=10,
     ),
     "RskyGraveFinding": Scenario(
         {'rsky_finding{finding="polluted_stream", subject="firehose_live", job="rsky-indexer"}':

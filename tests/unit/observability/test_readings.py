@@ -11,7 +11,7 @@ from rsky_pipeline.observability import readings
 from rsky_pipeline.observability.catalogue import declared
 from rsky_pipeline.observability.findings import FindingMetrics
 from rsky_pipeline.observability.indexer import IndexerMetrics
-from rsky_pipeline.observability.ingester import IngesterMetrics
+from rsky_pipeline.observability.ingester import LIST_REPOS, IngesterMetrics
 from rsky_pipeline.observability.rules import Loop, Written
 from rsky_pipeline.operations import monitoring
 from rsky_pipeline.operations.trace import run as trace
@@ -34,13 +34,14 @@ def test_an_ingester_is_read() -> None:
     metrics = IngesterMetrics(registry, relays=["a", "b"], disconnect_reasons=["closed"])
     metrics.messages.inc(7)
     metrics.cursor.labels("firehose_live", "a").set(5)
-    metrics.fetch_errors.inc(3)
+    metrics.listing_failures.labels("b", LIST_REPOS).inc(3)
+    metrics.listing_pages.labels("a", LIST_REPOS).inc(9)
     reader = readings.Reader(registry, "ingester")
     values = reader.values()
     assert (values.messages, values.cursor) == (7.0, 5.0)
-    assert values.loops[0] == Loop(readings.LISTING, 3.0, 0.0)
-    metrics.complete.set(1)  # what is tried now are repos that cannot be listed
-    assert reader.values().loops[0] == Loop(readings.LISTING, 0.0, 0.0)
+    assert values.loops[:2] == (Loop("listRepos of a", 0.0, 9.0), Loop("listRepos of b", 3.0, 0.0))
+    metrics.listing_done.labels("b", LIST_REPOS).set(1)  # what is tried now cannot be listed
+    assert Loop("listRepos of b", 3.0, 0.0) not in reader.values().loops
 
 
 def test_an_indexer_is_read() -> None:

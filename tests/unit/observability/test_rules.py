@@ -97,6 +97,18 @@ def test_a_loop_that_only_fails_is_found_and_one_that_moves_is_not() -> None:
     assert found(failing + failing[-1:] * 25) == []  # it is not tried any more
 
 
+def test_a_loop_is_found_although_waits_grow_and_others_move() -> None:
+    tries = (0, 4, 4, 5, 5, 5)  # the first ones within seconds, then one wait of half a minute
+    slower = [
+        Sample(0.0, loops=(Loop("a", 0, 30.0 * n), Loop("b", tried, 9.0 if n else 8.0)))
+        for n, tried in enumerate(tries)
+    ]
+    assert found(slower) == [("no_progress", "")]
+    assert found(slower[:3]) == []  # it may have moved after the tries, and none failed since
+    ended = [*slower, Sample(0.0, loops=(Loop("a", 0, 500.0),))]
+    assert found(ended) == []
+
+
 def test_missing_metrics_and_memory_are_found_at_once() -> None:
     assert found([Sample(0.0, missing_metrics=("a",))]) == [("missing_metrics", "")]
     assert found([Sample(0.0, memory_used=76, memory_limit=100)]) == [("redis_memory", "")]

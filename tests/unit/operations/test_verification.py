@@ -151,13 +151,19 @@ def test_what_a_worker_finds_is_told(findings: list[str], status: str) -> None:
 
 
 def test_a_listing_that_only_fails_is_a_loop() -> None:
-    name = "ingester_backfill_fetch_errors_total"
-    before, after = scraped({name: 10.0}), scraped({name: 15.0})
-    found = {c.name: c for c in flow.check_errors(flow.Counters([before], [after]))}
+    def listing(failures: float, pages: float, done: float = 0.0) -> Scrape:
+        broken, other = (("host", "a"), ("source", "listRepos")), (("host", "b"), ("source", "x"))
+        return replace(scraped({}), samples={
+            "ingester_listing_failures_total": {broken: failures, other: 0.0},
+            "ingester_listing_pages_total": {broken: pages, other: 7.0 * failures},
+            "ingester_listing_done": {broken: done, other: 0.0},
+        })  # fmt: skip
+
+    before = listing(10.0, 3.0)
+    found = {c.name: c for c in flow.check_errors(flow.Counters([before], [listing(15.0, 3.0)]))}
     assert found["listing"].status == "fail"
-    moving = scraped({name: 15.0, "ingester_backfill_repos_fetched_total": 1_000.0})
-    done = scraped({name: 15.0, "ingester_backfill_complete": 1.0})
-    for good in (moving, done):
+    assert found["listing"].figure.endswith("none by a")
+    for good in (listing(15.0, 4.0), listing(15.0, 3.0, done=1.0), listing(11.0, 3.0)):
         found = {c.name: c for c in flow.check_errors(flow.Counters([before], [good]))}
         assert found["listing"].status == "pass"
 
