@@ -20,7 +20,8 @@ from rsky_pipeline.atproto.errors import InvalidData
 
 _LINK_TAG = 42
 # The heads of links: the tag in its shortest form, and in the longer ones that cbor2 reads as well.
-_LINK_HEADS = (b"\xd8\x2a", b"\xd9\0\x2a", b"\xda\0\0\0\x2a", b"\xdb\0\0\0\0\0\0\0\x2a")
+_LINK_8, _LINK_16 = b"\xd8\x2a", b"\xd9\0\x2a"
+_LINK_32, _LINK_64 = b"\xda\0\0\0\x2a", b"\xdb\0\0\0\0\0\0\0\x2a"
 # libipld makes room for the elements that a list claims to have, which may be as many as there are
 # bytes, at each of the thousand levels that it descends.
 _MAX_QUICK = 16_384  # bytes
@@ -109,7 +110,7 @@ def encode(value: Value) -> bytes:
 
 
 def _read(data: bytes, count: int) -> list[Value]:
-    has_links = any(head in data for head in _LINK_HEADS)
+    has_links = _LINK_8 in data or _LINK_16 in data or _LINK_32 in data or _LINK_64 in data
     items = None if has_links else _read_quickly(data)
     return items if items is not None and len(items) == count else _read_surely(data, count)
 

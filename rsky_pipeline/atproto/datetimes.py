@@ -5,7 +5,11 @@ from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 
 EPOCH = "1970-01-01T00:00:00.000Z"
-_NORMAL = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", re.ASCII)
+# In the normal form and real whatever the month: nearly all datetimes.
+_NORMAL = re.compile(
+    r"\d{4}-(?:0[1-9]|1[0-2])-(?:0[1-9]|1\d|2[0-8])T(?:[01]\d|2[0-3]):[0-5]\d:[0-5]\d\.\d{3}Z",
+    re.ASCII,
+)
 _PARTS = re.compile(
     r"(\d{4})-(\d\d)-(\d\d)(?:[Tt ](\d\d):(\d\d)(?::(\d\d)(?:\.(\d+))?)?)?"
     r"\s*([Zz]|UTC|[+-]\d\d:?\d\d)?",  # UTC: the Rust ingester writes the times of labels so
@@ -25,7 +29,7 @@ def is_datetime(text: str) -> bool:
 
     https://atproto.com/specs/lexicon#datetime
     """
-    return (
+    return _NORMAL.fullmatch(text) is not None or (
         len(text) <= 64
         and _SYNTAX.fullmatch(text) is not None
         and not text.endswith("-00:00")
@@ -39,13 +43,13 @@ def normalize(text: str) -> str | None:
     Offsets are converted to UTC, digits below a millisecond cut off; a time without a zone is
     taken as UTC. A day that its month lacks rolls over, as in the official implementation.
     """
+    if _NORMAL.fullmatch(text):
+        return text
     return _normalize(text) if len(text) <= _LONGEST else None
 
 
 @lru_cache(4_096)  # the times of a commit and of its records are asked for again and again
 def _normalize(text: str) -> str | None:
-    if _NORMAL.fullmatch(text) and _is_plain(text):
-        return text
     match = _PARTS.fullmatch(text.strip())
     if match is None:
         return None
@@ -72,16 +76,6 @@ def _normalize(text: str) -> str | None:
 def format_utc(moment: datetime) -> str:
     """Return an aware datetime in the normal form."""
     return moment.astimezone(UTC).isoformat(timespec="milliseconds")[:23] + "Z"
-
-
-def _is_plain(text: str) -> bool:
-    return (
-        "01" <= text[5:7] <= "12"
-        and "01" <= text[8:10] <= "28"
-        and text[11:13] <= "23"
-        and text[14:16] <= "59"
-        and text[17:19] <= "59"
-    )
 
 
 def _is_clock(hour: int, minute: int, second: int) -> bool:

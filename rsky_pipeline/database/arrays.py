@@ -32,6 +32,19 @@ def text_array(items: Sequence[Any]) -> bytes | None:
 
     Raises UnicodeEncodeError for a text that has no UTF-8 form.
     """
+    try:
+        encoded = list(map(str.encode, items))
+        lengths = [_LENGTHS[size] for size in map(len, encoded)]
+    except (TypeError, IndexError):  # a null, a long text, or something else
+        return _any_text_array(items)
+    parts = [b""] * (2 * len(encoded) + 1)
+    parts[0] = _HEAD.pack(1, 0, TEXT_OID, len(encoded), 1)
+    parts[1::2] = lengths
+    parts[2::2] = encoded
+    return b"".join(parts)
+
+
+def _any_text_array(items: Sequence[Any]) -> bytes | None:
     parts: list[bytes] = [b""]
     append = parts.append
     nulls = 0

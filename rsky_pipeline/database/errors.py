@@ -33,6 +33,10 @@ class BadData(DatabaseError):
     """A value that the database cannot store: the batch holds a poison row."""
 
 
+class RowExists(BadData):
+    """A unique index has the key of a new row already."""
+
+
 class SchemaMismatch(DatabaseError):
     """A table, column or extension is missing or different: `rsky-pipeline db check` says which."""
 
@@ -49,6 +53,7 @@ _BY_CLASS: dict[str, type[DatabaseError]] = {
     "58": DatabaseUnavailable,  # system error outside PostgreSQL: input, output
 }
 _BY_CODE: dict[str, type[DatabaseError]] = {
+    "23505": RowExists,  # unique violation
     "25006": DatabaseUnavailable,  # read-only: a standby that was or becomes the primary
     "25P03": DatabaseUnavailable,  # idle_in_transaction_session_timeout closed the connection
     "25P04": TransactionConflict,  # transaction_timeout

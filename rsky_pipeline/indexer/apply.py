@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from rsky_pipeline.database.connection import Database, Transaction
+from rsky_pipeline.database.errors import RowExists
 from rsky_pipeline.indexer.accounts import apply_accounts
 from rsky_pipeline.indexer.actors import (
     Known,
@@ -73,6 +74,7 @@ def apply_batch(
     dids = {reading.did for reading in wanted}
     created = 0
     looked_at: set[str] = set()
+    seen_twice = False
     while True:
         try:
             with database.transaction() as tx:
@@ -81,6 +83,10 @@ def apply_batch(
                 return apply_locked(
                     tx, wanted, collections, created, bulk=bulk, looked_at=looked_at
                 )
+        except RowExists:  # of somebody who writes beside us and does not know our locks
+            if seen_twice:
+                raise
+            seen_twice = True  # now that it is committed, it is one of the stored states
         except ReferencesBusy as busy:
             looked_at |= busy.uris  # from now on they are waited for, in order
         except MissingActors as missing:
@@ -100,7 +106,8 @@ def apply_locked(
 ) -> Applied:
     """Apply what was read in a transaction that holds the locks on all of its accounts.
 
-    `looked_at` are records that it looks at beyond what its operations say. Raises ReferencesBusy.
+    `looked_at` are records that it looks at beyond what its operations say. Raises ReferencesBusy,
+    RowExists.
     """
     changes = [reading.change for reading in readings]
     operations = [change for change in changes if isinstance(change, Put | Delete)]

@@ -7,6 +7,7 @@ does not depend on the order of arrival; officially the first to arrive stands.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import orjson
@@ -50,6 +51,13 @@ def forget_duplicates(tx: Transaction, uris: list[str]) -> None:
         tx.execute(_FORGET, (uris,))
 
 
+@cache
+def _key_places(table: Table) -> tuple[int, ...]:
+    """Return where in `Rows.main` the values of a key stand; the creator is not among them."""
+    columns = list(table.columns)
+    return tuple(-1 if name == "creator" else columns.index(name) for name in table.unique)
+
+
 @dataclass(frozen=True, slots=True)
 class NaturalKey:
     """The natural key of a collection's table."""
@@ -60,8 +68,8 @@ class NaturalKey:
 
     def of(self, put: Put) -> Key:
         """Return the key of a record."""
-        values = dict(zip(self.table.columns, put.rows.main or (), strict=True))
-        return tuple(put.did if name == "creator" else values[name] for name in self.table.unique)
+        main = put.rows.main or ()
+        return tuple([put.did if place < 0 else main[place] for place in _key_places(self.table)])
 
     def of_row(self, row: StoredRow) -> Key:
         """Return the key of a row."""

@@ -13,6 +13,7 @@ SELECT n.did FROM unnest(%b::text[]) AS n(did)
 WHERE NOT EXISTS (SELECT FROM record r WHERE r.did = n.did)
     AND NOT EXISTS (SELECT FROM rsky_pipeline.tombstone t WHERE t.did = n.did)
 """
+_COPY = 'COPY record (uri, cid, did, json, "indexedAt", rev) FROM STDIN (FORMAT BINARY)'
 # takedownRef and tags belong to others and survive an update.
 _UPSERT = """
 INSERT INTO record (uri, cid, did, json, "indexedAt", rev)
@@ -54,8 +55,14 @@ def fetch_states(tx: Transaction, uris: Iterable[str]) -> dict[str, Stored]:
 
 
 def write_records(tx: Transaction, plan: Plan) -> None:
-    """Write the rows of `record` and the tombstones as planned."""
-    _upsert(tx, [*plan.inserts, *plan.updates])
+    """Write the rows of `record` and the tombstones as planned.
+
+    New rows are copied in, which costs PostgreSQL half of an upsert. Raises RowExists where a
+    writer that does not know the locks on accounts has written one of them meanwhile.
+    """
+    if plan.inserts:
+        tx.copy_in(_COPY, ("text",) * 6, _rows(plan.inserts))
+    _upsert(tx, plan.updates)
     if plan.touches:
         uris, revs = zip(*sorted(plan.touches), strict=True)
         tx.execute(_TOUCH, (list(uris), list(revs)))
@@ -68,10 +75,11 @@ def write_records(tx: Transaction, plan: Plan) -> None:
 
 def _upsert(tx: Transaction, puts: Sequence[Put]) -> None:
     if puts:
-        rows = sorted(
-            (put.uri, put.cid, put.did, put.json, put.indexed_at, put.rev) for put in puts
-        )
-        tx.execute(_UPSERT, [list(column) for column in zip(*rows, strict=True)])
+        tx.execute(_UPSERT, [list(column) for column in zip(*_rows(puts), strict=True)])
+
+
+def _rows(puts: Iterable[Put]) -> list[tuple[str, ...]]:
+    return sorted((put.uri, put.cid, put.did, put.json, put.indexed_at, put.rev) for put in puts)
 
 
 def _bury(tx: Transaction, deletes: Sequence[Delete]) -> None:

@@ -69,6 +69,13 @@ class ReferenceLocks:
             self._keys |= wanted
 
 
+def needs_locks(operation: Operation, collections: Mapping[str, Collection]) -> bool:
+    """Tell whether an operation looks at records of others, or they may look at its record."""
+    return collections[collection_of(operation.uri)].looked_at or (
+        isinstance(operation, Put) and bool(operation.rows.looks_at)
+    )
+
+
 def lock_references(
     tx: Transaction,
     operations: Iterable[Operation],

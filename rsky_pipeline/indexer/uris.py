@@ -3,4 +3,4 @@
 
 def collection_of(uri: str) -> str:
     """Return the collection of a record."""
-    return uri[5:].split("/", 2)[1]
+    return uri.split("/", 4)[3]

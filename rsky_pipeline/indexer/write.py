@@ -134,6 +134,8 @@ def _notify(changes: Changes, collection: Collection) -> None:
     telling = [*changes.inserted, *changes.updated] if collection.renotify else changes.inserted
     for put in telling:
         teller = put if collection.renotify else put.first or put
+        if teller.historical and not changes.notes.forgotten:
+            continue  # history tells nobody, unless it takes the place of what did
         for notification in collection.notify(teller):
             changes.notes.tell(teller, notification)
 

@@ -6,7 +6,7 @@ and accept both shapes of label entries (a frame of labels, or one label).
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import orjson
 
@@ -36,8 +36,7 @@ class MalformedEvent(ValueError):
         self.reason = reason
 
 
-@dataclass(frozen=True, slots=True)
-class RecordEvent:
+class RecordEvent(NamedTuple):  # made for each event: three times faster than a frozen dataclass
     """A record was created, updated or deleted; `record` is its JSON form, None for a delete."""
 
     action: Action

@@ -6,10 +6,12 @@ an event is left out, and nothing else.
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import orjson
 
 from rsky_pipeline.atproto import cbor, dagjson
+from rsky_pipeline.atproto.data_model import Value
 from rsky_pipeline.atproto.errors import InvalidData
 from rsky_pipeline.configuration.selection import path_prefixes
 from rsky_pipeline.indexer.collections.shape import Collection
@@ -42,7 +44,7 @@ def record_readings(
         block = repo.repo.blocks.get(cid)
         assert block is not None, "list_paths has seen it"
         try:
-            record = orjson.loads(dagjson.to_json(cbor.decode(block)))
+            record = _json_form(cbor.decode(block))
         except InvalidData:
             refused["unreadable"] += 1
             continue
@@ -57,6 +59,12 @@ def record_readings(
             refused[reading.refused.reason] += 1
         if reading.refused is None or reading.refused.uri:
             yield reading
+
+
+def _json_form(value: Value) -> Any:
+    """Return a value as it would be read from JSON: with objects for links and byte strings."""
+    text = dagjson.to_json(value)
+    return orjson.loads(text) if b'"$link"' in text or b'"$bytes"' in text else value
 
 
 def deletion_readings(

@@ -12,9 +12,11 @@ from typing import TypeVar
 from rsky_pipeline.database.connection import Database
 from rsky_pipeline.database.errors import DatabaseUnavailable, TransactionConflict
 from rsky_pipeline.indexer.apply import apply_batch
-from rsky_pipeline.indexer.collections.shape import Collection
+from rsky_pipeline.indexer.collections.shape import Collection, Put
 from rsky_pipeline.indexer.events import Reading
+from rsky_pipeline.indexer.plan import Delete
 from rsky_pipeline.indexer.poison import apply_isolated
+from rsky_pipeline.indexer.reference_locks import needs_locks
 
 BATCH = 4_000  # records of one transaction, or a little more
 _MAX_CONFLICTS = 20
@@ -43,9 +45,25 @@ class Writer:
         def apply(part: Sequence[Reading]) -> None:
             self.run(lambda database: apply_batch(database, part, self._collections, bulk=True))
 
-        for culprit in apply_isolated(readings, apply):
-            refused.setdefault(culprit.entry.did, Counter())[culprit.reason] += 1
+        for part in self._parts(readings):
+            for culprit in apply_isolated(part, apply):
+                refused.setdefault(culprit.entry.did, Counter())[culprit.reason] += 1
         return refused
+
+    def _parts(self, readings: Sequence[Reading]) -> tuple[list[Reading], list[Reading]]:
+        """Part likes, follows and the like from posts, for which processes wait for each other.
+
+        What closes a repo comes last.
+        """
+        free: list[Reading] = []
+        others: list[Reading] = []
+        for reading in readings:
+            change = reading.change
+            is_free = isinstance(change, Put | Delete) and not needs_locks(
+                change, self._collections
+            )
+            (free if is_free else others).append(reading)
+        return free, others
 
     def stored(self, dids: Sequence[str]) -> dict[str, dict[str, str | None]]:
         """Return the rows of `record` (uri to rev) of accounts that have any."""

@@ -2,7 +2,7 @@
 
 import pytest
 
-from rsky_pipeline.database.bulk import copy_into_temp, transpose, unnest_sql
+from rsky_pipeline.database.bulk import transpose, unnest_sql
 from rsky_pipeline.database.connection import Database
 from rsky_pipeline.database.errors import BadData
 
@@ -35,36 +35,21 @@ def test_a_column_of_nulls_has_its_type(clean_database: str) -> None:
         assert found == [("jsonb", None)]
 
 
-def test_copy_keeps_values_and_is_empty_in_the_next_transaction(clean_database: str) -> None:
+def test_copy_keeps_values_and_one_poison_row_fails_it(clean_database: str) -> None:
     with Database.connect(clean_database, name="test") as database:
-        for _ in range(2):
-            with database.transaction() as tx:
-                assert copy_into_temp(tx, "incoming_test", COLUMNS, ROWS) == 3
-                assert tx.query("SELECT * FROM incoming_test") == STORED
-        with database.transaction() as tx:
-            assert copy_into_temp(tx, "incoming_test", COLUMNS, []) == 0
-            assert tx.query("SELECT * FROM incoming_test") == []
-
-
-def test_one_poison_row_fails_the_copy_as_bad_data(clean_database: str) -> None:
-    with Database.connect(clean_database, name="test") as database:
+        columns = ", ".join(f"{name} {kind}" for name, kind in COLUMNS)
+        database.execute(f"CREATE TEMPORARY TABLE incoming ({columns})")
 
         def copy(rows: list[tuple[object, ...]]) -> None:
             with database.transaction() as tx:
-                copy_into_temp(tx, "incoming_test", COLUMNS, rows)
+                sql = "COPY incoming FROM STDIN (FORMAT BINARY)"
+                assert tx.copy_in(sql, [kind for _, kind in COLUMNS], rows) == len(rows)
 
         for poison in ("a\0b", "\ud800"):
             with pytest.raises(BadData):
                 copy([*ROWS, (poison, 1, True, "{}")])
         with pytest.raises(BadData):
             copy([("x", 1, True, '{"a": "\\u0000"}')])  # jsonb cannot hold it
+        assert database.query("SELECT * FROM incoming") == []
         copy(ROWS)
-
-
-def test_names_of_temporary_tables_are_checked(clean_database: str) -> None:
-    with (
-        Database.connect(clean_database, name="test") as database,
-        database.transaction() as tx,
-        pytest.raises(ValueError, match="temporary table"),
-    ):
-        copy_into_temp(tx, "a; DROP", COLUMNS, [])
+        assert database.query("SELECT * FROM incoming") == STORED

@@ -10,6 +10,7 @@ from rsky_pipeline.database.errors import (
     BadData,
     DatabaseError,
     DatabaseUnavailable,
+    RowExists,
     SchemaMismatch,
     TransactionConflict,
 )
@@ -94,7 +95,7 @@ LONG_KEY = "string_agg(md5(i::text), '') FROM generate_series(1, 500) AS i"
         ("INSERT INTO view_param (name) VALUES (%b)", ["a\x00b"], BadData),
         ("INSERT INTO view_param (name) VALUES (%s)", ["\ud800"], BadData),
         ("INSERT INTO view_param (name) SELECT * FROM unnest(%b::text[])", [["\ud800"]], BadData),
-        ("INSERT INTO view_param (name) VALUES ('whats_hot_interval')", [], BadData),
+        ("INSERT INTO view_param (name) VALUES ('whats_hot_interval')", [], RowExists),
         ("INSERT INTO view_param (name) VALUES (NULL)", [], BadData),
         (f"INSERT INTO view_param (name) SELECT {LONG_KEY}", [], BadData),
         ("SELECT 1 / 0", [], BadData),

@@ -2,13 +2,15 @@
 
 import random
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
 import pytest
 from prometheus_client import CollectorRegistry
 
-from rsky_pipeline.database.connection import Database
+from rsky_pipeline.database.connection import Database, Transaction
 from rsky_pipeline.indexer import rejections
 from rsky_pipeline.indexer.apply import apply_batch
 from rsky_pipeline.indexer.collections import registry
@@ -17,7 +19,7 @@ from rsky_pipeline.indexer.housekeeping import Housekeeping
 from rsky_pipeline.indexer.rejections import forget_superseded
 from rsky_pipeline.observability.indexer import IndexerMetrics
 from rsky_pipeline.operations.recount import Scope, recount
-from tests.integration.indexer.kit import NOW, Network, Put, Tables, recounted, repo
+from tests.integration.indexer.kit import NOW, Network, Put, Tables, did_of, recounted, repo
 from tests.integration.indexer.story import Story
 from tests.integration.indexer.test_order import in_parallel, work
 
@@ -104,3 +106,29 @@ def test_rejections_are_looked_through_page_by_page(
     assert (after, kept(tables)) == (puts[3].uri, {put.uri for put in (puts[1], puts[2], puts[4])})
     assert forget_superseded(tables.database, after) == "", "the end: begin again"
     assert kept(tables) == {puts[1].uri, puts[2].uri}
+
+
+def test_a_row_that_a_stranger_writes_meanwhile_is_updated(tables: Tables, net: Network) -> None:
+    """The official indexer does not know our locks; its transaction ends when ours has begun."""
+    post = net.post("alice", "new")
+    stranger = Database.connect(tables.url, name="stranger")
+    with stranger, stranger.transaction() as tx:
+        tx.execute(
+            'INSERT INTO record (uri, cid, did, json, "indexedAt") VALUES (%s, %s, %s, %s, %s)',
+            (post.uri, "bafyold", did_of("alice"), "{}", NOW),
+        )
+        with ThreadPoolExecutor(1) as pool:
+            applied = pool.submit(tables.apply, post)
+            _wait_for_blocked(tx)
+            tx.execute("COMMIT")
+            assert applied.result(30).updated == 1
+    assert tables.rows("record", "uri, cid") == [(post.uri, post.cid)]
+    assert tables.rows("post", "text") == [("new",)]
+
+
+def _wait_for_blocked(tx: Transaction) -> None:
+    waiting = "SELECT 1 FROM pg_stat_activity WHERE cardinality(pg_blocking_pids(pid)) > 0"
+    deadline = time.monotonic() + 30
+    while not tx.query(waiting):
+        assert time.monotonic() < deadline, "nobody waits for the stranger"
+        time.sleep(0.01)
