@@ -6,7 +6,7 @@ notifications. Whoever calls acknowledges the batch after this has returned.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 
 from rsky_pipeline.database.connection import Database, Transaction
@@ -87,6 +87,7 @@ def apply_batch(
             if seen_twice:
                 raise
             seen_twice = True  # now that it is committed, it is one of the stored states
+            bulk = False
         except ReferencesBusy as busy:
             looked_at |= busy.uris  # from now on they are waited for, in order
         except MissingActors as missing:
@@ -120,10 +121,10 @@ def apply_locked(
     for segment in segments(operations):
         uris = (item.uri for item in segment if item.did not in empty)
         plan = make_plan(segment, fetch_states(tx, uris), floors)
-        empty = frozenset()
         write_records(tx, plan)
         arrivals = {item.uri: place for place, item in enumerate(segment)}
-        notified += write_collections(tx, plan, collections, counts, locks, arrivals)
+        notified += write_collections(tx, plan, collections, counts, locks, arrivals, empty)
+        empty = frozenset()
         plans.append(plan)
     counts.write(tx)
     apply_accounts(tx, (change for change in changes if isinstance(change, AccountChange)))
@@ -151,12 +152,13 @@ def write_collections(
     counts: Counts,
     locks: ReferenceLocks,
     arrivals: Mapping[str, int],
+    empty: Set[str] = frozenset(),
     *,
     purging: bool = False,
 ) -> int:
     """Write what a plan means beyond `record`; return how many notifications were inserted.
 
-    `purging`: its records go with their account.
+    `empty` are accounts that had nothing before. `purging`: its records go with their account.
     """
     work: dict[str, Work] = {}
     for put in plan.inserts:
@@ -173,7 +175,9 @@ def write_collections(
     forget_duplicates(tx, sorted([*changed, *(item.uri for item in plan.deletes)]))
     notes, now = Notes(), now_text()
     for nsid in sorted(work, key=lambda nsid: (collections[nsid].judges, nsid)):
-        changes = Changes(tx, collections[nsid], counts, notes, locks, now, arrivals, purging)
+        changes = Changes(
+            tx, collections[nsid], counts, notes, locks, now, arrivals, empty, purging
+        )
         write_collection(changes, work[nsid])
     return notes.write(tx)
 

@@ -5,7 +5,7 @@ others are in `duplicate_record`, all pointing at it. When it goes, the next one
 does not depend on the order of arrival; officially the first to arrive stands.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -65,6 +65,7 @@ class NaturalKey:
     tx: Transaction
     collection: Collection
     table: Table
+    empty: Set[str] = frozenset()  # accounts that have nothing yet
 
     def of(self, put: Put) -> Key:
         """Return the key of a record."""
@@ -128,7 +129,7 @@ def settle(
         its_key = key.of(put)
         if winners.setdefault(its_key, put) is not put:
             waiting.append((put, its_key))
-    written = {row[0] for row in insert(key.tx, key.table, list(winners.values()))}
+    written = {row[0] for row in insert(key.tx, key.table, list(winners.values()), key.empty)}
     standing = {its_key: put.uri for its_key, put in winners.items()}
     displaced: list[StoredRow] = []
     blocked = {its_key: put for its_key, put in winners.items() if put.uri not in written}

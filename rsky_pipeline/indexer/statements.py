@@ -4,7 +4,7 @@ One array parameter a column (`%b`, binary) makes one prepared statement serve a
 Rows are sorted by uri, so that two workers touch shared index pages and rows in one order.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from functools import cache
 from typing import Any
 
@@ -16,16 +16,24 @@ _POST = "app.bsky.feed.post"
 StoredRow = Mapping[str, Any]  # the `returned_columns` of a row that stood
 
 
-def insert(tx: Transaction, table: Table, puts: Sequence[Put]) -> list[tuple[Any, ...]]:
+def insert(
+    tx: Transaction, table: Table, puts: Sequence[Put], empty: Set[str] = frozenset()
+) -> list[tuple[Any, ...]]:
     """Write rows, sorted by uri; return (uri, whether it is new) of each row written.
 
-    A row of a table with a natural key is left out when another record stands for its key.
+    A row of a table with a natural key is left out when another record stands for its key. `empty`
+    are accounts that have nothing yet: where all rows are theirs, nothing can be in the way, and
+    they are copied in. Raises RowExists where something is (see `record_rows`).
     """
     if not puts:
         return []
     rows = sorted(
         (put.uri, put.cid, put.did, put.indexed_at, *(put.rows.main or ())) for put in puts
     )
+    its_own = not table.unique or "creator" in table.unique
+    if its_own and empty and all(put.did in empty for put in puts):
+        tx.copy_in(_copy_sql(table), [*GENERIC.values(), *table.columns.values()], rows)
+        return [(row[0], True) for row in rows]
     return tx.query(_insert_sql(table), transpose(rows))
 
 
@@ -53,6 +61,12 @@ def select(tx: Transaction, table: Table, uris: list[str]) -> list[StoredRow]:
     columns = returned_columns(table)
     sql = f'SELECT {quoted(columns)} FROM "{table.name}" WHERE uri = ANY(%b::text[])'
     return [dict(zip(columns, row, strict=True)) for row in tx.query(sql, (uris,))]
+
+
+@cache
+def _copy_sql(table: Table) -> str:
+    columns = quoted({**GENERIC, **table.columns})
+    return f'COPY "{table.name}" ({columns}) FROM STDIN (FORMAT BINARY)'
 
 
 @cache

@@ -4,7 +4,7 @@ A bounded number of statements does the work of any number of records. Everythin
 the transaction of the batch and under the locks on its accounts, so what is read stays true.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Set
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -46,6 +46,7 @@ class Changes:
     locks: ReferenceLocks
     now: str
     arrivals: Mapping[str, int]  # place in the batch of every uri that it changes
+    empty: Set[str] = frozenset()  # accounts that have nothing yet
     purging: bool = False  # records go with their account; what others wrote stays as it is
     deleted: list[str] = field(default_factory=list)  # uris of records that are gone
     inserted: list[Put] = field(default_factory=list)  # rows that stand and did not before
@@ -81,7 +82,7 @@ def _write_plain(changes: Changes, table: Table, work: Work) -> None:
     gone = delete(changes.tx, table, work.deletes)
     old = select(changes.tx, table, [put.uri for put in work.updates])
     puts = [put for put in (*work.inserts, *work.updates) if put.rows.main is not None]
-    fresh = {row[0] for row in insert(changes.tx, table, puts) if row[1]}
+    fresh = {row[0] for row in insert(changes.tx, table, puts, changes.empty) if row[1]}
     known = {row["uri"] for row in old}
     changes.removed = [*gone, *old]
     changes.inserted = [put for put in puts if put.uri in fresh]
@@ -93,7 +94,7 @@ def _write_plain(changes: Changes, table: Table, work: Work) -> None:
 def _write_unique(changes: Changes, table: Table, work: Work) -> None:
     leaving = [*work.deletes, *(put.uri for put in work.updates)]
     gone = delete(changes.tx, table, leaving)
-    key = NaturalKey(changes.tx, changes.collection, table)
+    key = NaturalKey(changes.tx, changes.collection, table, changes.empty)
     puts = [put for put in (*work.inserts, *work.updates) if put.rows.main is not None]
     winners, displaced = settle(key, gone, puts, changes.notes, changes.arrivals)
     updated = {put.uri for put in work.updates}

@@ -13,7 +13,7 @@ from rsky_pipeline.simulator.clock import stepping_clock
 from rsky_pipeline.simulator.world import World
 from tests import stores
 
-ACCOUNTS = 1_000  # four in ten have a history
+ACCOUNTS = 2_000  # four in ten have a history
 RECORDS = 400  # of each, on average
 
 
