@@ -34,17 +34,19 @@ def text_array(items: Sequence[Any]) -> bytes | None:
     """
     try:
         encoded = list(map(str.encode, items))
-        lengths = [_LENGTHS[size] for size in map(len, encoded)]
-    except (TypeError, IndexError):  # a null, a long text, or something else
-        return _any_text_array(items)
+    except TypeError:  # a null, or something else
+        return _array_with_nulls(items)
     parts = [b""] * (2 * len(encoded) + 1)
     parts[0] = _HEAD.pack(1, 0, TEXT_OID, len(encoded), 1)
-    parts[1::2] = lengths
+    parts[1::2] = [
+        _LENGTHS[size] if size < len(_LENGTHS) else size.to_bytes(4, "big")
+        for size in map(len, encoded)
+    ]
     parts[2::2] = encoded
     return b"".join(parts)
 
 
-def _any_text_array(items: Sequence[Any]) -> bytes | None:
+def _array_with_nulls(items: Sequence[Any]) -> bytes | None:
     parts: list[bytes] = [b""]
     append = parts.append
     nulls = 0

@@ -124,7 +124,7 @@ def apply_locked(
         write_records(tx, plan)
         arrivals = {item.uri: place for place, item in enumerate(segment)}
         notified += write_collections(tx, plan, collections, counts, locks, arrivals, empty)
-        empty = frozenset()
+        empty = frozenset()  # for the next segment they have what this one wrote
         plans.append(plan)
     counts.write(tx)
     apply_accounts(tx, (change for change in changes if isinstance(change, AccountChange)))

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from functools import cache
 
 from prometheus_client import CollectorRegistry
+from prometheus_client.samples import Sample as MetricSample
 
 from rsky_pipeline.configuration.topology import FIREHOSE_BACKFILL, FIREHOSE_LIVE
 from rsky_pipeline.observability.rules import Loop, Written
@@ -99,8 +100,8 @@ class Reader:
     def _listings(self) -> Iterator[Loop]:
         """Each listing is a loop of its own: one that moves must not hide one that does not.
 
-        Of a listing at its end only the repos are still tried that its host cannot list, which is
-        meant; it counts as an activity that moves.
+        One at its end is left out: only the repos are still tried then that its host cannot list,
+        which is meant.
         """
         ended = self._by_listing("ingester_listing_done")
         pages = self._by_listing("ingester_listing_pages_total")
@@ -113,20 +114,19 @@ class Reader:
     def _by_listing(self, name: str) -> dict[tuple[str, str], float]:
         return {
             (sample.labels["host"], sample.labels["source"]): sample.value
-            for metric in self._registry.restricted_registry([name]).collect()
-            for sample in metric.samples
-            if sample.name == name
+            for sample in self._samples(name)
         }
 
     def value(self, name: str, **labels: str) -> float:
         """Return the sum of the samples with these labels."""
         wanted = labels.items()
         return sum(
-            sample.value
-            for metric in self._registry.restricted_registry([name]).collect()
-            for sample in metric.samples
-            if sample.name == name and wanted <= sample.labels.items()
+            sample.value for sample in self._samples(name) if wanted <= sample.labels.items()
         )
+
+    def _samples(self, name: str) -> Iterator[MetricSample]:
+        for metric in self._registry.restricted_registry([name]).collect():
+            yield from (sample for sample in metric.samples if sample.name == name)
 
     def _sum(self, series: tuple[Series, ...]) -> float:
         return sum(self.value(name, **labels) for name, labels in series)

@@ -19,7 +19,7 @@ from rsky_pipeline.indexer.housekeeping import Housekeeping
 from rsky_pipeline.indexer.rejections import forget_superseded
 from rsky_pipeline.observability.indexer import IndexerMetrics
 from rsky_pipeline.operations.recount import Scope, recount
-from tests.integration.indexer.kit import NOW, Network, Put, Tables, did_of, recounted, repo
+from tests.integration.indexer.kit import NOW, Network, Put, Tables, did_of, read, recounted, repo
 from tests.integration.indexer.story import Story
 from tests.integration.indexer.test_order import in_parallel, work
 
@@ -124,6 +124,21 @@ def test_a_row_that_a_stranger_writes_meanwhile_is_updated(tables: Tables, net: 
             assert applied.result(30).updated == 1
     assert tables.rows("record", "uri, cid") == [(post.uri, post.cid)]
     assert tables.rows("post", "text") == [("new",)]
+
+
+def test_a_row_of_a_stranger_does_not_stop_a_load(tables: Tables) -> None:
+    """The account seems to have nothing, but a like stands that has no record."""
+    history = Network(history=True)
+    post = history.post("bob")
+    likes = [history.like("alice", post), history.like("alice", history.post("carol"))]
+    tables.database.execute(
+        'INSERT INTO "like" (uri, cid, creator, "indexedAt", subject, "subjectCid", "createdAt") '
+        "VALUES (%s, %s, %s, %s, %s, %s, %s)",
+        (likes[0].uri, "bafyold", did_of("alice"), NOW, post.uri, "bafyold", NOW),
+    )
+    apply_batch(tables.database, read(likes), registry.load(), bulk=True)
+    assert tables.rows("record", "uri") == sorted((like.uri,) for like in likes)
+    assert tables.rows("like", "uri, cid") == sorted((like.uri, like.cid) for like in likes)
 
 
 def _wait_for_blocked(tx: Transaction) -> None:
