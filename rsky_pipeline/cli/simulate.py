@@ -30,6 +30,8 @@ FIXED_STEP = 1_000
 @click.option("--events", type=click.IntRange(0), help="Stop publishing after this many.")
 @click.option("--prepare", default=0, metavar="N", type=click.IntRange(0),
               help="Make N events before serving, so that publishing costs little.")  # fmt: skip
+@click.option("--calm", is_flag=True, help="Accounts keep their hosting status and no repo is "
+              "announced anew (#sync), so that none must be fetched again.")  # fmt: skip
 @click.option("--hold", is_flag=True, help="Publish nothing before GET /simulator/release.")
 @click.option(
     "--fixed-clock",
@@ -76,8 +78,8 @@ FIXED_STEP = 1_000
 @click.option("--json", "as_json", is_flag=True, help="Print the settings as one JSON line.")
 def command(
     seed: int, accounts: int, history: int, rate: float, events: int | None, prepare: int,
-    hold: bool, fixed_clock: bool, replay: Path | None, keep_events: int, buffer_events: int,
-    port: int, faults: tuple[str, ...], as_json: bool,
+    calm: bool, hold: bool, fixed_clock: bool, replay: Path | None, keep_events: int,
+    buffer_events: int, port: int, faults: tuple[str, ...], as_json: bool,
 ) -> None:  # fmt: skip
     """Serve a relay, a PDS, a PLC directory and a labeler with real, signed repos on loopback.
 
@@ -98,7 +100,7 @@ def command(
             network = Network(load_recording(replay), rules)
         else:
             hostility = _hostility(seed, faults)
-            world = _world(seed, accounts, history, fixed_clock)
+            world = _world(seed, accounts, history, fixed_clock, calm)
             world.deletes_accounts = hostility is None
             network = Network(world, rules, hostility)
     except RecordingError as error:
@@ -121,12 +123,12 @@ def settings(urls: "Urls") -> dict[str, str]:
     }
 
 
-def _world(seed: int, accounts: int, history: int, fixed_clock: bool) -> "World":
+def _world(seed: int, accounts: int, history: int, fixed_clock: bool, calm: bool) -> "World":
     from rsky_pipeline.simulator.clock import Clock, stepping_clock
     from rsky_pipeline.simulator.world import World
 
     clock = stepping_clock(FIXED_START, FIXED_STEP) if fixed_clock else Clock()
-    world = World(seed, accounts, clock)
+    world = World(seed, accounts, clock, calm=calm)
     if history:
         world.add_history(history)
     return world

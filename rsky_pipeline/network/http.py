@@ -1,33 +1,30 @@
 """HTTP with everything bounded: addresses, redirects, bytes, silence and total time.
 
-Hosts come from DID documents that strangers wrote. Names are resolved here, every address is
-checked, and the checked address is the one that is connected to, so that a second look-up cannot
-lead elsewhere. Endpoints that the operator configured are trusted to be where they say.
+Hosts come from DID documents that strangers wrote, and are connected to only where `pool` allows
+it. Endpoints that the operator configured are trusted to be where they say.
 """
 
 import ssl
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 from urllib.parse import urljoin, urlsplit
 
 import httpcore
-import httpx
 import orjson
 import trio
 
-from rsky_pipeline import __version__
-from rsky_pipeline.network.hosts import is_public_address, is_public_name
+from rsky_pipeline.network.pool import ForbiddenAddress, InvalidUrl, Pool, Response
 from rsky_pipeline.network.rate_headers import RateLimit, read_rate_limit, read_retry_after
 
-USER_AGENT = f"rsky-pipeline/{__version__}"
 MAX_REDIRECTS = 5
 MAX_JSON = 1_048_576
 MAX_ERROR_BODY = 16_384
-CONNECT_SECONDS = 10.0
 MAX_CONNECTIONS = 200
+
+_BROKEN = (httpcore.NetworkError, httpcore.ProtocolError)
 
 FailureKind = Literal[
     "unreachable", "timeout", "too_slow", "status", "too_big", "forbidden", "malformed"
@@ -67,51 +64,12 @@ class Redirected(Exception):
         self.url = url
 
 
-class ForbiddenAddress(OSError):
-    """A name leads to an address that strangers may not send us to."""
-
-
-class _GuardedBackend(httpcore.AsyncNetworkBackend):
-    """Connects only to public addresses of public names."""
-
-    def __init__(self) -> None:
-        self._backend = httpcore.TrioBackend()
-
-    async def connect_tcp(
-        self,
-        host: str,
-        port: int,
-        timeout: float | None = None,  # noqa: ASYNC109 - httpcore's signature
-        local_address: str | None = None,
-        socket_options: Iterable[Any] | None = None,
-    ) -> httpcore.AsyncNetworkStream:
-        if not is_public_name(host):
-            raise ForbiddenAddress(f"{host} is not the name of a public host")
-        found = await trio.socket.getaddrinfo(host, port, type=trio.socket.SOCK_STREAM)
-        addresses = list(dict.fromkeys(str(item[4][0]) for item in found))
-        for address in addresses:
-            if not is_public_address(address):
-                raise ForbiddenAddress(f"{host} leads to {address}, which is not public")
-        last: Exception | None = None
-        for address in addresses[:4]:
-            try:
-                return await self._backend.connect_tcp(
-                    address, port, timeout, local_address, socket_options
-                )
-            except httpcore.ConnectError as error:
-                last = error
-        raise last or httpcore.ConnectError(f"{host} has no address")
-
-    async def sleep(self, seconds: float) -> None:
-        await trio.sleep(seconds)
-
-
 @dataclass(frozen=True, slots=True)
 class Answer:
     """A successful response whose body is still to be read."""
 
     url: str
-    headers: httpx.Headers
+    headers: Mapping[str, str]  # names in lower case
     chunks: AsyncIterator[bytes]
 
 
@@ -125,12 +83,13 @@ class HttpClient:
         self._allow_private = allow_private
         self._silence_seconds = silence_seconds
         context = ssl.create_default_context()
-        timeout = httpx.Timeout(silence_seconds, connect=CONNECT_SECONDS, pool=None)
-        self._trusted = _client(context, timeout, None, max_connections)
+        self._trusted = Pool(
+            context, guarded=False, silence_seconds=silence_seconds, most=max_connections
+        )
         self._guarded = (
             self._trusted
             if allow_private
-            else _client(context, timeout, _GuardedBackend(), max_connections)
+            else Pool(context, guarded=True, silence_seconds=silence_seconds, most=max_connections)
         )
 
     async def __aenter__(self) -> "HttpClient":
@@ -163,7 +122,7 @@ class HttpClient:
                 if length.isdigit() and int(length) > max_bytes:
                     raise HttpFailure("too_big", f"{url} announces {length} bytes")
                 async with aclosing(_bounded(response, max_bytes, window)) as chunks:
-                    yield Answer(str(response.url), response.headers, chunks)
+                    yield Answer(response.url, response.headers, chunks)
         if scope.cancelled_caught:
             raise HttpFailure("timeout", f"{url} took more than {total_seconds:.0f} s")
 
@@ -193,17 +152,13 @@ class HttpClient:
         return bytes(body)
 
     @asynccontextmanager
-    async def _follow(
-        self, url: str, trusted: bool, stay: bool = False
-    ) -> AsyncIterator[httpx.Response]:
+    async def _follow(self, url: str, trusted: bool, stay: bool = False) -> AsyncIterator[Response]:
         for _ in range(MAX_REDIRECTS + 1):
             self._check_scheme(url, trusted)
-            client = self._trusted if trusted else self._guarded
-            request = client.build_request("GET", url)
-            response = await _send(client, request)
-            if response.is_redirect and "location" in response.headers:
-                target = urljoin(url, response.headers["location"])
+            response = await _send(self._trusted if trusted else self._guarded, url)
+            if response.location is not None:
                 await response.aclose()
+                target = _target(url, response.location)
                 same_host = urlsplit(target).netloc == urlsplit(url).netloc
                 if stay and not same_host:
                     raise Redirected(target)
@@ -212,7 +167,7 @@ class HttpClient:
                 url = target
                 continue
             try:
-                if response.status_code != 200:
+                if response.status != 200:
                     raise await _refusal(response)
                 yield response
             finally:
@@ -221,42 +176,34 @@ class HttpClient:
         raise HttpFailure("forbidden", f"more than {MAX_REDIRECTS} redirects, the last to {url}")
 
     def _check_scheme(self, url: str, trusted: bool) -> None:
-        scheme = urlsplit(url).scheme
+        scheme = url.partition(":")[0].lower()
         if scheme != "https" and not (scheme == "http" and (trusted or self._allow_private)):
             raise HttpFailure("forbidden", f"{url[:200]} is not https")
 
 
-def _client(
-    context: ssl.SSLContext, timeout: httpx.Timeout, backend: httpcore.AsyncNetworkBackend | None,
-    most: int,
-) -> httpx.AsyncClient:  # fmt: skip
-    limits = httpx.Limits(max_connections=most, max_keepalive_connections=50)
-    transport = httpx.AsyncHTTPTransport(verify=context, trust_env=False, limits=limits)
-    if backend is not None:
-        # httpx has no option for it; its transport is a thin layer over this pool.
-        transport._pool = httpcore.AsyncConnectionPool(
-            ssl_context=context,
-            max_connections=most,
-            max_keepalive_connections=50,
-            network_backend=backend,
-        )
-    headers = {"User-Agent": USER_AGENT, "Accept-Encoding": "identity"}
-    return httpx.AsyncClient(
-        transport=transport, timeout=timeout, headers=headers, trust_env=False,
-        follow_redirects=False,
-    )  # fmt: skip
-
-
-async def _send(client: httpx.AsyncClient, request: httpx.Request) -> httpx.Response:
+async def _send(pool: Pool, url: str) -> Response:
     try:
-        return await client.send(request, stream=True)
+        return await pool.get(url)
     except ForbiddenAddress as error:
         raise HttpFailure("forbidden", str(error)) from error
-    except httpx.TimeoutException as error:
-        raise HttpFailure("timeout", f"{request.url.host} does not answer") from error
-    except (httpx.HTTPError, httpx.InvalidURL, OSError, ssl.SSLError) as error:
-        text = f"{request.url.host} cannot be reached: {error}"
-        raise HttpFailure("unreachable", text) from error
+    except httpcore.TimeoutException as error:
+        raise HttpFailure("timeout", f"{_host(url)} does not answer") from error
+    except (*_BROKEN, InvalidUrl, OSError, ssl.SSLError) as error:
+        raise HttpFailure("unreachable", f"{_host(url)} cannot be reached: {error}") from error
+
+
+def _host(url: str) -> str:
+    try:
+        return (urlsplit(url).hostname or url)[:200]
+    except ValueError:
+        return url[:200]
+
+
+def _target(url: str, location: str) -> str:
+    try:
+        return urljoin(url, location)
+    except ValueError as error:
+        raise HttpFailure("malformed", f"{url} redirects to {location[:200]!r}") from error
 
 
 class _Window:
@@ -280,14 +227,14 @@ class _Window:
 
 
 async def _bounded(
-    response: httpx.Response, max_bytes: int, window: _Window | None = None
+    response: Response, max_bytes: int, window: _Window | None = None
 ) -> AsyncGenerator[bytes, None]:
     total = 0
     if response.headers.get("content-encoding", "identity") != "identity":
         raise HttpFailure("malformed", f"{response.url} compresses although asked not to")
     try:
         asked = trio.current_time()
-        async for chunk in response.aiter_raw():
+        async for chunk in response.chunks():
             total += len(chunk)
             waited = trio.current_time() - asked
             if window is not None and window.too_slow(waited, len(chunk)):
@@ -296,13 +243,13 @@ async def _bounded(
                 raise HttpFailure("too_big", f"{response.url} sends more than {max_bytes} bytes")
             yield chunk
             asked = trio.current_time()
-    except httpx.TimeoutException as error:
-        raise HttpFailure("timeout", f"{response.url.host} stopped sending") from error
-    except httpx.HTTPError as error:
-        raise HttpFailure("unreachable", f"{response.url.host} broke off: {error}") from error
+    except httpcore.TimeoutException as error:
+        raise HttpFailure("timeout", f"{response.host} stopped sending") from error
+    except _BROKEN as error:
+        raise HttpFailure("unreachable", f"{response.host} broke off: {error}") from error
 
 
-async def _refusal(response: httpx.Response) -> HttpFailure:
+async def _refusal(response: Response) -> HttpFailure:
     body = bytearray()
     try:
         async for chunk in _bounded(response, MAX_ERROR_BODY):
@@ -314,8 +261,8 @@ async def _refusal(response: httpx.Response) -> HttpFailure:
     now = time.time()
     return HttpFailure(
         "status",
-        f"{response.url} answered {response.status_code} {str(code or '')[:100]}".strip(),
-        status=response.status_code,
+        f"{response.url} answered {response.status} {str(code or '')[:100]}".strip(),
+        status=response.status,
         code=code if isinstance(code, str) else "",
         retry_after=read_retry_after(response.headers.get("retry-after"), now),
         limit=read_rate_limit(response.headers, now),

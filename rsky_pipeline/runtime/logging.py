@@ -51,7 +51,7 @@ def configure(
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
-    for library in ("httpx", "httpcore", "trio_websocket", "hpack"):
+    for library in ("httpcore", "trio_websocket"):
         logging.getLogger(library).setLevel(max(logging.WARNING, root.level))
 
 

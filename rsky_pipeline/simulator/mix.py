@@ -32,10 +32,12 @@ RECORDS = {
     FOREIGN[2]: 4,
 }  # fmt: skip
 
-# What an event is, in ten-thousandths.
+# What an event is, in ten-thousandths. Accounts change their status much more often than real ones
+# do, so that a short run has some of all that follows from it.
 CREATE, DELETE, EDIT, REPEAT = "create", "delete", "edit", "repeat"
 SEVERAL, NOTHING, SYNC, ACCOUNT, IDENTITY = "several", "nothing", "sync", "account", "identity"
 EVENTS = {
     CREATE: 8_820, DELETE: 450, EDIT: 130, REPEAT: 60, SEVERAL: 430, NOTHING: 20, SYNC: 5,
     ACCOUNT: 45, IDENTITY: 40,
 }  # fmt: skip
+RESYNCED = (SYNC, ACCOUNT)  # after these a repo is fetched again

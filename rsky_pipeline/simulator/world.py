@@ -31,9 +31,12 @@ _INACTIVE = (("deactivated", 60), ("takendown", 15), ("suspended", 10), ("thrott
 
 
 class World:
-    """All accounts. `step` lets one thing happen and returns its frame."""
+    """All accounts. `step` lets one thing happen and returns its frame.
 
-    def __init__(self, seed: int, accounts: int, clock: Clock) -> None:
+    A calm one has none of the events for which a pipeline must fetch a repo again.
+    """
+
+    def __init__(self, seed: int, accounts: int, clock: Clock, *, calm: bool = False) -> None:
         self._choose = random.Random(seed)
         self._clock = clock
         self.text = TimeText()  # how it writes microseconds
@@ -52,8 +55,9 @@ class World:
         self.gated: set[str] = set()  # posts that had a gate which may refuse replies or quotes
         self.moved: dict[str, str] = {}  # accounts on other hosts than the others, with their URLs
         self.deletes_accounts = True  # else they are deactivated, and can come back
-        self._events = tuple(mix.EVENTS)
-        self._weights = tuple(mix.EVENTS.values())
+        events = mix.EVENTS | (dict.fromkeys(mix.RESYNCED, 0) if calm else {})
+        self._events = tuple(events)
+        self._weights = tuple(events.values())
 
     def add_history(self, records: int) -> None:
         """Give a part of the accounts repos from before the stream, of so many records or so."""

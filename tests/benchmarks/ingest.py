@@ -91,9 +91,12 @@ async def _once(
 ) -> tuple[float, float]:
     """Take all frames, as if for the first time, until they are written; return what that took.
 
-    An ingester begins once and takes frames for weeks, so that its beginning does not count.
+    An ingester begins once and takes frames for weeks, so that its beginning does not count: its
+    connections have been used before.
     """
     stores = connect(url, name="bench-states"), connect(url, name="bench-writer")
+    for store in stores:
+        store.call("PING")
     memory = Memory(RepoStates(reader(stores[0])), RelayBoard([_RELAY]), Resyncs(60))
     tally, ledger = Tally(), Ledger(memory)
     writer = Writer(stores[1], {}, BatchRule(), metrics, ledger)

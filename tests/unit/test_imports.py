@@ -35,7 +35,7 @@ OWNERS: dict[str, set[str]] = {
     "psycopg": {"database"},
     "trio_websocket": {"network", "simulator"},
     "wsproto": {"network", "simulator"},
-    "httpx": {"network"},
+    "httpcore": {"network"},
     "dns": {"network"},
     "click": {"cli"},
     "rich": {"cli"},

@@ -132,7 +132,7 @@ class Observer:
         later = int(store.call("XLEN", RESYNC_LATER)) + count_waiting(store)
         if later:
             found.append(f"{later:,} repos that are fetched later")
-        if not found:
+        if not set(found) - {NOT_LISTED}:
             found += self._checks()
         return found
 

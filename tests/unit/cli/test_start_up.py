@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-HEAVY = "{'trio', 'redis', 'psycopg', 'prometheus_client', 'httpx', 'cbor2', 'rich'}"
+HEAVY = "{'trio', 'redis', 'psycopg', 'prometheus_client', 'httpcore', 'cbor2', 'rich'}"
 
 
 @pytest.mark.parametrize("arguments", ["['--help']", "['config', '--help']", "['config', 'show']"])

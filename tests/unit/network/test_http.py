@@ -165,3 +165,16 @@ async def test_configured_endpoints_may_be_private(server: str) -> None:
     async with HttpClient(allow_private=False) as client:
         assert await client.get_json(f"{server}/ok", trusted=True) == {"a": 1}
     assert (await failure(f"{server}/ok", allow_private=False)).kind == "forbidden"
+
+
+async def test_a_redirect_that_is_no_url_is_malformed(server: str) -> None:
+    assert (await failure(f"{server}/to/{quote('https://[::1')}")).kind == "malformed"
+
+
+@pytest.mark.parametrize("url", ["https://", "https://[::1", "https://a.test:port/", "http:///x"])
+async def test_what_is_no_url_cannot_be_reached(url: str) -> None:
+    assert (await failure(url)).kind == "unreachable"
+
+
+async def test_what_a_url_may_not_hold_is_escaped(server: str) -> None:
+    assert (await failure(f"{server}/größe \r\nX: y")).status == 400

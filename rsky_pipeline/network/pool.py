@@ -1,0 +1,158 @@
+"""One request over a pool of connections, to an address that was checked.
+
+Hosts come from DID documents that strangers wrote. Names are resolved here, every address is
+checked, and the checked address is the one that is connected to, so that a second look-up cannot
+lead elsewhere.
+"""
+
+import ssl
+from collections.abc import AsyncIterator, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import quote, urlsplit
+
+import httpcore
+import trio
+
+from rsky_pipeline import __version__
+from rsky_pipeline.network.hosts import is_public_address, is_public_name
+
+USER_AGENT = f"rsky-pipeline/{__version__}"
+CONNECT_SECONDS = 10.0
+MAX_IDLE_CONNECTIONS = 50
+IDLE_SECONDS = 5.0  # a host may close a connection at any time after that
+_REDIRECTS = frozenset({301, 302, 303, 307, 308})
+_HEADERS = [
+    (b"User-Agent", USER_AGENT.encode()), (b"Accept", b"*/*"), (b"Accept-Encoding", b"identity"),
+]  # fmt: skip
+# Allowed or reserved in a URL, or an escape: everything else is written as one.
+_PLAIN = "%/:?#[]@!$&'()*+,;=~"
+
+
+class ForbiddenAddress(OSError):
+    """A name leads to an address that strangers may not send us to."""
+
+
+class InvalidUrl(ValueError):
+    """A URL that no request can be sent to."""
+
+
+class _GuardedBackend(httpcore.AsyncNetworkBackend):
+    """Connects only to public addresses of public names."""
+
+    def __init__(self) -> None:
+        self._backend = httpcore.TrioBackend()
+
+    async def connect_tcp(
+        self,
+        host: str,
+        port: int,
+        timeout: float | None = None,  # noqa: ASYNC109 - httpcore's signature
+        local_address: str | None = None,
+        socket_options: Iterable[Any] | None = None,
+    ) -> httpcore.AsyncNetworkStream:
+        if not is_public_name(host):
+            raise ForbiddenAddress(f"{host} is not the name of a public host")
+        found = await trio.socket.getaddrinfo(host, port, type=trio.socket.SOCK_STREAM)
+        addresses = list(dict.fromkeys(str(item[4][0]) for item in found))
+        for address in addresses:
+            if not is_public_address(address):
+                raise ForbiddenAddress(f"{host} leads to {address}, which is not public")
+        last: Exception | None = None
+        for address in addresses[:4]:
+            try:
+                return await self._backend.connect_tcp(
+                    address, port, timeout, local_address, socket_options
+                )
+            except httpcore.ConnectError as error:
+                last = error
+        raise last or httpcore.ConnectError(f"{host} has no address")
+
+    async def sleep(self, seconds: float) -> None:
+        await trio.sleep(seconds)
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """The head of a response; the names of `headers` are in lower case. `aclose` it."""
+
+    url: str
+    host: str
+    status: int
+    headers: Mapping[str, str]
+    _source: httpcore.Response
+
+    @property
+    def location(self) -> str | None:
+        """Where a redirect leads; None if this is none."""
+        return self.headers.get("location") if self.status in _REDIRECTS else None
+
+    def chunks(self) -> AsyncIterator[bytes]:
+        """Yield the body as it comes. Raises httpcore's exceptions."""
+        return self._source.aiter_stream()
+
+    async def aclose(self) -> None:
+        """Give the connection back, or close it if the body was not read to its end."""
+        await self._source.aclose()
+
+
+class Pool:
+    """Connections to any number of hosts."""
+
+    def __init__(
+        self, context: ssl.SSLContext, *, guarded: bool, silence_seconds: float, most: int
+    ) -> None:
+        self._pool = httpcore.AsyncConnectionPool(
+            ssl_context=context,
+            max_connections=most,
+            max_keepalive_connections=MAX_IDLE_CONNECTIONS,
+            keepalive_expiry=IDLE_SECONDS,
+            network_backend=_GuardedBackend() if guarded else httpcore.TrioBackend(),
+        )
+        self._timeouts = {
+            "connect": CONNECT_SECONDS, "read": silence_seconds, "write": silence_seconds,
+        }  # fmt: skip
+
+    async def get(self, url: str) -> Response:
+        """Send a request and return its answer, whatever it is.
+
+        Raises InvalidUrl, ForbiddenAddress, OSError and httpcore's exceptions.
+        """
+        target, host = _parse(url)
+        request = httpcore.Request(
+            "GET",
+            target,
+            headers=[(b"Host", _host_header(target)), *_HEADERS],
+            extensions={"timeout": self._timeouts},
+        )
+        source = await self._pool.handle_async_request(request)
+        headers = {
+            name.decode("ascii", "replace").lower(): value.decode("latin-1")
+            for name, value in source.headers
+        }
+        return Response(url, host, source.status, headers, source)
+
+    async def aclose(self) -> None:
+        """Close all connections."""
+        await self._pool.aclose()
+
+
+def _parse(url: str) -> tuple[httpcore.URL, str]:
+    try:
+        parts = urlsplit(url)
+        host = (parts.hostname or "").encode("ascii" if url.isascii() else "idna").decode()
+        port = parts.port
+    except ValueError as error:  # UnicodeError is one
+        raise InvalidUrl(f"{url[:200]!r} is not a URL: {error}") from error
+    if not host or parts.scheme not in {"http", "https"}:
+        raise InvalidUrl(f"{url[:200]!r} is not a URL of a web server")
+    path = quote(parts.path or "/", safe=_PLAIN)
+    if parts.query:
+        path += "?" + quote(parts.query, safe=_PLAIN)
+    return httpcore.URL(scheme=parts.scheme, host=host, port=port, target=path), host
+
+
+def _host_header(url: httpcore.URL) -> bytes:
+    host = b"[%b]" % url.host if b":" in url.host else url.host
+    usual = {b"http": 80, b"https": 443}[url.scheme]
+    return host if url.port in {None, usual} else b"%b:%d" % (host, url.port)
