@@ -7,7 +7,7 @@ from collections.abc import Container, Iterable
 from dataclasses import dataclass
 from hashlib import sha256
 
-from rsky_pipeline.atproto import cbor
+from rsky_pipeline.atproto import cbor, compiled
 from rsky_pipeline.atproto.cid import LENGTH, VALID_PREFIXES, Cid
 from rsky_pipeline.atproto.errors import InvalidData
 
@@ -86,6 +86,17 @@ def read_car(
     caller must compare each block that it uses with its CID.
     """
     roots, position = _header(data)
+    blocks = compiled.read_blocks(data, position, max_block + LENGTH, check_hashes)
+    if blocks is None:
+        blocks = _read_blocks(data, position, max_block, check_hashes)
+    if len(blocks) > max_blocks:
+        raise InvalidData("too_many_blocks", f"more than {max_blocks}")
+    return Car(roots, blocks)
+
+
+def _read_blocks(
+    data: bytes, position: int, max_block: int, check_hashes: bool
+) -> dict[Cid, bytes]:
     end = len(data)
     largest = max_block + LENGTH
     blocks: dict[Cid, bytes] = {}
@@ -111,9 +122,7 @@ def read_car(
         if check_hashes and sha256(block).digest() != name[4:]:
             raise InvalidData("hash_mismatch", f"block {Cid(name)}")
         blocks[Cid(name)] = block
-    if len(blocks) > max_blocks:
-        raise InvalidData("too_many_blocks", f"more than {max_blocks}")
-    return Car(roots, blocks)
+    return blocks
 
 
 def _header(data: bytes) -> tuple[tuple[Cid, ...], int]:
@@ -142,6 +151,11 @@ def find_blocks(
     compare each block that is used with its CID.
     """
     roots, position = _header(data)
+    found = compiled.find_wanted(data, position, MAX_BLOCK + LENGTH, wanted)
+    return roots, _find_blocks(data, position, wanted) if found is None else found
+
+
+def _find_blocks(data: bytes, position: int, wanted: Container[bytes]) -> dict[bytes, bytes]:
     end = len(data)
     blocks: dict[bytes, bytes] = {}
     while position < end:
@@ -164,7 +178,7 @@ def find_blocks(
             blocks[name] = data[body:position]
     if position > end:
         raise InvalidData("truncated_car", "the CAR ends within a block")
-    return roots, blocks
+    return blocks
 
 
 def write_car(roots: Iterable[Cid], blocks: Iterable[tuple[Cid, bytes]]) -> bytes:

@@ -7,6 +7,7 @@ from base64 import b64decode, b64encode
 
 import orjson
 
+from rsky_pipeline.atproto import cbor, compiled
 from rsky_pipeline.atproto.cid import Cid
 from rsky_pipeline.atproto.data_model import MAX_DEPTH, Value
 from rsky_pipeline.atproto.errors import InvalidData
@@ -27,6 +28,17 @@ def to_json(value: Value) -> bytes:
         return orjson.dumps(value, default=default)
     except (TypeError, orjson.JSONEncodeError) as error:
         raise InvalidData("not_encodable", str(error)[:200]) from error
+
+
+def record_to_json(block: bytes) -> bytes:
+    """Return the JSON of a record's block. Raises InvalidData for one that is not a record."""
+    made = compiled.record_json(block)
+    if made is not None:
+        return made
+    record = cbor.decode(block)
+    if type(record) is not dict:
+        raise InvalidData("invalid_record", "a record is a map")
+    return to_json(record)
 
 
 def from_json(value: object) -> Value:

@@ -5,9 +5,9 @@ https://atproto.com/specs/event-stream and the lexicons of subscribeRepos and su
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Any, Literal, NamedTuple, cast
 
-from rsky_pipeline.atproto import cbor
+from rsky_pipeline.atproto import cbor, compiled
 from rsky_pipeline.atproto.cid import Cid
 from rsky_pipeline.atproto.errors import InvalidData
 from rsky_pipeline.atproto.syntax import is_did, is_tid
@@ -22,8 +22,7 @@ Action = Literal["create", "update", "delete"]
 _ACTIONS = frozenset({"create", "update", "delete"})
 
 
-@dataclass(frozen=True, slots=True)
-class RepoOp:
+class RepoOp(NamedTuple):
     """One change of a commit."""
 
     action: Action
@@ -32,8 +31,7 @@ class RepoOp:
     prev: Cid | None
 
 
-@dataclass(frozen=True, slots=True)
-class CommitMessage:
+class CommitMessage(NamedTuple):
     """`#commit`: a repo changed."""
 
     seq: int
@@ -156,6 +154,9 @@ def encode_error_frame(error: str, message: str) -> bytes:
 
 
 def _commit(body: dict[str, Any]) -> CommitMessage:
+    fields = compiled.read_commit(body, RepoOp._make, MAX_OPS, MAX_COMMIT_BLOCKS)
+    if fields is not None:
+        return CommitMessage._make(fields)
     blocks = body.get("blocks")
     if type(blocks) is not bytes:
         raise InvalidData("invalid_frame", "blocks is missing")

@@ -7,6 +7,8 @@ import re
 from functools import lru_cache
 from typing import NamedTuple
 
+from rsky_pipeline.atproto import compiled
+
 _DID = re.compile(r"did:[a-z]+:[a-zA-Z0-9._:%-]*[a-zA-Z0-9._-]")
 _LABEL = r"[a-zA-Z0-9](?:[a-zA-Z0-9-]{0,61}[a-zA-Z0-9])?"
 _HANDLE = re.compile(rf"(?:{_LABEL}\.)+[a-zA-Z](?:[a-zA-Z0-9-]{{0,61}}[a-zA-Z0-9])?")
@@ -56,7 +58,7 @@ def is_rkey(text: str) -> bool:
 
 def is_tid(text: str) -> bool:
     """Tell whether a text is a TID."""
-    return _TID.fullmatch(text) is not None
+    return compiled.tid_value(text) is not None or _TID.fullmatch(text) is not None
 
 
 def split_path(path: str) -> tuple[str, str] | None:
@@ -100,7 +102,10 @@ def tid_from(microseconds: int, clock_id: int = 0) -> str:
 
 def tid_number(tid: str) -> int:
     """Return the 64-bit number that a TID writes. Raises ValueError if it is none."""
-    if not is_tid(tid):
+    number = compiled.tid_value(tid)
+    if number is not None:
+        return number
+    if _TID.fullmatch(tid) is None:
         raise ValueError(f"not a TID: {tid[:50]!r}")
     return int(tid.translate(_TID_DIGITS), 32)
 

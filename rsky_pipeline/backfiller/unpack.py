@@ -3,9 +3,11 @@
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from rsky_pipeline.atproto import cbor
+import orjson
+
 from rsky_pipeline.atproto.cid import Cid
 from rsky_pipeline.atproto.commit import Commit, parse_commit
+from rsky_pipeline.atproto.dagjson import record_to_json
 from rsky_pipeline.atproto.errors import IncompleteTree, InvalidData
 from rsky_pipeline.atproto.mst import walk
 from rsky_pipeline.atproto.mst.load import BlockSource
@@ -174,7 +176,7 @@ class _Encoder:
             return encode_record_event(
                 "create", seq=HISTORICAL_SEQ, time=self._time, did=self._repo.commit.did,
                 commit=self._commit, rev=self._repo.commit.rev, collection=collection, rkey=rkey,
-                cid=str(cid), record=cbor.decode(block),
+                cid=str(cid), record=orjson.Fragment(record_to_json(block)),
             )  # fmt: skip
         except InvalidData:
             return None

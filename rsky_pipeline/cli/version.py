@@ -5,7 +5,7 @@ from dataclasses import asdict
 import click
 
 from rsky_pipeline.cli.output import print_json
-from rsky_pipeline.observability.build import build
+from rsky_pipeline.observability.build import build, has_compiled_readers
 
 
 @click.command()
@@ -13,6 +13,9 @@ from rsky_pipeline.observability.build import build
 def command(as_json: bool) -> None:
     """Print version, commit and build time."""
     if as_json:
-        print_json({"program": "rsky-pipeline", **asdict(build())})
+        compiled = {"compiled": has_compiled_readers()}
+        print_json({"program": "rsky-pipeline", **asdict(build()), **compiled})
     else:
         click.echo(f"rsky-pipeline {build().describe()}")
+        if not has_compiled_readers():
+            click.echo("The compiled readers are missing; everything works, but slower.")

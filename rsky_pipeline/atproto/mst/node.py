@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 
-from rsky_pipeline.atproto import cbor
+from rsky_pipeline.atproto import cbor, compiled
 from rsky_pipeline.atproto.cid import DAG_CBOR, Cid
 from rsky_pipeline.atproto.errors import InvalidData
 
@@ -14,17 +14,7 @@ MAX_ENTRIES = 10_000
 _KEY = re.compile(rb"[A-Za-z0-9._~:-]+/[A-Za-z0-9._~:-]+")
 _SMALL_LAYERS = bytes((8 - first.bit_length()) // 2 for first in range(256))
 
-# The canonical spelling of an entry, so that one pass of the regular expression engine takes a node
-# apart. Whatever does not look like this goes through the decoder, which says what is wrong.
 _LINK = b"\xd8\x2a\x58\x25\x00"
-_ENTRY = re.compile(
-    rb"(\xa4ak([\x40-\x57]|\x58[\x18-\xff]|\x59[\x01-\xff].)([A-Za-z0-9._~:/-]*)"
-    rb"ap([\x00-\x17]|\x18[\x18-\xff]|\x19[\x01-\xff].)"
-    rb"at(?:\xf6|\xd8\x2a\x58\x25\x00(\x01\x71\x12\x20.{32}))"
-    rb"av\xd8\x2a\x58\x25\x00(\x01[\x71\x55]\x12\x20.{32}))",
-    re.DOTALL,
-)
-_LAST = re.compile(rb"al(?:\xf6|\xd8\x2a\x58\x25\x00(\x01\x71\x12\x20.{32}))", re.DOTALL)
 
 
 @dataclass(slots=True, eq=False)
@@ -74,7 +64,8 @@ def is_key(key: bytes) -> bool:
 
 def parse_block(block: bytes) -> Content:
     """Read the block of a node. Raises InvalidData unless it is canonical and in order."""
-    return _parse_canonical(block) or _parse_anything(block)
+    content = compiled.read_node(block)
+    return _parse_anything(block) if content is None else Content(*content)
 
 
 def write_block(
@@ -119,37 +110,6 @@ def _head(kind: int, number: int) -> bytes:
     if number < 256:
         return bytes((kind + 24, number))
     return bytes((kind + 25,)) + number.to_bytes(2, "big")
-
-
-def _number(head: bytes) -> int:
-    return head[0] & 0x1F if len(head) == 1 else int.from_bytes(head[1:], "big")
-
-
-def _parse_canonical(block: bytes) -> Content | None:
-    """Read a node that is spelled as nearly all are; None leaves it to the decoder."""
-    found = _ENTRY.findall(block)
-    count = len(found)
-    start = 3 + len(_head(0x80, count))
-    end = start + sum([len(entry[0]) for entry in found])
-    last = _LAST.fullmatch(block, end)
-    if last is None or count > MAX_ENTRIES or block[:start] != b"\xa2ae" + _head(0x80, count):
-        return None
-    keys: list[bytes] = []
-    children: list[bytes | None] = [last[1]]
-    key = b""
-    for _, size, suffix, head, child, _ in found:
-        shared = head[0] if len(head) == 1 else _number(head)
-        length = size[0] - 0x40 if len(size) == 1 else _number(size)
-        if length != len(suffix) or not length or shared > len(key):
-            return None
-        if shared < len(key) and suffix[0] <= key[shared]:
-            return None  # not above the key before, or sharing more with it than is said
-        key = key[:shared] + suffix
-        if len(key) > MAX_KEY or key.count(b"/") != 1 or key[0] == 0x2F or key[-1] == 0x2F:
-            return None
-        keys.append(key)
-        children.append(child or None)
-    return Content(keys, [entry[5] for entry in found], children)
 
 
 def _parse_anything(block: bytes) -> Content:

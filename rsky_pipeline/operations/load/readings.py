@@ -6,12 +6,10 @@ an event is left out, and nothing else.
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 import orjson
 
-from rsky_pipeline.atproto import cbor, dagjson
-from rsky_pipeline.atproto.data_model import Value
+from rsky_pipeline.atproto.dagjson import record_to_json
 from rsky_pipeline.atproto.errors import InvalidData
 from rsky_pipeline.configuration.selection import path_prefixes
 from rsky_pipeline.indexer.collections.shape import Collection
@@ -44,27 +42,22 @@ def record_readings(
         block = repo.repo.blocks.get(cid)
         assert block is not None, "list_paths has seen it"
         try:
-            record = _json_form(cbor.decode(block))
+            json = record_to_json(block).decode()
         except InvalidData:
             refused["unreadable"] += 1
             continue
-        if not isinstance(record, dict) or len(block) > MAX_PAYLOAD:
+        if len(block) > MAX_PAYLOAD:
             refused["missing_field"] += 1
             continue
+        record = orjson.loads(json)
         event = RecordEvent(
-            "create", HISTORICAL_SEQ, time, did, commit, rev, name, rkey, str(cid), record
+            "create", HISTORICAL_SEQ, time, did, commit, rev, name, rkey, str(cid), record, json
         )
         reading = read_direct(event, time, collections)
         if reading.refused is not None:
             refused[reading.refused.reason] += 1
         if reading.refused is None or reading.refused.uri:
             yield reading
-
-
-def _json_form(value: Value) -> Any:
-    """Return a value as it would be read from JSON: with objects for links and byte strings."""
-    text = dagjson.to_json(value)
-    return orjson.loads(text) if b'"$link"' in text or b'"$bytes"' in text else value
 
 
 def deletion_readings(

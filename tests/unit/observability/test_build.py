@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from rsky_pipeline.atproto import compiled
 from rsky_pipeline.cli import main
 from rsky_pipeline.observability import build as module
 
@@ -38,5 +39,13 @@ def test_a_broken_record_is_as_good_as_none(
 
 def test_programs_read_json() -> None:
     told = json.loads(CliRunner().invoke(main, ["version", "--json"]).output)
-    assert told.keys() == {"program", "version", "commit", "built_at"}
+    assert told.keys() == {"program", "version", "commit", "built_at", "compiled"}
     assert told["program"] == "rsky-pipeline"
+    assert told["compiled"] is compiled.COMPILED
+
+
+def test_people_are_told_that_the_compiled_readers_are_missing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("rsky_pipeline.cli.version.has_compiled_readers", lambda: False)
+    assert "compiled readers are missing" in CliRunner().invoke(main, ["version"]).output

@@ -1,0 +1,52 @@
+"""The compiled readers, where they could be built.
+
+They accept what is well formed and usual, and answer None to everything else, which their Python
+counterparts then read. Without a C compiler they accept nothing, and everything works, slower.
+"""
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rsky_pipeline.atproto.native import (
+        find_wanted,
+        read_blocks,
+        read_commit,
+        read_node,
+        record_json,
+        tid_value,
+        undo_changes,
+    )
+
+    COMPILED: bool
+else:
+    try:
+        from rsky_pipeline.atproto.native import (
+            find_wanted,
+            read_blocks,
+            read_commit,
+            read_node,
+            record_json,
+            tid_value,
+            undo_changes,
+        )
+
+        COMPILED = True
+    except ImportError:
+        COMPILED = False
+
+        def _accept_nothing(*_: object) -> None:
+            pass
+
+        find_wanted = read_blocks = read_commit = read_node = _accept_nothing
+        record_json = tid_value = undo_changes = _accept_nothing
+
+__all__ = [
+    "COMPILED",
+    "find_wanted",
+    "read_blocks",
+    "read_commit",
+    "read_node",
+    "record_json",
+    "tid_value",
+    "undo_changes",
+]

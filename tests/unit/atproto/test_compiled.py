@@ -1,0 +1,306 @@
+"""The compiled readers against the Python that reads what they leave over."""
+
+import shutil
+import sysconfig
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rsky_pipeline.atproto import car, cbor, compiled, dagjson, frame, syntax
+from rsky_pipeline.atproto.cid import RAW, Cid
+from rsky_pipeline.atproto.errors import IncompleteTree, InvalidData
+from rsky_pipeline.atproto.mst import Change, Tree, invert
+from rsky_pipeline.atproto.mst.node import _parse_anything
+from tests.data import test_data as data_at
+from tests.data_frames import corpus_frames
+from tests.unit.atproto import trees
+
+HEADERS = Path(sysconfig.get_path("include"), "Python.h")
+can_build = HEADERS.exists() and shutil.which("cc") is not None
+cids = st.builds(Cid.of, st.binary(max_size=8), st.sampled_from([0x71, RAW]))
+texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=30)
+scalars = st.none() | st.booleans() | st.integers(-(2**63), 2**63 - 1) | texts | st.binary() | cids
+values = st.recursive(
+    scalars, lambda inner: st.lists(inner) | st.dictionaries(texts, inner), max_leaves=20
+)
+records = st.dictionaries(texts, values, max_size=6)
+odd_bytes = st.sampled_from(b'\x00\x01\x18\x1b\x2a/"\\aplt\x58\x60\x78\x80\xa0\xa2\xd8\xf6\xff')
+paths = st.from_regex(r"[a-z]{1,3}\.[a-z]{1,2}/[0-9a-z._~:-]{1,300}", fullmatch=True)
+
+
+def damage(block: bytes, data: st.DataObject) -> bytes:
+    """Change, drop or repeat a little."""
+    kind = data.draw(st.sampled_from(["change", "cut", "add", "drop"]))
+    at = data.draw(st.integers(0, max(len(block) - 1, 0)))
+    match kind:
+        case "change":
+            return block[:at] + bytes([data.draw(odd_bytes)]) + block[at + 1 :]
+        case "cut":
+            return block[:at]
+        case "add":
+            return block + block[at : at + 5]
+    return block[:at] + block[at + 1 :]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def readers() -> None:
+    """Leave the readers as they are, and have some where they can be built."""
+    if not compiled.COMPILED and not can_build:
+        pytest.skip("needs a C compiler and Python's headers")
+
+
+def test_they_were_built() -> None:
+    assert compiled.COMPILED
+
+
+@given(st.dictionaries(paths, cids, min_size=1, max_size=30), st.data())
+@settings(max_examples=150)
+def test_nodes(held: dict[str, Cid], data: st.DataObject) -> None:
+    block = data.draw(st.sampled_from([block for _, block in Tree.build(held).blocks()]))
+    content = _parse_anything(block)
+    assert compiled.read_node(block) == (content.keys, content.values, content.children)
+    damaged = damage(block, data)
+    read = compiled.read_node(damaged)
+    if read is not None:
+        content = _parse_anything(damaged)
+        assert read == (content.keys, content.values, content.children)
+
+
+@pytest.mark.parametrize("size", [23, 24, 255, 256, 1_020, 1_030])
+def test_nodes_with_long_keys(size: int) -> None:
+    keys = [f"a.b/{'x' * (size - 4)}{letter}" for letter in "ab"]
+    entries: list[Any] = [
+        {"k": keys[0].encode(), "p": 0, "t": None, "v": Cid.of(b"1")},
+        {"k": b"b", "p": size, "t": None, "v": Cid.of(b"2")},
+    ]
+    block = cbor.encode({"e": entries, "l": None})
+    read = compiled.read_node(block)
+    if size >= 1_024:
+        assert read is None
+        with pytest.raises(InvalidData, match="collection/rkey"):
+            _parse_anything(block)
+    else:
+        assert read is not None
+        assert read[0] == [key.encode() for key in keys]
+
+
+@given(st.lists(st.binary(max_size=300), max_size=5), st.data())
+@settings(max_examples=150)
+def test_blocks_of_a_car(contents: list[bytes], data: st.DataObject) -> None:
+    pairs = [(Cid.of(content), content) for content in contents]
+    sections = car.write_car([Cid.of(b"root")], pairs)[len(car.write_car([Cid.of(b"root")], [])) :]
+    largest = car.MAX_BLOCK + 36
+    assert compiled.read_blocks(sections, 0, largest, True) == dict(pairs)
+    wanted = {cid for cid, _ in pairs[::2]}
+    assert compiled.find_wanted(sections, 0, largest, wanted) == {
+        cid: block for cid, block in pairs if cid in wanted
+    }
+    damaged = damage(sections, data)
+    for check_hashes in (True, False):
+        read = compiled.read_blocks(damaged, 0, largest, check_hashes)
+        if read is not None:
+            assert read == car._read_blocks(damaged, 0, car.MAX_BLOCK, check_hashes)
+    found = compiled.find_wanted(damaged, 0, largest, wanted)
+    if found is not None:
+        assert found == car._find_blocks(damaged, 0, wanted)
+
+
+def invert_without(blocks: dict[Cid, bytes], root: Cid, changes: list[Change]) -> Cid | None:
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("undo_changes", "read_node"):
+            patch.setattr(compiled, name, lambda *_: None)
+        try:
+            return invert(blocks, root, changes)
+        except (InvalidData, IncompleteTree):
+            return None
+
+
+def undo(blocks: dict[Cid, bytes], root: Cid, changes: list[Change]) -> bytes | None:
+    ordered = sorted(changes, key=lambda change: change.path, reverse=True)
+    rows = [(change.path.encode(), change.cid, change.prev) for change in ordered]
+    return compiled.undo_changes(blocks, bytes(root), rows)
+
+
+@given(trees.items, st.dictionaries(trees.paths, trees.cids, min_size=1, max_size=16), st.data())
+@settings(max_examples=300)
+def test_undoing(held: dict[str, Cid], written: dict[str, Cid], data: st.DataObject) -> None:
+    held |= {"com.example.record/last": trees.LEAF}  # what leads to an empty tree is left to Python
+    tree = Tree.build(held)
+    before = tree.root
+    tree.take_new_blocks()
+    changes = [Change(path, cid, held.get(path)) for path, cid in written.items()]
+    blocks = tree.apply(changes)
+    assert undo(blocks, tree.root, changes) == before
+    assert invert_without(blocks, tree.root, changes) == before
+    match data.draw(st.sampled_from(["lose", "damage", "lie", "delete", "repeat"])):
+        case "lose":
+            del blocks[data.draw(st.sampled_from(sorted(blocks)))]
+        case "damage":
+            cid = data.draw(st.sampled_from(sorted(blocks)))
+            blocks[cid] = damage(blocks[cid], data)
+        case "lie":
+            at = data.draw(st.integers(0, len(changes) - 1))
+            cid, prev = data.draw(trees.cids), data.draw(st.none() | trees.cids)
+            changes[at] = Change(changes[at].path, cid, prev)
+        case "delete":
+            changes.append(Change(data.draw(trees.paths), None, data.draw(trees.cids)))
+        case "repeat":
+            changes.append(changes[0])
+    undone = undo(blocks, tree.root, changes)
+    assert undone is None or undone == invert_without(blocks, tree.root, changes)
+
+
+def test_undoing_many_changes_is_left_to_python() -> None:
+    tree = Tree()
+    changes = [Change(f"a.b/{number}", Cid.of(b""), None) for number in range(17)]
+    blocks = tree.apply(changes)
+    assert undo(blocks, tree.root, changes) is None
+    assert undo(blocks, tree.root, changes[:16]) is not None
+
+
+@pytest.mark.parametrize(
+    "length", [b"", b"\x80\x00", b"\xff\xff\xff\xff\x0f", b"\xff" * 12, b"\x23"]
+)
+def test_lengths_that_lie(length: bytes) -> None:
+    cid = Cid.of(b"")
+    assert compiled.read_blocks(length + cid, 0, 1_000_000, True) is None
+    assert compiled.read_blocks(b"\x24" + cid, 0, 10, True) is None
+    assert compiled.read_blocks(b"\x24" + cid, 0, 36, True) == {cid: b""}
+
+
+@given(records, st.data())
+@settings(max_examples=300)
+def test_records(record: dict[str, Any], data: st.DataObject) -> None:
+    block = cbor.encode(record)
+    made = compiled.record_json(block)
+    assert made is None or made == dagjson.to_json(cbor.decode(block))
+    damaged = damage(block, data)
+    made = compiled.record_json(damaged)
+    if made is not None:
+        assert made == dagjson.to_json(cbor.decode(damaged))
+
+
+@pytest.mark.parametrize(
+    ("record", "accepted"),
+    [
+        ({"a": 2**63 - 1, "b": -(2**63), "c": [0, 23, 24, 255, 256, 65_536, 2**32]}, True),
+        ({'\x00\x1f\x7f"\\/\b\f\n\r\t': "ü€😀"}, True),
+        ({"link": Cid.of(b""), "bytes": b"\x00\xff"}, True),
+        ({"deep": [[[[[[[[{"x": {}}]]]]]]]]}, True),
+        ([], False),
+        ("text", False),
+        ({"long": "x" * 70_000}, False),
+    ],
+)
+def test_chosen_records(record: Any, accepted: bool) -> None:
+    block = cbor.encode(record)
+    made = compiled.record_json(block)
+    assert (made is not None) is accepted
+    if accepted:
+        assert made == dagjson.to_json(record)
+        assert dagjson.record_to_json(block) == made
+
+
+@pytest.mark.parametrize(
+    "block",
+    [
+        b"",
+        b"\xa1\x61a\x18\x01",  # not in the shortest form
+        b"\xa1\x61a\x1b\xff\xff\xff\xff\xff\xff\xff\xff",  # more than 63 bits
+        b"\xa1\x61a\x3b\xff\xff\xff\xff\xff\xff\xff\xff",
+        b"\xa1\x61a\xfb\x3f\xf0\0\0\0\0\0\0",  # a float
+        b"\xa1\x61a\xf7",  # undefined
+        b"\xa1\x01\x01",  # a key that is no text
+        b"\xa2\x61a\x01\x61a\x02",  # a key twice
+        b"\xa2\x61b\x01\x61a\x02",  # keys out of order
+        b"\xa2\x62aa\x01\x61b\x02",
+        b"\xa1\x61a\x61\xff",  # not UTF-8
+        b"\xa1\x61a\x62\xed\xa0",
+        b"\xa1\x61a\x63\xed\xa0\x80",  # a lone surrogate
+        b"\xa1\x61a\x9f\xff",  # of indefinite length
+        b"\xbf\xff",
+        b"\xa1\x61a\xd8\x2a\x41\x00",  # a link to nothing
+        b"\xa1\x61a\xc1\x01",  # another tag
+        b"\xa1\x61a\x01\x00",  # more than one item
+        b"\xa1\x61a\x7b\x7f\xff\xff\xff\xff\xff\xff\xff",  # lengths beyond all that is there
+        b"\xa1\x61a\x9b\x7f\xff\xff\xff\xff\xff\xff\xff",
+        b"\xbb\xff\xff\xff\xff\xff\xff\xff\xff",
+        b"\xa1\x61a" + b"\x81" * 200 + b"\x00",  # too deep
+    ],
+)
+def test_records_that_are_left_to_the_decoder(block: bytes) -> None:
+    assert compiled.record_json(block) is None
+
+
+@given(st.text(max_size=14) | st.from_regex(r"[2-7a-z]{13}", fullmatch=True))
+@settings(max_examples=300)
+def test_tids(text: str) -> None:
+    value = compiled.tid_value(text)
+    assert (value is not None) is (syntax._TID.fullmatch(text) is not None)
+    if value is not None:
+        assert value == int(text.translate(syntax._TID_DIGITS), 32)
+        assert syntax.tid_text(value) == text
+
+
+BODY: dict[str, Any] = {
+    "seq": 5, "repo": "did:plc:" + "a" * 24, "rev": "3l3qo2vutsw2b", "since": None,
+    "commit": bytes(Cid.of(b"1")), "blocks": b"", "prevData": None, "time": "2026", "tooBig": False,
+    "rebase": False, "ops": [
+        {"action": "create", "path": "a.b.c/d", "cid": bytes(Cid.of(b"2")), "prev": None},
+        {"action": "delete", "path": "a.b.c/e", "cid": None, "prev": bytes(Cid.of(b"3"))},
+    ],
+}  # fmt: skip
+anything = values | st.sampled_from([*BODY.values(), b"\x01\x71\x12\x20" * 9, "3l3qo2vutsw2b"])
+
+
+def read_without(body: object, monkeypatch: pytest.MonkeyPatch) -> object:
+    with monkeypatch.context() as patch:
+        patch.setattr(compiled, "read_commit", lambda *_: None)
+        try:
+            return frame._commit(body)  # type: ignore[arg-type]
+        except InvalidData:
+            return None
+
+
+@given(st.sampled_from([*BODY, "op"]), anything, st.sampled_from(["action", "path", "cid", "prev"]))
+@settings(max_examples=300)
+def test_commits(key: str, value: Any, field: str) -> None:
+    body = BODY | {"ops": [dict(op) for op in BODY["ops"]]}
+    if key == "op":
+        body["ops"][0][field] = value
+    else:
+        body[key] = value
+    read = compiled.read_commit(body, frame.RepoOp._make, frame.MAX_OPS, frame.MAX_COMMIT_BLOCKS)
+    with pytest.MonkeyPatch.context() as patch:
+        slow = read_without(body, patch)
+    assert read is None or frame.CommitMessage._make(read) == slow
+
+
+def test_every_real_frame_is_read_by_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    commits = 0
+    for raw in corpus_frames(data_at("fixtures/jetstream/corpus")):
+        _, body = cbor.decode_pair_loosely(raw)
+        if "ops" not in body:
+            continue
+        commits += 1
+        read = compiled.read_commit(
+            body, frame.RepoOp._make, frame.MAX_OPS, frame.MAX_COMMIT_BLOCKS
+        )
+        assert read is not None
+        message = frame.CommitMessage._make(read)
+        assert message == read_without(body, monkeypatch)
+        blocks = car.read_car(message.blocks).blocks
+        for op in message.ops:
+            if op.cid is not None:
+                made = compiled.record_json(blocks[op.cid])
+                assert made == dagjson.to_json(cbor.decode(blocks[op.cid]))
+        for block in blocks.values():
+            if block.startswith(b"\xa2ae"):
+                content = _parse_anything(block)
+                assert compiled.read_node(block) == (
+                    content.keys, content.values, content.children,
+                )  # fmt: skip
+    assert commits == 148
