@@ -1,7 +1,8 @@
 """The compiled readers, where they could be built.
 
-They accept what is well formed and usual, and answer None to everything else, which their Python
-counterparts then read. Without a C compiler they accept nothing, and everything works, slower.
+They accept what is well formed and usual, and answer None or False to everything else, which their
+Python counterparts then read. Without a C compiler they accept nothing, and everything works,
+slower.
 """
 
 from typing import TYPE_CHECKING
@@ -9,6 +10,11 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from rsky_pipeline.atproto.native import (
         find_wanted,
+        is_plc,
+        is_usual_cid,
+        is_usual_datetime,
+        is_usual_rkey,
+        is_usual_uri,
         read_blocks,
         read_commit,
         read_node,
@@ -22,6 +28,11 @@ else:
     try:
         from rsky_pipeline.atproto.native import (
             find_wanted,
+            is_plc,
+            is_usual_cid,
+            is_usual_datetime,
+            is_usual_rkey,
+            is_usual_uri,
             read_blocks,
             read_commit,
             read_node,
@@ -39,10 +50,16 @@ else:
 
         find_wanted = read_blocks = read_commit = read_node = _accept_nothing
         record_json = tid_value = undo_changes = _accept_nothing
+        is_plc = is_usual_cid = is_usual_datetime = is_usual_rkey = is_usual_uri = _accept_nothing
 
 __all__ = [
     "COMPILED",
     "find_wanted",
+    "is_plc",
+    "is_usual_cid",
+    "is_usual_datetime",
+    "is_usual_rkey",
+    "is_usual_uri",
     "read_blocks",
     "read_commit",
     "read_node",

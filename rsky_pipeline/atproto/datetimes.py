@@ -4,12 +4,9 @@ import re
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 
+from rsky_pipeline.atproto import compiled
+
 EPOCH = "1970-01-01T00:00:00.000Z"
-# In the normal form and real whatever the month: nearly all datetimes.
-_NORMAL = re.compile(
-    r"\d{4}-(?:0[1-9]|1[0-2])-(?:0[1-9]|1\d|2[0-8])T(?:[01]\d|2[0-3]):[0-5]\d:[0-5]\d\.\d{3}Z",
-    re.ASCII,
-)
 _PARTS = re.compile(
     r"(\d{4})-(\d\d)-(\d\d)(?:[Tt ](\d\d):(\d\d)(?::(\d\d)(?:\.(\d+))?)?)?"
     r"\s*([Zz]|UTC|[+-]\d\d:?\d\d)?",  # UTC: the Rust ingester writes the times of labels so
@@ -29,7 +26,7 @@ def is_datetime(text: str) -> bool:
 
     https://atproto.com/specs/lexicon#datetime
     """
-    return _NORMAL.fullmatch(text) is not None or (
+    return compiled.is_usual_datetime(text) or (
         len(text) <= 64
         and _SYNTAX.fullmatch(text) is not None
         and not text.endswith("-00:00")
@@ -43,7 +40,7 @@ def normalize(text: str) -> str | None:
     Offsets are converted to UTC, digits below a millisecond cut off; a time without a zone is
     taken as UTC. A day that its month lacks rolls over, as in the official implementation.
     """
-    if _NORMAL.fullmatch(text):
+    if compiled.is_usual_datetime(text):
         return text
     return _normalize(text) if len(text) <= _LONGEST else None
 

@@ -36,6 +36,8 @@ cdef enum:
     MAX_CHANGES = 16  # that each hash the nodes above them; Python does so once for all
 
 cdef bytes _HEX = b"0123456789abcdef"
+cdef bytes _PLC = b"did:plc:"
+cdef bytes _DATETIME = b"0000-00-00T00:00:00.000Z"
 cdef bytes _BASE32 = b"abcdefghijklmnopqrstuvwxyz234567"
 
 
@@ -615,7 +617,7 @@ def read_commit(body, operation, Py_ssize_t most_ops, Py_ssize_t most_blocks):
     since, blocks, time = fields.get("since"), fields.get("blocks"), fields.get("time")
     if type(seq) is not int or not 0 <= seq <= 9_007_199_254_740_991:
         return None
-    if type(repo) is not str or not _is_plc(repo) or type(rev) is not str or not _read_tid(rev, &number):
+    if type(repo) is not str or not _is_plc(repo, 0, len(repo)) or type(rev) is not str or not _read_tid(rev, &number):
         return None
     if since is not None and type(since) is not str or type(time) is not str:
         return None
@@ -657,20 +659,7 @@ cdef object _as_cid(value):
     return Cid(value)
 
 
-cdef bint _is_plc(str did) except -1:
-    """Tell whether a text is a DID of the method `plc`, as nearly all are."""
-    cdef Py_ssize_t index
-    cdef Py_UCS4 c
-    if len(did) != 32 or not did.startswith("did:plc:"):
-        return False
-    for index in range(8, 32):
-        c = did[index]
-        if not (c"a" <= c <= c"z" or c"2" <= c <= c"7"):
-            return False
-    return True
-
-
-# --- TIDs and CIDs --------------------------------------------------------------------------------
+# --- identifiers and datetimes --------------------------------------------------------------------------------
 
 
 def tid_value(str text not None):
@@ -694,6 +683,104 @@ cdef bint _read_tid(str text, unsigned long long *value) except -1:
         else:
             return False
     value[0] = number
+    return True
+
+
+cdef inline bint _is_base32(Py_UCS4 c):
+    return c"a" <= c <= c"z" or c"2" <= c <= c"7"
+
+
+cdef bint _is_plc(str text, Py_ssize_t start, Py_ssize_t end) except -1:
+    """Tell whether a DID of the method `plc` stands there, as nearly all are."""
+    cdef Py_ssize_t index
+    if end - start != 32 or len(text) < end:
+        return False
+    for index in range(8):
+        if text[start + index] != <Py_UCS4>_PLC[index]:
+            return False
+    for index in range(start + 8, end):
+        if not _is_base32(text[index]):
+            return False
+    return True
+
+
+def is_plc(str text not None):
+    """Tell whether a text is a DID of the method `plc`."""
+    return _is_plc(text, 0, len(text))
+
+
+cdef bint _is_rkey(str text, Py_ssize_t start, Py_ssize_t end) except -1:
+    cdef Py_ssize_t index
+    cdef Py_UCS4 c
+    if not start < end <= start + 512:
+        return False
+    for index in range(start, end):
+        c = text[index]
+        if c > 127 or c == c"/" or not _is_key_letter(<unsigned char>c):
+            return False
+    return text[start] != c"." or end - start > 2
+
+
+def is_usual_rkey(str text not None):
+    """Tell whether a text is a record key; those that begin with dots are left to Python."""
+    return _is_rkey(text, 0, len(text))
+
+
+def is_usual_uri(str text not None):
+    """Tell whether a text is the AT URI of a record of a `plc` account, its collection of letters."""
+    cdef Py_ssize_t index, size = len(text), dots = 0, start = 38
+    cdef Py_UCS4 c, before = c"."
+    if size < 48 or size > 600 or text[4] != c"/" or text[37] != c"/":
+        return False
+    if not text.startswith("at://") or not _is_plc(text, 5, 37):
+        return False
+    for index in range(start, size):
+        c = text[index]
+        if c == c"/":
+            return (
+                dots >= 2 and before != c"." and index - start <= 63
+                and _is_rkey(text, index + 1, size)
+            )
+        if c == c".":
+            if before == c".":
+                return False
+            dots += 1
+        elif not (c"a" <= c <= c"z" or c"A" <= c <= c"Z"):
+            return False
+        before = c
+    return False
+
+
+def is_usual_datetime(str text not None):
+    """Tell whether a text is `YYYY-MM-DDTHH:MM:SS.sssZ`, on a day that every month has."""
+    cdef Py_ssize_t index
+    cdef Py_UCS4 c, sign
+    cdef int month, day, hour
+    if len(text) != 24:
+        return False
+    for index in range(24):
+        c = text[index]
+        sign = <Py_UCS4>_DATETIME[index]
+        if c != sign and (sign != c"0" or c < c"0" or c > c"9"):
+            return False
+    month = _two(text, 5)
+    day = _two(text, 8)
+    hour = _two(text, 11)
+    return 1 <= month <= 12 and 1 <= day <= 28 and hour <= 23 and text[14] < c"6" and text[17] < c"6"
+
+
+cdef int _two(str text, Py_ssize_t at) except -1:
+    return (<int>text[at] - 48) * 10 + <int>text[at + 1] - 48
+
+
+def is_usual_cid(str text not None):
+    """Tell whether a text may be a CID of this protocol: `b` and 58 letters of base32."""
+    cdef Py_ssize_t index
+    if len(text) != 59 or text[0] != c"b":
+        return False
+    for index in range(1, 59):
+        if not _is_base32(text[index]):
+            return False
     return True
 
 

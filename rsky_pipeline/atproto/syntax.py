@@ -33,7 +33,7 @@ class AtUri(NamedTuple):
 
 def is_did(text: str) -> bool:
     """Tell whether a text is a DID by syntax (any method)."""
-    return len(text) <= 2048 and _DID.fullmatch(text) is not None
+    return compiled.is_plc(text) or (len(text) <= 2048 and _DID.fullmatch(text) is not None)
 
 
 def is_handle(text: str) -> bool:
@@ -53,7 +53,9 @@ def _looks_like_nsid(text: str) -> bool:
 
 def is_rkey(text: str) -> bool:
     """Tell whether a text is a record key."""
-    return _RKEY.fullmatch(text) is not None and text not in {".", ".."}
+    return compiled.is_usual_rkey(text) or (
+        _RKEY.fullmatch(text) is not None and text not in {".", ".."}
+    )
 
 
 def is_tid(text: str) -> bool:
@@ -84,6 +86,8 @@ def is_at_uri(text: str) -> bool:
 
     Without query or fragment, at most 8,192 characters.
     """
+    if compiled.is_usual_uri(text):
+        return True
     authority, has_path, path = text[5:].partition("/")
     collection, has_rkey, rkey = path.partition("/")
     return (

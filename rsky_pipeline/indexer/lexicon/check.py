@@ -12,6 +12,7 @@ from typing import Any
 
 import regex
 
+from rsky_pipeline.atproto import compiled
 from rsky_pipeline.atproto.datetimes import is_datetime, normalize
 from rsky_pipeline.atproto.syntax import is_at_uri, is_did, is_handle, is_nsid
 from rsky_pipeline.configuration.settings import Validation
@@ -39,9 +40,6 @@ _LANGUAGE = re.compile(
     r"(?:-(?:[a-z0-9]{5,8}|\d[a-z0-9]{3}))*(?:-[a-wy-z0-9](?:-[a-z0-9]{2,8})+)*"
     r"(?:-x(?:-[a-z0-9]{1,8})+)?",
     re.ASCII | re.IGNORECASE,
-)
-USUAL_AT_URI = re.compile(  # of nearly all references
-    r"at://did:plc:[a-z2-7]{24}/app\.bsky\.[a-z]{1,20}\.[A-Za-z]{1,40}/[a-z2-7]{13}"
 )
 _RAW_CID = re.compile(r"bafkrei[a-z2-7]{52}")  # version 1, raw, SHA-256, base32
 _CID = re.compile(r"[A-Za-z0-9]{8,128}")
@@ -220,7 +218,7 @@ def is_lenient_datetime(text: str) -> bool:
 
 def is_lenient_at_uri(text: str) -> bool:
     """Tell whether a text is an AT URI whose record key, if any, may have any form."""
-    if USUAL_AT_URI.fullmatch(text):
+    if compiled.is_usual_uri(text):
         return True
     parts = text.split("/")
     return len(parts) <= 5 and is_at_uri("/".join(parts[:4])) and (len(parts) < 5 or bool(parts[4]))
@@ -238,7 +236,7 @@ def is_language(text: str) -> bool:
 
 def is_cid(text: str) -> bool:
     """Tell whether a text looks like a CID."""
-    return _CID.fullmatch(text) is not None
+    return compiled.is_usual_cid(text) or _CID.fullmatch(text) is not None
 
 
 _STRICT: Mapping[str, Callable[[str], bool]] = {

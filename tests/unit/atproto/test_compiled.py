@@ -2,6 +2,7 @@
 
 import shutil
 import sysconfig
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +10,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rsky_pipeline.atproto import car, cbor, compiled, dagjson, frame, syntax
+from rsky_pipeline.atproto import car, cbor, compiled, dagjson, datetimes, frame, syntax
 from rsky_pipeline.atproto.cid import RAW, Cid
 from rsky_pipeline.atproto.errors import IncompleteTree, InvalidData
 from rsky_pipeline.atproto.mst import Change, Tree, invert
 from rsky_pipeline.atproto.mst.node import _parse_anything
+from rsky_pipeline.indexer.lexicon import check
 from tests.data import test_data as data_at
 from tests.data_frames import corpus_frames
 from tests.unit.atproto import trees
@@ -243,6 +245,51 @@ def test_tids(text: str) -> None:
     if value is not None:
         assert value == int(text.translate(syntax._TID_DIGITS), 32)
         assert syntax.tid_text(value) == text
+
+
+PLC = "did:plc:z72i7hdynmk6r22z27h6tvur"
+USUAL = [
+    PLC, f"at://{PLC}/app.bsky.feed.post/3l3qo2vutsw2b", f"at://{PLC}/a.b.c/.", "..", "a.b~_:-",
+    "2026-01-28T23:59:59.999Z", "2026-02-29T00:00:00.000Z", str(Cid.of(b"")), "x" * 513,
+]  # fmt: skip
+identifiers = st.sampled_from(USUAL) | st.text("aA.:/-_~207T", max_size=70)
+
+
+@given(identifiers, st.integers(0, 80), st.sampled_from(["", *"aZ09./:-_~ ü\U0001f600"]))
+@settings(max_examples=1_000)
+def test_what_is_usual_is_valid(text: str, at: int, letter: str) -> None:
+    """One letter is another one, or gone: whatever is accepted then, the rules accept."""
+    checks = [
+        (compiled.is_plc, syntax.is_did),
+        (compiled.is_usual_rkey, syntax.is_rkey),
+        (compiled.is_usual_uri, syntax.is_at_uri),
+        (compiled.is_usual_cid, check.is_cid),
+        (compiled.is_usual_datetime, datetimes.is_datetime),
+    ]
+    usual = {accepts for accepts, _ in checks}
+    for changed in (text, text[:at] + letter + text[at + 1 :]):
+        accepted = [rule for accepts, rule in checks if accepts(changed)]
+        with pytest.MonkeyPatch.context() as patch:
+            for accepts in usual:
+                patch.setattr(compiled, accepts.__name__, lambda _: False)
+            assert all(rule(changed) for rule in accepted), changed
+
+
+@pytest.mark.parametrize(
+    ("accepts", "text"),
+    [
+        (compiled.is_plc, PLC),
+        (compiled.is_usual_rkey, "3l3qo2vutsw2b"),
+        (compiled.is_usual_rkey, "self"),
+        (compiled.is_usual_uri, f"at://{PLC}/app.bsky.feed.post/3l3qo2vutsw2b"),
+        (compiled.is_usual_cid, str(Cid.of(b""))),
+        (compiled.is_usual_datetime, "2026-12-28T23:59:59.999Z"),
+    ],
+)
+def test_the_usual_is_accepted(accepts: Callable[[str], bool], text: str) -> None:
+    assert accepts(text)
+    assert not accepts(text + "\n")
+    assert not accepts("")
 
 
 BODY: dict[str, Any] = {

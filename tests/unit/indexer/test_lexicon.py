@@ -4,16 +4,12 @@ from typing import Any
 
 import orjson
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from rsky_pipeline.atproto import cbor, dagjson
-from rsky_pipeline.atproto.syntax import is_at_uri
 from rsky_pipeline.configuration.settings import Validation
 from rsky_pipeline.indexer.collections import registry
 from rsky_pipeline.indexer.events import read_entry
 from rsky_pipeline.indexer.lexicon.check import (
-    USUAL_AT_URI,
     checker,
     is_language,
     is_lenient_at_uri,
@@ -31,11 +27,6 @@ NOW = "2026-01-01T00:00:00.000Z"
 CID = "bafkreihdwdcefgh4dqkjv67uzcmw7ojee6xedzdetojuzjevtenxquvyku"
 # Official defects, not rules: a NUL character, and an embed without images.
 DEFECTS = ("0x00", 'syntax error at or near ")"')
-
-
-@given(st.from_regex(USUAL_AT_URI, fullmatch=True))
-def test_what_is_admitted_at_first_sight_is_an_at_uri(text: str) -> None:
-    assert is_at_uri(text)
 
 
 def post(**fields: Any) -> dict[str, Any]:
