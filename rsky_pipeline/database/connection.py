@@ -14,8 +14,8 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.pq import TransactionStatus
 from psycopg.types.json import JsonbBinaryDumper
 
-from rsky_pipeline.database.arrays import TextArrayDumper
 from rsky_pipeline.database.errors import DatabaseError, translate
+from rsky_pipeline.database.texts import TextArrayDumper, copied_rows
 
 _CONNECT_TIMEOUT_SECONDS = 10
 _IDLE_IN_TRANSACTION_TIMEOUT_MS = 120_000  # a hung client must not hold its row locks for ever
@@ -62,17 +62,20 @@ class Transaction:
 
         `types` are the SQL types of the columns; jsonb takes encoded JSON.
         """
-        count = 0
+        held = list(rows)
         with (
             translated(self._connection),
             self._connection.cursor() as cursor,
             cursor.copy(sql) as copy,
         ):
+            packed = copied_rows(held) if set(types) == {"text"} else None
+            if packed is not None:
+                copy.write(packed)
+                return len(held)
             copy.set_types(types)
-            for row in rows:
+            for row in held:
                 copy.write_row(row)
-                count += 1
-        return count
+        return len(held)
 
 
 class Database:

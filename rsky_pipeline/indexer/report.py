@@ -2,6 +2,7 @@
 
 import logging
 import time
+from collections import Counter
 from datetime import datetime
 
 from rsky_pipeline.indexer.batch import Batch
@@ -23,6 +24,7 @@ class Report:
     def __init__(self, context: WorkerContext, metrics: IndexerMetrics) -> None:
         self.metrics = metrics
         self.events = 0  # entries settled since the start
+        self.live_lag = 0.0  # seconds that the newest live event was old when it was applied
         self._context = context
         self._quiet = Throttled()
         self._details: dict[str, Detail] = {}
@@ -45,6 +47,10 @@ class Report:
         self._count_rows(outcome)
         self._refuse(outcome)
         self._note_age(batch)
+
+    def caught_up(self) -> None:
+        """Note that no live event waits."""
+        self.live_lag = 0.0
 
     def failed(self, what: str, error: Exception) -> None:
         """Log a failure that is tried again, and count it."""
@@ -75,17 +81,18 @@ class Report:
         self.metrics.events.inc(sum(counted[kind] for kind in RECORD_KINDS))
         if batch.stream == FIREHOSE_LIVE:
             self.metrics.misplaced.inc(counted["repo"])
+        records = Counter[tuple[str, str]]()
         for item in batch.items:
             reading = item.reading
             if isinstance(reading, LabelReading):
                 self.metrics.labels.inc(len(reading.labels) + len(reading.refused))
-                continue
-            if reading.kind in RECORD_KINDS and not reading.collection:
-                self.metrics.ignored.inc()
-            if reading.kind == "create":
-                counter_or_none = self.metrics.by_collection.get(reading.collection)
-                if counter_or_none is not None:
-                    counter_or_none.inc()
+            else:
+                records[reading.kind, reading.collection] += 1
+        for (kind, collection), count in records.items():
+            if kind in RECORD_KINDS and not collection:
+                self.metrics.ignored.inc(count)
+            elif kind == "create" and collection in self.metrics.by_collection:
+                self.metrics.by_collection[collection].inc(count)
 
     def _count_rows(self, outcome: Outcome) -> None:
         metrics = self.metrics
@@ -134,4 +141,6 @@ class Report:
         except ValueError:
             return  # the year 0, or no readable entry in the batch
         self.metrics.lag.labels(stream).set(lag)
+        if stream == FIREHOSE_LIVE:
+            self.live_lag = lag
         self._details[f"{stream}_event_lag_seconds"] = round(lag, 1)

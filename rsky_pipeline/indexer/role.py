@@ -56,6 +56,7 @@ HEALTH_SECONDS = 1.0
 # A thread that comes back from PostgreSQL waits for the others' Python code this long at most. With
 # Python's own 5 ms, reading the next batch would double the time of the current one.
 THREAD_SWITCH_SECONDS = 0.0005
+CATCHING_UP_SECONDS = 30.0  # live events older than this come of a backlog
 
 
 async def run(context: WorkerContext) -> None:
@@ -153,8 +154,8 @@ class Indexer:
         self._context.health({"pending": held})
 
     def is_behind(self) -> bool:
-        """Tell whether live events wait."""
-        return self._shelf.behind
+        """Tell whether live events wait: here, or still at the relay, being old ones."""
+        return self._shelf.behind or self._report.live_lag > CATCHING_UP_SECONDS
 
     def close(self) -> None:
         """Close all connections."""
@@ -185,6 +186,8 @@ class Indexer:
             if batch.items:
                 await self._offer(batch)
             else:
+                if batch.stream == FIREHOSE_LIVE:
+                    self._report.caught_up()
                 await self._shelf.nothing(batch.stream)
             self._check_ready()
 
