@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
+NATIVE := $(wildcard rsky_pipeline/*/*.pyx rsky_pipeline/*/*/*.pyx)
 
 .PHONY: demo run test test-fast test-long lint format docs bench binary lock clean help
 
@@ -17,7 +18,7 @@ help:
 	@echo "make bench   throughput, printed as ratios measured in one run"
 	@echo "make clean   remove the virtual environment and everything generated"
 
-$(STAMP): pyproject.toml .ci/constraints.txt $(wildcard rsky_pipeline/*/native.pyx)
+$(STAMP): pyproject.toml .ci/constraints.txt $(NATIVE) rsky_pipeline/atproto/native/common.pxd
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "rsky-pipeline needs Python >= 3.11; choose one with: make PYTHON=/path/to/python3.11"; exit 2; }
 	$(PYTHON) -m venv --clear $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint .ci/constraints.txt --editable '.[dev,embedded]'
@@ -64,5 +65,5 @@ lock: $(STAMP)
 	$(BIN)/pip-compile --quiet --extra dev --extra embedded --strip-extras --no-annotate --no-emit-index-url --no-emit-find-links --output-file .ci/constraints.txt pyproject.toml
 
 clean:
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist *.egg-info rsky_pipeline/*/native.c rsky_pipeline/*/native.*.so
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist *.egg-info $(NATIVE:.pyx=.c) $(NATIVE:.pyx=.*.so)
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

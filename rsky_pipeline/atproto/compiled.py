@@ -8,38 +8,32 @@ slower.
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from rsky_pipeline.atproto.native import (
-        find_wanted,
+    from rsky_pipeline.atproto.native.blocks import find_wanted, read_blocks, record_json
+    from rsky_pipeline.atproto.native.frames import (
         is_plc,
         is_usual_cid,
         is_usual_datetime,
         is_usual_rkey,
         is_usual_uri,
-        read_blocks,
         read_commit,
-        read_node,
-        record_json,
         tid_value,
-        undo_changes,
     )
+    from rsky_pipeline.atproto.native.trees import read_node, undo_changes
 
     COMPILED: bool
 else:
     try:
-        from rsky_pipeline.atproto.native import (
-            find_wanted,
+        from rsky_pipeline.atproto.native.blocks import find_wanted, read_blocks, record_json
+        from rsky_pipeline.atproto.native.frames import (
             is_plc,
             is_usual_cid,
             is_usual_datetime,
             is_usual_rkey,
             is_usual_uri,
-            read_blocks,
             read_commit,
-            read_node,
-            record_json,
             tid_value,
-            undo_changes,
         )
+        from rsky_pipeline.atproto.native.trees import read_node, undo_changes
 
         COMPILED = True
     except ImportError:

@@ -49,7 +49,7 @@ def commit() -> str:
 
 def has_compiled_readers() -> bool:
     """Tell whether frames, trees and records are read by compiled code, as far as it goes."""
-    return find_spec("rsky_pipeline.atproto.native") is not None
+    return find_spec("rsky_pipeline.atproto.native.trees") is not None
 
 
 def commit_of_installation() -> str:
