@@ -7,7 +7,7 @@ slower.
 
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
+try:
     from rsky_pipeline.atproto.native.blocks import find_wanted, read_blocks, record_json
     from rsky_pipeline.atproto.native.frames import (
         is_plc,
@@ -20,24 +20,11 @@ if TYPE_CHECKING:
     )
     from rsky_pipeline.atproto.native.trees import read_node, undo_changes
 
-    COMPILED: bool
-else:
-    try:
-        from rsky_pipeline.atproto.native.blocks import find_wanted, read_blocks, record_json
-        from rsky_pipeline.atproto.native.frames import (
-            is_plc,
-            is_usual_cid,
-            is_usual_datetime,
-            is_usual_rkey,
-            is_usual_uri,
-            read_commit,
-            tid_value,
-        )
-        from rsky_pipeline.atproto.native.trees import read_node, undo_changes
+    COMPILED = True
+except ImportError:
+    COMPILED = False
 
-        COMPILED = True
-    except ImportError:
-        COMPILED = False
+    if not TYPE_CHECKING:
 
         def _accept_nothing(*_: object) -> None:
             pass

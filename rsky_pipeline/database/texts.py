@@ -10,12 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from psycopg.types.array import ListBinaryDumper
 
-if TYPE_CHECKING:
+try:
     from rsky_pipeline.database.native import pack_rows, pack_texts
-else:
-    try:
-        from rsky_pipeline.database.native import pack_rows, pack_texts
-    except ImportError:  # for want of a C compiler
+except ImportError:  # for want of a C compiler
+    if not TYPE_CHECKING:
 
         def pack_texts(_: object) -> None:
             """Accept nothing."""

@@ -7,9 +7,8 @@ of an installation from git, or that of the working copy we run from, and there 
 import json
 from dataclasses import dataclass
 from functools import cache
-from importlib import resources
+from importlib import import_module, resources
 from importlib.metadata import PackageNotFoundError, distribution
-from importlib.util import find_spec
 from pathlib import Path
 
 from rsky_pipeline import __version__
@@ -49,7 +48,11 @@ def commit() -> str:
 
 def has_compiled_readers() -> bool:
     """Tell whether frames, trees and records are read by compiled code, as far as it goes."""
-    return find_spec("rsky_pipeline.atproto.native.trees") is not None
+    try:
+        import_module("rsky_pipeline.atproto.native.trees")
+    except ImportError:  # not built, or not for this machine
+        return False
+    return True
 
 
 def commit_of_installation() -> str:

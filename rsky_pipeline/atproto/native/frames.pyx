@@ -16,7 +16,7 @@ def read_commit(body, operation, Py_ssize_t most_ops, Py_ssize_t most_blocks):
     """
     cdef dict fields, item
     cdef list found
-    cdef object repo, rev, since, blocks, time, action, path, before
+    cdef object repo, rev, since, blocks, time, action, path
     cdef object commit, prev_data, cid, prev, seq
     cdef unsigned long long number
     if type(body) is not dict:
@@ -135,7 +135,7 @@ def is_usual_rkey(str text not None):
 
 
 def is_usual_uri(str text not None):
-    """Tell whether a text is the AT URI of a record of a `plc` account, its collection of letters."""
+    """Tell whether a text is the AT URI of a record of a `plc` account, in a usual collection."""
     cdef Py_ssize_t index, size = len(text), dots = 0, start = 38
     cdef Py_UCS4 c, before = c"."
     if size < 48 or size > 600 or text[4] != c"/" or text[37] != c"/":
@@ -174,7 +174,9 @@ def is_usual_datetime(str text not None):
     month = _two(text, 5)
     day = _two(text, 8)
     hour = _two(text, 11)
-    return 1 <= month <= 12 and 1 <= day <= 28 and hour <= 23 and text[14] < c"6" and text[17] < c"6"
+    if not (1 <= month <= 12 and 1 <= day <= 28 and hour <= 23):
+        return False
+    return text[14] < c"6" and text[17] < c"6"
 
 
 cdef int _two(str text, Py_ssize_t at) except -1:

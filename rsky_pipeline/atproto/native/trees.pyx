@@ -198,7 +198,7 @@ cdef class _Partial:
 
 
 def undo_changes(blocks, bytes root not None, list changes not None):
-    """Return the root of a partial tree before changes, each a key with its values after and before.
+    """Return the root of a partial tree before changes: each a key, its value after and before.
 
     None leaves it to Python, as everything that would bring a key back.
     """
