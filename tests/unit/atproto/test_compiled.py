@@ -137,7 +137,9 @@ def test_undoing(held: dict[str, Cid], written: dict[str, Cid], data: st.DataObj
     blocks = tree.apply(changes)
     assert undo(blocks, tree.root, changes) == before
     assert invert_without(blocks, tree.root, changes) == before
-    match data.draw(st.sampled_from(["lose", "damage", "lie", "delete", "repeat"])):
+    kind = data.draw(st.sampled_from(["lose", "damage", "lie", "delete", "repeat"]))
+    lacks_a_block = kind in {"lose", "damage"}
+    match kind:
         case "lose":
             del blocks[data.draw(st.sampled_from(sorted(blocks)))]
         case "damage":
@@ -152,7 +154,10 @@ def test_undoing(held: dict[str, Cid], written: dict[str, Cid], data: st.DataObj
         case "repeat":
             changes.append(changes[0])
     undone = undo(blocks, tree.root, changes)
-    assert undone is None or undone == invert_without(blocks, tree.root, changes)
+    # A node that undoing makes may stand for one that is missing or damaged: it has the same hash.
+    assert undone in {None, invert_without(blocks, tree.root, changes)} or (
+        lacks_a_block and undone == before
+    )
 
 
 def test_undoing_many_changes_is_left_to_python() -> None:
