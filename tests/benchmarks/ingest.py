@@ -16,6 +16,7 @@ from rsky_pipeline.ingester.intake import Intake
 from rsky_pipeline.ingester.judge import Judge, Memory
 from rsky_pipeline.ingester.quarantine import Quarantine
 from rsky_pipeline.ingester.relays import RelayBoard
+from rsky_pipeline.ingester.repo_state import REPO_KEYS
 from rsky_pipeline.ingester.report import FeedReport, Ledger
 from rsky_pipeline.ingester.resync import Resyncs
 from rsky_pipeline.ingester.seq_gate import SeqGate
@@ -26,7 +27,8 @@ from rsky_pipeline.ingester.writer import Writer
 from rsky_pipeline.observability.ingester import IngesterMetrics
 from rsky_pipeline.simulator.clock import stepping_clock
 from rsky_pipeline.simulator.world import World
-from rsky_pipeline.streams.connection import connect
+from rsky_pipeline.streams.connection import Store, connect
+from rsky_pipeline.streams.names import FIREHOSE_LIVE
 from tests.data_frames import corpus_documents, corpus_frames
 
 MODES: tuple[Verify, ...] = ("none", "signature", "full")
@@ -68,61 +70,55 @@ def bench_ingest(url: str, report: Report) -> None:
 async def _ingest(
     url: str, mode: Verify, frames: list[bytes], documents: Documents
 ) -> tuple[float, float]:
-    verifier = None if mode == "none" else SignatureVerifier(documents)
-    metrics = IngesterMetrics(CollectorRegistry())
-    wall = processor = 0.0
-    for number in range(ROUNDS + 1):
-        store = connect(url, name="bench")
-        store.call("FLUSHDB")
-        store.close()
-        spent = await _once(url, mode, frames, verifier, metrics)
-        if number:  # the first round looks up the keys and makes the metrics
-            wall += spent[0]
-            processor += spent[1]
-    return wall, processor
+    """Take all frames in each round, as if for the first time, until they are written.
 
-
-async def _once(
-    url: str,
-    mode: Verify,
-    frames: list[bytes],
-    verifier: SignatureVerifier | None,
-    metrics: IngesterMetrics,
-) -> tuple[float, float]:
-    """Take all frames, as if for the first time, until they are written; return what that took.
-
-    An ingester begins once and takes frames for weeks, so that its beginning does not count: its
-    connections have been used before.
+    An ingester begins once and takes frames for weeks, so that neither its beginning counts nor
+    the first round, which looks up the keys and makes the metrics.
     """
-    stores = connect(url, name="bench-states"), connect(url, name="bench-writer")
-    for store in stores:
-        store.call("PING")
-    memory = Memory(RepoStates(reader(stores[0])), RelayBoard([_RELAY]), Resyncs(60))
-    tally, ledger = Tally(), Ledger(memory)
-    writer = Writer(stores[1], {}, BatchRule(), metrics, ledger)
+    store = connect(url, name="bench")
+    store.call("FLUSHDB")
+    states, output = connect(url, name="bench-states"), connect(url, name="bench-writer")
+    memory = Memory(RepoStates(reader(states)), RelayBoard([_RELAY]), Resyncs(60))
+    metrics, tally, ledger = IngesterMetrics(CollectorRegistry()), Tally(), Ledger(memory)
+    writer = Writer(output, {}, BatchRule(), metrics, ledger)
     lane = writer.lane(f"firehose_live:cursor:{_RELAY}")
     ledger.reports[lane] = FeedReport("firehose_live", _RELAY, metrics, Quarantine("raw"))
     collections = ("app.bsky.", "chat.bsky.")
     converter = RepoConverter(
         _RELAY, f"https://{_RELAY}", collections, tally, Quarantine("raw"), verify=mode
     )
+    verifier = None if mode == "none" else SignatureVerifier(documents)
     await lane.load_cursor()
+    wall = processor = 0.0
+    written = set[int]()
     async with trio.open_nursery() as nursery:
         nursery.start_soon(writer.run, trio.Event())
-        judge = Judge(_RELAY, converter, memory)
-        async with trio.open_nursery() as connection:
-            intake = Intake(converter, lane, SeqGate(-1), connection, verifier, judge)
-            before = time.perf_counter(), time.process_time()
-            for start in range(0, len(frames), _AT_ONCE):
-                await intake.take(frames[start : start + _AT_ONCE])
-        await writer.flush()
-        spent = time.perf_counter() - before[0], time.process_time() - before[1]
+        for number in range(ROUNDS + 1):
+            judge = Judge(_RELAY, converter, memory)
+            async with trio.open_nursery() as connection:
+                intake = Intake(converter, lane, SeqGate(-1), connection, verifier, judge)
+                before = time.perf_counter(), time.process_time()
+                for start in range(0, len(frames), _AT_ONCE):
+                    await intake.take(frames[start : start + _AT_ONCE])
+            await writer.flush()
+            if number:
+                wall += time.perf_counter() - before[0]
+                processor += time.process_time() - before[1]
+            written.add(store.call("XLEN", FIREHOSE_LIVE))
+            _forget(store, memory)
         writer.close()
     assert not tally.errors, tally.errors
     assert mode == "none" or set(tally.verdicts) == {"valid"}
-    for store in stores:
-        store.close()
-    return spent
+    assert len(written) == 1 and tally.events == (ROUNDS + 1) * written.pop()
+    for connected in (store, states, output):
+        connected.close()
+    return wall, processor
+
+
+def _forget(store: Store, memory: Memory) -> None:
+    """Forget all repos, so that their commits are news once more; the cursor stays."""
+    memory.forget()
+    store.call("UNLINK", FIREHOSE_LIVE, *store.call("KEYS", REPO_KEYS))
 
 
 def _frames() -> tuple[str, list[bytes], Documents]:
