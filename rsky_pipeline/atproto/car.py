@@ -3,7 +3,7 @@
 https://atproto.com/specs/repository#car-file-serialization
 """
 
-from collections.abc import Container, Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from hashlib import sha256
 
@@ -143,7 +143,7 @@ def _bad_section(name: bytes, length: int, max_block: int) -> InvalidData:
 
 
 def find_blocks(
-    data: bytes, wanted: Container[bytes]
+    data: bytes, wanted: Collection[bytes]
 ) -> tuple[tuple[Cid, ...], dict[bytes, bytes]]:
     """Return the roots of a CAR and the blocks whose CIDs are wanted. Raises InvalidData.
 
@@ -155,7 +155,7 @@ def find_blocks(
     return roots, _find_blocks(data, position, wanted) if found is None else found
 
 
-def _find_blocks(data: bytes, position: int, wanted: Container[bytes]) -> dict[bytes, bytes]:
+def _find_blocks(data: bytes, position: int, wanted: Collection[bytes]) -> dict[bytes, bytes]:
     end = len(data)
     blocks: dict[bytes, bytes] = {}
     while position < end:

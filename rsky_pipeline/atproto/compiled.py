@@ -8,7 +8,12 @@ slower.
 from typing import TYPE_CHECKING
 
 try:
-    from rsky_pipeline.atproto.native.blocks import find_wanted, read_blocks, record_json
+    from rsky_pipeline.atproto.native.blocks import (
+        commit_events,
+        find_wanted,
+        read_blocks,
+        record_json,
+    )
     from rsky_pipeline.atproto.native.frames import (
         is_plc,
         is_usual_cid,
@@ -29,12 +34,13 @@ except ImportError:
         def _accept_nothing(*_: object) -> None:
             pass
 
-        find_wanted = read_blocks = read_commit = read_node = _accept_nothing
+        commit_events = find_wanted = read_blocks = read_commit = read_node = _accept_nothing
         record_json = tid_value = undo_changes = _accept_nothing
         is_plc = is_usual_cid = is_usual_datetime = is_usual_rkey = is_usual_uri = _accept_nothing
 
 __all__ = [
     "COMPILED",
+    "commit_events",
     "find_wanted",
     "is_plc",
     "is_usual_cid",

@@ -128,6 +128,9 @@ def decode_frame(raw: bytes) -> Message:
     """Read one binary WebSocket message. Raises InvalidData."""
     if len(raw) > MAX_FRAME:
         raise InvalidData("frame_too_big", f"{len(raw)} bytes")
+    fields = compiled.read_commit(raw, RepoOp._make, MAX_OPS, MAX_COMMIT_BLOCKS)
+    if fields is not None:
+        return CommitMessage._make(fields)
     header, body = cbor.decode_pair_loosely(raw)
     if type(header) is not dict or type(body) is not dict:
         raise InvalidData("invalid_frame", "header or body is not a map")
@@ -154,9 +157,6 @@ def encode_error_frame(error: str, message: str) -> bytes:
 
 
 def _commit(body: dict[str, Any]) -> CommitMessage:
-    fields = compiled.read_commit(body, RepoOp._make, MAX_OPS, MAX_COMMIT_BLOCKS)
-    if fields is not None:
-        return CommitMessage._make(fields)
     blocks = body.get("blocks")
     if type(blocks) is not bytes:
         raise InvalidData("invalid_frame", "blocks is missing")

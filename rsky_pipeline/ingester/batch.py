@@ -112,9 +112,9 @@ class Batcher(Generic[Source]):
                 states |= frame.states
             if frame.entries:
                 entries += frame.entries
-                shares.setdefault(frame.source, Share()).entries += frame.entries
+                _share(shares, frame.source).entries += frame.entries
             for source, (seq, time) in frame.seqs.items():
-                share = shares.setdefault(source, Share())
+                share = _share(shares, source)
                 share.seq, share.time = seq, time or share.time
         self.events -= len(entries)
         self.bytes -= size
@@ -131,3 +131,10 @@ class Batcher(Generic[Source]):
             events + len(frame.entries) <= self._rule.max_events
             and size + frame.size <= self._rule.max_bytes
         )
+
+
+def _share(shares: dict[Source, Share], source: Source) -> Share:
+    share = shares.get(source)
+    if share is None:
+        share = shares[source] = Share()
+    return share

@@ -23,13 +23,14 @@ from rsky_pipeline.atproto.datetimes import format_utc, normalize
 from rsky_pipeline.atproto.errors import InvalidData
 from rsky_pipeline.atproto.frame import (
     AccountMessage,
+    Action,
     CommitMessage,
     IdentityMessage,
     Message,
     RepoOp,
     SyncMessage,
 )
-from rsky_pipeline.atproto.syntax import is_tid, split_path, tid_number
+from rsky_pipeline.atproto.syntax import split_path, tid_number
 from rsky_pipeline.configuration.selection import path_prefixes
 from rsky_pipeline.configuration.settings import Verify
 from rsky_pipeline.ingester.chain import FUTURE_SECONDS, Update, is_future
@@ -46,6 +47,7 @@ from rsky_pipeline.streams.event import (
     AccountEvent,
     IdentityEvent,
     RepoJob,
+    encode_commit_events,
     encode_event,
     encode_record_event,
     encode_repo_job,
@@ -224,58 +226,66 @@ class RepoConverter(FrameConverter):
     def _operations(
         self, message: CommitMessage, update: Update, ops: list[RepoOp], raw: bytes
     ) -> Converted:
-        blocks: Mapping[Any, bytes] = {}
+        checked: Mapping[Any, bytes] | None = None
         claim = None
         if self._verify == "full":
             with self.tally.timed("blocks"):
                 contents = read_contents(message)
-            blocks = contents.blocks
+            checked = contents.blocks
             claim = Claim(message.did, contents.commit, message, contents)
         elif self._verify == "signature":
-            blocks = _find(message, ops, message.commit)
-            commit = check_commit(parse_commit(_block(blocks, message.commit)), message)
-            claim = Claim(message.did, commit)
-        elif ops:
-            blocks = _find(message, ops)
+            block = _block(_find(message, (), message.commit), message.commit)
+            claim = Claim(message.did, check_commit(parse_commit(block), message))
         if claim is not None and claim.commit is not None:
             update = update._replace(data=claim.commit.data)
         if not ops:
             return Converted(message.seq, message.time, [], 0, About(update, message.rev), claim)
-        writer = _OperationWriter(self, message, blocks, raw, hashes_checked=self._verify == "full")
-        for op in ops:
-            writer.add(op)
-        reason = "missing_block" if writer.incomplete else None
+        reason = None
+        payloads = encode_commit_events(message, ops, checked, MAX_FRAME_OUTPUT)
+        if payloads is not None:
+            written = [op.action for op in ops]
+            entries = [Entry(FIREHOSE_LIVE, EVENT_FIELD, payload) for payload in payloads]
+            size = sum(map(len, payloads))
+        else:
+            writer = _OperationWriter(self, message, checked, ops, raw)
+            for op in ops:
+                writer.add(op)
+            written, entries, size = writer.written, writer.entries, writer.size
+            reason = "missing_block" if writer.incomplete else None
+        tally = self.tally
+        tally.events += len(written)
+        tally.creates += written.count("create")
+        tally.updates += written.count("update")
+        tally.deletes += written.count("delete")
         about = About(update, message.rev, tuple(ops), reason)
-        self.tally.events += writer.events
-        return Converted(message.seq, message.time, writer.entries, writer.size, about, claim)
+        return Converted(message.seq, message.time, entries, size, about, claim)
 
 
 class _OperationWriter:
-    """Collects the entries of one commit's operations."""
+    """Collects the entries of one commit's operations, looking at each by itself."""
 
     def __init__(
         self,
         converter: RepoConverter,
         message: CommitMessage,
-        blocks: Mapping[Any, bytes],
+        checked: Mapping[Any, bytes] | None,
+        ops: Sequence[RepoOp],
         raw: bytes,
-        *,
-        hashes_checked: bool,
     ) -> None:
+        """`checked` are the commit's blocks where they were read; raises InvalidData without."""
         self._converter = converter
         self._message = message
         self._commit = str(message.commit)
-        self._blocks = blocks
+        self._blocks = _find(message, ops) if checked is None else checked
+        self._block = _block if checked is None else _present
         self._raw = raw
-        self._block = _present if hashes_checked else _block
         self.entries: list[Entry] = []
-        self.events = 0
+        self.written: list[Action] = []
         self.size = 0
         self.incomplete = False  # the repo has more than could be taken from the frame
 
     def add(self, op: RepoOp) -> None:
         """Append the event of one operation; one that is bad costs only itself."""
-        tally = self._converter.tally
         parts = split_path(op.path)
         if parts is None:
             self._refuse("invalid_path", op.path[:200])
@@ -287,7 +297,7 @@ class _OperationWriter:
             payload = self._encode(op, parts, record)
         except InvalidData as error:
             if error.reason in {"missing_block", "hash_mismatch"}:
-                tally.errors[error.reason] += 1
+                self._converter.tally.errors[error.reason] += 1
                 self.incomplete = True
             else:
                 self._refuse(error.reason, f"{op.path}: {error}")
@@ -296,13 +306,7 @@ class _OperationWriter:
         if self.size > MAX_FRAME_OUTPUT:
             raise InvalidData("expands_too_much", f"more than {MAX_FRAME_OUTPUT} bytes of JSON")
         self.entries.append(Entry(FIREHOSE_LIVE, EVENT_FIELD, payload))
-        self.events += 1
-        if op.action == "create":
-            tally.creates += 1
-        elif op.action == "update":
-            tally.updates += 1
-        else:
-            tally.deletes += 1
+        self.written.append(op.action)
 
     def _encode(self, op: RepoOp, parts: tuple[str, str], record: object) -> bytes:
         message = self._message
@@ -323,7 +327,7 @@ class _OperationWriter:
         self.entries += self._converter.keep_aside(self._raw, reason, error)
 
 
-def _find(message: CommitMessage, ops: list[RepoOp], *also: Cid) -> dict[bytes, bytes]:
+def _find(message: CommitMessage, ops: Sequence[RepoOp], *also: Cid) -> dict[bytes, bytes]:
     """Return the blocks of operations out of a commit's CAR, and others. Raises InvalidData."""
     wanted: set[bytes] = {op.cid for op in ops if op.cid is not None}
     wanted.update(also)
@@ -350,9 +354,12 @@ def _block(blocks: Mapping[Any, bytes], cid: Cid) -> bytes:
     return block
 
 
-def _tid(text: str) -> int | None:
+def _tid(text: str) -> int:
     """Return the number of a TID; -1, which no rev is, for what is none."""
-    return tid_number(text) if is_tid(text) else -1
+    try:
+        return tid_number(text)
+    except ValueError:
+        return -1
 
 
 def _check_texts(time: str, text: str | None) -> None:

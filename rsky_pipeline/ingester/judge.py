@@ -74,7 +74,8 @@ class Judge:
 
     def is_replay(self, message: CommitMessage | SyncMessage) -> bool:
         """Tell whether a commit was taken over before, and count it if so."""
-        return self._is_replay(message.did, tid_number(message.rev))
+        rev = tid_number(message.rev)
+        return self._is_replay(message.did, rev, self.states.get(message.did))
 
     def judge(self, frame: Converted, verdict: Verdict | None) -> Converted:
         """Return what may be written of a frame; `verdict` is None where nothing was claimed.
@@ -86,7 +87,8 @@ class Judge:
             self._tally.verdicts[verdict.value] += 1
         if about is None:
             return self._judge_news(frame)
-        if self._is_replay(about.update.did, about.update.rev):
+        before = self.states.get(about.update.did)
+        if self._is_replay(about.update.did, about.update.rev, before):
             return _emptied(frame)
         if verdict is not None and verdict is not Verdict.VALID:
             if verdict is Verdict.NO_ACCOUNT:
@@ -101,7 +103,7 @@ class Judge:
             state = make_state(about.update.rev, about.update.data, DESYNCHRONIZED)
             taken = self._taken_over(_emptied(frame), about, state)
             return self._put_off(taken, about, refusal, about.ops)
-        step = follow(self.states.get(about.update.did), about.update)
+        step = follow(before, about.update)
         if step is None:
             return _emptied(frame)
         if step.broken == "unseen" and about.reason is None:
@@ -155,8 +157,8 @@ class Judge:
         self._tally.replays += 1
         return _emptied(frame)
 
-    def _is_replay(self, did: str, rev: int) -> bool:
-        if not is_replay(self.states.get(did), rev):
+    def _is_replay(self, did: str, rev: int, before: RepoState | None) -> bool:
+        if not is_replay(before, rev):
             return False
         self._tally.replays += 1
         self._memory.board.repeated(self._relay, did, rev, self._clock())
@@ -179,7 +181,8 @@ class Judge:
         did, rev = about.update.did, about.update.rev
         self._tally.firsts += 1
         self._memory.board.first(self._relay, did, rev, self._clock())
-        return frame._replace(states=self.states.set(did, state))
+        states = self.states.set(did, state)
+        return Converted(frame.seq, frame.time, frame.entries, frame.size, states=states)
 
     def _put_off(
         self, frame: Converted, about: About, reason: str, unwritten: Sequence[RepoOp]

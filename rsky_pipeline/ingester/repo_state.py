@@ -19,7 +19,7 @@ INACTIVE = 2  # flag: its account is not active, so that a relay may withhold it
 # a bucket, and 29 bytes each. A field is 8 bytes of the DID's hash, so that two accounts that
 # share one take 2^81 attempts to make.
 _BUCKETS = 1 << 17
-_KEY = "rsky_pipeline:repo:{:05x}"
+_KEY = "rsky_pipeline:repo:%05x"
 REPO_KEYS = "rsky_pipeline:repo:*"  # the pattern of all of them
 
 
@@ -38,7 +38,7 @@ def repo_digest(did: str) -> bytes:
 
 def state_key(digest: bytes) -> StateKey:
     """Return where the state of a repo is kept."""
-    return StateKey(_KEY.format(int.from_bytes(digest[8:], "big") % _BUCKETS), digest[:8])
+    return StateKey(_KEY % (int.from_bytes(digest[8:], "big") % _BUCKETS), digest[:8])
 
 
 def make_state(rev: int, data: Cid | None, flags: int = 0) -> RepoState:

@@ -327,7 +327,7 @@ class Writer:
 def _by_detour(batch: Batch[Lane], full: str, detour: str) -> Batch[Lane]:
     """Return a batch whose entries for one stream are for another one."""
     entries = tuple(
-        replace(entry, stream=detour) if entry.stream == full else entry for entry in batch.entries
+        entry._replace(stream=detour) if entry.stream == full else entry for entry in batch.entries
     )
     return replace(batch, entries=entries)
 

@@ -3,13 +3,13 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Literal
+from operator import itemgetter
+from typing import Literal, NamedTuple
 
 from rsky_pipeline.streams.connection import Argument, Store
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(NamedTuple):
     """One entry to append: its stream, the name of its field, and the value."""
 
     stream: str
@@ -47,6 +47,7 @@ class Appended:
     moved_key: str | None = None  # of the first cursor that is another than expected
 
 
+_STREAM_AND_FIELD = itemgetter(0, 1)
 HashWrites = Mapping[str, Mapping[bytes, bytes]]
 
 
@@ -67,7 +68,7 @@ def append(
     """
     moves = [*cursors] if cursor is None else [cursor, *cursors]
     fields = hashes or {}
-    streams = list(dict.fromkeys(entry.stream for entry in entries))
+    streams = list(dict.fromkeys([stream for stream, _, _ in entries]))
     marks = high_water_marks or {}
     keys = [*streams, *(move.key for move in moves), *fields]
     arguments: list[Argument] = [len(streams), len(moves), len(fields)]
@@ -80,8 +81,8 @@ def append(
             arguments += item
     numbers = {stream: number for number, stream in enumerate(streams, start=1)}
     # A name for each entry would cost as much time as the entry.
-    for (stream, field), run in groupby(entries, key=lambda entry: (entry.stream, entry.field)):
-        payloads = [entry.payload for entry in run]
+    for (stream, field), run in groupby(entries, key=_STREAM_AND_FIELD):
+        payloads = [payload for _, _, payload in run]
         arguments += (numbers[stream], field, len(payloads), *payloads)
     status, detail, index, *lengths = store.script("append", keys, arguments)
     text = detail.decode()

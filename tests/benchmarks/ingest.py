@@ -109,7 +109,8 @@ async def _ingest(
         writer.close()
     assert not tally.errors, tally.errors
     assert mode == "none" or set(tally.verdicts) == {"valid"}
-    assert len(written) == 1 and tally.events == (ROUNDS + 1) * written.pop()
+    assert len(written) == 1
+    assert tally.events == (ROUNDS + 1) * written.pop()
     for connected in (store, states, output):
         connected.close()
     return wall, processor

@@ -1,4 +1,5 @@
-from collections.abc import Container
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
 
 from rsky_pipeline.atproto.cid import Cid
 
@@ -6,6 +7,14 @@ def read_blocks(
     data: bytes, position: int, largest: int, check_hashes: bool
 ) -> dict[Cid, bytes] | None: ...
 def find_wanted(
-    data: bytes, position: int, largest: int, wanted: Container[bytes]
+    data: bytes, position: int, largest: int, wanted: Collection[bytes]
 ) -> dict[bytes, bytes] | None: ...
 def record_json(block: bytes) -> bytes | None: ...
+def commit_events(
+    ops: Sequence[tuple[str, str, Cid | None, Cid | None]],
+    source: Mapping[Any, bytes] | bytes,
+    root: Cid,
+    shared: bytes,
+    check_hashes: bool,
+    most: int,
+) -> list[bytes] | None: ...

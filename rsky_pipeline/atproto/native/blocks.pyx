@@ -2,9 +2,10 @@
 """Blocks of a CAR, and records as JSON."""
 
 from cpython.bytes cimport PyBytes_FromStringAndSize
+from libc.string cimport memcmp
 
 from rsky_pipeline.atproto.native.common cimport (
-    CID_LENGTH, cut, is_cid, is_link, read_number, size_of,
+    CID_LENGTH, content, cut, end_of_collection, is_cid, is_key, is_link, read_number, size_of,
 )
 
 from base64 import b64encode
@@ -15,7 +16,11 @@ from rsky_pipeline.atproto.cid import Cid
 cdef enum:
     MAX_DEPTH = 32  # of records; deeper ones are left to the decoder
     MAX_RECORD = 65_536  # bytes
+    MAX_WANTED = 16
+    MAX_SECTION = 1_048_576 + 36  # of a CAR, in bytes
 
+cdef bytes _HEADER_START = b"\x3a\xa2eroots\x81\xd8\x2a\x58\x25\x00"
+cdef bytes _HEADER_END = b"gversion\x01"
 cdef bytes _HEX = b"0123456789abcdef"
 cdef bytes _BASE32 = b"abcdefghijklmnopqrstuvwxyz234567"
 
@@ -26,72 +31,165 @@ def read_blocks(bytes data not None, Py_ssize_t position, Py_ssize_t largest, bi
     `largest` is the size of the largest section in bytes, the CID included.
     """
     try:
-        return _blocks(data, position, largest, check_hashes, None)
+        return _blocks(data, position, largest, check_hashes)
     except IndexError:
         return None
 
 
 def find_wanted(bytes data not None, Py_ssize_t position, Py_ssize_t largest, wanted):
-    """Return the blocks of a CAR that are wanted, hashes unchecked; None if it is malformed."""
+    """Return the blocks of a CAR that are wanted, hashes unchecked; None if it is malformed.
+
+    Each section is compared with all that are wanted: a few, of the operations of a commit.
+    """
+    if len(wanted) > MAX_WANTED:
+        return None
     try:
-        return _blocks(data, position, largest, False, wanted)
+        return _wanted(data, position, largest, [bytes(cid) for cid in wanted])
     except IndexError:
         return None
 
 
-cdef dict _blocks(bytes data, Py_ssize_t position, Py_ssize_t largest, bint check_hashes, wanted):
-    cdef Py_ssize_t end = size_of(data), length, shift
-    cdef unsigned char byte
+cdef dict _blocks(bytes data, Py_ssize_t position, Py_ssize_t largest, bint check_hashes):
+    cdef Py_ssize_t end = size_of(data), length
     cdef bytes name, block
     cdef dict blocks = {}
     while position < end:
-        length = 0
-        shift = 0
-        while True:
-            byte = data[position]
-            position += 1
-            length |= <Py_ssize_t>(byte & 0x7F) << shift
-            if byte < 0x80:
-                if byte == 0 and shift:
-                    return None  # not in its shortest form
-                break
-            shift += 7
-            if shift > 28:
-                return None
+        length = _length(data, &position)
+        if length < CID_LENGTH or length > largest:
+            return None
         name = cut(data, position, position + CID_LENGTH)
-        if wanted is None:
-            if length < CID_LENGTH or length > largest or not is_cid(name, 0):
-                return None
-            block = cut(data, position + CID_LENGTH, position + length)
-            if check_hashes and sha256(block).digest() != cut(name, 4, CID_LENGTH):
-                return None
-            blocks[Cid(name)] = block
-        elif name in wanted:
-            if length < CID_LENGTH or length > largest:
-                return None
-            blocks[name] = cut(data, position + CID_LENGTH, position + length)
+        if not is_cid(name, 0):
+            return None
+        block = cut(data, position + CID_LENGTH, position + length)
+        if check_hashes and sha256(block).digest() != cut(name, 4, CID_LENGTH):
+            return None
+        blocks[Cid(name)] = block
         position += length
-    return blocks if position == end else None
+    return blocks
+
+
+cdef dict _wanted(bytes data, Py_ssize_t position, Py_ssize_t largest, list wanted):
+    cdef Py_ssize_t end = size_of(data), length
+    cdef bytes name
+    cdef dict blocks = {}
+    while position < end:
+        length = _length(data, &position)
+        if length < CID_LENGTH or length > largest or end - position < length:
+            return None
+        for name in wanted:
+            if size_of(name) == CID_LENGTH and not memcmp(
+                content(data) + position, content(name), CID_LENGTH
+            ):
+                blocks[name] = cut(data, position + CID_LENGTH, position + length)
+                break
+        position += length
+    return blocks
+
+
+cdef Py_ssize_t _length(bytes data, Py_ssize_t *position) except -2:
+    """Read the length of a section, or return -1 for what is not in its shortest form."""
+    cdef Py_ssize_t length = 0
+    cdef unsigned char byte
+    cdef int shift
+    for shift in range(0, 35, 7):
+        byte = data[position[0]]
+        position[0] += 1
+        length |= <Py_ssize_t>(byte & 0x7F) << shift
+        if byte < 0x80:
+            return -1 if byte == 0 and shift else length
+    return -1
 
 
 def record_json(bytes block not None):
     """Return the JSON of a record's block, or None for what is not canonical or not usual."""
-    cdef bytearray out
-    cdef Py_ssize_t end
-    cdef bytes made
-    if not 0 < size_of(block) <= MAX_RECORD:
-        return None
-    out = bytearray()
+    cdef bytearray out = bytearray()
     try:
-        if block[0] >> 5 != 5:
-            return None
-        end = _value(block, 0, out, MAX_DEPTH)
-        if end != size_of(block):
-            return None
-        made = bytes(out)
-        made.decode("utf-8")
+        return _checked(out) if _record(block, out) else None
     except (IndexError, UnicodeDecodeError):
         return None
+
+
+def commit_events(ops, source, root, bytes shared not None, bint check_hashes, Py_ssize_t most):
+    """Return the events of a commit's operations, or None if any of them is not usual.
+
+    `source` are its blocks, or the CAR that they are to be found in, with this root. `shared` are
+    the JSON members that all events have between `type` and `collection`. Without `check_hashes`
+    the blocks have the hashes that they are named by. `most` is in bytes.
+    """
+    cdef list events = []
+    cdef bytes event
+    try:
+        if type(source) is bytes:
+            source = _operated(source, bytes(root), ops)
+        if type(source) is not dict:
+            return None
+        for action, path, cid, _ in ops:
+            event = _event(action, path, cid, source, shared, check_hashes)
+            if event is None:
+                return None
+            most -= size_of(event)
+            if most < 0:
+                return None
+            events.append(event)
+    except (IndexError, UnicodeDecodeError):
+        return None
+    return events
+
+
+cdef dict _operated(bytes car, bytes root, ops):
+    """Return the blocks of operations out of a CAR with this root and a usual header, or None."""
+    cdef list wanted = [bytes(cid) for _, _, cid, _ in ops if cid is not None]
+    cdef Py_ssize_t start = size_of(_HEADER_START) + CID_LENGTH + size_of(_HEADER_END)
+    if len(wanted) > MAX_WANTED or size_of(root) != CID_LENGTH:
+        return None
+    if not car.startswith(_HEADER_START + root + _HEADER_END):
+        return None
+    return _wanted(car, start, MAX_SECTION, wanted)
+
+
+cdef bytes _event(str action, str path, cid, dict blocks, bytes shared, bint check_hashes):
+    cdef bytearray out = bytearray(b'{"type":"')
+    cdef Py_ssize_t slash = end_of_collection(path, 0)
+    cdef bytes name, block
+    if slash < 0 or not is_key(path, slash + 1, len(path)):
+        return None
+    out += action.encode("ascii")
+    out += b'",'
+    out += shared
+    out += b',"collection":"'
+    out += path[:slash].encode("ascii")
+    out += b'","rkey":"'
+    out += path[slash + 1 :].encode("ascii")
+    if cid is None:
+        out += b'"}'
+        return bytes(out)
+    block = blocks.get(cid)
+    if block is None:
+        return None
+    name = bytes(cid)
+    if check_hashes and sha256(block).digest() != cut(name, 4, CID_LENGTH):
+        return None
+    out += b'","cid":"'
+    out += _base32(name)
+    out += b'","record":'
+    if not _record(block, out):
+        return None
+    out.append(c"}")
+    return _checked(out)
+
+
+cdef bint _record(bytes block, bytearray out) except -1:
+    """Append the JSON of a record's block if it is canonical and usual; bytes are not decoded."""
+    return (
+        0 < size_of(block) <= MAX_RECORD and block[0] >> 5 == 5
+        and _value(block, 0, out, MAX_DEPTH) == size_of(block)
+    )
+
+
+cdef bytes _checked(bytearray out):
+    """Return JSON if it is UTF-8."""
+    cdef bytes made = bytes(out)
+    made.decode("utf-8")
     return made
 
 

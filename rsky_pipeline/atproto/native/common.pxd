@@ -51,20 +51,53 @@ cdef inline bint is_key_letter(unsigned char c):
     )
 
 
-cdef inline Py_ssize_t read_number(bytes data, Py_ssize_t *at, unsigned char kind) except -2:
-    """Read a head of one kind whose number is below 65,536 and as short as can be, else -1."""
+cdef inline long long read_number(bytes data, Py_ssize_t *at, unsigned char kind) except -2:
+    """Read a head of one kind whose number is below 2^53 and as short as can be, else -1."""
     cdef unsigned char head = data[at[0]]
-    cdef Py_ssize_t number
-    if head < kind or head > kind + 25:
+    cdef unsigned long long number
+    cdef int width
+    if head < kind or head > kind + 27:
         return -1
     number = head - kind
     at[0] += 1
     if number < 24:
-        return number
-    if number == 24:
-        number = data[at[0]]
+        return <long long>number
+    width = 1 << (number - 24)
+    number = 0
+    for _ in range(width):
+        number = (number << 8) | data[at[0]]
         at[0] += 1
-        return number if number >= 24 else -1
-    number = (<Py_ssize_t>data[at[0]] << 8) | data[at[0] + 1]
-    at[0] += 2
-    return number if number >= 256 else -1
+    if number < 24 or width > 1 and number >> (4 * width) == 0 or number >> 53:
+        return -1
+    return <long long>number
+
+
+cdef inline bint is_key(str text, Py_ssize_t start, Py_ssize_t end) except -1:
+    """Tell whether a record key stands there; those that begin with dots are left to Python."""
+    cdef Py_ssize_t index
+    cdef Py_UCS4 c
+    if not start < end <= start + 512:
+        return False
+    for index in range(start, end):
+        c = text[index]
+        if c > 127 or not is_key_letter(<unsigned char>c):
+            return False
+    return text[start] != c"." or end - start > 2
+
+
+cdef inline Py_ssize_t end_of_collection(str text, Py_ssize_t start) except -2:
+    """Return where the usual NSID that begins there ends, which is at a slash, or -1."""
+    cdef Py_ssize_t index, dots = 0
+    cdef Py_UCS4 c, before = c"."
+    for index in range(start, len(text)):
+        c = text[index]
+        if c == c"/":
+            return index if dots >= 2 and before != c"." and index - start <= 63 else -1
+        if c == c".":
+            if before == c".":
+                return -1
+            dots += 1
+        elif not (c"a" <= c <= c"z" or c"A" <= c <= c"Z"):
+            return -1
+        before = c
+    return -1

@@ -1,73 +1,195 @@
 # cython: language_level=3, boundscheck=True, wraparound=False, cdivision=True
 """Commits of the firehose, and the identifiers and datetimes in them and in records."""
 
-from rsky_pipeline.atproto.native.common cimport CID_LENGTH, is_cid, is_key_letter, size_of
+from rsky_pipeline.atproto.native.common cimport (
+    CID_LENGTH, cut, end_of_collection, is_key, is_link, read_number, size_of,
+)
 
 from rsky_pipeline.atproto.cid import Cid
 
+cdef bytes _COMMIT = b"\xa2atg#commitbop\x01"  # the header of a frame
 cdef bytes _PLC = b"did:plc:"
 cdef bytes _DATETIME = b"0000-00-00T00:00:00.000Z"
 
 
-def read_commit(body, operation, Py_ssize_t most_ops, Py_ssize_t most_blocks):
-    """Return the fields of a decoded `#commit` in the order of CommitMessage, or None.
+def read_commit(raw, operation, Py_ssize_t most_ops, Py_ssize_t most_blocks):
+    """Return the fields of the `#commit` in a frame in the order of CommitMessage, or None.
 
     `operation` makes one operation of an iterable of its four fields.
     """
-    cdef dict fields, item
-    cdef list found
-    cdef object repo, rev, since, blocks, time, action, path
-    cdef object commit, prev_data, cid, prev, seq
-    cdef unsigned long long number
-    if type(body) is not dict:
+    try:
+        return _commit(raw, operation, most_ops, most_blocks) if type(raw) is bytes else None
+    except (IndexError, UnicodeDecodeError):
         return None
-    fields = body
-    seq, repo, rev = fields.get("seq"), fields.get("repo"), fields.get("rev")
-    since, blocks, time = fields.get("since"), fields.get("blocks"), fields.get("time")
-    if type(seq) is not int or not 0 <= seq <= 9_007_199_254_740_991:
+
+
+cdef tuple _commit(bytes raw, operation, Py_ssize_t most_ops, Py_ssize_t most_blocks):
+    cdef Py_ssize_t at = size_of(_COMMIT), left, size, before = 0, before_size = 0
+    cdef long long number = -1
+    cdef unsigned long long rev_number
+    cdef str repo = None, rev = None, since = None, time = None
+    cdef bytes blocks = None
+    cdef tuple ops = None
+    cdef object commit = None, prev_data = None
+    cdef bint too_big = False, rebase = False
+    if not raw.startswith(_COMMIT):
         return None
-    if type(repo) is not str or not _is_plc(repo, 0, len(repo)):
-        return None
-    if type(rev) is not str or not _read_tid(rev, &number):
-        return None
-    if since is not None and type(since) is not str or type(time) is not str:
-        return None
-    if type(blocks) is not bytes or size_of(blocks) > most_blocks:
-        return None
-    commit, prev_data = _as_cid(fields.get("commit")), _as_cid(fields.get("prevData"))
-    if not commit or prev_data is False or type(fields.get("ops")) is not list:
-        return None
-    found = []
-    paths = set()
-    for each in <list>fields["ops"]:
-        if type(each) is not dict:
+    left = read_number(raw, &at, 0xA0)
+    while left > 0:
+        left -= 1
+        size = read_number(raw, &at, 0x60)
+        if not _follows(raw, before, before_size, at, size):
             return None
-        item = each
-        action, path = item.get("action"), item.get("path")
-        cid, prev = _as_cid(item.get("cid")), _as_cid(item.get("prev"))
-        if type(path) is not str or cid is False or prev is False or type(action) is not str:
-            return None
-        if action != "create" and action != "update" and action != "delete":
+        before, before_size = at, size
+        at += size
+        if _is_at(raw, before, size, b"ops"):
+            ops = _operations(raw, &at, operation, most_ops)
+            if ops is None:
+                return None
+        elif _is_at(raw, before, size, b"rev"):
+            rev = _text(raw, &at)
+        elif _is_at(raw, before, size, b"seq"):
+            number = read_number(raw, &at, 0)
+        elif _is_at(raw, before, size, b"prev"):  # of the time before Sync 1.1
+            if _link(raw, &at) is False:
+                return None
+        elif _is_at(raw, before, size, b"repo"):
+            repo = _text(raw, &at)
+        elif _is_at(raw, before, size, b"time"):
+            time = _text(raw, &at)
+        elif _is_at(raw, before, size, b"blobs"):  # is always empty
+            if raw[at] != 0x80:
+                return None
+            at += 1
+        elif _is_at(raw, before, size, b"since"):
+            if raw[at] == 0xF6:
+                at += 1
+                continue
+            since = _text(raw, &at)
+            if since is None:
+                return None
+        elif _is_at(raw, before, size, b"blocks"):
+            size = read_number(raw, &at, 0x40)
+            if size < 0 or size > most_blocks:
+                return None
+            blocks = cut(raw, at, at + size)
+            at += size
+        elif _is_at(raw, before, size, b"commit"):
+            commit = _link(raw, &at)
+        elif _is_at(raw, before, size, b"prevData"):
+            prev_data = _link(raw, &at)
+            if prev_data is False:
+                return None
+        else:
+            if raw[at] != 0xF4 and raw[at] != 0xF5:
+                return None
+            if _is_at(raw, before, size, b"tooBig"):
+                too_big = raw[at] == 0xF5
+            elif _is_at(raw, before, size, b"rebase"):
+                rebase = raw[at] == 0xF5
+            else:
+                return None
+            at += 1
+    if at != size_of(raw) or number < 0:
+        return None
+    if repo is None or rev is None or time is None or blocks is None or ops is None or not commit:
+        return None
+    if not _is_plc(repo, 0, len(repo)) or not _read_tid(rev, &rev_number):
+        return None
+    return number, repo, rev, since, commit, blocks, ops, prev_data, time, too_big, rebase
+
+
+cdef tuple _operations(bytes raw, Py_ssize_t *at, operation, Py_ssize_t most):
+    """Read operations whose paths are different, or return None."""
+    cdef Py_ssize_t count = read_number(raw, at, 0x80), left, size, before, before_size
+    cdef str path, text, action
+    cdef object cid, prev
+    cdef list found = []
+    cdef set paths = set()
+    if count < 0 or count > most:
+        return None
+    for _ in range(count):
+        left = read_number(raw, at, 0xA0)
+        before = before_size = 0
+        path = action = None
+        cid = prev = None
+        while left > 0:
+            left -= 1
+            size = read_number(raw, at, 0x60)
+            if not _follows(raw, before, before_size, at[0], size):
+                return None
+            before, before_size = at[0], size
+            at[0] += size
+            if _is_at(raw, before, size, b"cid"):
+                cid = _link(raw, at)
+            elif _is_at(raw, before, size, b"path"):
+                path = _text(raw, at)
+            elif _is_at(raw, before, size, b"prev"):
+                prev = _link(raw, at)
+            elif _is_at(raw, before, size, b"action"):
+                text = _text(raw, at)
+                if text == "create":
+                    action = "create"
+                elif text == "update":
+                    action = "update"
+                elif text == "delete":
+                    action = "delete"
+            else:
+                return None
+        if path is None or action is None or cid is False or prev is False:
             return None
         if (cid is None) != (action == "delete"):
             return None
         paths.add(path)
         found.append(operation((action, path, cid, prev)))
-    if len(found) > most_ops or len(paths) != len(found):
-        return None
-    return (
-        seq, repo, rev, since, commit, blocks, tuple(found), prev_data, time,
-        fields.get("tooBig") is True, fields.get("rebase") is True,
-    )
+    return tuple(found) if len(paths) == count else None
 
 
-cdef object _as_cid(value):
-    """Return a CID, None for none, False for what is neither."""
-    if value is None:
-        return None
-    if type(value) is not bytes or size_of(value) != CID_LENGTH or not is_cid(value, 0):
+cdef bint _follows(
+    bytes raw, Py_ssize_t before, Py_ssize_t before_size, Py_ssize_t at, Py_ssize_t size
+) except -1:
+    """Tell whether one key stands behind another one as canonical maps have them."""
+    cdef Py_ssize_t index
+    cdef int order
+    if size != before_size:
+        return size > before_size and at + size <= size_of(raw)
+    for index in range(size):
+        order = <int>raw[at + index] - <int>raw[before + index]
+        if order:
+            return order > 0
+    return False
+
+
+cdef bint _is_at(bytes raw, Py_ssize_t at, Py_ssize_t size, bytes key) except -1:
+    cdef Py_ssize_t index
+    if size != size_of(key):
         return False
-    return Cid(value)
+    for index in range(size):
+        if raw[at + index] != key[index]:
+            return False
+    return True
+
+
+cdef str _text(bytes raw, Py_ssize_t *at):
+    """Read a text, or return None for what is none."""
+    cdef Py_ssize_t size = read_number(raw, at, 0x60), start = at[0]
+    if size < 0:
+        return None
+    if size > size_of(raw) - start:
+        raise IndexError
+    at[0] = start + size
+    return raw[start : start + size].decode("utf-8")
+
+
+cdef object _link(bytes raw, Py_ssize_t *at):
+    """Read a link: a CID, None for null, False for what is neither."""
+    if raw[at[0]] == 0xF6:
+        at[0] += 1
+        return None
+    if not is_link(raw, at[0]):
+        return False
+    at[0] += 5 + CID_LENGTH
+    return Cid(cut(raw, at[0] - CID_LENGTH, at[0]))
 
 
 def tid_value(str text not None):
@@ -117,46 +239,20 @@ def is_plc(str text not None):
     return _is_plc(text, 0, len(text))
 
 
-cdef bint _is_rkey(str text, Py_ssize_t start, Py_ssize_t end) except -1:
-    cdef Py_ssize_t index
-    cdef Py_UCS4 c
-    if not start < end <= start + 512:
-        return False
-    for index in range(start, end):
-        c = text[index]
-        if c > 127 or c == c"/" or not is_key_letter(<unsigned char>c):
-            return False
-    return text[start] != c"." or end - start > 2
-
-
 def is_usual_rkey(str text not None):
     """Tell whether a text is a record key; those that begin with dots are left to Python."""
-    return _is_rkey(text, 0, len(text))
+    return is_key(text, 0, len(text))
 
 
 def is_usual_uri(str text not None):
     """Tell whether a text is the AT URI of a record of a `plc` account, in a usual collection."""
-    cdef Py_ssize_t index, size = len(text), dots = 0, start = 38
-    cdef Py_UCS4 c, before = c"."
+    cdef Py_ssize_t size = len(text), slash
     if size < 48 or size > 600 or text[4] != c"/" or text[37] != c"/":
         return False
     if not text.startswith("at://") or not _is_plc(text, 5, 37):
         return False
-    for index in range(start, size):
-        c = text[index]
-        if c == c"/":
-            return (
-                dots >= 2 and before != c"." and index - start <= 63
-                and _is_rkey(text, index + 1, size)
-            )
-        if c == c".":
-            if before == c".":
-                return False
-            dots += 1
-        elif not (c"a" <= c <= c"z" or c"A" <= c <= c"Z"):
-            return False
-        before = c
-    return False
+    slash = end_of_collection(text, 38)
+    return slash > 0 and is_key(text, slash + 1, size)
 
 
 def is_usual_datetime(str text not None):

@@ -271,7 +271,7 @@ def test_a_defect_of_ours_costs_one_frame(monkeypatch: pytest.MonkeyPatch) -> No
         raise ZeroDivisionError
 
     made = converter()
-    monkeypatch.setattr(commits, "split_path", fail)
+    monkeypatch.setattr(commits, "encode_commit_events", fail)
     frame = made.convert(commit([("create", "app.bsky.feed.like/a", LIKE)]))
     assert [item["reason"] for item in kept_aside(frame)] == ["internal"]
     assert made.tally.errors == {"internal": 1}

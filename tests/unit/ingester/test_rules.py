@@ -3,7 +3,7 @@
 from math import inf
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from rsky_pipeline.ingester.batch import Batch, Batcher, BatchRule
@@ -146,6 +146,8 @@ def test_a_small_step_is_taken_back_by_an_event_from_between() -> None:
 @given(st.integers(0, 30), st.integers(0, 2**53))
 def test_one_damaged_number_costs_no_other_event(place: int, number: int) -> None:
     numbers = list(range(101, 135))
+    # Of two events with one number the second is a repeat, as far as anybody can tell.
+    assume(number not in numbers[place + 1 : place + 1 + MAX_STEP])
     numbers[place] = number
     gate = SeqGate(100)
     placed = [gate.place(seq, 0.0) for seq in numbers]
