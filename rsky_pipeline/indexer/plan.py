@@ -62,21 +62,31 @@ class Plan:
 
 
 def segments(operations: Iterable[Operation]) -> list[list[Operation]]:
-    """Cut operations, in order of arrival, where a deletion follows what looked at the record.
+    """Part operations where a deletion follows what looked at the record; each part is in order.
 
     A reply is judged by its parent and by gates. If one of these is deleted later in the batch,
-    the reply has to be written first, as it would be with the deletion in the next batch.
+    the reply has to be written first, as it would be with the deletion in the next batch. So each
+    operation goes into the first part in which everything before it that it has to do with is over:
+    what changed its record, or a record that it looks at, or looked at its record. Few are not in
+    the first part.
     """
     found: list[list[Operation]] = [[]]
-    looked_at: set[str] = set()
+    changed: dict[str, int] = {}  # uri -> the last part that changes it
+    looked_at: dict[str, int] = {}  # uri -> the last part that looks at it
     for operation in operations:
+        uri = operation.uri
+        part = changed.get(uri, 0)
         if isinstance(operation, Delete):
-            if operation.uri in looked_at:
-                found.append([])
-                looked_at = set()
-        elif operation.rows.looks_at:
-            looked_at.update(operation.rows.looks_at)
-        found[-1].append(operation)
+            part = max(part, looked_at.get(uri, -1) + 1)
+        else:
+            others = operation.rows.looks_at
+            part = max(part, looked_at.get(uri, 0), *(changed.get(other, 0) for other in others))
+            for other in others:
+                looked_at[other] = max(part, looked_at.get(other, 0))
+        changed[uri] = part
+        if part == len(found):
+            found.append([])
+        found[part].append(operation)
     return found
 
 
