@@ -1,7 +1,7 @@
 """When frames become a batch: by number, by size, by age. Pure; times are monotonic seconds."""
 
 from collections import deque
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 from math import inf
 from typing import Generic, TypeVar
@@ -32,6 +32,12 @@ class Share:
     seq: int | None = None  # of its newest frame
     time: str | None = None  # of its newest frame that has one
 
+    def take(self, entries: Sequence[Entry], seq: int | None, time: str | None) -> None:
+        """Add a frame."""
+        self.entries += entries
+        if seq is not None:
+            self.seq, self.time = seq, time or self.time
+
 
 @dataclass(frozen=True, slots=True)
 class Batch(Generic[Source]):
@@ -45,14 +51,35 @@ class Batch(Generic[Source]):
 
 
 @dataclass(slots=True)
+class _Covered(Generic[Source]):
+    states: dict[bytes, RepoState] = field(default_factory=dict)
+    seqs: dict[Source, tuple[int, str | None]] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
 class _Waiting(Generic[Source]):
     source: Source
     entries: list[Entry]
-    states: dict[bytes, RepoState]
+    state: tuple[bytes, RepoState] | None
     size: int
     since: float
-    seqs: dict[Source, tuple[int, str | None]]
+    seq: int | None
+    time: str | None
     frames: int = 1
+    covered: _Covered[Source] | None = None  # with it: frames that have no entries
+
+    def cover(self, source: Source, frame: Converted, size: int) -> None:
+        """Have it stand for a frame behind it of which there is nothing to append.
+
+        So any number of filtered and repeated frames takes little memory.
+        """
+        covered = self.covered = self.covered or _Covered()
+        self.frames += 1
+        self.size += size
+        if frame.seq is not None:
+            covered.seqs[source] = (frame.seq, frame.time)
+        if frame.state is not None:
+            covered.states[frame.state[0]] = frame.state[1]
 
 
 class Batcher(Generic[Source]):
@@ -71,22 +98,15 @@ class Batcher(Generic[Source]):
         """Take frames of a source in the order in which they came."""
         waiting = self._waiting
         for frame in frames:
-            seq = frame.seq
-            size = frame.size + _STATE_BYTES * len(frame.states)
-            if frame.entries or not waiting:
-                seqs = {} if seq is None else {source: (seq, frame.time)}
-                waiting.append(_Waiting(source, frame.entries, dict(frame.states), size, now, seqs))
-                self.events += len(frame.entries)
+            entries = frame.entries
+            size = frame.size if frame.state is None else frame.size + _STATE_BYTES
+            if entries or not waiting:
+                waiting.append(
+                    _Waiting(source, entries, frame.state, size, now, frame.seq, frame.time)
+                )
+                self.events += len(entries)
             else:
-                # Nothing to append: what covers the frame before it may cover this one as well, so
-                # that any number of filtered and repeated frames takes little memory.
-                last = waiting[-1]
-                last.frames += 1
-                if seq is not None:
-                    last.seqs[source] = (seq, frame.time)
-                if size:
-                    last.states.update(frame.states)
-                    last.size += size
+                waiting[-1].cover(source, frame, size)
             self.bytes += size
 
     def deadline(self) -> float:
@@ -108,14 +128,16 @@ class Batcher(Generic[Source]):
             frame = self._waiting.popleft()
             frames += frame.frames
             size += frame.size
-            if frame.states:
-                states |= frame.states
+            if frame.state is not None:
+                states[frame.state[0]] = frame.state[1]
             if frame.entries:
                 entries += frame.entries
-                _share(shares, frame.source).entries += frame.entries
-            for source, (seq, time) in frame.seqs.items():
-                share = _share(shares, source)
-                share.seq, share.time = seq, time or share.time
+            if frame.entries or frame.seq is not None:
+                _share(shares, frame.source).take(frame.entries, frame.seq, frame.time)
+            if frame.covered is not None:
+                states.update(frame.covered.states)
+                for source, (seq, time) in frame.covered.seqs.items():
+                    _share(shares, source).take((), seq, time)
         self.events -= len(entries)
         self.bytes -= size
         return Batch(tuple(entries), states, shares, size, frames)

@@ -5,8 +5,6 @@ Source: https://atproto.com/specs/event-stream.
 """
 
 import logging
-from collections.abc import Mapping
-from types import MappingProxyType
 from typing import NamedTuple, Protocol
 
 from rsky_pipeline.atproto.commit import Commit
@@ -37,7 +35,6 @@ _log = logging.getLogger(__name__)
 
 # Longer than any honest time; it is repeated in each event of a frame.
 MAX_TIME = 64
-_NO_STATES: Mapping[bytes, RepoState] = MappingProxyType({})
 
 _FRAME_TYPES: dict[type, str] = {
     CommitMessage: "commit",
@@ -81,7 +78,7 @@ class Converted(NamedTuple):
     claim: Claim | None = None
     changed_did: str | None = None  # this account's keys may be others from here on
     news: News | None = None  # what else is said of that account
-    states: Mapping[bytes, RepoState] = _NO_STATES  # written with the entries
+    state: tuple[bytes, RepoState] | None = None  # by its digest; written with the entries
 
 
 class Converter(Protocol):

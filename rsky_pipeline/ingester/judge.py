@@ -141,7 +141,7 @@ class Judge:
         if state is None:
             return frame
         if is_inactive(state) == active:
-            frame = frame._replace(states=self.states.set(did, with_activity(state, active)))
+            frame = frame._replace(state=self.states.set(did, with_activity(state, active)))
         if not active:
             return frame
         about = About(Update(did, rev_of(state)), "")
@@ -181,8 +181,8 @@ class Judge:
         did, rev = about.update.did, about.update.rev
         self._tally.firsts += 1
         self._memory.board.first(self._relay, did, rev, self._clock())
-        states = self.states.set(did, state)
-        return Converted(frame.seq, frame.time, frame.entries, frame.size, states=states)
+        taken = self.states.set(did, state)
+        return Converted(frame.seq, frame.time, frame.entries, frame.size, state=taken)
 
     def _put_off(
         self, frame: Converted, about: About, reason: str, unwritten: Sequence[RepoOp]

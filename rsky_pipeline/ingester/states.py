@@ -87,12 +87,12 @@ class RepoStates:
             self._clean[digest] = state
         return state or None
 
-    def set(self, did: str, state: RepoState) -> dict[bytes, RepoState]:
-        """Take over a state, and return what must be written with its commit."""
+    def set(self, did: str, state: RepoState) -> tuple[bytes, RepoState]:
+        """Take over a state, and return what must be written with its commit, by its digest."""
         digest = repo_digest(did)
         self._clean.pop(digest, None)
         self._unwritten[digest] = state
-        return {digest: state}
+        return digest, state
 
     def written(self, states: Mapping[bytes, RepoState]) -> None:
         """Take note of what the store has now."""

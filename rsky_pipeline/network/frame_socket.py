@@ -21,7 +21,7 @@ from rsky_pipeline.network.splitter import Splitter
 
 # The sync specification allows 5 MB; a little above it is not worth losing an event over.
 MAX_MESSAGE = 5 * 1024 * 1024
-RECEIVE_BUFFER = 256 * 1024
+RECEIVE_BUFFER = 512 * 1024  # what is read at once; the states of its repos are asked for together
 _MAX_TAKEN = 256  # messages handed over at once, so that the event loop gets its turn
 
 

@@ -33,7 +33,7 @@ from tests.data_frames import corpus_documents, corpus_frames
 
 MODES: tuple[Verify, ...] = ("none", "signature", "full")
 ROUNDS = 20
-_AT_ONCE = 75  # frames that a busy socket gives at once
+_AT_ONCE = 100  # frames that a busy socket gives at once
 _RELAY = "relay.test"
 
 Report = Callable[[str, int, float], None]

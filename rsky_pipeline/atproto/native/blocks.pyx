@@ -2,7 +2,8 @@
 """Blocks of a CAR, and records as JSON."""
 
 from cpython.bytes cimport PyBytes_FromStringAndSize
-from libc.string cimport memcmp
+from cpython.mem cimport PyMem_Free, PyMem_Malloc, PyMem_Realloc
+from libc.string cimport memcmp, memcpy
 
 from rsky_pipeline.atproto.native.common cimport (
     CID_LENGTH, content, cut, end_of_collection, is_cid, is_key, is_link, read_number, size_of,
@@ -102,11 +103,14 @@ cdef Py_ssize_t _length(bytes data, Py_ssize_t *position) except -2:
 
 def record_json(bytes block not None):
     """Return the JSON of a record's block, or None for what is not canonical or not usual."""
-    cdef bytearray out = bytearray()
+    cdef Output out
+    begin(&out, 2 * size_of(block))
     try:
-        return _checked(out) if _record(block, out) else None
+        return _taken(&out) if _record(block, &out) else None
     except (IndexError, UnicodeDecodeError):
         return None
+    finally:
+        PyMem_Free(out.start)
 
 
 def commit_events(ops, source, root, bytes shared not None, bint check_hashes, Py_ssize_t most):
@@ -148,52 +152,104 @@ cdef dict _operated(bytes car, bytes root, ops):
 
 
 cdef bytes _event(str action, str path, cid, dict blocks, bytes shared, bint check_hashes):
-    cdef bytearray out = bytearray(b'{"type":"')
     cdef Py_ssize_t slash = end_of_collection(path, 0)
-    cdef bytes name, block
+    cdef bytes name = b"", block = b""
+    cdef Output out
     if slash < 0 or not is_key(path, slash + 1, len(path)):
         return None
-    out += action.encode("ascii")
-    out += b'",'
-    out += shared
-    out += b',"collection":"'
-    out += path[:slash].encode("ascii")
-    out += b'","rkey":"'
-    out += path[slash + 1 :].encode("ascii")
-    if cid is None:
-        out += b'"}'
-        return bytes(out)
-    block = blocks.get(cid)
-    if block is None:
-        return None
-    name = bytes(cid)
-    if check_hashes and sha256(block).digest() != cut(name, 4, CID_LENGTH):
-        return None
-    out += b'","cid":"'
-    out += _base32(name)
-    out += b'","record":'
-    if not _record(block, out):
-        return None
-    out.append(c"}")
-    return _checked(out)
+    if cid is not None:
+        block = blocks.get(cid)
+        if block is None:
+            return None
+        name = bytes(cid)
+        if check_hashes and sha256(block).digest() != cut(name, 4, CID_LENGTH):
+            return None
+    begin(&out, 2 * size_of(block) + size_of(shared) + len(path) + 256)
+    try:
+        put(&out, b'{"type":"')
+        put(&out, action.encode("ascii"))
+        put(&out, b'",')
+        put(&out, shared)
+        put(&out, b',"collection":"')
+        put(&out, path[:slash].encode("ascii"))
+        put(&out, b'","rkey":"')
+        put(&out, path[slash + 1 :].encode("ascii"))
+        if cid is not None:
+            put(&out, b'","cid":"')
+            _put_base32(&out, name, 0)
+            put(&out, b'","record":')
+            if not _record(block, &out):
+                return None
+            put(&out, b"}")
+        else:
+            put(&out, b'"}')
+        return _taken(&out)
+    finally:
+        PyMem_Free(out.start)
 
 
-cdef bint _record(bytes block, bytearray out) except -1:
-    """Append the JSON of a record's block if it is canonical and usual; bytes are not decoded."""
+cdef struct Output:
+    unsigned char *start
+    Py_ssize_t size
+    Py_ssize_t room
+    bint ascii  # whether no byte of a record was above 127
+
+
+cdef int begin(Output *out, Py_ssize_t room) except -1:
+    out.start = <unsigned char *>PyMem_Malloc(room + 1)
+    if out.start is NULL:
+        raise MemoryError
+    out.size, out.room, out.ascii = 0, room, True
+    return 0
+
+
+cdef inline int reserve(Output *out, Py_ssize_t more) except -1:
+    cdef unsigned char *start
+    if out.size + more > out.room:
+        start = <unsigned char *>PyMem_Realloc(out.start, 2 * (out.size + more) + 1)
+        if start is NULL:
+            raise MemoryError
+        out.start, out.room = start, 2 * (out.size + more)
+    return 0
+
+
+cdef inline int put(Output *out, bytes text) except -1:
+    return put_part(out, text, 0, size_of(text))
+
+
+cdef inline int put_part(Output *out, bytes data, Py_ssize_t start, Py_ssize_t end) except -1:
+    if not 0 <= start <= end <= size_of(data):
+        raise IndexError
+    reserve(out, end - start)
+    memcpy(out.start + out.size, content(data) + start, end - start)
+    out.size += end - start
+    return 0
+
+
+cdef inline int put_byte(Output *out, unsigned char c) except -1:
+    reserve(out, 1)
+    out.start[out.size] = c
+    out.size += 1
+    return 0
+
+
+cdef bytes _taken(Output *out):
+    """Return what was put together if it is UTF-8."""
+    cdef bytes made = PyBytes_FromStringAndSize(<char *>out.start, out.size)
+    if not out.ascii:
+        made.decode("utf-8")
+    return made
+
+
+cdef bint _record(bytes block, Output *out) except -1:
+    """Append the JSON of a record's block if it is canonical and usual."""
     return (
         0 < size_of(block) <= MAX_RECORD and block[0] >> 5 == 5
         and _value(block, 0, out, MAX_DEPTH) == size_of(block)
     )
 
 
-cdef bytes _checked(bytearray out):
-    """Return JSON if it is UTF-8."""
-    cdef bytes made = bytes(out)
-    made.decode("utf-8")
-    return made
-
-
-cdef Py_ssize_t _value(bytes data, Py_ssize_t at, bytearray out, int depth) except -2:
+cdef Py_ssize_t _value(bytes data, Py_ssize_t at, Output *out, int depth) except -2:
     """Append the JSON of the item at a position, and return where it ends; -1 if it is unusual."""
     cdef unsigned char head = data[at], kind = head >> 5, low = head & 0x1F
     cdef unsigned long long number = low
@@ -201,17 +257,17 @@ cdef Py_ssize_t _value(bytes data, Py_ssize_t at, bytearray out, int depth) exce
     if head == 0xD8:
         if not is_link(data, at):
             return -1
-        out += b'{"$link":"'
-        out += _base32(cut(data, at + 5, at + 5 + CID_LENGTH))
-        out += b'"}'
+        put(out, b'{"$link":"')
+        _put_base32(out, data, at + 5)
+        put(out, b'"}')
         return at + 5 + CID_LENGTH
     if kind == 7:
         if head == 0xF5:
-            out += b"true"
+            put(out, b"true")
         elif head == 0xF4:
-            out += b"false"
+            put(out, b"false")
         elif head == 0xF6:
-            out += b"null"
+            put(out, b"null")
         else:
             return -1
         return at + 1
@@ -228,7 +284,7 @@ cdef Py_ssize_t _value(bytes data, Py_ssize_t at, bytearray out, int depth) exce
     if kind < 2:
         if number > <unsigned long long>0x7FFFFFFFFFFFFFFF:
             return -1
-        out += b"%d" % (number if kind == 0 else -1 - <long long>number)
+        put(out, b"%d" % (number if kind == 0 else -1 - <long long>number))
         return at
     if kind == 6 or number > MAX_RECORD:
         return -1
@@ -236,31 +292,31 @@ cdef Py_ssize_t _value(bytes data, Py_ssize_t at, bytearray out, int depth) exce
     if kind == 3:
         return _text(data, at, at + count, out)
     if kind == 2:
-        out += b'{"$bytes":"'
-        out += b64encode(cut(data, at, at + count)).rstrip(b"=")
-        out += b'"}'
+        put(out, b'{"$bytes":"')
+        put(out, b64encode(cut(data, at, at + count)).rstrip(b"="))
+        put(out, b'"}')
         return at + count
     if depth == 0:
         return -1
     if kind == 4:
-        out.append(c"[")
+        put_byte(out, c"[")
         for start in range(count):
             if start:
-                out.append(c",")
+                put_byte(out, c",")
             at = _value(data, at, out, depth - 1)
             if at < 0:
                 return -1
-        out.append(c"]")
+        put_byte(out, c"]")
         return at
     return _map(data, at, count, out, depth)
 
 
 cdef Py_ssize_t _map(
-    bytes data, Py_ssize_t at, Py_ssize_t count, bytearray out, int depth
+    bytes data, Py_ssize_t at, Py_ssize_t count, Output *out, int depth
 ) except -2:
     cdef Py_ssize_t index, size, place, before = 0, before_size = -1
     cdef int order
-    out.append(c"{")
+    put_byte(out, c"{")
     for index in range(count):
         size = read_number(data, &at, 0x60)
         if size < 0 or size < before_size:
@@ -275,65 +331,69 @@ cdef Py_ssize_t _map(
                 return -1
         before, before_size = at, size
         if index:
-            out.append(c",")
+            put_byte(out, c",")
         at = _text(data, at, at + size, out)
-        out.append(c":")
+        put_byte(out, c":")
         at = _value(data, at, out, depth - 1)
         if at < 0:
             return -1
-    out.append(c"}")
+    put_byte(out, c"}")
     return at
 
 
-cdef Py_ssize_t _text(bytes data, Py_ssize_t start, Py_ssize_t end, bytearray out) except -2:
+cdef Py_ssize_t _text(bytes data, Py_ssize_t start, Py_ssize_t end, Output *out) except -2:
     """Append a text in quotes, its bytes as they are where JSON allows; return its end."""
     cdef Py_ssize_t at, plain = start
-    cdef unsigned char c
-    out.append(c'"')
+    cdef unsigned char c, seen = 0
+    put_byte(out, c'"')
     for at in range(start, end):
         c = data[at]
+        seen |= c
         if c >= 0x20 and c != c'"' and c != c"\\":
             continue
-        if plain < at:
-            out += cut(data, plain, at)
+        put_part(out, data, plain, at)
         plain = at + 1
-        out.append(c"\\")
+        put_byte(out, c"\\")
         if c == c'"' or c == c"\\":
-            out.append(c)
+            put_byte(out, c)
         elif c == c"\n":
-            out.append(c"n")
+            put_byte(out, c"n")
         elif c == c"\r":
-            out.append(c"r")
+            put_byte(out, c"r")
         elif c == c"\t":
-            out.append(c"t")
+            put_byte(out, c"t")
         elif c == 8:
-            out.append(c"b")
+            put_byte(out, c"b")
         elif c == 12:
-            out.append(c"f")
+            put_byte(out, c"f")
         else:
-            out += b"u00"
-            out.append(_HEX[c >> 4])
-            out.append(_HEX[c & 15])
-    if plain < end:
-        out += cut(data, plain, end)
-    out.append(c'"')
+            put(out, b"u00")
+            put_byte(out, <unsigned char>_HEX[c >> 4])
+            put_byte(out, <unsigned char>_HEX[c & 15])
+    if seen > 127:
+        out.ascii = False
+    put_part(out, data, plain, end)
+    put_byte(out, c'"')
     return end
 
 
-cdef bytes _base32(bytes cid):
-    cdef unsigned char text[59]
+cdef int _put_base32(Output *out, bytes data, Py_ssize_t start) except -1:
+    """Append the text of the CID that stands there."""
     cdef unsigned int bits = 0
-    cdef int held = 0, at = 1
+    cdef int held = 0
     cdef Py_ssize_t index
-    if size_of(cid) != CID_LENGTH:
+    if not 0 <= start <= size_of(data) - CID_LENGTH:
         raise IndexError
-    text[0] = c"b"
-    for index in range(CID_LENGTH):
-        bits = (bits << 8) | <unsigned char>cid[index]
+    reserve(out, 59)
+    out.start[out.size] = c"b"
+    out.size += 1
+    for index in range(start, start + CID_LENGTH):
+        bits = (bits << 8) | <unsigned char>data[index]
         held += 8
         while held >= 5:
             held -= 5
-            text[at] = _BASE32[(bits >> held) & 31]
-            at += 1
-    text[at] = _BASE32[(bits << (5 - held)) & 31]
-    return PyBytes_FromStringAndSize(<char *>text, 59)
+            out.start[out.size] = _BASE32[(bits >> held) & 31]
+            out.size += 1
+    out.start[out.size] = _BASE32[(bits << (5 - held)) & 31]
+    out.size += 1
+    return 0

@@ -156,7 +156,7 @@ async def test_memory_is_bounded_but_never_loses_what_is_not_written() -> None:
         await states.prefetch([f"did:plc:{number}"])
     assert len(states) == 11
     assert states.get("did:plc:first") == make_state(1, None)
-    states.written(unwritten)
+    states.written(dict([unwritten]))
     assert len(states) == 10
 
 
@@ -172,12 +172,12 @@ def test_a_newer_unwritten_state_is_not_taken_for_written() -> None:
     states = RepoStates(Reading())
     first = states.set(DID, make_state(1, None))
     states.set(DID, make_state(2, None))
-    states.written(first)
+    states.written(dict([first]))
     states.forget()
     assert len(states) == 0
     first = states.set(DID, make_state(1, None))
     states.set(DID, make_state(2, None))
-    states.written(first)
+    states.written(dict([first]))
     assert states.get(DID) == make_state(2, None)
 
 

@@ -62,7 +62,7 @@ def test_its_live_records_are_written_all_the_same() -> None:
     made = discovering()
     frame = made.convert(commits()[1])
     assert sum(entry.field == b"event" for entry in frame.entries) == 1
-    assert frame.states
+    assert frame.state
 
 
 def test_without_discovery_an_unseen_repo_is_remembered_and_nothing_is_queued() -> None:
@@ -76,7 +76,7 @@ def test_above_the_limit_a_repo_waits_and_is_found_at_a_later_commit() -> None:
     late = made.convert(frames[1][1])
     assert jobs(late) == []
     assert late.entries
-    assert not late.states
+    assert late.state is None
     made.memory.discovery = Discovery(600)
     assert jobs(made.convert(frames[1][2])) == [(REPO_BACKFILL, "unseen")]
 
@@ -94,7 +94,7 @@ def test_an_account_that_comes_back_has_its_repo_fetched() -> None:
     made.convert(first)
     gone = made.convert(account_frame(False, 21))
     assert jobs(gone) == []
-    assert gone.states
+    assert gone.state
     back = made.convert(account_frame(True, 22))
     assert jobs(back) == [(REPO_BACKFILL_HIGH, "reactivated")]
     assert [entry.field for entry in back.entries] == [b"event", b"repo"]
