@@ -32,7 +32,7 @@ from rsky_pipeline.streams.names import FIREHOSE_LIVE
 from tests.data_frames import corpus_documents, corpus_frames
 
 MODES: tuple[Verify, ...] = ("none", "signature", "full")
-ROUNDS = 20
+ROUNDS = 100
 _AT_ONCE = 100  # frames that a busy socket gives at once
 _RELAY = "relay.test"
 
