@@ -104,6 +104,8 @@ cdef Py_ssize_t _length(bytes data, Py_ssize_t *position) except -2:
 def record_json(bytes block not None):
     """Return the JSON of a record's block, or None for what is not canonical or not usual."""
     cdef Output out
+    if size_of(block) > MAX_RECORD:
+        return None
     begin(&out, 2 * size_of(block))
     try:
         return _taken(&out) if _record(block, &out) else None
@@ -159,7 +161,7 @@ cdef bytes _event(str action, str path, cid, dict blocks, bytes shared, bint che
         return None
     if cid is not None:
         block = blocks.get(cid)
-        if block is None:
+        if block is None or size_of(block) > MAX_RECORD:
             return None
         name = bytes(cid)
         if check_hashes and sha256(block).digest() != cut(name, 4, CID_LENGTH):
@@ -244,7 +246,7 @@ cdef bytes _taken(Output *out):
 cdef bint _record(bytes block, Output *out) except -1:
     """Append the JSON of a record's block if it is canonical and usual."""
     return (
-        0 < size_of(block) <= MAX_RECORD and block[0] >> 5 == 5
+        size_of(block) > 0 and block[0] >> 5 == 5
         and _value(block, 0, out, MAX_DEPTH) == size_of(block)
     )
 
