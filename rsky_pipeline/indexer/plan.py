@@ -62,31 +62,24 @@ class Plan:
 
 
 def segments(operations: Iterable[Operation]) -> list[list[Operation]]:
-    """Part operations where a deletion follows what looked at the record; each part is in order.
+    """Cut operations, in order of arrival, where a deletion follows what looked at the record.
 
     A reply is judged by its parent and by gates. If one of these is deleted later in the batch,
-    the reply has to be written first, as it would be with the deletion in the next batch. So each
-    operation goes into the first part in which everything before it that it has to do with is over:
-    what changed its record, or a record that it looks at, or looked at its record. Few are not in
-    the first part.
+    the reply has to be written first, as it would be with the deletion in the next batch. So has
+    what leaves a trace when it is deleted itself.
     """
     found: list[list[Operation]] = [[]]
-    changed: dict[str, int] = {}  # uri -> the last part that changes it
-    looked_at: dict[str, int] = {}  # uri -> the last part that looks at it
+    looked_at: set[str] = set()
     for operation in operations:
-        uri = operation.uri
-        part = changed.get(uri, 0)
         if isinstance(operation, Delete):
-            part = max(part, looked_at.get(uri, -1) + 1)
+            if operation.uri in looked_at:
+                found.append([])
+                looked_at = set()
         else:
-            others = operation.rows.looks_at
-            part = max(part, looked_at.get(uri, 0), *(changed.get(other, 0) for other in others))
-            for other in others:
-                looked_at[other] = max(part, looked_at.get(other, 0))
-        changed[uri] = part
-        if part == len(found):
-            found.append([])
-        found[part].append(operation)
+            looked_at.update(operation.rows.looks_at)
+            if operation.rows.leaves_trace:
+                looked_at.add(operation.uri)
+        found[-1].append(operation)
     return found
 
 

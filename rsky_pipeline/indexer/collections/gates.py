@@ -13,7 +13,7 @@ def _read(put: Put, record: Record) -> Rows:
     post = uri(record, "post")
     if host(post) != put.did or post.rpartition("/")[2] != put.rkey:
         raise InvalidRecord("foreign_post", "a gate has the account and the rkey of its post")
-    return Rows(main=(post, created_at(record)))
+    return Rows(main=(post, created_at(record)), leaves_trace=True)
 
 
 def _flag(changes: Changes, column: str) -> None:

@@ -64,6 +64,7 @@ class Rows(NamedTuple):  # one a record: a tuple is made three times faster than
     side: Mapping[str, Sequence[Row]] = MappingProxyType({})
     facts: Any = None  # what a `finish` function wants to know of the record
     looks_at: tuple[str, ...] = ()  # uris whose records decide what becomes of this one
+    leaves_trace: bool = False  # on other records, even if it is deleted at once
 
 
 _NO_ROWS = Rows()

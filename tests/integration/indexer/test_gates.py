@@ -190,3 +190,15 @@ def test_gates_flag_their_post_in_any_order(tables: Tables, net: Network, early:
     tables.apply(events[-1])
     flags[post.uri] = {"hasThreadGate": False}
     expect(tables, events, people={"alice": (0, 0, 1)}, changed=flags)
+
+
+@pytest.mark.parametrize("collection", [THREADGATE, POSTGATE])
+def test_a_gate_that_comes_and_goes_in_one_batch_leaves_its_post_open(
+    tables: Tables, net: Network, collection: str
+) -> None:
+    post = net.post("alice")
+    closing = gate(net, post, collection)
+    events: list[Event] = [post, closing, net.delete(closing)]
+    tables.apply(*events)
+    flag = "hasThreadGate" if collection == THREADGATE else "hasPostGate"
+    expect(tables, events, people={"alice": (0, 0, 1)}, changed={post.uri: {flag: False}})

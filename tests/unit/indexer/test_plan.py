@@ -243,61 +243,18 @@ def test_the_first_state_of_a_batch_is_kept_for_what_happens_once() -> None:
     assert plan.inserts[0].first.cid == "a"
 
 
-def looking(uri: str, *others: str) -> Put:
-    operation = put("1", uri=uri)
-    operation.rows = Rows(looks_at=others)
-    return operation
-
-
-def test_a_deletion_of_what_a_reply_looks_at_comes_in_the_next_part() -> None:
-    reply = looking("at://reply", "at://root", "at://parent")
+def test_a_batch_is_cut_before_a_deletion_of_what_a_reply_looks_at() -> None:
+    reply = put("1")
+    reply.rows = Rows(looks_at=("at://parent",))
     gone = delete("2", uri="at://parent")
     other = delete("3", uri="at://other")
-    assert segments([reply, other, gone, other]) == [[reply, other, other], [gone]]
+    assert segments([reply, other, gone, other]) == [[reply, other], [gone, other]]
     assert segments([gone, reply]) == [[gone, reply]]
     assert segments([]) == [[]]
 
 
-def test_what_has_to_do_with_a_late_deletion_is_late_too() -> None:
-    reply, late = (
-        looking("at://reply", "at://parent"),
-        looking("at://late", "at://x", "at://parent"),
-    )
-    gone, back = delete("2", uri="at://parent"), put("3", uri="at://parent")
-    below, gate = looking("at://below", "at://late"), put("4", uri="at://x")
-    unrelated = looking("at://unrelated", "at://y")
-    assert segments([reply, gone, late, back, below, gate, unrelated]) == [
-        [reply, unrelated],
-        [gone, late, back, below, gate],
-    ]
-    again = delete("5", uri="at://parent")
-    assert segments([reply, gone, late, again]) == [[reply], [gone, late], [again]]
-
-
-URIS = [f"at://{letter}" for letter in "abcde"]
-operations = st.one_of(
-    st.builds(delete, st.just("1"), uri=st.sampled_from(URIS)),
-    st.builds(
-        lambda uri, others: looking(uri, *others),
-        st.sampled_from(URIS), st.lists(st.sampled_from(URIS), max_size=2),
-    ),
-)  # fmt: skip
-
-
-@given(st.lists(operations, max_size=12))
-def test_parts_keep_the_order_of_what_has_to_do_with_each_other(told: list[Operation]) -> None:
-    parts = segments(told)
-    part_of = {id(item): number for number, part in enumerate(parts) for item in part}
-    for second, later in enumerate(told):
-        for earlier in told[:second]:
-            looks = isinstance(earlier, Put) and later.uri in earlier.rows.looks_at
-            looked = isinstance(later, Put) and earlier.uri in later.rows.looks_at
-            if looks or looked or earlier.uri == later.uri:
-                assert part_of[id(earlier)] <= part_of[id(later)]
-            if looks and isinstance(later, Delete):
-                assert part_of[id(earlier)] < part_of[id(later)]
-    places = {id(item): place for place, item in enumerate(told)}
-    order = [[places[id(item)] for item in part] for part in parts]
-    assert all(part == sorted(part) for part in order)
-    assert sorted(place for part in order for place in part) == list(range(len(told)))
-    assert all(parts) or parts == [[]]
+def test_what_leaves_a_trace_is_not_folded_with_its_deletion() -> None:
+    gate, gone = put("1", uri="at://gate"), delete("2", uri="at://gate")
+    gate.rows = Rows(leaves_trace=True)
+    assert segments([gate, gone]) == [[gate], [gone]]
+    assert segments([gone, gate]) == [[gone, gate]]

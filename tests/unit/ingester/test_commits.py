@@ -25,6 +25,9 @@ from rsky_pipeline.ingester.convert import Converted
 from rsky_pipeline.ingester.times import timestamp
 from rsky_pipeline.ingester.verify import Verdict
 from tests.unit.ingester.support import Converting
+from tests.unit.readers import readers
+
+__all__ = ["readers"]  # everything is read with and without the compiled readers
 
 DID = "did:plc:aaaaaaaaaaaaaaaaaaaaaaaa"
 REV = "3mptbypluud2a"

@@ -22,6 +22,9 @@ from rsky_pipeline.observability.ingester import ERROR_REASONS
 from rsky_pipeline.simulator.clock import stepping_clock
 from rsky_pipeline.simulator.world import World
 from tests.data import test_data
+from tests.unit.readers import readers
+
+__all__ = ["readers"]  # everything is read with and without the compiled readers
 
 DID = "did:plc:aaaaaaaaaaaaaaaaaaaaaaaa"
 TIME = "2026-07-04T14:38:08.999Z"

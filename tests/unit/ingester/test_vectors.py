@@ -31,6 +31,9 @@ from tests.data_frames import corpus_documents, corpus_frames, unpack_zstd
 from tests.unit.ingester.support import Converting
 from tests.unit.ingester.test_malformed import mutations, vectors
 from tests.unit.ingester.test_verify import Accounts, Written
+from tests.unit.readers import readers
+
+__all__ = ["readers"]  # everything is read with and without the compiled readers
 
 DID, REV = "did:plc:aaaaaaaaaaaaaaaaaaaaaaaa", "3mptbypluud2a"
 TIME = "2026-07-04T14:38:08.999Z"
