@@ -136,6 +136,11 @@ def _header(data: bytes) -> tuple[tuple[Cid, ...], int]:
     return _roots(data[position : position + length]), position + length
 
 
+def usual_header(root: Cid) -> bytes:
+    """Return what a CAR with one root begins with, in its usual form."""
+    return _USUAL_START + root + _USUAL_END
+
+
 def _bad_section(name: bytes, length: int, max_block: int) -> InvalidData:
     if length - LENGTH > max_block:
         return InvalidData("block_too_big", f"{length - LENGTH} bytes, {max_block} are allowed")

@@ -11,6 +11,8 @@ from typing import Any, Literal, NamedTuple
 import orjson
 
 from rsky_pipeline.atproto import compiled, dagjson
+from rsky_pipeline.atproto.car import MAX_BLOCK, usual_header
+from rsky_pipeline.atproto.cid import LENGTH
 from rsky_pipeline.atproto.frame import CommitMessage, RepoOp
 
 EVENT_FIELD = b"event"
@@ -194,7 +196,9 @@ def encode_commit_events(
          "commit": str(message.commit), "rev": message.rev}
     )[1:-1]  # fmt: skip
     source = message.blocks if blocks is None else blocks
-    return compiled.commit_events(ops, source, message.commit, shared, blocks is None, most)
+    return compiled.commit_events(
+        ops, source, usual_header(message.commit), MAX_BLOCK + LENGTH, shared, most
+    )
 
 
 def encode_event(event: RepoEvent | AccountEvent | IdentityEvent) -> bytes:

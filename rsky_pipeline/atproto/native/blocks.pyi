@@ -13,8 +13,8 @@ def record_json(block: bytes) -> bytes | None: ...
 def commit_events(
     ops: Sequence[tuple[str, str, Cid | None, Cid | None]],
     source: Mapping[Any, bytes] | bytes,
-    root: Cid,
+    header: bytes,
+    largest: int,
     shared: bytes,
-    check_hashes: bool,
     most: int,
 ) -> list[bytes] | None: ...

@@ -6,7 +6,8 @@ from cpython.mem cimport PyMem_Free, PyMem_Malloc, PyMem_Realloc
 from libc.string cimport memcmp, memcpy
 
 from rsky_pipeline.atproto.native.common cimport (
-    CID_LENGTH, content, cut, end_of_collection, is_cid, is_key, is_link, read_number, size_of,
+    CID_LENGTH, content, cut, end_of_collection, follows, is_cid, is_key, is_link, read_number,
+    size_of,
 )
 
 from base64 import b64encode
@@ -18,10 +19,7 @@ cdef enum:
     MAX_DEPTH = 32  # of records; deeper ones are left to the decoder
     MAX_RECORD = 65_536  # bytes
     MAX_WANTED = 16
-    MAX_SECTION = 1_048_576 + 36  # of a CAR, in bytes
 
-cdef bytes _HEADER_START = b"\x3a\xa2eroots\x81\xd8\x2a\x58\x25\x00"
-cdef bytes _HEADER_END = b"gversion\x01"
 cdef bytes _HEX = b"0123456789abcdef"
 cdef bytes _BASE32 = b"abcdefghijklmnopqrstuvwxyz234567"
 
@@ -115,18 +113,21 @@ def record_json(bytes block not None):
         PyMem_Free(out.start)
 
 
-def commit_events(ops, source, root, bytes shared not None, bint check_hashes, Py_ssize_t most):
+def commit_events(
+    ops, source, bytes header not None, Py_ssize_t largest, bytes shared not None, Py_ssize_t most
+):
     """Return the events of a commit's operations, or None if any of them is not usual.
 
-    `source` are its blocks, or the CAR that they are to be found in, with this root. `shared` are
-    the JSON members that all events have between `type` and `collection`. Without `check_hashes`
-    the blocks have the hashes that they are named by. `most` is in bytes.
+    `source` are its blocks, with the hashes that they are named by, or the CAR that they are to be
+    found in, which begins with `header` and has sections of at most `largest` bytes. `shared` are
+    the JSON members that all events have between `type` and `collection`. `most` is in bytes.
     """
+    cdef bint check_hashes = type(source) is bytes
     cdef list events = []
     cdef bytes event
     try:
-        if type(source) is bytes:
-            source = _operated(source, bytes(root), ops)
+        if check_hashes:
+            source = _operated(source, header, largest, ops)
         if type(source) is not dict:
             return None
         for action, path, cid, _ in ops:
@@ -142,15 +143,12 @@ def commit_events(ops, source, root, bytes shared not None, bint check_hashes, P
     return events
 
 
-cdef dict _operated(bytes car, bytes root, ops):
-    """Return the blocks of operations out of a CAR with this root and a usual header, or None."""
+cdef dict _operated(bytes car, bytes header, Py_ssize_t largest, ops):
+    """Return the blocks of operations out of a CAR with this header, or None."""
     cdef list wanted = [bytes(cid) for _, _, cid, _ in ops if cid is not None]
-    cdef Py_ssize_t start = size_of(_HEADER_START) + CID_LENGTH + size_of(_HEADER_END)
-    if len(wanted) > MAX_WANTED or size_of(root) != CID_LENGTH:
+    if len(wanted) > MAX_WANTED or not car.startswith(header):
         return None
-    if not car.startswith(_HEADER_START + root + _HEADER_END):
-        return None
-    return _wanted(car, start, MAX_SECTION, wanted)
+    return _wanted(car, size_of(header), largest, wanted)
 
 
 cdef bytes _event(str action, str path, cid, dict blocks, bytes shared, bint check_hashes):
@@ -316,21 +314,12 @@ cdef Py_ssize_t _value(bytes data, Py_ssize_t at, Output *out, int depth) except
 cdef Py_ssize_t _map(
     bytes data, Py_ssize_t at, Py_ssize_t count, Output *out, int depth
 ) except -2:
-    cdef Py_ssize_t index, size, place, before = 0, before_size = -1
-    cdef int order
+    cdef Py_ssize_t index, size, before = 0, before_size = -1
     put_byte(out, c"{")
     for index in range(count):
         size = read_number(data, &at, 0x60)
-        if size < 0 or size < before_size:
+        if not follows(data, before, before_size, at, size):
             return -1
-        if size == before_size:  # ascending keys are different keys
-            order = 0
-            for place in range(size):
-                order = <int>data[at + place] - <int>data[before + place]
-                if order:
-                    break
-            if order <= 0:
-                return -1
         before, before_size = at, size
         if index:
             put_byte(out, c",")

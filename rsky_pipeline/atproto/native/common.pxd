@@ -72,6 +72,21 @@ cdef inline long long read_number(bytes data, Py_ssize_t *at, unsigned char kind
     return <long long>number
 
 
+cdef inline bint follows(
+    bytes data, Py_ssize_t before, Py_ssize_t before_size, Py_ssize_t at, Py_ssize_t size
+) except -1:
+    """Tell whether one key stands behind another one as in canonical maps, so that they differ."""
+    cdef Py_ssize_t index
+    cdef int order
+    if size != before_size:
+        return size > before_size
+    for index in range(size):
+        order = <int>data[at + index] - <int>data[before + index]
+        if order:
+            return order > 0
+    return False
+
+
 cdef inline bint is_key(str text, Py_ssize_t start, Py_ssize_t end) except -1:
     """Tell whether a record key stands there; those that begin with dots are left to Python."""
     cdef Py_ssize_t index

@@ -2,7 +2,7 @@
 """Commits of the firehose, and the identifiers and datetimes in them and in records."""
 
 from rsky_pipeline.atproto.native.common cimport (
-    CID_LENGTH, cut, end_of_collection, is_key, is_link, read_number, size_of,
+    CID_LENGTH, cut, end_of_collection, follows, is_key, is_link, read_number, size_of,
 )
 
 from rsky_pipeline.atproto.cid import Cid
@@ -38,7 +38,7 @@ cdef tuple _commit(bytes raw, operation, Py_ssize_t most_ops, Py_ssize_t most_bl
     while left > 0:
         left -= 1
         size = read_number(raw, &at, 0x60)
-        if not _follows(raw, before, before_size, at, size):
+        if not follows(raw, before, before_size, at, size):
             return None
         before, before_size = at, size
         at += size
@@ -116,7 +116,7 @@ cdef tuple _operations(bytes raw, Py_ssize_t *at, operation, Py_ssize_t most):
         while left > 0:
             left -= 1
             size = read_number(raw, at, 0x60)
-            if not _follows(raw, before, before_size, at[0], size):
+            if not follows(raw, before, before_size, at[0], size):
                 return None
             before, before_size = at[0], size
             at[0] += size
@@ -143,21 +143,6 @@ cdef tuple _operations(bytes raw, Py_ssize_t *at, operation, Py_ssize_t most):
         paths.add(path)
         found.append(operation((action, path, cid, prev)))
     return tuple(found) if len(paths) == count else None
-
-
-cdef bint _follows(
-    bytes raw, Py_ssize_t before, Py_ssize_t before_size, Py_ssize_t at, Py_ssize_t size
-) except -1:
-    """Tell whether one key stands behind another one as canonical maps have them."""
-    cdef Py_ssize_t index
-    cdef int order
-    if size != before_size:
-        return size > before_size and at + size <= size_of(raw)
-    for index in range(size):
-        order = <int>raw[at + index] - <int>raw[before + index]
-        if order:
-            return order > 0
-    return False
 
 
 cdef bint _is_at(bytes raw, Py_ssize_t at, Py_ssize_t size, bytes key) except -1:
