@@ -18,6 +18,7 @@ from rsky_pipeline.database.errors import DatabaseError, translate
 from rsky_pipeline.database.texts import TextArrayDumper, copied_rows
 
 _CONNECT_TIMEOUT_SECONDS = 10
+_MAX_PREPARED = 1_000  # more than there are: a batch has about 130, and the library keeps 100
 _IDLE_IN_TRANSACTION_TIMEOUT_MS = 120_000  # a hung client must not hold its row locks for ever
 _SCHEMA_NAME = re.compile(r"[A-Za-z_]{1,63}")  # as the official data plane demands
 
@@ -111,6 +112,7 @@ class Database:
             connection = psycopg.connect(_connection_string(url, name), autocommit=True)
         except psycopg.Error as error:
             raise translate(error, connected=False) from error
+        connection.prepared_max = _MAX_PREPARED
         connection.adapters.register_dumper(None, _JsonTextDumper)
         connection.adapters.register_dumper(list, TextArrayDumper)
         try:
@@ -127,7 +129,9 @@ class Database:
     def transaction(self) -> Iterator[Transaction]:
         """Commit when the block ends, roll back when it raises.
 
-        Raises ValueError inside another one: its end would commit nothing.
+        A rollback makes the library forget all prepared statements, which every batch needs: what
+        happens often should not raise. Raises ValueError inside another one: its end would commit
+        nothing.
         """
         if self._connection.info.transaction_status == TransactionStatus.INTRANS:
             raise ValueError("a transaction is open already")

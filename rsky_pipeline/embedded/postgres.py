@@ -26,6 +26,7 @@ INITIAL_OPTIONS: Mapping[str, str] = {
     "checkpoint_timeout": "10min",
     "checkpoint_completion_target": "0.9",
     "wal_compression": "pglz",
+    "wal_writer_delay": "20ms",  # a commit finds most of its log on the disk already
     "synchronous_commit": "on",
     "max_locks_per_transaction": "256",
     "random_page_cost": "1.1",

@@ -78,11 +78,18 @@ def apply_batch(
     while True:
         try:
             with database.transaction() as tx:
-                known = lock_actors(tx, dids)
-                _queue_handles(tx, known, wanted)
-                return apply_locked(
-                    tx, wanted, collections, created, bulk=bulk, looked_at=looked_at
-                )
+                try:
+                    known = lock_actors(tx, dids)
+                except MissingActors as error:
+                    missing = error.dids  # ended as if it had worked: see `Database.transaction`
+                else:
+                    _queue_handles(tx, known, wanted)
+                    return apply_locked(
+                        tx, wanted, collections, created, bulk=bulk, looked_at=looked_at
+                    )
+            seen = {reading.did: reading.time for reading in reversed(wanted)}
+            with database.transaction() as tx:
+                created += create_actors(tx, missing, seen, now_text())
         except RowExists:  # of somebody who writes beside us and does not know our locks
             if seen_twice:
                 raise
@@ -90,10 +97,6 @@ def apply_batch(
             bulk = False
         except ReferencesBusy as busy:
             looked_at |= busy.uris  # from now on they are waited for, in order
-        except MissingActors as missing:
-            seen = {reading.did: reading.time for reading in reversed(wanted)}
-            with database.transaction() as tx:
-                created += create_actors(tx, missing.dids, seen, now_text())
 
 
 def apply_locked(
