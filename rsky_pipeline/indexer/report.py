@@ -8,11 +8,11 @@ from datetime import datetime
 from rsky_pipeline.indexer.batch import Batch
 from rsky_pipeline.indexer.events import Reading
 from rsky_pipeline.indexer.labels import LabelReading
-from rsky_pipeline.indexer.processor import Outcome, kinds
+from rsky_pipeline.indexer.outcome import Outcome
 from rsky_pipeline.observability.indexer import IndexerMetrics
 from rsky_pipeline.runtime.context import Detail, WorkerContext
 from rsky_pipeline.runtime.logging import Throttled
-from rsky_pipeline.streams.names import FIREHOSE_LIVE
+from rsky_pipeline.streams.names import FIREHOSE_LIVE, LABEL_LIVE
 
 RECORD_KINDS = ("create", "update", "delete")
 _log = logging.getLogger(__name__)
@@ -75,24 +75,23 @@ class Report:
         self._context.health(self._details)
 
     def _count_events(self, batch: Batch) -> None:
-        counted = kinds(batch)
+        readings = [item.reading for item in batch.items]
+        told = Counter((it.kind, it.collection) for it in readings if isinstance(it, Reading))
+        counted = Counter[str]()
+        for (kind, collection), count in told.items():
+            counted[kind] += count
+            if kind in RECORD_KINDS and not collection:
+                self.metrics.ignored.inc(count)
+            elif kind == "create" and collection in self.metrics.by_collection:
+                self.metrics.by_collection[collection].inc(count)
         for kind, counter in self.metrics.kinds.items():
             counter.inc(counted[kind])
         self.metrics.events.inc(sum(counted[kind] for kind in RECORD_KINDS))
         if batch.stream == FIREHOSE_LIVE:
             self.metrics.misplaced.inc(counted["repo"])
-        records = Counter[tuple[str, str]]()
-        for item in batch.items:
-            reading = item.reading
+        for reading in readings if batch.stream == LABEL_LIVE else ():
             if isinstance(reading, LabelReading):
                 self.metrics.labels.inc(len(reading.labels) + len(reading.refused))
-            else:
-                records[reading.kind, reading.collection] += 1
-        for (kind, collection), count in records.items():
-            if kind in RECORD_KINDS and not collection:
-                self.metrics.ignored.inc(count)
-            elif kind == "create" and collection in self.metrics.by_collection:
-                self.metrics.by_collection[collection].inc(count)
 
     def _count_rows(self, outcome: Outcome) -> None:
         metrics = self.metrics

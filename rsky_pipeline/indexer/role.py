@@ -1,15 +1,16 @@
 """The indexer role: reads three streams, applies batches one after the other, acknowledges them.
 
-A reader thread a stream prepares the next batch while the current one is applied. Live events and
-labels go before history, which has a small guaranteed share while they lag (`shares`). Nothing is
-held that is not pending in Redis too, so a worker may die at any moment; it, or after a while
-another one, reads the same entries again.
+A reader thread a stream prepares the next batch while the current one is applied and the one
+before it is acknowledged. Live events and labels go before history, which has a small guaranteed
+share while they lag (`shares`). Nothing is held that is not pending in Redis too, so a worker may
+die at any moment; it, or after a while another one, reads the same entries again.
 """
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
+from typing import TypeVar
 
 import trio
 
@@ -23,6 +24,7 @@ from rsky_pipeline.database.errors import (
     TransactionConflict,
 )
 from rsky_pipeline.indexer.account_service import look_up_accounts
+from rsky_pipeline.indexer.applier import Applier
 from rsky_pipeline.indexer.batch import Batch
 from rsky_pipeline.indexer.clock import CoarseClock
 from rsky_pipeline.indexer.collections import registry
@@ -32,8 +34,9 @@ from rsky_pipeline.indexer.housekeeping import Housekeeping
 from rsky_pipeline.indexer.intake import Content, Intake, IntakeRule
 from rsky_pipeline.indexer.labels import read_labels
 from rsky_pipeline.indexer.maintenance import Maintenance
-from rsky_pipeline.indexer.processor import Outcome, Processor
+from rsky_pipeline.indexer.outcome import Outcome
 from rsky_pipeline.indexer.report import Report
+from rsky_pipeline.indexer.settler import Settler
 from rsky_pipeline.indexer.shares import Shares
 from rsky_pipeline.indexer.shelf import Shelf
 from rsky_pipeline.observability.indexer import IndexerMetrics
@@ -51,7 +54,8 @@ from rsky_pipeline.streams.self_check import SelfCheck
 FIRST = (FIREHOSE_LIVE, LABEL_LIVE)
 STREAMS = (*FIRST, FIREHOSE_BACKFILL)
 HEALTH_SECONDS = 1.0
-
+APPLYING, SETTLING = "applying", "acknowledging"
+Result = TypeVar("Result")
 
 # A thread that comes back from PostgreSQL waits for the others' Python code this long at most. With
 # Python's own 5 ms, reading the next batch would double the time of the current one.
@@ -94,11 +98,12 @@ class Indexer:
         self._now = CoarseClock()
         self.metrics = IndexerMetrics(context.registry, STREAMS, list(self.collections))
         self._report = Report(context, self.metrics)
-        self._thread = StoreThread()
-        self._processor = Processor(
-            self.collections, settings.indexer_group, context.consumer, settings.max_deliveries,
-            self.open_database, partial(self._open_store, "settle"),
-        )  # fmt: skip
+        self._applier = Applier(self.collections, settings.max_deliveries, self.open_database)
+        self._applying = StoreThread()
+        self._settler = Settler(
+            settings.indexer_group, context.consumer, partial(self._open_store, "settle")
+        )
+        self._settling = StoreThread()
         self._shares = Shares(settings.indexer_backfill_share_percent / 100, time.monotonic)
         self._shelf = Shelf(FIRST, FIREHOSE_BACKFILL, self._shares)
         self.metrics.history_share.set_function(lambda: self._shares.share)
@@ -111,14 +116,15 @@ class Indexer:
         )  # fmt: skip
         self.housekeeping = Housekeeping(self.open_database, self.metrics)
         self._is_ready = False
-        self._is_idle = True
+        self._idle = {APPLYING, SETTLING}
 
     async def connect(self) -> bool:
         """Connect to both stores before anything is read; return False when told to stop."""
         backoff = Backoff(base=0.2, cap=10.0)
         while not self._context.stopping.is_set():
             try:
-                await self._thread.call(self._processor.connect)
+                await self._applying.call(self._applier.connect)
+                await self._settling.call(self._settler.connect)
                 return True
             except (DatabaseUnavailable, StoreUnavailable, StoreRejected) as error:
                 backoff, wait = self._failed(backoff, "connection", error)
@@ -130,8 +136,10 @@ class Indexer:
 
     async def work(self) -> None:
         """Read and apply until told to stop and everything that was read is applied."""
+        applied, settled = trio.open_memory_channel[tuple[Batch, Outcome]](0)
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._apply_all)
+            nursery.start_soon(self._apply_all, applied)
+            nursery.start_soon(self._settle_all, settled)
             async with trio.open_nursery() as readers:
                 for intake in self._intakes.values():
                     readers.start_soon(self._read, intake)
@@ -143,8 +151,8 @@ class Indexer:
         while True:
             self._report_held()
             self._report.health()
-            if self._is_idle:
-                self._context.progress("applying")
+            for activity in self._idle:
+                self._context.progress(activity)
             await trio.sleep(HEALTH_SECONDS)
 
     def _report_held(self) -> None:
@@ -159,7 +167,8 @@ class Indexer:
 
     def close(self) -> None:
         """Close all connections."""
-        self._processor.disconnect()
+        self._applier.disconnect()
+        self._settler.disconnect()
         self.maintenance.close()
         self.housekeeping.close()
         for intake in self._intakes.values():
@@ -204,42 +213,78 @@ class Indexer:
             await self._shelf.put(batch)
             nursery.cancel_scope.cancel()
 
-    async def _apply_all(self) -> None:
-        while (batch := await self._shelf.take()) is not None:
-            self._is_idle = False
-            self.metrics.active.set(1)
-            outcome = await self._process(batch)
-            self.metrics.active.set(0)
-            self._is_idle = True
-            if outcome is None:
-                continue  # hurrying: the entries stay pending
-            self._intakes[batch.stream].let_go(batch)
-            history = batch.stream == FIREHOSE_BACKFILL
-            self._shares.worked(outcome.seconds, history=history, behind=self._shelf.behind)
-            self.metrics.apply_seconds.labels(batch.stream).inc(outcome.seconds)
-            self._report.note(batch, outcome)
-            self._check_ready()
+    async def _apply_all(self, applied: trio.MemorySendChannel[tuple[Batch, Outcome]]) -> None:
+        async with applied:
+            while (batch := await self._shelf.take()) is not None:
+                if self._context.hurrying.is_set():
+                    continue  # the entries stay pending
+                self.metrics.active.set(1)
+                outcome = await self._apply(batch)
+                self.metrics.active.set(0)
+                if outcome is None:
+                    continue
+                history = batch.stream == FIREHOSE_BACKFILL
+                self._shares.worked(outcome.seconds, history=history, behind=self._shelf.behind)
+                self.metrics.apply_seconds.labels(batch.stream).inc(outcome.seconds)
+                await applied.send((batch, outcome))  # waits until the batch before is settled
 
-    async def _process(self, batch: Batch) -> Outcome | None:
-        """Process a batch until it succeeds; None when there is no time left."""
-        backoff = Backoff(base=0.1, cap=10.0)
-        while not self._context.hurrying.is_set():
-            self._context.progress("applying")
+    async def _settle_all(self, settled: trio.MemoryReceiveChannel[tuple[Batch, Outcome]]) -> None:
+        async for batch, outcome in settled:
+            if await self._settle(batch, outcome):
+                self._intakes[batch.stream].let_go(batch)
+                self._report.note(batch, outcome)
+                self._check_ready()
+
+    async def _apply(self, batch: Batch) -> Outcome | None:
+        """Apply a batch, if need be again and again; None when there is no time left."""
+
+        async def apply() -> Outcome:
             try:
-                outcome = await self._thread.call(self._processor.process, batch)
-                self.maintenance.waiting = False
-                return outcome
+                outcome = await self._applying.call(self._applier.apply, batch)
             except SchemaMismatch as error:
                 raise _problem(error) from error
-            except (DatabaseError, StoreUnavailable, StoreRejected) as error:
+            except DatabaseError as error:
                 if not isinstance(error, TransactionConflict):
-                    await self._thread.call(self._processor.disconnect)
+                    await self._applying.call(self._applier.disconnect)
                 self.maintenance.waiting = True
-                # Redis is used for nothing else when a batch is processed.
-                backoff, wait = self._failed(backoff, "acknowledgement", error)
-            with trio.move_on_after(wait):
-                await self._context.hurrying.wait()
-        return None
+                raise
+            self.maintenance.waiting = False
+            return outcome
+
+        return await self._until_done(APPLYING, apply)
+
+    async def _settle(self, batch: Batch, outcome: Outcome) -> bool:
+        """Settle a batch that is applied; return False when there is no time left."""
+
+        async def settle() -> bool:
+            try:
+                await self._settling.call(self._settler.settle, batch, outcome)
+            except (StoreUnavailable, StoreRejected):
+                await self._settling.call(self._settler.disconnect)
+                raise
+            return True
+
+        return await self._until_done(SETTLING, settle) or False
+
+    async def _until_done(
+        self, activity: str, attempt: Callable[[], Awaitable[Result]]
+    ) -> Result | None:
+        """Try at least once, until it works; None when there is no time left."""
+        backoff = Backoff(base=0.1, cap=10.0)
+        self._idle.discard(activity)
+        try:
+            while True:
+                self._context.progress(activity)
+                try:
+                    return await attempt()
+                except (DatabaseError, StoreUnavailable, StoreRejected) as error:
+                    backoff, wait = self._failed(backoff, "acknowledgement", error)
+                with trio.move_on_after(wait):
+                    await self._context.hurrying.wait()
+                if self._context.hurrying.is_set():
+                    return None
+        finally:
+            self._idle.add(activity)
 
     def _failed(self, backoff: Backoff, what: str, error: Exception) -> tuple[Backoff, float]:
         if isinstance(error, TransactionConflict):

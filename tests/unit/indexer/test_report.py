@@ -10,7 +10,7 @@ from rsky_pipeline.atproto.datetimes import format_utc
 from rsky_pipeline.configuration.settings import Settings
 from rsky_pipeline.indexer.batch import Batch, Item
 from rsky_pipeline.indexer.events import Reading
-from rsky_pipeline.indexer.processor import Outcome
+from rsky_pipeline.indexer.outcome import Outcome
 from rsky_pipeline.indexer.role import CATCHING_UP_SECONDS, Indexer
 from rsky_pipeline.runtime.context import WorkerContext
 from rsky_pipeline.streams.consume import Delivery

@@ -1,96 +1,55 @@
-"""Applies a batch and settles its entries: acknowledged after the commit, or a dead letter.
+"""Applies batches: entries that cannot be indexed are told apart, all others are committed.
 
-Blocking, for one thread. A batch may be processed again after any failure: applying, burying and
-acknowledging can all be repeated.
+Blocking, for one thread. A batch may be applied again after any failure.
 """
 
 import random
 import time
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 
 from rsky_pipeline.database.connection import Database
 from rsky_pipeline.database.errors import TransactionConflict
-from rsky_pipeline.indexer.apply import Applied, apply_batch
+from rsky_pipeline.indexer.apply import apply_batch
 from rsky_pipeline.indexer.batch import Batch, Item, groups
 from rsky_pipeline.indexer.collections.shape import Collection
 from rsky_pipeline.indexer.events import Reading
 from rsky_pipeline.indexer.labels import LabelReading, apply_labels
+from rsky_pipeline.indexer.outcome import Outcome, Refusal
 from rsky_pipeline.indexer.poison import apply_isolated
-from rsky_pipeline.streams.connection import Store
-from rsky_pipeline.streams.consume import GroupReader
-from rsky_pipeline.streams.dead_letters import dead_letter
 
 MAX_CONFLICTS = 5  # tries of one transaction before the batch is given a longer pause
 
 
-@dataclass(frozen=True, slots=True)
-class Refusal:
-    """An entry (or a label of it) that was not indexed."""
-
-    item: Item
-    reason: str
-    message: str
-
-
-@dataclass(slots=True)
-class Outcome:
-    """What became of a batch, for metrics and logs."""
-
-    applied: list[Applied] = field(default_factory=list)
-    refused: list[Refusal] = field(default_factory=list)
-    labels_added: int = 0
-    labels_removed: int = 0
-    conflicts: int = 0
-    bodiless: int = 0
-    buried: int = 0
-    seconds: float = 0.0
-
-
-class Processor:
-    """Owns the connections that write."""
+class Applier:
+    """Owns the connection that writes."""
 
     def __init__(
         self,
         collections: Mapping[str, Collection],
-        group: str,
-        consumer: str,
         max_deliveries: int,
         open_database: Callable[[], Database],
-        open_store: Callable[[], Store],
     ) -> None:
         self._collections = collections
-        self._group = group
-        self._consumer = consumer
         self._max_deliveries = max_deliveries
         self._open_database = open_database
-        self._open_store = open_store
         self._database: Database | None = None
-        self._store: Store | None = None
 
     def connect(self) -> None:
-        """Connect where it is not connected. Raises DatabaseUnavailable, StoreUnavailable."""
+        """Connect where it is not connected. Raises DatabaseUnavailable."""
         if self._database is None:
             self._database = self._open_database()
-        if self._store is None:
-            self._store = self._open_store()
-            self._store.ping()
 
     def disconnect(self) -> None:
-        """Close both connections; after a failure nothing is known about them."""
+        """Close the connection; after a failure nothing is known about it."""
         database, self._database = self._database, None
-        store, self._store = self._store, None
         if database is not None:
             database.close()
-        if store is not None:
-            store.close()
 
-    def process(self, batch: Batch) -> Outcome:
-        """Apply a batch and settle all its entries.
+    def apply(self, batch: Batch) -> Outcome:
+        """Apply a batch.
 
-        Raises DatabaseUnavailable, StoreUnavailable, StoreRejected and TransactionConflict: then
-        wait, and process the same batch again.
+        Raises DatabaseUnavailable and TransactionConflict: then wait, and apply the same batch
+        again.
         """
         self.connect()
         started = time.monotonic()
@@ -101,7 +60,8 @@ class Processor:
         outcome.refused += refused
         for group in groups(batch):
             self._apply([item for item in group if id(item) not in hopeless], outcome)
-        self._settle(batch, outcome)
+        outcome.refused += _refused_labels(batch.items)
+        outcome.bodiless = sum(item.delivery.fields is None for item in batch.items)
         outcome.seconds = time.monotonic() - started
         return outcome
 
@@ -154,24 +114,6 @@ class Processor:
             outcome.labels_added += added
             outcome.labels_removed += removed
 
-    def _settle(self, batch: Batch, outcome: Outcome) -> None:
-        assert self._store is not None
-        reader = GroupReader(self._store, batch.stream, self._group, self._consumer)
-        outcome.refused += _refused_labels(batch.items)
-        reasons: dict[str, Refusal] = {}
-        for refusal in outcome.refused:
-            reasons.setdefault(refusal.item.delivery.id, refusal)
-        for refusal in reasons.values():
-            delivery = refusal.item.delivery
-            outcome.buried += dead_letter(
-                self._store, reader, delivery, reason=refusal.reason, error=refusal.message,
-                attempts=delivery.deliveries,
-            )  # fmt: skip
-        outcome.bodiless = sum(item.delivery.fields is None for item in batch.items)
-        done = [entry_id for entry_id in batch.ids if entry_id not in reasons]
-        if done:
-            reader.acknowledge(done)
-
 
 def _is_record(refusal: Refusal) -> bool:
     """Tell whether a state of a record was refused, not an entry."""
@@ -187,8 +129,3 @@ def _refused_labels(items: Iterable[Item]) -> list[Refusal]:
         if isinstance(item.reading, LabelReading) and item.delivery.fields is not None
         for error in item.reading.refused
     ]
-
-
-def kinds(batch: Batch) -> Counter[str]:
-    """Return how many events of each type a batch holds."""
-    return Counter(item.reading.kind for item in batch.items if isinstance(item.reading, Reading))
