@@ -21,7 +21,7 @@ from rsky_pipeline.observability.indexer import IndexerMetrics
 
 _log = logging.getLogger(__name__)
 MANY = 100  # checks taken together
-BUSY_PAUSE_SECONDS = 0.1
+BUSY_PAUSE_SECONDS = 0.3
 LEASE_SECONDS = 300
 SETTLE_TRIES = 5
 

@@ -59,7 +59,7 @@ Result = TypeVar("Result")
 
 # A thread that comes back from PostgreSQL waits for the others' Python code this long at most. With
 # Python's own 5 ms, reading the next batch would double the time of the current one.
-THREAD_SWITCH_SECONDS = 0.0005
+THREAD_SWITCH_SECONDS = 0.0001
 CATCHING_UP_SECONDS = 30.0  # live events older than this come of a backlog
 
 
