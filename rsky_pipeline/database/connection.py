@@ -20,6 +20,14 @@ from rsky_pipeline.database.texts import TextArrayDumper, copied_rows
 _CONNECT_TIMEOUT_SECONDS = 10
 _MAX_PREPARED = 1_000  # more than there are: a batch has about 130, and the library keeps 100
 _IDLE_IN_TRANSACTION_TIMEOUT_MS = 120_000  # a hung client must not hold its row locks for ever
+# The server keeps a plan for as long as its statement stays prepared. One that was made while a
+# table was small may read all of it, and goes on so when it has grown, until the next ANALYZE.
+_BY_KEY = {
+    "enable_seqscan": "off",
+    "enable_hashjoin": "off",
+    "enable_mergejoin": "off",
+    "random_page_cost": "1.1",
+}
 _SCHEMA_NAME = re.compile(r"[A-Za-z_]{1,63}")  # as the official data plane demands
 
 Row = tuple[Any, ...]
@@ -95,9 +103,11 @@ class Database:
         name: str,
         statement_timeout_ms: int = 60_000,
         lock_timeout_ms: int = 15_000,
+        by_key: bool = False,
     ) -> Self:
         """Open a connection, in pg_stat_activity as `rsky-pipeline NAME`; timeout 0 means none.
 
+        `by_key` is for statements that find their rows by keys: no plan may read a whole table.
         Raises DatabaseUnavailable when the server cannot be reached or refuses us.
         """
         settings = {
@@ -107,6 +117,7 @@ class Database:
             "statement_timeout": str(statement_timeout_ms),
             "lock_timeout": str(lock_timeout_ms),
             "idle_in_transaction_session_timeout": str(_IDLE_IN_TRANSACTION_TIMEOUT_MS),
+            **(_BY_KEY if by_key else {}),
         }
         try:
             connection = psycopg.connect(_connection_string(url, name), autocommit=True)

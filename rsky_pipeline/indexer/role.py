@@ -323,6 +323,7 @@ class Indexer:
             settings.database_url or "",
             schema=settings.database_schema,
             name=self._context.consumer,
+            by_key=True,
         )
 
 

@@ -212,5 +212,5 @@ async def serve(
 def _open_database(settings: Settings) -> Database:
     return Database.connect(
         settings.database_url or "", schema=settings.database_schema, name="load",
-        statement_timeout_ms=STATEMENT_TIMEOUT_MS, lock_timeout_ms=60_000,
+        statement_timeout_ms=STATEMENT_TIMEOUT_MS, lock_timeout_ms=60_000, by_key=True,
     )  # fmt: skip

@@ -185,7 +185,7 @@ class Tables:
 
     def __init__(self, url: str) -> None:
         self.url = url
-        self.database = Database.connect(url, name="test")
+        self.database = Database.connect(url, name="test", by_key=True)
 
     def apply(self, *events: Event) -> Applied:
         """Apply events as one batch; fails on an event that is refused."""
