@@ -74,8 +74,9 @@ def _ledger(context: WorkerContext, stack: AsyncExitStack, metrics: BackfillerMe
 
     def open_database() -> Database:
         return Database.connect(
-            settings.database_url or "", schema=settings.database_schema, name=context.consumer
-        )
+            settings.database_url or "", schema=settings.database_schema, name=context.consumer,
+            by_key=True,
+        )  # fmt: skip
 
     ledger = Ledger(open_database)
     stack.callback(ledger.close)

@@ -41,25 +41,13 @@ class Known:
     looked_at: str
 
 
-class MissingActors(Exception):
-    """Accounts of the batch have no row yet: make them in a transaction of its own, and retry.
+def lock_actors(tx: Transaction, dids: Iterable[str]) -> list[Known]:
+    """Lock accounts, and return those that have a row.
 
-    Inserting while other rows are locked could make two workers wait for each other.
+    A row that is missing must be made in a transaction of its own: inserting while other rows are
+    locked could make two workers wait for each other.
     """
-
-    def __init__(self, dids: list[str]) -> None:
-        super().__init__(f"{len(dids)} accounts are new")
-        self.dids = dids
-
-
-def lock_actors(tx: Transaction, dids: set[str]) -> list[Known]:
-    """Lock the accounts of a batch. Raises MissingActors."""
-    wanted = sorted(dids)
-    rows = tx.query(_LOCK, (wanted,))
-    if len(rows) < len(wanted):
-        found = {row[0] for row in rows}
-        raise MissingActors([did for did in wanted if did not in found])
-    return [Known(*row) for row in rows]
+    return [Known(*row) for row in tx.query(_LOCK, (sorted(dids),))]
 
 
 def due_handles(known: Iterable[Known], active: Mapping[str, str], now: str) -> list[str]:
@@ -88,7 +76,7 @@ def _before(time: str, age: timedelta) -> str:
         return ""  # the year 0, or the first day of the year 1: nothing is due
 
 
-def create_actors(tx: Transaction, dids: list[str], seen: Mapping[str, str], now: str) -> int:
+def create_actors(tx: Transaction, dids: Iterable[str], seen: Mapping[str, str], now: str) -> int:
     """Make rows without a handle for new accounts and queue their handles to be looked up."""
     rows = [(did, seen.get(did, now)) for did in sorted(dids)]
     created = tx.query(_CREATE, [list(column) for column in zip(*rows, strict=True)])

@@ -14,7 +14,6 @@ from rsky_pipeline.database.errors import RowExists
 from rsky_pipeline.indexer.accounts import apply_accounts
 from rsky_pipeline.indexer.actors import (
     Known,
-    MissingActors,
     create_actors,
     due_handles,
     lock_actors,
@@ -78,15 +77,13 @@ def apply_batch(
     while True:
         try:
             with database.transaction() as tx:
-                try:
-                    known = lock_actors(tx, dids)
-                except MissingActors as error:
-                    missing = error.dids  # ended as if it had worked: see `Database.transaction`
-                else:
+                known = lock_actors(tx, dids)
+                if len(known) == len(dids):
                     _queue_handles(tx, known, wanted)
                     return apply_locked(
                         tx, wanted, collections, created, bulk=bulk, looked_at=looked_at
                     )
+            missing = dids.difference(actor.did for actor in known)
             seen = {reading.did: reading.time for reading in reversed(wanted)}
             with database.transaction() as tx:
                 created += create_actors(tx, missing, seen, now_text())

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from rsky_pipeline.database.connection import Database
 from rsky_pipeline.indexer.accounts import DELETED
-from rsky_pipeline.indexer.actors import MissingActors, lock_actors
+from rsky_pipeline.indexer.actors import lock_actors
 from rsky_pipeline.indexer.checks import Checks, Unknown, wait_seconds
 from rsky_pipeline.indexer.collections.shape import Collection
 from rsky_pipeline.indexer.purge import purge_account
@@ -112,12 +112,9 @@ class DeletionChecks(Checks):
     def _purge(self, check: _Check) -> int | None:
         """Purge unless the account has come back meanwhile; return how many records it had."""
         database = self.connected()
-        try:
-            with database.transaction() as tx:
-                lock_actors(tx, {check.did})
-                came_back = tx.query(_IS_DELETED, (check.did,)) != [(DELETED,)]
-        except MissingActors:
-            came_back = True
+        with database.transaction() as tx:
+            lock_actors(tx, {check.did})
+            came_back = tx.query(_IS_DELETED, (check.did,)) != [(DELETED,)]
         records = None
         if not came_back:
             records = purge_account(database, check.did, self._collections)

@@ -39,7 +39,7 @@ class Maintenance:
     ) -> None:
         self._open_store = open_store
         self._intakes = intakes
-        self.waiting = False  # for a store: what is held is not to blame for the time it takes
+        self.waiting = set[str]()  # what waits for a store: entries are not to blame for the time
         self._gauges = gauges
         self._metrics = metrics
         self._self_check = self_check
@@ -71,7 +71,7 @@ class Maintenance:
             rule = intake.rule
             reader = GroupReader(self._store, stream, rule.group, rule.consumer)
             if held := intake.held:
-                reader.hold(held, forgive=self.waiting)
+                reader.hold(held, forgive=bool(self.waiting))
             if trimming:
                 self._metrics.trimmed.inc(trim(self._store, stream).removed)
                 reader.remove_idle_consumers(FORGOTTEN_CONSUMER_MS)

@@ -8,9 +8,8 @@ die at any moment; it, or after a while another one, reads the same entries agai
 
 import sys
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TypeVar
 
 import trio
 
@@ -55,7 +54,6 @@ FIRST = (FIREHOSE_LIVE, LABEL_LIVE)
 STREAMS = (*FIRST, FIREHOSE_BACKFILL)
 HEALTH_SECONDS = 1.0
 APPLYING, SETTLING = "applying", "acknowledging"
-Result = TypeVar("Result")
 
 # A thread that comes back from PostgreSQL waits for the others' Python code this long at most. With
 # Python's own 5 ms, reading the next batch would double the time of the current one.
@@ -99,11 +97,10 @@ class Indexer:
         self.metrics = IndexerMetrics(context.registry, STREAMS, list(self.collections))
         self._report = Report(context, self.metrics)
         self._applier = Applier(self.collections, settings.max_deliveries, self.open_database)
-        self._applying = StoreThread()
         self._settler = Settler(
             settings.indexer_group, context.consumer, partial(self._open_store, "settle")
         )
-        self._settling = StoreThread()
+        self._threads = {APPLYING: StoreThread(), SETTLING: StoreThread()}
         self._shares = Shares(settings.indexer_backfill_share_percent / 100, time.monotonic)
         self._shelf = Shelf(FIRST, FIREHOSE_BACKFILL, self._shares)
         self.metrics.history_share.set_function(lambda: self._shares.share)
@@ -123,8 +120,8 @@ class Indexer:
         backoff = Backoff(base=0.2, cap=10.0)
         while not self._context.stopping.is_set():
             try:
-                await self._applying.call(self._applier.connect)
-                await self._settling.call(self._settler.connect)
+                await self._threads[APPLYING].call(self._applier.connect)
+                await self._threads[SETTLING].call(self._settler.connect)
                 return True
             except (DatabaseUnavailable, StoreUnavailable, StoreRejected) as error:
                 backoff, wait = self._failed(backoff, "connection", error)
@@ -136,10 +133,10 @@ class Indexer:
 
     async def work(self) -> None:
         """Read and apply until told to stop and everything that was read is applied."""
-        applied, settled = trio.open_memory_channel[tuple[Batch, Outcome]](0)
+        applied, taken = trio.open_memory_channel[tuple[Batch, Outcome]](0)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._apply_all, applied)
-            nursery.start_soon(self._settle_all, settled)
+            nursery.start_soon(self._settle_all, taken)
             async with trio.open_nursery() as readers:
                 for intake in self._intakes.values():
                     readers.start_soon(self._read, intake)
@@ -219,7 +216,9 @@ class Indexer:
                 if self._context.hurrying.is_set():
                     continue  # the entries stay pending
                 self.metrics.active.set(1)
-                outcome = await self._apply(batch)
+                outcome = await self._until_done(
+                    APPLYING, partial(self._applier.apply, batch), self._applier.disconnect
+                )
                 self.metrics.active.set(0)
                 if outcome is None:
                     continue
@@ -228,62 +227,40 @@ class Indexer:
                 self.metrics.apply_seconds.labels(batch.stream).inc(outcome.seconds)
                 await applied.send((batch, outcome))  # waits until the batch before is settled
 
-    async def _settle_all(self, settled: trio.MemoryReceiveChannel[tuple[Batch, Outcome]]) -> None:
-        async for batch, outcome in settled:
-            if await self._settle(batch, outcome):
+    async def _settle_all(self, applied: trio.MemoryReceiveChannel[tuple[Batch, Outcome]]) -> None:
+        async for batch, outcome in applied:
+            settle = partial(self._settler.settle, batch, outcome)
+            settled = await self._until_done(SETTLING, settle, self._settler.disconnect)
+            if settled is not None:
                 self._intakes[batch.stream].let_go(batch)
-                self._report.note(batch, outcome)
+                self._report.note(batch, settled)
                 self._check_ready()
 
-    async def _apply(self, batch: Batch) -> Outcome | None:
-        """Apply a batch, if need be again and again; None when there is no time left."""
-
-        async def apply() -> Outcome:
-            try:
-                outcome = await self._applying.call(self._applier.apply, batch)
-            except SchemaMismatch as error:
-                raise _problem(error) from error
-            except DatabaseError as error:
-                if not isinstance(error, TransactionConflict):
-                    await self._applying.call(self._applier.disconnect)
-                self.maintenance.waiting = True
-                raise
-            self.maintenance.waiting = False
-            return outcome
-
-        return await self._until_done(APPLYING, apply)
-
-    async def _settle(self, batch: Batch, outcome: Outcome) -> bool:
-        """Settle a batch that is applied; return False when there is no time left."""
-
-        async def settle() -> bool:
-            try:
-                await self._settling.call(self._settler.settle, batch, outcome)
-            except (StoreUnavailable, StoreRejected):
-                await self._settling.call(self._settler.disconnect)
-                raise
-            return True
-
-        return await self._until_done(SETTLING, settle) or False
-
     async def _until_done(
-        self, activity: str, attempt: Callable[[], Awaitable[Result]]
-    ) -> Result | None:
+        self, activity: str, attempt: Callable[[], Outcome], disconnect: Callable[[], None]
+    ) -> Outcome | None:
         """Try at least once, until it works; None when there is no time left."""
+        thread = self._threads[activity]
         backoff = Backoff(base=0.1, cap=10.0)
         self._idle.discard(activity)
         try:
             while True:
                 self._context.progress(activity)
                 try:
-                    return await attempt()
+                    return await thread.call(attempt)
+                except SchemaMismatch as error:
+                    raise _problem(error) from error
                 except (DatabaseError, StoreUnavailable, StoreRejected) as error:
+                    if not isinstance(error, TransactionConflict):
+                        await thread.call(disconnect)
+                    self.maintenance.waiting.add(activity)
                     backoff, wait = self._failed(backoff, "acknowledgement", error)
                 with trio.move_on_after(wait):
                     await self._context.hurrying.wait()
                 if self._context.hurrying.is_set():
                     return None
         finally:
+            self.maintenance.waiting.discard(activity)
             self._idle.add(activity)
 
     def _failed(self, backoff: Backoff, what: str, error: Exception) -> tuple[Backoff, float]:

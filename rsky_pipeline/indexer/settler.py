@@ -34,8 +34,8 @@ class Settler:
         if store is not None:
             store.close()
 
-    def settle(self, batch: Batch, outcome: Outcome) -> None:
-        """Bury what was refused and acknowledge the rest.
+    def settle(self, batch: Batch, outcome: Outcome) -> Outcome:
+        """Bury what was refused and acknowledge the rest; return the outcome with what is buried.
 
         Raises StoreUnavailable and StoreRejected: then wait, and settle the same batch again.
         """
@@ -53,3 +53,4 @@ class Settler:
         done = [entry_id for entry_id in batch.ids if entry_id not in reasons]
         if done:
             reader.acknowledge(done)
+        return outcome

@@ -110,9 +110,7 @@ class IndexerMetrics:
         self.stale = self._counter(
             "stale_writes", "Writes of older states than what is stored, refused", "stream"
         )
-        self.duration = self._histogram(
-            "batch_seconds", "Time to apply and acknowledge a batch", SECONDS, "stream"
-        )
+        self.duration = self._histogram("batch_seconds", "Time to apply a batch", SECONDS, "stream")
         self.apply_seconds = self._counter("apply_seconds", "Time spent applying batches", "stream")
         self.history_share = self._gauge(
             "backfill_share", "Part of the recent applying time that history had, 0 to 1"

@@ -1,6 +1,7 @@
 """The indexer between a real Redis and a real PostgreSQL."""
 
 import orjson
+import trio
 
 from rsky_pipeline.streams.names import FIREHOSE_BACKFILL, FIREHOSE_LIVE, LABEL_LIVE, STREAMS
 from tests.integration.indexer.kit import Event, Network, Tables, account, did_of, repo
@@ -22,6 +23,12 @@ def claim(redis_url: str, consumer: str, *, times: int = 1, stream: str = FIREHO
         for _, page in client.xreadgroup(GROUP, consumer, {stream: ">"}, count=10_000):
             ids = [entry_id for entry_id, _ in page]
             client.xclaim(stream, GROUP, consumer, 0, ids, retrycount=times)
+
+
+def pending(redis_url: str) -> int:
+    """Return how many live entries are delivered and not acknowledged."""
+    with redis_client(redis_url) as client:
+        return int(client.xpending(FIREHOSE_LIVE, GROUP)["pending"])
 
 
 async def test_all_streams_are_applied_and_emptied(clean_redis: str, tables: Tables) -> None:
@@ -162,6 +169,28 @@ async def test_collections_that_nobody_indexes_are_ignored(
         "app.bsky.actor.status"
     ]
     assert entries(clean_redis, f"{FIREHOSE_LIVE}_dlq") == []
+
+
+async def test_a_batch_is_pending_until_it_is_committed(clean_redis: str, tables: Tables) -> None:
+    """The one before it is acknowledged meanwhile."""
+    net = Network()
+    first, second = net.post("ann"), net.post("bob")
+    tables.apply(net.post("bob"))
+    async with indexing(clean_redis, tables.url) as worker:
+        await worker.ready.wait()
+        with tables.database.transaction() as tx:
+            tx.query("SELECT FROM actor WHERE did = %s FOR UPDATE", [did_of("bob")])
+            feed(clean_redis, first)
+            with Tables(tables.url).database as other:
+                await eventually(
+                    lambda: other.query("SELECT FROM post WHERE uri = %s", [first.uri])
+                )
+            feed(clean_redis, second)
+            await eventually(lambda: pending(clean_redis) == 1)
+            await trio.sleep(0.3)
+            assert len(entries(clean_redis, FIREHOSE_LIVE)) == pending(clean_redis) == 1
+        await eventually(lambda: not entries(clean_redis, FIREHOSE_LIVE))
+    assert tables.rows("post", "uri", f"uri = '{second.uri}'") == [(second.uri,)]
 
 
 async def test_a_lost_database_connection_is_made_again(clean_redis: str, tables: Tables) -> None:
