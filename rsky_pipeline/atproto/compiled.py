@@ -23,6 +23,7 @@ try:
         read_commit,
         tid_value,
     )
+    from rsky_pipeline.atproto.native.signatures import verify_all
     from rsky_pipeline.atproto.native.trees import read_node, undo_changes
 
     COMPILED = True
@@ -35,7 +36,7 @@ except ImportError:
             pass
 
         commit_events = find_wanted = read_blocks = read_commit = read_node = _accept_nothing
-        record_json = tid_value = undo_changes = _accept_nothing
+        record_json = tid_value = undo_changes = verify_all = _accept_nothing
         is_plc = is_usual_cid = is_usual_datetime = is_usual_rkey = is_usual_uri = _accept_nothing
 
 __all__ = [
@@ -53,4 +54,5 @@ __all__ = [
     "record_json",
     "tid_value",
     "undo_changes",
+    "verify_all",
 ]

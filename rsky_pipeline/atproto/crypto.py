@@ -69,6 +69,11 @@ class PublicKey:
             return cls(_LEGACY_TYPES[legacy_type], raw)
         raise InvalidData("invalid_key", text[:80])
 
+    @property
+    def secp256k1(self) -> coincurve.PublicKey | None:
+        """The key as coincurve holds it; None on the other curve."""
+        return self._loaded if isinstance(self._loaded, coincurve.PublicKey) else None
+
     def verify(self, message: bytes, signature: bytes) -> bool:
         """Tell whether a 64-byte signature (r and s) over SHA-256 of the message is good.
 

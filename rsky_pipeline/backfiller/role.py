@@ -1,6 +1,5 @@
 """The backfiller worker, put together from its parts."""
 
-import sys
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from functools import partial
@@ -27,15 +26,11 @@ from rsky_pipeline.streams.self_check import SelfCheck
 from rsky_pipeline.streams.watch import watch
 
 WATCH_EVERY_SECONDS = 5.0
-SWITCH_SECONDS = 0.0005
 
 
 async def run(context: WorkerContext) -> None:
     """Run a backfiller until it is told to stop."""
     settings = context.settings
-    # Hashing and encoding hold the interpreter; the usual interval would make every call of a
-    # thread wait 5 ms for its turn.
-    sys.setswitchinterval(SWITCH_SECONDS)
     metrics = BackfillerMetrics(context.registry)
     self_check = SelfCheck(
         context.registry, "backfiller", settings, (*REPO_STREAMS, FIREHOSE_BACKFILL)

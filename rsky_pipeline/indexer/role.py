@@ -6,9 +6,9 @@ share while they lag (`shares`). Nothing is held that is not pending in Redis to
 die at any moment; it, or after a while another one, reads the same entries again.
 """
 
-import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from functools import partial
 
 import trio
@@ -55,18 +55,13 @@ STREAMS = (*FIRST, FIREHOSE_BACKFILL)
 HEALTH_SECONDS = 1.0
 APPLYING, SETTLING = "applying", "acknowledging"
 
-# A thread that comes back from PostgreSQL waits for the others' Python code this long at most. With
-# Python's own 5 ms, reading the next batch would double the time of the current one.
-THREAD_SWITCH_SECONDS = 0.0001
 CATCHING_UP_SECONDS = 30.0  # live events older than this come of a backlog
 
 
 async def run(context: WorkerContext) -> None:
     """Run until told to stop, then apply what has been read."""
     indexer = Indexer(context)
-    usual_interval = sys.getswitchinterval()
-    sys.setswitchinterval(THREAD_SWITCH_SECONDS)
-    try:
+    with closing(indexer):
         async with trio.open_nursery() as services:
             services.start_soon(indexer.report_health)
             if not await indexer.connect():
@@ -81,9 +76,6 @@ async def run(context: WorkerContext) -> None:
             )  # fmt: skip
             await indexer.work()
             services.cancel_scope.cancel()
-    finally:
-        indexer.close()
-        sys.setswitchinterval(usual_interval)
 
 
 class Indexer:

@@ -2,11 +2,13 @@
 
 import logging
 from collections.abc import Sequence
+from time import perf_counter
 from typing import NamedTuple, Protocol
 
 import trio
 
 from rsky_pipeline.atproto.frame import InfoMessage, LabelsMessage, Message
+from rsky_pipeline.atproto.signatures import Check, check_all
 from rsky_pipeline.ingester.convert import MAX_TIME, Claim, Converted, Converter
 from rsky_pipeline.ingester.gaps import GapWatch
 from rsky_pipeline.ingester.judge import Judge, is_about_repo, needs_state
@@ -15,12 +17,14 @@ from rsky_pipeline.ingester.seq_gate import SeqGate
 from rsky_pipeline.ingester.verify import Verdict, Verifier
 from rsky_pipeline.ingester.window import Slot, Window
 from rsky_pipeline.runtime.logging import Throttled
+from rsky_pipeline.runtime.threads import in_thread
 from rsky_pipeline.streams.append import Entry
 
 _log = logging.getLogger(__name__)
 
 Checked = tuple[Converted, Verdict | None]
 _AT_ONCE = 64  # frames
+_WORTH_A_THREAD = 16  # signatures; a hop costs as much as two to six
 
 
 class Read(NamedTuple):
@@ -29,6 +33,22 @@ class Read(NamedTuple):
     item: Message | Converted
     raw: bytes
     covered: int | None
+
+
+class Claimed(NamedTuple):
+    """A frame whose claim is not decided, and the check of its signature if its key is known."""
+
+    slot: Slot[Checked]
+    frame: Converted
+    claim: Claim
+    check: Check | None
+
+
+class Proof(NamedTuple):
+    """Which signatures are good, and how many seconds that took."""
+
+    good: list[bool]
+    seconds: float
 
 
 class Sink(Protocol):
@@ -45,9 +65,10 @@ class Sink(Protocol):
 class Intake:
     """What one connection brings, on its way to the writer.
 
-    With a verifier, frames leave in the order in which they came, while any number of lookups for
-    them run at once. The nursery is the connection's: what was not decided when it ends is read
-    again from the cursor. Without a judge frames are passed on as they are, as labels are.
+    With a verifier, frames leave in the order in which they came, while signatures are checked in a
+    thread and any number of lookups run at once. The nursery is the connection's: what was not
+    decided when it ends is read again from the cursor. Without a judge frames are passed on as they
+    are, as labels are.
     """
 
     def __init__(
@@ -72,6 +93,8 @@ class Intake:
         self._gap_entries: list[Entry] = []  # appended with what is passed on next
         self._throttle = Throttled()
         self._window = Window[Checked]()
+        self._claimed: list[Claimed] = []
+        self._prover = trio.CapacityLimiter(1)
         self._room = trio.Event()
 
     async def take(self, messages: Sequence[bytes]) -> None:
@@ -92,6 +115,7 @@ class Intake:
                 await trio.lowlevel.checkpoint()
             for item in frames[start : start + _AT_ONCE]:
                 self._take(judge, item)
+            self._prove(judge)
             self._pass_on(judge)
 
     async def room(self) -> None:
@@ -191,13 +215,40 @@ class Intake:
         if frame.claim is None:
             self._window.add(frame.size, (frame, None))
             return
-        with self._converter.tally.timed("signature"):
-            verdict = verifier.decide_at_once(frame.claim)
-        if verdict is not None:
-            self._window.add(frame.size, (frame, verdict))
+        slot = self._window.add(frame.size + len(item.raw))  # a claim holds what came
+        check = verifier.check(frame.claim)
+        self._claimed.append(Claimed(slot, frame, frame.claim, check))
+
+    def _prove(self, judge: Judge) -> None:
+        """Have the signatures of the frames that were taken checked."""
+        claimed, self._claimed = self._claimed, []
+        if not claimed:
+            return
+        checks = [item.check for item in claimed if item.check is not None]
+        if len(checks) < _WORTH_A_THREAD:
+            self._decide(judge, claimed, _prove_all(checks))
         else:
-            slot = self._window.add(frame.size)
-            self._nursery.start_soon(self._look_up, verifier, judge, slot, frame, frame.claim)
+            self._nursery.start_soon(self._prove_apart, judge, claimed, checks)
+
+    async def _prove_apart(self, judge: Judge, claimed: list[Claimed], checks: list[Check]) -> None:
+        # What was read is passed on even if the connection ends now: one that breaks again and
+        # again would not get anywhere.
+        with trio.CancelScope(shield=True):
+            proof = await in_thread(_prove_all, checks, limiter=self._prover)
+        self._decide(judge, claimed, proof)
+        self._pass_on(judge)
+
+    def _decide(self, judge: Judge, claimed: list[Claimed], proof: Proof) -> None:
+        verifier = self._verifier
+        assert verifier is not None
+        self._converter.tally.seconds["signature"] += proof.seconds
+        good = iter(proof.good)
+        for slot, frame, claim, check in claimed:
+            verdict = verifier.decide_at_once(claim, check, check is not None and next(good))
+            if verdict is not None:
+                slot.result = (frame, verdict)
+            else:
+                self._nursery.start_soon(self._look_up, verifier, judge, slot, frame, claim)
 
     async def _look_up(
         self, verifier: Verifier, judge: Judge, slot: Slot[Checked], frame: Converted, claim: Claim
@@ -224,3 +275,9 @@ def _converted(converter: Converter, read: Read) -> Converted:
     item, raw, covered = read
     frame = item if isinstance(item, Converted) else converter.convert_read(item, raw)
     return frame if frame.seq == covered else frame._replace(seq=covered)
+
+
+def _prove_all(checks: Sequence[Check]) -> Proof:
+    begin = perf_counter()
+    good = check_all(checks)
+    return Proof(good, perf_counter() - begin)

@@ -20,9 +20,10 @@ from typing import Protocol
 
 import trio
 
-from rsky_pipeline.atproto.commit import Commit, verify_commit
+from rsky_pipeline.atproto.commit import Commit, unsigned_bytes, verify_commit
 from rsky_pipeline.atproto.crypto import PublicKey
 from rsky_pipeline.atproto.identity import DidDocument
+from rsky_pipeline.atproto.signatures import Check
 from rsky_pipeline.ingester.convert import Claim
 from rsky_pipeline.network.directory import IdentityNotFound, IdentityUnavailable
 from rsky_pipeline.runtime.logging import Throttled
@@ -53,8 +54,11 @@ class Verdict(StrEnum):
 class Verifier(Protocol):
     """Decides about commits."""
 
-    def decide_at_once(self, claim: Claim) -> Verdict | None:
-        """Return a verdict, or None if that takes a lookup."""
+    def check(self, claim: Claim) -> Check | None:
+        """Return the check of a signature that may settle a claim, if its key is known."""
+
+    def decide_at_once(self, claim: Claim, check: Check | None, good: bool) -> Verdict | None:
+        """Return a verdict, or None if that takes a lookup; `good` is what the check has shown."""
 
     async def decide(self, claim: Claim) -> Verdict:
         """Return a verdict after looking up what it takes."""
@@ -91,18 +95,24 @@ class SignatureVerifier:
         self._unavailable = _ForAWhile()
         self._lookups = trio.CapacityLimiter(MAX_LOOKUPS)
 
-    def decide_at_once(self, claim: Claim) -> Verdict | None:
+    def check(self, claim: Claim) -> Check | None:
+        """Return the check against the key that is known, if one is."""
+        commit = claim.commit
+        if commit is None or commit.did != claim.did:
+            return None
+        key = self._known(claim.did)
+        return None if key is None else Check(key, unsigned_bytes(commit), commit.sig)
+
+    def decide_at_once(self, claim: Claim, check: Check | None, good: bool) -> Verdict | None:
         """Return what is known without a lookup, or None."""
         commit = claim.commit
         if commit is None or commit.did != claim.did:
             return Verdict.FORGED
-        kept = self._keys.get(claim.did)
-        if kept is not None and kept[1] >= trio.current_time():
-            self._keys.move_to_end(claim.did)
-            if verify_commit(commit, kept[0]):
+        if check is not None:
+            if good:
                 return Verdict.VALID
-            # It may be the signature of a new key, unless the key was asked for just now.
-            if self._refreshed.has(claim.did):
+            # It may be the signature of a new key, unless this one was asked for just now.
+            if self._refreshed.has(claim.did) and self._known(claim.did) == check.key:
                 return Verdict.FORGED
         return Verdict.UNVERIFIED if self._unavailable.has(claim.did) else None
 
@@ -143,9 +153,9 @@ class SignatureVerifier:
 
     async def _look_up(self, did: str, commit: Commit) -> Verdict:
         # Another frame of the account may have had it looked up while this one waited its turn.
-        known = self._keys.get(did)
-        if known is not None and known[1] >= trio.current_time():
-            if verify_commit(commit, known[0]):
+        known = self._known(did)
+        if known is not None:
+            if verify_commit(commit, known):
                 return Verdict.VALID
             if self._refreshed.has(did):
                 return Verdict.FORGED
@@ -160,6 +170,14 @@ class SignatureVerifier:
         self._keep(did, document.signing_key)
         self._refreshed.add(did, REFRESH_SECONDS)
         return Verdict.VALID if verify_commit(commit, document.signing_key) else Verdict.FORGED
+
+    def _known(self, did: str) -> PublicKey | None:
+        """Return the key of an account if it was looked up lately."""
+        kept = self._keys.get(did)
+        if kept is None or kept[1] < trio.current_time():
+            return None
+        self._keys.move_to_end(did)
+        return kept[0]
 
     def _keep(self, did: str, key: PublicKey) -> None:
         before = self._keys.get(did)

@@ -32,6 +32,7 @@ from rsky_pipeline.runtime.errors import FORCED, UNEXPECTED, exit_code_of
 from rsky_pipeline.runtime.events import EventSender
 from rsky_pipeline.runtime.health import Health
 from rsky_pipeline.runtime.metrics_port import open_metrics_server
+from rsky_pipeline.runtime.threads import take_turns_quickly
 
 RoleMain = Callable[[WorkerContext], Awaitable[None]]
 
@@ -64,6 +65,7 @@ def run_worker(
     log_setup.configure(settings.log_level, settings.log_format, role=role, instance=instance)
     faulthandler.enable()
     ease_collector()
+    take_turns_quickly()
     worker = _Worker(main, settings, role, instance, pipes or WorkerPipes())
     try:
         trio.run(worker.run)

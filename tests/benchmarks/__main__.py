@@ -11,6 +11,7 @@ from rsky_pipeline.atproto.commit import parse_commit, verify_commit
 from rsky_pipeline.atproto.crypto import PublicKey
 from rsky_pipeline.atproto.frame import CommitMessage, decode_frame
 from rsky_pipeline.runtime.collector import ease_collector
+from rsky_pipeline.runtime.threads import take_turns_quickly
 from rsky_pipeline.simulator.clock import stepping_clock
 from rsky_pipeline.simulator.world import World
 from rsky_pipeline.streams.append import Entry, append
@@ -32,7 +33,8 @@ LOAD_TARGET = 15_000
 
 def main() -> None:
     """Run every benchmark and print a line each."""
-    ease_collector()  # as in every worker
+    ease_collector()  # both as in every worker
+    take_turns_quickly()
     paces = [pace()]
     world = World(1, 200, stepping_clock(1_700_000_000_000_000, 1_000))
     world.add_history(10)

@@ -5,5 +5,8 @@ answers None or False to everything else: the counterpart then decides, and says
 undoing accepts more: a node that it makes may stand for a missing one of the same hash. All
 indexing of what came from outside is checked; where a length lies, the IndexError makes it None.
 
+`signatures` is different: it reads nothing, and tells good signatures from bad ones with the
+interpreter released.
+
 `compiled` is what others import.
 """

@@ -14,6 +14,7 @@ from rsky_pipeline.atproto.commit import parse_commit, sign_commit
 from rsky_pipeline.atproto.crypto import PrivateKey, PublicKey
 from rsky_pipeline.atproto.frame import encode_frame
 from rsky_pipeline.atproto.identity import DidDocument, parse_did_document
+from rsky_pipeline.atproto.signatures import check_all
 from rsky_pipeline.atproto.syntax import tid_from
 from rsky_pipeline.configuration.settings import Verify
 from rsky_pipeline.ingester import verify
@@ -85,14 +86,16 @@ def claim(key: PrivateKey = KEY, did: str = DID) -> Claim:
     return Claim(did, parse_commit(sign_commit(did, REV, Cid.of(b"data"), None, key)))
 
 
-def frame(seq: int, did: str = DID, key: PrivateKey = KEY) -> bytes:
+def frame(seq: int, did: str = DID, key: PrivateKey = KEY, padding: bytes = b"") -> bytes:
     """Return a commit frame whose commit is really signed; its tree is not in it."""
     record = encode({"$type": "app.bsky.feed.like", "seq": seq})
     rev = tid_from(1_783_000_000_000_000 + seq)
     root = sign_commit(did, rev, Cid.of(b"data"), None, key)
     body = {
         "seq": seq, "repo": did, "rev": rev, "since": None, "commit": Cid.of(root), "blobs": [],
-        "blocks": write_car([Cid.of(root)], [(Cid.of(root), root), (Cid.of(record), record)]),
+        "blocks": write_car(
+            [Cid.of(root)], [(Cid.of(block), block) for block in (root, record, padding)]
+        ),
         "ops": [{"action": "create", "path": "app.bsky.feed.like/a", "cid": Cid.of(record)}],
         "time": TIME, "tooBig": False,
     }  # fmt: skip
@@ -103,16 +106,21 @@ def identity(seq: int, did: str = DID) -> bytes:
     return encode_frame("#identity", {"seq": seq, "did": did, "time": TIME})
 
 
+def at_once(verifier: SignatureVerifier, claimed: Claim) -> Verdict | None:
+    check = verifier.check(claimed)
+    return verifier.decide_at_once(claimed, check, check is not None and check_all([check])[0])
+
+
 async def verdict(verifier: SignatureVerifier, claimed: Claim) -> Verdict:
-    return verifier.decide_at_once(claimed) or await verifier.decide(claimed)
+    return at_once(verifier, claimed) or await verifier.decide(claimed)
 
 
 async def test_a_good_signature_takes_one_lookup_and_then_none() -> None:
     accounts = Accounts()
     verifier = SignatureVerifier(accounts)
-    assert verifier.decide_at_once(claim()) is None
+    assert at_once(verifier, claim()) is None
     assert await verifier.decide(claim()) is Verdict.VALID
-    assert verifier.decide_at_once(claim()) is Verdict.VALID
+    assert at_once(verifier, claim()) is Verdict.VALID
     assert accounts.lookups == [(DID, False)]
 
 
@@ -132,7 +140,7 @@ async def test_a_new_key_is_found_by_one_forced_lookup() -> None:
     assert await verdict(verifier, claim(NEW_KEY)) is Verdict.VALID
     assert accounts.lookups == [(DID, False), (DID, True)]
     # The old key is refused now, without asking again so soon.
-    assert verifier.decide_at_once(claim()) is Verdict.FORGED
+    assert at_once(verifier, claim()) is Verdict.FORGED
 
 
 async def test_bad_signatures_ask_the_directory_once_in_a_while(
@@ -176,7 +184,7 @@ async def test_a_strangers_host_that_fails_or_hangs_costs_little_time(
     accounts.keys[down] = IdentityUnavailable("down")
     of_down = claim(did=down)
     assert await verdict(verifier, of_down) is Verdict.UNVERIFIED
-    assert verifier.decide_at_once(of_down) is Verdict.UNVERIFIED
+    assert at_once(verifier, of_down) is Verdict.UNVERIFIED
     assert len(accounts.lookups) == 1
     accounts.slow[slow] = trio.Event()
     before = trio.current_time()
@@ -260,6 +268,68 @@ async def test_a_forged_commit_is_fetched_and_never_written() -> None:
     assert json.loads(written.frames[0].entries[0].payload)["did"] == DID
     assert tally.verdicts == {"forged": 1, "valid": 1}
     assert tally.resyncs == {"forged": 1}
+
+
+async def test_many_signatures_are_checked_beside_the_reading_and_in_order() -> None:
+    accounts = Accounts()
+    async with trio.open_nursery() as nursery:
+        intake, written, tally = start(nursery, accounts)
+        await intake.take([frame(1)])
+        with trio.fail_after(5):
+            while not written.frames:
+                await trio.testing.wait_all_tasks_blocked()
+        forged = {17, 70, 199}
+        frames = [frame(seq, key=NEW_KEY if seq in forged else KEY) for seq in range(2, 200)]
+        await intake.take(frames)
+        assert len(written.frames) < 199
+    assert written.seqs == list(range(1, 200))
+    assert tally.verdicts == {"forged": 3, "valid": 196}
+    streams = {item.seq: [entry.stream for entry in item.entries] for item in written.frames}
+    assert {seq for seq, found in streams.items() if "firehose_live" not in found} == forged
+    assert tally.seconds["signature"] > 0
+
+
+async def test_what_was_read_is_passed_on_though_the_connection_ends() -> None:
+    accounts = Accounts()
+    async with trio.open_nursery() as nursery:
+        intake, written, _ = start(nursery, accounts)
+        await intake.take([frame(1)])
+        await trio.testing.wait_all_tasks_blocked()
+        await intake.take([frame(seq) for seq in range(2, 100)])
+        nursery.cancel_scope.cancel()
+    assert written.seqs == list(range(1, 100))
+
+
+async def test_a_key_that_is_replaced_during_a_check_condemns_nothing() -> None:
+    accounts = Accounts()
+    verifier = SignatureVerifier(accounts)
+    assert await verdict(verifier, claim()) is Verdict.VALID
+    begun = verifier.check(claim(NEW_KEY))
+    assert begun is not None
+    assert check_all([begun]) == [False]
+    accounts.keys[DID] = NEW_KEY.public
+    assert await verdict(verifier, claim(NEW_KEY)) is Verdict.VALID
+    assert verifier.decide_at_once(claim(NEW_KEY), begun, good=False) is None
+    assert await verifier.decide(claim(NEW_KEY)) is Verdict.VALID
+
+
+async def test_reading_pauses_when_what_waits_for_proof_is_large() -> None:
+    accounts = Accounts()
+    accounts.slow[DID] = trio.Event()
+    padding = bytes(1_000_000)
+    async with trio.open_nursery() as nursery:
+        intake, written, _ = start(nursery, accounts)
+        await intake.take([frame(seq, padding=padding) for seq in range(1, 31)])
+        with trio.fail_after(1):
+            await intake.room()
+        await intake.take([frame(seq, padding=padding) for seq in range(31, 41)])
+        with trio.move_on_after(0.05) as waited:
+            await intake.room()
+        assert waited.cancelled_caught
+        assert not written.frames
+        accounts.slow[DID].set()
+        await intake.room()
+    assert written.seqs == list(range(1, 41))
 
 
 async def test_an_account_that_cannot_be_looked_up_is_fetched_later(

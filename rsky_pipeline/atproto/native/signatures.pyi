@@ -1,0 +1,3 @@
+def verify_all(
+    parse: int, verify: int, context: int, checks: list[tuple[bytes, bytes, bytes]]
+) -> list[bool] | None: ...
