@@ -9,13 +9,12 @@ from collections.abc import Sequence
 from hashlib import sha256
 from typing import NamedTuple
 
-from coincurve.context import GLOBAL_CONTEXT
-
 from rsky_pipeline.atproto import compiled
 from rsky_pipeline.atproto.crypto import PublicKey
 
 try:  # libsecp256k1, which coincurve brings and keeps to itself
     from coincurve._libsecp256k1 import ffi, lib
+    from coincurve.context import GLOBAL_CONTEXT
 
     _PARSE, _VERIFY, _CONTEXT = (
         int(ffi.cast("uintptr_t", pointer))

@@ -28,9 +28,9 @@ from rsky_pipeline.observability.ingester import ERROR_REASONS
 from rsky_pipeline.streams.names import FIREHOSE_LIVE
 from tests.data import test_data
 from tests.data_frames import corpus_documents, corpus_frames, unpack_zstd
+from tests.unit.ingester.claims import Accounts, Written
 from tests.unit.ingester.support import Converting
 from tests.unit.ingester.test_malformed import mutations, vectors
-from tests.unit.ingester.test_verify import Accounts, Written
 from tests.unit.readers import readers
 
 __all__ = ["readers"]  # everything is read with and without the compiled readers

@@ -1,0 +1,185 @@
+"""Frames on their way past the verifier: in order, in bounds, and none that is false."""
+
+import json
+
+import pytest
+import trio
+import trio.testing
+
+from rsky_pipeline.atproto.identity import parse_did_document
+from rsky_pipeline.configuration.settings import Verify
+from rsky_pipeline.ingester import verify
+from rsky_pipeline.ingester.intake import Intake
+from rsky_pipeline.ingester.seq_gate import SeqGate
+from rsky_pipeline.ingester.tally import Tally
+from rsky_pipeline.ingester.verify import SignatureVerifier
+from rsky_pipeline.network.directory import IdentityNotFound, IdentityUnavailable
+from tests.data import test_data
+from tests.data_frames import corpus_documents, corpus_frames
+from tests.unit.ingester.claims import (
+    DID,
+    KEY,
+    NEW_KEY,
+    Accounts,
+    Written,
+    frame,
+    identity,
+)
+from tests.unit.ingester.support import Converting
+
+
+def start(
+    nursery: trio.Nursery, accounts: Accounts, verify: Verify = "signature"
+) -> tuple[Intake, Written, Tally]:
+    made, written = Converting(verify), Written()
+    intake = Intake(
+        made.converter, written, SeqGate(0), nursery, SignatureVerifier(accounts), made.judge
+    )
+    return intake, written, made.tally
+
+
+async def test_a_forged_commit_is_fetched_and_never_written() -> None:
+    accounts = Accounts()
+    async with trio.open_nursery() as nursery:
+        intake, written, tally = start(nursery, accounts)
+        await intake.take([frame(1, key=NEW_KEY), frame(2), identity(3)])
+    assert written.seqs == [1, 2, 3]
+    assert [[entry.stream for entry in item.entries] for item in written.frames] == [
+        ["repo_backfill_high"], ["firehose_live"], ["firehose_live"],
+    ]  # fmt: skip
+    assert json.loads(written.frames[0].entries[0].payload)["did"] == DID
+    assert tally.verdicts == {"forged": 1, "valid": 1}
+    assert tally.resyncs == {"forged": 1}
+
+
+async def test_many_signatures_are_checked_beside_the_reading_and_in_order() -> None:
+    accounts = Accounts()
+    async with trio.open_nursery() as nursery:
+        intake, written, tally = start(nursery, accounts)
+        await intake.take([frame(1)])
+        with trio.fail_after(5):
+            while not written.frames:
+                await trio.testing.wait_all_tasks_blocked()
+        forged = {17, 70, 199}
+        frames = [frame(seq, key=NEW_KEY if seq in forged else KEY) for seq in range(2, 200)]
+        await intake.take(frames)
+        assert len(written.frames) < 199
+    assert written.seqs == list(range(1, 200))
+    assert tally.verdicts == {"forged": 3, "valid": 196}
+    streams = {item.seq: [entry.stream for entry in item.entries] for item in written.frames}
+    assert {seq for seq, found in streams.items() if "firehose_live" not in found} == forged
+    assert tally.seconds["signature"] > 0
+
+
+async def test_what_was_read_is_passed_on_though_the_connection_ends() -> None:
+    accounts = Accounts()
+    async with trio.open_nursery() as nursery:
+        intake, written, _ = start(nursery, accounts)
+        await intake.take([frame(1)])
+        await trio.testing.wait_all_tasks_blocked()
+        await intake.take([frame(seq) for seq in range(2, 100)])
+        nursery.cancel_scope.cancel()
+    assert written.seqs == list(range(1, 100))
+
+
+async def test_reading_pauses_when_what_waits_for_proof_is_large() -> None:
+    accounts = Accounts()
+    accounts.slow[DID] = trio.Event()
+    padding = bytes(1_000_000)
+    async with trio.open_nursery() as nursery:
+        intake, written, _ = start(nursery, accounts)
+        await intake.take([frame(seq, padding=padding) for seq in range(1, 31)])
+        with trio.fail_after(1):
+            await intake.room()
+        await intake.take([frame(seq, padding=padding) for seq in range(31, 41)])
+        with trio.move_on_after(0.05) as waited:
+            await intake.room()
+        assert waited.cancelled_caught
+        assert not written.frames
+        accounts.slow[DID].set()
+        await intake.room()
+    assert written.seqs == list(range(1, 41))
+
+
+async def test_an_account_that_cannot_be_looked_up_is_fetched_later(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(verify, "DIRECTORY_SECONDS", 1.0)
+    accounts = Accounts()
+    accounts.keys[DID] = IdentityUnavailable("down")
+    async with trio.open_nursery() as nursery:
+        intake, written, tally = start(nursery, accounts)
+        await intake.take([frame(1)])
+    assert [entry.stream for entry in written.frames[0].entries] == ["repo_backfill_high"]
+    assert tally.resyncs == {"unverified": 1}
+
+
+async def test_nothing_of_an_account_that_does_not_exist_is_written(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    accounts = Accounts()
+    accounts.keys[DID] = IdentityNotFound("gone")
+    async with trio.open_nursery() as nursery:
+        intake, written, tally = start(nursery, accounts)
+        await intake.take([frame(1)])
+    assert written.seqs == [1]
+    assert written.frames[0].entries == []
+    assert tally.verdicts == {"no_account": 1}
+    assert "left out a commit of an account that does not exist" in caplog.messages
+
+
+async def test_lookups_run_at_once_and_frames_leave_in_order() -> None:
+    accounts = Accounts()
+    dids = [f"did:web:host{number}.test" for number in range(100)]
+    for did in dids:
+        accounts.keys[did] = KEY.public
+        accounts.slow[did] = trio.Event()
+    async with trio.open_nursery() as nursery:
+        intake, written, _ = start(nursery, accounts)
+        await intake.take([frame(seq, did=did) for seq, did in enumerate(dids, start=1)])
+        await intake.take([identity(101)])
+        await trio.testing.wait_all_tasks_blocked()
+        assert written.seqs == []
+        assert accounts.most_at_once == verify.MAX_LOOKUPS
+        for did in reversed(dids[1:]):
+            accounts.slow[did].set()
+        await trio.testing.wait_all_tasks_blocked()
+        assert written.seqs == []
+        accounts.slow[dids[0]].set()
+    assert written.seqs == list(range(1, 102))
+
+
+async def test_reading_waits_while_too_many_frames_lack_proof() -> None:
+    accounts = Accounts()
+    slow = accounts.slow[DID] = trio.Event()
+    done = trio.Event()
+    async with trio.open_nursery() as nursery:
+        intake, written, _ = start(nursery, accounts)
+        await intake.take([frame(seq) for seq in range(1, 2_002)])
+
+        async def wait() -> None:
+            await intake.room()
+            done.set()
+
+        nursery.start_soon(wait)
+        await trio.testing.wait_all_tasks_blocked()
+        assert not done.is_set()
+        slow.set()
+    assert done.is_set()
+    assert written.seqs == list(range(1, 2_002))
+
+
+@pytest.mark.parametrize("mode", ["signature", "full"])
+async def test_every_commit_of_the_real_window_is_valid(mode: Verify) -> None:
+    corpus = test_data("fixtures/jetstream/corpus")
+    documents = corpus_documents(corpus)
+    accounts = Accounts()
+    for did, document in documents.items():
+        accounts.keys[did] = parse_did_document(document, did).signing_key
+    async with trio.open_nursery() as nursery:
+        intake, written, tally = start(nursery, accounts, mode)
+        await intake.take(corpus_frames(corpus))
+    assert tally.verdicts == {"valid": 148}
+    assert len(written.frames) == 150
+    assert (tally.errors, tally.resyncs, tally.replays) == ({}, {}, 0)
+    assert sum(frame.state is not None for frame in written.frames) == 148
