@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from rsky_pipeline.cli.demonstration.processes import clean_environment
+from rsky_pipeline.demo.processes import clean_environment
 from tests import stores
 
 # Tests start and stop pipelines: one that the shell is set up for must not be among them.

@@ -6,12 +6,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from rsky_pipeline.cli.demonstration.figures import Observer
-from rsky_pipeline.cli.demonstration.processes import Process, Simulation, pipeline_environment
 from rsky_pipeline.configuration.load import load
 from rsky_pipeline.configuration.settings import Settings
+from rsky_pipeline.demo.figures import Observer
+from rsky_pipeline.demo.processes import Process, Simulation, pipeline_environment
+from rsky_pipeline.demo.simulator.compare import TableReport, compare
 from rsky_pipeline.embedded.locations import resolve_directories, store_urls
-from rsky_pipeline.simulator.compare import TableReport, compare
 from tests.stores import scratch_directory
 
 PREPARE_SECONDS = 600.0  # for a simulator that makes its events ahead

@@ -19,10 +19,10 @@ from rsky_pipeline.cli.output import fail
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from rsky_pipeline.cli.demonstration.figures import Observer
-    from rsky_pipeline.cli.demonstration.processes import Process, Simulation
-    from rsky_pipeline.cli.demonstration.view import View
     from rsky_pipeline.configuration.settings import Settings
+    from rsky_pipeline.demo.figures import Observer
+    from rsky_pipeline.demo.processes import Process, Simulation
+    from rsky_pipeline.demo.view import View
 
 DRAIN_SECONDS = 120.0  # a repo that breaks twice waits a minute before it is fetched again
 LOOK_SECONDS = 1.0
@@ -46,8 +46,8 @@ def command(seconds: float, rate: float, accounts: int, seed: int, keep: bool) -
     """
     from rich.console import Console
 
-    from rsky_pipeline.cli.demonstration.processes import DemonstrationFailed
-    from rsky_pipeline.simulator.control import NoSimulation
+    from rsky_pipeline.demo.processes import DemonstrationFailed
+    from rsky_pipeline.demo.simulator.control import NoSimulation
 
     folder = Path(tempfile.mkdtemp(prefix="rsky-demo-"))
     console = Console()
@@ -82,8 +82,8 @@ class Demo:
 
     def run(self) -> int:
         """Carry it out and return the exit code."""
-        from rsky_pipeline.cli.demonstration.figures import Observer
-        from rsky_pipeline.cli.demonstration.processes import (
+        from rsky_pipeline.demo.figures import Observer
+        from rsky_pipeline.demo.processes import (
             Process,
             Simulation,
             pipeline_environment,
@@ -113,7 +113,7 @@ class Demo:
         return store_urls(resolve_directories(load(None, self._environment, {}).settings))
 
     def _watch(self, observer: "Observer", pipeline: "Process") -> None:
-        from rsky_pipeline.cli.demonstration.view import opened
+        from rsky_pipeline.demo.view import opened
 
         end = time.monotonic() + self._seconds
         with _noted_interrupts() as interrupts, opened(self._console) as view:
@@ -127,8 +127,8 @@ class Demo:
         self, observer: "Observer", simulation: "Simulation", settings: "Settings",
         pipeline: "Process",
     ) -> int:  # fmt: skip
-        from rsky_pipeline.cli.demonstration.view import opened, summary
-        from rsky_pipeline.simulator.compare import compare
+        from rsky_pipeline.demo.simulator.compare import compare
+        from rsky_pipeline.demo.view import opened, summary
 
         progress = simulation.control.stop()
         self._console.print(

@@ -11,10 +11,10 @@ from rsky_pipeline.cli.exit_codes import ExitCode
 from rsky_pipeline.cli.output import fail, say
 
 if TYPE_CHECKING:
-    from rsky_pipeline.simulator.faults import Hostility
-    from rsky_pipeline.simulator.network import Network
-    from rsky_pipeline.simulator.source import Urls
-    from rsky_pipeline.simulator.world import World
+    from rsky_pipeline.demo.simulator.faults import Hostility
+    from rsky_pipeline.demo.simulator.network import Network
+    from rsky_pipeline.demo.simulator.source import Urls
+    from rsky_pipeline.demo.simulator.world import World
 
 FIXED_START = 1_767_225_600_000_000  # 2026-01-01, microseconds
 FIXED_STEP = 1_000
@@ -90,9 +90,9 @@ def command(
     With --fault the relay is hostile: GET /simulator/faults?NAME=RATE changes and counts what it
     does. Before it stops it lets every account be heard of once more, unharmed.
     """
-    from rsky_pipeline.simulator.network import Network
-    from rsky_pipeline.simulator.recording import RecordingError, load_recording
-    from rsky_pipeline.simulator.subscription import StreamRules
+    from rsky_pipeline.demo.simulator.network import Network
+    from rsky_pipeline.demo.simulator.recording import RecordingError, load_recording
+    from rsky_pipeline.demo.simulator.subscription import StreamRules
 
     rules = StreamRules(buffer_events, keep_events)
     try:
@@ -124,8 +124,8 @@ def settings(urls: "Urls") -> dict[str, str]:
 
 
 def _world(seed: int, accounts: int, history: int, fixed_clock: bool, calm: bool) -> "World":
-    from rsky_pipeline.simulator.clock import Clock, stepping_clock
-    from rsky_pipeline.simulator.world import World
+    from rsky_pipeline.demo.simulator.clock import Clock, stepping_clock
+    from rsky_pipeline.demo.simulator.world import World
 
     clock = stepping_clock(FIXED_START, FIXED_STEP) if fixed_clock else Clock()
     world = World(seed, accounts, clock, calm=calm)
@@ -135,7 +135,7 @@ def _world(seed: int, accounts: int, history: int, fixed_clock: bool, calm: bool
 
 
 def _hostility(seed: int, faults: tuple[str, ...]) -> "Hostility | None":
-    from rsky_pipeline.simulator.faults import Hostility, UnknownFault
+    from rsky_pipeline.demo.simulator.faults import Hostility, UnknownFault
 
     if not faults:
         return None
@@ -154,7 +154,7 @@ def _hostility(seed: int, faults: tuple[str, ...]) -> "Hostility | None":
 def _serve(network: "Network", port: int, rate: float, events: int | None, as_json: bool) -> None:
     import trio
 
-    from rsky_pipeline.simulator.network import Ports
+    from rsky_pipeline.demo.simulator.network import Ports
 
     async def main() -> str:
         with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:

@@ -10,10 +10,10 @@ from rsky_pipeline.atproto.car import read_car
 from rsky_pipeline.atproto.commit import parse_commit, verify_commit
 from rsky_pipeline.atproto.crypto import PublicKey
 from rsky_pipeline.atproto.frame import CommitMessage, decode_frame
+from rsky_pipeline.demo.simulator.clock import stepping_clock
+from rsky_pipeline.demo.simulator.world import World
 from rsky_pipeline.runtime.collector import ease_collector
 from rsky_pipeline.runtime.threads import take_turns_quickly
-from rsky_pipeline.simulator.clock import stepping_clock
-from rsky_pipeline.simulator.world import World
 from rsky_pipeline.streams.append import Entry, append
 from rsky_pipeline.streams.connection import connect
 from rsky_pipeline.streams.consume import GroupReader

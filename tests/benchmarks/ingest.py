@@ -10,6 +10,8 @@ from prometheus_client import CollectorRegistry
 
 from rsky_pipeline.atproto.identity import DidDocument, parse_did_document
 from rsky_pipeline.configuration.settings import Verify
+from rsky_pipeline.demo.simulator.clock import stepping_clock
+from rsky_pipeline.demo.simulator.world import World
 from rsky_pipeline.ingester.batch import BatchRule
 from rsky_pipeline.ingester.commits import RepoConverter
 from rsky_pipeline.ingester.intake import Intake
@@ -25,8 +27,6 @@ from rsky_pipeline.ingester.tally import Tally
 from rsky_pipeline.ingester.verify import SignatureVerifier
 from rsky_pipeline.ingester.writer import Writer
 from rsky_pipeline.observability.ingester import IngesterMetrics
-from rsky_pipeline.simulator.clock import stepping_clock
-from rsky_pipeline.simulator.world import World
 from rsky_pipeline.streams.connection import Store, connect
 from rsky_pipeline.streams.names import FIREHOSE_LIVE
 from tests.data_frames import corpus_documents, corpus_frames

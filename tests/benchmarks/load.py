@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rsky_pipeline.configuration.settings import Settings
+from rsky_pipeline.demo.simulator.clock import stepping_clock
+from rsky_pipeline.demo.simulator.world import World
 from rsky_pipeline.operations.load.outcome import LOADED
 from rsky_pipeline.operations.load.run import Load
 from rsky_pipeline.operations.load.worker import Options
-from rsky_pipeline.simulator.clock import stepping_clock
-from rsky_pipeline.simulator.world import World
 from tests import stores
 
 ACCOUNTS = 2_000  # four in ten have a history

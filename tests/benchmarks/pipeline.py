@@ -2,7 +2,7 @@
 
 import time
 
-from rsky_pipeline.cli.demonstration.figures import NOT_LISTED
+from rsky_pipeline.demo.figures import NOT_LISTED
 from rsky_pipeline.streams.append import read_cursor
 from rsky_pipeline.streams.connection import connect
 from rsky_pipeline.streams.lag import inspect

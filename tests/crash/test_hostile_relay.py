@@ -8,9 +8,9 @@ from collections import Counter
 import pytest
 
 from rsky_pipeline.database.connection import Database
-from rsky_pipeline.simulator.compare import TableReport, compare, rows_to_form
-from rsky_pipeline.simulator.faults import FAULTS
-from rsky_pipeline.simulator.tables import TABLES
+from rsky_pipeline.demo.simulator.compare import TableReport, compare, rows_to_form
+from rsky_pipeline.demo.simulator.faults import FAULTS
+from rsky_pipeline.demo.simulator.tables import TABLES
 from tests.hostile import EVIDENCE, OPTIONS, unseen
 from tests.pipelines import Running, pipeline_on
 

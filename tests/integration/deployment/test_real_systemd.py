@@ -20,8 +20,8 @@ from urllib.parse import parse_qs, quote, unquote, urlsplit
 
 import pytest
 
-from rsky_pipeline.cli.demonstration.processes import Simulation
 from rsky_pipeline.configuration.topology import start_order
+from rsky_pipeline.demo.processes import Simulation
 from tests import binaries, stores
 
 ROOT = os.environ.get("RSKY_TEST_SYSTEMD_ROOT", "")

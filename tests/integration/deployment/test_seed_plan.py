@@ -18,14 +18,14 @@ from typing import Any
 
 import pytest
 
-from rsky_pipeline.cli.demonstration.figures import Observer
-from rsky_pipeline.cli.demonstration.processes import Simulation, pipeline_environment
 from rsky_pipeline.cli.exit_codes import ExitCode
 from rsky_pipeline.configuration.load import load
 from rsky_pipeline.configuration.settings import Settings
+from rsky_pipeline.demo.figures import Observer
+from rsky_pipeline.demo.processes import Simulation, pipeline_environment
+from rsky_pipeline.demo.simulator.compare import compare
 from rsky_pipeline.embedded.locations import resolve_directories, store_urls
 from rsky_pipeline.operations.inspection import sample_stream
-from rsky_pipeline.simulator.compare import compare
 from rsky_pipeline.streams.connection import connect
 from rsky_pipeline.streams.names import FIREHOSE_LIVE
 from tests import binaries, leftovers

@@ -10,13 +10,13 @@ import trio
 
 from rsky_pipeline.configuration.settings import Settings
 from rsky_pipeline.database.connection import Database
+from rsky_pipeline.demo.simulator.clock import stepping_clock
+from rsky_pipeline.demo.simulator.world import World
 from rsky_pipeline.indexer.collections import registry
 from rsky_pipeline.operations.load.files import CarFile, scan
 from rsky_pipeline.operations.load.outcome import Outcome
 from rsky_pipeline.operations.load.worker import Loader, Options
 from rsky_pipeline.operations.load.writing import Writer
-from rsky_pipeline.simulator.clock import stepping_clock
-from rsky_pipeline.simulator.world import World
 from tests.integration.backfiller.hosts import FakeHosts
 
 SELECTION = ("app.bsky.", "chat.bsky.")

@@ -12,10 +12,10 @@ from click.testing import CliRunner, Result
 from rsky_pipeline.atproto.frame import CommitMessage, decode_frame, encode_error_frame
 from rsky_pipeline.cli import main
 from rsky_pipeline.configuration.settings import Settings
+from rsky_pipeline.demo.simulator.clock import stepping_clock
+from rsky_pipeline.demo.simulator.world import World
 from rsky_pipeline.ingester.quarantine import MAX_BYTES, Quarantine
 from rsky_pipeline.operations.dead_letters import LETTER_STREAMS, retry, select, tally
-from rsky_pipeline.simulator.clock import stepping_clock
-from rsky_pipeline.simulator.world import World
 from rsky_pipeline.streams.append import Entry, append
 from rsky_pipeline.streams.connection import Store
 from rsky_pipeline.streams.consume import GroupReader

@@ -10,6 +10,7 @@ from click.testing import CliRunner
 from rsky_pipeline.cli import main
 from rsky_pipeline.configuration.settings import Settings
 from rsky_pipeline.database.connection import Database
+from rsky_pipeline.demo.simulator.accounts import Account
 from rsky_pipeline.indexer.apply import apply_batch
 from rsky_pipeline.indexer.clock import now_text
 from rsky_pipeline.indexer.collections import registry
@@ -17,7 +18,6 @@ from rsky_pipeline.indexer.events import read_entry
 from rsky_pipeline.operations.trace.places import Traced, parse_subject
 from rsky_pipeline.operations.trace.run import trace
 from rsky_pipeline.operations.trace.verdict import Verdict, judge
-from rsky_pipeline.simulator.accounts import Account
 from rsky_pipeline.streams.connection import Store
 from rsky_pipeline.streams.dead_letters import dead_letter
 from rsky_pipeline.streams.event import EVENT_FIELD, encode_record_event

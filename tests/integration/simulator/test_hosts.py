@@ -8,7 +8,7 @@ from rsky_pipeline.atproto.commit import parse_commit, verify_commit
 from rsky_pipeline.atproto.frame import LabelsMessage
 from rsky_pipeline.atproto.identity import parse_did_document
 from rsky_pipeline.atproto.mst import walk
-from rsky_pipeline.simulator.accounts import Account
+from rsky_pipeline.demo.simulator.accounts import Account
 from tests.integration.simulator.kit import Served, messages, served, subscribed
 
 SYNC = "xrpc/com.atproto.sync"

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from rsky_pipeline.cli.demonstration.processes import clean_environment
 from rsky_pipeline.configuration.settings import Settings
 from rsky_pipeline.database.connection import Database
-from rsky_pipeline.simulator.compare import rows_to_form, table_report
-from rsky_pipeline.simulator.tables import TABLES
+from rsky_pipeline.demo.processes import clean_environment
+from rsky_pipeline.demo.simulator.compare import rows_to_form, table_report
+from rsky_pipeline.demo.simulator.tables import TABLES
 from rsky_pipeline.streams.connection import connect
 from rsky_pipeline.streams.dead_letters import list_dead_letters
 from rsky_pipeline.streams.names import FIREHOSE_BACKFILL, FIREHOSE_LIVE

@@ -5,7 +5,7 @@ import trio
 from trio import testing
 
 from rsky_pipeline.atproto.frame import ErrorMessage, InfoMessage
-from rsky_pipeline.simulator.subscription import StreamRules
+from rsky_pipeline.demo.simulator.subscription import StreamRules
 from tests.integration.simulator.kit import Served, messages, seqs, served, subscribed, until_closed
 
 NSID = "com.atproto.sync.subscribeRepos"
@@ -140,6 +140,6 @@ def _in_the_middle(network: Served) -> bool:
 
 async def test_a_busy_machine_is_no_end_of_publishing(monkeypatch: pytest.MonkeyPatch) -> None:
     """However late it comes to it, something is published; nothing would be the end."""
-    monkeypatch.setattr("rsky_pipeline.simulator.network._TICK_SECONDS", 0.0)
+    monkeypatch.setattr("rsky_pipeline.demo.simulator.network._TICK_SECONDS", 0.0)
     async with served() as network:
         assert network.network.advance(100) == 1

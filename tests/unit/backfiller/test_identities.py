@@ -12,9 +12,9 @@ from rsky_pipeline.backfiller.host import HostRules
 from rsky_pipeline.backfiller.hosts import Hosts
 from rsky_pipeline.backfiller.identities import Identities
 from rsky_pipeline.backfiller.outcome import RepoFailed
+from rsky_pipeline.demo.simulator.http import Request, Response, json_response, serve_connection
 from rsky_pipeline.network.directory import Directory
 from rsky_pipeline.network.http import HttpClient
-from rsky_pipeline.simulator.http import Request, Response, json_response, serve_connection
 
 DID = "did:plc:ewvi7nxzyoun6zhxrhs64oiz"
 OTHER = "did:plc:z72i7hdynmk6r22z27h6tvur"

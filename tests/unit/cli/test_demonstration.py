@@ -5,11 +5,11 @@ import io
 import pytest
 from rich.console import Console
 
-from rsky_pipeline.cli.demonstration.figures import Figures
-from rsky_pipeline.cli.demonstration.processes import clean_environment
-from rsky_pipeline.cli.demonstration.view import LineView, LiveView, opened, summary
-from rsky_pipeline.simulator.compare import TableReport
-from rsky_pipeline.simulator.control import Progress
+from rsky_pipeline.demo.figures import Figures
+from rsky_pipeline.demo.processes import clean_environment
+from rsky_pipeline.demo.simulator.compare import TableReport
+from rsky_pipeline.demo.simulator.control import Progress
+from rsky_pipeline.demo.view import LineView, LiveView, opened, summary
 
 WORKER = {
     "name": "indexer-1", "role": "indexer", "kind": "worker", "state": "ready", "pid": 7,

@@ -7,6 +7,8 @@ import pytest
 
 from rsky_pipeline.atproto import cbor, dagjson
 from rsky_pipeline.configuration.settings import Validation
+from rsky_pipeline.demo.simulator.clock import stepping_clock
+from rsky_pipeline.demo.simulator.world import World
 from rsky_pipeline.indexer.collections import registry
 from rsky_pipeline.indexer.events import read_entry
 from rsky_pipeline.indexer.lexicon.check import (
@@ -17,8 +19,6 @@ from rsky_pipeline.indexer.lexicon.check import (
     is_uri,
 )
 from rsky_pipeline.indexer.records import InvalidRecord
-from rsky_pipeline.simulator.clock import stepping_clock
-from rsky_pipeline.simulator.world import World
 from tests.data import test_data
 from tests.integration.indexer.recorded import payloads, refused_uris
 

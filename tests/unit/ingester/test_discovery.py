@@ -4,10 +4,10 @@ import json
 from typing import Any
 
 from rsky_pipeline.atproto.frame import encode_frame
+from rsky_pipeline.demo.simulator.accounts import make_account
+from rsky_pipeline.demo.simulator.repo import Write
 from rsky_pipeline.ingester.convert import Converted
 from rsky_pipeline.ingester.discovery import BURST, Discovery
-from rsky_pipeline.simulator.accounts import make_account
-from rsky_pipeline.simulator.repo import Write
 from rsky_pipeline.streams.names import REPO_BACKFILL, REPO_BACKFILL_HIGH, RESYNC_LATER
 from tests.unit.ingester.support import Converting
 

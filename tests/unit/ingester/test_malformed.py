@@ -13,14 +13,14 @@ from hypothesis import strategies as st
 from rsky_pipeline.atproto.cbor import encode
 from rsky_pipeline.atproto.cid import Cid
 from rsky_pipeline.atproto.frame import encode_frame
+from rsky_pipeline.demo.simulator.clock import stepping_clock
+from rsky_pipeline.demo.simulator.world import World
 from rsky_pipeline.ingester.commits import MAX_FRAME_OUTPUT, RepoConverter
 from rsky_pipeline.ingester.convert import FrameConverter
 from rsky_pipeline.ingester.labels import LabelConverter
 from rsky_pipeline.ingester.quarantine import MAX_BYTES, Quarantine
 from rsky_pipeline.ingester.tally import Tally
 from rsky_pipeline.observability.ingester import ERROR_REASONS
-from rsky_pipeline.simulator.clock import stepping_clock
-from rsky_pipeline.simulator.world import World
 from tests.data import test_data
 from tests.unit.readers import readers
 

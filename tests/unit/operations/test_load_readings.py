@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 
 from rsky_pipeline.backfiller.unpack import creates
+from rsky_pipeline.demo.simulator.clock import stepping_clock
+from rsky_pipeline.demo.simulator.world import World
 from rsky_pipeline.indexer.collections import registry
 from rsky_pipeline.indexer.events import Reading, read_entry
 from rsky_pipeline.operations.load.cars import StoredRepo, read_repo
@@ -14,8 +16,6 @@ from rsky_pipeline.operations.load.readings import (
     deletion_readings,
     record_readings,
 )
-from rsky_pipeline.simulator.clock import stepping_clock
-from rsky_pipeline.simulator.world import World
 from tests.data import test_data
 
 TIME = "2026-11-26T10:00:00.000Z"

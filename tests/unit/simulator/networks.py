@@ -1,7 +1,7 @@
 """Small simulated networks for tests; equal arguments give equal networks."""
 
-from rsky_pipeline.simulator.clock import stepping_clock
-from rsky_pipeline.simulator.world import World
+from rsky_pipeline.demo.simulator.clock import stepping_clock
+from rsky_pipeline.demo.simulator.world import World
 
 START = 1_700_000_000_000_000
 

@@ -15,7 +15,7 @@ from rsky_pipeline.atproto.frame import (
 )
 from rsky_pipeline.atproto.identity import parse_did_document
 from rsky_pipeline.atproto.mst import Change, invert, walk
-from rsky_pipeline.simulator.world import World
+from rsky_pipeline.demo.simulator.world import World
 from tests.unit.simulator.networks import small_world
 
 PDS = "http://127.0.0.1:1"

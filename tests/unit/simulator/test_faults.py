@@ -16,8 +16,8 @@ from rsky_pipeline.atproto.frame import (
     SyncMessage,
     decode_frame,
 )
-from rsky_pipeline.simulator.clock import stepping_clock
-from rsky_pipeline.simulator.faults import (
+from rsky_pipeline.demo.simulator.clock import stepping_clock
+from rsky_pipeline.demo.simulator.faults import (
     ANY_FRAME,
     FAR,
     FORGED,
@@ -27,7 +27,7 @@ from rsky_pipeline.simulator.faults import (
     Hostility,
     UnknownFault,
 )
-from rsky_pipeline.simulator.world import World
+from rsky_pipeline.demo.simulator.world import World
 
 START, STEP = 1_767_225_600_000_000, 1_000
 

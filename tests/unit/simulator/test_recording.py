@@ -9,7 +9,7 @@ import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rsky_pipeline.simulator.recording import RecordingError, load_recording, split_frames
+from rsky_pipeline.demo.simulator.recording import RecordingError, load_recording, split_frames
 from tests.data import test_data
 from tests.unit.simulator.networks import small_world
 

@@ -1,7 +1,7 @@
 """The truth is worked out from a state; it is the one that the published frames add up to."""
 
-from rsky_pipeline.simulator.labels import Labeler
-from rsky_pipeline.simulator.state import NetworkState, fold, state_of
+from rsky_pipeline.demo.simulator.labels import Labeler
+from rsky_pipeline.demo.simulator.state import NetworkState, fold, state_of
 from tests.unit.simulator.networks import small_world
 
 

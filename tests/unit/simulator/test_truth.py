@@ -7,13 +7,13 @@ from typing import Any
 import cbor2
 import pytest
 
-from rsky_pipeline.simulator.compare import rows_to_form, table_report
-from rsky_pipeline.simulator.labels import Standing
-from rsky_pipeline.simulator.recording import load_recording
-from rsky_pipeline.simulator.state import AccountState, NetworkState, RecordState, fold
-from rsky_pipeline.simulator.tables import TABLES
-from rsky_pipeline.simulator.truth import truth
-from rsky_pipeline.simulator.truth_values import ANY, Truth, admits
+from rsky_pipeline.demo.simulator.compare import rows_to_form, table_report
+from rsky_pipeline.demo.simulator.labels import Standing
+from rsky_pipeline.demo.simulator.recording import load_recording
+from rsky_pipeline.demo.simulator.state import AccountState, NetworkState, RecordState, fold
+from rsky_pipeline.demo.simulator.tables import TABLES
+from rsky_pipeline.demo.simulator.truth import truth
+from rsky_pipeline.demo.simulator.truth_values import ANY, Truth, admits
 from tests.data import test_data
 
 NOW = "2026-01-01T00:00:00.000Z"

@@ -5,8 +5,8 @@ from collections import Counter
 import pytest
 
 from rsky_pipeline.atproto.frame import AccountMessage, SyncMessage, decode_frame
-from rsky_pipeline.simulator.clock import stepping_clock
-from rsky_pipeline.simulator.world import World
+from rsky_pipeline.demo.simulator.clock import stepping_clock
+from rsky_pipeline.demo.simulator.world import World
 
 
 @pytest.mark.parametrize("accounts", [2, 5])

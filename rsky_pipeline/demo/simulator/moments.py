@@ -2,7 +2,7 @@
 
 import random
 
-from rsky_pipeline.simulator.clock import MICROS, TimeText
+from rsky_pipeline.demo.simulator.clock import MICROS, TimeText
 
 _FIXED = ("2999-12-31T23:59:59.999Z", "0001-01-01T00:00:00.000Z", "1970-01-01T00:00:00.000Z")
 _HOUR = 3_600 * MICROS

@@ -7,9 +7,9 @@ from typing import Any
 import orjson
 
 from rsky_pipeline.database.connection import Database
-from rsky_pipeline.simulator.reading import canonical, utc_milliseconds
-from rsky_pipeline.simulator.tables import FLAG, JSON, TABLES, TIME, ComparedTable
-from rsky_pipeline.simulator.truth_values import Rows, Truth, admits
+from rsky_pipeline.demo.simulator.reading import canonical, utc_milliseconds
+from rsky_pipeline.demo.simulator.tables import FLAG, JSON, TABLES, TIME, ComparedTable
+from rsky_pipeline.demo.simulator.truth_values import Rows, Truth, admits
 
 EXAMPLES = 5
 _NOTIFICATIONS = """

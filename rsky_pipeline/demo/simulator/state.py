@@ -15,9 +15,9 @@ from rsky_pipeline.atproto.frame import (
     SyncMessage,
     decode_frame,
 )
-from rsky_pipeline.simulator.labels import Key, Standing
-from rsky_pipeline.simulator.mix import POST, POST_GATE, THREAD_GATE
-from rsky_pipeline.simulator.world import INDEXED_PREFIXES, World
+from rsky_pipeline.demo.simulator.labels import Key, Standing
+from rsky_pipeline.demo.simulator.mix import POST, POST_GATE, THREAD_GATE
+from rsky_pipeline.demo.simulator.world import INDEXED_PREFIXES, World
 
 
 @dataclass(frozen=True, slots=True)

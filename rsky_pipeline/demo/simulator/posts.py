@@ -4,10 +4,10 @@ import random
 from typing import Any
 
 from rsky_pipeline.atproto.cid import RAW, Cid
-from rsky_pipeline.simulator import mix
-from rsky_pipeline.simulator.repo import Record
-from rsky_pipeline.simulator.subjects import Reference, Subjects
-from rsky_pipeline.simulator.words import Writer
+from rsky_pipeline.demo.simulator import mix
+from rsky_pipeline.demo.simulator.repo import Record
+from rsky_pipeline.demo.simulator.subjects import Reference, Subjects
+from rsky_pipeline.demo.simulator.words import Writer
 
 _EMBEDS = ("images", "external", "record", "video", "gallery", "recordWithMedia", "unknown")
 _EMBED_WEIGHTS = (40, 22, 18, 6, 4, 8, 1)

@@ -7,9 +7,9 @@ from typing import Any
 from rsky_pipeline.atproto.cbor import encode
 from rsky_pipeline.atproto.crypto import PrivateKey
 from rsky_pipeline.atproto.frame import encode_frame
-from rsky_pipeline.simulator.accounts import DOMAIN, did_document, plc_did
-from rsky_pipeline.simulator.clock import DAY, Clock, TimeText
-from rsky_pipeline.simulator.subjects import Subjects
+from rsky_pipeline.demo.simulator.accounts import DOMAIN, did_document, plc_did
+from rsky_pipeline.demo.simulator.clock import DAY, Clock, TimeText
+from rsky_pipeline.demo.simulator.subjects import Subjects
 
 _VALUES = ("spam", "rude", "porn", "!hide", "!warn", "needs-review", "impersonation", "café")
 Label = dict[str, Any]

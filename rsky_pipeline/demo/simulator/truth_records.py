@@ -3,9 +3,9 @@
 from collections.abc import Callable
 from typing import Any
 
-from rsky_pipeline.simulator import mix
-from rsky_pipeline.simulator.reading import canonical, clean
-from rsky_pipeline.simulator.truth_values import ANY, Entry
+from rsky_pipeline.demo.simulator import mix
+from rsky_pipeline.demo.simulator.reading import canonical, clean
+from rsky_pipeline.demo.simulator.truth_values import ANY, Entry
 
 Row = tuple[Any, ...]
 Build = Callable[[Entry], Row | None]  # None: the record has no row of its own

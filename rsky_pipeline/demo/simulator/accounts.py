@@ -6,7 +6,7 @@ from hashlib import sha256
 from typing import Any
 
 from rsky_pipeline.atproto.crypto import PrivateKey
-from rsky_pipeline.simulator.repo import Repo
+from rsky_pipeline.demo.simulator.repo import Repo
 
 DOMAIN = "sim.example.com"
 P256_EVERY = 4  # every fourth account signs with P-256

@@ -10,8 +10,8 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from rsky_pipeline.cli.demonstration.figures import Figures
-from rsky_pipeline.simulator.compare import TableReport
+from rsky_pipeline.demo.figures import Figures
+from rsky_pipeline.demo.simulator.compare import TableReport
 
 LINE_SECONDS = 5.0
 _ROLE_ORDER = ("ingester", "backfiller", "indexer", "valkey", "postgres")

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from rsky_pipeline.simulator.accounts import RepoStatus
+from rsky_pipeline.demo.simulator.accounts import RepoStatus
 
 
 @dataclass(frozen=True, slots=True)

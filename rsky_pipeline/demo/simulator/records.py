@@ -4,14 +4,14 @@ import random
 from collections.abc import Callable
 
 from rsky_pipeline.atproto.syntax import tid_from
-from rsky_pipeline.simulator import mix
-from rsky_pipeline.simulator.accounts import DOMAIN, Account, plc_did
-from rsky_pipeline.simulator.moments import Moments
-from rsky_pipeline.simulator.posts import PostMaker
-from rsky_pipeline.simulator.repo import Record, Write
-from rsky_pipeline.simulator.shelves import ShelfMaker
-from rsky_pipeline.simulator.subjects import Subjects
-from rsky_pipeline.simulator.words import Writer
+from rsky_pipeline.demo.simulator import mix
+from rsky_pipeline.demo.simulator.accounts import DOMAIN, Account, plc_did
+from rsky_pipeline.demo.simulator.moments import Moments
+from rsky_pipeline.demo.simulator.posts import PostMaker
+from rsky_pipeline.demo.simulator.repo import Record, Write
+from rsky_pipeline.demo.simulator.shelves import ShelfMaker
+from rsky_pipeline.demo.simulator.subjects import Subjects
+from rsky_pipeline.demo.simulator.words import Writer
 
 SELF = "self"
 _ANY_CID = "bafyreigy2ttn5ahcqgwcqd2vkkmv42uxfuzb4gxy5z2u5hg2gj3vtpbqhe"

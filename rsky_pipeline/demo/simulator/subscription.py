@@ -10,9 +10,9 @@ from functools import partial
 import trio
 
 from rsky_pipeline.atproto.frame import encode_error_frame, encode_frame
-from rsky_pipeline.simulator.eventlog import EventLog
-from rsky_pipeline.simulator.http import Request, Response, Upgrade, xrpc_error
-from rsky_pipeline.simulator.websocket import POLICY_VIOLATION, WebSocket, binary_frame
+from rsky_pipeline.demo.simulator.eventlog import EventLog
+from rsky_pipeline.demo.simulator.http import Request, Response, Upgrade, xrpc_error
+from rsky_pipeline.demo.simulator.websocket import POLICY_VIOLATION, WebSocket, binary_frame
 
 _FAREWELL_SECONDS = 5.0
 

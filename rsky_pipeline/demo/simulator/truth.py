@@ -10,13 +10,13 @@ from collections import Counter
 from collections.abc import Callable, Collection
 from typing import Any
 
-from rsky_pipeline.simulator import mix
-from rsky_pipeline.simulator.reading import canonical, json_form
-from rsky_pipeline.simulator.state import AccountState, NetworkState
-from rsky_pipeline.simulator.tables import TABLES
-from rsky_pipeline.simulator.truth_posts import PostTruth
-from rsky_pipeline.simulator.truth_records import BUILDERS, ONE_OF_A_KIND, RECORD_ONLY
-from rsky_pipeline.simulator.truth_values import ANY, Entry, Rows, Truth, one_of
+from rsky_pipeline.demo.simulator import mix
+from rsky_pipeline.demo.simulator.reading import canonical, json_form
+from rsky_pipeline.demo.simulator.state import AccountState, NetworkState
+from rsky_pipeline.demo.simulator.tables import TABLES
+from rsky_pipeline.demo.simulator.truth_posts import PostTruth
+from rsky_pipeline.demo.simulator.truth_records import BUILDERS, ONE_OF_A_KIND, RECORD_ONLY
+from rsky_pipeline.demo.simulator.truth_values import ANY, Entry, Rows, Truth, one_of
 
 DEFAULT_COLLECTIONS = ("app.bsky.", "chat.bsky.")
 INDEXED = frozenset({mix.POST, *BUILDERS, *RECORD_ONLY})

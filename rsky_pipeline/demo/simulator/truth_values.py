@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from rsky_pipeline.simulator.reading import EPOCH, utc_milliseconds
+from rsky_pipeline.demo.simulator.reading import EPOCH, utc_milliseconds
 
 Key = tuple[str, ...]
 Rows = dict[Key, tuple[Any, ...]]

@@ -3,11 +3,11 @@
 from collections import Counter
 from typing import Any
 
-from rsky_pipeline.simulator import mix
-from rsky_pipeline.simulator.reading import clean
-from rsky_pipeline.simulator.state import NetworkState
-from rsky_pipeline.simulator.truth_records import blob_cid
-from rsky_pipeline.simulator.truth_values import ANY, Entry, Truth
+from rsky_pipeline.demo.simulator import mix
+from rsky_pipeline.demo.simulator.reading import clean
+from rsky_pipeline.demo.simulator.state import NetworkState
+from rsky_pipeline.demo.simulator.truth_records import blob_cid
+from rsky_pipeline.demo.simulator.truth_values import ANY, Entry, Truth
 
 
 class PostTruth:

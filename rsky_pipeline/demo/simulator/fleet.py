@@ -15,8 +15,8 @@ import trio
 from rsky_pipeline.atproto.car import write_car
 from rsky_pipeline.atproto.cid import Cid
 from rsky_pipeline.atproto.crypto import PrivateKey
-from rsky_pipeline.simulator.fleet_repos import FleetAccount
-from rsky_pipeline.simulator.http import (
+from rsky_pipeline.demo.simulator.fleet_repos import FleetAccount
+from rsky_pipeline.demo.simulator.http import (
     Handler,
     Request,
     Response,

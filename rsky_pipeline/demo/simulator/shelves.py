@@ -5,11 +5,11 @@ from collections.abc import Callable
 from typing import Any
 
 from rsky_pipeline.atproto.syntax import tid_from
-from rsky_pipeline.simulator import mix
-from rsky_pipeline.simulator.accounts import DOMAIN, Account
-from rsky_pipeline.simulator.repo import Record, Write
-from rsky_pipeline.simulator.subjects import Subjects
-from rsky_pipeline.simulator.words import Writer
+from rsky_pipeline.demo.simulator import mix
+from rsky_pipeline.demo.simulator.accounts import DOMAIN, Account
+from rsky_pipeline.demo.simulator.repo import Record, Write
+from rsky_pipeline.demo.simulator.subjects import Subjects
+from rsky_pipeline.demo.simulator.words import Writer
 
 _PURPOSES = ("modlist", "curatelist", "referencelist")
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import trio
 
-from rsky_pipeline.simulator.websocket import binary_frame
+from rsky_pipeline.demo.simulator.websocket import binary_frame
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,13 +14,19 @@ from rsky_pipeline.atproto import cbor
 from rsky_pipeline.atproto.crypto import PrivateKey
 from rsky_pipeline.atproto.frame import encode_frame
 from rsky_pipeline.atproto.syntax import tid_from
-from rsky_pipeline.simulator import mix
-from rsky_pipeline.simulator.accounts import DOMAIN, Account, RepoStatus, did_document, make_account
-from rsky_pipeline.simulator.clock import DAY, Clock, TimeText
-from rsky_pipeline.simulator.labels import Labeler
-from rsky_pipeline.simulator.records import RecordMaker
-from rsky_pipeline.simulator.repo import Write
-from rsky_pipeline.simulator.subjects import Reference, Subjects
+from rsky_pipeline.demo.simulator import mix
+from rsky_pipeline.demo.simulator.accounts import (
+    DOMAIN,
+    Account,
+    RepoStatus,
+    did_document,
+    make_account,
+)
+from rsky_pipeline.demo.simulator.clock import DAY, Clock, TimeText
+from rsky_pipeline.demo.simulator.labels import Labeler
+from rsky_pipeline.demo.simulator.records import RecordMaker
+from rsky_pipeline.demo.simulator.repo import Write
+from rsky_pipeline.demo.simulator.subjects import Reference, Subjects
 
 HISTORIC_SHARE = 0.4
 INDEXED_PREFIXES = ("app.bsky.", "chat.bsky.")

@@ -13,7 +13,7 @@ from typing import Any
 
 from rsky_pipeline.atproto.errors import InvalidData
 from rsky_pipeline.atproto.frame import decode_frame
-from rsky_pipeline.simulator.accounts import RepoStatus
+from rsky_pipeline.demo.simulator.accounts import RepoStatus
 
 _ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 _LENGTH_BYTES = 4

@@ -10,11 +10,11 @@ from rsky_pipeline.atproto.cbor import decode
 from rsky_pipeline.atproto.commit import parse_commit
 from rsky_pipeline.atproto.dagjson import to_json
 from rsky_pipeline.atproto.mst import walk
-from rsky_pipeline.simulator.accounts import RepoStatus
-from rsky_pipeline.simulator.eventlog import EventLog
-from rsky_pipeline.simulator.http import Request, Response, Upgrade, json_response, xrpc_error
-from rsky_pipeline.simulator.source import Source, Urls
-from rsky_pipeline.simulator.subscription import StreamRules, Subscribers, subscribe
+from rsky_pipeline.demo.simulator.accounts import RepoStatus
+from rsky_pipeline.demo.simulator.eventlog import EventLog
+from rsky_pipeline.demo.simulator.http import Request, Response, Upgrade, json_response, xrpc_error
+from rsky_pipeline.demo.simulator.source import Source, Urls
+from rsky_pipeline.demo.simulator.subscription import StreamRules, Subscribers, subscribe
 
 CAR = "application/vnd.ipld.car"
 MAX_PAGE = 1_000

@@ -9,7 +9,7 @@ import h11
 import orjson
 import trio
 
-from rsky_pipeline.simulator.websocket import WebSocket, accept_token
+from rsky_pipeline.demo.simulator.websocket import WebSocket, accept_token
 
 
 @dataclass(frozen=True, slots=True)

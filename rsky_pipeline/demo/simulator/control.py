@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
-from rsky_pipeline.simulator.tables import TABLES
-from rsky_pipeline.simulator.truth_values import Truth
+from rsky_pipeline.demo.simulator.tables import TABLES
+from rsky_pipeline.demo.simulator.truth_values import Truth
 
 TIMEOUT_SECONDS = 60.0
 

@@ -16,7 +16,7 @@ from typing import IO
 
 from rsky_pipeline.configuration.settings import declarations
 from rsky_pipeline.configuration.sources import PREFIX
-from rsky_pipeline.simulator.control import Control
+from rsky_pipeline.demo.simulator.control import Control
 
 START_SECONDS = 60.0
 STOP_SECONDS = 30.0

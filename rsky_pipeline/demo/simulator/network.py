@@ -7,10 +7,10 @@ from functools import partial
 import orjson
 import trio
 
-from rsky_pipeline.simulator.eventlog import EventLog
-from rsky_pipeline.simulator.faults import FAULTS, OF_ACCOUNTS, Hostility
-from rsky_pipeline.simulator.hosts import Hosts, Stream
-from rsky_pipeline.simulator.http import (
+from rsky_pipeline.demo.simulator.eventlog import EventLog
+from rsky_pipeline.demo.simulator.faults import FAULTS, OF_ACCOUNTS, Hostility
+from rsky_pipeline.demo.simulator.hosts import Hosts, Stream
+from rsky_pipeline.demo.simulator.http import (
     Handler,
     Request,
     Response,
@@ -18,13 +18,13 @@ from rsky_pipeline.simulator.http import (
     json_response,
     serve_connection,
 )
-from rsky_pipeline.simulator.recording import Recording
-from rsky_pipeline.simulator.source import Urls
-from rsky_pipeline.simulator.state import state_of
-from rsky_pipeline.simulator.subscription import StreamRules
-from rsky_pipeline.simulator.tables import TABLES
-from rsky_pipeline.simulator.truth import truth
-from rsky_pipeline.simulator.world import World
+from rsky_pipeline.demo.simulator.recording import Recording
+from rsky_pipeline.demo.simulator.source import Urls
+from rsky_pipeline.demo.simulator.state import state_of
+from rsky_pipeline.demo.simulator.subscription import StreamRules
+from rsky_pipeline.demo.simulator.tables import TABLES
+from rsky_pipeline.demo.simulator.truth import truth
+from rsky_pipeline.demo.simulator.world import World
 
 LABEL_EVERY = 40  # events for each frame of labels
 LABELS_BEFORE = 20  # frames of labels from before the stream
