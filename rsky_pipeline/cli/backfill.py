@@ -197,7 +197,7 @@ def _add_listed(
     adder: "Adder", store: "Store", settings: "Settings", priority: str, pds: str | None,
     collection: str | None, restart: bool,
 ) -> None:  # fmt: skip
-    from rsky_pipeline.network.hosts import parse_endpoint
+    from rsky_pipeline.configuration.endpoints import parse_endpoint
     from rsky_pipeline.network.http import HttpFailure
     from rsky_pipeline.operations.backfill.adding import PRIORITIES
     from rsky_pipeline.operations.backfill.listing import add_listed, cursor_key

@@ -91,7 +91,7 @@ def reset(host: str, stream: Any, force: bool, as_json: bool, **parameters: Any)
 def _change(
     parameters: dict[str, Any], host: str, stream: Any, seq: int | None, force: bool, as_json: bool
 ) -> None:
-    from rsky_pipeline.network.hosts import parse_endpoint
+    from rsky_pipeline.configuration.endpoints import parse_endpoint
     from rsky_pipeline.operations.cursors import Refused, is_configured, set_cursor
 
     try:

@@ -3,7 +3,8 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from rsky_pipeline.configuration.addresses import endpoint_key, search_path_of
+from rsky_pipeline.configuration.addresses import search_path_of
+from rsky_pipeline.configuration.endpoints import parse_endpoint
 from rsky_pipeline.configuration.settings import Settings
 from rsky_pipeline.configuration.topology import ROLE_NAMES
 
@@ -55,9 +56,10 @@ def _ports(settings: Settings, origins: Mapping[str, str]) -> Iterator[str]:
 
 def _same_host(hosts: tuple[str, ...]) -> Iterator[tuple[str, str]]:
     """Cursors are kept by host: two subscriptions to one would move the same cursor."""
-    seen: dict[str, str] = {}
+    seen: dict[tuple[str, int], str] = {}
     for host in hosts:
-        key = endpoint_key(host)
+        server = parse_endpoint(host)
+        key = (server.host, server.port)
         if key in seen:
             yield seen[key], host
         seen.setdefault(key, host)

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from rsky_pipeline.configuration import legacy
-from rsky_pipeline.configuration.addresses import shortened
 from rsky_pipeline.configuration.consistency import contradictions
+from rsky_pipeline.configuration.endpoints import shortened
 from rsky_pipeline.configuration.redaction import redacted_invalid
 from rsky_pipeline.configuration.settings import Settings, declarations
 from rsky_pipeline.configuration.sources import (

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from rsky_pipeline.configuration.declaration import SettingInfo, setting
+from rsky_pipeline.configuration.endpoints import Endpoint, parse_endpoint
 
 Verify = Literal["none", "signature", "full"]
 Validation = Literal["lenient", "strict"]
@@ -379,6 +380,16 @@ class Settings:
         "text (one coloured line), json, or auto: text on a terminal and json otherwise.",
         choices=("auto", "text", "json"),
     )
+
+    @property
+    def relays(self) -> tuple[Endpoint, ...]:
+        """Return the relays, each in the one spelling that its cursor has."""
+        return tuple(parse_endpoint(host) for host in self.relay_hosts)
+
+    @property
+    def labelers(self) -> tuple[Endpoint, ...]:
+        """Return the labelers, each in the one spelling that its cursor has."""
+        return tuple(parse_endpoint(host) for host in self.labeler_hosts)
 
     def workers(self, role: str) -> int:
         """Return how many processes a role runs."""

@@ -6,7 +6,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from rsky_pipeline.configuration import addresses
+from rsky_pipeline.configuration import addresses, endpoints
 from rsky_pipeline.configuration.declaration import SettingInfo
 from rsky_pipeline.configuration.settings import Settings
 
@@ -89,7 +89,7 @@ def _list(name: str, raw: object) -> tuple[str, ...]:
 def _collection(text: str) -> str:
     if not _COLLECTION.fullmatch(text):
         allowed = "a collection (app.bsky.feed.post), or a prefix that ends in a dot (app.bsky.)"
-        raise ValueError(f"{addresses.shortened(text)}: allowed is {allowed}")
+        raise ValueError(f"{endpoints.shortened(text)}: allowed is {allowed}")
     return text
 
 

@@ -4,12 +4,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Self
 
+from rsky_pipeline.configuration.endpoints import parse_endpoint
 from rsky_pipeline.configuration.settings import Settings
 from rsky_pipeline.database.connection import Database
 from rsky_pipeline.database.errors import DatabaseError
 from rsky_pipeline.demo.simulator.control import Control, NoSimulation, Progress
 from rsky_pipeline.embedded.locations import run_directory
-from rsky_pipeline.network.hosts import parse_endpoint
 from rsky_pipeline.runtime.errors import WorkerError
 from rsky_pipeline.streams.connection import Store, connect
 from rsky_pipeline.streams.errors import StoreRejected, StoreUnavailable

@@ -10,7 +10,8 @@ from rsky_pipeline.indexer.events import Reading
 from rsky_pipeline.indexer.labels import LabelReading
 from rsky_pipeline.indexer.outcome import Outcome
 from rsky_pipeline.observability.indexer import IndexerMetrics
-from rsky_pipeline.runtime.context import Detail, WorkerContext
+from rsky_pipeline.runtime.context import WorkerContext
+from rsky_pipeline.runtime.health_document import Detail
 from rsky_pipeline.runtime.logging import Throttled
 from rsky_pipeline.streams.names import FIREHOSE_LIVE, LABEL_LIVE
 

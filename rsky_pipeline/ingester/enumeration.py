@@ -17,15 +17,15 @@ from functools import partial
 
 import trio
 
+from rsky_pipeline.configuration.endpoints import Endpoint
 from rsky_pipeline.ingester import holes
 from rsky_pipeline.ingester.listing import EnumerationState, ListingMetrics, Pace, Progress
 from rsky_pipeline.ingester.walk import PAGE_SIZE, Hole, Walk
-from rsky_pipeline.network.hosts import Endpoint
 from rsky_pipeline.network.http import HttpFailure
 from rsky_pipeline.network.repositories import ListedRepo, Page
 from rsky_pipeline.observability.ingester import IngesterMetrics
 from rsky_pipeline.runtime.backoff import Backoff
-from rsky_pipeline.runtime.context import Detail
+from rsky_pipeline.runtime.health_document import ListingHealth
 from rsky_pipeline.runtime.threads import StoreThread
 from rsky_pipeline.streams.append import Appended, CursorMove, Entry, append, read_cursor
 from rsky_pipeline.streams.connection import Store
@@ -96,15 +96,11 @@ class Enumerator:
         """Whether it is read at all, or only stands by."""
         return self._source.wanted()
 
-    def details(self) -> dict[str, Detail]:
-        """Return what a health report says of it."""
-        if not self.active:
-            return {}
-        name = f"{self._source.name}:{self._source.endpoint.key}"
-        return {
-            f"listing[{name}]": self.state.summary(),
-            f"listing_problem[{name}]": self.state.problem,
-        }
+    def health(self) -> ListingHealth:
+        """Return how far it is, for the health document."""
+        source = self._source
+        summary, problem = self.state.summary(), self.state.problem
+        return ListingHealth(source.endpoint.key, source.name, summary, problem)
 
     async def run(self, stopping: trio.Event) -> None:
         """List, wait and list again until `stopping`; an append in progress is finished."""

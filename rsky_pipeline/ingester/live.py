@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import trio
 
 from rsky_pipeline.atproto.frame import ErrorMessage
+from rsky_pipeline.configuration.endpoints import Endpoint
 from rsky_pipeline.configuration.settings import InitialCursor
 from rsky_pipeline.ingester.convert import Converter
 from rsky_pipeline.ingester.cursor import InvalidCursor, start_position
@@ -24,7 +25,6 @@ from rsky_pipeline.ingester.pressure import Pressure
 from rsky_pipeline.ingester.seq_gate import SeqGate
 from rsky_pipeline.ingester.verify import Verifier
 from rsky_pipeline.ingester.writer import Lane
-from rsky_pipeline.network.hosts import Endpoint
 from rsky_pipeline.network.subscription import (
     Disconnected,
     DisconnectReason,

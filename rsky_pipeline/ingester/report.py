@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 import orjson
 import trio
 
+from rsky_pipeline.configuration.endpoints import HostKey
 from rsky_pipeline.ingester.batch import Batch, Share
 from rsky_pipeline.ingester.enumeration import Enumerator
 from rsky_pipeline.ingester.judge import Memory
@@ -18,7 +19,8 @@ from rsky_pipeline.ingester.writer import Lane, Writer
 from rsky_pipeline.network.subscription import DisconnectReason
 from rsky_pipeline.observability.ingester import IngesterMetrics
 from rsky_pipeline.observability.streams import StreamMetrics
-from rsky_pipeline.runtime.context import Detail, WorkerContext
+from rsky_pipeline.runtime.context import WorkerContext
+from rsky_pipeline.runtime.health_document import CursorHealth, Detail
 from rsky_pipeline.runtime.logging import Throttled
 from rsky_pipeline.runtime.threads import StoreThread
 from rsky_pipeline.streams.connection import Store
@@ -36,7 +38,7 @@ class FeedReport:
     """The figures of one host, updated with every batch that the store has."""
 
     def __init__(
-        self, stream: str, host: str, metrics: IngesterMetrics, quarantine: Quarantine
+        self, stream: str, host: HostKey, metrics: IngesterMetrics, quarantine: Quarantine
     ) -> None:
         self.stream = stream
         self.host = host
@@ -198,10 +200,11 @@ class Reporter:
             "listing_done": self._all_listed(),
             "listing_holes": sum(enumerator.state.holes for enumerator in self._enumerators),
         }
-        for follower, report in self._feeds:
-            details[f"cursor[{report.stream}:{report.host}]"] = follower.lane.stored
-        for enumerator in self._enumerators:
-            details |= enumerator.details()
+        details["cursors"] = tuple(
+            CursorHealth(report.stream, report.host, follower.lane.stored)
+            for follower, report in self._feeds
+        )
+        details["listings"] = tuple(each.health() for each in self._enumerators if each.active)
         return details
 
     def _all_listed(self) -> bool:

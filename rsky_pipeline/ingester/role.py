@@ -10,6 +10,7 @@ from types import MappingProxyType
 
 import trio
 
+from rsky_pipeline.configuration.endpoints import Endpoint
 from rsky_pipeline.database.connection import Database
 from rsky_pipeline.ingester.batch import BatchRule
 from rsky_pipeline.ingester.commits import SUBSCRIBE_REPOS, RepoConverter
@@ -33,7 +34,6 @@ from rsky_pipeline.ingester.tally import Tally
 from rsky_pipeline.ingester.verify import MAX_KEYS, SignatureVerifier, Verifier
 from rsky_pipeline.ingester.writer import Writer
 from rsky_pipeline.network.directory import Directory
-from rsky_pipeline.network.hosts import Endpoint, parse_endpoint
 from rsky_pipeline.network.http import HttpClient
 from rsky_pipeline.network.repositories import list_repos, list_repos_by_collection
 from rsky_pipeline.network.subscription import DisconnectReason, Patience
@@ -91,8 +91,7 @@ class _Parts:
 async def run(context: WorkerContext) -> None:
     """Run until told to stop, then write what was read; its cursor covers exactly that."""
     settings = context.settings
-    relays = [parse_endpoint(host) for host in settings.relay_hosts]
-    labelers = [parse_endpoint(host) for host in settings.labeler_hosts]
+    relays, labelers = settings.relays, settings.labelers
     metrics = IngesterMetrics(
         context.registry,
         disconnect_reasons=[reason.value for reason in DisconnectReason],

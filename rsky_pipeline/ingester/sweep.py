@@ -15,6 +15,7 @@ import trio
 
 from rsky_pipeline.atproto.datetimes import format_utc
 from rsky_pipeline.atproto.syntax import is_tid, tid_number
+from rsky_pipeline.configuration.endpoints import Endpoint
 from rsky_pipeline.configuration.settings import Settings
 from rsky_pipeline.database.connection import Database
 from rsky_pipeline.database.errors import DatabaseError
@@ -34,7 +35,6 @@ from rsky_pipeline.ingester.repo_state import (
     state_key,
 )
 from rsky_pipeline.ingester.times import timestamp
-from rsky_pipeline.network.hosts import Endpoint
 from rsky_pipeline.network.http import HttpFailure
 from rsky_pipeline.network.repositories import ListedRepo, Page
 from rsky_pipeline.runtime.threads import StoreThread
@@ -88,7 +88,7 @@ class Sweeper:
         Raises the errors of the stores; what a relay does wrong is noted with the gap.
         """
         thread = StoreThread()
-        endpoints = {endpoint.key: endpoint for endpoint in relays}
+        endpoints: dict[str, Endpoint] = {endpoint.key: endpoint for endpoint in relays}
         repaired = 0
         database = await thread.call(self.connect)
         try:

@@ -10,7 +10,7 @@ import trio
 
 from rsky_pipeline.atproto.errors import InvalidData
 from rsky_pipeline.atproto.identity import DidDocument, parse_did_document
-from rsky_pipeline.network.hosts import parse_endpoint
+from rsky_pipeline.configuration.endpoints import parse_endpoint
 from rsky_pipeline.network.http import HttpClient, HttpFailure
 
 MAX_CACHED = 200_000

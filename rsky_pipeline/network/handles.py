@@ -14,7 +14,8 @@ import dns.resolver
 import trio
 
 from rsky_pipeline.atproto.syntax import is_did, is_handle
-from rsky_pipeline.network.hosts import is_public_name, parse_endpoint
+from rsky_pipeline.configuration.endpoints import parse_endpoint
+from rsky_pipeline.network.hosts import is_public_name
 from rsky_pipeline.network.http import HttpClient, HttpFailure
 
 DNS_SECONDS = 5.0

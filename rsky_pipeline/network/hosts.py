@@ -1,19 +1,12 @@
-"""Hosts as operators and DID documents write them, and which addresses may be contacted.
+"""Which hosts and addresses may be contacted.
 
 Names and addresses in DID documents are chosen by strangers: `is_public_name` and
 `is_public_address` keep the pipeline from being sent to machines of its operator's own network.
 """
 
 import ipaddress
-import re
-from dataclasses import dataclass
-from urllib.parse import urlsplit
 
-_DNS_NAME = re.compile(
-    r"(?=.{1,253}$)(?:[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?\.)*"
-    r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?"
-)
-_SECURE = {"https": True, "wss": True, "http": False, "ws": False}
+from rsky_pipeline.configuration.endpoints import is_dns_name
 
 # Top-level names that never lead to a public host (RFC 6761, 6762, 7686, 8375, ICANN's .internal).
 _SPECIAL_TOP_LEVEL = frozenset(
@@ -32,64 +25,6 @@ _IPV4_EXCLUDED = tuple(
     ipaddress.IPv4Network(text)
     for text in ("0.0.0.0/8", "100.64.0.0/10", "192.0.0.0/24", "192.88.99.0/24", "224.0.0.0/3")
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Endpoint:
-    """A server: whether it speaks TLS, its lower-case name or address, its port."""
-
-    secure: bool
-    host: str  # an IPv6 address stands here without brackets
-    port: int
-
-    @property
-    def authority(self) -> str:
-        """Return host and port as in a URL, a default port left out."""
-        name = f"[{self.host}]" if ":" in self.host else self.host
-        return name if self.port == (443 if self.secure else 80) else f"{name}:{self.port}"
-
-    @property
-    def key(self) -> str:
-        """Return the form cursors and limits are kept by: no scheme, no default port."""
-        return self.authority
-
-    def http_url(self, path: str = "") -> str:
-        """Return an http or https URL; `path` starts with a slash or is empty."""
-        return f"{'https' if self.secure else 'http'}://{self.authority}{path}"
-
-    def ws_url(self, path: str = "") -> str:
-        """Return a ws or wss URL; `path` starts with a slash or is empty."""
-        return f"{'wss' if self.secure else 'ws'}://{self.authority}{path}"
-
-    def __str__(self) -> str:
-        return self.http_url()
-
-
-def parse_endpoint(text: str) -> Endpoint:
-    """Return the server that a host name, host:port or URL names; without a scheme it has TLS.
-
-    Raises ValueError, worded for the operator, for other schemes, user names, paths, queries and
-    malformed names or ports.
-    """
-    shown = text if len(text) <= 100 else text[:100] + "..."
-    scheme, separator, rest = text.strip().partition("://")
-    if not separator:
-        scheme, rest = "https", text.strip()
-    secure = _SECURE.get(scheme.lower())
-    if secure is None:
-        raise ValueError(f"{shown!r}: the scheme must be https, wss, http or ws")
-    try:
-        parts = urlsplit(f"//{rest}")
-        host, port = parts.hostname, parts.port
-    except ValueError as error:
-        raise ValueError(f"{shown!r}: not a host or URL ({error})") from None
-    if "@" in parts.netloc:
-        raise ValueError("a host or URL must not contain a user name or password")
-    if parts.path not in ("", "/") or "?" in rest or "#" in rest:
-        raise ValueError(f"{shown!r}: only a host and a port, without a path or query")
-    if port == 0:
-        raise ValueError(f"{shown!r}: port 0 cannot be contacted")
-    return Endpoint(secure, _normal_host(host or "", shown), port or (443 if secure else 80))
 
 
 def parse_address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
@@ -123,15 +58,4 @@ def is_public_name(host: str) -> bool:
     top = labels[-1]
     if top[0].isdigit() or top in _SPECIAL_TOP_LEVEL:
         return False
-    return _DNS_NAME.fullmatch(host) is not None
-
-
-def _normal_host(host: str, shown: str) -> str:
-    host = host.lower()
-    address = parse_address(host)
-    if address is not None:
-        return str(address)
-    host = host.removesuffix(".")
-    if _DNS_NAME.fullmatch(host) is None:
-        raise ValueError(f"{shown!r}: not a host name (international names in their xn-- form)")
-    return host
+    return is_dns_name(host)

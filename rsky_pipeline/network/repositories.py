@@ -5,7 +5,7 @@ from typing import Literal
 from urllib.parse import quote
 
 from rsky_pipeline.atproto.syntax import is_did, is_tid
-from rsky_pipeline.network.hosts import Endpoint
+from rsky_pipeline.configuration.endpoints import Endpoint
 from rsky_pipeline.network.http import HttpClient, HttpFailure
 from rsky_pipeline.network.rate_headers import RateLimit
 

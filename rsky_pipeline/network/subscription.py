@@ -16,8 +16,8 @@ from trio_websocket import ConnectionClosed, ConnectionRejected
 from wsproto.utilities import ProtocolError
 
 from rsky_pipeline import __version__
+from rsky_pipeline.configuration.endpoints import Endpoint
 from rsky_pipeline.network.frame_socket import FrameSocket
-from rsky_pipeline.network.hosts import Endpoint
 
 _log = logging.getLogger(__name__)
 _MAX_RETRY_AFTER = 3_600.0

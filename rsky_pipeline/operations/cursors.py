@@ -7,11 +7,11 @@ from typing import Literal
 
 import orjson
 
+from rsky_pipeline.configuration.endpoints import HostKey
 from rsky_pipeline.configuration.settings import Settings
 from rsky_pipeline.ingester.cursor import InvalidCursor, parse_cursor, parse_position
 from rsky_pipeline.ingester.gaps import GAP_FIELD, Gap
 from rsky_pipeline.ingester.repo_state import REPO_KEYS
-from rsky_pipeline.network.hosts import parse_endpoint
 from rsky_pipeline.streams.append import read_cursor
 from rsky_pipeline.streams.connection import Argument, Store
 from rsky_pipeline.streams.names import (
@@ -47,11 +47,11 @@ def list_cursors(store: Store, settings: Settings) -> list[StoredCursor]:
     """Return every stored cursor, and configured hosts that have none yet."""
     found = []
     for stream, hosts in (
-        (FIREHOSE_LIVE, settings.relay_hosts),
-        (LABEL_LIVE, settings.labeler_hosts),
+        (FIREHOSE_LIVE, settings.relays),
+        (LABEL_LIVE, settings.labelers),
     ):
-        configured = {parse_endpoint(host).key for host in hosts}
-        stored = {key.removeprefix(f"{stream}:cursor:") for key in _keys(store, stream)}
+        configured = {host.key for host in hosts}
+        stored = set(_stored_hosts(store, stream))
         found += [
             _read(store, stream, host, host in configured) for host in sorted(configured | stored)
         ]
@@ -61,7 +61,7 @@ def list_cursors(store: Store, settings: Settings) -> list[StoredCursor]:
 def set_cursor(
     store: Store,
     stream: CursorStream,
-    host: str,
+    host: HostKey,
     seq: int | None,
     *,
     force: bool,
@@ -106,10 +106,10 @@ def set_cursor(
     return before
 
 
-def is_configured(settings: Settings, stream: CursorStream, host: str) -> bool:
+def is_configured(settings: Settings, stream: CursorStream, host: HostKey) -> bool:
     """Tell whether a host's stream is read."""
-    hosts = settings.relay_hosts if stream == FIREHOSE_LIVE else settings.labeler_hosts
-    return host in {parse_endpoint(each).key for each in hosts}
+    hosts = settings.relays if stream == FIREHOSE_LIVE else settings.labelers
+    return host in {each.key for each in hosts}
 
 
 def forget_repos(store: Store) -> int:
@@ -132,18 +132,17 @@ def forget_repos(store: Store) -> int:
             return removed
 
 
-def _keys(store: Store, stream: str) -> Iterator[str]:
-    position = b"0"
+def _stored_hosts(store: Store, stream: str) -> Iterator[HostKey]:
+    position, start = b"0", cursor_key(stream, HostKey(""))
     while True:
-        position, keys = store.call(
-            "SCAN", position, "MATCH", f"{stream}:cursor:*", "COUNT", 10_000
-        )
-        yield from (key.decode("utf-8", "replace") for key in keys)
+        position, keys = store.call("SCAN", position, "MATCH", f"{start}*", "COUNT", 10_000)
+        for key in keys:
+            yield HostKey(key.decode("utf-8", "replace").removeprefix(start))
         if position == b"0":
             return
 
 
-def _read(store: Store, stream: str, host: str, configured: bool) -> StoredCursor:
+def _read(store: Store, stream: str, host: HostKey, configured: bool) -> StoredCursor:
     key = cursor_key(stream, host)
     text = read_cursor(store, key)
     position = parse_position(store.call("HGET", CURSOR_POSITIONS, key))

@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 from functools import partial
 
+from rsky_pipeline.configuration.endpoints import Endpoint, parse_endpoint
 from rsky_pipeline.configuration.settings import Settings
 from rsky_pipeline.database.connection import Database
 from rsky_pipeline.ingester.gap_table import GapRow, list_gaps, move_gaps, reopen
 from rsky_pipeline.ingester.sweep import Sweeper, sweep_marks
-from rsky_pipeline.network.hosts import parse_endpoint
 from rsky_pipeline.network.http import HttpClient
 from rsky_pipeline.network.repositories import list_repos
 from rsky_pipeline.streams.connection import Store
@@ -42,7 +42,7 @@ async def repair_gaps(store: Store, settings: Settings, ids: Sequence[str]) -> l
     connect = _connecting(settings)
     with connect() as database:
         reopen(database, wanted)
-    relays = {parse_endpoint(host).key: parse_endpoint(host) for host in settings.relay_hosts}
+    relays: dict[str, Endpoint] = {relay.key: relay for relay in settings.relays}
     hosts = [relays.get(known[gap].host) or parse_endpoint(known[gap].host) for gap in wanted]
     async with HttpClient(allow_private=settings.allow_private_hosts) as http:
         sweeper = Sweeper(store, connect, partial(list_repos, http), sweep_marks(settings))

@@ -13,13 +13,13 @@ import orjson
 
 from rsky_pipeline.atproto.errors import InvalidData
 from rsky_pipeline.atproto.frame import CommitMessage, decode_frame
+from rsky_pipeline.configuration.endpoints import parse_endpoint
 from rsky_pipeline.configuration.settings import Settings
 from rsky_pipeline.ingester.commits import RepoConverter
 from rsky_pipeline.ingester.convert import FrameConverter
 from rsky_pipeline.ingester.labels import LabelConverter
 from rsky_pipeline.ingester.quarantine import FRAME_FIELD, Quarantine
 from rsky_pipeline.ingester.tally import Tally
-from rsky_pipeline.network.hosts import parse_endpoint
 from rsky_pipeline.streams.append import Entry
 from rsky_pipeline.streams.names import FIREHOSE_RAW_LETTERS, REPO_BACKFILL_HIGH
 

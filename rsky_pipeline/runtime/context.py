@@ -7,8 +7,7 @@ import trio
 from prometheus_client import CollectorRegistry
 
 from rsky_pipeline.configuration.settings import Settings
-
-Detail = str | int | float | bool | None
+from rsky_pipeline.runtime.health_document import Detail
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,8 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
+from rsky_pipeline.runtime.health_document import encoded
+
 State = Literal["starting", "ready", "stopping"]
 HEARTBEAT_STALE_SECONDS = 15.0
 PROGRESS_STALE_SECONDS = 120.0
@@ -61,7 +63,7 @@ class Health:
         now = self._clock()
         return {
             **self._observed,
-            **self._details,
+            **encoded(self._details),
             **self._base,
             "state": self.state,
             "trouble": self.trouble(),

@@ -1,5 +1,6 @@
 """Names of streams and keys, as the original services used them."""
 
+from rsky_pipeline.configuration.endpoints import HostKey
 from rsky_pipeline.configuration.topology import (
     FIREHOSE_BACKFILL,
     FIREHOSE_LIVE,
@@ -46,12 +47,6 @@ def dead_letters(stream: str) -> str:
     return f"{stream}_dlq"
 
 
-def cursor_key(stream: str, host: str) -> str:
-    """Return the key of a host's cursor.
-
-    The host is written one way, however it was configured: without a scheme, in lower case and
-    without the port that its scheme implies.
-    """
-    scheme, _, rest = host.strip().lower().rpartition("://")
-    default_port = ":80" if scheme in {"ws", "http"} else ":443"
-    return f"{stream}:cursor:{rest.rstrip('/').removesuffix(default_port)}"
+def cursor_key(stream: str, host: HostKey) -> str:
+    """Return the key of a host's cursor: `cursor_key(FIREHOSE_LIVE, endpoint.key)`."""
+    return f"{stream}:cursor:{host}"

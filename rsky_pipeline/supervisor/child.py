@@ -5,11 +5,11 @@ import math
 import random
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 import trio
 
 from rsky_pipeline.runtime.channel import MAX_EVENT_BYTES, Event, decode_event
+from rsky_pipeline.runtime.health_document import WorkerHealth, read_health
 from rsky_pipeline.supervisor import messages as m
 from rsky_pipeline.supervisor.machine import AT_REST, Child, Phase, step
 from rsky_pipeline.supervisor.policy import Policy
@@ -40,7 +40,7 @@ class ChildDriver:
         self.name = role if instance is None else f"{role}-{instance}"
         self.policy = policy
         self.state = Child()
-        self.health: dict[str, Any] = {}
+        self.health = WorkerHealth()
         self.metrics_port: int | None = None
         self._launch = launch
         self._answers = answers
@@ -103,7 +103,7 @@ class ChildDriver:
         self._changed = trio.Event()
 
     def _spawn(self, nursery: trio.Nursery) -> m.Input:
-        self.health = {}
+        self.health = WorkerHealth()
         self.metrics_port = None
         self._last_words = None
         try:
@@ -159,7 +159,7 @@ class ChildDriver:
         if event is None:
             return
         if isinstance(event.get("health"), dict):
-            self.health = event["health"]
+            self.health = read_health(event["health"])
         match event["event"]:
             case "started":
                 self.metrics_port = event.get("metrics_port")

@@ -2,11 +2,12 @@
 
 import json
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rsky_pipeline.runtime.health_document import CursorHealth, read_health
 from rsky_pipeline.supervisor.errors import NoAnswer, NotRunning, Refused
 from rsky_pipeline.supervisor.protocol import MAX_ANSWER_BYTES, VERSION, encode, sockets
 
@@ -71,6 +72,17 @@ def find(run_dir: Path) -> list[Supervisor]:
     if not found:
         raise NotRunning(f"no pipeline is running in {run_dir}")
     return found
+
+
+def reported_cursors(supervisors: Iterable[Supervisor], role: str) -> tuple[CursorHealth, ...]:
+    """Return the cursors that the workers of a role last reported, also those that ended since."""
+    return tuple(
+        cursor
+        for each in supervisors
+        for child in each.status["processes"]
+        if child["role"] == role
+        for cursor in read_health(child["health"]).cursors
+    )
 
 
 def stop_everything(

@@ -89,8 +89,8 @@ async def _press(children: Sequence[ChildDriver], request: StopRequest) -> None:
 def _describe(name: str, children: Sequence[ChildDriver], elapsed: float, killed: bool) -> str:
     who = name if len(children) == 1 else f"{name} ({len(children)} workers)"
     figures = [f"{elapsed:.1f} s"]
-    pending = [child.health["pending"] for child in children if "pending" in child.health]
-    if pending and all(isinstance(count, int) for count in pending):
+    pending = [held for child in children if (held := child.health.pending) is not None]
+    if pending:
         figures.append(f"{sum(pending)} pending")
     if killed:
         return f"{who} did not drain in time and was killed ({', '.join(figures)})"

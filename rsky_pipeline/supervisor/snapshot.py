@@ -35,18 +35,18 @@ def child_document(child: ChildDriver) -> dict[str, Any]:
         "state": state.phase.value,
         "state_seconds": round(trio.current_time() - state.since, 1),
         "wanted": state.wanted,
-        "uptime_seconds": health.get("uptime_seconds") if child.instance else _age(child),
+        "uptime_seconds": health.uptime_seconds if child.instance else _age(child),
         "restarts": state.restarts,
         "kills": state.kills,
         "crash_looping": state.crash_looping(child.policy),
         "last_exit": _exit(state.last_exit),
         "metrics_port": child.metrics_port,
         "rss_bytes": resident_bytes(state.pid),
-        "rate": health.get("rate"),
-        "lag": health.get("lag"),
-        "lag_seconds": health.get("lag_seconds"),
-        "trouble": health.get("trouble") or health.get("degraded") or health.get("problem"),
-        "health": health,
+        "rate": health.rate,
+        "lag": health.lag,
+        "lag_seconds": health.lag_seconds,
+        "trouble": health.complaint,
+        "health": health.document,
     }
 
 
@@ -57,9 +57,7 @@ def document(
     processes = [child_document(child) for child in children]
     streams: dict[str, int] = {}
     for child in children:
-        lengths = child.health.get("streams")
-        if isinstance(lengths, dict):
-            streams.update(lengths)
+        streams.update(child.health.streams)
     return {
         "schema_version": SCHEMA_VERSION,
         "version": build().version,

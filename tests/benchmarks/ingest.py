@@ -9,6 +9,7 @@ import trio
 from prometheus_client import CollectorRegistry
 
 from rsky_pipeline.atproto.identity import DidDocument, parse_did_document
+from rsky_pipeline.configuration.endpoints import HostKey
 from rsky_pipeline.configuration.settings import Verify
 from rsky_pipeline.demo.simulator.clock import stepping_clock
 from rsky_pipeline.demo.simulator.world import World
@@ -34,7 +35,7 @@ from tests.data_frames import corpus_documents, corpus_frames
 MODES: tuple[Verify, ...] = ("none", "signature", "full")
 ROUNDS = 100
 _AT_ONCE = 100  # frames that a busy socket gives at once
-_RELAY = "relay.test"
+_RELAY = HostKey("relay.test")
 
 Report = Callable[[str, int, float], None]
 

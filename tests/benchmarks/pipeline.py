@@ -2,6 +2,7 @@
 
 import time
 
+from rsky_pipeline.configuration.endpoints import parse_endpoint
 from rsky_pipeline.demo.figures import NOT_LISTED
 from rsky_pipeline.streams.append import read_cursor
 from rsky_pipeline.streams.connection import connect
@@ -52,7 +53,7 @@ def is_settled(running: Running) -> bool:
 def wait_until_acknowledged(running: Running) -> None:
     """Return when the ingester has read everything and the indexer has acknowledged it."""
     store = connect(running.settings.redis_url or "", name="bench")
-    key = cursor_key(FIREHOSE_LIVE, running.simulation.relay)
+    key = cursor_key(FIREHOSE_LIVE, parse_endpoint(running.simulation.relay).key)
     while True:
         last = running.simulation.control.progress()
         live = inspect(store, FIREHOSE_LIVE)

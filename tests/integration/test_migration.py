@@ -12,6 +12,7 @@ import trio
 from prometheus_client import CollectorRegistry
 
 from rsky_pipeline.backfiller import role as backfiller
+from rsky_pipeline.configuration.endpoints import parse_endpoint
 from rsky_pipeline.configuration.settings import Settings
 from rsky_pipeline.database.connection import Database
 from rsky_pipeline.demo.simulator.accounts import RepoStatus
@@ -27,7 +28,6 @@ from rsky_pipeline.demo.simulator.truth import truth
 from rsky_pipeline.demo.simulator.world import World
 from rsky_pipeline.indexer import role as indexer
 from rsky_pipeline.ingester import role as ingester
-from rsky_pipeline.network.hosts import parse_endpoint
 from rsky_pipeline.runtime.context import WorkerContext
 from rsky_pipeline.streams.connection import connect
 from rsky_pipeline.streams.lag import inspect

@@ -5,8 +5,8 @@ from functools import partial
 
 import trio
 
+from rsky_pipeline.configuration.endpoints import Endpoint
 from rsky_pipeline.configuration.settings import Settings
-from rsky_pipeline.network.hosts import Endpoint
 from rsky_pipeline.network.http import HttpClient, HttpFailure
 from rsky_pipeline.network.repositories import Page, list_repos, list_repos_by_collection
 from rsky_pipeline.operations.backfill.adding import Adder

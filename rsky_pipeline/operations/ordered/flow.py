@@ -56,7 +56,7 @@ def stop(
                     return movement
         began = time.monotonic()
         moved = manager.stop(role, deadline if not drain else None, tell)
-        findings = verify_stopped(settings, role, moved.told)
+        findings = verify_stopped(settings, role, moved.cursors)
         for finding in findings:
             tell(f"  {finding.result}: {finding.text}")
         movement.steps.append(_step("stop", role, began, moved, findings))

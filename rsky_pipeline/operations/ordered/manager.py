@@ -1,21 +1,23 @@
 """The two ways of running: who is asked to stop and start a role, and how it answers."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
+
+from rsky_pipeline.runtime.health_document import CursorHealth
 
 Tell = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)
 class Moved:
-    """How stopping or starting a role went; `told` is the role's last word of itself."""
+    """How stopping or starting a role went; `cursors` are those that its workers last reported."""
 
     lines: tuple[str, ...] = ()
     forced: bool = False
     ok: bool = True
-    told: Mapping[str, Any] = field(default_factory=dict)
+    cursors: tuple[CursorHealth, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

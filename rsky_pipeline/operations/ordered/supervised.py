@@ -50,12 +50,8 @@ class Supervised:
         """Stop a role; its supervisor and the embedded stores stay."""
         arguments = {"roles": [role], "timeout": deadline, "stay": True}
         moved = self._ask("stop", role, tell, **arguments)
-        told: dict[str, Any] = {}
-        for each in self.supervisors():
-            for child in each.status["processes"]:
-                if child["role"] == role:
-                    told.update(child["health"])
-        return Moved(moved.lines, moved.forced, moved.ok, told)
+        cursors = client.reported_cursors(self.supervisors(), role)
+        return Moved(moved.lines, moved.forced, moved.ok, cursors)
 
     def start(self, role: str, tell: Tell) -> Moved:
         """Start a role that was stopped under a supervisor that still runs."""

@@ -2,13 +2,13 @@
 
 import threading
 from collections.abc import Callable
-from typing import Any
 
 from rsky_pipeline.configuration.settings import Settings
 from rsky_pipeline.configuration.topology import start_order
 from rsky_pipeline.embedded import locations
 from rsky_pipeline.operations.ordered.manager import Moved, Tell
 from rsky_pipeline.runtime.errors import WorkerError
+from rsky_pipeline.runtime.health_document import CursorHealth
 from rsky_pipeline.supervisor import client
 from rsky_pipeline.supervisor.errors import NoAnswer, NotRunning
 from rsky_pipeline.systemd.systemctl import Systemd, Unit
@@ -39,7 +39,7 @@ class Units:
     def stop(self, role: str, deadline: float | None, tell: Tell) -> Moved:
         """Stop all units of a role at once."""
         names = [unit.name for unit in self.units(role) if unit.is_up]
-        told = self._told(role)
+        cursors = self._reported_cursors(role)
         if not names:
             tell(f"{role} was not running")
             return Moved((f"{role} was not running",))
@@ -52,7 +52,7 @@ class Units:
             lines.append(f"{name} {unit.active} ({unit.result})")
             tell(lines[-1])
         up = any(self._systemd.show(name).is_up for name in names)
-        return Moved(tuple(lines), forced, not up, told)
+        return Moved(tuple(lines), forced, not up, cursors)
 
     def start(self, role: str, tell: Tell) -> Moved:
         """Start the main unit of a role, further ones that systemd knows, and what we stopped."""
@@ -120,14 +120,9 @@ class Units:
             raise problem[0]
         return forced
 
-    def _told(self, role: str) -> dict[str, Any]:
-        """Return what the role's workers said last; the unit takes its supervisor along."""
-        told: dict[str, Any] = {}
+    def _reported_cursors(self, role: str) -> tuple[CursorHealth, ...]:
+        """Return what the role's workers report; the unit takes its supervisor along."""
         try:
-            for each in client.find(self._run_dir):
-                for child in each.status["processes"]:
-                    if child["role"] == role:
-                        told.update(child["health"])
+            return client.reported_cursors(client.find(self._run_dir), role)
         except (NotRunning, NoAnswer):
-            pass  # a verification without it is weaker, and still one
-        return told
+            return ()  # a verification without it is weaker, and still one

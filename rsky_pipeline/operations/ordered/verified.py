@@ -2,15 +2,16 @@
 
 import json
 import socket
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
-from typing import Any
 
+from rsky_pipeline.configuration.endpoints import HostKey
 from rsky_pipeline.configuration.redaction import redacted
 from rsky_pipeline.configuration.settings import Settings
 from rsky_pipeline.configuration.topology import ROLES
 from rsky_pipeline.ingester.seq_gate import CONFIRMED_BY, MAX_STEP
 from rsky_pipeline.operations.ordered.report import Finding
+from rsky_pipeline.runtime.health_document import CursorHealth
 from rsky_pipeline.streams.append import read_cursor
 from rsky_pipeline.streams.connection import Store, connect
 from rsky_pipeline.streams.errors import StoreRejected, StoreUnavailable
@@ -21,8 +22,10 @@ from rsky_pipeline.streams.scan import newest
 _LOOKED_AT = 200  # newest entries whose seq the cursor must cover
 
 
-def verify_stopped(settings: Settings, role: str, told: Mapping[str, Any]) -> tuple[Finding, ...]:
-    """Return what is found after a role has stopped; `told` is what it said of itself at the end.
+def verify_stopped(
+    settings: Settings, role: str, reported: Iterable[CursorHealth] = ()
+) -> tuple[Finding, ...]:
+    """Return what is found after a role has stopped; `reported` are its workers' last cursors.
 
     A Redis that cannot be asked is a note: it is no fault of the stop.
     """
@@ -32,7 +35,7 @@ def verify_stopped(settings: Settings, role: str, told: Mapping[str, Any]) -> tu
         findings = [_drained(store, settings, role, stream) for stream in declared.consumes]
         if declared.consumes:
             return findings
-        return list(_flushed(store, settings, told))
+        return list(_flushed(store, settings, reported))
 
     return tuple(_asking(settings, look))
 
@@ -90,24 +93,34 @@ def _own_pending(store: Store, stream: str, group: str, role: str) -> int:
     return total
 
 
-def _flushed(store: Store, settings: Settings, told: Mapping[str, Any]) -> Iterator[Finding]:
-    """Cursors must stand where the ingester last said, or further, and cover what was appended."""
-    hosts = [(FIREHOSE_LIVE, host) for host in settings.relay_hosts]
-    hosts += [(LABEL_LIVE, host) for host in settings.labeler_hosts]
-    for stream, host in hosts:
+def _flushed(
+    store: Store, settings: Settings, reported: Iterable[CursorHealth]
+) -> Iterator[Finding]:
+    """Cursors must stand where the ingester last said, or further, and cover what was appended.
+
+    A host that was reported and is no longer configured is checked as well: its events were
+    written by the process that was stopped.
+    """
+    last = {(each.stream, each.host): each.seq for each in reported}
+    hosts = dict.fromkeys((FIREHOSE_LIVE, relay.key) for relay in settings.relays)
+    hosts |= dict.fromkeys((LABEL_LIVE, labeler.key) for labeler in settings.labelers)
+    for stream, host in hosts | dict.fromkeys(last):
+        written = last.get((stream, host))
         stored = read_cursor(store, cursor_key(stream, host))
-        last = told.get(f"cursor[{stream}:{host}]")
-        if stored is None:
+        if stored is None and written is None:
             yield Finding("note", f"{stream}: no cursor of {host} yet")
-        elif isinstance(last, int) and last > int(stored):
-            yield Finding("fail", f"{stream}: the cursor of {host} is {stored}, written was {last}")
+        elif stored is None:
+            yield Finding("fail", f"{stream}: no cursor of {host}, written was {written}")
+        elif written is not None and written > int(stored):
+            text = f"{stream}: the cursor of {host} is {stored}, written was {written}"
+            yield Finding("fail", text)
         else:
             yield Finding("pass", f"{stream}: the cursor of {host} is stored ({stored})")
-    if len(settings.relay_hosts) == 1:
-        yield from _covered(store, settings.relay_hosts[0])
+    if len(settings.relays) == 1:
+        yield from _covered(store, settings.relays[0].key)
 
 
-def _covered(store: Store, host: str) -> Iterator[Finding]:
+def _covered(store: Store, host: HostKey) -> Iterator[Finding]:
     """Sequence numbers are a relay's own, so this is known where there is one relay only.
 
     The first events behind a large step in the numbers are not covered until it is confirmed.

@@ -7,8 +7,8 @@ from email.utils import parsedate_to_datetime
 
 import trio
 
+from rsky_pipeline.configuration.endpoints import Endpoint
 from rsky_pipeline.configuration.settings import Settings
-from rsky_pipeline.network.hosts import Endpoint, parse_endpoint
 from rsky_pipeline.network.http import HttpClient, HttpFailure
 from rsky_pipeline.operations.verification.report import Check, Status, passed, skipped
 
@@ -30,7 +30,7 @@ class Answered:
 
 def ask_relays(settings: Settings) -> list[Answered]:
     """Ask all relays at once. Not for use within a trio loop."""
-    endpoints = [parse_endpoint(host) for host in settings.relay_hosts]
+    endpoints = settings.relays
     found: dict[str, Answered] = {}
 
     async def ask(http: HttpClient, endpoint: Endpoint) -> None:

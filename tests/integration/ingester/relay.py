@@ -17,6 +17,7 @@ from rsky_pipeline.atproto.commit import sign_commit
 from rsky_pipeline.atproto.crypto import PrivateKey
 from rsky_pipeline.atproto.frame import encode_frame
 from rsky_pipeline.atproto.syntax import tid_from
+from rsky_pipeline.configuration.endpoints import HostKey, parse_endpoint
 
 KEY = PrivateKey.from_seed("k256", b"relay")
 TIME = "2026-07-04T14:38:08.999Z"
@@ -47,6 +48,10 @@ class Relay:
     @property
     def url(self) -> str:
         return f"ws://127.0.0.1:{self.port}"
+
+    @property
+    def key(self) -> HostKey:
+        return parse_endpoint(self.url).key
 
     def add(self, *frames: tuple[int, bytes]) -> None:
         self.frames += frames

@@ -9,11 +9,11 @@ import trio
 import trio.testing
 from prometheus_client import CollectorRegistry
 
+from rsky_pipeline.configuration.endpoints import Endpoint, parse_endpoint
 from rsky_pipeline.ingester import enumeration
 from rsky_pipeline.ingester.enumeration import DONE, LIST_REPOS, Enumerator, Source
 from rsky_pipeline.ingester.holes import FIRST_RETRY_SECONDS, KnownHole, load_holes
 from rsky_pipeline.ingester.listing import Pace
-from rsky_pipeline.network.hosts import Endpoint, parse_endpoint
 from rsky_pipeline.network.http import HttpFailure
 from rsky_pipeline.network.repositories import ListedRepo, Page
 from rsky_pipeline.observability.ingester import IngesterMetrics
@@ -273,7 +273,7 @@ async def test_where_no_way_around_is_known_the_listing_waits_and_says_so(
         await eventually(lambda: run.enumerator.state.stuck)
         where = {"host": "relay.test", "source": "listRepos"}
         await eventually(lambda: run.metric("listing_stuck", **where) == 1)
-        assert "stuck" in str(run.enumerator.details()["listing[listRepos:relay.test]"])
+        assert "stuck" in run.enumerator.health().summary
         assert value(clean_redis, KEY) == "opaque-100"
         broken = False
         await eventually(lambda: run.enumerator.state.done)

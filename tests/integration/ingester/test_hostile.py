@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 
+from rsky_pipeline.configuration.endpoints import parse_endpoint
 from rsky_pipeline.demo.simulator.clock import Clock
 from rsky_pipeline.demo.simulator.faults import FAULTS, Hostility
 from rsky_pipeline.demo.simulator.state import state_of
 from rsky_pipeline.demo.simulator.world import World
 from rsky_pipeline.ingester import role
-from rsky_pipeline.network.hosts import parse_endpoint
 from tests.hostile import EVIDENCE, RATES, unseen
 from tests.integration.ingester.worker import Ingester, entries, eventually, ingesting, value
 from tests.integration.simulator.kit import served

@@ -221,7 +221,7 @@ async def test_what_the_operator_decides_about_a_future_cursor_is_noticed(
         async with ingesting(clean_redis, relay.url) as ingester:
             await eventually(lambda: total(ingester, "disconnects", reason="future_cursor") == 1)
             with closing(connect(clean_redis, name="test")) as store:
-                set_cursor(store, "firehose_live", host, None, force=True)
+                set_cursor(store, "firehose_live", relay.key, None, force=True)
             await eventually(lambda: cursor(clean_redis, relay) == "2")
     assert relay.cursors == [900, 0]
     assert written(clean_redis) == [1, 2]
@@ -235,7 +235,7 @@ async def test_a_cursor_that_is_set_back_is_noticed_while_nothing_comes(
     async with running(relay), ingesting(clean_redis, relay.url) as ingester:
         await eventually(lambda: cursor(clean_redis, relay) == "3")
         with closing(connect(clean_redis, name="test")) as store:
-            set_cursor(store, "firehose_live", f"127.0.0.1:{relay.port}", 1, force=False)
+            set_cursor(store, "firehose_live", relay.key, 1, force=False)
         await eventually(lambda: len(relay.cursors) == 2)
         await eventually(lambda: cursor(clean_redis, relay) == "3")
         assert total(ingester, "disconnects", reason="cursor_moved") == 1

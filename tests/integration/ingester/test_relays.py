@@ -8,13 +8,13 @@ import pytest
 import trio
 
 from rsky_pipeline.atproto.syntax import tid_number
+from rsky_pipeline.configuration.endpoints import Endpoint, parse_endpoint
 from rsky_pipeline.configuration.settings import Settings
 from rsky_pipeline.database.connection import Database
 from rsky_pipeline.ingester import report
 from rsky_pipeline.ingester.gap_table import list_gaps
 from rsky_pipeline.ingester.repo_state import repo_digest, rev_of, state_key
 from rsky_pipeline.ingester.sweep import Sweeper, sweep_marks
-from rsky_pipeline.network.hosts import Endpoint, parse_endpoint
 from rsky_pipeline.network.repositories import ListedRepo, Page
 from rsky_pipeline.operations.cursors import Refused, forget_repos, list_cursors, set_cursor
 from rsky_pipeline.streams.connection import connect
@@ -280,14 +280,14 @@ async def test_setting_a_cursor_refuses_what_skips_events_and_notes_a_forced_gap
             await eventually(lambda: cursor(clean_redis, relay) == "20")
             for seq in (25, None):
                 with pytest.raises(Refused, match="--force"):
-                    set_cursor(store, "firehose_live", host, seq, force=False)
+                    set_cursor(store, "firehose_live", relay.key, seq, force=False)
             # A running ingester goes on from a cursor that was set back; nothing is written twice.
-            set_cursor(store, "firehose_live", host, 5, force=False)
+            set_cursor(store, "firehose_live", relay.key, 5, force=False)
             relay.add(*likes(21))
             await eventually(lambda: cursor(clean_redis, relay) == "21")
             assert total(ingester, "disconnects", reason="cursor_moved") == 1
             assert relay.cursors == [0, 5]
-            set_cursor(store, "firehose_live", host, None, force=True)
+            set_cursor(store, "firehose_live", relay.key, None, force=True)
             relay.add(*likes(22))
             await eventually(lambda: cursor(clean_redis, relay) == "22")
             assert relay.cursors == [0, 5, 0]
@@ -312,7 +312,7 @@ async def test_states_can_be_forgotten_to_take_commits_over_again(clean_redis: s
         # The store looks at sockets that were closed in its own time.
         await eventually(lambda: b"test-ingester-1" not in store.call("CLIENT", "LIST"))
         assert forget_repos(store) == 1
-        set_cursor(store, "firehose_live", f"127.0.0.1:{relay.port}", 2, force=False)
+        set_cursor(store, "firehose_live", relay.key, 2, force=False)
         async with ingesting(clean_redis, relay.url):
             await eventually(lambda: cursor(clean_redis, relay) == "5")
     events = [json.loads(entry[b"event"])["seq"] for entry in entries(clean_redis, "firehose_live")]

@@ -11,12 +11,13 @@ from trio_websocket import WebSocketConnection
 from rsky_pipeline.atproto.car import read_car
 from rsky_pipeline.atproto.cid import Cid
 from rsky_pipeline.atproto.frame import decode_frame, encode_error_frame, encode_frame
+from rsky_pipeline.configuration.endpoints import Endpoint, HostKey
 from rsky_pipeline.ingester import enumeration, role, verify
-from rsky_pipeline.network.hosts import Endpoint
 from rsky_pipeline.network.http import HttpClient, HttpFailure
 from rsky_pipeline.network.repositories import ListedRepo, Page
 from rsky_pipeline.observability.ingester import IngesterMetrics
 from rsky_pipeline.runtime.backoff import Backoff
+from rsky_pipeline.runtime.health_document import CursorHealth
 from tests.integration.ingester.relay import TIME, Relay, commit, like, running
 from tests.integration.ingester.test_live import DID, cursor, likes
 from tests.integration.ingester.worker import (
@@ -130,8 +131,8 @@ async def test_health_tells_what_an_operator_asks_for(clean_redis: str) -> None:
     relay = Relay(likes(*range(1, 11)))
     async with running(relay), ingesting(clean_redis, relay.url) as ingester:
         await ingester.ready.wait()
-        name = f"cursor[firehose_live:127.0.0.1:{relay.port}]"
-        await eventually(lambda: ingester.health.get(name) == 10)
+        stored = CursorHealth("firehose_live", HostKey(f"127.0.0.1:{relay.port}"), 10)
+        await eventually(lambda: ingester.health.get("cursors") == (stored,))
         assert ingester.health["connected_relays"] == ingester.health["relays"] == 1
         assert ingester.health["lag_seconds"] > 1_000
         assert ingester.health["held_up"] is False

@@ -8,9 +8,9 @@ import pytest
 import trio
 
 from rsky_pipeline.atproto.frame import CommitMessage, decode_frame
+from rsky_pipeline.configuration.endpoints import parse_endpoint
 from rsky_pipeline.demo.simulator.clock import Clock
 from rsky_pipeline.demo.simulator.world import World
-from rsky_pipeline.network.hosts import parse_endpoint
 from tests.integration.ingester.worker import entries, eventually, ingesting, value
 from tests.integration.simulator.kit import served
 

@@ -8,10 +8,10 @@ import trio
 from click.testing import CliRunner, Result
 
 from rsky_pipeline.cli import main
+from rsky_pipeline.configuration.endpoints import parse_endpoint
 from rsky_pipeline.demo.simulator.clock import Clock
 from rsky_pipeline.demo.simulator.subscription import StreamRules
 from rsky_pipeline.demo.simulator.world import World
-from rsky_pipeline.network.hosts import parse_endpoint
 from tests.integration.ingester.worker import entries, eventually, ingesting, value
 from tests.integration.simulator.kit import Served, served
 

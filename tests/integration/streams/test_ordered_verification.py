@@ -5,10 +5,13 @@ import socket
 from contextlib import closing
 from dataclasses import replace
 
+import pytest
+
 from rsky_pipeline.configuration.settings import Settings
 from rsky_pipeline.operations.ordered.verified import outstanding, verify_stopped
+from rsky_pipeline.runtime.health_document import CursorHealth, encoded, read_health
 from rsky_pipeline.streams.connection import Store, connect
-from rsky_pipeline.streams.names import FIREHOSE_LIVE, cursor_key
+from rsky_pipeline.streams.names import FIREHOSE_LIVE, LABEL_LIVE, cursor_key
 
 OWN = f"{socket.gethostname()}-indexer-1"
 
@@ -30,8 +33,8 @@ def read(store: Store, consumer: str, count: int) -> list[bytes]:
     return [entry[0] for entry in entries]
 
 
-def results(settings: Settings, role: str, **told: object) -> list[tuple[str, str]]:
-    found = verify_stopped(settings, role, told)
+def results(settings: Settings, role: str, *reported: CursorHealth) -> list[tuple[str, str]]:
+    found = verify_stopped(settings, role, reported)
     return [(finding.result, finding.text) for finding in found]
 
 
@@ -55,21 +58,65 @@ def test_a_consumer_is_drained_when_nothing_of_this_host_is_pending(clean_redis:
 
 def test_a_producer_is_flushed_when_the_cursor_covers_the_data(clean_redis: str) -> None:
     settings = settings_for(clean_redis)
-    key = cursor_key(FIREHOSE_LIVE, "relay.example")
-    told = {"cursor[firehose_live:relay.example]": 7}
+    host = settings.relays[0].key
+    key = cursor_key(FIREHOSE_LIVE, host)
+    told = CursorHealth(FIREHOSE_LIVE, host, 7)
     with closing(connect(clean_redis, name="test")) as store:
         assert results(settings, "ingester")[0][0] == "note"
         add(store, 5)
         add(store, 999, kind="repo")  # somebody else's
         store.call("SET", key, "7")
-        assert [result for result, _ in results(settings, "ingester", **told)] == ["pass", "pass"]
+        assert [result for result, _ in results(settings, "ingester", told)] == ["pass", "pass"]
         add(store, 8)
-        assert [result for result, _ in results(settings, "ingester", **told)] == ["pass", "fail"]
+        assert [result for result, _ in results(settings, "ingester", told)] == ["pass", "fail"]
         store.call("SET", key, "8")
         add(store, 2**40)  # a number that its host did not go on from, or not yet
-        assert [result for result, _ in results(settings, "ingester", **told)] == ["pass", "pass"]
+        assert [result for result, _ in results(settings, "ingester", told)] == ["pass", "pass"]
         store.call("SET", key, "6")
-        assert [result for result, _ in results(settings, "ingester", **told)] == ["fail", "fail"]
+        assert [result for result, _ in results(settings, "ingester", told)] == ["fail", "fail"]
+
+
+SPELLINGS = [
+    "bsky.example",
+    "wss://bsky.example",
+    "Bsky.Example",
+    "bsky.example.",
+    "https://bsky.example:443/",
+    "ws://127.0.0.1:2470",
+    "ws://[::1]:2470",
+]
+
+
+@pytest.mark.parametrize("stream", [FIREHOSE_LIVE, LABEL_LIVE])
+@pytest.mark.parametrize("written", SPELLINGS)
+def test_a_cursor_behind_the_ingesters_report_fails_however_its_host_is_written(
+    clean_redis: str, written: str, stream: str
+) -> None:
+    """The report is what the ingester sends: its hosts are those of its own settings."""
+    hosts = {"relay_hosts": (written,)}
+    if stream == LABEL_LIVE:
+        hosts = {"relay_hosts": ("relay.example",), "labeler_hosts": (written,)}
+    settings = replace(settings_for(clean_redis), **hosts)  # type: ignore[arg-type]
+    [endpoint] = settings.labelers if stream == LABEL_LIVE else settings.relays
+    reports = {seq: CursorHealth(stream, endpoint.key, seq) for seq in (100, 200)}
+    with closing(connect(clean_redis, name="test")) as store:
+        store.call("SET", cursor_key(stream, endpoint.key), "100")
+    for seq, expected in ((100, "pass"), (200, "fail")):
+        document = json.loads(json.dumps(encoded({"cursors": (reports[seq],)})))
+        found = results(settings, "ingester", *read_health(document).cursors)
+        assert [result for result, text in found if text.startswith(stream)] == [expected]
+
+
+def test_a_report_of_the_version_before_is_understood(clean_redis: str) -> None:
+    settings = replace(settings_for(clean_redis), relay_hosts=("ws://127.0.0.1:2470",))
+    key = cursor_key(FIREHOSE_LIVE, settings.relays[0].key)
+    old = read_health({"cursor[firehose_live:127.0.0.1:2470]": 200}).cursors
+    with closing(connect(clean_redis, name="test")) as store:
+        assert results(settings, "ingester", *old)[0][0] == "fail"  # stored nothing
+        store.call("SET", key, "100")
+        assert results(settings, "ingester", *old)[0][0] == "fail"
+        store.call("SET", key, "200")
+        assert results(settings, "ingester", *old)[0][0] == "pass"
 
 
 def test_a_redis_that_does_not_answer_is_told_and_no_failure() -> None:

@@ -8,11 +8,10 @@ from rsky_pipeline.configuration.addresses import (
     bind_address,
     database_url,
     endpoint,
-    endpoint_key,
     redis_url,
     search_path_of,
 )
-from rsky_pipeline.network.hosts import parse_endpoint
+from rsky_pipeline.configuration.endpoints import parse_endpoint
 
 GOOD = [
     "bsky.network",
@@ -71,18 +70,32 @@ def test_what_is_refused_and_why(text: str, reason: str) -> None:
 )
 @example("relay.test.")
 @example("[fe80::1%eth0]")
-def test_whatever_is_accepted_the_network_package_accepts(text: str) -> None:
+def test_a_key_names_the_host_that_it_was_made_of(text: str) -> None:
     try:
-        accepted = endpoint(text)
+        server = parse_endpoint(text)
     except ValueError:
         return
-    assert parse_endpoint(accepted).port > 0
+    again = parse_endpoint(server.key)
+    assert (again.key, again.host) == (server.key, server.host)
+    assert parse_endpoint(server.http_url()) == server
 
 
-@pytest.mark.parametrize("text", GOOD)
-def test_the_key_is_that_of_the_cursor(text: str) -> None:
-    server = parse_endpoint(text)
-    assert endpoint_key(endpoint(text)) == f"{server.host}:{server.port}"
+@pytest.mark.parametrize(
+    ("text", "key"),
+    [
+        ("relay.example", "relay.example"),
+        ("https://relay.example", "relay.example"),
+        (" WSS://Relay.Example.:443/ ", "relay.example"),
+        ("ws://127.0.0.1:2470", "127.0.0.1:2470"),
+        ("ws://host:80", "host"),
+        ("http://host:443", "host:443"),
+        ("wss://host:80", "host:80"),
+        ("ws://[::1]:2470", "[::1]:2470"),
+        ("wss://[2001:DB8:0::1]", "[2001:db8::1]"),
+    ],
+)
+def test_a_host_has_one_key(text: str, key: str) -> None:
+    assert parse_endpoint(text).key == key
 
 
 @pytest.mark.parametrize(

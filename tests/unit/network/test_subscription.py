@@ -10,8 +10,8 @@ import trio
 import trio_websocket
 from trio_websocket import ConnectionClosed, WebSocketConnection, WebSocketRequest
 
+from rsky_pipeline.configuration.endpoints import Endpoint
 from rsky_pipeline.network.frame_socket import MAX_MESSAGE, FrameSocket
-from rsky_pipeline.network.hosts import Endpoint
 from rsky_pipeline.network.subscription import (
     Disconnected,
     DisconnectReason,

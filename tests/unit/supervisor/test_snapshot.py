@@ -5,6 +5,7 @@ from dataclasses import replace
 import trio
 
 from rsky_pipeline.configuration.settings import Settings
+from rsky_pipeline.runtime.health_document import read_health
 from rsky_pipeline.supervisor import snapshot
 from rsky_pipeline.supervisor.child import ChildDriver
 from rsky_pipeline.supervisor.machine import Phase
@@ -27,9 +28,9 @@ async def test_a_degraded_worker_is_ready_and_not_healthy() -> None:
         )
         return document["healthy"], document["processes"][0]["trouble"]
 
-    child.health = {"trouble": None, "degraded": None}
+    child.health = read_health({"trouble": None, "degraded": None})
     assert look() == (True, None)
-    child.health = {"trouble": None, "degraded": "no relay is connected"}
+    child.health = read_health({"trouble": None, "degraded": "no relay is connected"})
     assert look() == (False, "no relay is connected")
-    child.health = {"trouble": "stuck", "degraded": "no relay is connected"}
+    child.health = read_health({"trouble": "stuck", "degraded": "no relay is connected"})
     assert look() == (False, "stuck")
