@@ -58,12 +58,12 @@ class Transaction:
         Placeholders are `%s` (text) and `%b` (binary, for arrays); without params none are
         interpreted, and several statements may follow each other.
         """
-        with translated(self._connection):
+        with translated(self._connection, sql):
             return _execute(self._connection, sql, params).rowcount
 
     def query(self, sql: str, params: Sequence[Any] = ()) -> list[Row]:
         """Run a statement and return all of its rows."""
-        with translated(self._connection):
+        with translated(self._connection, sql):
             return _execute(self._connection, sql, params).fetchall()
 
     def copy_in(self, sql: str, types: Sequence[str], rows: Iterable[Row]) -> int:
@@ -73,7 +73,7 @@ class Transaction:
         """
         held = list(rows)
         with (
-            translated(self._connection),
+            translated(self._connection, sql),
             self._connection.cursor() as cursor,
             cursor.copy(sql) as copy,
         ):
@@ -191,12 +191,12 @@ def quote_schema(name: str) -> str:
 
 
 @contextlib.contextmanager
-def translated(connection: psycopg.Connection[Any]) -> Iterator[None]:
-    """Raise our errors in place of psycopg's."""
+def translated(connection: psycopg.Connection[Any], statement: str = "") -> Iterator[None]:
+    """Raise our errors in place of psycopg's; `statement` is the SQL that may fail."""
     try:
         yield
     except (psycopg.Error, UnicodeEncodeError) as error:
-        raise translate(error, connected=not connection.closed) from error
+        raise translate(error, connected=not connection.closed, statement=statement) from error
 
 
 def _connection_string(url: str, name: str) -> str:

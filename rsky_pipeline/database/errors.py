@@ -8,14 +8,31 @@ import psycopg
 from rsky_pipeline.runtime.errors import Unavailable
 
 _MAX_MESSAGE = 500  # characters; a message may quote data of any size
+_MAX_STATEMENT = 60  # characters: the verb and the table
 
 
 class DatabaseError(Exception):
-    """A refusal that retrying does not cure: a defect of ours, or a missing privilege."""
+    """A refusal that retrying does not cure: a defect of ours, or a missing privilege.
 
-    def __init__(self, message: str, *, sqlstate: str | None = None) -> None:
+    `statement` is the beginning of the SQL that was refused, where it is known.
+    """
+
+    def __init__(self, message: str, *, sqlstate: str | None = None, statement: str = "") -> None:
         super().__init__(message)
         self.sqlstate = sqlstate
+        self.statement = statement
+
+    @property
+    def follows_data(self) -> bool:
+        """Whether the data of a statement can be the cause, so that other data may pass.
+
+        Only errors of the connection, the server or the schema cannot: they hit whatever is sent.
+        Any other class may be met by the rows of one account alone, also those that only a defect
+        of ours explains.
+        """
+        if isinstance(self, DatabaseUnavailable | TransactionConflict | SchemaMismatch):
+            return False
+        return not (self.sqlstate or "").startswith(_NOT_OF_DATA)
 
 
 class DatabaseUnavailable(DatabaseError, Unavailable):
@@ -67,17 +84,22 @@ _BY_CODE: dict[str, type[DatabaseError]] = {
     "57014": TransactionConflict,  # statement_timeout
     "57P04": DatabaseError,  # the database was dropped
 }
+# Of the session, the login or the database: prepared statements that a pooler mixed up, privileges.
+_NOT_OF_DATA = ("25", "26", "28", "3D", "42501", "42P05", "57", "F0")
 
 
 def translate(
-    error: psycopg.Error | UnicodeEncodeError, *, connected: bool = True
+    error: psycopg.Error | UnicodeEncodeError, *, connected: bool = True, statement: str = ""
 ) -> DatabaseError:
     """Return the error of ours for one of psycopg's; `connected` is whether the connection lives.
 
+    `statement` is the SQL that failed; its beginning is kept.
+
     Text that is no valid Unicode (lone surrogates) fails in the client with UnicodeEncodeError.
     """
+    statement = " ".join(statement.split())[:_MAX_STATEMENT]
     if isinstance(error, UnicodeEncodeError):
-        return BadData(f"a text is not valid Unicode: {error.reason}")
+        return BadData(f"a text is not valid Unicode: {error.reason}", statement=statement)
     code = error.sqlstate
     message = (error.diag.message_primary or str(error) or type(error).__name__).strip()
     if len(message) > _MAX_MESSAGE:
@@ -86,9 +108,9 @@ def translate(
         kind = _BY_CODE.get(code) or _BY_CLASS.get(code[:2], DatabaseError)
         if kind is DatabaseError and not connected:
             kind = DatabaseUnavailable
-        return kind(f"{message} (SQLSTATE {code})", sqlstate=code)
+        return kind(f"{message} (SQLSTATE {code})", sqlstate=code, statement=statement)
     if isinstance(error, psycopg.DataError):
-        return BadData(message)
+        return BadData(message, statement=statement)
     if isinstance(error, psycopg.OperationalError) or not connected:
         return DatabaseUnavailable(" ".join(message.split()))
-    return DatabaseError(message)
+    return DatabaseError(message, statement=statement)

@@ -8,16 +8,20 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from rsky_pipeline.database.connection import Database
-from rsky_pipeline.database.errors import TransactionConflict
+from rsky_pipeline.database.errors import DatabaseError, TransactionConflict
+from rsky_pipeline.database.isolation import apply_isolated
 from rsky_pipeline.indexer.apply import apply_batch
 from rsky_pipeline.indexer.batch import Batch, Item, groups
-from rsky_pipeline.indexer.collections.shape import Collection
+from rsky_pipeline.indexer.collections.shape import Collection, Put
 from rsky_pipeline.indexer.events import Reading
 from rsky_pipeline.indexer.labels import LabelReading, apply_labels
 from rsky_pipeline.indexer.outcome import Outcome, Refusal
-from rsky_pipeline.indexer.poison import apply_isolated
+from rsky_pipeline.indexer.plan import Delete
 
 MAX_CONFLICTS = 5  # tries of one transaction before the batch is given a longer pause
+# What fails for all entries of a batch is waited for so long (a function that is missing while
+# somebody upgrades the database), and then costs this batch: it must not stop the others for ever.
+SYSTEMIC_SECONDS = 600.0
 
 
 class Applier:
@@ -33,6 +37,7 @@ class Applier:
         self._max_deliveries = max_deliveries
         self._open_database = open_database
         self._database: Database | None = None
+        self._systemic: tuple[str, float] | None = None  # first entry of the batch, since when
 
     def connect(self) -> None:
         """Connect where it is not connected. Raises DatabaseUnavailable."""
@@ -84,8 +89,21 @@ class Applier:
         def apply(part: Sequence[Item]) -> None:
             self._apply_once(part, outcome)
 
-        for culprit in apply_isolated(present, apply):
-            outcome.refused.append(Refusal(culprit.entry, culprit.reason, culprit.message))
+        first, now = present[0].delivery.id, time.monotonic()
+        if self._systemic is not None and self._systemic[0] != first:
+            self._systemic = None
+        since = now if self._systemic is None else self._systemic[1]
+        try:
+            culprits = apply_isolated(
+                present, apply, source=_account, blame_all=now - since > SYSTEMIC_SECONDS
+            )
+        except DatabaseError as error:
+            self._systemic = (first, since) if error.follows_data else None
+            raise
+        self._systemic = None
+        for culprit in culprits:
+            text = f"{_subject(culprit.entry)}: {culprit.message}"
+            outcome.refused.append(Refusal(culprit.entry, culprit.reason, text))
 
     def _apply_once(self, items: Sequence[Item], outcome: Outcome) -> None:
         for attempt in range(1, MAX_CONFLICTS + 1):
@@ -113,6 +131,18 @@ class Applier:
             added, removed = apply_labels(self._database, labels)
             outcome.labels_added += added
             outcome.labels_removed += removed
+
+
+def _account(item: Item) -> str:
+    return item.reading.did if isinstance(item.reading, Reading) else item.delivery.id
+
+
+def _subject(item: Item) -> str:
+    """Return what an entry is about, for whoever reads its dead letter."""
+    if isinstance(item.reading, LabelReading):
+        return ", ".join(label.uri for label in item.reading.labels[:3])
+    change = item.reading.change
+    return change.uri if isinstance(change, Put | Delete) else item.reading.did
 
 
 def _is_record(refusal: Refusal) -> bool:

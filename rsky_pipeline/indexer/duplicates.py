@@ -5,9 +5,10 @@ others are in `duplicate_record`, all pointing at it. When it goes, the next one
 does not depend on the order of arrival; officially the first to arrive stands.
 """
 
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import cache
+from operator import attrgetter
 from typing import Any
 
 import orjson
@@ -26,6 +27,7 @@ from rsky_pipeline.indexer.statements import (
 )
 
 Key = tuple[Any, ...]
+_uri_of = attrgetter("uri")
 
 _FORGET = "DELETE FROM duplicate_record WHERE uri = ANY(%b::text[])"
 _TAKE = """
@@ -91,10 +93,15 @@ class NaturalKey:
         ]
         return {self.of_row(row): row for row in rows}
 
-    def take_waiting(self, uris: Sequence[str]) -> list[Put]:
-        """Take the records out of `duplicate_record` that waited for these."""
+    def take_waiting(self, gone: Sequence[StoredRow], known: Iterable[Put]) -> list[Put]:
+        """Take the records out of `duplicate_record` that waited for rows, but for `known` ones."""
+        if not gone:
+            return []
+        seen = {put.uri for put in known}
         found: list[Put] = []
-        for uri, cid, indexed_at, did, rev, json in self.tx.query(_TAKE, (list(uris),)):
+        for uri, cid, indexed_at, did, rev, json in self.tx.query(
+            _TAKE, ([row["uri"] for row in gone],)
+        ):
             put = Put(
                 uri, did, uri.rpartition("/")[2], cid, rev, indexed_at, historical=True, json=json
             )
@@ -102,91 +109,98 @@ class NaturalKey:
                 put.rows = self.collection.read(put, orjson.loads(json))
             except (InvalidRecord, orjson.JSONDecodeError):
                 continue  # another indexer let it in; it cannot stand here
-            if put.rows.main is not None:
+            if put.rows.main is not None and uri not in seen:
                 found.append(put)
         return found
 
 
-def settle(
+def resolve_duplicates(
     key: NaturalKey,
     gone: Sequence[StoredRow],
     puts: Sequence[Put],
     notes: Notes,
     arrivals: Mapping[str, int],
 ) -> tuple[list[Put], list[StoredRow]]:
-    """Insert the records that stand now and park the others, given the rows already deleted.
+    """Insert the record that stands for each key and park the others; `gone` is deleted already.
 
     Returns the records inserted and the rows that they displaced.
+
+    Nearly always one insertion is all. Where it leaves something out, the rows of the very records
+    that were left out go first: only a writer without our rules leaves them (a row whose record is
+    missing). Compared like rows of other records, such a row would be displaced and parked while
+    its record is parked too, and one whose record now says something else would go on standing.
     """
-    candidates = list(puts)
-    if gone:
-        candidates += key.take_waiting([row["uri"] for row in gone])
-    if not candidates:
+    contest = [*puts, *key.take_waiting(gone, puts)]
+    if not contest:
         return [], []
-    winners: dict[Key, Put] = {}
-    waiting: list[tuple[Put | StoredRow, Key]] = []
-    for put in sorted(candidates, key=lambda put: put.uri):
-        its_key = key.of(put)
-        if winners.setdefault(its_key, put) is not put:
-            waiting.append((put, its_key))
-    written = {row[0] for row in insert(key.tx, key.table, list(winners.values()), key.empty)}
-    standing = {its_key: put.uri for its_key, put in winners.items()}
+    oldest = _oldest(key, contest)
+    written = {row[0] for row in insert(key.tx, key.table, list(oldest.values()), key.empty)}
+    standing = {its_key: put.uri for its_key, put in oldest.items() if put.uri in written}
     displaced: list[StoredRow] = []
-    blocked = {its_key: put for its_key, put in winners.items() if put.uri not in written}
-    if blocked:
-        displaced = _challenge(key, blocked, standing, waiting)
-    inserted = [put for its_key, put in winners.items() if standing[its_key] == put.uri]
+    if len(written) < len(contest):
+        rest = [put for put in contest if put.uri not in written]
+        displaced = delete(key.tx, key.table, {put.uri for put in rest})
+        rest += key.take_waiting(displaced, contest)
+        oldest |= _oldest(key, [put for put in rest if key.of(put) not in standing])
+        weaker = _challenge(key, oldest, standing)
+        displaced += weaker
+        _park(key, rest, weaker, standing)
+        oldest = dict(sorted(oldest.items(), key=lambda item: item[1].uri))
     for row in (*gone, *displaced):
         successor = standing.get(key.of_row(row))
         if successor is not None and successor != row["uri"]:
             # A record that was there when the other one went had waited for it.
             waited = arrivals.get(successor, -1) < arrivals.get(row["uri"], -1)
             notes.succeed(successor, row["uri"], inherits=waited)
-    _park(key.tx, waiting, standing)
-    return inserted, displaced
+    return [put for its_key, put in oldest.items() if standing[its_key] == put.uri], displaced
+
+
+def _oldest(key: NaturalKey, puts: Iterable[Put]) -> dict[Key, Put]:
+    """Return the record with the smallest uri of each key."""
+    found: dict[Key, Put] = {}
+    for put in sorted(puts, key=_uri_of):
+        found.setdefault(key.of(put), put)
+    return found
 
 
 def _challenge(
-    key: NaturalKey,
-    blocked: dict[Key, Put],
-    standing: dict[Key, str],
-    waiting: list[tuple[Put | StoredRow, Key]],
+    key: NaturalKey, oldest: Mapping[Key, Put], standing: dict[Key, str]
 ) -> list[StoredRow]:
-    """Let candidates displace rows of greater uris; the others wait for the row that stands."""
-    rows = key.standing(list(blocked))
+    """Let records that do not stand yet displace rows of greater uris; return these rows.
+
+    The others lose to the row that is there. `standing` gets whoever stands of each key.
+    """
+    challengers = {its_key: put for its_key, put in oldest.items() if its_key not in standing}
+    if not challengers:
+        return []
+    rows = key.standing(list(challengers))
     stronger: list[Put] = []
-    for its_key, put in blocked.items():
+    for its_key, put in challengers.items():
         row = rows.get(its_key)
         if row is not None and row["uri"] < put.uri:
             standing[its_key] = row["uri"]
-            waiting.append((put, its_key))
         else:
             stronger.append(put)
-    if not stronger:
-        return []
+            standing[its_key] = put.uri
     weaker = [rows[its_key]["uri"] for its_key in map(key.of, stronger) if its_key in rows]
-    # A row of the candidate's own uri can only be left by a writer without our rules: replace it.
-    displaced = delete(key.tx, key.table, {*weaker, *(put.uri for put in stronger)})
+    displaced = delete(key.tx, key.table, weaker)
     insert(key.tx, key.table, stronger)
-    for row in displaced:
-        its_key = key.of_row(row)
-        if standing.get(its_key, row["uri"]) != row["uri"]:
-            waiting.append((row, its_key))
-    previous = [row["uri"] for row in displaced]
-    now = [standing.get(key.of_row(row), row["uri"]) for row in displaced]
-    key.tx.execute(_REPOINT, (previous, now))
+    if displaced:
+        successors = [standing[key.of_row(row)] for row in displaced]
+        key.tx.execute(_REPOINT, ([row["uri"] for row in displaced], successors))
     return displaced
 
 
 def _park(
-    tx: Transaction, waiting: Sequence[tuple[Put | StoredRow, Key]], standing: dict[Key, str]
+    key: NaturalKey, puts: Sequence[Put], rows: Sequence[StoredRow], standing: Mapping[Key, str]
 ) -> None:
-    if not waiting:
-        return
-    rows = [
-        (item.uri, item.cid, standing[key], item.indexed_at)
-        if isinstance(item, Put)
-        else (item["uri"], item["cid"], standing[key], item["indexedAt"])
-        for item, key in waiting
+    """Have the records wait that do not stand, and those whose rows were displaced."""
+    waiting = [
+        (row["uri"], row["cid"], standing[key.of_row(row)], row["indexedAt"]) for row in rows
     ]
-    tx.execute(_PARK, transpose(sorted(rows)))
+    for put in puts:
+        stands = standing[key.of(put)]
+        if stands != put.uri:
+            waiting.append((put.uri, put.cid, stands, put.indexed_at))
+    if waiting:
+        key.tx.execute(_PARK, transpose(sorted(waiting)))

@@ -123,6 +123,7 @@ class Report:
                     "entry": refusal.item.delivery.id,
                     "collection": collection,
                     "did": reading.did if isinstance(reading, Reading) else "",
+                    "stream": refusal.item.delivery.stream,
                     "more": held,
                 }
                 _log.warning("entry refused", extra=extra)

@@ -11,7 +11,7 @@ from typing import Any
 from rsky_pipeline.database.connection import Transaction
 from rsky_pipeline.indexer.collections.shape import Collection, Notification, Put, SideTable, Table
 from rsky_pipeline.indexer.counts import Counts
-from rsky_pipeline.indexer.duplicates import NaturalKey, settle
+from rsky_pipeline.indexer.duplicates import NaturalKey, resolve_duplicates
 from rsky_pipeline.indexer.notifications import Notes
 from rsky_pipeline.indexer.reference_locks import ReferenceLocks
 from rsky_pipeline.indexer.statements import (
@@ -96,7 +96,7 @@ def _write_unique(changes: Changes, table: Table, work: Work) -> None:
     gone = delete(changes.tx, table, leaving)
     key = NaturalKey(changes.tx, changes.collection, table, changes.empty)
     puts = [put for put in (*work.inserts, *work.updates) if put.rows.main is not None]
-    winners, displaced = settle(key, gone, puts, changes.notes, changes.arrivals)
+    winners, displaced = resolve_duplicates(key, gone, puts, changes.notes, changes.arrivals)
     updated = {put.uri for put in work.updates}
     changes.removed = [*gone, *displaced]
     changes.inserted = [put for put in winners if put.uri not in updated]

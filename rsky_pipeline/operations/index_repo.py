@@ -5,6 +5,7 @@ is deleted with that rev; then the floor of the repo is set. All of it in bounde
 under the same rev gate as the workers use, so live events may go on being applied meanwhile.
 """
 
+import logging
 import random
 import time
 from collections import Counter
@@ -19,16 +20,17 @@ from rsky_pipeline.backfiller.unpack import Paths, Repo, creates, list_paths
 from rsky_pipeline.configuration.selection import path_prefixes
 from rsky_pipeline.database.connection import Database
 from rsky_pipeline.database.errors import TransactionConflict
+from rsky_pipeline.database.isolation import apply_isolated
 from rsky_pipeline.indexer.actors import create_actors, lock_actors
 from rsky_pipeline.indexer.apply import Applied, apply_batch, apply_locked
 from rsky_pipeline.indexer.clock import now_text
 from rsky_pipeline.indexer.collections.shape import Collection, Put
 from rsky_pipeline.indexer.events import Reading, RepoRev, read_entry
 from rsky_pipeline.indexer.plan import Delete
-from rsky_pipeline.indexer.poison import apply_isolated
 from rsky_pipeline.streams.event import EVENT_FIELD
 
 Result = TypeVar("Result")
+_log = logging.getLogger(__name__)
 RECORDS = 1_000  # in one transaction
 DELETIONS = 1_000  # in one transaction
 PAGE = 10_000  # rows read at once
@@ -159,7 +161,12 @@ def _write(
     def apply(part: Sequence[Reading]) -> None:
         done.note(unconflicted(lambda: apply_batch(database, part, collections)))
 
-    culprits = apply_isolated(readings, apply)
+    culprits = apply_isolated(readings, apply, source=lambda reading: reading.did)
+    for culprit in culprits:
+        change = culprit.entry.change
+        uri = change.uri if isinstance(change, Put | Delete) else ""
+        extra = {"did": done.did, "uri": uri, "error": culprit.message}
+        _log.warning("PostgreSQL refused a record", extra=extra)
     done.kept.update(
         item.entry.change.uri for item in culprits if isinstance(item.entry.change, Put)
     )

@@ -11,11 +11,11 @@ from typing import TypeVar
 
 from rsky_pipeline.database.connection import Database
 from rsky_pipeline.database.errors import DatabaseUnavailable, TransactionConflict
+from rsky_pipeline.database.isolation import apply_isolated
 from rsky_pipeline.indexer.apply import apply_batch
 from rsky_pipeline.indexer.collections.shape import Collection, Put
 from rsky_pipeline.indexer.events import Reading
 from rsky_pipeline.indexer.plan import Delete
-from rsky_pipeline.indexer.poison import apply_isolated
 from rsky_pipeline.indexer.reference_locks import needs_locks
 
 BATCH = 4_000  # records of one transaction, or a little more
@@ -46,7 +46,7 @@ class Writer:
             self.run(lambda database: apply_batch(database, part, self._collections, bulk=True))
 
         for part in self._parts(readings):
-            for culprit in apply_isolated(part, apply):
+            for culprit in apply_isolated(part, apply, source=lambda reading: reading.did):
                 refused.setdefault(culprit.entry.did, Counter())[culprit.reason] += 1
         return refused
 

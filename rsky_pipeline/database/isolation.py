@@ -1,0 +1,86 @@
+"""Keeps one bad entry from stopping the others, for every batch that goes to PostgreSQL.
+
+A transaction that PostgreSQL refuses, or that our own code cannot make, is halved until the
+culprits are found; everything else is applied. The class of the error does not matter: an entry
+that fails again when it is alone is a culprit. Only errors of the connection, the server or the
+schema are waited for (`DatabaseError.follows_data`): they are raised.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from rsky_pipeline.database.errors import BadData, DatabaseError
+
+Entry = TypeVar("Entry")
+
+# A failure that is not plainly about values, and that hits every one of this many entries, is not
+# about one of them: a function that is missing, a defect of a new version.
+SYSTEMIC = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Culprit(Generic[Entry]):
+    """An entry that cannot be applied, and why; `reason` is `bad_data` or `internal_error`."""
+
+    entry: Entry
+    reason: str
+    message: str
+
+
+def apply_isolated(
+    entries: Sequence[Entry],
+    apply: Callable[[Sequence[Entry]], None],
+    *,
+    source: Callable[[Entry], object] = lambda entry: entry,
+    blame_all: bool = False,
+) -> list[Culprit[Entry]]:
+    """Apply entries in order; return those that cannot be, after everything else is applied.
+
+    `apply` must be repeatable. Raises what is not about the data, and what fails for all of many
+    entries; then only a part may have been applied. `source` names whose entry it is: one source
+    (a repo that is brought in fills whole batches) never makes a failure systemic. `blame_all` is
+    for the caller who has waited long enough for what fails for all of them.
+    """
+    culprits: list[Culprit[Entry]] = []
+    failure = _apply(entries, apply, culprits)
+    hits_all = len(culprits) == len(entries) >= SYSTEMIC and not blame_all
+    if failure is not None and hits_all and len({source(entry) for entry in entries}) > 1:
+        raise failure
+    return culprits
+
+
+def _apply(
+    entries: Sequence[Entry],
+    apply: Callable[[Sequence[Entry]], None],
+    culprits: list[Culprit[Entry]],
+    *,
+    repeated: bool = False,
+) -> Exception | None:
+    """Return the last failure that may be systemic, None if there was none."""
+    failure: Exception | None = None
+    culprit: tuple[str, str]
+    try:
+        apply(entries)
+    except BadData as error:
+        culprit = ("bad_data", _described(error))
+    except DatabaseError as error:
+        if not error.follows_data:
+            raise
+        failure, culprit = error, ("internal_error", _described(error))
+    except Exception as error:  # noqa: BLE001 - whatever it is, it must not stop the others
+        failure, culprit = error, ("internal_error", f"{type(error).__name__}: {error}")
+    else:
+        return None
+    if len(entries) > 1:
+        middle = len(entries) // 2
+        first = _apply(entries[:middle], apply, culprits, repeated=True)
+        return _apply(entries[middle:], apply, culprits, repeated=True) or first
+    if failure is not None and not repeated:  # alone from the start: it may have been a moment's
+        return _apply(entries, apply, culprits, repeated=True)
+    culprits.append(Culprit(entries[0], *culprit))
+    return failure
+
+
+def _described(error: DatabaseError) -> str:
+    return f"{error}, in: {error.statement}" if error.statement else str(error)

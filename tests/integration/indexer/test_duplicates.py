@@ -1,0 +1,74 @@
+"""Rows that other writers left without a record, and records that say the same as they do."""
+
+import pytest
+
+from tests.integration.indexer.kit import Network, Put, Tables, did_of, recounted
+
+
+def left_by_others(tables: Tables, like: Put) -> None:
+    """Have a like stand as another writer left it: counted, and without its record."""
+    tables.apply(like)
+    tables.database.execute("DELETE FROM record WHERE uri = %s", (like.uri,))
+    tables.database.execute("DELETE FROM notification")
+
+
+def standing(tables: Tables) -> list[tuple[str, str]]:
+    return [(row[0], row[1]) for row in tables.rows("like", "uri, subject")]
+
+
+def waiting(tables: Tables) -> list[tuple[str, str]]:
+    return [(row[0], row[1]) for row in tables.rows("duplicate_record", 'uri, "duplicateOf"')]
+
+
+@pytest.mark.parametrize("together", [True, False])
+def test_an_older_duplicate_displaces_a_row_without_its_record(
+    tables: Tables, net: Network, together: bool
+) -> None:
+    post = net.post("ann")
+    older, newer = net.like("bob", post), net.like("bob", post)
+    tables.apply(post)
+    left_by_others(tables, newer)
+    if together:
+        tables.apply(older, newer)
+    else:
+        tables.apply_each([newer, older])
+    assert standing(tables) == [(older.uri, post.uri)]
+    assert waiting(tables) == [(newer.uri, older.uri)]
+    records = tables.rows("record", "uri", f"did = '{did_of('bob')}'")
+    assert records == [(older.uri,), (newer.uri,)]
+    assert tables.counts(post) == (1, 0, 0, 0)
+    recounted(tables)
+
+
+def test_a_row_without_its_record_goes_when_the_record_says_something_else(
+    tables: Tables, net: Network
+) -> None:
+    """The record likes another post than its row does, and an older record likes that one too."""
+    one, two = net.post("ann"), net.post("ann")
+    older, newer = net.like("bob", two), net.like("bob", one)
+    also = net.like("bob", one)
+    tables.apply(one, two)
+    tables.apply(newer, also)
+    tables.database.execute("DELETE FROM record WHERE uri = %s", (newer.uri,))
+    moved = net.update(newer, {"subject": two.reference})
+    tables.apply(older, moved)
+    assert standing(tables) == [(older.uri, two.uri), (also.uri, one.uri)]
+    assert waiting(tables) == [(newer.uri, older.uri)]
+    assert (tables.counts(one), tables.counts(two)) == ((1, 0, 0, 0), (1, 0, 0, 0))
+    recounted(tables)
+
+
+def test_a_younger_record_stands_when_the_row_before_it_moves_away(
+    tables: Tables, net: Network
+) -> None:
+    """The row that would be in its way is of a record that turns out to like something else."""
+    one, two = net.post("ann"), net.post("ann")
+    older, younger = net.like("bob", one), net.like("bob", one)
+    tables.apply(one, two)
+    left_by_others(tables, older)
+    moved = net.update(older, {"subject": two.reference})
+    tables.apply(younger, moved)
+    assert standing(tables) == [(older.uri, two.uri), (younger.uri, one.uri)]
+    assert waiting(tables) == []
+    assert (tables.counts(one), tables.counts(two)) == ((1, 0, 0, 0), (1, 0, 0, 0))
+    recounted(tables)
