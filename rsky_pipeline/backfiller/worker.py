@@ -16,6 +16,7 @@ from rsky_pipeline.backfiller.work import Attempt, settle_pause
 from rsky_pipeline.configuration.settings import Settings
 from rsky_pipeline.observability.backfiller import BackfillerMetrics
 from rsky_pipeline.runtime.context import WorkerContext
+from rsky_pipeline.runtime.health import Activity
 from rsky_pipeline.runtime.logging import Throttled
 from rsky_pipeline.streams.errors import StoreRejected, StoreUnavailable
 from rsky_pipeline.streams.event import RepoJob
@@ -93,10 +94,15 @@ class Worker:
     async def _take_in(self, nursery: trio.Nursery) -> None:
         await self._recover(nursery)
         self._context.ready()
+        with self._context.activity("intake") as intake:
+            await self._read(intake, nursery)
+
+    async def _read(self, intake: Activity, nursery: trio.Nursery) -> None:
+        """Take up new entries and those of workers that are gone, until cancelled."""
         next_claim = trio.current_time() + CLAIM_EVERY_SECONDS
         may_have_lost = False
         while True:
-            self._context.progress("intake")
+            intake.progress()
             room = self._most_held - self._jobs.held
             if room < self._most_held // 8:  # few large pages instead of many small ones
                 await trio.sleep(0.05)
@@ -131,19 +137,21 @@ class Worker:
 
         Jobs that were taken up before a failure of the store are held and not yielded again.
         """
-        while True:
-            try:
-                async with aclosing(self._jobs.recover()) as pending:
-                    async for job in pending:
-                        self._context.progress("recovery")
-                        tried = trio.Event()
-                        nursery.start_soon(self._work, job, tried)
-                        if job.suspicious:
-                            with trio.move_on_after(SUSPECT_SECONDS):
-                                await tried.wait()
-                return
-            except (StoreUnavailable, StoreRejected) as error:
-                await self._wait_for_store(error)
+        with self._context.activity("recovery") as recovery:
+            while True:
+                try:
+                    async with aclosing(self._jobs.recover()) as pending:
+                        async for job in pending:
+                            recovery.progress()
+                            tried = trio.Event()
+                            nursery.start_soon(self._work, job, tried)
+                            if job.suspicious:
+                                with trio.move_on_after(SUSPECT_SECONDS):
+                                    await tried.wait()
+                    return
+                except (StoreUnavailable, StoreRejected) as error:
+                    recovery.progress()
+                    await self._wait_for_store(error)
 
     async def _wait_for_store(self, error: Exception) -> None:
         self._metrics.store_errors.inc()

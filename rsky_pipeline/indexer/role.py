@@ -105,7 +105,6 @@ class Indexer:
         )  # fmt: skip
         self.housekeeping = Housekeeping(self.open_database, self.metrics)
         self._is_ready = False
-        self._idle = {APPLYING, SETTLING}
 
     async def connect(self) -> bool:
         """Connect to both stores before anything is read; return False when told to stop."""
@@ -140,8 +139,6 @@ class Indexer:
         while True:
             self._report_held()
             self._report.health()
-            for activity in self._idle:
-                self._context.progress(activity)
             await trio.sleep(HEALTH_SECONDS)
 
     def _report_held(self) -> None:
@@ -168,9 +165,9 @@ class Indexer:
         backoff = Backoff(base=0.1, cap=10.0)
         claimed = bodiless = 0
         while not self._context.stopping.is_set():
-            self._context.progress(f"reading {intake.rule.stream}")
             try:
-                batch = await thread.call(intake.take)
+                with self._context.activity(f"reading {intake.rule.stream}"):
+                    batch = await thread.call(intake.take)
                 backoff = backoff.worked(trio.current_time())
             except (StoreUnavailable, StoreRejected) as error:
                 await thread.call(intake.disconnect)
@@ -182,25 +179,12 @@ class Indexer:
             self.metrics.bodiless.inc(intake.bodiless - bodiless)
             claimed, bodiless = intake.claimed, intake.bodiless
             if batch.items:
-                await self._offer(batch)
+                await self._shelf.put(batch)
             else:
                 if batch.stream == FIREHOSE_LIVE:
                     self._report.caught_up()
                 await self._shelf.nothing(batch.stream)
             self._check_ready()
-
-    async def _offer(self, batch: Batch) -> None:
-        """Hand a batch over; a long wait for the applier is no lack of progress of the reader."""
-        async with trio.open_nursery() as nursery:
-
-            async def keep_alive() -> None:
-                while True:
-                    await trio.sleep(10)
-                    self._context.progress(f"reading {batch.stream}")
-
-            nursery.start_soon(keep_alive)
-            await self._shelf.put(batch)
-            nursery.cancel_scope.cancel()
 
     async def _apply_all(self, applied: trio.MemorySendChannel[tuple[Batch, Outcome]]) -> None:
         async with applied:
@@ -234,26 +218,25 @@ class Indexer:
         """Try at least once, until it works; None when there is no time left."""
         thread = self._threads[activity]
         backoff = Backoff(base=0.1, cap=10.0)
-        self._idle.discard(activity)
-        try:
-            while True:
-                self._context.progress(activity)
-                try:
-                    return await thread.call(attempt)
-                except SchemaMismatch as error:
-                    raise _problem(error) from error
-                except (DatabaseError, StoreUnavailable, StoreRejected) as error:
-                    if not isinstance(error, TransactionConflict):
-                        await thread.call(disconnect)
-                    self.maintenance.waiting.add(activity)
-                    backoff, wait = self._failed(backoff, "acknowledgement", error)
-                with trio.move_on_after(wait):
-                    await self._context.hurrying.wait()
-                if self._context.hurrying.is_set():
-                    return None
-        finally:
-            self.maintenance.waiting.discard(activity)
-            self._idle.add(activity)
+        with self._context.activity(activity) as attempts:
+            try:
+                while True:
+                    attempts.progress()
+                    try:
+                        return await thread.call(attempt)
+                    except SchemaMismatch as error:
+                        raise _problem(error) from error
+                    except (DatabaseError, StoreUnavailable, StoreRejected) as error:
+                        if not isinstance(error, TransactionConflict):
+                            await thread.call(disconnect)
+                        self.maintenance.waiting.add(activity)
+                        backoff, wait = self._failed(backoff, "acknowledgement", error)
+                    with trio.move_on_after(wait):
+                        await self._context.hurrying.wait()
+                    if self._context.hurrying.is_set():
+                        return None
+            finally:
+                self.maintenance.waiting.discard(activity)
 
     def _failed(self, backoff: Backoff, what: str, error: Exception) -> tuple[Backoff, float]:
         if isinstance(error, TransactionConflict):

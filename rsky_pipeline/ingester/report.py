@@ -20,6 +20,7 @@ from rsky_pipeline.network.subscription import DisconnectReason
 from rsky_pipeline.observability.ingester import IngesterMetrics
 from rsky_pipeline.observability.streams import StreamMetrics
 from rsky_pipeline.runtime.context import WorkerContext
+from rsky_pipeline.runtime.health import Activity
 from rsky_pipeline.runtime.health_document import CursorHealth, Detail
 from rsky_pipeline.runtime.logging import Throttled
 from rsky_pipeline.runtime.threads import StoreThread
@@ -116,17 +117,18 @@ class Reporter:
         """Report until cancelled."""
         before, then = self._written(), trio.current_time()
         batches = [0] * len(self._writers)
-        while True:
-            for follower, _ in self._feeds:
-                follower.report_counts()
-            self._report_states()
-            batches = self._note_progress(batches)
-            written, now = self._written(), trio.current_time()
-            rate = (written - before) / (now - then) if now > then else 0.0
-            before, then = written, now
-            self._metrics.complete.set(bool(self._enumerators) and self._all_listed())
-            self._context.health(self._details(rate))
-            await trio.sleep(_HEALTH_SECONDS)
+        with self._context.activity("writing") as writing:
+            while True:
+                for follower, _ in self._feeds:
+                    follower.report_counts()
+                self._report_states()
+                batches = self._note_progress(writing, batches)
+                written, now = self._written(), trio.current_time()
+                rate = (written - before) / (now - then) if now > then else 0.0
+                before, then = written, now
+                self._metrics.complete.set(bool(self._enumerators) and self._all_listed())
+                self._context.health(self._details(rate))
+                await trio.sleep(_HEALTH_SECONDS)
 
     async def watch_streams(
         self,
@@ -150,7 +152,7 @@ class Reporter:
                 _log.warning("cannot look at the streams", extra={"error": str(error)})
             await trio.sleep(_WATCH_SECONDS)
 
-    def _note_progress(self, batches: list[int]) -> list[int]:
+    def _note_progress(self, writing: Activity, batches: list[int]) -> list[int]:
         """Report progress where every writer wrote, had nothing to write, or found no room."""
         counts = [ledger.batches for _, ledger in self._writers]
         stuck = [
@@ -159,7 +161,7 @@ class Reporter:
             if before == after and not writer.idle and not writer.is_full
         ]
         if not stuck:
-            self._context.progress("writing")
+            writing.progress()
         return counts
 
     def _report_states(self) -> None:

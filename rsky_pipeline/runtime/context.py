@@ -7,6 +7,7 @@ import trio
 from prometheus_client import CollectorRegistry
 
 from rsky_pipeline.configuration.settings import Settings
+from rsky_pipeline.runtime.health import Activity
 from rsky_pipeline.runtime.health_document import Detail
 
 
@@ -27,7 +28,7 @@ class WorkerContext:
     consumer: str  # stable over restarts, unique on this Redis: host, role and instance
     registry: CollectorRegistry
     ready: Callable[[], None]  # call once: stores connected, own pending recovered, socket open
-    progress: Callable[[str], None]  # call after each unit of work; a stuck worker stops calling
+    activity: Callable[[str], Activity]  # enter it for work that must not stall: see `Activity`
     health: Callable[[Mapping[str, Detail]], None]  # merged into /healthz and `status`
     stopping: trio.Event = field(default_factory=trio.Event)
     hurrying: trio.Event = field(default_factory=trio.Event)

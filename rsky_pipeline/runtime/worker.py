@@ -153,7 +153,7 @@ class _Worker:
             consumer=consumer_name(self._role, self._instance),
             registry=CollectorRegistry(),
             ready=self._ready,
-            progress=self._health.progress,
+            activity=self._health.activity,
             health=self._health.report,
         )
 

@@ -29,6 +29,7 @@ from rsky_pipeline.demo.simulator.world import World
 from rsky_pipeline.indexer import role as indexer
 from rsky_pipeline.ingester import role as ingester
 from rsky_pipeline.runtime.context import WorkerContext
+from rsky_pipeline.runtime.health import Health
 from rsky_pipeline.streams.connection import connect
 from rsky_pipeline.streams.lag import inspect
 from rsky_pipeline.streams.names import RESYNC_LATER, STREAMS
@@ -103,7 +104,7 @@ async def pipeline(settings: Settings) -> AsyncIterator[dict[str, CollectorRegis
     contexts = [
         WorkerContext(
             settings, name, 1, f"test-{name}-1", registries[name], trio.Event().set,
-            lambda _: None, lambda _: None,
+            Health(name, 1).activity, lambda _: None,
         )
         for name in ROLES
     ]  # fmt: skip

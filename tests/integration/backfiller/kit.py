@@ -1,6 +1,7 @@
 """What the tests of the backfiller share."""
 
 import json
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -18,6 +19,7 @@ from rsky_pipeline.atproto.mst import Tree
 from rsky_pipeline.backfiller.role import run
 from rsky_pipeline.configuration.settings import Settings
 from rsky_pipeline.runtime.context import WorkerContext
+from rsky_pipeline.runtime.health import Health
 from rsky_pipeline.streams.append import Entry, append
 from rsky_pipeline.streams.connection import Store
 from rsky_pipeline.streams.dead_letters import DeadLetter, list_dead_letters
@@ -57,21 +59,28 @@ def make_repo(did: str, count: int, key: PrivateKey = KEY) -> tuple[bytes, set[s
 class Running:
     """A backfiller in the test's own process."""
 
-    def __init__(self, configured: Settings) -> None:
+    def __init__(self, configured: Settings, clock: Callable[[], float] = time.monotonic) -> None:
         self.registry = CollectorRegistry()
+        self.health = Health("backfiller", 1, clock)
         self.ready = trio.Event()
         self.context = WorkerContext(
             configured, "backfiller", 1, "test-backfiller-1", self.registry,
-            self.ready.set, lambda _: None, lambda _: None,
+            self._ready, self.health.activity, self.health.report,
         )  # fmt: skip
+
+    def _ready(self) -> None:
+        self.health.state = "ready"
+        self.ready.set()
 
     def value(self, name: str, **labels: str) -> float:
         return self.registry.get_sample_value(f"backfiller_{name}", labels) or 0.0
 
 
 @asynccontextmanager
-async def backfiller(configured: Settings) -> AsyncIterator[Running]:
-    running = Running(configured)
+async def backfiller(
+    configured: Settings, clock: Callable[[], float] = time.monotonic
+) -> AsyncIterator[Running]:
+    running = Running(configured, clock)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(run, running.context)
         with trio.fail_after(10):

@@ -11,6 +11,7 @@ from rsky_pipeline.atproto.car import read_car, write_car
 from rsky_pipeline.atproto.crypto import PrivateKey
 from rsky_pipeline.backfiller.role import run
 from rsky_pipeline.configuration.settings import Settings
+from rsky_pipeline.runtime.health import PROGRESS_STALE_SECONDS
 from rsky_pipeline.streams.append import Entry, append
 from rsky_pipeline.streams.connection import Store
 from rsky_pipeline.streams.consume import GroupReader
@@ -376,6 +377,20 @@ async def test_what_may_have_crashed_the_worker_is_tried_with_nothing_read_behin
         await settled(store)
         running.context.stopping.set()
     assert len(output(store)) == 4
+
+
+async def test_unfinished_jobs_of_an_earlier_life_leave_the_worker_healthy(
+    store: Store, configure: Configure, hosts: FakeHosts
+) -> None:
+    hosts.add("did:plc:a", document("did:plc:a"), make_repo("did:plc:a", 1)[0])
+    pending_of_an_earlier_life(store, {"did:plc:a": 1})
+    now = 0.0
+    async with backfiller(configure(), lambda: now) as running:
+        await settled(store)
+        assert running.health.trouble() is None
+        now = PROGRESS_STALE_SECONDS + 1
+        running.health.beat()
+        await eventually(lambda: running.health.trouble() is None)
 
 
 async def test_a_job_that_keeps_crashing_the_worker_becomes_a_dead_letter(

@@ -11,6 +11,7 @@ from prometheus_client import CollectorRegistry
 from rsky_pipeline.configuration.settings import Settings
 from rsky_pipeline.indexer import role
 from rsky_pipeline.runtime.context import WorkerContext
+from rsky_pipeline.runtime.health import Health
 from rsky_pipeline.streams.names import FIREHOSE_LIVE
 from tests.integration.indexer.kit import Event
 from tests.stores import redis_client
@@ -44,13 +45,10 @@ async def indexing(
     def report(details: Mapping[str, Any]) -> None:
         health.update(details)
 
-    def progress(_activity: str) -> None:
-        pass
-
     context = WorkerContext(
         settings=Settings(redis_url=redis_url, database_url=database_url, **settings),
         role="indexer", instance=1, consumer=consumer, registry=CollectorRegistry(),
-        ready=ready.set, progress=progress, health=report,
+        ready=ready.set, activity=Health("indexer", 1).activity, health=report,
     )  # fmt: skip
     worker = Worker(context, ready, ended, health)
 

@@ -137,7 +137,7 @@ async def test_health_tells_what_an_operator_asks_for(clean_redis: str) -> None:
         assert ingester.health["lag_seconds"] > 1_000
         assert ingester.health["held_up"] is False
         assert ingester.health["events_in_memory"] == 0
-        assert "writing" in ingester.progress
+        assert [each.name for each in ingester.activities.activities] == ["writing"]
         await eventually(lambda: "rate" in ingester.health)
 
 

@@ -13,6 +13,7 @@ from prometheus_client import CollectorRegistry
 from rsky_pipeline.configuration.settings import Settings
 from rsky_pipeline.ingester import role
 from rsky_pipeline.runtime.context import WorkerContext
+from rsky_pipeline.runtime.health import Health
 from tests.stores import redis_client
 
 
@@ -24,7 +25,7 @@ class Ingester:
     ready: trio.Event
     ended: trio.Event
     health: dict[str, Any]
-    progress: list[str]
+    activities: Health
 
     def metric(self, name: str, /, **labels: str) -> float:
         """Return a sample; fails if it is not exported."""
@@ -42,17 +43,18 @@ async def ingesting(redis_url: str, *relays: str, **settings: Any) -> AsyncItera
         "verify": "none",
     }  # fmt: skip
     chosen = Settings(redis_url=redis_url, relay_hosts=relays, **(base | settings))
-    ready, progress, health = trio.Event(), list[str](), dict[str, Any]()
+    ready, health = trio.Event(), dict[str, Any]()
+    activities = Health("ingester", 1)
 
     def report(details: Mapping[str, Any]) -> None:
         health.update(details)
 
     context = WorkerContext(
         settings=chosen, role="ingester", instance=1, consumer="test-ingester-1",
-        registry=CollectorRegistry(), ready=ready.set, progress=progress.append,
+        registry=CollectorRegistry(), ready=ready.set, activity=activities.activity,
         health=report,
     )  # fmt: skip
-    ingester = Ingester(context, ready, trio.Event(), health, progress)
+    ingester = Ingester(context, ready, trio.Event(), health, activities)
 
     async def run() -> None:
         await role.run(context)

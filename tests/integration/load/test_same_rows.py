@@ -12,6 +12,7 @@ from prometheus_client import CollectorRegistry
 from rsky_pipeline.backfiller import role as backfiller
 from rsky_pipeline.configuration.settings import Settings
 from rsky_pipeline.runtime.context import WorkerContext
+from rsky_pipeline.runtime.health import Health
 from rsky_pipeline.streams.append import Entry, append
 from rsky_pipeline.streams.connection import connect
 from rsky_pipeline.streams.event import REPO_FIELD, RepoJob, encode_repo_job
@@ -38,7 +39,7 @@ from tests.stores import fresh_database
 async def backfilling(configured: Settings) -> AsyncIterator[None]:
     context = WorkerContext(
         configured, "backfiller", 1, "test-backfiller-1", CollectorRegistry(),
-        lambda: None, lambda _: None, lambda _: None,
+        lambda: None, Health("backfiller", 1).activity, lambda _: None,
     )  # fmt: skip
     async with trio.open_nursery() as nursery:
         nursery.start_soon(backfiller.run, context)

@@ -13,6 +13,7 @@ from rsky_pipeline.indexer.events import Reading
 from rsky_pipeline.indexer.outcome import Outcome
 from rsky_pipeline.indexer.role import CATCHING_UP_SECONDS, Indexer
 from rsky_pipeline.runtime.context import WorkerContext
+from rsky_pipeline.runtime.health import Health
 from rsky_pipeline.streams.consume import Delivery
 from rsky_pipeline.streams.names import FIREHOSE_BACKFILL, FIREHOSE_LIVE
 
@@ -25,7 +26,7 @@ def indexer() -> Indexer:
     return Indexer(
         WorkerContext(
             settings, "indexer", 1, "here-indexer-1", CollectorRegistry(),
-            lambda: None, lambda _: None, lambda _: None,
+            lambda: None, Health("indexer", 1).activity, lambda _: None,
         )
     )  # fmt: skip
 

@@ -1,5 +1,7 @@
 """Health is bad while starting, when the loop hangs, and when work stands still."""
 
+from contextlib import suppress
+
 from rsky_pipeline.runtime.health import Health
 
 
@@ -48,15 +50,38 @@ def test_a_loop_that_hangs_is_noticed() -> None:
 
 def test_work_that_stands_still_is_noticed() -> None:
     health, clock = ready_health()
-    health.progress("reading")
-    clock.now = 60
-    health.progress("writing")
-    clock.now = 121
+    with health.activity("reading") as reading:
+        clock.now = 60
+        with health.activity("writing"):
+            clock.now = 121
+            health.beat()
+            assert health.answer()[0] == 503
+            assert health.trouble() == "no progress of reading for 121 s"
+            assert health.document()["progress_age_seconds"] == {"reading": 121, "writing": 61}
+            reading.progress()
+            assert health.trouble() is None
+
+
+def test_nothing_is_expected_of_work_that_ended() -> None:
+    health, clock = ready_health()
+    with health.activity("reading"), suppress(OSError), health.activity("recovery"):
+        raise OSError
+    clock.now = 1_000
     health.beat()
-    assert health.answer()[0] == 503
-    assert health.trouble() == "no progress of reading for 121 s"
-    health.progress("reading")
     assert health.trouble() is None
+    assert health.document()["progress_age_seconds"] == {}
+
+
+def test_of_two_with_one_name_the_slower_counts() -> None:
+    health, clock = ready_health()
+    with health.activity("reading") as first:
+        clock.now = 100
+        with health.activity("reading"):
+            clock.now = 130
+            health.beat()
+            assert health.trouble() == "no progress of reading for 130 s"
+        first.progress()
+        assert health.trouble() is None
 
 
 def test_draining_is_healthy() -> None:
