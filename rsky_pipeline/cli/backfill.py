@@ -211,8 +211,10 @@ def _add_listed(
         store.call("DEL", key)
     elif store.call("GET", key):
         say(f"going on where the last listing of {endpoint.key} was interrupted")
+    ranges = adder.added.unlistable
     try:
-        add_listed(adder, store, settings, endpoint, key, collection)
+        add_listed(adder, store, settings, endpoint, key, collection,
+                   lambda found: ranges.append(str(found.range)))  # fmt: skip
     except HttpFailure as error:
         text = f"{error}; {adder.added.queued:,} are queued, repeat the command to go on"
         raise fail(text, ExitCode.UNAVAILABLE) from error
@@ -237,10 +239,15 @@ def _report_added(
             if count
         ]  # fmt: skip
         click.echo(f"queued {added.queued:,}" + (f" ({', '.join(notes)})" if notes else ""))
+    for cursors in added.unlistable:
+        say(f"the host could not list the accounts with cursors {cursors}; with --restart they are "
+            "asked for again")  # fmt: skip
     for example in refused.examples:
         say(f"no DID of did:plc or did:web: {example!r}")
     if problem:
         raise fail(f"{problem}; repeat the command to go on", ExitCode.FAILED)
+    if added.unlistable:
+        raise click.exceptions.Exit(ExitCode.FAILED)
     if refused.count:
         raise click.exceptions.Exit(ExitCode.FAILED if added.queued else ExitCode.USAGE)
 

@@ -11,7 +11,7 @@ from rsky_pipeline.cli.options import configuration_options
 from rsky_pipeline.cli.output import fail, print_json, print_table, say
 
 if TYPE_CHECKING:
-    from rsky_pipeline.ingester.gap_table import GapRow
+    from rsky_pipeline.ingester.listing.gap_table import GapRow
 
 _json = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 HEADER = ("ID", "HOST", "KIND", "FROM", "TO", "FROM TIME", "TO TIME", "STATUS", "LISTED", "QUEUED")

@@ -9,8 +9,8 @@ import trio
 
 from rsky_pipeline.configuration.endpoints import HostKey
 from rsky_pipeline.ingester.batch import Batch, Share
-from rsky_pipeline.ingester.enumeration import Enumerator
 from rsky_pipeline.ingester.judge import Memory
+from rsky_pipeline.ingester.listing.enumeration import Enumerator
 from rsky_pipeline.ingester.live import Follower
 from rsky_pipeline.ingester.quarantine import Quarantine
 from rsky_pipeline.ingester.readiness import degradation

@@ -15,11 +15,11 @@ from rsky_pipeline.database.connection import Database
 from rsky_pipeline.ingester.batch import BatchRule
 from rsky_pipeline.ingester.commits import SUBSCRIBE_REPOS, RepoConverter
 from rsky_pipeline.ingester.discovery import Discovery
-from rsky_pipeline.ingester.enumeration import LIST_REPOS, Enumerator, Source
 from rsky_pipeline.ingester.judge import Judge, Memory
 from rsky_pipeline.ingester.label_proof import LabelProof
 from rsky_pipeline.ingester.labels import SUBSCRIBE_LABELS, LabelConverter
-from rsky_pipeline.ingester.listing import Pace
+from rsky_pipeline.ingester.listing.enumeration import LIST_REPOS, Enumerator, ListingSource
+from rsky_pipeline.ingester.listing.gap_repair import GapRepair, repair_marks
 from rsky_pipeline.ingester.live import Feed, Follower
 from rsky_pipeline.ingester.pressure import Pressure
 from rsky_pipeline.ingester.quarantine import Quarantine
@@ -29,13 +29,12 @@ from rsky_pipeline.ingester.release import release_resyncs
 from rsky_pipeline.ingester.report import FeedReport, Ledger, Reporter
 from rsky_pipeline.ingester.resync import Resyncs
 from rsky_pipeline.ingester.states import RepoStates, reader
-from rsky_pipeline.ingester.sweep import Sweeper, sweep_marks
 from rsky_pipeline.ingester.tally import Tally
 from rsky_pipeline.ingester.verify import MAX_KEYS, SignatureVerifier, Verifier
 from rsky_pipeline.ingester.writer import Writer
 from rsky_pipeline.network.directory import Directory
 from rsky_pipeline.network.http import HttpClient
-from rsky_pipeline.network.repositories import list_repos, list_repos_by_collection
+from rsky_pipeline.network.listing import Pace, list_repos, list_repos_by_collection
 from rsky_pipeline.network.subscription import DisconnectReason, Patience
 from rsky_pipeline.observability.ingester import IngesterMetrics
 from rsky_pipeline.observability.streams import StreamMetrics
@@ -127,8 +126,8 @@ async def run(context: WorkerContext) -> None:
                 pause = settings.resync_pause_seconds
                 services.start_soon(release_resyncs, builder.store("release"), mark, pause)
             if parts.relays and settings.database_url is not None:
-                watch_gaps = partial(builder.sweeper().watch, relays, repair=settings.repair_gaps)
-                services.start_soon(watch_gaps)
+                repair = builder.gap_repair()
+                services.start_soon(partial(repair.watch, relays, repair=settings.repair_gaps))
             services.start_soon(report_ready, context, [follower for follower, _ in parts.relays])
             await _run_all(context, parts)
             services.cancel_scope.cancel()
@@ -255,7 +254,7 @@ class _Builder:
         ledger.reports[lane] = report
         parts.labelers.append((follower, report))
 
-    def sweeper(self) -> Sweeper:
+    def gap_repair(self) -> GapRepair:
         """Return what repairs gaps; it connects to PostgreSQL only when there is one."""
         settings = self._settings
         connect_database = partial(
@@ -263,7 +262,7 @@ class _Builder:
             name=f"{self._context.consumer}-gaps",
         )  # fmt: skip
         listing = partial(list_repos, self._http)
-        return Sweeper(self.store("gaps"), connect_database, listing, sweep_marks(settings))
+        return GapRepair(self.store("gaps"), connect_database, listing, repair_marks(settings))
 
     def _writer(
         self,
@@ -309,7 +308,7 @@ class _Builder:
         main = settings.enumeration_source != "by_collection"
         if main:
             fetch = partial(list_repos, self._http)
-            found.append(self._enumerator(Source(endpoint, LIST_REPOS, fetch, again), pace))
+            found.append(self._enumerator(ListingSource(endpoint, LIST_REPOS, fetch, again), pace))
         stands_by = settings.enumeration_source == "list_repos"
 
         def wanted() -> bool:
@@ -317,11 +316,11 @@ class _Builder:
 
         for name in settings.enumeration_collections:
             by_collection = partial(list_repos_by_collection, self._http, name)
-            source = Source(endpoint, name, by_collection, again, wanted)
+            source = ListingSource(endpoint, name, by_collection, again, wanted)
             found.append(self._enumerator(source, pace))
         return found
 
-    def _enumerator(self, source: Source, pace: Pace) -> Enumerator:
+    def _enumerator(self, source: ListingSource, pace: Pace) -> Enumerator:
         return Enumerator(
             source,
             self.store(f"list-{source.name}-{source.endpoint.key}"),

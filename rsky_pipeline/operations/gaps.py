@@ -6,10 +6,10 @@ from functools import partial
 from rsky_pipeline.configuration.endpoints import Endpoint, parse_endpoint
 from rsky_pipeline.configuration.settings import Settings
 from rsky_pipeline.database.connection import Database
-from rsky_pipeline.ingester.gap_table import GapRow, list_gaps, move_gaps, reopen
-from rsky_pipeline.ingester.sweep import Sweeper, sweep_marks
+from rsky_pipeline.ingester.listing.gap_repair import GapRepair, repair_marks
+from rsky_pipeline.ingester.listing.gap_table import GapRow, list_gaps, move_gaps, reopen
 from rsky_pipeline.network.http import HttpClient
-from rsky_pipeline.network.repositories import list_repos
+from rsky_pipeline.network.listing import list_repos
 from rsky_pipeline.streams.connection import Store
 
 
@@ -45,8 +45,8 @@ async def repair_gaps(store: Store, settings: Settings, ids: Sequence[str]) -> l
     relays: dict[str, Endpoint] = {relay.key: relay for relay in settings.relays}
     hosts = [relays.get(known[gap].host) or parse_endpoint(known[gap].host) for gap in wanted]
     async with HttpClient(allow_private=settings.allow_private_hosts) as http:
-        sweeper = Sweeper(store, connect, partial(list_repos, http), sweep_marks(settings))
-        await sweeper.repair_all(list(dict.fromkeys(hosts)))
+        repair = GapRepair(store, connect, partial(list_repos, http), repair_marks(settings))
+        await repair.repair_all(list(dict.fromkeys(hosts)))
     return [gap for gap in all_gaps(store, settings) if gap.id in set(wanted)]
 
 

@@ -6,7 +6,7 @@ interrupted goes on where it was, and no page is queued twice.
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 
 from rsky_pipeline.streams.append import CursorMove, Entry, append, read_cursor
@@ -51,6 +51,7 @@ class Added:
     already_queued: int = 0  # at this priority or a higher one
     inactive: int = 0  # listed, and hidden by their host
     pages: int = 0
+    unlistable: list[str] = field(default_factory=list)  # ranges of cursors that a host cannot list
 
 
 class Adder:

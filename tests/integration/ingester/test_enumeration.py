@@ -10,12 +10,17 @@ import trio.testing
 from prometheus_client import CollectorRegistry
 
 from rsky_pipeline.configuration.endpoints import Endpoint, parse_endpoint
-from rsky_pipeline.ingester import enumeration
-from rsky_pipeline.ingester.enumeration import DONE, LIST_REPOS, Enumerator, Source
-from rsky_pipeline.ingester.holes import FIRST_RETRY_SECONDS, KnownHole, load_holes
-from rsky_pipeline.ingester.listing import Pace
+from rsky_pipeline.ingester.listing import enumeration
+from rsky_pipeline.ingester.listing.enumeration import (
+    DONE,
+    LIST_REPOS,
+    Enumerator,
+    ListingSource,
+)
+from rsky_pipeline.ingester.listing.ranges import FIRST_RETRY_SECONDS, StoredRange, load_ranges
+from rsky_pipeline.network import listing as network_listing
 from rsky_pipeline.network.http import HttpFailure
-from rsky_pipeline.network.repositories import ListedRepo, Page
+from rsky_pipeline.network.listing import ListedRepo, Pace, Page
 from rsky_pipeline.observability.ingester import IngesterMetrics
 from rsky_pipeline.runtime.backoff import Backoff
 from rsky_pipeline.streams.connection import connect
@@ -74,7 +79,7 @@ async def listing(
 ) -> AsyncIterator[Run]:
     registry, stopping = CollectorRegistry(), trio.Event()
     store = connect(url, name="test")
-    chosen = Source(RELAY, name, source.fetch, AGAIN_SECONDS)
+    chosen = ListingSource(RELAY, name, source.fetch, AGAIN_SECONDS)
     metrics = IngesterMetrics(registry)
     enumerator = Enumerator(chosen, store, mark, metrics, Pace(60_000), clock=lambda: now)
     async with trio.open_nursery() as nursery:
@@ -90,9 +95,9 @@ def jobs(url: str) -> list[str]:
     return [json.loads(entry[b"repo"])["did"] for entry in entries(url, "repo_backfill")]
 
 
-def known_holes(url: str) -> list[KnownHole]:
+def known_ranges(url: str) -> list[StoredRange]:
     store = connect(url, name="test")
-    found = load_holes(store, "relay.test")
+    found = load_ranges(store, "relay.test")
     store.close()
     return sorted(found.values(), key=lambda hole: hole.start)
 
@@ -103,8 +108,9 @@ def dids(*numbers: int) -> list[str]:
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(enumeration, "_SEARCH_SECONDS", 0.01)
-    monkeypatch.setattr(enumeration, "_STUCK_SECONDS", (0.02, 0.02))
+    monkeypatch.setattr(network_listing, "SEARCH_SECONDS", 0.01)
+    monkeypatch.setattr(network_listing, "STUCK_SECONDS", (0.02, 0.02))
+    monkeypatch.setattr(network_listing, "Backoff", lambda: Backoff(base=0.01, cap=0.02))
     monkeypatch.setattr(enumeration, "PAGE_SIZE", 100)
     monkeypatch.setattr(enumeration, "_FULL_POLL_SECONDS", 0.02)
     monkeypatch.setattr(enumeration, "_CHECK_SECONDS", 0.02)
@@ -231,11 +237,12 @@ async def test_repos_that_cannot_be_listed_are_all_that_is_left_out(clean_redis:
         await eventually(lambda: run.metric("listing_holes", host="relay.test") == 2)
     expected = [number for number in range(1, 251) if number not in source.broken]
     assert jobs(clean_redis) == dids(*expected)
-    assert [(hole.start, hole.end) for hole in known_holes(clean_redis)] == [(136, 138), (239, 240)]
-    assert "500 from listRepos" in known_holes(clean_redis)[0].problem
+    found = known_ranges(clean_redis)
+    assert [(each.start, each.end) for each in found] == [(136, 138), (239, 240)]
+    assert "500 from listRepos" in known_ranges(clean_redis)[0].problem
 
 
-async def test_a_hole_is_tried_again_until_the_host_lists_it(clean_redis: str) -> None:
+async def test_a_range_is_tried_again_until_the_host_lists_it(clean_redis: str) -> None:
     source = Listing(150)
     source.broken = {60, 61}
     async with listing(clean_redis, source, now=1_000.0) as run:
@@ -244,7 +251,7 @@ async def test_a_hole_is_tried_again_until_the_host_lists_it(clean_redis: str) -
     source.broken = {61}
     async with listing(clean_redis, source, now=1_000.0 + FIRST_RETRY_SECONDS) as run:
         await eventually(lambda: run.metric("listing_hole_retries_total", result="left") == 1)
-    [left] = known_holes(clean_redis)
+    [left] = known_ranges(clean_redis)
     assert (left.start, left.end, left.tries) == (60, 61, 1)
     assert left.retry_at == 1_000 + 3 * FIRST_RETRY_SECONDS
     source.broken = set()
@@ -252,7 +259,7 @@ async def test_a_hole_is_tried_again_until_the_host_lists_it(clean_redis: str) -
         await eventually(lambda: run.metric("listing_hole_retries_total", result="closed") == 1)
         await eventually(lambda: run.enumerator.state.done)
         assert run.enumerator.state.holes == 0
-    assert known_holes(clean_redis) == []
+    assert known_ranges(clean_redis) == []
     assert sorted(set(jobs(clean_redis))) == sorted(dids(*range(1, 151)))
 
 

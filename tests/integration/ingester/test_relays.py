@@ -12,10 +12,13 @@ from rsky_pipeline.configuration.endpoints import Endpoint, parse_endpoint
 from rsky_pipeline.configuration.settings import Settings
 from rsky_pipeline.database.connection import Database
 from rsky_pipeline.ingester import report
-from rsky_pipeline.ingester.gap_table import list_gaps
+from rsky_pipeline.ingester.listing.gap_repair import GapRepair, repair_marks
+from rsky_pipeline.ingester.listing.gap_table import list_gaps
+from rsky_pipeline.ingester.listing.ranges import load_ranges
 from rsky_pipeline.ingester.repo_state import repo_digest, rev_of, state_key
-from rsky_pipeline.ingester.sweep import Sweeper, sweep_marks
-from rsky_pipeline.network.repositories import ListedRepo, Page
+from rsky_pipeline.network import listing as network_listing
+from rsky_pipeline.network.http import HttpFailure
+from rsky_pipeline.network.listing import ListedRepo, Page
 from rsky_pipeline.operations.cursors import Refused, forget_repos, list_cursors, set_cursor
 from rsky_pipeline.streams.connection import connect
 from tests.integration.ingester.relay import TIME, Relay, commit, like, rev, running
@@ -199,7 +202,7 @@ def state_of(url: str, did: str) -> int:
 
 
 async def test_a_gap_is_noted_with_the_events_behind_it_and_repaired(
-    clean_redis: str, schema_database: str
+    clean_redis: str, schema_database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     late = "2026-07-04T20:00:00Z"
     told = story(20)
@@ -212,9 +215,11 @@ async def test_a_gap_is_noted_with_the_events_behind_it_and_repaired(
         ListedRepo(same, "", False, "deactivated"),
     )  # fmt: skip
 
-    async def listing(endpoint: Endpoint, position: str | None) -> Page:
+    async def listing(endpoint: Endpoint, position: str | None, limit: int) -> Page:
         await trio.lowlevel.checkpoint()
-        return Page((*known, *missed), "2") if position is None else Page(listed[:3], None)
+        if position == "1000":
+            raise HttpFailure("status", "500 from listRepos", status=500)
+        return Page((*known, *missed), "1000") if position is None else Page(listed[:3], None)
 
     async with running(relay):
         async with ingesting(clean_redis, relay.url):
@@ -238,12 +243,13 @@ async def test_a_gap_is_noted_with_the_events_behind_it_and_repaired(
             "(%s, '', NULL), (%s, '', 'deactivated'), (%s, '', 'deactivated')",
             [gone, back, same],
         )
-    sweeper = Sweeper(store, connected, listing, sweep_marks(Settings()))
+    monkeypatch.setattr(network_listing, "SEARCH_SECONDS", 0.01)
+    repair = GapRepair(store, connected, listing, repair_marks(Settings()))
     with trio.move_on_after(20):
         async with trio.open_nursery() as nursery:
 
             async def watch() -> None:
-                await sweeper.watch([endpoint], repair=True)
+                await repair.watch([endpoint], repair=True)
 
             nursery.start_soon(watch)
             with connected() as database:
@@ -252,6 +258,11 @@ async def test_a_gap_is_noted_with_the_events_behind_it_and_repaired(
             nursery.cancel_scope.cancel()
     assert (gap.kind, gap.from_seq, gap.to_seq) == ("time_jump", 10, 11)
     assert (gap.from_time, gap.to_time) == (TIME, late)
+    # The relay fails for ever at cursor 1000; the listing of repos asks for that range again.
+    assert "1000 to 1001 cannot be listed: 500 from listRepos" in str(gap.error)
+    assert [(each.start, each.end) for each in load_ranges(store, endpoint.key).values()] == [
+        (1_000, 1_001)
+    ]
     unseen = [repo for repo in REPOS if repo not in {did for did, _, _ in told[:11]}]
     assert (gap.repos_listed, gap.repos_queued) == (len(REPOS) + 6, 4 + len(unseen))
     jobs = [json.loads(entry[b"repo"]) for entry in entries(clean_redis, "repo_backfill_high")]

@@ -12,9 +12,10 @@ from rsky_pipeline.atproto.car import read_car
 from rsky_pipeline.atproto.cid import Cid
 from rsky_pipeline.atproto.frame import decode_frame, encode_error_frame, encode_frame
 from rsky_pipeline.configuration.endpoints import Endpoint, HostKey
-from rsky_pipeline.ingester import enumeration, role, verify
+from rsky_pipeline.ingester import role, verify
+from rsky_pipeline.network import listing as network_listing
 from rsky_pipeline.network.http import HttpClient, HttpFailure
-from rsky_pipeline.network.repositories import ListedRepo, Page
+from rsky_pipeline.network.listing import ListedRepo, Page
 from rsky_pipeline.observability.ingester import IngesterMetrics
 from rsky_pipeline.runtime.backoff import Backoff
 from rsky_pipeline.runtime.health_document import CursorHealth
@@ -212,7 +213,7 @@ async def test_every_metric_moves(clean_redis: str, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(role, "list_repos", FakeList())
     monkeypatch.setattr(role, "MAX_EVENTS", 100)
     monkeypatch.setattr(verify, "DIRECTORY_SECONDS", 1.0)
-    monkeypatch.setattr(enumeration, "Backoff", lambda: Backoff(base=0.01, cap=0.02))
+    monkeypatch.setattr(network_listing, "Backoff", lambda: Backoff(base=0.01, cap=0.02))
     relay = Relay(likes(*range(8, 3_000)), behaviour=misbehave)
     labeler = Relay([(1, label_frame(1))])
     seen: dict[str, float] = {}

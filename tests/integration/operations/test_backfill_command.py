@@ -13,7 +13,8 @@ from rsky_pipeline.atproto.syntax import tid_from
 from rsky_pipeline.backfiller.ledger import Ledger, State
 from rsky_pipeline.cli import main
 from rsky_pipeline.database.connection import Database
-from rsky_pipeline.operations.backfill.listing import PAGE_SIZE
+from rsky_pipeline.network import listing as network_listing
+from rsky_pipeline.network.listing import PAGE_SIZE
 from rsky_pipeline.streams.append import Entry, append
 from rsky_pipeline.streams.connection import Store
 from rsky_pipeline.streams.consume import GroupReader
@@ -51,6 +52,11 @@ def commands(clean_redis: str, schema_database: str, tmp_path: Path) -> Commands
     return Commands(clean_redis, schema_database, tmp_path)
 
 
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(network_listing, "SEARCH_SECONDS", 0.01)
+
+
 def jobs(store: Store, stream: str = REPO_BACKFILL) -> list[RepoJob]:
     return [decode_repo_job(payload) for payload in left(store, stream)]
 
@@ -79,6 +85,7 @@ class Listing(FakeHosts):
     def __init__(self, count: int) -> None:
         super().__init__()
         self.broken_after = 10**9
+        self.broken_at: int | None = None
         self.repos_listed = [
             {"did": did(number), "rev": tid_from(number, 0), "active": number != 7}
             for number in range(count)
@@ -92,6 +99,8 @@ class Listing(FakeHosts):
             return 500, {}, b"{}"
         query = parse_qs(urlsplit(path).query)
         start, limit = int(query.get("cursor", ["0"])[0]), int(query["limit"][0])
+        if start == self.broken_at:
+            return 500, {}, b"{}"
         page = self.repos_listed[start : start + limit]
         body: dict[str, Any] = {"repos": page}
         if start + limit < len(self.repos_listed):
@@ -160,6 +169,24 @@ def test_a_pds_is_listed_and_an_interrupted_listing_goes_on(
         assert jobs(store)[-1].rev == tid_from(count - 1, 0)
         assert commands.json("add", "--pds", pds.url)["queued"] == 0  # all are queued already
         assert len(set(dids(store))) == len(dids(store)) == count - 1
+
+
+def test_a_page_that_the_host_cannot_list_is_stepped_over_and_reported(
+    commands: Commands, store: Store
+) -> None:
+    with Listing(3 * PAGE_SIZE) as pds:
+        pds.broken_at = 1_000
+        result = commands.run("add", "--pds", pds.url, "--json")
+        assert result.exit_code == 1
+        document = json.loads(result.stdout)
+        assert (document["complete"], document["unlistable"]) == (True, ["1000 to 1001"])
+        assert "could not list the accounts with cursors 1000 to 1001" in result.stderr
+        expected = {did(number) for number in range(3 * PAGE_SIZE) if number not in {7, 1_000}}
+        assert set(dids(store)) == expected
+        pds.broken_at = None
+        again = commands.json("add", "--pds", pds.url, "--restart")
+        assert (again["queued"], again["unlistable"]) == (1, [])
+    assert set(dids(store)) == expected | {did(1_000)}
 
 
 def test_accounts_of_a_collection_are_asked_of_the_relay(commands: Commands, store: Store) -> None:

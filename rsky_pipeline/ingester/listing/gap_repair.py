@@ -1,11 +1,11 @@
-"""Repairing a gap: list all repos of the relay, and fetch those that are further than we are.
+"""Gap repair: list all repos of the relay, and queue those whose rev is above the known one.
 
-What the list says of an account's hosting status, and is not what is stored, becomes an account
-event of the time of the first event after the gap: later news of the account count more, since they
-come by the stream.
+A hosting status in the list that differs from the stored one becomes an account event, with the
+time of the first event after the gap, so that account events of the stream outrank it.
 """
 
 import logging
+import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -19,7 +19,7 @@ from rsky_pipeline.configuration.endpoints import Endpoint
 from rsky_pipeline.configuration.settings import Settings
 from rsky_pipeline.database.connection import Database
 from rsky_pipeline.database.errors import DatabaseError
-from rsky_pipeline.ingester.gap_table import (
+from rsky_pipeline.ingester.listing.gap_table import (
     GapRow,
     claim,
     move_gaps,
@@ -27,6 +27,7 @@ from rsky_pipeline.ingester.gap_table import (
     stored_revs,
     stored_statuses,
 )
+from rsky_pipeline.ingester.listing.ranges import load_ranges, new_range, replace_range
 from rsky_pipeline.ingester.repo_state import (
     is_inactive,
     is_state,
@@ -36,7 +37,7 @@ from rsky_pipeline.ingester.repo_state import (
 )
 from rsky_pipeline.ingester.times import timestamp
 from rsky_pipeline.network.http import HttpFailure
-from rsky_pipeline.network.repositories import ListedRepo, Page
+from rsky_pipeline.network.listing import Listed, ListedRepo, Lister, Page, Unlistable
 from rsky_pipeline.runtime.threads import StoreThread
 from rsky_pipeline.streams.append import Entry, append
 from rsky_pipeline.streams.connection import Store
@@ -56,17 +57,19 @@ _log = logging.getLogger(__name__)
 _CHECK_SECONDS = 5.0
 _LOOK_SECONDS = 600.0  # for gaps whose repair failed or was interrupted
 _FULL_SECONDS = 1.0
+_TRIES = 5  # in a row at a host that serves nothing, before the repair is noted as failed
 
-Listing = Callable[[Endpoint, str | None], Awaitable[Page]]
+# The page of an endpoint at a cursor, of at most so many repos. Raises HttpFailure.
+FetchFrom = Callable[[Endpoint, str | None, int], Awaitable[Page]]
 
 
 @dataclass(frozen=True, slots=True)
-class Sweeper:
-    """What sweeps need: both stores, the listing of a relay, and the mark of the queue."""
+class GapRepair:
+    """What repairs need: both stores, the listing of a relay, and the marks of the streams."""
 
     store: Store
     connect: Callable[[], Database]
-    listing: Listing
+    fetch: FetchFrom
     high_water_marks: Mapping[str, int]
 
     async def watch(self, relays: Sequence[Endpoint], *, repair: bool) -> None:
@@ -79,7 +82,7 @@ class Sweeper:
                     await self.repair_all(relays)
                     look_at = trio.current_time() + _LOOK_SECONDS
             except (DatabaseError, StoreUnavailable, StoreRejected) as error:
-                _log.warning("gaps are looked after later", extra={"error": str(error)})
+                _log.warning("gap repair postponed", extra={"error": str(error)})
             await trio.sleep(_CHECK_SECONDS)
 
     async def repair_all(self, relays: Sequence[Endpoint]) -> int:
@@ -102,32 +105,48 @@ class Sweeper:
     async def _repair(
         self, database: Database, thread: StoreThread, gap: GapRow, endpoint: Endpoint
     ) -> bool:
-        cursor, listed, queued = gap.list_cursor, gap.repos_listed, gap.repos_queued
+        """Go on with a repair where it was interrupted; tell whether the gap is repaired."""
+        cursor, listed, queued, error = gap.list_cursor, gap.repos_listed, gap.repos_queued, None
         _log.info("repairing a gap", extra={"host": gap.host, "kind": gap.kind, "gap": gap.id})
-        while True:
-            try:
-                page = await self.listing(endpoint, cursor)
-            except HttpFailure as error:
-                call = partial(note, database, gap, "failed", listed=listed, queued=queued,
-                               cursor=cursor, error=str(error)[:500])  # fmt: skip
-                await thread.call(call)
-                _log.error("a gap cannot be repaired now: the relay does not list its repos",
-                           extra={"host": gap.host, "error": str(error)})  # fmt: skip
-                return False
-            behind = await thread.call(self._behind, database, page.repos)
-            news = await thread.call(_status_news, database, page.repos, _news_time(gap))
-            await self._queue(thread, endpoint, behind, news)
-            listed, queued = listed + len(page.repos), queued + len(behind)
-            over = page.cursor is None or page.cursor == cursor
-            cursor = page.cursor
-            status = "repaired" if over else "repairing"
+        status = "repairing"
+
+        async def write(status: str) -> None:
             call = partial(note, database, gap, status, listed=listed, queued=queued,
-                           cursor=None if over else cursor)  # fmt: skip
+                           cursor=cursor, error=error)  # fmt: skip
             await thread.call(call)
-            if over:
-                extra = {"host": gap.host, "gap": gap.id, "listed": listed, "queued": queued}
-                _log.info("a gap is repaired", extra=extra)
-                return True
+
+        try:
+            async for item in Lister(partial(self.fetch, endpoint), cursor, tries=_TRIES):
+                cursor = item.following
+                status = "repaired" if cursor is None else "repairing"
+                if isinstance(item, Listed):
+                    behind = await thread.call(self._behind, database, item.repos)
+                    news = await thread.call(_status_news, database, item.repos, _news_time(gap))
+                    await self._queue(thread, endpoint, behind, news)
+                    listed, queued = listed + len(item.repos), queued + len(behind)
+                else:
+                    error = await self._step_over(thread, gap, item)
+                await write(status)
+        except HttpFailure as failure:
+            error = str(failure)[:500]
+            await write("failed")
+            _log.error("gap repair failed: the relay does not list its repos",
+                       extra={"host": gap.host, "gap": gap.id, "error": error})  # fmt: skip
+            return False
+        extra = {"host": gap.host, "gap": gap.id, "listed": listed, "queued": queued}
+        _log.info("gap repaired", extra=extra)
+        return True
+
+    async def _step_over(self, thread: StoreThread, gap: GapRow, item: Unlistable) -> str:
+        """Store an unlistable range, which the enumeration lists again; return a note of it."""
+        known = await thread.call(load_ranges, self.store, gap.host)
+        if item.range.start not in known:
+            found = new_range(item.range, item.problem, time.time())
+            await thread.call(replace_range, self.store, gap.host, None, [found])
+        _log.error("host cannot list a range of repos; gap repair continues behind it",
+                   extra={"host": gap.host, "gap": gap.id, "from_cursor": item.range.start,
+                          "to_cursor": item.range.end, "problem": item.problem})  # fmt: skip
+        return f"repos with cursors {item.range} cannot be listed: {item.problem}"[:500]
 
     def _behind(self, database: Database, repos: Sequence[ListedRepo]) -> list[ListedRepo]:
         """Return the repos that are further than what was taken over live and what is indexed."""
@@ -162,14 +181,13 @@ class Sweeper:
         entries += news
         call = partial(append, self.store, entries, high_water_marks=self.high_water_marks)
         while entries:
-            result = await thread.call(call)
-            if result.status != "full":
+            if (await thread.call(call)).status != "full":
                 return
             await trio.sleep(_FULL_SECONDS)
 
 
-def sweep_marks(settings: Settings) -> dict[str, int]:
-    """Return the high-water marks of the streams that sweeps append to."""
+def repair_marks(settings: Settings) -> dict[str, int]:
+    """Return the high-water marks of the streams that repairs append to."""
     return {
         REPO_BACKFILL_HIGH: settings.repo_high_water_mark,
         FIREHOSE_LIVE: settings.live_high_water_mark,
@@ -194,5 +212,6 @@ def _status_news(database: Database, repos: Sequence[ListedRepo], time: str) -> 
         event = AccountEvent(0, time, repo.did, repo.active, repo.status)
         news.append(Entry(FIREHOSE_LIVE, EVENT_FIELD, encode_event(event)))
     if news:
-        _log.info("accounts have another status than is stored", extra={"accounts": len(news)})
+        extra = {"accounts": len(news)}
+        _log.info("queued account events for changed hosting statuses", extra=extra)
     return news

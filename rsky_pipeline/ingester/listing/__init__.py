@@ -1,0 +1,1 @@
+"""What the ingester lists: all repos of a relay (`enumeration`), and gaps of it (`gap_repair`)."""
