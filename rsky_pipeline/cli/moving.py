@@ -12,7 +12,7 @@ from rsky_pipeline.configuration.topology import ROLE_NAMES
 
 if TYPE_CHECKING:
     from rsky_pipeline.configuration.settings import Settings
-    from rsky_pipeline.operations.ordered.report import Movement
+    from rsky_pipeline.operations.ordered.movement import Movement
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 

@@ -41,7 +41,7 @@ def command(roles: tuple[str, ...], workers: tuple[str, ...], **parameters: Any)
     """
     from rsky_pipeline.runtime import logging as log_setup
     from rsky_pipeline.runtime.errors import ConfigurationProblem, WorkerError
-    from rsky_pipeline.supervisor.service import Plan, supervise
+    from rsky_pipeline.supervisor.service import PipelinePlan, supervise
 
     assignments = [_workers_setting(text) for text in workers]
     parameters["assignments"] = (*parameters["assignments"], *assignments)
@@ -50,9 +50,9 @@ def command(roles: tuple[str, ...], workers: tuple[str, ...], **parameters: Any)
     log_setup.configure(settings.log_level, settings.log_format, role="supervisor")
     for remark in configuration.remarks:
         click.echo(f"rsky-pipeline: {remark}", err=True)
-    chosen = tuple(role for role in start_order() if role in roles or ALL in roles)
+    chosen = start_order(ROLE_NAMES if ALL in roles else roles)
     try:
-        code = supervise(Plan(settings, chosen, prepare_database))
+        code = supervise(PipelinePlan(settings, chosen, prepare_database))
     except ConfigurationProblem as error:
         raise fail(str(error), ExitCode.USAGE) from error
     except WorkerError as error:

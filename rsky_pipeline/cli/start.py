@@ -20,8 +20,7 @@ from rsky_pipeline.configuration.topology import ROLE_NAMES, start_order
 
 if TYPE_CHECKING:
     from rsky_pipeline.configuration.settings import Settings
-    from rsky_pipeline.operations.ordered.manager import Tell
-    from rsky_pipeline.operations.ordered.report import Movement
+    from rsky_pipeline.operations.ordered.movement import Movement, Tell
     from rsky_pipeline.operations.ordered.supervised import Supervised
 
 
@@ -45,7 +44,7 @@ def command(
     # What `run` is given; the environment is inherited.
     given = configuration_arguments(parameters)
     settings = directories(parameters)
-    wanted = tuple(role for role in start_order() if role in (roles or ROLE_NAMES))
+    wanted = start_order(roles or ROLE_NAMES)
     tell = teller(as_json)
     with explained():
         manager = flow.manager_of(settings, choice)
@@ -61,7 +60,7 @@ def _supervised(
     tell: "Tell",
 ) -> "Movement":  # fmt: skip
     from rsky_pipeline.operations.ordered import flow
-    from rsky_pipeline.operations.ordered.manager import Launch
+    from rsky_pipeline.operations.ordered.movement import Launch
     from rsky_pipeline.runtime.program import program_command
 
     there = manager.supervised()

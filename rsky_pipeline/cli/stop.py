@@ -62,25 +62,14 @@ def command(
         manager = flow.manager_of(settings, choice)
         if not manager.running():
             _end_what_is_left(settings, roles, tell)
-        if not (ordered or drain or roles or as_json) and manager.name == "supervisor":
-            _at_once(settings, timeout)
-            return
+        each_step = ordered or drain or bool(roles)  # has the time limit, and is verified
         movement = flow.stop(
-            manager, settings, roles=roles or ROLE_NAMES, deadline=timeout, drain=drain, tell=tell
-        )
+            manager, settings, roles=roles or ROLE_NAMES, drain=drain, verify=each_step, tell=tell,
+            deadline=timeout if each_step else None, total=None if each_step else timeout,
+        )  # fmt: skip
         if not manager.running():
-            flow.close(manager, movement, tell)
+            flow.close(manager, movement, tell, None if each_step else timeout)
     finish(movement, as_json)
-
-
-def _at_once(settings: Any, timeout: float | None) -> None:
-    """Ask each supervisor to stop; each keeps the order among its own roles."""
-    from rsky_pipeline.embedded.locations import run_directory
-    from rsky_pipeline.supervisor import client
-
-    supervisors = client.find(run_directory(settings))
-    if client.stop_everything(supervisors, timeout=timeout, on_step=click.echo):
-        raise click.exceptions.Exit(ExitCode.FORCED)
 
 
 def _end_what_is_left(settings: Any, roles: tuple[str, ...], tell: Any) -> None:

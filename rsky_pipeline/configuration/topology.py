@@ -1,6 +1,6 @@
 """Which streams each role consumes and produces; start and stop order follow from it."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 FIREHOSE_LIVE = "firehose_live"
@@ -39,12 +39,15 @@ ROLES: tuple[RoleDeclaration, ...] = (
 ROLE_NAMES: tuple[str, ...] = tuple(sorted(role.name for role in ROLES))
 
 
-def start_order(roles: Sequence[RoleDeclaration] = ROLES) -> tuple[str, ...]:
-    """Return role names with every producer before the consumers of its streams.
+def start_order(
+    names: Collection[str] = ROLE_NAMES, declared: Sequence[RoleDeclaration] = ROLES
+) -> tuple[str, ...]:
+    """Return these roles with every producer before the consumers of its streams.
 
-    Raises ValueError if the data flow has a cycle.
+    The order is computed from all declared roles, so a selection keeps it. Raises ValueError if
+    the data flow has a cycle.
     """
-    waiting = sorted(roles, key=lambda role: role.name)
+    waiting = sorted(declared, key=lambda role: role.name)
     order: list[str] = []
     while waiting:
         blocked = {stream for role in waiting for stream in role.produces}
@@ -54,9 +57,11 @@ def start_order(roles: Sequence[RoleDeclaration] = ROLES) -> tuple[str, ...]:
             raise ValueError(f"the roles {names} consume each other's streams in a circle")
         order += [role.name for role in ready]
         waiting = [role for role in waiting if role not in ready]
-    return tuple(order)
+    return tuple(name for name in order if name in names)
 
 
-def stop_order(roles: Sequence[RoleDeclaration] = ROLES) -> tuple[str, ...]:
-    """Return role names with every consumer before the producers of its streams."""
-    return tuple(reversed(start_order(roles)))
+def stop_order(
+    names: Collection[str] = ROLE_NAMES, declared: Sequence[RoleDeclaration] = ROLES
+) -> tuple[str, ...]:
+    """Return these roles with every consumer before the producers of its streams."""
+    return tuple(reversed(start_order(names, declared)))

@@ -1,4 +1,8 @@
-"""Drives one child: feeds the state machine, performs its effects, listens to the process."""
+"""Drives one child: feeds the state machine, performs its effects, listens to the process.
+
+One task a child (`ChildDriver.run`) for the life of the supervisor; while there is a process, a
+second task waits for its end and a third reads its event pipe (a store is probed instead).
+"""
 
 import logging
 import math
@@ -10,9 +14,8 @@ import trio
 
 from rsky_pipeline.runtime.channel import MAX_EVENT_BYTES, Event, decode_event
 from rsky_pipeline.runtime.health_document import WorkerHealth, read_health
-from rsky_pipeline.supervisor import messages as m
-from rsky_pipeline.supervisor.machine import AT_REST, Child, Phase, step
-from rsky_pipeline.supervisor.policy import Policy
+from rsky_pipeline.supervisor import machine as m
+from rsky_pipeline.supervisor.machine import AT_REST, Child, Phase, Policy, step
 from rsky_pipeline.supervisor.spawn import Process
 
 SILENCE_SECONDS = 30.0  # a worker reports every second; twice this long without is a stuck loop
@@ -34,7 +37,7 @@ class ChildDriver:
         answers: Callable[[], bool] | None = None,
     ) -> None:
         """`launch` raises OSError or ValueError when there can be no process; `answers` asks a
-        store whether it is ready, a worker says it by itself."""
+        store whether it is ready. A worker reports readiness itself."""
         self.role = role
         self.instance = instance
         self.name = role if instance is None else f"{role}-{instance}"
@@ -56,16 +59,12 @@ class ChildDriver:
 
     @property
     def is_ready(self) -> bool:
-        """The process said that it is ready."""
+        """The process has reported that it is ready."""
         return self.state.phase is Phase.READY
 
-    def tell(self, event: m.Input) -> None:
+    def send(self, event: m.Input) -> None:
         """Give an input to the state machine; it is handled by the task `run`."""
         self._send.send_nowait(event)
-
-    def tell_to_stop(self) -> None:
-        """Ask for an ordered stop."""
-        self.tell(m.Stop())
 
     async def until(self, condition: Callable[["ChildDriver"], bool]) -> None:
         """Wait until a condition on the state holds."""
@@ -129,7 +128,7 @@ class ChildDriver:
             nursery.cancel_scope.cancel()
         await process.close()
         self._process = None
-        self.tell(m.Exited(replace(how, reason=self._last_words), random.random()))
+        self.send(m.Exited(replace(how, reason=self._last_words), random.random()))
 
     async def _listen(self, pipe: trio.lowlevel.FdStream, heard_all: trio.Event) -> None:
         """Read events until the pipe ends."""
@@ -144,7 +143,7 @@ class ChildDriver:
                 # Two in a row: the first may only mean that we ourselves were suspended.
                 if silences == 2:
                     limit = 2 * SILENCE_SECONDS
-                    self.tell(m.Unresponsive(f"no sign of life for {limit:.0f} s"))
+                    self.send(m.Unresponsive(f"no sign of life for {limit:.0f} s"))
                 continue
             silences = 0
             if not chunk:
@@ -164,7 +163,7 @@ class ChildDriver:
             case "started":
                 self.metrics_port = event.get("metrics_port")
             case "ready":
-                self.tell(m.BecameReady())
+                self.send(m.BecameReady())
             case "exit":
                 self._last_words = event.get("reason")
 
@@ -177,7 +176,7 @@ class ChildDriver:
             ready = await trio.to_thread.run_sync(
                 self._answers, limiter=limiter, abandon_on_cancel=True
             )
-        self.tell(m.BecameReady())
+        self.send(m.BecameReady())
 
     def _report(self, what: str, detail: str) -> None:
         details: dict[str, object] = {"child": self.name, "pid": self.state.pid}

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rsky_pipeline.runtime.health_document import CursorHealth, read_health
-from rsky_pipeline.supervisor.errors import NoAnswer, NotRunning, Refused
+from rsky_pipeline.supervisor.errors import NoAnswerError, NotRunningError, RequestRefusedError
 from rsky_pipeline.supervisor.protocol import MAX_ANSWER_BYTES, VERSION, encode, sockets
 
 CONNECT_SECONDS = 5.0
@@ -37,8 +37,8 @@ def ask(
 ) -> dict[str, Any]:
     """Send a request; call `on_step` for each step; return the closing object.
 
-    `wait_seconds` bounds the silence between two lines; None waits for ever. Raises NotRunning when
-    nobody listens, NoAnswer, or Refused.
+    `wait_seconds` bounds the silence between two lines; None waits for ever. Raises
+    NotRunningError when nobody listens, NoAnswerError, or RequestRefusedError.
     """
     request = encode({"command": command, "version": VERSION, **arguments})
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
@@ -52,25 +52,25 @@ def ask(
                 elif message.get("ok") is True:
                     return message
                 else:
-                    raise Refused(str(message.get("error", "the supervisor refused")))
+                    raise RequestRefusedError(str(message.get("error", "the supervisor refused")))
         except OSError as error:
-            raise NoAnswer(f"the supervisor behind {path} does not answer: {error}") from error
-    raise NoAnswer(f"the supervisor behind {path} broke off")
+            raise NoAnswerError(f"the supervisor behind {path} does not answer: {error}") from error
+    raise NoAnswerError(f"the supervisor behind {path} broke off")
 
 
 def find(run_dir: Path) -> list[Supervisor]:
     """Return every supervisor that listens in a run directory.
 
-    Raises NotRunning when there is none, NoAnswer when one does not answer.
+    Raises NotRunningError when there is none, NoAnswerError when one does not answer.
     """
     found = []
     for path in sockets(run_dir):
         try:
             found.append(Supervisor(path, ask(path, "status")["status"]))
-        except NotRunning:
+        except NotRunningError:
             continue  # left behind by a supervisor that was killed
     if not found:
-        raise NotRunning(f"no pipeline is running in {run_dir}")
+        raise NotRunningError(f"no pipeline is running in {run_dir}")
     return found
 
 
@@ -101,9 +101,9 @@ def _connect(connection: socket.socket, path: Path) -> None:
     try:
         connection.connect(str(path))
     except (FileNotFoundError, ConnectionRefusedError) as error:
-        raise NotRunning(f"nobody listens on {path}") from error
+        raise NotRunningError(f"nobody listens on {path}") from error
     except OSError as error:
-        raise NoAnswer(f"cannot connect to {path}: {error.strerror or error}") from error
+        raise NoAnswerError(f"cannot connect to {path}: {error.strerror or error}") from error
 
 
 def _lines(connection: socket.socket) -> Iterator[dict[str, Any]]:
@@ -111,12 +111,12 @@ def _lines(connection: socket.socket) -> Iterator[dict[str, Any]]:
     while chunk := connection.recv(65_536):
         *lines, rest = (rest + chunk).split(b"\n")
         if len(rest) > MAX_ANSWER_BYTES:
-            raise NoAnswer("the supervisor's answer is too long")
+            raise NoAnswerError("the supervisor's answer is too long")
         for line in lines:
             try:
                 message = json.loads(line)
             except ValueError as error:
-                raise NoAnswer("the supervisor's answer is not JSON") from error
+                raise NoAnswerError("the supervisor's answer is not JSON") from error
             if not isinstance(message, dict):
-                raise NoAnswer("the supervisor's answer is not an object")
+                raise NoAnswerError("the supervisor's answer is not an object")
             yield message

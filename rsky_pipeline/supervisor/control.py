@@ -1,32 +1,166 @@
-"""The serving end of the control socket: one request a connection, local and same-uid only."""
+"""The serving end of the control socket: who may ask, and what each command does.
+
+One request a connection, local and of our own uid (or root) only. `ControlServer` reads requests
+and sends answers; `ControlCommands` carries them out on the workers of this supervisor.
+"""
 
 import logging
 import os
 import socket
 import stat
 import struct
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import trio
 
+from rsky_pipeline.configuration.topology import start_order, stop_order
 from rsky_pipeline.runtime.errors import PermissionProblem
+from rsky_pipeline.supervisor.child import ChildDriver
+from rsky_pipeline.supervisor.errors import StartFailedError
 from rsky_pipeline.supervisor.protocol import (
     MAX_REQUEST_BYTES,
     REQUEST_TIMEOUT_SECONDS,
-    BadRequest,
-    Request,
+    BadRequestError,
+    ControlRequest,
     encode,
     parse_request,
 )
+from rsky_pipeline.supervisor.sequence import (
+    StepLog,
+    StopRequest,
+    Urgency,
+    restart_role,
+    start_role,
+    stop_in_order,
+)
 
+Send = Callable[[str], Awaitable[None]]
 # Answers a request: calls the function it is given for each step, returns the closing object.
-Handler = Callable[[Request, Callable[[str], Awaitable[None]]], Awaitable[dict[str, Any]]]
+Handler = Callable[[ControlRequest, Send], Awaitable[dict[str, Any]]]
 BACKLOG = 16
 MAX_CONNECTIONS = 32
 
 log = logging.getLogger(__name__)
+
+
+class ControlCommands:
+    """Carries out requests on the workers of one supervisor."""
+
+    def __init__(
+        self,
+        workers: Mapping[str, Sequence[ChildDriver]],
+        request: StopRequest,
+        steps: StepLog,
+        document: Callable[[], dict[str, Any]],
+    ) -> None:
+        self._workers = workers
+        self._request = request
+        self._steps = steps
+        self._document = document
+        self._busy: set[str] = set()
+        self.forced = False
+
+    async def handle(self, request: ControlRequest, send: Send) -> dict[str, Any]:
+        """Carry out a request; return the closing object. Raises BadRequestError for a refusal."""
+        foreign = [role for role in request.roles if role not in self._workers]
+        if foreign:
+            raise BadRequestError(f"this supervisor does not run {', '.join(foreign)}")
+        match request.command:
+            case "status":
+                return {"ok": True, "status": self._document()}
+            case "stop":
+                forced = await self._stop(request, send)
+                return {"ok": True, "forced": forced}
+            case "start":
+                await self._start(request.roles or tuple(self._workers), send)
+                return {"ok": True}
+            case _:
+                await self._restart(request.roles or tuple(self._workers), send)
+                return {"ok": True}
+
+    def finish(self, forced: bool) -> None:
+        """Close the answers of those who wait for the whole stop; `forced` if it had to kill."""
+        self.forced = self.forced or forced
+        self._steps.finish()
+
+    async def _stop(self, request: ControlRequest, send: Send) -> bool:
+        """Stop some roles or everything. When no role is left, the supervisor stops as well, unless
+        it is asked to stay."""
+        roles = request.roles or tuple(self._workers)
+        rest = [role for role in self._workers if role not in roles]
+        left = any(not worker.at_rest for role in rest for worker in self._workers[role])
+        if left or request.stay:
+            return await self._stop_roles(roles, request.timeout, send)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._request.force_after, request.timeout)
+            self._request.raise_to(Urgency.DRAIN)
+            async for line in self._steps.follow():
+                await send(line)
+            nursery.cancel_scope.cancel()
+        return self.forced
+
+    async def _stop_roles(self, roles: Sequence[str], limit: float | None, send: Send) -> bool:
+        urgency = StopRequest()
+        forced = False
+
+        async def work(steps: StepLog) -> None:
+            nonlocal forced
+            chosen = {role: self._workers[role] for role in roles}
+            forced = await stop_in_order(chosen, urgency, steps)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(urgency.force_after, limit)
+            await _narrate(work, send)
+            nursery.cancel_scope.cancel()
+        self.forced = self.forced or forced
+        return forced
+
+    async def _start(self, roles: Sequence[str], send: Send) -> None:
+        """Start what was stopped, producers first."""
+        failure: StartFailedError | None = None
+
+        async def work(steps: StepLog) -> None:
+            nonlocal failure
+            try:
+                for role in start_order(roles):
+                    await start_role(role, self._workers[role], steps)
+            except StartFailedError as error:
+                failure = error
+
+        with self._alone(roles):
+            await _narrate(work, send)
+        if failure is not None:
+            raise BadRequestError(str(failure))
+
+    async def _restart(self, roles: Sequence[str], send: Send) -> None:
+        done = True
+
+        async def work(steps: StepLog) -> None:
+            nonlocal done
+            for role in stop_order(roles):
+                done = done and await restart_role(self._workers[role], steps)
+
+        with self._alone(roles):
+            await _narrate(work, send)
+        if not done:
+            raise BadRequestError("the restart was given up")
+
+    @contextmanager
+    def _alone(self, roles: Sequence[str]) -> Iterator[None]:
+        """Let nobody else start these roles meanwhile. Raises BadRequestError."""
+        taken = self._busy.intersection(roles)
+        if taken:
+            raise BadRequestError(f"a restart of {', '.join(sorted(taken))} is in progress")
+        if self._request.urgency:
+            raise BadRequestError("the pipeline is stopping")
+        self._busy.update(roles)
+        try:
+            yield
+        finally:
+            self._busy.difference_update(roles)
 
 
 def open_socket(path: Path) -> trio.SocketListener:
@@ -127,21 +261,35 @@ async def _answer(connection: trio.SocketStream, handler: Handler) -> None:
 
     try:
         answer = await handler(parse_request(await _read_line(connection)), step)
-    except BadRequest as error:
+    except BadRequestError as error:
         answer = {"ok": False, "error": str(error)}
     await connection.send_all(encode(answer))
 
 
 async def _read_line(connection: trio.SocketStream) -> bytes:
-    """Return the request line. Raises BadRequest when it is too long or too slow."""
+    """Return the request line. Raises BadRequestError when it is too long or too slow."""
     received = b""
     with trio.move_on_after(REQUEST_TIMEOUT_SECONDS):
         while b"\n" not in received:
             chunk = await connection.receive_some(4096)
             if not chunk:
-                raise BadRequest("the request does not end with a line break")
+                raise BadRequestError("the request does not end with a line break")
             received += chunk
             if len(received) > MAX_REQUEST_BYTES:
-                raise BadRequest(f"the request is longer than {MAX_REQUEST_BYTES} bytes")
+                raise BadRequestError(f"the request is longer than {MAX_REQUEST_BYTES} bytes")
         return received.partition(b"\n")[0]
-    raise BadRequest(f"no complete request within {REQUEST_TIMEOUT_SECONDS:.0f} s")
+    raise BadRequestError(f"no complete request within {REQUEST_TIMEOUT_SECONDS:.0f} s")
+
+
+async def _narrate(work: Callable[[StepLog], Awaitable[None]], send: Send) -> None:
+    """Do some work and send its steps as they are added."""
+    steps = StepLog()
+
+    async def forward() -> None:
+        async for line in steps.follow():
+            await send(line)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(forward)
+        await work(steps)
+        steps.finish()

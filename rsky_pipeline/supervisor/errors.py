@@ -7,13 +7,13 @@ UNREACHABLE = 4
 ALREADY_RUNNING = 75
 
 
-class AlreadyRunning(WorkerError):
+class AlreadyRunningError(WorkerError):
     """Another process does this job on these directories."""
 
     exit_code = ALREADY_RUNNING
 
 
-class StartFailed(WorkerError):
+class StartFailedError(WorkerError):
     """A child that everything depends on did not come up."""
 
     def __init__(self, message: str, exit_code: int) -> None:
@@ -21,17 +21,17 @@ class StartFailed(WorkerError):
         self.exit_code = exit_code
 
 
-class NotRunning(WorkerError):
+class NotRunningError(WorkerError):
     """No supervisor listens in the run directory."""
 
     exit_code = NOT_RUNNING
 
 
-class NoAnswer(WorkerError):
+class NoAnswerError(WorkerError):
     """A supervisor listens and does not answer, or not sensibly."""
 
     exit_code = UNREACHABLE
 
 
-class Refused(WorkerError):
+class RequestRefusedError(WorkerError):
     """The supervisor understood the request and will not do it."""

@@ -1,17 +1,173 @@
 """The life of one child as a pure function: `step(child, input, now, policy)`.
 
-Nothing here reads a clock, draws a random number or touches a process; a driver feeds inputs,
-performs the effects in order, and sends `Timer` once `child.timer` has passed. Times are seconds of
-a monotonic clock.
+Nothing here reads a clock, draws a random number or touches a process; a driver (`child.py`) feeds
+inputs, performs the effects in order, and sends `Timer` once `child.timer` has passed. Times are
+seconds of a monotonic clock.
+
+A stop escalates: each `StopStep` of the policy is a signal and the time until the next one, up to
+SIGKILL. The operator can skip ahead (`Escalate`, `Kill`); nothing goes back.
 """
 
+import signal
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from rsky_pipeline.runtime.backoff import bound
-from rsky_pipeline.supervisor import messages as m
-from rsky_pipeline.supervisor.messages import Effect, Exit, Input, Report, Send, Spawn
-from rsky_pipeline.supervisor.policy import Policy
+from rsky_pipeline.runtime.errors import FINAL_CODES, UNAVAILABLE
+
+
+@dataclass(frozen=True, slots=True)
+class Exit:
+    """How a process ended: an exit code, or the signal that killed it."""
+
+    code: int | None = None
+    signal: int | None = None
+    reason: str | None = None  # the child's own words, or why it could not be started
+
+    def describe(self) -> str:
+        """Return one line for people."""
+        if self.signal is not None:
+            how = f"killed by {signal.Signals(self.signal).name}"
+        elif self.code is not None:
+            how = f"exit code {self.code}"
+        else:
+            how = "could not be started"
+        return f"{how}: {self.reason}" if self.reason else how
+
+
+# --- inputs ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """The operator wants the child to run."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """The operator wants the child to end in order."""
+
+
+@dataclass(frozen=True, slots=True)
+class Restart:
+    """The operator wants a fresh process."""
+
+
+@dataclass(frozen=True, slots=True)
+class Escalate:
+    """The operator does not want to wait for a drain in progress."""
+
+
+@dataclass(frozen=True, slots=True)
+class Kill:
+    """The operator wants it gone now."""
+
+
+@dataclass(frozen=True, slots=True)
+class Spawned:
+    """The process exists."""
+
+    pid: int
+
+
+@dataclass(frozen=True, slots=True)
+class SpawnFailed:
+    """The process could not be made; goes the same way as an exit."""
+
+    reason: str
+    draw: float = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class BecameReady:
+    """The child said that it is ready."""
+
+
+@dataclass(frozen=True, slots=True)
+class Unresponsive:
+    """The child's loop has not reported for too long."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Exited:
+    """The process ended. `draw` in [0, 1) is the jitter of the wait that may follow."""
+
+    exit: Exit
+    draw: float = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Timer:
+    """`child.timer` has passed."""
+
+
+Input = (
+    Start
+    | Stop
+    | Restart
+    | Escalate
+    | Kill
+    | Spawned
+    | SpawnFailed
+    | BecameReady
+    | Unresponsive
+    | Exited
+    | Timer
+)
+
+
+# --- effects --------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Spawn:
+    """Make a process; answer with `Spawned` or `SpawnFailed`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    """Send a signal to the process; SIGKILL goes to its whole group."""
+
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """Tell people; `what` is a stable name."""
+
+    what: str
+    detail: str = ""
+
+
+Effect = Spawn | Send | Report
+
+
+# --- the rules ------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class StopStep:
+    """A step of making a child end: the signal, and how long (seconds) it gets to act on it."""
+
+    signal: signal.Signals
+    wait: float
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """Start, restart and stop rules of a kind of child; all times are seconds."""
+
+    escalation: tuple[StopStep, ...]  # from the friendliest signal to SIGKILL
+    ready_timeout: float
+    base: float = 1.0
+    cap: float = 60.0
+    stable_after: float = 60.0  # ready for this long: earlier failures are forgotten
+    crash_budget: int = 5  # this many unplanned exits within `crash_window` are a crash loop
+    crash_window: float = 300.0
+    final_codes: frozenset[int] = FINAL_CODES
+    dependency_codes: frozenset[int] = frozenset({UNAVAILABLE})  # no fault of the child itself
 
 
 class Phase(StrEnum):
@@ -40,7 +196,7 @@ class Child:
     wanted: bool = False  # the operator's will; a child stopped on purpose is never restarted
     pid: int | None = None
     timer: float | None = None
-    rung: int = 0  # how far up the ladder a stop is
+    stop_step: int = 0  # how far a stop has escalated
     again: bool = False  # start at once when the stop in progress is done
     failures: int = 0  # in a row, without a stable run between
     failed_at: tuple[float, ...] = ()
@@ -60,27 +216,27 @@ Result = tuple[Child, tuple[Effect, ...]]
 def step(child: Child, event: Input, now: float, policy: Policy) -> Result:
     """Return the child after an input, and what is to be done about it."""
     match event:
-        case m.Start():
+        case Start():
             return _start(child, now, policy)
-        case m.Stop():
+        case Stop():
             return _stop(replace(child, wanted=False, again=False), now, policy)
-        case m.Restart():
+        case Restart():
             return _restart(child, now, policy)
-        case m.Hurry():
-            return _climb(child, now, policy, 1)
-        case m.Kill():
-            return _climb(child, now, policy, len(policy.ladder) - 1)
-        case m.Spawned(pid):
+        case Escalate():
+            return _escalate(child, now, policy, 1)
+        case Kill():
+            return _escalate(child, now, policy, len(policy.escalation) - 1)
+        case Spawned(pid):
             return _spawned(replace(child, pid=pid), policy)
-        case m.SpawnFailed(reason, draw):
+        case SpawnFailed(reason, draw):
             return _exited(child, Exit(reason=reason), draw, now, policy)
-        case m.BecameReady():
+        case BecameReady():
             return _ready(child, now, policy)
-        case m.Unresponsive(reason):
+        case Unresponsive(reason):
             return _give_up_on(child, "unresponsive", reason, now, policy)
-        case m.Exited(how, draw):
+        case Exited(how, draw):
             return _exited(child, how, draw, now, policy)
-        case m.Timer():
+        case Timer():
             return _timer(child, now, policy)
 
 
@@ -102,12 +258,12 @@ def _restart(child: Child, now: float, policy: Policy) -> Result:
 def _spawn(child: Child, now: float, policy: Policy) -> Result:
     deadline = now + policy.ready_timeout
     child = replace(child, phase=Phase.STARTING, since=now, pid=None, timer=deadline)
-    return replace(child, rung=0, again=False, starts=child.starts + 1), (Spawn(),)
+    return replace(child, stop_step=0, again=False, starts=child.starts + 1), (Spawn(),)
 
 
 def _spawned(child: Child, policy: Policy) -> Result:
     if child.phase is Phase.STOPPING:  # told to stop before there was a process to tell it
-        return child, (Send(policy.ladder[child.rung].signal),)
+        return child, (Send(policy.escalation[child.stop_step].signal),)
     return child, ()
 
 
@@ -120,9 +276,10 @@ def _ready(child: Child, now: float, policy: Policy) -> Result:
 
 def _stop(child: Child, now: float, policy: Policy) -> Result:
     if child.phase in (Phase.STARTING, Phase.READY):
-        rung = policy.ladder[0]
-        child = replace(child, phase=Phase.STOPPING, since=now, rung=0, timer=now + rung.wait)
-        return child, _signals(child, rung.signal)
+        first = policy.escalation[0]
+        deadline = now + first.wait
+        child = replace(child, phase=Phase.STOPPING, since=now, stop_step=0, timer=deadline)
+        return child, _signals(child, first.signal)
     if child.phase is Phase.STOPPING:
         return child, ()
     if child.phase in WAITING or child.phase is Phase.FAILED:
@@ -138,20 +295,20 @@ def _give_up_on(child: Child, what: str, reason: str, now: float, policy: Policy
     return child, (Report(what, reason), *effects)
 
 
-def _climb(child: Child, now: float, policy: Policy, lowest: int) -> Result:
-    """Take a stop in progress to the rung `lowest`, unless it is there or further already."""
-    number = min(lowest, len(policy.ladder) - 1)
-    if child.phase is not Phase.STOPPING or child.rung >= number:
+def _escalate(child: Child, now: float, policy: Policy, least: int) -> Result:
+    """Take a stop in progress to the step `least`, unless it is there or further already."""
+    number = min(least, len(policy.escalation) - 1)
+    if child.phase is not Phase.STOPPING or child.stop_step >= number:
         return child, ()
-    return _take_rung(child, number, now, policy)
+    return _take_stop_step(child, number, now, policy)
 
 
-def _take_rung(child: Child, number: int, now: float, policy: Policy) -> Result:
-    rung = policy.ladder[number]
-    final = number == len(policy.ladder) - 1
-    kills = child.kills + (1 if final and child.rung != number else 0)
-    child = replace(child, rung=number, timer=now + rung.wait, kills=kills)
-    return child, (Report("forcing", rung.signal.name), *_signals(child, rung.signal))
+def _take_stop_step(child: Child, number: int, now: float, policy: Policy) -> Result:
+    taken = policy.escalation[number]
+    final = number == len(policy.escalation) - 1
+    kills = child.kills + (1 if final and child.stop_step != number else 0)
+    child = replace(child, stop_step=number, timer=now + taken.wait, kills=kills)
+    return child, (Report("forcing", taken.signal.name), *_signals(child, taken.signal))
 
 
 def _timer(child: Child, now: float, policy: Policy) -> Result:
@@ -162,7 +319,8 @@ def _timer(child: Child, now: float, policy: Policy) -> Result:
         case Phase.READY:
             return replace(child, failures=0, failed_at=(), timer=None), ()
         case Phase.STOPPING:
-            return _take_rung(child, min(child.rung + 1, len(policy.ladder) - 1), now, policy)
+            following = min(child.stop_step + 1, len(policy.escalation) - 1)
+            return _take_stop_step(child, following, now, policy)
         case Phase.BACKOFF | Phase.CRASHLOOP:
             return _spawn(replace(child, restarts=child.restarts + 1), now, policy)
         case _:

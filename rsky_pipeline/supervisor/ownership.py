@@ -1,24 +1,40 @@
-"""What a supervisor must own before it touches anything: its directories, roles and stores."""
+"""What a supervisor must own before it starts a child: its directories, roles and stores.
 
+Locks keep two supervisors apart. Workers and stores that outlived their supervisor hold locks of
+their own: they saw the end of their liveness pipe and are draining. Starting beside them would give
+two processes one name in the consumer groups, or two servers one directory, so they are waited
+for, and killed when they take too long.
+"""
+
+import logging
+import os
 import resource
+import signal
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
+
+import trio
 
 from rsky_pipeline.configuration.settings import Settings
 from rsky_pipeline.embedded import locations
 from rsky_pipeline.embedded.errors import EmbeddedStoreError
 from rsky_pipeline.runtime.errors import PermissionProblem
-from rsky_pipeline.runtime.lock import Lock, acquire, holder
-from rsky_pipeline.supervisor.errors import AlreadyRunning
+from rsky_pipeline.runtime.lock import Holder, Lock, acquire, holder, is_held
+from rsky_pipeline.supervisor.errors import AlreadyRunningError
 
 WANTED_FILES = 65_536
+POLL_SECONDS = 0.1
+AFTER_KILL_SECONDS = 10.0
+
+log = logging.getLogger(__name__)
 
 
 def take(settings: Settings, roles: Sequence[str], *, embeds: bool) -> ExitStack:
     """Make the directories and take the locks; closing the result lets go of them.
 
-    Raises AlreadyRunning or PermissionProblem.
+    Raises AlreadyRunningError or PermissionProblem.
     """
     run_dir = locations.run_directory(settings)
     data_dir = locations.data_directory(settings)
@@ -45,11 +61,47 @@ def raise_file_limit() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
+@dataclass(frozen=True, slots=True)
+class Survivor:
+    """What may have survived: the lock it would hold, and how it is treated."""
+
+    name: str
+    lock: Path
+    patience: float  # seconds it gets to end by itself
+    stop_signal: int | None = None  # sent at once to what does not end by itself (stores)
+
+
+def suspects(run_dir: Path, roles: Sequence[str], patience: float) -> list[Survivor]:
+    """Return a survivor for each lock file of a worker of these roles, present or past."""
+    return [
+        Survivor(path.stem, path, patience)
+        for role in roles
+        for path in sorted((run_dir / "locks").glob(f"{role}-*.lock"))
+    ]
+
+
+async def await_survivors(survivors: Sequence[Survivor]) -> list[str]:
+    """Return when none of them runs any more; the names of those that had to be killed.
+
+    Raises AlreadyRunningError when one cannot be ended.
+    """
+    killed: list[str] = []
+    immortal: list[Survivor] = []
+    async with trio.open_nursery() as nursery:
+        for survivor in survivors:
+            if is_held(survivor.lock):
+                nursery.start_soon(_end, survivor, killed, immortal)
+    if immortal:
+        names = ", ".join(f"{one.name} (lock {one.lock})" for one in immortal)
+        raise AlreadyRunningError(f"of a previous supervisor still run: {names}; end them by hand")
+    return sorted(killed)
+
+
 def _take(path: Path, refusal: str) -> Lock:
     lock = acquire(path)
     if lock is None:
         other = holder(path)
-        raise AlreadyRunning(refusal.format(f" (pid {other.pid})" if other else ""))
+        raise AlreadyRunningError(refusal.format(f" (pid {other.pid})" if other else ""))
     lock.name_us()
     return lock
 
@@ -62,3 +114,45 @@ def _make_directories(directories: Sequence[Path]) -> None:
             locations.make_private(locations.socket_directory(directories[-1]))
     except EmbeddedStoreError as error:
         raise PermissionProblem(str(error)) from error
+
+
+async def _end(survivor: Survivor, killed: list[str], immortal: list[Survivor]) -> None:
+    process = holder(survivor.lock)
+    details = {"child": survivor.name, "pid": process.pid if process else None}
+    log.warning("waiting for a survivor of the previous supervisor", extra=details)
+    if survivor.stop_signal is not None:
+        _signal(process, survivor.stop_signal)
+    if await _freed(survivor.lock, survivor.patience):
+        log.info("the survivor has ended", extra=details)
+        return
+    log.error("killing a survivor that did not end", extra=details)
+    _signal(holder(survivor.lock), signal.SIGKILL)
+    if await _freed(survivor.lock, AFTER_KILL_SECONDS):
+        killed.append(survivor.name)
+    else:
+        immortal.append(survivor)
+
+
+async def _freed(lock: Path, seconds: float) -> bool:
+    with trio.move_on_after(seconds):
+        while is_held(lock):  # noqa: ASYNC110  # the kernel has no event for a free flock
+            await trio.sleep(POLL_SECONDS)
+        return True
+    return False
+
+
+def _signal(process: Holder | None, number: int) -> None:
+    """Signal exactly the process that is meant: a pidfd cannot hit a successor of the pid."""
+    if process is None:
+        return
+    try:
+        descriptor = os.pidfd_open(process.pid)
+    except ProcessLookupError:
+        return
+    try:
+        if process.runs():
+            signal.pidfd_send_signal(descriptor, number)
+    except ProcessLookupError:
+        pass
+    finally:
+        os.close(descriptor)

@@ -20,12 +20,12 @@ PREFIX = "control-"
 SUFFIX = ".sock"
 
 
-class BadRequest(ValueError):
+class BadRequestError(ValueError):
     """A request that is not understood; the message goes back to the client."""
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
+class ControlRequest:
     """A checked request. `timeout` is the longest a stop may take before it is forced, seconds.
 
     `stay` keeps the supervisor and its embedded stores when no role is left.
@@ -61,30 +61,32 @@ def encode(message: dict[str, Any]) -> bytes:
     return json.dumps(message, default=str, separators=(",", ":")).encode() + b"\n"
 
 
-def parse_request(line: bytes) -> Request:
-    """Check a request. Raises BadRequest."""
+def parse_request(line: bytes) -> ControlRequest:
+    """Check a request. Raises BadRequestError."""
     try:
         message = json.loads(line)
     except (ValueError, RecursionError) as error:
-        raise BadRequest("the request is not JSON") from error
+        raise BadRequestError("the request is not JSON") from error
     if not isinstance(message, dict):
-        raise BadRequest("the request is not an object")
+        raise BadRequestError("the request is not an object")
     if message.get("version") != VERSION:
-        raise BadRequest(
+        raise BadRequestError(
             f"protocol version {message.get('version')!r} is not understood, only {VERSION}; "
             "the command and the supervisor come from different releases"
         )
     command, roles, timeout = (message.get(name) for name in ("command", "roles", "timeout"))
     if command not in COMMANDS:
-        raise BadRequest(f"unknown command {str(command)[:50]!r}; known: {', '.join(COMMANDS)}")
+        raise BadRequestError(
+            f"unknown command {str(command)[:50]!r}; known: {', '.join(COMMANDS)}"
+        )
     roles = [] if roles is None else roles
     if not isinstance(roles, list) or not all(role in ROLE_NAMES for role in roles):
-        raise BadRequest(f"roles must be a list of {', '.join(ROLE_NAMES)}")
+        raise BadRequestError(f"roles must be a list of {', '.join(ROLE_NAMES)}")
     if timeout is not None and (
         isinstance(timeout, bool) or not isinstance(timeout, int | float) or not timeout >= 0
     ):
-        raise BadRequest("timeout must be a number of seconds")
+        raise BadRequestError("timeout must be a number of seconds")
     stay = message.get("stay", False)
     if not isinstance(stay, bool):
-        raise BadRequest("stay must be true or false")
-    return Request(str(command), tuple(roles), timeout, stay)
+        raise BadRequestError("stay must be true or false")
+    return ControlRequest(str(command), tuple(roles), timeout, stay)

@@ -13,23 +13,21 @@ from typing import Any
 import trio
 
 from rsky_pipeline.configuration.settings import Settings
-from rsky_pipeline.configuration.topology import start_order, stop_order
+from rsky_pipeline.configuration.topology import start_order
 from rsky_pipeline.embedded import locations
 from rsky_pipeline.embedded.errors import EmbeddedStoreError
 from rsky_pipeline.embedded.program import StoreProgram
 from rsky_pipeline.runtime import notify
 from rsky_pipeline.runtime.errors import FORCED, ConfigurationProblem, WorkerError
-from rsky_pipeline.supervisor import family, ownership, snapshot, startup, survivors
+from rsky_pipeline.supervisor import children, ownership, sequence, status
+from rsky_pipeline.supervisor import machine as m
 from rsky_pipeline.supervisor.child import ChildDriver
-from rsky_pipeline.supervisor.control import ControlServer
-from rsky_pipeline.supervisor.errors import StartFailed
-from rsky_pipeline.supervisor.exporter import Exporter
-from rsky_pipeline.supervisor.orders import Orders
+from rsky_pipeline.supervisor.control import ControlCommands, ControlServer
+from rsky_pipeline.supervisor.errors import StartFailedError
 from rsky_pipeline.supervisor.protocol import socket_path
-from rsky_pipeline.supervisor.shutdown import StopRequest, Urgency, stop_group
-from rsky_pipeline.supervisor.signals import watch_signals
+from rsky_pipeline.supervisor.sequence import StepLog, StopRequest, Urgency
 from rsky_pipeline.supervisor.spawn import WORKER_PROGRAM
-from rsky_pipeline.supervisor.steps import Steps
+from rsky_pipeline.supervisor.status import Exporter
 
 GOODBYE_SECONDS = 2.0
 TELL_SECONDS = 1.0
@@ -40,7 +38,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class PipelinePlan:
     """What a supervisor runs. `program` starts a worker: the role's name and options follow it.
 
     `prepare_database` brings the schema up to date (blocking) and returns what it changed; it
@@ -53,14 +51,14 @@ class Plan:
     program: Sequence[str] = WORKER_PROGRAM
 
 
-def supervise(plan: Plan) -> int:
+def supervise(plan: PipelinePlan) -> int:
     """Run a pipeline in the foreground until it is stopped; return the exit code.
 
-    Raises WorkerError when it cannot even begin: AlreadyRunning, PermissionProblem,
+    Raises WorkerError when it cannot even begin: AlreadyRunningError, PermissionProblem,
     ConfigurationProblem. What fails later is logged and becomes the exit code.
     """
     settings = locations.resolve_directories(plan.settings)
-    kinds = family.embedded_stores(settings, plan.roles)
+    kinds = children.embedded_stores(settings, plan.roles)
     ownership.raise_file_limit()
     with ownership.take(settings, plan.roles, embeds=bool(kinds)):
         settings = locations.store_urls(settings)
@@ -71,16 +69,15 @@ def supervise(plan: Plan) -> int:
 class Service:
     """One supervisor while it runs."""
 
-    def __init__(self, plan: Plan, kinds: Sequence[family.StoreKind]) -> None:
+    def __init__(self, plan: PipelinePlan, kinds: Sequence[children.StoreKind]) -> None:
         self._plan = plan
         self._settings = plan.settings
         self._kinds = kinds
         self._state = "starting"
         self._began = 0.0
         self._error: WorkerError | None = None
-        self._forced = False
         self._stores: list[ChildDriver] = []
-        self._steps = Steps()
+        self._steps = StepLog()
         self._request = StopRequest()
         self._notifier = notify.from_environment()
         self._workers: dict[str, list[ChildDriver]] = {}
@@ -89,12 +86,12 @@ class Service:
         """Start, serve until asked to stop, stop. Returns the exit code."""
         self._began = trio.current_time()
         self._workers = self._make_workers()
-        orders = Orders(self._workers, self._request, self._steps, self.document)
+        commands = ControlCommands(self._workers, self._request, self._steps, self.document)
         path = socket_path(locations.run_directory(self._settings), self._plan.roles)
-        control = ControlServer(path, orders.handle)
+        control = ControlServer(path, commands.handle)
         with Exporter(self._settings, self.document) as exporter:
             async with trio.open_nursery() as nursery:
-                await nursery.start(watch_signals, self._request)
+                await nursery.start(sequence.watch_signals, self._request)
                 nursery.start_soon(control.run)
                 nursery.start_soon(self._keep_informed, exporter)
                 for workers in self._workers.values():
@@ -102,19 +99,18 @@ class Service:
                         nursery.start_soon(worker.run)
                 await self._start_unless_stopped(nursery)
                 await self._request.at_least(Urgency.DRAIN)
-                await self._stop()
-                orders.finish(self._forced)
+                commands.finish(await self._stop())
                 with trio.move_on_after(GOODBYE_SECONDS):
                     await control.until_idle()
                 nursery.cancel_scope.cancel()
         if self._error is not None:
             return self._error.exit_code
-        return FORCED if self._forced else 0
+        return FORCED if commands.forced else 0
 
     def document(self) -> dict[str, Any]:
         """Return the status document."""
-        workers = [worker for role in start_order() for worker in self._workers.get(role, [])]
-        return snapshot.document(
+        workers = [worker for each in self._workers.values() for worker in each]
+        return status.document(
             state=self._state,
             roles=self._plan.roles,
             children=[*self._stores, *workers],
@@ -125,11 +121,10 @@ class Service:
     def _make_workers(self) -> dict[str, list[ChildDriver]]:
         return {
             role: [
-                family.worker_child(self._plan.program, role, number, self._settings)
+                children.worker_child(self._plan.program, role, number, self._settings)
                 for number in range(1, self._settings.workers(role) + 1)
             ]
-            for role in start_order()
-            if role in self._plan.roles
+            for role in start_order(self._plan.roles)
         }
 
     async def _start_unless_stopped(self, nursery: trio.Nursery) -> None:
@@ -152,58 +147,55 @@ class Service:
 
     def _fail(self, error: WorkerError) -> None:
         self._error = error
-        self._steps.tell(f"cannot start: {error}", bad=True)
+        self._steps.add(f"cannot start: {error}", bad=True)
         self._request.raise_to(Urgency.DRAIN)
 
     async def _start(self, nursery: trio.Nursery) -> None:
-        killed = await survivors.settle(self._suspects())
+        killed = await ownership.await_survivors(self._suspects())
         for name in killed:
-            self._steps.tell(f"{name} of the previous supervisor was killed", bad=True)
+            self._steps.add(f"{name} of the previous supervisor was killed", bad=True)
         for kind in self._kinds:
             await self._start_store(kind, nursery)
-        if family.uses_database(self._plan.roles):
-            await startup.prepare_database(self._plan.prepare_database, self._settings, self._steps)
+        if children.uses_database(self._plan.roles):
+            prepare = self._plan.prepare_database
+            await sequence.prepare_database(prepare, self._settings, self._steps)
         for role, workers in self._workers.items():
-            await startup.start_role(role, workers, self._steps)
+            await sequence.start_role(role, workers, self._steps)
         self._state = "running"
-        self._steps.tell("running")
+        self._steps.add("running")
         self._notifier.ready(self._summary())
 
-    def _suspects(self) -> list[survivors.Survivor]:
+    def _suspects(self) -> list[ownership.Survivor]:
         run_dir = locations.run_directory(self._settings)
-        patience = self._settings.stop_timeout_seconds + family.WORKER_GRACE
-        return survivors.suspects(run_dir, self._plan.roles, patience)
+        patience = self._settings.stop_timeout_seconds + children.WORKER_GRACE
+        return ownership.suspects(run_dir, self._plan.roles, patience)
 
-    async def _start_store(self, kind: family.StoreKind, nursery: trio.Nursery) -> None:
+    async def _start_store(self, kind: children.StoreKind, nursery: trio.Nursery) -> None:
         try:
             program: StoreProgram = await trio.to_thread.run_sync(kind.prepare, self._settings)
         except EmbeddedStoreError as error:
             raise ConfigurationProblem(str(error)) from error
-        lock = family.store_lock(self._settings, kind.name)
-        left = survivors.Survivor(kind.name, lock, STORE_PATIENCE_SECONDS, program.stop_signal)
-        await survivors.settle([left])
-        child = family.store_child(program, self._settings)
+        lock = children.store_lock(self._settings, kind.name)
+        left = ownership.Survivor(kind.name, lock, STORE_PATIENCE_SECONDS, program.stop_signal)
+        await ownership.await_survivors([left])
+        child = children.store_child(program, self._settings)
         self._stores.append(child)
         nursery.start_soon(child.run)
         try:
-            await startup.start_store(child, program.last_log_lines, self._steps)
-        except StartFailed:
-            child.tell_to_stop()
+            await sequence.start_store(child, program.last_log_lines, self._steps)
+        except StartFailedError:
+            child.send(m.Stop())
             raise
 
-    async def _stop(self) -> None:
-        """Stop consumers first, then producers, then the stores."""
+    async def _stop(self) -> bool:
+        """Stop consumers first, then producers, then the stores; return whether one was killed."""
         self._state = "stopping"
         self._notifier.stopping("draining, consumers first")
-        for role in stop_order():
-            if role in self._workers:
-                await self._stop_group(role, self._workers[role])
+        request, steps = self._request, self._steps
+        killed = await sequence.stop_in_order(self._workers, request, steps)
         for store in reversed(self._stores):
-            await self._stop_group(store.name, [store])
-
-    async def _stop_group(self, name: str, children: list[ChildDriver]) -> None:
-        forced = await stop_group(name, children, self._request, self._steps)
-        self._forced = self._forced or forced
+            killed = await sequence.stop_group(store.name, [store], request, steps) or killed
+        return killed
 
     async def _keep_informed(self, exporter: Exporter) -> None:
         """Refresh what the metrics thread shows, and tell systemd that the loop runs."""

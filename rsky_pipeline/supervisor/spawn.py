@@ -19,7 +19,7 @@ from rsky_pipeline.embedded.program import StoreProgram
 from rsky_pipeline.runtime import notify
 from rsky_pipeline.runtime.channel import encode_settings
 from rsky_pipeline.runtime.lock import Lock
-from rsky_pipeline.supervisor.messages import Exit
+from rsky_pipeline.supervisor.machine import Exit
 
 # -P: the directory that we were started in must not hide the packages that belong to this program.
 WORKER_PROGRAM = (sys.executable, "-P", "-m", "rsky_pipeline", "worker")
@@ -104,10 +104,10 @@ def spawn_worker(
     return process
 
 
-def spawn_store(program: StoreProgram, lock: Lock, run_dir: Path, patience: float) -> Process:
+def spawn_store(program: StoreProgram, lock: Lock, run_dir: Path, grace: float) -> Process:
     """Start an embedded store that holds `lock`, and its guard. Raises OSError.
 
-    When we are killed, the guard gives the workers of `run_dir` up to `patience` seconds to drain.
+    When we are killed, the guard gives the workers of `run_dir` up to `grace` seconds to drain.
     """
     popen = program.start(pass_fds=(lock.descriptor,))
     lock.name_holder(popen.pid)
@@ -118,7 +118,7 @@ def spawn_store(program: StoreProgram, lock: Lock, run_dir: Path, patience: floa
             liveness=liveness_read,
             stop_signal=program.stop_signal,
             locks=run_dir / "locks",
-            patience=patience,
+            patience=grace,
         )
         watcher = subprocess.Popen(
             watch,

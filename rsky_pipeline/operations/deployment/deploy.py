@@ -25,8 +25,7 @@ from rsky_pipeline.operations.deployment.target import (
 )
 from rsky_pipeline.operations.deployment.watching import well
 from rsky_pipeline.operations.ordered import flow
-from rsky_pipeline.operations.ordered.manager import Launch, Manager, Tell
-from rsky_pipeline.operations.ordered.report import Movement
+from rsky_pipeline.operations.ordered.movement import Launch, Manager, Movement, Tell
 from rsky_pipeline.operations.ordered.supervised import Supervised
 from rsky_pipeline.runtime.errors import WorkerError
 

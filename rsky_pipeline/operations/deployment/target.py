@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from rsky_pipeline.configuration.settings import Settings
-from rsky_pipeline.operations.ordered.manager import Launch, Manager
+from rsky_pipeline.operations.ordered.movement import Launch, Manager
 from rsky_pipeline.operations.ordered.supervised import Supervised
 from rsky_pipeline.operations.ordered.units import Units
 from rsky_pipeline.runtime.errors import WorkerError

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from rsky_pipeline.operations.deployment.program import Program
-from rsky_pipeline.operations.ordered.manager import Tell
+from rsky_pipeline.operations.ordered.movement import Tell
 from rsky_pipeline.runtime.errors import WorkerError
 
 PAUSE_SECONDS = 1.0

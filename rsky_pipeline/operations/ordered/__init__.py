@@ -1,5 +1,8 @@
-"""Stopping and starting the roles in the order of the data flow, each step verified in Redis.
+"""Stopping and starting roles in the order of the data flow: `stop`, `start`, `restart`, `deploy`.
 
-The same flow drives our own supervisors (control sockets) and systemd units: a `Manager` is one of
-the two ways. It knows how to move processes and nothing about deploying another version.
+The order is computed from the role graph (`configuration.topology`). `flow.py`, which is read
+first, walks it; a `Manager` (`movement.py`) moves one role, either under our own supervisors
+(`supervised.py`, by their control sockets) or as systemd units (`units.py`); `verified.py` looks in
+Redis whether consumers are drained and cursors cover what was written. All of it is blocking. It
+moves processes and does not know that `deploy` swaps the program between.
 """

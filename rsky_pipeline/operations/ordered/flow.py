@@ -5,8 +5,15 @@ from collections.abc import Callable, Sequence
 
 from rsky_pipeline.configuration.settings import Settings
 from rsky_pipeline.configuration.topology import ROLE_NAMES, ROLES, start_order, stop_order
-from rsky_pipeline.operations.ordered.manager import Launch, Manager, Moved, Tell
-from rsky_pipeline.operations.ordered.report import Finding, Movement, Step
+from rsky_pipeline.operations.ordered.movement import (
+    Launch,
+    Manager,
+    Moved,
+    Movement,
+    Step,
+    StepFinding,
+    Tell,
+)
 from rsky_pipeline.operations.ordered.supervised import Supervised
 from rsky_pipeline.operations.ordered.units import Units
 from rsky_pipeline.operations.ordered.verified import outstanding, verify_stopped
@@ -35,19 +42,24 @@ def stop(
     *,
     roles: Sequence[str] = ROLE_NAMES,
     deadline: float | None = None,
+    total: float | None = None,
     drain: bool = False,
+    verify: bool = True,
     tell: Tell,
 ) -> Movement:
-    """Stop roles that run, each verified before the next; consumers first.
+    """Stop roles that run, consumers first, each gone everywhere before the next is signalled.
 
-    `drain` is the other order: producers first, and each consumer only when it has nothing left to
-    read, within `deadline` seconds for each role. Supervisors and stores are left (`close`).
+    After `deadline` seconds a role is forced, and after `total` seconds all that are left. `verify`
+    looks in Redis what each role left behind. `drain` is the other order: producers first, and each
+    consumer only when it has nothing left to read, within `deadline` seconds for each role.
+    Supervisors and stores are left (`close`).
     """
     movement = Movement(manager.name)
-    running = manager.running()
-    for role in start_order() if drain else stop_order():
-        if role not in roles or role not in running:
-            continue
+    started = time.monotonic()
+    wanted = [role for role in manager.running() if role in roles]
+    for role in start_order(wanted) if drain else stop_order(wanted):
+        if total is not None:
+            deadline = max(0.0, total - (time.monotonic() - started))
         if drain:
             waited = _wait_until_applied(settings, role, deadline, tell)
             if waited is not None:
@@ -56,7 +68,7 @@ def stop(
                     return movement
         began = time.monotonic()
         moved = manager.stop(role, deadline if not drain else None, tell)
-        findings = verify_stopped(settings, role, moved.cursors)
+        findings = verify_stopped(settings, role, moved.cursors) if verify else ()
         for finding in findings:
             tell(f"  {finding.result}: {finding.text}")
         movement.steps.append(_step("stop", role, began, moved, findings))
@@ -68,11 +80,10 @@ def start(
 ) -> Movement:
     """Start roles, producers first, each ready before the next; `strict` ends at a failure."""
     movement = Movement(manager.name)
-    for role in start_order():
-        if role in roles:
-            movement.steps.append(_moved("start", role, lambda r=role: manager.start(r, tell)))  # type: ignore[misc]
-            if strict and not movement.ok:
-                break
+    for role in start_order(roles):
+        movement.steps.append(_moved("start", role, lambda r=role: manager.start(r, tell)))  # type: ignore[misc]
+        if strict and not movement.ok:
+            break
     return movement
 
 
@@ -87,19 +98,17 @@ def launch(manager: Supervised, program: Sequence[str], how: Launch, tell: Tell)
 def restart_rolling(manager: Manager, *, roles: Sequence[str], tell: Tell) -> Movement:
     """Replace processes one at a time, consumers first; end at the first that does not come up."""
     movement = Movement(manager.name)
-    for role in stop_order():
-        if role in roles:
-            step = _moved("restart", role, lambda r=role: manager.restart(r, tell))  # type: ignore[misc]
-            movement.steps.append(step)
-            if not movement.ok:
-                break
+    for role in stop_order(roles):
+        movement.steps.append(_moved("restart", role, lambda r=role: manager.restart(r, tell)))  # type: ignore[misc]
+        if not movement.ok:
+            break
     return movement
 
 
-def close(manager: Manager, movement: Movement, tell: Tell) -> None:
+def close(manager: Manager, movement: Movement, tell: Tell, deadline: float | None = None) -> None:
     """End supervisors and their stores, and note it if there were any."""
     began = time.monotonic()
-    moved = manager.close(tell)
+    moved = manager.close(tell, deadline)
     if moved.lines or moved.forced:
         movement.steps.append(_step("stop", "stores", began, moved))
 
@@ -123,7 +132,7 @@ def _wait_until_applied(
             if deadline is not None and elapsed > deadline:
                 text = f"{left:,} entries are left after {elapsed:.0f} s: nothing more was stopped"
                 tell(f"  fail: {role}: {text}")
-                finding = Finding("fail", text)
+                finding = StepFinding("fail", text)
                 return Step("drain", role, elapsed, findings=(finding,), ok=False)
             if left and elapsed - told >= 2.0:
                 tell(f"  waiting for the {role}: {left:,} entries left")
@@ -132,7 +141,7 @@ def _wait_until_applied(
     except (StoreUnavailable, StoreRejected) as error:
         raise WorkerError(f"cannot see what the {role} has left: {error}") from error
     elapsed = time.monotonic() - began
-    return Step("drain", role, elapsed, findings=(Finding("pass", "nothing is left to read"),))
+    return Step("drain", role, elapsed, findings=(StepFinding("pass", "nothing is left to read"),))
 
 
 def _moved(action: str, role: str, move: Callable[[], Moved]) -> Step:
@@ -145,7 +154,7 @@ def _moved(action: str, role: str, move: Callable[[], Moved]) -> Step:
 
 
 def _step(
-    action: str, role: str, began: float, moved: Moved, findings: tuple[Finding, ...] = ()
+    action: str, role: str, began: float, moved: Moved, findings: tuple[StepFinding, ...] = ()
 ) -> Step:
     elapsed = time.monotonic() - began
     return Step(action, role, elapsed, moved.lines, findings, moved.forced, moved.ok)  # type: ignore[arg-type]

@@ -12,11 +12,11 @@ from typing import Any
 from rsky_pipeline.configuration.settings import Settings
 from rsky_pipeline.configuration.topology import start_order
 from rsky_pipeline.embedded import locations
-from rsky_pipeline.operations.ordered.manager import Launch, Moved, Tell
+from rsky_pipeline.operations.ordered.movement import Launch, Moved, Tell
 from rsky_pipeline.runtime.errors import WorkerError
 from rsky_pipeline.runtime.program import clean_environment
 from rsky_pipeline.supervisor import client
-from rsky_pipeline.supervisor.errors import NotRunning, Refused
+from rsky_pipeline.supervisor.errors import NotRunningError, RequestRefusedError
 
 POLL_SECONDS = 0.2
 UP = "running"
@@ -40,7 +40,7 @@ class Supervised:
             for child in each.status["processes"]
             if child["kind"] == "worker" and (child["pid"] or child["wanted"])
         }
-        return tuple(role for role in start_order() if role in roles)
+        return start_order(roles)
 
     def supervised(self) -> frozenset[str]:
         """Return the roles that a supervisor is there for, whether they run or not."""
@@ -61,8 +61,8 @@ class Supervised:
         """Replace the workers of a role one at a time."""
         return self._ask("restart", role, tell, roles=[role])
 
-    def close(self, tell: Tell) -> Moved:
-        """Stop every supervisor and its embedded stores."""
+    def close(self, tell: Tell, deadline: float | None = None) -> Moved:
+        """Stop every supervisor and its embedded stores; after `deadline` seconds by force."""
         lines: list[str] = []
         forced = False
 
@@ -72,7 +72,9 @@ class Supervised:
                 tell(line)
 
         for each in self.supervisors():
-            answer = client.ask(each.path, "stop", on_step=news, wait_seconds=None)
+            answer = client.ask(
+                each.path, "stop", on_step=news, wait_seconds=None, timeout=deadline
+            )
             forced = forced or bool(answer.get("forced"))
             _wait_until_gone(int(each.status["pid"]))
         return Moved(tuple(lines), forced)
@@ -146,7 +148,7 @@ class Supervised:
             try:
                 answer = self._one(each.path, command, lines, tell, **arguments)
                 forced = forced or bool(answer.get("forced"))
-            except Refused as error:
+            except RequestRefusedError as error:
                 tell(str(error))
                 lines.append(str(error))
                 ok = False
@@ -163,7 +165,7 @@ class Supervised:
         """Return the supervisors that answer; none is no error."""
         try:
             return client.find(self._run_dir)
-        except NotRunning:
+        except NotRunningError:
             return []
 
 

@@ -4,13 +4,13 @@ import threading
 from collections.abc import Callable
 
 from rsky_pipeline.configuration.settings import Settings
-from rsky_pipeline.configuration.topology import start_order
+from rsky_pipeline.configuration.topology import ROLE_NAMES, start_order
 from rsky_pipeline.embedded import locations
-from rsky_pipeline.operations.ordered.manager import Moved, Tell
+from rsky_pipeline.operations.ordered.movement import Moved, Tell
 from rsky_pipeline.runtime.errors import WorkerError
 from rsky_pipeline.runtime.health_document import CursorHealth
 from rsky_pipeline.supervisor import client
-from rsky_pipeline.supervisor.errors import NoAnswer, NotRunning
+from rsky_pipeline.supervisor.errors import NoAnswerError, NotRunningError
 from rsky_pipeline.systemd.systemctl import Systemd, Unit
 
 FORCING = {"timeout", "watchdog", "signal", "core-dump"}  # results of a stop that was no stop
@@ -30,7 +30,9 @@ class Units:
 
     def running(self) -> tuple[str, ...]:
         """Return the roles with a unit that is up."""
-        return tuple(role for role in start_order() if any(unit.is_up for unit in self.units(role)))
+        return start_order(
+            [role for role in ROLE_NAMES if any(unit.is_up for unit in self.units(role))]
+        )
 
     def units(self, role: str) -> list[Unit]:
         """Return the units of a role."""
@@ -77,7 +79,7 @@ class Units:
                 break
         return Moved(tuple(lines), ok=ok)
 
-    def close(self, tell: Tell) -> Moved:
+    def close(self, tell: Tell, deadline: float | None = None) -> Moved:
         """Nothing is left when the units are stopped."""
         return Moved()
 
@@ -124,5 +126,5 @@ class Units:
         """Return what the role's workers report; the unit takes its supervisor along."""
         try:
             return client.reported_cursors(client.find(self._run_dir), role)
-        except (NotRunning, NoAnswer):
+        except (NotRunningError, NoAnswerError):
             return ()  # a verification without it is weaker, and still one

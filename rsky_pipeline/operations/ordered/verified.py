@@ -10,7 +10,7 @@ from rsky_pipeline.configuration.redaction import redacted
 from rsky_pipeline.configuration.settings import Settings
 from rsky_pipeline.configuration.topology import ROLES
 from rsky_pipeline.ingester.seq_gate import CONFIRMED_BY, MAX_STEP
-from rsky_pipeline.operations.ordered.report import Finding
+from rsky_pipeline.operations.ordered.movement import StepFinding
 from rsky_pipeline.runtime.health_document import CursorHealth
 from rsky_pipeline.streams.append import read_cursor
 from rsky_pipeline.streams.connection import Store, connect
@@ -24,13 +24,13 @@ _LOOKED_AT = 200  # newest entries whose seq the cursor must cover
 
 def verify_stopped(
     settings: Settings, role: str, reported: Iterable[CursorHealth] = ()
-) -> tuple[Finding, ...]:
+) -> tuple[StepFinding, ...]:
     """Return what is found after a role has stopped; `reported` are its workers' last cursors.
 
     A Redis that cannot be asked is a note: it is no fault of the stop.
     """
 
-    def look(store: Store) -> list[Finding]:
+    def look(store: Store) -> list[StepFinding]:
         [declared] = [one for one in ROLES if one.name == role]
         findings = [_drained(store, settings, role, stream) for stream in declared.consumes]
         if declared.consumes:
@@ -61,26 +61,26 @@ def group_of(settings: Settings, role: str) -> str:
     return name
 
 
-def _asking(settings: Settings, look: Callable[[Store], list[Finding]]) -> list[Finding]:
+def _asking(settings: Settings, look: Callable[[Store], list[StepFinding]]) -> list[StepFinding]:
     url = settings.redis_url or ""
     try:
         with closing(connect(url, name="ordered")) as store:
             return look(store)
     except (StoreUnavailable, StoreRejected) as error:
-        return [Finding("note", f"not verified: {redacted(url)}: {error}")]
+        return [StepFinding("note", f"not verified: {redacted(url)}: {error}")]
 
 
-def _drained(store: Store, settings: Settings, role: str, stream: str) -> Finding:
+def _drained(store: Store, settings: Settings, role: str, stream: str) -> StepFinding:
     """What consumers of this host leave pending goes to the same names again at the next start."""
     group = group_of(settings, role)
     report = inspect(store, stream).group(group)
     if report is None:
-        return Finding("pass", f"{stream}: nothing was ever read of it")
+        return StepFinding("pass", f"{stream}: nothing was ever read of it")
     own = _own_pending(store, stream, group, role)
     if own:
         text = f"{stream}: {own:,} released unacknowledged, delivered again at the next start"
-        return Finding("note", text)
-    return Finding("pass", f"{stream}: 0 pending, everything read is acknowledged")
+        return StepFinding("note", text)
+    return StepFinding("pass", f"{stream}: 0 pending, everything read is acknowledged")
 
 
 def _own_pending(store: Store, stream: str, group: str, role: str) -> int:
@@ -95,7 +95,7 @@ def _own_pending(store: Store, stream: str, group: str, role: str) -> int:
 
 def _flushed(
     store: Store, settings: Settings, reported: Iterable[CursorHealth]
-) -> Iterator[Finding]:
+) -> Iterator[StepFinding]:
     """Cursors must stand where the ingester last said, or further, and cover what was appended.
 
     A host that was reported and is no longer configured is checked as well: its events were
@@ -108,19 +108,19 @@ def _flushed(
         written = last.get((stream, host))
         stored = read_cursor(store, cursor_key(stream, host))
         if stored is None and written is None:
-            yield Finding("note", f"{stream}: no cursor of {host} yet")
+            yield StepFinding("note", f"{stream}: no cursor of {host} yet")
         elif stored is None:
-            yield Finding("fail", f"{stream}: no cursor of {host}, written was {written}")
+            yield StepFinding("fail", f"{stream}: no cursor of {host}, written was {written}")
         elif written is not None and written > int(stored):
             text = f"{stream}: the cursor of {host} is {stored}, written was {written}"
-            yield Finding("fail", text)
+            yield StepFinding("fail", text)
         else:
-            yield Finding("pass", f"{stream}: the cursor of {host} is stored ({stored})")
+            yield StepFinding("pass", f"{stream}: the cursor of {host} is stored ({stored})")
     if len(settings.relays) == 1:
         yield from _covered(store, settings.relays[0].key)
 
 
-def _covered(store: Store, host: HostKey) -> Iterator[Finding]:
+def _covered(store: Store, host: HostKey) -> Iterator[StepFinding]:
     """Sequence numbers are a relay's own, so this is known where there is one relay only.
 
     The first events behind a large step in the numbers are not covered until it is confirmed.
@@ -132,9 +132,11 @@ def _covered(store: Store, host: HostKey) -> Iterator[Finding]:
     above, highest = [seq for seq in found if seq > int(stored)], max(found)
     behind_a_jump = len(above) < CONFIRMED_BY and min(above, default=0) > int(stored) + MAX_STEP
     if above and not behind_a_jump:
-        yield Finding("fail", f"{FIREHOSE_LIVE}: holds event {highest}, the cursor is {stored}")
+        yield StepFinding("fail", f"{FIREHOSE_LIVE}: holds event {highest}, the cursor is {stored}")
     else:
-        yield Finding("pass", f"{FIREHOSE_LIVE}: its newest event is {highest}, so nothing is new")
+        yield StepFinding(
+            "pass", f"{FIREHOSE_LIVE}: its newest event is {highest}, so nothing is new"
+        )
 
 
 def _sequence_numbers(store: Store) -> Iterator[int]:

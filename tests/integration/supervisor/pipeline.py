@@ -15,7 +15,7 @@ import click.testing
 
 from rsky_pipeline.cli import main as command_line
 from rsky_pipeline.supervisor import client
-from rsky_pipeline.supervisor.errors import NotRunning
+from rsky_pipeline.supervisor.errors import NotRunningError
 
 ALL = ("ingester", "backfiller", "indexer")
 PATIENCE_SECONDS = 30.0
@@ -136,7 +136,7 @@ class Pipeline:
         """Tell whether no supervisor answers."""
         try:
             client.find(self.run_dir)
-        except NotRunning:
+        except NotRunningError:
             return True
         return False
 

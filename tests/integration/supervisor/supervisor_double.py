@@ -12,7 +12,7 @@ from rsky_pipeline.configuration.settings import Settings
 from rsky_pipeline.configuration.topology import ROLE_NAMES
 from rsky_pipeline.runtime import logging as log_setup
 from rsky_pipeline.runtime.errors import WorkerError
-from rsky_pipeline.supervisor.service import Plan, supervise
+from rsky_pipeline.supervisor.service import PipelinePlan, supervise
 
 PROGRAM = (sys.executable, "-m", "tests.integration.supervisor.worker_double")
 
@@ -42,7 +42,7 @@ def main() -> int:
     )
     log_setup.configure("info", "text", role="supervisor")
     try:
-        return supervise(Plan(settings, tuple(roles), lambda _: [], PROGRAM))
+        return supervise(PipelinePlan(settings, tuple(roles), lambda _: [], PROGRAM))
     except WorkerError as error:
         print(f"refused: {error}", file=sys.stderr)
         return error.exit_code

@@ -4,6 +4,8 @@ import json
 import re
 import signal
 
+import pytest
+
 from tests.integration.supervisor.pipeline import Pipeline, until
 
 
@@ -96,14 +98,17 @@ def test_a_stop_while_starting_stops(pipeline: Pipeline) -> None:
     assert pipeline.trace() == ["ingester-1 began"]
 
 
-def test_several_supervisors_share_a_run_directory(pipeline: Pipeline) -> None:
+@pytest.mark.parametrize("options", [("--ordered",), ()])
+def test_several_supervisors_share_a_run_directory(
+    pipeline: Pipeline, options: tuple[str, ...]
+) -> None:
     supervisors = [pipeline.up(role) for role in ("ingester", "backfiller", "indexer")]
     names = sorted(path.name for path in pipeline.run_dir.glob("control-*"))
     assert names == ["control-backfiller.sock", "control-indexer.sock", "control-ingester.sock"]
     status = pipeline.command("status")
     assert status.exit_code == 0
     assert all(f"{role}-1" in status.output for role in ("ingester", "backfiller", "indexer"))
-    result = pipeline.command("stop", "--ordered")
+    result = pipeline.command("stop", *options)
     assert result.exit_code == 0
     stopped = [line.split()[0] for line in result.output.splitlines() if line[0] != " "]
     assert stopped == ["indexer", "backfiller", "ingester"]

@@ -13,8 +13,8 @@ import pytest
 
 from rsky_pipeline.runtime import lock as locks
 from rsky_pipeline.supervisor import client
-from rsky_pipeline.supervisor.errors import NotRunning
-from rsky_pipeline.supervisor.survivors import Survivor, settle
+from rsky_pipeline.supervisor.errors import NotRunningError
+from rsky_pipeline.supervisor.ownership import Survivor, await_survivors
 from tests.integration.supervisor.pipeline import Pipeline, until
 
 
@@ -53,10 +53,10 @@ async def test_a_survivor_that_does_not_end_is_killed(tmp_path: Path) -> None:
         lock.name_holder(process.pid)
         lock.let_go()
         began = time.monotonic()
-        assert await settle([Survivor("indexer-1", path, patience=0.5)]) == ["indexer-1"]
+        assert await await_survivors([Survivor("indexer-1", path, patience=0.5)]) == ["indexer-1"]
         assert time.monotonic() - began >= 0.5
     assert process.returncode == -signal.SIGKILL
-    assert await settle([Survivor("indexer-1", path, patience=0.5)]) == []
+    assert await await_survivors([Survivor("indexer-1", path, patience=0.5)]) == []
 
 
 def test_a_role_has_one_supervisor(pipeline: Pipeline) -> None:
@@ -80,7 +80,7 @@ def test_a_killed_supervisors_socket_is_no_obstacle(pipeline: Pipeline) -> None:
     first.signal(signal.SIGKILL)
     first.ended()
     assert list(pipeline.run_dir.glob("control-*"))
-    with pytest.raises(NotRunning):
+    with pytest.raises(NotRunningError):
         client.find(pipeline.run_dir)
     assert pipeline.command("status").exit_code == 3
     pipeline.up("indexer")

@@ -12,10 +12,9 @@ import trio
 
 from rsky_pipeline.runtime.lock import acquire
 from rsky_pipeline.supervisor import child as child_module
-from rsky_pipeline.supervisor import messages as m
+from rsky_pipeline.supervisor import machine as m
 from rsky_pipeline.supervisor.child import ChildDriver
-from rsky_pipeline.supervisor.machine import Phase
-from rsky_pipeline.supervisor.policy import Policy, Rung
+from rsky_pipeline.supervisor.machine import Phase, Policy, StopStep
 from rsky_pipeline.supervisor.spawn import Process, spawn_worker
 from tests.integration.supervisor.pipeline import Pipeline, until
 from tests.integration.supervisor.supervisor_double import PROGRAM, settings_for
@@ -137,15 +136,19 @@ async def test_a_loop_that_hangs_is_restarted(
         finally:
             lock.let_go()
 
-    ladder = (Rung(signal.SIGTERM, 0.3), Rung(signal.SIGQUIT, 0.3), Rung(signal.SIGKILL, 5))
-    driver = ChildDriver("indexer", 1, Policy(ladder=ladder, ready_timeout=20), launch)
+    ladder = (
+        StopStep(signal.SIGTERM, 0.3),
+        StopStep(signal.SIGQUIT, 0.3),
+        StopStep(signal.SIGKILL, 5),
+    )
+    driver = ChildDriver("indexer", 1, Policy(escalation=ladder, ready_timeout=20), launch)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(driver.run)
-        driver.tell(m.Start())
+        driver.send(m.Start())
         with trio.fail_after(20):
             await driver.until(lambda one: one.state.kills == 1)
             await driver.until(lambda one: one.state.phase is Phase.BACKOFF)
-        driver.tell_to_stop()
+        driver.send(m.Stop())
         with trio.fail_after(20):
             await driver.until(lambda one: one.at_rest)
         nursery.cancel_scope.cancel()

@@ -7,21 +7,30 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from rsky_pipeline.supervisor import messages as m
-from rsky_pipeline.supervisor.machine import ALIVE, WAITING, Child, Phase, step
-from rsky_pipeline.supervisor.messages import Effect, Exit, Input
-from rsky_pipeline.supervisor.policy import Policy, Rung
+from rsky_pipeline.supervisor import machine as m
+from rsky_pipeline.supervisor.machine import (
+    ALIVE,
+    WAITING,
+    Child,
+    Effect,
+    Exit,
+    Input,
+    Phase,
+    Policy,
+    StopStep,
+    step,
+)
 
 POLICY = Policy(
-    ladder=(
-        Rung(signal.SIGTERM, 30),
-        Rung(signal.SIGTERM, 5),
-        Rung(signal.SIGQUIT, 2),
-        Rung(signal.SIGKILL, 5),
+    escalation=(
+        StopStep(signal.SIGTERM, 30),
+        StopStep(signal.SIGTERM, 5),
+        StopStep(signal.SIGQUIT, 2),
+        StopStep(signal.SIGKILL, 5),
     ),
     ready_timeout=120,
 )
-LADDER_SECONDS = sum(rung.wait for rung in POLICY.ladder[:-1])
+ESCALATION_SECONDS = sum(stop_step.wait for stop_step in POLICY.escalation[:-1])
 
 
 class Driver:
@@ -86,7 +95,7 @@ class Life(RuleBasedStateMachine):
         self.driver = Driver()
 
     @rule(
-        order=st.sampled_from([m.Start(), m.Stop(), m.Restart(), m.Hurry(), m.Kill()]),
+        order=st.sampled_from([m.Start(), m.Stop(), m.Restart(), m.Escalate(), m.Kill()]),
         spawn_works=st.booleans(),
     )
     def operator(self, order: Input, spawn_works: bool) -> None:
@@ -133,7 +142,7 @@ class Life(RuleBasedStateMachine):
     def time_passes(self, seconds: float) -> None:
         stopping = self.driver.phase is Phase.STOPPING
         self.driver.wait(seconds)
-        if stopping and seconds >= LADDER_SECONDS:
+        if stopping and seconds >= ESCALATION_SECONDS:
             assert signal.SIGKILL in self.driver.signals
 
     @invariant()
@@ -158,7 +167,7 @@ class Life(RuleBasedStateMachine):
 
     @invariant()
     def the_ladder_is_climbed_not_jumped_over(self) -> None:
-        assert 0 <= self.driver.child.rung < len(POLICY.ladder)
+        assert 0 <= self.driver.child.stop_step < len(POLICY.escalation)
         assert len(self.driver.child.failed_at) <= POLICY.crash_budget
 
 
@@ -196,12 +205,12 @@ def test_a_stop_climbs_the_ladder_in_time() -> None:
 
 def test_hurry_and_kill_shorten_a_stop_and_do_nothing_otherwise() -> None:
     driver = started()
-    driver.tell(m.Hurry())
+    driver.tell(m.Escalate())
     driver.tell(m.Kill())
     assert driver.signals == []
     driver.tell(m.Stop())
-    driver.tell(m.Hurry())
-    driver.tell(m.Hurry())
+    driver.tell(m.Escalate())
+    driver.tell(m.Escalate())
     assert driver.signals == [signal.SIGTERM] * 2
     driver.tell(m.Kill())
     assert driver.signals[-1] == signal.SIGKILL

@@ -4,17 +4,18 @@ import signal
 from dataclasses import replace
 
 from rsky_pipeline.configuration.settings import Settings
-from rsky_pipeline.supervisor.policy import Policy, store_policy, worker_policy
+from rsky_pipeline.supervisor.children import store_policy, worker_policy
+from rsky_pipeline.supervisor.machine import Policy
 
 
 def signals(policy: Policy) -> list[int]:
-    return [rung.signal for rung in policy.ladder]
+    return [stop_step.signal for stop_step in policy.escalation]
 
 
 def test_workers_drain_then_hurry_then_show_their_stacks() -> None:
     policy = worker_policy(replace(Settings(), stop_timeout_seconds=7, ready_timeout_seconds=9))
     assert signals(policy) == [signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGKILL]
-    assert policy.ladder[0].wait == 7
+    assert policy.escalation[0].wait == 7
     assert policy.ready_timeout == 9
     assert policy.final_codes == {77, 78}
     assert policy.dependency_codes == {69}

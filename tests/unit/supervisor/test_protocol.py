@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from rsky_pipeline.supervisor.control import is_allowed
 from rsky_pipeline.supervisor.protocol import (
-    BadRequest,
-    Request,
+    BadRequestError,
+    ControlRequest,
     encode,
     parse_request,
     socket_name,
@@ -19,14 +19,14 @@ from rsky_pipeline.supervisor.protocol import (
 )
 
 
-def parse(**message: object) -> Request:
+def parse(**message: object) -> ControlRequest:
     return parse_request(encode({"version": 1, **message}))
 
 
 def test_a_good_request_is_understood() -> None:
-    assert parse(command="status") == Request("status")
+    assert parse(command="status") == ControlRequest("status")
     request = parse(command="stop", roles=["indexer"], timeout=2.5)
-    assert request == Request("stop", ("indexer",), 2.5)
+    assert request == ControlRequest("stop", ("indexer",), 2.5)
 
 
 @pytest.mark.parametrize(
@@ -44,7 +44,7 @@ def test_a_good_request_is_understood() -> None:
     ],
 )
 def test_a_bad_request_is_explained(message: dict[str, object], complaint: str) -> None:
-    with pytest.raises(BadRequest, match=complaint):
+    with pytest.raises(BadRequestError, match=complaint):
         parse(**message)
 
 
@@ -55,12 +55,12 @@ def test_a_bad_request_is_explained(message: dict[str, object], complaint: str) 
     )
 )
 def test_anything_else_is_refused_politely(line: bytes) -> None:
-    with pytest.raises(BadRequest):
+    with pytest.raises(BadRequestError):
         parse_request(line)
 
 
 def test_deep_nesting_is_refused_politely() -> None:
-    with pytest.raises(BadRequest):
+    with pytest.raises(BadRequestError):
         parse_request(b"[" * 60_000)
 
 

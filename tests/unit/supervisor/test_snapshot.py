@@ -6,10 +6,10 @@ import trio
 
 from rsky_pipeline.configuration.settings import Settings
 from rsky_pipeline.runtime.health_document import read_health
-from rsky_pipeline.supervisor import snapshot
+from rsky_pipeline.supervisor import status
 from rsky_pipeline.supervisor.child import ChildDriver
+from rsky_pipeline.supervisor.children import worker_policy
 from rsky_pipeline.supervisor.machine import Phase
-from rsky_pipeline.supervisor.policy import worker_policy
 from rsky_pipeline.supervisor.spawn import Process
 
 
@@ -23,7 +23,7 @@ async def test_a_degraded_worker_is_ready_and_not_healthy() -> None:
     child.state = replace(child.state, phase=Phase.READY)
 
     def look() -> tuple[bool, str | None]:
-        document = snapshot.document(
+        document = status.document(
             state="running", roles=["ingester"], children=[child], began=0.0, run_dir="/run"
         )
         return document["healthy"], document["processes"][0]["trouble"]

@@ -1,25 +1,79 @@
-"""The status document: what a supervisor and its children do right now.
+"""The status document of a supervisor and its children, and the metrics port that serves it.
 
 A contract for programs: fields are only added while `schema_version` stays the same; readers ignore
 what they do not know. Times are seconds; `rate` is events per second, `lag` entries that wait (of a
-consumer), `lag_seconds` the age of the newest event (of the ingester), all in the words of the
-worker; `streams` maps a stream to its length as the workers last saw it.
+consumer), `lag_seconds` the age of the newest event (of the ingester), all as the worker
+reports them; `streams` maps a stream to its length as the workers last saw it.
 """
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from types import TracebackType
 from typing import Any
 
 import trio
+from prometheus_client import CollectorRegistry
 
+from rsky_pipeline.configuration.settings import Settings
 from rsky_pipeline.observability.build import build
+from rsky_pipeline.observability.supervisor import ChildSample, SupervisorCollector
+from rsky_pipeline.runtime.health import HEARTBEAT_STALE_SECONDS
+from rsky_pipeline.runtime.metrics_port import SUPERVISOR, open_metrics_server
 from rsky_pipeline.supervisor.child import ChildDriver
-from rsky_pipeline.supervisor.machine import Phase
-from rsky_pipeline.supervisor.messages import Exit
+from rsky_pipeline.supervisor.machine import Exit, Phase
 
 SCHEMA_VERSION = 1
 PAGE = os.sysconf("SC_PAGE_SIZE")
+
+
+class Exporter:
+    """Serves the status document as metrics and health.
+
+    The loop leaves a document with `refresh`; the metrics thread only reads it.
+    """
+
+    def __init__(self, settings: Settings, document: Callable[[], dict[str, Any]]) -> None:
+        self._make = document
+        self._document: dict[str, Any] = {"processes": [], "healthy": False}
+        self.refresh()
+        registry = CollectorRegistry()
+        registry.register(SupervisorCollector(self._samples))
+        self._server = open_metrics_server(settings, SUPERVISOR, 1, registry, self._health)
+        self.port = self._server.port
+
+    def __enter__(self) -> "Exporter":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._server.close()
+
+    def refresh(self) -> None:
+        """Take a new document; called by the loop."""
+        self._document = self._make()
+        self._refreshed = time.monotonic()
+
+    def _health(self) -> tuple[int, dict[str, Any]]:
+        document = self._document
+        stale = time.monotonic() - self._refreshed > HEARTBEAT_STALE_SECONDS
+        return (200 if document["healthy"] and not stale else 503), document
+
+    def _samples(self) -> Iterator[ChildSample]:
+        for child in self._document["processes"]:
+            yield ChildSample(
+                name=child["name"],
+                role=child["role"],
+                state=child["state"],
+                restarts=child["restarts"],
+                kills=child["kills"],
+                crash_looping=child["crash_looping"],
+                rss_bytes=child["rss_bytes"],
+            )
 
 
 def child_document(child: ChildDriver) -> dict[str, Any]:

@@ -1,5 +1,9 @@
-"""Which children a supervisor has: embedded stores, then the workers of its roles."""
+"""The children of a supervisor: embedded stores, then the workers of its roles.
 
+For each kind: its lock, how it is started, and its policy.
+"""
+
+import signal
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,9 +16,12 @@ from rsky_pipeline.embedded.program import StoreProgram
 from rsky_pipeline.runtime.errors import ConfigurationProblem
 from rsky_pipeline.runtime.lock import Lock, acquire
 from rsky_pipeline.supervisor.child import ChildDriver
-from rsky_pipeline.supervisor.policy import store_policy, worker_policy
+from rsky_pipeline.supervisor.machine import Policy, StopStep
 from rsky_pipeline.supervisor.spawn import Process, spawn_store, spawn_worker
 
+ESCALATED_SECONDS = 5.0
+STACKS_SECONDS = 2.0
+KILL_SECONDS = 5.0
 WORKER_GRACE = 15.0  # s; a worker without a supervisor forces itself a little earlier
 
 
@@ -88,6 +95,44 @@ def worker_child(
             lock.let_go()
 
     return ChildDriver(role, instance, worker_policy(settings), launch)
+
+
+def worker_policy(settings: Settings) -> Policy:
+    """Return the rules for role workers: drain, only finish a write, print the stacks, kill."""
+    return Policy(
+        escalation=(
+            StopStep(signal.SIGTERM, settings.stop_timeout_seconds),
+            StopStep(
+                signal.SIGINT, ESCALATED_SECONDS
+            ),  # a second TERM at once would merge with the first
+            StopStep(signal.SIGQUIT, STACKS_SECONDS),
+            StopStep(signal.SIGKILL, KILL_SECONDS),
+        ),
+        ready_timeout=settings.ready_timeout_seconds,
+    )
+
+
+def store_policy(stop_signal: int, settings: Settings) -> Policy:
+    """Return the rules for an embedded store: everything waits for it, so it is restarted sooner,
+    and what it holds on disk is worth a longer stop."""
+    gentle = StopStep(signal.Signals(stop_signal), 60.0)
+    immediate = StopStep(
+        signal.SIGQUIT, 10.0
+    )  # PostgreSQL: without a checkpoint, recovers from its log
+    postgres = stop_signal == signal.SIGINT
+    return Policy(
+        escalation=(
+            gentle,
+            *((immediate,) if postgres else ()),
+            StopStep(signal.SIGKILL, KILL_SECONDS),
+        ),
+        ready_timeout=max(300, settings.ready_timeout_seconds),  # replays its log after a crash
+        base=0.2,
+        cap=10.0,
+        crash_budget=10,
+        final_codes=frozenset(),
+        dependency_codes=frozenset(),
+    )
 
 
 def _free_lock(path: Path) -> Lock:
