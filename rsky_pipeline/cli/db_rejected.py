@@ -27,9 +27,13 @@ def rejected(
 
     A record of which a newer state was indexed, or that was deleted, is not listed any more.
     """
-    from rsky_pipeline.indexer.rejections import Filter, count_rejections, list_rejections
+    from rsky_pipeline.indexer.core.rejected import (
+        RejectionFilter,
+        count_rejections,
+        list_rejections,
+    )
 
-    wanted = Filter(did, uri, collection, reason)
+    wanted = RejectionFilter(did, uri, collection, reason)
     with opened_database(parameters, "rejected") as (_, database):
         counts = count_rejections(database, wanted)
         listed = list_rejections(database, wanted, limit)

@@ -1,6 +1,14 @@
-"""The indexer role: events of the streams become rows of the AppView's tables.
+"""The indexer role: entries of the streams become rows of the AppView's tables.
 
-`plan` decides, without I/O, what each event does; `apply` does it in one transaction a batch;
-`collections` says, one file a kind of record, which rows a record becomes. The role must not know
-where events come from, nor how a relay or a repo looks.
+In: entries of `firehose_live`, `label_live` and `firehose_backfill`, as one consumer of the group
+`indexer_group`. Out: rows of the AppView's schema and of `rsky_pipeline`, acknowledgements, dead
+letters. Read `core.apply` first: an entry is read (`core.entries`), a batch is planned without I/O
+(`core.plan`), its rows are written in one transaction (`core.write`, from the declarations in
+`collections`), and it is acknowledged after the commit (`role`).
+
+Tasks of a worker: one reader a stream, one that applies and one that acknowledges (each with a
+thread and a connection of its own, so that the next batch is read and the one before acknowledged
+while one is applied), the upkeep of streams and tables, and the look-ups of handles and deleted
+accounts (`accounts`). The role must not know where entries come from, nor how a relay or a repo
+looks.
 """

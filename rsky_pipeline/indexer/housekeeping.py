@@ -7,9 +7,9 @@ import trio
 
 from rsky_pipeline.database.connection import Database
 from rsky_pipeline.database.errors import DatabaseError, TransactionConflict
-from rsky_pipeline.indexer.collections.early_replies import PRUNE_ROWS, prune_early
-from rsky_pipeline.indexer.floors import prune_tombstones
-from rsky_pipeline.indexer.rejections import forget_superseded
+from rsky_pipeline.indexer.collections.pending_replies import PRUNE_BATCH, prune_pending_replies
+from rsky_pipeline.indexer.core.complete_revs import prune_tombstones
+from rsky_pipeline.indexer.core.rejected import forget_superseded
 from rsky_pipeline.observability.indexer import IndexerMetrics
 from rsky_pipeline.runtime.threads import StoreThread
 
@@ -57,7 +57,7 @@ class Housekeeping:
         self._metrics.pruned.inc(pruned or 0)
         if pruned is not None:
             return True
-        if prune_early(self._database) == PRUNE_ROWS:
+        if prune_pending_replies(self._database) == PRUNE_BATCH:
             return True
         self._looked_at = forget_superseded(self._database, self._looked_at)
         self._metrics.tombstones.set(count_rows(self._database, "tombstone"))

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 
 import trio
 
-from rsky_pipeline.indexer.intake import Intake
+from rsky_pipeline.indexer.stream_reader import StreamReader
 from rsky_pipeline.observability.indexer import IndexerMetrics
 from rsky_pipeline.observability.streams import StreamMetrics
 from rsky_pipeline.runtime.threads import StoreThread
@@ -32,7 +32,7 @@ class Maintenance:
     def __init__(
         self,
         open_store: Callable[[], Store],
-        intakes: Mapping[str, Intake],
+        intakes: Mapping[str, StreamReader],
         gauges: StreamMetrics,
         metrics: IndexerMetrics,
         self_check: SelfCheck,

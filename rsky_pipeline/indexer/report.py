@@ -5,10 +5,9 @@ import time
 from collections import Counter
 from datetime import datetime
 
-from rsky_pipeline.indexer.batch import Batch
-from rsky_pipeline.indexer.events import Reading
-from rsky_pipeline.indexer.labels import LabelReading
-from rsky_pipeline.indexer.outcome import Outcome
+from rsky_pipeline.indexer.core.batch import BatchOutcome, EntryBatch
+from rsky_pipeline.indexer.core.entries import Reading
+from rsky_pipeline.indexer.core.labels import LabelReading
 from rsky_pipeline.observability.indexer import IndexerMetrics
 from rsky_pipeline.runtime.context import WorkerContext
 from rsky_pipeline.runtime.health_document import Detail
@@ -19,7 +18,7 @@ RECORD_KINDS = ("create", "update", "delete")
 _log = logging.getLogger(__name__)
 
 
-class Report:
+class IndexerReport:
     """Keeps the figures of one worker."""
 
     def __init__(self, context: WorkerContext, metrics: IndexerMetrics) -> None:
@@ -31,7 +30,7 @@ class Report:
         self._details: dict[str, Detail] = {}
         self._rate_from = (time.monotonic(), 0)
 
-    def note(self, batch: Batch, outcome: Outcome) -> None:
+    def note(self, batch: EntryBatch, outcome: BatchOutcome) -> None:
         """Count a batch that was applied and acknowledged."""
         metrics, stream = self.metrics, batch.stream
         self.events += len(batch.items)
@@ -41,7 +40,7 @@ class Report:
         metrics.stale.labels(stream).inc(sum(applied.stale for applied in outcome.applied))
         metrics.conflicts.inc(outcome.conflicts)
         metrics.bodiless.inc(outcome.bodiless)
-        metrics.dead_letters.inc(outcome.buried)
+        metrics.dead_letters.inc(outcome.dead_letters)
         metrics.labels_added.inc(outcome.labels_added)
         metrics.labels_removed.inc(outcome.labels_removed)
         self._count_events(batch)
@@ -75,7 +74,7 @@ class Report:
         self._details |= {"events": self.events, "rate": round(rate, 1)}
         self._context.health(self._details)
 
-    def _count_events(self, batch: Batch) -> None:
+    def _count_events(self, batch: EntryBatch) -> None:
         readings = [item.reading for item in batch.items]
         told = Counter((it.kind, it.collection) for it in readings if isinstance(it, Reading))
         counted = Counter[str]()
@@ -94,7 +93,7 @@ class Report:
             if isinstance(reading, LabelReading):
                 self.metrics.labels.inc(len(reading.labels) + len(reading.refused))
 
-    def _count_rows(self, outcome: Outcome) -> None:
+    def _count_rows(self, outcome: BatchOutcome) -> None:
         metrics = self.metrics
         for applied in outcome.applied:
             metrics.inserted.inc(applied.inserted)
@@ -110,7 +109,7 @@ class Report:
             ):
                 metrics.outcomes.labels(name).inc(count)
 
-    def _refuse(self, outcome: Outcome) -> None:
+    def _refuse(self, outcome: BatchOutcome) -> None:
         for refusal in outcome.refused:
             reading = refusal.item.reading
             collection = reading.collection if isinstance(reading, Reading) else ""
@@ -128,7 +127,7 @@ class Report:
                 }
                 _log.warning("entry refused", extra=extra)
 
-    def _note_age(self, batch: Batch) -> None:
+    def _note_age(self, batch: EntryBatch) -> None:
         now = time.time()
         queued = now - int(batch.items[0].delivery.id.partition("-")[0]) / 1_000
         self.metrics.queued.labels(batch.stream).observe(max(0.0, queued))

@@ -22,22 +22,19 @@ from rsky_pipeline.database.errors import (
     SchemaMismatch,
     TransactionConflict,
 )
-from rsky_pipeline.indexer.account_service import look_up_accounts
-from rsky_pipeline.indexer.applier import Applier
-from rsky_pipeline.indexer.batch import Batch
-from rsky_pipeline.indexer.clock import CoarseClock
+from rsky_pipeline.indexer.accounts.lookups import look_up_accounts
 from rsky_pipeline.indexer.collections import registry
-from rsky_pipeline.indexer.collections.shape import Collection
-from rsky_pipeline.indexer.events import read_entry
+from rsky_pipeline.indexer.collections.declaration import Collection
+from rsky_pipeline.indexer.core.apply import Applier
+from rsky_pipeline.indexer.core.batch import BatchOutcome, EntryBatch
+from rsky_pipeline.indexer.core.entries import CoarseClock, read_entry
+from rsky_pipeline.indexer.core.labels import read_labels
 from rsky_pipeline.indexer.housekeeping import Housekeeping
-from rsky_pipeline.indexer.intake import Content, Intake, IntakeRule
-from rsky_pipeline.indexer.labels import read_labels
 from rsky_pipeline.indexer.maintenance import Maintenance
-from rsky_pipeline.indexer.outcome import Outcome
-from rsky_pipeline.indexer.report import Report
+from rsky_pipeline.indexer.report import IndexerReport
+from rsky_pipeline.indexer.scheduling import BatchQueue, FairScheduler
 from rsky_pipeline.indexer.settler import Settler
-from rsky_pipeline.indexer.shares import Shares
-from rsky_pipeline.indexer.shelf import Shelf
+from rsky_pipeline.indexer.stream_reader import Content, ReadRule, StreamReader
 from rsky_pipeline.observability.indexer import IndexerMetrics
 from rsky_pipeline.observability.streams import StreamMetrics
 from rsky_pipeline.runtime.backoff import Backoff
@@ -87,15 +84,18 @@ class Indexer:
         self.collections = wanted_collections(settings.collections, settings.validation)
         self._now = CoarseClock()
         self.metrics = IndexerMetrics(context.registry, STREAMS, list(self.collections))
-        self._report = Report(context, self.metrics)
-        self._applier = Applier(self.collections, settings.max_deliveries, self.open_database)
+        self._report = IndexerReport(context, self.metrics)
+        self._applier = Applier(self.collections, settings.max_deliveries)
+        self._database: Database | None = None
         self._settler = Settler(
             settings.indexer_group, context.consumer, partial(self._open_store, "settle")
         )
         self._threads = {APPLYING: StoreThread(), SETTLING: StoreThread()}
-        self._shares = Shares(settings.indexer_backfill_share_percent / 100, time.monotonic)
-        self._shelf = Shelf(FIRST, FIREHOSE_BACKFILL, self._shares)
-        self.metrics.history_share.set_function(lambda: self._shares.share)
+        self._scheduler = FairScheduler(
+            settings.indexer_backfill_share_percent / 100, time.monotonic
+        )
+        self._queue = BatchQueue(FIRST, FIREHOSE_BACKFILL, self._scheduler)
+        self.metrics.history_share.set_function(lambda: self._scheduler.share)
         self._intakes = {stream: self._intake(stream) for stream in STREAMS}
         groups = dict.fromkeys(STREAMS, (settings.indexer_group,))
         self.maintenance = Maintenance(
@@ -111,7 +111,7 @@ class Indexer:
         backoff = Backoff(base=0.2, cap=10.0)
         while not self._context.stopping.is_set():
             try:
-                await self._threads[APPLYING].call(self._applier.connect)
+                await self._threads[APPLYING].call(self._connected)
                 await self._threads[SETTLING].call(self._settler.connect)
                 return True
             except (DatabaseUnavailable, StoreUnavailable, StoreRejected) as error:
@@ -124,14 +124,14 @@ class Indexer:
 
     async def work(self) -> None:
         """Read and apply until told to stop and everything that was read is applied."""
-        applied, taken = trio.open_memory_channel[tuple[Batch, Outcome]](0)
+        applied, taken = trio.open_memory_channel[tuple[EntryBatch, BatchOutcome]](0)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._apply_all, applied)
             nursery.start_soon(self._settle_all, taken)
             async with trio.open_nursery() as readers:
                 for intake in self._intakes.values():
                     readers.start_soon(self._read, intake)
-            await self._shelf.close()
+            await self._queue.close()
         self._report_held()
 
     async def report_health(self) -> None:
@@ -142,25 +142,25 @@ class Indexer:
             await trio.sleep(HEALTH_SECONDS)
 
     def _report_held(self) -> None:
-        self.metrics.live_behind.set(self._shelf.behind)
+        self.metrics.live_behind.set(self._queue.behind)
         held = sum(len(intake.held) for intake in self._intakes.values())
         self.metrics.pending.set(held)
         self._context.health({"pending": held})
 
     def is_behind(self) -> bool:
         """Tell whether live events wait: here, or still at the relay, being old ones."""
-        return self._shelf.behind or self._report.live_lag > CATCHING_UP_SECONDS
+        return self._queue.behind or self._report.live_lag > CATCHING_UP_SECONDS
 
     def close(self) -> None:
         """Close all connections."""
-        self._applier.disconnect()
+        self._disconnect()
         self._settler.disconnect()
         self.maintenance.close()
         self.housekeeping.close()
         for intake in self._intakes.values():
             intake.disconnect()
 
-    async def _read(self, intake: Intake) -> None:
+    async def _read(self, intake: StreamReader) -> None:
         thread = StoreThread()
         backoff = Backoff(base=0.1, cap=10.0)
         claimed = bodiless = 0
@@ -179,31 +179,35 @@ class Indexer:
             self.metrics.bodiless.inc(intake.bodiless - bodiless)
             claimed, bodiless = intake.claimed, intake.bodiless
             if batch.items:
-                await self._shelf.put(batch)
+                await self._queue.put(batch)
             else:
                 if batch.stream == FIREHOSE_LIVE:
                     self._report.caught_up()
-                await self._shelf.nothing(batch.stream)
+                await self._queue.caught_up(batch.stream)
             self._check_ready()
 
-    async def _apply_all(self, applied: trio.MemorySendChannel[tuple[Batch, Outcome]]) -> None:
+    async def _apply_all(
+        self, applied: trio.MemorySendChannel[tuple[EntryBatch, BatchOutcome]]
+    ) -> None:
         async with applied:
-            while (batch := await self._shelf.take()) is not None:
+            while (batch := await self._queue.take()) is not None:
                 if self._context.hurrying.is_set():
                     continue  # the entries stay pending
                 self.metrics.active.set(1)
                 outcome = await self._until_done(
-                    APPLYING, partial(self._applier.apply, batch), self._applier.disconnect
+                    APPLYING, partial(self._apply, batch), self._disconnect
                 )
                 self.metrics.active.set(0)
                 if outcome is None:
                     continue
                 history = batch.stream == FIREHOSE_BACKFILL
-                self._shares.worked(outcome.seconds, history=history, behind=self._shelf.behind)
+                self._scheduler.worked(outcome.seconds, history=history, behind=self._queue.behind)
                 self.metrics.apply_seconds.labels(batch.stream).inc(outcome.seconds)
                 await applied.send((batch, outcome))  # waits until the batch before is settled
 
-    async def _settle_all(self, applied: trio.MemoryReceiveChannel[tuple[Batch, Outcome]]) -> None:
+    async def _settle_all(
+        self, applied: trio.MemoryReceiveChannel[tuple[EntryBatch, BatchOutcome]]
+    ) -> None:
         async for batch, outcome in applied:
             settle = partial(self._settler.settle, batch, outcome)
             settled = await self._until_done(SETTLING, settle, self._settler.disconnect)
@@ -213,8 +217,8 @@ class Indexer:
                 self._check_ready()
 
     async def _until_done(
-        self, activity: str, attempt: Callable[[], Outcome], disconnect: Callable[[], None]
-    ) -> Outcome | None:
+        self, activity: str, attempt: Callable[[], BatchOutcome], disconnect: Callable[[], None]
+    ) -> BatchOutcome | None:
         """Try at least once, until it works; None when there is no time left."""
         thread = self._threads[activity]
         backoff = Backoff(base=0.1, cap=10.0)
@@ -252,14 +256,14 @@ class Indexer:
             self._is_ready = True
             self._context.ready()
 
-    def _intake(self, stream: str) -> Intake:
+    def _intake(self, stream: str) -> StreamReader:
         settings = self._context.settings
-        rule = IntakeRule(
+        rule = ReadRule(
             stream, settings.indexer_group, self._context.consumer,
             settings.indexer_batch_size, settings.claim_idle_seconds * 1_000,
         )  # fmt: skip
         read = _read_labels if stream == LABEL_LIVE else self._read_event
-        return Intake(rule, partial(self._open_store, stream), read)
+        return StreamReader(rule, partial(self._open_store, stream), read)
 
     def _read_event(self, delivery: Delivery) -> Content:
         return read_entry(delivery.fields, self.collections, self._now())
@@ -267,6 +271,19 @@ class Indexer:
     def _open_store(self, purpose: str) -> Store:
         settings = self._context.settings
         return connect(settings.redis_url or "", name=f"{self._context.consumer}-{purpose}")
+
+    def _apply(self, batch: EntryBatch) -> BatchOutcome:
+        return self._applier.apply(self._connected(), batch)
+
+    def _connected(self) -> Database:
+        if self._database is None:
+            self._database = self.open_database()
+        return self._database
+
+    def _disconnect(self) -> None:
+        database, self._database = self._database, None
+        if database is not None:
+            database.close()
 
     def open_database(self) -> Database:
         """Return a new connection."""

@@ -5,8 +5,7 @@ Blocking, for one thread. It may be done again after any failure.
 
 from collections.abc import Callable
 
-from rsky_pipeline.indexer.batch import Batch
-from rsky_pipeline.indexer.outcome import Outcome, Refusal
+from rsky_pipeline.indexer.core.batch import BatchOutcome, EntryBatch, RefusedEntry
 from rsky_pipeline.streams.connection import Store
 from rsky_pipeline.streams.consume import GroupReader
 from rsky_pipeline.streams.dead_letters import dead_letter
@@ -34,19 +33,19 @@ class Settler:
         if store is not None:
             store.close()
 
-    def settle(self, batch: Batch, outcome: Outcome) -> Outcome:
-        """Bury what was refused and acknowledge the rest; return the outcome with what is buried.
+    def settle(self, batch: EntryBatch, outcome: BatchOutcome) -> BatchOutcome:
+        """Make dead letters of refused entries, acknowledge the rest, and return the outcome.
 
         Raises StoreUnavailable and StoreRejected: then wait, and settle the same batch again.
         """
         store = self.connect()
         reader = GroupReader(store, batch.stream, self._group, self._consumer)
-        reasons: dict[str, Refusal] = {}
+        reasons: dict[str, RefusedEntry] = {}
         for refusal in outcome.refused:
             reasons.setdefault(refusal.item.delivery.id, refusal)
         for refusal in reasons.values():
             delivery = refusal.item.delivery
-            outcome.buried += dead_letter(
+            outcome.dead_letters += dead_letter(
                 store, reader, delivery, reason=refusal.reason, error=refusal.message,
                 attempts=delivery.deliveries,
             )  # fmt: skip

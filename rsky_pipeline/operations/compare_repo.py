@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from rsky_pipeline.backfiller.unpack import Repo, list_paths
 from rsky_pipeline.configuration.selection import path_prefixes
 from rsky_pipeline.database.connection import Database
-from rsky_pipeline.indexer.collections.shape import Collection
+from rsky_pipeline.indexer.collections.declaration import Collection
 from rsky_pipeline.operations.recount import Drift, Scope, recount
 
 PAGE = 10_000  # rows read at once

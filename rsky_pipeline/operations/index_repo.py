@@ -21,12 +21,12 @@ from rsky_pipeline.configuration.selection import path_prefixes
 from rsky_pipeline.database.connection import Database
 from rsky_pipeline.database.errors import TransactionConflict
 from rsky_pipeline.database.isolation import apply_isolated
-from rsky_pipeline.indexer.actors import create_actors, lock_actors
-from rsky_pipeline.indexer.apply import Applied, apply_batch, apply_locked
-from rsky_pipeline.indexer.clock import now_text
-from rsky_pipeline.indexer.collections.shape import Collection, Put
-from rsky_pipeline.indexer.events import Reading, RepoRev, read_entry
-from rsky_pipeline.indexer.plan import Delete
+from rsky_pipeline.indexer.accounts.actors import create_actors, lock_actors
+from rsky_pipeline.indexer.collections.declaration import Collection
+from rsky_pipeline.indexer.collections.values import Delete, Put
+from rsky_pipeline.indexer.core.apply import apply_batch, apply_locked
+from rsky_pipeline.indexer.core.batch import Applied
+from rsky_pipeline.indexer.core.entries import Reading, RepoRev, now_text, read_entry
 from rsky_pipeline.streams.event import EVENT_FIELD
 
 Result = TypeVar("Result")

@@ -21,6 +21,7 @@ LABELS_FIELD = b"labels"
 HISTORICAL_SEQ = -1
 MAX_PAYLOAD = 8 * 1024 * 1024
 MAX_DEPTH = 200  # levels of JSON; the library writes 254, and records come with 128 at most
+_RECORD_KEY = b',"record":{'
 _MIN_SEQ, _MAX_SEQ = -(2**63), 2**63 - 1  # a signed integer of 64 bits, as the producers have it
 
 # Why repos are queued without anything being known to be wrong with what is stored of them: named
@@ -243,7 +244,7 @@ def decode_event(payload: bytes) -> Event:
     body = _parse(payload)
     kind, seq = body.get("type"), _seq(body)
     if kind in ("create", "update", "delete"):  # a tuple: `kind` may be unhashable
-        return _record_event(kind, seq, body)
+        return _record_event(kind, seq, body, payload)
     time, did = _text(body, "time"), _text(body, "did")
     match kind:
         case "repo":
@@ -308,15 +309,16 @@ def decode_labels(
     return events
 
 
-def _record_event(kind: Action, seq: int, body: dict[str, Any]) -> RecordEvent:
-    cid, record = None, None
+def _record_event(kind: Action, seq: int, body: dict[str, Any], payload: bytes) -> RecordEvent:
+    cid, record, json = None, None, ""
     if kind != "delete":
         cid, record = _text(body, "cid"), body.get("record")
         if not isinstance(record, dict):
             raise MalformedEvent("missing_field", "record")
+        json = _record_text(payload, body)
     return RecordEvent(
         kind, seq, _text(body, "time"), _text(body, "did"), _text(body, "commit"),
-        _text(body, "rev"), _text(body, "collection"), _text(body, "rkey"), cid, record,
+        _text(body, "rev"), _text(body, "collection"), _text(body, "rkey"), cid, record, json,
     )  # fmt: skip
 
 
@@ -330,6 +332,24 @@ def _label(seq: int, label: object) -> LabelEvent:
     )  # fmt: skip
 
 
+def _record_text(payload: bytes, body: dict[str, Any]) -> str:
+    """Return the JSON of an event's record as it was written, or nothing where it is elsewhere.
+
+    Our events end with their record, and all that comes before it is flat, so that the first place
+    of the key is the record's own (in a text its quotes would be escaped).
+    """
+    place = payload.find(_RECORD_KEY)
+    if (
+        place < 0
+        or payload.find(b"{", 1, place) >= 0
+        or payload.find(b"[", 0, place) >= 0
+        or payload[-2:] != b"}}"
+        or next(reversed(body)) != "record"
+    ):
+        return ""
+    return payload[place + len(_RECORD_KEY) - 1 : -1].decode()
+
+
 def _parse(payload: bytes) -> dict[str, Any]:
     if len(payload) > MAX_PAYLOAD:
         raise MalformedEvent("too_big", f"{len(payload)} bytes")
@@ -339,13 +359,14 @@ def _parse(payload: bytes) -> dict[str, Any]:
         raise MalformedEvent("invalid_json", str(error)[:200]) from error
     if not isinstance(body, dict):
         raise MalformedEvent("invalid_json", "not an object")
-    if payload.count(b"{") + payload.count(b"[") > MAX_DEPTH:
-        _check_depth(body)
+    _check_depth(payload, body)
     return body
 
 
-def _check_depth(value: object) -> None:
-    level: list[Any] = [value]
+def _check_depth(payload: bytes, body: object) -> None:
+    if payload.count(b"{") + payload.count(b"[") <= MAX_DEPTH:
+        return
+    level: list[Any] = [body]
     for _ in range(MAX_DEPTH):
         level = [
             item

@@ -23,9 +23,9 @@ from rsky_pipeline.backfiller.unpack import (
     list_paths,
 )
 from rsky_pipeline.database.connection import Database
-from rsky_pipeline.indexer.apply import apply_batch
 from rsky_pipeline.indexer.collections import registry
-from rsky_pipeline.indexer.events import read_entry
+from rsky_pipeline.indexer.core.apply import apply_batch
+from rsky_pipeline.indexer.core.entries import read_entry
 from rsky_pipeline.streams.event import EVENT_FIELD, encode_record_event
 from tests.integration.indexer.kit import did_of, rev_of, time_of
 

@@ -11,9 +11,9 @@ from rsky_pipeline.atproto.commit import sign_commit
 from rsky_pipeline.atproto.frame import encode_frame
 from rsky_pipeline.atproto.mst import Tree
 from rsky_pipeline.database.connection import Database
-from rsky_pipeline.indexer.apply import apply_batch
 from rsky_pipeline.indexer.collections import registry
-from rsky_pipeline.indexer.events import read_entry
+from rsky_pipeline.indexer.core.apply import apply_batch
+from rsky_pipeline.indexer.core.entries import read_entry
 from rsky_pipeline.ingester.verify import Verdict
 from rsky_pipeline.streams.append import append
 from rsky_pipeline.streams.connection import connect

@@ -1,7 +1,7 @@
 """Who may import whom. Imports inside functions count: they are dependencies too."""
 
 import ast
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -102,3 +102,30 @@ def test_the_rules_can_be_broken(file: str, source: str) -> None:
 def test_every_package_says_what_it_owns() -> None:
     for init in ROOT.glob("*/__init__.py"):
         assert ast.get_docstring(ast.parse(init.read_text())), f"{init} has no docstring"
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    """A circle hides which of its modules can be understood first; a late import only hides it."""
+    modules = {module_of(path): path for path in FILES}
+    imports: dict[str, set[str]] = {}
+    for name, path in modules.items():
+        targets = (target for _, target in imported(ast.parse(path.read_text())))
+        known = {found for target in targets if (found := _module_in(target, modules))}
+        imports[name] = known - {name}
+    while leaves := {name for name, targets in imports.items() if not targets}:
+        imports = {name: targets - leaves for name, targets in imports.items() if targets}
+    assert imports == {}
+
+
+def module_of(path: Path) -> str:
+    """Return the full name of a module."""
+    parts = path.relative_to(ROOT.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def _module_in(target: str, modules: Mapping[str, Path]) -> str | None:
+    """Return the module that an imported name is, or is in."""
+    if target in modules:
+        return target
+    above = target.rpartition(".")[0]
+    return above if above in modules else None

@@ -1,1 +1,4 @@
-"""One module a kind of record: table, columns, uniqueness, counts, notifications."""
+"""The kinds of records: one module each, with its table, uniqueness, counts and notifications.
+
+A new kind is a new module here that declares `COLLECTION` (see `declaration`); `registry` finds it.
+"""

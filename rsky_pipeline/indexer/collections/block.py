@@ -1,7 +1,8 @@
 """app.bsky.graph.block: a row of `actor_block`."""
 
-from rsky_pipeline.indexer.collections.shape import Collection, Put, Rows, Table
-from rsky_pipeline.indexer.records import Record, created_at, did
+from rsky_pipeline.indexer.collections.declaration import Collection
+from rsky_pipeline.indexer.collections.fields import Record, created_at, did
+from rsky_pipeline.indexer.collections.values import CollectionTable, Put, Rows
 
 
 def _read(_put: Put, record: Record) -> Rows:
@@ -11,7 +12,7 @@ def _read(_put: Put, record: Record) -> Rows:
 COLLECTION = Collection(
     nsid="app.bsky.graph.block",
     read=_read,
-    table=Table(
+    table=CollectionTable(
         "actor_block",
         columns={"subjectDid": "varchar", "createdAt": "varchar"},
         unique=("creator", "subjectDid"),

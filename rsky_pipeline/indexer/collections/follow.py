@@ -1,14 +1,8 @@
 """app.bsky.graph.follow: a row of `follow`, counts of both accounts, a notification."""
 
-from rsky_pipeline.indexer.collections.shape import (
-    Collection,
-    Count,
-    Notification,
-    Put,
-    Rows,
-    Table,
-)
-from rsky_pipeline.indexer.records import Record, created_at, did
+from rsky_pipeline.indexer.collections.declaration import Collection
+from rsky_pipeline.indexer.collections.fields import Record, created_at, did
+from rsky_pipeline.indexer.collections.values import CollectionTable, Count, Notification, Put, Rows
 
 
 def _read(_put: Put, record: Record) -> Rows:
@@ -24,7 +18,7 @@ def _notify(put: Put) -> list[Notification]:
 COLLECTION = Collection(
     nsid="app.bsky.graph.follow",
     read=_read,
-    table=Table(
+    table=CollectionTable(
         "follow",
         columns={"subjectDid": "varchar", "createdAt": "varchar"},
         unique=("creator", "subjectDid"),

@@ -4,15 +4,21 @@ The AppView reads the gate's record only where the flag is set. `post` sets it f
 before their post.
 """
 
-from rsky_pipeline.indexer.collections.shape import Collection, Put, Rows, Table
-from rsky_pipeline.indexer.records import InvalidRecord, Record, created_at, host, uri
-from rsky_pipeline.indexer.write import Changes
+from rsky_pipeline.indexer.collections.declaration import Changes, Collection
+from rsky_pipeline.indexer.collections.fields import (
+    InvalidRecordError,
+    Record,
+    created_at,
+    host,
+    uri,
+)
+from rsky_pipeline.indexer.collections.values import CollectionTable, Put, Rows
 
 
 def _read(put: Put, record: Record) -> Rows:
     post = uri(record, "post")
     if host(post) != put.did or post.rpartition("/")[2] != put.rkey:
-        raise InvalidRecord("foreign_post", "a gate has the account and the rkey of its post")
+        raise InvalidRecordError("foreign_post", "a gate has the account and the rkey of its post")
     return Rows(main=(post, created_at(record)), leaves_trace=True)
 
 
@@ -41,14 +47,14 @@ COLLECTIONS = (
     Collection(
         nsid="app.bsky.feed.threadgate",
         read=_read,
-        table=Table("thread_gate", columns=_COLUMNS, unique=("postUri",)),
+        table=CollectionTable("thread_gate", columns=_COLUMNS, unique=("postUri",)),
         looked_at=True,
         finish=_finish_thread_gates,
     ),
     Collection(
         nsid="app.bsky.feed.postgate",
         read=_read,
-        table=Table("post_gate", columns=_COLUMNS, unique=("postUri",)),
+        table=CollectionTable("post_gate", columns=_COLUMNS, unique=("postUri",)),
         looked_at=True,
         finish=_finish_post_gates,
     ),

@@ -1,7 +1,7 @@
 """app.bsky.feed.generator: a row of `feed_generator`."""
 
-from rsky_pipeline.indexer.collections.shape import Collection, Put, Rows, Table
-from rsky_pipeline.indexer.records import (
+from rsky_pipeline.indexer.collections.declaration import Collection
+from rsky_pipeline.indexer.collections.fields import (
     Record,
     blob_cid,
     created_at,
@@ -10,6 +10,7 @@ from rsky_pipeline.indexer.records import (
     optional_text,
     text,
 )
+from rsky_pipeline.indexer.collections.values import CollectionTable, Put, Rows
 
 
 def _read(_put: Put, record: Record) -> Rows:
@@ -28,7 +29,7 @@ def _read(_put: Put, record: Record) -> Rows:
 COLLECTION = Collection(
     nsid="app.bsky.feed.generator",
     read=_read,
-    table=Table(
+    table=CollectionTable(
         "feed_generator",
         columns={
             "feedDid": "varchar",

@@ -1,7 +1,8 @@
 """app.bsky.labeler.service: a row of `labeler` for the rkey `self`, the only one in use."""
 
-from rsky_pipeline.indexer.collections.shape import Collection, Put, Rows, Table
-from rsky_pipeline.indexer.records import Record, created_at
+from rsky_pipeline.indexer.collections.declaration import Collection
+from rsky_pipeline.indexer.collections.fields import Record, created_at
+from rsky_pipeline.indexer.collections.values import CollectionTable, Put, Rows
 
 
 def _read(put: Put, record: Record) -> Rows:
@@ -12,5 +13,5 @@ COLLECTION = Collection(
     nsid="app.bsky.labeler.service",
     read=_read,
     only_rkey="self",
-    table=Table("labeler", columns={"createdAt": "varchar"}),
+    table=CollectionTable("labeler", columns={"createdAt": "varchar"}),
 )

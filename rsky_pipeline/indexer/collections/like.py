@@ -1,15 +1,9 @@
 """app.bsky.feed.like: a row of `like`, a count on its subject, a notification to its author."""
 
+from rsky_pipeline.indexer.collections.declaration import Collection
+from rsky_pipeline.indexer.collections.fields import Record
 from rsky_pipeline.indexer.collections.reactions import notifications, read_reaction
-from rsky_pipeline.indexer.collections.shape import (
-    Collection,
-    Count,
-    Notification,
-    Put,
-    Rows,
-    Table,
-)
-from rsky_pipeline.indexer.records import Record
+from rsky_pipeline.indexer.collections.values import CollectionTable, Count, Notification, Put, Rows
 
 
 def _read(_put: Put, record: Record) -> Rows:
@@ -23,7 +17,7 @@ def _notify(put: Put) -> list[Notification]:
 COLLECTION = Collection(
     nsid="app.bsky.feed.like",
     read=_read,
-    table=Table(
+    table=CollectionTable(
         "like",
         columns={
             "subject": "varchar",

@@ -1,7 +1,7 @@
 """app.bsky.graph.list: a row of `list`. Its items are records of their own and stay without it."""
 
-from rsky_pipeline.indexer.collections.shape import Collection, Put, Rows, Table
-from rsky_pipeline.indexer.records import (
+from rsky_pipeline.indexer.collections.declaration import Collection
+from rsky_pipeline.indexer.collections.fields import (
     Record,
     blob_cid,
     created_at,
@@ -9,6 +9,7 @@ from rsky_pipeline.indexer.records import (
     optional_text,
     text,
 )
+from rsky_pipeline.indexer.collections.values import CollectionTable, Put, Rows
 
 
 def _read(_put: Put, record: Record) -> Rows:
@@ -27,7 +28,7 @@ def _read(_put: Put, record: Record) -> Rows:
 COLLECTION = Collection(
     nsid="app.bsky.graph.list",
     read=_read,
-    table=Table(
+    table=CollectionTable(
         "list",
         columns={
             "name": "varchar",

@@ -10,6 +10,19 @@ from dataclasses import dataclass
 
 import orjson
 
+from rsky_pipeline.indexer.collections.declaration import Changes, Collection
+from rsky_pipeline.indexer.collections.fields import (
+    InvalidRecordError,
+    Record,
+    check_length,
+    clean,
+    created_at,
+    did,
+    items,
+    mapping,
+    strong_reference,
+    text,
+)
 from rsky_pipeline.indexer.collections.post_embeds import SIDE_TABLES, read_embed
 from rsky_pipeline.indexer.collections.post_notifications import notify_of_posts
 from rsky_pipeline.indexer.collections.post_rules import judge, looked_at, set_gate_flags
@@ -20,27 +33,14 @@ from rsky_pipeline.indexer.collections.post_thread import (
     write_op_thread_replies,
 )
 from rsky_pipeline.indexer.collections.repost import FEED_ITEM
-from rsky_pipeline.indexer.collections.shape import (
-    Collection,
+from rsky_pipeline.indexer.collections.values import (
+    CollectionTable,
     Count,
     Put,
     Row,
     Rows,
     SideTable,
-    Table,
 )
-from rsky_pipeline.indexer.records import (
-    InvalidRecord,
-    Record,
-    clean,
-    created_at,
-    did,
-    items,
-    mapping,
-    strong_reference,
-    text,
-)
-from rsky_pipeline.indexer.write import Changes
 
 MENTION = "app.bsky.richtext.facet#mention"
 MAX_TEXT_BYTES = 3_000
@@ -86,9 +86,8 @@ def _texts(record: Record, key: str, max_items: int, max_bytes: int) -> str | No
     found = items(record, key, max_items)
     for item in found:
         if not isinstance(item, str):
-            raise InvalidRecord("wrong_type", f"{key} holds something that is not a text")
-        if len(item) > max_bytes:
-            raise InvalidRecord("too_long", f"{key} holds a text of {len(item)} characters")
+            raise InvalidRecordError("wrong_type", f"{key} holds something that is not a text")
+        check_length(key, item, max_bytes)
     # jsonb refuses NUL characters, also as escapes
     return orjson.dumps([clean(str(item)) for item in found]).decode() if found else None
 
@@ -119,7 +118,7 @@ def _finish(changes: Changes) -> None:
 COLLECTION = Collection(
     nsid="app.bsky.feed.post",
     read=_read,
-    table=Table(
+    table=CollectionTable(
         "post",
         columns={
             "text": "varchar",

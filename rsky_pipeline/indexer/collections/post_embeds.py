@@ -2,10 +2,9 @@
 
 from collections.abc import Mapping, Sequence
 
-from rsky_pipeline.indexer.collections.shape import Count, Put, Row, SideTable
-from rsky_pipeline.indexer.records import (
+from rsky_pipeline.indexer.collections.fields import (
     MAX_REFERENCE_BYTES,
-    InvalidRecord,
+    InvalidRecordError,
     Record,
     blob_cid,
     items,
@@ -15,6 +14,7 @@ from rsky_pipeline.indexer.records import (
     strong_reference,
     text,
 )
+from rsky_pipeline.indexer.collections.values import Count, Put, Row, SideTable
 
 POST = "app.bsky.feed.post"
 _EMBED = "app.bsky.embed."
@@ -72,7 +72,7 @@ def read_embed(
         media = mapping(embed, "media")
         quoting = mapping(embed, "record")
         if media is None or quoting is None:
-            raise InvalidRecord("missing_field", "embed.record or embed.media is missing")
+            raise InvalidRecordError("missing_field", "embed.record or embed.media is missing")
         _read_media(_kind(media), media, side)
         return _read_record(put, quoting, created, side)
     if kind == "record":
@@ -84,7 +84,7 @@ def read_embed(
 def _kind(embed: Record) -> str:
     kind = embed.get("$type")
     if not isinstance(kind, str):
-        raise InvalidRecord("missing_field", "an embed has no $type")
+        raise InvalidRecordError("missing_field", "an embed has no $type")
     return kind.removeprefix(_EMBED).removesuffix("#main") if kind.startswith(_EMBED) else ""
 
 
@@ -105,7 +105,7 @@ def _images(images: Sequence[object]) -> list[Row]:
     rows: list[Row] = []
     for position, image in enumerate(images):
         if not isinstance(image, dict):
-            raise InvalidRecord("wrong_type", "an image is not an object")
+            raise InvalidRecordError("wrong_type", "an image is not an object")
         rows.append((str(position), _blob(image, "image"), text(image, "alt", MAX_FREE_TEXT)))
     return rows
 
@@ -121,7 +121,7 @@ def _gallery(entries: Sequence[object]) -> list[Row]:
 def _external(embed: Record) -> Row:
     external = mapping(embed, "external")
     if external is None:
-        raise InvalidRecord("missing_field", "embed.external is missing")
+        raise InvalidRecordError("missing_field", "embed.external is missing")
     return (
         text(external, "uri", MAX_FREE_TEXT),
         text(external, "title", MAX_FREE_TEXT),
@@ -133,7 +133,7 @@ def _external(embed: Record) -> Row:
 def _blob(holder: Record, key: str) -> str:
     cid = blob_cid(holder, key)
     if cid is None:
-        raise InvalidRecord("missing_field", f"{key} is missing")
+        raise InvalidRecordError("missing_field", f"{key} is missing")
     return cid
 
 
@@ -142,7 +142,7 @@ def _read_record(
 ) -> str | None:
     uri, cid = strong_reference(embed, "record")
     if len(put.uri) + len(uri) > MAX_REFERENCE_BYTES + 900:
-        raise InvalidRecord("too_long", "embed.record.uri is too long to be indexed")
+        raise InvalidRecordError("too_long", "embed.record.uri is too long to be indexed")
     side["post_embed_record"] = [(uri, cid)]
     reference = parts(uri)
     if reference is None or reference.collection != POST:

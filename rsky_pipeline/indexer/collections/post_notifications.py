@@ -7,19 +7,19 @@ is not there yet, the reply goes on when it comes (`early_replies`).
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from rsky_pipeline.indexer.collections.early_replies import (
+from rsky_pipeline.indexer.collections.declaration import Changes
+from rsky_pipeline.indexer.collections.fields import host
+from rsky_pipeline.indexer.collections.pending_replies import (
     MAX_HEIGHT,
-    Climb,
-    forget_early,
-    remember_early,
-    take_early,
+    AncestorWalk,
+    forget_pending_replies,
+    remember_pending_replies,
+    take_pending_replies,
     waits,
     walk,
 )
-from rsky_pipeline.indexer.collections.post_rules import Verdict
-from rsky_pipeline.indexer.collections.shape import Notification, Put
-from rsky_pipeline.indexer.records import host
-from rsky_pipeline.indexer.write import Changes
+from rsky_pipeline.indexer.collections.post_rules import PostRules
+from rsky_pipeline.indexer.collections.values import Notification, Put
 
 _ABOVE = """
 WITH RECURSIVE above (reply, uri, parent, height) AS (
@@ -36,39 +36,39 @@ SELECT reply, uri, parent FROM above ORDER BY reply, height
 
 
 def notify_of_posts(
-    changes: Changes, written: Sequence[Put], verdicts: Mapping[str, Verdict]
+    changes: Changes, written: Sequence[Put], verdicts: Mapping[str, PostRules]
 ) -> None:
     """Add the notifications of new and edited posts, and of replies that waited for them."""
     edited = {put.uri for put in changes.updated}
-    early = forget_early(changes.tx, edited.union(changes.deleted))
-    climbs: list[Climb] = []
+    early = forget_pending_replies(changes.tx, edited.union(changes.deleted))
+    climbs: list[AncestorWalk] = []
     tellers: dict[str, Put] = {}
     for put in written:
         if put.historical and put.uri not in edited:
             continue
         # What was remembered had been news: its edit is, although it comes with history.
         teller = replace(put, historical=False) if put.uri in early else put
-        verdict = verdicts.get(put.uri, Verdict())
+        verdict = verdicts.get(put.uri, PostRules())
         told = _tell_named(changes, teller, verdict)
         parent = put.rows.facts.parent
         if parent is not None and not verdict.violates_thread_gate:
             tellers[put.uri] = teller
             sort_at = put.rows.facts.sort_at
-            climbs.append(Climb(put.uri, put.cid, sort_at, parent, 1, told, verdict.hidden))
-    for climb in take_early(changes.tx, [put.uri for put in changes.inserted]):
+            climbs.append(AncestorWalk(put.uri, put.cid, sort_at, parent, 1, told, verdict.hidden))
+    for climb in take_pending_replies(changes.tx, [put.uri for put in changes.inserted]):
         tellers[climb.uri] = _stored(climb, changes.now)
         climbs.append(climb)
     _tell_above(changes, climbs, tellers)
 
 
-def _tell_named(changes: Changes, put: Put, verdict: Verdict) -> frozenset[str]:
+def _tell_named(changes: Changes, put: Put, verdict: PostRules) -> frozenset[str]:
     """Tell the mentioned and the quoted; return who needs no further word."""
     facts, told = put.rows.facts, {put.did}
 
     def tell(did: str, reason: str, subject: str | None) -> None:
         if did not in told:
             told.add(did)
-            changes.notes.tell(put, Notification(did, reason, subject, facts.sort_at))
+            changes.notifications.tell(put, Notification(did, reason, subject, facts.sort_at))
 
     for did in facts.mentions:
         tell(did, "mention", None)
@@ -77,27 +77,31 @@ def _tell_named(changes: Changes, put: Put, verdict: Verdict) -> frozenset[str]:
     return frozenset(told)
 
 
-def _tell_above(changes: Changes, climbs: Sequence[Climb], tellers: Mapping[str, Put]) -> None:
+def _tell_above(
+    changes: Changes, climbs: Sequence[AncestorWalk], tellers: Mapping[str, Put]
+) -> None:
     """Tell the authors above, as far as posts are there, and remember who has further to go.
 
     Another worker may be writing the next post: it is locked, and looked for once more.
     """
     while climbs:
         above = _above(changes, climbs)
-        waiting: list[Climb] = []
+        waiting: list[AncestorWalk] = []
         for climb in climbs:
             found, rest = walk(climb, above.get(climb.uri, ()))
             for notification in found:
-                changes.notes.tell(tellers[climb.uri], notification)
+                changes.notifications.tell(tellers[climb.uri], notification)
             if waits(rest) and not tellers[climb.uri].historical:
                 waiting.append(rest)
         unsure = {climb.at for climb in waiting if not changes.locks.holds(climb.at)}
-        remember_early(changes.tx, [climb for climb in waiting if climb.at not in unsure])
+        remember_pending_replies(changes.tx, [climb for climb in waiting if climb.at not in unsure])
         changes.locks.share(unsure)
         climbs = [climb for climb in waiting if climb.at in unsure]
 
 
-def _above(changes: Changes, climbs: Sequence[Climb]) -> dict[str, list[tuple[str, str | None]]]:
+def _above(
+    changes: Changes, climbs: Sequence[AncestorWalk]
+) -> dict[str, list[tuple[str, str | None]]]:
     starts = ([climb.uri for climb in climbs], [climb.at for climb in climbs],
               [climb.height for climb in climbs])  # fmt: skip
     found: dict[str, list[tuple[str, str | None]]] = {}
@@ -106,7 +110,7 @@ def _above(changes: Changes, climbs: Sequence[Climb]) -> dict[str, list[tuple[st
     return found
 
 
-def _stored(climb: Climb, now: str) -> Put:
+def _stored(climb: AncestorWalk, now: str) -> Put:
     """Return a reply that was written before, as the author of notifications."""
     did, rkey = host(climb.uri), climb.uri.rpartition("/")[2]
     return Put(climb.uri, did, rkey, climb.cid, "", now, historical=False, json="")

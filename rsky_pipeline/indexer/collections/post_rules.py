@@ -10,9 +10,9 @@ from typing import Any
 
 import orjson
 
-from rsky_pipeline.indexer.collections.shape import Put
-from rsky_pipeline.indexer.records import host, parts
-from rsky_pipeline.indexer.write import Changes
+from rsky_pipeline.indexer.collections.declaration import Changes
+from rsky_pipeline.indexer.collections.fields import host, parts
+from rsky_pipeline.indexer.collections.values import Put
 
 _GATE = "app.bsky.feed.threadgate"
 _EMBED_GATE = "app.bsky.feed.postgate"
@@ -64,7 +64,7 @@ Json = Mapping[str, Any]
 
 
 @dataclass(slots=True)
-class Verdict:
+class PostRules:
     """What the rules say of a post; `hidden` are the replies that the thread's owner hides."""
 
     invalid_reply_root: bool = False
@@ -88,7 +88,7 @@ def set_gate_flags(changes: Changes, written: Sequence[Put]) -> None:
     changes.tx.execute(_SET_FLAGS, (sorted(put.uri for put in written),))
 
 
-def judge(changes: Changes, written: Sequence[Put]) -> dict[str, Verdict]:
+def judge(changes: Changes, written: Sequence[Put]) -> dict[str, PostRules]:
     """Judge replies and quotes, and store what is not as it should be."""
     replies = [put for put in written if put.rows.facts.parent is not None]
     quotes = [
@@ -96,7 +96,7 @@ def judge(changes: Changes, written: Sequence[Put]) -> dict[str, Verdict]:
         for put in written
         if put.rows.facts.quoted is not None and host(put.rows.facts.quoted) != put.did
     ]
-    verdicts = {put.uri: Verdict() for put in (*replies, *quotes)}
+    verdicts = {put.uri: PostRules() for put in (*replies, *quotes)}
     if verdicts:
         gates = _gates(changes, replies, quotes)
         _judge_roots(changes, replies, verdicts)
@@ -143,7 +143,9 @@ def _records(changes: Changes, uris: set[str]) -> dict[str, Json]:
     return found
 
 
-def _judge_roots(changes: Changes, replies: Sequence[Put], verdicts: Mapping[str, Verdict]) -> None:
+def _judge_roots(
+    changes: Changes, replies: Sequence[Put], verdicts: Mapping[str, PostRules]
+) -> None:
     """A reply's root is invalid if its parent is missing, invalid, or in another thread."""
     if not replies:
         return
@@ -175,11 +177,11 @@ def _is_elsewhere(parent: str, parent_root: str | None, root: str) -> bool:
 
 
 def _accept_waiting(
-    changes: Changes, written: Sequence[Put], verdicts: Mapping[str, Verdict]
+    changes: Changes, written: Sequence[Put], verdicts: Mapping[str, PostRules]
 ) -> None:
     """Judge replies again that came before their parents (officially they stay invalid)."""
     arrived = [
-        put.uri for put in written if not verdicts.get(put.uri, Verdict()).invalid_reply_root
+        put.uri for put in written if not verdicts.get(put.uri, PostRules()).invalid_reply_root
     ]
     for _ in range(MAX_DEPTH):
         if not arrived:
@@ -198,7 +200,7 @@ def _judge_replies(
     changes: Changes,
     replies: Sequence[Put],
     gates: Mapping[str, Json],
-    verdicts: Mapping[str, Verdict],
+    verdicts: Mapping[str, PostRules],
 ) -> None:
     gated: list[tuple[Put, Json]] = []
     for put in replies:
@@ -274,12 +276,12 @@ def _list(value: Json, key: str) -> Sequence[Any]:
     return found if isinstance(found, list) else ()
 
 
-def _store(changes: Changes, verdicts: Mapping[str, Verdict]) -> None:
+def _store(changes: Changes, verdicts: Mapping[str, PostRules]) -> None:
     """Write verdicts; a column pair stays NULL where nothing is wrong, as officially."""
     edited = {put.uri for put in changes.updated}
     rows: list[tuple[str, bool | None, bool | None, bool | None]] = []
     for uri in sorted({*verdicts, *edited}):
-        verdict = verdicts.get(uri, Verdict())
+        verdict = verdicts.get(uri, PostRules())
         wrong = verdict.invalid_reply_root or verdict.violates_thread_gate
         if wrong or verdict.violates_embedding_rules or uri in edited:
             reply = (verdict.invalid_reply_root, verdict.violates_thread_gate)

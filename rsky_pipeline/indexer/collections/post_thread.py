@@ -3,10 +3,10 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rsky_pipeline.indexer.collections.post_rules import Verdict
-from rsky_pipeline.indexer.collections.shape import Put
-from rsky_pipeline.indexer.records import host
-from rsky_pipeline.indexer.write import Changes
+from rsky_pipeline.indexer.collections.declaration import Changes
+from rsky_pipeline.indexer.collections.fields import host
+from rsky_pipeline.indexer.collections.post_rules import PostRules
+from rsky_pipeline.indexer.collections.values import Put
 
 _FORGET_ITEMS = 'DELETE FROM feed_item WHERE "postUri" = ANY(%b::text[])'
 _FORGET_QUOTES = "DELETE FROM quote WHERE subject = ANY(%b::text[]) RETURNING subject"
@@ -73,7 +73,7 @@ def _own_replies(puts: Sequence[Put]) -> list[tuple[str, str, str]]:
 
 
 def count_replies(
-    changes: Changes, written: Sequence[Put], verdicts: Mapping[str, Verdict]
+    changes: Changes, written: Sequence[Put], verdicts: Mapping[str, PostRules]
 ) -> None:
     """Count replies of their parents, without those that a thread gate does not allow."""
     for row in changes.removed:

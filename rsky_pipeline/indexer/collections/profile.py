@@ -5,15 +5,16 @@ record by the AppView, so both columns stay NULL as they do officially.
 """
 
 from rsky_pipeline.atproto.datetimes import EPOCH, normalize
-from rsky_pipeline.indexer.collections.shape import Collection, Notification, Put, Rows, Table
-from rsky_pipeline.indexer.records import (
-    InvalidRecord,
+from rsky_pipeline.indexer.collections.declaration import Collection
+from rsky_pipeline.indexer.collections.fields import (
+    InvalidRecordError,
     Record,
     blob_cid,
     host,
     optional_reference,
     optional_text,
 )
+from rsky_pipeline.indexer.collections.values import CollectionTable, Notification, Put, Rows
 
 
 def _read(put: Put, record: Record) -> Rows:
@@ -21,7 +22,7 @@ def _read(put: Put, record: Record) -> Rows:
         return Rows()
     created = record.get("createdAt")
     if created is not None and not isinstance(created, str):
-        raise InvalidRecord("wrong_type", "createdAt is not a text")
+        raise InvalidRecordError("wrong_type", "createdAt is not a text")
     return Rows(
         main=(
             optional_text(record, "displayName", 640),
@@ -45,7 +46,7 @@ COLLECTION = Collection(
     nsid="app.bsky.actor.profile",
     read=_read,
     only_rkey="self",
-    table=Table(
+    table=CollectionTable(
         "profile",
         columns={
             "displayName": "varchar",

@@ -1,13 +1,13 @@
 """What likes and reposts share: the same fields and the same rules of notification."""
 
-from rsky_pipeline.indexer.collections.shape import Notification, Put, Row
-from rsky_pipeline.indexer.records import (
+from rsky_pipeline.indexer.collections.fields import (
     Record,
     created_at,
     host,
     optional_reference,
     strong_reference,
 )
+from rsky_pipeline.indexer.collections.values import Notification, Put, Row
 
 
 def read_reaction(record: Record) -> Row:

@@ -1,6 +1,6 @@
 """Collections without a table: the AppView reads them from `record`."""
 
-from rsky_pipeline.indexer.collections.shape import Collection, record_only
+from rsky_pipeline.indexer.collections.declaration import Collection, record_only
 
 COLLECTIONS = tuple(
     Collection(nsid, record_only)

@@ -7,7 +7,7 @@ from functools import cache
 
 from rsky_pipeline.configuration.settings import Validation
 from rsky_pipeline.indexer import collections
-from rsky_pipeline.indexer.collections.shape import Collection
+from rsky_pipeline.indexer.collections.declaration import Collection
 from rsky_pipeline.indexer.lexicon.check import checker
 
 

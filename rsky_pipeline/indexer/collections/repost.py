@@ -4,17 +4,17 @@ Only the standing one of several reposts of a post by an account has a feed item
 has, so that a feed shows the post several times).
 """
 
+from rsky_pipeline.indexer.collections.declaration import Collection
+from rsky_pipeline.indexer.collections.fields import Record
 from rsky_pipeline.indexer.collections.reactions import notifications, read_reaction
-from rsky_pipeline.indexer.collections.shape import (
-    Collection,
+from rsky_pipeline.indexer.collections.values import (
+    CollectionTable,
     Count,
     Notification,
     Put,
     Rows,
     SideTable,
-    Table,
 )
-from rsky_pipeline.indexer.records import Record
 
 FEED_ITEM = {
     "cid": "varchar",
@@ -38,7 +38,7 @@ def _notify(put: Put) -> list[Notification]:
 COLLECTION = Collection(
     nsid="app.bsky.feed.repost",
     read=_read,
-    table=Table(
+    table=CollectionTable(
         "repost",
         columns={
             "subject": "varchar",

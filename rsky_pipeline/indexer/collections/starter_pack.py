@@ -1,7 +1,8 @@
 """app.bsky.graph.starterpack: a row of `starter_pack`."""
 
-from rsky_pipeline.indexer.collections.shape import Collection, Put, Rows, Table
-from rsky_pipeline.indexer.records import Record, created_at, text, uri
+from rsky_pipeline.indexer.collections.declaration import Collection
+from rsky_pipeline.indexer.collections.fields import Record, created_at, text, uri
+from rsky_pipeline.indexer.collections.values import CollectionTable, Put, Rows
 
 
 def _read(_put: Put, record: Record) -> Rows:
@@ -12,5 +13,5 @@ def _read(_put: Put, record: Record) -> Rows:
 COLLECTION = Collection(
     nsid="app.bsky.graph.starterpack",
     read=_read,
-    table=Table("starter_pack", columns={"name": "varchar", "createdAt": "varchar"}),
+    table=CollectionTable("starter_pack", columns={"name": "varchar", "createdAt": "varchar"}),
 )

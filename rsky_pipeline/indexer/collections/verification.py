@@ -8,14 +8,21 @@ from collections.abc import Mapping
 from typing import Any
 
 from rsky_pipeline.atproto.syntax import is_handle
-from rsky_pipeline.indexer.collections.shape import Collection, Notification, Put, Rows, Table
-from rsky_pipeline.indexer.records import InvalidRecord, Record, created_at, did, text
+from rsky_pipeline.indexer.collections.declaration import Collection
+from rsky_pipeline.indexer.collections.fields import (
+    InvalidRecordError,
+    Record,
+    created_at,
+    did,
+    text,
+)
+from rsky_pipeline.indexer.collections.values import CollectionTable, Notification, Put, Rows
 
 
 def _read(put: Put, record: Record) -> Rows:
     handle = text(record, "handle", 253)
     if not is_handle(handle):
-        raise InvalidRecord("invalid_handle", "handle is not a handle")
+        raise InvalidRecordError("invalid_handle", "handle is not a handle")
     name = text(record, "displayName", 1_000_000)
     main = (put.rkey, did(record, "subject"), handle, name, created_at(record))
     # A deletion in the same batch comes after it, in a segment of its own: both are news.
@@ -34,7 +41,7 @@ def _withdraw(row: Mapping[str, Any], now: str) -> Notification:
 COLLECTION = Collection(
     nsid="app.bsky.graph.verification",
     read=_read,
-    table=Table(
+    table=CollectionTable(
         "verification",
         columns={
             "rkey": "varchar",

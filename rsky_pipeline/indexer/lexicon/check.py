@@ -16,6 +16,7 @@ from rsky_pipeline.atproto import compiled
 from rsky_pipeline.atproto.datetimes import is_datetime, normalize
 from rsky_pipeline.atproto.syntax import is_at_uri, is_did, is_handle, is_nsid
 from rsky_pipeline.configuration.settings import Validation
+from rsky_pipeline.indexer.collections.fields import InvalidRecordError
 from rsky_pipeline.indexer.lexicon.schemas import SCHEMAS
 from rsky_pipeline.indexer.lexicon.shapes import (
     Array,
@@ -28,9 +29,8 @@ from rsky_pipeline.indexer.lexicon.shapes import (
     Text,
     Union,
 )
-from rsky_pipeline.indexer.records import InvalidRecord
 
-Check = Callable[[Any], None]  # raises InvalidRecord
+Check = Callable[[Any], None]  # raises InvalidRecordError
 
 _GRAPHEME = regex.compile(r"\X")
 _URI = re.compile(r"\w+:(?:[^\s/][^\s]*|//[^\s]+|/[^\s]*)", re.ASCII)
@@ -47,7 +47,7 @@ _CID = re.compile(r"[A-Za-z0-9]{8,128}")
 
 @cache
 def checker(nsid: str, validation: Validation) -> Callable[[Mapping[str, object]], None] | None:
-    """Return what checks records of a collection (raises InvalidRecord); None if nothing does."""
+    """Return the check of a collection's records (raises InvalidRecordError), None without any."""
     schema = SCHEMAS.get(nsid)
     if schema is None:
         return None
@@ -83,22 +83,24 @@ def _text(shape: Text, path: str, strict: bool) -> Check:
 
     def check(value: Any) -> None:
         if type(value) is not str:
-            raise InvalidRecord("wrong_type", f"{path} is not a text")
+            raise InvalidRecordError("wrong_type", f"{path} is not a text")
         if is_valid is not None and not is_valid(value):
-            raise InvalidRecord(reason, f"{path} is {value[:100]!r}")
+            raise InvalidRecordError(reason, f"{path} is {value[:100]!r}")
         size = len(value)
         if (most and size * 4 > most) or size < least:
             size = len(value.encode("utf-8", "replace"))
             if most and size > most:
-                raise InvalidRecord("too_long", f"{path} has {size} bytes, allowed are {most}")
+                raise InvalidRecordError("too_long", f"{path} has {size} bytes, allowed are {most}")
             if size < least:
-                raise InvalidRecord("too_short", f"{path} has {size} bytes, needed are {least}")
+                raise InvalidRecordError(
+                    "too_short", f"{path} has {size} bytes, needed are {least}"
+                )
         # Most texts have fewer characters than graphemes are allowed.
         if graphemes and len(value) > graphemes:
             count = sum(1 for _ in _GRAPHEME.finditer(value))
             if count > graphemes:
                 message = f"{path} has {count} graphemes, allowed are {graphemes}"
-                raise InvalidRecord("too_long", message)
+                raise InvalidRecordError("too_long", message)
 
     return check
 
@@ -106,9 +108,9 @@ def _text(shape: Text, path: str, strict: bool) -> Check:
 def _integer(shape: Integer, path: str) -> Check:
     def check(value: Any) -> None:
         if type(value) is not int:
-            raise InvalidRecord("wrong_type", f"{path} is not a whole number")
+            raise InvalidRecordError("wrong_type", f"{path} is not a whole number")
         if shape.minimum is not None and value < shape.minimum:
-            raise InvalidRecord("out_of_range", f"{path} is {value}, at least {shape.minimum}")
+            raise InvalidRecordError("out_of_range", f"{path} is {value}, at least {shape.minimum}")
 
     return check
 
@@ -116,7 +118,7 @@ def _integer(shape: Integer, path: str) -> Check:
 def _boolean(path: str) -> Check:
     def check(value: Any) -> None:
         if type(value) is not bool:
-            raise InvalidRecord("wrong_type", f"{path} is neither true nor false")
+            raise InvalidRecordError("wrong_type", f"{path} is neither true nor false")
 
     return check
 
@@ -125,10 +127,10 @@ def _bytes(shape: Bytes, path: str) -> Check:
     def check(value: Any) -> None:
         held = value.get("$bytes") if type(value) is dict else None
         if type(held) is not str:
-            raise InvalidRecord("wrong_type", f"{path} is not bytes")
+            raise InvalidRecordError("wrong_type", f"{path} is not bytes")
         size = len(held.rstrip("=")) * 3 // 4
         if shape.max_bytes and size > shape.max_bytes:
-            raise InvalidRecord("too_long", f"{path} has {size} bytes")
+            raise InvalidRecordError("too_long", f"{path} has {size} bytes")
 
     return check
 
@@ -138,24 +140,26 @@ def _blob(shape: Blob, path: str, strict: bool) -> Check:
 
     def check(value: Any) -> None:
         if type(value) is not dict:
-            raise InvalidRecord("invalid_blob", f"{path} is no blob")
+            raise InvalidRecordError("invalid_blob", f"{path} is no blob")
         reference, kind, size = value.get("ref"), value.get("mimeType"), value.get("size")
         if value.get("$type") != "blob":
             legacy = type(value.get("cid")) is str and type(kind) is str
             if strict or not legacy:
-                raise InvalidRecord("invalid_blob", f"{path} is no blob")
+                raise InvalidRecordError("invalid_blob", f"{path} is no blob")
             return
         link = reference.get("$link") if type(reference) is dict else None
         if type(link) is not str or type(kind) is not str or type(size) is not int:
-            raise InvalidRecord("invalid_blob", f"{path} names no blob")
+            raise InvalidRecordError("invalid_blob", f"{path} names no blob")
         if not strict:
             return
         if size < 0 or not _RAW_CID.fullmatch(link):
-            raise InvalidRecord("invalid_blob", f"{path} names no raw block, or its size is wrong")
+            raise InvalidRecordError(
+                "invalid_blob", f"{path} names no raw block, or its size is wrong"
+            )
         if size > shape.max_size:
-            raise InvalidRecord("invalid_blob", f"{path} has {size} bytes")
+            raise InvalidRecordError("invalid_blob", f"{path} has {size} bytes")
         if not kind.startswith(prefixes):
-            raise InvalidRecord("invalid_blob", f"{path} is of the kind {kind[:50]}")
+            raise InvalidRecordError("invalid_blob", f"{path} is of the kind {kind[:50]}")
 
     return check
 
@@ -165,9 +169,11 @@ def _array(shape: Array, path: str, strict: bool) -> Check:
 
     def check(value: Any) -> None:
         if type(value) is not list:
-            raise InvalidRecord("wrong_type", f"{path} is not an array")
+            raise InvalidRecordError("wrong_type", f"{path} is not an array")
         if most and len(value) > most:
-            raise InvalidRecord("too_many_items", f"{path} has {len(value)}, allowed are {most}")
+            raise InvalidRecordError(
+                "too_many_items", f"{path} has {len(value)}, allowed are {most}"
+            )
         for one in value:
             item(one)
 
@@ -182,10 +188,10 @@ def _object(shape: Object, path: str, strict: bool) -> Check:
 
     def check(value: Any) -> None:
         if type(value) is not dict:
-            raise InvalidRecord("wrong_type", f"{path or 'the record'} is not an object")
+            raise InvalidRecordError("wrong_type", f"{path or 'the record'} is not an object")
         for name, of in required:
             if name not in value:
-                raise InvalidRecord("missing_field", f"{path}.{name} is missing")
+                raise InvalidRecordError("missing_field", f"{path}.{name} is missing")
             of(value[name])
         for name, of in optional:
             if name in value:
@@ -201,7 +207,7 @@ def _union(shape: Union, path: str, strict: bool) -> Check:
     def check(value: Any) -> None:
         kind = value.get("$type") if type(value) is dict else None
         if type(kind) is not str:
-            raise InvalidRecord("missing_field", f"{path} has no $type")
+            raise InvalidRecordError("missing_field", f"{path} has no $type")
         of = types.get(kind)
         if of is not None:
             of(value)

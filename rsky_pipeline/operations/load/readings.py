@@ -12,10 +12,9 @@ import orjson
 from rsky_pipeline.atproto.dagjson import record_to_json
 from rsky_pipeline.atproto.errors import InvalidData
 from rsky_pipeline.configuration.selection import path_prefixes
-from rsky_pipeline.indexer.collections.shape import Collection
-from rsky_pipeline.indexer.events import Reading, read_direct, repo_reading
-from rsky_pipeline.indexer.plan import Delete
-from rsky_pipeline.indexer.uris import collection_of
+from rsky_pipeline.indexer.collections.declaration import Collection
+from rsky_pipeline.indexer.collections.values import Delete, collection_of
+from rsky_pipeline.indexer.core.entries import Reading, read_direct, repo_reading
 from rsky_pipeline.operations.load.cars import StoredRepo
 from rsky_pipeline.streams.event import HISTORICAL_SEQ, MAX_PAYLOAD, RecordEvent
 

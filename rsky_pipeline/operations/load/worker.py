@@ -16,10 +16,9 @@ from rsky_pipeline.configuration.selection import is_selected
 from rsky_pipeline.configuration.settings import Settings
 from rsky_pipeline.database.connection import Database
 from rsky_pipeline.database.errors import DatabaseError
-from rsky_pipeline.indexer.clock import now_text
 from rsky_pipeline.indexer.collections import registry
-from rsky_pipeline.indexer.collections.shape import Collection
-from rsky_pipeline.indexer.events import Reading
+from rsky_pipeline.indexer.collections.declaration import Collection
+from rsky_pipeline.indexer.core.entries import Reading, now_text
 from rsky_pipeline.network.directory import Directory
 from rsky_pipeline.network.http import HttpClient
 from rsky_pipeline.operations.load import ledger

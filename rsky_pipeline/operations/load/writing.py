@@ -12,11 +12,11 @@ from typing import TypeVar
 from rsky_pipeline.database.connection import Database
 from rsky_pipeline.database.errors import DatabaseUnavailable, TransactionConflict
 from rsky_pipeline.database.isolation import apply_isolated
-from rsky_pipeline.indexer.apply import apply_batch
-from rsky_pipeline.indexer.collections.shape import Collection, Put
-from rsky_pipeline.indexer.events import Reading
-from rsky_pipeline.indexer.plan import Delete
-from rsky_pipeline.indexer.reference_locks import needs_locks
+from rsky_pipeline.indexer.collections.declaration import Collection, looked_at_by_others
+from rsky_pipeline.indexer.collections.values import Delete, Put
+from rsky_pipeline.indexer.core.apply import apply_batch
+from rsky_pipeline.indexer.core.entries import Reading
+from rsky_pipeline.indexer.core.locks import needs_locks
 
 BATCH = 4_000  # records of one transaction, or a little more
 _MAX_CONFLICTS = 20
@@ -33,6 +33,7 @@ class Writer:
     ) -> None:
         self._open_database = open_database
         self._collections = collections
+        self._looked_at = looked_at_by_others(collections.values())
         self._database: Database | None = None
 
     def write(self, readings: Sequence[Reading]) -> dict[str, Counter[str]]:
@@ -59,9 +60,7 @@ class Writer:
         others: list[Reading] = []
         for reading in readings:
             change = reading.change
-            is_free = isinstance(change, Put | Delete) and not needs_locks(
-                change, self._collections
-            )
+            is_free = isinstance(change, Put | Delete) and not needs_locks(change, self._looked_at)
             (free if is_free else others).append(reading)
         return free, others
 

@@ -7,7 +7,7 @@ from rsky_pipeline.configuration.settings import Settings
 from rsky_pipeline.database.connection import Database
 from rsky_pipeline.database.errors import DatabaseError
 from rsky_pipeline.indexer.collections import registry
-from rsky_pipeline.indexer.collections.shape import Collection
+from rsky_pipeline.indexer.collections.declaration import Collection
 from rsky_pipeline.operations.trace.places import InDatabase, Subject
 
 _FLAGS = ("invalidReplyRoot", "violatesThreadGate", "violatesEmbeddingRules")

@@ -9,10 +9,9 @@ from typing import Any
 
 from rsky_pipeline.atproto.syntax import tid_from
 from rsky_pipeline.database.connection import Database, Transaction
-from rsky_pipeline.indexer.apply import apply_batch
-from rsky_pipeline.indexer.clock import now_text
 from rsky_pipeline.indexer.collections import registry
-from rsky_pipeline.indexer.events import read_entry
+from rsky_pipeline.indexer.core.apply import apply_batch
+from rsky_pipeline.indexer.core.entries import now_text, read_entry
 from rsky_pipeline.streams.event import EVENT_FIELD, Action, encode_record_event
 
 # No account can have it: the directory makes DIDs from hashes, and nobody will find this one.

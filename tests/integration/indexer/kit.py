@@ -10,9 +10,10 @@ from rsky_pipeline.atproto import cbor
 from rsky_pipeline.atproto.cid import Cid
 from rsky_pipeline.atproto.syntax import tid_from
 from rsky_pipeline.database.connection import Database
-from rsky_pipeline.indexer.apply import Applied, apply_batch
 from rsky_pipeline.indexer.collections import registry
-from rsky_pipeline.indexer.events import Reading, read_entry
+from rsky_pipeline.indexer.core.apply import apply_batch
+from rsky_pipeline.indexer.core.batch import Applied
+from rsky_pipeline.indexer.core.entries import Reading, read_entry
 from rsky_pipeline.streams.event import (
     AccountEvent,
     IdentityEvent,

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from rsky_pipeline.indexer.floors import prune_tombstones
+from rsky_pipeline.indexer.core.complete_revs import prune_tombstones
 from tests.integration.indexer.kit import Row, Tables, any_count, did_of
 
 _TABLES = """

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from rsky_pipeline.indexer.labels import Label
+from rsky_pipeline.indexer.core.labels import LabelRow
 from tests.integration.indexer.kit import (
     Event,
     Network,
@@ -28,7 +28,7 @@ STATUSES = (None, "deactivated", "takendown", "suspended", "deleted")
 VALUES = ("spam", "porn")
 SELF = "self"
 
-Told = Event | Label
+Told = Event | LabelRow
 
 
 @dataclass
@@ -178,7 +178,7 @@ class Story:
         cts = time_of(next(self.net.numbers))
         exp = self.chance.choice((None, time_of(3_000)))
         val, neg = self.chance.choice(VALUES), self.chance.random() < 0.4
-        self.events.append(Label(did_of("lab"), uri, cid, val, neg, cts, exp))
+        self.events.append(LabelRow(did_of("lab"), uri, cid, val, neg, cts, exp))
 
     def complete(self, _who: str) -> None:
         """Bring in the whole repo of one of them, as a backfill would."""

@@ -9,11 +9,11 @@ from prometheus_client import CollectorRegistry
 
 from rsky_pipeline.atproto.identity import DidDocument
 from rsky_pipeline.database.connection import Database
-from rsky_pipeline.indexer.checks import Unknown
+from rsky_pipeline.indexer.accounts.checks import LookupUnknownError
+from rsky_pipeline.indexer.accounts.handles import BUSY_PAUSE_SECONDS, HandleChecks
+from rsky_pipeline.indexer.accounts.purge import purge_account
 from rsky_pipeline.indexer.collections import registry
-from rsky_pipeline.indexer.handles import BUSY_PAUSE_SECONDS, HandleChecks
-from rsky_pipeline.indexer.labels import Label, apply_labels
-from rsky_pipeline.indexer.purge import purge_account
+from rsky_pipeline.indexer.core.labels import LabelRow, apply_labels
 from rsky_pipeline.observability.indexer import IndexerMetrics
 from tests.integration.indexer.kit import (
     Network,
@@ -106,8 +106,8 @@ def test_a_purged_account_leaves_nothing(tables: Tables) -> None:
     recounted(tables)
 
 
-def label(cts: str, *, neg: bool = False, cid: str = "", exp: str | None = None) -> Label:
-    return Label(
+def label(cts: str, *, neg: bool = False, cid: str = "", exp: str | None = None) -> LabelRow:
+    return LabelRow(
         "did:plc:lab", "did:plc:ann", cid, "spam", neg, f"2024-01-{cts}T00:00:00.000Z", exp
     )
 
@@ -136,7 +136,7 @@ async def check_handles(
 
     async def find_did(handle: str) -> str | None:
         if handle not in answers:
-            raise Unknown(handle)
+            raise LookupUnknownError(handle)
         return answers[handle]
 
     def open_database() -> Database:

@@ -10,14 +10,14 @@ from prometheus_client import CollectorRegistry
 
 from rsky_pipeline.database.connection import Database, Transaction
 from rsky_pipeline.database.errors import TransactionConflict
-from rsky_pipeline.indexer import apply
-from rsky_pipeline.indexer.apply import apply_batch
+from rsky_pipeline.indexer.accounts.purge import purge_account
 from rsky_pipeline.indexer.collections import registry
-from rsky_pipeline.indexer.collections.early_replies import KEPT_FOR
+from rsky_pipeline.indexer.collections.pending_replies import KEPT_FOR
+from rsky_pipeline.indexer.core import apply
+from rsky_pipeline.indexer.core.apply import apply_batch
+from rsky_pipeline.indexer.core.complete_revs import advance_actor_sync
+from rsky_pipeline.indexer.core.locks import ReferenceLocks, lock_references
 from rsky_pipeline.indexer.housekeeping import Housekeeping
-from rsky_pipeline.indexer.purge import purge_account
-from rsky_pipeline.indexer.reference_locks import ReferenceLocks, lock_references
-from rsky_pipeline.indexer.repo_revs import advance_revs
 from rsky_pipeline.observability.indexer import IndexerMetrics
 from tests.integration.indexer.kit import (
     Event,
@@ -235,7 +235,7 @@ def test_another_worker_that_writes_the_missing_post_is_waited_for(
     begins: list[set[str]] = []
 
     def advance(tx: Transaction, revs: Any) -> None:
-        advance_revs(tx, revs)
+        advance_actor_sync(tx, revs)
         if threading.current_thread().name == "writer":
             written.set()
             assert begun_again.wait(20), "the other one did not begin again"
@@ -247,7 +247,7 @@ def test_another_worker_that_writes_the_missing_post_is_waited_for(
                 begun_again.set()
         return lock_references(tx, operations, collections, also)
 
-    monkeypatch.setattr(apply, "advance_revs", advance)
+    monkeypatch.setattr(apply, "advance_actor_sync", advance)
     monkeypatch.setattr(apply, "lock_references", lock)
     with (
         Database.connect(tables.url, name="writer") as one,

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from rsky_pipeline.indexer.clock import now_text
-from rsky_pipeline.indexer.deletions import Hosted
+from rsky_pipeline.indexer.accounts.deletions import Hosted
+from rsky_pipeline.indexer.core.entries import now_text
 from tests.integration.indexer.golden import Note, expect
 from tests.integration.indexer.kit import (
     Event,

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from rsky_pipeline.indexer.apply import apply_batch
 from rsky_pipeline.indexer.collections import registry
-from rsky_pipeline.indexer.events import read_entry
+from rsky_pipeline.indexer.core.apply import apply_batch
+from rsky_pipeline.indexer.core.entries import read_entry
 from tests.integration.indexer.golden import Note, expect, note_row
 from tests.integration.indexer.kit import (
     NOW,

@@ -4,11 +4,10 @@ from collections.abc import Sequence
 
 import pytest
 
-from rsky_pipeline.indexer.apply import apply_batch
-from rsky_pipeline.indexer.clock import now_text
+from rsky_pipeline.indexer.accounts.purge import purge_account
 from rsky_pipeline.indexer.collections import registry
-from rsky_pipeline.indexer.events import read_entry
-from rsky_pipeline.indexer.purge import purge_account
+from rsky_pipeline.indexer.core.apply import apply_batch
+from rsky_pipeline.indexer.core.entries import now_text, read_entry
 from tests.integration.indexer.golden import Note, expect, note_row
 from tests.integration.indexer.kit import (
     NOW,

@@ -11,12 +11,12 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from rsky_pipeline.configuration.settings import Validation
-from rsky_pipeline.indexer.apply import apply_batch
 from rsky_pipeline.indexer.collections import registry
-from rsky_pipeline.indexer.collections.shape import Put as State
-from rsky_pipeline.indexer.events import Reading, read_entry
-from rsky_pipeline.indexer.labels import apply_labels, read_labels
-from rsky_pipeline.indexer.rejections import Filter, list_rejections
+from rsky_pipeline.indexer.collections.values import Put as State
+from rsky_pipeline.indexer.core.apply import apply_batch
+from rsky_pipeline.indexer.core.entries import Reading, read_entry
+from rsky_pipeline.indexer.core.labels import apply_labels, read_labels
+from rsky_pipeline.indexer.core.rejected import RejectionFilter, list_rejections
 from rsky_pipeline.observability.indexer import REFUSALS
 from tests.integration.indexer.kit import (
     NOW,
@@ -207,7 +207,9 @@ def _check_rows(tables: Tables, readings: Sequence[Reading], good: Sequence[Put]
     assert stored == written
     refused = [reading.refused for reading in readings if reading.refused is not None]
     assert {item.reason for item in refused} <= set(REFUSALS)
-    listed = {item.rejection.uri for item in list_rejections(tables.database, Filter(), 1_000)}
+    listed = {
+        item.rejection.uri for item in list_rejections(tables.database, RejectionFilter(), 1_000)
+    }
     assert listed <= {item.uri for item in refused}
     assert {item.uri for item in refused if item.uri} - listed <= stored, "a newer state stands"
 

@@ -7,11 +7,16 @@ from prometheus_client import CollectorRegistry
 
 from rsky_pipeline.configuration.settings import Settings
 from rsky_pipeline.database.connection import Database
-from rsky_pipeline.indexer.account_service import Lookup
-from rsky_pipeline.indexer.actors import Known, due_handles
-from rsky_pipeline.indexer.checks import MAX_RETRY_SECONDS, RETRY_SECONDS, Unknown, wait_seconds
+from rsky_pipeline.indexer.accounts.actors import KnownActor, due_handles
+from rsky_pipeline.indexer.accounts.checks import (
+    MAX_RETRY_SECONDS,
+    RETRY_SECONDS,
+    LookupUnknownError,
+    wait_seconds,
+)
+from rsky_pipeline.indexer.accounts.deletions import DeletionChecks, Hosted
+from rsky_pipeline.indexer.accounts.lookups import Lookup
 from rsky_pipeline.indexer.collections import registry
-from rsky_pipeline.indexer.deletions import DeletionChecks, Hosted
 from rsky_pipeline.network.directory import Directory
 from rsky_pipeline.network.handles import Handles
 from rsky_pipeline.network.http import HttpClient
@@ -38,7 +43,7 @@ NOON = "2026-05-02T12:00:00.000Z"
 def test_handles_are_due_by_the_official_times(
     has_handle: bool, looked_at: str, happens: str, due: bool
 ) -> None:
-    known = [Known("did:plc:a", has_handle, looked_at), Known("did:plc:b", False, "2000")]
+    known = [KnownActor("did:plc:a", has_handle, looked_at), KnownActor("did:plc:b", False, "2000")]
     found = due_handles(known, {"did:plc:a": happens}, "2026-05-02T12:00:00.000Z")
     assert found == (["did:plc:a"] if due else [])
 
@@ -67,10 +72,12 @@ def test_pauses_grow_up_to_a_day() -> None:
     assert MAX_RETRY_SECONDS * 0.75 <= wait_seconds(1_000) <= MAX_RETRY_SECONDS
 
 
-async def check_deletions(tables: Tables, answer: Hosted | type[Unknown] | None) -> IndexerMetrics:
+async def check_deletions(
+    tables: Tables, answer: Hosted | type[LookupUnknownError] | None
+) -> IndexerMetrics:
     async def find_host(_did: str) -> Hosted | None:
-        if answer is Unknown:
-            raise Unknown("nobody answers")
+        if answer is LookupUnknownError:
+            raise LookupUnknownError("nobody answers")
         assert not isinstance(answer, type)
         return answer
 
@@ -97,7 +104,7 @@ async def test_an_account_is_purged_when_its_host_says_it_is_gone(
     tables.apply(*events, account("ann", 20, active=False, status="deleted"))
     assert status(tables) == [("deleted",)]
     assert len(tables.rows("post")) == 3, "a relay's word alone destroys nothing"
-    await check_deletions(tables, Unknown)
+    await check_deletions(tables, LookupUnknownError)
     assert status(tables) == [("deleted",)]
     tables.database.execute("UPDATE rsky_pipeline.deletion_check SET requested_at = now()")
     await check_deletions(tables, None)
@@ -147,5 +154,5 @@ async def test_what_hosts_say_of_an_account() -> None:
             hosts.replies[did] = [lambda: (200, {}, body)]
             assert await lookup.find_host(did) == Hosted(None)
             hosts.replies[did] = [lambda: refusal(500, "InternalServerError")]
-            with pytest.raises(Unknown):
+            with pytest.raises(LookupUnknownError):
                 await lookup.find_host(did)

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 
 from rsky_pipeline.database.connection import Database
 from rsky_pipeline.database.errors import TransactionConflict
-from rsky_pipeline.indexer.apply import apply_batch
 from rsky_pipeline.indexer.collections import registry
-from rsky_pipeline.indexer.events import read_entry
-from rsky_pipeline.indexer.labels import Label, apply_labels
+from rsky_pipeline.indexer.core.apply import apply_batch
+from rsky_pipeline.indexer.core.entries import read_entry
+from rsky_pipeline.indexer.core.labels import LabelRow, apply_labels
 from tests.integration.indexer.kit import (
     NOW,
     Network,
@@ -70,11 +70,11 @@ def work(url: str, batches: Sequence[Sequence[Told]]) -> None:
     """Apply batches as a worker does, with a connection of its own."""
     with Database.connect(url, name="worker") as database:
         for batch in batches:
-            labels = [event for event in batch if isinstance(event, Label)]
+            labels = [event for event in batch if isinstance(event, LabelRow)]
             payloads = [
                 event if isinstance(event, bytes) else event.payload
                 for event in batch
-                if not isinstance(event, Label)
+                if not isinstance(event, LabelRow)
             ]
             readings = [read_entry({b"event": item}, registry.load(), NOW) for item in payloads]
             unconflicted(partial(apply_labels, database, labels))

@@ -11,15 +11,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import orjson
 import pytest
 import trio
 
 from rsky_pipeline.atproto.identity import parse_did_document
-from rsky_pipeline.indexer.apply import apply_batch
+from rsky_pipeline.indexer.accounts.purge import purge_account
 from rsky_pipeline.indexer.collections import registry
-from rsky_pipeline.indexer.events import AccountChange, Reading, read_entry
-from rsky_pipeline.indexer.plan import Delete
-from rsky_pipeline.indexer.purge import purge_account
+from rsky_pipeline.indexer.collections.values import Delete, Put
+from rsky_pipeline.indexer.core.apply import apply_batch
+from rsky_pipeline.indexer.core.entries import AccountChange, Reading, read_entry
 from tests.data import test_data
 from tests.integration.indexer.kit import NOW, Tables, any_count, recounted
 from tests.integration.indexer.recorded import expected_rows, payloads, refused_uris
@@ -238,3 +239,16 @@ def test_nothing_is_refused_that_the_official_indexer_accepts(folder: Path) -> N
         if reading.refused is not None:
             body = json.loads(payload)
             assert f"at://{body['did']}/{body['collection']}/{body['rkey']}" in refused
+
+
+def test_the_text_of_a_record_is_that_of_its_event(folder: Path) -> None:
+    """`record.json` is the text that the event has, and what encoding the record again gives."""
+    texts = 0
+    for payload in payloads(folder, PREFIXES):
+        reading = read_entry({b"event": payload}, registry.load(), NOW)
+        if isinstance(reading.change, Put):
+            again = orjson.dumps(orjson.loads(payload)["record"])
+            assert reading.change.json.encode() == again
+            assert payload.endswith(b',"record":' + again + b"}")
+            texts += 1
+    assert texts > 1_000

@@ -11,7 +11,7 @@ from click.testing import CliRunner, Result
 from rsky_pipeline.atproto.crypto import PrivateKey
 from rsky_pipeline.cli import main
 from rsky_pipeline.demo.simulator.repo import Repo, Write
-from rsky_pipeline.indexer.clock import now_text
+from rsky_pipeline.indexer.core.entries import now_text
 from tests.data import test_data
 from tests.integration.backfiller.hosts import FakeHosts
 from tests.integration.backfiller.kit import document

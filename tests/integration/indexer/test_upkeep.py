@@ -11,12 +11,12 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from rsky_pipeline.database.connection import Database, Transaction
-from rsky_pipeline.indexer import rejections
-from rsky_pipeline.indexer.apply import apply_batch
 from rsky_pipeline.indexer.collections import registry
-from rsky_pipeline.indexer.events import read_entry
+from rsky_pipeline.indexer.core import rejected as rejections
+from rsky_pipeline.indexer.core.apply import apply_batch
+from rsky_pipeline.indexer.core.entries import read_entry
+from rsky_pipeline.indexer.core.rejected import forget_superseded
 from rsky_pipeline.indexer.housekeeping import Housekeeping
-from rsky_pipeline.indexer.rejections import forget_superseded
 from rsky_pipeline.observability.indexer import IndexerMetrics
 from rsky_pipeline.operations.recount import Scope, recount
 from tests.integration.indexer.kit import NOW, Network, Put, Tables, did_of, read, recounted, repo

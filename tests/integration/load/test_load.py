@@ -21,7 +21,7 @@ from rsky_pipeline.atproto.crypto import PrivateKey
 from rsky_pipeline.atproto.mst import Tree
 from rsky_pipeline.configuration.settings import Settings
 from rsky_pipeline.database.connection import Database
-from rsky_pipeline.indexer.rejections import Filter, list_rejections
+from rsky_pipeline.indexer.core.rejected import RejectionFilter, list_rejections
 from rsky_pipeline.operations.load.files import CarFile, scan, tasks
 from rsky_pipeline.operations.load.outcome import Outcome
 from rsky_pipeline.operations.load.pool import Pool
@@ -124,7 +124,7 @@ async def test_what_is_refused_depends_on_validation_and_can_be_listed(
         chosen = Settings(database_url=schema_database, validation=validation)
         await serve(chosen, Options(verify=False), io.StringIO(task), answers.append)
         with Database.connect(schema_database, name="test") as database:
-            listed = list_rejections(database, Filter(), 10)
+            listed = list_rejections(database, RejectionFilter(), 10)
         found = [(item.rejection.uri.rpartition("/")[2], item.rejection.reason) for item in listed]
         assert found == ([("bob", "invalid_datetime")] if validation == "strict" else [])
     assert [answer.get("records") for answer in answers] == [1, None, 2, None]

@@ -4,7 +4,7 @@ import pytest
 
 from rsky_pipeline.configuration.settings import Settings
 from rsky_pipeline.database.connection import Database
-from rsky_pipeline.indexer import plan
+from rsky_pipeline.indexer.core import plan
 from rsky_pipeline.operations.verification.database import check_database
 from rsky_pipeline.operations.verification.probe import probe_rev_guard
 from tests.stores import execute

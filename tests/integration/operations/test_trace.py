@@ -11,10 +11,9 @@ from rsky_pipeline.cli import main
 from rsky_pipeline.configuration.settings import Settings
 from rsky_pipeline.database.connection import Database
 from rsky_pipeline.demo.simulator.accounts import Account
-from rsky_pipeline.indexer.apply import apply_batch
-from rsky_pipeline.indexer.clock import now_text
 from rsky_pipeline.indexer.collections import registry
-from rsky_pipeline.indexer.events import read_entry
+from rsky_pipeline.indexer.core.apply import apply_batch
+from rsky_pipeline.indexer.core.entries import now_text, read_entry
 from rsky_pipeline.operations.trace.places import Traced, parse_subject
 from rsky_pipeline.operations.trace.run import trace
 from rsky_pipeline.operations.trace.verdict import Verdict, judge

@@ -5,15 +5,15 @@ from dataclasses import replace
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rsky_pipeline.indexer.collections.early_replies import MAX_HEIGHT, Climb, waits, walk
+from rsky_pipeline.indexer.collections.pending_replies import MAX_HEIGHT, AncestorWalk, waits, walk
 
 
 def post(number: int, who: str) -> str:
     return f"at://did:plc:{who}/app.bsky.feed.post/{number}"
 
 
-def start(at: str, *, hidden: frozenset[str] = frozenset()) -> Climb:
-    return Climb(post(0, "me"), "cid", "time", at, 1, frozenset({"did:plc:me"}), hidden)
+def start(at: str, *, hidden: frozenset[str] = frozenset()) -> AncestorWalk:
+    return AncestorWalk(post(0, "me"), "cid", "time", at, 1, frozenset({"did:plc:me"}), hidden)
 
 
 threads = st.lists(st.sampled_from(("me", "a", "b", "c")), min_size=1, max_size=7).map(

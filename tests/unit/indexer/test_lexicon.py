@@ -10,7 +10,8 @@ from rsky_pipeline.configuration.settings import Validation
 from rsky_pipeline.demo.simulator.clock import stepping_clock
 from rsky_pipeline.demo.simulator.world import World
 from rsky_pipeline.indexer.collections import registry
-from rsky_pipeline.indexer.events import read_entry
+from rsky_pipeline.indexer.collections.fields import InvalidRecordError
+from rsky_pipeline.indexer.core.entries import read_entry
 from rsky_pipeline.indexer.lexicon.check import (
     checker,
     is_language,
@@ -18,7 +19,6 @@ from rsky_pipeline.indexer.lexicon.check import (
     is_lenient_datetime,
     is_uri,
 )
-from rsky_pipeline.indexer.records import InvalidRecord
 from tests.data import test_data
 from tests.integration.indexer.recorded import payloads, refused_uris
 
@@ -51,7 +51,7 @@ def reason(record: dict[str, Any], validation: Validation, nsid: str = POST) -> 
     assert check is not None
     try:
         check(record)
-    except InvalidRecord as error:
+    except InvalidRecordError as error:
         return error.reason
     return None
 

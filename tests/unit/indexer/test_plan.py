@@ -6,15 +6,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rsky_pipeline.indexer.collections.shape import Put, Rows
-from rsky_pipeline.indexer.plan import (
+from rsky_pipeline.indexer.collections.values import Delete, Operation, Put, Rows
+from rsky_pipeline.indexer.core.plan import (
     NOTHING,
-    Delete,
-    Operation,
-    Plan,
-    Stored,
+    BatchPlan,
+    StoredState,
     make_plan,
-    outlives_floor,
+    outlives_complete_rev,
     segments,
 )
 
@@ -33,28 +31,28 @@ def delete(rev: str, uri: str = URI) -> Delete:
 class Model:
     """Carries out plans in memory."""
 
-    state: Stored = NOTHING
+    state: StoredState = NOTHING
     seen_at: str = ""
     floor: str = ""
 
-    def apply(self, operations: list[Operation]) -> Plan:
+    def apply(self, operations: list[Operation]) -> BatchPlan:
         floors = {"did:plc:a": self.floor} if self.floor else {}
         plan = make_plan(operations, {URI: self.state}, floors)
         state = self.state
         for item in (*plan.inserts, *plan.updates):
             assert state.exists == (item in plan.updates)
             kept = None if plan.revived else state.tombstone
-            state, self.seen_at = Stored(True, item.rev, item.cid, kept), item.indexed_at
+            state, self.seen_at = StoredState(True, item.rev, item.cid, kept), item.indexed_at
         for _, rev in plan.touches:
             assert state.exists
-            state = Stored(True, rev, state.cid, state.tombstone)
+            state = StoredState(True, rev, state.cid, state.tombstone)
         for _ in plan.deletes:
             assert state.exists
-            state, self.seen_at = Stored(tombstone=state.tombstone), ""
-        assert not (plan.tombstones and state.exists)
-        for gone in plan.buried:
-            assert gone in (*plan.deletes, *plan.tombstones)
-            state = Stored(tombstone=gone.rev)
+            state, self.seen_at = StoredState(tombstone=state.tombstone), ""
+        assert not (plan.absent and state.exists)
+        for gone in plan.tombstones:
+            assert gone in (*plan.deletes, *plan.absent)
+            state = StoredState(tombstone=gone.rev)
         self.state = state
         return plan
 
@@ -66,39 +64,43 @@ class Model:
     def prune(self) -> None:
         """Remove the tombstone if the floor makes it needless."""
         if (self.state.tombstone or self.floor) < self.floor:
-            self.state = Stored(self.state.exists, self.state.rev, self.state.cid)
+            self.state = StoredState(self.state.exists, self.state.rev, self.state.cid)
 
 
 @pytest.mark.parametrize(
     ("stored", "operation", "expected"),
     [
-        (Stored(), put("2"), "inserts"),
-        (Stored(tombstone="1"), put("2"), "inserts"),
-        (Stored(tombstone="2"), put("2"), "stale"),
-        (Stored(tombstone="3"), put("2"), "stale"),
-        (Stored(True, "1", "other"), put("2"), "updates"),
-        (Stored(True, None, "other"), put("2"), "updates"),
-        (Stored(True, "2", "c"), put("2"), "stale"),
-        (Stored(True, "3", "other"), put("2"), "stale"),
-        (Stored(True, "2", "a"), put("2", "b"), "updates"),  # one rev, two contents: the greater
-        (Stored(True, "2", "b"), put("2", "a"), "stale"),
-        (Stored(True, "1", "c"), put("2", historical=True), "touches"),
-        (Stored(True, None, "c"), put("2"), "touches"),
-        (Stored(True, "1", "c"), put("2"), "updates"),
-        (Stored(True, "1", "c"), delete("2"), "deletes"),
-        (Stored(True, "2", "c"), delete("2"), "deletes"),
-        (Stored(True, None, "c"), delete("2"), "deletes"),
-        (Stored(True, "3", "c"), delete("2"), "stale"),
-        (Stored(), delete("2"), "tombstones"),
-        (Stored(tombstone="1"), delete("2"), "tombstones"),
-        (Stored(tombstone="2"), delete("2"), "stale"),
+        (StoredState(), put("2"), "inserts"),
+        (StoredState(tombstone="1"), put("2"), "inserts"),
+        (StoredState(tombstone="2"), put("2"), "stale"),
+        (StoredState(tombstone="3"), put("2"), "stale"),
+        (StoredState(True, "1", "other"), put("2"), "updates"),
+        (StoredState(True, None, "other"), put("2"), "updates"),
+        (StoredState(True, "2", "c"), put("2"), "stale"),
+        (StoredState(True, "3", "other"), put("2"), "stale"),
+        (
+            StoredState(True, "2", "a"),
+            put("2", "b"),
+            "updates",
+        ),  # one rev, two contents: the greater
+        (StoredState(True, "2", "b"), put("2", "a"), "stale"),
+        (StoredState(True, "1", "c"), put("2", historical=True), "touches"),
+        (StoredState(True, None, "c"), put("2"), "touches"),
+        (StoredState(True, "1", "c"), put("2"), "updates"),
+        (StoredState(True, "1", "c"), delete("2"), "deletes"),
+        (StoredState(True, "2", "c"), delete("2"), "deletes"),
+        (StoredState(True, None, "c"), delete("2"), "deletes"),
+        (StoredState(True, "3", "c"), delete("2"), "stale"),
+        (StoredState(), delete("2"), "absent"),
+        (StoredState(tombstone="1"), delete("2"), "absent"),
+        (StoredState(tombstone="2"), delete("2"), "stale"),
     ],
 )
 def test_one_operation_on_a_stored_state(
-    stored: Stored, operation: Operation, expected: str
+    stored: StoredState, operation: Operation, expected: str
 ) -> None:
     plan = make_plan([operation], {URI: stored})
-    names = ("inserts", "updates", "touches", "deletes", "tombstones")
+    names = ("inserts", "updates", "touches", "deletes", "absent")
     did = [name for name in names if getattr(plan, name)] + ["stale"] * plan.stale
     assert did == [expected]
 
@@ -193,41 +195,41 @@ def in_pieces(model: Model, operations: list[Operation], data: st.DataObject) ->
 @pytest.mark.parametrize(
     ("stored", "operation", "expected"),
     [
-        (Stored(), put("4"), "stale"),  # deleted meanwhile, or on its way with the floor's rev
-        (Stored(), put("4", historical=True), "stale"),
-        (Stored(), put("5"), "inserts"),
-        (Stored(), put("6"), "inserts"),
-        (Stored(True, "3", "other"), put("4"), "stale"),
-        (Stored(True, None, "other"), put("4"), "stale"),
-        (Stored(True, None, "c"), put("4"), "touches"),  # the state that is stored
-        (Stored(True, "5", "other"), put("6"), "updates"),
-        (Stored(), delete("4"), "tombstones"),  # clears what points at it, and is not buried
-        (Stored(True, "3", "c"), delete("4"), "deletes"),
+        (StoredState(), put("4"), "stale"),  # deleted meanwhile, or on its way with the floor's rev
+        (StoredState(), put("4", historical=True), "stale"),
+        (StoredState(), put("5"), "inserts"),
+        (StoredState(), put("6"), "inserts"),
+        (StoredState(True, "3", "other"), put("4"), "stale"),
+        (StoredState(True, None, "other"), put("4"), "stale"),
+        (StoredState(True, None, "c"), put("4"), "touches"),  # the state that is stored
+        (StoredState(True, "5", "other"), put("6"), "updates"),
+        (StoredState(), delete("4"), "absent"),  # clears what points at it, and is not buried
+        (StoredState(True, "3", "c"), delete("4"), "deletes"),
     ],
 )
 def test_one_operation_below_or_above_a_floor(
-    stored: Stored, operation: Operation, expected: str
+    stored: StoredState, operation: Operation, expected: str
 ) -> None:
     plan = make_plan([operation], {URI: stored}, {"did:plc:a": "5", "did:plc:b": "9"})
-    names = ("inserts", "updates", "touches", "deletes", "tombstones")
+    names = ("inserts", "updates", "touches", "deletes", "absent")
     did = [name for name in names if getattr(plan, name)] + ["stale"] * plan.stale
     assert did == [expected]
-    assert plan.buried == []
+    assert plan.tombstones == []
 
 
 def test_deletions_of_posts_are_buried_below_the_floor_too() -> None:
     post = "at://did:plc:a/app.bsky.feed.post/1"
-    assert outlives_floor(post)
-    assert not outlives_floor(URI)
-    plan = make_plan([delete("4", post)], {post: Stored(True, "3", "c")}, {"did:plc:a": "5"})
-    assert plan.deletes == plan.buried == [delete("4", post)]
+    assert outlives_complete_rev(post)
+    assert not outlives_complete_rev(URI)
+    plan = make_plan([delete("4", post)], {post: StoredState(True, "3", "c")}, {"did:plc:a": "5"})
+    assert plan.deletes == plan.tombstones == [delete("4", post)]
 
 
 def test_history_of_the_stored_state_keeps_what_was_seen_first() -> None:
     model = Model()
     model.apply([put("1")])
     model.apply([put("5", historical=True)])
-    assert model.state == Stored(True, "5", "c")
+    assert model.state == StoredState(True, "5", "c")
     assert model.seen_at == "time 1"
 
 

@@ -9,7 +9,7 @@ from rsky_pipeline.backfiller.unpack import creates
 from rsky_pipeline.demo.simulator.clock import stepping_clock
 from rsky_pipeline.demo.simulator.world import World
 from rsky_pipeline.indexer.collections import registry
-from rsky_pipeline.indexer.events import Reading, read_entry
+from rsky_pipeline.indexer.core.entries import Reading, read_entry
 from rsky_pipeline.operations.load.cars import StoredRepo, read_repo
 from rsky_pipeline.operations.load.readings import (
     closing_reading,

@@ -13,7 +13,7 @@ from rsky_pipeline.demo.simulator.state import state_of
 from rsky_pipeline.demo.simulator.truth import INDEXED
 from rsky_pipeline.demo.simulator.world import World
 from rsky_pipeline.indexer.collections import registry
-from rsky_pipeline.indexer.collections.shape import Put
+from rsky_pipeline.indexer.collections.values import Put
 from tests.unit.simulator.networks import small_world
 
 

@@ -186,9 +186,40 @@ def test_any_record_comes_back_as_its_json_form(record: dict[str, Any], seq: int
     event = decode_event(payload)
     assert isinstance(event, RecordEvent)
     assert event.record == json.loads(to_json(record))
-    expected = RecordEvent("update", **(HEAD | {"seq": seq}), cid=str(LINK), record=event.record)
+    expected = RecordEvent("update", **(HEAD | {"seq": seq}), cid=str(LINK), record=event.record,
+                           json=orjson.dumps(event.record).decode())  # fmt: skip
     assert event == expected
     assert event.historical == (seq < 0)
+
+
+RECORD = {"text": 'a "quoted" ,"record":{} in a text', "n": 1}
+WRITTEN = orjson.dumps(RECORD)
+START = orjson.dumps(HEAD | {"type": "create", "cid": "b"})[:-1]
+
+
+@pytest.mark.parametrize(
+    ("payload", "text"),
+    [
+        (START + b',"record":' + WRITTEN + b"}", WRITTEN.decode()),
+        (START + b',"x":",\\"record\\":{}","record":' + WRITTEN + b"}", ""),
+        (START + b',"record":1,"record":' + WRITTEN + b"}", WRITTEN.decode()),
+        (START + b',"x":{"y":1,"record":{}},"record":' + WRITTEN + b"}", ""),
+        (START + b',"x":[1,{"y":1,"record":{}}],"record":' + WRITTEN + b"}", ""),
+        (START + b',"record":' + WRITTEN + b',"x":{"y":1,"record":{}}}', ""),
+        (START + b', "record":' + WRITTEN + b"}", ""),
+        (START + b',"record": ' + WRITTEN + b"}", ""),
+        (START + b',"record":' + WRITTEN + b" }", ""),
+        (START + b',"record":' + WRITTEN + b"} ", ""),
+        (START + b',"record":' + WRITTEN + b',"x":"{}"}', ""),
+        (START + b',"record":' + WRITTEN + b',"x":{}}', ""),
+    ],
+)
+def test_the_text_of_a_record_is_taken_only_where_it_ends_the_event(
+    payload: bytes, text: str
+) -> None:
+    event = decode_event(payload)
+    assert isinstance(event, RecordEvent)
+    assert (event.record, event.json) == (RECORD, text)
 
 
 @given(

@@ -1,0 +1,94 @@
+"""The `actor` rows of a batch: made where missing, and locked, so that each account is serial.
+
+Every worker locks in the order of the DIDs before it reads or writes anything else of them, so
+workers with overlapping batches wait for each other and never in a circle.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from rsky_pipeline.atproto.datetimes import format_utc
+from rsky_pipeline.database.connection import Transaction
+
+# A handle is looked at again when something happens after so long (the official times).
+HANDLE_AGE = timedelta(hours=24)
+NO_HANDLE_AGE = timedelta(hours=1)
+
+_LOCK = """
+SELECT did, handle IS NOT NULL, "indexedAt" FROM actor WHERE did = ANY(%b::text[])
+ORDER BY did FOR NO KEY UPDATE
+"""
+_CREATE = """
+INSERT INTO actor (did, "indexedAt") SELECT * FROM unnest(%b::text[], %b::text[])
+ON CONFLICT (did) DO NOTHING RETURNING did
+"""
+_QUEUE = """
+INSERT INTO rsky_pipeline.handle_check (did, forced, requested_at)
+SELECT n.did, n.forced, now() FROM unnest(%b::text[], %b::boolean[]) AS n(did, forced)
+ON CONFLICT (did) DO UPDATE SET forced = true, attempts = 0,
+    requested_at = LEAST(handle_check.requested_at, EXCLUDED.requested_at)
+WHERE EXCLUDED.forced
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class KnownActor:
+    """What an `actor` row says of the last look at the account's handle."""
+
+    did: str
+    has_handle: bool
+    looked_at: str
+
+
+def lock_actors(tx: Transaction, dids: Iterable[str]) -> list[KnownActor]:
+    """Lock accounts, and return those that have a row.
+
+    A row that is missing must be made in a transaction of its own: inserting while other rows are
+    locked could make two workers wait for each other.
+    """
+    return [KnownActor(*row) for row in tx.query(_LOCK, (sorted(dids),))]
+
+
+def due_handles(known: Iterable[KnownActor], active: Mapping[str, str], now: str) -> list[str]:
+    """Return accounts whose handle is to be looked at again, since something happens there.
+
+    `active` has the time of the newest live event of accounts; a time in the future is now.
+    """
+    if not active:
+        return []
+    latest = min(max(active.values()), now)
+    handle, none = _before(latest, HANDLE_AGE), _before(latest, NO_HANDLE_AGE)
+    due: list[str] = []
+    for actor in known:
+        if actor.looked_at >= (handle if actor.has_handle else none) or actor.did not in active:
+            continue
+        age = HANDLE_AGE if actor.has_handle else NO_HANDLE_AGE
+        if actor.looked_at < _before(min(active[actor.did], now), age):
+            due.append(actor.did)
+    return due
+
+
+def _before(time: str, age: timedelta) -> str:
+    try:
+        return format_utc(datetime.fromisoformat(time) - age)
+    except (ValueError, OverflowError):
+        return ""  # the year 0, or the first day of the year 1: nothing is due
+
+
+def create_actors(tx: Transaction, dids: Iterable[str], seen: Mapping[str, str], now: str) -> int:
+    """Make rows without a handle for new accounts and queue their handles to be looked up."""
+    rows = [(did, seen.get(did, now)) for did in sorted(dids)]
+    created = tx.query(_CREATE, [list(column) for column in zip(*rows, strict=True)])
+    queue_handle_checks(tx, dict.fromkeys((row[0] for row in created), False))
+    return len(created)
+
+
+def queue_handle_checks(tx: Transaction, forced: Mapping[str, bool]) -> None:
+    """Ask for a look at handles.
+
+    A forced look does not wait for the end of a back-off, and the document is fetched anew.
+    """
+    if forced:
+        rows = sorted(forced.items())
+        tx.execute(_QUEUE, [list(column) for column in zip(*rows, strict=True)])

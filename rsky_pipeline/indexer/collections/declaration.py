@@ -1,0 +1,75 @@
+"""What an operator of the AppView's tables declares of each kind of record.
+
+A collection is one `Collection` value in a module of this package; `registry` finds it. Everything
+generic (rev gate, duplicates, updates, deletes, counts, notifications) follows from the declaration
+and is done by `core.write`. What a declaration cannot say is a function that takes `Changes`: the
+rows of the collection that one batch really wrote, and what its transaction holds.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from dataclasses import dataclass, field
+from typing import Any
+
+from rsky_pipeline.database.connection import Transaction
+from rsky_pipeline.indexer.collections.fields import Record
+from rsky_pipeline.indexer.collections.notifications import BatchNotifications
+from rsky_pipeline.indexer.collections.values import (
+    CollectionTable,
+    Notification,
+    Put,
+    Rows,
+    SideTable,
+    StoredRow,
+)
+from rsky_pipeline.indexer.core.counts import Counts
+from rsky_pipeline.indexer.core.locks import ReferenceLocks
+
+
+@dataclass(slots=True)
+class Changes:
+    """The changes of one collection in one transaction, filled by `core.write`."""
+
+    tx: Transaction
+    counts: Counts
+    notifications: BatchNotifications
+    locks: ReferenceLocks
+    now: str
+    arrivals: Mapping[str, int]  # place in the batch of every uri that it changes
+    empty: Set[str] = frozenset()  # accounts that had nothing before this batch
+    purging: bool = False  # records go with their account; what others wrote stays as it is
+    deleted: list[str] = field(default_factory=list)  # uris of records that are gone
+    inserted: list[Put] = field(default_factory=list)  # rows that stand and did not before
+    updated: list[Put] = field(default_factory=list)  # rows that stand with a new content
+    removed: list[StoredRow] = field(default_factory=list)  # rows that stood: `kept` columns
+
+
+@dataclass(frozen=True, slots=True)
+class Collection:
+    """One kind of record."""
+
+    nsid: str
+    read: Callable[[Put, Record], Rows]  # raises InvalidRecordError
+    check: Callable[[Record], None] | None = None  # validates, see `lexicon`; set by `registry`
+    table: CollectionTable | None = None
+    only_rkey: str = ""  # records with other keys have no row in the table
+    side: tuple[SideTable, ...] = ()
+    notify: Callable[[Put], Sequence[Notification]] | None = None
+    judges: bool = False  # looks at others' rows (follows, lists, gates), so it is written last
+    looked_at: bool = False  # what becomes of others' records depends on records of this kind
+    renotify: bool = True  # an update replaces the notifications of its record
+    finish: Callable[[Changes], None] | None = None  # what the declaration cannot say
+    # What a record leaves although its deletion came first, or in the same batch.
+    overtaken: Callable[[Changes, Sequence[Put]], None] | None = None
+    # What the deletion of a standing row tells, given the row and the time now. What the record
+    # told before stays then; without this it is removed.
+    withdraw: Callable[[Mapping[str, Any], str], Notification] | None = None
+
+
+def record_only(_put: Put, _record: Record) -> Rows:
+    """Keep the `record` row and nothing else."""
+    return Rows()
+
+
+def looked_at_by_others(collections: Iterable[Collection]) -> frozenset[str]:
+    """Return the NSIDs whose records others depend on, as `core.locks` asks for them."""
+    return frozenset(collection.nsid for collection in collections if collection.looked_at)

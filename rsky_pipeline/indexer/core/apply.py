@@ -1,0 +1,338 @@
+"""From a batch of entries to committed rows.
+
+`Applier.apply` takes a batch apart: entries that cannot be read are refused, the others go into one
+transaction. `apply_batch` opens it and begins again where it has to. `apply_locked` is the decision
+itself, step by step. Whoever calls acknowledges the batch after all of this has returned: an entry
+that is acknowledged before its rows are committed is lost with the worker, one that is committed
+and not acknowledged is applied once more, which changes nothing.
+
+Blocking, for one thread. A batch may be applied again after any failure.
+"""
+
+import random
+import time
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence, Set
+
+from rsky_pipeline.database.connection import Database, Transaction
+from rsky_pipeline.database.errors import DatabaseError, RowExists, TransactionConflict
+from rsky_pipeline.database.isolation import apply_isolated
+from rsky_pipeline.indexer.accounts.actors import (
+    KnownActor,
+    create_actors,
+    due_handles,
+    lock_actors,
+    queue_handle_checks,
+)
+from rsky_pipeline.indexer.accounts.status import apply_accounts
+from rsky_pipeline.indexer.collections.declaration import (
+    Changes,
+    Collection,
+    looked_at_by_others,
+)
+from rsky_pipeline.indexer.collections.notifications import BatchNotifications
+from rsky_pipeline.indexer.collections.values import Delete, Put, collection_of
+from rsky_pipeline.indexer.core.batch import (
+    Applied,
+    BatchItem,
+    BatchOutcome,
+    EntryBatch,
+    RefusedEntry,
+    groups,
+)
+from rsky_pipeline.indexer.core.complete_revs import (
+    advance_actor_sync,
+    fetch_complete_revs,
+    newly_complete,
+    raise_complete_revs,
+)
+from rsky_pipeline.indexer.core.counts import Counts
+from rsky_pipeline.indexer.core.duplicates import forget_duplicates
+from rsky_pipeline.indexer.core.entries import (
+    AccountChange,
+    IdentityChange,
+    Reading,
+    RepoRev,
+    now_text,
+)
+from rsky_pipeline.indexer.core.labels import LabelReading, apply_labels
+from rsky_pipeline.indexer.core.locks import ReferenceLocks, ReferencesBusyError, lock_references
+from rsky_pipeline.indexer.core.plan import BatchPlan, make_plan, segments
+from rsky_pipeline.indexer.core.record_table import empty_accounts, fetch_states, write_records
+from rsky_pipeline.indexer.core.rejected import keep_rejections, rejections
+from rsky_pipeline.indexer.core.write import Work, write_collection
+
+RECORD_KINDS = frozenset({"create", "update", "delete"})
+MAX_CONFLICTS = 5  # tries of one transaction before the batch is given a longer pause
+# What fails for all entries of a batch is waited for so long (a function that is missing while
+# somebody upgrades the database), and then costs this batch: it must not stop the others for ever.
+SYSTEMIC_SECONDS = 600.0
+
+
+class Applier:
+    """Applies batches; entries that cannot be indexed are refused, all others are committed."""
+
+    def __init__(self, collections: Mapping[str, Collection], max_deliveries: int) -> None:
+        self._collections = collections
+        self._max_deliveries = max_deliveries
+        self._systemic: tuple[str, float] | None = None  # first entry of the batch, since when
+
+    def apply(self, database: Database, batch: EntryBatch) -> BatchOutcome:
+        """Apply a batch.
+
+        Raises DatabaseError: then wait, and apply the same batch again.
+        """
+        started = time.monotonic()
+        outcome = BatchOutcome()
+        refused = [one for item in batch.items if (one := self._refusal(item)) is not None]
+        # A refused record is kept in a table, and its commit moves the repo's rev; other refused
+        # entries have no effect.
+        hopeless = {id(one.item) for one in refused if not _is_record(one)}
+        outcome.refused += refused
+        for group in groups(batch):
+            items = [item for item in group if id(item) not in hopeless]
+            self._apply_group(database, items, outcome)
+        outcome.refused += _refused_labels(batch.items)
+        outcome.bodiless = sum(item.delivery.fields is None for item in batch.items)
+        outcome.seconds = time.monotonic() - started
+        return outcome
+
+    def _refusal(self, item: BatchItem) -> RefusedEntry | None:
+        """Return why an entry is not even tried, or None."""
+        if item.delivery.deliveries > self._max_deliveries:
+            text = f"delivered {item.delivery.deliveries} times and never finished"
+            return RefusedEntry(item, "crashes_worker", text)
+        if item.delivery.fields is None:
+            return None
+        if isinstance(item.reading, Reading) and item.reading.refused is not None:
+            return RefusedEntry(item, item.reading.refused.reason, item.reading.refused.message)
+        return None
+
+    def _apply_group(
+        self, database: Database, items: Sequence[BatchItem], outcome: BatchOutcome
+    ) -> None:
+        """Apply entries together; where PostgreSQL refuses them, in halves, down to the culprit."""
+        present = [item for item in items if item.delivery.fields is not None]
+        if not present:
+            return
+        first, now = present[0].delivery.id, time.monotonic()
+        if self._systemic is not None and self._systemic[0] != first:
+            self._systemic = None
+        since = now if self._systemic is None else self._systemic[1]
+        try:
+            culprits = apply_isolated(
+                present,
+                lambda part: self._apply_once(database, part, outcome),
+                source=lambda item: item.account,
+                blame_all=now - since > SYSTEMIC_SECONDS,
+            )
+        except DatabaseError as error:
+            self._systemic = (first, since) if error.follows_data else None
+            raise
+        self._systemic = None
+        for culprit in culprits:
+            text = f"{culprit.entry.subject}: {culprit.message}"
+            outcome.refused.append(RefusedEntry(culprit.entry, culprit.reason, text))
+
+    def _apply_once(
+        self, database: Database, items: Sequence[BatchItem], outcome: BatchOutcome
+    ) -> None:
+        for attempt in range(1, MAX_CONFLICTS + 1):
+            try:
+                return self._write(database, items, outcome)
+            except TransactionConflict:
+                outcome.conflicts += 1
+                if attempt == MAX_CONFLICTS:
+                    raise
+                time.sleep(random.uniform(0.0, 0.05 * attempt))
+        return None
+
+    def _write(self, database: Database, items: Sequence[BatchItem], outcome: BatchOutcome) -> None:
+        readings = [item.reading for item in items if isinstance(item.reading, Reading)]
+        if readings:
+            outcome.applied.append(apply_batch(database, readings, self._collections))
+        labels = [
+            label
+            for item in items
+            if isinstance(item.reading, LabelReading)
+            for label in item.reading.labels
+        ]
+        if labels:
+            added, removed = apply_labels(database, labels)
+            outcome.labels_added += added
+            outcome.labels_removed += removed
+
+
+def apply_batch(
+    database: Database,
+    readings: Sequence[Reading],
+    collections: Mapping[str, Collection],
+    *,
+    bulk: bool = False,
+) -> Applied:
+    """Apply readings in one transaction: everything or nothing is written.
+
+    `bulk` is for many records of few accounts: it looks first for accounts that have nothing yet.
+    Refused records are kept. Raises DatabaseError; `apply_isolated` sorts out which.
+
+    Every account of the batch is locked first, in the order of DIDs, so that workers with
+    overlapping batches wait for each other and never in a circle. Accounts without a row get one
+    in a transaction of its own, before: inserting while other rows are locked could make two
+    workers wait for each other. Then the transaction begins again.
+    """
+    wanted = [item for item in readings if item.change is not None or item.rev or item.refused]
+    if not wanted:
+        return Applied()
+    dids = {reading.did for reading in wanted}
+    created = 0
+    looked_at: set[str] = set()
+    seen_twice = False
+    while True:
+        try:
+            with database.transaction() as tx:
+                known = lock_actors(tx, dids)
+                if len(known) == len(dids):
+                    _queue_handles(tx, known, wanted)
+                    return apply_locked(
+                        tx, wanted, collections, created, bulk=bulk, looked_at=looked_at
+                    )
+            missing = dids.difference(actor.did for actor in known)
+            seen = {reading.did: reading.time for reading in reversed(wanted)}
+            with database.transaction() as tx:
+                created += create_actors(tx, missing, seen, now_text())
+        except RowExists:  # of somebody who writes beside us and does not know our locks
+            if seen_twice:
+                raise
+            seen_twice = True  # now that it is committed, it is one of the stored states
+            bulk = False
+        except ReferencesBusyError as busy:
+            looked_at |= busy.uris  # from now on they are waited for, in order
+
+
+def apply_locked(
+    tx: Transaction,
+    readings: Sequence[Reading],
+    collections: Mapping[str, Collection],
+    new_actors: int = 0,
+    *,
+    bulk: bool = False,
+    looked_at: Iterable[str] = (),
+) -> Applied:
+    """Apply readings in a transaction that holds the locks on all of their accounts.
+
+    `looked_at` are records to lock beyond those that the operations name. Raises
+    ReferencesBusyError, RowExists.
+
+    The order matters. Locks come before the plan: the plan is made from stored states, and holds
+    only as long as nobody else can change them. `record` and the tombstones come before the tables
+    of collections, which look into both. Counts come last, since other workers wait for their rows
+    (see `counts`). Revs and complete revs come after the records that they claim to be there.
+    """
+    changes = [reading.change for reading in readings]
+    operations = [change for change in changes if isinstance(change, Put | Delete)]
+    locks = lock_references(tx, operations, looked_at_by_others(collections.values()), looked_at)
+    revs = list(_revs(readings))
+    complete = newly_complete(revs)
+    accounts = {item.did for item in operations}
+    complete_revs = fetch_complete_revs(tx, accounts, complete)
+    empty = empty_accounts(tx, accounts) if bulk else frozenset()
+    counts, notified, plans = Counts(), 0, []
+    for segment in segments(operations):
+        stored = fetch_states(tx, (item.uri for item in segment if item.did not in empty))
+        plan = make_plan(segment, stored, complete_revs)
+        write_records(tx, plan)
+        arrivals = {item.uri: place for place, item in enumerate(segment)}
+        notified += write_collections(tx, plan, collections, counts, locks, arrivals, empty)
+        empty = frozenset()  # for the next segment they have what this one wrote
+        plans.append(plan)
+    counts.write(tx)
+    apply_accounts(tx, (change for change in changes if isinstance(change, AccountChange)))
+    advance_actor_sync(tx, revs)
+    raise_complete_revs(tx, complete)
+    keep_rejections(tx, rejections(readings))
+    return Applied(
+        inserted=sum(len(plan.inserts) for plan in plans),
+        updated=sum(len(plan.updates) for plan in plans),
+        deleted=sum(len(plan.deletes) for plan in plans),
+        touched=sum(len(plan.touches) for plan in plans),
+        stale=sum(plan.stale for plan in plans),
+        notifications=notified,
+        new_actors=new_actors,
+        written=Counter(
+            collection_of(put.uri) for plan in plans for put in (*plan.inserts, *plan.updates)
+        ),
+    )
+
+
+def write_collections(
+    tx: Transaction,
+    plan: BatchPlan,
+    collections: Mapping[str, Collection],
+    counts: Counts,
+    locks: ReferenceLocks,
+    arrivals: Mapping[str, int],
+    empty: Set[str] = frozenset(),
+    *,
+    purging: bool = False,
+) -> int:
+    """Write the rows of a plan beyond `record`; return how many notifications were inserted.
+
+    `empty` are accounts that had nothing before. `purging`: its records go with their account.
+    Collections that judge by the rows of others (gates, follows, lists) are written after these.
+    """
+    work: dict[str, Work] = {}
+    for put in plan.inserts:
+        work.setdefault(collection_of(put.uri), Work()).inserts.append(put)
+    for put in plan.updates:
+        work.setdefault(collection_of(put.uri), Work()).updates.append(put)
+    # Others may point at a record that never was here: its deletion counts for them too.
+    for delete in (*plan.deletes, *plan.absent):
+        work.setdefault(collection_of(delete.uri), Work()).deletes.append(delete.uri)
+    for put in plan.overtaken:
+        if collections[collection_of(put.uri)].overtaken is not None:
+            work.setdefault(collection_of(put.uri), Work()).overtaken.append(put)
+    changed = (put.uri for put in plan.updates)
+    forget_duplicates(tx, sorted([*changed, *(item.uri for item in plan.deletes)]))
+    notifications, now = BatchNotifications(), now_text()
+    for nsid in sorted(work, key=lambda nsid: (collections[nsid].judges, nsid)):
+        changes = Changes(tx, counts, notifications, locks, now, arrivals, empty, purging)
+        write_collection(collections[nsid], changes, work[nsid])
+    return notifications.write(tx)
+
+
+def _queue_handles(
+    tx: Transaction, known: Iterable[KnownActor], readings: Sequence[Reading]
+) -> None:
+    """Have handles looked up: always after an identity event, otherwise now and then."""
+    active = {
+        reading.did: reading.time
+        for reading in readings
+        if reading.kind in RECORD_KINDS and not reading.historical
+    }
+    checks = dict.fromkeys(due_handles(known, active, now_text()), False)
+    changed = (item.did for item in readings if isinstance(item.change, IdentityChange))
+    queue_handle_checks(tx, checks | dict.fromkeys(changed, True))
+
+
+def _revs(readings: Iterable[Reading]) -> Iterable[RepoRev]:
+    for reading in readings:
+        if reading.rev is not None:
+            yield reading.rev
+        if isinstance(reading.change, RepoRev):
+            yield reading.change
+
+
+def _is_record(one: RefusedEntry) -> bool:
+    """Return whether a state of a record was refused, not an entry."""
+    reading = one.item.reading
+    refused = reading.refused if isinstance(reading, Reading) else None
+    return refused is not None and bool(refused.uri) and refused.reason == one.reason
+
+
+def _refused_labels(items: Iterable[BatchItem]) -> list[RefusedEntry]:
+    return [
+        RefusedEntry(item, error.reason, str(error))
+        for item in items
+        if isinstance(item.reading, LabelReading) and item.delivery.fields is not None
+        for error in item.reading.refused
+    ]

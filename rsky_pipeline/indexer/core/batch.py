@@ -1,0 +1,107 @@
+"""A batch of stream entries, and what became of it."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from rsky_pipeline.indexer.collections.values import Delete, Put
+from rsky_pipeline.indexer.core.entries import Reading
+from rsky_pipeline.indexer.core.labels import LabelReading
+from rsky_pipeline.streams.consume import SUSPICIOUS_DELIVERIES, Delivery
+
+
+@dataclass(frozen=True, slots=True)
+class BatchItem:
+    """One entry and its content."""
+
+    delivery: Delivery
+    reading: Reading | LabelReading
+
+    @property
+    def suspicious(self) -> bool:
+        """Whether the entry should not share its transaction with others."""
+        return self.delivery.deliveries > SUSPICIOUS_DELIVERIES
+
+    @property
+    def account(self) -> str:
+        """The DID whose entry it is; for labels, which are of anybody, the entry's own id."""
+        return self.reading.did if isinstance(self.reading, Reading) else self.delivery.id
+
+    @property
+    def subject(self) -> str:
+        """What the entry is about, for whoever reads its dead letter: uris, or a DID."""
+        if isinstance(self.reading, LabelReading):
+            return ", ".join(label.uri for label in self.reading.labels[:3])
+        change = self.reading.change
+        return change.uri if isinstance(change, Put | Delete) else self.reading.did
+
+
+@dataclass(slots=True)
+class EntryBatch:
+    """Entries of one stream in their order."""
+
+    stream: str
+    items: list[BatchItem] = field(default_factory=list)
+    size: int = 0  # bytes of the payloads
+    more: bool = False  # it is full, so there is probably more to read
+
+    @property
+    def ids(self) -> Sequence[str]:
+        """Ids of all entries."""
+        return [item.delivery.id for item in self.items]
+
+
+def groups(batch: EntryBatch) -> list[list[BatchItem]]:
+    """Return the entries in order, cut so that every suspicious one is alone.
+
+    What may have crashed a worker must not take its neighbours along when it does so again.
+    """
+    found: list[list[BatchItem]] = []
+    together = False
+    for item in batch.items:
+        if item.suspicious or not together:
+            found.append([item])
+        else:
+            found[-1].append(item)
+        together = not item.suspicious
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class Applied:
+    """The effect of one transaction, in rows of `record` and more."""
+
+    inserted: int = 0
+    updated: int = 0
+    deleted: int = 0
+    touched: int = 0
+    stale: int = 0
+    notifications: int = 0
+    new_actors: int = 0
+    written: Mapping[str, int] = field(default_factory=Counter)  # collection -> new and updated
+
+
+@dataclass(frozen=True, slots=True)
+class RefusedEntry:
+    """An entry (or a label of it) that was not indexed."""
+
+    item: BatchItem
+    reason: str
+    message: str
+
+
+@dataclass(slots=True)
+class BatchOutcome:
+    """The transactions of a batch, and the entries of it that were refused.
+
+    `dead_letters` is known only once the batch is acknowledged.
+    """
+
+    applied: list[Applied] = field(default_factory=list)
+    refused: list[RefusedEntry] = field(default_factory=list)
+    labels_added: int = 0
+    labels_removed: int = 0
+    conflicts: int = 0
+    bodiless: int = 0
+    dead_letters: int = 0
+    seconds: float = 0.0  # that it took to apply

@@ -1,0 +1,65 @@
+"""Exact counts: the differences of a batch are summed per key and added in one statement a table.
+
+A count changes by exactly the rows that were really inserted or deleted, and never by what was
+meant to happen. That is why applying a batch twice changes nothing: the second time, nothing is
+inserted. It also costs the same for a post with a million likes as for one with none. Counts are
+written at the end of the transaction, after everything that may fail, since the rows of popular
+posts are what workers wait for most.
+"""
+
+from collections import defaultdict
+
+from rsky_pipeline.database.connection import Transaction
+
+TABLES = {
+    "post_agg": ("uri", ("likeCount", "replyCount", "repostCount", "quoteCount")),
+    "profile_agg": ("did", ("followersCount", "followsCount", "postsCount")),
+}
+
+
+class Counts:
+    """The differences of one batch."""
+
+    def __init__(self) -> None:
+        self._deltas: dict[tuple[str, str], dict[str, int]] = {
+            (table, column): defaultdict(int)
+            for table, (_, columns) in TABLES.items()
+            for column in columns
+        }
+
+    def add(self, table: str, column: str, key: str | None, difference: int) -> None:
+        """Note a difference; nothing happens without a key (a post that is no reply)."""
+        if key is not None:
+            self._deltas[table, column][key] += difference
+
+    def write(self, tx: Transaction) -> None:
+        """Add the differences, tables and keys in the same order in every worker: no deadlocks."""
+        for table, (_, columns) in TABLES.items():
+            deltas = [self._deltas[table, column] for column in columns]
+            keys = sorted({key for delta in deltas for key, value in delta.items() if value})
+            if keys:
+                values = [[delta.get(key, 0) for key in keys] for delta in deltas]
+                tx.execute(_UPSERTS[table], [keys, *values])
+
+
+def _upsert_sql(table: str) -> str:
+    key, columns = TABLES[table]
+    names = ", ".join(f'"{column}"' for column in columns)
+    # A missing row cannot lose what it never counted: it starts at nothing, not below.
+    values = ", ".join(
+        f'CASE WHEN n."{column}" >= 0 OR EXISTS (SELECT FROM {table} t WHERE t.{key} = n.{key}) '
+        f'THEN n."{column}" ELSE 0 END'
+        for column in columns
+    )
+    changes = ", ".join(
+        f'"{column}" = GREATEST(0, {table}."{column}" + EXCLUDED."{column}")' for column in columns
+    )
+    arrays = ", ".join("%b::bigint[]" for _ in columns)
+    return (
+        f"INSERT INTO {table} ({key}, {names}) SELECT n.{key}, {values} "
+        f"FROM unnest(%b::text[], {arrays}) AS n({key}, {names}) "
+        f"ON CONFLICT ({key}) DO UPDATE SET {changes}"
+    )
+
+
+_UPSERTS = {table: _upsert_sql(table) for table in TABLES}

@@ -1,0 +1,222 @@
+"""Reads an entry of a firehose stream, once and before any transaction.
+
+Everything that can be wrong with an entry is found here, so that it costs at most itself:
+`Refusal` carries the reason for the counters and the dead letter.
+"""
+
+import time as clock
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import NamedTuple
+
+from rsky_pipeline.atproto.datetimes import format_utc, normalize
+from rsky_pipeline.atproto.syntax import is_did, is_rkey, is_tid
+from rsky_pipeline.indexer.collections.declaration import Collection
+from rsky_pipeline.indexer.collections.fields import (
+    MAX_CID_BYTES,
+    MAX_DID_BYTES,
+    InvalidRecordError,
+    encode,
+)
+from rsky_pipeline.indexer.collections.values import Delete, Put
+from rsky_pipeline.streams.event import (
+    EVENT_FIELD,
+    AccountEvent,
+    IdentityEvent,
+    MalformedEvent,
+    RecordEvent,
+    RepoEvent,
+    decode_event,
+)
+
+KNOWN = frozenset(
+    {"deactivated", "suspended", "takendown", "deleted", "throttled", "desynchronized"}
+)
+# What an inactive account without a reason that we know is shown as: hidden, and reversible.
+FALLBACK = "deactivated"
+
+
+@dataclass(frozen=True, slots=True)
+class AccountChange:
+    """An account's hosting status: None is active."""
+
+    did: str
+    seq: int
+    time: str
+    status: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class IdentityChange:
+    """An account's handle or document may have changed."""
+
+    did: str
+
+
+class RepoRev(NamedTuple):
+    """A repo is indexed up to this commit.
+
+    `complete`: every record that it held then is queued, and what it did not hold is deleted.
+    """
+
+    did: str
+    commit: str
+    rev: str
+    complete: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """An event that cannot be indexed, and why; a record's state is named, an entry is not."""
+
+    reason: str
+    message: str
+    uri: str = ""
+    rev: str = ""
+    cid: str = ""
+
+
+Change = Put | Delete | AccountChange | IdentityChange | RepoRev
+
+
+class Reading(NamedTuple):
+    """What an entry says; `kind` names it for metrics (create, update, delete, account, ...)."""
+
+    kind: str
+    did: str
+    time: str  # normal form
+    collection: str = ""
+    historical: bool = False
+    change: Change | None = None  # None: of a collection that nobody indexes
+    rev: RepoRev | None = None  # a live commit, which moves actor_sync whatever the record is
+    refused: Refusal | None = None
+
+
+def read_entry(
+    fields: Mapping[bytes, bytes] | None, collections: Mapping[str, Collection], now: str
+) -> Reading:
+    """Read one entry of a firehose stream; `now` stands in for a time that cannot be read."""
+    try:
+        payload = (fields or {}).get(EVENT_FIELD)
+        if payload is None:
+            raise MalformedEvent("missing_field", "the entry has no field event")
+        event = decode_event(payload)
+        time = normalize(event.time) or now
+        _check_did(event.did)
+        match event:
+            case RecordEvent():
+                return _read_record(event, time, collections)
+            case RepoEvent():
+                rev = _repo_rev(event.did, event.commit, event.rev, event.complete)
+                return Reading("repo", event.did, time, historical=event.seq < 0, change=rev)
+            case AccountEvent():
+                return _read_account(event, time)
+            case IdentityEvent():
+                change = IdentityChange(event.did)
+                return Reading("identity", event.did, time, change=change)
+    except MalformedEvent as error:
+        return Reading("malformed", "", now, refused=Refusal(error.reason, str(error)))
+
+
+def read_direct(event: RecordEvent, time: str, collections: Mapping[str, Collection]) -> Reading:
+    """Read an event that did not come as an entry, as `read_entry` would; `time` is normal."""
+    try:
+        _check_did(event.did)
+        return _read_record(event, time, collections)
+    except MalformedEvent as error:
+        return Reading("malformed", event.did, time, refused=Refusal(error.reason, str(error)))
+
+
+def repo_reading(did: str, commit: str, rev: str, time: str) -> Reading:
+    """Return what the event that closes a complete repo says. Raises MalformedEvent."""
+    change = _repo_rev(did, commit, rev, complete=True)
+    return Reading("repo", did, time, historical=True, change=change)
+
+
+def now_text() -> str:
+    """Return the present in the normal form of datetimes."""
+    return format_utc(datetime.now(UTC))
+
+
+class CoarseClock:
+    """The present in the normal form, up to a second late: for a call with every entry."""
+
+    def __init__(self) -> None:
+        self._text = ""
+        self._until = 0.0
+
+    def __call__(self) -> str:
+        """Return the present."""
+        now = clock.monotonic()
+        if now >= self._until:
+            self._text, self._until = now_text(), now + 1.0
+        return self._text
+
+
+def _read_record(event: RecordEvent, time: str, collections: Mapping[str, Collection]) -> Reading:
+    collection = collections.get(event.collection)
+    historical = event.historical
+    rev = _repo_rev(event.did, event.commit, event.rev)
+    change: Change | None = None
+    refused: Refusal | None = None
+    if collection is not None:
+        if not is_rkey(event.rkey):
+            raise MalformedEvent("invalid_rkey", event.rkey[:100])
+        try:
+            change = _change(event, collection, time)
+        except InvalidRecordError as error:
+            refused = Refusal(error.reason, str(error), event.uri, event.rev, event.cid or "")
+    return Reading(
+        event.action,
+        event.did,
+        time,
+        event.collection if collection is not None else "",
+        historical,
+        change,
+        None if historical else rev,
+        refused,
+    )
+
+
+def _change(event: RecordEvent, collection: Collection, time: str) -> Put | Delete:
+    if event.action == "delete":
+        return Delete(event.uri, event.did, event.rev)
+    assert event.cid is not None
+    assert event.record is not None
+    if not 0 < len(event.cid) <= MAX_CID_BYTES or not event.cid.isalnum():
+        raise MalformedEvent("invalid_cid", event.cid[:100])
+    json = event.json or encode(event.record)
+    put = Put(event.uri, event.did, event.rkey, event.cid, event.rev, time, event.historical, json)
+    if event.record.get("$type", collection.nsid) != collection.nsid:
+        raise InvalidRecordError("wrong_type", f"$type is {str(event.record['$type'])[:100]}")
+    put.rows = collection.read(put, event.record)
+    if collection.check is not None:
+        collection.check(event.record)
+    return put
+
+
+def _read_account(event: AccountEvent, time: str) -> Reading:
+    change = AccountChange(event.did, event.seq, time, stored_status(event.active, event.status))
+    return Reading("account", event.did, time, change=change)
+
+
+def stored_status(active: bool, status: str | None) -> str | None:
+    """Return the status to store: NULL only for an account that is active."""
+    if active:
+        return None
+    lowered = (status or "").lower()
+    return lowered if lowered in KNOWN else FALLBACK
+
+
+def _check_did(did: str) -> None:
+    if len(did) > MAX_DID_BYTES or not is_did(did):
+        raise MalformedEvent("invalid_did", did[:100])
+
+
+def _repo_rev(did: str, commit: str, rev: str, complete: bool = False) -> RepoRev:
+    if not is_tid(rev):
+        raise MalformedEvent("invalid_rev", rev[:100])
+    if not 0 < len(commit) <= MAX_CID_BYTES or not commit.isalnum():
+        raise MalformedEvent("invalid_cid", commit[:100])
+    return RepoRev(did, commit, rev, complete)

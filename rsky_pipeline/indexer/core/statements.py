@@ -1,0 +1,136 @@
+"""SQL for the tables of collections, made from their declarations.
+
+One array parameter a column (`%b`, binary) makes one prepared statement serve any batch size.
+Rows are sorted by uri, so that two workers touch shared index pages and rows in one order.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence, Set
+from functools import cache
+from typing import Any
+
+from rsky_pipeline.database.connection import Transaction
+from rsky_pipeline.indexer.collections.values import CollectionTable, Put, SideTable
+
+GENERIC = {"uri": "varchar", "cid": "varchar", "creator": "varchar", "indexedAt": "varchar"}
+_POST = "app.bsky.feed.post"
+StoredRow = Mapping[str, Any]  # the `returned_columns` of a row that stood
+
+
+def insert(
+    tx: Transaction, table: CollectionTable, puts: Sequence[Put], empty: Set[str] = frozenset()
+) -> list[tuple[Any, ...]]:
+    """Write rows, sorted by uri; return (uri, whether it is new) of each row written.
+
+    A row of a table with a natural key is left out when another record stands for its key. `empty`
+    are accounts that have nothing yet: where all rows are theirs, nothing can be in the way, and
+    they are copied in. Raises RowExists where something is (see `record_rows`).
+    """
+    if not puts:
+        return []
+    rows = sorted(
+        (put.uri, put.cid, put.did, put.indexed_at, *(put.rows.main or ())) for put in puts
+    )
+    its_own = not table.unique or "creator" in table.unique
+    if its_own and empty and all(put.did in empty for put in puts):
+        tx.copy_in(_copy_sql(table), [*GENERIC.values(), *table.columns.values()], rows)
+        return [(row[0], True) for row in rows]
+    return tx.query(_insert_sql(table), transpose(rows))
+
+
+@cache
+def returned_columns(table: CollectionTable) -> tuple[str, ...]:
+    """Return the columns that are asked for when a row is deleted."""
+    by = (count.by for count in table.counts)
+    return tuple(dict.fromkeys(("uri", "cid", "indexedAt", *table.unique, *by, *table.kept)))
+
+
+def delete(tx: Transaction, table: CollectionTable, uris: Iterable[str]) -> list[StoredRow]:
+    """Delete rows by uri; return what the rows were."""
+    uris = sorted(uris)
+    if not uris:
+        return []
+    columns = returned_columns(table)
+    sql = f'DELETE FROM "{table.name}" WHERE uri = ANY(%b::text[]) RETURNING {quoted(columns)}'
+    return [dict(zip(columns, row, strict=True)) for row in tx.query(sql, (uris,))]
+
+
+def select(tx: Transaction, table: CollectionTable, uris: list[str]) -> list[StoredRow]:
+    """Return rows by uri."""
+    if not uris:
+        return []
+    columns = returned_columns(table)
+    sql = f'SELECT {quoted(columns)} FROM "{table.name}" WHERE uri = ANY(%b::text[])'
+    return [dict(zip(columns, row, strict=True)) for row in tx.query(sql, (uris,))]
+
+
+@cache
+def _copy_sql(table: CollectionTable) -> str:
+    columns = quoted({**GENERIC, **table.columns})
+    return f'COPY "{table.name}" ({columns}) FROM STDIN (FORMAT BINARY)'
+
+
+@cache
+def _insert_sql(table: CollectionTable) -> str:
+    columns = {**GENERIC, **table.columns}
+    if table.unique:
+        conflict = "ON CONFLICT DO NOTHING"
+    else:
+        changed = ", ".join(f'"{name}" = EXCLUDED."{name}"' for name in columns if name != "uri")
+        conflict = f"ON CONFLICT (uri) DO UPDATE SET {changed}"
+    return (
+        f'INSERT INTO "{table.name}" ({quoted(columns)}) {unnest(columns)} '
+        f"{conflict} RETURNING uri, xmax = 0"
+    )
+
+
+@cache
+def side_insert_sql(side: SideTable) -> str:
+    """Return the statement that writes rows of a side table and returns their count keys."""
+    columns = {side.owner: "varchar", **side.columns}
+    skip = ""
+    if side.skip_deleted:
+        # Only the deletion of a post takes with it what points at it; a repost can be of a feed.
+        skip = (
+            " WHERE NOT EXISTS (SELECT FROM rsky_pipeline.tombstone t "
+            f"WHERE t.uri = n.\"{side.skip_deleted}\" AND split_part(t.uri, '/', 4) = '{_POST}')"
+        )
+    return (
+        f'INSERT INTO "{side.name}" ({quoted(columns)}) {unnest(columns)}{skip} '
+        f"ON CONFLICT DO NOTHING RETURNING {_count_keys(side)}"
+    )
+
+
+@cache
+def side_delete_sql(side: SideTable) -> str:
+    """Return the statement that deletes rows by owner and returns their count keys."""
+    return (
+        f'DELETE FROM "{side.name}" WHERE "{side.owner}" = ANY(%b::text[]) '
+        f"RETURNING {_count_keys(side)}"
+    )
+
+
+def _count_keys(side: SideTable) -> str:
+    return quoted(count.by for count in side.counts) or "NULL"
+
+
+def quoted(columns: Iterable[str]) -> str:
+    """Return column names for SQL."""
+    return ", ".join(f'"{name}"' for name in columns)
+
+
+def unnest(columns: Mapping[str, str]) -> str:
+    """Return a SELECT from one array parameter a column, as relation `n`."""
+    arrays = ", ".join(f"%b::{_array_type(kind)}[]" for kind in columns.values())
+    chosen = ", ".join(
+        f'n."{name}"::jsonb' if kind == "jsonb" else f'n."{name}"' for name, kind in columns.items()
+    )
+    return f"SELECT {chosen} FROM unnest({arrays}) AS n({quoted(columns)})"
+
+
+def _array_type(kind: str) -> str:
+    return "text" if kind in {"varchar", "jsonb"} else kind
+
+
+def transpose(rows: Sequence[tuple[Any, ...]]) -> list[list[Any]]:
+    """Turn rows into one list a column."""
+    return [list(column) for column in zip(*rows, strict=True)]
