@@ -10,24 +10,26 @@ from typing import IO, Any
 
 import click
 
+from rsky_pipeline.cli.output import line, say
+
 COMMANDS = {
     "run": "Start and supervise roles in the foreground.",
     "status": "Show roles, rates, lag and stream lengths of a running pipeline.",
     "start": "Start a pipeline in the background, producers first.",
     "stop": "Stop a running pipeline, consumers first.",
     "restart": "Restart the workers of a role, or everything in order.",
-    "deploy": "Replace the program of a running pipeline, and go back by itself if that fails.",
+    "deploy": "Replace the program of a running pipeline, and roll back if that fails.",
     "rollback": "Put an earlier program back.",
-    "deployments": "List what was deployed and how it went.",
-    "verify": "Check whether a running pipeline is well.",
+    "deployments": "List deployments and rollbacks.",
+    "verify": "Check that a running pipeline is healthy.",
     "monitor": "Watch a running pipeline after a change.",
-    "trace": "Tell where a record or an account is.",
+    "trace": "Find a record or an account in the pipeline.",
     "streams": "Look at the Redis streams, and clean them without losing work.",
-    "backfill": "Bring in the history of accounts, see how far it is, try again, cancel.",
+    "backfill": "Bring in the history of accounts, show progress, retry, cancel.",
     "load": "Index CAR files straight into PostgreSQL.",
-    "cursor": "Show and set where the ingester is in the streams of relays and labelers.",
-    "gaps": "List events of relays that were not seen, and repair what they cost.",
-    "dlq": "List, show, retry and drop what could not be processed.",
+    "cursor": "Show and set the positions of the ingester in relays and labelers.",
+    "gaps": "List events of relays that were not seen, and repair the loss.",
+    "dlq": "List, show, retry and drop dead letters.",
     "config": "Show or check the configuration.",
     "db": "Check the database: schema, counts, completeness of a repo, rejected records.",
     "index-repo": "Bring the rows of repos exactly up to date.",
@@ -40,16 +42,17 @@ HIDDEN_COMMANDS = (
     "load-worker",  # started by `load`
     "version",  # `--version` for programs
 )
+ELSEWHERE = {"rollback": ("deploy", "rollback"), "deployments": ("deploy", "deployments")}
 
 
 class _OneLine(click.UsageError):
-    """A usage error that is told in one line."""
+    """A usage error in one line."""
 
     def show(self, file: IO[Any] | None = None) -> None:
         """Print it for people."""
         path = self.ctx.command_path if self.ctx else "rsky-pipeline"
         message = " ".join(self.format_message().split()).rstrip(".")
-        click.echo(f"rsky-pipeline: {message}; see `{path} --help`", file=file, err=file is None)
+        say(f"{message}; see `{path} --help`")
 
 
 @contextmanager
@@ -63,7 +66,7 @@ def _one_line() -> Iterator[None]:
 
 
 class LazyGroup(click.Group):
-    """Loads `rsky_pipeline.cli.NAME` when command NAME is used; each module defines `command`."""
+    """Loads `rsky_pipeline.cli.NAME` when command NAME is used, and takes its `command`."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Parse what stands before the command."""
@@ -83,9 +86,8 @@ class LazyGroup(click.Group):
         """Import the module of a known command."""
         if cmd_name not in COMMANDS and cmd_name not in HIDDEN_COMMANDS:
             return None
-        command: click.Command = import_module(
-            f"rsky_pipeline.cli.{cmd_name.replace('-', '_')}"
-        ).command
+        module, attribute = ELSEWHERE.get(cmd_name, (cmd_name.replace("-", "_"), "command"))
+        command: click.Command = getattr(import_module(f"rsky_pipeline.cli.{module}"), attribute)
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -98,7 +100,7 @@ def _print_version(ctx: click.Context, parameter: click.Parameter, asked: bool) 
     if asked and not ctx.resilient_parsing:
         from rsky_pipeline.observability.build import build
 
-        click.echo(f"rsky-pipeline {build().describe()}")
+        line(f"rsky-pipeline {build().describe()}")
         ctx.exit()
 
 

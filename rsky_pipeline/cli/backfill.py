@@ -1,27 +1,23 @@
 """`rsky-pipeline backfill`: bring in accounts, see how far it is, try again, cancel."""
 
-from contextlib import closing
+from contextlib import AbstractContextManager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from rsky_pipeline.cli.durations import DURATION
+from rsky_pipeline.cli.command import DURATION, CommandError, Invocation, operator_command
 from rsky_pipeline.cli.exit_codes import ExitCode
-from rsky_pipeline.cli.options import configuration_options
-from rsky_pipeline.cli.output import fail, print_json, print_table, say
-from rsky_pipeline.cli.progress import Progress
-from rsky_pipeline.cli.status import duration
-from rsky_pipeline.cli.store import opened_store
+from rsky_pipeline.cli.output import Progress, duration, line, print_table, say
 
 if TYPE_CHECKING:
     from rsky_pipeline.configuration.settings import Settings
+    from rsky_pipeline.database.connection import Database
     from rsky_pipeline.operations.backfill.adding import Adder
     from rsky_pipeline.operations.backfill.sources import Refused
     from rsky_pipeline.streams.connection import Store
 
-_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 _priority = click.option(
     "--priority", type=click.Choice(["high", "normal", "low"]), default="normal",
     show_default=True, help="Which stream: high goes before what relays list.",
@@ -33,14 +29,14 @@ _no_wait = click.option(
 
 @click.group()
 def command() -> None:
-    """Bring in the history of accounts, see how far it is, try again, cancel.
+    """Bring in the history of accounts, show progress, retry, cancel.
 
-    Exit codes: 0 done, 1 partly done (what is printed says why), 2 wrong option or argument, 69
+    Exit codes: 0 done, 1 partly done (the output says why), 2 wrong option or argument, 69
     Redis, PostgreSQL or a host cannot be reached.
     """
 
 
-@command.command()
+@operator_command(command)
 @click.argument("dids", nargs=-1, metavar="[DID]...")
 @click.option("--file", "file", type=click.Path(exists=True, dir_okay=False, path_type=Path),
               help="CSV with a column did, or a DID on each line.")  # fmt: skip
@@ -49,80 +45,73 @@ def command() -> None:
               help="All accounts with records of it, by the first relay's "
               "listReposByCollection.")  # fmt: skip
 @_priority
-@click.option("--force", is_flag=True, help="Fetch also what is stored as new as it is.")
+@click.option("--force", is_flag=True, help="Fetch repos even if the stored rev is current.")
 @click.option("--restart", is_flag=True, help="Read a listing from its beginning again.")
 @_no_wait
-@_json
-@configuration_options
 def add(
-    dids: tuple[str, ...], file: Path | None, pds: str | None, collection: str | None,
-    priority: str, force: bool, restart: bool, no_wait: bool, as_json: bool, **parameters: Any,
-) -> None:  # fmt: skip
+    run: Invocation, dids: tuple[str, ...], file: Path | None, pds: str | None,
+    collection: str | None, priority: str, force: bool, restart: bool, no_wait: bool,
+) -> int:  # fmt: skip
     """Queue accounts, each once. Waits while the stream is at its high-water mark.
 
-    A listing that was interrupted goes on where it was when the command is repeated.
+    A listing that was interrupted continues where it was when the command is repeated.
     """
     from rsky_pipeline.operations.backfill.adding import PRIORITIES, Adder, CursorMoved, Full
     from rsky_pipeline.operations.backfill.sources import Refused, from_file, valid
 
     given = [bool(dids), file is not None, pds is not None, collection is not None]
     if sum(given) != 1:
-        raise fail("give DIDs, or one of --file, --pds and --collection", ExitCode.USAGE)
+        raise CommandError("give DIDs, or one of --file, --pds and --collection", ExitCode.USAGE)
     refused, problem = Refused(), None
-    with opened_store(parameters, "backfill") as (settings, store):
+    with run.store("backfill") as store:
         adder = Adder(
-            store, PRIORITIES[priority], settings.repo_high_water_mark, wait=not no_wait,
+            store, PRIORITIES[priority], run.settings.repo_high_water_mark, wait=not no_wait,
             force=force, tell=Progress(),
         )  # fmt: skip
         try:
             if pds is not None or collection is not None:
-                _add_listed(adder, store, settings, priority, pds, collection, restart)
+                _add_listed(adder, store, run.settings, priority, pds, collection, restart)
             else:
                 names = dids if file is None else from_file(file)
                 adder.add(valid(names, refused))
         except (Full, CursorMoved) as error:
-            problem = str(error) or "somebody else goes on with the same listing"
-    _report_added(adder, refused, problem, priority, as_json)
+            problem = str(error) or "another command continues the same listing"
+    return _report_added(run, adder, refused, problem, priority)
 
 
-@command.command()
+@operator_command(command)
 @click.option("--window", type=DURATION, default="5m", show_default=True, metavar="DURATION",
-              help="Rates and the time left follow from what was done in it.")  # fmt: skip
-@_json
-@configuration_options
-def status(window: float, as_json: bool, **parameters: Any) -> None:
-    """Show what is queued, running, waiting, done and failed by reason, rates and time left."""
+              help="Rates and the time left follow from the work done in it.")  # fmt: skip
+def status(run: Invocation, window: float) -> None:
+    """Show queued, running, waiting, done and failed repos by reason, rates and time left."""
     from rsky_pipeline.database.errors import DatabaseError
     from rsky_pipeline.operations.backfill.progress import document, look
     from rsky_pipeline.operations.backfill.states import stored
 
-    with opened_store(parameters, "backfill") as (settings, store):
-        queues = look(store, settings)
+    with run.store("backfill") as store:
+        queues = look(store, run.settings)
     known, problem = None, None
     try:
-        with closing(_database(settings)) as database:
+        with _database(run) as database:
             known = stored(database, window)
     except DatabaseError as error:
         problem = f"PostgreSQL cannot be asked, so that only queues are shown: {error}"
-    found = document(queues, known, _workers(settings), window)
-    print_json(found) if as_json else _show_status(found)
+    found = document(queues, known, _workers(run), window)
+    run.answer(found, lambda: _show_status(found))
     if problem is not None:
-        raise fail(problem, ExitCode.UNAVAILABLE)
+        raise CommandError(problem, ExitCode.UNAVAILABLE)
 
 
-@command.command()
-@click.option("--reason", metavar="REASON", help="Only what failed for this reason.")
+@operator_command(command)
+@click.option("--reason", metavar="REASON", help="Only repos that failed for this reason.")
 @click.option("--did", "dids", multiple=True, metavar="DID", help="Only this account; may be "
               "repeated.")  # fmt: skip
 @_priority
 @_no_wait
-@_json
-@configuration_options
 def retry(
-    reason: str | None, dids: tuple[str, ...], priority: str, no_wait: bool, as_json: bool,
-    **parameters: Any,
-) -> None:  # fmt: skip
-    """Try again what was given up: dead letters, and repos that are stored as failed.
+    run: Invocation, reason: str | None, dids: tuple[str, ...], priority: str, no_wait: bool
+) -> None:
+    """Try given-up repos again: dead letters, and repos that are stored as failed.
 
     Accounts that are deactivated or gone, or were cancelled, are tried again only by --reason or
     --did.
@@ -133,64 +122,59 @@ def retry(
     from rsky_pipeline.operations.backfill.states import unsuccessful
 
     progress = Progress()
-    with opened_store(parameters, "backfill") as (settings, store):
+    with run.store("backfill") as store:
         try:
-            with closing(_database(settings)) as database:
+            with _database(run) as database:
                 given_up = unsuccessful(database, reason, dids)
         except DatabaseError as error:
-            raise fail(f"PostgreSQL: {error}", ExitCode.UNAVAILABLE) from error
-        adder = Adder(store, PRIORITIES[priority], settings.repo_high_water_mark,
+            raise CommandError(f"PostgreSQL: {error}", ExitCode.UNAVAILABLE) from error
+        adder = Adder(store, PRIORITIES[priority], run.settings.repo_high_water_mark,
                       wait=not no_wait, tell=progress)  # fmt: skip
         try:
             done = retry_repos(
-                store, settings, adder, given_up, reason=reason, dids=dids, tell=progress
+                store, run.settings, adder, given_up, reason=reason, dids=dids, tell=progress
             )
         except Full as error:
-            raise fail(f"{error}; repeat the command to go on", ExitCode.FAILED) from error
-    if as_json:
-        print_json(asdict(done) | {"total": done.total})
-    else:
-        click.echo(f"trying {done.total:,} repos again ({done.letters:,} dead letters, "
-                   f"{done.waiting:,} that waited, {done.given_up:,} given up)")  # fmt: skip
+            raise CommandError(f"{error}; repeat the command to go on", ExitCode.FAILED) from error
+    run.answer(
+        asdict(done) | {"total": done.total},
+        lambda: line(f"trying {done.total:,} repos again ({done.letters:,} dead letters, "
+                     f"{done.waiting:,} that waited, {done.given_up:,} given up)"),
+    )  # fmt: skip
 
 
-@command.command()
+@operator_command(command)
 @click.argument("dids", nargs=-1, metavar="[DID]...")
 @click.option("--all", "everything", is_flag=True, help="All accounts.")
 @click.option("--resyncs", is_flag=True,
               help="Also repairs that live indexing asked for; rows may stay wrong.")  # fmt: skip
-@_json
-@configuration_options
-def cancel(
-    dids: tuple[str, ...], everything: bool, resyncs: bool, as_json: bool, **parameters: Any
-) -> None:
-    """Take jobs out of the queue. What a worker holds already it finishes."""
+def cancel(run: Invocation, dids: tuple[str, ...], everything: bool, resyncs: bool) -> None:
+    """Take jobs out of the queue. Workers finish the jobs that they hold already."""
     from rsky_pipeline.database.errors import DatabaseError
     from rsky_pipeline.operations.backfill.cancelling import cancel as cancel_jobs
     from rsky_pipeline.operations.backfill.states import mark_cancelled
 
     if bool(dids) == everything:
-        raise fail("give DIDs or --all", ExitCode.USAGE)
-    with opened_store(parameters, "backfill") as (settings, store):
+        raise CommandError("give DIDs or --all", ExitCode.USAGE)
+    with run.store("backfill") as store:
         done = cancel_jobs(store, None if everything else set(dids), resyncs=resyncs,
                            tell=Progress())  # fmt: skip
     problem = None
     try:
-        with closing(_database(settings)) as database:
+        with _database(run) as database:
             mark_cancelled(database, done.dids)
     except DatabaseError as error:
         problem = f"cancelled, but not noted in PostgreSQL: {error}"
-    if as_json:
-        counts = {"running": done.running, "resyncs": done.resyncs}
-        print_json({"cancelled": len(done.dids), **counts})
-    else:
-        click.echo(f"cancelled {len(done.dids):,}")
+    counts = {"running": done.running, "resyncs": done.resyncs}
+    run.answer(
+        {"cancelled": len(done.dids), **counts}, lambda: line(f"cancelled {len(done.dids):,}")
+    )
     if done.running:
         say(f"{done.running:,} are held by a worker and end there")
     if done.resyncs:
         say(f"{done.resyncs:,} repairs of live indexing stay; --resyncs cancels them too")
     if problem:
-        raise fail(problem, ExitCode.UNAVAILABLE)
+        raise CommandError(problem, ExitCode.UNAVAILABLE)
 
 
 def _add_listed(
@@ -205,7 +189,7 @@ def _add_listed(
     try:
         endpoint = parse_endpoint(pds if pds is not None else settings.relay_hosts[0])
     except ValueError as error:
-        raise fail(f"--pds {pds}: {error}", ExitCode.USAGE) from error
+        raise CommandError(f"--pds {pds}: {error}", ExitCode.USAGE) from error
     key = cursor_key(PRIORITIES[priority], endpoint, collection)
     if restart:
         store.call("DEL", key)
@@ -217,57 +201,53 @@ def _add_listed(
                    lambda found: ranges.append(str(found.range)))  # fmt: skip
     except HttpFailure as error:
         text = f"{error}; {adder.added.queued:,} are queued, repeat the command to go on"
-        raise fail(text, ExitCode.UNAVAILABLE) from error
+        raise CommandError(text, ExitCode.UNAVAILABLE) from error
 
 
 def _report_added(
-    adder: "Adder", refused: "Refused", problem: str | None, priority: str, as_json: bool
-) -> None:
+    run: Invocation, adder: "Adder", refused: "Refused", problem: str | None, priority: str
+) -> int:
     added = adder.added
-    if as_json:
-        print_json({
+    notes = [
+        f"{count:,} {meaning}"
+        for count, meaning in (
+            (added.duplicates, "named twice"), (added.already_queued, "queued already"),
+            (added.inactive, "inactive"), (refused.count, "no DID"),
+        )
+        if count
+    ]  # fmt: skip
+    run.answer(
+        {
             **asdict(added), "invalid": refused.count, "invalid_examples": refused.examples,
             "priority": priority, "complete": problem is None, "problem": problem,
-        })  # fmt: skip
-    else:
-        notes = [
-            f"{count:,} {what}"
-            for count, what in (
-                (added.duplicates, "named twice"), (added.already_queued, "queued already"),
-                (added.inactive, "inactive"), (refused.count, "no DID"),
-            )
-            if count
-        ]  # fmt: skip
-        click.echo(f"queued {added.queued:,}" + (f" ({', '.join(notes)})" if notes else ""))
+        },
+        lambda: line(f"queued {added.queued:,}" + (f" ({', '.join(notes)})" if notes else "")),
+    )  # fmt: skip
     for cursors in added.unlistable:
         say(f"the host could not list the accounts with cursors {cursors}; with --restart they are "
             "asked for again")  # fmt: skip
     for example in refused.examples:
         say(f"no DID of did:plc or did:web: {example!r}")
     if problem:
-        raise fail(f"{problem}; repeat the command to go on", ExitCode.FAILED)
+        raise CommandError(f"{problem}; repeat the command to go on", ExitCode.FAILED)
     if added.unlistable:
-        raise click.exceptions.Exit(ExitCode.FAILED)
+        return ExitCode.FAILED
     if refused.count:
-        raise click.exceptions.Exit(ExitCode.FAILED if added.queued else ExitCode.USAGE)
+        return ExitCode.FAILED if added.queued else ExitCode.USAGE
+    return ExitCode.OK
 
 
-def _database(settings: "Settings") -> Any:
-    from rsky_pipeline.database.connection import Database
-
-    return Database.connect(
-        settings.database_url or "", schema=settings.database_schema, name="backfill-command"
-    )
+def _database(run: Invocation) -> AbstractContextManager["Database"]:
+    return run.database("backfill-command", statement_timeout_ms=60_000)
 
 
-def _workers(settings: "Settings") -> list[dict[str, Any]]:
-    """Return what running backfillers say of themselves; none if no pipeline runs here."""
-    from rsky_pipeline.embedded.locations import run_directory
+def _workers(run: Invocation) -> list[dict[str, Any]]:
+    """Return the state of running backfillers; none if no pipeline runs here."""
     from rsky_pipeline.runtime.errors import WorkerError
     from rsky_pipeline.supervisor import client
 
     try:
-        found = client.find(run_directory(settings))
+        found = client.find(run.run_directory)
     except WorkerError:
         return []
     return [
@@ -295,12 +275,12 @@ def _show_status(found: dict[str, Any]) -> None:
         for reason, count in sorted(counts.items(), key=lambda item: -item[1])
     ]
     if reasons:
-        click.echo()
+        line()
         print_table(("STATUS", "REASON", "COUNT"), reasons)
-    click.echo()
+    line()
     if repos is not None:
-        click.echo(f"{found['repos_per_second']:,} repos/s, {found['records_per_second']:,} "
+        line(f"{found['repos_per_second']:,} repos/s, {found['records_per_second']:,} "
                    f"records/s, time left {duration(found['eta_seconds'])}")  # fmt: skip
-    click.echo(f"{found['records_not_indexed']:,} records wait for the indexer")
+    line(f"{found['records_not_indexed']:,} records wait for the indexer")
     for worker in found["workers"]:
-        click.echo(f"{worker['name']}: {worker['state']}, {worker['rate'] or 0:,.1f} repos/s")
+        line(f"{worker['name']}: {worker['state']}, {worker['rate'] or 0:,.1f} repos/s")

@@ -1,12 +1,10 @@
 """`rsky-pipeline config`: show and check the configuration."""
 
-from typing import Any
-
 import click
 
+from rsky_pipeline.cli.command import Invocation, operator_command
 from rsky_pipeline.cli.exit_codes import ExitCode
-from rsky_pipeline.cli.options import attempt, configuration_options, loaded
-from rsky_pipeline.cli.output import print_json, print_table, say
+from rsky_pipeline.cli.output import line, print_json, print_table, say
 from rsky_pipeline.configuration.load import ConfigurationError
 from rsky_pipeline.configuration.report import effective
 
@@ -16,37 +14,32 @@ def command() -> None:
     """Show or check the configuration."""
 
 
-@command.command()
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
-@configuration_options
-def show(as_json: bool, **parameters: Any) -> None:
+@operator_command(command)
+def show(run: Invocation) -> None:
     """Print every setting, its value (passwords hidden) and where it came from."""
-    report = effective(loaded(parameters))
-    if as_json:
-        print_json(report)
-        return
+    report = effective(run.loaded)
     rows = [(name, _shown(item["value"]), item["origin"]) for name, item in report.items()]
-    print_table(("SETTING", "VALUE", "FROM"), rows)
+    run.answer(report, lambda: print_table(("SETTING", "VALUE", "FROM"), rows))
 
 
-@command.command()
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
-@configuration_options
-def check(as_json: bool, **parameters: Any) -> None:
+@operator_command(command)
+def check(run: Invocation) -> int:
     """Exit with 0 if the configuration is good, or with 2 and a line for each problem."""
-    if not as_json:
-        result = loaded(parameters)
+    try:
+        result = run.loaded
+    except ConfigurationError as error:
+        if not run.as_json:
+            raise
+        print_json({"ok": False, "problems": list(error.problems), "remarks": []})
+        return ExitCode.USAGE
+    source = f"the file {result.file.path}" if result.file else "no file"
+    good = f"the configuration is good ({source}, environment, flags)"
+    document = {"ok": True, "problems": [], "remarks": list(result.remarks)}
+    if not run.as_json:
         for remark in result.remarks:
             say(f"remark: {remark}")
-        source = f"the file {result.file.path}" if result.file else "no file"
-        click.echo(f"the configuration is good ({source}, environment, flags)")
-        return
-    try:
-        remarks = attempt(parameters).remarks
-    except ConfigurationError as error:
-        print_json({"ok": False, "problems": list(error.problems), "remarks": []})
-        raise click.exceptions.Exit(ExitCode.USAGE) from error
-    print_json({"ok": True, "problems": [], "remarks": list(remarks)})
+    run.answer(document, lambda: line(good))
+    return ExitCode.OK
 
 
 def _shown(value: object) -> str:

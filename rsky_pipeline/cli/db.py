@@ -1,110 +1,252 @@
-"""`rsky-pipeline db`: create and check the database schema."""
+"""`rsky-pipeline db`: the schema, counts, completeness of repos, and rejected records."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from rsky_pipeline.cli.database import told
-from rsky_pipeline.cli.db_compare import compare
-from rsky_pipeline.cli.db_recount import recount
-from rsky_pipeline.cli.db_rejected import rejected
+from rsky_pipeline.cli.command import Invocation, operator_command
 from rsky_pipeline.cli.exit_codes import ExitCode
-from rsky_pipeline.cli.options import configuration_options
-from rsky_pipeline.cli.output import print_json, say
+from rsky_pipeline.cli.output import Progress, line, print_table, say
 
 if TYPE_CHECKING:
     from rsky_pipeline.database.schema import Difference
+    from rsky_pipeline.operations.compare_repo import Comparison
+    from rsky_pipeline.operations.recount import Drift
+    from rsky_pipeline.operations.repos import Outcome
 
-Result = TypeVar("Result")
+COMPARED = (
+    "repo", "rows", "equal", "newer", "refused", "missing", "extra", "different", "unlisted",
+)  # fmt: skip
+SHOWN_DRIFTS = 1_000  # drifts that are listed; all are counted and repaired
 
 
 @click.group()
 def command() -> None:
-    """Create and check the schema, and check and repair what is in it."""
+    """Create and check the schema; check and repair its contents."""
 
 
-for subcommand in (recount, compare, rejected):
-    command.add_command(subcommand)
-
-
-@command.command()
-@click.option(
-    "--dry-run", is_flag=True, help="Only say what would be done; reads, changes nothing."
-)
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
-@configuration_options
-def init(dry_run: bool, as_json: bool, **parameters: Any) -> None:
+@operator_command(command)
+@click.option("--dry-run", is_flag=True, help="List what would be done; change nothing.")
+def init(run: Invocation, dry_run: bool) -> int:
     """Create what is missing; safe to repeat, and on an official AppView's database.
 
     Exit with 6 if the database still differs afterwards from what the pipeline needs.
     """
     from rsky_pipeline.database import schema
 
+    target = (run.settings.database_url or "", run.settings.database_schema)
     if dry_run:
-        would = _on_database(parameters, schema.pending)
-        if as_json:
-            print_json({"pending": would})
-        else:
-            click.echo("\n".join(f"would {line}" for line in would) or "nothing is to be done")
-        return
-    done, differences = _on_database(
-        parameters, lambda url, name: (schema.initialise(url, name), schema.check(url, name))
-    )
-    if as_json:
-        print_json({"done": done, "differences": [asdict(item) for item in differences]})
-    else:
-        for line in done or ["everything is there already"]:
-            click.echo(line)
+        would = schema.pending(*target)
+        run.answer(
+            {"pending": would}, lambda: _show_lines("would ", would, "nothing is to be done")
+        )
+        return ExitCode.OK
+    done, differences = schema.initialise(*target), schema.check(*target)
+
+    def show() -> None:
+        _show_lines("", done, "everything is there already")
         if _count_errors(differences):
-            _print_differences(differences)
-    _exit(differences)
+            _show_differences(differences)
+
+    run.answer({"done": done, "differences": [asdict(item) for item in differences]}, show)
+    return ExitCode.DIFFERENCES if _count_errors(differences) else ExitCode.OK
 
 
-@command.command()
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
-@configuration_options
-def check(as_json: bool, **parameters: Any) -> None:
+@operator_command(command)
+def check(run: Invocation) -> int:
     """Compare the schema with the expected one; exit with 6 if the pipeline misses something.
 
-    It only reads. Warnings are what the pipeline works in spite of.
+    Reads only. The pipeline works in spite of a warning.
     """
     from rsky_pipeline.database import schema
 
-    differences = _on_database(parameters, schema.check)
-    if as_json:
-        ok = not _count_errors(differences)
-        print_json({"ok": ok, "differences": [asdict(item) for item in differences]})
-    else:
-        _print_differences(differences)
-    _exit(differences)
+    differences = schema.check(run.settings.database_url or "", run.settings.database_schema)
+    ok = not _count_errors(differences)
+    run.answer(
+        {"ok": ok, "differences": [asdict(item) for item in differences]},
+        lambda: _show_differences(differences),
+    )
+    return ExitCode.OK if ok else ExitCode.DIFFERENCES
 
 
-def _on_database(parameters: dict[str, Any], action: Callable[[str, str], Result]) -> Result:
-    """Call with the URL and the schema; a failure is one line and an exit code."""
-    with told(parameters) as settings:
-        return action(settings.database_url or "", settings.database_schema)
+@operator_command(command)
+@click.option("--did", "dids", multiple=True, metavar="DID",
+              help="Counts of an account and of its records; may be repeated.")  # fmt: skip
+@click.option("--uri", "uris", multiple=True, metavar="URI",
+              help="Counts of a post, feed or labeler; may be repeated.")  # fmt: skip
+@click.option("--all", "everything", is_flag=True, help="All counts.")
+@click.option("--dry-run", is_flag=True, help="Report only; exit with 6 if something drifted.")
+def recount(
+    run: Invocation, dids: tuple[str, ...], uris: tuple[str, ...], everything: bool, dry_run: bool
+) -> int:
+    """Recompute likes, replies, reposts, quotes, followers, follows and posts; repair drift.
+
+    Safe beside running indexers; may be interrupted at any point and repeated.
+    """
+    if everything == bool(dids or uris):
+        raise click.UsageError("give --did or --uri, or --all")
+    from rsky_pipeline.operations.recount import Scope
+    from rsky_pipeline.operations.recount import recount as chunks
+
+    progress, keys, drifts, count = Progress(), 0, list["Drift"](), 0
+    with run.database("recount") as database:
+        for chunk in chunks(database, Scope(dids, uris), repair=not dry_run):
+            keys += chunk.keys
+            count += len(chunk.drifts)
+            drifts += chunk.drifts[: SHOWN_DRIFTS - len(drifts)]
+            progress(f"{chunk.table}: {keys:,} looked at, {count:,} counts had drifted")
+
+    def show() -> None:
+        for drift in drifts:
+            line(f"{drift.key}  {drift.column}: {drift.stored} -> {drift.counted}")
+        if count > len(drifts):
+            say(f"{count - len(drifts):,} more are not listed")
+        done = "would be repaired" if dry_run else "repaired"
+        line(f"{keys:,} rows of counts looked at, {count:,} counts {done}")
+
+    document = {
+        "checked": keys, "drifted": count, "repaired": 0 if dry_run else count,
+        "drifts": [asdict(drift) for drift in drifts],
+    }  # fmt: skip
+    run.answer(document, show)
+    return ExitCode.DIFFERENCES if dry_run and count else ExitCode.OK
 
 
-def _print_differences(differences: "Sequence[Difference]") -> None:
+@operator_command(command)
+@click.option("--did", "dids", multiple=True, required=True, metavar="DID",
+              help="The account; may be repeated.")  # fmt: skip
+def compare(run: Invocation, dids: tuple[str, ...]) -> int:
+    """Fetch and verify a repo; list rows that are missing, additional or different.
+
+    Reads only. Exit with 6 if something differs, with 1 if a repo cannot be fetched.
+    """
+    import trio
+
+    from rsky_pipeline.backfiller.unpack import Repo
+    from rsky_pipeline.indexer.collections import registry
+    from rsky_pipeline.operations.compare_repo import compare_repo
+    from rsky_pipeline.operations.repos import each_repo
+
+    outcomes: list[Outcome[Comparison]] = []
+    with run.database("compare") as database:
+        collections = registry.load(run.settings.validation)
+
+        def work(repo: Repo) -> "Comparison":
+            return compare_repo(database, repo, collections, run.settings.collections)
+
+        trio.run(each_repo, run.settings, dids, work, outcomes.append)
+
+    def show() -> None:
+        for outcome in outcomes:
+            _show_comparison(outcome)
+
+    run.answer({"repos": [_comparison_document(outcome) for outcome in outcomes]}, show)
+    if any(outcome.result is None for outcome in outcomes):
+        return ExitCode.FAILED
+    differ = any(outcome.result and outcome.result.differences for outcome in outcomes)
+    return ExitCode.DIFFERENCES if differ else ExitCode.OK
+
+
+@operator_command(command)
+@click.option("--did", metavar="DID", help="Of one account.")
+@click.option("--uri", metavar="URI", help="One record.")
+@click.option("--collection", metavar="NSID", help="Of one collection.")
+@click.option("--reason", metavar="CODE", help="For one reason, such as too_long.")
+@click.option("--limit", default=100, show_default=True, type=click.IntRange(0, 100_000),
+              help="Records to list, the newest first; all are counted.")  # fmt: skip
+def rejected(
+    run: Invocation, did: str | None, uri: str | None, collection: str | None,
+    reason: str | None, limit: int,
+) -> None:  # fmt: skip
+    """Count by collection and reason, and list, records that were refused and why.
+
+    A record is no longer listed once a newer state of it was indexed or it was deleted.
+    """
+    from rsky_pipeline.indexer.core.rejected import (
+        RejectionFilter,
+        count_rejections,
+        list_rejections,
+    )
+
+    wanted = RejectionFilter(did, uri, collection, reason)
+    with run.database("rejected") as database:
+        counts = count_rejections(database, wanted)
+        listed = list_rejections(database, wanted, limit)
+
+    def show() -> None:
+        if not counts:
+            line("no rejected records")
+            return
+        print_table(("COLLECTION", "REASON", "RECORDS"), [(*key, n) for key, n in counts.items()])
+        for item in listed:
+            stands = "; an older version stands" if item.older else ""
+            line(f"{item.at}  {item.rejection.uri}")
+            line(f"  {item.rejection.message}{stands}")
+
+    document = {
+        "total": sum(counts.values()),
+        "counts": [
+            {"collection": nsid, "reason": why, "records": count}
+            for (nsid, why), count in counts.items()
+        ],
+        "records": [
+            asdict(item.rejection) | {"at": item.at, "older_version_stands": item.older}
+            for item in listed
+        ],
+    }
+    run.answer(document, show)
+
+
+def _show_lines(prefix: str, lines: Sequence[str], otherwise: str) -> None:
+    for text in lines:
+        line(prefix + text)
+    if not lines:
+        line(otherwise)
+
+
+def _show_differences(differences: "Sequence[Difference]") -> None:
     for item in differences:
-        click.echo(f"{item.severity}: {item.subject}")
-        click.echo(f"  expected: {item.expected or 'nothing'}")
-        click.echo(f"  found:    {item.found or 'nothing'}")
-        click.echo(f"  to do:    {item.advice}")
+        line(f"{item.severity}: {item.subject}")
+        line(f"  expected: {item.expected or 'nothing'}")
+        line(f"  found:    {item.found or 'nothing'}")
+        line(f"  to do:    {item.advice}")
     errors = _count_errors(differences)
     warnings = len(differences) - errors
     if errors:
         say(f"errors: {errors}, warnings: {warnings}")
     else:
-        click.echo(f"the schema is good{f' (warnings: {warnings})' if warnings else ''}")
+        line(f"the schema is good{f' (warnings: {warnings})' if warnings else ''}")
 
 
 def _count_errors(differences: "Sequence[Difference]") -> int:
     return sum(item.severity == "error" for item in differences)
 
 
-def _exit(differences: "Sequence[Difference]") -> None:
-    if _count_errors(differences):
-        raise click.exceptions.Exit(ExitCode.DIFFERENCES)
+def _comparison_document(outcome: "Outcome[Comparison]") -> dict[str, Any]:
+    if outcome.result is None:
+        return {"did": outcome.did, "error": outcome.reason, "message": outcome.message}
+    return asdict(outcome.result) | {"differences": outcome.result.differences}
+
+
+def _show_comparison(outcome: "Outcome[Comparison]") -> None:
+    found = outcome.result
+    if found is None:
+        say(f"{outcome.did}: {outcome.reason}: {outcome.message}")
+        return
+    line(f"{found.did} at {found.rev}: differences: {found.differences}")
+    rows = [
+        (nsid, *(getattr(of, name) for name in COMPARED)) for nsid, of in found.collections.items()
+    ]
+    print_table(("COLLECTION", *(name.upper() for name in COMPARED)), rows)
+    for nsid, of in found.collections.items():
+        for kind, uris in of.examples.items():
+            for uri in uris:
+                line(f"  {kind}: {uri}")
+            if (more := getattr(of, kind) - len(uris)) > 0:
+                line(f"  {kind}: {more:,} more of {nsid}")
+    for drift in found.counts:
+        line(f"  count: {drift.key} {drift.column} is {drift.stored}, rows: {drift.counted}")
+    if found.differences:
+        say(f"`rsky-pipeline index-repo {found.did}` brings the rows up to date")

@@ -1,36 +1,17 @@
 """`rsky-pipeline demo`: the whole pipeline on a simulated network, compared row for row."""
 
 import shutil
-import signal
-import subprocess
-import sys
 import tempfile
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import click
 
+from rsky_pipeline.cli.command import CommandError, Invocation, operator_command
 from rsky_pipeline.cli.exit_codes import ExitCode
-from rsky_pipeline.cli.output import fail
-
-if TYPE_CHECKING:
-    from rich.console import Console
-
-    from rsky_pipeline.configuration.settings import Settings
-    from rsky_pipeline.demo.figures import Observer
-    from rsky_pipeline.demo.processes import Process, Simulation
-    from rsky_pipeline.demo.view import View
-
-DRAIN_SECONDS = 120.0  # a repo that breaks twice waits a minute before it is fetched again
-LOOK_SECONDS = 1.0
-QUIET_LOOKS = 3  # nothing may be on its way for so many looks
-QUIET_SECONDS = 0.4
+from rsky_pipeline.cli.output import line
 
 
-@click.command()
+@operator_command(name="demo", json=False, configuration=False)
 @click.option("--seconds", default=60.0, show_default=True, type=click.FloatRange(1),
               help="How long the network lives.")  # fmt: skip
 @click.option("--rate", default=300.0, show_default=True, type=click.FloatRange(1),
@@ -38,170 +19,33 @@ QUIET_SECONDS = 0.4
 @click.option("--accounts", default=200, show_default=True, type=click.IntRange(2, 100_000))
 @click.option("--seed", default=1, show_default=True)
 @click.option("--keep", is_flag=True, help="Keep the data directory, with the logs.")
-def command(seconds: float, rate: float, accounts: int, seed: int, keep: bool) -> None:
+def command(
+    run: Invocation, seconds: float, rate: float, accounts: int, seed: int, keep: bool
+) -> int:
     """Run everything on loopback for a while, stop in order, and compare every row.
 
     Needs no network, Redis or PostgreSQL, and touches no configured one. Ctrl-C ends it early.
     Exits with 0 if the database holds exactly what was published, with 6 if not.
     """
-    from rich.console import Console
-
+    from rsky_pipeline.demo.demonstration import Demonstration, terminated_like_interrupted
     from rsky_pipeline.demo.processes import DemonstrationFailed
     from rsky_pipeline.demo.simulator.control import NoSimulation
 
     folder = Path(tempfile.mkdtemp(prefix="rsky-demo-"))
-    console = Console()
     options = [f"--rate={rate}", f"--accounts={accounts}", f"--seed={seed}"]
-    code: int = ExitCode.FAILED
     try:
-        with _terminated_like_interrupted():
-            code = Demo(folder, console, seconds, options).run()
+        with terminated_like_interrupted():
+            ending = Demonstration(folder, seconds, options).run()
     except (DemonstrationFailed, NoSimulation) as error:
-        raise fail(str(error), ExitCode.FAILED) from error
+        first, *more = str(error).splitlines()
+        raise CommandError(first, ExitCode.FAILED, more=tuple(more)) from error
     except KeyboardInterrupt:
-        raise fail("interrupted", ExitCode.FAILED) from None
+        raise CommandError("interrupted", ExitCode.FAILED) from None
     finally:
         if keep:
-            click.echo(f"kept {folder}")
+            line(f"kept {folder}")
         else:
             shutil.rmtree(folder, ignore_errors=True)
-    raise click.exceptions.Exit(code)
-
-
-class Demo:
-    """One demonstration in a folder of its own."""
-
-    def __init__(
-        self, folder: Path, console: "Console", seconds: float, options: list[str]
-    ) -> None:
-        self._folder = folder
-        self._console = console
-        self._seconds = seconds
-        self._options = options
-        self._environment: dict[str, str] = {}
-
-    def run(self) -> int:
-        """Carry it out and return the exit code."""
-        from rsky_pipeline.demo.figures import Observer
-        from rsky_pipeline.demo.processes import (
-            Process,
-            Simulation,
-            pipeline_environment,
-        )
-
-        simulation = Simulation(self._folder, self._options)
-        pipeline: Process | None = None
-        try:
-            self._environment = pipeline_environment(self._folder, simulation)
-            log = self._folder / "pipeline.log"
-            pipeline = Process(["run", "--role", "all"], self._environment, log)
-            self._console.print(f"simulated relay at {simulation.relay}, log in {log}")
-            settings = self._settings()
-            observer = Observer(settings, simulation.control, simulation.relay, simulation.labeler)
-            with observer:
-                self._watch(observer, pipeline)
-                return self._finish(observer, simulation, settings, pipeline)
-        finally:
-            if pipeline is not None:
-                pipeline.end()
-            simulation.process.end()
-
-    def _settings(self) -> "Settings":
-        from rsky_pipeline.configuration.load import load
-        from rsky_pipeline.embedded.locations import resolve_directories, store_urls
-
-        return store_urls(resolve_directories(load(None, self._environment, {}).settings))
-
-    def _watch(self, observer: "Observer", pipeline: "Process") -> None:
-        from rsky_pipeline.demo.view import opened
-
-        end = time.monotonic() + self._seconds
-        with _noted_interrupts() as interrupts, opened(self._console) as view:
-            while (left := end - time.monotonic()) > 0 and not interrupts:
-                if not pipeline.is_running:
-                    raise pipeline.failure("ended")
-                view.show(observer.look(), f"{left:.0f} s left")
-                time.sleep(min(LOOK_SECONDS, left))
-
-    def _finish(
-        self, observer: "Observer", simulation: "Simulation", settings: "Settings",
-        pipeline: "Process",
-    ) -> int:  # fmt: skip
-        from rsky_pipeline.demo.simulator.compare import compare
-        from rsky_pipeline.demo.view import opened, summary
-
-        progress = simulation.control.stop()
-        self._console.print(
-            f"published {progress.published:,} events and {progress.label_frames:,} frames of "
-            "labels; waiting until all of it is indexed",
-            highlight=False,
-        )
-        with opened(self._console) as view:
-            waiting = self._wait(observer, view, pipeline)
-        if waiting:
-            self._console.print(f"after {DRAIN_SECONDS:.0f} s there are still: {waiting}")
-        truth = simulation.control.truth(handles=True)
-        reports = compare(settings.database_url or "", settings.database_schema, truth)
-        dead = observer.dead_letters()
-        observer.close()
-        stopped = self._call("stop", "--ordered")
-        differences = summary(self._console, reports, dead)
-        if differences or waiting:
-            return ExitCode.DIFFERENCES
-        return ExitCode.OK if stopped == ExitCode.OK else ExitCode.FORCED
-
-    def _wait(self, observer: "Observer", view: "View", pipeline: "Process") -> str:
-        """Wait until nothing is on its way; return what still is at the deadline."""
-        deadline = time.monotonic() + DRAIN_SECONDS
-        quiet, waiting = 0, ["everything"]
-        while time.monotonic() < deadline:
-            figures = observer.look()
-            view.show(figures, "waiting")
-            if not pipeline.is_running:
-                raise pipeline.failure("ended")
-            if figures.progress is not None:
-                waiting = observer.waiting(figures.progress)
-                quiet = 0 if waiting else quiet + 1
-            if quiet >= QUIET_LOOKS:
-                return ""
-            time.sleep(QUIET_SECONDS)
-        return ", ".join(waiting)
-
-    def _call(self, *arguments: str) -> int:
-        command = [sys.executable, "-P", "-m", "rsky_pipeline", *arguments]
-        return subprocess.run(command, env=self._environment, check=False).returncode
-
-
-@contextmanager
-def _noted_interrupts() -> Iterator[list[int]]:
-    """Collect signals that ask for an end; a second one interrupts.
-
-    An exception that is raised wherever the program happens to be may be lost in a library.
-    """
-    noted: list[int] = []
-
-    def note(number: int, _: Any) -> None:
-        if noted:
-            raise KeyboardInterrupt
-        noted.append(number)
-
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield noted
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-@contextmanager
-def _terminated_like_interrupted() -> Iterator[None]:
-    """Have SIGTERM end the demonstration as Ctrl-C does, so that no process is left behind."""
-
-    def interrupt(*_: Any) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    if ending.differences or ending.waiting:
+        return ExitCode.DIFFERENCES
+    return ExitCode.OK if ending.stopped_in_order else ExitCode.FORCED

@@ -1,27 +1,57 @@
-"""`rsky-pipeline deploy`: replace the program of a running pipeline."""
+"""`rsky-pipeline deploy`, `rollback`, `deployments`: replace the program of a running pipeline."""
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from rsky_pipeline.cli.deploying import deployer, deployment_options, finish
+from rsky_pipeline.cli.command import DURATION, CommandError, Invocation, operator_command
 from rsky_pipeline.cli.exit_codes import ExitCode
-from rsky_pipeline.cli.output import fail, say
+from rsky_pipeline.cli.moving import manager_option
+from rsky_pipeline.cli.output import line, print_table, say
+
+if TYPE_CHECKING:
+    from rsky_pipeline.operations.deployment.deploy import Deployer, Outcome
+
+Command = TypeVar("Command", bound=Callable[..., Any])
 
 
-@click.command()
+def deployment_options(command: Command) -> Command:
+    """Add the options that `deploy` and `rollback` share."""
+    options = (
+        click.option("--watch", type=DURATION, default="5m", show_default=True, metavar="DURATION",
+                     help="How long it must stay well afterwards; 0 does not wait."),
+        click.option("--verify-window", type=DURATION, default="10s", show_default=True,
+                     metavar="DURATION", help="How long `verify` measures rates."),
+        click.option("--verify-for", type=DURATION, default="3m", show_default=True,
+                     metavar="DURATION", help="How long it may take to become well."),
+        click.option("--accept", multiple=True, metavar="CHECK",
+                     help="A check of `verify` (or the beginning of its name) that may fail."),
+        click.option("--timeout", type=click.FloatRange(min=0), metavar="SECONDS",
+                     help="Longest stop of a role before it is forced."),
+        click.option("--dry-run", is_flag=True, help="Print the plan and its checks; do nothing."),
+        manager_option,
+    )  # fmt: skip
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+@operator_command(name="deploy")
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--purge", multiple=True, metavar="STREAM:TYPE",
               help="While everything is stopped, remove entries of a type from a stream, such as "
               "firehose_live:repo; may be repeated.")  # fmt: skip
 @deployment_options
 def command(
-    file: Path, purge: tuple[str, ...], watch: float, verify_window: float, verify_for: float,
-    accept: tuple[str, ...], timeout: float | None, dry_run: bool, choice: str, as_json: bool,
-    **parameters: Any,
-) -> None:  # fmt: skip
-    """Replace the program of a running pipeline by FILE, and go back by itself if that fails.
+    run: Invocation, file: Path, purge: tuple[str, ...], watch: float, verify_window: float,
+    verify_for: float, accept: tuple[str, ...], timeout: float | None, dry_run: bool, choice: str,
+) -> int:  # fmt: skip
+    """Replace the program of a running pipeline by FILE, and roll back if that fails.
 
     Checks the file, stops consumers first, keeps a backup, swaps, migrates, cleans, starts
     producers first, verifies and watches. A deployment that was interrupted is undone first.
@@ -35,7 +65,7 @@ def command(
         file, purge=_purges(purge), verify_window=verify_window, verify_limit=verify_for,
         watch=watch, accept=accept, deadline=timeout,
     )  # fmt: skip
-    with deployer(parameters, choice, as_json, dry_run=dry_run) as worker:
+    with _deployer(run, choice, dry_run=dry_run) as worker:
         interrupted = worker.journal.unfinished() if dry_run else worker.recover()
         if interrupted is not None and dry_run:
             say(
@@ -43,7 +73,78 @@ def command(
             )
         outcome = worker.run(order, dry_run=dry_run)
         outcome.recovered = interrupted.id if interrupted and not dry_run else None
-    finish(outcome, as_json)
+    return _finish(run, outcome)
+
+
+@operator_command()
+@click.argument("timestamp", required=False)
+@deployment_options
+def rollback(
+    run: Invocation, timestamp: str | None, watch: float, verify_window: float, verify_for: float,
+    accept: tuple[str, ...], timeout: float | None, dry_run: bool, choice: str,
+) -> int:  # fmt: skip
+    """Put the newest backup back, or that of TIMESTAMP, with the steps of `deploy`.
+
+    A deployment that was interrupted is undone, and nothing else. Exit codes are those of `deploy`.
+    """
+    from rsky_pipeline.operations.deployment import files
+    from rsky_pipeline.operations.deployment.deploy import Order
+    from rsky_pipeline.operations.deployment.target import find_target
+
+    with _deployer(run, choice, dry_run=dry_run) as worker:
+        if not dry_run and timestamp is None:
+            interrupted = worker.recover()
+            if interrupted is not None:
+                say(f"undone: {interrupted.plan['kind']} {interrupted.id}")
+                run.answer({"ok": True, "recovered": interrupted.id}, lambda: None)
+                return ExitCode.OK
+        program = find_target(worker.settings, worker.manager).program
+        known = files.backups(program)
+        if not known:
+            raise CommandError(f"there is no backup of {program}", ExitCode.FAILED)
+        stamp = timestamp or next(iter(known))
+        if stamp not in known:
+            raise CommandError(f"no backup {stamp}; there are {', '.join(known)}", ExitCode.USAGE)
+        order = Order(
+            known[stamp], "rollback", verify_window=verify_window, verify_limit=verify_for,
+            watch=watch, accept=accept, deadline=timeout,
+        )  # fmt: skip
+        outcome = worker.run(order, dry_run=dry_run)
+    return _finish(run, outcome)
+
+
+@click.group()
+def deployments() -> None:
+    """List deployments and rollbacks."""
+
+
+@operator_command(deployments, "list")
+def list_deployments(run: Invocation) -> None:
+    """List deployments and rollbacks, the newest last; data_dir/deployments.jsonl has them."""
+    from rsky_pipeline.embedded.locations import data_directory
+    from rsky_pipeline.operations.deployment.journal import Journal
+
+    journal = Journal(data_directory(run.settings))
+    try:
+        entries = journal.entries()
+    except OSError as error:
+        raise CommandError(f"{journal.path}: {error.strerror}", ExitCode.NO_PERMISSION) from error
+    rows = [
+        (
+            entry.id,
+            datetime.fromtimestamp(entry.began).astimezone().isoformat(timespec="seconds"),
+            entry.plan["kind"],
+            entry.outcome or "unfinished",
+            entry.plan["from"],
+            entry.plan["to"],
+            entry.reason or "-",
+        )
+        for entry in entries
+    ]
+    header = ("ID", "BEGAN", "KIND", "OUTCOME", "FROM", "TO", "REASON")
+    run.answer(
+        {"deployments": [entry.document() for entry in entries]}, lambda: print_table(header, rows)
+    )
 
 
 def _purges(texts: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
@@ -52,6 +153,70 @@ def _purges(texts: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
         stream, separator, kind = text.partition(":")
         if not (stream and separator and kind):
             message = f"--purge {text!r}: allowed is STREAM:TYPE, such as firehose_live:repo"
-            raise fail(message, ExitCode.USAGE)
+            raise CommandError(message, ExitCode.USAGE)
         pairs.append((stream, kind))
     return tuple(pairs)
+
+
+@contextmanager
+def _deployer(run: Invocation, choice: str, *, dry_run: bool) -> Iterator["Deployer"]:
+    """Yield a deployer that is alone in its data directory; a dry run need not be."""
+    from rsky_pipeline.embedded.locations import data_directory
+    from rsky_pipeline.operations.deployment.deploy import Deployer
+    from rsky_pipeline.operations.ordered import flow
+    from rsky_pipeline.runtime.lock import acquire
+
+    worker = Deployer(run.settings, flow.manager_of(run.settings, choice), run.given, run.tell)
+    lock = None
+    if not dry_run:
+        path = data_directory(run.settings) / "locks" / "deployment.lock"
+        lock = acquire(path)
+        if lock is None:
+            raise CommandError("another deployment is running here", ExitCode.ALREADY_RUNNING)
+        lock.name_us()
+    try:
+        yield worker
+    except OSError as error:
+        raise CommandError(str(error), ExitCode.FAILED) from error
+    finally:
+        if lock is not None:
+            lock.let_go()
+
+
+def _finish(run: Invocation, outcome: "Outcome") -> int:
+    good = outcome.outcome in ("deployed", "planned")
+    run.answer({**asdict(outcome), "ok": good}, lambda: _show(outcome))
+    if outcome.outcome == "failed":
+        say("look at `rsky-pipeline status`; `rsky-pipeline rollback` tries again to go back")
+    if outcome.failed_step in ("verify", "watch"):
+        return ExitCode.DIFFERENCES
+    return ExitCode.OK if good and not outcome.reason else ExitCode.FAILED
+
+
+def _show(outcome: "Outcome") -> None:
+    if outcome.outcome == "planned":
+        _show_plan(outcome)
+    else:
+        say(f"{outcome.outcome}{f': {outcome.reason}' if outcome.reason else ''}")
+
+
+def _show_plan(outcome: "Outcome") -> None:
+    plan = outcome.plan
+    line()
+    line(f"{plan['program']} under {plan['manager']}: {', '.join(plan['roles'])}")
+    line(f"  from  {plan['from']}")
+    line(f"  to    {plan['to']}  ({plan['source']})")
+    words = {
+        "stop": "stop consumers first, each step verified",
+        "backup": f"keep the current file as {plan['backup']}",
+        "swap": "put the new file in its place",
+        "migrate": "let the new file bring the schema up to date",
+        "clean": f"remove {', '.join(plan['purge'])}",
+        "start": "start producers first, each ready before the next",
+        "verify": "verify with the new file; going back if it fails",
+        "watch": f"watch for {plan['watch_seconds']:.0f} s; going back if it fails",
+    }
+    for number, step in enumerate(plan["steps"], 1):
+        line(f"  {number}. {words[step]}")
+    if outcome.reason:
+        line(f"it would be refused: {outcome.reason}")

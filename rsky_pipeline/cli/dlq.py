@@ -1,23 +1,17 @@
 """`rsky-pipeline dlq`: look at dead letters, try them again, or give them up."""
 
 import sys
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from rsky_pipeline.cli.command import CommandError, Invocation, operator_command
 from rsky_pipeline.cli.exit_codes import ExitCode
-from rsky_pipeline.cli.options import configuration_options
-from rsky_pipeline.cli.output import fail, print_json, print_table, say
-from rsky_pipeline.cli.progress import Progress
-from rsky_pipeline.cli.store import opened_store
+from rsky_pipeline.cli.output import Progress, line, print_table, say
 
 if TYPE_CHECKING:
     from rsky_pipeline.operations.dead_letters import ReasonCount, Retried
 
-Command = TypeVar("Command", bound=Callable[..., Any])
-
-_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 _reason = click.option("--reason", metavar="REASON", help="Only letters with this reason.")
 _ids = click.option("--id", "ids", multiple=True, metavar="ID", help="Only this letter; may be "
                     "repeated.")  # fmt: skip
@@ -25,132 +19,108 @@ _ids = click.option("--id", "ids", multiple=True, metavar="ID", help="Only this 
 
 @click.group()
 def command() -> None:
-    """List, show, retry and drop what could not be processed.
+    """List, show, retry and drop dead letters: events and repos that could not be processed.
 
     STREAM is a dead-letter stream (firehose_live_dlq) or the stream it belongs to (firehose_live);
-    without one, all are meant. Exit codes: 0 done, 1 some letters stay (what is printed says
-    why), 2 wrong option, 69 Redis cannot be reached.
+    without one, all are meant. Exit codes: 0 done, 1 some letters stay (the output says why), 2
+    wrong option, 69 Redis cannot be reached.
     """
 
 
-@command.command("list")
+@operator_command(command, "list")
 @click.argument("stream", required=False)
 @_reason
-@_json
-@configuration_options
-def list_letters(stream: str | None, reason: str | None, as_json: bool, **parameters: Any) -> None:
+def list_letters(run: Invocation, stream: str | None, reason: str | None) -> None:
     """Count dead letters by stream and reason."""
     from rsky_pipeline.operations.dead_letters import tally
     from rsky_pipeline.operations.losses import moment
 
     streams = _streams(stream)
-    with opened_store(parameters, "dlq") as (_, store):
+    with run.store("dlq") as store:
         found = [item for name in streams for item in tally(store, name, reason)]
-    if as_json:
-        total = sum(item.count for item in found)
-        print_json({"total": total, "letters": [item.document() for item in found]})
-    elif not found:
-        click.echo("no dead letters")
-    else:
-        print_table(
-            ("STREAM", "REASON", "COUNT", "OLDEST", "NEWEST"),
-            [
-                (each.stream, each.reason, f"{each.count:,}", moment(each.oldest),
-                 moment(each.newest))
-                for each in found
-            ],
-        )  # fmt: skip
+    rows = [
+        (each.stream, each.reason, f"{each.count:,}", moment(each.oldest), moment(each.newest))
+        for each in found
+    ]
+    header = ("STREAM", "REASON", "COUNT", "OLDEST", "NEWEST")
+    total = sum(item.count for item in found)
+    run.answer(
+        {"total": total, "letters": [item.document() for item in found]},
+        lambda: print_table(header, rows) if rows else line("no dead letters"),
+    )
 
 
-@command.command()
+@operator_command(command)
 @click.argument("stream")
 @_reason
 @_ids
 @click.option("--count", type=click.IntRange(1, 1_000), default=10, show_default=True,
               help="Letters to show, oldest first.")  # fmt: skip
-@_json
-@configuration_options
 def show(
-    stream: str, reason: str | None, ids: tuple[str, ...], count: int, as_json: bool,
-    **parameters: Any,
-) -> None:  # fmt: skip
+    run: Invocation, stream: str, reason: str | None, ids: tuple[str, ...], count: int
+) -> None:
     """Show dead letters of a stream; long texts are cut, raw frames are summarised."""
     from itertools import islice
 
     from rsky_pipeline.operations.dead_letters import describe, select
 
     (name,) = _streams(stream)
-    with opened_store(parameters, "dlq") as (_, store):
+    with run.store("dlq") as store:
         found = [describe(name, each) for each in islice(select(store, name, reason, ids), count)]
-    if as_json:
-        print_json({"stream": name, "letters": found})
-        return
-    for item in found:
-        click.echo(f"{item['id']} ({item['time']}) {item['reason']}, attempts {item['attempts']}")
-        click.echo(f"  error: {item['error'] or '-'}")
-        for key, value in item["entry"].items():
-            click.echo(f"  {key}: {value}")
-    if not found:
-        click.echo("no such dead letters")
+    run.answer({"stream": name, "letters": found}, lambda: _show_letters(found))
 
 
-@command.command()
+@operator_command(command)
 @click.argument("stream", required=False)
 @_reason
 @_ids
 @click.option("--all", "everything", is_flag=True, help="All streams and reasons.")
-@_json
-@configuration_options
 def retry(
-    stream: str | None, reason: str | None, ids: tuple[str, ...], everything: bool, as_json: bool,
-    **parameters: Any,
-) -> None:  # fmt: skip
+    run: Invocation, stream: str | None, reason: str | None, ids: tuple[str, ...], everything: bool
+) -> int:
     """Put dead letters back into the stream they came from.
 
-    Raw frames are converted again; where signatures are checked (verify), the repo that a commit
-    belongs to is queued to be fetched in its place. What still cannot be used stays, with exit
-    code 1.
+    Raw frames are converted again; where signatures are checked (verify), the commit's repo is
+    queued to be fetched instead. Letters that still cannot be used stay, with exit code 1.
     """
     from rsky_pipeline.operations import dead_letters
 
     _require_choice(stream, reason, everything)
     results: dict[str, Retried] = {}
     progress = Progress()
-    with opened_store(parameters, "dlq") as (settings, store):
+    with run.store("dlq") as store:
         for name in _streams(stream):
             letters = dead_letters.select(store, name, reason, ids)
-            results[name] = dead_letters.retry(store, name, letters, settings, progress)
+            results[name] = dead_letters.retry(store, name, letters, run.settings, progress)
     kept = sum(each.kept_count for each in results.values())
-    if as_json:
-        print_json(_retried_document(results))
-    else:
-        click.echo(f"retried {sum(each.retried for each in results.values()):,}, kept {kept:,}")
+
+    def show() -> None:
+        line(f"retried {sum(each.retried for each in results.values()):,}, kept {kept:,}")
         for name, each in results.items():
             for letter_id, why in each.kept:
                 say(f"{name} {letter_id} stays: {why}")
-    if kept:
-        raise click.exceptions.Exit(ExitCode.FAILED)
+
+    run.answer(_retried_document(results), show)
+    return ExitCode.FAILED if kept else ExitCode.OK
 
 
-@command.command()
+@operator_command(command)
 @click.argument("stream", required=False)
 @_reason
 @_ids
 @click.option("--all", "everything", is_flag=True, help="All streams and reasons.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
-@_json
-@configuration_options
 def drop(
-    stream: str | None, reason: str | None, ids: tuple[str, ...], everything: bool, yes: bool,
-    as_json: bool, **parameters: Any,
+    run: Invocation, stream: str | None, reason: str | None, ids: tuple[str, ...],
+    everything: bool, yes: bool,
 ) -> None:  # fmt: skip
-    """Remove dead letters for good, after saying what is lost and asking."""
+    """Remove dead letters for good, after listing the loss and asking."""
     from rsky_pipeline.operations import dead_letters
 
     _require_choice(stream, reason, everything)
     streams = _streams(stream)
-    with opened_store(parameters, "dlq") as (_, store):
-        # What comes while the question waits for its answer was not asked about.
+    with run.store("dlq") as store:
+        # Letters that arrive while the question waits for its answer were not asked about.
         last = {name: dead_letters.last_id(store, name) for name in streams}
         if ids:
             lost = f"{len(ids)} letters of {', '.join(streams)}"
@@ -170,10 +140,20 @@ def drop(
             )
             for name in streams
         }
-    if as_json:
-        print_json({"dropped": {name: count for name, count in removed.items() if count}})
-    else:
-        click.echo(f"dropped {sum(removed.values()):,}")
+    run.answer(
+        {"dropped": {name: count for name, count in removed.items() if count}},
+        lambda: line(f"dropped {sum(removed.values()):,}"),
+    )
+
+
+def _show_letters(found: list[dict[str, Any]]) -> None:
+    for item in found:
+        line(f"{item['id']} ({item['time']}) {item['reason']}, attempts {item['attempts']}")
+        line(f"  error: {item['error'] or '-'}")
+        for key, value in item["entry"].items():
+            line(f"  {key}: {value}")
+    if not found:
+        line("no such dead letters")
 
 
 def _streams(name: str | None) -> tuple[str, ...]:
@@ -184,12 +164,12 @@ def _streams(name: str | None) -> tuple[str, ...]:
     try:
         return (letter_stream(name),)
     except ValueError as error:
-        raise fail(str(error), ExitCode.USAGE) from error
+        raise CommandError(str(error), ExitCode.USAGE) from error
 
 
 def _require_choice(stream: str | None, reason: str | None, everything: bool) -> None:
     if stream is None and reason is None and not everything:
-        raise fail("give a STREAM, a --reason, or --all", ExitCode.USAGE)
+        raise CommandError("give a STREAM, a --reason, or --all", ExitCode.USAGE)
 
 
 def _sentence(item: "ReasonCount") -> str:
@@ -206,7 +186,7 @@ def _confirm(lost: str, yes: bool) -> None:
     if yes:
         return
     if not sys.stdin.isatty():
-        raise fail("nobody to ask: --yes drops them", ExitCode.USAGE)
+        raise CommandError("nobody to ask: --yes drops them", ExitCode.USAGE)
     if not click.confirm("Drop them?", err=True):
         raise click.exceptions.Exit(ExitCode.FAILED)
 

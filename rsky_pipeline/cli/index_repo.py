@@ -5,24 +5,20 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from rsky_pipeline.cli.database import opened_database
+from rsky_pipeline.cli.command import CommandError, Invocation, operator_command
 from rsky_pipeline.cli.exit_codes import ExitCode
-from rsky_pipeline.cli.options import configuration_options
-from rsky_pipeline.cli.output import fail, print_json, say
-from rsky_pipeline.cli.progress import Progress
+from rsky_pipeline.cli.output import Progress, line, say
 
 if TYPE_CHECKING:
     from rsky_pipeline.operations.index_repo import Indexed
     from rsky_pipeline.operations.repos import Outcome
 
 
-@click.command()
+@operator_command(name="index-repo")
 @click.argument("dids", nargs=-1, metavar="[DID]...")
 @click.option("--file", "file", type=click.Path(dir_okay=False, path_type=Path), metavar="CSV",
               help="DIDs in the first column, a line each; other lines are skipped.")  # fmt: skip
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
-@configuration_options
-def command(dids: tuple[str, ...], file: Path | None, as_json: bool, **parameters: Any) -> None:
+def command(run: Invocation, dids: tuple[str, ...], file: Path | None) -> int:
     """Fetch and verify repos, and create, update and delete their rows directly in PostgreSQL.
 
     Safe beside running workers, and to repeat. A repo that fails does not stop the others; then
@@ -35,20 +31,20 @@ def command(dids: tuple[str, ...], file: Path | None, as_json: bool, **parameter
     wanted = list(dict.fromkeys([*dids, *(_read(file) if file is not None else ())]))
     if not wanted:
         raise click.UsageError("give DIDs, or --file with at least one")
-    outcomes = _run(wanted, as_json, parameters)
+    outcomes = _index(run, wanted)
     failed = [outcome for outcome in outcomes if outcome.result is None]
-    if as_json:
-        print_json({
-            "indexed": len(outcomes) - len(failed), "failed": len(failed),
+    done = len(outcomes) - len(failed)
+    run.answer(
+        {
+            "indexed": done, "failed": len(failed),
             "repos": [_document(outcome) for outcome in outcomes],
-        })  # fmt: skip
-    else:
-        click.echo(f"repos up to date: {len(outcomes) - len(failed):,}, failed: {len(failed):,}")
-    if failed:
-        raise click.exceptions.Exit(ExitCode.FAILED)
+        },
+        lambda: line(f"repos up to date: {done:,}, failed: {len(failed):,}"),
+    )  # fmt: skip
+    return ExitCode.FAILED if failed else ExitCode.OK
 
 
-def _run(wanted: list[str], quiet: bool, parameters: dict[str, Any]) -> "list[Outcome[Indexed]]":
+def _index(run: Invocation, wanted: list[str]) -> "list[Outcome[Indexed]]":
     import trio
 
     from rsky_pipeline.backfiller.unpack import Repo
@@ -63,17 +59,17 @@ def _run(wanted: list[str], quiet: bool, parameters: dict[str, Any]) -> "list[Ou
         outcomes.append(outcome)
         if outcome.result is None:
             say(f"{outcome.did}: {outcome.reason}: {outcome.message}")
-        elif not quiet and len(wanted) <= SHOWN:
-            click.echo(_line(outcome.result))
+        elif not run.as_json and len(wanted) <= SHOWN:
+            line(_line(outcome.result))
         progress(f"{len(outcomes):,} of {len(wanted):,} repos")
 
-    with opened_database(parameters, "index-repo") as (settings, database):
-        collections = registry.load(settings.validation)
+    with run.database("index-repo") as database:
+        collections = registry.load(run.settings.validation)
 
         def work(repo: Repo) -> "Indexed":
-            return bring_up_to_date(database, repo, collections, settings.collections)
+            return bring_up_to_date(database, repo, collections, run.settings.collections)
 
-        trio.run(each_repo, settings, wanted, work, report)
+        trio.run(each_repo, run.settings, wanted, work, report)
     return outcomes
 
 
@@ -88,14 +84,14 @@ def _read(file: Path) -> list[str]:
     skipped = 0
     try:
         with file.open(encoding="utf-8-sig", errors="replace") as lines:
-            for line in lines:
-                did = line.partition(",")[0].strip().strip('"')
+            for text in lines:
+                did = text.partition(",")[0].strip().strip('"')
                 if is_did(did):
                     found.append(did)
                 elif did and did.lower() != "did":
                     skipped += 1
     except OSError as error:
-        raise fail(f"{file} cannot be read: {error.strerror}", ExitCode.USAGE) from error
+        raise CommandError(f"{file} cannot be read: {error.strerror}", ExitCode.USAGE) from error
     if skipped:
         say(f"{file}: lines without a DID: {skipped:,}")
     return found

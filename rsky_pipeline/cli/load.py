@@ -7,18 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from rsky_pipeline.cli.command import CommandError, Invocation, operator_command
 from rsky_pipeline.cli.exit_codes import ExitCode
-from rsky_pipeline.cli.options import configuration_options
-from rsky_pipeline.cli.output import fail, print_json, print_table, say
-from rsky_pipeline.cli.progress import Progress
-from rsky_pipeline.cli.status import duration
-from rsky_pipeline.cli.store import resolved
+from rsky_pipeline.cli.output import Progress, duration, line, print_table, say
 
 if TYPE_CHECKING:
     from rsky_pipeline.operations.load.run import Load
 
 
-@click.command()
+@operator_command(name="load")
 @click.argument("cars", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option("--jobs", type=click.IntRange(1, 256), metavar="N",
               help="Processes. Default: one more than there are cores.")  # fmt: skip
@@ -28,12 +25,10 @@ if TYPE_CHECKING:
 @click.option("--max-car-mb", type=click.IntRange(1, 65_536), default=1_024, show_default=True,
               help="A larger file fails; one is held in memory as a whole.")  # fmt: skip
 @click.option("--dry-run", is_flag=True, help="Read and verify everything, and write nothing.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
-@configuration_options
 def command(
-    cars: Path, jobs: int | None, retry_failed: bool, no_verify_signatures: bool, max_car_mb: int,
-    dry_run: bool, as_json: bool, **parameters: Any,
-) -> None:  # fmt: skip
+    run: Invocation, cars: Path, jobs: int | None, retry_failed: bool, no_verify_signatures: bool,
+    max_car_mb: int, dry_run: bool,
+) -> int:  # fmt: skip
     """Index all CAR files (*.car) below the directory CARS straight into PostgreSQL.
 
     The rows are those that fetching the same repos would give; nobody is notified. Stop it at any
@@ -46,22 +41,21 @@ def command(
     from rsky_pipeline.operations.load.run import Load
     from rsky_pipeline.operations.load.worker import Options
 
-    settings = resolved(parameters)
     options = Options(not no_verify_signatures, dry_run, max_car_mb * 1024 * 1024)
     load = Load(cars, retry_failed)
     try:
-        load.run(settings, options, jobs or (os.cpu_count() or 1) + 1, _Watcher())
+        load.run(run.settings, options, jobs or (os.cpu_count() or 1) + 1, _Watcher())
     except DatabaseUnavailable as error:
-        raise fail(f"PostgreSQL cannot be used: {error}", ExitCode.UNAVAILABLE) from error
+        raise CommandError(f"PostgreSQL cannot be used: {error}", ExitCode.UNAVAILABLE) from error
     except (DatabaseError, OSError) as error:
         hint = "; `rsky-pipeline db check` says more" if isinstance(error, DatabaseError) else ""
-        raise fail(f"{error}{hint}", ExitCode.FAILED) from error
+        raise CommandError(f"{error}{hint}", ExitCode.FAILED) from error
     except LoadStopped as error:
-        raise fail(f"{error}; repeat the command to go on", ExitCode.UNAVAILABLE) from error
+        raise CommandError(f"{error}; repeat the command to go on", ExitCode.UNAVAILABLE) from error
     document = load.summary.document(load.skipped) | {"dry_run": dry_run}
-    print_json(document) if as_json else _show(document, load)
-    if document["files"]["failed"] or document["files"]["skipped_failed"]:
-        raise click.exceptions.Exit(ExitCode.FAILED)
+    run.answer(document, lambda: _show(document, load))
+    failed = document["files"]["failed"] or document["files"]["skipped_failed"]
+    return ExitCode.FAILED if failed else ExitCode.OK
 
 
 class _Watcher:
@@ -89,11 +83,11 @@ def _show(document: dict[str, Any], load: "Load") -> None:
     files = document["files"]
     verb = "would be loaded" if document["dry_run"] else "loaded"
     rate = document["records_per_second"]
-    click.echo(
+    line(
         f"{files['loaded']:,} files {verb}, {files['current']:,} current already, "
         f"{files['skipped']:,} settled before, {files['failed']:,} failed"
     )
-    click.echo(
+    line(
         f"{document['records']:,} records in {duration(document['seconds'])}"
         + (f" ({rate:,} records/s)" if rate else "")
         + (f", {document['rows_deleted']:,} rows deleted" if document["rows_deleted"] else "")
@@ -103,7 +97,7 @@ def _show(document: dict[str, Any], load: "Load") -> None:
         ("REFUSED RECORDS", document["records_refused_by_reason"]),
     ):
         if counts:
-            click.echo()
+            line()
             print_table((title, "COUNT"), [(name, f"{n:,}") for name, n in counts.items()])
     for example in load.summary.examples:
         say(f"{example.path}: {example.reason}: {example.error}")

@@ -6,11 +6,13 @@ from typing import Any
 
 import click
 
+from rsky_pipeline.cli.command import Invocation, operator_command
 
-@click.command("load-worker")
+
+@operator_command(name="load-worker", json=False, configuration=False)
 @click.option("--settings-fd", type=int, required=True, help="Read the settings from here.")
 @click.option("--options", required=True, help="What the operator chose, as JSON.")
-def command(settings_fd: int, options: str) -> None:
+def command(run: Invocation, settings_fd: int, options: str) -> None:
     """Load files that are named on standard input."""
     import trio
 

@@ -4,15 +4,13 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
-from rsky_pipeline.cli.durations import DURATION
+from rsky_pipeline.cli.command import DURATION, CommandError, Invocation, operator_command
 from rsky_pipeline.cli.exit_codes import ExitCode
-from rsky_pipeline.cli.options import configuration_options
-from rsky_pipeline.cli.output import fail, print_json, say
-from rsky_pipeline.cli.store import resolved
+from rsky_pipeline.cli.output import block, printable, say
 from rsky_pipeline.configuration.topology import ROLE_NAMES
 
 if TYPE_CHECKING:
@@ -21,7 +19,7 @@ if TYPE_CHECKING:
     from rsky_pipeline.operations.monitoring import Monitoring
 
 
-@click.command()
+@operator_command(name="monitor")
 @click.option("--for", "seconds", type=DURATION, default="30m", show_default=True,
               metavar="DURATION", help="How long to watch.")  # fmt: skip
 @click.option("--every", type=DURATION, default="30s", show_default=True, metavar="DURATION",
@@ -30,12 +28,9 @@ if TYPE_CHECKING:
               help="What has to run here; may be repeated. Default: every role.")  # fmt: skip
 @click.option("--report", "report_file", type=click.Path(dir_okay=False, path_type=Path),
               help="Write the report there as Markdown, and beside it as .json.")  # fmt: skip
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON document at the end.")
-@configuration_options
 def command(
-    seconds: float, every: float, roles: tuple[str, ...], report_file: Path | None,
-    as_json: bool, **parameters: Any,
-) -> None:  # fmt: skip
+    run: Invocation, seconds: float, every: float, roles: tuple[str, ...], report_file: Path | None
+) -> int:
     """Watch a running pipeline: `verify` again and again, with small graphs.
 
     A check that fails twice in a row, or at the end, is a regression. Ctrl-C ends it early, with
@@ -46,28 +41,27 @@ def command(
     from rsky_pipeline.operations.monitoring_report import markdown
 
     if every < 1 or seconds < every:
-        raise fail("--every must be at least 1s, and --for at least --every", ExitCode.USAGE)
-    settings = resolved(parameters)
-    with _shown(live=not as_json) as show:
+        message = "--every must be at least 1s, and --for at least --every"
+        raise CommandError(message, ExitCode.USAGE)
+    settings = run.settings
+    with _shown(live=not run.as_json) as show:
         found = monitor(settings, seconds, every, roles=roles or ROLE_NAMES, on_sample=show)
     if report_file is not None:
         _write(report_file, markdown(found))
         _write(report_file.with_suffix(".json"), json.dumps(found.document(), indent=2))
-    if as_json:
-        print_json(found.document())
-    else:
-        click.echo(markdown(found), nl=False)
+    run.answer(found.document(), lambda: block(markdown(found)))
     if not found.reports:
-        raise fail("ended before the first sample", ExitCode.FAILED)
-    if not found.ok:
-        raise click.exceptions.Exit(ExitCode.DIFFERENCES)
+        raise CommandError("ended before the first sample", ExitCode.FAILED)
+    return ExitCode.OK if found.ok else ExitCode.DIFFERENCES
 
 
 def _write(path: Path, text: str) -> None:
     try:
         path.write_text(text, encoding="utf-8")
     except OSError as error:
-        raise fail(f"{path} cannot be written: {error.strerror}", ExitCode.FAILED) from error
+        raise CommandError(
+            f"{path} cannot be written: {error.strerror}", ExitCode.FAILED
+        ) from error
 
 
 @contextmanager
@@ -118,7 +112,7 @@ def _table(found: "Monitoring") -> "RenderableType":
         if values:
             figures.add_row(meaning, f"{values[-1]:,.1f}", sparkline(values))
     wrong = [
-        Text(f"{check.status}  {check.name}: {check.figure}", style=colour[check.status])
+        Text(printable(f"{check.status}  {check.name}: {check.figure}"), style=colour[check.status])
         for check in (*report.of("fail"), *report.of("warn"))
     ]
     return Group(head, figures, *wrong)

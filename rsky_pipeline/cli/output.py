@@ -1,32 +1,96 @@
-"""What commands print: data on standard output, talk on standard error."""
+"""Everything that the commands print: data on standard output, remarks on standard error.
+
+Only this file writes to a terminal. Names of hosts, error messages, handles and records come from
+strangers, and a terminal obeys control characters: every text passes through `printable`.
+"""
 
 import json
+import re
+import time
 from collections.abc import Sequence
 from typing import Any
 
 import click
 
+# Control characters (escape sequences begin with one), line separators, and the marks that change
+# the direction of writing, with which a text can look like another one.
+_UNPRINTABLE = re.compile(
+    "[\x00-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ud800-\udfff]"
+)
+_PROGRESS_SECONDS = 2.0
 
-def print_json(document: Any) -> None:
+
+def printable(text: object) -> str:
+    r"""Return a text in one line with everything that a terminal would obey as \xNN or \uNNNN."""
+    return _UNPRINTABLE.sub(_escape, str(text))
+
+
+def line(text: object = "", *, label: str = "", colour: str | None = None) -> None:
+    """Print a line of data, `label` before it in a colour where the terminal has colours."""
+    click.echo((click.style(label, fg=colour) if label else "") + printable(text))
+
+
+def block(text: str) -> None:
+    """Print a text of several lines."""
+    for each in text.splitlines():
+        line(each)
+
+
+def say(message: object) -> None:
+    """Print a line for the person at the terminal, not for whoever reads the data."""
+    click.echo(f"rsky-pipeline: {printable(message)}", err=True)
+
+
+def print_json(document: Any, *, indent: int | None = 2) -> None:
     """Print one JSON document."""
-    click.echo(json.dumps(document, indent=2, ensure_ascii=False, default=str))
+    text = json.dumps(document, indent=indent, ensure_ascii=False, default=str)
+    # json.dumps has escaped what stands below U+0020; the line breaks are its own.
+    click.echo("\n".join(_UNPRINTABLE.sub(_escape_json, each) for each in text.split("\n")))
 
 
 def print_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
     """Print aligned columns."""
-    table = [[str(cell) for cell in row] for row in (header, *rows)]
+    table = [[printable(cell) for cell in row] for row in (header, *rows)]
     widths = [max(len(row[index]) for row in table) for index in range(len(header))]
     for row in table:
         cells = (f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True))
-        click.echo("  ".join(cells).rstrip())
+        line("  ".join(cells).rstrip())
 
 
-def say(message: str) -> None:
-    """Print a line for the person at the terminal."""
-    click.echo(f"rsky-pipeline: {message}", err=True)
+class Progress:
+    """Says a message about a long operation, but no more often than every two seconds."""
+
+    def __init__(self) -> None:
+        self._next = time.monotonic() + _PROGRESS_SECONDS
+
+    def __call__(self, message: str) -> None:
+        """Say it if it is time."""
+        now = time.monotonic()
+        if now >= self._next:
+            self._next = now + _PROGRESS_SECONDS
+            say(message)
 
 
-def fail(message: str, code: int) -> "click.exceptions.Exit":
-    """Print what is wrong and return the exception that ends the command with a code."""
-    say(message)
-    return click.exceptions.Exit(code)
+def duration(seconds: float | None) -> str:
+    """Write a duration the short way: 42s, 3m10s, 2h05m, 4d03h."""
+    if seconds is None:
+        return "-"
+    whole = int(seconds)
+    if whole < 60:
+        return f"{whole}s"
+    if whole < 3600:
+        return f"{whole // 60}m{whole % 60:02d}s"
+    if whole < 86_400:
+        return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
+    return f"{whole // 86_400}d{whole % 86_400 // 3600:02d}h"
+
+
+def _escape(found: "re.Match[str]") -> str:
+    code = ord(found[0])
+    return {9: "\\t", 10: "\\n", 13: "\\r"}.get(code) or (
+        f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
+    )
+
+
+def _escape_json(found: "re.Match[str]") -> str:
+    return f"\\u{ord(found[0]):04x}"

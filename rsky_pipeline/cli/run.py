@@ -1,12 +1,12 @@
 """`rsky-pipeline run`: start and supervise roles in the foreground."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
+from rsky_pipeline.cli.command import CommandError, Invocation, operator_command
 from rsky_pipeline.cli.exit_codes import ExitCode
-from rsky_pipeline.cli.options import configuration_options, loaded
-from rsky_pipeline.cli.output import fail
+from rsky_pipeline.cli.output import say
 from rsky_pipeline.configuration.topology import ROLE_NAMES, start_order
 
 if TYPE_CHECKING:
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 ALL = "all"
 
 
-@click.command()
+@operator_command(name="run", json=False)
 @click.option(
     "--role",
     "roles",
@@ -32,32 +32,27 @@ ALL = "all"
     metavar="ROLE=N",
     help="Processes of a role, for instance indexer=2; may be repeated.",
 )
-@configuration_options
-def command(roles: tuple[str, ...], workers: tuple[str, ...], **parameters: Any) -> None:
+def command(run: Invocation, roles: tuple[str, ...], workers: tuple[str, ...]) -> int:
     """Start and supervise roles in the foreground.
 
     Without redis_url or database_url, embedded stores are started in data_dir. The first SIGTERM or
     Ctrl-C stops in order (consumers first), a second one skips the draining, a third one kills.
     """
     from rsky_pipeline.runtime import logging as log_setup
-    from rsky_pipeline.runtime.errors import ConfigurationProblem, WorkerError
+    from rsky_pipeline.runtime.errors import ConfigurationProblem
     from rsky_pipeline.supervisor.service import PipelinePlan, supervise
 
-    assignments = [_workers_setting(text) for text in workers]
-    parameters["assignments"] = (*parameters["assignments"], *assignments)
-    configuration = loaded(parameters)
+    run.assign(*(_workers_setting(text) for text in workers))
+    configuration = run.loaded
     settings = configuration.settings
     log_setup.configure(settings.log_level, settings.log_format, role="supervisor")
     for remark in configuration.remarks:
-        click.echo(f"rsky-pipeline: {remark}", err=True)
+        say(remark)
     chosen = start_order(ROLE_NAMES if ALL in roles else roles)
     try:
-        code = supervise(PipelinePlan(settings, chosen, prepare_database))
+        return supervise(PipelinePlan(settings, chosen, prepare_database))
     except ConfigurationProblem as error:
-        raise fail(str(error), ExitCode.USAGE) from error
-    except WorkerError as error:
-        raise fail(str(error), error.exit_code) from error
-    raise click.exceptions.Exit(code)
+        raise CommandError(str(error), ExitCode.USAGE) from error
 
 
 def prepare_database(settings: "Settings") -> list[str]:
@@ -86,5 +81,5 @@ def _workers_setting(text: str) -> str:
     if not separator or role not in ROLE_NAMES:
         roles = ", ".join(ROLE_NAMES)
         message = f"--workers {text!r}: allowed is ROLE=N with a role of {roles}"
-        raise fail(message, ExitCode.USAGE)
+        raise CommandError(message, ExitCode.USAGE)
     return f"{role}_workers={count}"

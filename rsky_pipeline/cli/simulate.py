@@ -1,14 +1,14 @@
 """`rsky-pipeline simulate`: serve a simulated network on loopback."""
 
-import json
 import signal
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
+from rsky_pipeline.cli.command import CommandError, Invocation, operator_command
 from rsky_pipeline.cli.exit_codes import ExitCode
-from rsky_pipeline.cli.output import fail, say
+from rsky_pipeline.cli.output import line, print_json, say
 
 if TYPE_CHECKING:
     from rsky_pipeline.demo.simulator.faults import Hostility
@@ -20,7 +20,7 @@ FIXED_START = 1_767_225_600_000_000  # 2026-01-01, microseconds
 FIXED_STEP = 1_000
 
 
-@click.command()
+@operator_command(name="simulate", configuration=False)
 @click.option("--seed", default=1, show_default=True, help="Everything but time follows from it.")
 @click.option("--accounts", default=200, show_default=True, type=click.IntRange(2, 100_000))
 @click.option("--history", default=30, show_default=True, type=click.IntRange(0),
@@ -75,11 +75,10 @@ FIXED_STEP = 1_000
     "reorder, corrupt, truncate, jump, leap, forge, smuggle, hide, too_big, sync, future, rotate, "
     "rotate_quietly.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print the settings as one JSON line.")
 def command(
-    seed: int, accounts: int, history: int, rate: float, events: int | None, prepare: int,
-    calm: bool, hold: bool, fixed_clock: bool, replay: Path | None, keep_events: int,
-    buffer_events: int, port: int, faults: tuple[str, ...], as_json: bool,
+    run: Invocation, seed: int, accounts: int, history: int, rate: float, events: int | None,
+    prepare: int, calm: bool, hold: bool, fixed_clock: bool, replay: Path | None, keep_events: int,
+    buffer_events: int, port: int, faults: tuple[str, ...],
 ) -> None:  # fmt: skip
     """Serve a relay, a PDS, a PLC directory and a labeler with real, signed repos on loopback.
 
@@ -104,11 +103,11 @@ def command(
             world.deletes_accounts = hostility is None
             network = Network(world, rules, hostility)
     except RecordingError as error:
-        raise fail(str(error), ExitCode.USAGE) from error
+        raise CommandError(str(error), ExitCode.USAGE) from error
     network.prepare(prepare)
     if hold:
         network.hold()
-    _serve(network, port, rate, events, as_json)
+    _serve(run, network, port, rate, events)
 
 
 def settings(urls: "Urls") -> dict[str, str]:
@@ -145,13 +144,15 @@ def _hostility(seed: int, faults: tuple[str, ...]) -> "Hostility | None":
             name, _, rate = text.partition("=")
             hostility.set_rates({name: float(rate)})
     except UnknownFault as error:
-        raise fail(f"--fault {error}", ExitCode.USAGE) from error
+        raise CommandError(f"--fault {error}", ExitCode.USAGE) from error
     except ValueError as error:
-        raise fail(f"--fault {text}: give a rate, as in drop=0.01", ExitCode.USAGE) from error
+        raise CommandError(
+            f"--fault {text}: give a rate, as in drop=0.01", ExitCode.USAGE
+        ) from error
     return hostility
 
 
-def _serve(network: "Network", port: int, rate: float, events: int | None, as_json: bool) -> None:
+def _serve(run: Invocation, network: "Network", port: int, rate: float, events: int | None) -> None:
     import trio
 
     from rsky_pipeline.demo.simulator.network import Ports
@@ -163,7 +164,7 @@ def _serve(network: "Network", port: int, rate: float, events: int | None, as_js
                     urls = await nursery.start(network.serve, Ports(port))
                 except OSError as error:
                     return f"cannot listen on the ports from {port}: {error.strerror or error}"
-                _announce(urls, as_json)
+                _announce(run, urls)
                 nursery.start_soon(network.publish, rate, events)
                 async for _ in signals:
                     nursery.cancel_scope.cancel()
@@ -173,17 +174,17 @@ def _serve(network: "Network", port: int, rate: float, events: int | None, as_js
     try:
         problem = trio.run(main)
         if problem:
-            raise fail(problem, ExitCode.UNAVAILABLE)
+            raise CommandError(problem, ExitCode.UNAVAILABLE)
         say(f"published {network.events.log.published} events")
     finally:
         network.close()
 
 
-def _announce(urls: "Urls", as_json: bool) -> None:
+def _announce(run: Invocation, urls: "Urls") -> None:
     environment = {f"RSKY_PIPELINE_{name.upper()}": text for name, text in settings(urls).items()}
-    if as_json:
+    if run.as_json:  # one line, which a program reads while this one goes on
         hosts = {"relay": urls.relay, "pds": urls.pds, "plc": urls.plc, "labeler": urls.labeler}
-        click.echo(json.dumps({"urls": hosts, "environment": environment}))
+        print_json({"urls": hosts, "environment": environment}, indent=None)
         return
     for name, value in environment.items():
-        click.echo(f"export {name}={value}")
+        line(f"export {name}={value}")

@@ -2,12 +2,9 @@
 
 from typing import Any
 
-import click
-
+from rsky_pipeline.cli.command import Invocation, operator_command
 from rsky_pipeline.cli.exit_codes import ExitCode
-from rsky_pipeline.cli.options import configuration_options
-from rsky_pipeline.cli.output import print_json, print_table
-from rsky_pipeline.cli.running import explained, run_directory
+from rsky_pipeline.cli.output import duration, line, print_table
 
 HEADER = (
     *("PROCESS", "PID", "STATE", "UPTIME", "RESTARTS", "RATE/s", "LAG", "MEMORY", "PORT"),
@@ -15,25 +12,18 @@ HEADER = (
 )
 
 
-@click.command()
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
-@configuration_options
-def command(as_json: bool, **parameters: Any) -> None:
+@operator_command(name="status")
+def command(run: Invocation) -> int:
     """Show processes, rates, lag and stream lengths.
 
     Exit codes: 0 everything is ready, 1 something is not, 3 nothing is running, 4 no answer.
     """
     from rsky_pipeline.supervisor import client
 
-    directory = run_directory(parameters)
-    with explained():
-        documents = [each.status for each in client.find(directory)]
-    if as_json:
-        print_json(merged(documents))
-    else:
-        show(documents)
-    if not all(document["healthy"] for document in documents):
-        raise click.exceptions.Exit(ExitCode.FAILED)
+    documents = [each.status for each in client.find(run.run_directory)]
+    run.answer(merged(documents), lambda: show(documents))
+    healthy = all(document["healthy"] for document in documents)
+    return ExitCode.OK if healthy else ExitCode.FAILED
 
 
 def merged(documents: list[dict[str, Any]]) -> dict[str, Any]:
@@ -70,17 +60,17 @@ def show(documents: list[dict[str, Any]]) -> None:
     for document in documents:
         roles = ", ".join(document["roles"])
         uptime = duration(document["uptime_seconds"])
-        click.echo(f"{document['state']}: {roles} (pid {document['pid']}, up {uptime})")
+        line(f"{document['state']}: {roles} (pid {document['pid']}, up {uptime})")
     together = merged(documents)
-    click.echo()
+    line()
     print_table(HEADER, [_row(process) for process in together["processes"]])
     for process in together["processes"]:
         if process["trouble"] and process["trouble"] != "starting":
-            click.echo(f"{process['name']}: {process['trouble']}")
-    for line in warnings(together["processes"]):
-        click.echo(line)
+            line(f"{process['name']}: {process['trouble']}")
+    for warning in warnings(together["processes"]):
+        line(warning)
     if together["streams"]:
-        click.echo()
+        line()
         streams = sorted(together["streams"].items())
         print_table(("STREAM", "ENTRIES"), [(name, f"{length:,}") for name, length in streams])
 
@@ -97,20 +87,6 @@ def warnings(processes: list[dict[str, Any]]) -> list[str]:
             text = f"{known.meaning}; to do: {known.remedy}" if known else "unknown finding"
             lines.append(f"{process['name']}: warning: {f'{kind} {subject}'.strip()}: {text}")
     return lines
-
-
-def duration(seconds: float | None) -> str:
-    """Write a duration the short way: 42s, 3m10s, 2h05m, 4d03h."""
-    if seconds is None:
-        return "-"
-    whole = int(seconds)
-    if whole < 60:
-        return f"{whole}s"
-    if whole < 3600:
-        return f"{whole // 60}m{whole % 60:02d}s"
-    if whole < 86_400:
-        return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
-    return f"{whole // 86_400}d{whole % 86_400 // 3600:02d}h"
 
 
 def _row(process: dict[str, Any]) -> tuple[object, ...]:

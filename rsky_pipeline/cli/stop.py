@@ -1,25 +1,14 @@
 """`rsky-pipeline stop`: stop a running pipeline, consumers first."""
 
-from typing import Any
-
 import click
 
+from rsky_pipeline.cli.command import CommandError, Invocation, operator_command
 from rsky_pipeline.cli.exit_codes import ExitCode
-from rsky_pipeline.cli.moving import (
-    directories,
-    finish,
-    json_option,
-    manager_option,
-    roles_option,
-    teller,
-)
-from rsky_pipeline.cli.options import configuration_options
-from rsky_pipeline.cli.output import fail
-from rsky_pipeline.cli.running import explained
+from rsky_pipeline.cli.moving import finish, manager_option, roles_option
 from rsky_pipeline.configuration.topology import ROLE_NAMES
 
 
-@click.command()
+@operator_command(name="stop")
 @click.option(
     "--ordered",
     is_flag=True,
@@ -43,42 +32,34 @@ from rsky_pipeline.configuration.topology import ROLE_NAMES
 )
 @roles_option
 @manager_option
-@json_option
-@configuration_options
 def command(
-    ordered: bool, drain: bool, timeout: float | None, roles: tuple[str, ...], choice: str,
-    as_json: bool, **parameters: Any,
-) -> None:  # fmt: skip
+    run: Invocation, ordered: bool, drain: bool, timeout: float | None, roles: tuple[str, ...],
+    choice: str,
+) -> int:  # fmt: skip
     """Stop a running pipeline: indexer, backfiller, ingester, each drained before the next.
 
     Prints each step when it is done. Exit codes: 0 stopped, 1 a verification failed, 3 nothing was
     running, 4 no answer, 5 a process had to be killed.
     """
     from rsky_pipeline.operations.ordered import flow
-
-    settings = directories(parameters)
-    tell = teller(as_json)
-    with explained():
-        manager = flow.manager_of(settings, choice)
-        if not manager.running():
-            _end_what_is_left(settings, roles, tell)
-        each_step = ordered or drain or bool(roles)  # has the time limit, and is verified
-        movement = flow.stop(
-            manager, settings, roles=roles or ROLE_NAMES, drain=drain, verify=each_step, tell=tell,
-            deadline=timeout if each_step else None, total=None if each_step else timeout,
-        )  # fmt: skip
-        if not manager.running():
-            flow.close(manager, movement, tell, None if each_step else timeout)
-    finish(movement, as_json)
-
-
-def _end_what_is_left(settings: Any, roles: tuple[str, ...], tell: Any) -> None:
-    """End supervisors without a running role; if there is none either, nothing is running."""
-    from rsky_pipeline.embedded.locations import run_directory
+    from rsky_pipeline.operations.ordered.movement import Movement
     from rsky_pipeline.supervisor import client
 
-    left = client.find(run_directory(settings))
-    if roles:
-        raise fail(f"no {' or '.join(roles)} is running", ExitCode.NOT_RUNNING)
-    client.stop_everything(left, timeout=None, on_step=tell)
-    raise click.exceptions.Exit(ExitCode.OK)
+    manager = flow.manager_of(run.settings, choice)
+    if not manager.running():
+        # Supervisors without a running role are ended; `find` raises if there is none either.
+        left = client.find(run.run_directory)
+        if roles:
+            raise CommandError(f"no {' or '.join(roles)} is running", ExitCode.NOT_RUNNING)
+        client.stop_everything(left, timeout=None, on_step=run.tell)
+        run.answer(Movement(manager.name).document(), lambda: None)
+        return ExitCode.OK
+    each_step = ordered or drain or bool(roles)  # has the time limit, and is verified
+    movement = flow.stop(
+        manager, run.settings, roles=roles or ROLE_NAMES, drain=drain, verify=each_step,
+        tell=run.tell, deadline=timeout if each_step else None,
+        total=None if each_step else timeout,
+    )  # fmt: skip
+    if not manager.running():
+        flow.close(manager, movement, run.tell, None if each_step else timeout)
+    return finish(run, movement)

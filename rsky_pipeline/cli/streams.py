@@ -1,133 +1,106 @@
 """`rsky-pipeline streams`: look at the Redis streams, and clean them without losing work."""
 
-import time
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import click
 
-from rsky_pipeline.cli.durations import DURATION
+from rsky_pipeline.cli.command import DURATION, CommandError, Invocation, operator_command
 from rsky_pipeline.cli.exit_codes import ExitCode
-from rsky_pipeline.cli.options import configuration_options
-from rsky_pipeline.cli.output import fail, print_json, print_table, say
-from rsky_pipeline.cli.store import opened_store
+from rsky_pipeline.cli.output import Progress, duration, line, print_table, say
 
 if TYPE_CHECKING:
     from rsky_pipeline.operations.cleaning import Cut
     from rsky_pipeline.operations.inspection import Inspection
+    from rsky_pipeline.operations.stream_figures import Measurement
 
-Command = TypeVar("Command", bound=Callable[..., Any])
-PROGRESS_SECONDS = 2.0
-
-_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 _force = click.option(
-    "--force", is_flag=True, help="Remove also what consumers have not read or acknowledged."
+    "--force", is_flag=True, help="Remove also entries that consumers have not acknowledged."
 )
-_dry_run = click.option("--dry-run", is_flag=True, help="Only say what would be done.")
+_dry_run = click.option("--dry-run", is_flag=True, help="Print what would be done; change nothing.")
 
 
 @click.group()
 def command() -> None:
     """Look at the Redis streams, and clean them without losing work.
 
-    Exit codes: 0 done, 1 refused or partly done (see what is printed), 2 wrong option, 69 Redis
+    Exit codes: 0 done, 1 refused or partly done (see the output), 2 wrong option, 69 Redis
     cannot be reached.
     """
 
 
-@command.command("list")
+@operator_command(command, "list")
 @click.option("--window", type=DURATION, default="2s", show_default=True, metavar="DURATION",
               help="How long rates are measured.")  # fmt: skip
-@_json
-@configuration_options
-def list_streams(window: float, as_json: bool, **parameters: Any) -> None:
-    """Show length, memory, rates, lag and age of every stream, and what it can hold."""
-    from rsky_pipeline.cli.stream_tables import show_measurement
+def list_streams(run: Invocation, window: float) -> None:
+    """Show length, memory, rates, lag and age of every stream, and its capacity."""
     from rsky_pipeline.operations.stream_figures import document, measure
 
-    with opened_store(parameters, "streams") as (settings, store):
-        measurement = measure(store, settings, seconds=window)
-        if as_json:
-            print_json(document(measurement))
-        else:
-            show_measurement(measurement)
+    with run.store("streams") as store:
+        measurement = measure(store, run.settings, seconds=window)
+    run.answer(document(measurement), lambda: _show_measurement(measurement))
 
 
-@command.command()
+@operator_command(command)
 @click.argument("stream")
 @click.option("--count", type=click.IntRange(1, 100_000), default=1_000, show_default=True,
               help="Entries to look at.")  # fmt: skip
 @click.option("--oldest", is_flag=True, help="Look at the oldest entries, not the newest.")
-@_json
-@configuration_options
-def inspect(stream: str, count: int, oldest: bool, as_json: bool, **parameters: Any) -> None:
+def inspect(run: Invocation, stream: str, count: int, oldest: bool) -> None:
     """Look at a sample of a stream: types, collections, sizes."""
-    from rsky_pipeline.cli.stream_tables import show_inspection
     from rsky_pipeline.operations.inspection import sample_stream
 
-    with opened_store(parameters, "streams") as (_, store):
+    with run.store("streams") as store:
         found: Inspection = sample_stream(store, stream, count, from_oldest=oldest)
-    if as_json:
-        print_json(found.document())
-    else:
-        show_inspection(found)
+    run.answer(found.document(), lambda: _show_inspection(found))
 
 
-@command.command()
+@operator_command(command)
 @click.argument("stream")
-@click.option("--keep", type=DURATION, metavar="DURATION", help="Remove what is older, as 1h.")
-@click.option("--maxlen", type=click.IntRange(min=0), help="Remove all but the newest so many.")
+@click.option("--keep", type=DURATION, metavar="DURATION", help="Remove older entries, as 1h.")
+@click.option("--maxlen", type=click.IntRange(min=0), help="Remove all but the newest N entries.")
 @_force
 @_dry_run
-@_json
-@configuration_options
 def trim(
-    stream: str, keep: float | None, maxlen: int | None, force: bool, dry_run: bool,
-    as_json: bool, **parameters: Any,
-) -> None:  # fmt: skip
+    run: Invocation, stream: str, keep: float | None, maxlen: int | None, force: bool,
+    dry_run: bool,
+) -> int:  # fmt: skip
     """Remove the oldest entries of a stream.
 
-    What a group has not read or not acknowledged stays, with exit code 1, unless --force is given;
-    then it says exactly what is lost.
+    Entries that a group has not read or acknowledged stay, with exit code 1, unless --force is
+    given; then the output says exactly what is lost.
     """
     from rsky_pipeline.operations import cleaning
 
     if (keep is None) == (maxlen is None):
-        raise fail("give one of --keep and --maxlen", ExitCode.USAGE)
-    cut = _cleaned(
-        parameters,
-        lambda store: cleaning.trim(
+        raise CommandError("give one of --keep and --maxlen", ExitCode.USAGE)
+    with run.store("streams") as store, _refusals():
+        cut = cleaning.trim(
             store, stream, keep_seconds=keep, maxlen=maxlen, force=force, dry_run=dry_run,
-            on_progress=_Progress(),
-        ),
-    )  # fmt: skip
-    _finish(cut, dry_run, as_json)
+            on_progress=_progress(),
+        )  # fmt: skip
+    return _finish(run, cut, dry_run)
 
 
-@command.command()
+@operator_command(command)
 @click.argument("stream")
 @_force
 @_dry_run
-@_json
-@configuration_options
-def reset(stream: str, force: bool, dry_run: bool, as_json: bool, **parameters: Any) -> None:
+def reset(run: Invocation, stream: str, force: bool, dry_run: bool) -> int:
     """Remove all entries of a stream; groups, their positions and cursors stay.
 
     Refuses, with exit code 1, while a group has not read or acknowledged everything, unless --force
-    is given; then it says exactly what is lost.
+    is given; then the output says exactly what is lost.
     """
     from rsky_pipeline.operations import cleaning
 
-    cut = _cleaned(
-        parameters,
-        lambda store: cleaning.reset(
-            store, stream, force=force, dry_run=dry_run, on_progress=_Progress()
-        ),
-    )
-    _finish(cut, dry_run, as_json)
+    with run.store("streams") as store, _refusals():
+        cut = cleaning.reset(store, stream, force=force, dry_run=dry_run, on_progress=_progress())
+    return _finish(run, cut, dry_run)
 
 
-@command.command()
+@operator_command(command)
 @click.argument("stream")
 @click.option(
     "--type",
@@ -137,15 +110,13 @@ def reset(stream: str, force: bool, dry_run: bool, as_json: bool, **parameters: 
     metavar="TYPE",
     help="Type of the entries to remove, as `streams inspect` shows it; may be repeated.",
 )
-@click.option("--after", metavar="ID", help="Go on behind this entry, after an interruption.")
+@click.option("--after", metavar="ID", help="Continue after this entry, after an interruption.")
 @click.option("--force", is_flag=True, help="Also a type that belongs into the stream.")
 @_dry_run
-@_json
-@configuration_options
 def purge(
-    stream: str, kinds: tuple[str, ...], after: str | None, force: bool, dry_run: bool,
-    as_json: bool, **parameters: Any,
-) -> None:  # fmt: skip
+    run: Invocation, stream: str, kinds: tuple[str, ...], after: str | None, force: bool,
+    dry_run: bool,
+) -> int:  # fmt: skip
     """Remove polluting entries of a type, and keep all others in their order.
 
     Works beside running producers and consumers. Only `repo` entries of firehose_live are
@@ -153,15 +124,13 @@ def purge(
     """
     from rsky_pipeline.operations import cleaning
 
-    cut = _cleaned(
-        parameters,
-        lambda store: cleaning.purge(
+    with run.store("streams") as store, _refusals():
+        # The entries of this type are removed whether read or not.
+        cut = cleaning.purge(
             store, stream, kinds, after=after, force=force, dry_run=dry_run,
-            on_progress=_Progress(),
-        ),
-    )  # fmt: skip
-    # The entries of this type were to go whether read or not.
-    _finish(cut, dry_run, as_json)
+            on_progress=_progress(),
+        )  # fmt: skip
+    return _finish(run, cut, dry_run)
 
 
 @command.group()
@@ -169,103 +138,162 @@ def groups() -> None:
     """Look after consumer groups."""
 
 
-@groups.command("repair")
+@operator_command(groups, "repair")
 @click.option("--idle", type=DURATION, default="1h", show_default=True, metavar="DURATION",
-              help="A consumer that did nothing for so long is dead.")  # fmt: skip
+              help="Consumers that were idle for this long are dead.")  # fmt: skip
 @_dry_run
-@_json
-@configuration_options
-def repair_groups(idle: float, dry_run: bool, as_json: bool, **parameters: Any) -> None:
-    """Put groups right: missing ones, positions past the end, pending entries without a body,
-    consumers that are gone.
+def repair_groups(run: Invocation, idle: float, dry_run: bool) -> int:
+    """Repair groups: missing ones, positions past the end, pending entries without a body,
+    dead consumers.
 
-    Exit with 1 if something is left that only a running worker can put right.
+    Exit with 1 if something is left that only a running worker can repair.
     """
     from rsky_pipeline.configuration.expectations import expected_groups
     from rsky_pipeline.operations.groups import repair
 
-    with opened_store(parameters, "streams") as (settings, store):
-        found = repair(store, expected_groups(settings), idle_seconds=idle, dry_run=dry_run)
-    if as_json:
-        print_json({"dry_run": dry_run, "found": [item.document() for item in found]})
-    else:
-        rows = [
-            (item.stream, item.group, item.what, f"{item.count:,}", _done(item.done, dry_run),
-             item.detail)
-            for item in found
-        ]  # fmt: skip
-        header = ("STREAM", "GROUP", "FOUND", "COUNT", "STATE", "DETAIL")
-        print_table(header, rows) if rows else click.echo("the groups are good")
-    if any(not item.done for item in found) and not dry_run:
-        raise click.exceptions.Exit(ExitCode.FAILED)
+    with run.store("streams") as store:
+        found = repair(store, expected_groups(run.settings), idle_seconds=idle, dry_run=dry_run)
+    states = {True: "found", False: "repaired"}
+    rows = [
+        (item.stream, item.group, item.what, f"{item.count:,}",
+         states[dry_run] if item.done or dry_run else "left", item.detail)
+        for item in found
+    ]  # fmt: skip
+    header = ("STREAM", "GROUP", "FOUND", "COUNT", "STATE", "DETAIL")
+    run.answer(
+        {"dry_run": dry_run, "found": [item.document() for item in found]},
+        lambda: print_table(header, rows) if rows else line("the groups are good"),
+    )
+    left = any(not item.done for item in found) and not dry_run
+    return ExitCode.FAILED if left else ExitCode.OK
 
 
-@command.command("hand-back")
+@operator_command(command, "release", aliases=("hand-back",))
 @_dry_run
-@_json
-@configuration_options
-def hand_back_streams(dry_run: bool, as_json: bool, **parameters: Any) -> None:
-    """Leave the streams so that the original (Rust) services can go on from them.
+def release_streams(run: Invocation, dry_run: bool) -> None:
+    """Release the streams to the original (Rust) services, so that they can continue from them.
 
-    After `stop --ordered`: moves urgent, unhurried and waiting repos into repo_backfill, and what
-    is pending with our consumers to the end of its stream. May be repeated.
+    After `stop --ordered`: moves urgent, delayed and waiting repos into repo_backfill, and entries
+    that are pending with our consumers to the end of their stream. May be repeated. An earlier name
+    of this command is `streams hand-back`.
     """
     from rsky_pipeline.operations.hand_back import hand_back
 
-    with opened_store(parameters, "streams") as (settings, store):
-        moved = hand_back(store, settings, dry_run=dry_run, on_step=say)
-    if as_json:
-        print_json({"dry_run": dry_run, "moved": [item.document() for item in moved]})
-        return
+    with run.store("streams") as store:
+        moved = hand_back(store, run.settings, dry_run=dry_run, on_step=say)
     rows = [(item.source, item.target, item.why, f"{item.count:,}") for item in moved]
-    if rows:
-        print_table(("FROM", "TO THE END OF", "WHY", "ENTRIES"), rows)
-    else:
-        click.echo("nothing is to be moved")
+    header = ("FROM", "TO THE END OF", "WHY", "ENTRIES")
+    run.answer(
+        {"dry_run": dry_run, "moved": [item.document() for item in moved]},
+        lambda: print_table(header, rows) if rows else line("nothing is to be moved"),
+    )
 
 
-class _Progress:
-    """Says how far it is, every few seconds."""
-
-    def __init__(self) -> None:
-        self._next = time.monotonic() + PROGRESS_SECONDS
-
-    def __call__(self, looked_at: int, removed: int) -> None:
-        now = time.monotonic()
-        if now >= self._next:
-            self._next = now + PROGRESS_SECONDS
-            say(f"{looked_at:,} entries looked at, {removed:,} removed")
+def _progress() -> Callable[[int, int], None]:
+    progress = Progress()
+    return lambda looked_at, removed: progress(
+        f"{looked_at:,} entries looked at, {removed:,} removed"
+    )
 
 
-def _done(done: bool, dry_run: bool) -> str:
-    if dry_run:
-        return "found"
-    return "repaired" if done else "left"
-
-
-def _cleaned(parameters: dict[str, Any], action: "Callable[[Any], Cut]") -> "Cut":
+@contextmanager
+def _refusals() -> Iterator[None]:
     from rsky_pipeline.operations.cleaning import Refused
 
-    with opened_store(parameters, "streams") as (_, store):
-        try:
-            return action(store)
-        except Refused as error:
-            message = f"refused: {error}; --force does it all the same, --dry-run shows what"
-            raise fail(message, ExitCode.FAILED) from error
+    try:
+        yield
+    except Refused as error:
+        message = f"refused: {error}; --force does it all the same, --dry-run shows what"
+        raise CommandError(message, ExitCode.FAILED) from error
 
 
-def _finish(cut: "Cut", dry_run: bool, as_json: bool) -> None:
-    if as_json:
-        print_json({"dry_run": dry_run, **cut.document()})
-    else:
-        verb = "would be removed" if dry_run else "removed"
-        click.echo(
-            f"{cut.stream}: {cut.removed:,} of {cut.looked_at:,} entries {verb}"
-            + (f", the last one looked at is {cut.last_id}" if cut.last_id else "")
+def _finish(run: Invocation, cut: "Cut", dry_run: bool) -> int:
+    run.answer({"dry_run": dry_run, **cut.document()}, lambda: _show_cut(cut, dry_run))
+    if not cut.kept.entries:
+        return ExitCode.OK
+    say(f"kept, because consumers need them: {cut.kept.sentence()}; --force removes them")
+    return ExitCode.OK if dry_run else ExitCode.FAILED
+
+
+def _show_cut(cut: "Cut", dry_run: bool) -> None:
+    verb = "would be removed" if dry_run else "removed"
+    line(
+        f"{cut.stream}: {cut.removed:,} of {cut.looked_at:,} entries {verb}"
+        + (f", the last one looked at is {cut.last_id}" if cut.last_id else "")
+    )
+    if cut.lost.entries:
+        line(f"of these {verb} without being finished: {cut.lost.sentence()}")
+
+
+def _show_measurement(measurement: "Measurement") -> None:
+    print_table(
+        ("STREAM", "ENTRIES", "MARK", "MEMORY", "IN/s", "OLDEST", "DEAD"),
+        [
+            (
+                item.name, f"{item.report.length:,}", _count(item.mark), _bytes(item.bytes),
+                _rate(item.rate_in), duration(item.report.oldest_age_seconds),
+                f"{item.dead_letters:,}",
+            )
+            for item in measurement.streams
+        ],
+    )  # fmt: skip
+    rows = [
+        (
+            item.name, group.report.name, f"{group.report.lag:,}", f"{group.report.pending:,}",
+            _rate(group.rate_out), duration(group.report.oldest_unacked_age_seconds),
+            group.report.consumers,
         )
-        if cut.lost.entries:
-            click.echo(f"of these {verb} without being finished: {cut.lost.sentence()}")
-    if cut.kept.entries:
-        say(f"kept, because consumers need them: {cut.kept.sentence()}; --force removes them")
-        if not dry_run:
-            raise click.exceptions.Exit(ExitCode.FAILED)
+        for item in measurement.streams
+        for group in item.groups
+    ]  # fmt: skip
+    line()
+    header = ("STREAM", "GROUP", "LAG", "PENDING", "OUT/s", "OLDEST UNFINISHED", "CONSUMERS")
+    print_table(header, rows) if rows else line("no groups yet")
+    memory = measurement.memory
+    limit = f"of {_bytes(memory.limit)}" if memory.limit else "and no maxmemory is set"
+    line()
+    line(f"Redis uses {_bytes(memory.used)} {limit}")
+    for advice in measurement.advice():
+        line(f"{advice.stream}: {advice.text}")
+
+
+def _show_inspection(found: "Inspection") -> None:
+    from rsky_pipeline.operations.losses import moment
+
+    line(f"{found.stream}: {found.length:,} entries, {found.sampled:,} looked at")
+    if not found.sampled:
+        return
+    line(f"from {found.first_id} ({moment(found.first_id)}) to {found.last_id} "
+         f"({moment(found.last_id)})")  # fmt: skip
+    mean = sum(found.sizes) / len(found.sizes)
+    line(f"bytes an entry: mean {mean:,.0f}, median {found.size(0.5):,}, "
+         f"95% {found.size(0.95):,}, largest {found.sizes[-1]:,}")  # fmt: skip
+    line()
+    types = found.by_type.most_common()
+    print_table(
+        ("TYPE", "ENTRIES", "SHARE", "EXAMPLE"),
+        [(k, f"{n:,}", f"{n / found.sampled:.1%}", found.examples[k]) for k, n in types],
+    )
+    if found.by_collection:
+        line()
+        collections = found.by_collection.most_common()
+        print_table(("COLLECTION", "ENTRIES"), [(name, f"{n:,}") for name, n in collections])
+    if found.polluting:
+        line()
+        line(f"{found.polluting:,} entries do not belong here: `rsky-pipeline streams "
+             f"purge {found.stream} --type repo` removes them")  # fmt: skip
+
+
+def _count(number: int | None) -> str:
+    return "-" if number is None else f"{number:,}"
+
+
+def _rate(rate: float | None) -> str:
+    return "-" if rate is None else f"{rate:,.1f}"
+
+
+def _bytes(size: int) -> str:
+    for unit, scale in (("GB", 1e9), ("MB", 1e6)):
+        if size >= scale:
+            return f"{size / scale:,.1f} {unit}"
+    return f"{size / 1e3:,.1f} kB"

@@ -4,23 +4,21 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from rsky_pipeline.cli.command import CommandError, Invocation, operator_command
 from rsky_pipeline.cli.exit_codes import ExitCode
-from rsky_pipeline.cli.options import configuration_options
-from rsky_pipeline.cli.output import fail, print_json, say
-from rsky_pipeline.cli.store import resolved
+from rsky_pipeline.cli.output import line, say
 
 if TYPE_CHECKING:
     from rsky_pipeline.operations.trace.places import Traced
+    from rsky_pipeline.operations.trace.verdict import Verdict
 
 
-@click.command()
+@operator_command(name="trace")
 @click.argument("subject", metavar="AT-URI|DID")
 @click.option("--limit", type=click.IntRange(1), default=200_000, show_default=True,
               help="Newest entries of each stream that are searched.")  # fmt: skip
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
-@configuration_options
-def command(subject: str, limit: int, as_json: bool, **parameters: Any) -> None:
-    """Tell where a record or an account is: at its PDS, in a stream, dead-lettered, indexed.
+def command(run: Invocation, subject: str, limit: int) -> int:
+    """Find a record or an account: at its PDS, in a stream, dead-lettered, indexed.
 
     Exit codes: 0 it is visible, 2 malformed, 6 it is not (hidden, on its way, deleted, missing).
     """
@@ -33,38 +31,39 @@ def command(subject: str, limit: int, as_json: bool, **parameters: Any) -> None:
     try:
         parsed = parse_subject(subject)
     except ValueError as error:
-        raise fail(str(error), ExitCode.USAGE) from error
-    found = trace(resolved(parameters), parsed, limit=limit, on_progress=say)
+        raise CommandError(str(error), ExitCode.USAGE) from error
+    found = trace(run.settings, parsed, limit=limit, on_progress=say)
     verdict = judge(found)
-    if as_json:
-        print_json({"verdict": asdict(verdict), **found.document()})
-    else:
-        _show(found)
-        click.echo(f"\n{verdict.state}: {'; '.join(verdict.reasons)}")
-        if verdict.remedy:
-            click.echo(f"to do: {verdict.remedy}")
-    if verdict.state != "visible":
-        raise click.exceptions.Exit(ExitCode.DIFFERENCES)
+    run.answer({"verdict": asdict(verdict), **found.document()}, lambda: _show(found, verdict))
+    return ExitCode.OK if verdict.state == "visible" else ExitCode.DIFFERENCES
 
 
-def _show(found: "Traced") -> None:
+def _show(found: "Traced", verdict: "Verdict") -> None:
+    _show_places(found)
+    line()
+    line(f"{verdict.state}: {'; '.join(verdict.reasons)}")
+    if verdict.remedy:
+        line(f"to do: {verdict.remedy}")
+
+
+def _show_places(found: "Traced") -> None:
     pds, redis, database = found.pds, found.redis, found.database
     there = {True: f"has it ({pds.cid})", False: "does not have it", None: ""}[pds.present]
     state = pds.problem or pds.state or there or f"is at rev {pds.rev}"
-    click.echo(f"PDS        {pds.host or '-'} ({pds.handle or 'no handle'}): {state}")
+    line(f"PDS        {pds.host or '-'} ({pds.handle or 'no handle'}): {state}")
     passed = {True: "has read beyond it", False: "has not read so far", None: "unknown"}
     unselected = "" if found.firehose.selected else "; its collection is not selected"
-    click.echo(f"firehose   {passed[found.firehose.passed]}{unselected}")
+    line(f"firehose   {passed[found.firehose.passed]}{unselected}")
     for entry in redis.entries:
         states = ", ".join(f"{group}: {text}" for group, text in entry.groups.items())
-        click.echo(f"stream     {entry.stream} {entry.id} ({entry.time}) {entry.kind} "
+        line(f"stream     {entry.stream} {entry.id} ({entry.time}) {entry.kind} "
                    f"rev {entry.rev or '-'}; {states or 'no group yet'}")  # fmt: skip
     for letter in redis.letters:
-        click.echo(f"dead       {letter.stream} {letter.id} ({letter.time}) {letter.reason}: "
+        line(f"dead       {letter.stream} {letter.id} ({letter.time}) {letter.reason}: "
                    f"{letter.error} ({letter.attempts} attempts)")  # fmt: skip
     _show_searched(found)
     if database.problem:
-        click.echo(f"database   {database.problem}")
+        line(f"database   {database.problem}")
         return
     for name, value in (
         ("record", database.record), ("tables", database.tables or None),
@@ -74,20 +73,20 @@ def _show(found: "Traced") -> None:
         ("backfill", database.backfill), ("records", database.records or None),
     ):  # fmt: skip
         if value is not None:
-            click.echo(f"{name:<10} {_line(value)}")
+            line(f"{name:<10} {_line(value)}")
     for label in database.labels:
-        click.echo(f"label      {label['val']} on {label['uri']} by {label['src']}")
+        line(f"label      {label['val']} on {label['uri']} by {label['src']}")
 
 
 def _show_searched(found: "Traced") -> None:
     redis = found.redis
     if redis.problem:
-        click.echo(f"streams    {redis.problem}")
+        line(f"streams    {redis.problem}")
         return
     cut = [item for item in redis.searched if item.entries < item.of]
     total = sum(item.entries for item in redis.searched)
     limits = ", ".join(f"{item.stream}: {item.entries:,} of {item.of:,}" for item in cut)
-    click.echo(f"searched   {total:,} entries" + (f"; NOT everything: {limits}" if cut else ""))
+    line(f"searched   {total:,} entries" + (f"; NOT everything: {limits}" if cut else ""))
 
 
 def _line(value: Any) -> str:

@@ -2,20 +2,19 @@
 
 from dataclasses import asdict
 
-import click
-
-from rsky_pipeline.cli.output import print_json
+from rsky_pipeline.cli.command import Invocation, operator_command
+from rsky_pipeline.cli.output import line
 from rsky_pipeline.observability.build import build, has_compiled_readers
 
 
-@click.command()
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
-def command(as_json: bool) -> None:
+@operator_command(name="version", configuration=False)
+def command(run: Invocation) -> None:
     """Print version, commit and build time."""
-    if as_json:
-        compiled = {"compiled": has_compiled_readers()}
-        print_json({"program": "rsky-pipeline", **asdict(build()), **compiled})
-    else:
-        click.echo(f"rsky-pipeline {build().describe()}")
-        if not has_compiled_readers():
-            click.echo("The compiled readers are missing; everything works, but slower.")
+    compiled = has_compiled_readers()
+
+    def show() -> None:
+        line(f"rsky-pipeline {build().describe()}")
+        if not compiled:
+            line("The compiled readers are missing; everything works, but slower.")
+
+    run.answer({"program": "rsky-pipeline", **asdict(build()), "compiled": compiled}, show)

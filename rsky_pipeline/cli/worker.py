@@ -6,51 +6,51 @@ tells systemd about its readiness if that started it.
 
 import sys
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
+from rsky_pipeline.cli.command import CommandError, Invocation, operator_command
 from rsky_pipeline.cli.exit_codes import ExitCode
-from rsky_pipeline.cli.options import configuration_options, loaded
-from rsky_pipeline.cli.output import fail
 from rsky_pipeline.configuration.topology import ROLE_NAMES
 
 if TYPE_CHECKING:
     from rsky_pipeline.configuration.settings import Settings
 
 
-@click.command()
+@operator_command(name="worker", json=False)
 @click.argument("role", type=click.Choice(ROLE_NAMES))
 @click.option("--instance", type=click.IntRange(min=1), default=1, show_default=True)
 @click.option("--settings-fd", type=int, help="Read the settings from this descriptor.")
 @click.option("--events-fd", type=int, help="Write events to this descriptor.")
 @click.option("--liveness-fd", type=int, help="Drain when this descriptor ends.")
-@configuration_options
 def command(
+    run: Invocation,
     role: str,
     instance: int,
     settings_fd: int | None,
     events_fd: int | None,
     liveness_fd: int | None,
-    **parameters: Any,
 ) -> None:
     """Run one worker of a role."""
     from rsky_pipeline.runtime.channel import WorkerPipes, read_settings
     from rsky_pipeline.runtime.worker import RoleMain, run_worker
 
-    settings = read_settings(settings_fd) if settings_fd is not None else _own(parameters)
+    settings = read_settings(settings_fd) if settings_fd is not None else _own(run)
     main: RoleMain = import_module(f"rsky_pipeline.{role}.role").run
     pipes = WorkerPipes(events_fd, liveness_fd)
     code = run_worker(main, settings=settings, role=role, instance=instance, pipes=pipes)
     sys.exit(code)
 
 
-def _own(parameters: dict[str, Any]) -> "Settings":
+def _own(run: Invocation) -> "Settings":
     from rsky_pipeline.embedded.locations import resolve_directories
 
-    settings = resolve_directories(loaded(parameters).settings)
+    settings = resolve_directories(run.loaded.settings)
     missing = [name for name in ("redis_url", "database_url") if not getattr(settings, name)]
     if missing:
         names = " and ".join(missing)
-        raise fail(f"a worker run by hand needs {names}; `run` starts its own", ExitCode.USAGE)
+        raise CommandError(
+            f"a worker run by hand needs {names}; `run` starts its own", ExitCode.USAGE
+        )
     return settings

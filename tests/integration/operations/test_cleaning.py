@@ -97,9 +97,12 @@ def test_purge_beside_a_producer_and_a_consumer(store: Store, clean_redis: str) 
     def consume() -> None:
         own = connect(clean_redis, name="consumer")
         reader = consumer(own)
-        while batch := reader.read_new(50, 0) or (not stop.is_set() and reader.read_new(1, 50)):
-            got.extend(item.fields[b"event"] for item in batch if item.fields)
-            reader.acknowledge([item.id for item in batch])
+        ended = False
+        while not ended:
+            ended = stop.is_set()  # before reading: the last entry comes before it is set
+            while batch := reader.read_new(50, 50):
+                got.extend(item.fields[b"event"] for item in batch if item.fields)
+                reader.acknowledge([item.id for item in batch])
         own.close()
 
     thread = threading.Thread(target=consume)

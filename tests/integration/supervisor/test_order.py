@@ -85,6 +85,28 @@ def test_stop_with_a_timeout_forces_and_reports(pipeline: Pipeline) -> None:
     assert running.ended() == 5
 
 
+@pytest.mark.parametrize("drain_seconds", [0, 60])
+def test_stop_with_json_takes_the_same_path(pipeline: Pipeline, drain_seconds: int) -> None:
+    behaviour = {"drain_seconds": drain_seconds, "deaf": bool(drain_seconds)}
+    seen = {}
+    for options in ((), ("--json",)):
+        pipeline.behave(indexer=behaviour)
+        running = pipeline.up()
+        limit = ("--timeout", "0.2") if drain_seconds else ()
+        result = pipeline.command("stop", *limit, *options)
+        assert running.ended() == result.exit_code
+        lines = result.stdout.splitlines()
+        if options:
+            document = json.loads(result.stdout)
+            assert (document["ok"], document["forced"]) == (True, bool(drain_seconds))
+            lines = [line for step in document["steps"] for line in step["lines"]]
+            told = [line.removeprefix("rsky-pipeline: ") for line in result.stderr.splitlines()]
+            assert told == lines
+        seen[options] = result.exit_code, [line.split()[0] for line in lines]
+    assert seen[()] == seen["--json",]
+    assert seen[()] == (5 if drain_seconds else 0, ["indexer", "backfiller", "ingester"])
+
+
 def test_a_stop_while_starting_stops(pipeline: Pipeline) -> None:
     pipeline.behave(ingester={"ready_after": 60})
     running = pipeline.start()

@@ -7,7 +7,8 @@ import pytest
 from click.testing import CliRunner, Result
 
 from rsky_pipeline.cli import main
-from rsky_pipeline.cli.status import duration, merged, show
+from rsky_pipeline.cli.output import duration
+from rsky_pipeline.cli.status import merged, show
 from rsky_pipeline.embedded import locations
 
 

@@ -1,0 +1,345 @@
+"""The frame of every command: options, configuration, stores, answer and exit code.
+
+`@operator_command` makes a command of a function that takes an `Invocation` first and then its own
+options. It adds `--json`, `--config`, `--set` and the flags of the commonest settings, and turns
+the errors of the configuration, the stores and the supervisor into one line and an exit code. The
+function returns its exit code (None is 0), or raises CommandError.
+"""
+
+import inspect
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager
+from functools import cached_property, wraps
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+import click
+
+from rsky_pipeline.cli.exit_codes import ExitCode
+from rsky_pipeline.cli.output import line, print_json, say
+from rsky_pipeline.configuration.load import ConfigurationError, Loaded, load
+from rsky_pipeline.configuration.settings import declarations
+
+if TYPE_CHECKING:
+    from rsky_pipeline.configuration.settings import Settings
+    from rsky_pipeline.database.connection import Database
+    from rsky_pipeline.streams.connection import Store
+
+# The settings that deserve a flag of their own; every other one is set by --set.
+FLAGS = (
+    "relay_hosts", "labeler_hosts", "plc_url", "redis_url", "database_url", "data_dir", "run_dir",
+    "initial_cursor", "verify", "log_level", "log_format",
+)  # fmt: skip
+# Lists also have a flag for one item, which can be repeated.
+ITEM_FLAGS = {"--relay": "relay_hosts", "--labeler": "labeler_hosts"}
+_PARAMETER = "flag_{}"
+_ITEM_PARAMETER = "items_{}"
+_SHARED = "invocation_json"
+_DURATION = re.compile(r"([0-9]+(?:\.[0-9]+)?)([smhd]?)")
+_UNIT_SECONDS = {"": 1, "s": 1, "m": 60, "h": 3_600, "d": 86_400}
+
+
+class CommandError(click.ClickException):
+    """Ends a command with a line on standard error (or several) and an exit code."""
+
+    def __init__(self, message: str, code: int, *, more: tuple[str, ...] = ()) -> None:
+        super().__init__(message)
+        self.exit_code = int(code)  # type: ignore[misc]  # click's is of the class
+        self._more = more
+
+    def show(self, file: IO[Any] | None = None) -> None:
+        """Print what is wrong."""
+        for message in (self.message, *self._more):
+            say(message)
+
+
+class Invocation:
+    """One call of a command: its configuration, its stores, and where its answer goes."""
+
+    def __init__(self, parameters: Mapping[str, Any], as_json: bool) -> None:
+        self._parameters = dict(parameters)
+        self.as_json = as_json
+        self.is_configured = "config_file" in parameters  # whether it has these options at all
+
+    @cached_property
+    def loaded(self) -> Loaded:
+        """The configuration with its origins. Raises ConfigurationError."""
+        return _load(self._parameters)
+
+    @cached_property
+    def settings(self) -> "Settings":
+        """The settings with directories and the URLs of embedded stores."""
+        from rsky_pipeline.embedded.locations import resolve_directories, store_urls
+
+        return store_urls(resolve_directories(self.loaded.settings))
+
+    @property
+    def run_directory(self) -> Path:
+        """Where the supervisors of this configuration have their sockets."""
+        from rsky_pipeline.embedded.locations import run_directory
+
+        return run_directory(self.settings)
+
+    @property
+    def given(self) -> list[str]:
+        """The configuration options as they were typed, for a command that is started by this."""
+        flags = {each.name: each.opts[0] for each in click.get_current_context().command.params}
+        found = []
+        for name, value in self._parameters.items():
+            values = value if isinstance(value, tuple) else (() if value is None else (value,))
+            found += [f"{flags[name]}={one}" for one in values]
+        return found
+
+    def assign(self, *assignments: str) -> None:
+        """Add settings as `--set` does; before the configuration is looked at."""
+        self._parameters["assignments"] = (*self._parameters["assignments"], *assignments)
+
+    @contextmanager
+    def store(self, name: str) -> Iterator["Store"]:
+        """Yield a connection to the configured Redis."""
+        from rsky_pipeline.streams.connection import connect
+
+        with closing(connect(self.settings.redis_url or "", name=name)) as store:
+            yield store
+
+    @contextmanager
+    def database(self, name: str, *, statement_timeout_ms: int = 0) -> Iterator["Database"]:
+        """Yield a connection to the configured PostgreSQL; by default statements may take long."""
+        from rsky_pipeline.database.connection import Database
+
+        with Database.connect(
+            self.settings.database_url or "",
+            schema=self.settings.database_schema,
+            name=name,
+            statement_timeout_ms=statement_timeout_ms,
+        ) as database:
+            yield database
+
+    def tell(self, message: str) -> None:
+        """Print a step of an operation while it lasts; beside JSON on standard error."""
+        say(message) if self.as_json else line(message)
+
+    def answer(self, document: Any, show: Callable[[], object]) -> None:
+        """Print the document with `--json`; otherwise have it shown for people."""
+        if self.as_json:
+            print_json(document)
+        else:
+            show()
+
+
+def operator_command(
+    group: click.Group | None = None,
+    name: str | None = None,
+    *,
+    json: bool = True,
+    configuration: bool = True,
+    aliases: tuple[str, ...] = (),
+) -> Callable[[Callable[..., int | None]], click.Command]:
+    """Make a command; its docstring is the help, its options come before the shared ones.
+
+    `aliases` are earlier names of the command in its group: they work and are not listed.
+    """
+
+    def decorate(function: Callable[..., int | None]) -> click.Command:
+        shared = [
+            *([json_option(_SHARED)] if json else []),
+            *(configuration_options() if configuration else []),
+        ]
+
+        @wraps(function)
+        def call(**parameters: Any) -> None:
+            names = {each.name for each in shared}
+            ours = {key: value for key, value in parameters.items() if key in names}
+            own = {key: value for key, value in parameters.items() if key not in names}
+            run = Invocation(ours, bool(ours.pop(_SHARED, False)))
+            with _explained(run):
+                code = function(run, **own)
+            if code:
+                raise click.exceptions.Exit(code)
+
+        def command(visible: bool) -> click.Command:
+            own = reversed(getattr(function, "__click_params__", []))
+            return click.Command(
+                name or function.__name__,
+                callback=call,
+                params=[*own, *shared],
+                help=inspect.getdoc(function),
+                hidden=not visible,
+            )
+
+        if group is not None:
+            group.add_command(command(True))
+            for alias in aliases:
+                group.add_command(command(False), alias)
+        return command(True)
+
+    return decorate
+
+
+def json_option(name: str = "as_json") -> click.Option:
+    """Return the option --json."""
+    return click.Option(["--json", name], is_flag=True, help="Print one JSON document.")
+
+
+def configuration_options() -> list[click.Option]:
+    """Return --config, --set and the flags of the commonest settings."""
+    known = declarations()
+    return [
+        click.Option(
+            ["--config", "config_file"],
+            type=click.Path(path_type=Path),
+            help="TOML file. Default: $RSKY_PIPELINE_CONFIG, ./rsky-pipeline.toml, "
+            "/etc/rsky-pipeline/rsky-pipeline.toml.",
+        ),
+        click.Option(
+            ["--set", "assignments"],
+            multiple=True,
+            metavar="NAME=VALUE",
+            help="Any setting of docs/configuration.md; may be repeated.",
+        ),
+        *(
+            click.Option(
+                [flag, _ITEM_PARAMETER.format(setting)],
+                multiple=True,
+                metavar="HOST",
+                help=f"One of {setting}; may be repeated.",
+            )
+            for flag, setting in reversed(ITEM_FLAGS.items())
+        ),
+        *(
+            click.Option(
+                [f"--{setting.replace('_', '-')}", _PARAMETER.format(setting)],
+                metavar="A,B" if setting in ITEM_FLAGS.values() else "VALUE",
+                help=known[setting].help,
+            )
+            for setting in FLAGS
+        ),
+    ]
+
+
+class Duration(click.ParamType[float]):
+    """A number of seconds, or a number with s, m, h or d."""
+
+    name = "duration"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        """Return seconds."""
+        if isinstance(value, int | float):
+            return float(value)
+        found = _DURATION.fullmatch(str(value).strip())
+        if found is None:
+            self.fail(f"{value!r}: allowed is a duration such as 90s, 30m, 1h or 7d", param, ctx)
+        return float(found[1]) * _UNIT_SECONDS[found[2]]
+
+
+DURATION = Duration()
+
+
+def _load(parameters: dict[str, Any]) -> Loaded:
+    flags, spelled, problems = _flags(parameters)
+    try:
+        result = load(parameters["config_file"], os.environ, flags, spelled)
+    except ConfigurationError as error:
+        raise ConfigurationError([*problems, *error.problems]) from error
+    if problems:
+        raise ConfigurationError(problems)
+    return result
+
+
+def _flags(parameters: dict[str, Any]) -> tuple[dict[str, str], dict[str, str], list[str]]:
+    """Return the texts by setting, how each was spelled if unusually, and contradictions."""
+    flags: dict[str, str] = {}
+    spelled: dict[str, str] = {}
+    problems: list[str] = []
+
+    def take(name: str, value: str, spelling: str) -> None:
+        if name in flags:
+            problems.append(f"{name}: {spelled[name]} and {spelling} both set it: give one")
+        flags[name], spelled[name] = value, spelling
+
+    for name in FLAGS:
+        value = parameters[_PARAMETER.format(name)]
+        if value is not None:
+            take(name, value, f"--{name.replace('_', '-')}")
+    for flag, name in ITEM_FLAGS.items():
+        if items := parameters[_ITEM_PARAMETER.format(name)]:
+            take(name, ",".join(items), flag)
+    for assignment in parameters["assignments"]:
+        name, separator, value = assignment.partition("=")
+        name = name.strip().replace("-", "_")
+        if not separator:
+            # A value alone could be a secret: it is not repeated.
+            problems.append("--set: allowed is NAME=VALUE, such as indexer_batch_size=500")
+            continue
+        take(name, value, f"--set {name}")
+    return flags, spelled, problems
+
+
+@contextmanager
+def _explained(run: Invocation) -> Iterator[None]:
+    """Turn the errors that every command may meet into one line and an exit code."""
+    try:
+        yield
+    except (click.ClickException, click.exceptions.Exit, click.Abort):
+        raise
+    except ConfigurationError as error:
+        first, *more = error.problems
+        raise CommandError(first, ExitCode.USAGE, more=tuple(more)) from error
+    except Exception as error:
+        explained = explain(error, run)
+        if explained is None:
+            raise
+        raise explained from error
+
+
+def explain(error: Exception, run: Invocation) -> CommandError | None:
+    """Return how a command ends for an error of a store or a supervisor; None for any other."""
+    # Imported only now: a command that works needs none of the clients that it does not use.
+    from rsky_pipeline.database.errors import DatabaseError
+    from rsky_pipeline.runtime.errors import WorkerError
+    from rsky_pipeline.streams.errors import StoreRejected, StoreUnavailable
+
+    if isinstance(error, DatabaseError):
+        return _database_failed(error, run)
+    if isinstance(error, StoreUnavailable | StoreRejected):
+        return _store_failed(error, run)
+    if isinstance(error, WorkerError):
+        return CommandError(str(error), error.exit_code)
+    return None
+
+
+def _store_failed(error: Exception, run: Invocation) -> CommandError:
+    from rsky_pipeline.configuration.redaction import redacted
+    from rsky_pipeline.streams.errors import StoreUnavailable
+
+    where = redacted(run.settings.redis_url or "") if run.is_configured else "Redis"
+    if not isinstance(error, StoreUnavailable):
+        return CommandError(f"{where}: {error}", ExitCode.FAILED)
+    hint = "check redis_url; an embedded Valkey runs only while `rsky-pipeline run` does"
+    return CommandError(f"{where}: {error}; {hint}", ExitCode.UNAVAILABLE)
+
+
+def _database_failed(error: Exception, run: Invocation) -> CommandError:
+    from rsky_pipeline.configuration.redaction import redacted
+    from rsky_pipeline.database.errors import DatabaseUnavailable, TransactionConflict
+
+    text = " ".join(str(error).split())
+    where = "PostgreSQL"
+    if run.is_configured:
+        where += f" at {redacted(run.settings.database_url or '')}"
+    if isinstance(error, TransactionConflict):
+        hint = "something holds a lock for long: stop the pipeline's workers and try again"
+        return CommandError(f"{where}: {text}; {hint}", ExitCode.UNAVAILABLE)
+    if not isinstance(error, DatabaseUnavailable):
+        return CommandError(f"{where}: {text}", ExitCode.FAILED)
+    if run.is_configured and run.loaded.settings.database_url is None:
+        return CommandError(
+            f"the embedded PostgreSQL in {run.settings.data_dir} does not run: start it with "
+            "`rsky-pipeline run`, or set database_url to another server",
+            ExitCode.UNAVAILABLE,
+        )
+    return CommandError(f"{where} cannot be used: {text}", ExitCode.UNAVAILABLE)

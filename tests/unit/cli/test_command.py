@@ -1,0 +1,106 @@
+"""What the frame of every command does: options, answers, errors and exit codes."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner, Result
+
+from rsky_pipeline.cli import COMMANDS, main
+from rsky_pipeline.cli.command import CommandError, Invocation, operator_command
+from rsky_pipeline.database.errors import DatabaseError, DatabaseUnavailable, TransactionConflict
+from rsky_pipeline.runtime.errors import PermissionProblem
+from rsky_pipeline.streams.errors import StoreRejected, StoreUnavailable
+
+
+@pytest.fixture(autouse=True)
+def no_configuration(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("REDIS_URL", "DATABASE_URL", "RUNTIME_DIRECTORY", "STATE_DIRECTORY"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def ending(error: Exception | None, *arguments: str, code: int | None = None) -> Result:
+    @operator_command(name="try")
+    def command(run: Invocation) -> int | None:
+        if error is not None:
+            raise error
+        run.answer({"schema": run.settings.database_schema}, lambda: click.echo("for people"))
+        return code
+
+    return CliRunner().invoke(command, arguments)
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "words"),
+    [
+        (StoreUnavailable("gone"), 69, "redis://h:1: gone; check redis_url"),
+        (StoreRejected("WRONGTYPE"), 1, "redis://h:1: WRONGTYPE"),
+        (DatabaseUnavailable("gone"), 69, "PostgreSQL at postgresql://u:***@h/d cannot be used"),
+        (TransactionConflict("lock"), 69, "something holds a lock for long"),
+        (DatabaseError("odd\n thing"), 1, "PostgreSQL at postgresql://u:***@h/d: odd thing"),
+        (PermissionProblem("no"), 77, "rsky-pipeline: no"),
+        (CommandError("wrong", 2), 2, "rsky-pipeline: wrong"),
+    ],
+)
+def test_an_error_is_one_line_and_an_exit_code(error: Exception, code: int, words: str) -> None:
+    stores = ("--redis-url", "redis://h:1", "--database-url", "postgresql://u:secret@h/d")
+    for arguments in (stores, (*stores, "--json")):
+        result = ending(error, *arguments)
+        assert result.exit_code == code
+        assert result.stdout == ""
+        (line,) = result.stderr.splitlines()
+        assert words in line
+        assert "secret" not in line
+
+
+def test_an_embedded_database_that_does_not_run_is_named(tmp_path: Path) -> None:
+    result = ending(DatabaseUnavailable("no socket"), "--data-dir", str(tmp_path / "data"))
+    assert result.exit_code == 69
+    assert f"the embedded PostgreSQL in {tmp_path}/data does not run" in result.stderr
+
+
+def test_other_errors_are_not_hidden() -> None:
+    result = ending(ZeroDivisionError("a defect"))
+    assert isinstance(result.exception, ZeroDivisionError)
+
+
+@pytest.mark.parametrize("code", [None, 0, 6])
+def test_the_answer_and_the_exit_code(code: int | None) -> None:
+    result = ending(None, "--set", "database_schema=other", code=code)
+    assert (result.exit_code, result.stdout) == (code or 0, "for people\n")
+    result = ending(None, "--set", "database_schema=other", "--json", code=code)
+    assert (result.exit_code, json.loads(result.stdout)) == (code or 0, {"schema": "other"})
+
+
+def test_an_alias_is_the_same_command_and_not_listed() -> None:
+    streams = main.get_command(click.Context(main), "streams")
+    assert isinstance(streams, click.Group)
+    release, alias = streams.commands["release"], streams.commands["hand-back"]
+    assert release.callback is alias.callback
+    assert [option.opts for option in release.params] == [option.opts for option in alias.params]
+    assert (release.hidden, alias.hidden) == (False, True)
+
+
+def test_each_command_stands_where_it_is_looked_for() -> None:
+    context = click.Context(main)
+    for name in COMMANDS:
+        found = main.get_command(context, name)
+        assert found is not None, name
+        assert found.help, name
+        if not isinstance(found, click.Group):
+            assert found.name == name
+
+
+def test_help_of_a_command_needs_no_client() -> None:
+    code = (
+        "import sys; from rsky_pipeline.cli import main\n"
+        "try: main(['streams', 'list', '--help'])\n"
+        "except SystemExit: pass\n"
+        "sys.exit(1 if {'trio', 'redis', 'psycopg'} & set(sys.modules) else 0)"
+    )
+    command = [sys.executable, "-c", code]
+    assert subprocess.run(command, check=False, capture_output=True, timeout=60).returncode == 0

@@ -1,0 +1,84 @@
+"""Texts of strangers cannot command the terminal, and only one file writes to it."""
+
+import ast
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+import rsky_pipeline
+from rsky_pipeline.cli import main, output
+from rsky_pipeline.cli.command import CommandError, Invocation, operator_command
+
+HOSTILE = "Invalid\x1b]0;owned\x07\x1b[2J\x9b31m\r\nforged: ok\u202e\u2028\x7f"
+HARMLESS = "naïve 日本語 🦋 a\\b"
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        (HARMLESS, HARMLESS),
+        ("\x1b[31m", r"\x1b[31m"),
+        ("a\tb\nc\r", r"a\tb\nc\r"),
+        ("\x9b2J\x7f\x00", r"\x9b2J\x7f\x00"),
+        ("user\u202egnp.exe\u2028\ufeff", r"user\u202egnp.exe\u2028\ufeff"),
+        ("\ud800", r"\ud800"),
+        (7, "7"),
+    ],
+)
+def test_a_text_is_shown_in_one_line_that_commands_nothing(text: object, shown: str) -> None:
+    assert output.printable(text) == shown
+
+
+def test_every_way_of_printing_is_printable(capsys: pytest.CaptureFixture[str]) -> None:
+    output.line(HOSTILE)
+    output.say(HOSTILE)
+    output.print_table((HOSTILE, "B"), [(HOSTILE, 1)])
+    output.block(f"{HOSTILE}\nnext")
+    output.print_json({HOSTILE: [HOSTILE, HARMLESS]})
+    printed = capsys.readouterr()
+    for text in (printed.out, printed.err):
+        assert text
+        assert not [letter for letter in text if letter != "\n" and not letter.isprintable()]
+
+
+def test_json_keeps_the_text(capsys: pytest.CaptureFixture[str]) -> None:
+    document = {"error": HOSTILE, "other": HARMLESS, "none": None}
+    output.print_json(document)
+    assert json.loads(capsys.readouterr().out) == document
+    output.print_json(document, indent=None)
+    assert capsys.readouterr().out.count("\n") == 1
+
+
+def test_an_error_of_a_command_is_printable() -> None:
+    @operator_command(name="fails", configuration=False)
+    def fails(_: Invocation) -> None:
+        raise CommandError(HOSTILE, 4, more=(HOSTILE,))
+
+    result = CliRunner().invoke(fails, [])
+    assert result.exit_code == 4
+    assert result.stdout == ""
+    first, second = result.stderr.splitlines()
+    assert first == second == f"rsky-pipeline: {output.printable(HOSTILE)}"
+
+
+def test_a_wrong_argument_is_printable() -> None:
+    result = CliRunner().invoke(main, ["status", "--no\x1b[2J"])
+    assert result.exit_code == 2
+    assert "\x1b" not in result.output
+
+
+def test_only_one_file_of_the_command_line_prints() -> None:
+    printing = {"echo", "secho", "print", "write"}
+    root = Path(rsky_pipeline.__file__).parent / "cli"
+    found = []
+    for path in sorted(root.glob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call):
+                name = node.func.attr if isinstance(node.func, ast.Attribute) else ""
+                name = node.func.id if isinstance(node.func, ast.Name) else name
+                if name in printing:
+                    found.append(path.name)
+    # A worker of a load answers its parent by lines of JSON.
+    assert sorted(set(found)) == ["load_worker.py", "output.py"]
