@@ -11,6 +11,8 @@ from rsky_pipeline.atproto.crypto import PublicKey
 from rsky_pipeline.atproto.errors import InvalidData
 from rsky_pipeline.atproto.syntax import is_handle
 
+_MAX_ENDPOINT = 300  # characters; a name has 253 at most
+
 
 @dataclass(frozen=True, slots=True)
 class DidDocument:
@@ -66,6 +68,8 @@ def _endpoint(document: dict[str, object], did: str, fragment: str, kind: str) -
 
 def _origin(endpoint: str) -> str | None:
     """Return an endpoint that is no more than scheme, host and port, else None."""
+    if len(endpoint) > _MAX_ENDPOINT or not endpoint.isprintable() or " " in endpoint:
+        return None  # a NUL, for example, is refused by every store that it comes to
     try:
         parts = urlsplit(endpoint)
         valid = parts.hostname and parts.port != 0  # a port that is no number raises

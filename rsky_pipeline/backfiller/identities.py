@@ -34,8 +34,10 @@ class Identities:
         if known is not None:
             return known
         if did.startswith(_WEB):
-            name = did.removeprefix(_WEB).replace("%3A", ":")
-            turn = self._web.turn(f"https://{name}")
+            try:
+                turn = self._web.turn(self._directory.web_host(did).http_url())
+            except IdentityNotFound as error:
+                raise RepoFailed("permanent", "did_not_found", str(error)) from error
         else:
             turn = self._at_directory()
         async with turn as host:

@@ -148,6 +148,11 @@ class Jobs:
         """Acknowledge an entry. Waits until the store has done it."""
         await self._acknowledge(job.delivery)
 
+    def let_go(self, job: Job) -> None:
+        """Stop holding an entry: it stays pending, is taken over again when it has been idle, and
+        becomes a dead letter after too many deliveries."""
+        self._held[job.delivery.stream].discard(job.delivery.id)
+
     async def postpone(self, job: Job, seconds: float, comes_back: RepoJob) -> None:
         """Let an entry wait outside of its stream, over restarts; waits for the store."""
         payload = encode_repo_job(comes_back)

@@ -15,6 +15,7 @@ from rsky_pipeline.backfiller.states import States
 from rsky_pipeline.backfiller.work import Attempt, settle_pause
 from rsky_pipeline.configuration.settings import Settings
 from rsky_pipeline.observability.backfiller import BackfillerMetrics
+from rsky_pipeline.runtime.boundary import Boundary
 from rsky_pipeline.runtime.context import WorkerContext
 from rsky_pipeline.runtime.health import Activity
 from rsky_pipeline.runtime.logging import Throttled
@@ -48,6 +49,7 @@ class Worker:
         self._in_flight = 0
         self._waiting = 0
         self._quiet = Throttled()
+        self._boundary = Boundary()  # failures are counted by their reason
         self._most_held = max(64, HELD_FOR_EACH_SLOT * self._settings.backfiller_concurrency)
         self.finished = 0
 
@@ -176,8 +178,16 @@ class Worker:
             except NotStored as early:
                 comes_back = replace(job.repo, settles=job.repo.settles + 1)
                 await self._jobs.postpone(job, early.seconds, comes_back)
+            except Exception as error:  # noqa: BLE001 - see runtime.boundary
+                self._boundary.caught(error, "repo", did=job.repo.did)
+                message = f"{type(error).__name__}: {error}"
+                unknown = RepoFailed("transient", "internal_error", message)
+                await self._failed(job, unknown, trio.current_time() - began)
             else:
                 await self._done(job, done, trio.current_time() - began)
+        except Exception as error:  # noqa: BLE001 - its outcome could not be noted
+            self._boundary.caught(error, "outcome", did=job.repo.did)
+            self._jobs.let_go(job)
         finally:
             self._in_flight -= 1
             self._metrics.running.set(self._in_flight)

@@ -16,6 +16,7 @@ from rsky_pipeline.ingester.label_proof import LabelProof
 from rsky_pipeline.ingester.seq_gate import SeqGate
 from rsky_pipeline.ingester.verify import Verdict, Verifier
 from rsky_pipeline.ingester.window import Slot, Window
+from rsky_pipeline.runtime.boundary import Boundary
 from rsky_pipeline.runtime.logging import Throttled
 from rsky_pipeline.runtime.threads import in_thread
 from rsky_pipeline.streams.append import Entry
@@ -91,6 +92,7 @@ class Intake:
         self._gaps = gaps
         self._labels = labels
         self._gap_entries: list[Entry] = []  # appended with what is passed on next
+        self._boundary = Boundary(converter.tally.internal_error)
         self._throttle = Throttled()
         self._window = Window[Checked]()
         self._claimed: list[Claimed] = []
@@ -114,7 +116,10 @@ class Intake:
             if start:  # others want to run as well
                 await trio.lowlevel.checkpoint()
             for item in frames[start : start + _AT_ONCE]:
-                self._take(judge, item)
+                try:
+                    self._take(judge, item)
+                except Exception as error:  # noqa: BLE001 - see runtime.boundary
+                    self._window.add(0, (self._defect(item, error), None))
             self._prove(judge)
             self._pass_on(judge)
 
@@ -216,7 +221,11 @@ class Intake:
             self._window.add(frame.size, (frame, None))
             return
         slot = self._window.add(frame.size + len(item.raw))  # a claim holds what came
-        check = verifier.check(frame.claim)
+        try:
+            check = verifier.check(frame.claim)
+        except Exception as error:  # noqa: BLE001 - see runtime.boundary
+            slot.result = (frame, self._unverified(frame.claim, error))
+            return
         self._claimed.append(Claimed(slot, frame, frame.claim, check))
 
     def _prove(self, judge: Judge) -> None:
@@ -244,7 +253,12 @@ class Intake:
         self._converter.tally.seconds["signature"] += proof.seconds
         good = iter(proof.good)
         for slot, frame, claim, check in claimed:
-            verdict = verifier.decide_at_once(claim, check, check is not None and next(good))
+            is_good = check is not None and next(good)
+            verdict: Verdict | None
+            try:
+                verdict = verifier.decide_at_once(claim, check, is_good)
+            except Exception as error:  # noqa: BLE001 - see runtime.boundary
+                verdict = self._unverified(claim, error)
             if verdict is not None:
                 slot.result = (frame, verdict)
             else:
@@ -261,7 +275,13 @@ class Intake:
             return
         ready = self._window.take_ready()
         if ready:
-            judged = [judge.judge(frame, verdict) for frame, verdict in ready]
+            judged = []
+            for frame, verdict in ready:
+                try:
+                    judged.append(judge.judge(frame, verdict))
+                except Exception as error:  # noqa: BLE001 - see runtime.boundary
+                    self._boundary.caught(error, "commit", host=self._converter.host)
+                    judged.append(judge.unknown(frame))
             if self._gap_entries:
                 # With the first event after the gap, or one before it: never behind its cursor.
                 judged[0] = judged[0]._replace(entries=[*self._gap_entries, *judged[0].entries])
@@ -269,6 +289,18 @@ class Intake:
             self._sink.put(judged)
         if not self._window.full:
             self._room.set()
+
+    def _unverified(self, claim: Claim, error: Exception) -> Verdict:
+        self._boundary.caught(error, "signature", host=self._converter.host, did=claim.did)
+        return Verdict.UNVERIFIED
+
+    def _defect(self, item: Read, error: Exception) -> Converted:
+        """Keep aside a frame that hits a defect of ours; the stream is covered with it."""
+        host = self._converter.host
+        self._boundary.caught(error, "frame", host=host)
+        entries = self._converter.keep_aside(item.raw, "internal", repr(error))
+        size = sum(len(entry.payload) for entry in entries)
+        return Converted(item.covered, None, entries, size)
 
 
 def _converted(converter: Converter, read: Read) -> Converted:
@@ -279,5 +311,15 @@ def _converted(converter: Converter, read: Read) -> Converted:
 
 def _prove_all(checks: Sequence[Check]) -> Proof:
     begin = perf_counter()
-    good = check_all(checks)
+    try:
+        good = check_all(checks)
+    except Exception:  # noqa: BLE001 - found again by the look-up that follows a bad signature
+        good = [_is_good(check) for check in checks]
     return Proof(good, perf_counter() - begin)
+
+
+def _is_good(check: Check) -> bool:
+    try:
+        return check_all([check])[0]
+    except Exception:  # noqa: BLE001
+        return False

@@ -114,6 +114,13 @@ class Judge:
             return taken
         return self._put_off(taken, about, reason, about.ops if step.broken == "too_big" else ())
 
+    def unknown(self, frame: Converted) -> Converted:
+        """Return what may be written of a frame that nobody could judge: its repo is fetched."""
+        about = frame.about
+        if about is None:
+            return frame
+        return self._put_off(_emptied(frame), about, Verdict.UNVERIFIED.value, about.ops)
+
     def _note_stranger(self, about: About) -> None:
         held_back = self._throttle.allow("no_account")
         if held_back is not None:

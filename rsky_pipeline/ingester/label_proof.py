@@ -20,9 +20,10 @@ from rsky_pipeline.configuration.settings import LabelSignatures
 from rsky_pipeline.ingester.tally import Tally
 from rsky_pipeline.ingester.verify import KeyDirectory
 from rsky_pipeline.network.directory import IdentityNotFound, IdentityUnavailable
+from rsky_pipeline.runtime.boundary import Boundary
 
 RETRY_SECONDS = 2.0
-STRANGER_TRIES = 3  # for hosts of did:web, which may be anybody's
+STRANGER_TRIES = 3  # for hosts of did:web, which may be anybody's, and unusable documents
 
 
 class LabelVerdict(StrEnum):
@@ -52,17 +53,20 @@ class LabelProof:
         if mode == "check":
             self._written |= {LabelVerdict.UNSIGNED, LabelVerdict.NO_KEY, LabelVerdict.UNVERIFIED}
         self._tally = tally
+        self._boundary = Boundary(tally.internal_error)
 
     async def sift(self, message: LabelsMessage) -> Sifted:
         """Leave out what may not be written. Malformed labels stay: their reader refuses them."""
         kept, refused = [], list[LabelVerdict]()
         for item in message.labels:
             try:
-                label = parse_label(item)
+                verdict = await self.verdict(parse_label(item))
             except InvalidData:
                 kept.append(item)
                 continue
-            verdict = await self.verdict(label)
+            except Exception as error:  # noqa: BLE001 - see runtime.boundary
+                self._boundary.caught(error, "label", src=str(item.get("src"))[:200])
+                verdict = LabelVerdict.UNVERIFIED
             self._tally.label_verdicts[verdict.value] += 1
             if verdict in self._written:
                 kept.append(item)
@@ -92,8 +96,9 @@ class LabelProof:
         while True:
             try:
                 return await self._directory.resolve(did, force)
-            except IdentityUnavailable:
+            except IdentityUnavailable as error:
                 tries += 1
-                if not did.startswith("did:plc:") and tries >= STRANGER_TRIES:
+                stranger = error.of_account or not did.startswith("did:plc:")
+                if stranger and tries >= STRANGER_TRIES:
                     raise
             await trio.sleep(RETRY_SECONDS)

@@ -34,6 +34,7 @@ from rsky_pipeline.network.subscription import (
 )
 from rsky_pipeline.observability.ingester import IngesterMetrics
 from rsky_pipeline.runtime.backoff import Backoff
+from rsky_pipeline.runtime.boundary import Boundary
 from rsky_pipeline.streams.errors import StoreRejected, StoreUnavailable
 
 _log = logging.getLogger(__name__)
@@ -82,6 +83,7 @@ class Follower:
         self._pressure = pressure
         self._metrics = metrics
         self._verifier = verifier
+        self._boundary = Boundary(converter.tally.internal_error)
         self._cursor_is_loaded = False
         self._connected_at: float | None = None
         self.connected = False
@@ -169,6 +171,9 @@ class Follower:
                     return await self._read_until_told(subscription, SeqGate(seen), stopping)
         except Disconnected as error:
             return error
+        except Exception as error:  # noqa: BLE001 - see runtime.boundary
+            self._boundary.caught(error, "stream", **self._where())
+            return Disconnected(DisconnectReason.INTERNAL_ERROR, f"{type(error).__name__}: {error}")
 
     async def _read_until_told(
         self, subscription: Subscription, gate: SeqGate, stopping: trio.Event

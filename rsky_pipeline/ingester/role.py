@@ -39,6 +39,7 @@ from rsky_pipeline.network.subscription import DisconnectReason, Patience
 from rsky_pipeline.observability.ingester import IngesterMetrics
 from rsky_pipeline.observability.streams import StreamMetrics
 from rsky_pipeline.runtime.backoff import Backoff
+from rsky_pipeline.runtime.boundary import Boundary
 from rsky_pipeline.runtime.context import WorkerContext
 from rsky_pipeline.runtime.threads import StoreThread
 from rsky_pipeline.streams.connection import Store, connect
@@ -104,7 +105,7 @@ async def run(context: WorkerContext) -> None:
     self_check = SelfCheck(context.registry, "ingester", settings, STREAMS)
     async with AsyncExitStack() as stack:
         http = await stack.enter_async_context(
-            HttpClient(allow_private=settings.allow_private_hosts)
+            HttpClient(allow_private=settings.allow_private_hosts, boundary=_boundary(metrics))
         )
         builder = _Builder(context, stack, http, metrics, [*relays, *labelers])
         parts = builder.build(relays, labelers)
@@ -131,6 +132,10 @@ async def run(context: WorkerContext) -> None:
             services.start_soon(report_ready, context, [follower for follower, _ in parts.relays])
             await _run_all(context, parts)
             services.cancel_scope.cancel()
+
+
+def _boundary(metrics: IngesterMetrics) -> Boundary:
+    return Boundary(lambda: metrics.error("internal_error"))
 
 
 async def _run_all(context: WorkerContext, parts: _Parts) -> None:
@@ -262,7 +267,10 @@ class _Builder:
             name=f"{self._context.consumer}-gaps",
         )  # fmt: skip
         listing = partial(list_repos, self._http)
-        return GapRepair(self.store("gaps"), connect_database, listing, repair_marks(settings))
+        return GapRepair(
+            self.store("gaps"), connect_database, listing, repair_marks(settings),
+            _boundary(self._metrics),
+        )  # fmt: skip
 
     def _writer(
         self,
@@ -292,7 +300,10 @@ class _Builder:
         if settings.verify == "none":
             return None
         changes = self._metrics.key_changes
-        return SignatureVerifier(self._directory(MAX_KEYS), lambda how: changes.labels(how).inc())
+        return SignatureVerifier(
+            self._directory(MAX_KEYS), lambda how: changes.labels(how).inc(),
+            _boundary(self._metrics),
+        )  # fmt: skip
 
     def _directory(self, max_cached: int) -> Directory:
         settings = self._settings

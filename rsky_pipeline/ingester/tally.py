@@ -43,6 +43,10 @@ class Tally:
         finally:
             self.seconds[step] += perf_counter() - begin
 
+    def internal_error(self) -> None:
+        """Count an exception that nobody declared, in the work on one frame or account."""
+        self.errors["internal_error"] += 1
+
     def report(self, metrics: IngesterMetrics, host: str) -> None:
         """Add everything to the metrics and start again at 0; `host` is who sent it."""
         metrics.messages.inc(self.messages)

@@ -26,6 +26,7 @@ from rsky_pipeline.atproto.identity import DidDocument
 from rsky_pipeline.atproto.signatures import Check
 from rsky_pipeline.ingester.convert import Claim
 from rsky_pipeline.network.directory import IdentityNotFound, IdentityUnavailable
+from rsky_pipeline.runtime.boundary import Boundary
 from rsky_pipeline.runtime.logging import Throttled
 
 _log = logging.getLogger(__name__)
@@ -81,12 +82,17 @@ class SignatureVerifier:
     """Checks signatures with keys from the directory, which it keeps for a while.
 
     `count_change` is called for each key that is found to be another one than before, and told
-    "yes" or "no": whether `forget` was called for it.
+    "yes" or "no": whether `forget` was called for it. `boundary` counts exceptions that nobody
+    declared; a commit whose check raises one is unverified.
     """
 
     def __init__(
-        self, directory: KeyDirectory, count_change: Callable[[str], object] = lambda _: None
+        self,
+        directory: KeyDirectory,
+        count_change: Callable[[str], object] = lambda _: None,
+        boundary: Boundary | None = None,
     ) -> None:
+        self._boundary = boundary or Boundary()
         self._directory = directory
         self._count_change = count_change
         self._throttle = Throttled()
@@ -135,6 +141,10 @@ class SignatureVerifier:
             return Verdict.UNVERIFIED
         except IdentityNotFound:
             return Verdict.NO_ACCOUNT
+        except Exception as error:  # noqa: BLE001 - see runtime.boundary
+            self._boundary.caught(error, "identity", did=claim.did)
+            self._unavailable.add(claim.did, UNAVAILABLE_SECONDS)
+            return Verdict.UNVERIFIED
 
     def forget(self, did: str) -> None:
         """Have the account's document fetched anew for its next commit."""
@@ -148,7 +158,9 @@ class SignatureVerifier:
         while True:
             try:
                 return await self._look_up(did, commit)
-            except IdentityUnavailable:
+            except IdentityUnavailable as error:
+                if error.of_account:
+                    raise
                 await trio.sleep(RETRY_SECONDS)
 
     async def _look_up(self, did: str, commit: Commit) -> Verdict:

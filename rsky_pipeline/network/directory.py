@@ -3,6 +3,7 @@
 import time
 from collections import OrderedDict
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from urllib.parse import quote
 
@@ -10,7 +11,7 @@ import trio
 
 from rsky_pipeline.atproto.errors import InvalidData
 from rsky_pipeline.atproto.identity import DidDocument, parse_did_document
-from rsky_pipeline.configuration.endpoints import parse_endpoint
+from rsky_pipeline.configuration.endpoints import Endpoint, parse_endpoint
 from rsky_pipeline.network.http import HttpClient, HttpFailure
 
 MAX_CACHED = 200_000
@@ -25,7 +26,15 @@ class IdentityNotFound(Exception):
 
 
 class IdentityUnavailable(Exception):
-    """The directory or host did not give a usable answer: try again later."""
+    """The directory or host did not give a usable answer: try again later.
+
+    `of_account`: it answered, and what it has of this account is unusable, so that asking again
+    in a moment is no use.
+    """
+
+    def __init__(self, message: str, *, of_account: bool = False) -> None:
+        super().__init__(message)
+        self.of_account = of_account
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +96,19 @@ class Directory:
         self._cache.move_to_end(did)
         return cached.document
 
+    def web_host(self, did: str) -> Endpoint:
+        """Return the host that has the document of a did:web. Raises IdentityNotFound.
+
+        Only its name counts: no path, and a port only where private hosts are allowed
+        (https://atproto.com/specs/did#blessed-did-methods).
+        """
+        host = did.removeprefix("did:web:")
+        scheme = "http" if self._allow_private else "https"
+        if ":" not in host and ("%" not in host or self._allow_private):
+            with suppress(ValueError):
+                return parse_endpoint(f"{scheme}://{host.replace('%3A', ':')}")
+        raise IdentityNotFound(f"{did[:100]}: did:web has a host name only")
+
     def forget(self, did: str) -> None:
         """Make the next look-up of a DID a fresh one, as after an identity event."""
         self._cache.pop(did, None)
@@ -106,21 +128,18 @@ class Directory:
         except HttpFailure as error:
             if error.kind == "status" and error.status in {404, 410}:
                 return None
-            raise IdentityUnavailable(str(error)) from error
+            of_account = error.kind in {"malformed", "too_big", "internal_error"}
+            raise IdentityUnavailable(str(error), of_account=of_account) from error
         try:
             return parse_did_document(body, did)
         except InvalidData as error:
-            raise IdentityUnavailable(f"{url}: {error}") from error
+            raise IdentityUnavailable(f"{url}: {error}", of_account=True) from error
 
     def _url(self, did: str) -> tuple[str, bool]:
         if did.startswith("did:plc:"):
             return self._plc.http_url(f"/{quote(did, safe=':')}"), True
         if did.startswith("did:web:"):
-            host = did.removeprefix("did:web:")
-            if ":" in host or (("%" in host) and not self._allow_private):
-                raise IdentityNotFound(f"{did[:100]}: did:web has a host name only")
-            scheme = "http" if self._allow_private else "https"
-            return f"{scheme}://{host.replace('%3A', ':')}/.well-known/did.json", False
+            return self.web_host(did).http_url("/.well-known/did.json"), False
         raise IdentityNotFound(f"{did[:100]}: this DID method is not supported")
 
 

@@ -82,7 +82,8 @@ class Handles:
             )
         except HttpFailure as failure:
             # Most hosts of handles serve no such document, and many do not exist: no, not unknown.
-            if failure.kind == "timeout" or failure.status >= 500 or failure.status == 429:
+            unknown = failure.kind in {"timeout", "internal_error"}
+            if unknown or failure.status >= 500 or failure.status == 429:
                 raise HandleUnavailable(str(failure)) from failure
             return None
         text = body.decode("utf-8", "replace").strip()

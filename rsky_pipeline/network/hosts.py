@@ -50,12 +50,10 @@ def is_public_address(address: str) -> bool:
 
 def is_public_name(host: str) -> bool:
     """Tell whether `host` is a DNS name that can belong to a public server (no address, no
-    single label, no special-use top-level domain)."""
-    labels = host.split(".")
-    if len(labels) < 2 or parse_address(host) is not None:
+    single label, no special-use top-level domain). A dot at its end is legal (RFC 1034, 3.1)."""
+    host = host.removesuffix(".")
+    if not is_dns_name(host) or "." not in host or parse_address(host) is not None:
         return False
     # A last label of digits would be read as an IPv4 address by some resolvers (0x7f.1, 127.1).
-    top = labels[-1]
-    if top[0].isdigit() or top in _SPECIAL_TOP_LEVEL:
-        return False
-    return is_dns_name(host)
+    top = host.rpartition(".")[2]
+    return not top[0].isdigit() and top not in _SPECIAL_TOP_LEVEL

@@ -16,8 +16,9 @@ import httpcore
 import orjson
 import trio
 
-from rsky_pipeline.network.pool import ForbiddenAddress, InvalidUrl, Pool, Response
+from rsky_pipeline.network.pool import ForbiddenAddress, InvalidUrl, Pool, Response, parse_url
 from rsky_pipeline.network.rate_headers import RateLimit, read_rate_limit, read_retry_after
+from rsky_pipeline.runtime.boundary import Boundary
 
 MAX_REDIRECTS = 5
 MAX_JSON = 1_048_576
@@ -27,8 +28,9 @@ MAX_CONNECTIONS = 200
 _BROKEN = (httpcore.NetworkError, httpcore.ProtocolError)
 
 FailureKind = Literal[
-    "unreachable", "timeout", "too_slow", "status", "too_big", "forbidden", "malformed"
-]
+    "unreachable", "timeout", "too_slow", "status", "too_big", "forbidden", "malformed",
+    "internal_error",
+]  # fmt: skip
 
 
 class HttpFailure(Exception):
@@ -74,12 +76,17 @@ class Answer:
 
 
 class HttpClient:
-    """One pool of connections; use as an async context manager, or `aclose` it."""
+    """One pool of connections; use as an async context manager, or `aclose` it.
+
+    Whatever a URL, a host or its answer makes the libraries below raise is that request's
+    HttpFailure, of kind "internal_error" where nobody declared it; `boundary` counts those.
+    """
 
     def __init__(
         self, *, allow_private: bool, silence_seconds: float = 60.0,
-        max_connections: int = MAX_CONNECTIONS,
+        max_connections: int = MAX_CONNECTIONS, boundary: Boundary | None = None,
     ) -> None:  # fmt: skip
+        self._boundary = boundary or Boundary()
         self._allow_private = allow_private
         self._silence_seconds = silence_seconds
         context = ssl.create_default_context()
@@ -117,12 +124,12 @@ class HttpClient:
         """
         window = _Window(min_rate, self._silence_seconds)
         with trio.move_on_after(total_seconds) as scope:
-            async with self._follow(url, trusted, stay) as response:
-                length = response.headers.get("content-length", "")
-                if length.isdigit() and int(length) > max_bytes:
-                    raise HttpFailure("too_big", f"{url} announces {length} bytes")
-                async with aclosing(_bounded(response, max_bytes, window)) as chunks:
+            response = await self._open(url, max_bytes, trusted, stay)
+            try:
+                async with aclosing(self._bounded(response, max_bytes, window)) as chunks:
                     yield Answer(response.url, response.headers, chunks)
+            finally:
+                await self._close(response)
         if scope.cancelled_caught:
             raise HttpFailure("timeout", f"{url} took more than {total_seconds:.0f} s")
 
@@ -151,34 +158,103 @@ class HttpClient:
                 body += chunk
         return bytes(body)
 
-    @asynccontextmanager
-    async def _follow(self, url: str, trusted: bool, stay: bool = False) -> AsyncIterator[Response]:
+    async def _open(self, url: str, max_bytes: int, trusted: bool, stay: bool) -> Response:
+        """Return a response of status 200. Raises HttpFailure and Redirected."""
+        try:
+            response = await self._follow(url, trusted, stay)
+        except (HttpFailure, Redirected):
+            raise
+        except Exception as error:
+            raise self._internal(error, url) from error
+        length = response.headers.get("content-length", "")
+        if length.isascii() and length.isdigit() and int(length) > max_bytes:
+            await self._close(response)
+            raise HttpFailure("too_big", f"{url} announces {length} bytes")
+        return response
+
+    async def _follow(self, url: str, trusted: bool, stay: bool) -> Response:
         for _ in range(MAX_REDIRECTS + 1):
             self._check_scheme(url, trusted)
             response = await _send(self._trusted if trusted else self._guarded, url)
-            if response.location is not None:
-                await response.aclose()
-                target = _target(url, response.location)
-                same_host = urlsplit(target).netloc == urlsplit(url).netloc
-                if stay and not same_host:
-                    raise Redirected(target)
-                # Wherever a trusted server sends us, it is no longer the operator's choice.
-                trusted = trusted and same_host
-                url = target
-                continue
+            if response.status == 200:
+                return response
             try:
-                if response.status != 200:
-                    raise await _refusal(response)
-                yield response
+                if response.location is None:
+                    raise await self._refusal(response)
+                target = _target(url, response.location)
             finally:
-                await response.aclose()
-            return
+                await self._close(response)
+            same_host = urlsplit(target).netloc == urlsplit(url).netloc
+            if stay and not same_host:
+                raise Redirected(target)
+            # Wherever a trusted server sends us, it is no longer the operator's choice.
+            trusted = trusted and same_host
+            url = target
         raise HttpFailure("forbidden", f"more than {MAX_REDIRECTS} redirects, the last to {url}")
 
     def _check_scheme(self, url: str, trusted: bool) -> None:
         scheme = url.partition(":")[0].lower()
         if scheme != "https" and not (scheme == "http" and (trusted or self._allow_private)):
             raise HttpFailure("forbidden", f"{url[:200]} is not https")
+
+    async def _bounded(
+        self, response: Response, max_bytes: int, window: "_Window | None" = None
+    ) -> AsyncGenerator[bytes, None]:
+        total = 0
+        if response.headers.get("content-encoding", "identity") != "identity":
+            raise HttpFailure("malformed", f"{response.url} compresses although asked not to")
+        try:
+            asked = trio.current_time()
+            async for chunk in response.chunks():
+                total += len(chunk)
+                waited = trio.current_time() - asked
+                if window is not None and window.too_slow(waited, len(chunk)):
+                    raise HttpFailure("too_slow", f"{response.url} sends too slowly")
+                if total > max_bytes:
+                    raise HttpFailure(
+                        "too_big", f"{response.url} sends more than {max_bytes} bytes"
+                    )
+                yield chunk
+                asked = trio.current_time()
+        except HttpFailure:
+            raise
+        except httpcore.TimeoutException as error:
+            raise HttpFailure("timeout", f"{response.host} stopped sending") from error
+        except (*_BROKEN, OSError) as error:
+            raise HttpFailure("unreachable", f"{response.host} broke off: {error}") from error
+        except Exception as error:
+            raise self._internal(error, response.url) from error
+
+    async def _refusal(self, response: Response) -> HttpFailure:
+        """Read what a host says with a status other than 200."""
+        body = bytearray()
+        try:
+            async for chunk in self._bounded(response, MAX_ERROR_BODY):
+                body += chunk
+            document = orjson.loads(bytes(body))
+        except (HttpFailure, orjson.JSONDecodeError):
+            document = None  # an HTML page or a cut-off body says no more than the status
+        code = document.get("error") if isinstance(document, dict) else None
+        now = time.time()
+        return HttpFailure(
+            "status",
+            f"{response.url} answered {response.status} {str(code or '')[:100]}".strip(),
+            status=response.status,
+            code=code if isinstance(code, str) else "",
+            retry_after=read_retry_after(response.headers.get("retry-after"), now),
+            limit=read_rate_limit(response.headers, now),
+        )
+
+    async def _close(self, response: Response) -> None:
+        """Close a response; what the connection raises then changes nothing of its outcome."""
+        try:
+            await response.aclose()
+        except Exception as error:  # noqa: BLE001 - see runtime.boundary
+            self._boundary.caught(error, "close", host=response.host)
+
+    def _internal(self, error: Exception, url: str) -> HttpFailure:
+        self._boundary.caught(error, "request", host=_host(url))
+        return HttpFailure("internal_error", f"{_host(url)}: {type(error).__name__}: {error}")
 
 
 async def _send(pool: Pool, url: str) -> Response:
@@ -188,7 +264,7 @@ async def _send(pool: Pool, url: str) -> Response:
         raise HttpFailure("forbidden", str(error)) from error
     except httpcore.TimeoutException as error:
         raise HttpFailure("timeout", f"{_host(url)} does not answer") from error
-    except (*_BROKEN, InvalidUrl, OSError, ssl.SSLError) as error:
+    except (*_BROKEN, InvalidUrl, OSError) as error:  # ssl.SSLError is an OSError
         raise HttpFailure("unreachable", f"{_host(url)} cannot be reached: {error}") from error
 
 
@@ -200,10 +276,14 @@ def _host(url: str) -> str:
 
 
 def _target(url: str, location: str) -> str:
+    """Return where a redirect leads; a port or a name that no URL can have is the host's fault."""
     try:
-        return urljoin(url, location)
-    except ValueError as error:
+        target = urljoin(url, location)
+        if urlsplit(target).scheme in {"http", "https"}:  # others are forbidden, not malformed
+            parse_url(target)
+    except ValueError as error:  # InvalidUrl is one
         raise HttpFailure("malformed", f"{url} redirects to {location[:200]!r}") from error
+    return target
 
 
 class _Window:
@@ -224,46 +304,3 @@ class _Window:
         slow = self._received < self._min_rate * self._waited
         self._waited, self._received = 0.0, 0
         return slow
-
-
-async def _bounded(
-    response: Response, max_bytes: int, window: _Window | None = None
-) -> AsyncGenerator[bytes, None]:
-    total = 0
-    if response.headers.get("content-encoding", "identity") != "identity":
-        raise HttpFailure("malformed", f"{response.url} compresses although asked not to")
-    try:
-        asked = trio.current_time()
-        async for chunk in response.chunks():
-            total += len(chunk)
-            waited = trio.current_time() - asked
-            if window is not None and window.too_slow(waited, len(chunk)):
-                raise HttpFailure("too_slow", f"{response.url} sends too slowly")
-            if total > max_bytes:
-                raise HttpFailure("too_big", f"{response.url} sends more than {max_bytes} bytes")
-            yield chunk
-            asked = trio.current_time()
-    except httpcore.TimeoutException as error:
-        raise HttpFailure("timeout", f"{response.host} stopped sending") from error
-    except _BROKEN as error:
-        raise HttpFailure("unreachable", f"{response.host} broke off: {error}") from error
-
-
-async def _refusal(response: Response) -> HttpFailure:
-    body = bytearray()
-    try:
-        async for chunk in _bounded(response, MAX_ERROR_BODY):
-            body += chunk
-        document = orjson.loads(bytes(body))
-    except (HttpFailure, orjson.JSONDecodeError):
-        document = None  # an HTML page or a cut-off body says no more than the status
-    code = document.get("error") if isinstance(document, dict) else None
-    now = time.time()
-    return HttpFailure(
-        "status",
-        f"{response.url} answered {response.status} {str(code or '')[:100]}".strip(),
-        status=response.status,
-        code=code if isinstance(code, str) else "",
-        retry_after=read_retry_after(response.headers.get("retry-after"), now),
-        limit=read_rate_limit(response.headers, now),
-    )

@@ -15,6 +15,7 @@ import httpcore
 import trio
 
 from rsky_pipeline import __version__
+from rsky_pipeline.configuration.endpoints import normal_host
 from rsky_pipeline.network.hosts import is_public_address, is_public_name
 
 USER_AGENT = f"rsky-pipeline/{__version__}"
@@ -118,7 +119,7 @@ class Pool:
 
         Raises InvalidUrl, ForbiddenAddress, OSError and httpcore's exceptions.
         """
-        target, host = _parse(url)
+        target, host = parse_url(url)
         request = httpcore.Request(
             "GET",
             target,
@@ -137,18 +138,20 @@ class Pool:
         await self._pool.aclose()
 
 
-def _parse(url: str) -> tuple[httpcore.URL, str]:
+def parse_url(url: str) -> tuple[httpcore.URL, str]:
+    """Return where a request for a URL goes, and its host. Raises InvalidUrl."""
     try:
         parts = urlsplit(url)
-        host = (parts.hostname or "").encode("ascii" if url.isascii() else "idna").decode()
+        name = (parts.hostname or "").encode("ascii" if url.isascii() else "idna").decode()
         port = parts.port
+        path = quote(parts.path or "/", safe=_PLAIN)
+        if parts.query:
+            path += "?" + quote(parts.query, safe=_PLAIN)
     except ValueError as error:  # UnicodeError is one
         raise InvalidUrl(f"{url[:200]!r} is not a URL: {error}") from error
-    if not host or parts.scheme not in {"http", "https"}:
+    host = normal_host(name)  # names that getaddrinfo cannot encode are refused here
+    if host is None or port == 0 or parts.scheme not in {"http", "https"}:
         raise InvalidUrl(f"{url[:200]!r} is not a URL of a web server")
-    path = quote(parts.path or "/", safe=_PLAIN)
-    if parts.query:
-        path += "?" + quote(parts.query, safe=_PLAIN)
     return httpcore.URL(scheme=parts.scheme, host=host, port=port, target=path), host
 
 

@@ -42,6 +42,7 @@ class DisconnectReason(StrEnum):
     PRESSURE = "pressure"  # we closed because the streams are full
     CURSOR_MOVED = "cursor_moved"  # we closed because the store holds another cursor
     STOPPING = "stopping"
+    INTERNAL_ERROR = "internal_error"  # an exception that nobody declared
     STORE = "store"  # we could not begin, because the store does not tell the cursor
 
 
@@ -237,7 +238,7 @@ async def _open_stream(
                 await trio.aclose_forcefully(stream)
                 raise
             return stream
-    except (OSError, trio.BrokenResourceError, ssl.SSLError) as error:
+    except (OSError, ValueError, trio.BrokenResourceError) as error:  # names that are none, too
         cause = error.__cause__ or error
         raise Disconnected(
             DisconnectReason.CONNECT_FAILED, f"cannot connect to {endpoint}: {cause}"

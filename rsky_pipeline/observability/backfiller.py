@@ -9,7 +9,7 @@ FAILURE_REASONS = (
     "too_big", "forbidden", "invalid_car", "incomplete", "invalid_tree", "invalid_commit",
     "stale_repo",
     "wrong_did", "bad_signature", "malformed_job", "crashes_worker", "too_slow", "no_disk",
-    "host_parked", "other",
+    "host_parked", "internal_error", "other",
 )  # fmt: skip
 FAILURE_KINDS = ("permanent", "transient", "rate_limited", "invalid")
 OUTCOMES = ("done", "unchanged", "unavailable", "failed")

@@ -152,6 +152,10 @@ class IndexerMetrics:
             known = reason if reason in RECORD_REFUSALS else "other"
             self.rejected.labels(collection, known).inc()
 
+    def internal_error(self) -> None:
+        """Count an exception that nobody declared, in the work on one account."""
+        self.fail(self.refusals.labels("internal_error"))
+
     def fail(self, counter: Counter) -> None:
         """Count a failure that is nobody's data's fault."""
         self.errors.inc()

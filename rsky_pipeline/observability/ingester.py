@@ -28,7 +28,7 @@ ERROR_REASONS = (
     "label_forged", "label_unsigned", "label_no_key", "label_unverified",
     # the world around
     "connection", "error_frame", "future_cursor", "invalid_cursor", "store_unavailable",
-    "store_rejected", "cursor_moved", "list_repos", "listed_repo", "other",
+    "store_rejected", "cursor_moved", "list_repos", "listed_repo", "internal_error", "other",
 )  # fmt: skip
 RESYNC_REASONS = (
     "sync", "too_big", "missing_block", "invalid_blocks", "unverified", "forged", "broken_chain",

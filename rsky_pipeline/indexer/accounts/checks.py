@@ -14,6 +14,7 @@ import trio
 from rsky_pipeline.database.connection import Database
 from rsky_pipeline.database.errors import DatabaseError
 from rsky_pipeline.observability.indexer import IndexerMetrics
+from rsky_pipeline.runtime.boundary import Boundary
 from rsky_pipeline.runtime.threads import StoreThread
 
 _log = logging.getLogger(__name__)
@@ -33,6 +34,7 @@ class AccountChecks(ABC):
 
     def __init__(self, open_database: Callable[[], Database], metrics: IndexerMetrics) -> None:
         self.metrics = metrics
+        self.boundary = Boundary(metrics.internal_error)
         self.thread = StoreThread()
         self._open_database = open_database
         self._database: Database | None = None
@@ -50,6 +52,9 @@ class AccountChecks(ABC):
                 self.metrics.fail(self.metrics.database_failures)
                 _log.warning(f"{self.what} are looked up later", extra={"error": str(error)})
                 await self.thread.call(self.close)
+                busy = False
+            except Exception as error:  # noqa: BLE001 - see runtime.boundary
+                self.boundary.caught(error, self.what)
                 busy = False
             if not busy:
                 await trio.sleep(self.idle_seconds)

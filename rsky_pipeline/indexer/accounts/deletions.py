@@ -85,8 +85,11 @@ class DeletionChecks(AccountChecks):
             return False
         try:
             hosted = await self._find_host(check.did)
-        except LookupUnknownError as error:
-            _log.info("deletion unknown", extra={"did": check.did, "error": str(error)})
+        except Exception as error:  # noqa: BLE001 - see runtime.boundary
+            if isinstance(error, LookupUnknownError):
+                _log.info("deletion unknown", extra={"did": check.did, "error": str(error)})
+            else:
+                self.boundary.caught(error, "deletion", did=check.did)
             await self.thread.call(self._put_off, check)
             self.metrics.deletions.labels("unknown").inc()
             return True

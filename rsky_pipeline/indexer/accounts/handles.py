@@ -126,6 +126,9 @@ class HandleChecks(AccountChecks):
                 except LookupUnknownError as error:
                     _log.info("handle unknown", extra={"did": check.did, "error": str(error)})
                     unknown.append(check)
+                except Exception as error:  # noqa: BLE001 - see runtime.boundary
+                    self.boundary.caught(error, "handle", did=check.did)
+                    unknown.append(check)
 
         async with trio.open_nursery() as nursery:
             for check in checks:

@@ -16,6 +16,7 @@ from rsky_pipeline.network.handles import Handles, HandleUnavailable
 from rsky_pipeline.network.http import HttpClient
 from rsky_pipeline.network.repositories import RepoUnavailable, latest_rev
 from rsky_pipeline.observability.indexer import IndexerMetrics
+from rsky_pipeline.runtime.boundary import Boundary
 
 _GONE = frozenset({"RepoNotFound", "RepoDeleted"})
 # What a host calls an account that it keeps and does not serve, and how that is stored.
@@ -40,7 +41,8 @@ async def look_up_accounts(
     `is_busy` tells whether events wait to be indexed.
     """
     private = settings.allow_private_hosts
-    async with HttpClient(allow_private=private, silence_seconds=10.0) as http:
+    boundary = Boundary(metrics.internal_error)
+    async with HttpClient(allow_private=private, silence_seconds=10.0, boundary=boundary) as http:
         directory = Directory(http, settings.plc_url, allow_private=private)
         handles = Handles(http, resolver_url=settings.handle_resolver_url, allow_private=private)
         lookup = Lookup(http, directory, handles)

@@ -39,6 +39,7 @@ from rsky_pipeline.network.listing import (
 )
 from rsky_pipeline.observability.ingester import LISTED_STATUSES, IngesterMetrics
 from rsky_pipeline.runtime.backoff import Backoff
+from rsky_pipeline.runtime.boundary import Boundary
 from rsky_pipeline.runtime.health_document import ListingHealth
 from rsky_pipeline.runtime.threads import StoreThread
 from rsky_pipeline.streams.append import Appended, CursorMove, Entry, append, read_cursor
@@ -99,6 +100,7 @@ class Enumerator:
         self._pace = pace
         self._clock = clock
         self._backoff = Backoff()
+        self._boundary = Boundary(lambda: metrics.error("internal_error"))
         self._ranges: dict[int, StoredRange] = {}
         self.state = EnumerationState()
 
@@ -130,6 +132,9 @@ class Enumerator:
                 kind = "unavailable" if isinstance(error, StoreUnavailable) else "rejected"
                 self._metrics.error(f"store_{kind}")
                 await self._pause(str(error), None)
+            except Exception as error:  # noqa: BLE001 - see runtime.boundary
+                self._boundary.caught(error, "listing", **self._where())
+                await self._pause(f"{type(error).__name__}: {error}", None)
             else:
                 self._note_success()
 

@@ -7,7 +7,7 @@ time of the first event after the gap, so that account events of the stream outr
 import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
 
@@ -38,6 +38,7 @@ from rsky_pipeline.ingester.repo_state import (
 from rsky_pipeline.ingester.times import timestamp
 from rsky_pipeline.network.http import HttpFailure
 from rsky_pipeline.network.listing import Listed, ListedRepo, Lister, Page, Unlistable
+from rsky_pipeline.runtime.boundary import Boundary
 from rsky_pipeline.runtime.threads import StoreThread
 from rsky_pipeline.streams.append import Entry, append
 from rsky_pipeline.streams.connection import Store
@@ -71,6 +72,7 @@ class GapRepair:
     connect: Callable[[], Database]
     fetch: FetchFrom
     high_water_marks: Mapping[str, int]
+    boundary: Boundary = field(default_factory=Boundary)
 
     async def watch(self, relays: Sequence[Endpoint], *, repair: bool) -> None:
         """Move gaps to PostgreSQL, and repair them if asked to, until cancelled."""
@@ -83,6 +85,8 @@ class GapRepair:
                     look_at = trio.current_time() + _LOOK_SECONDS
             except (DatabaseError, StoreUnavailable, StoreRejected) as error:
                 _log.warning("gap repair postponed", extra={"error": str(error)})
+            except Exception as error:  # noqa: BLE001 - see runtime.boundary
+                self.boundary.caught(error, "gap")
             await trio.sleep(_CHECK_SECONDS)
 
     async def repair_all(self, relays: Sequence[Endpoint]) -> int:
@@ -127,7 +131,11 @@ class GapRepair:
                 else:
                     error = await self._step_over(thread, gap, item)
                 await write(status)
-        except HttpFailure as failure:
+        except (DatabaseError, StoreUnavailable, StoreRejected):
+            raise
+        except Exception as failure:  # noqa: BLE001 - see runtime.boundary
+            if not isinstance(failure, HttpFailure):
+                self.boundary.caught(failure, "listing", host=gap.host)
             error = str(failure)[:500]
             await write("failed")
             _log.error("gap repair failed: the relay does not list its repos",

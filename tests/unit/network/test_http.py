@@ -10,7 +10,9 @@ from urllib.parse import quote, unquote
 import pytest
 
 from rsky_pipeline.network.http import HttpClient, HttpFailure
+from rsky_pipeline.network.pool import Pool, Response
 from rsky_pipeline.network.repositories import classify
+from rsky_pipeline.runtime.boundary import Boundary
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -167,14 +169,53 @@ async def test_configured_endpoints_may_be_private(server: str) -> None:
     assert (await failure(f"{server}/ok", allow_private=False)).kind == "forbidden"
 
 
-async def test_a_redirect_that_is_no_url_is_malformed(server: str) -> None:
-    assert (await failure(f"{server}/to/{quote('https://[::1')}")).kind == "malformed"
+@pytest.mark.parametrize(
+    "target",
+    ["https://[::1", "http://x:99999/", "http://x:abc/", "http://a..b/", "http://./", "//x:99999/",
+     f"http://{'a' * 64}.com/", "http://x:0/"],
+)  # fmt: skip
+@pytest.mark.parametrize("stay", [False, True])
+async def test_a_redirect_that_is_no_url_is_malformed(server: str, target: str, stay: bool) -> None:
+    async with HttpClient(allow_private=True) as client:
+        with pytest.raises(HttpFailure) as error:
+            async with client.get(
+                f"{server}/to/{quote(target, safe='')}", max_bytes=9, total_seconds=5, stay=stay
+            ):
+                pass
+    assert error.value.kind == "malformed"
 
 
-@pytest.mark.parametrize("url", ["https://", "https://[::1", "https://a.test:port/", "http:///x"])
+@pytest.mark.parametrize(
+    "url",
+    ["https://", "https://[::1", "https://a.test:port/", "http:///x", "http://a..b/", "http://./",
+     f"http://{'a' * 64}.com/", "http://x/\ud800", "http://\ud800/"],
+)  # fmt: skip
 async def test_what_is_no_url_cannot_be_reached(url: str) -> None:
     assert (await failure(url)).kind == "unreachable"
 
 
 async def test_what_a_url_may_not_hold_is_escaped(server: str) -> None:
     assert (await failure(f"{server}/größe \r\nX: y")).status == 400
+
+
+@pytest.mark.parametrize("step", ["get", "chunks", "aclose"])
+async def test_a_defect_is_the_failure_of_its_request_alone(
+    server: str, step: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("a defect")
+
+    counted = list[int]()
+    boundary = Boundary(lambda: counted.append(1))
+    async with HttpClient(allow_private=True, boundary=boundary) as client:
+        with monkeypatch.context() as patched:
+            patched.setattr(Pool if step == "get" else Response, step, broken)
+            if step == "aclose":
+                assert await client.get_json(f"{server}/ok") == {"a": 1}
+            else:
+                with pytest.raises(HttpFailure) as error:
+                    await client.get_json(f"{server}/ok")
+                assert error.value.kind == "internal_error"
+        assert counted
+        assert "a defect" in caplog.text
+        assert await client.get_json(f"{server}/ok") == {"a": 1}

@@ -1,0 +1,122 @@
+"""Whatever the work on one stranger's account or label raises, it costs that account or label."""
+
+import json
+from typing import Any
+
+import pytest
+import trio
+
+from rsky_pipeline.atproto.frame import encode_frame
+from rsky_pipeline.ingester.judge import Judge
+from rsky_pipeline.streams.names import FIREHOSE_LIVE, LABEL_LIVE, REPO_BACKFILL_HIGH
+from tests.breaking import PARTS, break_part
+from tests.integration.backfiller.hosts import FakeHosts
+from tests.integration.backfiller.kit import document
+from tests.integration.ingester.relay import KEY, TIME, Relay, like, running
+from tests.integration.ingester.worker import entries, eventually, ingesting, value
+
+GOOD = "did:plc:aaaaaaaaaaaaaaaaaaaaaaaa"
+
+
+def written(redis_url: str) -> list[str]:
+    return [json.loads(entry[b"event"])["did"] for entry in entries(redis_url, FIREHOSE_LIVE)]
+
+
+def jobs(redis_url: str) -> list[tuple[str, str]]:
+    made = [json.loads(entry[b"repo"]) for entry in entries(redis_url, REPO_BACKFILL_HIGH)]
+    return [(job["did"], job["reason"]) for job in made]
+
+
+async def follow(redis_url: str, bad: str, **settings: Any) -> dict[str, float]:
+    """Have a commit of a bad account come before one of a good one; return some metrics."""
+    relay = Relay([(1, like(1, repo=bad)), (2, like(2, repo=GOOD))])
+    with FakeHosts() as hosts:
+        hosts.add(GOOD, document(GOOD, KEY), b"")
+        hosts.add(bad, document(bad, KEY), b"")
+        options: dict[str, Any] = {"verify": "signature", "plc_url": hosts.url} | settings
+        async with running(relay), ingesting(redis_url, relay.url, **options) as ingester:
+            key = f"firehose_live:cursor:127.0.0.1:{relay.port}"
+            await eventually(lambda: value(redis_url, key) == "2")
+            assert not ingester.ended.is_set()
+    return {
+        "internal": ingester.metric("ingester_error_reasons_total", reason="internal_error"),
+        "connections": float(len(relay.cursors)),
+    }
+
+
+@pytest.mark.parametrize("part", PARTS)
+async def test_a_commit_whose_account_raises_is_unverified_and_fetched(
+    clean_redis: str, monkeypatch: pytest.MonkeyPatch, part: str
+) -> None:
+    break_part(monkeypatch, part)
+    seen = await follow(clean_redis, PARTS[part])
+    assert written(clean_redis) == [GOOD]
+    assert jobs(clean_redis) == [(PARTS[part], "unverified")]
+    assert seen["connections"] == 1, "nothing had to be read again"
+    assert seen["internal"] > 0
+
+
+@pytest.mark.parametrize(
+    ("bad", "outcome"),
+    [
+        ("did:web:example.com.", ["unverified"]),
+        ("did:web:a..b", []),  # these name no host, so there is no such account
+        ("did:web:.", []),
+    ],
+)
+async def test_an_odd_did_web_stops_nobody(
+    clean_redis: str, monkeypatch: pytest.MonkeyPatch, bad: str, outcome: list[str]
+) -> None:
+    look_up = trio.socket.getaddrinfo
+
+    async def only_here(host: object, *args: Any, **options: Any) -> object:
+        if host != "127.0.0.1":
+            await trio.lowlevel.checkpoint()
+            raise OSError("no such name")
+        return await look_up(host, *args, **options)
+
+    monkeypatch.setattr("trio.socket.getaddrinfo", only_here)
+    seen = await follow(clean_redis, bad, allow_private_hosts=False)
+    assert written(clean_redis) == [GOOD]
+    assert jobs(clean_redis) == [(bad, reason) for reason in outcome]
+    assert seen == {"internal": 0.0, "connections": 1.0}
+
+
+async def test_a_frame_that_nobody_can_judge_is_fetched(
+    clean_redis: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judge = Judge.judge
+
+    def broken(self: Judge, frame: Any, verdict: Any) -> Any:
+        if frame.seq == 1:
+            raise RuntimeError("a defect")
+        return judge(self, frame, verdict)
+
+    monkeypatch.setattr(Judge, "judge", broken)
+    seen = await follow(clean_redis, "did:plc:bbbbbbbbbbbbbbbbbbbbbbbb")
+    assert written(clean_redis) == [GOOD]
+    assert jobs(clean_redis) == [("did:plc:bbbbbbbbbbbbbbbbbbbbbbbb", "unverified")]
+    assert seen == {"internal": 1.0, "connections": 1.0}
+
+
+@pytest.mark.parametrize("part", PARTS)
+async def test_a_label_whose_labeler_raises_is_unverified(
+    clean_redis: str, monkeypatch: pytest.MonkeyPatch, part: str
+) -> None:
+    break_part(monkeypatch, part)
+    # A did:plc whose directory gives no answer holds its labeler's stream; see label_proof.
+    monkeypatch.setattr("rsky_pipeline.ingester.label_proof.RETRY_SECONDS", 0.01)
+    bad = "did:web:bad.test"
+    label = {"src": bad, "uri": GOOD, "val": "spam", "cts": TIME, "sig": b"x" * 64, "ver": 1}
+    frames = [encode_frame("#labels", {"seq": seq, "labels": [label]}) for seq in (1, 2)]
+    labeler = Relay(list(enumerate(frames, 1)))
+    with FakeHosts() as hosts:
+        options: dict[str, Any] = {"label_signatures": "check", "plc_url": hosts.url}
+        async with (
+            running(labeler),
+            ingesting(clean_redis, labeler_hosts=(labeler.url,), **options) as ingester,
+        ):
+            await eventually(lambda: len(entries(clean_redis, LABEL_LIVE)) == 2)
+            verdicts = ingester.metric("ingester_label_verifications_total", verdict="unverified")
+    assert verdicts == 2
+    assert len(labeler.cursors) == 1

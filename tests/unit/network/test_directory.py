@@ -1,0 +1,54 @@
+"""Which hosts are asked for the documents of did:web, and which never."""
+
+import pytest
+
+from rsky_pipeline.network.directory import Directory, IdentityNotFound, IdentityUnavailable
+from rsky_pipeline.network.http import HttpClient
+from tests.breaking import BAD_PLC, PARTS, break_part
+
+
+@pytest.mark.parametrize(
+    ("did", "url"),
+    [
+        ("did:web:example.com", "https://example.com"),
+        ("did:web:example.com.", "https://example.com"),
+        ("did:web:Example.COM", "https://example.com"),
+    ],
+)
+async def test_a_host_name_is_all_that_counts(did: str, url: str) -> None:
+    async with HttpClient(allow_private=False) as http:
+        assert Directory(http, "https://plc.test").web_host(did).http_url() == url
+
+
+@pytest.mark.parametrize("allow_private", [False, True])
+@pytest.mark.parametrize(
+    "did",
+    ["did:web:example.com:path", "did:web:example.com%3A99999", "did:web:example.com%3Aabc",
+     "did:web:a..b", "did:web:.", "did:web:%3A", "did:web:-", f"did:web:{'a' * 64}.com",
+     "did:web:a%2Fb.com", "did:web:user%40a.com"],
+)  # fmt: skip
+async def test_a_did_web_that_names_no_host_is_not_found(did: str, allow_private: bool) -> None:
+    async with HttpClient(allow_private=allow_private) as http:
+        directory = Directory(http, "https://plc.test", allow_private=allow_private)
+        with pytest.raises(IdentityNotFound):
+            await directory.resolve(did)
+
+
+async def test_a_port_counts_only_where_hosts_may_be_private() -> None:
+    async with HttpClient(allow_private=True) as http:
+        local = Directory(http, "https://plc.test", allow_private=True)
+        assert local.web_host("did:web:localhost%3A2583").http_url() == "http://localhost:2583"
+        public = Directory(http, "https://plc.test")
+        with pytest.raises(IdentityNotFound):
+            public.web_host("did:web:example.com%3A8080")
+
+
+@pytest.mark.parametrize("part", ["pool", "getaddrinfo"])
+async def test_a_defect_in_a_request_is_a_document_that_nobody_has_now(
+    monkeypatch: pytest.MonkeyPatch, part: str
+) -> None:
+    break_part(monkeypatch, part)
+    async with HttpClient(allow_private=True) as http:
+        directory = Directory(http, f"http://127.0.0.1:9/{BAD_PLC}"[:18], allow_private=True)
+        with pytest.raises(IdentityUnavailable):
+            await directory.resolve(PARTS[part])
