@@ -241,10 +241,10 @@ def is_usual_uri(str text not None):
 
 
 def is_usual_datetime(str text not None):
-    """Tell whether a text is `YYYY-MM-DDTHH:MM:SS.sssZ`, on a day that every month has."""
+    """Tell whether a text is `YYYY-MM-DDTHH:MM:SS.sssZ`, of a day that its month has."""
     cdef Py_ssize_t index
     cdef Py_UCS4 c, sign
-    cdef int month, day, hour
+    cdef int month, day, hour, last
     if len(text) != 24:
         return False
     for index in range(24):
@@ -255,9 +255,20 @@ def is_usual_datetime(str text not None):
     month = _two(text, 5)
     day = _two(text, 8)
     hour = _two(text, 11)
-    if not (1 <= month <= 12 and 1 <= day <= 28 and hour <= 23):
+    if not (1 <= month <= 12 and 1 <= day <= 31 and hour <= 23):
         return False
+    if day > 28:
+        last = 30 if month == 4 or month == 6 or month == 9 or month == 11 else 31
+        if month == 2:
+            last = 29 if _is_leap_year(_two(text, 0), _two(text, 2)) else 28
+        if day > last:
+            return False
     return text[14] < c"6" and text[17] < c"6"
+
+
+cdef bint _is_leap_year(int century, int year):
+    """Tell whether a year of the proleptic Gregorian calendar has a 29th of February."""
+    return century % 4 == 0 if year == 0 else year % 4 == 0
 
 
 cdef int _two(str text, Py_ssize_t at) except -1:

@@ -1,5 +1,6 @@
 """The compiled readers against the Python that reads what they leave over."""
 
+import calendar
 from collections.abc import Callable
 from typing import Any
 
@@ -255,9 +256,20 @@ def test_what_is_usual_is_valid(text: str, at: int, letter: str) -> None:
         (compiled.is_usual_uri, f"at://{PLC}/app.bsky.feed.post/3l3qo2vutsw2b"),
         (compiled.is_usual_cid, str(Cid.of(b""))),
         (compiled.is_usual_datetime, "2026-12-28T23:59:59.999Z"),
+        (compiled.is_usual_datetime, "2026-12-31T23:59:59.999Z"),
+        (compiled.is_usual_datetime, "2024-02-29T00:00:00.000Z"),
     ],
 )
 def test_the_usual_is_accepted(accepts: Callable[[str], bool], text: str) -> None:
     assert accepts(text)
     assert not accepts(text + "\n")
     assert not accepts("")
+
+
+def test_usual_days_are_those_that_their_month_has() -> None:
+    for year in (1, 1900, 2000, 2023, 2024, 2026, 2100, 9999):
+        for month in range(1, 13):
+            for day in range(1, 32):
+                text = f"{year:04d}-{month:02d}-{day:02d}T12:00:00.000Z"
+                exists = day <= calendar.monthrange(year, month)[1]
+                assert compiled.is_usual_datetime(text) == exists, text
