@@ -86,7 +86,7 @@ class Settings:
         choices=("none", "signature", "full"),
     )
     collections: tuple[str, ...] = setting(
-        ("app.bsky.", "chat.bsky."),
+        ("app.bsky.", "chat.bsky.", "com.germnetwork.declaration"),
         "Collections to index: NSIDs, or prefixes that end in a dot.",
         legacy_environment=("RECORD_COLLECTION_ALLOWLIST",),
     )

@@ -18,7 +18,7 @@ from rsky_pipeline.demo.simulator.truth_posts import PostTruth
 from rsky_pipeline.demo.simulator.truth_records import BUILDERS, ONE_OF_A_KIND, RECORD_ONLY
 from rsky_pipeline.demo.simulator.truth_values import ANY, Entry, Rows, Truth, one_of
 
-DEFAULT_COLLECTIONS = ("app.bsky.", "chat.bsky.")
+DEFAULT_COLLECTIONS = ("app.bsky.", "chat.bsky.", "com.germnetwork.declaration")
 INDEXED = frozenset({mix.POST, *BUILDERS, *RECORD_ONLY})
 
 

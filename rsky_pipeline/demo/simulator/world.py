@@ -29,7 +29,7 @@ from rsky_pipeline.demo.simulator.repo import Write
 from rsky_pipeline.demo.simulator.subjects import Reference, Subjects
 
 HISTORIC_SHARE = 0.4
-INDEXED_PREFIXES = ("app.bsky.", "chat.bsky.")
+INDEXED_PREFIXES = ("app.bsky.", "chat.bsky.", "com.germnetwork.declaration")
 _HISTORY_DAYS = 30
 _REPEATABLE = frozenset({mix.LIKE, mix.REPOST, mix.FOLLOW, mix.BLOCK, mix.LIST_ITEM})
 _INACTIVE = (("deactivated", 60), ("takendown", 15), ("suspended", 10), ("throttled", 5),

@@ -239,8 +239,7 @@ def test_the_recorded_network_from_its_repos(run: Any, tables: Tables, hosts: Fa
         if "file" in item:
             car = (folder / "cars" / item["file"]).read_bytes()
             hosts.add(item["did"], documents[item["did"]], car)
-    more = ("--set", "collections=app.bsky.,chat.bsky.,com.germnetwork.")
-    result = run("index-repo", *served, "--json", *more)
+    result = run("index-repo", *served, "--json")
     assert result.exit_code == 0, result.output
     official = {
         row["uri"]: row["cid"] for row in expected_rows(folder, "record") if row["did"] in served
@@ -251,6 +250,6 @@ def test_the_recorded_network_from_its_repos(run: Any, tables: Tables, hosts: Fa
         uri: cid for uri, cid in official.items() if uri not in refused
     }
     recounted(tables)
-    compared = run("db", "compare", *(f"--did={did}" for did in served), *more)
+    compared = run("db", "compare", *(f"--did={did}" for did in served))
     assert compared.exit_code == 0, compared.output
     assert tables.notified() == []

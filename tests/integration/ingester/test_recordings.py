@@ -18,7 +18,7 @@ from tests.data_frames import corpus_frames, split_frames
 from tests.integration.ingester.relay import Relay, running
 from tests.integration.ingester.worker import entries, eventually, ingesting, value
 
-PREFIXES = ("app.bsky.", "chat.bsky.")
+PREFIXES = ("app.bsky.", "chat.bsky.", "com.germnetwork.declaration")
 
 
 def numbered(frames: list[bytes]) -> list[tuple[int, bytes]]:

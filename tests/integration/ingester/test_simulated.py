@@ -58,7 +58,7 @@ async def test_all_that_is_published_is_proven_and_written(clean_redis: str) -> 
         for message in frames
         if isinstance(message, CommitMessage)
         for op in message.ops
-        if op.path.startswith(("app.bsky.", "chat.bsky."))
+        if op.path.startswith(("app.bsky.", "chat.bsky.", "com.germnetwork.declaration"))
     ]
     records = [event for event in written if "rkey" in event]
     assert [(e["seq"], f"{e['collection']}/{e['rkey']}") for e in records] == expected

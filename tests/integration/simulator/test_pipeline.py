@@ -82,9 +82,8 @@ def test_the_recorded_official_network_runs_through_all_roles() -> None:
     folder = test_data("recorded")
     lines = (folder / "appview-errors.jsonl").read_text("utf-8").splitlines()
     refused = {json.loads(line)["uri"] for line in lines}
-    collections = "app.bsky.,chat.bsky.,com.germnetwork.declaration"
     options = (f"--replay={folder / 'firehose.frames'}", "--rate=0")
-    with pipeline_on(*options, RSKY_PIPELINE_COLLECTIONS=collections) as running:
+    with pipeline_on(*options) as running:
         running.wait_until_indexed()
         assert set(running.observer.dead_letters()) <= {
             f"{FIREHOSE_LIVE}_dlq",
