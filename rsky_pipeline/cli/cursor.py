@@ -57,12 +57,12 @@ def set_one(run: Invocation, host: str, seq: int, again: bool, stream: Any, forc
     --force, and the gap is recorded and repaired.
     """
     if again:
-        from rsky_pipeline.operations.cursors import Refused, forget_repos
+        from rsky_pipeline.operations.cursors import CursorRefusedError, forget_repos
 
         with run.store("cursor") as store:
             try:
                 forget_repos(store)
-            except Refused as error:
+            except CursorRefusedError as error:
                 raise CommandError(str(error), ExitCode.FAILED) from error
     _change(run, host, stream, seq, force)
 
@@ -78,7 +78,7 @@ def reset(run: Invocation, host: str, stream: Any, force: bool) -> None:
 
 def _change(run: Invocation, host: str, stream: Any, seq: int | None, force: bool) -> None:
     from rsky_pipeline.configuration.endpoints import parse_endpoint
-    from rsky_pipeline.operations.cursors import Refused, is_configured, set_cursor
+    from rsky_pipeline.operations.cursors import CursorRefusedError, is_configured, set_cursor
 
     try:
         name = parse_endpoint(host).key
@@ -88,7 +88,7 @@ def _change(run: Invocation, host: str, stream: Any, seq: int | None, force: boo
         configured = is_configured(run.settings, stream, name)
         try:
             before = set_cursor(store, stream, name, seq, force=force, configured=configured)
-        except Refused as error:
+        except CursorRefusedError as error:
             raise CommandError(str(error), ExitCode.FAILED) from error
     was = "none" if before.seq is None else before.seq
     run.answer(

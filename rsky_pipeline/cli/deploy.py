@@ -15,7 +15,7 @@ from rsky_pipeline.cli.moving import manager_option
 from rsky_pipeline.cli.output import line, print_table, say
 
 if TYPE_CHECKING:
-    from rsky_pipeline.operations.deployment.deploy import Deployer, Outcome
+    from rsky_pipeline.operations.deployment.deploy import Deployer, DeploymentOutcome
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -59,9 +59,9 @@ def command(
     Exit codes: 0 deployed, 1 refused, or failed and rolled back, 3 nothing is running, 6 a
     verification failed and it was rolled back, 75 another deployment is running.
     """
-    from rsky_pipeline.operations.deployment.deploy import Order
+    from rsky_pipeline.operations.deployment.deploy import DeploymentOrder
 
-    order = Order(
+    order = DeploymentOrder(
         file, purge=_purges(purge), verify_window=verify_window, verify_limit=verify_for,
         watch=watch, accept=accept, deadline=timeout,
     )  # fmt: skip
@@ -87,9 +87,8 @@ def rollback(
 
     A deployment that was interrupted is undone, and nothing else. Exit codes are those of `deploy`.
     """
-    from rsky_pipeline.operations.deployment import files
-    from rsky_pipeline.operations.deployment.deploy import Order
-    from rsky_pipeline.operations.deployment.target import find_target
+    from rsky_pipeline.operations.deployment.deploy import DeploymentOrder
+    from rsky_pipeline.operations.deployment.program import backups, find_target
 
     with _deployer(run, choice, dry_run=dry_run) as worker:
         if not dry_run and timestamp is None:
@@ -99,13 +98,13 @@ def rollback(
                 run.answer({"ok": True, "recovered": interrupted.id}, lambda: None)
                 return ExitCode.OK
         program = find_target(worker.settings, worker.manager).program
-        known = files.backups(program)
+        known = backups(program)
         if not known:
             raise CommandError(f"there is no backup of {program}", ExitCode.FAILED)
         stamp = timestamp or next(iter(known))
         if stamp not in known:
             raise CommandError(f"no backup {stamp}; there are {', '.join(known)}", ExitCode.USAGE)
-        order = Order(
+        order = DeploymentOrder(
             known[stamp], "rollback", verify_window=verify_window, verify_limit=verify_for,
             watch=watch, accept=accept, deadline=timeout,
         )  # fmt: skip
@@ -183,7 +182,7 @@ def _deployer(run: Invocation, choice: str, *, dry_run: bool) -> Iterator["Deplo
             lock.let_go()
 
 
-def _finish(run: Invocation, outcome: "Outcome") -> int:
+def _finish(run: Invocation, outcome: "DeploymentOutcome") -> int:
     good = outcome.outcome in ("deployed", "planned")
     run.answer({**asdict(outcome), "ok": good}, lambda: _show(outcome))
     if outcome.outcome == "failed":
@@ -193,14 +192,14 @@ def _finish(run: Invocation, outcome: "Outcome") -> int:
     return ExitCode.OK if good and not outcome.reason else ExitCode.FAILED
 
 
-def _show(outcome: "Outcome") -> None:
+def _show(outcome: "DeploymentOutcome") -> None:
     if outcome.outcome == "planned":
         _show_plan(outcome)
     else:
         say(f"{outcome.outcome}{f': {outcome.reason}' if outcome.reason else ''}")
 
 
-def _show_plan(outcome: "Outcome") -> None:
+def _show_plan(outcome: "DeploymentOutcome") -> None:
     plan = outcome.plan
     line()
     line(f"{plan['program']} under {plan['manager']}: {', '.join(plan['roles'])}")

@@ -33,7 +33,7 @@ def command() -> None:
 def list_letters(run: Invocation, stream: str | None, reason: str | None) -> None:
     """Count dead letters by stream and reason."""
     from rsky_pipeline.operations.dead_letters import tally
-    from rsky_pipeline.operations.losses import moment
+    from rsky_pipeline.streams.scan import moment
 
     streams = _streams(stream)
     with run.store("dlq") as store:
@@ -173,7 +173,7 @@ def _require_choice(stream: str | None, reason: str | None, everything: bool) ->
 
 
 def _sentence(item: "ReasonCount") -> str:
-    from rsky_pipeline.operations.losses import moment
+    from rsky_pipeline.streams.scan import moment
 
     return (
         f"{item.count:,} of {item.stream} ({item.reason}, {moment(item.oldest)} to "

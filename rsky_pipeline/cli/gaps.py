@@ -43,13 +43,13 @@ def repair(run: Invocation, ids: tuple[str, ...]) -> int:
     """
     import trio
 
-    from rsky_pipeline.operations.gaps import UnknownGap, repair_gaps
+    from rsky_pipeline.operations.gaps import UnknownGapError, repair_gaps
 
     with run.store("gaps") as store:
         say("listing the repos of each relay with an open gap; that takes as long as it has repos")
         try:
             found = trio.run(repair_gaps, store, run.settings, ids)
-        except UnknownGap as error:
+        except UnknownGapError as error:
             raise CommandError(str(error), ExitCode.USAGE) from error
     if found:
         run.answer(_document(found), lambda: _show(found))

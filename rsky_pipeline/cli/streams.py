@@ -177,10 +177,10 @@ def release_streams(run: Invocation, dry_run: bool) -> None:
     that are pending with our consumers to the end of their stream. May be repeated. An earlier name
     of this command is `streams hand-back`.
     """
-    from rsky_pipeline.operations.hand_back import hand_back
+    from rsky_pipeline.operations.release import release
 
     with run.store("streams") as store:
-        moved = hand_back(store, run.settings, dry_run=dry_run, on_step=say)
+        moved = release(store, run.settings, dry_run=dry_run, on_step=say)
     rows = [(item.source, item.target, item.why, f"{item.count:,}") for item in moved]
     header = ("FROM", "TO THE END OF", "WHY", "ENTRIES")
     run.answer(
@@ -198,11 +198,11 @@ def _progress() -> Callable[[int, int], None]:
 
 @contextmanager
 def _refusals() -> Iterator[None]:
-    from rsky_pipeline.operations.cleaning import Refused
+    from rsky_pipeline.operations.cleaning import RemovalRefusedError
 
     try:
         yield
-    except Refused as error:
+    except RemovalRefusedError as error:
         message = f"refused: {error}; --force does it all the same, --dry-run shows what"
         raise CommandError(message, ExitCode.FAILED) from error
 
@@ -258,7 +258,7 @@ def _show_measurement(measurement: "Measurement") -> None:
 
 
 def _show_inspection(found: "Inspection") -> None:
-    from rsky_pipeline.operations.losses import moment
+    from rsky_pipeline.streams.scan import moment
 
     line(f"{found.stream}: {found.length:,} entries, {found.sampled:,} looked at")
     if not found.sampled:

@@ -9,8 +9,8 @@ from rsky_pipeline.cli.exit_codes import ExitCode
 from rsky_pipeline.cli.output import line, say
 
 if TYPE_CHECKING:
-    from rsky_pipeline.operations.trace.places import Traced
-    from rsky_pipeline.operations.trace.verdict import Verdict
+    from rsky_pipeline.operations.diagnosis import Diagnosis
+    from rsky_pipeline.operations.trace import Traced
 
 
 @operator_command(name="trace")
@@ -24,26 +24,25 @@ def command(run: Invocation, subject: str, limit: int) -> int:
     """
     from dataclasses import asdict
 
-    from rsky_pipeline.operations.trace.places import parse_subject
-    from rsky_pipeline.operations.trace.run import trace
-    from rsky_pipeline.operations.trace.verdict import judge
+    from rsky_pipeline.operations.diagnosis import diagnose
+    from rsky_pipeline.operations.trace import parse_subject, trace
 
     try:
         parsed = parse_subject(subject)
     except ValueError as error:
         raise CommandError(str(error), ExitCode.USAGE) from error
     found = trace(run.settings, parsed, limit=limit, on_progress=say)
-    verdict = judge(found)
-    run.answer({"verdict": asdict(verdict), **found.document()}, lambda: _show(found, verdict))
-    return ExitCode.OK if verdict.state == "visible" else ExitCode.DIFFERENCES
+    diagnosis = diagnose(found)
+    run.answer({"verdict": asdict(diagnosis), **found.document()}, lambda: _show(found, diagnosis))
+    return ExitCode.OK if diagnosis.state == "visible" else ExitCode.DIFFERENCES
 
 
-def _show(found: "Traced", verdict: "Verdict") -> None:
+def _show(found: "Traced", diagnosis: "Diagnosis") -> None:
     _show_places(found)
     line()
-    line(f"{verdict.state}: {'; '.join(verdict.reasons)}")
-    if verdict.remedy:
-        line(f"to do: {verdict.remedy}")
+    line(f"{diagnosis.state}: {'; '.join(diagnosis.reasons)}")
+    if diagnosis.remedy:
+        line(f"to do: {diagnosis.remedy}")
 
 
 def _show_places(found: "Traced") -> None:
@@ -68,7 +67,8 @@ def _show_places(found: "Traced") -> None:
     for name, value in (
         ("record", database.record), ("tables", database.tables or None),
         ("post", database.flags or None), ("duplicate", database.duplicate_of),
-        ("deleted", database.tombstone), ("floor", database.floor), ("account", database.actor),
+        ("deleted", database.tombstone), ("complete", database.complete_rev),
+        ("account", database.actor),
         ("event", database.account_event), ("synced", database.synced_rev),
         ("backfill", database.backfill), ("records", database.records or None),
     ):  # fmt: skip

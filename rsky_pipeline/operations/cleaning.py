@@ -5,16 +5,15 @@ and every step may be repeated: what was interrupted is simply begun again.
 """
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from rsky_pipeline.operations.losses import Losses
 from rsky_pipeline.streams.connection import Store
-from rsky_pipeline.streams.discard import AT_ONCE, Mode, discard
+from rsky_pipeline.streams.discard import AT_ONCE, Mode, Unfinished, discard
 from rsky_pipeline.streams.lag import inspect
 from rsky_pipeline.streams.names import FIREHOSE_LIVE
-from rsky_pipeline.streams.scan import nature, pages
+from rsky_pipeline.streams.scan import StoredEntry, moment, nature, pages
 
 # What is never meant to be in a stream, so that removing it takes nothing from anybody. The live
 # stream carries operations on records only; elsewhere a `repo` event is the end of a backfill.
@@ -23,8 +22,63 @@ POLLUTION = {FIREHOSE_LIVE: ("repo",)}
 Progress = Callable[[int, int], None]  # entries looked at, entries removed
 
 
-class Refused(Exception):
+class RemovalRefusedError(Exception):
     """Something that needs `force`; the message says what would be lost."""
+
+
+@dataclass(slots=True)
+class Losses:
+    """Entries that some group has not finished with, counted; ids and times are of the first and
+    last of them."""
+
+    entries: int = 0
+    by_type: Counter[str] = field(default_factory=Counter)
+    unread: Counter[str] = field(default_factory=Counter)  # by group
+    pending: Counter[str] = field(default_factory=Counter)  # by group
+    first_id: str = ""
+    last_id: str = ""
+
+    def add(self, page: Iterable[StoredEntry], unfinished: Iterable[Unfinished]) -> None:
+        """Count the unfinished entries of a page."""
+        wanted: dict[str, None] = {}
+        for item in unfinished:
+            (self.unread if item.state == "unread" else self.pending)[item.group] += 1
+            wanted[item.id] = None
+        for entry in page:
+            if entry.id in wanted:
+                self.by_type[nature(entry.fields).kind] += 1
+        if wanted:
+            self.entries += len(wanted)
+            self.first_id = self.first_id or next(iter(wanted))
+            self.last_id = next(reversed(wanted))
+
+    def document(self) -> dict[str, Any]:
+        """Return it as JSON."""
+        return {
+            "entries": self.entries,
+            "by_type": dict(self.by_type),
+            "unread_by_group": _named(self.unread),
+            "pending_by_group": _named(self.pending),
+            "first_id": self.first_id or None,
+            "last_id": self.last_id or None,
+            "first_time": moment(self.first_id),
+            "last_time": moment(self.last_id),
+        }
+
+    def sentence(self) -> str:
+        """Return it in words."""
+        if not self.entries:
+            return "no entry that anybody still wants"
+        types = ", ".join(f"{count:,} {kind}" for kind, count in self.by_type.most_common())
+        states = [
+            f"{count:,} {state} by {group}"
+            for state, counts in (("unread", self.unread), ("not acknowledged", self.pending))
+            for group, count in _named(counts).items()
+        ]
+        return (
+            f"{self.entries:,} entries ({types}; {', '.join(states)}) from {self.first_id} "
+            f"({moment(self.first_id)}) to {self.last_id} ({moment(self.last_id)})"
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,12 +118,12 @@ def trim(
 ) -> Cut:
     """Remove the oldest entries: those older than `keep_seconds`, or all but `maxlen`.
 
-    Without `force`, entries that a group has not read or not acknowledged stay. Raises Refused for
-    a stream that does not exist, StoreUnavailable and StoreRejected.
+    Without `force`, entries that a group has not read or not acknowledged stay. Raises
+    RemovalRefusedError for a stream that does not exist, StoreUnavailable and StoreRejected.
     """
     report = inspect(store, stream)
     if report.last_id is None:
-        raise Refused(f"there is no stream {stream}")
+        raise RemovalRefusedError(f"there is no stream {stream}")
     until, most = report.last_id, report.length
     if keep_seconds is not None:
         seconds, micros = store.call("TIME")
@@ -90,12 +144,12 @@ def reset(
     """Remove every entry that is there now; groups, their positions and cursors stay.
 
     Without `force` nothing is removed while a group has unread or unacknowledged entries: raises
-    Refused, which says what would be lost.
+    RemovalRefusedError, which says what would be lost.
     """
     if not force and not dry_run:
         kept = trim(store, stream, maxlen=0, dry_run=True, on_progress=on_progress).kept
         if kept.entries:
-            raise Refused(f"{stream} holds {kept.sentence()}")
+            raise RemovalRefusedError(f"{stream} holds {kept.sentence()}")
     return trim(store, stream, maxlen=0, force=force, dry_run=dry_run, on_progress=on_progress)
 
 
@@ -112,15 +166,15 @@ def purge(
     """Remove the entries of some types, read or not, and keep all others where they are.
 
     Begins after an id, ends at the newest entry of now. Without `force` only types that do not
-    belong into the stream can be removed; raises Refused for others.
+    belong into the stream can be removed; raises RemovalRefusedError for others.
     """
     wanted = set(kinds)
     foreign = wanted - set(POLLUTION.get(stream, ()))
     if foreign and not (force or dry_run):
-        raise Refused(f"{', '.join(sorted(foreign))} entries belong into {stream}")
+        raise RemovalRefusedError(f"{', '.join(sorted(foreign))} entries belong into {stream}")
     report = inspect(store, stream)
     if report.last_id is None:
-        raise Refused(f"there is no stream {stream}")
+        raise RemovalRefusedError(f"there is no stream {stream}")
     looked_at = removed = 0
     lost, by_type, last = Losses(), Counter[str](), after
     mode: Mode = "look" if dry_run else "all"
@@ -160,3 +214,7 @@ def _cut(
         on_progress(looked_at, removed)
     lost, kept = (wanted, Losses()) if force else (Losses(), wanted)
     return Cut(stream, looked_at, removed, lost, kept, last)
+
+
+def _named(counts: Mapping[str, int]) -> dict[str, int]:
+    return {group or "anybody": count for group, count in counts.items()}

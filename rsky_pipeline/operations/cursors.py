@@ -27,7 +27,7 @@ _WRITERS = re.compile(rf" name=(\S*-ingester-\d+)-{FIREHOSE_LIVE} ")
 CursorStream = Literal["firehose_live", "label_live"]
 
 
-class Refused(Exception):
+class CursorRefusedError(Exception):
     """The change would lose events, or is of something that is not there; the text says what."""
 
 
@@ -69,28 +69,29 @@ def set_cursor(
 ) -> StoredCursor:
     """Set a host's cursor, or with None take it away, so that the initial position counts.
 
-    A running ingester notices and goes on from there. Raises Refused for what would skip events,
-    unless forced; such a step of a relay is noted as a gap, which is then repaired. Of a host that
-    is not `configured` nobody reads events: its cursor is left over, or is for later.
+    A running ingester notices and continues from there. Raises CursorRefusedError for a step that
+    would skip events, unless forced; such a step of a relay is recorded as a gap, which is then
+    repaired. Nobody reads events of a host that is not `configured`: its cursor is left over, or is
+    for later.
     """
     before = _read(store, stream, host, configured=configured)
     if not configured and seq is not None and before.seq is None and not force:
         is_live = stream == FIREHOSE_LIVE
         setting = "relay_hosts" if is_live else "labeler_hosts"
         other = "a labeler's takes --stream label_live; " if is_live else ""
-        raise Refused(
+        raise CursorRefusedError(
             f"{host} is not among {setting} and has no cursor: see `rsky-pipeline cursor list`; "
             f"{other}--force sets one for a host that is configured later"
         )
     if before.seq is not None and not force:
         if seq is None and configured:
-            raise Refused(
+            raise CursorRefusedError(
                 f"{host} is at {before.seq}: without a cursor the ingester starts at "
                 "initial_cursor, and may skip everything since; --force does it and has the gap "
                 "repaired"
             )
         if seq is not None and seq > before.seq:
-            raise Refused(
+            raise CursorRefusedError(
                 f"{host} is at {before.seq}: setting {seq} skips what is between; --force does it "
                 "and has the gap repaired"
             )
@@ -102,7 +103,9 @@ def set_cursor(
     arguments: list[Argument] = [expected, "" if seq is None else str(seq), note, GAP_FIELD]
     arguments.append(gap if skips and stream == FIREHOSE_LIVE else b"")
     if not store.script("set_cursor", [key, CURSOR_POSITIONS, GAPS], arguments):
-        raise Refused(f"the cursor of {host} moved meanwhile: stop the ingester, or try again")
+        raise CursorRefusedError(
+            f"the cursor of {host} moved meanwhile: stop the ingester, or try again"
+        )
     return before
 
 
@@ -115,11 +118,12 @@ def is_configured(settings: Settings, stream: CursorStream, host: HostKey) -> bo
 def forget_repos(store: Store) -> int:
     """Forget which commits were taken over, so that they are again; return the removed keys.
 
-    The ingester must be stopped: it would go on writing what it remembers. Raises Refused.
+    The ingester must be stopped: it would write the states that it remembers. Raises
+    CursorRefusedError.
     """
     running = _WRITERS.search(store.call("CLIENT", "LIST").decode("utf-8", "replace"))
     if running is not None:
-        raise Refused(
+        raise CursorRefusedError(
             f"{running[1]} is connected, and would go on writing what it remembers: stop it first, "
             "with `rsky-pipeline stop --role ingester`"
         )

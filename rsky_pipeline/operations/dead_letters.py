@@ -12,8 +12,12 @@ from typing import Any
 
 from rsky_pipeline.configuration.expectations import high_water_marks
 from rsky_pipeline.configuration.settings import Settings
-from rsky_pipeline.operations.losses import moment
-from rsky_pipeline.operations.raw_frames import NotConvertible, convert_again, parse_raw, summary
+from rsky_pipeline.operations.raw_frames import (
+    NotConvertibleError,
+    convert_again,
+    parse_raw,
+    summary,
+)
 from rsky_pipeline.streams.append import Entry
 from rsky_pipeline.streams.connection import Store
 from rsky_pipeline.streams.dead_letters import (
@@ -35,7 +39,7 @@ from rsky_pipeline.streams.names import (
     STREAMS,
     dead_letters,
 )
-from rsky_pipeline.streams.scan import newest
+from rsky_pipeline.streams.scan import moment, newest
 
 RAW = (FIREHOSE_RAW_LETTERS, LABEL_RAW_LETTERS)
 LETTER_STREAMS = (*(dead_letters(stream) for stream in STREAMS), *RAW)
@@ -142,7 +146,7 @@ def describe(stream: str, letter: DeadLetter) -> dict[str, Any]:
     if stream in RAW:
         try:
             entry = summary(parse_raw(letter.fields))
-        except NotConvertible as error:
+        except NotConvertibleError as error:
             entry = {"unreadable": str(error)}
     else:
         entry = {_text(name): _text(value) for name, value in letter.fields.items()}
@@ -221,7 +225,7 @@ def _retry_raw(
 ) -> None:
     try:
         entries = convert_again(stream, parse_raw(letter.fields), settings)
-    except NotConvertible as error:
+    except NotConvertibleError as error:
         done.keep(letter.id, str(error))
         return
     _replace(store, stream, letter, entries, settings, done, tell)
@@ -263,7 +267,7 @@ def wait_for_room(
 def _raw_letter(letter: DeadLetter) -> DeadLetter:
     try:
         frame = parse_raw(letter.fields)
-    except NotConvertible as error:
+    except NotConvertibleError as error:
         return replace(letter, reason="unreadable", error=str(error))
     return replace(letter, reason=frame.reason, error=frame.error)
 

@@ -13,7 +13,7 @@ from rsky_pipeline.network.listing import list_repos
 from rsky_pipeline.streams.connection import Store
 
 
-class UnknownGap(Exception):
+class UnknownGapError(Exception):
     """A gap that does not exist."""
 
 
@@ -28,13 +28,13 @@ def all_gaps(store: Store, settings: Settings) -> list[GapRow]:
 async def repair_gaps(store: Store, settings: Settings, ids: Sequence[str]) -> list[GapRow]:
     """Repair these gaps again from the start, or without ids all that are not; return them.
 
-    That may be none. Raises UnknownGap, and the errors of the stores.
+    That may be none. Raises UnknownGapError, and the errors of the stores.
     """
     wanted = list(ids)
     known = {gap.id: gap for gap in all_gaps(store, settings)}
     unknown = [gap for gap in wanted if gap not in known]
     if unknown:
-        raise UnknownGap(f"there is no gap {unknown[0]}: see `rsky-pipeline gaps list`")
+        raise UnknownGapError(f"there is no gap {unknown[0]}: see `rsky-pipeline gaps list`")
     if not wanted:
         wanted = [gap.id for gap in known.values() if gap.status in {"open", "failed"}]
     if not wanted:

@@ -16,7 +16,7 @@ _PAGE = 500  # pending entries looked at in one step of the server
 
 
 @dataclass(frozen=True, slots=True)
-class Repair:
+class GroupRepair:
     """Something that is wrong with a group; `done` tells whether it was put right.
 
     `what` is one of missing_group, position_past_end, phantom_entries, idle_consumer (holds
@@ -42,13 +42,13 @@ def repair(
     idle_seconds: float,
     dry_run: bool = False,
     on_step: Callable[[str], None] = lambda step: None,
-) -> list[Repair]:
+) -> list[GroupRepair]:
     """Put right what is wrong with the groups of these streams, beside running workers.
 
     Consumers that did nothing for `idle_seconds` are taken for dead. Raises StoreUnavailable and
     StoreRejected.
     """
-    found: list[Repair] = []
+    found: list[GroupRepair] = []
     for stream, group in groups.items():
         on_step(f"{stream}: {group}")
         report = inspect(store, stream)
@@ -66,16 +66,16 @@ def repair(
     return found
 
 
-def _make_missing(store: Store, stream: str, group: str, length: int, dry_run: bool) -> Repair:
+def _make_missing(store: Store, stream: str, group: str, length: int, dry_run: bool) -> GroupRepair:
     if not dry_run:
         GroupReader(store, stream, group, "repair").ensure()
     detail = f"created at the beginning, {length:,} entries are unread"
-    return Repair(stream, group, "missing_group", detail, 1, not dry_run)
+    return GroupRepair(stream, group, "missing_group", detail, 1, not dry_run)
 
 
 def _set_back(
     store: Store, stream: str, group: str, where: tuple[str, str], length: int, dry_run: bool
-) -> Repair:
+) -> GroupRepair:
     """Begin at the first entry again: nothing is missed, and applying twice changes nothing."""
     if not dry_run:
         store.call("XGROUP", "SETID", stream, group, "0")
@@ -83,10 +83,10 @@ def _set_back(
         f"stood at {where[0]}, behind the last entry {where[1]}, so that new entries were not "
         f"delivered; set to the beginning, {length:,} entries are delivered (again)"
     )
-    return Repair(stream, group, "position_past_end", detail, 1, not dry_run)
+    return GroupRepair(stream, group, "position_past_end", detail, 1, not dry_run)
 
 
-def _phantoms(store: Store, stream: str, group: str, dry_run: bool) -> Iterator[Repair]:
+def _phantoms(store: Store, stream: str, group: str, dry_run: bool) -> Iterator[GroupRepair]:
     start, count, first, last = "-", 0, "", ""
     while start:
         arguments: list[str | int] = [group, start, _PAGE, "" if dry_run else "acknowledge"]
@@ -96,12 +96,12 @@ def _phantoms(store: Store, stream: str, group: str, dry_run: bool) -> Iterator[
         start = following.decode()
     if count:
         detail = f"acknowledged pending entries without a body, {first} to {last}"
-        yield Repair(stream, group, "phantom_entries", detail, count, not dry_run)
+        yield GroupRepair(stream, group, "phantom_entries", detail, count, not dry_run)
 
 
 def _consumers(
     store: Store, stream: str, group: str, idle_seconds: float, dry_run: bool
-) -> Iterator[Repair]:
+) -> Iterator[GroupRepair]:
     least = int(idle_seconds * 1000)
     rows = [
         dict(zip(row[::2], row[1::2], strict=True))
@@ -115,13 +115,13 @@ def _consumers(
         removed = [name.decode() for name in script]
     if removed:
         detail = f"removed consumers that hold nothing: {', '.join(removed)}"
-        yield Repair(stream, group, "idle_consumer", detail, len(removed), not dry_run)
+        yield GroupRepair(stream, group, "idle_consumer", detail, len(removed), not dry_run)
     for row in idle:
         if row[b"pending"]:
             yield _dead(stream, group, row, living)
 
 
-def _dead(stream: str, group: str, row: Mapping[bytes, Any], living: list[str]) -> Repair:
+def _dead(stream: str, group: str, row: Mapping[bytes, Any], living: list[str]) -> GroupRepair:
     """Entries of a dead consumer are work that only a worker can do: they are left for one."""
     name, hours = row[b"name"].decode(), row[b"idle"] / 3_600_000
     who = f"{living[0]} takes them over" if living else "start a worker, which takes them over"
@@ -129,7 +129,7 @@ def _dead(stream: str, group: str, row: Mapping[bytes, Any], living: list[str]) 
         f"{name} was idle for {hours:.1f} h and holds {row[b'pending']:,} entries; {who} after "
         "claim_idle_seconds, then the consumer can be removed"
     )
-    return Repair(stream, group, "dead_consumer", detail, int(row[b"pending"]), done=False)
+    return GroupRepair(stream, group, "dead_consumer", detail, int(row[b"pending"]), done=False)
 
 
 def _sortable(entry_id: str) -> tuple[int, int]:

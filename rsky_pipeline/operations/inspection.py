@@ -5,9 +5,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from rsky_pipeline.operations.cleaning import POLLUTION
-from rsky_pipeline.operations.losses import moment
 from rsky_pipeline.streams.connection import Store
-from rsky_pipeline.streams.scan import StoredEntry, nature, newest, oldest
+from rsky_pipeline.streams.scan import StoredEntry, moment, nature, newest, oldest
 
 
 @dataclass(frozen=True, slots=True)

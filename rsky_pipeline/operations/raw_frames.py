@@ -24,7 +24,7 @@ from rsky_pipeline.streams.append import Entry
 from rsky_pipeline.streams.names import FIREHOSE_RAW_LETTERS, REPO_BACKFILL_HIGH
 
 
-class NotConvertible(Exception):
+class NotConvertibleError(Exception):
     """A frame that cannot be tried again, or that still cannot be used; the text says why."""
 
 
@@ -45,14 +45,14 @@ class RawFrame:
 
 
 def parse_raw(fields: Mapping[bytes, bytes]) -> RawFrame:
-    """Read an entry of a raw dead-letter stream. Raises NotConvertible."""
+    """Read an entry of a raw dead-letter stream. Raises NotConvertibleError."""
     try:
         body = orjson.loads(fields.get(FRAME_FIELD, b""))
         host, reason, error = (str(body.get(key) or "") for key in ("host", "reason", "error"))
         data = b64decode(body["frame"], validate=True)
         return RawFrame(host, reason or "unknown", error, int(body["size"]), data)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise NotConvertible(f"not an entry of raw frames: {error}") from error
+        raise NotConvertibleError(f"not an entry of raw frames: {error}") from error
 
 
 def summary(frame: RawFrame) -> dict[str, Any]:
@@ -74,17 +74,17 @@ def summary(frame: RawFrame) -> dict[str, Any]:
 def convert_again(stream: str, frame: RawFrame, settings: Settings) -> list[Entry]:
     """Return the entries that a frame of a raw dead-letter stream becomes now.
 
-    Raises NotConvertible if anything of it still cannot be used.
+    Raises NotConvertibleError if anything of it still cannot be used.
     """
     if frame.truncated:
-        raise NotConvertible(f"only {len(frame.data)} of its {frame.size} bytes were kept")
+        raise NotConvertibleError(f"only {len(frame.data)} of its {frame.size} bytes were kept")
     converter = _converter(stream, frame.host, settings)
     converted = converter.convert(frame.data)
     entries = converted.entries
     refused = next((entry for entry in entries if entry.stream == stream), None)
     if refused is not None:
         again = parse_raw({FRAME_FIELD: refused.payload})
-        raise NotConvertible(f"{again.reason}: {again.error}")
+        raise NotConvertibleError(f"{again.reason}: {again.error}")
     about = converted.about
     if about is None or not isinstance(converter, RepoConverter):  # only relays tell of repos
         return entries

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 
 import orjson
 
@@ -49,9 +50,12 @@ def pages(
         start = f"({page[-1].id}"
 
 
-def newest(store: Store, stream: str, count: int) -> list[StoredEntry]:
-    """Return the newest entries, newest first."""
-    return _entries(store.call("XREVRANGE", stream, "+", "-", "COUNT", count))
+def newest(
+    store: Store, stream: str, count: int, *, before: str | None = None
+) -> list[StoredEntry]:
+    """Return the newest entries (before an id), newest first."""
+    end = "+" if before is None else f"({before}"
+    return _entries(store.call("XREVRANGE", stream, end, "-", "COUNT", count))
 
 
 def oldest(store: Store, stream: str, count: int) -> list[StoredEntry]:
@@ -79,6 +83,14 @@ def nature(fields: Mapping[bytes, bytes]) -> Nature:
 def milliseconds(entry_id: str) -> int:
     """Return when an entry was appended, in ms since 1970 by the server's clock."""
     return int(entry_id.partition("-")[0])
+
+
+def moment(entry_id: str) -> str | None:
+    """Return when an entry was appended, as a UTC time; None for no id."""
+    if not entry_id:
+        return None
+    when = datetime.fromtimestamp(milliseconds(entry_id) / 1000, UTC)
+    return when.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def _entries(reply: list[tuple[bytes, list[bytes]]]) -> list[StoredEntry]:

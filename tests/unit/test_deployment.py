@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from rsky_pipeline.operations.deployment import files
+from rsky_pipeline.operations.deployment import program as files
+from rsky_pipeline.operations.deployment.deploy import NotHealthyError, wait_until_healthy
 from rsky_pipeline.operations.deployment.journal import Journal
 from rsky_pipeline.operations.deployment.program import Program
-from rsky_pipeline.operations.deployment.watching import NotWell, well
 from rsky_pipeline.runtime.errors import WorkerError
 
 
@@ -110,13 +110,18 @@ def test_it_is_asked_again_until_it_is_well(tmp_path: Path) -> None:
         f"cd {tmp_path}; if [ -e asked ]; then cat well; else touch asked; cat ill; exit 6; fi",
     )
     told: list[str] = []
-    assert well(Program(becomes_well), told.append, window=1, limit=60)["counts"]["pass"] == 1
+    assert (
+        wait_until_healthy(Program(becomes_well), told.append, window=1, limit=60)["counts"]["pass"]
+        == 1
+    )
     assert told[0] == "not well yet: pollution:live: 3 repo events"
     stays_ill = script(tmp_path / "other", f"cat {tmp_path}/ill; exit 6")
-    with pytest.raises(NotWell, match="3 repo events"):
-        well(Program(stays_ill), told.append, window=1, limit=0)
-    accepted = well(Program(stays_ill), told.append, window=1, limit=0, accept=["pollution"])
+    with pytest.raises(NotHealthyError, match="3 repo events"):
+        wait_until_healthy(Program(stays_ill), told.append, window=1, limit=0)
+    accepted = wait_until_healthy(
+        Program(stays_ill), told.append, window=1, limit=0, accept=["pollution"]
+    )
     assert accepted["counts"]["fail"] == 1
     silent = script(tmp_path / "silent", "exit 1")
     with pytest.raises(WorkerError, match="does not answer"):
-        well(Program(silent), told.append, window=1, limit=0)
+        wait_until_healthy(Program(silent), told.append, window=1, limit=0)

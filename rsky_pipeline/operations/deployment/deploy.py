@@ -13,26 +13,31 @@ from typing import Any, Literal
 
 from rsky_pipeline.configuration.settings import Settings
 from rsky_pipeline.embedded import locations
-from rsky_pipeline.operations.deployment import files
-from rsky_pipeline.operations.deployment.journal import Entry, Journal
+from rsky_pipeline.operations.deployment import program as files
+from rsky_pipeline.operations.deployment.journal import Journal, JournalEntry
 from rsky_pipeline.operations.deployment.preflight import Preflight, preflight
-from rsky_pipeline.operations.deployment.program import Program, describe
-from rsky_pipeline.operations.deployment.target import (
-    Target,
+from rsky_pipeline.operations.deployment.program import (
+    DeploymentTarget,
+    Program,
+    describe,
     find_target,
     launches_document,
     launches_from,
 )
-from rsky_pipeline.operations.deployment.watching import well
 from rsky_pipeline.operations.ordered import flow
-from rsky_pipeline.operations.ordered.movement import Launch, Manager, Movement, Tell
+from rsky_pipeline.operations.ordered.movement import Manager, Movement, Tell
 from rsky_pipeline.operations.ordered.supervised import Supervised
 from rsky_pipeline.runtime.errors import WorkerError
 
+PAUSE_SECONDS = 1.0  # between two verifications that are waited for
 STEPS = ("stop", "backup", "swap", "migrate", "clean", "start", "verify", "watch")
 
 
-class StepFailed(Exception):
+class NotHealthyError(WorkerError):
+    """The verification did not pass in time."""
+
+
+class StepFailedError(Exception):
     """A step did not do what it should; the deployment is undone."""
 
     def __init__(self, step: str, reason: str) -> None:
@@ -41,7 +46,7 @@ class StepFailed(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Order:
+class DeploymentOrder:
     """What is wanted. Times are in seconds; `purge` holds pairs of a stream and a type."""
 
     source: Path
@@ -55,7 +60,7 @@ class Order:
 
 
 @dataclass(slots=True)
-class Outcome:
+class DeploymentOutcome:
     """How a deployment went. `outcome` is one of journal.OUTCOMES, or `planned` of a dry run."""
 
     id: str
@@ -82,14 +87,14 @@ class Deployer:
         self._tell = tell
         self._data_dir = locations.data_directory(settings)
         self.journal = Journal(self._data_dir)
-        self._outcome = Outcome("", "refused")
+        self._outcome = DeploymentOutcome("", "refused")
 
-    def run(self, order: Order, *, dry_run: bool = False) -> Outcome:
+    def run(self, order: DeploymentOrder, *, dry_run: bool = False) -> DeploymentOutcome:
         """Deploy, or say what would be done. Raises WorkerError when it cannot even be planned."""
         target = find_target(self.settings, self.manager)
         found = preflight(target, self._program(order.source), self._data_dir)
         stamp = files.new_stamp(target.program)
-        self._outcome = Outcome(stamp, "planned" if dry_run else "refused")
+        self._outcome = DeploymentOutcome(stamp, "planned" if dry_run else "refused")
         self._outcome.checks = [check.document() for check in found.checks]
         self._outcome.plan = _plan(order, target, found, stamp)
         for check in found.checks:
@@ -105,7 +110,7 @@ class Deployer:
         self._carry_out(order, target, stamp)
         return self._outcome
 
-    def recover(self) -> Entry | None:
+    def recover(self) -> JournalEntry | None:
         """Undo a deployment that was interrupted; return it, or None if there was none.
 
         Raises WorkerError when it cannot be undone.
@@ -119,16 +124,16 @@ class Deployer:
             return entry
         program = Path(entry.plan["program"])
         launches = launches_from(entry.plan.get("launches", []))
-        target = Target(program, self.manager, tuple(entry.plan["roles"]), launches)
+        target = DeploymentTarget(program, self.manager, tuple(entry.plan["roles"]), launches)
         if entry.reached("stop"):
             self._undo(target, entry.id, swapped=entry.reached("swap"))
         self.journal.end(entry.id, "rolled back", "was interrupted")
         return entry
 
-    def _carry_out(self, order: Order, target: Target, stamp: str) -> None:
+    def _carry_out(self, order: DeploymentOrder, target: DeploymentTarget, stamp: str) -> None:
         try:
             self._steps(order, target, stamp)
-        except StepFailed as error:
+        except StepFailedError as error:
             self._tell(f"{error}; rolling back")
             self._outcome.failed_step, self._outcome.reason = error.step, str(error)
             swapped = any(step["step"] == "swap" for step in self._outcome.steps)
@@ -141,7 +146,7 @@ class Deployer:
         else:
             self._finish("deployed", "")
 
-    def _steps(self, order: Order, target: Target, stamp: str) -> None:
+    def _steps(self, order: DeploymentOrder, target: DeploymentTarget, stamp: str) -> None:
         new = self._program(target.program)
         self._step("stop", lambda: self._stop(target, order.deadline))
         self._step("backup", lambda: self._back_up(target.program, stamp))
@@ -161,7 +166,7 @@ class Deployer:
             self._tell(f"an old backup cannot be removed: {error}")
 
     def _step(self, name: str, action: Callable[[], dict[str, Any]]) -> None:
-        """Do a step between two lines of the journal. Raises StepFailed."""
+        """Do a step between two lines of the journal. Raises StepFailedError."""
         began = time.monotonic()
         self._tell(f"{name} ...")
         self.journal.step(self._outcome.id, name, "begin")
@@ -172,10 +177,10 @@ class Deployer:
             record["state"] = "done"
         except (WorkerError, OSError) as error:
             record["state"], record["details"] = "failed", {"reason": str(error)}
-            raise StepFailed(name, str(error)) from error
+            raise StepFailedError(name, str(error)) from error
         except KeyboardInterrupt:
             record["state"], record["details"] = "failed", {"reason": "interrupted"}
-            raise StepFailed(name, "interrupted") from None
+            raise StepFailedError(name, "interrupted") from None
         finally:
             record["seconds"] = round(time.monotonic() - began, 3)
             self.journal.step(self._outcome.id, name, record["state"], record.get("details", {}))
@@ -187,7 +192,7 @@ class Deployer:
 
     # --- steps --------------------------------------------------------------------------------
 
-    def _stop(self, target: Target, deadline: float | None) -> dict[str, Any]:
+    def _stop(self, target: DeploymentTarget, deadline: float | None) -> dict[str, Any]:
         movement = flow.stop(
             self.manager, self.settings, roles=target.roles, deadline=deadline, tell=self._tell
         )
@@ -213,30 +218,30 @@ class Deployer:
         self._tell(f"{stream}: entries of type {kind} removed: {_removed(details)}")
         return details
 
-    def _start(self, target: Target) -> dict[str, Any]:
+    def _start(self, target: DeploymentTarget) -> dict[str, Any]:
         movement = start_all(target, self.settings, self._tell)
         return _checked(movement)
 
-    def _verify(self, program: Program, order: Order) -> dict[str, Any]:
-        return well(
+    def _verify(self, program: Program, order: DeploymentOrder) -> dict[str, Any]:
+        return wait_until_healthy(
             program, self._tell, window=order.verify_window, limit=order.verify_limit,
             accept=order.accept,
         )  # fmt: skip
 
-    def _watch(self, program: Program, order: Order) -> dict[str, Any]:
+    def _watch(self, program: Program, order: DeploymentOrder) -> dict[str, Any]:
         """Verify again and again; a failure gets one more chance, as a busy moment may cause it."""
         deadline = time.monotonic() + order.watch
         looks = 0
         details: dict[str, Any] = {}
         while time.monotonic() < deadline:
-            details = well(
+            details = wait_until_healthy(
                 program, self._tell, window=order.verify_window,
                 limit=2 * order.verify_window + 5, accept=order.accept,
             )  # fmt: skip
             looks += 1
         return {**details, "looks": looks}
 
-    def _undo(self, target: Target, stamp: str, *, swapped: bool) -> None:
+    def _undo(self, target: DeploymentTarget, stamp: str, *, swapped: bool) -> None:
         """Put the earlier file back and start it. Raises WorkerError or OSError."""
         self.journal.step(stamp, "undo", "begin")
         movement = flow.stop(
@@ -256,7 +261,36 @@ class Deployer:
         return Program(path, self._configuration)
 
 
-def start_all(target: Target, settings: Settings, tell: Tell) -> Movement:
+def wait_until_healthy(
+    program: Program, tell: Tell, *, window: float, limit: float, accept: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Return the figures of the first verification that passes. Raises WorkerError.
+
+    A pipeline that was just started needs a moment, so it is asked again for `limit` seconds.
+    `accept` are beginnings of check names that may fail.
+    """
+    deadline = time.monotonic() + limit
+    while True:
+        answer = program.ask("verify", "--json", f"--window={window:.0f}s", seconds=window + 300)
+        document = answer.document
+        if not isinstance(document, dict) or "checks" not in document:
+            raise WorkerError(f"`verify` of {program.path} does not answer: {answer.complaint()}")
+        failed = [
+            f"{check['name']}: {check['figure']}"
+            for check in document["checks"]
+            if check["status"] == "fail" and not check["name"].startswith(tuple(accept) or "\0")
+        ]
+        counts = ", ".join(f"{count} {status}" for status, count in document["counts"].items())
+        if not failed:
+            tell(f"verified: {counts}")
+            return {"counts": document["counts"]}
+        tell(f"not well yet: {'; '.join(failed)}")
+        if time.monotonic() > deadline:
+            raise NotHealthyError("; ".join(failed))
+        time.sleep(PAUSE_SECONDS)
+
+
+def start_all(target: DeploymentTarget, settings: Settings, tell: Tell) -> Movement:
     """Start what ran before, from the program file as it is now."""
     manager = target.manager
     if not isinstance(manager, Supervised):
@@ -270,7 +304,9 @@ def start_all(target: Target, settings: Settings, tell: Tell) -> Movement:
     return movement
 
 
-def _plan(order: Order, target: Target, found: Preflight, stamp: str) -> dict[str, Any]:
+def _plan(
+    order: DeploymentOrder, target: DeploymentTarget, found: Preflight, stamp: str
+) -> dict[str, Any]:
     return {
         "kind": order.kind,
         "source": os.path.abspath(order.source),
@@ -310,6 +346,3 @@ def _complaint(movement: Movement) -> str:
 def _removed(details: dict[str, Any]) -> object:
     answer = details.get("answer")
     return answer.get("removed", "?") if isinstance(answer, dict) else "?"
-
-
-__all__ = ["Deployer", "Launch", "Order", "Outcome", "StepFailed"]

@@ -19,8 +19,8 @@ OUTCOMES = ("deployed", "rolled back", "refused", "failed")
 
 
 @dataclass(slots=True)
-class Entry:
-    """One deployment as the journal tells it; `outcome` is None while it is not finished."""
+class JournalEntry:
+    """One deployment as the journal has it; `outcome` is None while it is not finished."""
 
     id: str
     plan: dict[str, Any]
@@ -69,13 +69,15 @@ class Journal:
         """Close an entry."""
         self._write({"id": id, "event": "end", "outcome": outcome, "reason": reason})
 
-    def entries(self) -> list[Entry]:
+    def entries(self) -> list[JournalEntry]:
         """Return every deployment, oldest first."""
-        found: dict[str, Entry] = {}
+        found: dict[str, JournalEntry] = {}
         for record in self._records():
             entry = found.get(record["id"])
             if record["event"] == "begin":
-                found[record["id"]] = Entry(record["id"], record["plan"], began=record["time"])
+                found[record["id"]] = JournalEntry(
+                    record["id"], record["plan"], began=record["time"]
+                )
             elif entry is None:
                 continue
             elif record["event"] == "step":
@@ -87,7 +89,7 @@ class Journal:
                 entry.ended = record["time"]
         return list(found.values())
 
-    def unfinished(self) -> Entry | None:
+    def unfinished(self) -> JournalEntry | None:
         """Return the deployment that was interrupted, if there is one."""
         return next((one for one in reversed(self.entries()) if one.outcome is None), None)
 

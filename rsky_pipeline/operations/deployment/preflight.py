@@ -7,9 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from rsky_pipeline.operations.deployment.files import digest
-from rsky_pipeline.operations.deployment.program import Program, describe
-from rsky_pipeline.operations.deployment.target import Target
+from rsky_pipeline.operations.deployment.program import DeploymentTarget, Program, describe, digest
 from rsky_pipeline.operations.ordered.supervised import Supervised
 from rsky_pipeline.runtime.errors import WorkerError
 from rsky_pipeline.supervisor import client
@@ -19,7 +17,7 @@ RESERVE_BYTES = 50_000_000
 
 
 @dataclass(frozen=True, slots=True)
-class Check:
+class PreflightCheck:
     """One thing that was looked at before a deployment."""
 
     name: str
@@ -35,7 +33,7 @@ class Check:
 class Preflight:
     """All checks, and what the two files say of themselves."""
 
-    checks: tuple[Check, ...]
+    checks: tuple[PreflightCheck, ...]
     old_build: dict[str, Any] | None
     new_build: dict[str, Any] | None
 
@@ -45,7 +43,7 @@ class Preflight:
         return all(check.result != "fail" for check in self.checks)
 
 
-def preflight(target: Target, new: Program, data_dir: Path) -> Preflight:
+def preflight(target: DeploymentTarget, new: Program, data_dir: Path) -> Preflight:
     """Look at everything; changes nothing."""
     checks = list(_files(target, new.path))
     old_build = _build(Program(target.program), "current file", checks, "warn")
@@ -60,62 +58,64 @@ def preflight(target: Target, new: Program, data_dir: Path) -> Preflight:
     return Preflight(tuple(checks), old_build, new_build)
 
 
-def _files(target: Target, new: Path) -> Iterator[Check]:
+def _files(target: DeploymentTarget, new: Path) -> Iterator[PreflightCheck]:
     if not new.is_file():
-        yield Check("file", "fail", f"{new} is not a file")
+        yield PreflightCheck("file", "fail", f"{new} is not a file")
         return
     if not os.access(new, os.X_OK):
-        yield Check("file", "fail", f"{new} is not executable: chmod +x {new}")
+        yield PreflightCheck("file", "fail", f"{new} is not executable: chmod +x {new}")
     if not target.program.is_file():
-        yield Check("program", "fail", f"{target.program} is not a file: set binary_path")
+        yield PreflightCheck("program", "fail", f"{target.program} is not a file: set binary_path")
         return
     if digest(new) == digest(target.program):
-        yield Check("file", "warn", f"{new} is the same file that is installed")
+        yield PreflightCheck("file", "warn", f"{new} is the same file that is installed")
     folder = target.program.parent
     if os.access(folder, os.W_OK):
-        yield Check("permission", "pass", f"{folder} can be written")
+        yield PreflightCheck("permission", "pass", f"{folder} can be written")
     else:
-        yield Check("permission", "fail", f"{folder} cannot be written: run this as root")
+        yield PreflightCheck("permission", "fail", f"{folder} cannot be written: run this as root")
 
 
 def _build(
-    program: Program, name: str, checks: list[Check], otherwise: Literal["warn", "fail"]
+    program: Program, name: str, checks: list[PreflightCheck], otherwise: Literal["warn", "fail"]
 ) -> dict[str, Any] | None:
     try:
         build = program.build()
     except WorkerError as error:
-        checks.append(Check(name, otherwise, str(error)))
+        checks.append(PreflightCheck(name, otherwise, str(error)))
         return None
-    checks.append(Check(name, "pass", f"{program.path}: {describe(build)}"))
+    checks.append(PreflightCheck(name, "pass", f"{program.path}: {describe(build)}"))
     return build
 
 
-def _configuration(new: Program) -> Check:
+def _configuration(new: Program) -> PreflightCheck:
     try:
         answer = new.ask("config", "check", "--json")
     except WorkerError as error:
-        return Check("configuration", "fail", str(error))
+        return PreflightCheck("configuration", "fail", str(error))
     if answer.ok:
-        return Check("configuration", "pass", "valid under the new file")
+        return PreflightCheck("configuration", "pass", "valid under the new file")
     problems = answer.document.get("problems") if isinstance(answer.document, dict) else None
     text = "; ".join(map(str, problems)) if problems else answer.complaint()
-    return Check("configuration", "fail", text)
+    return PreflightCheck("configuration", "fail", text)
 
 
-def _schema(new: Program) -> Check:
+def _schema(new: Program) -> PreflightCheck:
     try:
         answer = new.ask("db", "init", "--dry-run", "--json")
     except WorkerError as error:
-        return Check("schema", "fail", str(error))
+        return PreflightCheck("schema", "fail", str(error))
     if not answer.ok or not isinstance(answer.document, dict):
-        return Check("schema", "fail", f"the new file refuses the database: {answer.complaint()}")
+        return PreflightCheck(
+            "schema", "fail", f"the new file refuses the database: {answer.complaint()}"
+        )
     pending = answer.document.get("pending", [])
     if not pending:
-        return Check("schema", "pass", "the database is as the new file needs it")
-    return Check("schema", "pass", f"to be done: {', '.join(pending)}")
+        return PreflightCheck("schema", "pass", "the database is as the new file needs it")
+    return PreflightCheck("schema", "pass", f"to be done: {', '.join(pending)}")
 
 
-def _space(program: Path, new: Path, data_dir: Path) -> Iterator[Check]:
+def _space(program: Path, new: Path, data_dir: Path) -> Iterator[PreflightCheck]:
     if not new.is_file():
         return
     size = new.stat().st_size
@@ -126,7 +126,7 @@ def _space(program: Path, new: Path, data_dir: Path) -> Iterator[Check]:
     ):
         free = shutil.disk_usage(folder).free
         text = f"{folder}: {free / 1e6:,.0f} MB free, {needed / 1e6:,.0f} MB needed"
-        yield Check("space", "pass" if free >= needed else "fail", text)
+        yield PreflightCheck("space", "pass" if free >= needed else "fail", text)
 
 
 def unpack_folder() -> Path:
@@ -138,29 +138,29 @@ def _existing(folder: Path) -> Path:
     return next(path for path in (folder, *folder.parents) if path.exists())
 
 
-def _running(target: Target) -> Iterator[Check]:
+def _running(target: DeploymentTarget) -> Iterator[PreflightCheck]:
     if not target.roles:
         text = "nothing is running: install the file by hand, then `rsky-pipeline start`"
-        yield Check("running", "fail", text)
+        yield PreflightCheck("running", "fail", text)
         return
     text = f"{', '.join(target.roles)} under {target.manager.name}"
-    yield Check("running", "pass", text)
+    yield PreflightCheck("running", "pass", text)
     for launch in target.launches:
         if launch.program is None or Path(os.path.realpath(launch.program)) != target.program:
             roles = ", ".join(launch.roles)
             text = f"the supervisor of {roles} was started from {launch.program}, not from there"
-            yield Check("running", "fail", f"{text}: start it from {target.program} first")
+            yield PreflightCheck("running", "fail", f"{text}: start it from {target.program} first")
     if isinstance(target.manager, Supervised):
         yield from _environment(target.manager.supervisors())
 
 
-def _environment(supervisors: list[client.Supervisor]) -> Iterator[Check]:
+def _environment(supervisors: list[client.Supervisor]) -> Iterator[PreflightCheck]:
     """The new supervisor gets our environment; names are told, values may be secret."""
     for each in supervisors:
         try:
             raw = Path(f"/proc/{each.status['pid']}/environ").read_bytes()
         except OSError as error:
-            yield Check("environment", "warn", f"of the supervisor: {error.strerror}")
+            yield PreflightCheck("environment", "warn", f"of the supervisor: {error.strerror}")
             continue
         pairs = (pair.partition(b"=")[::2] for pair in raw.split(b"\0"))
         theirs = {os.fsdecode(name): os.fsdecode(value) for name, value in pairs}
@@ -168,6 +168,6 @@ def _environment(supervisors: list[client.Supervisor]) -> Iterator[Check]:
         different = sorted(name for name in names if theirs.get(name) != os.environ.get(name))
         if different:
             text = f"{', '.join(different)} differ from the running supervisor's: set them alike"
-            yield Check("environment", "fail", text)
+            yield PreflightCheck("environment", "fail", text)
         else:
-            yield Check("environment", "pass", "as that of the running supervisor")
+            yield PreflightCheck("environment", "pass", "as that of the running supervisor")

@@ -1,22 +1,98 @@
-"""A program file, asked by its own commands: it may be of any version."""
+"""Program files: which one is installed and runs, what a file says of itself, backups and the swap.
 
+A program file may be of any version; it is asked by its own commands. Backups stand beside the
+program as `rsky-pipeline.backup.YYYYmmdd_HHMMSS`.
+"""
+
+import hashlib
 import json
 import os
+import re
+import shutil
 import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from rsky_pipeline.configuration.settings import Settings
+from rsky_pipeline.operations.deployment.journal import sync_directory
+from rsky_pipeline.operations.ordered.movement import Launch, Manager
+from rsky_pipeline.operations.ordered.supervised import Supervised
+from rsky_pipeline.operations.ordered.units import Units
 from rsky_pipeline.runtime.errors import WorkerError
-from rsky_pipeline.runtime.program import clean_environment
+from rsky_pipeline.runtime.program import clean_environment, program_file
+from rsky_pipeline.systemd.files import STANDARD_PROGRAM
 
 VERSION_SECONDS = 120.0  # the first start unpacks
 COMMAND_SECONDS = 300.0
+_STAMP = re.compile(r"\d{8}_\d{6}")
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class DeploymentTarget:
+    """The installed program and what runs of it."""
+
+    program: Path
+    manager: Manager
+    roles: tuple[str, ...]
+    launches: tuple[Launch, ...]  # of our own supervisors; none with systemd
+
+
+def find_target(settings: Settings, manager: Manager) -> DeploymentTarget:
+    """Look at what runs. Raises WorkerError when it is unclear which file that is."""
+    roles = manager.running()
+    launches = tuple(manager.launches()) if isinstance(manager, Supervised) else ()
+    program = settings.binary_path or _running_program(manager, roles, launches) or program_file()
+    if program is None:
+        raise WorkerError(
+            "it is unclear which file to replace: set binary_path to the installed program"
+        )
+    return DeploymentTarget(Path(os.path.realpath(program)), manager, roles, launches)
+
+
+def _running_program(
+    manager: Manager, roles: tuple[str, ...], launches: tuple[Launch, ...]
+) -> Path | None:
+    found = {launch.program for launch in launches if launch.program is not None}
+    if isinstance(manager, Units):
+        found = {unit.program for role in roles for unit in manager.units(role) if unit.program}
+        found = found or {STANDARD_PROGRAM}
+    if len(found) > 1:
+        names = ", ".join(sorted(map(str, found)))
+        raise WorkerError(f"several programs run ({names}): set binary_path to the one to replace")
+    return next(iter(found), None)
+
+
+def launches_document(launches: tuple[Launch, ...]) -> list[dict[str, Any]]:
+    """Return launches as JSON for the journal."""
+    return [
+        {
+            "program": str(launch.program) if launch.program else None,
+            "arguments": list(launch.arguments),
+            "roles": list(launch.roles),
+            "directory": str(launch.directory),
+        }
+        for launch in launches
+    ]
+
+
+def launches_from(document: list[dict[str, Any]]) -> tuple[Launch, ...]:
+    """Return what `launches_document` wrote."""
+    return tuple(
+        Launch(
+            Path(each["program"]) if each["program"] else None,
+            tuple(each["arguments"]),
+            tuple(each["roles"]),
+            Path(each["directory"]),
+        )
+        for each in document
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class ProgramAnswer:
     """How a command ended; `document` is the JSON that it printed, None if it printed none."""
 
     code: int
@@ -51,7 +127,7 @@ class Program:
 
     def ask(
         self, *arguments: str, configured: bool = True, seconds: float = COMMAND_SECONDS
-    ) -> Answer:
+    ) -> ProgramAnswer:
         """Run a command. Raises WorkerError when it cannot be run or does not end."""
         command = [str(self.path), *arguments, *(self.configuration if configured else ())]
         try:
@@ -70,7 +146,7 @@ class Program:
             words = " ".join(arguments)
             raise WorkerError(f"{self.path} {words} did not end in {seconds:.0f} s") from error
         talk = " | ".join(result.stderr.strip().splitlines()[-3:])
-        return Answer(result.returncode, _json(result.stdout), talk)
+        return ProgramAnswer(result.returncode, _json(result.stdout), talk)
 
 
 def describe(build: dict[str, Any] | None) -> str:
@@ -85,3 +161,80 @@ def _json(text: str) -> Any:
         return json.loads(text)
     except ValueError:
         return None
+
+
+def new_stamp(program: Path) -> str:
+    """Return the local time as backups are named by it, one that no backup has yet."""
+    moment = datetime.now().astimezone()
+    while True:
+        stamp = moment.strftime("%Y%m%d_%H%M%S")
+        if not backup_path(program, stamp).exists():
+            return stamp
+        moment = moment.replace(microsecond=0) + (moment.resolution * 1_000_000)
+
+
+def backup_path(program: Path, stamp: str) -> Path:
+    """Return where the backup of a time is."""
+    return program.with_name(f"{program.name}.backup.{stamp}")
+
+
+def backups(program: Path) -> dict[str, Path]:
+    """Return the backups by their time, newest first."""
+    start = f"{program.name}.backup."
+    found = {
+        path.name.removeprefix(start): path
+        for path in program.parent.glob(f"{start}*")
+        if _STAMP.fullmatch(path.name.removeprefix(start)) and path.is_file()
+    }
+    return dict(sorted(found.items(), reverse=True))
+
+
+def prune(program: Path, kept: int) -> list[Path]:
+    """Remove all but the newest backups; return what was removed. Raises OSError."""
+    removed = list(backups(program).values())[kept:]
+    for path in removed:
+        path.unlink()
+    return removed
+
+
+def back_up(program: Path, stamp: str) -> Path:
+    """Keep the current file under its backup name, durably. Raises OSError."""
+    place = backup_path(program, stamp)
+    try:
+        os.link(program, place)
+    except OSError:  # a file system without hard links
+        _copy(program, place, program)
+    sync_directory(program.parent)
+    return place
+
+
+def swap(source: Path, program: Path) -> None:
+    """Put a copy of `source` in place of the program, durably and at once. Raises OSError.
+
+    Whoever starts the program at any moment finds the old or the new file, complete.
+    """
+    _copy(source, program, program)
+
+
+def digest(path: Path) -> str:
+    """Return the SHA-256 of a file, in hexadecimal."""
+    sha = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            sha.update(chunk)
+    return sha.hexdigest()
+
+
+def _copy(source: Path, place: Path, like: Path) -> None:
+    """Copy by way of a temporary file, with the owner and mode of `like`."""
+    unfinished = place.with_name(f".{place.name}.new")
+    status = like.stat()
+    with source.open("rb") as original, unfinished.open("wb") as copy:
+        shutil.copyfileobj(original, copy, 1 << 20)
+        os.fchmod(copy.fileno(), status.st_mode & 0o7777)
+        if (status.st_uid, status.st_gid) != (os.geteuid(), os.getegid()):
+            os.fchown(copy.fileno(), status.st_uid, status.st_gid)
+        copy.flush()
+        os.fsync(copy.fileno())
+    unfinished.replace(place)
+    sync_directory(place.parent)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from rsky_pipeline.operations.hand_back import hand_back
+from rsky_pipeline.operations.release import release
 from rsky_pipeline.streams.append import Entry, append
 from rsky_pipeline.streams.connection import Store
 from rsky_pipeline.streams.consume import GroupReader
@@ -128,7 +128,7 @@ def test_going_back_leaves_all_work_where_they_find_it(
     events = [rust.like_event(seq, DID, rev_of(seq), cid_of("x")) for seq in (1, 2)]
     append(store, [Entry(rust.LIVE, b"event", event) for event in events])
     assert len(live.read_new(1, 0)) == 1
-    moved = hand_back(store, configure(), dry_run=dry_run)
+    moved = release(store, configure(), dry_run=dry_run)
     assert {(item.source, item.why, item.count) for item in moved} >= {(rust.LIVE, "pending", 1)}
     with redis_client(clean_redis) as client:
         theirs = rust.Consumer(client, rust.REPOS, rust.REPO_GROUP, "backfiller1", "repo")
@@ -143,4 +143,4 @@ def test_going_back_leaves_all_work_where_they_find_it(
     assert found == sorted(f"did:plc:{stream}{n}" for stream in streams for n in range(4))
     assert count_waiting(store) == 0
     assert sorted(event["seq"] for event in reader.processed) == [1, 2]
-    assert hand_back(store, configure()) == []
+    assert release(store, configure()) == []

@@ -19,7 +19,12 @@ from rsky_pipeline.ingester.repo_state import repo_digest, rev_of, state_key
 from rsky_pipeline.network import listing as network_listing
 from rsky_pipeline.network.http import HttpFailure
 from rsky_pipeline.network.listing import ListedRepo, Page
-from rsky_pipeline.operations.cursors import Refused, forget_repos, list_cursors, set_cursor
+from rsky_pipeline.operations.cursors import (
+    CursorRefusedError,
+    forget_repos,
+    list_cursors,
+    set_cursor,
+)
 from rsky_pipeline.streams.connection import connect
 from tests.integration.ingester.relay import TIME, Relay, commit, like, rev, running
 from tests.integration.ingester.test_live import cursor, likes, total
@@ -290,7 +295,7 @@ async def test_setting_a_cursor_refuses_what_skips_events_and_notes_a_forced_gap
         async with ingesting(clean_redis, relay.url) as ingester:
             await eventually(lambda: cursor(clean_redis, relay) == "20")
             for seq in (25, None):
-                with pytest.raises(Refused, match="--force"):
+                with pytest.raises(CursorRefusedError, match="--force"):
                     set_cursor(store, "firehose_live", relay.key, seq, force=False)
             # A running ingester goes on from a cursor that was set back; nothing is written twice.
             set_cursor(store, "firehose_live", relay.key, 5, force=False)
@@ -318,7 +323,7 @@ async def test_states_can_be_forgotten_to_take_commits_over_again(clean_redis: s
     async with running(relay):
         async with ingesting(clean_redis, relay.url):
             await eventually(lambda: cursor(clean_redis, relay) == "5")
-            with pytest.raises(Refused, match="test-ingester-1 is connected"):
+            with pytest.raises(CursorRefusedError, match="test-ingester-1 is connected"):
                 forget_repos(store)
         # The store looks at sockets that were closed in its own time.
         await eventually(lambda: b"test-ingester-1" not in store.call("CLIENT", "LIST"))

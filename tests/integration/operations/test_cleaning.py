@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from rsky_pipeline.operations.cleaning import Refused, purge, reset, trim
+from rsky_pipeline.operations.cleaning import RemovalRefusedError, purge, reset, trim
 from rsky_pipeline.streams.connection import Store, connect
 from tests.integration.operations.entries import (
     LIVE,
@@ -84,7 +84,7 @@ def test_what_is_work_is_not_purged_without_force(store: Store) -> None:
     fill(store, [commit(1)], "firehose_backfill")
     polluted(store, 2)
     for stream, kind in (("firehose_backfill", "repo"), (LIVE, "create")):
-        with pytest.raises(Refused, match=kind):
+        with pytest.raises(RemovalRefusedError, match=kind):
             purge(store, stream, [kind])
     assert purge(store, LIVE, ["create"], force=True).removed == 2
     assert left(store) == [commit(0), commit(1)]
@@ -167,7 +167,9 @@ def test_reset_refuses_first_and_removes_all_when_forced(store: Store) -> None:
     fill(store, [post(number) for number in range(1_200)])
     reader = consumer(store)
     reader.acknowledge([item.id for item in reader.read_new(100, 0)])
-    with pytest.raises(Refused, match=r"1,100 entries \(1,100 create; 1,100 unread by firehose"):
+    with pytest.raises(
+        RemovalRefusedError, match=r"1,100 entries \(1,100 create; 1,100 unread by firehose"
+    ):
         reset(store, LIVE)
     assert len(left(store)) == 1_100
     position = store.call("XINFO", "STREAM", LIVE)
@@ -184,7 +186,7 @@ def test_nobody_has_read_a_stream_without_groups(store: Store) -> None:
     fill(store, [post(1)])
     cut = trim(store, LIVE, maxlen=0)
     assert cut.kept.document()["unread_by_group"] == {"anybody": 1}
-    with pytest.raises(Refused, match="no stream nothing"):
+    with pytest.raises(RemovalRefusedError, match="no stream nothing"):
         trim(store, "nothing", maxlen=0)
 
 

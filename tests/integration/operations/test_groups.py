@@ -2,14 +2,14 @@
 
 from rsky_pipeline.configuration.expectations import expected_groups
 from rsky_pipeline.configuration.settings import Settings
-from rsky_pipeline.operations.groups import Repair, repair
+from rsky_pipeline.operations.groups import GroupRepair, repair
 from rsky_pipeline.streams.connection import Store
 from tests.integration.operations.entries import LIVE, consumer, fill, left, phantoms, post
 
 GROUP = "firehose_group"
 
 
-def repaired(store: Store, *, idle: float = 3600, dry_run: bool = False) -> list[Repair]:
+def repaired(store: Store, *, idle: float = 3600, dry_run: bool = False) -> list[GroupRepair]:
     return repair(store, {LIVE: GROUP}, idle_seconds=idle, dry_run=dry_run)
 
 

@@ -14,9 +14,8 @@ from rsky_pipeline.demo.simulator.accounts import Account
 from rsky_pipeline.indexer.collections import registry
 from rsky_pipeline.indexer.core.apply import apply_batch
 from rsky_pipeline.indexer.core.entries import now_text, read_entry
-from rsky_pipeline.operations.trace.places import Traced, parse_subject
-from rsky_pipeline.operations.trace.run import trace
-from rsky_pipeline.operations.trace.verdict import Verdict, judge
+from rsky_pipeline.operations.diagnosis import Diagnosis, diagnose
+from rsky_pipeline.operations.trace import Traced, parse_subject, trace
 from rsky_pipeline.streams.connection import Store
 from rsky_pipeline.streams.dead_letters import dead_letter
 from rsky_pipeline.streams.event import EVENT_FIELD, encode_record_event
@@ -50,10 +49,10 @@ class Place:
             collection=POST, rkey=self.rkey, cid=str(stored.cid), record=record,
         )  # fmt: skip
 
-    async def ask(self, subject: str | None = None) -> tuple[Traced, Verdict]:
+    async def ask(self, subject: str | None = None) -> tuple[Traced, Diagnosis]:
         parsed = parse_subject(subject or self.uri)
         found = await trio.to_thread.run_sync(trace, self.settings, parsed)
-        return found, judge(found)
+        return found, diagnose(found)
 
     def index(self, action: str = "create", rev: str | None = None) -> None:
         payload = self.event(action, rev)

@@ -13,8 +13,7 @@ from rsky_pipeline.observability.findings import FindingMetrics
 from rsky_pipeline.observability.indexer import IndexerMetrics
 from rsky_pipeline.observability.ingester import LIST_REPOS, IngesterMetrics
 from rsky_pipeline.observability.rules import Loop, Written
-from rsky_pipeline.operations import monitoring
-from rsky_pipeline.operations.trace import run as trace
+from rsky_pipeline.operations import monitoring, trace
 from rsky_pipeline.operations.verification import flow
 from rsky_pipeline.operations.verification import run as verification
 

@@ -4,18 +4,18 @@ from dataclasses import replace
 
 import pytest
 
-from rsky_pipeline.operations.trace.places import (
+from rsky_pipeline.operations.diagnosis import diagnose
+from rsky_pipeline.operations.trace import (
     AtPds,
-    Buried,
     Firehose,
     InDatabase,
     InRedis,
     InStream,
     Searched,
     Traced,
+    TracedLetter,
     parse_subject,
 )
-from rsky_pipeline.operations.trace.verdict import judge
 
 URI = "at://did:plc:w4xbfzo7kqfes5zb7r6qv3rw/app.bsky.feed.post/3m4ra7cs75s2z"
 ACTOR = {"handle": "h", "status": None, "taken_down": None}
@@ -46,16 +46,16 @@ def test_subjects_are_uris_or_dids() -> None:
 
 def test_the_seeds_missing_post() -> None:
     """At its PDS, passed by the firehose, trimmed from the stream, in no table."""
-    verdict = judge(found())
+    verdict = diagnose(found())
     assert verdict.state == "missing"
     assert "the ingester has read beyond it, so it will not come by itself" in verdict.reasons
     assert "index-repo did:plc:w4xbfzo7kqfes5zb7r6qv3rw" in verdict.remedy
 
 
 def test_an_indexed_record_is_visible() -> None:
-    assert judge(found(INDEXED)).state == "visible"
+    assert diagnose(found(INDEXED)).state == "visible"
     flagged = replace(INDEXED, flags={"violatesThreadGate": True})
-    assert "thread gate" in judge(found(flagged)).reasons[1]
+    assert "thread gate" in diagnose(found(flagged)).reasons[1]
 
 
 @pytest.mark.parametrize(
@@ -71,22 +71,22 @@ def test_an_indexed_record_is_visible() -> None:
     ],
 )
 def test_why_an_indexed_record_is_hidden(database: InDatabase, reason: str) -> None:
-    verdict = judge(found(database))
+    verdict = diagnose(found(database))
     assert verdict.state == "hidden"
     assert reason in verdict.reasons[0]
 
 
 def test_what_is_in_a_stream_is_on_its_way() -> None:
     waiting = found(redis=InRedis((entry(firehose_group="pending with w for 3 s, ..."),)))
-    assert judge(waiting).state == "on_its_way"
-    assert "pending with w" in judge(waiting).reasons[0]
-    assert judge(found(redis=InRedis((entry(firehose_group="done"),)))).state == "missing"
-    assert judge(found(redis=InRedis((entry(),)))).state == "on_its_way"
+    assert diagnose(waiting).state == "on_its_way"
+    assert "pending with w" in diagnose(waiting).reasons[0]
+    assert diagnose(found(redis=InRedis((entry(firehose_group="done"),)))).state == "missing"
+    assert diagnose(found(redis=InRedis((entry(),)))).state == "on_its_way"
 
 
 def test_dead_letters_tell_their_reason() -> None:
-    letter = Buried("firehose_live", "5-0", "t", "too_long", "text has 9 bytes", 1)
-    verdict = judge(found(redis=InRedis(letters=(letter,))))
+    letter = TracedLetter("firehose_live", "5-0", "t", "too_long", "text has 9 bytes", 1)
+    verdict = diagnose(found(redis=InRedis(letters=(letter,))))
     assert verdict.state == "dead_letter"
     assert "too_long: text has 9 bytes" in verdict.reasons[0]
     assert "dlq retry firehose_live" in verdict.remedy
@@ -108,21 +108,21 @@ def test_dead_letters_tell_their_reason() -> None:
     ],
 )  # fmt: skip
 def test_states(database: InDatabase, pds: AtPds, firehose: Firehose | None, state: str) -> None:
-    assert judge(found(database, pds, firehose=firehose)).state == state
+    assert diagnose(found(database, pds, firehose=firehose)).state == state
 
 
 def test_an_incomplete_search_says_so() -> None:
     cut = InRedis(searched=(Searched("firehose_live", 10, 100),))
-    assert any("not everything" in reason for reason in judge(found(redis=cut)).reasons)
+    assert any("not everything" in reason for reason in diagnose(found(redis=cut)).reasons)
 
 
 def test_accounts() -> None:
     did = URI.split("/")[2]
     good = replace(INDEXED, records={"app.bsky.feed.post": 2}, synced_rev="3l9")
-    assert judge(found(good, subject=did)).state == "visible"
-    behind = judge(found(replace(good, synced_rev="3l1"), subject=did))
+    assert diagnose(found(good, subject=did)).state == "visible"
+    behind = diagnose(found(replace(good, synced_rev="3l1"), subject=did))
     assert behind.state == "visible"
     assert "index-repo" in behind.remedy
-    assert judge(found(replace(good, actor=None), subject=did)).state == "missing"
+    assert diagnose(found(replace(good, actor=None), subject=did)).state == "missing"
     gone = replace(good, actor={**ACTOR, "status": "takendown"})
-    assert judge(found(gone, subject=did)).state == "hidden"
+    assert diagnose(found(gone, subject=did)).state == "hidden"

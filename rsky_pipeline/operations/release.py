@@ -1,8 +1,9 @@
-"""Leaving the streams as the original services can go on from them.
+"""Releasing the streams to the original (Rust) services, so that they can continue from them.
 
-They know neither our streams of urgent and of unhurried repos nor what waits for another attempt,
-and never look at what another consumer was given (or acknowledge it unprocessed). All of that goes
-to the end of the stream that they read. What they ignore stays: dead letters, cursors, our keys.
+They know neither our streams of high and low priority nor repos that wait for another attempt, and
+never look at entries that another consumer was given (or acknowledge them unprocessed). All of
+these go to the end of the stream that they read. They ignore dead letters, cursors and our keys,
+which stay.
 """
 
 from collections.abc import Callable, Iterator
@@ -27,7 +28,7 @@ _PART = 10_000
 
 
 @dataclass(frozen=True, slots=True)
-class Moved:
+class ReleasedEntries:
     """Entries that went to the end of `target`; `why` is waiting, unknown_stream or pending."""
 
     source: str
@@ -40,14 +41,14 @@ class Moved:
         return asdict(self)
 
 
-def hand_back(
+def release(
     store: Store,
     settings: Settings,
     *,
     dry_run: bool = False,
     on_step: Callable[[str], None] = lambda step: None,
-) -> list[Moved]:
-    """Move what the original services would not find; the pipeline should be stopped.
+) -> list[ReleasedEntries]:
+    """Move entries that the original services would not find; the pipeline should be stopped.
 
     Interrupted or repeated it moves the rest; beside running workers it only gives them work
     twice. Raises StoreUnavailable and StoreRejected.
@@ -64,7 +65,7 @@ def hand_back(
     return [item for item in moved if item.count]
 
 
-def _waiting(store: Store, dry_run: bool) -> Moved:
+def _waiting(store: Store, dry_run: bool) -> ReleasedEntries:
     count = count_waiting(store)
     if count and not dry_run:
         part = []
@@ -75,23 +76,25 @@ def _waiting(store: Store, dry_run: bool) -> Moved:
                 part = []
         hurry_waiting(store, part)
         count = wake(store, _REPO_STREAMS)
-    return Moved("rsky_pipeline:repos_waiting", REPO_BACKFILL, "waiting", count)
+    return ReleasedEntries("rsky_pipeline:repos_waiting", REPO_BACKFILL, "waiting", count)
 
 
-def _whole_stream(store: Store, stream: str, dry_run: bool) -> Moved:
+def _whole_stream(store: Store, stream: str, dry_run: bool) -> ReleasedEntries:
     if dry_run:
-        return Moved(stream, REPO_BACKFILL, "unknown_stream", int(store.call("XLEN", stream)))
+        return ReleasedEntries(
+            stream, REPO_BACKFILL, "unknown_stream", int(store.call("XLEN", stream))
+        )
     count = 0
     while page := store.call("XRANGE", stream, "-", "+", "COUNT", _PAGE):
         count += store.script("requeue", [stream, REPO_BACKFILL], [row[0] for row in page])
-    return Moved(stream, REPO_BACKFILL, "unknown_stream", count)
+    return ReleasedEntries(stream, REPO_BACKFILL, "unknown_stream", count)
 
 
-def _pending(store: Store, stream: str, group: str, dry_run: bool) -> Moved:
+def _pending(store: Store, stream: str, group: str, dry_run: bool) -> ReleasedEntries:
     count = 0
     for ids in _pages_of_pending(store, stream, group):
         count += len(ids) if dry_run else store.script("requeue", [stream, stream], ids)
-    return Moved(stream, stream, "pending", count)
+    return ReleasedEntries(stream, stream, "pending", count)
 
 
 def _pages_of_pending(store: Store, stream: str, group: str) -> Iterator[list[bytes]]:

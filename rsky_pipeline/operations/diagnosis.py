@@ -1,10 +1,10 @@
-"""What the places together say: is it visible, and if not, why not and what to do. Pure."""
+"""What the places of a trace together mean: is it visible, and if not, why and what to do. Pure."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from rsky_pipeline.operations.trace.places import InDatabase, Traced
+from rsky_pipeline.operations.trace import InDatabase, Traced
 
 State = Literal[
     "visible", "hidden", "outdated", "on_its_way", "dead_letter", "deleted", "not_selected",
@@ -13,7 +13,7 @@ State = Literal[
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class Diagnosis:
     """The answer: a state for programs, the reasons, and what to do."""
 
     state: State
@@ -21,10 +21,10 @@ class Verdict:
     remedy: str = ""
 
 
-def judge(found: Traced) -> Verdict:
+def diagnose(found: Traced) -> Diagnosis:
     """Return the answer for a record, or for an account."""
     if found.database.problem:
-        return Verdict("unknown", (f"the database could not be asked: {found.database.problem}",))
+        return Diagnosis("unknown", (f"the database could not be asked: {found.database.problem}",))
     if not found.subject.collection:
         return _account(found)
     if found.database.record is not None:
@@ -32,50 +32,52 @@ def judge(found: Traced) -> Verdict:
     return _absent(found)
 
 
-def _stored(found: Traced) -> Verdict:
+def _stored(found: Traced) -> Diagnosis:
     record, pds = found.database.record or {}, found.pds
     why = tuple(_hiding(found.database))
     waiting = _waiting(found)
     if pds.present is False and not waiting:
-        return Verdict("outdated", ("the PDS does not have it any more, the database does", *why),
+        return Diagnosis("outdated", ("the PDS does not have it any more, the database does", *why),
                        _again(found))  # fmt: skip
     if pds.cid is not None and pds.cid != record["cid"] and not waiting:
         reason = f"the PDS has another version ({pds.cid}) than the database ({record['cid']})"
-        return Verdict("outdated", (reason, *why), _again(found))
+        return Diagnosis("outdated", (reason, *why), _again(found))
     if why:
-        return Verdict("hidden", why)
+        return Diagnosis("hidden", why)
     notes = (*_remarks(found.database), *waiting)
-    return Verdict("visible", (f"indexed at {record['indexed_at']}", *notes))
+    return Diagnosis("visible", (f"indexed at {record['indexed_at']}", *notes))
 
 
-def _absent(found: Traced) -> Verdict:
+def _absent(found: Traced) -> Diagnosis:
     database, redis, pds = found.database, found.redis, found.pds
     if not found.firehose.selected:
-        return Verdict("not_selected", (f"{found.subject.collection} is not selected",),
+        return Diagnosis("not_selected", (f"{found.subject.collection} is not selected",),
                        "add it to `collections` and index the repo again")  # fmt: skip
     if waiting := _waiting(found):
-        return Verdict("on_its_way", waiting, "wait, or see lag and pending of these groups")
+        return Diagnosis("on_its_way", waiting, "wait, or see lag and pending of these groups")
     if redis.letters:
         letter = redis.letters[0]
         reason = f"a dead letter since {letter.time}: {letter.reason}: {letter.error}"
-        return Verdict("dead_letter", (reason,),
+        return Diagnosis("dead_letter", (reason,),
                        f"`rsky-pipeline dlq retry {letter.stream} --id {letter.id}` when the "
                        "reason is gone")  # fmt: skip
     tombstone = database.tombstone
     if tombstone is not None and pds.present:
         reason = f"deleted at rev {tombstone['rev']}, and the PDS has it (again)"
-        return Verdict("missing", (reason,), _again(found))
+        return Diagnosis("missing", (reason,), _again(found))
     if tombstone is not None:
         reason = f"deleted at rev {tombstone['rev']}, applied {tombstone['deleted_at']}"
-        return Verdict("deleted", (reason,))
+        return Diagnosis("deleted", (reason,))
     if pds.state is not None:
-        return Verdict("not_there", (f"the PDS does not serve the repo: {pds.state}",))
+        return Diagnosis("not_there", (f"the PDS does not serve the repo: {pds.state}",))
     if pds.present is False:
-        return Verdict("not_there", ("the PDS does not have it: it was deleted or never existed",))
+        return Diagnosis(
+            "not_there", ("the PDS does not have it: it was deleted or never existed",)
+        )
     if pds.present is None:
         reason = f"nothing is known of it here, and its PDS could not be asked: {pds.problem}"
-        return Verdict("unknown", (reason,), "try again when its PDS answers")
-    return Verdict("missing", tuple(_how_it_was_lost(found)), _again(found))
+        return Diagnosis("unknown", (reason,), "try again when its PDS answers")
+    return Diagnosis("missing", tuple(_how_it_was_lost(found)), _again(found))
 
 
 def _how_it_was_lost(found: Traced) -> Iterator[str]:
@@ -86,16 +88,16 @@ def _how_it_was_lost(found: Traced) -> Iterator[str]:
         yield "the ingester has read beyond it, so it will not come by itself"
     elif found.firehose.passed is False:
         yield "the ingester has not read so far yet: it comes"
-    floor, rev = found.database.floor, found.pds.rev
-    if floor is not None:
-        yield f"the repo was indexed as a whole at rev {floor}; it is younger, or was refused"
+    complete_rev, rev = found.database.complete_rev, found.pds.rev
+    if complete_rev is not None:
+        yield f"the repo was indexed as a whole at rev {complete_rev}; it is newer, or was refused"
     elif found.database.synced_rev is None:
         yield "nothing of this repo was ever indexed as a whole"
     if rev and found.database.synced_rev and found.database.synced_rev < rev:
         yield f"the account is indexed up to {found.database.synced_rev}, the PDS is at {rev}"
 
 
-def _account(found: Traced) -> Verdict:
+def _account(found: Traced) -> Diagnosis:
     database, pds = found.database, found.pds
     if waiting := _waiting(found):
         state: State = "on_its_way"
@@ -113,7 +115,7 @@ def _account(found: Traced) -> Verdict:
     if database.backfill is not None:
         error = database.backfill["error"]
         reasons.append(f"backfill: {database.backfill['status']}{f': {error}' if error else ''}")
-    return Verdict(state, tuple(reasons), _again(found) if behind or state == "missing" else "")
+    return Diagnosis(state, tuple(reasons), _again(found) if behind or state == "missing" else "")
 
 
 def _waiting(found: Traced) -> tuple[str, ...]:
