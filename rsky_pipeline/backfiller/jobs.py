@@ -14,7 +14,7 @@ from rsky_pipeline.observability.backfiller import BackfillerMetrics
 from rsky_pipeline.runtime.logging import Throttled
 from rsky_pipeline.runtime.threads import StoreThread
 from rsky_pipeline.streams.connection import Store
-from rsky_pipeline.streams.consume import SUSPICIOUS_DELIVERIES, Claimed, Delivery, GroupReader
+from rsky_pipeline.streams.consumer import SUSPICIOUS_DELIVERIES, Claimed, Delivery, GroupReader
 from rsky_pipeline.streams.dead_letters import dead_letter
 from rsky_pipeline.streams.errors import StoreRejected, StoreUnavailable
 from rsky_pipeline.streams.event import (

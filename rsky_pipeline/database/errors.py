@@ -5,14 +5,14 @@ Every public function of this package raises only these (and ValueError for misu
 
 import psycopg
 
-from rsky_pipeline.runtime.errors import Unavailable
+from rsky_pipeline.runtime.errors import StoreError, Unavailable
 
 _MAX_MESSAGE = 500  # characters; a message may quote data of any size
 _MAX_STATEMENT = 60  # characters: the verb and the table
 
 
-class DatabaseError(Exception):
-    """A refusal that retrying does not cure: a defect of ours, or a missing privilege.
+class DatabaseError(StoreError):
+    """A refusal of no other kind: a missing privilege, or a defect of ours or of the server.
 
     `statement` is the beginning of the SQL that was refused, where it is known.
     """
@@ -45,9 +45,14 @@ class DatabaseUnavailable(DatabaseError, Unavailable):
 class TransactionConflict(DatabaseError):
     """Deadlock, serialization failure, lock or statement timeout: roll back, run it again."""
 
+    reconnect = False
+
 
 class BadData(DatabaseError):
     """A value that the database cannot store: the batch holds a poison row."""
+
+    reconnect = False
+    retryable = False
 
 
 class RowExists(BadData):
@@ -56,6 +61,8 @@ class RowExists(BadData):
 
 class SchemaMismatch(DatabaseError):
     """A table, column or extension is missing or different: `rsky-pipeline db check` says which."""
+
+    retryable = False
 
 
 # By the first two characters of SQLSTATE (PostgreSQL manual, appendix A).

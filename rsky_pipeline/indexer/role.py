@@ -42,7 +42,7 @@ from rsky_pipeline.runtime.context import WorkerContext
 from rsky_pipeline.runtime.errors import ConfigurationProblem
 from rsky_pipeline.runtime.threads import StoreThread
 from rsky_pipeline.streams.connection import Store, connect
-from rsky_pipeline.streams.consume import Delivery
+from rsky_pipeline.streams.consumer import Delivery
 from rsky_pipeline.streams.errors import StoreRejected, StoreUnavailable
 from rsky_pipeline.streams.names import FIREHOSE_BACKFILL, FIREHOSE_LIVE, LABEL_LIVE
 from rsky_pipeline.streams.self_check import SelfCheck

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from rsky_pipeline.indexer.core.batch import BatchOutcome, EntryBatch, RefusedEntry
 from rsky_pipeline.streams.connection import Store
-from rsky_pipeline.streams.consume import GroupReader
+from rsky_pipeline.streams.consumer import GroupReader
 from rsky_pipeline.streams.dead_letters import dead_letter
 
 

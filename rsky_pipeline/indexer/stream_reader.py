@@ -13,7 +13,7 @@ from rsky_pipeline.indexer.core.batch import BatchItem, EntryBatch
 from rsky_pipeline.indexer.core.entries import Reading, Refusal
 from rsky_pipeline.indexer.core.labels import LabelReading
 from rsky_pipeline.streams.connection import Store
-from rsky_pipeline.streams.consume import SUSPICIOUS_DELIVERIES, Delivery, GroupReader
+from rsky_pipeline.streams.consumer import SUSPICIOUS_DELIVERIES, Delivery, GroupReader
 from rsky_pipeline.streams.errors import StoreRejected, StoreUnavailable
 from rsky_pipeline.streams.event import MAX_PAYLOAD
 

@@ -14,6 +14,14 @@ class WorkerError(Exception):
     exit_code = UNEXPECTED
 
 
+class StoreError(Exception):
+    """A store (Redis, PostgreSQL) did not do what it was asked; `streams` and `database` derive
+    theirs from it. Two facts of each class say what a caller has to do (see `runtime.link`)."""
+
+    reconnect = True  # the connection must not be used again
+    retryable = True  # the same call can succeed later, by itself or when an operator acts
+
+
 class Unavailable(WorkerError):
     """A store or host is needed and cannot be reached; worth trying again later."""
 

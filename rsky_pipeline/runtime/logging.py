@@ -15,6 +15,7 @@ from collections.abc import Callable
 from typing import Any, TextIO
 
 from rsky_pipeline.configuration.settings import LogFormat
+from rsky_pipeline.runtime.errors import StoreError, WorkerError
 
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 _COLOURS = {"DEBUG": "2", "INFO": "32", "WARNING": "33", "ERROR": "31", "CRITICAL": "31;1"}
@@ -128,6 +129,60 @@ class Throttled:
             return None
         self._last[key] = now
         return self._held.pop(key, 0)
+
+
+class ThrottledLog:
+    """A logger for lines that a flood of input would repeat: one for each key and interval.
+
+    The next line of a key says in its field `suppressed` how many were left out before it. Keep
+    one for each component: `self._log = ThrottledLog(_log)`, then
+    `self._log.warning("frame refused", key=reason, host=host)`.
+    """
+
+    def __init__(
+        self,
+        logger: logging.Logger,
+        interval_seconds: float = 10.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._logger = logger
+        self._throttle = Throttled(interval_seconds, clock)
+
+    def info(self, message: str, *, key: str = "", **fields: Any) -> None:
+        """Log for information; see `log`."""
+        self.log(logging.INFO, message, key=key, **fields)
+
+    def warning(self, message: str, *, key: str = "", **fields: Any) -> None:
+        """Log a warning; see `log`."""
+        self.log(logging.WARNING, message, key=key, **fields)
+
+    def error(self, message: str, *, key: str = "", **fields: Any) -> None:
+        """Log an error; see `log`."""
+        self.log(logging.ERROR, message, key=key, **fields)
+
+    def log(
+        self,
+        level: int,
+        message: str,
+        *,
+        key: str = "",
+        error: BaseException | None = None,
+        **fields: Any,
+    ) -> None:
+        """Log a fixed sentence and its fields unless a line of this sentence and key is recent.
+
+        Keys are few and fixed, such as reasons; never data from outside. `error` adds its text as
+        a field, and for anything but a refusal of a store or worker its traceback.
+        """
+        suppressed = self._throttle.allow(f"{message} {key}" if key else message)
+        if suppressed is None:
+            return
+        if suppressed:
+            fields["suppressed"] = suppressed
+        if error is not None:
+            fields["error"] = str(error) or type(error).__name__
+        expected = error is None or isinstance(error, StoreError | WorkerError)
+        self._logger.log(level, message, extra=fields, exc_info=None if expected else error)
 
 
 def _is_journal(target: TextIO) -> bool:

@@ -14,21 +14,25 @@ from rsky_pipeline.streams.errors import StoreRejected, StoreUnavailable
 
 Argument = str | bytes | int | float
 
-_UNAVAILABLE = (
-    redis.ConnectionError,
-    redis.TimeoutError,
+_UNAVAILABLE = (redis.ConnectionError, redis.TimeoutError, OSError)
+_CREDENTIALS = (redis.AuthenticationError, redis.exceptions.AuthorizationError)
+# Refusals that are about the server and not about the command: it is a replica now (fail-over
+# behind one address), starts, has no replicas or disk or memory, or the key has moved to another.
+# A pause helps, or a new connection, which may lead to another server; redis-py keeps the old one.
+# The client cuts the code off in some of its own exceptions, and Redis 6.2 puts the code of a
+# command within a script behind a text of its own.
+_WRONG_SERVER = (
     redis.exceptions.BusyLoadingError,
     redis.exceptions.ReadOnlyError,
     redis.exceptions.TryAgainError,
     redis.exceptions.ClusterDownError,
     redis.exceptions.MasterDownError,
-    OSError,
+    redis.exceptions.MovedError,
+    redis.exceptions.AskError,
 )
-_CREDENTIALS = (redis.AuthenticationError, redis.exceptions.AuthorizationError)
-# Refusals that pass by themselves. Redis 6.2 puts the code of a command within a script behind a
-# text of its own.
-_PASSING = re.compile(
-    r"(?:^|-)(?:LOADING|READONLY|MASTERDOWN|CLUSTERDOWN|TRYAGAIN|NOREPLICAS|BUSY) "
+_WRONG_SERVER_CODES = re.compile(
+    r"(?:^|-)(?:LOADING|READONLY|MASTERDOWN|CLUSTERDOWN|TRYAGAIN|NOREPLICAS|MISCONF|MOVED|ASK|BUSY)"
+    r" |UNBLOCKED.* instance state changed"
 )
 
 
@@ -91,13 +95,13 @@ def translated_errors() -> Iterator[None]:
         raise ValueError(f"this cannot be sent to Redis: {error}") from error
     except redis.RedisError as error:
         text = str(error)
-        if _PASSING.search(text):
-            raise StoreUnavailable(f"Redis cannot serve now: {text}") from error
         if isinstance(error, redis.exceptions.OutOfMemoryError) or "OOM command" in text:
-            raise StoreRejected(
+            raise StoreUnavailable(
                 "Redis refuses writes because its memory is full: raise maxmemory, or lower the "
                 "high-water marks below what fits into it"
             ) from error
+        if isinstance(error, _WRONG_SERVER) or _WRONG_SERVER_CODES.search(text):
+            raise StoreUnavailable(f"Redis cannot serve now: {text}") from error
         raise StoreRejected(f"Redis refused: {text}") from error
 
 

@@ -5,13 +5,10 @@ from dataclasses import dataclass
 
 from rsky_pipeline.streams.append import Entry
 from rsky_pipeline.streams.connection import Argument, Store
-from rsky_pipeline.streams.consume import Delivery, GroupReader
+from rsky_pipeline.streams.consumer import MAX_ERROR, NOTES, Delivery, GroupReader
 from rsky_pipeline.streams.names import dead_letters
 
-MAX_ERROR = 500  # characters of an error text that are kept
 _AT_ONCE = 100  # letters in one step of the server
-# What is noted beside the original fields; the first and third as the original services did.
-_NOTES = ("reason", "error", "attempts", "source_id")
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,15 +31,9 @@ def dead_letter(
     Returns whether it was still pending; a repeated call moves nothing twice. Raises
     StoreUnavailable and StoreRejected.
     """
-    arguments: list[Argument] = [reader.group, delivery.id]
-    for name, value in (delivery.fields or {}).items():
-        arguments += (name, value)
     text = error[:MAX_ERROR].encode("utf-8", "replace")
-    notes: tuple[Argument, ...] = (reason, text, attempts, delivery.id)
-    for name_and_content in zip(_NOTES, notes, strict=True):
-        arguments += name_and_content
-    keys = [delivery.stream, dead_letters(delivery.stream)]
-    return bool(store.script("dead_letter", keys, arguments))
+    values: tuple[Argument, ...] = (reason, text, attempts, delivery.id)
+    return reader.dead_letter(delivery, dict(zip(NOTES, values, strict=True)))
 
 
 def list_dead_letters(
@@ -71,7 +62,7 @@ def retry_dead_letters(store: Store, stream: str, letter_ids: Sequence[str]) -> 
     appended = 0
     for start in range(0, len(letter_ids), _AT_ONCE):
         part = letter_ids[start : start + _AT_ONCE]
-        arguments: list[Argument] = [len(_NOTES), *_NOTES, *part]
+        arguments: list[Argument] = [len(NOTES), *NOTES, *part]
         keys = [stream, dead_letters(stream)]
         appended += int(store.script("dead_letter_retry", keys, arguments))
     return appended
@@ -99,7 +90,7 @@ def replace_dead_letter(
 def _dead_letter(entry_id: bytes, body: Sequence[bytes]) -> DeadLetter:
     fields = dict(zip(body[::2], body[1::2], strict=True))
     reason, error, attempts, source_id = (
-        fields.pop(name.encode(), b"").decode("utf-8", "replace") for name in _NOTES
+        fields.pop(name.encode(), b"").decode("utf-8", "replace") for name in NOTES
     )
     count = int(attempts) if attempts.isdecimal() else 0
     return DeadLetter(entry_id.decode(), source_id, reason or "unknown", error, count, fields)

@@ -1,14 +1,14 @@
 """What callers can do something about when Redis does not do what it was asked."""
 
-from rsky_pipeline.runtime.errors import Unavailable
+from rsky_pipeline.runtime.errors import StoreError, Unavailable
 
 
-class StoreUnavailable(Unavailable):
-    """Redis did not answer, is loading, or the connection broke: the outcome is unknown.
+class StoreUnavailable(StoreError, Unavailable):
+    """Redis did not answer or cannot serve now, or this is not the server that is wanted any more.
 
-    Try again after a pause, on a new connection.
+    Try again after a pause, on a new connection. The outcome of the call is unknown.
     """
 
 
-class StoreRejected(Exception):
-    """Redis answered and refused, for instance because its memory is full."""
+class StoreRejected(StoreError):
+    """Redis refused a command for what it is, for example for want of a permission."""

@@ -30,6 +30,7 @@ __all__ = [
     "REPO_STREAMS",
     "RESYNC_LATER",
     "STREAMS",
+    "WAITING_KEY",
     "cursor_key",
     "dead_letters",
 ]
@@ -40,6 +41,8 @@ CURSOR_POSITIONS = "rsky_pipeline:cursors"
 GAPS = "rsky_pipeline:gaps"
 # A stream: repos that are to be fetched again, but not so soon.
 RESYNC_LATER = "rsky_pipeline:resync_later"
+# A sorted set: repo jobs that wait for their time (`streams/waiting.py`).
+WAITING_KEY = "rsky_pipeline:repos_waiting"
 
 
 def dead_letters(stream: str) -> str:

@@ -7,10 +7,10 @@ occupies no consumer, and its stream moves on without it.
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from rsky_pipeline.streams.connection import Argument, Store
-from rsky_pipeline.streams.consume import Delivery, GroupReader
+from rsky_pipeline.streams.connection import Store
+from rsky_pipeline.streams.consumer import Delivery, GroupReader
+from rsky_pipeline.streams.names import WAITING_KEY
 
-WAITING_KEY = "rsky_pipeline:repos_waiting"
 _AT_ONCE = 500  # entries in one step of the server
 _SCAN = 1_000
 
@@ -39,14 +39,7 @@ def postpone(
     Returns whether it was still pending; a repeated call moves nothing twice. Raises
     StoreUnavailable and StoreRejected.
     """
-    arguments: list[Argument] = [
-        reader.group,
-        delivery.id,
-        max(0, int(seconds * 1000)),
-        field,
-        payload,
-    ]
-    return bool(store.script("postpone", [delivery.stream, WAITING_KEY], arguments))
+    return reader.postpone(delivery, seconds, field, payload)
 
 
 def wake(store: Store, streams: Sequence[str]) -> int:

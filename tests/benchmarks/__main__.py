@@ -16,7 +16,7 @@ from rsky_pipeline.runtime.collector import ease_collector
 from rsky_pipeline.runtime.threads import take_turns_quickly
 from rsky_pipeline.streams.append import Entry, append
 from rsky_pipeline.streams.connection import connect
-from rsky_pipeline.streams.consume import GroupReader
+from rsky_pipeline.streams.consumer import GroupReader
 from tests import stores
 from tests.benchmarks.backfill import bench_backfill
 from tests.benchmarks.ingest import bench_ingest

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from rsky_pipeline.indexer.collections.values import Delete, Put
 from rsky_pipeline.indexer.core.entries import Reading
 from rsky_pipeline.indexer.core.labels import LabelReading
-from rsky_pipeline.streams.consume import SUSPICIOUS_DELIVERIES, Delivery
+from rsky_pipeline.streams.consumer import SUSPICIOUS_DELIVERIES, Delivery
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ import pytest
 from rsky_pipeline.operations.release import release
 from rsky_pipeline.streams.append import Entry, append
 from rsky_pipeline.streams.connection import Store
-from rsky_pipeline.streams.consume import GroupReader
+from rsky_pipeline.streams.consumer import GroupReader
 from rsky_pipeline.streams.event import REPO_FIELD, RepoJob, encode_repo_job
 from rsky_pipeline.streams.waiting import count_waiting, postpone
 from tests.integration.backfiller.conftest import configure, hosts, store

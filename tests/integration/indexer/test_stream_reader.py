@@ -11,7 +11,7 @@ from rsky_pipeline.indexer.core.entries import read_entry
 from rsky_pipeline.indexer.stream_reader import Content, ReadRule, StreamReader
 from rsky_pipeline.streams.append import Entry, append
 from rsky_pipeline.streams.connection import Store, connect
-from rsky_pipeline.streams.consume import Delivery
+from rsky_pipeline.streams.consumer import Delivery
 from rsky_pipeline.streams.errors import StoreUnavailable
 from rsky_pipeline.streams.event import EVENT_FIELD, AccountEvent, encode_event
 

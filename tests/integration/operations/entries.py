@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from rsky_pipeline.atproto.syntax import tid_from
 from rsky_pipeline.streams.append import Entry, append
 from rsky_pipeline.streams.connection import Store
-from rsky_pipeline.streams.consume import GroupReader
+from rsky_pipeline.streams.consumer import GroupReader
 from rsky_pipeline.streams.event import (
     EVENT_FIELD,
     RepoEvent,

@@ -17,7 +17,7 @@ from rsky_pipeline.network import listing as network_listing
 from rsky_pipeline.network.listing import PAGE_SIZE
 from rsky_pipeline.streams.append import Entry, append
 from rsky_pipeline.streams.connection import Store
-from rsky_pipeline.streams.consume import GroupReader
+from rsky_pipeline.streams.consumer import GroupReader
 from rsky_pipeline.streams.dead_letters import dead_letter
 from rsky_pipeline.streams.event import REPO_FIELD, RepoJob, decode_repo_job, encode_repo_job
 from rsky_pipeline.streams.names import REPO_BACKFILL, REPO_BACKFILL_HIGH, REPO_BACKFILL_LOW

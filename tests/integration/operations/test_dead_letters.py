@@ -18,7 +18,7 @@ from rsky_pipeline.ingester.quarantine import MAX_BYTES, Quarantine
 from rsky_pipeline.operations.dead_letters import LETTER_STREAMS, retry, select, tally
 from rsky_pipeline.streams.append import Entry, append
 from rsky_pipeline.streams.connection import Store
-from rsky_pipeline.streams.consume import GroupReader
+from rsky_pipeline.streams.consumer import GroupReader
 from rsky_pipeline.streams.dead_letters import dead_letter
 from rsky_pipeline.streams.event import RepoJob, decode_repo_job, encode_repo_job
 from rsky_pipeline.streams.names import FIREHOSE_RAW_LETTERS, LABEL_RAW_LETTERS

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rsky_pipeline.streams.append import Entry
 from rsky_pipeline.streams.connection import Store
-from rsky_pipeline.streams.consume import Delivery, GroupReader
+from rsky_pipeline.streams.consumer import Delivery, GroupReader
 
 
 def entries(count: int, stream: str = "s", first: int = 0) -> list[Entry]:
@@ -56,6 +56,10 @@ class UnreliableProxy:
         self.connections = 0
         self._sockets: list[socket.socket] = []
         self._threads: list[threading.Thread] = []
+
+    def switch(self, url: str) -> None:
+        """Lead new connections to another server, as an address does after a fail-over."""
+        self._target = Path(url.removeprefix("unix://"))
 
     def __enter__(self) -> "UnreliableProxy":
         self._run(self._accept)

@@ -105,7 +105,7 @@ def test_a_lost_reply_does_not_append_twice(clean_redis: str) -> None:
 
 
 def test_a_full_server_refuses_the_whole_batch(store: Store) -> None:
-    with memory_full(store), pytest.raises(StoreRejected, match="memory is full"):
+    with memory_full(store), pytest.raises(StoreUnavailable, match="memory is full"):
         append(store, entries(3), cursor=CursorMove("k", None, "1"))
     assert store.call("EXISTS", "s", "k") == 0
     assert append(store, entries(3), cursor=CursorMove("k", None, "1")).status == "appended"

@@ -8,7 +8,7 @@ import pytest
 
 from rsky_pipeline.streams.append import append
 from rsky_pipeline.streams.connection import Store, connect
-from rsky_pipeline.streams.consume import Claimed
+from rsky_pipeline.streams.consumer import Claimed
 from rsky_pipeline.streams.errors import StoreUnavailable
 from tests.integration.streams.support import (
     UnreliableProxy,

@@ -6,7 +6,7 @@ import pytest
 
 from rsky_pipeline.streams.append import append
 from rsky_pipeline.streams.connection import Store
-from rsky_pipeline.streams.consume import Delivery
+from rsky_pipeline.streams.consumer import Delivery
 from rsky_pipeline.streams.dead_letters import (
     dead_letter,
     find_dead_letter,
@@ -14,7 +14,7 @@ from rsky_pipeline.streams.dead_letters import (
     remove_dead_letters,
     retry_dead_letters,
 )
-from rsky_pipeline.streams.errors import StoreRejected
+from rsky_pipeline.streams.errors import StoreUnavailable
 from tests.integration.streams.support import entries, ids, memory_full, reader, stored, values
 
 FACTS: dict[str, Any] = {"reason": "bad", "error": "x" * 900, "attempts": 3}
@@ -81,7 +81,7 @@ def test_a_full_server_takes_dead_letters(store: Store) -> None:
     with memory_full(store):
         assert dead_letter(store, own, delivery, **FACTS)
         (letter,) = list_dead_letters(store, "s")
-        with pytest.raises(StoreRejected):
+        with pytest.raises(StoreUnavailable):
             retry_dead_letters(store, "s", [letter.id])
     assert len(list_dead_letters(store, "s")) == 1
 

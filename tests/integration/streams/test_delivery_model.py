@@ -15,7 +15,7 @@ from hypothesis.stateful import run_state_machine_as_test as run
 
 from rsky_pipeline.streams.append import append
 from rsky_pipeline.streams.connection import connect
-from rsky_pipeline.streams.consume import Delivery, GroupReader
+from rsky_pipeline.streams.consumer import Delivery, GroupReader
 from rsky_pipeline.streams.lag import inspect
 from rsky_pipeline.streams.trim import trim
 from tests.integration.streams.support import entries, ids, stored, values

@@ -4,8 +4,8 @@ import time
 
 from rsky_pipeline.streams.append import Entry, append
 from rsky_pipeline.streams.connection import Store
+from rsky_pipeline.streams.names import WAITING_KEY
 from rsky_pipeline.streams.waiting import (
-    WAITING_KEY,
     all_waiting,
     count_waiting,
     hurry_waiting,

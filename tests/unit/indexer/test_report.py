@@ -13,7 +13,7 @@ from rsky_pipeline.indexer.core.entries import Reading
 from rsky_pipeline.indexer.role import CATCHING_UP_SECONDS, Indexer
 from rsky_pipeline.runtime.context import WorkerContext
 from rsky_pipeline.runtime.health import Health
-from rsky_pipeline.streams.consume import Delivery
+from rsky_pipeline.streams.consumer import Delivery
 from rsky_pipeline.streams.names import FIREHOSE_BACKFILL, FIREHOSE_LIVE
 
 LIKE = "app.bsky.feed.like"

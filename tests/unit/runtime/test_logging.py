@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from rsky_pipeline.runtime.logging import MAX_MESSAGE, Throttled, configure, get
+from rsky_pipeline.runtime.errors import Unavailable
+from rsky_pipeline.runtime.logging import MAX_MESSAGE, Throttled, ThrottledLog, configure, get
 
 
 @pytest.fixture(autouse=True)
@@ -113,3 +114,20 @@ def test_throttled_lines_are_counted() -> None:
     assert throttled.allow("b") == 0
     now = 11.0
     assert throttled.allow("a") == 2
+
+
+def test_a_throttled_line_says_how_many_were_left_out(caplog: pytest.LogCaptureFixture) -> None:
+    now = 0.0
+    log = ThrottledLog(logging.getLogger("flood"), 10, clock=lambda: now)
+    for _ in range(3):
+        log.warning("frame refused", key="bad_cbor", host="a.example")
+    log.warning("frame refused", key="bad_car")
+    now = 11.0
+    log.warning("frame refused", key="bad_cbor", error=Unavailable("gone"))
+    log.error("frame failed", error=KeyError("did"))
+    fields = [vars(record) for record in caplog.records if record.name == "flood"]
+    assert [one.get("suppressed") for one in fields] == [None, None, 2, None]
+    assert fields[0]["host"] == "a.example"
+    assert (fields[2]["error"], fields[2]["exc_info"]) == ("gone", None)
+    assert (fields[3]["error"], fields[3]["levelname"]) == ("'did'", "ERROR")
+    assert fields[3]["exc_info"][0] is KeyError

@@ -17,20 +17,30 @@ from rsky_pipeline.streams.errors import StoreRejected, StoreUnavailable
         redis.ResponseError("BUSY Redis is busy running a script."),
         redis.ResponseError("NOREPLICAS Not enough good replicas to write."),
         redis.ResponseError("Error running script: @user_script: 40: -READONLY You can't write"),
+        redis.ResponseError("MISCONF Redis is configured to save RDB snapshots, but it cannot"),
+        redis.exceptions.MasterDownError("Link with MASTER is down"),
+        redis.exceptions.ClusterDownError("The cluster is down"),
+        redis.exceptions.TryAgainError("Multiple keys request during rehashing of slot"),
+        redis.exceptions.MovedError("3999 127.0.0.1:6381"),
+        redis.ResponseError(
+            "UNBLOCKED force unblock from blocking operation, instance state changed "
+            "(master -> replica?)"
+        ),
         ConnectionResetError("reset"),
     ],
 )
 def test_what_passes_is_unavailable(error: Exception) -> None:
-    with pytest.raises(StoreUnavailable), translated_errors():
+    with pytest.raises(StoreUnavailable) as raised, translated_errors():
         raise error
+    assert raised.value.reconnect
+    assert raised.value.retryable
 
 
 @pytest.mark.parametrize(
     ("error", "text"),
     [
-        (redis.exceptions.OutOfMemoryError("command not allowed"), "raise maxmemory"),
-        (redis.ResponseError("Error running script: 40: -OOM command not"), "raise maxmemory"),
         (redis.ResponseError("WRONGTYPE Operation against a key"), "WRONGTYPE"),
+        (redis.ResponseError("UNBLOCKED the stream key no longer exists"), "UNBLOCKED"),
         (redis.ResponseError("BUSYGROUP Consumer Group name already exists"), "BUSYGROUP"),
         (redis.AuthenticationError("invalid password"), "password of redis_url"),
         (redis.exceptions.NoPermissionError("no permissions"), "no permissions"),
@@ -38,6 +48,18 @@ def test_what_passes_is_unavailable(error: Exception) -> None:
 )
 def test_a_refusal_says_why(error: Exception, text: str) -> None:
     with pytest.raises(StoreRejected, match=text), translated_errors():
+        raise error
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        redis.exceptions.OutOfMemoryError("command not allowed"),
+        redis.ResponseError("Error running script: 40: -OOM command not"),
+    ],
+)
+def test_a_full_server_is_unavailable_and_the_remedy_named(error: Exception) -> None:
+    with pytest.raises(StoreUnavailable, match="raise maxmemory"), translated_errors():
         raise error
 
 

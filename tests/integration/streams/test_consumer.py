@@ -1,0 +1,242 @@
+"""What a consumer takes, in which order, and what becomes of it."""
+
+import time
+from collections.abc import Callable
+from contextlib import closing
+from typing import Any
+
+import pytest
+
+from rsky_pipeline.streams import consumer as module
+from rsky_pipeline.streams.append import Entry, append
+from rsky_pipeline.streams.connection import Store, connect
+from rsky_pipeline.streams.consumer import Consumer, Taken
+from rsky_pipeline.streams.dead_letters import list_dead_letters
+from rsky_pipeline.streams.errors import StoreUnavailable
+from rsky_pipeline.streams.waiting import count_waiting
+from tests.integration.streams.support import entries, ids, reader, stored, values
+
+
+def consumer(name: str = "c", **options: Any) -> Consumer:
+    options.setdefault("reclaim_idle_ms", 60_000)
+    return Consumer("s", "g", name, **options)
+
+
+def got(taken: Taken) -> list[int]:
+    return values(taken.deliveries)
+
+
+def deliver_again(store: Store, number: int, times: int) -> None:
+    """Let an entry be delivered to the consumer `c` so many times more."""
+    for _ in range(times):
+        store.call("XCLAIM", "s", "g", "c", 0, stored(store)[number])
+
+
+def fail_at(
+    monkeypatch: pytest.MonkeyPatch, wanted: Callable[[tuple[Any, ...]], bool], number: int = 1
+) -> None:
+    """Let the connection break once, at the n-th of these commands and after the server did it."""
+    original, seen = Store.call, 0
+
+    def call(self: Store, *command: Any) -> Any:
+        nonlocal seen
+        reply = original(self, *command)
+        seen += wanted(command)
+        if wanted(command) and seen == number:
+            raise StoreUnavailable("gone")
+        return reply
+
+    monkeypatch.setattr(Store, "call", call)
+
+
+def test_new_entries_are_held_until_they_end(store: Store) -> None:
+    own = consumer()
+    assert got(own.take(store, 10)) == []
+    append(store, entries(5))
+    first = own.take(store, 3)
+    assert (got(first), first.more, first.size) == ([0, 1, 2], True, 3)
+    second = own.take(store, 3)
+    assert (got(second), second.more) == ([3, 4], False)
+    assert sorted(own.held) == ids([*first.deliveries, *second.deliveries])
+    one, two, three = first.deliveries
+    four, five = second.deliveries
+    assert own.acknowledge(store, [one.id]) == 1
+    assert own.dead_letter(store, two, reason="bad", error="x" * 900, attempts=3)
+    assert not own.dead_letter(store, two, reason="bad", error="", attempts=3)
+    assert own.postpone(store, three, seconds=60, field=b"event", payload=b"7")
+    own.release([four.id])
+    assert own.held == [five.id]
+    assert list(stored(store)) == [3, 4]
+    assert count_waiting(store) == 1
+    (letter,) = list_dead_letters(store, "s")
+    assert (letter.reason, letter.attempts, len(letter.error)) == ("bad", 3, 500)
+
+
+def test_the_next_life_takes_what_the_one_before_left(store: Store) -> None:
+    append(store, entries(5))
+    consumer().take(store, 3)
+    own = consumer()
+    assert (own.taken_up, own.recovered) == (False, False)
+    taken = own.take(store, 2)
+    assert (got(taken), taken.more) == ([0, 1], True)
+    assert [item.deliveries for item in taken.deliveries] == [2, 2]
+    rest = own.take(store, 10)
+    assert got(rest) == [2]
+    assert got(own.take(store, 10)) == [3, 4]
+    assert (own.taken_up, own.recovered) == (True, False)
+    own.acknowledge(store, ids([*taken.deliveries, *rest.deliveries]))
+    assert (own.taken_up, own.recovered) == (True, True)
+
+
+def test_a_suspicious_entry_is_alone(store: Store) -> None:
+    append(store, entries(6))
+    consumer().take(store, 5)
+    deliver_again(store, 2, 1)
+    own = consumer()
+    before = own.take(store, 10)
+    assert got(before) == [0, 1]
+    assert got(own.take(store, 10)) == []  # not beside others
+    own.acknowledge(store, ids(before.deliveries))
+    alone = own.take(store, 10)
+    assert got(alone) == [2]
+    assert alone.deliveries[0].suspicious
+    assert got(own.take(store, 10)) == []  # and nothing behind it
+    own.acknowledge(store, ids(alone.deliveries))
+    assert got(own.take(store, 10)) == [3, 4]
+    assert got(own.take(store, 10)) == [5]
+
+
+def test_entries_behind_a_deadly_one_do_not_become_suspicious(store: Store) -> None:
+    append(store, entries(3))
+    deadly = 1
+    for _ in range(6):  # lives, each of which ends when it takes the deadly entry
+        own = consumer()
+        while deadly not in (found := got(own.take(store, 10))):
+            assert found
+            own.acknowledge(store, [stored(store)[number] for number in found])
+    counts = [row.deliveries for row in reader(store, consumer="c").pending("-", 10)]
+    assert counts == [6, 2]
+
+
+def test_a_suspicious_entry_that_takes_long_is_not_waited_for(store: Store) -> None:
+    now = 0.0
+    append(store, entries(3))
+    consumer().take(store, 3)
+    deliver_again(store, 0, 1)
+    own = consumer(alone_seconds=5.0, clock=lambda: now)
+    assert got(own.take(store, 10)) == [0]
+    assert got(own.take(store, 10)) == []
+    now = 5.0
+    assert got(own.take(store, 10)) == [1, 2]
+
+
+def test_a_lost_reply_is_found_again_on_the_next_connection(
+    store: Store, clean_redis: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    append(store, entries(6))
+    own = consumer()
+    assert got(own.take(store, 2)) == [0, 1]
+    fail_at(monkeypatch, lambda command: command[0] == "XREADGROUP")
+    with pytest.raises(StoreUnavailable):
+        own.take(store, 2)
+    with closing(connect(clean_redis, name="next")) as following:
+        assert got(own.take(following, 10)) == [2, 3]
+        assert got(own.take(following, 10)) == [4, 5]
+    assert len(own.held) == 6
+
+
+def test_entries_of_a_failed_take_are_not_held(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = consumer(linger_seconds=0.001)
+    assert got(own.take(store, 10)) == []
+    append(store, entries(3))
+    fail_at(monkeypatch, lambda command: command[0] == "XREADGROUP", 2)
+    with pytest.raises(StoreUnavailable):
+        own.take(store, 10)
+    assert own.held == []
+    assert got(own.take(store, 10)) == [0, 1, 2]
+
+
+def test_entries_of_a_dead_consumer_are_taken_over_and_held_ones_are_not(store: Store) -> None:
+    append(store, entries(5))
+    consumer("dead").take(store, 3)
+    now = 0.0
+    own = consumer("alive", reclaim_idle_ms=10, clock=lambda: now)
+    assert got(own.take(store, 10)) == [3, 4]
+    time.sleep(0.03)
+    now = 1.0
+    own.hold(store)
+    assert got(own.take(store, 10)) == [0, 1, 2]
+    assert own.reclaimed == 3
+    time.sleep(0.03)
+    now = 2.0
+    assert got(own.take(store, 10)) == []
+
+
+def test_pending_entries_without_a_body_are_acknowledged(store: Store) -> None:
+    append(store, entries(3))
+    consumer().take(store, 3)
+    store.call("XDEL", "s", stored(store)[1])
+    own = consumer()
+    assert got(own.take(store, 10)) == [0, 2]
+    assert own.bodiless == 1
+    assert len(reader(store, consumer="c").pending("-", 10)) == 2
+
+
+def test_a_stream_that_was_deleted_is_begun_again(store: Store) -> None:
+    own = consumer()
+    own.take(store, 10)
+    store.call("DEL", "s")
+    assert got(own.take(store, 10)) == []
+    append(store, entries(2))
+    assert got(own.take(store, 10)) == [0, 1]
+
+
+def test_bytes_are_bounded(store: Store) -> None:
+    append(store, [Entry("s", b"event", b" " * 10_000)] * 100)
+    own = consumer(max_bytes=400_000, linger_seconds=0.001)
+    taken = [own.take(store, 100) for _ in range(4)]
+    assert len(own.held) == 100
+    # The first page is a guess; afterwards a page is as many as fill half of the bound.
+    assert [len(one.deliveries) for one in taken] == [48, 40, 12, 0]
+    assert [one.more for one in taken] == [True, True, False, False]
+
+
+def test_what_waits_for_something_else_is_forgiven(store: Store) -> None:
+    append(store, entries(1))
+    for _ in range(4):
+        consumer().take(store, 1)
+    own = consumer()
+    assert own.take(store, 1).deliveries[0].deliveries == 5
+    own.hold(store, forgive=True)
+    assert [row.deliveries for row in reader(store, consumer="c").pending("-", 10)] == [1]
+
+
+def test_names_of_dead_consumers_are_forgotten(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    append(store, entries(3))
+    consumer("idle").take(store, 1)
+    consumer("holds").take(store, 1)
+    (entry_id,) = (row.id for row in reader(store).pending("-", 9, consumer="idle"))
+    consumer("idle").acknowledge(store, [entry_id])
+    own = consumer()
+    own.take(store, 1)
+    assert own.clean(store) == 0
+    monkeypatch.setattr(module, "FORGOTTEN_CONSUMER_MS", 0)
+    own.clean(store)
+    rows = store.call("XINFO", "CONSUMERS", "s", "g")
+    assert sorted(row[1] for row in rows) == [b"c", b"holds"]
+
+
+def test_cleaning_removes_what_every_group_has_acknowledged(store: Store) -> None:
+    other = reader(store, group="other")
+    append(store, entries(3))
+    own = consumer()
+    own.acknowledge(store, ids(own.take(store, 2).deliveries))
+    assert own.clean(store) == 0
+    other.read_new(1, 0)
+    other.acknowledge([stored(store)[0]])
+    assert own.clean(store) == 1
+    assert list(stored(store)) == [1, 2]

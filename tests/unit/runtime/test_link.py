@@ -1,0 +1,159 @@
+"""A link opens its connection lazily, gives it up after failures, and tries again."""
+
+import logging
+import threading
+from collections.abc import Callable
+
+import pytest
+import trio
+
+from rsky_pipeline.database.errors import BadData, DatabaseUnavailable, TransactionConflict
+from rsky_pipeline.runtime.errors import StoreError
+from rsky_pipeline.runtime.link import Link
+from rsky_pipeline.streams.errors import StoreRejected, StoreUnavailable
+
+
+class Connection:
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.thread = threading.get_ident()
+        self.closed = False
+
+    def close(self) -> None:
+        self.closed = True
+
+
+class Server:
+    """Counts the connections that were opened; fails with each of `errors` in turn."""
+
+    def __init__(self, *errors: Exception) -> None:
+        self.errors = list(errors)
+        self.opened: list[Connection] = []
+        self.refuses: Exception | None = None
+
+    def open(self) -> Connection:
+        if self.refuses is not None:
+            raise self.refuses
+        self.opened.append(Connection(len(self.opened) + 1))
+        return self.opened[-1]
+
+    def act(self, connection: Connection) -> int:
+        if self.errors:
+            raise self.errors.pop(0)
+        return connection.number
+
+
+def link(server: Server, failed: Callable[[StoreError], object] | None = None) -> Link[Connection]:
+    return Link(server.open, purpose="test", failed=failed, base=0.0)
+
+
+async def test_it_opens_when_it_is_needed_and_in_the_thread() -> None:
+    server = Server()
+    one = link(server)
+    assert server.opened == []
+    assert await one.call(server.act) == 1
+    assert await one.call(server.act) == 1
+    assert server.opened[0].thread != threading.get_ident()
+    one.close()
+    one.close()
+    assert server.opened[0].closed
+    assert await one.call(server.act) == 2
+
+
+@pytest.mark.parametrize(
+    ("error", "connections"),
+    [
+        (StoreUnavailable("gone"), 2),
+        (StoreRejected("refused"), 2),
+        (DatabaseUnavailable("gone"), 2),
+        (TransactionConflict("deadlock"), 1),
+        (BadData("NUL"), 1),
+        (KeyError("a defect"), 2),
+    ],
+)
+async def test_a_call_that_failed_closes_unless_only_its_transaction_did(
+    error: Exception, connections: int
+) -> None:
+    server = Server(error)
+    one = link(server)
+    with pytest.raises(type(error)):
+        await one.call(server.act)
+    assert server.opened[0].closed == (connections == 2)
+    assert await one.call(server.act) == connections
+
+
+async def test_retry_goes_on_until_it_succeeds() -> None:
+    failures: list[StoreError] = []
+    errors = [StoreUnavailable("gone"), TransactionConflict("lock"), StoreRejected("no")]
+    server = Server(*errors)
+    one = link(server, failures.append)
+    assert await one.retry(server.act) == 3
+    assert failures == errors
+    assert not one.in_trouble
+
+
+async def test_retry_raises_what_cannot_pass() -> None:
+    server = Server(BadData("NUL"), ValueError("a defect"))
+    one = link(server)
+    with pytest.raises(BadData):
+        await one.retry(server.act)
+    with pytest.raises(ValueError, match="a defect"):
+        await one.retry(server.act)
+    assert not one.in_trouble
+
+
+async def test_retry_ends_when_it_is_told_to_after_one_try() -> None:
+    stopping = trio.Event()
+    stopping.set()
+    server = Server()
+    assert await link(server).retry(server.act, until=stopping) == 1
+    server.errors = [StoreUnavailable("gone")] * 2
+    one = link(server)
+    assert await one.retry(server.act, until=stopping) is None
+    assert len(server.errors) == 1
+    assert one.in_trouble
+
+
+async def test_a_server_that_refuses_connections_is_tried_again() -> None:
+    server = Server()
+    server.refuses = StoreUnavailable("connection refused")
+    one = link(server, lambda _: setattr(server, "refuses", None))
+    assert await one.retry(server.act) == 1
+
+
+async def test_attempt_leaves_the_next_try_to_the_caller() -> None:
+    server = Server(StoreUnavailable("gone"), BadData("NUL"))
+    one = link(server)
+    assert await one.attempt(server.act) is None
+    assert one.in_trouble
+    with pytest.raises(BadData):
+        await one.attempt(server.act)
+    assert await one.attempt(server.act) == 2
+
+
+async def test_one_line_tells_of_many_failures(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.WARNING)
+    server = Server(*[StoreUnavailable("gone")] * 5)
+    await link(server).retry(server.act)
+    (record,) = [item for item in caplog.records if item.name == "rsky_pipeline.runtime.link"]
+    assert record.getMessage() == "store failed"
+    assert (vars(record)["purpose"], vars(record)["error"]) == ("test", "gone")
+    assert record.exc_info is None
+
+
+async def test_calls_wait_for_each_other_and_cancelled_ones_end() -> None:
+    running = threading.Semaphore(1)
+    one, ended = link(Server()), []
+
+    def work(_: Connection) -> None:
+        assert running.acquire(blocking=False), "two calls at once"
+        threading.Event().wait(0.02)
+        running.release()
+        ended.append(1)
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(3):
+            nursery.start_soon(one.call, work)
+    with trio.move_on_after(0.001):
+        await one.call(work)
+    assert len(ended) == 4
