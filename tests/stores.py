@@ -1,7 +1,4 @@
-"""A Valkey and a PostgreSQL for a test session, started from the embedded wheels.
-
-PostgreSQL runs without fsync here: a test session does not survive a power failure anyway.
-"""
+"""A Valkey and a PostgreSQL for a test session, started from the embedded wheels."""
 
 import contextlib
 import itertools
@@ -28,8 +25,6 @@ from rsky_pipeline.embedded.program import StoreProgram
 
 START_TIMEOUT_SECONDS = 60.0
 FAST_POSTGRES = {
-    "fsync": "off",
-    "full_page_writes": "off",
     "shared_buffers": "128MB",
     "autovacuum": "off",
     "max_wal_size": "512MB",

@@ -8,6 +8,8 @@ from typing import Literal
 from rsky_pipeline.backfiller.reconcile import absent
 from rsky_pipeline.database.bulk import transpose, unnest_sql
 from rsky_pipeline.database.connection import Database, Transaction
+from rsky_pipeline.database.isolation import Culprit, apply_isolated
+from rsky_pipeline.database.texts import storable
 
 Status = Literal["done", "waiting", "unavailable", "failed"]
 SMALL = 5_000  # rows of a repo that are read at once
@@ -17,7 +19,7 @@ _COLUMNS = (
     ("rev", "text"), ("host", "text"), ("attempts", "integer"), ("next_attempt_at", "timestamptz"),
     ("records", "bigint"), ("deletes", "bigint"), ("bytes", "bigint"), ("seconds", "real"),
 )  # fmt: skip
-_MAX_ERROR = 500  # characters of an error text that are kept
+_MAX_TEXT = 500  # bytes of an error, a reason or a host that are kept
 
 # A state that says nothing of what was queued keeps what an earlier one said.
 _WRITE = f"""
@@ -96,17 +98,18 @@ class Ledger:
         self._connect = connect
         self._open: Database | None = None
 
-    def write(self, states: Sequence[State]) -> None:
-        """Store states, of which there is one for each repo."""
-        rows = sorted(
-            (
-                (state.did, state.status, state.kind, state.reason, _storable(state.error),
-                 state.rev, state.host, state.attempts, state.next_attempt_at, state.records,
-                 state.deletes, state.bytes, state.seconds)
-                for state in states
-            ),
-            key=lambda row: row[0],
-        )  # fmt: skip
+    def write(self, states: Sequence[State]) -> list[Culprit[State]]:
+        """Store states, of which there is one for each repo; return those that are refused."""
+        ordered = sorted(states, key=lambda state: state.did)
+        return apply_isolated(ordered, self._write)
+
+    def _write(self, states: Sequence[State]) -> None:
+        rows = [
+            (state.did, state.status, state.kind, _storable(state.reason), _storable(state.error),
+             state.rev, _storable(state.host), state.attempts, state.next_attempt_at,
+             state.records, state.deletes, state.bytes, state.seconds)
+            for state in states
+        ]  # fmt: skip
         self._database().execute(_WRITE, transpose(rows, len(_COLUMNS)))
 
     def stored_revs(self, dids: Sequence[str]) -> list[Stored]:
@@ -159,7 +162,5 @@ class Ledger:
 
 
 def _storable(text: str | None) -> str | None:
-    """Return a text as PostgreSQL can hold it; errors quote what strangers sent."""
-    if text is None:
-        return None
-    return text[:_MAX_ERROR].replace("\0", "").encode("utf-8", "replace").decode()
+    """Bound a text and make it storable: errors, codes and hosts quote what strangers sent."""
+    return None if text is None else storable(text, _MAX_TEXT)

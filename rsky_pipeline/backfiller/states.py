@@ -10,6 +10,7 @@ import trio
 from rsky_pipeline.backfiller.gather import Gather
 from rsky_pipeline.backfiller.ledger import Ledger, State, Stored
 from rsky_pipeline.database.errors import DatabaseError
+from rsky_pipeline.database.isolation import Culprit
 from rsky_pipeline.observability.backfiller import BackfillerMetrics
 from rsky_pipeline.runtime.backoff import Backoff
 from rsky_pipeline.runtime.logging import Throttled
@@ -30,12 +31,14 @@ class Patient:
         self._quiet = Throttled()
 
     async def call(self, action: Callable[[Ledger], Result]) -> Result:
-        """Carry out an action, again after every failure."""
+        """Carry out an action until it succeeds; raises what cannot pass by waiting."""
         backoff = Backoff(base=0.2, cap=10.0)
         while True:
             try:
                 return await self._thread.call(partial(self._try, action))
             except DatabaseError as error:
+                if not error.retryable:
+                    raise
                 self._metrics.database_errors.inc()
                 backoff, pause = backoff.failed(trio.current_time())
                 if self._quiet.allow("database") is not None:
@@ -102,9 +105,11 @@ class States:
             await trio.sleep(GATHER_SECONDS)
             batch, written = list(self._gathered.values()), self._written
             self._gathered, self._written, self._something = {}, trio.Event(), trio.Event()
-            await self._ledger.call(partial(_write, batch))
+            for culprit in await self._ledger.call(partial(_write, batch)):
+                extra = {"did": culprit.entry.did, "error": culprit.message}
+                log.error("outcome cannot be stored", extra=extra)
             written.set()
 
 
-def _write(batch: list[State], ledger: Ledger) -> None:
-    ledger.write(batch)
+def _write(batch: list[State], ledger: Ledger) -> list[Culprit[State]]:
+    return ledger.write(batch)

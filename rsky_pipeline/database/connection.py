@@ -18,6 +18,7 @@ from rsky_pipeline.database.errors import DatabaseError, translate
 from rsky_pipeline.database.texts import TextArrayDumper, copied_rows
 
 _CONNECT_TIMEOUT_SECONDS = 10
+_TCP_USER_TIMEOUT_MS = 30_000
 _MAX_PREPARED = 1_000  # more than there are: a batch has about 130, and the library keeps 100
 _IDLE_IN_TRANSACTION_TIMEOUT_MS = 120_000  # a hung client must not hold its row locks for ever
 # The server keeps a plan for as long as its statement stays prepared. One that was made while a
@@ -28,6 +29,27 @@ _BY_KEY = {
     "enable_mergejoin": "off",
     "random_page_cost": "1.1",
 }
+# How values are written and read, whatever the server, the database or the role has by default.
+# default_transaction_read_only is left alone: providers set it where a disk is full, and what is
+# refused for it is waited for.
+_VALUES = {
+    "timezone": "UTC",  # the AppView compares zone-less instants with now()
+    "datestyle": "ISO, YMD",
+    "intervalstyle": "postgres",
+    "bytea_output": "hex",
+    "extra_float_digits": "1",
+    "standard_conforming_strings": "on",
+    "array_nulls": "on",
+    "transform_null_equals": "off",
+    "default_transaction_isolation": "read committed",
+    "default_transaction_deferrable": "off",
+}
+# An entry is acknowledged when its rows are committed, so a commit must be on the disk. What waits
+# for a standby besides is left as it is.
+_DURABLE = (
+    "CASE current_setting('synchronous_commit') WHEN 'off' "
+    "THEN set_config('synchronous_commit', 'on', false) END"
+)
 _SCHEMA_NAME = re.compile(r"[A-Za-z_]{1,63}")  # as the official data plane demands
 
 Row = tuple[Any, ...]
@@ -112,8 +134,8 @@ class Database:
         """
         settings = {
             "search_path": f"{quote_schema(schema)}, public",
-            "timezone": "UTC",  # the AppView compares zone-less instants with now()
             "client_min_messages": "warning",
+            **_VALUES,
             "statement_timeout": str(statement_timeout_ms),
             "lock_timeout": str(lock_timeout_ms),
             "idle_in_transaction_session_timeout": str(_IDLE_IN_TRANSACTION_TIMEOUT_MS),
@@ -130,7 +152,7 @@ class Database:
             with translated(connection):
                 calls = ", ".join(["set_config(%s, %s, false)"] * len(settings))
                 values = [text for pair in settings.items() for text in pair]
-                _execute(connection, f"SELECT {calls}", values)
+                _execute(connection, f"SELECT {calls}, {_DURABLE}", values)
         except BaseException:
             connection.close()
             raise
@@ -206,7 +228,9 @@ def _connection_string(url: str, name: str) -> str:
         # libpq quotes the text, password included: neither its message nor the cause is shown.
         raise DatabaseError("database_url is not a PostgreSQL URL (postgresql://...)") from None
     parts.setdefault("connect_timeout", _CONNECT_TIMEOUT_SECONDS)
-    # A dead peer is noticed within about a minute, even while we wait for its answer.
+    # A dead peer is noticed within about a minute while we wait for its answer; within half of that
+    # while it owes us an acknowledgement, when no keepalives are sent.
+    parts.setdefault("tcp_user_timeout", _TCP_USER_TIMEOUT_MS)
     parts.setdefault("keepalives_idle", 20)
     parts.setdefault("keepalives_interval", 10)
     parts.setdefault("keepalives_count", 3)

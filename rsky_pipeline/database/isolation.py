@@ -6,13 +6,18 @@ that fails again when it is alone is a culprit. Only errors of the connection, t
 schema are waited for (`DatabaseError.follows_data`): they are raised.
 """
 
+import random
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from rsky_pipeline.database.errors import BadData, DatabaseError
+from rsky_pipeline.database.errors import BadData, DatabaseError, TransactionConflict
 
 Entry = TypeVar("Entry")
+Result = TypeVar("Result")
+
+CONFLICT_PAUSE_SECONDS = 0.05  # at most, after the first conflict; grows with each
 
 # A failure that is not plainly about values, and that hits every one of this many entries, is not
 # about one of them: a function that is missing, a defect of a new version.
@@ -30,7 +35,7 @@ class Culprit(Generic[Entry]):
 
 def apply_isolated(
     entries: Sequence[Entry],
-    apply: Callable[[Sequence[Entry]], None],
+    apply: Callable[[Sequence[Entry]], object],
     *,
     source: Callable[[Entry], object] = lambda entry: entry,
     blame_all: bool = False,
@@ -50,9 +55,22 @@ def apply_isolated(
     return culprits
 
 
+def retry_conflicts(transaction: Callable[[], Result], tries: int) -> Result:
+    """Run a transaction again after a conflict with another one; blocking, with short pauses.
+
+    Raises the last TransactionConflict, after which the caller should pause for longer.
+    """
+    for attempt in range(1, tries):
+        try:
+            return transaction()
+        except TransactionConflict:
+            time.sleep(random.uniform(0.0, CONFLICT_PAUSE_SECONDS * attempt))
+    return transaction()
+
+
 def _apply(
     entries: Sequence[Entry],
-    apply: Callable[[Sequence[Entry]], None],
+    apply: Callable[[Sequence[Entry]], object],
     culprits: list[Culprit[Entry]],
     *,
     repeated: bool = False,

@@ -22,10 +22,13 @@ INITIAL_OPTIONS: Mapping[str, str] = {
     "work_mem": "16MB",
     "maintenance_work_mem": "128MB",
     "effective_cache_size": "1GB",
-    "max_wal_size": "2GB",
-    "checkpoint_timeout": "10min",
+    # Each first change of a page after a checkpoint writes all of it into the log, about eleven
+    # pages an event: in a database of some size that costs more than all of the rest. So there are
+    # few checkpoints. The price: a crash takes minutes to recover from, and `max_wal_size` of disk.
+    "checkpoint_timeout": "30min",
     "checkpoint_completion_target": "0.9",
-    "wal_compression": "pglz",
+    # pglz would take three to four times the processor time of the whole server.
+    "wal_compression": "off",
     "wal_writer_delay": "20ms",  # a commit finds most of its log on the disk already
     "synchronous_commit": "on",
     "max_locks_per_transaction": "256",
@@ -43,6 +46,9 @@ FIXED_OPTIONS: Mapping[str, str] = {
     "logging_collector": "off",
 }
 INITIALISE_TIMEOUT_SECONDS = 120
+_GB = 1024**3
+LEAST_WAL_GB, MOST_WAL_GB = 1, 20
+WAL_SHARE = 8  # of the free disk, one part of so many
 
 log = logging.getLogger(__name__)
 
@@ -105,19 +111,28 @@ def _create_cluster(installation: Path, home: Path, account: Account | None) -> 
     unfinished = home / "data.new"
     shutil.rmtree(unfinished, ignore_errors=True)
     programs = installation / "bin"
+    options = {
+        **INITIAL_OPTIONS,
+        "max_wal_size": f"{wal_gigabytes(shutil.disk_usage(home).free)}GB",
+    }
     initdb = [
         *(str(programs / "initdb"), "--pgdata", str(unfinished)),
         *("--username", locations.DATABASE_USER, "--auth", "trust", "--encoding", "UTF8"),
         # Code-point order, and upper and lower case of all of Unicode, whatever libc is there.
         *("--locale", "C", "--locale-provider", "builtin", "--builtin-locale", "C.UTF-8"),
         *("--no-instructions", "--no-sync"),
-        *(part for name, value in INITIAL_OPTIONS.items() for part in ("--set", f"{name}={value}")),
+        *(part for name, value in options.items() for part in ("--set", f"{name}={value}")),
     ]
     _run(initdb, account)
     single = [str(programs / "postgres"), "--single", "-D", str(unfinished), "postgres"]
     _run(single, account, f"CREATE DATABASE {locations.DATABASE}\n")
     _run([str(programs / "initdb"), "--sync-only", "--pgdata", str(unfinished)], account)
     unfinished.rename(home / "data")
+
+
+def wal_gigabytes(free: int) -> int:
+    """Return `max_wal_size` for a disk with so many free bytes."""
+    return max(LEAST_WAL_GB, min(MOST_WAL_GB, free // WAL_SHARE // _GB))
 
 
 def _run(command: list[str], account: Account | None, stdin: str = "") -> None:

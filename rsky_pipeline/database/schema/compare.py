@@ -9,6 +9,7 @@ from typing import Literal
 from rsky_pipeline.database.connection import Database, Transaction, quote_schema
 from rsky_pipeline.database.schema.catalogue import Catalogue, Table, from_json, read_catalogue
 from rsky_pipeline.database.schema.migrate import PIPELINE_SCHEMA, migrations
+from rsky_pipeline.database.server import check_server
 
 # What `catalogue.to_json` gave for a database that `initialise` made; a test keeps it up to date.
 EXPECTED_FILE = "expected.json"
@@ -68,7 +69,7 @@ def check(url: str, schema: str = "bsky") -> list[Difference]:
         behind = any(difference.expected for difference in official)
         differences = _compare(schema, expected().appview, found, behind=behind)
         differences += _compare(PIPELINE_SCHEMA, expected().pipeline, own, behind=False)
-        differences += _compare_extension(tx) + official
+        differences += _compare_extension(tx) + official + _compare_server(tx)
         if "schema_version" in own:
             differences += _compare_version(tx, schema)
     return sorted(differences, key=lambda difference: difference.severity != "error")
@@ -151,6 +152,14 @@ def _compare_extension(tx: Transaction) -> list[Difference]:
     found = f"in the schema {rows[0][0]}" if rows else None
     advice = f"execute: {statement}"
     return [Difference("error", "extension pg_trgm", "in the schema public", found, advice)]
+
+
+def _compare_server(tx: Transaction) -> list[Difference]:
+    return [
+        Difference("error", f"setting {item.name}", item.wanted, item.found, f"{item.why}: set it")
+        for item in check_server(tx)
+        if item.severity == "error"
+    ]
 
 
 def _compare_official(tx: Transaction, schema: str) -> list[Difference]:

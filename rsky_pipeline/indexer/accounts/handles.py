@@ -14,7 +14,7 @@ import trio
 
 from rsky_pipeline.atproto.identity import DidDocument
 from rsky_pipeline.database.connection import Database
-from rsky_pipeline.database.errors import BadData, TransactionConflict
+from rsky_pipeline.database.isolation import apply_isolated, retry_conflicts
 from rsky_pipeline.indexer.accounts.checks import AccountChecks, LookupUnknownError, wait_seconds
 from rsky_pipeline.indexer.core.entries import now_text
 from rsky_pipeline.observability.indexer import IndexerMetrics
@@ -134,11 +134,12 @@ class HandleChecks(AccountChecks):
             for check in checks:
                 nursery.start_soon(look_up, check)
         if checks:
-            await self.thread.call(self._settle_repeatedly, found, unknown)
-        verified = sum(item.handle is not None for item in found)
-        self.metrics.handle_checks.labels("verified").inc(verified)
-        self.metrics.handle_checks.labels("unverified").inc(len(found) - verified)
-        self.metrics.handle_checks.labels("failed").inc(len(unknown))
+            later = {check.did for check in await self.thread.call(self._settle, found, unknown)}
+            found = [item for item in found if item.check.did not in later]
+            verified = sum(item.handle is not None for item in found)
+            self.metrics.handle_checks.labels("verified").inc(verified)
+            self.metrics.handle_checks.labels("unverified").inc(len(found) - verified)
+            self.metrics.handle_checks.labels("failed").inc(len(later))
         return bool(checks)
 
     async def _give_way(self) -> None:
@@ -161,39 +162,43 @@ class HandleChecks(AccountChecks):
         rows = self.connected().query(_TAKE, (LEASE_SECONDS, self._worker, MANY))
         return [HandleCheck(*row) for row in rows]
 
-    def _settle_repeatedly(
+    def _settle(
         self, found: Sequence[HandleResult], unknown: Sequence[HandleCheck]
-    ) -> None:
-        """Settle; another worker that gives one of the handles to somebody else is no failure."""
-        for attempt in range(1, SETTLE_TRIES + 1):
-            try:
-                return self._settle(found, unknown)
-            except (TransactionConflict, BadData):  # a deadlock, or the unique handle
-                if attempt == SETTLE_TRIES:
-                    raise
-        return None
+    ) -> list[HandleCheck]:
+        """Write what was found and put off the rest; return all that was put off.
 
-    def _settle(self, found: Sequence[HandleResult], unknown: Sequence[HandleCheck]) -> None:
+        An account whose row is refused is put off like one that nobody answered for: another worker
+        may have given its handle to somebody else at this moment.
+        """
+        refused = apply_isolated(found, self._write)
+        for culprit in refused:
+            item = culprit.entry
+            extra = {"did": item.check.did, "handle": item.handle, "error": culprit.message}
+            _log.warning("handle cannot be stored", extra=extra)
+        later = [*unknown, *(culprit.entry.check for culprit in refused)]
+        apply_isolated(later, self._put_off)
+        return later
+
+    def _write(self, found: Sequence[HandleResult]) -> None:
         # Two accounts cannot both have verified one handle, unless it moved between the checks.
         owners = {item.handle: item.check.did for item in found}
-        rows = sorted(
-            (item.check.did, item.handle if owners.get(item.handle) == item.check.did else None)
-            for item in found
-        )
-        dids = [did for did, _ in rows]
-        handles = [handle for _, handle in rows]
-        with self.connected().transaction() as tx:
-            if rows:
+        ordered = sorted(found, key=lambda item: item.check.did)
+        dids = [item.check.did for item in ordered]
+        handles = [
+            item.handle if owners.get(item.handle) == item.check.did else None for item in ordered
+        ]
+        database = self.connected()
+
+        def write() -> None:
+            with database.transaction() as tx:
                 tx.query(_LOCK, (dids, [handle for handle in handles if handle is not None]))
                 tx.execute(_DISPOSSESS, (dids, handles))
                 tx.execute(_SET, (now_text(), dids, handles))
-                tx.execute(_DONE, (dids, [item.check.taken for item in sorted_by_did(found)]))
-            if unknown:
-                waits = [wait_seconds(item.attempts) for item in unknown]
-                taken = [item.taken for item in unknown]
-                tx.execute(_LATER, ([item.did for item in unknown], taken, waits))
+                tx.execute(_DONE, (dids, [item.check.taken for item in ordered]))
 
+        retry_conflicts(write, SETTLE_TRIES)
 
-def sorted_by_did(found: Sequence[HandleResult]) -> list[HandleResult]:
-    """Return outcomes in the order of their accounts."""
-    return sorted(found, key=lambda item: item.check.did)
+    def _put_off(self, checks: Sequence[HandleCheck]) -> None:
+        waits = [wait_seconds(check.attempts) for check in checks]
+        taken = [check.taken for check in checks]
+        self.connected().execute(_LATER, ([check.did for check in checks], taken, waits))

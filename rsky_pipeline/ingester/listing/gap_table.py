@@ -4,16 +4,23 @@ The ingester notes a gap in Redis with the events that follow it, so that it nee
 go on; from there gaps are moved when PostgreSQL can be reached.
 """
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
+from typing import Any
 
 import orjson
 
 from rsky_pipeline.database.connection import Database
+from rsky_pipeline.database.isolation import apply_isolated
+from rsky_pipeline.database.texts import storable
+from rsky_pipeline.runtime.logging import ThrottledLog
 from rsky_pipeline.streams.connection import Store
 from rsky_pipeline.streams.names import GAPS
 
+_throttled = ThrottledLog(logging.getLogger(__name__), 60.0)
 _AT_ONCE = 100
 # A sweep notes its progress after every page; one that is silent for so long was interrupted.
 _STALE = "interval '10 minutes'"
@@ -45,25 +52,42 @@ class GapRow:
 def move_gaps(store: Store, connect: Callable[[], Database]) -> int:
     """Move what Redis holds to PostgreSQL; return how many gaps that were.
 
-    Raises the errors of both. A gap is removed from Redis only when PostgreSQL has it.
+    Raises the errors of both. A gap is removed from Redis only when PostgreSQL has it; one that
+    PostgreSQL refuses stays there and holds up no other.
     """
-    found = store.call("XRANGE", GAPS, "-", "+", "COUNT", _AT_ONCE)
-    if not found:
-        return 0
-    with connect() as database, database.transaction() as tx:
-        for entry_id, fields in found:
-            gap: Mapping[str, object] = orjson.loads(fields[1])
+    moved, start = 0, "-"
+    while found := store.call("XRANGE", GAPS, start, "+", "COUNT", _AT_ONCE):
+        with connect() as database:
+            refused = apply_isolated(found, partial(_insert_gaps, database))
+        for culprit in refused:
+            _throttled.error("gap cannot be stored", gap=culprit.entry[0], reason=culprit.message)
+        left = {culprit.entry[0] for culprit in refused}
+        if stored := [entry_id for entry_id, _ in found if entry_id not in left]:
+            store.call("XDEL", GAPS, *stored)
+        moved += len(stored)
+        start = f"({found[-1][0].decode()}"
+    return moved
+
+
+def _insert_gaps(database: Database, entries: Sequence[tuple[bytes, Sequence[bytes]]]) -> None:
+    with database.transaction() as tx:
+        for entry_id, fields in entries:
+            gap: Mapping[str, Any] = orjson.loads(fields[1])
             tx.execute(
                 "INSERT INTO rsky_pipeline.gap (id, host, kind, from_seq, to_seq, from_time, "
                 "to_time, detected_at) VALUES (%s, %s, %s, %s, %s, %s, %s, to_timestamp(%s)) "
                 "ON CONFLICT (id) DO NOTHING",
                 [
-                    entry_id.decode(), gap["host"], gap["kind"], gap["from_seq"], gap["to_seq"],
-                    gap["from_time"], gap["to_time"], int(entry_id.split(b"-")[0]) / 1_000,
+                    entry_id.decode(), gap["host"], gap["kind"], _bigint(gap["from_seq"]),
+                    _bigint(gap["to_seq"]), gap["from_time"], gap["to_time"],
+                    int(entry_id.split(b"-")[0]) / 1_000,
                 ],
             )  # fmt: skip
-    store.call("XDEL", GAPS, *[entry_id for entry_id, _ in found])
-    return len(found)
+
+
+def _bigint(seq: int | None) -> int | None:
+    """Bound a number that a relay made up to what the column holds."""
+    return None if seq is None else min(seq, 2**63 - 1)
 
 
 def list_gaps(database: Database) -> list[GapRow]:
@@ -104,11 +128,17 @@ def note(
     cursor: str | None,
     error: str | None = None,
 ) -> None:
-    """Note how far the repair of a gap is."""
+    """Note how far the repair of a gap is.
+
+    A cursor that cannot be stored as the host gave it is left out: a repair that is interrupted
+    then begins anew.
+    """
+    if cursor is not None and storable(cursor) != cursor:
+        cursor = None
     database.execute(
         "UPDATE rsky_pipeline.gap SET status = %s, repos_listed = %s, repos_queued = %s, "
         "list_cursor = %s, error = %s, updated_at = now() WHERE id = %s",
-        [status, listed, queued, cursor, error, gap.id],
+        [status, listed, queued, cursor, None if error is None else storable(error), gap.id],
     )
 
 

@@ -1,0 +1,55 @@
+"""Gaps on their way from Redis to PostgreSQL, and what is noted of their repair."""
+
+from functools import partial
+
+import orjson
+
+from rsky_pipeline.database.connection import Database
+from rsky_pipeline.ingester.gaps import GAP_FIELD
+from rsky_pipeline.ingester.listing.gap_table import claim, list_gaps, move_gaps, note
+from rsky_pipeline.streams.connection import connect
+from rsky_pipeline.streams.names import GAPS
+
+GAP = {
+    "host": "relay.example", "kind": "outdated_cursor", "from_seq": 1, "to_seq": 9,
+    "from_time": None, "to_time": None,
+}  # fmt: skip
+
+
+def test_a_gap_that_cannot_be_stored_holds_up_no_other(
+    clean_redis: str, schema_database: str
+) -> None:
+    store = connect(clean_redis, name="test")
+    gaps = [GAP, {**GAP, "host": "a\0b"}, {**GAP, "to_seq": 2**64 - 1}]
+    for gap in [*gaps, *[GAP] * 120]:
+        store.call("XADD", GAPS, "*", GAP_FIELD, orjson.dumps(gap))
+    store.call("XADD", GAPS, "*", GAP_FIELD, b"no JSON")
+    open_database = partial(Database.connect, schema_database, name="test")
+    assert move_gaps(store, open_database) == 122
+    assert store.call("XLEN", GAPS) == 2
+    assert move_gaps(store, open_database) == 0
+    with open_database() as database:
+        rows = list_gaps(database)
+        assert {row.host for row in rows} == {"relay.example"}
+        assert {row.to_seq for row in rows} == {9, 2**63 - 1}
+    store.close()
+
+
+def test_what_a_host_says_is_noted_as_far_as_it_can_be(
+    clean_redis: str, schema_database: str
+) -> None:
+    store = connect(clean_redis, name="test")
+    store.call("XADD", GAPS, "*", GAP_FIELD, orjson.dumps(GAP))
+    open_database = partial(Database.connect, schema_database, name="test")
+    move_gaps(store, open_database)
+    store.close()
+    with open_database() as database:
+        gap = claim(database, ["relay.example"])
+        assert gap is not None
+        note(database, gap, "failed", listed=1, queued=0, cursor="a\0b", error="bad\0" * 900)
+        (row,) = list_gaps(database)
+        assert row.list_cursor is None
+        assert row.error is not None
+        assert row.error.startswith("bad\ufffdbad")
+        note(database, gap, "repairing", listed=1, queued=0, cursor="did:plc:a")
+        assert list_gaps(database)[0].list_cursor == "did:plc:a"
