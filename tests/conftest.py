@@ -3,14 +3,14 @@
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
 
 from rsky_pipeline.demo.processes import clean_environment
-from tests import stores
+from tests import evidence, stores
 
 # Tests start and stop pipelines: one that the shell is set up for must not be among them.
 for name in os.environ.keys() - clean_environment().keys():
@@ -25,6 +25,17 @@ if os.access(_MEMORY, os.W_OK) and shutil.disk_usage(_MEMORY).free > _ROOM:
 # A slow machine is no failure: tests assert what happens, never how long it takes.
 settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Show the ends of the logs of a failed test, and where they are kept."""
+    report = yield
+    if report.failed:
+        report.sections += evidence.sections()
+    elif report.when == "teardown":
+        evidence.forget()
+    return report
 
 
 @pytest.fixture(scope="session")

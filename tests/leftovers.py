@@ -25,12 +25,15 @@ def ended_with_us(folder: Path) -> Iterator[None]:
 
     A process of its own sees to it, so it holds for a test that runs into a time limit, too.
     """
+    from tests.evidence import kept_if_failed  # the process below runs this file alone
+
     command = [sys.executable, "-P", __file__, str(folder)]
     watcher = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
     assert watcher.stdin is not None
     os.environ[MARK] = str(folder)
     try:
-        yield
+        with kept_if_failed(folder):
+            yield
     finally:
         del os.environ[MARK]
         watcher.stdin.close()

@@ -22,6 +22,7 @@ from rsky_pipeline.configuration.settings import Settings
 from rsky_pipeline.embedded import guard, postgres, valkey
 from rsky_pipeline.embedded.locations import resolve_directories
 from rsky_pipeline.embedded.program import StoreProgram
+from tests.evidence import kept_if_failed
 
 START_TIMEOUT_SECONDS = 60.0
 FAST_POSTGRES = {
@@ -43,7 +44,8 @@ def scratch_directory() -> Iterator[Path]:
     """Yield a new short-named directory; pytest's own are not passable for PostgreSQL's account."""
     directory = Path(tempfile.mkdtemp(prefix="rsky-test-"))
     try:
-        yield directory
+        with kept_if_failed(directory):
+            yield directory
     finally:
         shutil.rmtree(directory, ignore_errors=True)
 
