@@ -73,7 +73,7 @@ async def test_the_deletion_reaches_the_row(
         hosts.add(DID, document(DID), car)
         async with backfiller(quick_settings(clean_redis, schema_database, hosts, tmp_path)):
             append(store, [put_off])
-            with trio.fail_after(20):
+            with trio.fail_after(60):
                 while store.call("XLEN", put_off.stream):
                     await trio.sleep(0.02)
     readings = [

@@ -83,7 +83,7 @@ async def backfiller(
     running = Running(configured, clock)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(run, running.context)
-        with trio.fail_after(10):
+        with trio.fail_after(60):
             await running.ready.wait()
         yield running
         running.context.stopping.set()
@@ -115,14 +115,14 @@ def quick_settings(redis_url: str, database_url: str, hosts: FakeHosts, folder: 
     )
 
 
-async def eventually(condition: Callable[[], bool], seconds: float = 20.0) -> None:
+async def eventually(condition: Callable[[], bool], seconds: float = 60.0) -> None:
     """Wait until something holds."""
     with trio.fail_after(seconds):
         while not condition():
             await trio.sleep(0.02)
 
 
-async def settled(store: Store, seconds: float = 30.0) -> None:
+async def settled(store: Store, seconds: float = 60.0) -> None:
     """Wait until no job is queued, in work or waiting, but for those that wait for an indexer."""
     with trio.fail_after(seconds):
         while any(store.call("XLEN", name) for name in REPO_STREAMS) or waiting(store):

@@ -293,13 +293,14 @@ async def test_a_silent_relay_is_reconnected(clean_redis: str) -> None:
 
 async def test_retry_after_is_honoured(clean_redis: str) -> None:
     relay = Relay(likes(1), reject_with=(429, [(b"Retry-After", b"2")]))
+    began = trio.current_time()
     async with running(relay), ingesting(clean_redis, relay.url) as ingester:
-        await eventually(lambda: relay.cursors == [0])
+        await eventually(lambda: relay.cursors)
         relay.reject_with = None
-        began = trio.current_time()
         await eventually(lambda: cursor(clean_redis, relay) == "1")
-        assert trio.current_time() - began > 1.7
-        assert total(ingester, "disconnects", reason="rate_limited") == 1
+        # Of its own it would have come back after less than a second.
+        assert trio.current_time() - began >= 2.0
+        assert total(ingester, "disconnects", reason="rate_limited") >= 1
         assert ingester.ready.is_set()
 
 
@@ -329,7 +330,7 @@ async def test_a_relay_that_is_down_holds_readiness_back_for_a_moment_only(
     monkeypatch.setattr(live, "Backoff", lambda: Backoff(base=0.05, cap=0.1))
     port = free_port()
     async with ingesting(clean_redis, f"ws://127.0.0.1:{port}") as ingester:
-        with trio.fail_after(20):
+        with trio.fail_after(60):
             await ingester.ready.wait()
         await eventually(lambda: ingester.health.get("degraded") == readiness.NO_RELAY)
         relay = Relay(likes(1))

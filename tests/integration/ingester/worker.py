@@ -68,13 +68,13 @@ async def ingesting(redis_url: str, *relays: str, **settings: Any) -> AsyncItera
             yield ingester
         finally:
             context.stopping.set()
-            with trio.move_on_after(20, shield=True) as waiting:
+            with trio.move_on_after(60, shield=True) as waiting:
                 await ingester.ended.wait()
             nursery.cancel_scope.cancel()
-        assert not waiting.cancelled_caught, "the ingester did not drain within 20 s"
+        assert not waiting.cancelled_caught, "the ingester did not drain within 60 s"
 
 
-async def eventually(condition: Callable[[], object], seconds: float = 20.0) -> None:
+async def eventually(condition: Callable[[], object], seconds: float = 60.0) -> None:
     """Wait until a condition holds; fails after a while."""
     with trio.move_on_after(seconds) as scope:
         while not condition():

@@ -93,7 +93,7 @@ def test_a_key_of_another_type_stops_the_batch_before_its_first_write(store: Sto
 def test_a_lost_reply_does_not_append_twice(clean_redis: str) -> None:
     with (
         UnreliableProxy(clean_redis) as proxy,
-        closing(connect(proxy.url, name="test", timeout_seconds=0.4)) as store,
+        closing(connect(proxy.url, name="test", timeout_seconds=1.0)) as store,
     ):
         append(store, [], cursor=CursorMove("warm", None, "1"))
         proxy.answering.clear()

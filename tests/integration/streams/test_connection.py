@@ -1,6 +1,5 @@
 """A server that is killed, slow, locked or a replica."""
 
-import time
 from contextlib import closing
 
 import pytest
@@ -47,7 +46,7 @@ def test_a_server_that_forgot_its_scripts_gets_them_again(store: Store) -> None:
 def test_a_late_reply_is_not_taken_for_that_of_the_next_call(clean_redis: str) -> None:
     with (
         UnreliableProxy(clean_redis) as proxy,
-        closing(connect(proxy.url, name="test", timeout_seconds=0.3)) as store,
+        closing(connect(proxy.url, name="test", timeout_seconds=1.0)) as store,
     ):
         store.call("SET", "a", "1")
         proxy.answering.clear()
@@ -61,14 +60,12 @@ def test_a_late_reply_is_not_taken_for_that_of_the_next_call(clean_redis: str) -
 def test_a_lost_reply_is_not_asked_for_again_by_the_library(clean_redis: str) -> None:
     with (
         UnreliableProxy(clean_redis) as proxy,
-        closing(connect(proxy.url, name="test", timeout_seconds=0.2)) as store,
+        closing(connect(proxy.url, name="test", timeout_seconds=1.0)) as store,
     ):
         store.ping()
         proxy.answering.clear()
-        started = time.monotonic()
         with pytest.raises(StoreUnavailable):
             store.call("INCR", "a")
-        assert time.monotonic() - started < 1
         proxy.answering.set()
         assert store.call("GET", "a") == b"1"
 

@@ -91,9 +91,10 @@ def test_held_entries_are_not_taken_away(store: Store, forgive: bool, deliveries
     own, other = reader(store), reader(store, consumer="other")
     taken = own.read_new(2_500, 0)
     own.own_pending("0", 2_500)
-    time.sleep(0.3)
+    hour = 3_600_000
+    store.call("XCLAIM", "s", "g", "c", 0, *ids(taken), "IDLE", hour, "JUSTID")
     own.hold(ids(taken), forgive=forgive)
-    assert other.claim_idle(250, "0-0", 10) == Claimed("0-0", [], [])
+    assert other.claim_idle(hour, "0-0", 10) == Claimed("0-0", [], [])
     again = own.own_pending("0", 2_500)
     assert {item.deliveries for item in again} == {deliveries}
     assert ids(again) == ids(taken)
@@ -180,7 +181,7 @@ def test_a_full_server_can_still_be_drained(store: Store) -> None:
 def test_entries_of_a_lost_reply_are_found_again(clean_redis: str) -> None:
     with (
         UnreliableProxy(clean_redis) as proxy,
-        closing(connect(proxy.url, name="test", timeout_seconds=0.4)) as store,
+        closing(connect(proxy.url, name="test", timeout_seconds=1.0)) as store,
     ):
         append(store, entries(3))
         own = reader(store)

@@ -103,9 +103,9 @@ def test_age_is_that_of_the_oldest_unfinished_entry(store: Store) -> None:
     time.sleep(0.3)
     append(store, entries(1))
     waiting = group(store).oldest_unacked_age_seconds
-    assert 0.3 <= waiting < 5
+    assert 0.3 <= waiting < 60
     (old,) = own.read_new(1, 0)
-    assert 0.3 <= group(store).oldest_unacked_age_seconds < 5
+    assert 0.3 <= group(store).oldest_unacked_age_seconds < 60
     own.acknowledge([old.id])
     assert group(store).oldest_unacked_age_seconds < waiting
     own.acknowledge(ids(own.read_new(1, 0)))

@@ -18,7 +18,7 @@ from rsky_pipeline.supervisor import client
 from rsky_pipeline.supervisor.errors import NotRunningError
 
 ALL = ("ingester", "backfiller", "indexer")
-PATIENCE_SECONDS = 30.0
+PATIENCE_SECONDS = 60.0
 
 
 def until(condition: Callable[[], object], what: str, seconds: float = PATIENCE_SECONDS) -> None:

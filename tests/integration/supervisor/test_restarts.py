@@ -145,11 +145,11 @@ async def test_a_loop_that_hangs_is_restarted(
     async with trio.open_nursery() as nursery:
         nursery.start_soon(driver.run)
         driver.send(m.Start())
-        with trio.fail_after(20):
+        with trio.fail_after(60):
             await driver.until(lambda one: one.state.kills == 1)
             await driver.until(lambda one: one.state.phase is Phase.BACKOFF)
         driver.send(m.Stop())
-        with trio.fail_after(20):
+        with trio.fail_after(60):
             await driver.until(lambda one: one.at_rest)
         nursery.cancel_scope.cancel()
 

@@ -64,10 +64,10 @@ async def test_a_directory_that_refuses_for_the_rate_is_left_alone_as_long_as_it
 async def test_a_short_pause_is_waited_for_and_nothing_is_remembered_as_missing() -> None:
     plc = Plc(1, **{"Retry-After": "1"})
     async with identities(plc) as known:
+        began = trio.current_time()
         with pytest.raises(RepoFailed):
             await known.document(DID)
-        began = trio.current_time()
         assert (await known.document(DID)).did == DID
-        assert trio.current_time() - began > 0.5
+        assert trio.current_time() - began >= 1.0
         await known.document(DID)
     assert plc.asked == 2

@@ -1,5 +1,6 @@
 """Subscriptions over real sockets on loopback, to servers of every kind of badness."""
 
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from functools import partial
@@ -192,7 +193,7 @@ async def test_a_peer_that_answers_pings_may_be_silent() -> None:
         await socket.send_message(b"at last")
         await trio.sleep_forever()
 
-    patience = Patience(close=0.3, idle=None, ping_every=0.05, pong_within=0.5)
+    patience = Patience(close=0.3, idle=None, ping_every=0.05, pong_within=10.0)
     async with (
         server(serve) as endpoint,
         subscribe(endpoint, NSID, None, patience=patience) as subscription,
@@ -314,11 +315,9 @@ async def test_refusals(
         await request.reject(status, extra_headers=list(headers), body=b"<html>" * 1_000)
 
     async with handling(handle) as endpoint:
-        before = trio.current_time()
         ended = await until_disconnected(endpoint)
     assert (ended.reason, ended.retry_after) == (reason, retry_after)
     assert str(status) in ended.detail
-    assert trio.current_time() - before < 0.4
     if status == 301:
         assert "relay.test" in ended.detail
 
@@ -354,13 +353,41 @@ async def test_leaving_says_goodbye_even_with_a_full_queue() -> None:
         except ConnectionClosed as closed:
             codes.append(closed.reason.code)  # type: ignore[union-attr]
 
-    patience = Patience(close=5.0, max_queued_bytes=100_000)
-    async with server(serve) as endpoint:
-        before = trio.current_time()
-        async with subscribe(endpoint, NSID, None, patience=patience):
-            await trio.sleep(0.3)
-        assert trio.current_time() - before < 4
-        with trio.move_on_after(2):
+    patience = Patience(close=3_600.0, max_queued_bytes=100_000)
+    with trio.fail_after(60):
+        async with server(serve) as endpoint:
+            async with subscribe(endpoint, NSID, None, patience=patience) as subscription:
+                while not subscription._socket.stalls:
+                    await trio.sleep(0.01)
             while not codes:
                 await trio.sleep(0.01)
-    assert codes
+
+
+@pytest.mark.parametrize(
+    "patience",
+    [
+        Patience(close=0.3, idle=None, ping_every=0.05, pong_within=0.2),
+        Patience(close=0.3, idle=0.2, ping_every=10.0),
+    ],
+)
+async def test_a_process_that_was_held_up_does_not_blame_the_peer(patience: Patience) -> None:
+    held_up = trio.Event()
+
+    async def serve(stream: trio.SocketStream) -> None:
+        await accept_by_hand(stream)
+        await held_up.wait()
+        await stream.send_all(b"\x82\x01x")
+        await trio.sleep_forever()
+
+    async def hold_up() -> None:
+        await trio.sleep(0.1)
+        time.sleep(0.5)  # noqa: ASYNC251 - the whole process stands still
+        held_up.set()
+
+    async with (
+        raw_server(serve) as endpoint,
+        subscribe(endpoint, NSID, None, patience=patience) as subscription,
+        trio.open_nursery() as nursery,
+    ):
+        nursery.start_soon(hold_up)
+        assert await subscription.receive() == [b"x"]
