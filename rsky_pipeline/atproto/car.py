@@ -3,7 +3,7 @@
 https://atproto.com/specs/repository#car-file-serialization
 """
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from hashlib import sha256
 
@@ -97,32 +97,28 @@ def read_car(
 def _read_blocks(
     data: bytes, position: int, max_block: int, check_hashes: bool
 ) -> dict[Cid, bytes]:
-    end = len(data)
-    largest = max_block + LENGTH
     blocks: dict[Cid, bytes] = {}
-    while position < end:
-        length = data[position]
-        position += 1
-        if length > 0x7F:
-            if position < end and 0 < data[position] < 0x80:  # two bytes: nearly all blocks
-                length += (data[position] - 1) << 7
-                position += 1
-            else:
-                length, position = _varint(data, position - 1)
-                if position < 0:
-                    raise InvalidData("truncated_car", "the CAR ends within a length")
-        body = position + LENGTH
-        name = data[position:body]
-        position += length
-        if position > end:
+    for name, start, end in _sections(data, position):
+        if end > len(data):
             raise InvalidData("truncated_car", "the CAR ends within a block")
-        if name[:4] not in VALID_PREFIXES or not LENGTH <= length <= largest:
+        length = end - start + LENGTH
+        if name[:4] not in VALID_PREFIXES or not LENGTH <= length <= max_block + LENGTH:
             raise _bad_section(name, length, max_block)
-        block = data[body:position]
+        block = data[start:end]
         if check_hashes and sha256(block).digest() != name[4:]:
             raise InvalidData("hash_mismatch", f"block {Cid(name)}")
         blocks[Cid(name)] = block
     return blocks
+
+
+def _sections(data: bytes, position: int) -> Iterator[tuple[bytes, int, int]]:
+    """Yield the CID of each section, and where its block begins and ends, unchecked."""
+    while position < len(data):
+        length, start = _varint(data, position)
+        if start < 0:
+            raise InvalidData("truncated_car", "the CAR ends within a length")
+        position = start + length
+        yield data[start : start + LENGTH], start + LENGTH, position
 
 
 def _header(data: bytes) -> tuple[tuple[Cid, ...], int]:
@@ -161,27 +157,15 @@ def find_blocks(
 
 
 def _find_blocks(data: bytes, position: int, wanted: Collection[bytes]) -> dict[bytes, bytes]:
-    end = len(data)
     blocks: dict[bytes, bytes] = {}
-    while position < end:
-        length = data[position]
-        position += 1
-        if length > 0x7F:
-            if position < end and 0 < data[position] < 0x80:  # two bytes: nearly all blocks
-                length += (data[position] - 1) << 7
-                position += 1
-            else:
-                length, position = _varint(data, position - 1)
-                if position < 0:
-                    raise InvalidData("truncated_car", "the CAR ends within a length")
-        body = position + LENGTH
-        name = data[position:body]
-        position += length
+    for name, start, end in _sections(data, position):
         if name in wanted:
+            length = end - start + LENGTH
             if not LENGTH <= length <= MAX_BLOCK + LENGTH:
                 raise _bad_section(name, length, MAX_BLOCK)
-            blocks[name] = data[body:position]
-    if position > end:
+            blocks[name] = data[start:end]
+        position = end
+    if position > len(data):
         raise InvalidData("truncated_car", "the CAR ends within a block")
     return blocks
 
