@@ -9,7 +9,7 @@ from hashlib import sha256
 
 from rsky_pipeline.atproto import cbor, compiled
 from rsky_pipeline.atproto.cid import LENGTH, VALID_PREFIXES, Cid
-from rsky_pipeline.atproto.errors import InvalidData
+from rsky_pipeline.atproto.errors import InvalidDataError
 
 MAX_BLOCK = 1_048_576  # the largest record that the data model's limits allow
 MAX_BLOCKS = 1_000_000  # of a CAR that is read as a whole
@@ -33,8 +33,8 @@ class Car:
 class CarReader:
     """Reads a CAR that arrives in pieces; nothing is allocated for what has not arrived.
 
-    Every method raises InvalidData when the bytes break the format or a block does not have the
-    hash that it is named by.
+    Every method raises InvalidDataError when the bytes break the format or a block does not have
+    the hash that it is named by.
     """
 
     def __init__(self, *, check_hashes: bool = True) -> None:
@@ -54,7 +54,7 @@ class CarReader:
                 break
             limit = MAX_HEADER if self.roots is None else MAX_BLOCK + LENGTH
             if length > limit:
-                raise InvalidData("block_too_big", f"{length} bytes, {limit} are allowed")
+                raise InvalidDataError("block_too_big", f"{length} bytes, {limit} are allowed")
             if len(buffer) - start < length:
                 break
             section = bytes(buffer[start : start + length])
@@ -67,9 +67,9 @@ class CarReader:
         return blocks
 
     def finish(self) -> tuple[Cid, ...]:
-        """Return the roots. Raises InvalidData if the CAR ended in the middle of something."""
+        """Return the roots. Raises InvalidDataError if the CAR ended in the middle of something."""
         if self.roots is None or self._buffer:
-            raise InvalidData("truncated_car", "the CAR ends within a block or its header")
+            raise InvalidDataError("truncated_car", "the CAR ends within a block or its header")
         return self.roots
 
 
@@ -80,7 +80,7 @@ def read_car(
     max_blocks: int = MAX_BLOCKS,
     check_hashes: bool = True,
 ) -> Car:
-    """Read a whole CAR that is in memory already. Raises InvalidData.
+    """Read a whole CAR that is in memory already. Raises InvalidDataError.
 
     `max_block` is in bytes. A block that occurs twice is kept once. Without `check_hashes` the
     caller must compare each block that it uses with its CID.
@@ -90,7 +90,7 @@ def read_car(
     if blocks is None:
         blocks = _read_blocks(data, position, max_block, check_hashes)
     if len(blocks) > max_blocks:
-        raise InvalidData("too_many_blocks", f"more than {max_blocks}")
+        raise InvalidDataError("too_many_blocks", f"more than {max_blocks}")
     return Car(roots, blocks)
 
 
@@ -100,13 +100,13 @@ def _read_blocks(
     blocks: dict[Cid, bytes] = {}
     for name, start, end in _sections(data, position):
         if end > len(data):
-            raise InvalidData("truncated_car", "the CAR ends within a block")
+            raise InvalidDataError("truncated_car", "the CAR ends within a block")
         length = end - start + LENGTH
         if name[:4] not in VALID_PREFIXES or not LENGTH <= length <= max_block + LENGTH:
             raise _bad_section(name, length, max_block)
         block = data[start:end]
         if check_hashes and sha256(block).digest() != name[4:]:
-            raise InvalidData("hash_mismatch", f"block {Cid(name)}")
+            raise InvalidDataError("hash_mismatch", f"block {Cid(name)}")
         blocks[Cid(name)] = block
     return blocks
 
@@ -116,7 +116,7 @@ def _sections(data: bytes, position: int) -> Iterator[tuple[bytes, int, int]]:
     while position < len(data):
         length, start = _varint(data, position)
         if start < 0:
-            raise InvalidData("truncated_car", "the CAR ends within a length")
+            raise InvalidDataError("truncated_car", "the CAR ends within a length")
         position = start + length
         yield data[start : start + LENGTH], start + LENGTH, position
 
@@ -128,7 +128,7 @@ def _header(data: bytes) -> tuple[tuple[Cid, ...], int]:
         return (Cid.from_bytes(data[_USUAL_ROOT]),), _USUAL_SIZE
     length, position = _varint(data, 0)
     if position < 0 or position + length > len(data) or length > MAX_HEADER:
-        raise InvalidData("invalid_car_header", "the header is cut off or too big")
+        raise InvalidDataError("invalid_car_header", "the header is cut off or too big")
     return _roots(data[position : position + length]), position + length
 
 
@@ -137,16 +137,18 @@ def usual_header(root: Cid) -> bytes:
     return _USUAL_START + root + _USUAL_END
 
 
-def _bad_section(name: bytes, length: int, max_block: int) -> InvalidData:
+def _bad_section(name: bytes, length: int, max_block: int) -> InvalidDataError:
     if length - LENGTH > max_block:
-        return InvalidData("block_too_big", f"{length - LENGTH} bytes, {max_block} are allowed")
-    return InvalidData("invalid_cid", f"a block of {length} bytes named {name[:8].hex()}...")
+        return InvalidDataError(
+            "block_too_big", f"{length - LENGTH} bytes, {max_block} are allowed"
+        )
+    return InvalidDataError("invalid_cid", f"a block of {length} bytes named {name[:8].hex()}...")
 
 
 def find_blocks(
     data: bytes, wanted: Collection[bytes]
 ) -> tuple[tuple[Cid, ...], dict[bytes, bytes]]:
-    """Return the roots of a CAR and the blocks whose CIDs are wanted. Raises InvalidData.
+    """Return the roots of a CAR and the blocks whose CIDs are wanted. Raises InvalidDataError.
 
     Everything else is stepped over, which is four times as fast as `read_car`. No hash is checked:
     compare each block that is used with its CID.
@@ -166,7 +168,7 @@ def _find_blocks(data: bytes, position: int, wanted: Collection[bytes]) -> dict[
             blocks[name] = data[start:end]
         position = end
     if position > len(data):
-        raise InvalidData("truncated_car", "the CAR ends within a block")
+        raise InvalidDataError("truncated_car", "the CAR ends within a block")
     return blocks
 
 
@@ -189,9 +191,9 @@ def _varint(buffer: bytes | bytearray, position: int) -> tuple[int, int]:
         value |= (byte & 0x7F) << (7 * index)
         if byte < 0x80:
             if byte == 0 and index:
-                raise InvalidData("invalid_varint", "a length is not in its shortest form")
+                raise InvalidDataError("invalid_varint", "a length is not in its shortest form")
             return value, position + index + 1
-    raise InvalidData("invalid_varint", "a length has more than 5 bytes")
+    raise InvalidDataError("invalid_varint", "a length has more than 5 bytes")
 
 
 def _encode_varint(value: int) -> bytes:
@@ -206,12 +208,12 @@ def _encode_varint(value: int) -> bytes:
 def _roots(header: bytes) -> tuple[Cid, ...]:
     value = cbor.decode(header)
     if not isinstance(value, dict) or value.get("version") != 1:
-        raise InvalidData("invalid_car_header", "not a version 1 header")
+        raise InvalidDataError("invalid_car_header", "not a version 1 header")
     roots = value.get("roots")
     if not isinstance(roots, list) or not 1 <= len(roots) <= MAX_ROOTS:
-        raise InvalidData("invalid_car_header", "the roots are missing or too many")
+        raise InvalidDataError("invalid_car_header", "the roots are missing or too many")
     if not all(isinstance(root, Cid) for root in roots):
-        raise InvalidData("invalid_car_header", "a root is not a CID")
+        raise InvalidDataError("invalid_car_header", "a root is not a CID")
     return tuple(roots)
 
 
@@ -219,5 +221,5 @@ def _block(section: bytes, check_hash: bool) -> tuple[Cid, bytes]:
     cid = Cid.from_bytes(section[:LENGTH])  # also refuses a section that is shorter
     data = section[LENGTH:]
     if check_hash and sha256(data).digest() != cid.digest:
-        raise InvalidData("hash_mismatch", f"block {cid}")
+        raise InvalidDataError("hash_mismatch", f"block {cid}")
     return cid, data

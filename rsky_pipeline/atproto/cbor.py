@@ -1,7 +1,7 @@
 """DAG-CBOR (DRISL), held to the rules of the AT Protocol data model.
 
 https://atproto.com/specs/data-model. Decoding is bounded in depth, number of items and memory, and
-raises nothing but InvalidData.
+raises nothing but InvalidDataError.
 
 Two libraries decode. libipld is five times as fast as cbor2, but makes no difference between links
 and byte strings, and does not say what is wrong with what it refuses: that is left to cbor2.
@@ -16,7 +16,7 @@ import libipld
 
 from rsky_pipeline.atproto.cid import LENGTH, VALID_PREFIXES, Cid
 from rsky_pipeline.atproto.data_model import MAX_DEPTH, MAX_ITEMS, Value, check
-from rsky_pipeline.atproto.errors import InvalidData
+from rsky_pipeline.atproto.errors import InvalidDataError
 
 _LINK_TAG = 42
 # The heads of links: the tag in its shortest form, and in the longer ones that cbor2 reads as well.
@@ -36,11 +36,11 @@ def _read_link(content: object, _immutable: bool) -> Cid:
         and content[1:5] in VALID_PREFIXES
     ):
         return Cid(content[1:])
-    raise InvalidData("invalid_cid", "tag 42 without a binary CID")
+    raise InvalidDataError("invalid_cid", "tag 42 without a binary CID")
 
 
 def _refuse_tag(_content: object, _immutable: bool) -> object:
-    raise InvalidData("unknown_tag", "only links are tagged")
+    raise InvalidDataError("unknown_tag", "only links are tagged")
 
 
 class _TagReaders(dict[int, Callable[[object, bool], object]]):
@@ -64,7 +64,7 @@ _OPTIONS: dict[str, Any] = {
 
 
 def decode(data: bytes) -> Value:
-    """Decode exactly one item. Raises InvalidData.
+    """Decode exactly one item. Raises InvalidDataError.
 
     Shortest forms and key order are not checked: the bytes are known by their hash. Where they
     must be canonical, use `decode_strict`.
@@ -75,7 +75,7 @@ def decode(data: bytes) -> Value:
 
 
 def decode_pair(data: bytes) -> tuple[Value, Value]:
-    """Decode a frame: a header and a body, and nothing after them. Raises InvalidData."""
+    """Decode a frame: a header and a body, and nothing after them. Raises InvalidDataError."""
     header, body = _read(data, 2)
     check(header)
     check(body)
@@ -93,17 +93,17 @@ def decode_pair_loosely(data: bytes) -> tuple[Value, Value]:
 
 
 def decode_strict(data: bytes) -> Value:
-    """Decode one item that must be canonical DAG-CBOR. Raises InvalidData."""
+    """Decode one item that must be canonical DAG-CBOR. Raises InvalidDataError."""
     value = decode(data)
     if _write(value) != data:
-        raise InvalidData("not_canonical", "the same value has another, canonical encoding")
+        raise InvalidDataError("not_canonical", "the same value has another, canonical encoding")
     return value
 
 
 def encode(value: Value) -> bytes:
     """Return the canonical encoding of a value of the data model.
 
-    Raises InvalidData for values outside of it.
+    Raises InvalidDataError for values outside of it.
     """
     check(value)
     return _write(value)
@@ -133,11 +133,11 @@ def _read_surely(data: bytes, count: int) -> list[Value]:
     try:
         items = [decoder.decode() for _ in range(count)]
     except cbor2.CBORError as error:
-        if isinstance(error.__cause__, InvalidData):
+        if isinstance(error.__cause__, InvalidDataError):
             raise error.__cause__ from None
-        raise InvalidData("invalid_cbor", str(error)[:200]) from error
+        raise InvalidDataError("invalid_cbor", str(error)[:200]) from error
     if stream.tell() != len(data):
-        raise InvalidData("trailing_bytes", f"{len(data) - stream.tell()} bytes too many")
+        raise InvalidDataError("trailing_bytes", f"{len(data) - stream.tell()} bytes too many")
     return items
 
 
@@ -150,7 +150,7 @@ def _refuse_many_items(data: bytes) -> None:
     while position < size:
         count += 1
         if count > MAX_ITEMS:
-            raise InvalidData("too_many_items", f"more than {MAX_ITEMS}")
+            raise InvalidDataError("too_many_items", f"more than {MAX_ITEMS}")
         head = data[position]
         position += 1
         argument = head & 0x1F
@@ -172,4 +172,4 @@ def _write(value: Value) -> bytes:
     try:
         return cbor2.dumps(value, canonical=True, encoders={Cid: _write_link})
     except (cbor2.CBORError, UnicodeEncodeError) as error:
-        raise InvalidData("not_encodable", str(error)[:200]) from error
+        raise InvalidDataError("not_encodable", str(error)[:200]) from error

@@ -9,7 +9,7 @@ from typing import Self
 
 from libipld import encode_cid
 
-from rsky_pipeline.atproto.errors import InvalidData
+from rsky_pipeline.atproto.errors import InvalidDataError
 
 DAG_CBOR = 0x71
 RAW = 0x55
@@ -25,25 +25,25 @@ class Cid(bytes):
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Self:
-        """Check and wrap a binary CID. Raises InvalidData for any other form."""
+        """Check and wrap a binary CID. Raises InvalidDataError for any other form."""
         if len(data) != LENGTH or data[:4] not in VALID_PREFIXES:
-            raise InvalidData("invalid_cid", f"{len(data)} bytes starting {data[:4].hex()}")
+            raise InvalidDataError("invalid_cid", f"{len(data)} bytes starting {data[:4].hex()}")
         return cls(data)
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Read the base32 text form, which has one spelling only. Raises InvalidData."""
+        """Read the base32 text form, which has one spelling only. Raises InvalidDataError."""
         # 36 bytes are 58 base32 characters; b32decode wants the padding and upper case.
         if len(text) != 59 or text[0] != "b":
-            raise InvalidData("invalid_cid", text[:80])
+            raise InvalidDataError("invalid_cid", text[:80])
         try:
             cid = cls.from_bytes(b32decode(text[1:].upper() + "======"))
-        except InvalidData:
+        except InvalidDataError:
             raise
         except ValueError as error:
-            raise InvalidData("invalid_cid", text) from error
+            raise InvalidDataError("invalid_cid", text) from error
         if str(cid) != text:
-            raise InvalidData("invalid_cid", text)
+            raise InvalidDataError("invalid_cid", text)
         return cid
 
     @classmethod

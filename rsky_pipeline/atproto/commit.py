@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from rsky_pipeline.atproto import cbor
 from rsky_pipeline.atproto.cid import Cid
 from rsky_pipeline.atproto.crypto import PrivateKey, PublicKey
-from rsky_pipeline.atproto.errors import InvalidData
+from rsky_pipeline.atproto.errors import InvalidDataError
 from rsky_pipeline.atproto.syntax import is_did, is_tid
 
 VERSION = 3
@@ -39,7 +39,7 @@ def parse_commit(block: bytes) -> Commit:
     """Read a commit block.
 
     Exactly the six keys of version 3 are accepted: implementations differ in what they sign when
-    there are others. Raises InvalidData.
+    there are others. Raises InvalidDataError.
     """
     found = _CANONICAL.fullmatch(block)
     if found is not None:
@@ -63,18 +63,18 @@ def _from_parts(found: re.Match[bytes]) -> Commit | None:
 def _parse_anything(block: bytes) -> Commit:
     value = cbor.decode_strict(block)
     if not isinstance(value, dict) or value.get("version") != VERSION:
-        raise InvalidData("commit_version", "not a version 3 commit")
+        raise InvalidDataError("commit_version", "not a version 3 commit")
     if value.keys() != _KEYS:
-        raise InvalidData("commit_fields", "a commit has exactly six fields")
+        raise InvalidDataError("commit_fields", "a commit has exactly six fields")
     did, rev, data, prev, sig = (value[key] for key in ("did", "rev", "data", "prev", "sig"))
     if not isinstance(did, str) or not is_did(did):
-        raise InvalidData("commit_fields", "did is not a DID")
+        raise InvalidDataError("commit_fields", "did is not a DID")
     if not isinstance(rev, str) or not is_tid(rev):
-        raise InvalidData("commit_fields", "rev is not a TID")
+        raise InvalidDataError("commit_fields", "rev is not a TID")
     if not isinstance(data, Cid) or not (prev is None or isinstance(prev, Cid)):
-        raise InvalidData("commit_fields", "data or prev is not a link")
+        raise InvalidDataError("commit_fields", "data or prev is not a link")
     if type(sig) is not bytes:
-        raise InvalidData("commit_fields", "sig is not bytes")
+        raise InvalidDataError("commit_fields", "sig is not bytes")
     return Commit(did, rev, data, prev, sig)
 
 

@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.asymmetric.utils import (
 )
 from multiformats import multibase
 
-from rsky_pipeline.atproto.errors import InvalidData
+from rsky_pipeline.atproto.errors import InvalidDataError
 
 # RFC 6979: the same message gives the same signature, so simulated networks can be repeated.
 _REPEATABLE = ec.ECDSA(hashes.SHA256(), deterministic_signing=True)
@@ -35,8 +35,8 @@ _LEGACY_TYPES: dict[str, Curve] = {
 class PublicKey:
     """A verification key: its curve and its point in SEC1 form.
 
-    Raises InvalidData for what is not a point of the curve. Keep keys that are used often: reading
-    a point costs up to half as much as verifying with it.
+    Raises InvalidDataError for what is not a point of the curve. Keep keys that are used often:
+    reading a point costs up to half as much as verifying with it.
     """
 
     curve: Curve
@@ -53,21 +53,21 @@ class PublicKey:
         """Read a did:key or a multibase key.
 
         The two legacy verification method types hold a bare point without a codec prefix.
-        Raises InvalidData.
+        Raises InvalidDataError.
         """
         encoded = text.removeprefix("did:key:")
         if not encoded.startswith("z") or len(encoded) > _MAX_TEXT:
-            raise InvalidData("invalid_key", text[:80])
+            raise InvalidDataError("invalid_key", text[:80])
         try:
             raw = bytes(multibase.decode(encoded))
         except (ValueError, KeyError) as error:
-            raise InvalidData("invalid_key", text[:80]) from error
+            raise InvalidDataError("invalid_key", text[:80]) from error
         curve = _PREFIXES.get(raw[:2]) if len(raw) == 35 else None
         if curve is not None:
             return cls(curve, raw[2:])
         if legacy_type in _LEGACY_TYPES:
             return cls(_LEGACY_TYPES[legacy_type], raw)
-        raise InvalidData("invalid_key", text[:80])
+        raise InvalidDataError("invalid_key", text[:80])
 
     @property
     def secp256k1(self) -> coincurve.PublicKey | None:
@@ -102,7 +102,7 @@ def _load(curve: Curve, point: bytes) -> coincurve.PublicKey | ec.EllipticCurveP
             return coincurve.PublicKey(point)
         return ec.EllipticCurvePublicKey.from_encoded_point(ec.SECP256R1(), point)
     except ValueError as error:
-        raise InvalidData("invalid_key", f"not a point of the curve {curve}") from error
+        raise InvalidDataError("invalid_key", f"not a point of the curve {curve}") from error
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ import orjson
 from rsky_pipeline.atproto import cbor, compiled
 from rsky_pipeline.atproto.cid import Cid
 from rsky_pipeline.atproto.data_model import MAX_DEPTH, Value
-from rsky_pipeline.atproto.errors import InvalidData
+from rsky_pipeline.atproto.errors import InvalidDataError
 
 
 def default(value: object) -> dict[str, str]:
@@ -27,25 +27,25 @@ def to_json(value: Value) -> bytes:
     try:
         return orjson.dumps(value, default=default)
     except (TypeError, orjson.JSONEncodeError) as error:
-        raise InvalidData("not_encodable", str(error)[:200]) from error
+        raise InvalidDataError("not_encodable", str(error)[:200]) from error
 
 
 def record_to_json(block: bytes) -> bytes:
-    """Return the JSON of a record's block. Raises InvalidData for one that is not a record."""
+    """Return the JSON of a record's block. Raises InvalidDataError for one that is not a record."""
     made = compiled.record_json(block)
     if made is not None:
         return made
     record = cbor.decode(block)
     if type(record) is not dict:
-        raise InvalidData("invalid_record", "a record is a map")
+        raise InvalidDataError("invalid_record", "a record is a map")
     return to_json(record)
 
 
 def from_json(value: object) -> Value:
     """Return the value whose JSON form this is; the inverse of `to_json` after parsing.
 
-    Raises InvalidData for what the data model lacks: fractions, malformed `$link` and `$bytes`,
-    too many levels. A number such as 1.0 is an integer.
+    Raises InvalidDataError for what the data model lacks: fractions, malformed `$link` and
+    `$bytes`, too many levels. A number such as 1.0 is an integer.
     """
     return _from_json(value, MAX_DEPTH)
 
@@ -53,12 +53,12 @@ def from_json(value: object) -> Value:
 def _from_json(value: object, depth: int) -> Value:
     if isinstance(value, float):
         if not value.is_integer():
-            raise InvalidData("float", "the data model has no fractions")
+            raise InvalidDataError("float", "the data model has no fractions")
         return int(value)
     if not isinstance(value, dict | list):
         return value
     if depth == 0:
-        raise InvalidData("too_deep", f"more than {MAX_DEPTH} levels")
+        raise InvalidDataError("too_deep", f"more than {MAX_DEPTH} levels")
     if isinstance(value, list):
         return [_from_json(item, depth - 1) for item in value]
     if "$link" in value:
@@ -71,7 +71,7 @@ def _from_json(value: object, depth: int) -> Value:
 def _only_text(value: dict[str, object], key: str) -> str:
     text = value[key]
     if len(value) != 1 or not isinstance(text, str):
-        raise InvalidData("invalid_json", f"{key} has company or is not a text")
+        raise InvalidDataError("invalid_json", f"{key} has company or is not a text")
     return text
 
 
@@ -80,17 +80,17 @@ def _bytes(text: str) -> bytes:
     try:
         return b64decode(bare + "=" * (-len(bare) % 4), validate=True)
     except ValueError as error:
-        raise InvalidData("invalid_bytes", "$bytes is not base64") from error
+        raise InvalidDataError("invalid_bytes", "$bytes is not base64") from error
 
 
 def check_record(value: Value) -> dict[str, Value]:
-    """Return a value that may be a record. Raises InvalidData for any other.
+    """Return a value that may be a record. Raises InvalidDataError for any other.
 
     A record is a map; wherever a `$type` stands it is a text, and a blob has a link, a media type
     and a size.
     """
     if not isinstance(value, dict):
-        raise InvalidData("invalid_record", "a record is a map")
+        raise InvalidDataError("invalid_record", "a record is a map")
     pending: list[Value] = [value]
     for item in pending:
         if isinstance(item, dict):
@@ -104,10 +104,10 @@ def check_record(value: Value) -> dict[str, Value]:
 def _check_map(value: dict[str, Value]) -> None:
     kind = value.get("$type", "absent")
     if not isinstance(kind, str) or not kind:
-        raise InvalidData("invalid_record", "$type is not a text")
+        raise InvalidDataError("invalid_record", "$type is not a text")
     if kind == "blob" and not (
         isinstance(value.get("ref"), Cid)
         and isinstance(value.get("mimeType"), str)
         and type(value.get("size")) is int
     ):
-        raise InvalidData("invalid_record", "a blob needs ref, mimeType and size")
+        raise InvalidDataError("invalid_record", "a blob needs ref, mimeType and size")

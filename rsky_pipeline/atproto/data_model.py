@@ -3,7 +3,7 @@
 from typing import Any
 
 from rsky_pipeline.atproto.cid import Cid
-from rsky_pipeline.atproto.errors import InvalidData
+from rsky_pipeline.atproto.errors import InvalidDataError
 
 # One record with 4,394 levels is known on the network; it is refused like any deeper than this.
 MAX_DEPTH = 128
@@ -17,7 +17,8 @@ Value = Any  # dict[str, Value] | list[Value] | str | int | bytes | Cid | bool |
 
 
 def check(value: Value) -> None:
-    """Raise InvalidData unless a value fits the data model (no floats, text keys, bounded depth).
+    """Raise InvalidDataError unless a value fits the data model: no floats, text keys, bounded
+    depth.
 
     It goes level by level, so that depth costs no recursion and a cycle ends at the limit.
     """
@@ -31,20 +32,22 @@ def check(value: Value) -> None:
             if kind is dict:
                 for key in item:
                     if type(key) is not str:
-                        raise InvalidData("invalid_key", f"a map key of type {type(key).__name__}")
+                        raise InvalidDataError(
+                            "invalid_key", f"a map key of type {type(key).__name__}"
+                        )
                 below.extend(item.values())
             elif kind is list:
                 below.extend(item)
             elif kind is int:
                 if not _MIN_INTEGER <= item <= _MAX_INTEGER:
-                    raise InvalidData("integer_range", "an integer of more than 64 bits")
+                    raise InvalidDataError("integer_range", "an integer of more than 64 bits")
             elif kind is float:
-                raise InvalidData("float", "the data model has no floats")
+                raise InvalidDataError("float", "the data model has no floats")
             else:
-                raise InvalidData("invalid_type", kind.__name__)
+                raise InvalidDataError("invalid_type", kind.__name__)
         if not below:
             return
         if len(below) > MAX_ITEMS:
-            raise InvalidData("too_many_items", f"more than {MAX_ITEMS}")
+            raise InvalidDataError("too_many_items", f"more than {MAX_ITEMS}")
         level = below
-    raise InvalidData("too_deep", f"more than {MAX_DEPTH} levels")
+    raise InvalidDataError("too_deep", f"more than {MAX_DEPTH} levels")

@@ -1,7 +1,7 @@
 """What is wrong with data from outside, as a code for counters and a text for people."""
 
 
-class InvalidData(ValueError):
+class InvalidDataError(ValueError):
     """Bytes or values that break a rule of the protocol.
 
     `reason` is a short stable code, safe as a metric label; the message says more.
@@ -12,7 +12,7 @@ class InvalidData(ValueError):
         self.reason = reason
 
 
-class IncompleteTree(InvalidData):
+class IncompleteTreeError(InvalidDataError):
     """A block that a tree refers to is not there, so the tree must not be used as a whole repo."""
 
     def __init__(self, message: str) -> None:

@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple, cast
 
 from rsky_pipeline.atproto import cbor, compiled
 from rsky_pipeline.atproto.cid import Cid
-from rsky_pipeline.atproto.errors import InvalidData
+from rsky_pipeline.atproto.errors import InvalidDataError
 from rsky_pipeline.atproto.syntax import is_did, is_tid
 
 MAX_FRAME = 5_000_000
@@ -125,22 +125,22 @@ Message = (
 
 
 def decode_frame(raw: bytes) -> Message:
-    """Read one binary WebSocket message. Raises InvalidData."""
+    """Read one binary WebSocket message. Raises InvalidDataError."""
     if len(raw) > MAX_FRAME:
-        raise InvalidData("frame_too_big", f"{len(raw)} bytes")
+        raise InvalidDataError("frame_too_big", f"{len(raw)} bytes")
     fields = compiled.read_commit(raw, RepoOp._make, MAX_OPS, MAX_COMMIT_BLOCKS)
     if fields is not None:
         return CommitMessage._make(fields)
     header, body = cbor.decode_pair_loosely(raw)
     if type(header) is not dict or type(body) is not dict:
-        raise InvalidData("invalid_frame", "header or body is not a map")
+        raise InvalidDataError("invalid_frame", "header or body is not a map")
     operation, kind = header.get("op"), header.get("t")
     if kind == "#labels":  # passed on as they are, so that links must be told from byte strings
         header, body = cbor.decode_pair(raw)
     if operation == 1 and type(kind) is str and kind in _READERS:
         return _READERS[kind](body)
     if type(operation) is not int:
-        raise InvalidData("invalid_frame", "op is missing")
+        raise InvalidDataError("invalid_frame", "op is missing")
     if operation == -1:
         return ErrorMessage(_text(body, "error"), _optional_text(body, "message"))
     return _unknown(operation, kind, body)
@@ -159,9 +159,9 @@ def encode_error_frame(error: str, message: str) -> bytes:
 def _commit(body: dict[str, Any]) -> CommitMessage:
     blocks = body.get("blocks")
     if type(blocks) is not bytes:
-        raise InvalidData("invalid_frame", "blocks is missing")
+        raise InvalidDataError("invalid_frame", "blocks is missing")
     if len(blocks) > MAX_COMMIT_BLOCKS:
-        raise InvalidData("blocks_too_big", f"{len(blocks)} bytes")
+        raise InvalidDataError("blocks_too_big", f"{len(blocks)} bytes")
     return CommitMessage(
         _seq(body),
         _did(body, "repo"),
@@ -179,30 +179,30 @@ def _commit(body: dict[str, Any]) -> CommitMessage:
 
 def _ops(items: object) -> tuple[RepoOp, ...]:
     if type(items) is not list or len(items) > MAX_OPS:
-        raise InvalidData("invalid_ops", "ops is missing or has more than 200 entries")
+        raise InvalidDataError("invalid_ops", "ops is missing or has more than 200 entries")
     ops = tuple([_op(item) for item in items])
     if len(ops) > 1 and len({op.path for op in ops}) != len(ops):
-        raise InvalidData("invalid_ops", "a path occurs twice")
+        raise InvalidDataError("invalid_ops", "a path occurs twice")
     return ops
 
 
 def _op(item: object) -> RepoOp:
     if type(item) is not dict:
-        raise InvalidData("invalid_ops", "an op is not a map")
+        raise InvalidDataError("invalid_ops", "an op is not a map")
     action, path = item.get("action"), item.get("path")
     cid = _optional_link(item, "cid", "invalid_ops")
     prev = _optional_link(item, "prev", "invalid_ops")
     if type(action) is not str or action not in _ACTIONS or type(path) is not str:
-        raise InvalidData("invalid_ops", "an op has no action or path")
+        raise InvalidDataError("invalid_ops", "an op has no action or path")
     if (cid is None) != (action == "delete"):
-        raise InvalidData("invalid_ops", "a delete, and only a delete, has no cid")
+        raise InvalidDataError("invalid_ops", "a delete, and only a delete, has no cid")
     return RepoOp(cast(Action, action), path, cid, prev)
 
 
 def _sync(body: dict[str, Any]) -> SyncMessage:
     blocks = body.get("blocks")
     if type(blocks) is not bytes or len(blocks) > MAX_SYNC_BLOCKS:
-        raise InvalidData("invalid_frame", "blocks is missing or too big")
+        raise InvalidDataError("invalid_frame", "blocks is missing or too big")
     return SyncMessage(_seq(body), _did(body, "did"), _rev(body), _text(body, "time"), blocks)
 
 
@@ -215,7 +215,7 @@ def _identity(body: dict[str, Any]) -> IdentityMessage:
 def _account(body: dict[str, Any]) -> AccountMessage:
     active = body.get("active")
     if type(active) is not bool:
-        raise InvalidData("invalid_frame", "active is missing")
+        raise InvalidDataError("invalid_frame", "active is missing")
     return AccountMessage(
         _seq(body), _did(body, "did"), _text(body, "time"), active, _optional_text(body, "status")
     )
@@ -234,7 +234,7 @@ def _migration(body: dict[str, Any]) -> IdentityMessage:
 def _labels(body: dict[str, Any]) -> LabelsMessage:
     labels = body.get("labels")
     if type(labels) is not list or not all(type(label) is dict for label in labels):
-        raise InvalidData("invalid_frame", "labels is not a list of maps")
+        raise InvalidDataError("invalid_frame", "labels is not a list of maps")
     return LabelsMessage(_seq(body), tuple(labels))
 
 
@@ -265,28 +265,28 @@ _READERS: dict[str, Callable[[dict[str, Any]], "Message"]] = {
 def _seq(body: dict[str, Any]) -> int:
     seq = body.get("seq")
     if type(seq) is not int or not 0 <= seq <= MAX_SEQ:
-        raise InvalidData("invalid_frame", "seq is missing or out of range")
+        raise InvalidDataError("invalid_frame", "seq is missing or out of range")
     return seq
 
 
 def _did(body: dict[str, Any], key: str) -> str:
     did = body.get(key)
     if type(did) is not str or not is_did(did):
-        raise InvalidData("invalid_frame", f"{key} is not a DID")
+        raise InvalidDataError("invalid_frame", f"{key} is not a DID")
     return did
 
 
 def _rev(body: dict[str, Any]) -> str:
     rev = body.get("rev")
     if type(rev) is not str or not is_tid(rev):
-        raise InvalidData("invalid_frame", "rev is not a TID")
+        raise InvalidDataError("invalid_frame", "rev is not a TID")
     return rev
 
 
 def _link(body: dict[str, Any], key: str) -> Cid:
     link = _optional_link(body, key)
     if link is None:
-        raise InvalidData("invalid_frame", f"{key} is missing")
+        raise InvalidDataError("invalid_frame", f"{key} is missing")
     return link
 
 
@@ -296,14 +296,14 @@ def _optional_link(body: dict[str, Any], key: str, reason: str = "invalid_frame"
     if value is None:
         return None
     if not isinstance(value, bytes):
-        raise InvalidData(reason, f"{key} is not a link")
+        raise InvalidDataError(reason, f"{key} is not a link")
     return Cid.from_bytes(value)
 
 
 def _text(body: dict[str, Any], key: str) -> str:
     value = body.get(key)
     if type(value) is not str:
-        raise InvalidData("invalid_frame", f"{key} is missing")
+        raise InvalidDataError("invalid_frame", f"{key} is missing")
     return value
 
 
@@ -311,4 +311,4 @@ def _optional_text(body: dict[str, Any], key: str) -> str | None:
     value = body.get(key)
     if value is None or type(value) is str:
         return value
-    raise InvalidData("invalid_frame", f"{key} is not a text")
+    raise InvalidDataError("invalid_frame", f"{key} is not a text")

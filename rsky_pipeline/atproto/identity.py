@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from rsky_pipeline.atproto.crypto import PublicKey
-from rsky_pipeline.atproto.errors import InvalidData
+from rsky_pipeline.atproto.errors import InvalidDataError
 from rsky_pipeline.atproto.syntax import is_handle
 
 _MAX_ENDPOINT = 300  # characters; a name has 253 at most
@@ -27,9 +27,9 @@ class DidDocument:
 
 
 def parse_did_document(document: object, did: str) -> DidDocument:
-    """Read the document of a DID. Raises InvalidData if it is not this DID's document."""
+    """Read the document of a DID. Raises InvalidDataError if it is not this DID's document."""
     if not isinstance(document, dict) or document.get("id") != did:
-        raise InvalidData("did_document", f"not the document of {did[:100]}")
+        raise InvalidDataError("did_document", f"not the document of {did[:100]}")
     return DidDocument(
         did,
         handle=_handle(document),
@@ -90,6 +90,6 @@ def _key(document: dict[str, object], did: str, fragment: str) -> PublicKey | No
             return None
         try:
             return PublicKey.parse(text, legacy_type=kind)
-        except InvalidData:
+        except InvalidDataError:
             return None
     return None

@@ -5,7 +5,7 @@ from typing import Any
 
 from rsky_pipeline.atproto import cbor
 from rsky_pipeline.atproto.crypto import PublicKey
-from rsky_pipeline.atproto.errors import InvalidData
+from rsky_pipeline.atproto.errors import InvalidDataError
 from rsky_pipeline.atproto.syntax import is_did
 
 MAX_VALUE = 128  # bytes
@@ -35,27 +35,27 @@ class Label:
 
 
 def parse_label(value: object) -> Label:
-    """Read a label out of a `#labels` message or an answer to queryLabels. Raises InvalidData.
+    """Read a label out of a `#labels` message or an answer to queryLabels. Raises InvalidDataError.
 
     What is signed is exactly what came of the known fields: some labelers sign a `neg` that is
     false, others leave it out.
     """
     if not isinstance(value, dict):
-        raise InvalidData("invalid_label", "a label is a map")
+        raise InvalidDataError("invalid_label", "a label is a map")
     version, negated, signature = value.get("ver"), value.get("neg"), value.get("sig")
     texts = [_text(value, name) for name in _TEXTS]
     optional = [_optional_text(value, name) for name in _OPTIONAL_TEXTS]
     if type(version) is not int and version is not None:
-        raise InvalidData("invalid_label", "ver is not a number")
+        raise InvalidDataError("invalid_label", "ver is not a number")
     if type(negated) is not bool and negated is not None:
-        raise InvalidData("invalid_label", "neg is neither true nor false")
+        raise InvalidDataError("invalid_label", "neg is neither true nor false")
     if type(signature) is not bytes and signature is not None:
-        raise InvalidData("invalid_label", "sig is not bytes")
+        raise InvalidDataError("invalid_label", "sig is not bytes")
     src, uri, val, cts = texts
     if not is_did(src) or len(uri) > MAX_URI or not (uri.startswith("at://") or is_did(uri)):
-        raise InvalidData("invalid_label", "src or uri is malformed")
+        raise InvalidDataError("invalid_label", "src or uri is malformed")
     if not val or len(val.encode("utf-8", "replace")) > MAX_VALUE:
-        raise InvalidData("invalid_label", f"val is empty or has more than {MAX_VALUE} bytes")
+        raise InvalidDataError("invalid_label", f"val is empty or has more than {MAX_VALUE} bytes")
     signed = cbor.encode({name: value[name] for name in _SIGNED if name in value})
     return Label(src, uri, val, cts, optional[0], bool(negated), optional[1], signed, signature)
 
@@ -63,12 +63,12 @@ def parse_label(value: object) -> Label:
 def _text(value: dict[str, Any], name: str) -> str:
     text = value.get(name)
     if type(text) is not str:
-        raise InvalidData("invalid_label", f"{name} is missing")
+        raise InvalidDataError("invalid_label", f"{name} is missing")
     return text
 
 
 def _optional_text(value: dict[str, Any], name: str) -> str | None:
     text = value.get(name)
     if text is not None and type(text) is not str:
-        raise InvalidData("invalid_label", f"{name} is not a text")
+        raise InvalidDataError("invalid_label", f"{name} is not a text")
     return text

@@ -29,7 +29,7 @@ except (ImportError, AttributeError):
     _REACHED = False
 
 
-class Check(NamedTuple):
+class SignatureCheck(NamedTuple):
     """A signature over a message, and the key that it should be of."""
 
     key: PublicKey
@@ -37,7 +37,7 @@ class Check(NamedTuple):
     signature: bytes
 
 
-def check_all(checks: Sequence[Check]) -> list[bool]:
+def check_all(checks: Sequence[SignatureCheck]) -> list[bool]:
     """Tell of each signature whether it is good, exactly as `PublicKey.verify` does."""
     found = _check_together(checks) if _REACHED else None
     if found is None:
@@ -45,7 +45,7 @@ def check_all(checks: Sequence[Check]) -> list[bool]:
     return found
 
 
-def _check_together(checks: Sequence[Check]) -> list[bool] | None:
+def _check_together(checks: Sequence[SignatureCheck]) -> list[bool] | None:
     together = []
     apart: dict[int, bool] = {}
     for place, (key, message, signature) in enumerate(checks):

@@ -11,7 +11,7 @@ import trio
 from rsky_pipeline.atproto.car import CarReader
 from rsky_pipeline.atproto.cid import Cid
 from rsky_pipeline.atproto.commit import verify_commit
-from rsky_pipeline.atproto.errors import InvalidData
+from rsky_pipeline.atproto.errors import InvalidDataError
 from rsky_pipeline.atproto.identity import DidDocument
 from rsky_pipeline.backfiller.addresses import Addresses
 from rsky_pipeline.backfiller.blocks import Blocks, DiskFull
@@ -21,9 +21,9 @@ from rsky_pipeline.backfiller.identities import Identities
 from rsky_pipeline.backfiller.outcome import RepoFailed
 from rsky_pipeline.backfiller.unpack import Repo, open_repo
 from rsky_pipeline.configuration.settings import Settings
-from rsky_pipeline.network.http import MAX_REDIRECTS, Answer, HttpClient, HttpFailure, Redirected
+from rsky_pipeline.network.http import MAX_REDIRECTS, Download, HttpClient, HttpError, RedirectError
 from rsky_pipeline.network.rate_headers import read_rate_limit
-from rsky_pipeline.network.repositories import RepoUnavailable, classify, latest_rev, repo_url
+from rsky_pipeline.network.repositories import RepoUnavailableError, classify, latest_rev, repo_url
 from rsky_pipeline.observability.backfiller import BackfillerMetrics
 from rsky_pipeline.runtime.threads import in_thread
 
@@ -103,7 +103,7 @@ class Fetcher:
                 async with self._turn(url) as host, _accounted(host, pds):
                     roots, size = await self._download(url, host, blocks)
                 return open_repo(roots, blocks, did, pds, size)
-            except Redirected as elsewhere:
+            except RedirectError as elsewhere:
                 url = elsewhere.url
         message = f"more than {MAX_REDIRECTS} redirects, the last to {url[:200]}"
         raise RepoFailed("invalid", "forbidden", message, host=pds)
@@ -130,7 +130,7 @@ class Fetcher:
             return roots, size
 
     async def _read(
-        self, answer: Answer, slot: Slot, blocks: Blocks
+        self, answer: Download, slot: Slot, blocks: Blocks
     ) -> tuple[tuple[Cid, ...], int]:
         reader = CarReader()
         size, began = 0, trio.current_time()
@@ -179,20 +179,20 @@ async def _accounted(host: Host, pds: str) -> AsyncIterator[None]:
     """Turn what can go wrong with a request into RepoFailed, and note it at the host."""
     try:
         yield
-    except InvalidData as error:
+    except InvalidDataError as error:
         host.state.succeeded(None, trio.current_time())
         raise RepoFailed("invalid", "invalid_car", str(error), host=pds) from error
     except DiskFull as error:
         raise RepoFailed("rate_limited", "no_disk", str(error), 30.0, host=pds) from error
-    except Redirected:
+    except RedirectError:
         host.state.succeeded(None, trio.current_time())
         raise
-    except (HttpFailure, RepoUnavailable) as error:
-        known = classify(error) if isinstance(error, HttpFailure) else error
+    except (HttpError, RepoUnavailableError) as error:
+        known = classify(error) if isinstance(error, HttpError) else error
         raise _noted(host, known, pds) from error
 
 
-def _noted(host: Host, error: RepoUnavailable, pds: str) -> RepoFailed:
+def _noted(host: Host, error: RepoUnavailableError, pds: str) -> RepoFailed:
     now, pause = trio.current_time(), error.retry_after
     if error.kind == "rate_limited":
         pause = host.state.limited(error.retry_after, error.limit, now)

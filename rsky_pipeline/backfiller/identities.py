@@ -8,8 +8,12 @@ import trio
 from rsky_pipeline.atproto.identity import DidDocument
 from rsky_pipeline.backfiller.hosts import Host, HostBusy, Hosts
 from rsky_pipeline.backfiller.outcome import RepoFailed
-from rsky_pipeline.network.directory import Directory, IdentityNotFound, IdentityUnavailable
-from rsky_pipeline.network.http import HttpFailure
+from rsky_pipeline.network.directory import (
+    Directory,
+    IdentityNotFoundError,
+    IdentityUnavailableError,
+)
+from rsky_pipeline.network.http import HttpError
 
 _WEB = "did:web:"
 
@@ -36,24 +40,24 @@ class Identities:
         if did.startswith(_WEB):
             try:
                 turn = self._web.turn(self._directory.web_host(did).http_url())
-            except IdentityNotFound as error:
+            except IdentityNotFoundError as error:
                 raise RepoFailed("permanent", "did_not_found", str(error)) from error
         else:
             turn = self._at_directory()
         async with turn as host:
             try:
                 document = await self._directory.resolve(did, force)
-            except IdentityNotFound as error:
+            except IdentityNotFoundError as error:
                 host.state.succeeded(None, trio.current_time())
                 raise RepoFailed("permanent", "did_not_found", str(error)) from error
-            except IdentityUnavailable as error:
+            except IdentityUnavailableError as error:
                 cause = error.__cause__
                 now = trio.current_time()
-                if isinstance(cause, HttpFailure) and cause.status == 429:
+                if isinstance(cause, HttpError) and cause.status == 429:
                     pause = host.state.limited(cause.retry_after, cause.limit, now)
                     message = str(error)
                     raise RepoFailed("rate_limited", "rate_limited", message, pause) from error
-                if isinstance(cause, HttpFailure) and cause.kind != "malformed":
+                if isinstance(cause, HttpError) and cause.kind != "malformed":
                     host.state.failed(str(error), now)
                 raise RepoFailed("transient", "did_unavailable", str(error)) from error
             host.state.succeeded(None, trio.current_time())

@@ -8,7 +8,7 @@ import orjson
 from rsky_pipeline.atproto.cid import Cid
 from rsky_pipeline.atproto.commit import Commit, parse_commit
 from rsky_pipeline.atproto.dagjson import record_to_json
-from rsky_pipeline.atproto.errors import IncompleteTree, InvalidData
+from rsky_pipeline.atproto.errors import IncompleteTreeError, InvalidDataError
 from rsky_pipeline.atproto.mst import walk
 from rsky_pipeline.atproto.mst.load import BlockSource
 from rsky_pipeline.backfiller.outcome import RepoFailed
@@ -89,7 +89,7 @@ def open_repo(
         raise RepoFailed("invalid", "incomplete", "the CAR does not hold its root", host=host)
     try:
         commit = parse_commit(block)
-    except InvalidData as error:
+    except InvalidDataError as error:
         raise RepoFailed("invalid", "invalid_commit", str(error), host=host) from error
     if commit.did != did:
         message = f"the repo is {commit.did}'s, not {did}'s"
@@ -108,18 +108,20 @@ def list_paths(repo: Repo) -> Paths:
         for path, cid in walk(blocks, repo.commit.data):
             block = blocks.get(cid)
             if block is None:
-                raise IncompleteTree(f"record {path[:200]}")
+                raise IncompleteTreeError(f"record {path[:200]}")
             count += 1
             room -= len(block)
             if room < 0:
-                raise InvalidData("repeated_records", "the same records stand at too many paths")
+                raise InvalidDataError(
+                    "repeated_records", "the same records stand at too many paths"
+                )
             if listed is not None:
                 listed.append((path, cid))
                 if count > LISTED:
                     listed = None
-    except IncompleteTree as error:
+    except IncompleteTreeError as error:
         raise RepoFailed("invalid", "incomplete", str(error), host=repo.host) from error
-    except InvalidData as error:
+    except InvalidDataError as error:
         raise RepoFailed("invalid", "invalid_tree", str(error), host=repo.host) from error
     return Paths(repo, listed, count)
 
@@ -178,7 +180,7 @@ class _Encoder:
                 commit=self._commit, rev=self._repo.commit.rev, collection=collection, rkey=rkey,
                 cid=str(cid), record=orjson.Fragment(record_to_json(block)),
             )  # fmt: skip
-        except InvalidData:
+        except InvalidDataError:
             return None
 
     def delete(self, path: str) -> bytes:

@@ -182,7 +182,7 @@ def _add_listed(
     collection: str | None, restart: bool,
 ) -> None:  # fmt: skip
     from rsky_pipeline.configuration.endpoints import parse_endpoint
-    from rsky_pipeline.network.http import HttpFailure
+    from rsky_pipeline.network.http import HttpError
     from rsky_pipeline.operations.backfill.adding import PRIORITIES
     from rsky_pipeline.operations.backfill.listing import add_listed, cursor_key
 
@@ -199,7 +199,7 @@ def _add_listed(
     try:
         add_listed(adder, store, settings, endpoint, key, collection,
                    lambda found: ranges.append(str(found.range)))  # fmt: skip
-    except HttpFailure as error:
+    except HttpError as error:
         text = f"{error}; {adder.added.queued:,} are queued, repeat the command to go on"
         raise CommandError(text, ExitCode.UNAVAILABLE) from error
 

@@ -39,7 +39,7 @@ def command(run: Invocation, roles: tuple[str, ...], workers: tuple[str, ...]) -
     Ctrl-C stops in order (consumers first), a second one skips the draining, a third one kills.
     """
     from rsky_pipeline.runtime import logging as log_setup
-    from rsky_pipeline.runtime.errors import ConfigurationProblem
+    from rsky_pipeline.runtime.errors import SettingError
     from rsky_pipeline.supervisor.service import PipelinePlan, supervise
 
     run.assign(*(_workers_setting(text) for text in workers))
@@ -51,7 +51,7 @@ def command(run: Invocation, roles: tuple[str, ...], workers: tuple[str, ...]) -
     chosen = start_order(ROLE_NAMES if ALL in roles else roles)
     try:
         return supervise(PipelinePlan(settings, chosen, prepare_database))
-    except ConfigurationProblem as error:
+    except SettingError as error:
         raise CommandError(str(error), ExitCode.USAGE) from error
 
 
@@ -64,13 +64,13 @@ def prepare_database(settings: "Settings") -> list[str]:
         TransactionConflict,
     )
     from rsky_pipeline.database.schema import initialise
-    from rsky_pipeline.runtime.errors import Unavailable, WorkerError
+    from rsky_pipeline.runtime.errors import UnavailableError, WorkerError
 
     url = settings.database_url or ""
     try:
         return initialise(url, settings.database_schema)
     except (DatabaseUnavailable, TransactionConflict) as error:
-        raise Unavailable(f"PostgreSQL at {redacted(url)}: {error}") from error
+        raise UnavailableError(f"PostgreSQL at {redacted(url)}: {error}") from error
     except DatabaseError as error:
         raise WorkerError(f"the schema in {redacted(url)} cannot be prepared: {error}") from error
 

@@ -5,7 +5,7 @@ Every public function of this package raises only these (and ValueError for misu
 
 import psycopg
 
-from rsky_pipeline.runtime.errors import StoreError, Unavailable
+from rsky_pipeline.runtime.errors import StoreError, UnavailableError
 
 _MAX_MESSAGE = 500  # characters; a message may quote data of any size
 _MAX_STATEMENT = 60  # characters: the verb and the table
@@ -35,7 +35,7 @@ class DatabaseError(StoreError):
         return not (self.sqlstate or "").startswith(_NOT_OF_DATA)
 
 
-class DatabaseUnavailable(DatabaseError, Unavailable):
+class DatabaseUnavailable(DatabaseError, UnavailableError):
     """The server is gone, starting, stopping, full or read-only: connect again, with back-off.
 
     If it happened during a commit, nobody knows whether the commit took place.

@@ -39,7 +39,7 @@ from rsky_pipeline.observability.indexer import IndexerMetrics
 from rsky_pipeline.observability.streams import StreamMetrics
 from rsky_pipeline.runtime.backoff import Backoff
 from rsky_pipeline.runtime.context import WorkerContext
-from rsky_pipeline.runtime.errors import ConfigurationProblem
+from rsky_pipeline.runtime.errors import SettingError
 from rsky_pipeline.runtime.threads import StoreThread
 from rsky_pipeline.streams.connection import Store, connect
 from rsky_pipeline.streams.consumer import Delivery
@@ -311,8 +311,8 @@ def _read_labels(delivery: Delivery) -> Content:
     return read_labels(delivery.fields)
 
 
-def _problem(error: DatabaseError) -> ConfigurationProblem:
-    return ConfigurationProblem(
+def _problem(error: DatabaseError) -> SettingError:
+    return SettingError(
         f"PostgreSQL cannot be used: {error}. Check database_url and database_schema, and see what "
         "`rsky-pipeline db check` says"
     )

@@ -20,7 +20,7 @@ from rsky_pipeline.atproto.cid import Cid
 from rsky_pipeline.atproto.commit import parse_commit
 from rsky_pipeline.atproto.dagjson import record_to_json
 from rsky_pipeline.atproto.datetimes import format_utc, normalize
-from rsky_pipeline.atproto.errors import InvalidData
+from rsky_pipeline.atproto.errors import InvalidDataError
 from rsky_pipeline.atproto.frame import (
     AccountMessage,
     Action,
@@ -163,7 +163,7 @@ class RepoConverter(FrameConverter):
     def _rev(self, message: CommitMessage | SyncMessage) -> int:
         rev = tid_number(message.rev)
         if is_future(rev, self._clock()):
-            raise InvalidData("future_rev", f"{message.did[:100]} at {message.rev}")
+            raise InvalidDataError("future_rev", f"{message.did[:100]} at {message.rev}")
         return rev
 
     def _sync(self, message: SyncMessage, raw: bytes) -> Converted:
@@ -171,7 +171,7 @@ class RepoConverter(FrameConverter):
         update = Update(message.did, self._rev(message), kind="sync")
         try:
             contents = read_contents(message)
-        except InvalidData as error:
+        except InvalidDataError as error:
             if self._verify == "none":  # as the original service, which did not look at them
                 about = About(update, message.rev)
                 return Converted(message.seq, message.time, [], 0, about)
@@ -192,7 +192,7 @@ class RepoConverter(FrameConverter):
             return self._too_big(message, update, wanted)
         try:
             return self._operations(message, update, wanted, raw)
-        except InvalidData as error:
+        except InvalidDataError as error:
             return self._refused(message, update, wanted, raw, error)
 
     def _too_big(self, message: CommitMessage, update: Update, ops: Sequence[RepoOp]) -> Converted:
@@ -203,7 +203,7 @@ class RepoConverter(FrameConverter):
         if self._verify == "none":
             about = about._replace(readable=True)
         else:
-            with suppress(InvalidData):  # it may well hold nothing
+            with suppress(InvalidDataError):  # it may well hold nothing
                 commit = read_contents(message).commit
                 claim = Claim(message.did, commit)
                 about = about._replace(update=update._replace(data=commit.data), readable=True)
@@ -215,7 +215,7 @@ class RepoConverter(FrameConverter):
         update: Update,
         ops: Sequence[RepoOp],
         raw: bytes,
-        error: InvalidData,
+        error: InvalidDataError,
     ) -> Converted:
         """Keep a frame aside whose blocks are of no use, and have the repo fetched."""
         entries = self.keep_aside(raw, error.reason, str(error))
@@ -272,7 +272,10 @@ class _OperationWriter:
         ops: Sequence[RepoOp],
         raw: bytes,
     ) -> None:
-        """`checked` are the commit's blocks where they were read; raises InvalidData without."""
+        """`checked` are the commit's blocks where they were read.
+
+        Raises InvalidDataError without.
+        """
         self._converter = converter
         self._message = message
         self._commit = str(message.commit)
@@ -295,7 +298,7 @@ class _OperationWriter:
             if op.cid is not None:
                 record = orjson.Fragment(record_to_json(self._block(self._blocks, op.cid)))
             payload = self._encode(op, parts, record)
-        except InvalidData as error:
+        except InvalidDataError as error:
             if error.reason in {"missing_block", "hash_mismatch"}:
                 self._converter.tally.errors[error.reason] += 1
                 self.incomplete = True
@@ -304,7 +307,9 @@ class _OperationWriter:
             return
         self.size += len(payload)
         if self.size > MAX_FRAME_OUTPUT:
-            raise InvalidData("expands_too_much", f"more than {MAX_FRAME_OUTPUT} bytes of JSON")
+            raise InvalidDataError(
+                "expands_too_much", f"more than {MAX_FRAME_OUTPUT} bytes of JSON"
+            )
         self.entries.append(Entry(FIREHOSE_LIVE, EVENT_FIELD, payload))
         self.written.append(op.action)
 
@@ -328,21 +333,24 @@ class _OperationWriter:
 
 
 def _find(message: CommitMessage, ops: Sequence[RepoOp], *also: Cid) -> dict[bytes, bytes]:
-    """Return the blocks of operations out of a commit's CAR, and others. Raises InvalidData."""
+    """Return the blocks of operations out of a commit's CAR, and others.
+
+    Raises InvalidDataError.
+    """
     wanted: set[bytes] = {op.cid for op in ops if op.cid is not None}
     wanted.update(also)
     if not wanted:
         return {}
     roots, blocks = find_blocks(message.blocks, wanted)
     if roots[0] != message.commit:
-        raise InvalidData("root_mismatch", "the blocks are not those of the commit")
+        raise InvalidDataError("root_mismatch", "the blocks are not those of the commit")
     return blocks
 
 
 def _present(blocks: Mapping[Any, bytes], cid: Cid) -> bytes:
     block = blocks.get(cid)
     if block is None:
-        raise InvalidData("missing_block", str(cid))
+        raise InvalidDataError("missing_block", str(cid))
     return block
 
 
@@ -350,7 +358,7 @@ def _block(blocks: Mapping[Any, bytes], cid: Cid) -> bytes:
     """Return a block of a commit's CAR if it is there and is what it is named."""
     block = _present(blocks, cid)
     if sha256(block).digest() != cid[4:]:
-        raise InvalidData("hash_mismatch", str(cid))
+        raise InvalidDataError("hash_mismatch", str(cid))
     return block
 
 
@@ -364,4 +372,4 @@ def _tid(text: str) -> int:
 
 def _check_texts(time: str, text: str | None) -> None:
     if len(time) > MAX_TIME or (text is not None and len(text) > _MAX_TEXT):
-        raise InvalidData("text_too_long", "a time, handle or status has an absurd length")
+        raise InvalidDataError("text_too_long", "a time, handle or status has an absurd length")

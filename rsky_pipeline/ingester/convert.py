@@ -8,7 +8,7 @@ import logging
 from typing import NamedTuple, Protocol
 
 from rsky_pipeline.atproto.commit import Commit
-from rsky_pipeline.atproto.errors import InvalidData
+from rsky_pipeline.atproto.errors import InvalidDataError
 from rsky_pipeline.atproto.frame import (
     AccountMessage,
     CommitMessage,
@@ -122,7 +122,7 @@ class FrameConverter:
             message = decode_frame(raw)
             self.tally.frames[_FRAME_TYPES[type(message)]] += 1
             return message
-        except InvalidData as error:
+        except InvalidDataError as error:
             self.tally.frames["undecodable"] += 1
             return self._unreadable(raw, error.reason, str(error))
         except Exception as error:  # noqa: BLE001
@@ -132,7 +132,7 @@ class FrameConverter:
         """Convert a frame that was read; never raises because of its content."""
         try:
             return self.convert_message(message, raw)
-        except InvalidData as error:
+        except InvalidDataError as error:
             return self._unreadable(raw, error.reason, str(error))
         except Exception as error:  # noqa: BLE001
             return self._defect(raw, error)

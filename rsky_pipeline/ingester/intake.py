@@ -8,7 +8,7 @@ from typing import NamedTuple, Protocol
 import trio
 
 from rsky_pipeline.atproto.frame import InfoMessage, LabelsMessage, Message
-from rsky_pipeline.atproto.signatures import Check, check_all
+from rsky_pipeline.atproto.signatures import SignatureCheck, check_all
 from rsky_pipeline.ingester.convert import MAX_TIME, Claim, Converted, Converter
 from rsky_pipeline.ingester.gaps import GapWatch
 from rsky_pipeline.ingester.judge import Judge, is_about_repo, needs_state
@@ -42,7 +42,7 @@ class Claimed(NamedTuple):
     slot: Slot[Checked]
     frame: Converted
     claim: Claim
-    check: Check | None
+    check: SignatureCheck | None
 
 
 class Proof(NamedTuple):
@@ -239,7 +239,9 @@ class Intake:
         else:
             self._nursery.start_soon(self._prove_apart, judge, claimed, checks)
 
-    async def _prove_apart(self, judge: Judge, claimed: list[Claimed], checks: list[Check]) -> None:
+    async def _prove_apart(
+        self, judge: Judge, claimed: list[Claimed], checks: list[SignatureCheck]
+    ) -> None:
         # What was read is passed on even if the connection ends now: one that breaks again and
         # again would not get anywhere.
         with trio.CancelScope(shield=True):
@@ -309,7 +311,7 @@ def _converted(converter: Converter, read: Read) -> Converted:
     return frame if frame.seq == covered else frame._replace(seq=covered)
 
 
-def _prove_all(checks: Sequence[Check]) -> Proof:
+def _prove_all(checks: Sequence[SignatureCheck]) -> Proof:
     begin = perf_counter()
     try:
         good = check_all(checks)
@@ -318,7 +320,7 @@ def _prove_all(checks: Sequence[Check]) -> Proof:
     return Proof(good, perf_counter() - begin)
 
 
-def _is_good(check: Check) -> bool:
+def _is_good(check: SignatureCheck) -> bool:
     try:
         return check_all([check])[0]
     except Exception:  # noqa: BLE001

@@ -7,7 +7,7 @@ from typing import TypeGuard
 
 import trio
 
-from rsky_pipeline.atproto.errors import IncompleteTree, InvalidData
+from rsky_pipeline.atproto.errors import IncompleteTreeError, InvalidDataError
 from rsky_pipeline.atproto.frame import AccountMessage, CommitMessage, RepoOp, SyncMessage
 from rsky_pipeline.atproto.syntax import tid_number
 from rsky_pipeline.ingester.chain import Step, Update, follow, is_replay
@@ -178,9 +178,9 @@ class Judge:
         with self._tally.timed("operations"):
             try:
                 check_operations(claim.message, claim.contents)
-            except IncompleteTree:
+            except IncompleteTreeError:
                 return "missing_node"
-            except InvalidData as error:
+            except InvalidDataError as error:
                 return error.reason if error.reason == "inversion" else "invalid_operation"
         return None
 

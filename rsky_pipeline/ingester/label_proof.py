@@ -12,14 +12,14 @@ from enum import StrEnum
 
 import trio
 
-from rsky_pipeline.atproto.errors import InvalidData
+from rsky_pipeline.atproto.errors import InvalidDataError
 from rsky_pipeline.atproto.frame import LabelsMessage
 from rsky_pipeline.atproto.identity import DidDocument
 from rsky_pipeline.atproto.labels import Label, parse_label
 from rsky_pipeline.configuration.settings import LabelSignatures
 from rsky_pipeline.ingester.tally import Tally
 from rsky_pipeline.ingester.verify import KeyDirectory
-from rsky_pipeline.network.directory import IdentityNotFound, IdentityUnavailable
+from rsky_pipeline.network.directory import IdentityNotFoundError, IdentityUnavailableError
 from rsky_pipeline.runtime.boundary import Boundary
 
 RETRY_SECONDS = 2.0
@@ -61,7 +61,7 @@ class LabelProof:
         for item in message.labels:
             try:
                 verdict = await self.verdict(parse_label(item))
-            except InvalidData:
+            except InvalidDataError:
                 kept.append(item)
                 continue
             except Exception as error:  # noqa: BLE001 - see runtime.boundary
@@ -83,9 +83,9 @@ class LabelProof:
             if document.label_key is not None and label.verify(document.label_key):
                 return LabelVerdict.VALID
             document = await self._resolve(label.src, force=True)
-        except IdentityNotFound:
+        except IdentityNotFoundError:
             return LabelVerdict.NO_KEY
-        except IdentityUnavailable:
+        except IdentityUnavailableError:
             return LabelVerdict.UNVERIFIED
         if document.label_key is None:
             return LabelVerdict.NO_KEY
@@ -96,7 +96,7 @@ class LabelProof:
         while True:
             try:
                 return await self._directory.resolve(did, force)
-            except IdentityUnavailable as error:
+            except IdentityUnavailableError as error:
                 tries += 1
                 stranger = error.of_account or not did.startswith("did:plc:")
                 if stranger and tries >= STRANGER_TRIES:

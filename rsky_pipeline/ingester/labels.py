@@ -5,7 +5,7 @@ The fields are those of the Rust service, and `exp`. Signatures are checked by `
 
 from typing import Any
 
-from rsky_pipeline.atproto.errors import InvalidData
+from rsky_pipeline.atproto.errors import InvalidDataError
 from rsky_pipeline.atproto.frame import LabelsMessage, Message
 from rsky_pipeline.atproto.syntax import is_did
 from rsky_pipeline.ingester.convert import Converted, FrameConverter
@@ -35,7 +35,7 @@ class LabelConverter(FrameConverter):
         for label in message.labels:
             try:
                 labels.append(_fields(label))
-            except InvalidData as error:
+            except InvalidDataError as error:
                 entries += self.keep_aside(raw, error.reason, str(error))
         if labels:
             payload = encode_labels(message.seq, labels)
@@ -44,20 +44,20 @@ class LabelConverter(FrameConverter):
 
 
 def _fields(label: dict[str, Any]) -> dict[str, Any]:
-    """Return the fields of a label that are passed on. Raises InvalidData."""
+    """Return the fields of a label that are passed on. Raises InvalidDataError."""
     source, uri, value = label.get("src"), label.get("uri"), label.get("val")
     if not isinstance(source, str) or not is_did(source):
-        raise InvalidData("invalid_label", "src is not a DID")
+        raise InvalidDataError("invalid_label", "src is not a DID")
     if not isinstance(uri, str) or not uri.startswith(("at://", "did:")) or len(uri) > _MAX_URI:
-        raise InvalidData("invalid_label", "uri is not of a record or account")
+        raise InvalidDataError("invalid_label", "uri is not of a record or account")
     if not isinstance(value, str) or not 1 <= len(value.encode()) <= _MAX_VALUE_BYTES:
-        raise InvalidData("invalid_label", "val is missing or too long")
+        raise InvalidDataError("invalid_label", "val is missing or too long")
     negated = label.get("neg")
     if negated is not None and type(negated) is not bool:
-        raise InvalidData("invalid_label", "neg is not a boolean")
+        raise InvalidDataError("invalid_label", "neg is not a boolean")
     created = _text(label, "cts")
     if created is None:
-        raise InvalidData("invalid_label", "cts is missing")
+        raise InvalidDataError("invalid_label", "cts is missing")
     return {
         "src": source, "uri": uri, "cid": _text(label, "cid"), "val": value, "neg": negated,
         "cts": created, "exp": _text(label, "exp"),
@@ -68,4 +68,4 @@ def _text(label: dict[str, Any], key: str) -> str | None:
     value = label.get(key)
     if value is None or (isinstance(value, str) and len(value) <= _MAX_TEXT):
         return value
-    raise InvalidData("invalid_label", f"{key} is not a short text")
+    raise InvalidDataError("invalid_label", f"{key} is not a short text")

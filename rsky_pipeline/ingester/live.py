@@ -26,10 +26,10 @@ from rsky_pipeline.ingester.seq_gate import SeqGate
 from rsky_pipeline.ingester.verify import Verifier
 from rsky_pipeline.ingester.writer import Lane
 from rsky_pipeline.network.subscription import (
-    Disconnected,
+    DisconnectedError,
     DisconnectReason,
-    Patience,
     Subscription,
+    Timeouts,
     subscribe,
 )
 from rsky_pipeline.observability.ingester import IngesterMetrics
@@ -56,7 +56,7 @@ class Feed:
     endpoint: Endpoint
     nsid: str
     initial: InitialCursor
-    patience: Patience
+    timeouts: Timeouts
     tls: ssl.SSLContext | None = None
 
 
@@ -90,7 +90,7 @@ class Follower:
         self.was_connected = trio.Event()
         self.attempted = trio.Event()  # set when the first attempt has succeeded or failed
         self.heard_at = trio.current_time()  # of the last frame, or of when it was first tried
-        self.ended: Disconnected | None = None  # why the last connection ended
+        self.ended: DisconnectedError | None = None  # why the last connection ended
 
     async def run(self, stopping: trio.Event) -> None:
         """Follow the feed until `stopping`; the writer writes what was read."""
@@ -98,7 +98,7 @@ class Follower:
             following.start_soon(self._follow, stopping)
             await stopping.wait()
             # An open socket is closed with a goodbye; anything else is simply left.
-            goodbye = self.feed.patience.close + 1.0 if self.connected else 0.0
+            goodbye = self.feed.timeouts.close + 1.0 if self.connected else 0.0
             following.cancel_scope.deadline = trio.current_time() + goodbye
 
     def report_counts(self) -> None:
@@ -136,7 +136,7 @@ class Follower:
                     self._metrics.error("store_unavailable")
                 await trio.sleep(_OPERATOR_LOOK_SECONDS)
 
-    async def _load_cursor(self) -> Disconnected | None:
+    async def _load_cursor(self) -> DisconnectedError | None:
         """Have the writer know the stored cursor; return what keeps it from it."""
         self._connected_at = None
         if self._cursor_is_loaded and not self.lane.moved.is_set():
@@ -145,17 +145,17 @@ class Follower:
             await self.lane.load_cursor()
         except InvalidCursor as error:
             self._metrics.error("invalid_cursor")
-            return Disconnected(DisconnectReason.FUTURE_CURSOR, str(error))
+            return DisconnectedError(DisconnectReason.FUTURE_CURSOR, str(error))
         except StoreUnavailable as error:
             self._metrics.error("store_unavailable")
-            return Disconnected(DisconnectReason.STORE, str(error))
+            return DisconnectedError(DisconnectReason.STORE, str(error))
         except StoreRejected as error:
             self._metrics.error("store_rejected")
-            return Disconnected(DisconnectReason.STORE, str(error))
+            return DisconnectedError(DisconnectReason.STORE, str(error))
         self._cursor_is_loaded = True
         return None
 
-    async def _session(self, stopping: trio.Event) -> Disconnected:
+    async def _session(self, stopping: trio.Event) -> DisconnectedError:
         """Connect and read until that ends; return why it did."""
         feed, lane = self.feed, self.lane
         position = start_position(lane.stored, lane.last_known, feed.initial)
@@ -165,39 +165,41 @@ class Follower:
             self._converter.time_before = lane.position.time
         try:
             async with subscribe(
-                feed.endpoint, feed.nsid, position, patience=feed.patience, ssl_context=feed.tls
+                feed.endpoint, feed.nsid, position, timeouts=feed.timeouts, ssl_context=feed.tls
             ) as subscription:
                 with self._connection(position):
                     return await self._read_until_told(subscription, SeqGate(seen), stopping)
-        except Disconnected as error:
+        except DisconnectedError as error:
             return error
         except Exception as error:  # noqa: BLE001 - see runtime.boundary
             self._boundary.caught(error, "stream", **self._where())
-            return Disconnected(DisconnectReason.INTERNAL_ERROR, f"{type(error).__name__}: {error}")
+            return DisconnectedError(
+                DisconnectReason.INTERNAL_ERROR, f"{type(error).__name__}: {error}"
+            )
 
     async def _read_until_told(
         self, subscription: Subscription, gate: SeqGate, stopping: trio.Event
-    ) -> Disconnected:
+    ) -> DisconnectedError:
         """Read until the connection ends, another cursor is found stored, or we are to stop."""
-        ended = Disconnected(DisconnectReason.STOPPING, "told to stop")
+        ended = DisconnectedError(DisconnectReason.STOPPING, "told to stop")
         async with trio.open_nursery() as nursery:
             intake = Intake(
                 self._converter, self.lane, gate, nursery, self._verifier, self._judge,
                 self._gaps(), self._labels,
             )  # fmt: skip
 
-            async def end_when(event: trio.Event, why: Disconnected) -> None:
+            async def end_when(event: trio.Event, why: DisconnectedError) -> None:
                 nonlocal ended
                 await event.wait()
                 ended = why
                 nursery.cancel_scope.cancel()
 
-            moved = Disconnected(DisconnectReason.CURSOR_MOVED, "another cursor is stored")
+            moved = DisconnectedError(DisconnectReason.CURSOR_MOVED, "another cursor is stored")
             nursery.start_soon(end_when, self.lane.moved, moved)
             nursery.start_soon(end_when, stopping, ended)
             try:
                 await self._read(subscription, intake, gate)
-            except Disconnected as error:
+            except DisconnectedError as error:
                 ended = error
             nursery.cancel_scope.cancel()
         return ended
@@ -209,7 +211,7 @@ class Follower:
         return GapWatch(self.feed.endpoint.key, self.lane.stored, self.lane.position)
 
     async def _read(self, subscription: Subscription, intake: Intake, gate: SeqGate) -> None:
-        """Take what comes. Raises Disconnected."""
+        """Take what comes. Raises DisconnectedError."""
         tally = self._converter.tally
         ignored = skipped = 0
         while True:
@@ -226,22 +228,22 @@ class Follower:
                 raise _ended_by(self._converter.ended)
             if gate.is_behind(trio.current_time()):
                 detail = f"the host sends events far below the cursor {gate.last}"
-                raise Disconnected(DisconnectReason.FUTURE_CURSOR, detail)
+                raise DisconnectedError(DisconnectReason.FUTURE_CURSOR, detail)
             await intake.room()
             await self._wait_while_full()
 
     async def _take(self, intake: Intake, messages: list[bytes]) -> None:
-        """Hand frames over. Raises Disconnected if the store does not tell of their repos."""
+        """Hand frames over. Raises DisconnectedError if the store does not tell of their repos."""
         try:
             await intake.take(messages)
         except (StoreUnavailable, StoreRejected) as error:
             kind = "unavailable" if isinstance(error, StoreUnavailable) else "rejected"
             self._metrics.error(f"store_{kind}")
             detail = f"the states of repos cannot be read: {error}"
-            raise Disconnected(DisconnectReason.STORE, detail) from error
+            raise DisconnectedError(DisconnectReason.STORE, detail) from error
 
     async def _wait_while_full(self) -> None:
-        """Return when the writer may be given more. Raises Disconnected if that takes long."""
+        """Return when the writer may be given more. Raises DisconnectedError if that takes long."""
         if self._may_go_on():
             return
         with self._held_up(True), trio.move_on_at(self._pressure.close_at()):
@@ -249,7 +251,7 @@ class Follower:
                 await self.writer.changed()
             return
         detail = f"nothing could be written for {self._pressure.patience:g} s"
-        raise Disconnected(DisconnectReason.PRESSURE, detail)
+        raise DisconnectedError(DisconnectReason.PRESSURE, detail)
 
     def _may_go_on(self) -> bool:
         writer = self.writer
@@ -287,7 +289,7 @@ class Follower:
             self.connected = False
             self._metrics.connections.dec()
 
-    def _note_end(self, ended: Disconnected) -> None:
+    def _note_end(self, ended: DisconnectedError) -> None:
         self.attempted.set()
         self.ended = ended
         self.report_counts()
@@ -323,6 +325,6 @@ class Follower:
         return {"host": self.feed.endpoint.key, "stream": self.feed.nsid.rpartition(".")[2]}
 
 
-def _ended_by(frame: ErrorMessage) -> Disconnected:
+def _ended_by(frame: ErrorMessage) -> DisconnectedError:
     reason = _ERROR_FRAMES.get(frame.error, DisconnectReason.ERROR_FRAME)
-    return Disconnected(reason, f"{frame.error[:100]}: {(frame.message or '')[:300]}")
+    return DisconnectedError(reason, f"{frame.error[:100]}: {(frame.message or '')[:300]}")

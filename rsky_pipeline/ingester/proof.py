@@ -9,7 +9,7 @@ from typing import NamedTuple
 from rsky_pipeline.atproto.car import read_car
 from rsky_pipeline.atproto.cid import Cid
 from rsky_pipeline.atproto.commit import Commit, parse_commit
-from rsky_pipeline.atproto.errors import InvalidData
+from rsky_pipeline.atproto.errors import InvalidDataError
 from rsky_pipeline.atproto.frame import CommitMessage, RepoOp, SyncMessage
 from rsky_pipeline.atproto.mst import invert, look_up
 
@@ -22,33 +22,34 @@ class Contents(NamedTuple):
 
 
 def read_contents(message: CommitMessage | SyncMessage) -> Contents:
-    """Read the blocks of a message and its commit object. Raises InvalidData."""
+    """Read the blocks of a message and its commit object. Raises InvalidDataError."""
     car = read_car(message.blocks)
     root = car.roots[0]
     if type(message) is CommitMessage and root != message.commit:
-        raise InvalidData("root_mismatch", "the blocks are not those of the commit")
+        raise InvalidDataError("root_mismatch", "the blocks are not those of the commit")
     block = car.blocks.get(root)
     if block is None:
-        raise InvalidData("missing_block", f"the commit {root}")
+        raise InvalidDataError("missing_block", f"the commit {root}")
     return Contents(check_commit(parse_commit(block), message), car.blocks)
 
 
 def check_commit(commit: Commit, message: CommitMessage | SyncMessage) -> Commit:
-    """Return a commit if it is the one that a message is about. Raises InvalidData."""
+    """Return a commit if it is the one that a message is about. Raises InvalidDataError."""
     if commit.did != message.did:
-        raise InvalidData(
+        raise InvalidDataError(
             "commit_did", f"of {commit.did[:100]} in a message of {message.did[:100]}"
         )
     if commit.rev != message.rev:
-        raise InvalidData("commit_rev", f"{commit.rev} in a message of {message.rev}")
+        raise InvalidDataError("commit_rev", f"{commit.rev} in a message of {message.rev}")
     return commit
 
 
 def check_operations(message: CommitMessage, contents: Contents) -> None:
-    """Raise InvalidData unless the operations are exactly the difference between two trees.
+    """Raise InvalidDataError unless the operations are exactly the difference between two trees.
 
     Commits of before Sync 1.1 do not say which tree was before: of them, only what each operation
-    leads to is looked up in the signed tree. IncompleteTree is raised where blocks are missing.
+    leads to is looked up in the signed tree. IncompleteTreeError is raised where blocks are
+    missing.
     """
     commit, blocks = contents
     if message.prev_data is None:
@@ -57,9 +58,9 @@ def check_operations(message: CommitMessage, contents: Contents) -> None:
         return
     before = invert(blocks, commit.data, message.ops)
     if before != message.prev_data:
-        raise InvalidData("inversion", f"leads back to {before}, not to {message.prev_data}")
+        raise InvalidDataError("inversion", f"leads back to {before}, not to {message.prev_data}")
 
 
 def _check_result(op: RepoOp, found: Cid | None) -> None:
     if found != op.cid:
-        raise InvalidData("invalid_operation", f"{op.path[:100]} is not in that state")
+        raise InvalidDataError("invalid_operation", f"{op.path[:100]} is not in that state")

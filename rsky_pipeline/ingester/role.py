@@ -35,7 +35,7 @@ from rsky_pipeline.ingester.writer import Writer
 from rsky_pipeline.network.directory import Directory
 from rsky_pipeline.network.http import HttpClient
 from rsky_pipeline.network.listing import Pace, list_repos, list_repos_by_collection
-from rsky_pipeline.network.subscription import DisconnectReason, Patience
+from rsky_pipeline.network.subscription import DisconnectReason, Timeouts
 from rsky_pipeline.observability.ingester import IngesterMetrics
 from rsky_pipeline.observability.streams import StreamMetrics
 from rsky_pipeline.runtime.backoff import Backoff
@@ -223,8 +223,8 @@ class _Builder:
                 endpoint.key, endpoint.http_url(), settings.collections, Tally(), self.quarantine,
                 verify=settings.verify,
             )  # fmt: skip
-            patience = Patience(idle=float(settings.ingester_idle_timeout_seconds))
-            feed = Feed(endpoint, SUBSCRIBE_REPOS, settings.initial_cursor, patience, self._tls)
+            timeouts = Timeouts(idle=float(settings.ingester_idle_timeout_seconds))
+            feed = Feed(endpoint, SUBSCRIBE_REPOS, settings.initial_cursor, timeouts, self._tls)
             lane = writer.lane(cursor_key(FIREHOSE_LIVE, endpoint.key))
             judge = Judge(endpoint.key, converter, parts.memory)
             follower = Follower(
@@ -245,8 +245,8 @@ class _Builder:
         writer = self._writer(f"{LABEL_LIVE}-{host}", marks, ledger)
         parts.writers.append((writer, ledger))
         # A labeler may be silent for days; that it lives is seen by its answers to pings.
-        patience = Patience(idle=None, max_queued_bytes=_LABEL_QUEUE_BYTES)
-        feed = Feed(endpoint, SUBSCRIBE_LABELS, "oldest", patience, self._tls)
+        timeouts = Timeouts(idle=None, max_queued_bytes=_LABEL_QUEUE_BYTES)
+        feed = Feed(endpoint, SUBSCRIBE_LABELS, "oldest", timeouts, self._tls)
         lane = writer.lane(cursor_key(LABEL_LIVE, host))
         tally, mode = Tally(), self._settings.label_signatures
         proof = None if mode == "none" else LabelProof(self._labelers, mode, tally)

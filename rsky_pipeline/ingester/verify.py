@@ -23,9 +23,9 @@ import trio
 from rsky_pipeline.atproto.commit import Commit, unsigned_bytes, verify_commit
 from rsky_pipeline.atproto.crypto import PublicKey
 from rsky_pipeline.atproto.identity import DidDocument
-from rsky_pipeline.atproto.signatures import Check
+from rsky_pipeline.atproto.signatures import SignatureCheck
 from rsky_pipeline.ingester.convert import Claim
-from rsky_pipeline.network.directory import IdentityNotFound, IdentityUnavailable
+from rsky_pipeline.network.directory import IdentityNotFoundError, IdentityUnavailableError
 from rsky_pipeline.runtime.boundary import Boundary
 from rsky_pipeline.runtime.logging import Throttled
 
@@ -55,10 +55,12 @@ class Verdict(StrEnum):
 class Verifier(Protocol):
     """Decides about commits."""
 
-    def check(self, claim: Claim) -> Check | None:
+    def check(self, claim: Claim) -> SignatureCheck | None:
         """Return the check of a signature that may settle a claim, if its key is known."""
 
-    def decide_at_once(self, claim: Claim, check: Check | None, good: bool) -> Verdict | None:
+    def decide_at_once(
+        self, claim: Claim, check: SignatureCheck | None, good: bool
+    ) -> Verdict | None:
         """Return a verdict, or None if that takes a lookup; `good` is what the check has shown."""
 
     async def decide(self, claim: Claim) -> Verdict:
@@ -101,15 +103,17 @@ class SignatureVerifier:
         self._unavailable = _ForAWhile()
         self._lookups = trio.CapacityLimiter(MAX_LOOKUPS)
 
-    def check(self, claim: Claim) -> Check | None:
+    def check(self, claim: Claim) -> SignatureCheck | None:
         """Return the check against the key that is known, if one is."""
         commit = claim.commit
         if commit is None or commit.did != claim.did:
             return None
         key = self._known(claim.did)
-        return None if key is None else Check(key, unsigned_bytes(commit), commit.sig)
+        return None if key is None else SignatureCheck(key, unsigned_bytes(commit), commit.sig)
 
-    def decide_at_once(self, claim: Claim, check: Check | None, good: bool) -> Verdict | None:
+    def decide_at_once(
+        self, claim: Claim, check: SignatureCheck | None, good: bool
+    ) -> Verdict | None:
         """Return what is known without a lookup, or None."""
         commit = claim.commit
         if commit is None or commit.did != claim.did:
@@ -136,10 +140,10 @@ class SignatureVerifier:
                         return await self._look_up(claim.did, commit)
                 with trio.fail_after(DIRECTORY_SECONDS):
                     return await self._look_up_patiently(claim.did, commit)
-        except (IdentityUnavailable, trio.TooSlowError):
+        except (IdentityUnavailableError, trio.TooSlowError):
             self._unavailable.add(claim.did, UNAVAILABLE_SECONDS)
             return Verdict.UNVERIFIED
-        except IdentityNotFound:
+        except IdentityNotFoundError:
             return Verdict.NO_ACCOUNT
         except Exception as error:  # noqa: BLE001 - see runtime.boundary
             self._boundary.caught(error, "identity", did=claim.did)
@@ -158,7 +162,7 @@ class SignatureVerifier:
         while True:
             try:
                 return await self._look_up(did, commit)
-            except IdentityUnavailable as error:
+            except IdentityUnavailableError as error:
                 if error.of_account:
                     raise
                 await trio.sleep(RETRY_SECONDS)

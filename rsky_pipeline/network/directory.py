@@ -9,10 +9,10 @@ from urllib.parse import quote
 
 import trio
 
-from rsky_pipeline.atproto.errors import InvalidData
+from rsky_pipeline.atproto.errors import InvalidDataError
 from rsky_pipeline.atproto.identity import DidDocument, parse_did_document
 from rsky_pipeline.configuration.endpoints import Endpoint, parse_endpoint
-from rsky_pipeline.network.http import HttpClient, HttpFailure
+from rsky_pipeline.network.http import HttpClient, HttpError
 
 MAX_CACHED = 200_000
 FRESH_SECONDS = 24 * 3600.0
@@ -21,11 +21,11 @@ FORCED_PAUSE_SECONDS = 60.0  # a forced look-up of one DID is repeated no sooner
 MAX_DOCUMENT = 256 * 1024
 
 
-class IdentityNotFound(Exception):
+class IdentityNotFoundError(Exception):
     """The DID does not exist, is tombstoned, or its method is not supported: final for now."""
 
 
-class IdentityUnavailable(Exception):
+class IdentityUnavailableError(Exception):
     """The directory or host did not give a usable answer: try again later.
 
     `of_account`: it answered, and what it has of this account is unusable, so that asking again
@@ -68,7 +68,7 @@ class Directory:
     async def resolve(self, did: str, force: bool = False) -> DidDocument:
         """Return the document of a DID, from the cache unless forced.
 
-        Raises IdentityNotFound and IdentityUnavailable.
+        Raises IdentityNotFoundError and IdentityUnavailableError.
         """
         while did in self._running:
             await self._running[did].wait()
@@ -97,7 +97,7 @@ class Directory:
         return cached.document
 
     def web_host(self, did: str) -> Endpoint:
-        """Return the host that has the document of a did:web. Raises IdentityNotFound.
+        """Return the host that has the document of a did:web. Raises IdentityNotFoundError.
 
         Only its name counts: no path, and a port only where private hosts are allowed
         (https://atproto.com/specs/did#blessed-did-methods).
@@ -107,7 +107,7 @@ class Directory:
         if ":" not in host and ("%" not in host or self._allow_private):
             with suppress(ValueError):
                 return parse_endpoint(f"{scheme}://{host.replace('%3A', ':')}")
-        raise IdentityNotFound(f"{did[:100]}: did:web has a host name only")
+        raise IdentityNotFoundError(f"{did[:100]}: did:web has a host name only")
 
     def forget(self, did: str) -> None:
         """Make the next look-up of a DID a fresh one, as after an identity event."""
@@ -125,25 +125,25 @@ class Directory:
             body = await self._http.get_json(
                 url, max_bytes=MAX_DOCUMENT, total_seconds=15.0, trusted=trusted
             )
-        except HttpFailure as error:
+        except HttpError as error:
             if error.kind == "status" and error.status in {404, 410}:
                 return None
             of_account = error.kind in {"malformed", "too_big", "internal_error"}
-            raise IdentityUnavailable(str(error), of_account=of_account) from error
+            raise IdentityUnavailableError(str(error), of_account=of_account) from error
         try:
             return parse_did_document(body, did)
-        except InvalidData as error:
-            raise IdentityUnavailable(f"{url}: {error}", of_account=True) from error
+        except InvalidDataError as error:
+            raise IdentityUnavailableError(f"{url}: {error}", of_account=True) from error
 
     def _url(self, did: str) -> tuple[str, bool]:
         if did.startswith("did:plc:"):
             return self._plc.http_url(f"/{quote(did, safe=':')}"), True
         if did.startswith("did:web:"):
             return self.web_host(did).http_url("/.well-known/did.json"), False
-        raise IdentityNotFound(f"{did[:100]}: this DID method is not supported")
+        raise IdentityNotFoundError(f"{did[:100]}: this DID method is not supported")
 
 
 def _found(did: str, cached: _Cached) -> DidDocument:
     if cached.document is None:
-        raise IdentityNotFound(f"{did} does not exist or was deleted")
+        raise IdentityNotFoundError(f"{did} does not exist or was deleted")
     return cached.document

@@ -16,7 +16,7 @@ import trio
 from rsky_pipeline.atproto.syntax import is_did, is_handle
 from rsky_pipeline.configuration.endpoints import parse_endpoint
 from rsky_pipeline.network.hosts import is_public_name
-from rsky_pipeline.network.http import HttpClient, HttpFailure
+from rsky_pipeline.network.http import HttpClient, HttpError
 
 DNS_SECONDS = 5.0
 HTTP_SECONDS = 10.0
@@ -25,7 +25,7 @@ _PREFIX = "did="
 _NO_ANSWER = (dns.resolver.NXDOMAIN, dns.resolver.NoAnswer, dns.resolver.YXDOMAIN)
 
 
-class HandleUnavailable(Exception):
+class HandleUnavailableError(Exception):
     """Nobody could say to whom the handle belongs: try again later."""
 
 
@@ -40,7 +40,7 @@ class Handles:
         self._allow_private = allow_private
 
     async def resolve(self, handle: str) -> str | None:
-        """Return the DID of a handle, None if it has none. Raises HandleUnavailable."""
+        """Return the DID of a handle, None if it has none. Raises HandleUnavailableError."""
         handle = handle.lower()
         if not is_handle(handle):
             return None
@@ -48,11 +48,11 @@ class Handles:
             return await self._ask_resolver(handle)
         if not self._allow_private and not is_public_name(handle):
             return None
-        failures: list[HandleUnavailable] = []
+        failures: list[HandleUnavailableError] = []
         for ask in (self._ask_dns, self._ask_host):
             try:
                 did = await ask(handle)
-            except HandleUnavailable as failure:
+            except HandleUnavailableError as failure:
                 failures.append(failure)
                 continue
             if did is not None:
@@ -70,7 +70,7 @@ class Handles:
         except _NO_ANSWER:
             return None
         except (dns.exception.DNSException, trio.TooSlowError, OSError) as error:
-            raise HandleUnavailable(f"DNS of {handle}: {type(error).__name__}") from error
+            raise HandleUnavailableError(f"DNS of {handle}: {type(error).__name__}") from error
         return did_of_records(b"".join(record.strings) for record in answer)
 
     async def _ask_host(self, handle: str) -> str | None:
@@ -80,11 +80,11 @@ class Handles:
             body = await self._http.get_bytes(
                 url, max_bytes=MAX_DOCUMENT, total_seconds=HTTP_SECONDS
             )
-        except HttpFailure as failure:
+        except HttpError as failure:
             # Most hosts of handles serve no such document, and many do not exist: no, not unknown.
             unknown = failure.kind in {"timeout", "internal_error"}
             if unknown or failure.status >= 500 or failure.status == 429:
-                raise HandleUnavailable(str(failure)) from failure
+                raise HandleUnavailableError(str(failure)) from failure
             return None
         text = body.decode("utf-8", "replace").strip()
         return text if is_did(text) else None
@@ -96,10 +96,10 @@ class Handles:
             answer = await self._http.get_json(
                 self._resolver.http_url(path), total_seconds=HTTP_SECONDS, trusted=True
             )
-        except HttpFailure as failure:
+        except HttpError as failure:
             if failure.kind == "status" and failure.status in {400, 404}:
                 return None
-            raise HandleUnavailable(str(failure)) from failure
+            raise HandleUnavailableError(str(failure)) from failure
         did = answer.get("did") if isinstance(answer, dict) else None
         return did if isinstance(did, str) and is_did(did) else None
 

@@ -16,7 +16,13 @@ import httpcore
 import orjson
 import trio
 
-from rsky_pipeline.network.pool import ForbiddenAddress, InvalidUrl, Pool, Response, parse_url
+from rsky_pipeline.network.pool import (
+    ClientResponse,
+    ConnectionPool,
+    ForbiddenAddressError,
+    InvalidUrlError,
+    parse_url,
+)
 from rsky_pipeline.network.rate_headers import RateLimit, read_rate_limit, read_retry_after
 from rsky_pipeline.runtime.boundary import Boundary
 
@@ -33,7 +39,7 @@ FailureKind = Literal[
 ]  # fmt: skip
 
 
-class HttpFailure(Exception):
+class HttpError(Exception):
     """A request that gave no usable answer.
 
     `status` and `code` (the XRPC error name) are set for `kind` "status"; `retry_after` is in
@@ -58,7 +64,7 @@ class HttpFailure(Exception):
         self.limit = limit
 
 
-class Redirected(Exception):
+class RedirectError(Exception):
     """A host sent us to another one, for a caller that keeps account of hosts; `url` is where."""
 
     def __init__(self, url: str) -> None:
@@ -67,7 +73,7 @@ class Redirected(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class Download:
     """A successful response whose body is still to be read."""
 
     url: str
@@ -79,7 +85,7 @@ class HttpClient:
     """One pool of connections; use as an async context manager, or `aclose` it.
 
     Whatever a URL, a host or its answer makes the libraries below raise is that request's
-    HttpFailure, of kind "internal_error" where nobody declared it; `boundary` counts those.
+    HttpError, of kind "internal_error" where nobody declared it; `boundary` counts those.
     """
 
     def __init__(
@@ -90,13 +96,15 @@ class HttpClient:
         self._allow_private = allow_private
         self._silence_seconds = silence_seconds
         context = ssl.create_default_context()
-        self._trusted = Pool(
+        self._trusted = ConnectionPool(
             context, guarded=False, silence_seconds=silence_seconds, most=max_connections
         )
         self._guarded = (
             self._trusted
             if allow_private
-            else Pool(context, guarded=True, silence_seconds=silence_seconds, most=max_connections)
+            else ConnectionPool(
+                context, guarded=True, silence_seconds=silence_seconds, most=max_connections
+            )
         )
 
     async def __aenter__(self) -> "HttpClient":
@@ -115,41 +123,41 @@ class HttpClient:
     async def get(
         self, url: str, *, max_bytes: int, total_seconds: float, trusted: bool = False,
         min_rate: float = 0.0, stay: bool = False,
-    ) -> AsyncIterator[Answer]:  # fmt: skip
-        """Open a response of status 200, following redirects; raises HttpFailure.
+    ) -> AsyncIterator[Download]:  # fmt: skip
+        """Open a response of status 200, following redirects; raises HttpError.
 
         `max_bytes` bounds the body, `total_seconds` everything, and the body must come with
         `min_rate` bytes a second, over the silence that is allowed. `trusted` is for endpoints
-        that the operator configured. With `stay` a redirect to another host raises Redirected.
+        that the operator configured. With `stay` a redirect to another host raises RedirectError.
         """
         window = _Window(min_rate, self._silence_seconds)
         with trio.move_on_after(total_seconds) as scope:
             response = await self._open(url, max_bytes, trusted, stay)
             try:
                 async with aclosing(self._bounded(response, max_bytes, window)) as chunks:
-                    yield Answer(response.url, response.headers, chunks)
+                    yield Download(response.url, response.headers, chunks)
             finally:
                 await self._close(response)
         if scope.cancelled_caught:
-            raise HttpFailure("timeout", f"{url} took more than {total_seconds:.0f} s")
+            raise HttpError("timeout", f"{url} took more than {total_seconds:.0f} s")
 
     async def get_json(
         self, url: str, *, max_bytes: int = MAX_JSON, total_seconds: float = 30.0,
         trusted: bool = False,
     ) -> Any:  # fmt: skip
-        """Return a JSON document; raises HttpFailure."""
+        """Return a JSON document; raises HttpError."""
         body = await self.get_bytes(
             url, max_bytes=max_bytes, total_seconds=total_seconds, trusted=trusted
         )
         try:
             return orjson.loads(body)
         except orjson.JSONDecodeError as error:
-            raise HttpFailure("malformed", f"{url} does not answer with JSON") from error
+            raise HttpError("malformed", f"{url} does not answer with JSON") from error
 
     async def get_bytes(
         self, url: str, *, max_bytes: int, total_seconds: float = 30.0, trusted: bool = False
     ) -> bytes:
-        """Return a whole body; raises HttpFailure."""
+        """Return a whole body; raises HttpError."""
         body = bytearray()
         async with self.get(
             url, max_bytes=max_bytes, total_seconds=total_seconds, trusted=trusted
@@ -158,21 +166,21 @@ class HttpClient:
                 body += chunk
         return bytes(body)
 
-    async def _open(self, url: str, max_bytes: int, trusted: bool, stay: bool) -> Response:
-        """Return a response of status 200. Raises HttpFailure and Redirected."""
+    async def _open(self, url: str, max_bytes: int, trusted: bool, stay: bool) -> ClientResponse:
+        """Return a response of status 200. Raises HttpError and RedirectError."""
         try:
             response = await self._follow(url, trusted, stay)
-        except (HttpFailure, Redirected):
+        except (HttpError, RedirectError):
             raise
         except Exception as error:
             raise self._internal(error, url) from error
         length = response.headers.get("content-length", "")
         if length.isascii() and length.isdigit() and int(length) > max_bytes:
             await self._close(response)
-            raise HttpFailure("too_big", f"{url} announces {length} bytes")
+            raise HttpError("too_big", f"{url} announces {length} bytes")
         return response
 
-    async def _follow(self, url: str, trusted: bool, stay: bool) -> Response:
+    async def _follow(self, url: str, trusted: bool, stay: bool) -> ClientResponse:
         for _ in range(MAX_REDIRECTS + 1):
             self._check_scheme(url, trusted)
             response = await _send(self._trusted if trusted else self._guarded, url)
@@ -186,57 +194,55 @@ class HttpClient:
                 await self._close(response)
             same_host = urlsplit(target).netloc == urlsplit(url).netloc
             if stay and not same_host:
-                raise Redirected(target)
+                raise RedirectError(target)
             # Wherever a trusted server sends us, it is no longer the operator's choice.
             trusted = trusted and same_host
             url = target
-        raise HttpFailure("forbidden", f"more than {MAX_REDIRECTS} redirects, the last to {url}")
+        raise HttpError("forbidden", f"more than {MAX_REDIRECTS} redirects, the last to {url}")
 
     def _check_scheme(self, url: str, trusted: bool) -> None:
         scheme = url.partition(":")[0].lower()
         if scheme != "https" and not (scheme == "http" and (trusted or self._allow_private)):
-            raise HttpFailure("forbidden", f"{url[:200]} is not https")
+            raise HttpError("forbidden", f"{url[:200]} is not https")
 
     async def _bounded(
-        self, response: Response, max_bytes: int, window: "_Window | None" = None
+        self, response: ClientResponse, max_bytes: int, window: "_Window | None" = None
     ) -> AsyncGenerator[bytes, None]:
         total = 0
         if response.headers.get("content-encoding", "identity") != "identity":
-            raise HttpFailure("malformed", f"{response.url} compresses although asked not to")
+            raise HttpError("malformed", f"{response.url} compresses although asked not to")
         try:
             asked = trio.current_time()
             async for chunk in response.chunks():
                 total += len(chunk)
                 waited = trio.current_time() - asked
                 if window is not None and window.too_slow(waited, len(chunk)):
-                    raise HttpFailure("too_slow", f"{response.url} sends too slowly")
+                    raise HttpError("too_slow", f"{response.url} sends too slowly")
                 if total > max_bytes:
-                    raise HttpFailure(
-                        "too_big", f"{response.url} sends more than {max_bytes} bytes"
-                    )
+                    raise HttpError("too_big", f"{response.url} sends more than {max_bytes} bytes")
                 yield chunk
                 asked = trio.current_time()
-        except HttpFailure:
+        except HttpError:
             raise
         except httpcore.TimeoutException as error:
-            raise HttpFailure("timeout", f"{response.host} stopped sending") from error
+            raise HttpError("timeout", f"{response.host} stopped sending") from error
         except (*_BROKEN, OSError) as error:
-            raise HttpFailure("unreachable", f"{response.host} broke off: {error}") from error
+            raise HttpError("unreachable", f"{response.host} broke off: {error}") from error
         except Exception as error:
             raise self._internal(error, response.url) from error
 
-    async def _refusal(self, response: Response) -> HttpFailure:
+    async def _refusal(self, response: ClientResponse) -> HttpError:
         """Read what a host says with a status other than 200."""
         body = bytearray()
         try:
             async for chunk in self._bounded(response, MAX_ERROR_BODY):
                 body += chunk
             document = orjson.loads(bytes(body))
-        except (HttpFailure, orjson.JSONDecodeError):
+        except (HttpError, orjson.JSONDecodeError):
             document = None  # an HTML page or a cut-off body says no more than the status
         code = document.get("error") if isinstance(document, dict) else None
         now = time.time()
-        return HttpFailure(
+        return HttpError(
             "status",
             f"{response.url} answered {response.status} {str(code or '')[:100]}".strip(),
             status=response.status,
@@ -245,27 +251,27 @@ class HttpClient:
             limit=read_rate_limit(response.headers, now),
         )
 
-    async def _close(self, response: Response) -> None:
+    async def _close(self, response: ClientResponse) -> None:
         """Close a response; what the connection raises then changes nothing of its outcome."""
         try:
             await response.aclose()
         except Exception as error:  # noqa: BLE001 - see runtime.boundary
             self._boundary.caught(error, "close", host=response.host)
 
-    def _internal(self, error: Exception, url: str) -> HttpFailure:
+    def _internal(self, error: Exception, url: str) -> HttpError:
         self._boundary.caught(error, "request", host=_host(url))
-        return HttpFailure("internal_error", f"{_host(url)}: {type(error).__name__}: {error}")
+        return HttpError("internal_error", f"{_host(url)}: {type(error).__name__}: {error}")
 
 
-async def _send(pool: Pool, url: str) -> Response:
+async def _send(pool: ConnectionPool, url: str) -> ClientResponse:
     try:
         return await pool.get(url)
-    except ForbiddenAddress as error:
-        raise HttpFailure("forbidden", str(error)) from error
+    except ForbiddenAddressError as error:
+        raise HttpError("forbidden", str(error)) from error
     except httpcore.TimeoutException as error:
-        raise HttpFailure("timeout", f"{_host(url)} does not answer") from error
-    except (*_BROKEN, InvalidUrl, OSError) as error:  # ssl.SSLError is an OSError
-        raise HttpFailure("unreachable", f"{_host(url)} cannot be reached: {error}") from error
+        raise HttpError("timeout", f"{_host(url)} does not answer") from error
+    except (*_BROKEN, InvalidUrlError, OSError) as error:  # ssl.SSLError is an OSError
+        raise HttpError("unreachable", f"{_host(url)} cannot be reached: {error}") from error
 
 
 def _host(url: str) -> str:
@@ -281,8 +287,8 @@ def _target(url: str, location: str) -> str:
         target = urljoin(url, location)
         if urlsplit(target).scheme in {"http", "https"}:  # others are forbidden, not malformed
             parse_url(target)
-    except ValueError as error:  # InvalidUrl is one
-        raise HttpFailure("malformed", f"{url} redirects to {location[:200]!r}") from error
+    except ValueError as error:  # InvalidUrlError is one
+        raise HttpError("malformed", f"{url} redirects to {location[:200]!r}") from error
     return target
 
 

@@ -22,7 +22,7 @@ import trio
 
 from rsky_pipeline.atproto.syntax import is_did
 from rsky_pipeline.configuration.endpoints import Endpoint
-from rsky_pipeline.network.http import HttpClient, HttpFailure
+from rsky_pipeline.network.http import HttpClient, HttpError
 from rsky_pipeline.runtime.backoff import Backoff
 
 PAGE_SIZE = 1_000  # the largest that the lexicon allows
@@ -36,7 +36,7 @@ SEARCH_SECONDS = 1.0  # longest wait between requests that look for the end of a
 STUCK_SECONDS = (60.0, 3_600.0)  # first and longest wait where no way around is known
 _FARTHEST = 2**40
 
-# The page at a cursor (None: the beginning), of at most so many repos. Raises HttpFailure.
+# The page at a cursor (None: the beginning), of at most so many repos. Raises HttpError.
 FetchPage = Callable[[str | None, int], Awaitable["Page"]]
 
 
@@ -104,7 +104,7 @@ async def list_repos(
 ) -> Page:
     """Fetch a page of listRepos from a configured host.
 
-    Raises HttpFailure; entries that are malformed are left out.
+    Raises HttpError; entries that are malformed are left out.
     """
     return await _page(http, endpoint, "listRepos", cursor, limit)
 
@@ -114,7 +114,7 @@ async def list_repos_by_collection(
 ) -> Page:
     """Fetch a page of listReposByCollection: accounts with records of a collection.
 
-    Its repos have neither rev nor hosting status. Raises HttpFailure.
+    Its repos have neither rev nor hosting status. Raises HttpError.
     """
     name = f"listReposByCollection?collection={quote(collection, safe='')}"
     return await _page(http, endpoint, name, cursor, limit)
@@ -139,7 +139,7 @@ class Lister:
     """One pass over a listing, from a cursor to its end; iterate over it.
 
     Asking for the next item confirms the one before: store what it brought first. A request that
-    fails is made again after a wait. With `tries` the iterator raises HttpFailure when the host
+    fails is made again after a wait. With `tries` the iterator raises HttpError when the host
     serves nothing so many times in a row, or when no way around a page is known; without, it goes
     on until cancelled. `failed` is called before each wait.
     """
@@ -166,7 +166,7 @@ class Lister:
         return self
 
     async def __anext__(self) -> Listed | Unlistable:
-        """Return the next page or unlistable range. Raises HttpFailure only with `tries`."""
+        """Return the next page or unlistable range. Raises HttpError only with `tries`."""
         last = self._last
         if last is not None:
             if last.following is None:
@@ -182,7 +182,7 @@ class Lister:
             request = walk.request()
             try:
                 page = await self._fetch(request.cursor, request.limit)
-            except HttpFailure as error:
+            except HttpError as error:
                 missing = walk.failed() if may_be_the_page(error) else None
                 if missing is not None:
                     return Unlistable(walk.cursor, str(missing.end), missing, str(error)[:300])
@@ -199,7 +199,7 @@ class Lister:
         self._visited.add(hash(cursor))
         return cursor
 
-    async def _wait(self, error: HttpFailure) -> None:
+    async def _wait(self, error: HttpError) -> None:
         """Wait before the next request. Raises the error if there shall be none."""
         walk = self._walk
         self._unanswered += not may_be_the_page(error)
@@ -232,7 +232,7 @@ async def relist(
 ) -> Relisted:
     """Ask for all of a range again, and hand over each page that the host serves now.
 
-    Raises HttpFailure where the host fails in a way that has nothing to do with a page.
+    Raises HttpError where the host fails in a way that has nothing to do with a page.
     """
     left: list[UnlistableRange] = []
     at, limit = missing.start, min(PAGE_SIZE, missing.end - missing.start)
@@ -241,7 +241,7 @@ async def relist(
             break
         try:
             page = await fetch(str(at), min(limit, missing.end - at))
-        except HttpFailure as error:
+        except HttpError as error:
             if not may_be_the_page(error):
                 raise
             if limit > 1:
@@ -259,7 +259,7 @@ async def relist(
     return Relisted(left, UnlistableRange(at, missing.end) if at < missing.end else None)
 
 
-def may_be_the_page(error: HttpFailure) -> bool:
+def may_be_the_page(error: HttpError) -> bool:
     """Tell whether another page could work where this one failed."""
     if error.kind == "status":
         return error.retry_after is None and error.status in {400, 500, 502, 504}
@@ -415,7 +415,7 @@ async def _page(
     body = await http.get_json(url, max_bytes=MAX_PAGE_BYTES, total_seconds=60.0, trusted=True)
     repos = body.get("repos") if isinstance(body, dict) else None
     if not isinstance(repos, list):
-        raise HttpFailure("malformed", f"{url} has no list of repos")
+        raise HttpError("malformed", f"{url} has no list of repos")
     following = body.get("cursor")
     found = tuple(found for item in repos if (found := _listed(item)) is not None)
     return Page(

@@ -30,11 +30,11 @@ _HEADERS = [
 _PLAIN = "%/:?#[]@!$&'()*+,;=~"
 
 
-class ForbiddenAddress(OSError):
+class ForbiddenAddressError(OSError):
     """A name leads to an address that strangers may not send us to."""
 
 
-class InvalidUrl(ValueError):
+class InvalidUrlError(ValueError):
     """A URL that no request can be sent to."""
 
 
@@ -53,12 +53,12 @@ class _GuardedBackend(httpcore.AsyncNetworkBackend):
         socket_options: Iterable[Any] | None = None,
     ) -> httpcore.AsyncNetworkStream:
         if not is_public_name(host):
-            raise ForbiddenAddress(f"{host} is not the name of a public host")
+            raise ForbiddenAddressError(f"{host} is not the name of a public host")
         found = await trio.socket.getaddrinfo(host, port, type=trio.socket.SOCK_STREAM)
         addresses = list(dict.fromkeys(str(item[4][0]) for item in found))
         for address in addresses:
             if not is_public_address(address):
-                raise ForbiddenAddress(f"{host} leads to {address}, which is not public")
+                raise ForbiddenAddressError(f"{host} leads to {address}, which is not public")
         last: Exception | None = None
         for address in addresses[:4]:
             try:
@@ -74,7 +74,7 @@ class _GuardedBackend(httpcore.AsyncNetworkBackend):
 
 
 @dataclass(frozen=True, slots=True)
-class Response:
+class ClientResponse:
     """The head of a response; the names of `headers` are in lower case. `aclose` it."""
 
     url: str
@@ -97,7 +97,7 @@ class Response:
         await self._source.aclose()
 
 
-class Pool:
+class ConnectionPool:
     """Connections to any number of hosts."""
 
     def __init__(
@@ -114,10 +114,10 @@ class Pool:
             "connect": CONNECT_SECONDS, "read": silence_seconds, "write": silence_seconds,
         }  # fmt: skip
 
-    async def get(self, url: str) -> Response:
+    async def get(self, url: str) -> ClientResponse:
         """Send a request and return its answer, whatever it is.
 
-        Raises InvalidUrl, ForbiddenAddress, OSError and httpcore's exceptions.
+        Raises InvalidUrlError, ForbiddenAddressError, OSError and httpcore's exceptions.
         """
         target, host = parse_url(url)
         request = httpcore.Request(
@@ -131,7 +131,7 @@ class Pool:
             name.decode("ascii", "replace").lower(): value.decode("latin-1")
             for name, value in source.headers
         }
-        return Response(url, host, source.status, headers, source)
+        return ClientResponse(url, host, source.status, headers, source)
 
     async def aclose(self) -> None:
         """Close all connections."""
@@ -139,7 +139,7 @@ class Pool:
 
 
 def parse_url(url: str) -> tuple[httpcore.URL, str]:
-    """Return where a request for a URL goes, and its host. Raises InvalidUrl."""
+    """Return where a request for a URL goes, and its host. Raises InvalidUrlError."""
     try:
         parts = urlsplit(url)
         name = (parts.hostname or "").encode("ascii" if url.isascii() else "idna").decode()
@@ -148,10 +148,10 @@ def parse_url(url: str) -> tuple[httpcore.URL, str]:
         if parts.query:
             path += "?" + quote(parts.query, safe=_PLAIN)
     except ValueError as error:  # UnicodeError is one
-        raise InvalidUrl(f"{url[:200]!r} is not a URL: {error}") from error
+        raise InvalidUrlError(f"{url[:200]!r} is not a URL: {error}") from error
     host = normal_host(name)  # names that getaddrinfo cannot encode are refused here
     if host is None or port == 0 or parts.scheme not in {"http", "https"}:
-        raise InvalidUrl(f"{url[:200]!r} is not a URL of a web server")
+        raise InvalidUrlError(f"{url[:200]!r} is not a URL of a web server")
     return httpcore.URL(scheme=parts.scheme, host=host, port=port, target=path), host
 
 

@@ -4,7 +4,7 @@ from typing import Literal
 from urllib.parse import quote
 
 from rsky_pipeline.atproto.syntax import is_tid
-from rsky_pipeline.network.http import HttpClient, HttpFailure
+from rsky_pipeline.network.http import HttpClient, HttpError
 from rsky_pipeline.network.rate_headers import RateLimit
 
 MAX_ANSWER = 16 * 1024
@@ -19,7 +19,7 @@ _RETRYABLE_STATUS = frozenset({408, 425, 429, 500, 502, 503, 504})
 Kind = Literal["permanent", "transient", "rate_limited", "invalid"]
 
 
-class RepoUnavailable(Exception):
+class RepoUnavailableError(Exception):
     """A repo could not be fetched. `code` is a short reason, safe as a metric label.
 
     `retry_after` (seconds) and `limit` are what the host said of its rate limit.
@@ -42,25 +42,25 @@ def repo_url(pds: str, did: str) -> str:
 
 
 async def latest_rev(http: HttpClient, pds: str, did: str) -> str:
-    """Ask a PDS for the rev of a repo. Raises RepoUnavailable."""
+    """Ask a PDS for the rev of a repo. Raises RepoUnavailableError."""
     url = f"{pds}/xrpc/com.atproto.sync.getLatestCommit?did={quote(did, safe=':')}"
     try:
         body = await http.get_json(url, max_bytes=MAX_ANSWER, total_seconds=30.0)
-    except HttpFailure as error:
+    except HttpError as error:
         raise classify(error) from error
     rev = body.get("rev") if isinstance(body, dict) else None
     if not isinstance(rev, str) or not is_tid(rev):
-        raise RepoUnavailable("transient", "malformed", f"{url} has no rev")
+        raise RepoUnavailableError("transient", "malformed", f"{url} has no rev")
     return rev
 
 
-def classify(error: HttpFailure) -> RepoUnavailable:
+def classify(error: HttpError) -> RepoUnavailableError:
     """Tell what a failed request means for a repo."""
     kind, code = _meaning(error)
-    return RepoUnavailable(kind, code, str(error), error.retry_after, error.limit)
+    return RepoUnavailableError(kind, code, str(error), error.retry_after, error.limit)
 
 
-def _meaning(error: HttpFailure) -> tuple[Kind, str]:
+def _meaning(error: HttpError) -> tuple[Kind, str]:
     if error.kind == "status":
         if error.code in _PERMANENT_CODES:
             return "permanent", error.code

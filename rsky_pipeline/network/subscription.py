@@ -1,7 +1,7 @@
 """Subscribing to an event stream of a relay or labeler over a WebSocket.
 
-Source: https://atproto.com/specs/event-stream. What went wrong is always a `Disconnected` with a
-reason out of a fixed list, for the counters, and a detail for people.
+Source: https://atproto.com/specs/event-stream. What went wrong is always a `DisconnectedError` with
+a reason out of a fixed list, for the counters, and a detail for people.
 """
 
 import logging
@@ -47,7 +47,7 @@ class DisconnectReason(StrEnum):
     STORE = "store"  # we could not begin, because the store does not tell the cursor
 
 
-class Disconnected(Exception):
+class DisconnectedError(Exception):
     """A subscription ended, or could not begin. `retry_after` is in seconds, if the peer said."""
 
     def __init__(
@@ -60,7 +60,7 @@ class Disconnected(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Patience:
+class Timeouts:
     """The time limits of a subscription, in seconds, and its memory."""
 
     connect: float = 15.0  # name, TCP, TLS and HTTP upgrade together
@@ -71,16 +71,16 @@ class Patience:
     max_queued_bytes: int = 4 * 1024 * 1024
 
 
-DEFAULT_PATIENCE = Patience()
+DEFAULT_TIMEOUTS = Timeouts()
 
 
 class Subscription:
-    """An open subscription; `receive` until it raises `Disconnected`."""
+    """An open subscription; `receive` until it raises `DisconnectedError`."""
 
-    def __init__(self, socket: FrameSocket, patience: Patience) -> None:
+    def __init__(self, socket: FrameSocket, timeouts: Timeouts) -> None:
         self._socket = socket
-        self._patience = patience
-        self._ended: Disconnected | None = None
+        self._timeouts = timeouts
+        self._ended: DisconnectedError | None = None
         self._reader_ended = False
 
     @property
@@ -96,17 +96,17 @@ class Subscription:
     async def receive(self) -> list[bytes]:
         """Return the messages that have come, at least one, in order.
 
-        Raises Disconnected once the connection has ended and everything received was taken.
+        Raises DisconnectedError once the connection has ended and everything received was taken.
         """
         await trio.lowlevel.checkpoint()
         while not (messages := self._socket.take()):
             if self._ended is not None:
                 raise self._ended
             self._socket.arrived = trio.Event()
-            with trio.move_on_after(self._patience.idle or float("inf")) as waiting:
+            with trio.move_on_after(self._timeouts.idle or float("inf")) as waiting:
                 await self._socket.arrived.wait()
             if waiting.cancelled_caught and not _fired_late(waiting):
-                detail = f"nothing was received for {self._patience.idle:g} s"
+                detail = f"nothing was received for {self._timeouts.idle:g} s"
                 self._end(DisconnectReason.IDLE, detail)
         return messages
 
@@ -138,23 +138,23 @@ class Subscription:
 
     async def run_heartbeat(self) -> None:
         """Ping the peer now and then; one that sends neither a pong nor a message is dead."""
-        socket, patience = self._socket, self._patience
+        socket, timeouts = self._socket, self._timeouts
         while self._ended is None:
-            await trio.sleep(patience.ping_every)
+            await trio.sleep(timeouts.ping_every)
             messages, stalls = socket.messages, socket.stalls
             try:
-                with trio.move_on_after(patience.pong_within) as waiting:
+                with trio.move_on_after(timeouts.pong_within) as waiting:
                     await socket.ping()
             except ConnectionClosed:
                 return
             # The pong may be behind messages that we did not read in time.
             unread = socket.stalled or (socket.messages, socket.stalls) != (messages, stalls)
             if waiting.cancelled_caught and not unread and not _fired_late(waiting):
-                detail = f"no answer to a ping within {patience.pong_within:g} s"
+                detail = f"no answer to a ping within {timeouts.pong_within:g} s"
                 self._end(DisconnectReason.PING_TIMEOUT, detail)
 
     async def opened(self) -> None:
-        """Wait for the end of the handshake. Raises Disconnected if it failed."""
+        """Wait for the end of the handshake. Raises DisconnectedError if it failed."""
         await self._socket.opened()
         if self._ended is not None:
             raise self._ended
@@ -164,11 +164,11 @@ class Subscription:
         self._socket.discard()
         if self._reader_ended:
             return
-        with trio.move_on_after(self._patience.close):
+        with trio.move_on_after(self._timeouts.close):
             await self._socket.aclose()
 
     def _end(self, reason: DisconnectReason, detail: str) -> None:
-        self._ended = self._ended or Disconnected(reason, detail)
+        self._ended = self._ended or DisconnectedError(reason, detail)
         self._socket.end()
 
 
@@ -178,24 +178,24 @@ async def subscribe(
     nsid: str,
     cursor: int | None,
     *,
-    patience: Patience = DEFAULT_PATIENCE,
+    timeouts: Timeouts = DEFAULT_TIMEOUTS,
     ssl_context: ssl.SSLContext | None = None,
 ) -> AsyncIterator[Subscription]:
     """Open a subscription; `cursor` None means from now on, 0 the oldest event.
 
-    Raises Disconnected. An error of the body is raised as it is, not in a group.
+    Raises DisconnectedError. An error of the body is raised as it is, not in a group.
     """
     query = "" if cursor is None else f"?cursor={cursor}"
-    deadline = trio.current_time() + patience.connect
+    deadline = trio.current_time() + timeouts.connect
     stream = await _open_stream(endpoint, deadline, ssl_context)
     socket = FrameSocket(
         stream,
         host=endpoint.authority,
         path=f"/xrpc/{nsid}{query}",
         headers=[(b"User-Agent", f"rsky-pipeline/{__version__}".encode())],
-        max_queued=patience.max_queued_bytes,
+        max_queued=timeouts.max_queued_bytes,
     )
-    subscription = Subscription(socket, patience)
+    subscription = Subscription(socket, timeouts)
     try:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(subscription.run_reader)
@@ -203,9 +203,9 @@ async def subscribe(
                 with trio.move_on_at(deadline) as opening:
                     await subscription.opened()
                 if opening.cancelled_caught:
-                    raise Disconnected(
+                    raise DisconnectedError(
                         DisconnectReason.CONNECT_TIMEOUT,
-                        f"{endpoint} did not answer within {patience.connect:g} s",
+                        f"{endpoint} did not answer within {timeouts.connect:g} s",
                     )
                 nursery.start_soon(subscription.run_heartbeat)
                 yield subscription
@@ -222,7 +222,7 @@ async def subscribe(
 async def _open_stream(
     endpoint: Endpoint, deadline: float, ssl_context: ssl.SSLContext | None
 ) -> trio.abc.Stream:
-    """Connect, with TLS where the endpoint has it. Raises Disconnected."""
+    """Connect, with TLS where the endpoint has it. Raises DisconnectedError."""
     try:
         with trio.move_on_at(deadline):
             if not endpoint.secure:
@@ -241,10 +241,12 @@ async def _open_stream(
             return stream
     except (OSError, ValueError, trio.BrokenResourceError) as error:  # names that are none, too
         cause = error.__cause__ or error
-        raise Disconnected(
+        raise DisconnectedError(
             DisconnectReason.CONNECT_FAILED, f"cannot connect to {endpoint}: {cause}"
         ) from error
-    raise Disconnected(DisconnectReason.CONNECT_TIMEOUT, f"{endpoint} could not be reached in time")
+    raise DisconnectedError(
+        DisconnectReason.CONNECT_TIMEOUT, f"{endpoint} could not be reached in time"
+    )
 
 
 def _fired_late(scope: trio.CancelScope) -> bool:
@@ -256,7 +258,7 @@ def _fired_late(scope: trio.CancelScope) -> bool:
     return trio.current_time() - scope.deadline > _LATE_SECONDS
 
 
-def _rejected(error: ConnectionRejected) -> Disconnected:
+def _rejected(error: ConnectionRejected) -> DisconnectedError:
     headers = {name.lower(): value for name, value in error.headers}
     detail = f"HTTP status {error.status_code} instead of a WebSocket"
     location = headers.get(b"location")
@@ -265,7 +267,7 @@ def _rejected(error: ConnectionRejected) -> Disconnected:
         detail += f"; it points to {where!r}: configure that host if it is right"
     limited = error.status_code == 429
     reason = DisconnectReason.RATE_LIMITED if limited else DisconnectReason.REJECTED
-    return Disconnected(reason, detail, _seconds(headers.get(b"retry-after", b"")))
+    return DisconnectedError(reason, detail, _seconds(headers.get(b"retry-after", b"")))
 
 
 def _seconds(text: bytes) -> float | None:

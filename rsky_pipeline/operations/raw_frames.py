@@ -11,7 +11,7 @@ from typing import Any
 
 import orjson
 
-from rsky_pipeline.atproto.errors import InvalidData
+from rsky_pipeline.atproto.errors import InvalidDataError
 from rsky_pipeline.atproto.frame import CommitMessage, decode_frame
 from rsky_pipeline.configuration.endpoints import parse_endpoint
 from rsky_pipeline.configuration.settings import Settings
@@ -60,7 +60,7 @@ def summary(frame: RawFrame) -> dict[str, Any]:
     found: dict[str, Any] = {"host": frame.host, "bytes": frame.size, "kept": len(frame.data)}
     try:
         message = decode_frame(frame.data)
-    except InvalidData as error:
+    except InvalidDataError as error:
         return found | {"type": None, "undecodable": str(error)[:200]}
     found["type"] = type(message).__name__.removesuffix("Message").lower()
     for name in ("seq", "did", "rev", "time"):

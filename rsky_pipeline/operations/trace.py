@@ -20,8 +20,12 @@ from rsky_pipeline.database.connection import Database
 from rsky_pipeline.database.errors import DatabaseError
 from rsky_pipeline.indexer.collections import registry
 from rsky_pipeline.indexer.collections.declaration import Collection
-from rsky_pipeline.network.directory import Directory, IdentityNotFound, IdentityUnavailable
-from rsky_pipeline.network.http import HttpClient, HttpFailure
+from rsky_pipeline.network.directory import (
+    Directory,
+    IdentityNotFoundError,
+    IdentityUnavailableError,
+)
+from rsky_pipeline.network.http import HttpClient, HttpError
 from rsky_pipeline.operations.scrape import scrape, targets
 from rsky_pipeline.streams.connection import Store, connect
 from rsky_pipeline.streams.dead_letters import find_dead_letter
@@ -361,9 +365,9 @@ async def _ask_host(settings: Settings, subject: Subject) -> AtPds:
         )
         try:
             document = await directory.resolve(subject.did)
-        except IdentityNotFound as error:
-            return AtPds(state="IdentityNotFound", problem=str(error))
-        except IdentityUnavailable as error:
+        except IdentityNotFoundError as error:
+            return AtPds(state="IdentityNotFoundError", problem=str(error))
+        except IdentityUnavailableError as error:
             return AtPds(problem=str(error))
         if document.pds is None:
             return AtPds(handle=document.handle, state="NoPds", problem="its DID names no PDS")
@@ -372,17 +376,17 @@ async def _ask_host(settings: Settings, subject: Subject) -> AtPds:
             present, cid = None, None
             if subject.collection and state is None:
                 present, cid = await _record(http, document.pds, subject)
-        except HttpFailure as error:
+        except HttpError as error:
             return AtPds(document.pds, document.handle, problem=str(error))
         return AtPds(document.pds, document.handle, rev, state, present, cid)
 
 
 async def _latest(http: HttpClient, pds: str, subject: Subject) -> tuple[str | None, str | None]:
-    """Return rev and why there is none. Raises HttpFailure where nobody knows."""
+    """Return rev and why there is none. Raises HttpError where nobody knows."""
     url = f"{pds}/xrpc/com.atproto.sync.getLatestCommit?did={quote(subject.did, safe=':')}"
     try:
         body = await http.get_json(url, total_seconds=_PDS_SECONDS)
-    except HttpFailure as error:
+    except HttpError as error:
         if error.kind == "status" and error.code.startswith("Repo"):
             return None, error.code
         raise
@@ -401,7 +405,7 @@ async def _record(http: HttpClient, pds: str, subject: Subject) -> tuple[bool, s
         body = await http.get_json(
             f"{pds}/xrpc/com.atproto.repo.getRecord?{query}", total_seconds=_PDS_SECONDS
         )
-    except HttpFailure as error:
+    except HttpError as error:
         if error.kind == "status" and error.code in _NO_RECORD:
             return False, None
         raise

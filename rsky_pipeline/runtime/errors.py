@@ -22,19 +22,19 @@ class StoreError(Exception):
     retryable = True  # the same call can succeed later, by itself or when an operator acts
 
 
-class Unavailable(WorkerError):
+class UnavailableError(WorkerError):
     """A store or host is needed and cannot be reached; worth trying again later."""
 
     exit_code = UNAVAILABLE
 
 
-class PermissionProblem(WorkerError):
+class PermissionDeniedError(WorkerError):
     """The operating system or a store refuses us; final until a person changes it."""
 
     exit_code = NO_PERMISSION
 
 
-class ConfigurationProblem(WorkerError):
+class SettingError(WorkerError):
     """A setting cannot work; final until a person changes it."""
 
     exit_code = CONFIGURATION

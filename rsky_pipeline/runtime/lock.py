@@ -11,7 +11,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from rsky_pipeline.runtime.errors import PermissionProblem
+from rsky_pipeline.runtime.errors import PermissionDeniedError
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,13 +53,13 @@ class Lock:
 def acquire(path: Path) -> Lock | None:
     """Take the lock at once, or return None when somebody holds it.
 
-    Raises PermissionProblem when the file cannot be made.
+    Raises PermissionDeniedError when the file cannot be made.
     """
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     except OSError as error:
-        raise PermissionProblem(
+        raise PermissionDeniedError(
             f"cannot write the lock file {path}: {error.strerror}; choose another run_dir "
             "(or data_dir) that this account can write"
         ) from error

@@ -10,7 +10,7 @@ from prometheus_client import CollectorRegistry
 from rsky_pipeline.configuration.settings import Settings
 from rsky_pipeline.configuration.topology import ROLE_NAMES
 from rsky_pipeline.observability.server import MetricsServer, serve
-from rsky_pipeline.runtime.errors import ConfigurationProblem
+from rsky_pipeline.runtime.errors import SettingError
 
 ATTEMPTS = 100
 SUPERVISOR = "supervisor"
@@ -41,18 +41,18 @@ def open_metrics_server(
     """Serve on the first candidate that is free.
 
     A port that somebody else holds is no reason to stop the pipeline: it is logged, and the next
-    one is used. An address that is not ours is a ConfigurationProblem.
+    one is used. An address that is not ours is a SettingError.
     """
     for port in candidates(settings, role, instance):
         try:
             return serve(registry, settings.metrics_host, port, health)
         except OSError as error:
             if error.errno != errno.EADDRINUSE:
-                raise ConfigurationProblem(
+                raise SettingError(
                     f"cannot serve metrics on {settings.metrics_host}:{port}: {error.strerror}; "
                     f"change metrics_host or {role}_metrics_port"
                 ) from error
             log.warning("metrics port is taken, trying the next one", extra={"port": port})
-    raise ConfigurationProblem(
+    raise SettingError(
         f"no free metrics port from {settings.metrics_port(role)} on; change {role}_metrics_port"
     )

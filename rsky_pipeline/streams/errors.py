@@ -1,9 +1,9 @@
 """What callers can do something about when Redis does not do what it was asked."""
 
-from rsky_pipeline.runtime.errors import StoreError, Unavailable
+from rsky_pipeline.runtime.errors import StoreError, UnavailableError
 
 
-class StoreUnavailable(StoreError, Unavailable):
+class StoreUnavailable(StoreError, UnavailableError):
     """Redis did not answer or cannot serve now, or this is not the server that is wanted any more.
 
     Try again after a pause, on a new connection. The outcome of the call is unknown.

@@ -171,7 +171,7 @@ def encode_record_event(
 ) -> bytes:
     """Return the JSON of a record event; `record` is the decoded CBOR value.
 
-    Raises InvalidData for a record that has no JSON form.
+    Raises InvalidDataError for a record that has no JSON form.
     """
     body: dict[str, Any] = {
         "type": action, "seq": seq, "time": time, "did": did, "commit": commit, "rev": rev,
@@ -235,7 +235,7 @@ def encode_repo_job(job: RepoJob) -> bytes:
 
 
 def encode_labels(seq: int, labels: Sequence[dict[str, Any]]) -> bytes:
-    """Return the JSON of a `label_live` entry: the labels of one frame. Raises InvalidData."""
+    """Return the JSON of a `label_live` entry: the labels of one frame. Raises InvalidDataError."""
     return dagjson.to_json({"seq": seq, "labels": list(labels)})
 
 

@@ -13,7 +13,7 @@ from rsky_pipeline.configuration.topology import ROLES
 from rsky_pipeline.embedded import locations, postgres, valkey
 from rsky_pipeline.embedded.errors import EmbeddedStoreError
 from rsky_pipeline.embedded.program import StoreProgram
-from rsky_pipeline.runtime.errors import ConfigurationProblem
+from rsky_pipeline.runtime.errors import SettingError
 from rsky_pipeline.runtime.lock import Lock, acquire
 from rsky_pipeline.supervisor.child import ChildDriver
 from rsky_pipeline.supervisor.machine import Policy, StopStep
@@ -36,7 +36,7 @@ class StoreKind:
 def embedded_stores(settings: Settings, roles: Sequence[str]) -> list[StoreKind]:
     """Return the stores that no URL is set for and that these roles use.
 
-    Raises ConfigurationProblem when the wheel of one is not installed.
+    Raises SettingError when the wheel of one is not installed.
     """
     kinds = []
     try:
@@ -47,7 +47,7 @@ def embedded_stores(settings: Settings, roles: Sequence[str]) -> list[StoreKind]
             locations.postgres_folder()
             kinds.append(StoreKind("postgres", postgres.prepare))
     except EmbeddedStoreError as error:
-        raise ConfigurationProblem(str(error)) from error
+        raise SettingError(str(error)) from error
     return kinds
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import trio
 
 from rsky_pipeline.configuration.topology import start_order, stop_order
-from rsky_pipeline.runtime.errors import PermissionProblem
+from rsky_pipeline.runtime.errors import PermissionDeniedError
 from rsky_pipeline.supervisor.child import ChildDriver
 from rsky_pipeline.supervisor.errors import StartFailedError
 from rsky_pipeline.supervisor.protocol import (
@@ -181,7 +181,7 @@ def open_socket(path: Path) -> trio.SocketListener:
         temporary.rename(path)
     except OSError as error:
         listener.close()
-        raise PermissionProblem(
+        raise PermissionDeniedError(
             f"cannot make the control socket {path}: {error.strerror}; choose another run_dir"
         ) from error
     finally:
@@ -215,7 +215,7 @@ class ControlServer:
     """Answers requests on one socket, a few at a time."""
 
     def __init__(self, path: Path, handler: Handler) -> None:
-        """Listen at once. Raises PermissionProblem when the socket cannot be made."""
+        """Listen at once. Raises PermissionDeniedError when the socket cannot be made."""
         self._path = path
         self._handler = handler
         self._listener = open_socket(path)

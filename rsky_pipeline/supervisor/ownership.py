@@ -20,7 +20,7 @@ import trio
 from rsky_pipeline.configuration.settings import Settings
 from rsky_pipeline.embedded import locations
 from rsky_pipeline.embedded.errors import EmbeddedStoreError
-from rsky_pipeline.runtime.errors import PermissionProblem
+from rsky_pipeline.runtime.errors import PermissionDeniedError
 from rsky_pipeline.runtime.lock import Holder, Lock, acquire, holder, is_held
 from rsky_pipeline.supervisor.errors import AlreadyRunningError
 
@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 def take(settings: Settings, roles: Sequence[str], *, embeds: bool) -> ExitStack:
     """Make the directories and take the locks; closing the result lets go of them.
 
-    Raises AlreadyRunningError or PermissionProblem.
+    Raises AlreadyRunningError or PermissionDeniedError.
     """
     run_dir = locations.run_directory(settings)
     data_dir = locations.data_directory(settings)
@@ -113,7 +113,7 @@ def _make_directories(directories: Sequence[Path]) -> None:
         if directories:
             locations.make_private(locations.socket_directory(directories[-1]))
     except EmbeddedStoreError as error:
-        raise PermissionProblem(str(error)) from error
+        raise PermissionDeniedError(str(error)) from error
 
 
 async def _end(survivor: Survivor, killed: list[str], immortal: list[Survivor]) -> None:

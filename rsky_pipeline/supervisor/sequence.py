@@ -16,7 +16,7 @@ import trio
 from rsky_pipeline.configuration.settings import Settings
 from rsky_pipeline.configuration.topology import stop_order
 from rsky_pipeline.runtime.backoff import bound
-from rsky_pipeline.runtime.errors import UNAVAILABLE, Unavailable
+from rsky_pipeline.runtime.errors import UNAVAILABLE, UnavailableError
 from rsky_pipeline.supervisor import machine as m
 from rsky_pipeline.supervisor.child import ChildDriver
 from rsky_pipeline.supervisor.errors import StartFailedError
@@ -160,7 +160,7 @@ async def prepare_database(
             done = await trio.to_thread.run_sync(
                 prepare, settings, limiter=limiter, abandon_on_cancel=True
             )
-        except Unavailable as error:
+        except UnavailableError as error:
             attempt += 1
             wait = bound(attempt, 1.0, RETRY_CAP_SECONDS)
             details = {"reason": str(error), "next_try_seconds": wait}

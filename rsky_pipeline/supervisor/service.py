@@ -18,7 +18,7 @@ from rsky_pipeline.embedded import locations
 from rsky_pipeline.embedded.errors import EmbeddedStoreError
 from rsky_pipeline.embedded.program import StoreProgram
 from rsky_pipeline.runtime import notify
-from rsky_pipeline.runtime.errors import FORCED, ConfigurationProblem, WorkerError
+from rsky_pipeline.runtime.errors import FORCED, SettingError, WorkerError
 from rsky_pipeline.supervisor import children, ownership, sequence, status
 from rsky_pipeline.supervisor import machine as m
 from rsky_pipeline.supervisor.child import ChildDriver
@@ -54,8 +54,8 @@ class PipelinePlan:
 def supervise(plan: PipelinePlan) -> int:
     """Run a pipeline in the foreground until it is stopped; return the exit code.
 
-    Raises WorkerError when it cannot even begin: AlreadyRunningError, PermissionProblem,
-    ConfigurationProblem. What fails later is logged and becomes the exit code.
+    Raises WorkerError when it cannot even begin: AlreadyRunningError, PermissionDeniedError,
+    SettingError. What fails later is logged and becomes the exit code.
     """
     settings = locations.resolve_directories(plan.settings)
     kinds = children.embedded_stores(settings, plan.roles)
@@ -174,7 +174,7 @@ class Service:
         try:
             program: StoreProgram = await trio.to_thread.run_sync(kind.prepare, self._settings)
         except EmbeddedStoreError as error:
-            raise ConfigurationProblem(str(error)) from error
+            raise SettingError(str(error)) from error
         lock = children.store_lock(self._settings, kind.name)
         left = ownership.Survivor(kind.name, lock, STORE_PATIENCE_SECONDS, program.stop_signal)
         await ownership.await_survivors([left])

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rsky_pipeline.configuration.topology import start_order
-from rsky_pipeline.runtime.errors import Unavailable, WorkerError
+from rsky_pipeline.runtime.errors import UnavailableError, WorkerError
 
 TARGET = "rsky-pipeline.target"
 RUNNING = Path("/run/systemd/system")  # exists where systemd is the init, see sd_booted(3)
@@ -92,9 +92,11 @@ class Systemd:
                 command, capture_output=True, text=True, timeout=seconds, check=False
             )
         except FileNotFoundError as error:
-            raise Unavailable(f"{self._program} is not there: is this a systemd host?") from error
+            raise UnavailableError(
+                f"{self._program} is not there: is this a systemd host?"
+            ) from error
         except subprocess.TimeoutExpired as error:
-            raise Unavailable(f"{' '.join(command)} did not end in {seconds:.0f} s") from error
+            raise UnavailableError(f"{' '.join(command)} did not end in {seconds:.0f} s") from error
         if result.returncode and arguments[0] not in ("show", "list-units"):
             words = " ".join((result.stderr or result.stdout).split())
             raise WorkerError(f"systemctl {' '.join(arguments)}: {words}")

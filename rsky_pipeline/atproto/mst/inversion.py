@@ -7,7 +7,7 @@ from typing import Protocol
 
 from rsky_pipeline.atproto import compiled
 from rsky_pipeline.atproto.cid import Cid
-from rsky_pipeline.atproto.errors import IncompleteTree, InvalidData
+from rsky_pipeline.atproto.errors import IncompleteTreeError, InvalidDataError
 from rsky_pipeline.atproto.mst.edit import Load, empty, find, insert, remove, seal
 from rsky_pipeline.atproto.mst.load import loader, read_node
 from rsky_pipeline.atproto.mst.node import Node, is_key, layer_of
@@ -43,8 +43,8 @@ def invert(blocks: Mapping[Cid, bytes], root: Cid, changes: Iterable[RepoChange]
 
     The result must equal the commit's `prevData`. Paths are undone last first, the order in which
     the minimal set of blocks suffices; where a block is missing, other orders are tried, as some
-    hosts send what those need. Raises IncompleteTree, or InvalidData (reason `invalid_operation`)
-    when the tree is not in the state that the operations claim.
+    hosts send what those need. Raises IncompleteTreeError, or InvalidDataError (reason
+    `invalid_operation`) when the tree is not in the state that the operations claim.
     """
     given = list(changes)
     last_first = sorted(given, key=lambda change: change.path, reverse=True)
@@ -56,11 +56,11 @@ def invert(blocks: Mapping[Cid, bytes], root: Cid, changes: Iterable[RepoChange]
     deletions_first = sorted(last_first, key=lambda change: change.cid is not None)
     try:
         return _invert(blocks, root, last_first)
-    except IncompleteTree:
+    except IncompleteTreeError:
         for order in (deletions_first, given):
             try:
                 return _invert(blocks, root, order)
-            except IncompleteTree:
+            except IncompleteTreeError:
                 continue
         raise
 
@@ -69,11 +69,11 @@ def look_up(blocks: Mapping[Cid, bytes], root: Cid, path: str) -> Cid | None:
     """Return the record at a path of a partial tree, or None if there is none.
 
     A key can only be on its own layer, so that nothing below that must be there. Raises
-    InvalidData, IncompleteTree where a node on the way is missing.
+    InvalidDataError, IncompleteTreeError where a node on the way is missing.
     """
     key = path.encode("utf-8", "replace")
     if not is_key(key):
-        raise InvalidData("invalid_operation", f"not a path: {path[:100]!r}")
+        raise InvalidDataError("invalid_operation", f"not a path: {path[:100]!r}")
     layer, load = layer_of(key), loader(blocks)
     node: Node | None = read_node(blocks, root, None, all_keys=False)
     while node is not None and node.layer >= layer:
@@ -101,7 +101,7 @@ def _root(node: Node | None, load: Load) -> Cid:
         child = node.children[0]
         try:
             node = load(child, node.layer - 1)
-        except IncompleteTree:
+        except IncompleteTreeError:
             if isinstance(child, bytes):
                 return Cid(child)
             raise
@@ -109,11 +109,14 @@ def _root(node: Node | None, load: Load) -> Cid:
 
 
 def undo(node: Node | None, changes: Iterable[RepoChange], load: Load) -> Node | None:
-    """Return the tree before some changes. Raises InvalidData if they did not lead to this one."""
+    """Return the tree before some changes.
+
+    Raises InvalidDataError if they did not lead to this one.
+    """
     for change in changes:
         key = change.path.encode("utf-8", "replace")
         if not is_key(key) or find(node, key, load) != change.cid:
-            raise InvalidData("invalid_operation", f"{change.path[:100]} is not in that state")
+            raise InvalidDataError("invalid_operation", f"{change.path[:100]} is not in that state")
         if change.prev is not None:
             node = insert(node, key, change.prev, load)
         elif change.cid is not None:

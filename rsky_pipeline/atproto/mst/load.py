@@ -3,7 +3,7 @@
 from typing import Protocol
 
 from rsky_pipeline.atproto.cid import Cid
-from rsky_pipeline.atproto.errors import IncompleteTree, InvalidData
+from rsky_pipeline.atproto.errors import IncompleteTreeError, InvalidDataError
 from rsky_pipeline.atproto.mst.edit import Child, Load
 from rsky_pipeline.atproto.mst.node import Node, layer_of, parse_block
 
@@ -21,13 +21,13 @@ class BlockSource(Protocol):
 def read_node(blocks: BlockSource, cid: bytes, layer: int | None, *, all_keys: bool = True) -> Node:
     """Read one node; `layer` is what its parent demands, None at the top.
 
-    Without `all_keys` the first key alone tells the layer. Raises IncompleteTree, or InvalidData
-    for a node that cannot stand there.
+    Without `all_keys` the first key alone tells the layer. Raises IncompleteTreeError, or
+    InvalidDataError for a node that cannot stand there.
     """
     name = Cid(cid)
     block = blocks.get(name)
     if block is None:
-        raise IncompleteTree(f"node {name}")
+        raise IncompleteTreeError(f"node {name}")
     content = parse_block(block)
     keys, children = content.keys, content.children
     if keys:
@@ -35,16 +35,16 @@ def read_node(blocks: BlockSource, cid: bytes, layer: int | None, *, all_keys: b
         if all_keys:
             for key in keys:
                 if layer_of(key) != own:
-                    raise InvalidData("mst_layer", f"node {name} has keys of several layers")
+                    raise InvalidDataError("mst_layer", f"node {name} has keys of several layers")
         if layer is not None and own != layer:
-            raise InvalidData("mst_layer", f"node {name} is on the wrong layer")
+            raise InvalidDataError("mst_layer", f"node {name} is on the wrong layer")
     elif (layer is None) != (children == [None]):
         # Without keys there is a child to pass on to; only the tree of an empty repo has neither.
-        raise InvalidData("mst_shape", f"node {name} is empty")
+        raise InvalidDataError("mst_shape", f"node {name} is empty")
     else:
         own = layer or 0
     if own == 0 and children.count(None) != len(children):
-        raise InvalidData("mst_layer", f"node {name} has children below the bottom")
+        raise InvalidDataError("mst_layer", f"node {name} has children below the bottom")
     return Node(own, tuple(keys), tuple(content.values), tuple(children), block, name)
 
 

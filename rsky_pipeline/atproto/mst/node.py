@@ -7,7 +7,7 @@ from hashlib import sha256
 
 from rsky_pipeline.atproto import cbor, compiled
 from rsky_pipeline.atproto.cid import DAG_CBOR, Cid
-from rsky_pipeline.atproto.errors import InvalidData
+from rsky_pipeline.atproto.errors import InvalidDataError
 
 MAX_KEY = 1_024  # bytes
 MAX_ENTRIES = 10_000
@@ -63,7 +63,7 @@ def is_key(key: bytes) -> bool:
 
 
 def parse_block(block: bytes) -> Content:
-    """Read the block of a node. Raises InvalidData unless it is canonical and in order."""
+    """Read the block of a node. Raises InvalidDataError unless it is canonical and in order."""
     content = compiled.read_node(block)
     return _parse_anything(block) if content is None else Content(*content)
 
@@ -115,9 +115,9 @@ def _head(kind: int, number: int) -> bytes:
 def _parse_anything(block: bytes) -> Content:
     value = cbor.decode_strict(block)
     if not isinstance(value, dict) or value.keys() != {"e", "l"} or type(value["e"]) is not list:
-        raise InvalidData("mst_node", "a node is malformed")
+        raise InvalidDataError("mst_node", "a node is malformed")
     if len(value["e"]) > MAX_ENTRIES:
-        raise InvalidData("mst_node", f"a node has {len(value['e'])} entries")
+        raise InvalidDataError("mst_node", f"a node has {len(value['e'])} entries")
     content = Content([], [], [_link(value["l"])])
     key = b""
     for entry in value["e"]:
@@ -130,19 +130,19 @@ def _parse_anything(block: bytes) -> Content:
 
 def _entry(entry: object, previous: bytes) -> tuple[bytes, Cid, Cid | None]:
     if not isinstance(entry, dict) or entry.keys() != {"k", "p", "t", "v"}:
-        raise InvalidData("mst_node", "an entry is malformed")
+        raise InvalidDataError("mst_node", "an entry is malformed")
     shared, suffix, record = entry["p"], entry["k"], entry["v"]
     if type(shared) is not int or type(suffix) is not bytes or not isinstance(record, Cid):
-        raise InvalidData("mst_node", "an entry is malformed")
+        raise InvalidDataError("mst_node", "an entry is malformed")
     if not 0 <= shared <= len(previous):
-        raise InvalidData("mst_prefix", "a prefix is longer than the key before")
+        raise InvalidDataError("mst_prefix", "a prefix is longer than the key before")
     key = previous[:shared] + suffix
     if not is_key(key):
-        raise InvalidData("mst_key", "a key is not collection/rkey")
+        raise InvalidDataError("mst_key", "a key is not collection/rkey")
     if key <= previous:
-        raise InvalidData("mst_order", "keys do not ascend within a node")
+        raise InvalidDataError("mst_order", "keys do not ascend within a node")
     if shared != shared_length(previous, key):
-        raise InvalidData("mst_prefix", "a prefix is not as long as possible")
+        raise InvalidDataError("mst_prefix", "a prefix is not as long as possible")
     return key, record, _link(entry["t"])
 
 
@@ -150,5 +150,5 @@ def _link(value: object) -> Cid | None:
     if value is None:
         return None
     if not isinstance(value, Cid) or value.codec != DAG_CBOR:
-        raise InvalidData("mst_node", "a link to a node is malformed")
+        raise InvalidDataError("mst_node", "a link to a node is malformed")
     return value

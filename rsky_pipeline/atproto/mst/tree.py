@@ -4,7 +4,7 @@ from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from rsky_pipeline.atproto.cid import Cid
-from rsky_pipeline.atproto.errors import InvalidData
+from rsky_pipeline.atproto.errors import InvalidDataError
 from rsky_pipeline.atproto.mst.edit import (
     Child,
     Load,
@@ -52,7 +52,7 @@ class Tree:
         return None if value is None else Cid(value)
 
     def set(self, path: str, cid: Cid) -> None:
-        """Create or update a record. Raises InvalidData for a path that cannot be one."""
+        """Create or update a record. Raises InvalidDataError for a path that cannot be one."""
         key = _key(path)
         self._remember(key)
         self._top = insert(self._top, key, bytes(cid), _in_memory)
@@ -132,7 +132,7 @@ def _in_memory(child: Child, _layer: int) -> Node | None:
 def _key(path: str) -> bytes:
     key = path.encode("utf-8", "replace")
     if not is_key(key):
-        raise InvalidData("mst_key", f"not collection/rkey: {path[:100]!r}")
+        raise InvalidDataError("mst_key", f"not collection/rkey: {path[:100]!r}")
     return key
 
 

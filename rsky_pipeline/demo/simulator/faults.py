@@ -16,7 +16,7 @@ from rsky_pipeline.atproto.cbor import encode
 from rsky_pipeline.atproto.cid import Cid
 from rsky_pipeline.atproto.commit import sign_commit
 from rsky_pipeline.atproto.crypto import PrivateKey
-from rsky_pipeline.atproto.errors import InvalidData
+from rsky_pipeline.atproto.errors import InvalidDataError
 from rsky_pipeline.atproto.frame import (
     AccountMessage,
     CommitMessage,
@@ -205,7 +205,7 @@ class Hostility:
 def _seq(frame: bytes) -> int | None:
     try:
         return getattr(decode_frame(frame), "seq", None)
-    except InvalidData:
+    except InvalidDataError:
         return None
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rsky_pipeline.atproto.errors import InvalidData
+from rsky_pipeline.atproto.errors import InvalidDataError
 from rsky_pipeline.atproto.frame import decode_frame
 from rsky_pipeline.demo.simulator.accounts import RepoStatus
 
@@ -100,7 +100,7 @@ def _numbered(path: Path) -> list[tuple[int, bytes]]:
             if seq is not None:
                 found.append((seq, frame))
         return found
-    except (ValueError, InvalidData) as error:
+    except (ValueError, InvalidDataError) as error:
         raise RecordingError(f"{path}: {error}") from error
 
 

@@ -73,7 +73,7 @@ def state_of(world: World) -> NetworkState:
 def fold(frames: Iterable[bytes], handles: Mapping[str, str]) -> NetworkState:
     """Return the state after frames; `handles` are those that resolve, with their DIDs.
 
-    Raises InvalidData for a frame that cannot be read and KeyError for a missing record.
+    Raises InvalidDataError for a frame that cannot be read and KeyError for a missing record.
     """
     state = NetworkState()
     by_did = {did: handle for handle, did in handles.items()}

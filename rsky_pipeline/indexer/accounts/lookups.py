@@ -11,10 +11,14 @@ from rsky_pipeline.indexer.accounts.checks import LookupUnknownError
 from rsky_pipeline.indexer.accounts.deletions import DeletionChecks, Hosted
 from rsky_pipeline.indexer.accounts.handles import HandleChecks
 from rsky_pipeline.indexer.collections.declaration import Collection
-from rsky_pipeline.network.directory import Directory, IdentityNotFound, IdentityUnavailable
-from rsky_pipeline.network.handles import Handles, HandleUnavailable
+from rsky_pipeline.network.directory import (
+    Directory,
+    IdentityNotFoundError,
+    IdentityUnavailableError,
+)
+from rsky_pipeline.network.handles import Handles, HandleUnavailableError
 from rsky_pipeline.network.http import HttpClient
-from rsky_pipeline.network.repositories import RepoUnavailable, latest_rev
+from rsky_pipeline.network.repositories import RepoUnavailableError, latest_rev
 from rsky_pipeline.observability.indexer import IndexerMetrics
 from rsky_pipeline.runtime.boundary import Boundary
 
@@ -79,16 +83,16 @@ class Lookup:
             self._directory.forget(did)
         try:
             return await self._directory.resolve(did)
-        except IdentityNotFound:
+        except IdentityNotFoundError:
             return None
-        except IdentityUnavailable as error:
+        except IdentityUnavailableError as error:
             raise LookupUnknownError(str(error)) from error
 
     async def find_did(self, handle: str) -> str | None:
         """Return the DID that a handle belongs to."""
         try:
             return await self._handles.resolve(handle)
-        except HandleUnavailable as error:
+        except HandleUnavailableError as error:
             raise LookupUnknownError(str(error)) from error
 
     async def find_host(self, did: str) -> Hosted | None:
@@ -98,7 +102,7 @@ class Lookup:
             return None
         try:
             await latest_rev(self._http, document.pds, did)
-        except RepoUnavailable as error:
+        except RepoUnavailableError as error:
             if error.code in _GONE:
                 return None
             if error.code in _INACTIVE:

@@ -25,7 +25,7 @@ from rsky_pipeline.ingester.listing.ranges import (
     new_range,
     replace_range,
 )
-from rsky_pipeline.network.http import HttpFailure
+from rsky_pipeline.network.http import HttpError
 from rsky_pipeline.network.listing import (
     PAGE_SIZE,
     Listed,
@@ -57,7 +57,7 @@ _CHECK_SECONDS = 60.0
 # Hosts serve these although they are not active; all others refuse, until an event says otherwise.
 _FETCHABLE = frozenset({"throttled", "desynchronized"})
 
-# The page of an endpoint at a cursor, of at most so many repos. Raises HttpFailure.
+# The page of an endpoint at a cursor, of at most so many repos. Raises HttpError.
 FetchFrom = Callable[[Endpoint, str | None, int], Awaitable[Page]]
 
 
@@ -126,7 +126,7 @@ class Enumerator:
         while True:
             try:
                 await self._go_on()
-            except HttpFailure as error:  # of a range that is listed again
+            except HttpError as error:  # of a range that is listed again
                 await self._pause(f"{self._source.name} failed: {error}", error.retry_after)
             except (StoreUnavailable, StoreRejected) as error:
                 kind = "unavailable" if isinstance(error, StoreUnavailable) else "rejected"
@@ -178,7 +178,7 @@ class Enumerator:
         await self._pace.wait()
         try:
             page = await self._source.fetch(self._source.endpoint, cursor, limit)
-        except HttpFailure:
+        except HttpError:
             self._listing.failed()
             self._metrics.error("list_repos")
             raise

@@ -36,7 +36,7 @@ from rsky_pipeline.ingester.repo_state import (
     state_key,
 )
 from rsky_pipeline.ingester.times import timestamp
-from rsky_pipeline.network.http import HttpFailure
+from rsky_pipeline.network.http import HttpError
 from rsky_pipeline.network.listing import Listed, ListedRepo, Lister, Page, Unlistable
 from rsky_pipeline.runtime.boundary import Boundary
 from rsky_pipeline.runtime.threads import StoreThread
@@ -60,7 +60,7 @@ _LOOK_SECONDS = 600.0  # for gaps whose repair failed or was interrupted
 _FULL_SECONDS = 1.0
 _TRIES = 5  # in a row at a host that serves nothing, before the repair is noted as failed
 
-# The page of an endpoint at a cursor, of at most so many repos. Raises HttpFailure.
+# The page of an endpoint at a cursor, of at most so many repos. Raises HttpError.
 FetchFrom = Callable[[Endpoint, str | None, int], Awaitable[Page]]
 
 
@@ -134,7 +134,7 @@ class GapRepair:
         except (DatabaseError, StoreUnavailable, StoreRejected):
             raise
         except Exception as failure:  # noqa: BLE001 - see runtime.boundary
-            if not isinstance(failure, HttpFailure):
+            if not isinstance(failure, HttpError):
                 self.boundary.caught(failure, "listing", host=gap.host)
             error = str(failure)[:500]
             await write("failed")

@@ -37,7 +37,7 @@ def add_listed(
     """Queue all accounts of a PDS, or those of a relay that have records of a collection.
 
     Continues behind the stored cursor, and forgets it at the end. `report` is called with each
-    range that the host cannot list. Raises HttpFailure when the host fails again and again, and
+    range that the host cannot list. Raises HttpError when the host fails again and again, and
     the errors of `Adder.add_page`.
     """
 

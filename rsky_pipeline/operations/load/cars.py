@@ -9,7 +9,7 @@ from pathlib import Path
 
 from rsky_pipeline.atproto.car import read_car
 from rsky_pipeline.atproto.commit import Commit, parse_commit
-from rsky_pipeline.atproto.errors import InvalidData
+from rsky_pipeline.atproto.errors import InvalidDataError
 from rsky_pipeline.backfiller.outcome import RepoFailed
 from rsky_pipeline.backfiller.unpack import Paths, Repo, list_paths
 from rsky_pipeline.operations.load.outcome import LoadFailed
@@ -42,7 +42,7 @@ def read_repo(path: str, max_bytes: int) -> StoredRepo:
         raise LoadFailed("unreadable", f"{error.strerror or error}") from error
     try:
         car = read_car(data, max_blocks=_MAX_BLOCKS)
-    except InvalidData as error:
+    except InvalidDataError as error:
         raise LoadFailed("invalid_car", str(error)) from error
     root = car.roots[0]
     repo = Repo(root, _commit(car.blocks.get(root)), car.blocks, size=size)
@@ -57,5 +57,5 @@ def _commit(block: bytes | None) -> Commit:
         raise LoadFailed("incomplete", "the CAR does not hold its root")
     try:
         return parse_commit(block)
-    except InvalidData as error:
+    except InvalidDataError as error:
         raise LoadFailed("invalid_commit", str(error)) from error

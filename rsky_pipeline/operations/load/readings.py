@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 import orjson
 
 from rsky_pipeline.atproto.dagjson import record_to_json
-from rsky_pipeline.atproto.errors import InvalidData
+from rsky_pipeline.atproto.errors import InvalidDataError
 from rsky_pipeline.configuration.selection import path_prefixes
 from rsky_pipeline.indexer.collections.declaration import Collection
 from rsky_pipeline.indexer.collections.values import Delete, collection_of
@@ -42,7 +42,7 @@ def record_readings(
         assert block is not None, "list_paths has seen it"
         try:
             json = record_to_json(block).decode()
-        except InvalidData:
+        except InvalidDataError:
             refused["unreadable"] += 1
             continue
         if len(block) > MAX_PAYLOAD:

@@ -6,7 +6,11 @@ import trio
 
 from rsky_pipeline.atproto.commit import Commit, verify_commit
 from rsky_pipeline.atproto.identity import DidDocument
-from rsky_pipeline.network.directory import Directory, IdentityNotFound, IdentityUnavailable
+from rsky_pipeline.network.directory import (
+    Directory,
+    IdentityNotFoundError,
+    IdentityUnavailableError,
+)
 from rsky_pipeline.operations.load.outcome import LoadFailed
 
 AT_ONCE = 16
@@ -50,9 +54,9 @@ async def _document(did: str, directory: Directory, *, force: bool) -> DidDocume
     for attempt in range(1, _TRIES + 1):
         try:
             return await directory.resolve(did, force)
-        except IdentityNotFound as error:
+        except IdentityNotFoundError as error:
             raise LoadFailed("did_not_found", str(error)) from error
-        except IdentityUnavailable as error:
+        except IdentityUnavailableError as error:
             if attempt == _TRIES:
                 raise LoadFailed("did_unavailable", str(error)) from error
         await trio.sleep(attempt * _PAUSE_SECONDS)

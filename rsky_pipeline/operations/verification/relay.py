@@ -9,7 +9,7 @@ import trio
 
 from rsky_pipeline.configuration.endpoints import Endpoint
 from rsky_pipeline.configuration.settings import Settings
-from rsky_pipeline.network.http import HttpClient, HttpFailure
+from rsky_pipeline.network.http import HttpClient, HttpError
 from rsky_pipeline.operations.verification.report import Check, Status, passed, skipped
 
 TIMEOUT_SECONDS = 10.0
@@ -57,7 +57,7 @@ async def _ask(
             url, max_bytes=_MAX_BYTES, total_seconds=TIMEOUT_SECONDS, trusted=True
         ) as answer:
             ended, date = clock(), answer.headers.get("date", "")
-    except HttpFailure as error:
+    except HttpError as error:
         return Answered(endpoint.key, error=str(error))
     return Answered(endpoint.key, ended - began, _ahead(date, (began + ended) / 2))
 

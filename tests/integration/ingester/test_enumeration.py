@@ -19,7 +19,7 @@ from rsky_pipeline.ingester.listing.enumeration import (
 )
 from rsky_pipeline.ingester.listing.ranges import FIRST_RETRY_SECONDS, StoredRange, load_ranges
 from rsky_pipeline.network import listing as network_listing
-from rsky_pipeline.network.http import HttpFailure
+from rsky_pipeline.network.http import HttpError
 from rsky_pipeline.network.listing import ListedRepo, Pace, Page
 from rsky_pipeline.observability.ingester import IngesterMetrics
 from rsky_pipeline.runtime.backoff import Backoff
@@ -49,7 +49,7 @@ class Listing:
         first = int(cursor or 0) + 1
         numbers = range(first, min(first + limit, self.size + 1))
         if self.down or not self.broken.isdisjoint(numbers):
-            raise HttpFailure("status", "500 from listRepos", status=500)
+            raise HttpError("status", "500 from listRepos", status=500)
         repos = tuple(
             ListedRepo(f"did:plc:{n}", f"rev{n}", n not in self.inactive, self.inactive.get(n))
             for n in numbers
@@ -272,7 +272,7 @@ async def test_where_no_way_around_is_known_the_listing_waits_and_says_so(
     async def fetch(endpoint: Endpoint, cursor: str | None, limit: int) -> Page:
         page = await whole(endpoint, cursor and cursor.removeprefix("opaque-"), limit)
         if broken and cursor == "opaque-100":
-            raise HttpFailure("status", "500 from listRepos", status=500)
+            raise HttpError("status", "500 from listRepos", status=500)
         return Page(page.repos, page.cursor and f"opaque-{page.cursor}")
 
     source.fetch = fetch  # type: ignore[method-assign]

@@ -17,7 +17,7 @@ from rsky_pipeline.ingester.listing.gap_table import list_gaps
 from rsky_pipeline.ingester.listing.ranges import load_ranges
 from rsky_pipeline.ingester.repo_state import repo_digest, rev_of, state_key
 from rsky_pipeline.network import listing as network_listing
-from rsky_pipeline.network.http import HttpFailure
+from rsky_pipeline.network.http import HttpError
 from rsky_pipeline.network.listing import ListedRepo, Page
 from rsky_pipeline.operations.cursors import (
     CursorRefusedError,
@@ -223,7 +223,7 @@ async def test_a_gap_is_noted_with_the_events_behind_it_and_repaired(
     async def listing(endpoint: Endpoint, position: str | None, limit: int) -> Page:
         await trio.lowlevel.checkpoint()
         if position == "1000":
-            raise HttpFailure("status", "500 from listRepos", status=500)
+            raise HttpError("status", "500 from listRepos", status=500)
         return Page((*known, *missed), "1000") if position is None else Page(listed[:3], None)
 
     async with running(relay):

@@ -14,7 +14,7 @@ from rsky_pipeline.atproto.frame import decode_frame, encode_error_frame, encode
 from rsky_pipeline.configuration.endpoints import Endpoint, HostKey
 from rsky_pipeline.ingester import role, verify
 from rsky_pipeline.network import listing as network_listing
-from rsky_pipeline.network.http import HttpClient, HttpFailure
+from rsky_pipeline.network.http import HttpClient, HttpError
 from rsky_pipeline.network.listing import ListedRepo, Page
 from rsky_pipeline.observability.ingester import IngesterMetrics
 from rsky_pipeline.runtime.backoff import Backoff
@@ -162,7 +162,7 @@ class FakeList:
                 "1",
             )
         if cursor == "1":
-            raise HttpFailure("status", "500", status=500)
+            raise HttpError("status", "500", status=500)
         return Page((), None)
 
 

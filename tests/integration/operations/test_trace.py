@@ -134,7 +134,7 @@ async def test_why_an_indexed_post_is_not_seen(
         found, verdict = await place.ask(did)
         assert found.database.actor is not None
         found, verdict = await place.ask("did:plc:aaaaaaaaaaaaaaaaaaaaaaaa")
-        assert (verdict.state, found.pds.state) == ("not_there", "IdentityNotFound")
+        assert (verdict.state, found.pds.state) == ("not_there", "IdentityNotFoundError")
 
 
 async def test_the_search_is_bounded_and_says_so(

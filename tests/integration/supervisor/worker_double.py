@@ -18,7 +18,7 @@ from prometheus_client import Gauge
 
 from rsky_pipeline.runtime.channel import WorkerPipes, read_settings
 from rsky_pipeline.runtime.context import WorkerContext
-from rsky_pipeline.runtime.errors import ConfigurationProblem
+from rsky_pipeline.runtime.errors import SettingError
 from rsky_pipeline.runtime.worker import run_worker
 
 
@@ -40,7 +40,7 @@ async def pretend(context: WorkerContext) -> None:
     length.labels("firehose_live").set(11)
     context.health({"rate": 7.0, "lag": 3, "pending": 2})
     if behaviour.get("bad_configuration"):
-        raise ConfigurationProblem("relay_hosts: there is no such relay")
+        raise SettingError("relay_hosts: there is no such relay")
     await trio.sleep(behaviour.get("ready_after", 0))
     context.ready()
     trace(context, "ready")

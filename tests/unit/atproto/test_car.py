@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from rsky_pipeline.atproto import cbor
 from rsky_pipeline.atproto.car import MAX_BLOCK, Car, CarReader, read_car, write_car
 from rsky_pipeline.atproto.cid import RAW, Cid
-from rsky_pipeline.atproto.errors import InvalidData
+from rsky_pipeline.atproto.errors import InvalidDataError
 from tests.data import test_data
 
 ROOT = Cid.of(b"root")
@@ -63,11 +63,11 @@ def test_both_readers_agree_on_damaged_cars(blocks: list[bytes], data: st.DataOb
     car = car[: data.draw(st.integers(0, len(car)))]
     try:
         whole = read_car(bytes(car))
-    except InvalidData:
+    except InvalidDataError:
         whole = None
     try:
         pieces = read_in_pieces(bytes(car))
-    except InvalidData:
+    except InvalidDataError:
         pieces = None
     assert whole == pieces
 
@@ -96,7 +96,7 @@ def test_variants_of_headers(read: Callable[[bytes], Car]) -> None:
     ],
 )
 def test_bad_headers_are_refused(read: Callable[[bytes], Car], value: object) -> None:
-    with pytest.raises(InvalidData, match="invalid_car_header"):
+    with pytest.raises(InvalidDataError, match="invalid_car_header"):
         read(header(value))
 
 
@@ -123,7 +123,7 @@ def test_bad_headers_are_refused(read: Callable[[bytes], Car], value: object) ->
     ],
 )
 def test_bad_cars_are_refused(read: Callable[[bytes], Car], data: bytes, reason: str) -> None:
-    with pytest.raises(InvalidData, match=reason):
+    with pytest.raises(InvalidDataError, match=reason):
         read(data)
 
 
@@ -139,9 +139,9 @@ def test_the_biggest_block_and_duplicates_are_accepted(read: Callable[[bytes], C
 def test_limits_of_the_caller() -> None:
     data = write_car([ROOT], [(Cid.of(block), block) for block in (b"a", b"bb", b"ccc")])
     assert len(read_car(data, max_block=3, max_blocks=3).blocks) == 3
-    with pytest.raises(InvalidData, match="block_too_big"):
+    with pytest.raises(InvalidDataError, match="block_too_big"):
         read_car(data, max_block=2)
-    with pytest.raises(InvalidData, match="too_many_blocks"):
+    with pytest.raises(InvalidDataError, match="too_many_blocks"):
         read_car(data, max_blocks=2)
 
 
@@ -160,7 +160,7 @@ def test_declared_lengths_allocate_nothing() -> None:
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 10_000
-    with pytest.raises(InvalidData, match="truncated_car"):
+    with pytest.raises(InvalidDataError, match="truncated_car"):
         reader.finish()
 
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from rsky_pipeline.atproto import cbor, dagjson
 from rsky_pipeline.atproto.cid import RAW, Cid
-from rsky_pipeline.atproto.errors import InvalidData
+from rsky_pipeline.atproto.errors import InvalidDataError
 
 cids = st.builds(Cid.of, st.binary(max_size=8), st.sampled_from([0x71, RAW]))
 scalars = (
@@ -44,7 +44,7 @@ def test_round_trip(value: Any) -> None:
 def test_arbitrary_bytes_are_decoded_or_refused(data: bytes) -> None:
     try:
         value = cbor.decode_strict(data)
-    except InvalidData:
+    except InvalidDataError:
         return
     assert cbor.encode(value) == data
 
@@ -87,7 +87,7 @@ def test_links_and_bytes_are_different_values() -> None:
     ],
 )
 def test_refused(data: bytes, reason: str) -> None:
-    with pytest.raises(InvalidData) as error:
+    with pytest.raises(InvalidDataError) as error:
         cbor.decode(data)
     assert error.value.reason == reason
 
@@ -107,7 +107,7 @@ TAGGED = {
 @pytest.mark.parametrize("data", TAGGED.values(), ids=TAGGED.keys())
 @pytest.mark.timeout(20)
 def test_no_tag_but_links_reaches_the_library(data: str) -> None:
-    with pytest.raises(InvalidData) as error:
+    with pytest.raises(InvalidDataError) as error:
         cbor.decode(bytes.fromhex(data))
     assert error.value.reason in {"unknown_tag", "invalid_cbor"}
 
@@ -123,7 +123,7 @@ def test_a_small_frame_cannot_become_a_big_heap() -> None:
     count = 4_000_000
     data = b"\x9a" + count.to_bytes(4, "big") + b"\x80" * count
     tracemalloc.start()
-    with pytest.raises(InvalidData, match="too_many_items"):
+    with pytest.raises(InvalidDataError, match="too_many_items"):
         cbor.decode(data)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
@@ -139,14 +139,14 @@ def test_big_values_within_the_limits_are_decoded() -> None:
     "value", [1.5, {1: 2}, {"a": {b"k": 1}}, 2**63, object(), ("a",), "\ud800"]
 )
 def test_values_outside_the_data_model_are_not_encoded(value: object) -> None:
-    with pytest.raises(InvalidData):
+    with pytest.raises(InvalidDataError):
         cbor.encode(value)
 
 
 def test_cyclic_values_are_not_encoded() -> None:
     cycle: list[Any] = []
     cycle += [cycle, cycle]
-    with pytest.raises(InvalidData):
+    with pytest.raises(InvalidDataError):
         cbor.encode(cycle)
 
 
@@ -156,7 +156,7 @@ def test_pairs_are_two_items_and_nothing_else(header: Any, body: Any) -> None:
     data = cbor.encode(header) + cbor.encode(body)
     assert cbor.decode_pair(data) == (header, body)
     for damaged in (data + b"\x00", data[:-1]):
-        with pytest.raises(InvalidData):
+        with pytest.raises(InvalidDataError):
             cbor.decode_pair(damaged)
 
 
@@ -168,7 +168,7 @@ def test_damaged_values_are_decoded_or_refused(value: Any, data: st.DataObject) 
     encoded[position] = data.draw(st.integers(0, 255))
     try:
         other = cbor.decode(bytes(encoded))
-    except InvalidData:
+    except InvalidDataError:
         return
     assert cbor.decode_strict(cbor.encode(other)) == other
     dagjson.to_json(other)

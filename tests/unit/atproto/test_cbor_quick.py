@@ -11,7 +11,7 @@ from rsky_pipeline.atproto import cbor
 from rsky_pipeline.atproto.car import read_car
 from rsky_pipeline.atproto.cid import Cid
 from rsky_pipeline.atproto.data_model import check
-from rsky_pipeline.atproto.errors import InvalidData
+from rsky_pipeline.atproto.errors import InvalidDataError
 from rsky_pipeline.atproto.frame import CommitMessage, decode_frame
 from tests.data import test_data
 from tests.data_frames import corpus_frames
@@ -53,10 +53,10 @@ def test_damaged_values_are_read_alike(value: Any, draw: st.DataObject) -> None:
     items = cbor._read_quickly(bytes(data))
     try:
         surely = cbor._read_surely(bytes(data), len(items or [0]))
-    except InvalidData as error:
+    except InvalidDataError as error:
         # Links are looked at by whoever reads a frame, and everything else by `check`.
         for item in (items or []) if error.reason != "invalid_cid" else []:
-            with pytest.raises(InvalidData):
+            with pytest.raises(InvalidDataError):
                 check(item)
     else:
         assert items is None or repr(items) == repr(without_links(surely))

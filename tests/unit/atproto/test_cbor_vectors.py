@@ -6,14 +6,14 @@ import pytest
 
 from rsky_pipeline.atproto import cbor, dagjson
 from rsky_pipeline.atproto.cid import Cid
-from rsky_pipeline.atproto.errors import InvalidData
+from rsky_pipeline.atproto.errors import InvalidDataError
 from tests.data import test_data
 
 
 def _strict(data: bytes) -> bool:
     try:
         cbor.decode_strict(data)
-    except InvalidData:
+    except InvalidDataError:
         return False
     return True
 
@@ -53,7 +53,7 @@ def test_rfc8949_vectors() -> None:
 def test_duplicate_keys_are_refused() -> None:
     path = test_data("fixtures/codec-fixtures/duplicate-keys.json")
     (case,) = json.loads(path.read_text())
-    with pytest.raises(InvalidData, match="Duplicate map key"):
+    with pytest.raises(InvalidDataError, match="Duplicate map key"):
         cbor.decode(bytes.fromhex(case["hex"]))
 
 
@@ -86,7 +86,7 @@ def test_published_values_that_may_be_records() -> None:
     for case in json.loads((folder / "data-model-valid.json").read_text()):
         dagjson.check_record(dagjson.from_json(case["json"]))
     for case in json.loads((folder / "data-model-invalid.json").read_text()):
-        with pytest.raises(InvalidData):
+        with pytest.raises(InvalidDataError):
             dagjson.check_record(dagjson.from_json(case["json"]))
 
 

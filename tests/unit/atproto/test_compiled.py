@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from rsky_pipeline.atproto import car, cbor, compiled, dagjson, datetimes, syntax
 from rsky_pipeline.atproto.cid import Cid
-from rsky_pipeline.atproto.errors import IncompleteTree, InvalidData
+from rsky_pipeline.atproto.errors import IncompleteTreeError, InvalidDataError
 from rsky_pipeline.atproto.mst import Change, Tree, invert
 from rsky_pipeline.atproto.mst.node import _parse_anything
 from rsky_pipeline.indexer.lexicon import check
@@ -50,7 +50,7 @@ def test_nodes_with_long_keys(size: int) -> None:
     read = compiled.read_node(block)
     if size >= 1_024:
         assert read is None
-        with pytest.raises(InvalidData, match="collection/rkey"):
+        with pytest.raises(InvalidDataError, match="collection/rkey"):
             _parse_anything(block)
     else:
         assert read is not None
@@ -84,7 +84,7 @@ def invert_without(blocks: dict[Cid, bytes], root: Cid, changes: list[Change]) -
             patch.setattr(compiled, name, lambda *_: None)
         try:
             return invert(blocks, root, changes)
-        except (InvalidData, IncompleteTree):
+        except (InvalidDataError, IncompleteTreeError):
             return None
 
 

@@ -9,7 +9,7 @@ from orjson import Fragment
 
 from rsky_pipeline.atproto import car, cbor, compiled, dagjson, frame, syntax
 from rsky_pipeline.atproto.cid import RAW, Cid
-from rsky_pipeline.atproto.errors import InvalidData
+from rsky_pipeline.atproto.errors import InvalidDataError
 from rsky_pipeline.atproto.mst.node import _parse_anything
 from rsky_pipeline.streams.event import encode_commit_events, encode_record_event
 from tests.data import test_data as data_at
@@ -41,7 +41,7 @@ def read_without(raw: bytes) -> frame.Message | None:
         patch.setattr(compiled, "read_commit", lambda *_: None)
         try:
             return frame.decode_frame(raw)
-        except InvalidData:
+        except InvalidDataError:
             return None
 
 
@@ -116,7 +116,7 @@ def events_without(message: frame.CommitMessage, blocks: dict[Cid, bytes]) -> li
             patch.setattr(compiled, "record_json", lambda _: None)
             try:
                 record = None if block is None else Fragment(dagjson.record_to_json(block))
-            except InvalidData:
+            except InvalidDataError:
                 return None
         made.append(
             encode_record_event(
@@ -135,7 +135,7 @@ def events_found(message: frame.CommitMessage) -> list[bytes] | None:
         patch.setattr(compiled, "find_wanted", lambda *_: None)
         try:
             roots, found = car.find_blocks(message.blocks, wanted)
-        except InvalidData:
+        except InvalidDataError:
             return None
     blocks = {Cid(name): block for name, block in found.items()}
     return events_without(message, blocks) if roots[0] == message.commit else None

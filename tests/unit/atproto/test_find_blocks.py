@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from rsky_pipeline.atproto.car import MAX_BLOCK, find_blocks, read_car, write_car
 from rsky_pipeline.atproto.cid import Cid
-from rsky_pipeline.atproto.errors import InvalidData
+from rsky_pipeline.atproto.errors import InvalidDataError
 
 blocks = st.lists(st.binary(max_size=300), min_size=1, max_size=12, unique=True)
 
@@ -27,14 +27,14 @@ def test_it_finds_what_read_car_finds(contents: list[bytes], data: st.DataObject
 @given(blocks, st.integers(1, 60))
 def test_a_cut_off_car_is_refused(contents: list[bytes], missing: int) -> None:
     pairs = [(Cid.of(content), content) for content in contents]
-    with pytest.raises(InvalidData):
+    with pytest.raises(InvalidDataError):
         # Less than the last section, so that the cut is never at a boundary.
         find_blocks(write_car([pairs[0][0]], pairs)[: -min(missing, 36)], {pairs[-1][0]})
 
 
 @given(st.binary(max_size=200))
 def test_garbage_raises_nothing_else(garbage: bytes) -> None:
-    with pytest.raises(InvalidData):
+    with pytest.raises(InvalidDataError):
         find_blocks(garbage, ())
 
 
@@ -43,13 +43,13 @@ def test_damage_raises_nothing_else(contents: list[bytes], where: int, flip: int
     pairs = [(Cid.of(content), content) for content in contents]
     car = bytearray(write_car([pairs[0][0]], pairs))
     car[where % len(car)] ^= flip
-    with contextlib.suppress(InvalidData):
+    with contextlib.suppress(InvalidDataError):
         find_blocks(bytes(car), {cid for cid, _ in pairs})
 
 
 def test_a_wanted_block_above_the_limit_is_refused() -> None:
     content = bytes(MAX_BLOCK + 1)
     car = write_car([Cid.of(content)], [(Cid.of(content), content)])
-    with pytest.raises(InvalidData, match="block_too_big"):
+    with pytest.raises(InvalidDataError, match="block_too_big"):
         find_blocks(car, {Cid.of(content)})
     assert find_blocks(car, ()) == ((Cid.of(content),), {})

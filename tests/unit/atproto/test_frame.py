@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from rsky_pipeline.atproto import cbor
 from rsky_pipeline.atproto.cid import Cid
-from rsky_pipeline.atproto.errors import InvalidData
+from rsky_pipeline.atproto.errors import InvalidDataError
 from rsky_pipeline.atproto.frame import (
     MAX_FRAME,
     AccountMessage,
@@ -151,7 +151,7 @@ _CREATE = {"action": "create", "path": "a.b.c/1", "cid": CID}
     ],
 )
 def test_malformed_commits_are_refused(change: dict[str, Any], reason: str) -> None:
-    with pytest.raises(InvalidData) as error:
+    with pytest.raises(InvalidDataError) as error:
         decode_frame(encode_frame("#commit", commit_body() | change))
     assert error.value.reason == reason
 
@@ -160,7 +160,7 @@ def test_malformed_commits_are_refused(change: dict[str, Any], reason: str) -> N
 def test_required_fields(field: str) -> None:
     body = commit_body()
     del body[field]
-    with pytest.raises(InvalidData):
+    with pytest.raises(InvalidDataError):
         decode_frame(encode_frame("#commit", body))
 
 
@@ -186,7 +186,7 @@ def test_required_fields(field: str) -> None:
     ],
 )
 def test_malformed_frames_are_refused(raw: bytes, reason: str) -> None:
-    with pytest.raises(InvalidData) as error:
+    with pytest.raises(InvalidDataError) as error:
         decode_frame(raw)
     assert error.value.reason == reason
 
@@ -199,7 +199,7 @@ def test_damaged_frames_are_decoded_or_refused(data: st.DataObject) -> None:
         raw[data.draw(st.integers(0, len(raw) - 1))] = data.draw(st.integers(0, 255))
     try:
         decode_frame(bytes(raw))
-    except InvalidData:
+    except InvalidDataError:
         return
 
 
@@ -231,5 +231,5 @@ def test_messages_of_before_2024_say_what_others_say_today(
 ) -> None:
     body = {"seq": 5, "did": DID, "time": TIME}
     assert decode_frame(encode_frame(kind, body | extra)) == expected
-    with pytest.raises(InvalidData):
+    with pytest.raises(InvalidDataError):
         decode_frame(encode_frame(kind, body | extra | {"did": "alice"}))

@@ -9,7 +9,7 @@ from multiformats import CID
 
 from rsky_pipeline.atproto import syntax
 from rsky_pipeline.atproto.cid import DAG_CBOR, RAW, Cid
-from rsky_pipeline.atproto.errors import InvalidData
+from rsky_pipeline.atproto.errors import InvalidDataError
 from rsky_pipeline.atproto.syntax import AtUri, parse_at_uri, split_path
 from tests.data import test_data
 
@@ -51,13 +51,13 @@ GOOD = str(Cid.of(b"x"))
     ],
 )
 def test_other_texts_are_no_cids(text: str) -> None:
-    with pytest.raises(InvalidData):
+    with pytest.raises(InvalidDataError):
         Cid.parse(text)
 
 
 @pytest.mark.parametrize("data", [b"", b"\x01" * 36, bytes(Cid.of(b"")) + b"x", Cid.of(b"")[:35]])
 def test_other_bytes_are_no_cids(data: bytes) -> None:
-    with pytest.raises(InvalidData):
+    with pytest.raises(InvalidDataError):
         Cid.from_bytes(data)
 
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rsky_pipeline.atproto.crypto import PrivateKey
-from rsky_pipeline.atproto.errors import InvalidData
+from rsky_pipeline.atproto.errors import InvalidDataError
 from rsky_pipeline.atproto.identity import DidDocument, parse_did_document
 from tests.data import test_data
 from tests.data_frames import corpus_documents
@@ -57,7 +57,7 @@ def test_everything() -> None:
 
 @pytest.mark.parametrize("value", [None, [], "x", {}, {"id": 1}, {"id": DID + "x"}])
 def test_other_documents_are_refused(value: object) -> None:
-    with pytest.raises(InvalidData):
+    with pytest.raises(InvalidDataError):
         parse_did_document(value, DID)
 
 

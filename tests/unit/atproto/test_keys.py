@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from multiformats import multibase
 
 from rsky_pipeline.atproto.crypto import Curve, PrivateKey, PublicKey
-from rsky_pipeline.atproto.errors import InvalidData
+from rsky_pipeline.atproto.errors import InvalidDataError
 from tests.data import test_data
 
 ORDERS: dict[Curve, int] = {
@@ -72,7 +72,7 @@ def test_legacy_keys_are_points_without_a_prefix() -> None:
     key = PublicKey.parse(LEGACY_K256, LEGACY_TYPE)
     assert (key.curve, len(key.point)) == ("k256", 65)
     for kind in (None, "Multikey", "EcdsaSecp256r1VerificationKey2019"):
-        with pytest.raises(InvalidData):
+        with pytest.raises(InvalidDataError):
             PublicKey.parse(LEGACY_K256, kind)
 
 
@@ -83,20 +83,20 @@ def test_legacy_keys_are_points_without_a_prefix() -> None:
 )
 @settings(max_examples=60, deadline=None)
 def test_other_texts_are_no_keys(kind: str | None, text: str) -> None:
-    with pytest.raises(InvalidData):
+    with pytest.raises(InvalidDataError):
         PublicKey.parse(text, kind)
 
 
 @pytest.mark.timeout(10)
 def test_a_long_text_is_no_key() -> None:
-    with pytest.raises(InvalidData):
+    with pytest.raises(InvalidDataError):
         PublicKey.parse("z" + "a" * 1_000_000)
 
 
 def test_other_bases_are_no_keys() -> None:
     raw = multibase.decode(PrivateKey.from_seed("k256", b"seed").multibase)
     for base in ("base16", "base32", "base64"):
-        with pytest.raises(InvalidData):
+        with pytest.raises(InvalidDataError):
             PublicKey.parse(multibase.encode(raw, base))
 
 

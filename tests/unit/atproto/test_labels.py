@@ -7,7 +7,7 @@ import pytest
 
 from rsky_pipeline.atproto import cbor, dagjson
 from rsky_pipeline.atproto.crypto import PrivateKey, PublicKey
-from rsky_pipeline.atproto.errors import InvalidData
+from rsky_pipeline.atproto.errors import InvalidDataError
 from rsky_pipeline.atproto.frame import LabelsMessage, decode_frame
 from rsky_pipeline.atproto.labels import parse_label
 from tests.data import test_data
@@ -66,7 +66,7 @@ def test_every_field_is_signed_and_required(field: str) -> None:
     other = "did:plc:other" if field in {"src", "uri"} else "other"
     assert not parse_label(value | {field: other}).verify(KEY.public)
     del value[field]
-    with pytest.raises(InvalidData, match="invalid_label"):
+    with pytest.raises(InvalidDataError, match="invalid_label"):
         parse_label(value)
 
 
@@ -97,5 +97,5 @@ def test_an_unsigned_label_does_not_verify() -> None:
     ],
 )
 def test_malformed_labels_are_refused(value: object) -> None:
-    with pytest.raises(InvalidData, match="invalid_label"):
+    with pytest.raises(InvalidDataError, match="invalid_label"):
         parse_label(value)

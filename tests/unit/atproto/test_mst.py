@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rsky_pipeline.atproto.cid import Cid
-from rsky_pipeline.atproto.errors import IncompleteTree, InvalidData
+from rsky_pipeline.atproto.errors import IncompleteTreeError, InvalidDataError
 from rsky_pipeline.atproto.frame import RepoOp
 from rsky_pipeline.atproto.mst import Change, Tree, invert, layer_of, walk
 from tests.unit.atproto.trees import LEAF, apply_in_order, cids, items, key_on, paths
@@ -112,7 +112,7 @@ def test_a_wrong_operation_does_not_invert_to_the_root_before(
     changes[index] = wrong
     try:
         root = invert(dict(tree.blocks()), tree.root, changes)
-    except InvalidData:
+    except InvalidDataError:
         return
     assert root != before
 
@@ -129,9 +129,9 @@ def test_the_operations_of_a_frame_invert() -> None:
 )
 def test_impossible_paths(path: str) -> None:
     tree = Tree.build({"a/b": LEAF})
-    with pytest.raises(InvalidData):
+    with pytest.raises(InvalidDataError):
         tree.set(path, LEAF)
-    with pytest.raises(InvalidData):
+    with pytest.raises(InvalidDataError):
         invert(dict(tree.blocks()), tree.root, [Change(path, None, LEAF)])
 
 
@@ -170,7 +170,7 @@ def test_a_missing_node_is_an_incomplete_tree() -> None:
     assert len(blocks) > 5
     for cid in blocks:
         rest = {key: block for key, block in blocks.items() if key != cid}
-        with pytest.raises(IncompleteTree):
+        with pytest.raises(IncompleteTreeError):
             list(walk(rest, tree.root))
 
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from rsky_pipeline.atproto import cbor
 from rsky_pipeline.atproto.cid import RAW, Cid
-from rsky_pipeline.atproto.errors import IncompleteTree, InvalidData
+from rsky_pipeline.atproto.errors import IncompleteTreeError, InvalidDataError
 from rsky_pipeline.atproto.mst import MAX_ENTRIES, walk
 from rsky_pipeline.atproto.mst.node import _parse_anything, parse_block, write_block
 from tests.unit.atproto.trees import LEAF, blocks_of, entry, key_on, node, paths
@@ -19,9 +19,9 @@ BOTTOM = node(entry(LOW))
 
 
 def refused(root: bytes, *others: bytes) -> str:
-    with pytest.raises(InvalidData) as error:
+    with pytest.raises(InvalidDataError) as error:
         list(walk(blocks_of(root, *others), Cid.of(root)))
-    assert not isinstance(error.value, IncompleteTree)
+    assert not isinstance(error.value, IncompleteTreeError)
     return error.value.reason
 
 
@@ -113,21 +113,21 @@ def test_a_tower_without_keys_ends_at_the_bottom() -> None:
         block = node(left=Cid.of(block))
         blocks[Cid.of(block)] = block
     root = node(entry(ABOVE), left=Cid.of(block))
-    with pytest.raises(InvalidData, match="mst_"):
+    with pytest.raises(InvalidDataError, match="mst_"):
         list(walk(blocks | blocks_of(root), Cid.of(root)))
 
 
 def test_cycles_end_even_where_hashes_were_not_checked() -> None:
     root = node(entry(ABOVE), left=Cid.of(b"named so, but it is not"))
     blocks = {Cid.of(root): root, Cid.of(b"named so, but it is not"): root}
-    with pytest.raises(InvalidData):
+    with pytest.raises(InvalidDataError):
         list(walk(blocks, Cid.of(root)))
 
 
 def _read(parse: Any, block: bytes) -> Any:
     try:
         content = parse(block)
-    except InvalidData:
+    except InvalidDataError:
         return None
     return content and (content.keys, content.values, content.children)
 

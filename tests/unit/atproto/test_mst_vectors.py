@@ -7,7 +7,7 @@ import pytest
 from rsky_pipeline.atproto import cbor
 from rsky_pipeline.atproto.car import Car, read_car
 from rsky_pipeline.atproto.cid import Cid
-from rsky_pipeline.atproto.errors import IncompleteTree
+from rsky_pipeline.atproto.errors import IncompleteTreeError
 from rsky_pipeline.atproto.mst import Change, Tree, invert, layer_of, walk
 from rsky_pipeline.atproto.mst.node import shared_length
 from tests.data import test_data
@@ -106,5 +106,5 @@ def test_a_slice_of_a_repo_is_an_incomplete_tree() -> None:
     record = json.loads(test_data("fixtures/indigo/repos/repo_slice_record.json").read_text())
     assert Cid.parse(record["cid"]) in car.blocks
     data = cbor.decode(car.blocks[car.roots[0]])["data"]
-    with pytest.raises(IncompleteTree):
+    with pytest.raises(IncompleteTreeError):
         list(walk(car.blocks, data))

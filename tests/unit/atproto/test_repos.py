@@ -13,7 +13,7 @@ from rsky_pipeline.atproto.car import Car, read_car, write_car
 from rsky_pipeline.atproto.cid import Cid
 from rsky_pipeline.atproto.commit import parse_commit, sign_commit, verify_commit
 from rsky_pipeline.atproto.crypto import Curve, PrivateKey, PublicKey
-from rsky_pipeline.atproto.errors import IncompleteTree, InvalidData
+from rsky_pipeline.atproto.errors import IncompleteTreeError, InvalidDataError
 from rsky_pipeline.atproto.identity import parse_did_document
 from rsky_pipeline.atproto.mst import Tree, walk
 from tests.data import test_data
@@ -58,7 +58,7 @@ GOOD: dict[str, Any] = cbor.decode(
     ],
 )
 def test_malformed_commits_are_refused(value: object, reason: str) -> None:
-    with pytest.raises(InvalidData) as error:
+    with pytest.raises(InvalidDataError) as error:
         parse_commit(cbor.encode(value))
     assert error.value.reason == reason
 
@@ -66,7 +66,7 @@ def test_malformed_commits_are_refused(value: object, reason: str) -> None:
 def test_commits_must_be_canonical() -> None:
     block = cbor.encode(GOOD)
     assert block.endswith(b"gversion\x03")
-    with pytest.raises(InvalidData, match="not_canonical"):
+    with pytest.raises(InvalidDataError, match="not_canonical"):
         parse_commit(block[:-1] + b"\x18\x03")
 
 
@@ -129,7 +129,7 @@ def test_a_repo_that_lacks_any_node_is_incomplete() -> None:
     assert len(nodes) > 1
     for cid in nodes:
         rest = {key: block for key, block in car.blocks.items() if key != cid}
-        with pytest.raises(IncompleteTree):
+        with pytest.raises(IncompleteTreeError):
             list(walk(rest, data))
 
 
@@ -163,7 +163,7 @@ def test_a_good_signature_of_another_account_is_seen() -> None:
 
 def _old_commit(car: Car) -> tuple[bytes, bytes, Cid]:
     """Return what was signed, the signature, and the tree of a version 2 commit."""
-    with pytest.raises(InvalidData, match="commit_version"):
+    with pytest.raises(InvalidDataError, match="commit_version"):
         parse_commit(car.blocks[car.roots[0]])
     value = cbor.decode(car.blocks[car.roots[0]])
     signature = value.pop("sig")

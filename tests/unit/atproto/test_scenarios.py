@@ -9,7 +9,7 @@ from rsky_pipeline.atproto import dagjson
 from rsky_pipeline.atproto.car import read_car
 from rsky_pipeline.atproto.commit import parse_commit, verify_commit
 from rsky_pipeline.atproto.crypto import PublicKey
-from rsky_pipeline.atproto.errors import IncompleteTree
+from rsky_pipeline.atproto.errors import IncompleteTreeError
 from rsky_pipeline.atproto.frame import CommitMessage, Message, decode_frame, encode_frame
 from rsky_pipeline.atproto.mst import invert
 from tests.data import test_data
@@ -115,5 +115,5 @@ def test_partial_commits_of_another_host(number: int, ops: int, inverts: bool) -
     if inverts:  # to what, nobody knows: such commits do not say what was before
         assert invert(car.blocks, data, message.ops) != data
     else:
-        with pytest.raises(IncompleteTree):
+        with pytest.raises(IncompleteTreeError):
             invert(car.blocks, data, message.ops)

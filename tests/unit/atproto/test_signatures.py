@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from rsky_pipeline.atproto import compiled, signatures
 from rsky_pipeline.atproto.crypto import Curve, PrivateKey
-from rsky_pipeline.atproto.signatures import Check, check_all
+from rsky_pipeline.atproto.signatures import SignatureCheck, check_all
 from tests.unit.atproto.test_keys import ORDERS
 
 CURVES: list[Curve] = ["k256", "p256"]
@@ -20,7 +20,7 @@ MESSAGE = b"message"
 
 
 @st.composite
-def checks(draw: st.DrawFn) -> Check:
+def checks(draw: st.DrawFn) -> SignatureCheck:
     """A good signature, or one that is wrong in some way."""
     curve: Curve = draw(curves)
     key = PrivateKey.from_seed(curve, draw(st.binary(max_size=2)))
@@ -37,12 +37,12 @@ def checks(draw: st.DrawFn) -> Check:
         message += b"x"
     elif kind == "key":
         key = PrivateKey.from_seed(draw(curves), b"another")
-    return Check(key.public, message, good)
+    return SignatureCheck(key.public, message, good)
 
 
 @given(st.lists(checks(), max_size=8))
 @settings(max_examples=100)
-def test_each_is_judged_as_if_alone(given_checks: list[Check]) -> None:
+def test_each_is_judged_as_if_alone(given_checks: list[SignatureCheck]) -> None:
     expected = [key.verify(message, signature) for key, message, signature in given_checks]
     assert check_all(given_checks) == expected
 
@@ -50,7 +50,7 @@ def test_each_is_judged_as_if_alone(given_checks: list[Check]) -> None:
 def test_the_library_is_reached_where_the_readers_are_compiled() -> None:
     """Else a newer coincurve hides it elsewhere: signatures would be checked one by one."""
     key = PrivateKey.from_seed("k256", b"a")
-    together = signatures._check_together([Check(key.public, MESSAGE, key.sign(MESSAGE))])
+    together = signatures._check_together([SignatureCheck(key.public, MESSAGE, key.sign(MESSAGE))])
     assert signatures._REACHED
     assert together == (None if compiled.verify_all(0, 0, 0, []) is None else [True])
 
@@ -71,7 +71,7 @@ def threads_that_never_yield() -> Iterator[None]:
 @pytest.mark.usefixtures("threads_that_never_yield")
 def test_others_go_on_meanwhile() -> None:
     key = PrivateKey.from_seed("k256", b"a")
-    many = [Check(key.public, MESSAGE, key.sign(MESSAGE))] * 5_000
+    many = [SignatureCheck(key.public, MESSAGE, key.sign(MESSAGE))] * 5_000
     found: list[bool] = []
     thread = threading.Thread(target=lambda: found.extend(check_all(many)))
     thread.start()

@@ -13,7 +13,7 @@ from rsky_pipeline.atproto.car import CarReader, read_car, write_car
 from rsky_pipeline.atproto.cid import Cid
 from rsky_pipeline.atproto.commit import parse_commit, sign_commit
 from rsky_pipeline.atproto.crypto import PrivateKey
-from rsky_pipeline.atproto.errors import InvalidData
+from rsky_pipeline.atproto.errors import InvalidDataError
 from rsky_pipeline.atproto.mst import Tree
 from rsky_pipeline.backfiller.blocks import Blocks
 from rsky_pipeline.backfiller.budget import Budget
@@ -49,7 +49,7 @@ class Loader:
             for start in range(0, len(data), 700):
                 blocks.add(reader.feed(data[start : start + 700]))
             roots = reader.finish()
-        except InvalidData as error:
+        except InvalidDataError as error:
             raise RepoFailed("invalid", "invalid_car", str(error)) from error
         return open_repo(roots, blocks, did, "", len(data))
 

@@ -12,7 +12,7 @@ from click.testing import CliRunner, Result
 from rsky_pipeline.cli import COMMANDS, main
 from rsky_pipeline.cli.command import CommandError, Invocation, operator_command
 from rsky_pipeline.database.errors import DatabaseError, DatabaseUnavailable, TransactionConflict
-from rsky_pipeline.runtime.errors import PermissionProblem
+from rsky_pipeline.runtime.errors import PermissionDeniedError
 from rsky_pipeline.streams.errors import StoreRejected, StoreUnavailable
 
 
@@ -42,7 +42,7 @@ def ending(error: Exception | None, *arguments: str, code: int | None = None) ->
         (DatabaseUnavailable("gone"), 69, "PostgreSQL at postgresql://u:***@h/d cannot be used"),
         (TransactionConflict("lock"), 69, "something holds a lock for long"),
         (DatabaseError("odd\n thing"), 1, "PostgreSQL at postgresql://u:***@h/d: odd thing"),
-        (PermissionProblem("no"), 77, "rsky-pipeline: no"),
+        (PermissionDeniedError("no"), 77, "rsky-pipeline: no"),
         (CommandError("wrong", 2), 2, "rsky-pipeline: wrong"),
     ],
 )

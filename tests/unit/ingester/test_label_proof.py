@@ -20,7 +20,7 @@ from rsky_pipeline.ingester.labels import LabelConverter
 from rsky_pipeline.ingester.quarantine import Quarantine
 from rsky_pipeline.ingester.seq_gate import SeqGate
 from rsky_pipeline.ingester.tally import Tally
-from rsky_pipeline.network.directory import IdentityNotFound, IdentityUnavailable
+from rsky_pipeline.network.directory import IdentityNotFoundError, IdentityUnavailableError
 from tests.data import test_data
 
 SRC = "did:plc:aaaaaaaaaaaaaaaaaaaaaaaa"
@@ -40,9 +40,9 @@ class Documents:
         await trio.lowlevel.checkpoint()
         if self.failures:
             self.failures -= 1
-            raise IdentityUnavailable("down")
+            raise IdentityUnavailableError("down")
         if did == "did:plc:unknownunknownunknownunk":
-            raise IdentityNotFound("unknown")
+            raise IdentityNotFoundError("unknown")
         self.forced += force
         key = self.fresh if force else self.cached
         return DidDocument(did, None, None, OLD.public, None, key)

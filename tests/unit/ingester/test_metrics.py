@@ -17,9 +17,9 @@ READING = ("atproto/frame.py", "atproto/cbor.py", "atproto/car.py", "atproto/cid
 
 
 def reasons(path: Path) -> Iterator[str]:
-    """Yield the codes of every InvalidData that a module makes."""
+    """Yield the codes of every InvalidDataError that a module makes."""
     for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "InvalidData":
+        if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "InvalidDataError":
             code = node.args[0]
             if isinstance(code, ast.Constant):
                 yield str(code.value)

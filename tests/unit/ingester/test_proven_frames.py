@@ -13,7 +13,7 @@ from rsky_pipeline.ingester.intake import Intake
 from rsky_pipeline.ingester.seq_gate import SeqGate
 from rsky_pipeline.ingester.tally import Tally
 from rsky_pipeline.ingester.verify import SignatureVerifier
-from rsky_pipeline.network.directory import IdentityNotFound, IdentityUnavailable
+from rsky_pipeline.network.directory import IdentityNotFoundError, IdentityUnavailableError
 from tests.data import test_data
 from tests.data_frames import corpus_documents, corpus_frames
 from tests.unit.ingester.claims import (
@@ -106,7 +106,7 @@ async def test_an_account_that_cannot_be_looked_up_is_fetched_later(
 ) -> None:
     monkeypatch.setattr(verify, "DIRECTORY_SECONDS", 1.0)
     accounts = Accounts()
-    accounts.keys[DID] = IdentityUnavailable("down")
+    accounts.keys[DID] = IdentityUnavailableError("down")
     async with trio.open_nursery() as nursery:
         intake, written, tally = start(nursery, accounts)
         await intake.take([frame(1)])
@@ -118,7 +118,7 @@ async def test_nothing_of_an_account_that_does_not_exist_is_written(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     accounts = Accounts()
-    accounts.keys[DID] = IdentityNotFound("gone")
+    accounts.keys[DID] = IdentityNotFoundError("gone")
     async with trio.open_nursery() as nursery:
         intake, written, tally = start(nursery, accounts)
         await intake.take([frame(1)])

@@ -15,7 +15,7 @@ from rsky_pipeline.atproto.car import Car, read_car, write_car
 from rsky_pipeline.atproto.cid import Cid
 from rsky_pipeline.atproto.commit import sign_commit
 from rsky_pipeline.atproto.crypto import PrivateKey, PublicKey
-from rsky_pipeline.atproto.errors import IncompleteTree, InvalidData
+from rsky_pipeline.atproto.errors import IncompleteTreeError, InvalidDataError
 from rsky_pipeline.atproto.frame import CommitMessage, RepoOp, encode_frame
 from rsky_pipeline.atproto.identity import parse_did_document
 from rsky_pipeline.atproto.mst import Tree
@@ -70,9 +70,9 @@ def refusal(commit: CommitMessage) -> str | None:
     """Return why the operations of a commit are not believed, None if they are."""
     try:
         check_operations(commit, read_contents(commit))
-    except IncompleteTree:
+    except IncompleteTreeError:
         return "missing_node"
-    except InvalidData as error:
+    except InvalidDataError as error:
         return error.reason
     return None
 
@@ -269,7 +269,7 @@ def test_each_strictness_vector_as_a_record_costs_only_itself() -> None:
         seen += 1
         try:
             is_record = isinstance(cbor.decode_strict(vector), dict)
-        except InvalidData:
+        except InvalidDataError:
             is_record = False
         if is_record:
             assert len(live) == 2, name

@@ -8,7 +8,7 @@ from rsky_pipeline.atproto.signatures import check_all
 from rsky_pipeline.ingester import verify
 from rsky_pipeline.ingester.convert import Claim
 from rsky_pipeline.ingester.verify import SignatureVerifier, Verdict
-from rsky_pipeline.network.directory import IdentityNotFound, IdentityUnavailable
+from rsky_pipeline.network.directory import IdentityNotFoundError, IdentityUnavailableError
 from tests.unit.ingester.claims import (
     DID,
     KEY,
@@ -81,7 +81,7 @@ async def test_an_identity_event_makes_the_next_commit_ask() -> None:
 async def test_accounts_without_identity_or_key() -> None:
     accounts = Accounts()
     verifier = SignatureVerifier(accounts)
-    accounts.keys[DID] = IdentityNotFound("gone")
+    accounts.keys[DID] = IdentityNotFoundError("gone")
     assert await verdict(verifier, claim()) is Verdict.NO_ACCOUNT
     accounts.keys[DID] = None
     assert await verdict(verifier, claim()) is Verdict.NO_ACCOUNT
@@ -93,7 +93,7 @@ async def test_a_strangers_host_that_fails_or_hangs_costs_little_time(
     accounts = Accounts()
     verifier = SignatureVerifier(accounts)
     down, slow = "did:web:down.test", "did:web:slow.test"
-    accounts.keys[down] = IdentityUnavailable("down")
+    accounts.keys[down] = IdentityUnavailableError("down")
     of_down = claim(did=down)
     assert await verdict(verifier, of_down) is Verdict.UNVERIFIED
     assert at_once(verifier, of_down) is Verdict.UNVERIFIED
@@ -110,7 +110,7 @@ async def test_a_strangers_host_that_fails_or_hangs_costs_little_time(
 async def test_our_own_directory_is_waited_for(autojump_clock: trio.testing.MockClock) -> None:
     accounts = Accounts()
     verifier = SignatureVerifier(accounts)
-    accounts.keys[DID] = IdentityUnavailable("restarting")
+    accounts.keys[DID] = IdentityUnavailableError("restarting")
     verdicts = []
     async with trio.open_nursery() as nursery:
 
@@ -129,7 +129,7 @@ async def test_our_own_directory_is_not_waited_for_for_ever(
 ) -> None:
     accounts = Accounts()
     verifier = SignatureVerifier(accounts)
-    accounts.keys[DID] = IdentityUnavailable("down")
+    accounts.keys[DID] = IdentityUnavailableError("down")
     before = trio.current_time()
     assert await verdict(verifier, claim()) is Verdict.UNVERIFIED
     assert trio.current_time() - before == pytest.approx(verify.DIRECTORY_SECONDS)
@@ -142,7 +142,7 @@ async def test_a_known_key_still_proves_while_the_directory_is_down(
     accounts = Accounts()
     verifier = SignatureVerifier(accounts)
     assert await verdict(verifier, claim()) is Verdict.VALID
-    accounts.keys[DID] = IdentityUnavailable("down")
+    accounts.keys[DID] = IdentityUnavailableError("down")
     assert await verdict(verifier, claim(NEW_KEY)) is Verdict.UNVERIFIED
     assert await verdict(verifier, claim()) is Verdict.VALID
 

@@ -2,7 +2,11 @@
 
 import pytest
 
-from rsky_pipeline.network.directory import Directory, IdentityNotFound, IdentityUnavailable
+from rsky_pipeline.network.directory import (
+    Directory,
+    IdentityNotFoundError,
+    IdentityUnavailableError,
+)
 from rsky_pipeline.network.http import HttpClient
 from tests.breaking import BAD_PLC, PARTS, break_part
 
@@ -30,7 +34,7 @@ async def test_a_host_name_is_all_that_counts(did: str, url: str) -> None:
 async def test_a_did_web_that_names_no_host_is_not_found(did: str, allow_private: bool) -> None:
     async with HttpClient(allow_private=allow_private) as http:
         directory = Directory(http, "https://plc.test", allow_private=allow_private)
-        with pytest.raises(IdentityNotFound):
+        with pytest.raises(IdentityNotFoundError):
             await directory.resolve(did)
 
 
@@ -39,7 +43,7 @@ async def test_a_port_counts_only_where_hosts_may_be_private() -> None:
         local = Directory(http, "https://plc.test", allow_private=True)
         assert local.web_host("did:web:localhost%3A2583").http_url() == "http://localhost:2583"
         public = Directory(http, "https://plc.test")
-        with pytest.raises(IdentityNotFound):
+        with pytest.raises(IdentityNotFoundError):
             public.web_host("did:web:example.com%3A8080")
 
 
@@ -50,5 +54,5 @@ async def test_a_defect_in_a_request_is_a_document_that_nobody_has_now(
     break_part(monkeypatch, part)
     async with HttpClient(allow_private=True) as http:
         directory = Directory(http, f"http://127.0.0.1:9/{BAD_PLC}"[:18], allow_private=True)
-        with pytest.raises(IdentityUnavailable):
+        with pytest.raises(IdentityUnavailableError):
             await directory.resolve(PARTS[part])

@@ -9,8 +9,8 @@ from urllib.parse import quote, unquote
 
 import pytest
 
-from rsky_pipeline.network.http import HttpClient, HttpFailure
-from rsky_pipeline.network.pool import Pool, Response
+from rsky_pipeline.network.http import HttpClient, HttpError
+from rsky_pipeline.network.pool import ClientResponse, ConnectionPool
 from rsky_pipeline.network.repositories import classify
 from rsky_pipeline.runtime.boundary import Boundary
 
@@ -72,9 +72,9 @@ def server() -> Iterator[str]:
     running.server_close()
 
 
-async def failure(url: str, *, allow_private: bool = True, trusted: bool = False) -> HttpFailure:
+async def failure(url: str, *, allow_private: bool = True, trusted: bool = False) -> HttpError:
     async with HttpClient(allow_private=allow_private, silence_seconds=0.5) as client:
-        with pytest.raises(HttpFailure) as error:
+        with pytest.raises(HttpError) as error:
             await client.get_bytes(url, max_bytes=100_000, total_seconds=5, trusted=trusted)
     return error.value
 
@@ -158,7 +158,7 @@ async def test_a_body_that_trickles_is_given_up(server: str) -> None:
                 pass
 
     async with HttpClient(allow_private=True, silence_seconds=0.3) as client:
-        with pytest.raises(HttpFailure) as error:
+        with pytest.raises(HttpError) as error:
             await read(client)
     assert error.value.kind == "too_slow"
 
@@ -177,7 +177,7 @@ async def test_configured_endpoints_may_be_private(server: str) -> None:
 @pytest.mark.parametrize("stay", [False, True])
 async def test_a_redirect_that_is_no_url_is_malformed(server: str, target: str, stay: bool) -> None:
     async with HttpClient(allow_private=True) as client:
-        with pytest.raises(HttpFailure) as error:
+        with pytest.raises(HttpError) as error:
             async with client.get(
                 f"{server}/to/{quote(target, safe='')}", max_bytes=9, total_seconds=5, stay=stay
             ):
@@ -209,11 +209,11 @@ async def test_a_defect_is_the_failure_of_its_request_alone(
     boundary = Boundary(lambda: counted.append(1))
     async with HttpClient(allow_private=True, boundary=boundary) as client:
         with monkeypatch.context() as patched:
-            patched.setattr(Pool if step == "get" else Response, step, broken)
+            patched.setattr(ConnectionPool if step == "get" else ClientResponse, step, broken)
             if step == "aclose":
                 assert await client.get_json(f"{server}/ok") == {"a": 1}
             else:
-                with pytest.raises(HttpFailure) as error:
+                with pytest.raises(HttpError) as error:
                     await client.get_json(f"{server}/ok")
                 assert error.value.kind == "internal_error"
         assert counted

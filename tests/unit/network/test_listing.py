@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from rsky_pipeline.ingester.listing.ranges import StoredRange
 from rsky_pipeline.network import listing as listing_module
-from rsky_pipeline.network.http import HttpFailure
+from rsky_pipeline.network.http import HttpError
 from rsky_pipeline.network.listing import (
     FetchPage,
     Listed,
@@ -47,10 +47,10 @@ class Host:
         return page, str(page[-1]) if more else None
 
     def page(self, cursor: str | None, limit: int) -> Page:
-        """Return a page as a host's answer. Raises HttpFailure."""
+        """Return a page as a host's answer. Raises HttpError."""
         answer = self.ask(PageRequest(cursor, limit))
         if answer is None:
-            raise HttpFailure("status", "500 from listRepos", status=500)
+            raise HttpError("status", "500 from listRepos", status=500)
         return Page(tuple(ListedRepo("did", str(n), True, None) for n in answer[0]), answer[1])
 
 
@@ -202,7 +202,7 @@ async def test_a_range_is_listed_again_until_only_what_still_fails_is_left(
     assert all(missing.tries == 1 for missing in left)
 
 
-def fetching(host: Host, down: HttpFailure | None = None) -> FetchPage:
+def fetching(host: Host, down: HttpError | None = None) -> FetchPage:
     """Return what asks a host; after repo 200 it fails with `down` if that is given."""
 
     async def fetch(cursor: str | None, limit: int) -> Page:
@@ -235,19 +235,19 @@ async def test_a_lister_gets_past_a_page_that_fails_for_ever(
 @pytest.mark.parametrize(
     "down",
     [
-        HttpFailure("unreachable", "refused"),
-        HttpFailure("status", "429", status=429, retry_after=1.0),
-        HttpFailure("status", "404", status=404),
+        HttpError("unreachable", "refused"),
+        HttpError("status", "429", status=429, retry_after=1.0),
+        HttpError("status", "404", status=404),
     ],
 )
 async def test_a_lister_with_tries_gives_up_at_a_host_that_fails_whatever_is_asked_for(
-    down: HttpFailure, autojump_clock: trio.testing.MockClock
+    down: HttpError, autojump_clock: trio.testing.MockClock
 ) -> None:
     host = Host(set(range(1, 300)), set())
     items: list[Listed | Unlistable] = []
     lister = Lister(fetching(host, down), page_size=100, tries=5)
     items += [await anext(lister), await anext(lister)]
-    with pytest.raises(HttpFailure):
+    with pytest.raises(HttpError):
         await anext(lister)
     assert [item.cursor for item in items] == [None, "100"]
     assert host.requests == 2 + 5
@@ -257,7 +257,7 @@ async def test_a_lister_with_tries_gives_up_where_no_page_is_served(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     host = Host(set(range(1, 300)), set(range(1, 300)))
-    with pytest.raises(HttpFailure):
+    with pytest.raises(HttpError):
         await anext(Lister(fetching(host), "100", tries=5))
     assert host.requests < 20
 

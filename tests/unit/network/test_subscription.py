@@ -14,15 +14,15 @@ from trio_websocket import ConnectionClosed, WebSocketConnection, WebSocketReque
 from rsky_pipeline.configuration.endpoints import Endpoint
 from rsky_pipeline.network.frame_socket import MAX_MESSAGE, FrameSocket
 from rsky_pipeline.network.subscription import (
-    Disconnected,
+    DisconnectedError,
     DisconnectReason,
-    Patience,
     Subscription,
+    Timeouts,
     subscribe,
 )
 
 NSID = "com.atproto.sync.subscribeRepos"
-QUICK = Patience(connect=2.0, close=0.3, idle=0.5, ping_every=0.2, pong_within=1.0)
+QUICK = Timeouts(connect=2.0, close=0.3, idle=0.5, ping_every=0.2, pong_within=1.0)
 Serve = Callable[[WebSocketConnection], Awaitable[None]]
 
 
@@ -68,21 +68,21 @@ async def stay(_: object) -> None:
     await trio.sleep_forever()
 
 
-async def receive_all(subscription: Subscription) -> tuple[list[bytes], Disconnected]:
+async def receive_all(subscription: Subscription) -> tuple[list[bytes], DisconnectedError]:
     messages: list[bytes] = []
     try:
         while True:
             messages += await subscription.receive()
-    except Disconnected as error:
+    except DisconnectedError as error:
         return messages, error
 
 
-async def until_disconnected(endpoint: Endpoint, patience: Patience = QUICK) -> Disconnected:
+async def until_disconnected(endpoint: Endpoint, timeouts: Timeouts = QUICK) -> DisconnectedError:
     try:
-        async with subscribe(endpoint, NSID, None, patience=patience) as subscription:
+        async with subscribe(endpoint, NSID, None, timeouts=timeouts) as subscription:
             _, ended = await receive_all(subscription)
             return ended
-    except Disconnected as error:
+    except DisconnectedError as error:
         return error
 
 
@@ -103,7 +103,7 @@ async def test_messages_come_in_order_and_all_before_the_end() -> None:
 
     async with (
         server(serve) as endpoint,
-        subscribe(endpoint, NSID, None, patience=QUICK) as subscription,
+        subscribe(endpoint, NSID, None, timeouts=QUICK) as subscription,
     ):
         messages, ended = await receive_all(subscription)
     assert messages == sent
@@ -121,8 +121,8 @@ async def test_the_request_names_the_stream_the_cursor_and_us() -> None:
 
     async with handling(handle) as endpoint:
         for cursor in (None, 0, 31_527_015_322):
-            with pytest.raises(Disconnected):
-                async with subscribe(endpoint, NSID, cursor, patience=QUICK) as subscription:
+            with pytest.raises(DisconnectedError):
+                async with subscribe(endpoint, NSID, cursor, timeouts=QUICK) as subscription:
                     await subscription.receive()
     paths = [path for path, _ in seen]
     assert paths == [f"/xrpc/{NSID}{query}" for query in ("", "?cursor=0", "?cursor=31527015322")]
@@ -137,7 +137,7 @@ async def test_a_message_at_the_limit_is_taken_and_one_above_is_skipped() -> Non
 
     async with (
         server(serve) as endpoint,
-        subscribe(endpoint, NSID, None, patience=Patience(close=0.3)) as subscription,
+        subscribe(endpoint, NSID, None, timeouts=Timeouts(close=0.3)) as subscription,
     ):
         sizes: list[int] = []
         while len(sizes) < 2:
@@ -154,7 +154,7 @@ async def test_texts_are_counted_and_ignored() -> None:
 
     async with (
         server(serve) as endpoint,
-        subscribe(endpoint, NSID, None, patience=QUICK) as subscription,
+        subscribe(endpoint, NSID, None, timeouts=QUICK) as subscription,
     ):
         messages, ended = await receive_all(subscription)
         assert messages == [b"frame", b"frame"]
@@ -172,10 +172,10 @@ async def test_memory_for_unread_messages_is_bounded_and_nothing_is_lost() -> No
             sent += 1
         await trio.sleep_forever()
 
-    patience = Patience(close=0.3, max_queued_bytes=500_000, ping_every=0.05, pong_within=0.5)
+    timeouts = Timeouts(close=0.3, max_queued_bytes=500_000, ping_every=0.05, pong_within=0.5)
     async with (
         server(serve) as endpoint,
-        subscribe(endpoint, NSID, None, patience=patience) as subscription,
+        subscribe(endpoint, NSID, None, timeouts=timeouts) as subscription,
     ):
         await trio.sleep(1.2)
         assert sent < 200  # what both sockets and our queue can hold
@@ -193,10 +193,10 @@ async def test_a_peer_that_answers_pings_may_be_silent() -> None:
         await socket.send_message(b"at last")
         await trio.sleep_forever()
 
-    patience = Patience(close=0.3, idle=None, ping_every=0.05, pong_within=10.0)
+    timeouts = Timeouts(close=0.3, idle=None, ping_every=0.05, pong_within=10.0)
     async with (
         server(serve) as endpoint,
-        subscribe(endpoint, NSID, None, patience=patience) as subscription,
+        subscribe(endpoint, NSID, None, timeouts=timeouts) as subscription,
     ):
         assert await subscription.receive() == [b"at last"]
 
@@ -206,9 +206,9 @@ async def test_a_peer_that_answers_no_pings_is_dead() -> None:
         await accept_by_hand(stream)
         await trio.sleep_forever()
 
-    patience = Patience(close=0.3, idle=None, ping_every=0.05, pong_within=0.1)
+    timeouts = Timeouts(close=0.3, idle=None, ping_every=0.05, pong_within=0.1)
     async with raw_server(serve) as endpoint:
-        ended = await until_disconnected(endpoint, patience)
+        ended = await until_disconnected(endpoint, timeouts)
     assert ended.reason is DisconnectReason.PING_TIMEOUT
 
 
@@ -220,11 +220,11 @@ async def test_a_peer_that_sends_messages_is_alive_without_pongs() -> None:
             await trio.sleep(0.02)
         await trio.sleep_forever()
 
-    patience = Patience(close=0.3, idle=None, ping_every=0.05, pong_within=0.4)
+    timeouts = Timeouts(close=0.3, idle=None, ping_every=0.05, pong_within=0.4)
     messages: list[bytes] = []
     async with (
         raw_server(serve) as endpoint,
-        subscribe(endpoint, NSID, None, patience=patience) as subscription,
+        subscribe(endpoint, NSID, None, timeouts=timeouts) as subscription,
     ):
         while len(messages) < 60:
             messages += await subscription.receive()
@@ -325,7 +325,7 @@ async def test_refusals(
 async def test_an_error_of_the_body_is_raised_as_it_is() -> None:
     async with server(stay) as endpoint:
         with pytest.raises(ZeroDivisionError):
-            async with subscribe(endpoint, NSID, None, patience=QUICK):
+            async with subscribe(endpoint, NSID, None, timeouts=QUICK):
                 raise ZeroDivisionError
 
 
@@ -337,7 +337,7 @@ async def test_it_can_be_cancelled_at_any_time() -> None:
     async with server(serve) as endpoint:
         for seconds in (0.0, 0.001, 0.01, 0.1):
             with trio.move_on_after(seconds) as scope:
-                async with subscribe(endpoint, NSID, None, patience=QUICK) as subscription:
+                async with subscribe(endpoint, NSID, None, timeouts=QUICK) as subscription:
                     while True:
                         await subscription.receive()
             assert scope.cancelled_caught
@@ -353,10 +353,10 @@ async def test_leaving_says_goodbye_even_with_a_full_queue() -> None:
         except ConnectionClosed as closed:
             codes.append(closed.reason.code)  # type: ignore[union-attr]
 
-    patience = Patience(close=3_600.0, max_queued_bytes=100_000)
+    timeouts = Timeouts(close=3_600.0, max_queued_bytes=100_000)
     with trio.fail_after(60):
         async with server(serve) as endpoint:
-            async with subscribe(endpoint, NSID, None, patience=patience) as subscription:
+            async with subscribe(endpoint, NSID, None, timeouts=timeouts) as subscription:
                 while not subscription._socket.stalls:
                     await trio.sleep(0.01)
             while not codes:
@@ -364,13 +364,13 @@ async def test_leaving_says_goodbye_even_with_a_full_queue() -> None:
 
 
 @pytest.mark.parametrize(
-    "patience",
+    "timeouts",
     [
-        Patience(close=0.3, idle=None, ping_every=0.05, pong_within=0.2),
-        Patience(close=0.3, idle=0.2, ping_every=10.0),
+        Timeouts(close=0.3, idle=None, ping_every=0.05, pong_within=0.2),
+        Timeouts(close=0.3, idle=0.2, ping_every=10.0),
     ],
 )
-async def test_a_process_that_was_held_up_does_not_blame_the_peer(patience: Patience) -> None:
+async def test_a_process_that_was_held_up_does_not_blame_the_peer(timeouts: Timeouts) -> None:
     held_up = trio.Event()
 
     async def serve(stream: trio.SocketStream) -> None:
@@ -386,7 +386,7 @@ async def test_a_process_that_was_held_up_does_not_blame_the_peer(patience: Pati
 
     async with (
         raw_server(serve) as endpoint,
-        subscribe(endpoint, NSID, None, patience=patience) as subscription,
+        subscribe(endpoint, NSID, None, timeouts=timeouts) as subscription,
         trio.open_nursery() as nursery,
     ):
         nursery.start_soon(hold_up)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from rsky_pipeline.runtime import lock as locks
-from rsky_pipeline.runtime.errors import PermissionProblem
+from rsky_pipeline.runtime.errors import PermissionDeniedError
 
 
 def test_one_holder_at_a_time(tmp_path: Path) -> None:
@@ -65,5 +65,5 @@ def test_a_shorter_note_replaces_a_longer_one(tmp_path: Path) -> None:
 
 def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(PermissionProblem, match=r"file/a\.lock.*choose another run_dir"):
+    with pytest.raises(PermissionDeniedError, match=r"file/a\.lock.*choose another run_dir"):
         locks.acquire(tmp_path / "file" / "a.lock")

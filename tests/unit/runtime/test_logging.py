@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from rsky_pipeline.runtime.errors import Unavailable
+from rsky_pipeline.runtime.errors import UnavailableError
 from rsky_pipeline.runtime.logging import MAX_MESSAGE, Throttled, ThrottledLog, configure, get
 
 
@@ -123,7 +123,7 @@ def test_a_throttled_line_says_how_many_were_left_out(caplog: pytest.LogCaptureF
         log.warning("frame refused", key="bad_cbor", host="a.example")
     log.warning("frame refused", key="bad_car")
     now = 11.0
-    log.warning("frame refused", key="bad_cbor", error=Unavailable("gone"))
+    log.warning("frame refused", key="bad_cbor", error=UnavailableError("gone"))
     log.error("frame failed", error=KeyError("did"))
     fields = [vars(record) for record in caplog.records if record.name == "flood"]
     assert [one.get("suppressed") for one in fields] == [None, None, 2, None]

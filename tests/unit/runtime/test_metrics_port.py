@@ -7,7 +7,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from rsky_pipeline.configuration.settings import Settings
-from rsky_pipeline.runtime.errors import ConfigurationProblem
+from rsky_pipeline.runtime.errors import SettingError
 from rsky_pipeline.runtime.metrics_port import candidates, open_metrics_server
 
 
@@ -42,5 +42,5 @@ def test_a_taken_port_is_skipped() -> None:
 
 def test_an_address_that_is_not_ours_is_a_configuration_problem() -> None:
     settings = Settings(metrics_host="192.0.2.1", indexer_metrics_port=0)
-    with pytest.raises(ConfigurationProblem, match="change metrics_host or indexer_metrics_port"):
+    with pytest.raises(SettingError, match="change metrics_host or indexer_metrics_port"):
         open_metrics_server(settings, "indexer", 1, CollectorRegistry(), lambda: (200, {}))

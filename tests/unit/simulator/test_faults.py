@@ -7,7 +7,7 @@ import pytest
 
 from rsky_pipeline.atproto.car import read_car
 from rsky_pipeline.atproto.commit import parse_commit, verify_commit
-from rsky_pipeline.atproto.errors import InvalidData
+from rsky_pipeline.atproto.errors import InvalidDataError
 from rsky_pipeline.atproto.frame import (
     AccountMessage,
     CommitMessage,
@@ -52,7 +52,7 @@ def readable(events: list[Event]) -> list[Message]:
         for frame in event.frames:
             try:
                 found.append(decode_frame(frame))
-            except InvalidData:
+            except InvalidDataError:
                 continue
     return found
 
