@@ -31,7 +31,7 @@ ADMITTED = 1024 * 1024  # bytes that a download gets before it begins; most repo
 SLOW_SECONDS = 10.0  # a download that takes longer,
 SLOW_RATE = 64 * 1024  # and comes with less than so many bytes a second, steps aside
 # What says that the host is in trouble, not the repo.
-_HOST_REASONS = frozenset({"unreachable", "timeout", "too_slow", "server_error"})
+HOST_REASONS = frozenset({"unreachable", "timeout", "too_slow", "server_error"})
 # What may mean that the account has moved to another PDS since its document was read.
 _MOVED_REASONS = frozenset(
     {"RepoNotFound", "NotFound", "RepoDeactivated", "RepoDeleted", "RepoInactive", "unreachable",
@@ -197,7 +197,7 @@ def _noted(host: Host, error: RepoUnavailableError, pds: str) -> RepoFailed:
     if error.kind == "rate_limited":
         pause = host.state.limited(error.retry_after, error.limit, now)
         pause = max(pause, host.state.reserve(now))
-    elif error.kind == "transient" and error.code in _HOST_REASONS:
+    elif error.kind == "transient" and error.code in HOST_REASONS:
         host.state.failed(str(error), now)
     else:
         host.state.succeeded(error.limit, now)

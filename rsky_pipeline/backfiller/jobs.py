@@ -17,19 +17,14 @@ from rsky_pipeline.streams.connection import Store
 from rsky_pipeline.streams.consumer import SUSPICIOUS_DELIVERIES, Claimed, Delivery, GroupReader
 from rsky_pipeline.streams.dead_letters import dead_letter
 from rsky_pipeline.streams.errors import StoreRejected, StoreUnavailable
-from rsky_pipeline.streams.event import (
-    REPO_FIELD,
-    MalformedEvent,
-    RepoJob,
-    decode_repo_job,
-    encode_repo_job,
-)
+from rsky_pipeline.streams.event import MalformedEvent
 from rsky_pipeline.streams.names import (
     REPO_BACKFILL,
     REPO_BACKFILL_HIGH,
     REPO_BACKFILL_LOW,
     REPO_STREAMS,
 )
+from rsky_pipeline.streams.repo_job import REPO_FIELD, RepoJob, decode_repo_job, encode_repo_job
 from rsky_pipeline.streams.trim import trim
 from rsky_pipeline.streams.waiting import count_waiting, postpone, wake
 

@@ -87,6 +87,11 @@ class Stored:
     newest: str | None
     queued: str | None
 
+    @property
+    def newest_rev(self) -> str:
+        """The newest rev that anything of the repo is stored at, "" for none."""
+        return max(self.floor or "", self.newest or "")
+
 
 class Ledger:
     """One connection, opened when it is first needed. Calls raise DatabaseError.

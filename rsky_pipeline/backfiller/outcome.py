@@ -7,7 +7,7 @@ from typing import Literal
 
 from rsky_pipeline.configuration.settings import Settings
 from rsky_pipeline.runtime.backoff import bound
-from rsky_pipeline.streams.event import RepoJob
+from rsky_pipeline.streams.repo_job import RepoJob
 
 Kind = Literal["permanent", "transient", "rate_limited", "invalid"]
 KINDS: tuple[Kind, ...] = ("permanent", "transient", "rate_limited", "invalid")

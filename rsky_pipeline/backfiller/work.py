@@ -9,7 +9,7 @@ import trio
 
 from rsky_pipeline.atproto.datetimes import format_utc
 from rsky_pipeline.atproto.syntax import split_path
-from rsky_pipeline.backfiller.fetch import Fetcher
+from rsky_pipeline.backfiller.fetch import HOST_REASONS, Fetcher
 from rsky_pipeline.backfiller.ledger import Stored
 from rsky_pipeline.backfiller.outcome import Done, NotStored, RepoFailed
 from rsky_pipeline.backfiller.output import Output
@@ -28,7 +28,7 @@ from rsky_pipeline.backfiller.unpack import (
 )
 from rsky_pipeline.runtime.backoff import bound
 from rsky_pipeline.runtime.threads import in_thread
-from rsky_pipeline.streams.event import RepoJob
+from rsky_pipeline.streams.repo_job import RepoJob
 
 FIRST_LOOK_SECONDS, MOST_SECONDS = 2.0, 600.0  # pauses before a repo is looked at again
 SMALL_REPO = 64 * 1024  # bytes of a CAR that takes a millisecond or two
@@ -52,21 +52,46 @@ class Attempt:
     async def run(self, job: RepoJob) -> Done:
         """Bring in a repo. Raises RepoFailed, HostBusy and NotStored."""
         known = await self._knowledge.stored(job.did)
-        stored = max(known.floor or "", known.newest or "")
         if job.settles:
             if await self._is_settled(job, known):
                 return Done(job.rev, unchanged=True)
-        # Without a floor the repo was never brought in as a whole, however new its newest commit.
-        elif known.floor is not None and not job.forced:
-            wanted, host = job.rev, ""
-            if not wanted:
-                wanted, host = await self._fetcher.rev(job.did)
-            if wanted <= stored:
-                return Done(stored, host, unchanged=True)
+        elif (current := await self._current(job, known)) is not None:
+            return current
         async with self._fetcher.fetch(job.did, fresh=job.attempts > 0) as repo:
-            _require_recent(repo, job, stored)
+            _require_recent(repo, job, known.newest_rev)
             done = await self._queue(repo, job)
             return replace(done, settles=not job.settles and _may_be_late(job, known, done.rev))
+
+    async def _current(self, job: RepoJob, known: Stored) -> Done | None:
+        """Return an outcome if the repo need not be fetched. Raises RepoFailed and HostBusy.
+
+        Without a floor it was never stored as a whole, however new its newest commit is. Where a
+        commit may be missing below the newest one, only the floor counts, and only if it is the
+        very rev that the PDS has.
+        """
+        if known.floor is None:
+            return None
+        if not job.forced:
+            rev, host = (job.rev, "") if job.rev else await self._rev_at_pds(job)
+            current = rev is not None and rev <= known.newest_rev
+            return Done(known.newest_rev, host, unchanged=True) if current else None
+        if job.deleted or not job.reason.confirmable or job.rev > known.floor:
+            return None
+        rev, host = await self._rev_at_pds(job)
+        return Done(known.floor, host, unchanged=True) if rev == known.floor else None
+
+    async def _rev_at_pds(self, job: RepoJob) -> tuple[str | None, str]:
+        """Ask an account's PDS for the rev of its repo; None where the repo has to be fetched.
+
+        That is where the answer is about the account: fetching looks for a new home of it. Raises
+        RepoFailed where the host is in trouble, and HostBusy.
+        """
+        try:
+            return await self._fetcher.rev(job.did)
+        except RepoFailed as failure:
+            if failure.kind == "rate_limited" or failure.reason in HOST_REASONS:
+                raise
+            return None, ""
 
     async def _is_settled(self, job: RepoJob, known: Stored) -> bool:
         """Tell whether nothing is left of before a repo was stored at its rev.
@@ -142,7 +167,7 @@ def _may_be_late(job: RepoJob, known: Stored, rev: str) -> bool:
     Live ones, where something was missed between commits that were followed; or those of an
     earlier job whose closing event is not applied.
     """
-    followed = job.forced and job.reason != "unseen"
+    followed = bool(job.deleted) or job.reason.followed
     return followed or (known.floor or "") < (known.queued or "") < rev
 
 

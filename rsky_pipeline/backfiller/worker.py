@@ -20,7 +20,7 @@ from rsky_pipeline.runtime.context import WorkerContext
 from rsky_pipeline.runtime.health import Activity
 from rsky_pipeline.runtime.logging import Throttled
 from rsky_pipeline.streams.errors import StoreRejected, StoreUnavailable
-from rsky_pipeline.streams.event import RepoJob
+from rsky_pipeline.streams.repo_job import FetchReason, RepoJob
 
 log = logging.getLogger(__name__)
 HELD_FOR_EACH_SLOT = 8  # jobs in memory, most of which wait for their host or their directory
@@ -267,7 +267,7 @@ class Worker:
 
 def _look_again(repo: RepoJob, rev: str) -> RepoJob:
     """Return the job that looks at a repo once more when it is stored at a rev."""
-    return replace(repo, rev=rev, deleted=(), reason="settle", attempts=0, settles=1)
+    return replace(repo, rev=rev, deleted=(), reason=FetchReason.SETTLE, attempts=0, settles=1)
 
 
 def _state(job: Job, failure: RepoFailed, verdict: Verdict, seconds: float) -> State:

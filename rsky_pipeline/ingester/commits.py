@@ -43,24 +43,20 @@ from rsky_pipeline.ingester.times import timestamp
 from rsky_pipeline.streams.append import Entry
 from rsky_pipeline.streams.event import (
     EVENT_FIELD,
-    REPO_FIELD,
     AccountEvent,
     IdentityEvent,
-    RepoJob,
     encode_commit_events,
     encode_event,
     encode_record_event,
-    encode_repo_job,
 )
 from rsky_pipeline.streams.names import FIREHOSE_LIVE
+from rsky_pipeline.streams.repo_job import REPO_FIELD, FetchReason, RepoJob, encode_repo_job
 
 _log = logging.getLogger(__name__)
 
 SUBSCRIBE_REPOS = "com.atproto.sync.subscribeRepos"
 # One record may stand under 200 paths and grow sixfold in JSON; past this the repo is fetched.
 MAX_FRAME_OUTPUT = 16 * 1024 * 1024
-# Reasons to fetch a repo that nobody did wrong for.
-_EXPECTED = frozenset({"unseen", "reactivated", "sync"})
 _MAX_TEXT = 2_048  # no honest handle or status is longer
 
 
@@ -116,11 +112,12 @@ class RepoConverter(FrameConverter):
         The creates and updates of a commit that is not written are in the repo then; its deletions
         are not seen there, so the job names them.
         """
-        self.tally.resyncs[reason] += 1
+        why = FetchReason.of(reason)
+        self.tally.resyncs[why.word] += 1
         held_back = self._throttle.allow(f"resync {reason}")
         if held_back is not None:
             _log.log(
-                logging.INFO if reason in _EXPECTED else logging.WARNING,
+                logging.INFO if why.expected else logging.WARNING,
                 "a repo is queued to be fetched again",
                 extra={"host": self.host, "did": about.update.did, "rev": about.rev,
                        "reason": reason, "unlogged": held_back},
@@ -128,7 +125,7 @@ class RepoConverter(FrameConverter):
         deleted = tuple(
             op.path for op in unwritten if op.cid is None and split_path(op.path) is not None
         )
-        job = RepoJob(about.update.did, self._relay_url, about.rev, None, True, deleted, reason)
+        job = RepoJob(about.update.did, self._relay_url, about.rev, None, True, deleted, why)
         return Entry(stream, REPO_FIELD, encode_repo_job(job))
 
     def _event(self, event: IdentityEvent | AccountEvent, content: tuple[object, ...]) -> Converted:

@@ -9,14 +9,9 @@ import trio
 from rsky_pipeline.runtime.threads import StoreThread
 from rsky_pipeline.streams.connection import Store
 from rsky_pipeline.streams.errors import StoreRejected, StoreUnavailable
-from rsky_pipeline.streams.event import (
-    REPO_FIELD,
-    MalformedEvent,
-    RepoJob,
-    decode_repo_job,
-    encode_repo_job,
-)
+from rsky_pipeline.streams.event import MalformedEvent
 from rsky_pipeline.streams.names import REPO_BACKFILL_HIGH, RESYNC_LATER
+from rsky_pipeline.streams.repo_job import REPO_FIELD, RepoJob, decode_repo_job, encode_repo_job
 
 _log = logging.getLogger(__name__)
 _CHECK_SECONDS = 1.0

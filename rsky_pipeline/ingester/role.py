@@ -56,6 +56,7 @@ from rsky_pipeline.streams.names import (
     STREAMS,
     cursor_key,
 )
+from rsky_pipeline.streams.repo_job import FIREHOSE_REASONS
 from rsky_pipeline.streams.self_check import SelfCheck
 from rsky_pipeline.streams.watch import watch
 
@@ -97,6 +98,7 @@ async def run(context: WorkerContext) -> None:
         disconnect_reasons=[reason.value for reason in DisconnectReason],
         relays=[endpoint.key for endpoint in relays],
         labelers=[endpoint.key for endpoint in labelers],
+        resync_reasons=[reason.word for reason in FIREHOSE_REASONS],
     )
     groups = dict.fromkeys((FIREHOSE_LIVE, FIREHOSE_BACKFILL), (settings.indexer_group,))
     groups |= {LABEL_LIVE: (settings.indexer_group,)}

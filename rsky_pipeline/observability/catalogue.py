@@ -70,7 +70,8 @@ def declared(process: str) -> Mapping[str, Declared]:
 
 
 def _ingester(registry: CollectorRegistry) -> None:
-    IngesterMetrics(registry, disconnect_reasons=["r"], relays=["h"], labelers=["l"])
+    IngesterMetrics(registry, disconnect_reasons=["r"], relays=["h"], labelers=["l"],
+                    resync_reasons=["r"])  # fmt: skip
 
 
 def _indexer(registry: CollectorRegistry) -> None:

@@ -30,10 +30,6 @@ ERROR_REASONS = (
     "connection", "error_frame", "future_cursor", "invalid_cursor", "store_unavailable",
     "store_rejected", "cursor_moved", "list_repos", "listed_repo", "internal_error", "other",
 )  # fmt: skip
-RESYNC_REASONS = (
-    "sync", "too_big", "missing_block", "invalid_blocks", "unverified", "forged", "broken_chain",
-    "missing_node", "inversion", "invalid_operation", "unseen", "reactivated",
-)  # fmt: skip
 CHECK_STEPS = ("blocks", "signature", "operations")
 JUMP_OUTCOMES = ("followed", "ignored")
 GAP_KINDS = ("outdated_cursor", "seq_jump", "time_jump", "cursor_set")
@@ -56,12 +52,15 @@ class IngesterMetrics:
         disconnect_reasons: Iterable[str] = (),
         relays: Iterable[str] = (),
         labelers: Iterable[str] = (),
+        resync_reasons: Iterable[str] = (),
     ) -> None:
         self._registry = registry
         self._declare_firehose()
         self._declare_enumeration()
         self._declare_state()
-        self._create_series(list(disconnect_reasons), list(relays), list(labelers))
+        self._create_series(
+            list(disconnect_reasons), list(relays), list(labelers), list(resync_reasons)
+        )
 
     def _declare_firehose(self) -> None:
         self.messages = self._counter("firehose_messages", "WebSocket messages of relays")
@@ -171,13 +170,14 @@ class IngesterMetrics:
         )
 
     def _create_series(
-        self, disconnect_reasons: list[str], relays: list[str], labelers: list[str]
-    ) -> None:
+        self, disconnect_reasons: list[str], relays: list[str], labelers: list[str],
+        resync_reasons: list[str],
+    ) -> None:  # fmt: skip
         for metric, values in (
             (self.error_reasons, ERROR_REASONS),
             (self.frames, FRAME_TYPES),
             (self.infos, INFO_NAMES),
-            (self.resyncs, RESYNC_REASONS),
+            (self.resyncs, resync_reasons),
             (self.verdicts, VERDICTS),
             (self.label_verdicts, LABEL_VERDICTS),
             (self.store_retries, STORE_ACTIONS),

@@ -27,18 +27,14 @@ from rsky_pipeline.streams.dead_letters import (
     replace_dead_letter,
     retry_dead_letters,
 )
-from rsky_pipeline.streams.event import (
-    REPO_FIELD,
-    MalformedEvent,
-    decode_repo_job,
-    encode_repo_job,
-)
+from rsky_pipeline.streams.event import MalformedEvent
 from rsky_pipeline.streams.names import (
     FIREHOSE_RAW_LETTERS,
     LABEL_RAW_LETTERS,
     STREAMS,
     dead_letters,
 )
+from rsky_pipeline.streams.repo_job import REPO_FIELD, decode_repo_job, encode_repo_job
 from rsky_pipeline.streams.scan import moment, newest
 
 RAW = (FIREHOSE_RAW_LETTERS, LABEL_RAW_LETTERS)

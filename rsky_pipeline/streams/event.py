@@ -16,18 +16,12 @@ from rsky_pipeline.atproto.cid import LENGTH
 from rsky_pipeline.atproto.frame import CommitMessage, RepoOp
 
 EVENT_FIELD = b"event"
-REPO_FIELD = b"repo"
 LABELS_FIELD = b"labels"
 HISTORICAL_SEQ = -1
 MAX_PAYLOAD = 8 * 1024 * 1024
 MAX_DEPTH = 200  # levels of JSON; the library writes 254, and records come with 128 at most
 _RECORD_KEY = b',"record":{'
 _MIN_SEQ, _MAX_SEQ = -(2**63), 2**63 - 1  # a signed integer of 64 bits, as the producers have it
-
-# Why repos are queued without anything being known to be wrong with what is stored of them: named
-# by a listing, seen for the first time on a firehose, active again.
-UNFORCED_REASONS = frozenset({"", "listed", "first_seen", "account"})
-MAX_REASON = 100
 
 Action = Literal["create", "update", "delete"]
 
@@ -125,34 +119,6 @@ class LabelEvent:
     exp: str | None
 
 
-@dataclass(frozen=True, slots=True)
-class RepoJob:
-    """A repo to fetch; `host` is the relay or PDS that named it, as a URL.
-
-    Four keys are ours, the original services neither write nor read them. `deleted` are paths
-    that a commit which was not written says are gone. `reason` is why it was queued: a repo whose
-    stored rev is new enough is not fetched again, unless a reason asks for it (`forced`).
-    `attempts` is how many attempts have failed so far. `settles` is not 0 for a repo that was
-    queued as a whole at `rev`, and is looked at once more when that is stored: how many looks there
-    were, this one included.
-    """
-
-    did: str
-    host: str
-    rev: str
-    status: str | None
-    active: bool
-    deleted: tuple[str, ...] = ()
-    reason: str = ""
-    attempts: int = 0
-    settles: int = 0
-
-    @property
-    def forced(self) -> bool:
-        """Whether the repo is to be fetched whatever is stored of it."""
-        return bool(self.deleted) or self.reason not in UNFORCED_REASONS
-
-
 Event = RecordEvent | RepoEvent | AccountEvent | IdentityEvent
 
 
@@ -217,23 +183,6 @@ def encode_event(event: RepoEvent | AccountEvent | IdentityEvent) -> bytes:
     return orjson.dumps(body)
 
 
-def encode_repo_job(job: RepoJob) -> bytes:
-    """Return the JSON of a `repo_backfill` entry."""
-    body: dict[str, Any] = {
-        "did": job.did, "host": job.host, "rev": job.rev, "status": job.status,
-        "active": job.active,
-    }  # fmt: skip
-    if job.deleted:
-        body["deleted"] = job.deleted
-    if job.reason:
-        body["reason"] = job.reason
-    if job.attempts:
-        body["attempts"] = job.attempts
-    if job.settles:
-        body["settles"] = job.settles
-    return orjson.dumps(body)
-
-
 def encode_labels(seq: int, labels: Sequence[dict[str, Any]]) -> bytes:
     """Return the JSON of a `label_live` entry: the labels of one frame. Raises InvalidDataError."""
     return dagjson.to_json({"seq": seq, "labels": list(labels)})
@@ -241,43 +190,23 @@ def encode_labels(seq: int, labels: Sequence[dict[str, Any]]) -> bytes:
 
 def decode_event(payload: bytes) -> Event:
     """Read the `event` field of a firehose stream. Raises MalformedEvent."""
-    body = _parse(payload)
+    body = parse_payload(payload)
     kind, seq = body.get("type"), _seq(body)
     if kind in ("create", "update", "delete"):  # a tuple: `kind` may be unhashable
         return _record_event(kind, seq, body, payload)
-    time, did = _text(body, "time"), _text(body, "did")
+    time, did = required_text(body, "time"), required_text(body, "did")
     match kind:
         case "repo":
-            commit, rev = _text(body, "commit"), _text(body, "rev")
+            commit, rev = required_text(body, "commit"), required_text(body, "rev")
             return RepoEvent(seq, time, did, commit, rev, body.get("complete") is True)
         case "account":
             active = body.get("active")
             if type(active) is not bool:
                 raise MalformedEvent("missing_field", "active")
-            return AccountEvent(seq, time, did, active, _optional(body, "status"))
+            return AccountEvent(seq, time, did, active, optional_text(body, "status"))
         case "identity":
-            return IdentityEvent(seq, time, did, _optional(body, "handle"))
+            return IdentityEvent(seq, time, did, optional_text(body, "handle"))
     raise MalformedEvent("unknown_type", str(kind)[:50])
-
-
-def decode_repo_job(payload: bytes) -> RepoJob:
-    """Read the `repo` field of `repo_backfill`. Raises MalformedEvent."""
-    body = _parse(payload)
-    active, deleted = body.get("active", True), body.get("deleted", [])
-    attempts, settles = body.get("attempts", 0), body.get("settles", 0)
-    if type(deleted) is not list or not all(type(path) is str for path in deleted):
-        raise MalformedEvent("invalid_field", "deleted is not a list of texts")
-    return RepoJob(
-        _text(body, "did"),
-        _optional(body, "host") or "",
-        _optional(body, "rev") or "",
-        _optional(body, "status"),
-        active if type(active) is bool else True,
-        tuple(deleted),
-        (_optional(body, "reason") or "")[:MAX_REASON],
-        max(0, attempts) if type(attempts) is int else 0,
-        max(0, settles) if type(settles) is int else 0,
-    )
 
 
 def decode_labels(
@@ -288,10 +217,10 @@ def decode_labels(
     With `refused`, a malformed label goes there and does not cost the others of its frame.
     """
     if LABELS_FIELD in fields:
-        body = _parse(fields[LABELS_FIELD])
+        body = parse_payload(fields[LABELS_FIELD])
         labels = body.get("labels")
     elif EVENT_FIELD in fields:
-        body = _parse(fields[EVENT_FIELD])
+        body = parse_payload(fields[EVENT_FIELD])
         labels = [body.get("label")]
     else:
         raise MalformedEvent("missing_field", "labels")
@@ -312,13 +241,14 @@ def decode_labels(
 def _record_event(kind: Action, seq: int, body: dict[str, Any], payload: bytes) -> RecordEvent:
     cid, record, json = None, None, ""
     if kind != "delete":
-        cid, record = _text(body, "cid"), body.get("record")
+        cid, record = required_text(body, "cid"), body.get("record")
         if not isinstance(record, dict):
             raise MalformedEvent("missing_field", "record")
         json = _record_text(payload, body)
     return RecordEvent(
-        kind, seq, _text(body, "time"), _text(body, "did"), _text(body, "commit"),
-        _text(body, "rev"), _text(body, "collection"), _text(body, "rkey"), cid, record, json,
+        kind, seq, required_text(body, "time"), required_text(body, "did"),
+        required_text(body, "commit"), required_text(body, "rev"),
+        required_text(body, "collection"), required_text(body, "rkey"), cid, record, json,
     )  # fmt: skip
 
 
@@ -326,9 +256,9 @@ def _label(seq: int, label: object) -> LabelEvent:
     if not isinstance(label, dict):
         raise MalformedEvent("invalid_field", "a label is not an object")
     return LabelEvent(
-        seq, _text(label, "src"), _text(label, "uri"), _optional(label, "cid") or "",
-        _text(label, "val"), label.get("neg") is True, _text(label, "cts"),
-        _optional(label, "exp"),
+        seq, required_text(label, "src"), required_text(label, "uri"),
+        optional_text(label, "cid") or "", required_text(label, "val"), label.get("neg") is True,
+        required_text(label, "cts"), optional_text(label, "exp"),
     )  # fmt: skip
 
 
@@ -350,7 +280,8 @@ def _record_text(payload: bytes, body: dict[str, Any]) -> str:
     return payload[place + len(_RECORD_KEY) - 1 : -1].decode()
 
 
-def _parse(payload: bytes) -> dict[str, Any]:
+def parse_payload(payload: bytes) -> dict[str, Any]:
+    """Return the JSON object of a field. Raises MalformedEvent."""
     if len(payload) > MAX_PAYLOAD:
         raise MalformedEvent("too_big", f"{len(payload)} bytes")
     try:
@@ -386,13 +317,15 @@ def _seq(body: dict[str, Any]) -> int:
     return seq
 
 
-def _text(body: dict[str, Any], key: str) -> str:
+def required_text(body: dict[str, Any], key: str) -> str:
+    """Return a text of an object. Raises MalformedEvent where there is none."""
     value = body.get(key)
     if type(value) is not str:
         raise MalformedEvent("missing_field", key)
     return value
 
 
-def _optional(body: dict[str, Any], key: str) -> str | None:
+def optional_text(body: dict[str, Any], key: str) -> str | None:
+    """Return a text of an object, or None."""
     value = body.get(key)
     return value if type(value) is str else None

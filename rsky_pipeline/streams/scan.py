@@ -7,7 +7,8 @@ from datetime import UTC, datetime
 import orjson
 
 from rsky_pipeline.streams.connection import Store
-from rsky_pipeline.streams.event import EVENT_FIELD, LABELS_FIELD, REPO_FIELD
+from rsky_pipeline.streams.event import EVENT_FIELD, LABELS_FIELD
+from rsky_pipeline.streams.repo_job import REPO_FIELD
 
 UNREADABLE = "unreadable"
 _KINDS = frozenset({"create", "update", "delete", "repo", "account", "identity", "label"})

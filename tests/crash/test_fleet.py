@@ -20,8 +20,8 @@ from rsky_pipeline.demo.simulator.fleet_repos import REV
 from rsky_pipeline.streams.append import Entry, append
 from rsky_pipeline.streams.connection import Store, connect
 from rsky_pipeline.streams.dead_letters import list_dead_letters
-from rsky_pipeline.streams.event import REPO_FIELD, RepoJob, decode_repo_job, encode_repo_job
 from rsky_pipeline.streams.names import REPO_BACKFILL, REPO_STREAMS
+from rsky_pipeline.streams.repo_job import REPO_FIELD, RepoJob, decode_repo_job, encode_repo_job
 from rsky_pipeline.streams.waiting import count_waiting
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(600)]

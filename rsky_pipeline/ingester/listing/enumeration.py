@@ -45,8 +45,8 @@ from rsky_pipeline.runtime.threads import StoreThread
 from rsky_pipeline.streams.append import Appended, CursorMove, Entry, append, read_cursor
 from rsky_pipeline.streams.connection import Store
 from rsky_pipeline.streams.errors import StoreRejected, StoreUnavailable
-from rsky_pipeline.streams.event import REPO_FIELD, RepoJob, encode_repo_job
 from rsky_pipeline.streams.names import REPO_BACKFILL, cursor_key
+from rsky_pipeline.streams.repo_job import REPO_FIELD, RepoJob, encode_repo_job
 
 _log = logging.getLogger(__name__)
 

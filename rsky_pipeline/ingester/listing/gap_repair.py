@@ -43,16 +43,10 @@ from rsky_pipeline.runtime.threads import StoreThread
 from rsky_pipeline.streams.append import Entry, append
 from rsky_pipeline.streams.connection import Store
 from rsky_pipeline.streams.errors import StoreRejected, StoreUnavailable
-from rsky_pipeline.streams.event import (
-    EVENT_FIELD,
-    REPO_FIELD,
-    AccountEvent,
-    RepoJob,
-    encode_event,
-    encode_repo_job,
-)
+from rsky_pipeline.streams.event import EVENT_FIELD, AccountEvent, encode_event
 from rsky_pipeline.streams.fields import read_fields
 from rsky_pipeline.streams.names import FIREHOSE_LIVE, REPO_BACKFILL_HIGH
+from rsky_pipeline.streams.repo_job import REPO_FIELD, FetchReason, RepoJob, encode_repo_job
 
 _log = logging.getLogger(__name__)
 _CHECK_SECONDS = 5.0
@@ -182,7 +176,9 @@ class GapRepair:
         entries = [
             Entry(
                 REPO_BACKFILL_HIGH, REPO_FIELD,
-                encode_repo_job(RepoJob(repo.did, host, repo.rev, repo.status, True, (), "gap")),
+                encode_repo_job(
+                    RepoJob(repo.did, host, repo.rev, repo.status, True, reason=FetchReason.GAP)
+                ),
             )
             for repo in repos
         ]  # fmt: skip

@@ -11,24 +11,24 @@ from itertools import islice
 
 from rsky_pipeline.streams.append import CursorMove, Entry, append, read_cursor
 from rsky_pipeline.streams.connection import Store
-from rsky_pipeline.streams.event import (
-    REPO_FIELD,
-    MalformedEvent,
-    RepoJob,
-    decode_repo_job,
-    encode_repo_job,
-)
+from rsky_pipeline.streams.event import MalformedEvent
 from rsky_pipeline.streams.names import (
     REPO_BACKFILL,
     REPO_BACKFILL_HIGH,
     REPO_BACKFILL_LOW,
     REPO_STREAMS,
 )
+from rsky_pipeline.streams.repo_job import (
+    REPO_FIELD,
+    FetchReason,
+    RepoJob,
+    decode_repo_job,
+    encode_repo_job,
+)
 from rsky_pipeline.streams.scan import pages
 from rsky_pipeline.streams.waiting import all_waiting
 
 PRIORITIES = {"high": REPO_BACKFILL_HIGH, "normal": REPO_BACKFILL, "low": REPO_BACKFILL_LOW}
-FORCED = "operator"  # the reason of a job that is fetched whatever is stored
 _PAGE = 500
 _FULL_POLL_SECONDS = 0.5
 _REMEMBERED = 5_000_000  # accounts; one that comes again after more is queued again, which is safe
@@ -71,7 +71,7 @@ class Adder:
         self._stream = stream
         self._mark = mark
         self._wait = wait
-        self._reason = FORCED if force else ""
+        self.reason = FetchReason.OPERATOR if force else FetchReason.LISTED
         self._tell = tell
         self._seen: set[str] = set()
         self._queued = frozenset[str]() if force else frozenset(queued(store, stream))
@@ -79,7 +79,7 @@ class Adder:
 
     def add(self, dids: Iterable[str]) -> None:
         """Queue accounts. Raises Full; those before are queued then."""
-        jobs = (RepoJob(did, "", "", None, True, reason=self._reason) for did in dids)
+        jobs = (RepoJob(did, "", "", None, True, reason=self.reason) for did in dids)
         while page := list(islice(jobs, _PAGE)):
             self._append(self._fresh(page), None)
 
@@ -90,11 +90,6 @@ class Adder:
         self.added.pages += 1
         stored = read_cursor(self._store, cursor_key) or None
         self._append(self._fresh(active), CursorMove(cursor_key, stored, following))
-
-    @property
-    def reason(self) -> str:
-        """The reason of the jobs that are queued."""
-        return self._reason
 
     def _fresh(self, jobs: Iterable[RepoJob]) -> list[RepoJob]:
         if len(self._seen) > _REMEMBERED:

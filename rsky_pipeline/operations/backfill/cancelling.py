@@ -5,13 +5,13 @@ from dataclasses import dataclass, field
 
 from rsky_pipeline.streams.connection import Store
 from rsky_pipeline.streams.discard import discard
-from rsky_pipeline.streams.event import REPO_FIELD, MalformedEvent, RepoJob, decode_repo_job
+from rsky_pipeline.streams.event import MalformedEvent
 from rsky_pipeline.streams.names import REPO_STREAMS
+from rsky_pipeline.streams.repo_job import REPO_FIELD, decode_repo_job
 from rsky_pipeline.streams.scan import StoredEntry, newest, pages
 from rsky_pipeline.streams.waiting import Waiting, all_waiting, remove_waiting
 
 _PAGE = 100
-KEPT_REASONS = frozenset({"", "listed", "first_seen", "operator"})  # all others are resyncs
 
 
 @dataclass(slots=True)
@@ -32,7 +32,8 @@ def cancel(
 ) -> Cancelled:
     """Remove the jobs of these accounts, or of all, that nobody has begun, and that are there now.
 
-    A resync repairs what live indexing missed and nothing else does: it stays unless `resyncs`.
+    Repairs of what live indexing missed stay unless `resyncs`: nothing else finds that again.
+    History does not, be it of a repo that was listed or that a firehose named first.
     """
     done = Cancelled()
     for stream in REPO_STREAMS:
@@ -76,11 +77,7 @@ def _wanted(payload: bytes, dids: Collection[str] | None, resyncs: bool, done: C
         return False  # the backfiller makes it a dead letter
     if dids is not None and job.did not in dids:
         return False
-    if _is_resync(job) and not resyncs:
+    if job.repair and not resyncs:
         done.resyncs += 1
         return False
     return True
-
-
-def _is_resync(job: RepoJob) -> bool:
-    return bool(job.deleted) or job.reason not in KEPT_REASONS

@@ -19,7 +19,7 @@ from rsky_pipeline.network.listing import (
 from rsky_pipeline.operations.backfill.adding import Adder
 from rsky_pipeline.streams.append import read_cursor
 from rsky_pipeline.streams.connection import Store
-from rsky_pipeline.streams.event import RepoJob
+from rsky_pipeline.streams.repo_job import RepoJob
 
 _TRIES = 5
 

@@ -9,8 +9,8 @@ from rsky_pipeline.operations.backfill.adding import Adder, did_of
 from rsky_pipeline.streams import names
 from rsky_pipeline.streams.connection import Store
 from rsky_pipeline.streams.dead_letters import DeadLetter
-from rsky_pipeline.streams.event import REPO_FIELD
 from rsky_pipeline.streams.names import REPO_STREAMS
+from rsky_pipeline.streams.repo_job import REPO_FIELD
 from rsky_pipeline.streams.waiting import all_waiting, hurry_waiting
 
 

@@ -7,6 +7,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Self
 from urllib.parse import parse_qs, urlsplit
 
+from rsky_pipeline.atproto.car import read_car
+from rsky_pipeline.atproto.commit import parse_commit
+
 Reply = tuple[int, dict[str, str], bytes]
 
 
@@ -64,6 +67,10 @@ class FakeHosts:
                 return 404, {}, b"{}"
             return 200, {}, json.dumps(document).encode()
         did = parse_qs(parts.query).get("did", [""])[0]
+        if parts.path.endswith(".getLatestCommit") and did in self.repos:
+            car = read_car(self.repos[did])
+            commit = parse_commit(car.blocks[car.roots[0]])
+            return 200, {}, json.dumps({"cid": str(car.roots[0]), "rev": commit.rev}).encode()
         if self.replies.get(did):
             return self.replies[did].pop(0)()
         if did in self.repos:

@@ -23,8 +23,14 @@ from rsky_pipeline.runtime.health import Health
 from rsky_pipeline.streams.append import Entry, append
 from rsky_pipeline.streams.connection import Store
 from rsky_pipeline.streams.dead_letters import DeadLetter, list_dead_letters
-from rsky_pipeline.streams.event import REPO_FIELD, RepoJob, decode_repo_job, encode_repo_job
 from rsky_pipeline.streams.names import REPO_STREAMS
+from rsky_pipeline.streams.repo_job import (
+    REPO_FIELD,
+    FetchReason,
+    RepoJob,
+    decode_repo_job,
+    encode_repo_job,
+)
 from rsky_pipeline.streams.waiting import all_waiting
 from tests.integration.backfiller.hosts import FakeHosts
 
@@ -90,7 +96,11 @@ async def backfiller(
 
 
 def queue(
-    store: Store, *dids: str, rev: str = "", deleted: tuple[str, ...] = (), reason: str = ""
+    store: Store,
+    *dids: str,
+    rev: str = "",
+    deleted: tuple[str, ...] = (),
+    reason: FetchReason = FetchReason.LISTED,
 ) -> None:
     jobs = [
         encode_repo_job(RepoJob(did, "https://relay.test", rev, None, True, deleted, reason))

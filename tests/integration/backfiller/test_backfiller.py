@@ -15,7 +15,7 @@ from rsky_pipeline.runtime.health import PROGRESS_STALE_SECONDS
 from rsky_pipeline.streams.append import Entry, append
 from rsky_pipeline.streams.connection import Store
 from rsky_pipeline.streams.consumer import GroupReader
-from rsky_pipeline.streams.event import REPO_FIELD, decode_repo_job
+from rsky_pipeline.streams.repo_job import REPO_FIELD, decode_repo_job
 from rsky_pipeline.streams.waiting import all_waiting, hurry_waiting
 from tests.data import test_data
 from tests.integration.backfiller.hosts import FakeHosts, refusal

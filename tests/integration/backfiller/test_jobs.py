@@ -12,8 +12,8 @@ from rsky_pipeline.observability.backfiller import BackfillerMetrics
 from rsky_pipeline.streams.append import Entry, append
 from rsky_pipeline.streams.connection import Store, connect
 from rsky_pipeline.streams.errors import StoreUnavailable
-from rsky_pipeline.streams.event import REPO_FIELD, RepoJob, encode_repo_job
 from rsky_pipeline.streams.names import REPO_BACKFILL, REPO_BACKFILL_HIGH, REPO_STREAMS
+from rsky_pipeline.streams.repo_job import REPO_FIELD, RepoJob, encode_repo_job
 
 
 class Failing:

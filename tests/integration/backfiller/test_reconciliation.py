@@ -8,6 +8,7 @@ import trio
 
 from rsky_pipeline.database.connection import Database
 from rsky_pipeline.streams.connection import Store
+from rsky_pipeline.streams.repo_job import FetchReason
 from tests.integration.backfiller.hosts import FakeHosts, refusal
 from tests.integration.backfiller.kit import (
     Configure,
@@ -93,16 +94,25 @@ async def test_very_many_rows_are_compared_in_pages(
 @pytest.mark.parametrize(
     ("floor", "newest", "wanted", "reason", "fetched"),
     [
-        (REV, REV, REV, "", False),
-        (OLDER, REV, REV, "listed", False),  # brought in once, and followed since
-        (OLDER, OLDER, REV, "listed", True),
-        (None, REV, REV, "listed", True),  # followed, but never brought in as a whole
-        (REV, REV, REV, "resync", True),
+        (REV, REV, REV, FetchReason.LISTED, False),
+        (OLDER, REV, REV, FetchReason.LISTED, False),  # stored as a whole once, and followed since
+        (OLDER, OLDER, REV, FetchReason.LISTED, True),
+        (None, REV, REV, FetchReason.LISTED, True),  # followed, but never stored as a whole
+        (REV, REV, "", FetchReason.LISTED, False),  # its PDS is asked
+        (REV, REV, REV, FetchReason.SYNC, True),
+        (REV, REV, "", FetchReason.OPERATOR, True),
+        # Redis was lost, and with it commits below the newest one.
+        (OLDER, REV, REV, FetchReason.UNSEEN, True),
+        (OLDER, REV, "", FetchReason.REACTIVATED, True),
+        # All that the PDS has is stored as a whole.
+        (REV, REV, REV, FetchReason.UNSEEN, False),
+        (REV, REV, "", FetchReason.REACTIVATED, False),
+        (OLDER, OLDER, OLDER, FetchReason.UNSEEN, True),  # which is asked, and has more
     ],
 )
 async def test_a_repo_that_is_stored_at_its_rev_is_not_fetched_again(
     store: Store, configure: Configure, hosts: FakeHosts, database: Database,
-    floor: str | None, newest: str, wanted: str, reason: str, fetched: bool,
+    floor: str | None, newest: str, wanted: str, reason: FetchReason, fetched: bool,
 ) -> None:  # fmt: skip
     hosts.add(DID, document(DID), make_repo(DID, 1)[0])
     if floor is not None:
@@ -141,7 +151,7 @@ async def test_an_unavailable_account_is_asked_again_by_a_new_job(
         queue(store, DID)
         await settled(store)
         assert outcome(database)[:3] == ("unavailable", "RepoDeactivated", None)
-        queue(store, DID, reason="account")
+        queue(store, DID, reason=FetchReason.REACTIVATED)
         await settled(store)
     assert outcome(database)[:3] == ("done", None, REV)
 
@@ -185,7 +195,7 @@ async def test_a_row_that_came_in_between_looking_and_the_floor_is_deleted_all_t
     monkeypatch.setattr("rsky_pipeline.backfiller.work.MOST_SECONDS", 0.05)
     hosts.add(DID, document(DID), make_repo(DID, 1)[0])
     async with backfiller(configure()) as running:
-        queue(store, DID, rev=REV, reason="broken_chain")
+        queue(store, DID, rev=REV, reason=FetchReason.BROKEN_CHAIN)
         await eventually(lambda: bool(waiting(store, settling=True)))
         assert not any(event["type"] == "delete" for event in output(store))
         # An indexer that is behind applies an old live create, then the closing event.
@@ -203,16 +213,17 @@ async def test_a_row_that_came_in_between_looking_and_the_floor_is_deleted_all_t
 @pytest.mark.parametrize(
     ("reason", "queued", "looks"),
     [
-        ("listed", None, False),
-        ("listed", REV, False),  # by an attempt that was killed before its job was finished
-        ("listed", OLDER, True),
-        ("unseen", None, False),
-        ("gap", None, True),
+        (FetchReason.LISTED, None, False),
+        (FetchReason.LISTED, REV, False),  # an attempt was killed before its job was finished
+        (FetchReason.LISTED, OLDER, True),
+        (FetchReason.UNSEEN, None, False),
+        (FetchReason.OPERATOR, None, True),
+        (FetchReason.GAP, None, True),
     ],
 )
 async def test_a_repo_is_looked_at_again_where_older_states_may_be_on_their_way(
     store: Store, configure: Configure, hosts: FakeHosts, database: Database,
-    reason: str, queued: str | None, looks: bool,
+    reason: FetchReason, queued: str | None, looks: bool,
 ) -> None:  # fmt: skip
     hosts.add(DID, document(DID), make_repo(DID, 1)[0])
     if queued is not None:

@@ -10,7 +10,7 @@ from rsky_pipeline.operations.release import release
 from rsky_pipeline.streams.append import Entry, append
 from rsky_pipeline.streams.connection import Store
 from rsky_pipeline.streams.consumer import GroupReader
-from rsky_pipeline.streams.event import REPO_FIELD, RepoJob, encode_repo_job
+from rsky_pipeline.streams.repo_job import REPO_FIELD, FetchReason, RepoJob, encode_repo_job
 from rsky_pipeline.streams.waiting import count_waiting, postpone
 from tests.integration.backfiller.conftest import configure, hosts, store
 from tests.integration.backfiller.hosts import FakeHosts
@@ -115,7 +115,8 @@ def test_going_back_leaves_all_work_where_they_find_it(
 ) -> None:
     streams = ("repo_backfill", "repo_backfill_high", "repo_backfill_low")
     for stream in streams:
-        jobs = [RepoJob(f"did:plc:{stream}{n}", "https://h", "3jzfcijpj2z2a", None, True, (), "gap")
+        jobs = [RepoJob(f"did:plc:{stream}{n}", "https://h", "3jzfcijpj2z2a", None, True,
+                        reason=FetchReason.GAP)
                 for n in range(4)]  # fmt: skip
         append(store, [Entry(stream, REPO_FIELD, encode_repo_job(job)) for job in jobs])
         ours = GroupReader(store, stream, rust.REPO_GROUP, "ours")

@@ -84,7 +84,8 @@ async def test_everything_is_exported_at_zero_from_the_start(clean_redis: str) -
 
 def _all_declared() -> CollectorRegistry:
     registry = CollectorRegistry()
-    IngesterMetrics(registry, disconnect_reasons=["closed"], relays=["h"], labelers=["l"])
+    IngesterMetrics(registry, disconnect_reasons=["closed"], relays=["h"], labelers=["l"],
+                    resync_reasons=["sync"])  # fmt: skip
     return registry
 
 

@@ -15,9 +15,9 @@ from rsky_pipeline.runtime.context import WorkerContext
 from rsky_pipeline.runtime.health import Health
 from rsky_pipeline.streams.append import Entry, append
 from rsky_pipeline.streams.connection import connect
-from rsky_pipeline.streams.event import REPO_FIELD, RepoJob, encode_repo_job
 from rsky_pipeline.streams.lag import inspect
 from rsky_pipeline.streams.names import FIREHOSE_BACKFILL, REPO_BACKFILL
+from rsky_pipeline.streams.repo_job import REPO_FIELD, RepoJob, encode_repo_job
 from rsky_pipeline.streams.waiting import count_waiting
 from tests.data import test_data
 from tests.integration.backfiller.hosts import FakeHosts

@@ -19,8 +19,14 @@ from rsky_pipeline.streams.append import Entry, append
 from rsky_pipeline.streams.connection import Store
 from rsky_pipeline.streams.consumer import GroupReader
 from rsky_pipeline.streams.dead_letters import dead_letter
-from rsky_pipeline.streams.event import REPO_FIELD, RepoJob, decode_repo_job, encode_repo_job
 from rsky_pipeline.streams.names import REPO_BACKFILL, REPO_BACKFILL_HIGH, REPO_BACKFILL_LOW
+from rsky_pipeline.streams.repo_job import (
+    REPO_FIELD,
+    FetchReason,
+    RepoJob,
+    decode_repo_job,
+    encode_repo_job,
+)
 from rsky_pipeline.streams.waiting import count_waiting, postpone
 from tests.integration.backfiller.hosts import FakeHosts, Reply
 from tests.integration.operations.entries import left
@@ -248,20 +254,21 @@ def test_cancel_takes_what_nobody_has_begun_and_nothing_else(
     commands: Commands, store: Store, schema_database: str
 ) -> None:
     queue(store, *(job(number) for number in range(6)))
-    queue(store, job(7, reason="sync"), job(8, deleted=("app.bsky.feed.post/1",)))
+    queue(store, job(9, reason=FetchReason.UNSEEN), job(7, reason=FetchReason.SYNC))
+    queue(store, job(8, deleted=("app.bsky.feed.post/1",)))
     own = reader(store)
     first, second = own.read_new(2, 0)
     body = encode_repo_job(job(1))
     postpone(store, own, second, seconds=600, field=REPO_FIELD, payload=body)
     assert commands.json("cancel", did(3)) == {"cancelled": 1, "running": 0, "resyncs": 0}
     assert did(3) not in dids(store)
-    assert commands.json("cancel", "--all") == {"cancelled": 4, "running": 1, "resyncs": 2}
+    assert commands.json("cancel", "--all") == {"cancelled": 5, "running": 1, "resyncs": 2}
     assert dids(store) == [did(0), did(7), did(8)]
     assert count_waiting(store) == 0
     assert [item.id for item in own.own_pending("0", 10)] == [first.id]
     with Database.connect(schema_database, name="test") as database:
         rows = database.query("SELECT did, status FROM rsky_pipeline.backfill_repo ORDER BY did")
-    assert rows == sorted((did(number), "cancelled") for number in (1, 2, 3, 4, 5))
+    assert rows == sorted((did(number), "cancelled") for number in (1, 2, 3, 4, 5, 9))
     assert commands.json("cancel", "--all", "--resyncs")["cancelled"] == 2
     assert own.acknowledge([first.id]) == 1
 

@@ -20,8 +20,8 @@ from rsky_pipeline.streams.append import Entry, append
 from rsky_pipeline.streams.connection import Store
 from rsky_pipeline.streams.consumer import GroupReader
 from rsky_pipeline.streams.dead_letters import dead_letter
-from rsky_pipeline.streams.event import RepoJob, decode_repo_job, encode_repo_job
 from rsky_pipeline.streams.names import FIREHOSE_RAW_LETTERS, LABEL_RAW_LETTERS
+from rsky_pipeline.streams.repo_job import RepoJob, decode_repo_job, encode_repo_job
 from tests.integration.operations.entries import LIVE, fill, left, post
 
 

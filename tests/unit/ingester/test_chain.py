@@ -20,8 +20,8 @@ from rsky_pipeline.ingester.repo_state import (
 )
 from rsky_pipeline.ingester.resync import Resyncs
 from rsky_pipeline.ingester.states import RepoStates
-from rsky_pipeline.streams.event import RepoJob, decode_repo_job, encode_repo_job
 from rsky_pipeline.streams.names import REPO_BACKFILL_HIGH, RESYNC_LATER
+from rsky_pipeline.streams.repo_job import FetchReason, RepoJob, decode_repo_job, encode_repo_job
 
 DID = "did:plc:aaaaaaaaaaaaaaaaaaaaaaaa"
 
@@ -194,9 +194,9 @@ def test_a_repo_is_queued_at_once_then_waits_then_is_spared() -> None:
 
 def test_waiting_jobs_of_a_repo_become_one() -> None:
     jobs = [
-        RepoJob(DID, "h", "3b", None, True, ("a/1",), "forged"),
-        RepoJob("did:plc:other", "h", "3a", None, True, (), "sync"),
-        RepoJob(DID, "h", "3a", None, True, ("a/2", "a/1"), "broken_chain"),
+        RepoJob(DID, "h", "3b", None, True, ("a/1",), FetchReason.FORGED),
+        RepoJob("did:plc:other", "h", "3a", None, True, (), FetchReason.SYNC),
+        RepoJob(DID, "h", "3a", None, True, ("a/2", "a/1"), FetchReason.BROKEN_CHAIN),
     ]
     found = [decode_repo_job(payload) for payload in merged([*map(encode_repo_job, jobs), b"{"])]
     assert [job.did for job in found] == [DID, "did:plc:other"]

@@ -56,7 +56,8 @@ def test_labels_are_read_back() -> None:
 
 def test_an_ingester_that_lists_no_repos_exports_everything_too() -> None:
     registry = CollectorRegistry()
-    IngesterMetrics(registry, disconnect_reasons=["closed"], relays=["h"], labelers=["l"])
+    IngesterMetrics(registry, disconnect_reasons=["closed"], relays=["h"], labelers=["l"],
+                    resync_reasons=["sync"])  # fmt: skip
     exported = {sample.name for metric in registry.collect() for sample in metric.samples}
     assert {metric.name for metric in own_metrics("ingester")} <= exported
     for metric in registry.collect():

@@ -17,15 +17,13 @@ from rsky_pipeline.streams.event import (
     MalformedEvent,
     RecordEvent,
     RepoEvent,
-    RepoJob,
     decode_event,
     decode_labels,
-    decode_repo_job,
     encode_event,
     encode_labels,
     encode_record_event,
-    encode_repo_job,
 )
+from rsky_pipeline.streams.repo_job import FetchReason, RepoJob, decode_repo_job, encode_repo_job
 
 LINK = Cid.of(b"block")
 HEAD: dict[str, Any] = {
@@ -94,10 +92,9 @@ def test_a_repo_job_comes_back_and_tolerates_missing_status() -> None:
     assert decode_repo_job(encode_repo_job(proof)) == proof
     ours = (b"deleted", b"reason", b"attempts", b"settles")
     assert not any(key in encode_repo_job(job) for key in ours)
-    again = replace(job, reason="resync", attempts=2, settles=3)
+    again = replace(job, reason=FetchReason.SYNC, attempts=2, settles=3)
     assert decode_repo_job(encode_repo_job(again)) == again
     assert [item.forced for item in (job, proof, again)] == [False, True, True]
-    assert not replace(job, reason="listed").forced
     with pytest.raises(MalformedEvent, match="invalid_field"):
         decode_repo_job(b'{"did":"did:plc:abc","deleted":[1]}')
 
