@@ -4,6 +4,8 @@
 --
 -- KEYS  the streams, then the cursors' keys, then the hashes
 -- ARGV  1: number of streams   2: number of cursors   3: number of hashes
+--       4: 1 to look whether memory is short; callers do it now and then, for it takes longer than
+--       a small batch
 --       then for each cursor: what is expected to be stored ('' for none), and the new cursor; where
 --       both are the same it is only made sure that it is stored
 --       then a high-water mark for each stream (0 for none)
@@ -15,19 +17,25 @@
 --       full          detail names the stream at its mark, or is '' if the server's memory is
 --                     nearly used up; nothing was written
 --       cursor_moved  detail is the stored cursor, index says which; nothing was written
+-- Otherwise index is how many bytes are left to producers if that was looked at (-1: no limit).
 --
 -- A script that fails is not undone, so everything that can fail (a key of another type) is
 -- touched before the first write. Without allow-oom a full server refuses it as a whole; but
 -- acknowledging and trimming need memory too, so producers stop while there is some left.
 local MEMORY_SHARE = 0.9
 
-local function memory_is_short()
+-- Returns how many bytes are left to producers; -1 for no limit, or if it cannot be asked for.
+local function memory_left()
   local text = redis.pcall('INFO', 'memory')
   if type(text) ~= 'string' then
-    return false -- not allowed to this user
+    return -1 -- not allowed to this user
   end
   local limit = tonumber(string.match(text, 'maxmemory:(%d+)') or 0)
-  return limit > 0 and tonumber(string.match(text, 'used_memory:(%d+)')) >= MEMORY_SHARE * limit
+  if limit == 0 then
+    return -1
+  end
+  local used = tonumber(string.match(text, 'used_memory:(%d+)'))
+  return math.max(0, math.floor(MEMORY_SHARE * limit - used))
 end
 
 local streams, cursors, hashes = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
@@ -36,7 +44,7 @@ for index = 1, streams do
   reply[3 + index] = redis.call('XLEN', KEYS[index])
 end
 
-local position = 4
+local position = 5
 local moving, done, other = 0, 0, 0
 for index = 1, cursors do
   local stored = redis.call('GET', KEYS[streams + index]) or ''
@@ -75,9 +83,12 @@ for index = 1, hashes do
   redis.call('HLEN', KEYS[streams + cursors + index])
 end
 
-if memory_is_short() then
-  reply[1] = 'full'
-  return reply
+if ARGV[4] == '1' then
+  reply[3] = memory_left()
+  if reply[3] == 0 then
+    reply[1] = 'full'
+    return reply
+  end
 end
 
 for index = 1, hashes do
@@ -101,8 +112,8 @@ while position <= #ARGV do
   position = last + 1
 end
 for index = 1, cursors do
-  if ARGV[2 + 2 * index] ~= ARGV[3 + 2 * index] then
-    redis.call('SET', KEYS[streams + index], ARGV[3 + 2 * index])
+  if ARGV[3 + 2 * index] ~= ARGV[4 + 2 * index] then
+    redis.call('SET', KEYS[streams + index], ARGV[4 + 2 * index])
   end
 end
 return reply

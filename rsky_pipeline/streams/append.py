@@ -1,5 +1,7 @@
 """Appending a batch, and moving cursors and setting state with it, in one step of the server."""
 
+import math
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -47,6 +49,10 @@ class Appended:
     moved_key: str | None = None  # of the first cursor that is another than expected
 
 
+# The server's memory is not asked for with every batch: the answer holds for so long, and until one
+# producer has appended this share of what was left; others append too, and entries cost more there.
+MEMORY_CHECK_SECONDS = 0.1
+MEMORY_SHARE = 0.1
 _STREAM_AND_FIELD = itemgetter(0, 1)
 HashWrites = Mapping[str, Mapping[bytes, bytes]]
 
@@ -71,7 +77,9 @@ def append(
     streams = list(dict.fromkeys([stream for stream, _, _ in entries]))
     marks = high_water_marks or {}
     keys = [*streams, *(move.key for move in moves), *fields]
-    arguments: list[Argument] = [len(streams), len(moves), len(fields)]
+    now = time.monotonic()
+    check_memory = now >= store.memory_check_at or store.memory_left <= 0
+    arguments: list[Argument] = [len(streams), len(moves), len(fields), int(check_memory)]
     for move in moves:
         arguments += (move.expected or "", move.new or "")
     arguments += [marks.get(stream, 0) for stream in streams]
@@ -80,12 +88,18 @@ def append(
         for item in values.items():
             arguments += item
     numbers = {stream: number for number, stream in enumerate(streams, start=1)}
+    size = 0
     # A name for each entry would cost as much time as the entry.
     for (stream, field), run in groupby(entries, key=_STREAM_AND_FIELD):
         payloads = [payload for _, _, payload in run]
+        size += sum(map(len, payloads))
         arguments += (numbers[stream], field, len(payloads), *payloads)
     status, detail, index, *lengths = store.script("append", keys, arguments)
     text = detail.decode()
+    if check_memory and status == b"appended":
+        store.memory_check_at = now + MEMORY_CHECK_SECONDS
+        store.memory_left = math.inf if index < 0 else index * MEMORY_SHARE
+    store.memory_left -= size
     moved = status == b"cursor_moved"
     return Appended(
         status=status.decode(),

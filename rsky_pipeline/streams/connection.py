@@ -43,6 +43,8 @@ class Store:
         self._client = client
         self._digests: dict[str, bytes] = {}
         self.timeout_seconds = timeout_seconds
+        # Of `append`: when it asks for the server's memory again, or after how many bytes more.
+        self.memory_check_at, self.memory_left = 0.0, 0.0
 
     def call(self, *command: Argument) -> Any:
         """Send one command and return its reply, in bytes. Raises the errors of this package."""

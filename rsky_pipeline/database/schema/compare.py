@@ -1,7 +1,7 @@
 """Comparing a database with the schema this version expects, without changing anything."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib import resources
 from typing import Literal
@@ -17,6 +17,21 @@ EXPECTED_FILE = "expected.json"
 _INITIALISE = "run `rsky-pipeline db init`"
 _OFFICIAL = "let the official data plane migrate the database (its migrations, not ours, own this)"
 _OFFICIAL_LATER = f"the pipeline works without it; {_OFFICIAL}"
+# What only others use, the AppView or its operators: the pipeline works whatever becomes of it, and
+# newer official migrations change some of it.
+_OF_OTHERS = frozenset({
+    "activity_subscription", "actor_state", "algo_whats_hot_view", "blob_takedown", "bookmark",
+    "did_cache", "draft", "kysely_migration", "kysely_migration_lock", "list_mute",
+    "moderation_action", "moderation_action_subject_blob", "moderation_event",
+    "moderation_report", "moderation_report_resolution", "moderation_subject_status", "mute",
+    "notification_push_token", "private_data", "subscription", "suggested_feed",
+    "suggested_follow", "tagged_suggestion", "view_param",
+})  # fmt: skip
+_COLUMNS_OF_OTHERS = {"actor": frozenset({
+    "trustedVerifier", "ageAssuranceStatus", "ageAssuranceLastInitiatedAt", "ageAssuranceAccess",
+    "ageAssuranceCountryCode", "ageAssuranceRegionCode",
+})}  # fmt: skip
+_NOT_OURS = "the pipeline works without it, the AppView may not"
 _OUR_ADDITIONS = {"record": {"rev"}, "op_thread_reply": {"op_thread_reply_uri_idx"}}
 
 
@@ -67,7 +82,9 @@ def check(url: str, schema: str = "bsky") -> list[Difference]:
             return [_missing(f"schema {schema}", "the AppView's and our tables", _INITIALISE)]
         official = _compare_official(tx, schema) if "kysely_migration" in found else []
         behind = any(difference.expected for difference in official)
+        newer = any(difference.found for difference in official)
         differences = _compare(schema, expected().appview, found, behind=behind)
+        differences = _without_others(schema, differences, newer=newer)
         differences += _compare(PIPELINE_SCHEMA, expected().pipeline, own, behind=False)
         differences += _compare_extension(tx) + official + _compare_server(tx)
         if "schema_version" in own:
@@ -85,6 +102,21 @@ def _compare(schema: str, wanted: Catalogue, found: Catalogue, *, behind: bool) 
             advice = _OFFICIAL if behind else f"{_INITIALISE}; if it remains, restore the table"
             differences.append(_missing(f"table {schema}.{name}", "a table", advice))
     return differences
+
+
+def _without_others(schema: str, differences: list[Difference], *, newer: bool) -> list[Difference]:
+    """Judge what only others use: a warning, or nothing where official migrations are newer."""
+    judged: list[Difference] = []
+    for item in differences:
+        kind, _, path = item.subject.partition(" ")
+        table, _, part = path.removeprefix(f"{schema}.").partition(".")
+        of_others = kind == "column" and part in _COLUMNS_OF_OTHERS.get(table, ())
+        if table not in _OF_OTHERS and not of_others:
+            judged.append(item)
+        elif not newer:
+            advice = item.advice if item.expected is None else f"{_NOT_OURS}: {item.advice}"
+            judged.append(replace(item, severity="warning", advice=advice))
+    return judged
 
 
 def _compare_table(name: str, wanted: Table, found: Table, behind: bool) -> list[Difference]:
