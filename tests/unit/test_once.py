@@ -1,0 +1,107 @@
+"""Mechanisms that exist once: a second copy of one is where faults have come from."""
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import rsky_pipeline
+
+ROOT = Path(rsky_pipeline.__file__).parent
+ROLES = ("ingester", "indexer", "backfiller")
+
+# Where a mechanism may stand: the text that gives it away, and files below the package.
+ONCE = {
+    "commands of consumer groups": (
+        r'"(XREADGROUP|XAUTOCLAIM|XCLAIM|XACK)"', {"streams/consumer.py"},
+    ),
+    "commands that append": (r'"XADD"', set[str]()),
+    "pages of listRepos": (r'"listRepos(ByCollection)?\?|_page\(http', {"network/listing.py"}),
+    "opening a store where it is missing": (
+        r"if self\.(_?\w+) is None:\n\s+self\.\1 = self\._?(open|connect)",
+        {
+            "runtime/link.py",
+            # A command of its own, not a worker of ours.
+            "operations/load/writing.py",
+            # To be converted.
+            "backfiller/ledger.py", "indexer/accounts/checks.py", "indexer/core/apply.py",
+            "indexer/housekeeping.py", "indexer/maintenance.py", "indexer/role.py",
+            "indexer/settler.py", "indexer/stream_reader.py",
+        },
+    ),
+    "retries of a transaction after a conflict": (
+        r"except TransactionConflict",
+        {
+            "database/isolation.py", "runtime/link.py",
+            # One that is counted, and one that goes on with the next round.
+            "indexer/core/apply.py", "indexer/housekeeping.py",
+            # Waits for a minute for a server that is away as well.
+            "operations/load/writing.py",
+            # To be converted.
+            "operations/recount.py", "operations/index_repo.py",
+        },
+    ),
+}  # fmt: skip
+
+# Handlers of the stores' errors in the roles, to be replaced by `Link`; numbers only become less.
+STORE_ERRORS = {"StoreUnavailable", "StoreRejected", "DatabaseError", "DatabaseUnavailable",
+                "Unavailable", "StoreError"}  # fmt: skip
+HANDLERS_LEFT = {
+    "backfiller/jobs.py": 1, "backfiller/output.py": 1, "backfiller/role.py": 1,
+    "backfiller/states.py": 2, "backfiller/worker.py": 4,
+    "indexer/accounts/checks.py": 1, "indexer/core/apply.py": 1, "indexer/housekeeping.py": 1,
+    "indexer/maintenance.py": 1, "indexer/role.py": 4, "indexer/stream_reader.py": 1,
+    "ingester/listing/enumeration.py": 1, "ingester/listing/gap_repair.py": 2,
+    "ingester/live.py": 4, "ingester/release.py": 1, "ingester/report.py": 1,
+    "ingester/role.py": 1, "ingester/writer.py": 2,
+}  # fmt: skip
+
+
+def python_files(*packages: str) -> Iterator[tuple[str, str]]:
+    """Yield the name below the package and the text of each file."""
+    for path in sorted(ROOT.rglob("*.py")):
+        name = str(path.relative_to(ROOT))
+        if not packages or name.split("/")[0] in packages:
+            yield name, path.read_text()
+
+
+@pytest.mark.parametrize("mechanism", ONCE)
+def test_a_mechanism_stands_in_one_place(mechanism: str) -> None:
+    pattern, allowed = ONCE[mechanism]
+    found = {
+        name
+        for name, text in python_files()
+        if re.search(pattern, text) and not name.startswith("demo/")
+    }
+    assert found - allowed == set()
+
+
+def test_scripts_of_the_server_stand_beside_the_consumer() -> None:
+    found = {
+        path.parent.name
+        for path in ROOT.rglob("*.lua")
+        if re.search("XACK|XCLAIM", path.read_text())
+    }
+    assert found == {"streams"}
+
+
+def handlers(text: str) -> int:
+    """Count handlers that name an error of a store."""
+    count = 0
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.ExceptHandler) and node.type is not None:
+            names = {name.id for name in ast.walk(node.type) if isinstance(name, ast.Name)}
+            count += bool(names & STORE_ERRORS)
+    return count
+
+
+def test_roles_leave_the_errors_of_stores_to_their_links() -> None:
+    found = {name: count for name, text in python_files(*ROLES) if (count := handlers(text))}
+    assert {name: n for name, n in found.items() if n > HANDLERS_LEFT.get(name, 0)} == {}
+
+
+@pytest.mark.parametrize("text", ["StoreUnavailable", "(KeyError, errors.X, DatabaseError)"])
+def test_handlers_are_found(text: str) -> None:
+    assert handlers(f"try:\n    pass\nexcept {text}:\n    pass\n") == 1
