@@ -92,6 +92,12 @@ class World:
         """Whether something has happened of which not all frames were returned."""
         return bool(self._pending)
 
+    def write(self, account: Account, kind: str) -> str:
+        """Let an active account commit a record of a kind that stands alone; return its uri."""
+        writes = self._maker.make(kind, account, self._clock.now())
+        self._commit(account, writes)
+        return account.uri(writes[0].path)
+
     def rotate_key(self, seed: int, *, quietly: bool) -> None:
         """Give an active account a new key, and let it sign a commit; quietly, nobody is told."""
         choose = random.Random(f"rotation {seed} {self._next_seq}")
