@@ -1,4 +1,10 @@
-"""The AT Protocol without I/O: frames, DAG-CBOR, CIDs, CARs, MSTs, commits, keys, syntax.
+"""The AT Protocol: frames, CARs, DAG-CBOR, commits, MSTs, signatures, identifiers, labels.
 
-Every function takes bytes or values and returns values; nothing here opens a socket, reads a clock
-or knows about Redis or PostgreSQL."""
+Bytes of strangers come in, typed values come out, or an InvalidDataError whose `reason` is a short
+code; every reader bounds depth, number and memory. Pure: no I/O, no clock, no threads, nothing of
+ours imported.
+
+`frame` and `commit` are what a firehose consumer reads first, `car` and `mst` what a repo is made
+of. Each rule stands in Python, which says why something is refused; `native` has compiled readers
+of what is well formed and usual, and `compiled` is where others get them.
+"""

@@ -15,9 +15,14 @@ import cbor2
 import libipld
 
 from rsky_pipeline.atproto.cid import LENGTH, VALID_PREFIXES, Cid
-from rsky_pipeline.atproto.data_model import MAX_DEPTH, MAX_ITEMS, Value, check
 from rsky_pipeline.atproto.errors import InvalidDataError
 
+# One record with 4,394 levels is known on the network; it is refused like any deeper than this.
+MAX_DEPTH = 128
+# The data model's advice for one container, here for everything that is decoded at once.
+MAX_ITEMS = 131_072
+_MIN_INTEGER, _MAX_INTEGER = -(2**63), 2**63 - 1
+_SCALARS = frozenset({bool, type(None), bytes, Cid})
 _LINK_TAG = 42
 # The heads of links: the tag in its shortest form, and in the longer ones that cbor2 reads as well.
 _LINK_8, _LINK_16 = b"\xd8\x2a", b"\xd9\0\x2a"
@@ -26,6 +31,8 @@ _LINK_32, _LINK_64 = b"\xda\0\0\0\x2a", b"\xdb\0\0\0\0\0\0\0\x2a"
 # bytes, at each of the thousand levels that it descends.
 _MAX_QUICK = 16_384  # bytes
 _COUNT_FROM = 65_536  # bytes; what is smaller cannot cost more than a few megabytes
+
+Value = Any  # dict[str, Value] | list[Value] | str | int | bytes | Cid | bool | None
 
 
 def _read_link(content: object, _immutable: bool) -> Cid:
@@ -70,20 +77,20 @@ def decode(data: bytes) -> Value:
     must be canonical, use `decode_strict`.
     """
     (value,) = _read(data, 1)
-    check(value)
+    check_value(value)
     return value
 
 
 def decode_pair(data: bytes) -> tuple[Value, Value]:
     """Decode a frame: a header and a body, and nothing after them. Raises InvalidDataError."""
     header, body = _read(data, 2)
-    check(header)
-    check(body)
+    check_value(header)
+    check_value(body)
     return header, body
 
 
 def decode_pair_loosely(data: bytes) -> tuple[Value, Value]:
-    """Decode a frame without `check`, for a caller that looks at all that it takes.
+    """Decode a frame without `check_value`, for a caller that looks at all that it takes.
 
     Links may come as byte strings.
     """
@@ -105,7 +112,7 @@ def encode(value: Value) -> bytes:
 
     Raises InvalidDataError for values outside of it.
     """
-    check(value)
+    check_value(value)
     return _write(value)
 
 
@@ -173,3 +180,40 @@ def _write(value: Value) -> bytes:
         return cbor2.dumps(value, canonical=True, encoders={Cid: _write_link})
     except (cbor2.CBORError, UnicodeEncodeError) as error:
         raise InvalidDataError("not_encodable", str(error)[:200]) from error
+
+
+def check_value(value: Value) -> None:
+    """Raise InvalidDataError unless a value fits the data model: no floats, text keys, bounded
+    depth.
+
+    It goes level by level, so that depth costs no recursion and a cycle ends at the limit.
+    """
+    level = [value]
+    for _ in range(MAX_DEPTH + 1):
+        below: list[Value] = []
+        for item in level:
+            kind = type(item)
+            if kind is str or kind in _SCALARS:
+                continue
+            if kind is dict:
+                for key in item:
+                    if type(key) is not str:
+                        raise InvalidDataError(
+                            "invalid_key", f"a map key of type {type(key).__name__}"
+                        )
+                below.extend(item.values())
+            elif kind is list:
+                below.extend(item)
+            elif kind is int:
+                if not _MIN_INTEGER <= item <= _MAX_INTEGER:
+                    raise InvalidDataError("integer_range", "an integer of more than 64 bits")
+            elif kind is float:
+                raise InvalidDataError("float", "the data model has no floats")
+            else:
+                raise InvalidDataError("invalid_type", kind.__name__)
+        if not below:
+            return
+        if len(below) > MAX_ITEMS:
+            raise InvalidDataError("too_many_items", f"more than {MAX_ITEMS}")
+        level = below
+    raise InvalidDataError("too_deep", f"more than {MAX_DEPTH} levels")

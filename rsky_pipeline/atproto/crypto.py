@@ -1,9 +1,15 @@
-"""Keys and signatures of both curves, low-S only. https://atproto.com/specs/cryptography"""
+"""Keys and signatures of both curves, low-S only. https://atproto.com/specs/cryptography
 
+`check_all` checks many signatures, in a thread of their own: those of secp256k1 in one compiled
+call that releases the interpreter, so that others go on meanwhile. The call of coincurve enters and
+leaves it several times for each signature, and waits for the other threads each time.
+"""
+
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from hashlib import sha256
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import coincurve
 from cryptography.exceptions import InvalidSignature
@@ -15,6 +21,7 @@ from cryptography.hazmat.primitives.asymmetric.utils import (
 )
 from multiformats import multibase
 
+from rsky_pipeline.atproto import compiled
 from rsky_pipeline.atproto.errors import InvalidDataError
 
 # RFC 6979: the same message gives the same signature, so simulated networks can be repeated.
@@ -29,6 +36,23 @@ _LEGACY_TYPES: dict[str, Curve] = {
     "EcdsaSecp256k1VerificationKey2019": "k256",
     "EcdsaSecp256r1VerificationKey2019": "p256",
 }
+
+
+try:  # libsecp256k1, which coincurve brings and keeps to itself
+    from coincurve._libsecp256k1 import ffi, lib
+    from coincurve.context import GLOBAL_CONTEXT
+
+    _PARSE, _VERIFY, _CONTEXT = (
+        int(ffi.cast("uintptr_t", pointer))
+        for pointer in (
+            ffi.addressof(lib, "secp256k1_ecdsa_signature_parse_compact"),
+            ffi.addressof(lib, "secp256k1_ecdsa_verify"),
+            GLOBAL_CONTEXT.ctx,
+        )
+    )
+    _REACHED = ffi.sizeof("secp256k1_ecdsa_signature") == 64
+except (ImportError, AttributeError):
+    _REACHED = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,3 +183,37 @@ def _k256(secret: bytes) -> coincurve.PrivateKey:
 @lru_cache(maxsize=2_048)
 def _p256(secret: bytes) -> ec.EllipticCurvePrivateKey:
     return ec.derive_private_key(int.from_bytes(secret, "big"), ec.SECP256R1())
+
+
+class SignatureCheck(NamedTuple):
+    """A signature over a message, and the key that it should be of."""
+
+    key: PublicKey
+    message: bytes
+    signature: bytes
+
+
+def check_all(checks: Sequence[SignatureCheck]) -> list[bool]:
+    """Tell of each signature whether it is good, exactly as `PublicKey.verify` does."""
+    found = _check_together(checks) if _REACHED else None
+    if found is None:
+        return [key.verify(message, signature) for key, message, signature in checks]
+    return found
+
+
+def _check_together(checks: Sequence[SignatureCheck]) -> list[bool] | None:
+    together = []
+    apart: dict[int, bool] = {}
+    for place, (key, message, signature) in enumerate(checks):
+        loaded = key.secp256k1
+        if loaded is None:
+            apart[place] = key.verify(message, signature)
+        else:
+            held = bytes(ffi.buffer(loaded.public_key))
+            together.append((held, sha256(message).digest(), signature))
+    found = compiled.verify_all(_PARSE, _VERIFY, _CONTEXT, together)
+    if found is None:
+        return None
+    for place, good in apart.items():  # in ascending order, so that each gets its own place
+        found.insert(place, good)
+    return found

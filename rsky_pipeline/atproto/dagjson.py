@@ -8,8 +8,8 @@ from base64 import b64decode, b64encode
 import orjson
 
 from rsky_pipeline.atproto import cbor, compiled
+from rsky_pipeline.atproto.cbor import MAX_DEPTH, Value
 from rsky_pipeline.atproto.cid import Cid
-from rsky_pipeline.atproto.data_model import MAX_DEPTH, Value
 from rsky_pipeline.atproto.errors import InvalidDataError
 
 

@@ -21,8 +21,14 @@ from rsky_pipeline.backfiller.identities import Identities
 from rsky_pipeline.backfiller.outcome import RepoFailed
 from rsky_pipeline.backfiller.unpack import Repo, open_repo
 from rsky_pipeline.configuration.settings import Settings
-from rsky_pipeline.network.http import MAX_REDIRECTS, Download, HttpClient, HttpError, RedirectError
-from rsky_pipeline.network.rate_headers import read_rate_limit
+from rsky_pipeline.network.http import (
+    MAX_REDIRECTS,
+    Download,
+    HttpClient,
+    HttpError,
+    RedirectError,
+    read_rate_limit,
+)
 from rsky_pipeline.network.repositories import RepoUnavailableError, classify, latest_rev, repo_url
 from rsky_pipeline.observability.backfiller import BackfillerMetrics
 from rsky_pipeline.runtime.threads import in_thread

@@ -8,7 +8,7 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from rsky_pipeline.network.rate_headers import RateLimit
+from rsky_pipeline.network.http import RateLimit
 from rsky_pipeline.runtime.backoff import bound
 
 PARK_AFTER = 3  # failures in a row

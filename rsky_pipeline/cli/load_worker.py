@@ -20,7 +20,7 @@ def command(run: Invocation, settings_fd: int, options: str) -> None:
     from rsky_pipeline.operations.load.worker import Options, serve
     from rsky_pipeline.runtime import logging as log_setup
     from rsky_pipeline.runtime.channel import read_settings
-    from rsky_pipeline.runtime.collector import ease_collector
+    from rsky_pipeline.runtime.threads import ease_collector
 
     ease_collector()
     settings = read_settings(settings_fd)

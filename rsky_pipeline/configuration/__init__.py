@@ -1,3 +1,10 @@
-"""What an operator can set, where each value came from, and the data-flow graph of the roles.
+"""Settings: declared once, read from file, environment and flags, checked before anything starts.
 
-Imports nothing of ours: every other package may depend on it."""
+`settings` declares every setting with its default, range and meaning; `load` reads and checks them
+(`sources` reads, `values` parses one text) and returns `Settings` with the origin of each value, or
+all problems at once. `topology` says which streams each role consumes and produces, `endpoints`
+parses hosts into their one spelling, `expectations` derives what a healthy pipeline looks like.
+Read `settings` and `load` first.
+
+Pure but for reading the file; imports nothing else of ours.
+"""

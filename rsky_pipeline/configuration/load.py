@@ -1,13 +1,15 @@
-"""The effective configuration: defaults, then the TOML file, then the environment, then flags."""
+"""The effective configuration: defaults, then the TOML file, then the environment, then flags.
 
-from collections.abc import Mapping, Sequence
+All problems are found at once: of single settings (`values`), and of settings that contradict each
+other (`contradictions`).
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rsky_pipeline.configuration import legacy
-from rsky_pipeline.configuration.consistency import contradictions
-from rsky_pipeline.configuration.endpoints import shortened
+from rsky_pipeline.configuration.endpoints import parse_endpoint, shortened
 from rsky_pipeline.configuration.redaction import redacted_invalid
 from rsky_pipeline.configuration.settings import Settings, declarations
 from rsky_pipeline.configuration.sources import (
@@ -18,8 +20,10 @@ from rsky_pipeline.configuration.sources import (
     nearest,
     read_environment,
     read_file,
+    remarks,
 )
-from rsky_pipeline.configuration.values import parse
+from rsky_pipeline.configuration.topology import ROLE_NAMES
+from rsky_pipeline.configuration.values import parse, search_path_of
 
 __all__ = ["PREFIX", "ConfigurationError", "Loaded", "load"]
 
@@ -71,7 +75,7 @@ def load(
         problems += contradictions(settings, origins)
     if problems:
         raise ConfigurationError(problems)
-    return Loaded(settings, origins, legacy.remarks(environ), file)
+    return Loaded(settings, origins, remarks(environ), file)
 
 
 def _checked(given: Sequence[Given], problems: list[str]) -> tuple[dict[str, Any], dict[str, str]]:
@@ -93,3 +97,59 @@ def _checked(given: Sequence[Given], problems: list[str]) -> tuple[dict[str, Any
             shown = redacted_invalid(str(item.raw)) if info.secret else str(item.raw)
             problems.append(f"{item.name} = {shortened(shown)!r} (from {item.origin}): {error}")
     return values, origins
+
+
+def contradictions(settings: Settings, origins: Mapping[str, str]) -> Iterator[str]:
+    """Yield a line for each problem: the key, its value, where it came from, what is allowed."""
+
+    def problem(name: str, value: Any, allowed: str) -> str:
+        return f"{name} = {value!r} (from {origins[name]}): {allowed}"
+
+    yield from _ports(settings, origins)
+    for name in ("relay_hosts", "labeler_hosts"):
+        hosts: tuple[str, ...] = getattr(settings, name)
+        for first, second in _same_host(hosts):
+            allowed = f"{first} and {second} are the same host: leave one out"
+            yield problem(name, ",".join(hosts), allowed)
+    for name, batch in (
+        ("live_high_water_mark", "ingester_batch_size"),
+        ("repo_high_water_mark", "ingester_batch_size"),
+        ("backfill_high_water_mark", "ingester_batch_size"),
+    ):
+        value, least = getattr(settings, name), getattr(settings, batch)
+        if value < least:
+            yield problem(name, value, f"allowed is {batch} ({least}, {origins[batch]}) or more")
+    longest, first_wait = settings.backfiller_retry_max_ms, settings.backfiller_retry_initial_ms
+    if longest < first_wait:
+        allowed = f"allowed is backfiller_retry_initial_ms ({first_wait}) or more"
+        yield problem("backfiller_retry_max_ms", longest, allowed)
+    path = search_path_of(settings.database_url) if settings.database_url else None
+    if path is not None and path != settings.database_schema:
+        allowed = (
+            f"database_url has search_path {path}: set database_schema to {path}, or remove it"
+        )
+        yield problem("database_schema", settings.database_schema, allowed)
+
+
+def _ports(settings: Settings, origins: Mapping[str, str]) -> Iterator[str]:
+    """Further workers of a role look for free ports; the first ones must differ."""
+    taken: dict[int, str] = {}
+    names = [f"{process}_metrics_port" for process in (*ROLE_NAMES, "supervisor")]
+    # Defaults first, so that the blame is on what somebody set.
+    for name in sorted(names, key=lambda item: origins[item] != "default"):
+        port: int = getattr(settings, name)
+        if port and port in taken:
+            allowed = f"{taken[port]} has the same port; 0 picks a free one"
+            yield f"{name} = {port} (from {origins[name]}): {allowed}"
+        taken[port] = name
+
+
+def _same_host(hosts: tuple[str, ...]) -> Iterator[tuple[str, str]]:
+    """Cursors are kept by host: two subscriptions to one would move the same cursor."""
+    seen: dict[tuple[str, int], str] = {}
+    for host in hosts:
+        server = parse_endpoint(host)
+        key = (server.host, server.port)
+        if key in seen:
+            yield seen[key], host
+        seen.setdefault(key, host)

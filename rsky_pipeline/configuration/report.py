@@ -4,10 +4,9 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from rsky_pipeline.configuration.declaration import SettingInfo
 from rsky_pipeline.configuration.load import PREFIX, Loaded
 from rsky_pipeline.configuration.redaction import redacted
-from rsky_pipeline.configuration.settings import Settings, declarations
+from rsky_pipeline.configuration.settings import SettingInfo, Settings, declarations
 
 
 def effective(loaded: Loaded) -> dict[str, dict[str, Any]]:

@@ -5,12 +5,32 @@ A setting is declared once, as a field of `Settings`; the TOML file, the environ
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from rsky_pipeline.configuration.declaration import SettingInfo, setting
 from rsky_pipeline.configuration.endpoints import Endpoint, parse_endpoint
+
+
+@dataclass(frozen=True, slots=True)
+class SettingInfo:
+    """What the loader and the reports need to know of a setting beyond its default."""
+
+    help: str
+    unit: str = ""
+    minimum: int | None = None
+    maximum: int | None = None
+    choices: tuple[str, ...] = ()
+    legacy_environment: tuple[str, ...] = ()  # names of the original services, first one wins
+    secret: bool = False  # a URL whose password must never be printed
+
+
+def setting(default: Any, help: str, **info: Any) -> Any:
+    """Declare a setting with its default; see `SettingInfo` for the keywords."""
+    declared = SettingInfo(help, **info)
+    # A secret stays out of repr(), and so out of tracebacks and logs.
+    return field(default=default, repr=not declared.secret, metadata={"setting": declared})
+
 
 Verify = Literal["none", "signature", "full"]
 Validation = Literal["lenient", "strict"]

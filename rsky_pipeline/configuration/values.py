@@ -5,16 +5,22 @@ from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
+from urllib.parse import SplitResult, parse_qs, urlsplit
 
-from rsky_pipeline.configuration import addresses, endpoints
-from rsky_pipeline.configuration.declaration import SettingInfo
-from rsky_pipeline.configuration.settings import Settings
+from rsky_pipeline.configuration.endpoints import (
+    normal_host,
+    parse_endpoint,
+    port_or_host,
+    shortened,
+)
+from rsky_pipeline.configuration.settings import SettingInfo, Settings
 
 # An NSID has at least three segments; a prefix that ends in a dot at least one (AT Protocol, NSID).
 _SEGMENT = r"[A-Za-z]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
 _COLLECTION = re.compile(rf"{_SEGMENT}(\.{_SEGMENT}){{2,}}|({_SEGMENT}\.)+")
 _SCHEMA = re.compile(r"[A-Za-z_]{1,63}")
 _GROUP = re.compile(r"[A-Za-z0-9_.:-]{1,100}")
+_SEARCH_PATH = re.compile(r"search_path\s*=\s*\"?([^\s,\"]+)")
 _TRUE = {"true", "yes", "on", "1"}
 _FALSE = {"false", "no", "off", "0"}
 _DEFAULTS = {item.name: item.default for item in fields(Settings)}
@@ -76,7 +82,7 @@ def _list(name: str, raw: object) -> tuple[str, ...]:
     if not isinstance(raw, list) or not all(isinstance(item, str) for item in raw):
         raise ValueError("allowed is a list of texts, or one text with commas")
     items = [item.strip() for item in raw if item.strip()]
-    check = _collection if name == "collections" else addresses.endpoint
+    check = _collection if name == "collections" else endpoint
     checked = tuple(check(item) for item in items)
     repeated = {item for item in checked if checked.count(item) > 1}
     if repeated:
@@ -89,7 +95,7 @@ def _list(name: str, raw: object) -> tuple[str, ...]:
 def _collection(text: str) -> str:
     if not _COLLECTION.fullmatch(text):
         allowed = "a collection (app.bsky.feed.post), or a prefix that ends in a dot (app.bsky.)"
-        raise ValueError(f"{endpoints.shortened(text)}: allowed is {allowed}")
+        raise ValueError(f"{shortened(text)}: allowed is {allowed}")
     return text
 
 
@@ -134,12 +140,65 @@ def _group(raw: object) -> str:
     return text
 
 
+def endpoint(text: str) -> str:
+    """Return a relay, labeler or directory as given, without a slash at its end.
+
+    Raises ValueError, for people, unless it is a host, host:port, or URL without a path.
+    """
+    parse_endpoint(text)
+    return text.strip().rstrip("/")
+
+
+def redis_url(text: str) -> str:
+    """Return a Redis URL; raises ValueError without repeating it: it may hold a password."""
+    parts = _store_url(text, ("redis", "rediss", "unix"))
+    if parts.scheme == "unix":
+        if not parts.path or parts.netloc.rpartition("@")[2]:
+            raise ValueError("allowed is unix:///path/of/the/socket")
+    elif not re.fullmatch(r"/?\d*", parts.path):
+        raise ValueError("allowed is redis://host:port/N, where N is the number of the database")
+    return text
+
+
+def database_url(text: str) -> str:
+    """Return a PostgreSQL URL; raises ValueError without repeating it: it may hold a password."""
+    _store_url(text, ("postgresql", "postgres"))
+    return text
+
+
+def search_path_of(url: str) -> str | None:
+    """Return the schema that a PostgreSQL URL puts first, or None if it says nothing of it."""
+    options = " ".join(parse_qs(urlsplit(url).query).get("options", []))
+    found = _SEARCH_PATH.search(options)
+    return found[1] if found else None
+
+
+def bind_address(text: str) -> str:
+    """Return an address that a server can listen on."""
+    if normal_host(text) is None:
+        raise ValueError("allowed is an IP address or a host name of this machine, without a port")
+    return text
+
+
+def _store_url(text: str, schemes: tuple[str, ...]) -> SplitResult:
+    allowed = f"allowed is a URL that starts with {' or '.join(f'{item}://' for item in schemes)}"
+    try:
+        parts = urlsplit(text)
+        several_hosts = "," in parts.netloc.rpartition("@")[2]  # PostgreSQL tries them in turn
+        _ = None if several_hosts else parts.port
+    except ValueError as error:
+        raise ValueError(port_or_host(error)) from None
+    if parts.scheme not in schemes or not text.startswith(f"{parts.scheme}://"):
+        raise ValueError(allowed)
+    return parts
+
+
 _SPECIAL: dict[str, Callable[[object], Any]] = {
-    "redis_url": _text_that(addresses.redis_url),
-    "database_url": _text_that(addresses.database_url),
-    "plc_url": _text_that(addresses.endpoint),
-    "handle_resolver_url": _text_that(addresses.endpoint),
-    "metrics_host": _text_that(addresses.bind_address),
+    "redis_url": _text_that(redis_url),
+    "database_url": _text_that(database_url),
+    "plc_url": _text_that(endpoint),
+    "handle_resolver_url": _text_that(endpoint),
+    "metrics_host": _text_that(bind_address),
     "data_dir": _directory,
     "run_dir": _directory,
     "binary_path": _absolute,

@@ -7,8 +7,8 @@ from typing import NamedTuple, Protocol
 
 import trio
 
+from rsky_pipeline.atproto.crypto import SignatureCheck, check_all
 from rsky_pipeline.atproto.frame import InfoMessage, LabelsMessage, Message
-from rsky_pipeline.atproto.signatures import SignatureCheck, check_all
 from rsky_pipeline.ingester.convert import MAX_TIME, Claim, Converted, Converter
 from rsky_pipeline.ingester.gaps import GapWatch
 from rsky_pipeline.ingester.judge import Judge, is_about_repo, needs_state

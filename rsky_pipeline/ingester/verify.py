@@ -21,9 +21,8 @@ from typing import Protocol
 import trio
 
 from rsky_pipeline.atproto.commit import Commit, unsigned_bytes, verify_commit
-from rsky_pipeline.atproto.crypto import PublicKey
+from rsky_pipeline.atproto.crypto import PublicKey, SignatureCheck
 from rsky_pipeline.atproto.identity import DidDocument
-from rsky_pipeline.atproto.signatures import SignatureCheck
 from rsky_pipeline.ingester.convert import Claim
 from rsky_pipeline.network.directory import IdentityNotFoundError, IdentityUnavailableError
 from rsky_pipeline.runtime.boundary import Boundary

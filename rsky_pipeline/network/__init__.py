@@ -1,3 +1,16 @@
-"""The outside world as a client: relays, labelers, PDSes and the DID directory.
+"""Clients of the network: relays, labelers, PDSes, the DID directory, hosts of handles.
 
-Owns sockets, timeouts, size limits and address checks. Must not know about streams or tables."""
+In come endpoints that the operator configured, and names that strangers wrote into DID documents;
+out come frames, pages of repos, CAR bytes and documents, or an exception of a fixed list of
+reasons. Everything has bounds: time, bytes, redirects, addresses.
+
+- `subscription`: one WebSocket stream, with a reader and a heartbeat task for each connection;
+  `frame_socket` is its socket.
+- `http`: the HTTP client of all roles; `pool` decides which addresses it may connect to.
+- `listing`: every list of repos; `repositories`: one repo; `directory`: DID documents, with a
+  cache; `handles`: from a handle to its DID.
+
+Read `subscription` and `http` first. All of it runs in the event loop; there are no threads. It
+knows nothing of streams, tables or roles, and decides nothing about what an answer means for an
+account.
+"""

@@ -15,8 +15,8 @@ import trio
 
 from rsky_pipeline.atproto.syntax import is_did, is_handle
 from rsky_pipeline.configuration.endpoints import parse_endpoint
-from rsky_pipeline.network.hosts import is_public_name
 from rsky_pipeline.network.http import HttpClient, HttpError
+from rsky_pipeline.network.pool import is_public_name
 
 DNS_SECONDS = 5.0
 HTTP_SECONDS = 10.0

@@ -1,14 +1,21 @@
 """HTTP with everything bounded: addresses, redirects, bytes, silence and total time.
 
 Hosts come from DID documents that strangers wrote, and are connected to only where `pool` allows
-it. Endpoints that the operator configured are trusted to be where they say.
+it. Endpoints that the operator configured are trusted. `HttpClient` is the one client of all roles:
+whatever goes wrong with a request is an HttpError.
+
+Servers state their rate limits in headers: `ratelimit-limit`, `-remaining` and `-reset` (Unix
+seconds; in the drafts of the IETF seconds from now), newer ones in one `ratelimit` field with `r`
+and `t`, and `retry-after` in seconds or as a date (RFC 9110, 10.2.3).
 """
 
+import re
 import ssl
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
 from typing import Any, Literal
 from urllib.parse import urljoin, urlsplit
 
@@ -23,20 +30,28 @@ from rsky_pipeline.network.pool import (
     InvalidUrlError,
     parse_url,
 )
-from rsky_pipeline.network.rate_headers import RateLimit, read_rate_limit, read_retry_after
 from rsky_pipeline.runtime.boundary import Boundary
 
 MAX_REDIRECTS = 5
-MAX_JSON = 1_048_576
-MAX_ERROR_BODY = 16_384
+MAX_JSON = 1_048_576  # bytes
+MAX_ERROR_BODY = 16_384  # bytes
 MAX_CONNECTIONS = 200
-
+LONGEST_SECONDS = 3_600.0  # of a pause, whatever a host asks for
+_EPOCH_FROM = 1_000_000_000  # a larger reset is an instant, not a duration
+_FIELD = re.compile(r"(?:^|;)\s*([rt])=(\d{1,12})\b")
 _BROKEN = (httpcore.NetworkError, httpcore.ProtocolError)
-
 FailureKind = Literal[
     "unreachable", "timeout", "too_slow", "status", "too_big", "forbidden", "malformed",
     "internal_error",
 ]  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class RateLimit:
+    """How many requests are left, and the seconds until there are as many as ever."""
+
+    remaining: int
+    reset_seconds: float
 
 
 class HttpError(Exception):
@@ -310,3 +325,35 @@ class _Window:
         slow = self._received < self._min_rate * self._waited
         self._waited, self._received = 0.0, 0
         return slow
+
+
+def read_rate_limit(headers: Mapping[str, str], now: float) -> RateLimit | None:
+    """Read what a response says of the limit; `now` in Unix seconds."""
+    remaining, reset = headers.get("ratelimit-remaining"), headers.get("ratelimit-reset")
+    if remaining is None:
+        fields = dict(_FIELD.findall(headers.get("ratelimit", "")[:200]))
+        remaining, reset = fields.get("r"), fields.get("t")
+    if not _is_number(remaining) or not _is_number(reset):
+        return None
+    seconds = float(reset or 0)
+    if seconds >= _EPOCH_FROM:
+        seconds -= now
+    return RateLimit(int(remaining or 0), min(max(seconds, 0.0), LONGEST_SECONDS))
+
+
+def read_retry_after(text: str | None, now: float) -> float | None:
+    """Return the seconds that a host asks to be left alone, None where it does not say."""
+    if text is None or len(text) > 100:
+        return None
+    if _is_number(text):
+        seconds = float(text)
+    else:
+        try:
+            seconds = parsedate_to_datetime(text).timestamp() - now
+        except (ValueError, OverflowError):
+            return None
+    return min(max(seconds, 0.0), LONGEST_SECONDS)
+
+
+def _is_number(text: str | None) -> bool:
+    return text is not None and text.isascii() and text.isdigit() and len(text) <= 12

@@ -4,8 +4,7 @@ from typing import Literal
 from urllib.parse import quote
 
 from rsky_pipeline.atproto.syntax import is_tid
-from rsky_pipeline.network.http import HttpClient, HttpError
-from rsky_pipeline.network.rate_headers import RateLimit
+from rsky_pipeline.network.http import HttpClient, HttpError, RateLimit
 
 MAX_ANSWER = 16 * 1024
 

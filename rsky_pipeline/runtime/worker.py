@@ -25,14 +25,12 @@ from rsky_pipeline.observability.lengths import entries_waiting, stream_lengths
 from rsky_pipeline.observability.server import MetricsServer
 from rsky_pipeline.runtime import logging as log_setup
 from rsky_pipeline.runtime import notify
-from rsky_pipeline.runtime.channel import WorkerPipes
-from rsky_pipeline.runtime.collector import ease_collector
+from rsky_pipeline.runtime.channel import EventSender, WorkerPipes
 from rsky_pipeline.runtime.context import WorkerContext
 from rsky_pipeline.runtime.errors import FORCED, UNEXPECTED, exit_code_of
-from rsky_pipeline.runtime.events import EventSender
 from rsky_pipeline.runtime.health import Health
 from rsky_pipeline.runtime.metrics_port import open_metrics_server
-from rsky_pipeline.runtime.threads import take_turns_quickly
+from rsky_pipeline.runtime.threads import ease_collector, take_turns_quickly
 
 RoleMain = Callable[[WorkerContext], Awaitable[None]]
 

@@ -12,8 +12,7 @@ from rsky_pipeline.atproto.crypto import PublicKey
 from rsky_pipeline.atproto.frame import CommitMessage, decode_frame
 from rsky_pipeline.demo.simulator.clock import stepping_clock
 from rsky_pipeline.demo.simulator.world import World
-from rsky_pipeline.runtime.collector import ease_collector
-from rsky_pipeline.runtime.threads import take_turns_quickly
+from rsky_pipeline.runtime.threads import ease_collector, take_turns_quickly
 from rsky_pipeline.streams.append import Entry, append
 from rsky_pipeline.streams.connection import connect
 from rsky_pipeline.streams.consumer import GroupReader

@@ -19,7 +19,7 @@ from rsky_pipeline.backfiller.budget import Budget
 from rsky_pipeline.backfiller.output import Output
 from rsky_pipeline.backfiller.unpack import closing_entry, creates, list_paths, open_repo
 from rsky_pipeline.observability.backfiller import BackfillerMetrics
-from rsky_pipeline.runtime.collector import ease_collector
+from rsky_pipeline.runtime.threads import ease_collector
 from rsky_pipeline.streams.connection import connect
 from tests.stores import running_valkey
 

@@ -1,13 +1,13 @@
 """Merkle search trees: walking one that may be hostile, building one, undoing operations.
 
 https://atproto.com/specs/repository#mst-structure. `node` knows how a node is written, `edit` how
-a tree changes, `walk`, `inversion` and `tree` are what others use.
+a tree changes, `load` how trees are read; `inversion` and `tree` are what others use.
 """
 
 from rsky_pipeline.atproto.mst.inversion import Change, RepoChange, invert, look_up
+from rsky_pipeline.atproto.mst.load import walk
 from rsky_pipeline.atproto.mst.node import MAX_ENTRIES, MAX_KEY, layer_of
 from rsky_pipeline.atproto.mst.tree import Tree
-from rsky_pipeline.atproto.mst.walk import walk
 
 __all__ = [
     "MAX_ENTRIES",

@@ -1,5 +1,6 @@
-"""Reading nodes out of a set of blocks, on the layer where they must be."""
+"""Reading trees that may be hostile out of a set of blocks: single nodes, and whole listings."""
 
+from collections.abc import Iterator
 from typing import Protocol
 
 from rsky_pipeline.atproto.cid import Cid
@@ -64,3 +65,37 @@ def loader(blocks: BlockSource) -> Load:
         return node
 
     return load
+
+
+def walk(blocks: BlockSource, root: Cid) -> Iterator[tuple[str, Cid]]:
+    """Yield every path and record CID of a complete tree in key order.
+
+    Raises IncompleteTreeError for a missing node and InvalidDataError for one that breaks the
+    structure: keys out of order, on the wrong layer or not maximally compressed, empty or repeated
+    nodes. What passes is what building a tree from the yielded pairs would give. The depth is
+    bounded, as every node is one layer below its parent and no key is above layer 128.
+    """
+    budget = len(blocks)
+    last = b""
+    above: list[tuple[Node, int]] = []
+    node, index = read_node(blocks, root, None), 0
+    while True:
+        child = node.children[index]
+        if isinstance(child, bytes):
+            above.append((node, index))
+            node, index = read_node(blocks, child, node.layer - 1), 0
+            budget -= 1
+            # Ascending keys stop repeated subtrees too, but only at their first key.
+            if budget <= 0:
+                raise InvalidDataError("mst_repeated", "more nodes visited than there are blocks")
+            continue
+        while index == len(node.keys):
+            if not above:
+                return
+            node, index = above.pop()
+        key = node.keys[index]
+        if key <= last:
+            raise InvalidDataError("mst_order", "keys do not ascend")
+        last = key
+        yield key.decode("ascii"), Cid(node.values[index])
+        index += 1

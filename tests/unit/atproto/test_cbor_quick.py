@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from rsky_pipeline.atproto import cbor
 from rsky_pipeline.atproto.car import read_car
+from rsky_pipeline.atproto.cbor import check_value
 from rsky_pipeline.atproto.cid import Cid
-from rsky_pipeline.atproto.data_model import check
 from rsky_pipeline.atproto.errors import InvalidDataError
 from rsky_pipeline.atproto.frame import CommitMessage, decode_frame
 from tests.data import test_data
@@ -57,7 +57,7 @@ def test_damaged_values_are_read_alike(value: Any, draw: st.DataObject) -> None:
         # Links are looked at by whoever reads a frame, and everything else by `check`.
         for item in (items or []) if error.reason != "invalid_cid" else []:
             with pytest.raises(InvalidDataError):
-                check(item)
+                check_value(item)
     else:
         assert items is None or repr(items) == repr(without_links(surely))
 

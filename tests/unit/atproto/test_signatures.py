@@ -9,9 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rsky_pipeline.atproto import compiled, signatures
-from rsky_pipeline.atproto.crypto import Curve, PrivateKey
-from rsky_pipeline.atproto.signatures import SignatureCheck, check_all
+from rsky_pipeline.atproto import compiled, crypto
+from rsky_pipeline.atproto.crypto import Curve, PrivateKey, SignatureCheck, check_all
 from tests.unit.atproto.test_keys import ORDERS
 
 CURVES: list[Curve] = ["k256", "p256"]
@@ -50,8 +49,8 @@ def test_each_is_judged_as_if_alone(given_checks: list[SignatureCheck]) -> None:
 def test_the_library_is_reached_where_the_readers_are_compiled() -> None:
     """Else a newer coincurve hides it elsewhere: signatures would be checked one by one."""
     key = PrivateKey.from_seed("k256", b"a")
-    together = signatures._check_together([SignatureCheck(key.public, MESSAGE, key.sign(MESSAGE))])
-    assert signatures._REACHED
+    together = crypto._check_together([SignatureCheck(key.public, MESSAGE, key.sign(MESSAGE))])
+    assert crypto._REACHED
     assert together == (None if compiled.verify_all(0, 0, 0, []) is None else [True])
 
 

@@ -4,14 +4,14 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from rsky_pipeline.configuration.addresses import (
+from rsky_pipeline.configuration.endpoints import parse_endpoint
+from rsky_pipeline.configuration.values import (
     bind_address,
     database_url,
     endpoint,
     redis_url,
     search_path_of,
 )
-from rsky_pipeline.configuration.endpoints import parse_endpoint
 
 GOOD = [
     "bsky.network",

@@ -4,7 +4,7 @@ import pytest
 import trio
 import trio.testing
 
-from rsky_pipeline.atproto.signatures import check_all
+from rsky_pipeline.atproto.crypto import check_all
 from rsky_pipeline.ingester import verify
 from rsky_pipeline.ingester.convert import Claim
 from rsky_pipeline.ingester.verify import SignatureVerifier, Verdict

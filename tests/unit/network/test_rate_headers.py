@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rsky_pipeline.network.rate_headers import (
+from rsky_pipeline.network.http import (
     LONGEST_SECONDS,
     RateLimit,
     read_rate_limit,
