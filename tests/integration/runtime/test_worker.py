@@ -151,7 +151,7 @@ def test_without_a_supervisor_a_stuck_worker_ends_itself(start: Callable[[str], 
 @pytest.mark.parametrize(
     ("role", "code", "words"),
     [
-        ("raise errors.Unavailable('no redis')", 69, "no redis"),
+        ("raise errors.UnavailableError('no redis')", 69, "no redis"),
         ("raise errors.SettingError('bad host')", 78, "bad host"),
         ("raise errors.PermissionDeniedError('no rights')", 77, "no rights"),
         ("raise ValueError('a defect')", 1, "Traceback"),
