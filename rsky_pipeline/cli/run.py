@@ -56,7 +56,7 @@ def command(run: Invocation, roles: tuple[str, ...], workers: tuple[str, ...]) -
 
 
 def prepare_database(settings: "Settings") -> list[str]:
-    """Bring the schema up to date; return what was done. Raises Unavailable or WorkerError."""
+    """Bring the schema up to date; return what was done. Raises UnavailableError or WorkerError."""
     from rsky_pipeline.configuration.redaction import redacted
     from rsky_pipeline.database.errors import (
         DatabaseError,

@@ -151,7 +151,8 @@ async def prepare_database(
 ) -> None:
     """Bring the schema up to date, waiting for a database that is not reachable yet.
 
-    `prepare` blocks and returns what it did; it raises Unavailable when trying again makes sense.
+    `prepare` blocks and returns what it did; it raises UnavailableError when trying again makes
+    sense.
     """
     limiter = trio.CapacityLimiter(1)
     attempt = 0

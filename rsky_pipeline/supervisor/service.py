@@ -42,7 +42,7 @@ class PipelinePlan:
     """What a supervisor runs. `program` starts a worker: the role's name and options follow it.
 
     `prepare_database` brings the schema up to date (blocking) and returns what it changed; it
-    raises Unavailable while the database cannot be reached.
+    raises UnavailableError while the database cannot be reached.
     """
 
     settings: Settings

@@ -33,7 +33,7 @@ class Unit:
 
 
 class Systemd:
-    """Talks to systemctl. Every method blocks; they raise Unavailable or WorkerError."""
+    """Talks to systemctl. Every method blocks; they raise UnavailableError or WorkerError."""
 
     def __init__(self, program: str = "systemctl") -> None:
         self._program = program
