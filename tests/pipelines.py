@@ -9,7 +9,7 @@ from pathlib import Path
 from rsky_pipeline.configuration.load import load
 from rsky_pipeline.configuration.settings import Settings
 from rsky_pipeline.demo.figures import Observer
-from rsky_pipeline.demo.processes import Process, Simulation, pipeline_environment
+from rsky_pipeline.demo.processes import PipelineProcess, Simulation, pipeline_environment
 from rsky_pipeline.demo.simulator.compare import TableReport, compare
 from rsky_pipeline.embedded.locations import resolve_directories, store_urls
 from tests.stores import scratch_directory
@@ -26,7 +26,7 @@ class Running:
     observer: Observer
     environ: dict[str, str]
     log: Path
-    process: Process
+    process: PipelineProcess
 
     @classmethod
     def start(cls, folder: Path, simulation: Simulation, changes: dict[str, str]) -> "Running":
@@ -35,12 +35,12 @@ class Running:
         settings = store_urls(resolve_directories(load(None, environ, {}).settings))
         control, log = simulation.control, folder / "pipeline.log"
         observer = Observer(settings, control, simulation.relay, simulation.labeler)
-        process = Process(["run", "--role", "all"], environ, log)
+        process = PipelineProcess(["run", "--role", "all"], environ, log)
         return cls(simulation, settings, observer, environ, log, process)
 
     def start_again(self) -> None:
         """Start a pipeline in the place of one that has ended."""
-        self.process = Process(["run", "--role", "all"], self.environ, self.log)
+        self.process = PipelineProcess(["run", "--role", "all"], self.environ, self.log)
 
     def pids(self) -> dict[str, int]:
         """Return the processes that are ready, by name."""

@@ -28,15 +28,15 @@ def command(
     Exits with 0 if the database holds exactly what was published, with 6 if not.
     """
     from rsky_pipeline.demo.demonstration import Demonstration, terminated_like_interrupted
-    from rsky_pipeline.demo.processes import DemonstrationFailed
-    from rsky_pipeline.demo.simulator.control import NoSimulation
+    from rsky_pipeline.demo.processes import DemonstrationError
+    from rsky_pipeline.demo.simulator.control import SimulationError
 
     folder = Path(tempfile.mkdtemp(prefix="rsky-demo-"))
     options = [f"--rate={rate}", f"--accounts={accounts}", f"--seed={seed}"]
     try:
         with terminated_like_interrupted():
             ending = Demonstration(folder, seconds, options).run()
-    except (DemonstrationFailed, NoSimulation) as error:
+    except (DemonstrationError, SimulationError) as error:
         first, *more = str(error).splitlines()
         raise CommandError(first, ExitCode.FAILED, more=tuple(more)) from error
     except KeyboardInterrupt:

@@ -12,8 +12,8 @@ from rsky_pipeline.cli.output import line, print_json, say
 
 if TYPE_CHECKING:
     from rsky_pipeline.demo.simulator.faults import Hostility
+    from rsky_pipeline.demo.simulator.hosts import Urls
     from rsky_pipeline.demo.simulator.network import Network
-    from rsky_pipeline.demo.simulator.source import Urls
     from rsky_pipeline.demo.simulator.world import World
 
 FIXED_START = 1_767_225_600_000_000  # 2026-01-01, microseconds
@@ -134,7 +134,7 @@ def _world(seed: int, accounts: int, history: int, fixed_clock: bool, calm: bool
 
 
 def _hostility(seed: int, faults: tuple[str, ...]) -> "Hostility | None":
-    from rsky_pipeline.demo.simulator.faults import Hostility, UnknownFault
+    from rsky_pipeline.demo.simulator.faults import Hostility, UnknownFaultError
 
     if not faults:
         return None
@@ -143,7 +143,7 @@ def _hostility(seed: int, faults: tuple[str, ...]) -> "Hostility | None":
         for text in faults:
             name, _, rate = text.partition("=")
             hostility.set_rates({name: float(rate)})
-    except UnknownFault as error:
+    except UnknownFaultError as error:
         raise CommandError(f"--fault {error}", ExitCode.USAGE) from error
     except ValueError as error:
         raise CommandError(

@@ -15,7 +15,7 @@ from rich.console import Console
 from rsky_pipeline.configuration.load import load
 from rsky_pipeline.configuration.settings import Settings
 from rsky_pipeline.demo.figures import Observer
-from rsky_pipeline.demo.processes import Process, Simulation, pipeline_environment
+from rsky_pipeline.demo.processes import PipelineProcess, Simulation, pipeline_environment
 from rsky_pipeline.demo.simulator.compare import compare
 from rsky_pipeline.demo.view import View, opened, summary
 from rsky_pipeline.embedded.locations import resolve_directories, store_urls
@@ -47,13 +47,13 @@ class Demonstration:
         self._environment: dict[str, str] = {}
 
     def run(self) -> Ending:
-        """Run the network, stop, wait, compare. Raises DemonstrationFailed, NoSimulation."""
+        """Run the network, stop, wait, compare. Raises DemonstrationError, SimulationError."""
         simulation = Simulation(self._folder, self._options)
-        pipeline: Process | None = None
+        pipeline: PipelineProcess | None = None
         try:
             self._environment = pipeline_environment(self._folder, simulation)
             log = self._folder / "pipeline.log"
-            pipeline = Process(["run", "--role", "all"], self._environment, log)
+            pipeline = PipelineProcess(["run", "--role", "all"], self._environment, log)
             self._console.print(f"simulated relay at {simulation.relay}, log in {log}")
             settings = self._settings()
             observer = Observer(settings, simulation.control, simulation.relay, simulation.labeler)
@@ -68,7 +68,7 @@ class Demonstration:
     def _settings(self) -> Settings:
         return store_urls(resolve_directories(load(None, self._environment, {}).settings))
 
-    def _watch(self, observer: Observer, pipeline: Process) -> None:
+    def _watch(self, observer: Observer, pipeline: PipelineProcess) -> None:
         end = time.monotonic() + self._seconds
         with _noted_interrupts() as interrupts, opened(self._console) as view:
             while (left := end - time.monotonic()) > 0 and not interrupts:
@@ -79,7 +79,7 @@ class Demonstration:
 
     def _finish(
         self, observer: Observer, simulation: Simulation, settings: Settings,
-        pipeline: Process,
+        pipeline: PipelineProcess,
     ) -> Ending:  # fmt: skip
         progress = simulation.control.stop()
         self._console.print(
@@ -99,8 +99,8 @@ class Demonstration:
         differences = summary(self._console, reports, dead)
         return Ending(differences, waiting, stopped == 0)
 
-    def _wait(self, observer: Observer, view: View, pipeline: Process) -> str:
-        """Wait until nothing is on its way; return what still is at the deadline."""
+    def _wait(self, observer: Observer, view: View, pipeline: PipelineProcess) -> str:
+        """Wait until all work is done; return the work that is left at the deadline, in words."""
         deadline = time.monotonic() + DRAIN_SECONDS
         quiet, waiting = 0, ["everything"]
         while time.monotonic() < deadline:

@@ -1,4 +1,4 @@
-"""Looking at a running demonstration: what was published, what is on its way, what has arrived."""
+"""Figures of a running demonstration: events published, waiting in streams, and rows indexed."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -8,7 +8,7 @@ from rsky_pipeline.configuration.endpoints import parse_endpoint
 from rsky_pipeline.configuration.settings import Settings
 from rsky_pipeline.database.connection import Database
 from rsky_pipeline.database.errors import DatabaseError
-from rsky_pipeline.demo.simulator.control import Control, NoSimulation, Progress
+from rsky_pipeline.demo.simulator.control import Control, SimulationError, SimulationProgress
 from rsky_pipeline.embedded.locations import run_directory
 from rsky_pipeline.runtime.errors import WorkerError
 from rsky_pipeline.streams.connection import Store, connect
@@ -34,9 +34,9 @@ _RAW = ("firehose_raw", "label_raw")  # frames that could not be read
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """One look. What could not be asked is missing."""
+    """One look. Figures that could not be read are missing."""
 
-    progress: Progress | None = None
+    progress: SimulationProgress | None = None
     processes: tuple[Mapping[str, Any], ...] = ()
     streams: Mapping[str, int] = field(default_factory=dict)
     rows: Mapping[str, int] = field(default_factory=dict)
@@ -70,8 +70,8 @@ class Observer:
     def look(self) -> Figures:
         """Ask everybody; nobody has to be there yet."""
         try:
-            progress: Progress | None = self._control.progress()
-        except NoSimulation:
+            progress: SimulationProgress | None = self._control.progress()
+        except SimulationError:
             progress = None
         try:
             found = client.find(run_directory(self._settings))
@@ -106,15 +106,15 @@ class Observer:
         lengths = {name: int(self._connected().call("XLEN", name)) for name in names}
         return {name: length for name, length in lengths.items() if length}
 
-    def waiting(self, progress: Progress) -> list[str]:
-        """Return what is not finished yet, in words; empty when everything is indexed."""
+    def waiting(self, progress: SimulationProgress) -> list[str]:
+        """Return the work that is left, in words; empty when everything is indexed."""
         try:
             return self._waiting(progress)
         except (StoreUnavailable, StoreRejected, DatabaseError) as error:
             self.close()
             return [str(error)]
 
-    def _waiting(self, progress: Progress) -> list[str]:
+    def _waiting(self, progress: SimulationProgress) -> list[str]:
         store, found = self._connected(), []
         cursors = ((FIREHOSE_LIVE, self._relay, progress.seq),
                    (LABEL_LIVE, self._labeler, progress.label_seq))  # fmt: skip

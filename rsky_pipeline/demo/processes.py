@@ -23,11 +23,11 @@ STOP_SECONDS = 30.0
 _ROLES = ("ingester", "indexer", "backfiller", "supervisor")
 
 
-class DemonstrationFailed(Exception):
-    """A process did not do what it should; says which, and the end of its log."""
+class DemonstrationError(Exception):
+    """A process failed; the message names it and has the end of its log."""
 
 
-class Process:
+class PipelineProcess:
     """A `rsky-pipeline` command in the background; its standard error goes to a log file."""
 
     def __init__(
@@ -61,7 +61,7 @@ class Process:
         return self._process.poll() is None
 
     def first_line(self, patience: float) -> bytes:
-        """Return the first line that it says, or end it. Raises DemonstrationFailed."""
+        """Return its first line of output, or end it. Raises DemonstrationError."""
         stream: IO[bytes] | None = self._process.stdout
         assert stream is not None
         with selectors.DefaultSelector() as selector:
@@ -72,15 +72,15 @@ class Process:
             raise self.failure(f"said nothing for {patience:.0f} s")
         return line
 
-    def failure(self, what: str) -> DemonstrationFailed:
-        """Return the exception that tells of it, with the end of its log."""
+    def failure(self, what: str) -> DemonstrationError:
+        """Return the exception for a failure, with the end of its log."""
         code = self._process.poll()
         how = "" if code is None else f" (exit code {code})"
         tail = self._log.read_text(errors="replace")[-3_000:]
-        return DemonstrationFailed(f"{self.name} {what}{how}; the end of {self._log}:\n{tail}")
+        return DemonstrationError(f"{self.name} {what}{how}; the end of {self._log}:\n{tail}")
 
     def end(self) -> None:
-        """Have it end: asked first, then forced."""
+        """End it: by SIGTERM, then by SIGKILL."""
         for number, patience in ((signal.SIGTERM, STOP_SECONDS), (signal.SIGKILL, STOP_SECONDS)):
             if not self.is_running:
                 break
@@ -99,7 +99,7 @@ class Simulation:
     def __init__(
         self, folder: Path, options: Sequence[str], start_seconds: float = START_SECONDS
     ) -> None:
-        self.process = Process(
+        self.process = PipelineProcess(
             ["simulate", "--json", *options], clean_environment(), folder / "network.log",
             talks=True,
         )  # fmt: skip

@@ -1,4 +1,4 @@
-"""What a demonstration shows: a live table on a terminal, a line every few seconds elsewhere."""
+"""The view of a demonstration: a live table on a terminal, a line every few seconds elsewhere."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,7 +21,7 @@ class View(Protocol):
     """Shows figures as they come."""
 
     def show(self, figures: Figures, title: str) -> None:
-        """Show what was seen."""
+        """Show one look."""
 
 
 class LineView:

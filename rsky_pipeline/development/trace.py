@@ -38,8 +38,8 @@ from rsky_pipeline.configuration.topology import ROLE_NAMES
 from rsky_pipeline.database.connection import Database
 from rsky_pipeline.demo.simulator import mix
 from rsky_pipeline.demo.simulator.clock import Clock
+from rsky_pipeline.demo.simulator.hosts import Urls
 from rsky_pipeline.demo.simulator.network import Network, Ports
-from rsky_pipeline.demo.simulator.source import Urls
 from rsky_pipeline.demo.simulator.world import World
 from rsky_pipeline.development import trace_hook
 from rsky_pipeline.embedded.locations import resolve_directories, store_urls

@@ -15,8 +15,7 @@ import pytest
 import trio
 
 from rsky_pipeline.database.connection import Database
-from rsky_pipeline.demo.simulator.fleet import COMPLETE, GONE, Behaviour, Fleet
-from rsky_pipeline.demo.simulator.fleet_repos import REV
+from rsky_pipeline.demo.simulator.fleet import COMPLETE, GONE, REV, Behaviour, Fleet
 from rsky_pipeline.streams.append import Entry, append
 from rsky_pipeline.streams.connection import Store, connect
 from rsky_pipeline.streams.dead_letters import list_dead_letters

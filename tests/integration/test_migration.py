@@ -18,12 +18,10 @@ from rsky_pipeline.database.connection import Database
 from rsky_pipeline.demo.simulator.accounts import RepoStatus
 from rsky_pipeline.demo.simulator.clock import Clock
 from rsky_pipeline.demo.simulator.compare import compare
-from rsky_pipeline.demo.simulator.eventlog import EventLog
-from rsky_pipeline.demo.simulator.hosts import Hosts, Stream
+from rsky_pipeline.demo.simulator.hosts import SimulatedHosts, Stream, Urls
 from rsky_pipeline.demo.simulator.http import serve_connection
-from rsky_pipeline.demo.simulator.source import Urls
 from rsky_pipeline.demo.simulator.state import state_of
-from rsky_pipeline.demo.simulator.subscription import StreamRules
+from rsky_pipeline.demo.simulator.subscription import EventLog, StreamRules
 from rsky_pipeline.demo.simulator.truth import truth
 from rsky_pipeline.demo.simulator.world import World
 from rsky_pipeline.indexer import role as indexer
@@ -83,10 +81,10 @@ class NewHost:
 
 
 @asynccontextmanager
-async def another_host(world: Parting) -> AsyncIterator[tuple[Hosts, str]]:
+async def another_host(world: Parting) -> AsyncIterator[tuple[SimulatedHosts, str]]:
     """Serve a PDS until the block ends."""
     nothing = (Stream(EventLog(), StreamRules()), Stream(EventLog(), StreamRules()))
-    hosts = Hosts(NewHost(world), Urls("", "", "", ""), *nothing)
+    hosts = SimulatedHosts(NewHost(world), Urls("", "", "", ""), *nothing)
     listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
     answer = partial(serve_connection, handler=hosts.pds)
     async with trio.open_nursery() as nursery:

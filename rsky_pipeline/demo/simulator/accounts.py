@@ -6,21 +6,21 @@ from hashlib import sha256
 from typing import Any
 
 from rsky_pipeline.atproto.crypto import PrivateKey
-from rsky_pipeline.demo.simulator.repo import Repo
+from rsky_pipeline.demo.simulator.repo import SimulatedRepo
 
 DOMAIN = "sim.example.com"
 P256_EVERY = 4  # every fourth account signs with P-256
 
 
 @dataclass(slots=True)
-class Account:
+class SimulatedAccount:
     """One account. `historic` ones were there before the stream began and stay active."""
 
     number: int
     did: str
     handle: str
     key: PrivateKey
-    repo: Repo
+    repo: SimulatedRepo
     historic: bool = False
     born: bool = False
     active: bool = True
@@ -49,7 +49,7 @@ class Account:
 
 @dataclass(frozen=True, slots=True)
 class RepoStatus:
-    """What a host says of a repo in listRepos and getRepoStatus; no rev: nothing was written."""
+    """A repo as listRepos and getRepoStatus describe it; an empty rev: nothing was written."""
 
     did: str
     head: str
@@ -58,15 +58,17 @@ class RepoStatus:
     status: str | None = None
 
 
-def make_account(seed: int, number: int) -> Account:
+def make_account(seed: int, number: int) -> SimulatedAccount:
     """Make an account; everything follows from the seed and its number."""
     key = PrivateKey.from_seed(
         "k256" if number % P256_EVERY else "p256", f"key {seed} {number}".encode()
     )
     did = plc_did(f"did {seed} {number}")
-    repo = Repo(did, key)
+    repo = SimulatedRepo(did, key)
     resolves = number % 50 != 49
-    return Account(number, did, f"user{number}.{DOMAIN}", key, repo, handle_resolves=resolves)
+    return SimulatedAccount(
+        number, did, f"user{number}.{DOMAIN}", key, repo, handle_resolves=resolves
+    )
 
 
 def plc_did(text: str) -> str:

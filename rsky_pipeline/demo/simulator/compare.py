@@ -7,9 +7,18 @@ from typing import Any
 import orjson
 
 from rsky_pipeline.database.connection import Database
-from rsky_pipeline.demo.simulator.reading import canonical, utc_milliseconds
-from rsky_pipeline.demo.simulator.tables import FLAG, JSON, TABLES, TIME, ComparedTable
-from rsky_pipeline.demo.simulator.truth_values import Rows, Truth, admits
+from rsky_pipeline.demo.simulator.tables import (
+    FLAG,
+    JSON,
+    TABLES,
+    TIME,
+    ComparedTable,
+    Rows,
+    Truth,
+    admits,
+    canonical,
+    utc_milliseconds,
+)
 
 EXAMPLES = 5
 _NOTIFICATIONS = """
@@ -58,7 +67,7 @@ def compare(
 
 
 def rows_to_form(table: ComparedTable, rows: Sequence[tuple[Any, ...]]) -> Rows:
-    """Return what a table's query gave by key, each value in the form that is compared."""
+    """Return queried rows by key, each value in the form that is compared."""
     size, forms = len(table.key), table.forms
     return {row[:size]: tuple(map(_brought_to_form, row[size:], forms)) for row in rows}
 
@@ -104,7 +113,7 @@ def table_report(
 
 
 def _notifications(database: Database, truth: Truth) -> TableReport:
-    """Check what holds of any notification: its record stands, and nobody is told twice.
+    """Check rules of every notification: its record stands, and nobody is notified twice.
 
     Which ones there are depends on whether a record came first with history or live.
     """

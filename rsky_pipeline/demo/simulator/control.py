@@ -6,18 +6,17 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
-from rsky_pipeline.demo.simulator.tables import TABLES
-from rsky_pipeline.demo.simulator.truth_values import Truth
+from rsky_pipeline.demo.simulator.tables import TABLES, Truth
 
 TIMEOUT_SECONDS = 60.0
 
 
-class NoSimulation(Exception):
+class SimulationError(Exception):
     """The simulation does not answer, or not as expected."""
 
 
 @dataclass(frozen=True, slots=True)
-class Progress:
+class SimulationProgress:
     """How far a simulation is."""
 
     stopped: bool
@@ -33,37 +32,40 @@ class Control:
     def __init__(self, url: str) -> None:
         self._address = urlsplit(url).netloc
 
-    def progress(self) -> Progress:
-        """Return how far it is. Raises NoSimulation."""
+    def progress(self) -> SimulationProgress:
+        """Return how far it is. Raises SimulationError."""
         return self._progress("status")
 
-    def release(self) -> Progress:
-        """Let one that was told to hold publish; return how far it is. Raises NoSimulation."""
+    def release(self) -> SimulationProgress:
+        """Release a simulation that was started with --hold; return its progress.
+
+        Raises SimulationError.
+        """
         return self._progress("release")
 
-    def stop(self) -> Progress:
-        """Have it publish nothing more; return where it ended. Raises NoSimulation."""
+    def stop(self) -> SimulationProgress:
+        """Have it publish nothing more; return where it ended. Raises SimulationError."""
         return self._progress("stop")
 
     def disconnect(self) -> None:
-        """Cut all subscribers of the relay off. Raises NoSimulation."""
+        """Cut all subscribers of the relay off. Raises SimulationError."""
         for _ in self._ask("disconnect"):
             pass
 
     def fall_silent(self, seconds: float) -> None:
-        """Have the relay send nothing on its open sockets for a while. Raises NoSimulation."""
+        """Have the relay send nothing on its open sockets for a while. Raises SimulationError."""
         for _ in self._ask(f"silence?seconds={seconds}"):
             pass
 
     def faults(self, **rates: float) -> dict[str, int]:
-        """Change rates of a hostile relay; return its faults so far. Raises NoSimulation."""
+        """Change rates of a hostile relay; return its faults so far. Raises SimulationError."""
         query = "&".join(f"{name}={rate}" for name, rate in rates.items())
         answer = b"".join(self._ask(f"faults?{query}"))
         counts: dict[str, int] = json.loads(answer)
         return counts
 
     def truth(self, *, handles: bool = False) -> Truth:
-        """Return what the database must hold; see `truth.truth`. Raises NoSimulation."""
+        """Return the rows that the database must hold (`truth.truth`). Raises SimulationError."""
         rows: Truth = {name: {} for name in TABLES}
         for line in self._ask("truth?handles=1" if handles else "truth"):
             part = json.loads(line)
@@ -72,11 +74,13 @@ class Control:
                 rows[part["table"]][tuple(row[:size])] = tuple(row[size:])
         return rows
 
-    def _progress(self, what: str) -> Progress:
+    def _progress(self, what: str) -> SimulationProgress:
         for line in self._ask(what):
             answer = json.loads(line)
-            return Progress(**{name: answer[name] for name in Progress.__slots__})
-        raise NoSimulation("the simulation gave an empty answer")
+            return SimulationProgress(
+                **{name: answer[name] for name in SimulationProgress.__slots__}
+            )
+        raise SimulationError("the simulation gave an empty answer")
 
     def _ask(self, what: str) -> Iterator[bytes]:
         connection = http.client.HTTPConnection(self._address, timeout=TIMEOUT_SECONDS)
@@ -84,9 +88,11 @@ class Control:
             connection.request("GET", f"/simulator/{what}")
             response = connection.getresponse()
             if response.status != http.client.OK:
-                raise NoSimulation(f"/simulator/{what}: {response.status} {response.read(300)!r}")
+                raise SimulationError(
+                    f"/simulator/{what}: {response.status} {response.read(300)!r}"
+                )
             yield from response
         except (OSError, http.client.HTTPException) as error:
-            raise NoSimulation(f"the simulation at {self._address}: {error}") from error
+            raise SimulationError(f"the simulation at {self._address}: {error}") from error
         finally:
             connection.close()

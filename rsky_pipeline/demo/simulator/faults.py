@@ -1,4 +1,4 @@
-"""A relay that cannot be trusted: what it makes of the frames of a world, by its seed.
+"""A relay that cannot be trusted: the faults that it puts into the frames of a world, by seed.
 
 It numbers events itself, as relays do. Each true frame suffers one fault at most, drawn by rates.
 What is made up is signed with a key of the relay's own, or hidden in a commit that is true; its
@@ -40,13 +40,13 @@ MAX_LEAP = 2**50  # of one number, from which the next ones do not go on
 FAR = "9999-12-31T23:59:59.999Z"
 
 
-class UnknownFault(ValueError):
+class UnknownFaultError(ValueError):
     """There is no fault of that name, or a rate that is none."""
 
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """What subscribers are sent for one number: mostly one frame."""
+    """The frames that subscribers get for one sequence number: mostly one."""
 
     seq: int
     frames: tuple[bytes, ...]
@@ -65,10 +65,10 @@ class Hostility:
         self._held: bytes | None = None
 
     def set_rates(self, rates: Mapping[str, float]) -> None:
-        """Change rates. Raises UnknownFault."""
+        """Change rates. Raises UnknownFaultError."""
         for name, rate in rates.items():
             if name not in FAULTS or not 0 <= rate <= 1:
-                raise UnknownFault(f"{name}={rate}: allowed are rates from 0 to 1 of "
+                raise UnknownFaultError(f"{name}={rate}: allowed are rates from 0 to 1 of "
                                    f"{', '.join(FAULTS)}")  # fmt: skip
         self.rates |= rates
 
@@ -84,7 +84,7 @@ class Hostility:
         return suffers
 
     def relay(self, frame: bytes) -> list[Event]:
-        """Return what subscribers get of a true frame; one that is held back comes later."""
+        """Return the events that subscribers get for a true frame; a withheld one comes later."""
         message = decode_frame(frame)
         fault = self._draw(message)
         if fault == "jump":
@@ -99,7 +99,7 @@ class Hostility:
         return [*self._faulty(fault, message, seq, true), *self._released()]
 
     def flush(self) -> list[Event]:
-        """Return what is still held back."""
+        """Return the events that are still held back."""
         return self._released()
 
     def _draw(self, message: Message) -> str:
@@ -175,7 +175,7 @@ class Hostility:
         return f"{FORGED}{number}", encode(record)
 
     def _corrupted(self, true: bytes) -> bytes:
-        """Return a frame with a few bits changed, so that it says something else or nothing.
+        """Return a frame with a few bits changed, so that it decodes otherwise or not at all.
 
         Where it can still be read, the change is in what can be proven: neither its number nor its
         time, which nobody signs, nor anything of an account's status.
@@ -210,7 +210,7 @@ def _seq(frame: bytes) -> int | None:
 
 
 def _content(frame: bytes) -> tuple[Any, ...] | None:
-    """Return what can be proven of a readable frame; None where nobody signs anything."""
+    """Return the signed part of a readable frame; None for a frame without signatures."""
     message = decode_frame(frame)
     if isinstance(message, CommitMessage):
         return message.did, message.rev, message.commit, message.blocks, message.ops

@@ -4,34 +4,119 @@ What a client may do is watched from here: how many requests each host has at on
 """
 
 import time
+from base64 import b32encode
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import partial
-from typing import Literal, get_args
+from functools import lru_cache, partial
+from hashlib import sha256
+from typing import Any, Literal
 
 import trio
 
 from rsky_pipeline.atproto.car import write_car
+from rsky_pipeline.atproto.cbor import encode
 from rsky_pipeline.atproto.cid import Cid
+from rsky_pipeline.atproto.commit import sign_commit
 from rsky_pipeline.atproto.crypto import PrivateKey
-from rsky_pipeline.demo.simulator.fleet_repos import FleetAccount
+from rsky_pipeline.atproto.mst import Tree
 from rsky_pipeline.demo.simulator.http import (
     Handler,
     Request,
-    Response,
+    SimulatedResponse,
     Upgrade,
     json_response,
     serve_connection,
     xrpc_error,
 )
 
+REV = "3lzzzzzzzzz2a"
+_MOST_RECORDS = 14
+
+
+@dataclass(frozen=True, slots=True)
+class FleetAccount:
+    """An account by its number; everything about it follows from that."""
+
+    number: int
+
+    @property
+    def did(self) -> str:
+        """Its DID."""
+        digest = sha256(b"fleet%d" % self.number).digest()
+        return "did:plc:" + b32encode(digest[:15]).decode().lower()
+
+    @property
+    def key(self) -> PrivateKey:
+        """Its signing key."""
+        return PrivateKey.from_seed("k256", b"fleet%d" % self.number)
+
+    def records(self) -> dict[str, bytes]:
+        """Return the blocks of its records by path."""
+        count = 1 + self.number * 7919 % _MOST_RECORDS
+        return {
+            f"app.bsky.feed.like/{place:013d}": encode(
+                {
+                    "$type": "app.bsky.feed.like",
+                    "subject": {
+                        "uri": f"at://did:plc:{'a' * 24}/app.bsky.feed.post/{place:013d}",
+                        "cid": str(Cid.of(b"%d" % place)),
+                    },
+                    "createdAt": f"2026-01-01T00:00:{place:02d}.000Z",
+                }
+            )
+            for place in range(count)
+        }
+
+    def blocks(self, key: PrivateKey | None = None) -> tuple[Cid, dict[Cid, bytes]]:
+        """Return root and blocks of its repo, signed with its own key or another."""
+        records = self.records()
+        tree = Tree.build({path: Cid.of(block) for path, block in records.items()})
+        commit = sign_commit(self.did, REV, tree.root, None, key or self.key)
+        root = Cid.of(commit)
+        return root, {root: commit, **dict(tree.blocks())} | {
+            Cid.of(block): block for block in records.values()
+        }
+
+    def car(self, key: PrivateKey | None = None) -> bytes:
+        """Return its whole repo."""
+        root, blocks = self.blocks(key)
+        return write_car([root], blocks.items())
+
+    def document(self, pds: str) -> dict[str, Any]:
+        """Return its DID document."""
+        return {
+            "id": self.did,
+            "alsoKnownAs": [f"at://fleet{self.number}.test"],
+            "verificationMethod": [
+                {
+                    "id": f"{self.did}#atproto",
+                    "type": "Multikey",
+                    "controller": self.did,
+                    "publicKeyMultibase": multibase(self.number),
+                }
+            ],
+            "service": [
+                {
+                    "id": "#atproto_pds",
+                    "type": "AtprotoPersonalDataServer",
+                    "serviceEndpoint": pds,
+                }
+            ],
+        }
+
+
+@lru_cache(maxsize=10_000)
+def multibase(number: int) -> str:
+    """Return the public key of an account, which takes longest to make."""
+    return FleetAccount(number).key.multibase
+
+
 Behaviour = Literal[
     "healthy", "slow", "limited", "down_for_a_while", "redirecting",  # all of these end complete
     "broken", "resetting", "hanging", "looping", "endless", "lying", "forging", "cut", "gap",
     "varint", "bomb", "gone",
 ]  # fmt: skip
-BEHAVIOURS: tuple[Behaviour, ...] = get_args(Behaviour)
 COMPLETE = frozenset({"healthy", "slow", "limited", "down_for_a_while", "redirecting"})
 GONE = ("RepoNotFound", "RepoDeactivated", "RepoSuspended", "RepoTakendown")
 CAR = "application/vnd.ipld.car"
@@ -43,7 +128,7 @@ _FORGER = PrivateKey.from_seed("k256", b"forger")
 
 @dataclass(slots=True)
 class FleetHost:
-    """One host: how it behaves, and what was asked of it."""
+    """One host: its behaviour, and the requests that it got."""
 
     behaviour: Behaviour
     url: str = ""
@@ -56,7 +141,7 @@ class FleetHost:
     first: float | None = None
 
     def begin_epoch(self) -> None:
-        """Forget what is in flight: the client was killed, and its connections with it."""
+        """Forget requests in flight: the client was killed, and its connections with it."""
         self.in_flight = 0
 
 
@@ -89,19 +174,19 @@ class Fleet:
             task_status.started()
 
     def client_was_killed(self) -> None:
-        """Count what is in flight from zero again."""
+        """Count requests in flight from zero again."""
         self.epoch += 1
         for host in self.hosts:
             host.begin_epoch()
 
-    async def _plc(self, request: Request) -> Response | Upgrade:
+    async def _plc(self, request: Request) -> SimulatedResponse | Upgrade:
         found = self.accounts.get(request.path.removeprefix("/"))
         if found is None:
             return json_response({"message": "not registered"}, 404)
         account, host = found
         return json_response(account.document(host.url))
 
-    async def _pds(self, host: FleetHost, request: Request) -> Response | Upgrade:
+    async def _pds(self, host: FleetHost, request: Request) -> SimulatedResponse | Upgrade:
         found = self.accounts.get(request.query.get("did", ""))
         if not request.path.endswith("sync.getRepo") or found is None:
             return xrpc_error(400, "RepoNotFound", "no such repo here")
@@ -132,12 +217,12 @@ class Fleet:
                 host.in_flight -= 1
 
 
-async def _behave(host: FleetHost, account: FleetAccount) -> Response:
+async def _behave(host: FleetHost, account: FleetAccount) -> SimulatedResponse:
     match host.behaviour:
         case "healthy":
-            return Response(200, account.car(), CAR)
+            return SimulatedResponse(200, account.car(), CAR)
         case "broken":
-            return Response(500, b"<html>oops</html>", "text/html")
+            return SimulatedResponse(500, b"<html>oops</html>", "text/html")
         case "hanging":
             await trio.sleep(600)
         case "gone":
@@ -146,22 +231,24 @@ async def _behave(host: FleetHost, account: FleetAccount) -> Response:
             return _sometimes(host, account)
         case "redirecting":
             where = f"{host.partner}/xrpc/com.atproto.sync.getRepo?did={account.did}"
-            return Response(302, b"", headers={"location": where})
+            return SimulatedResponse(302, b"", headers={"location": where})
         case "looping":
             where = f"{host.url}/xrpc/com.atproto.sync.getRepo?did={account.did}"
-            return Response(302, b"", headers={"location": where})
+            return SimulatedResponse(302, b"", headers={"location": where})
         case "bomb":
-            return Response(200, b"\x1f\x8b" + bytes(1_000), CAR, {"content-encoding": "gzip"})
-    return Response(200, _body(host.behaviour, account), CAR)
+            return SimulatedResponse(
+                200, b"\x1f\x8b" + bytes(1_000), CAR, {"content-encoding": "gzip"}
+            )
+    return SimulatedResponse(200, _body(host.behaviour, account), CAR)
 
 
-def _sometimes(host: FleetHost, account: FleetAccount) -> Response:
+def _sometimes(host: FleetHost, account: FleetAccount) -> SimulatedResponse:
     now = time.time()
     if host.behaviour == "down_for_a_while":
         host.first = host.first or now
         if now - host.first < DOWN_SECONDS:
-            return Response(503, b"starting", "text/plain")
-        return Response(200, account.car(), CAR)
+            return SimulatedResponse(503, b"starting", "text/plain")
+        return SimulatedResponse(200, account.car(), CAR)
     window = int(now) // WINDOW_SECONDS
     count = host.window[1] + 1 if host.window[0] == window else 1
     host.window = (window, count)
@@ -172,8 +259,8 @@ def _sometimes(host: FleetHost, account: FleetAccount) -> Response:
     }
     if count > WINDOW_REQUESTS:
         host.refused += 1
-        return Response(429, b"<html>slow down</html>", "text/html", headers)
-    return Response(200, account.car(), CAR, headers)
+        return SimulatedResponse(429, b"<html>slow down</html>", "text/html", headers)
+    return SimulatedResponse(200, account.car(), CAR, headers)
 
 
 async def _body(behaviour: Behaviour, account: FleetAccount) -> AsyncIterator[bytes]:

@@ -2,7 +2,9 @@
 
 import json
 from base64 import b64decode, b64encode
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any, Protocol
 from urllib.parse import quote
 
 from rsky_pipeline.atproto.car import read_car
@@ -11,10 +13,45 @@ from rsky_pipeline.atproto.commit import parse_commit
 from rsky_pipeline.atproto.dagjson import to_json
 from rsky_pipeline.atproto.mst import walk
 from rsky_pipeline.demo.simulator.accounts import RepoStatus
-from rsky_pipeline.demo.simulator.eventlog import EventLog
-from rsky_pipeline.demo.simulator.http import Request, Response, Upgrade, json_response, xrpc_error
-from rsky_pipeline.demo.simulator.source import Source, Urls
-from rsky_pipeline.demo.simulator.subscription import StreamRules, Subscribers, subscribe
+from rsky_pipeline.demo.simulator.http import (
+    Request,
+    SimulatedResponse,
+    Upgrade,
+    json_response,
+    xrpc_error,
+)
+from rsky_pipeline.demo.simulator.subscription import EventLog, StreamRules, Subscribers, subscribe
+
+
+@dataclass(frozen=True, slots=True)
+class Urls:
+    """Where the hosts are, as http URLs without a path."""
+
+    relay: str
+    pds: str
+    plc: str
+    labeler: str
+
+
+class Source(Protocol):
+    """The accounts behind the hosts."""
+
+    @property
+    def handles(self) -> Mapping[str, str]:
+        """The handles that resolve, with their DIDs."""
+
+    def document(self, did: str, pds: str, labeler: str) -> dict[str, Any] | None:
+        """Return a DID document that names these endpoints, or None."""
+
+    def status(self, did: str) -> RepoStatus | None:
+        """Return the status of a repo at its host; None if the host does not have it."""
+
+    def statuses(self) -> Sequence[RepoStatus]:
+        """Return all repos, new ones last."""
+
+    def car(self, did: str) -> bytes:
+        """Return the whole repo of an account that has one and is active."""
+
 
 CAR = "application/vnd.ipld.car"
 MAX_PAGE = 1_000
@@ -33,13 +70,13 @@ class Stream:
     rules: StreamRules
     subscribers: Subscribers = field(default_factory=Subscribers)
 
-    def answer(self, request: Request) -> Response | Upgrade:
+    def answer(self, request: Request) -> SimulatedResponse | Upgrade:
         """Answer a subscription."""
         return subscribe(request, self.log, self.rules, self.subscribers)
 
 
 @dataclass(slots=True)
-class Hosts:
+class SimulatedHosts:
     """The four hosts of a network; `downloads` counts repos that were served."""
 
     source: Source
@@ -48,8 +85,8 @@ class Hosts:
     labels: Stream
     downloads: int = 0
 
-    async def relay(self, request: Request) -> Response | Upgrade:
-        """Answer as a relay: it streams and lists, and sends those who want a repo to its PDS."""
+    async def relay(self, request: Request) -> SimulatedResponse | Upgrade:
+        """Answer as a relay: it streams and lists, and redirects getRepo to the PDS."""
         match request.path.removeprefix(_SYNC):
             case "subscribeRepos":
                 return self.events.answer(request)
@@ -57,17 +94,17 @@ class Hosts:
                 return self._list(request, relay=True)
             case "getRepo":
                 where = f"{self.urls.pds}{_SYNC}getRepo?did={quote(_did(request))}"
-                return Response(302, b"", headers={"location": where})
+                return SimulatedResponse(302, b"", headers={"location": where})
         return self._repo_answers(request)
 
-    async def pds(self, request: Request) -> Response | Upgrade:
+    async def pds(self, request: Request) -> SimulatedResponse | Upgrade:
         """Answer as the PDS of all accounts, which also proves their handles."""
         if request.path == "/.well-known/atproto-did":
             name = request.headers.get("host", "").partition(":")[0].lower()
             did = self.source.handles.get(name)
             if did is None:
-                return Response(404, b"no such handle", "text/plain")
-            return Response(200, did.encode(), "text/plain")
+                return SimulatedResponse(404, b"no such handle", "text/plain")
+            return SimulatedResponse(200, did.encode(), "text/plain")
         if request.path == "/xrpc/com.atproto.identity.resolveHandle":
             did = self.source.handles.get(request.query.get("handle", "").lower())
             if did is None:
@@ -78,15 +115,15 @@ class Hosts:
                 return self._list(request, relay=False)
             case "getRepo":
                 repo = self._available(_did(request))
-                if isinstance(repo, Response):
+                if isinstance(repo, SimulatedResponse):
                     return repo
                 self.downloads += 1
-                return Response(200, self.source.car(repo.did), CAR)
+                return SimulatedResponse(200, self.source.car(repo.did), CAR)
         if request.path == "/xrpc/com.atproto.repo.getRecord":
             return self._record(request)
         return self._repo_answers(request)
 
-    async def plc(self, request: Request) -> Response | Upgrade:
+    async def plc(self, request: Request) -> SimulatedResponse | Upgrade:
         """Answer as a PLC directory."""
         did = request.path.removeprefix("/")
         document = self.source.document(did, self.urls.pds, self.urls.labeler)
@@ -94,17 +131,17 @@ class Hosts:
             return json_response({"message": f"DID not registered: {did}"}, 404)
         return json_response(document)
 
-    async def labeler(self, request: Request) -> Response | Upgrade:
+    async def labeler(self, request: Request) -> SimulatedResponse | Upgrade:
         """Answer as a labeler."""
         if request.path == "/xrpc/com.atproto.label.subscribeLabels":
             return self.labels.answer(request)
         return _nothing(request)
 
-    def _repo_answers(self, request: Request) -> Response:
+    def _repo_answers(self, request: Request) -> SimulatedResponse:
         match request.path.removeprefix(_SYNC):
             case "getLatestCommit":
                 repo = self._available(_did(request))
-                if isinstance(repo, Response):
+                if isinstance(repo, SimulatedResponse):
                     return repo
                 return json_response({"cid": repo.head, "rev": repo.rev})
             case "getRepoStatus":
@@ -116,10 +153,10 @@ class Hosts:
                 return json_response(answer | _reason(status) | rev)
         return _nothing(request)
 
-    def _record(self, request: Request) -> Response:
+    def _record(self, request: Request) -> SimulatedResponse:
         did = request.query.get("repo", "")
         repo = self._available(did)
-        if isinstance(repo, Response):
+        if isinstance(repo, SimulatedResponse):
             return repo
         path = f"{request.query.get('collection')}/{request.query.get('rkey')}"
         car = read_car(self.source.car(did))
@@ -128,9 +165,9 @@ class Hosts:
         if cid is None:
             return xrpc_error(400, "RecordNotFound", f"Could not locate record: {path}")
         body = {"uri": f"at://{did}/{path}", "cid": str(cid), "value": decode(car.blocks[cid])}
-        return Response(200, to_json(body), "application/json")
+        return SimulatedResponse(200, to_json(body), "application/json")
 
-    def _available(self, did: str) -> RepoStatus | Response:
+    def _available(self, did: str) -> RepoStatus | SimulatedResponse:
         status = self.source.status(did)
         if status is None or (status.active and not status.rev):
             return _not_found(did)
@@ -139,7 +176,7 @@ class Hosts:
             return xrpc_error(400, name, f"Repo is not available: {did}")
         return status
 
-    def _list(self, request: Request, *, relay: bool) -> Response:
+    def _list(self, request: Request, *, relay: bool) -> SimulatedResponse:
         try:
             start = _position(request.query.get("cursor"))
             limit = int(request.query.get("limit", "500"))
@@ -168,11 +205,11 @@ def _reason(status: RepoStatus) -> dict[str, str]:
     return {"status": status.status} if status.status else {}
 
 
-def _not_found(did: str) -> Response:
+def _not_found(did: str) -> SimulatedResponse:
     return xrpc_error(400, "RepoNotFound", f"Could not find repo for DID: {did}")
 
 
-def _nothing(request: Request) -> Response:
+def _nothing(request: Request) -> SimulatedResponse:
     return xrpc_error(404, "MethodNotImplemented", f"there is no {request.path}")
 
 

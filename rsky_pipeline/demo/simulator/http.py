@@ -1,20 +1,97 @@
-"""A small HTTP/1.1 server on trio with WebSocket upgrades: what the simulated hosts need."""
+"""A small HTTP/1.1 server on trio with WebSocket upgrades, for the simulated hosts."""
 
+import base64
+import hashlib
+import struct
 from collections.abc import AsyncIterable, Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from email.utils import formatdate
+from types import TracebackType
 from urllib.parse import parse_qsl, urlsplit
 
 import h11
 import orjson
 import trio
+from wsproto.connection import Connection, ConnectionType
+from wsproto.events import CloseConnection, Ping
+from wsproto.utilities import RemoteProtocolError
 
-from rsky_pipeline.demo.simulator.websocket import WebSocket, accept_token
+_ACCEPT_SUFFIX = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
+_FINAL_BINARY = 0x82
+POLICY_VIOLATION = 1008
+NORMAL_CLOSURE = 1000
+
+
+def accept_token(key: bytes) -> bytes:
+    """Return the Sec-WebSocket-Accept value that answers a client's key."""
+    return base64.b64encode(hashlib.sha1(key + _ACCEPT_SUFFIX, usedforsecurity=False).digest())
+
+
+def binary_frame(payload: bytes) -> bytes:
+    """Return one unfragmented binary message as a server sends it."""
+    size = len(payload)
+    if size < 126:
+        header = struct.pack("!BB", _FINAL_BINARY, size)
+    elif size < 65_536:
+        header = struct.pack("!BBH", _FINAL_BINARY, 126, size)
+    else:
+        header = struct.pack("!BBQ", _FINAL_BINARY, 127, size)
+    return header + payload
+
+
+class WebSocket:
+    """An accepted WebSocket on a stream; closes the stream when left."""
+
+    def __init__(self, stream: trio.abc.Stream, trailing: bytes = b"") -> None:
+        self._stream = stream
+        self._protocol = Connection(ConnectionType.SERVER, trailing_data=trailing)
+        self._sending = trio.Lock()
+
+    async def __aenter__(self) -> "WebSocket":
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await trio.aclose_forcefully(self._stream)
+
+    async def send_frames(self, frames: bytes) -> None:
+        """Send frames made by `binary_frame`. Raises trio.BrokenResourceError if it is gone."""
+        async with self._sending:
+            await self._stream.send_all(frames)
+
+    async def close(self, code: int = NORMAL_CLOSURE, reason: str = "") -> None:
+        """Say goodbye; the stream itself is closed on leaving the context."""
+        await self._send(self._protocol.send(CloseConnection(code=code, reason=reason)))
+
+    async def read_until_closed(self) -> None:
+        """Answer pings and ignore messages until the peer closes or breaks the protocol."""
+        while True:
+            try:
+                data = await self._stream.receive_some(65_536)
+            except (trio.BrokenResourceError, trio.ClosedResourceError):
+                return
+            try:
+                self._protocol.receive_data(bytes(data) or None)
+                for event in self._protocol.events():
+                    if isinstance(event, Ping):
+                        await self._send(self._protocol.send(event.response()))
+                    elif isinstance(event, CloseConnection):
+                        return
+            except (RemoteProtocolError, trio.BrokenResourceError, trio.ClosedResourceError):
+                return
+
+    async def _send(self, data: bytes) -> None:
+        async with self._sending:
+            await self._stream.send_all(data)
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What a client asks for; header names are lower-case, repeated parameters keep the last."""
+    """A client's request; header names are lower-case, repeated parameters keep the last."""
 
     method: str
     path: str
@@ -28,7 +105,7 @@ class Request:
 
 
 @dataclass(frozen=True, slots=True)
-class Response:
+class SimulatedResponse:
     """An answer; a body that is not bytes is sent in chunks as it is produced.
 
     An asynchronous body is sent part by part, without gathering, and breaks the connection off by
@@ -48,15 +125,15 @@ class Upgrade:
     serve: Callable[[WebSocket], Awaitable[None]]
 
 
-Handler = Callable[[Request], Awaitable[Response | Upgrade]]
+Handler = Callable[[Request], Awaitable[SimulatedResponse | Upgrade]]
 
 
-def json_response(value: object, status: int = 200) -> Response:
+def json_response(value: object, status: int = 200) -> SimulatedResponse:
     """Return a JSON answer."""
-    return Response(status, orjson.dumps(value))
+    return SimulatedResponse(status, orjson.dumps(value))
 
 
-def xrpc_error(status: int, name: str, message: str) -> Response:
+def xrpc_error(status: int, name: str, message: str) -> SimulatedResponse:
     """Return an error in the form of XRPC."""
     return json_response({"error": name, "message": message}, status)
 
@@ -106,7 +183,10 @@ def _parse(event: h11.Request) -> Request:
 
 
 async def _send(
-    stream: trio.SocketStream, connection: h11.Connection, request: Request, answer: Response
+    stream: trio.SocketStream,
+    connection: h11.Connection,
+    request: Request,
+    answer: SimulatedResponse,
 ) -> None:
     headers = [
         ("date", formatdate(usegmt=True)),

@@ -9,7 +9,7 @@ from rsky_pipeline.atproto.crypto import PrivateKey
 from rsky_pipeline.atproto.frame import encode_frame
 from rsky_pipeline.demo.simulator.accounts import DOMAIN, did_document, plc_did
 from rsky_pipeline.demo.simulator.clock import DAY, Clock, TimeText
-from rsky_pipeline.demo.simulator.subjects import Subjects
+from rsky_pipeline.demo.simulator.records import Subjects
 
 _VALUES = ("spam", "rude", "porn", "!hide", "!warn", "needs-review", "impersonation", "café")
 Label = dict[str, Any]
@@ -18,7 +18,7 @@ Key = tuple[str, str, str, str]  # src, uri, cid, val
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """What the newest label of a key says."""
+    """The newest label of a key."""
 
     neg: bool
     cts: str

@@ -1,4 +1,4 @@
-"""The kinds of records, and how much of what is written is of which kind."""
+"""The kinds of records and events, and the share of each."""
 
 LIKE = "app.bsky.feed.like"
 POST = "app.bsky.feed.post"
@@ -32,7 +32,7 @@ RECORDS = {
     FOREIGN[2]: 4,
 }  # fmt: skip
 
-# What an event is, in ten-thousandths. Accounts change their status much more often than real ones
+# Kinds of events, in ten-thousandths. Accounts change their status much more often than real ones
 # do, so that a short run has some of all that follows from it.
 CREATE, DELETE, EDIT, REPEAT = "create", "delete", "edit", "repeat"
 SEVERAL, NOTHING, SYNC, ACCOUNT, IDENTITY = "several", "nothing", "sync", "account", "identity"

@@ -7,21 +7,19 @@ from functools import partial
 import orjson
 import trio
 
-from rsky_pipeline.demo.simulator.eventlog import EventLog
 from rsky_pipeline.demo.simulator.faults import FAULTS, OF_ACCOUNTS, Hostility
-from rsky_pipeline.demo.simulator.hosts import Hosts, Stream
+from rsky_pipeline.demo.simulator.hosts import SimulatedHosts, Stream, Urls
 from rsky_pipeline.demo.simulator.http import (
     Handler,
     Request,
-    Response,
+    SimulatedResponse,
     Upgrade,
     json_response,
     serve_connection,
 )
 from rsky_pipeline.demo.simulator.recording import Recording
-from rsky_pipeline.demo.simulator.source import Urls
 from rsky_pipeline.demo.simulator.state import state_of
-from rsky_pipeline.demo.simulator.subscription import StreamRules
+from rsky_pipeline.demo.simulator.subscription import EventLog, StreamRules
 from rsky_pipeline.demo.simulator.tables import TABLES
 from rsky_pipeline.demo.simulator.truth import truth
 from rsky_pipeline.demo.simulator.world import World
@@ -53,10 +51,10 @@ class Network:
         hostility: Hostility | None = None,
     ) -> None:
         self.source = source
-        self.hostility = hostility  # None for a relay that passes on what it gets
+        self.hostility = hostility  # None for an honest relay
         self.events = Stream(EventLog(), rules or StreamRules())
         self.labels = Stream(EventLog(), StreamRules(buffer_events=0))
-        self.hosts = Hosts(source, Urls("", "", "", ""), self.events, self.labels)
+        self.hosts = SimulatedHosts(source, Urls("", "", "", ""), self.events, self.labels)
         self.stopped = False  # nothing more is published
         self._stopping = False
         self._released = trio.Event()
@@ -135,7 +133,7 @@ class Network:
         return count
 
     def stop(self) -> None:
-        """Publish nothing more, but the rest of what has been made already."""
+        """Publish nothing more but the rest of the events that were made already."""
         self._stopping = True
         self._released.set()
         self._finish()
@@ -185,7 +183,7 @@ class Network:
         frame = world.labeler.step()
         self.labels.log.append(world.labeler.seq, frame)
 
-    async def _relay(self, request: Request) -> Response | Upgrade:
+    async def _relay(self, request: Request) -> SimulatedResponse | Upgrade:
         """Answer as the relay, or for those who run the simulation."""
         match request.path:
             case "/simulator/status":
@@ -207,8 +205,8 @@ class Network:
                 return self._truth(request)
         return await self.hosts.relay(request)
 
-    def _faults(self, request: Request) -> Response:
-        """Change the rates of faults, and tell how many there were."""
+    def _faults(self, request: Request) -> SimulatedResponse:
+        """Change the rates of faults; answer with the number of faults so far."""
         if self.hostility is None:
             return json_response({"error": "this relay is honest: start it with --fault"}, 404)
         try:
@@ -231,11 +229,11 @@ class Network:
             "repos_served": self.hosts.downloads,
         }
 
-    def _truth(self, request: Request) -> Response:
+    def _truth(self, request: Request) -> SimulatedResponse:
         if not isinstance(self.source, World):
             return json_response({"error": "a recording brings no truth"}, 404)
         rows = truth(state_of(self.source), handles="handles" in request.query)
-        return Response(200, _lines(rows), "application/jsonl")
+        return SimulatedResponse(200, _lines(rows), "application/jsonl")
 
 
 def _lines(rows: dict[str, dict[tuple[str, ...], tuple[object, ...]]]) -> Iterator[bytes]:

@@ -21,7 +21,7 @@ _SERVICES = {"#atproto_pds": 0, "#atproto_labeler": 1}
 
 
 class RecordingError(Exception):
-    """A recording cannot be read; says which file, and why."""
+    """A recording cannot be read; the message names the file and the reason."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +49,7 @@ class Recording:
         return recorded | {"service": services}
 
     def status(self, did: str) -> RepoStatus | None:
-        """Return what was recorded of a repo."""
+        """Return the recorded status of a repo."""
         return self.repos.get(did)
 
     def statuses(self) -> list[RepoStatus]:
@@ -62,7 +62,7 @@ class Recording:
 
 
 def load_recording(frames: Path) -> Recording:
-    """Read the frames and what lies beside them. Raises RecordingError."""
+    """Read the frames and the files beside them. Raises RecordingError."""
     folder = frames.parent
     repos, cars = _repos(folder)
     labels = folder / "labels.frames"
@@ -105,7 +105,7 @@ def _numbered(path: Path) -> list[tuple[int, bytes]]:
 
 
 def _repos(folder: Path) -> tuple[dict[str, RepoStatus], dict[str, Path]]:
-    """Return the repos of the list, with what the index of CARs knows better."""
+    """Return the repos of the list, with newer revs from the index of CARs."""
     repos = {
         item["did"]: RepoStatus(item["did"], item["head"], item["rev"], item.get("active", True),
                                 item.get("status"))

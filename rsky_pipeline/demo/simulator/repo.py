@@ -21,14 +21,14 @@ Record = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Write:
-    """What somebody wants of a record: a new content, or None to delete it."""
+    """A write of one record: its new content, or None to delete it."""
 
     path: str
     record: Record | None
 
 
 @dataclass(frozen=True, slots=True)
-class Stored:
+class StoredRecord:
     """A record as it is: its block, and when (microseconds) it was published."""
 
     cid: Cid
@@ -36,14 +36,14 @@ class Stored:
     published: int
 
 
-class Repo:
+class SimulatedRepo:
     """The repo of one account, complete and in memory."""
 
     def __init__(self, did: str, key: PrivateKey) -> None:
         self._did = did
         self._key = key
         self._tree = Tree()
-        self._records: dict[str, Stored] = {}
+        self._records: dict[str, StoredRecord] = {}
         self._paths: list[str] = []  # for drawing one at random
         self._places: dict[str, int] = {}
         self.rev = ""
@@ -69,11 +69,11 @@ class Repo:
     def __contains__(self, path: str) -> bool:
         return path in self._records
 
-    def items(self) -> Iterator[tuple[str, Stored]]:
+    def items(self) -> Iterator[tuple[str, StoredRecord]]:
         """Yield every record with its path."""
         yield from self._records.items()
 
-    def stored(self, path: str) -> Stored | None:
+    def stored(self, path: str) -> StoredRecord | None:
         """Return a record."""
         return self._records.get(path)
 
@@ -120,7 +120,7 @@ class Repo:
         }  # fmt: skip
 
     def announce(self, rev: str) -> dict[str, Any]:
-        """Sign the same content again; return the fields of the `#sync` message that says so."""
+        """Sign the same content again; return the fields of the `#sync` message."""
         root = self._sign(rev)
         return {"did": self._did, "rev": rev, "blocks": write_car([root], [(root, self.commit)])}
 
@@ -140,7 +140,7 @@ class Repo:
         if path not in self._places:
             self._places[path] = len(self._paths)
             self._paths.append(path)
-        self._records[path] = Stored(cid, block, published)
+        self._records[path] = StoredRecord(cid, block, published)
         return cid
 
     def _forget(self, path: str) -> None:

@@ -1,4 +1,4 @@
-"""What a network looks like in the end: the facts from which the truth is worked out.
+"""The final state of a network: the facts from which the truth is worked out.
 
 A simulated world knows them; they can also be found by folding the frames that it published.
 """

@@ -1,4 +1,4 @@
-"""The oracle: which rows must stand in the end, worked out from what was published.
+"""The oracle: the rows that must stand in the end, worked out from the published events.
 
 It knows the rules of the AppView's tables and nothing of the pipeline's code. Of records with one
 natural key the smallest uri stands; counts are counts of what stands. Values that depend on the
@@ -11,12 +11,279 @@ from collections.abc import Callable, Collection
 from typing import Any
 
 from rsky_pipeline.demo.simulator import mix
-from rsky_pipeline.demo.simulator.reading import canonical, json_form
 from rsky_pipeline.demo.simulator.state import AccountState, NetworkState
-from rsky_pipeline.demo.simulator.tables import TABLES
-from rsky_pipeline.demo.simulator.truth_posts import PostTruth
-from rsky_pipeline.demo.simulator.truth_records import BUILDERS, ONE_OF_A_KIND, RECORD_ONLY
-from rsky_pipeline.demo.simulator.truth_values import ANY, Entry, Rows, Truth, one_of
+from rsky_pipeline.demo.simulator.tables import (
+    ANY,
+    TABLES,
+    Rows,
+    StandingRecord,
+    Truth,
+    canonical,
+    clean,
+    json_form,
+    one_of,
+)
+
+Row = tuple[Any, ...]
+Build = Callable[[StandingRecord], Row | None]  # None: the record has no row of its own
+
+RECORD_ONLY = (mix.STATUS, mix.NOTIFICATIONS, mix.CHAT, mix.GERM)
+
+
+def blob_cid(record: dict[str, Any], key: str) -> str | None:
+    """Return the CID of a blob."""
+    blob = record.get(key)
+    return blob["ref"]["$link"] if blob else None
+
+
+def _reaction(entry: StandingRecord) -> Row:
+    subject, via = entry.record["subject"], entry.record.get("via", {})
+    return (entry.cid, entry.did, subject["uri"], subject["cid"], entry.created_at, entry.sort_at,
+            via.get("uri"), via.get("cid"))  # fmt: skip
+
+
+def _about(field: str) -> Build:
+    def build(entry: StandingRecord) -> Row:
+        return (entry.cid, entry.did, entry.record[field], entry.created_at, entry.sort_at)
+
+    return build
+
+
+def _named(entry: StandingRecord) -> Row:
+    return entry.cid, entry.did, clean(entry.record["name"]), entry.created_at, entry.sort_at
+
+
+def _gate(entry: StandingRecord) -> Row:
+    return entry.cid, entry.did, entry.record["post"], entry.created_at
+
+
+def _list_item(entry: StandingRecord) -> Row:
+    its = entry.record
+    return entry.cid, entry.did, its["subject"], its["list"], entry.created_at, entry.sort_at
+
+
+def _described(entry: StandingRecord) -> Row:
+    facets = entry.record.get("descriptionFacets")
+    return (
+        clean(entry.record.get("description")),
+        None if facets is None else canonical(facets),
+        blob_cid(entry.record, "avatar"),
+        entry.created_at,
+        entry.sort_at,
+    )
+
+
+def _list(entry: StandingRecord) -> Row:
+    names = clean(entry.record["name"]), entry.record["purpose"]
+    return entry.cid, entry.did, *names, *_described(entry)
+
+
+def _generator(entry: StandingRecord) -> Row:
+    names = entry.record["did"], clean(entry.record["displayName"])
+    return entry.cid, entry.did, *names, *_described(entry)
+
+
+def _labeler(entry: StandingRecord) -> Row | None:
+    if entry.rkey != "self":
+        return None
+    return entry.cid, entry.did, entry.created_at, entry.sort_at
+
+
+def _verification(entry: StandingRecord) -> Row:
+    its = entry.record
+    return (entry.cid, entry.did, entry.rkey, its["subject"], its["handle"],
+            clean(its["displayName"]), entry.created_at, entry.sort_at)  # fmt: skip
+
+
+def _profile(entry: StandingRecord) -> Row | None:
+    if entry.rkey != "self":
+        return None
+    its = entry.record
+    pack = its.get("joinedViaStarterPack", {}).get("uri")
+    created = entry.created_at if "createdAt" in its else ANY  # the time when it was seen
+    return (entry.cid, entry.did, clean(its.get("displayName")), clean(its.get("description")),
+            blob_cid(its, "avatar"), blob_cid(its, "banner"), pack, created)  # fmt: skip
+
+
+BUILDERS: dict[str, tuple[str, Build]] = {
+    mix.LIKE: ("like", _reaction),
+    mix.REPOST: ("repost", _reaction),
+    mix.FOLLOW: ("follow", _about("subject")),
+    mix.BLOCK: ("actor_block", _about("subject")),
+    mix.LIST_BLOCK: ("list_block", _about("subject")),
+    mix.LIST: ("list", _list),
+    mix.LIST_ITEM: ("list_item", _list_item),
+    mix.GENERATOR: ("feed_generator", _generator),
+    mix.STARTER_PACK: ("starter_pack", _named),
+    mix.LABELER: ("labeler", _labeler),
+    mix.VERIFICATION: ("verification", _verification),
+    mix.PROFILE: ("profile", _profile),
+    mix.THREAD_GATE: ("thread_gate", _gate),
+    mix.POST_GATE: ("post_gate", _gate),
+}
+
+# The natural keys: of several records with one key only one has a row.
+ONE_OF_A_KIND: dict[str, Callable[[StandingRecord], Any]] = {
+    mix.LIKE: lambda entry: (entry.record["subject"]["uri"], entry.did),
+    mix.REPOST: lambda entry: (entry.record["subject"]["uri"], entry.did),
+    mix.FOLLOW: lambda entry: (entry.record["subject"], entry.did),
+    mix.BLOCK: lambda entry: (entry.record["subject"], entry.did),
+    mix.LIST_BLOCK: lambda entry: (entry.record["subject"], entry.did),
+    mix.LIST_ITEM: lambda entry: (entry.record["list"], entry.record["subject"]),
+    mix.VERIFICATION: lambda entry: (entry.record["subject"], entry.did),
+    mix.THREAD_GATE: lambda entry: entry.record["post"],
+    mix.POST_GATE: lambda entry: entry.record["post"],
+}
+
+
+class PostTruth:
+    """Collects posts, then judges them when all are known."""
+
+    def __init__(self, state: NetworkState, rows: Truth) -> None:
+        self._state = state
+        self._rows = rows
+        self._posts: dict[str, StandingRecord] = {}
+        self._invalid: dict[str, Any] = {}
+
+    def add(self, entries: list[StandingRecord]) -> None:
+        """Add posts that stand."""
+        self._posts.update((entry.uri, entry) for entry in entries)
+
+    def finish(self) -> None:
+        """Write the rows of all posts."""
+        replies: Counter[str] = Counter()
+        undecided: set[str] = set()
+        for uri, entry in self._posts.items():
+            self._add_post(entry)
+            embed = entry.record.get("embed")
+            if embed is not None:
+                self._add_embed(entry, embed)
+            reply = entry.record.get("reply")
+            if reply is None:
+                continue
+            root, parent = reply["root"]["uri"], reply["parent"]["uri"]
+            if self._violates_thread_gate(entry) is ANY:
+                undecided.add(parent)
+            else:
+                replies[parent] += 1
+            if host(root) == entry.did:
+                self._rows["op_thread_reply"][root, uri] = (parent,)
+        for parent in {*replies, *undecided}:
+            count = ANY if parent in undecided else replies[parent]
+            self._rows["post_agg.replyCount"][parent,] = (count,)
+
+    def _add_post(self, entry: StandingRecord) -> None:
+        its = entry.record
+        root, parent = _link(its, "root"), _link(its, "parent")
+        flags = (
+            self._invalid_root(entry.uri),
+            self._violates_thread_gate(entry),
+            self._violates_embedding_rules(entry),
+            self._is_gated(entry.uri, mix.THREAD_GATE),
+            self._is_gated(entry.uri, mix.POST_GATE),
+        )
+        self._rows["post"][entry.uri,] = (
+            entry.cid, entry.did, clean(its["text"]), *root, *parent, entry.created_at,
+            entry.sort_at, its.get("langs") or None, its.get("tags") or None, *flags,
+        )  # fmt: skip
+        self._rows["feed_item"][entry.uri,] = (
+            entry.cid, "post", entry.uri, entry.did, entry.sort_at,
+        )  # fmt: skip
+
+    def _add_embed(self, entry: StandingRecord, embed: dict[str, Any]) -> None:
+        kind = embed["$type"].removeprefix("app.bsky.embed.")
+        if kind == "recordWithMedia":
+            self._add_embed(entry, embed["media"])
+            self._add_quote(entry, embed["record"]["record"])
+        elif kind == "record":
+            self._add_quote(entry, embed["record"])
+        elif kind == "images":
+            self._add_images("post_embed_image", entry, list(enumerate(embed["images"])))
+        elif kind == "gallery":
+            # Positions are those among all items, also those of kinds that nobody knows.
+            known = [(place, item) for place, item in enumerate(embed["items"])
+                     if item["$type"] == "app.bsky.embed.gallery#image"]  # fmt: skip
+            self._add_images("post_embed_gallery_image", entry, known)
+        elif kind == "video":
+            row = blob_cid(embed, "video"), clean(embed.get("alt"))
+            self._rows["post_embed_video"][entry.uri,] = row
+        elif kind == "external":
+            link = embed["external"]
+            texts = clean(link["uri"]), clean(link["title"]), clean(link["description"])
+            self._rows["post_embed_external"][entry.uri,] = (*texts, blob_cid(link, "thumb"))
+
+    def _add_images(self, table: str, entry: StandingRecord, images: list[tuple[int, Any]]) -> None:
+        for place, image in images:
+            row = blob_cid(image, "image"), clean(image["alt"])
+            self._rows[table][entry.uri, str(place)] = row
+
+    def _add_quote(self, entry: StandingRecord, link: dict[str, str]) -> None:
+        self._rows["post_embed_record"][entry.uri, link["uri"]] = (link["cid"],)
+        if _collection(link["uri"]) == mix.POST and link["uri"] not in self._state.deleted:
+            self._rows["quote"][entry.uri,] = (
+                entry.cid, link["uri"], link["cid"], entry.created_at, entry.sort_at,
+            )  # fmt: skip
+
+    def _invalid_root(self, uri: str) -> Any:
+        """A reply is invalid if its parent is missing, invalid itself, or in another thread."""
+        path = [uri]
+        while (parent := self._parent(path[-1])) in self._posts and parent not in self._invalid:
+            path.append(parent)
+        for reply in reversed(path):
+            if reply not in self._invalid:
+                self._invalid[reply] = self._judge(reply)
+        return self._invalid[uri]
+
+    def _judge(self, uri: str) -> Any:
+        parent = self._parent(uri)
+        if not parent:
+            return False
+        if parent not in self._posts:
+            # One that was there when the reply came, and was deleted later, was a parent.
+            return ANY if self._is_gone(parent) else True
+        if self._invalid[parent] is not False:
+            return self._invalid[parent]
+        root = self._posts[uri].record["reply"]["root"]["uri"]
+        above = _link(self._posts[parent].record, "root")[0]
+        return above is not None if parent == root else above != root
+
+    def _is_gone(self, uri: str) -> bool:
+        account = self._state.accounts.get(host(uri))
+        return uri in self._state.deleted or (account is not None and account.status == "deleted")
+
+    def _parent(self, uri: str) -> str:
+        return _link(self._posts[uri].record, "parent")[0] or ""
+
+    def _violates_thread_gate(self, entry: StandingRecord) -> Any:
+        """Gates judge what comes after them: decided only where there never was one."""
+        root = _link(entry.record, "root")[0]
+        return ANY if root in self._state.gated and host(root or "") != entry.did else False
+
+    def _violates_embedding_rules(self, entry: StandingRecord) -> Any:
+        embed = entry.record.get("embed", {})
+        link = embed.get("record", {})
+        quoted = link.get("uri") or link.get("record", {}).get("uri")
+        if quoted is None or host(quoted) == entry.did:
+            return False
+        return ANY if quoted in self._state.gated else False
+
+    def _is_gated(self, uri: str, collection: str) -> bool:
+        return uri.replace(f"/{mix.POST}/", f"/{collection}/") in self._state.records
+
+
+def host(uri: str) -> str:
+    """Return whose record a uri names."""
+    return uri[5:].partition("/")[0]
+
+
+def _collection(uri: str) -> str:
+    return uri[5:].partition("/")[2].partition("/")[0]
+
+
+def _link(record: dict[str, Any], key: str) -> tuple[str | None, str | None]:
+    link = record.get("reply", {}).get(key, {})
+    return link.get("uri"), link.get("cid")
+
 
 DEFAULT_COLLECTIONS = ("app.bsky.", "chat.bsky.", "com.germnetwork.declaration")
 INDEXED = frozenset({mix.POST, *BUILDERS, *RECORD_ONLY})
@@ -35,7 +302,7 @@ def truth(
     """
     rows: Truth = {name: {} for name in TABLES}
     posts = PostTruth(state, rows)
-    found: dict[str, list[Entry]] = {}
+    found: dict[str, list[StandingRecord]] = {}
     for uri, item in state.records.items():
         did, collection, rkey = uri[5:].split("/", 2)
         if not _is_wanted(collection, collections):
@@ -44,7 +311,7 @@ def truth(
             continue
         record = json_form(item.block)
         rows["record"][uri,] = (item.cid, did, canonical(record))
-        entry = Entry(uri, did, rkey, item.cid, item.published, record)
+        entry = StandingRecord(uri, did, rkey, item.cid, item.published, record)
         found.setdefault(collection, []).append(entry)
     for collection, entries in found.items():
         if collection == mix.POST:
@@ -65,7 +332,7 @@ def _is_wanted(collection: str, wanted: Collection[str]) -> bool:
     )
 
 
-def _add(rows: Truth, state: NetworkState, collection: str, entries: list[Entry]) -> None:
+def _add(rows: Truth, state: NetworkState, collection: str, entries: list[StandingRecord]) -> None:
     table, build = BUILDERS[collection]
     key_of = ONE_OF_A_KIND.get(collection)
     standing: dict[Any, str] = {}

@@ -1,4 +1,4 @@
-"""The life of a simulated network: who does what, and the frames that a relay sends of it.
+"""The life of a simulated network: accounts act, and each act becomes frames of a relay.
 
 Everything follows from the seed and the clock. Accounts with a history were there before the stream
 began: what they wrote then is only in their repos. The others are born on the stream, and only they
@@ -17,16 +17,15 @@ from rsky_pipeline.atproto.syntax import tid_from
 from rsky_pipeline.demo.simulator import mix
 from rsky_pipeline.demo.simulator.accounts import (
     DOMAIN,
-    Account,
     RepoStatus,
+    SimulatedAccount,
     did_document,
     make_account,
 )
 from rsky_pipeline.demo.simulator.clock import DAY, Clock, TimeText
 from rsky_pipeline.demo.simulator.labels import Labeler
-from rsky_pipeline.demo.simulator.records import RecordMaker
+from rsky_pipeline.demo.simulator.records import RecordMaker, Reference, Subjects
 from rsky_pipeline.demo.simulator.repo import Write
-from rsky_pipeline.demo.simulator.subjects import Reference, Subjects
 
 HISTORIC_SHARE = 0.4
 INDEXED_PREFIXES = ("app.bsky.", "chat.bsky.", "com.germnetwork.declaration")
@@ -92,14 +91,14 @@ class World:
         """Whether something has happened of which not all frames were returned."""
         return bool(self._pending)
 
-    def write(self, account: Account, kind: str) -> str:
+    def write(self, account: SimulatedAccount, kind: str) -> str:
         """Let an active account commit a record of a kind that stands alone; return its uri."""
         writes = self._maker.make(kind, account, self._clock.now())
         self._commit(account, writes)
         return account.uri(writes[0].path)
 
     def rotate_key(self, seed: int, *, quietly: bool) -> None:
-        """Give an active account a new key, and let it sign a commit; quietly, nobody is told."""
+        """Give an active account a new key and let it sign a commit; quietly: without #identity."""
         choose = random.Random(f"rotation {seed} {self._next_seq}")
         active = [account for account in self.accounts if account.born and account.active]
         if not active:
@@ -112,7 +111,7 @@ class World:
             self._frame("#identity", {"did": account.did, "handle": account.handle})
         self._commit(account, [])
 
-    def migrate(self, account: Account, pds: str) -> None:
+    def migrate(self, account: SimulatedAccount, pds: str) -> None:
         """Move an active account to another host, where it has another key and goes on writing.
 
         The old host says that it is gone before the new one says that it is there, and which host
@@ -155,7 +154,7 @@ class World:
         return did_document(did, account.handle, {"atproto": account.key.multibase}, services)
 
     def status(self, did: str) -> RepoStatus | None:
-        """Return what the account's host says of its repo; None if it has no such account."""
+        """Return the status of a repo at its host; None if the host has no such account."""
         account = self.by_did.get(did)
         if account is None or not account.born or account.deleted:
             return None
@@ -191,7 +190,7 @@ class World:
             case _ if not account.deleted and self._choose.random() < 0.2:
                 self._change_status(account)
 
-    def _somebody(self, fresh: bool = False) -> Account:
+    def _somebody(self, fresh: bool = False) -> SimulatedAccount:
         while True:
             index = self._choose.choices(range(len(self.accounts)), cum_weights=self._activity)[0]
             # Neighbours in number are of one kind; spread attention over both.
@@ -199,13 +198,13 @@ class World:
             if not account.deleted and not (fresh and account.historic):
                 return account
 
-    def _be_born(self, account: Account) -> None:
+    def _be_born(self, account: SimulatedAccount) -> None:
         account.born = True
         self._frame("#identity", {"did": account.did, "handle": account.handle})
         self._frame("#account", {"did": account.did, "active": True})
         self._commit(account, [])
 
-    def _writes(self, account: Account, kind: str) -> list[Write]:
+    def _writes(self, account: SimulatedAccount, kind: str) -> list[Write]:
         count = self._choose.randint(2, 9) if kind == mix.SEVERAL else 1
         writes: dict[str, Write] = {}
         for _ in range(0 if kind == mix.NOTHING else count):
@@ -216,7 +215,7 @@ class World:
                 writes.setdefault(write.path, write)
         return list(writes.values())
 
-    def _write(self, account: Account, kind: str) -> list[Write]:
+    def _write(self, account: SimulatedAccount, kind: str) -> list[Write]:
         now = self._clock.now()
         path = None if kind == mix.CREATE else account.repo.draw(self._choose)
         stored = None if path is None else account.repo.stored(path)
@@ -236,13 +235,13 @@ class World:
         again = record | {"createdAt": self.text(now)}
         return [Write(f"{collection}/{tid_from(now, account.number % 1_024)}", again)]
 
-    def _commit(self, account: Account, writes: list[Write]) -> None:
+    def _commit(self, account: SimulatedAccount, writes: list[Write]) -> None:
         body = account.repo.apply(writes, self._rev(account), self._clock.now())
         self._note(account, writes)
         self._frame("#commit", body)
 
-    def _note(self, account: Account, writes: list[Write]) -> None:
-        """Remember what others can react to, and what the truth depends on."""
+    def _note(self, account: SimulatedAccount, writes: list[Write]) -> None:
+        """Remember records that others can react to, and facts that the truth depends on."""
         indexed = False
         for write in writes:
             collection, _, rkey = write.path.partition("/")
@@ -262,7 +261,7 @@ class World:
                 self.subjects.add(collection, Reference(uri, str(stored.cid), account.did, thread))
         account.note_commit(indexed)
 
-    def _change_status(self, account: Account) -> None:
+    def _change_status(self, account: SimulatedAccount) -> None:
         if not account.born:
             return
         if account.active:
@@ -284,7 +283,7 @@ class World:
         left = sum(not account.deleted for account in fresh)
         return self.deletes_accounts and left > max(1, len(fresh) // 2)
 
-    def _change_identity(self, account: Account) -> None:
+    def _change_identity(self, account: SimulatedAccount) -> None:
         draw = self._choose.random()
         if draw < 0.4:
             self._rename(account, f"user{account.number}-{self._next_seq}.{DOMAIN}")
@@ -298,7 +297,7 @@ class World:
         else:
             self._frame("#identity", {"did": account.did, "handle": account.handle})
 
-    def _rename(self, account: Account, handle: str) -> None:
+    def _rename(self, account: SimulatedAccount, handle: str) -> None:
         if self.handles.get(account.handle) == account.did:
             del self.handles[account.handle]
         account.handle = handle
@@ -306,7 +305,7 @@ class World:
             self.handles[handle] = account.did
         self._frame("#identity", {"did": account.did, "handle": handle})
 
-    def _rev(self, account: Account) -> str:
+    def _rev(self, account: SimulatedAccount) -> str:
         return tid_from(self._clock.now(), account.number % 1_024)
 
     def _frame(self, kind: str, body: dict[str, Any]) -> None:

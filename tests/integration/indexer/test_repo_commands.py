@@ -10,7 +10,7 @@ from click.testing import CliRunner, Result
 
 from rsky_pipeline.atproto.crypto import PrivateKey
 from rsky_pipeline.cli import main
-from rsky_pipeline.demo.simulator.repo import Repo, Write
+from rsky_pipeline.demo.simulator.repo import SimulatedRepo, Write
 from rsky_pipeline.indexer.core.entries import now_text
 from tests.data import test_data
 from tests.integration.backfiller.hosts import FakeHosts
@@ -47,9 +47,9 @@ def run(tables: Tables, hosts: FakeHosts, tmp_path: Path) -> Any:
     return command
 
 
-def serve(hosts: FakeHosts, who: str, puts: Sequence[Put], number: int) -> Repo:
+def serve(hosts: FakeHosts, who: str, puts: Sequence[Put], number: int) -> SimulatedRepo:
     """Have a PDS serve a repo with these records, at the rev of this number."""
-    repo = Repo(did_of(who), KEY)
+    repo = SimulatedRepo(did_of(who), KEY)
     repo.load(
         [Write(f"{put.collection}/{put.rkey}", put.record) for put in puts], rev_of(number), 0
     )

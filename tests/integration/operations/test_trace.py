@@ -10,7 +10,7 @@ from click.testing import CliRunner
 from rsky_pipeline.cli import main
 from rsky_pipeline.configuration.settings import Settings
 from rsky_pipeline.database.connection import Database
-from rsky_pipeline.demo.simulator.accounts import Account
+from rsky_pipeline.demo.simulator.accounts import SimulatedAccount
 from rsky_pipeline.indexer.collections import registry
 from rsky_pipeline.indexer.core.apply import apply_batch
 from rsky_pipeline.indexer.core.entries import now_text, read_entry
@@ -32,7 +32,7 @@ class Place:
 
     network: Served
     settings: Settings
-    account: Account
+    account: SimulatedAccount
     rkey: str
 
     @property

@@ -12,9 +12,9 @@ import trio_websocket
 from rsky_pipeline.atproto.frame import Message, decode_frame
 from rsky_pipeline.demo.simulator.clock import Clock
 from rsky_pipeline.demo.simulator.faults import Hostility
+from rsky_pipeline.demo.simulator.hosts import Urls
 from rsky_pipeline.demo.simulator.network import Network, Ports
 from rsky_pipeline.demo.simulator.recording import Recording
-from rsky_pipeline.demo.simulator.source import Urls
 from rsky_pipeline.demo.simulator.subscription import StreamRules
 from rsky_pipeline.demo.simulator.world import World
 

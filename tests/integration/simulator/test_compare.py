@@ -4,8 +4,7 @@ import pytest
 
 from rsky_pipeline.database.connection import Database
 from rsky_pipeline.demo.simulator.compare import TableReport, compare
-from rsky_pipeline.demo.simulator.tables import TABLES
-from rsky_pipeline.demo.simulator.truth_values import ANY, Rows, Truth, one_of
+from rsky_pipeline.demo.simulator.tables import ANY, TABLES, Rows, Truth, one_of
 
 NOW = "2026-01-01T00:00:00.000Z"
 POST = "at://did:plc:a/app.bsky.feed.post/1"

@@ -8,7 +8,7 @@ from rsky_pipeline.atproto.commit import parse_commit, verify_commit
 from rsky_pipeline.atproto.frame import LabelsMessage
 from rsky_pipeline.atproto.identity import parse_did_document
 from rsky_pipeline.atproto.mst import walk
-from rsky_pipeline.demo.simulator.accounts import Account
+from rsky_pipeline.demo.simulator.accounts import SimulatedAccount
 from tests.integration.simulator.kit import Served, messages, served, subscribed
 
 SYNC = "xrpc/com.atproto.sync"
@@ -26,7 +26,7 @@ async def listed(network: Served, host: str, limit: int) -> list[dict[str, objec
         page["cursor"] = answer["cursor"]
 
 
-def hidden(network: Served) -> Account:
+def hidden(network: Served) -> SimulatedAccount:
     """Have an account of the stream hidden, and return it."""
     for _ in range(20_000):
         network.world.step()

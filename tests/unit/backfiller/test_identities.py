@@ -12,7 +12,12 @@ from rsky_pipeline.backfiller.host import HostRules
 from rsky_pipeline.backfiller.hosts import Hosts
 from rsky_pipeline.backfiller.identities import Identities
 from rsky_pipeline.backfiller.outcome import RepoFailed
-from rsky_pipeline.demo.simulator.http import Request, Response, json_response, serve_connection
+from rsky_pipeline.demo.simulator.http import (
+    Request,
+    SimulatedResponse,
+    json_response,
+    serve_connection,
+)
 from rsky_pipeline.network.directory import Directory
 from rsky_pipeline.network.http import HttpClient
 
@@ -28,12 +33,12 @@ class Plc:
         self.headers = headers
         self.asked = 0
 
-    async def answer(self, request: Request) -> Response:
+    async def answer(self, request: Request) -> SimulatedResponse:
         await trio.lowlevel.checkpoint()
         self.asked += 1
         if self.refusals:
             self.refusals -= 1
-            return Response(429, b"{}", "application/json", dict(self.headers))
+            return SimulatedResponse(429, b"{}", "application/json", dict(self.headers))
         did = request.path.removeprefix("/")
         return json_response({"id": did, "alsoKnownAs": [], "verificationMethod": []})
 

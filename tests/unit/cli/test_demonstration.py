@@ -8,7 +8,7 @@ from rich.console import Console
 from rsky_pipeline.demo.figures import Figures
 from rsky_pipeline.demo.processes import clean_environment
 from rsky_pipeline.demo.simulator.compare import TableReport
-from rsky_pipeline.demo.simulator.control import Progress
+from rsky_pipeline.demo.simulator.control import SimulationProgress
 from rsky_pipeline.demo.view import LineView, LiveView, opened, summary
 
 WORKER = {
@@ -17,7 +17,7 @@ WORKER = {
 }  # fmt: skip
 STORE = WORKER | {"name": "valkey", "role": "valkey", "kind": "store", "rate": None, "lag": None}
 FIGURES = Figures(
-    progress=Progress(False, 1_234, 1_300, 10, 10),
+    progress=SimulationProgress(False, 1_234, 1_300, 10, 10),
     processes=(STORE, WORKER),
     streams={"firehose_live": 42},
     rows={"record": 1_000, "like": 600},

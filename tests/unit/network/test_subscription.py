@@ -232,7 +232,7 @@ async def test_a_peer_that_sends_messages_is_alive_without_pongs() -> None:
 
 
 async def accept_by_hand(stream: trio.SocketStream) -> None:
-    from rsky_pipeline.demo.simulator.websocket import accept_token
+    from rsky_pipeline.demo.simulator.http import accept_token
 
     request = await stream.receive_some(65_536)
     lines = dict(line.split(b": ", 1) for line in bytes(request).split(b"\r\n")[1:] if line)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from wsproto.connection import Connection, ConnectionType
 from wsproto.events import BytesMessage
 
-from rsky_pipeline.demo.simulator.eventlog import EventLog
+from rsky_pipeline.demo.simulator.subscription import EventLog
 
 
 @pytest.fixture

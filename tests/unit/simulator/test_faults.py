@@ -25,7 +25,7 @@ from rsky_pipeline.demo.simulator.faults import (
     OF_NEWS,
     Event,
     Hostility,
-    UnknownFault,
+    UnknownFaultError,
 )
 from rsky_pipeline.demo.simulator.world import World
 
@@ -214,5 +214,5 @@ def test_in_the_end_everybody_is_heard_of_once_more() -> None:
 
 def test_unknown_faults_are_refused() -> None:
     for rates in ({"tease": 0.1}, {"drop": 1.5}, {"drop": -0.1}):
-        with pytest.raises(UnknownFault):
+        with pytest.raises(UnknownFaultError):
             Hostility(1).set_rates(rates)

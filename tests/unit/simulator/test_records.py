@@ -8,8 +8,8 @@ import pytest
 from rsky_pipeline.atproto import cbor
 from rsky_pipeline.atproto.datetimes import EPOCH, normalize
 from rsky_pipeline.demo.simulator import mix
-from rsky_pipeline.demo.simulator.reading import canonical, json_form, utc_milliseconds
 from rsky_pipeline.demo.simulator.state import state_of
+from rsky_pipeline.demo.simulator.tables import canonical, json_form, utc_milliseconds
 from rsky_pipeline.demo.simulator.truth import INDEXED
 from rsky_pipeline.demo.simulator.world import World
 from rsky_pipeline.indexer.collections import registry

@@ -11,9 +11,8 @@ from rsky_pipeline.demo.simulator.compare import rows_to_form, table_report
 from rsky_pipeline.demo.simulator.labels import Standing
 from rsky_pipeline.demo.simulator.recording import load_recording
 from rsky_pipeline.demo.simulator.state import AccountState, NetworkState, RecordState, fold
-from rsky_pipeline.demo.simulator.tables import TABLES
+from rsky_pipeline.demo.simulator.tables import ANY, TABLES, Truth, admits
 from rsky_pipeline.demo.simulator.truth import truth
-from rsky_pipeline.demo.simulator.truth_values import ANY, Truth, admits
 from tests.data import test_data
 
 NOW = "2026-01-01T00:00:00.000Z"
