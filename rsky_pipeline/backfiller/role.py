@@ -14,6 +14,7 @@ from rsky_pipeline.backfiller.states import Knowledge, Patient, States
 from rsky_pipeline.backfiller.work import Attempt
 from rsky_pipeline.backfiller.worker import Worker
 from rsky_pipeline.database.connection import Database
+from rsky_pipeline.health.self_check import SelfCheck, watch
 from rsky_pipeline.observability.backfiller import BackfillerMetrics
 from rsky_pipeline.observability.streams import StreamMetrics
 from rsky_pipeline.runtime.context import WorkerContext
@@ -22,8 +23,6 @@ from rsky_pipeline.streams.connection import Store, connect
 from rsky_pipeline.streams.errors import StoreRejected, StoreUnavailable
 from rsky_pipeline.streams.lag import StreamReport
 from rsky_pipeline.streams.names import FIREHOSE_BACKFILL, REPO_STREAMS
-from rsky_pipeline.streams.self_check import SelfCheck
-from rsky_pipeline.streams.watch import watch
 
 WATCH_EVERY_SECONDS = 5.0
 

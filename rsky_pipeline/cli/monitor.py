@@ -37,8 +37,7 @@ def command(
     the report. Exit codes: 0 no regression, 1 no sample or the report cannot be written, 2 wrong
     option, 6 a regression.
     """
-    from rsky_pipeline.operations.monitoring import monitor
-    from rsky_pipeline.operations.monitoring_report import markdown
+    from rsky_pipeline.operations.monitoring import markdown, monitor
 
     if every < 1 or seconds < every:
         message = "--every must be at least 1s, and --for at least --every"
@@ -95,8 +94,7 @@ def _table(found: "Monitoring") -> "RenderableType":
     from rich.table import Table
     from rich.text import Text
 
-    from rsky_pipeline.operations.monitoring import FIGURES
-    from rsky_pipeline.operations.monitoring_report import sparkline
+    from rsky_pipeline.operations.monitoring import FIGURES, sparkline
 
     report = found.reports[-1]
     colour = {"pass": "green", "warn": "yellow", "fail": "red", "skip": "cyan"}

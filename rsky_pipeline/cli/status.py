@@ -77,15 +77,20 @@ def show(documents: list[dict[str, Any]]) -> None:
 
 def warnings(processes: list[dict[str, Any]]) -> list[str]:
     """Return a line for each thing that a worker finds wrong by itself, with what to do."""
-    from rsky_pipeline.observability.findings import KINDS
+    from rsky_pipeline.health.rules import finding_status, rule_of
+    from rsky_pipeline.runtime.health_document import read_health
 
     lines = []
     for process in processes:
-        for finding in (process.get("health") or {}).get("findings") or []:
-            kind, _, subject = str(finding).partition(" ")
-            known = KINDS.get(kind)
-            text = f"{known.meaning}; to do: {known.remedy}" if known else "unknown finding"
-            lines.append(f"{process['name']}: warning: {f'{kind} {subject}'.strip()}: {text}")
+        health = read_health(process.get("health"))
+        for finding in health.findings:
+            kind, _, subject = finding.partition(" ")
+            rule, status = rule_of(kind), finding_status(kind, failing=finding in health.failing)
+            word = "failure" if status == "fail" else "warning"
+            text = "unknown finding"
+            if rule:
+                text = f"{rule.title}; to do: {rule.remedy.replace('{subject}', subject)}"
+            lines.append(f"{process['name']}: {word}: {finding}: {text}")
     return lines
 
 

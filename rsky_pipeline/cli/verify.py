@@ -10,7 +10,7 @@ from rsky_pipeline.cli.output import line, say
 from rsky_pipeline.configuration.topology import ROLE_NAMES
 
 if TYPE_CHECKING:
-    from rsky_pipeline.operations.verification.report import Report
+    from rsky_pipeline.operations.verification.run import VerificationReport
 
 _COLOURS = {"pass": "green", "warn": "yellow", "fail": "red", "skip": "cyan"}
 
@@ -37,26 +37,26 @@ def command(
     return exit_code(report, strict=strict)
 
 
-def exit_code(report: "Report", *, strict: bool) -> int:
+def exit_code(report: "VerificationReport", *, strict: bool) -> int:
     """Return the exit code for a report; warnings count only with `strict`."""
     if report.status == "fail":
         return ExitCode.DIFFERENCES
     return ExitCode.FAILED if strict and report.status == "warn" else ExitCode.OK
 
 
-def show(report: "Report", *, quiet: bool = False) -> None:
+def show(report: "VerificationReport", *, quiet: bool = False) -> None:
     """Print a line a check, and a remedy below each that is not good."""
-    width = max((len(check.name) for check in report.checks), default=0)
+    width = max((len(check.check) for check in report.checks), default=0)
     for check in report.checks:
         if quiet and check.status in ("pass", "skip"):
             continue
         line(
-            f"  {check.name:<{width}}  {check.figure}",
+            f"  {check.check:<{width}}  {check.figure}",
             label=f"{check.status:<4}",
             colour=_COLOURS[check.status],
         )
-        if check.remedy:
-            line(f"{'':<{width + 8}}to do: {check.remedy}")
+        if check.to_do:
+            line(f"{'':<{width + 8}}to do: {check.to_do}")
     counts = ", ".join(
         f"{len(report.of(status))} {status}" for status in ("pass", "warn", "fail", "skip")
     )

@@ -13,8 +13,10 @@ from rsky_pipeline.cli.exit_codes import MEANINGS
 from rsky_pipeline.configuration.report import reference_markdown
 from rsky_pipeline.configuration.topology import ROLE_NAMES
 from rsky_pipeline.development.monitoring.files import files
+from rsky_pipeline.health.rules import WATCHED, Rule, finding_of
 from rsky_pipeline.observability.catalogue import (
     PROCESSES,
+    VITAL,
     Declared,
     finding_metrics,
     original_stream_metrics,
@@ -22,7 +24,6 @@ from rsky_pipeline.observability.catalogue import (
     process_metrics,
     stream_metrics,
 )
-from rsky_pipeline.observability.findings import KINDS
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -53,10 +54,19 @@ def replaced(page: str, name: str, part: str) -> str:
 def metrics_table(metrics: Iterable[Declared]) -> str:
     """Return metrics as a Markdown table."""
     rows = [
-        f"| `{metric.name}` | {metric.kind} | {', '.join(metric.labels)} | {metric.help} |"
+        f"| {_name(metric)} | {metric.kind} | {', '.join(metric.labels)} | {metric.help} |"
         for metric in metrics
     ]
     return "\n".join(["| name | type | labels | meaning |", "|---|---|---|---|", *rows])
+
+
+def _name(metric: Declared) -> str:
+    return f"**`{metric.name}`**" if metric.vital else f"`{metric.name}`"
+
+
+def _vital() -> str:
+    rows = [f"| `{name}` | {question} |" for name, question in VITAL.items()]
+    return "\n".join(["| name | what it answers |", "|---|---|", *rows])
 
 
 def _exit_codes() -> str:
@@ -66,11 +76,22 @@ def _exit_codes() -> str:
 
 def _findings() -> str:
     rows = [
-        f"| `{name}` | {kind.meaning} | {'fails' if kind.severe else 'warns'} | {kind.remedy} |"
-        for name, kind in KINDS.items()
+        f"| `{finding_of(rule)}` | {rule.title} | {_verdicts(rule)} | "
+        f"{rule.remedy.replace('{subject}', 'STREAM')} |"
+        for rule in WATCHED
     ]
-    header = ["| finding | meaning | `verify` | what to do |", "|---|---|---|---|"]
+    header = ["| finding | meaning | verdict | what to do |", "|---|---|---|---|"]
     return "\n".join([*header, *rows])
+
+
+def _verdicts(rule: Rule) -> str:
+    limits = (rule.limits, rule.history or rule.limits)
+    words = []
+    if any(each.warn is not None for each in limits):
+        words.append("warns")
+    if any(each.fail is not None for each in limits):
+        words.append("fails")
+    return ", ".join(words)
 
 
 def _originals() -> Iterator[Declared]:
@@ -86,6 +107,7 @@ _PARTS: Mapping[str, Mapping[str, Callable[[], str]]] = {
     "docs/configuration.md": {"settings": reference_markdown, "exit codes": _exit_codes},
     "docs/troubleshooting.md": {"findings": _findings},
     "docs/metrics.md": {
+        "vital metrics": _vital,
         **{f"{process} metrics": _own(process) for process in PROCESSES},
         "stream metrics": lambda: metrics_table(stream_metrics()),
         "original stream metrics": lambda: metrics_table(_originals()),

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 
 import trio
 
+from rsky_pipeline.health.self_check import SelfCheck, watch
 from rsky_pipeline.indexer.stream_reader import StreamReader
 from rsky_pipeline.observability.indexer import IndexerMetrics
 from rsky_pipeline.observability.streams import StreamMetrics
@@ -16,9 +17,7 @@ from rsky_pipeline.runtime.threads import StoreThread
 from rsky_pipeline.streams.connection import Store
 from rsky_pipeline.streams.consumer import GroupReader
 from rsky_pipeline.streams.errors import StoreRejected, StoreUnavailable
-from rsky_pipeline.streams.self_check import SelfCheck
 from rsky_pipeline.streams.trim import trim
-from rsky_pipeline.streams.watch import watch
 
 _log = logging.getLogger(__name__)
 WATCH_SECONDS = 5.0

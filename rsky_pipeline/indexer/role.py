@@ -22,6 +22,7 @@ from rsky_pipeline.database.errors import (
     SchemaMismatch,
     TransactionConflict,
 )
+from rsky_pipeline.health.self_check import SelfCheck
 from rsky_pipeline.indexer.accounts.lookups import look_up_accounts
 from rsky_pipeline.indexer.collections import registry
 from rsky_pipeline.indexer.collections.declaration import Collection
@@ -45,7 +46,6 @@ from rsky_pipeline.streams.connection import Store, connect
 from rsky_pipeline.streams.consumer import Delivery
 from rsky_pipeline.streams.errors import StoreRejected, StoreUnavailable
 from rsky_pipeline.streams.names import FIREHOSE_BACKFILL, FIREHOSE_LIVE, LABEL_LIVE
-from rsky_pipeline.streams.self_check import SelfCheck
 
 FIRST = (FIREHOSE_LIVE, LABEL_LIVE)
 STREAMS = (*FIRST, FIREHOSE_BACKFILL)

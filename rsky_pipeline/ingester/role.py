@@ -12,6 +12,7 @@ import trio
 
 from rsky_pipeline.configuration.endpoints import Endpoint
 from rsky_pipeline.database.connection import Database
+from rsky_pipeline.health.self_check import SelfCheck, watch
 from rsky_pipeline.ingester.batch import BatchRule
 from rsky_pipeline.ingester.commits import SUBSCRIBE_REPOS, RepoConverter
 from rsky_pipeline.ingester.discovery import Discovery
@@ -57,8 +58,6 @@ from rsky_pipeline.streams.names import (
     cursor_key,
 )
 from rsky_pipeline.streams.repo_job import FIREHOSE_REASONS
-from rsky_pipeline.streams.self_check import SelfCheck
-from rsky_pipeline.streams.watch import watch
 
 _log = logging.getLogger(__name__)
 

@@ -6,6 +6,7 @@ own, exactly as the process makes them, and read back.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.metrics_core import Metric
@@ -18,6 +19,23 @@ from rsky_pipeline.observability.ingester import IngesterMetrics
 from rsky_pipeline.observability.server import add_process_metrics
 from rsky_pipeline.observability.streams import StreamMetrics
 from rsky_pipeline.observability.supervisor import ChildSample, SupervisorCollector
+
+# The metrics to look at first, and what they answer. Everything else explains one of these.
+VITAL: Mapping[str, str] = {
+    "rsky_process_up": "does every process run and is it ready",
+    "rsky_process_crash_looping": "does one end again and again",
+    "ingester_websocket_connections": "are relays and labelers connected",
+    "ingester_firehose_messages_total": "does the relay send anything",
+    "ingester_stream_events_total": "do events reach the stream",
+    "ingester_event_lag_seconds": "how old are they then",
+    "rsky_stream_length": "is a stream near its high-water mark",
+    "rsky_stream_oldest_unacked_seconds": "do consumers keep up",
+    "indexer_events_processed_total": "do events reach the database",
+    "indexer_event_lag_seconds": "how old are they then",
+    "rsky_stream_dead_letters": "could something not be processed",
+    "backfiller_repos_processed_total": "is history fetched",
+    "rsky_finding": "does a worker find something wrong by itself",
+}
 
 SUPERVISOR = "supervisor"
 PROCESSES = (*ROLE_NAMES, SUPERVISOR)
@@ -32,6 +50,11 @@ class Declared:
     kind: str
     labels: tuple[str, ...]
     help: str
+
+    @property
+    def vital(self) -> bool:
+        """Whether it is one of the few to look at first."""
+        return self.name in VITAL
 
 
 def own_metrics(process: str) -> tuple[Declared, ...]:
@@ -53,7 +76,7 @@ def original_stream_metrics(role: str) -> tuple[Declared, ...]:
 
 def finding_metrics() -> tuple[Declared, ...]:
     """Return what every worker exports about what it finds wrong."""
-    return _read(lambda registry: FindingMetrics(registry, STREAMS))
+    return _read(lambda registry: FindingMetrics(registry, [("finding", "subject")]))
 
 
 def process_metrics() -> tuple[Declared, ...]:
@@ -67,6 +90,21 @@ def declared(process: str) -> Mapping[str, Declared]:
     if process != SUPERVISOR:
         found += [*stream_metrics(), *original_stream_metrics(process), *finding_metrics()]
     return {metric.name: metric for metric in found}
+
+
+def missing_metrics(registry: CollectorRegistry, process: str) -> tuple[str, ...]:
+    """Return the metrics that a kind of process declares and its registry does not export."""
+    there = {sample.name for metric in registry.collect() for sample in metric.samples}
+    return tuple(name for name, sample in shown_by(process) if sample not in there)
+
+
+@cache
+def shown_by(process: str) -> tuple[tuple[str, str], ...]:
+    """Return each declared metric with the name of a sample that shows it."""
+    return tuple(
+        (metric.name, f"{metric.name}{'_count' if metric.kind == 'histogram' else ''}")
+        for metric in declared(process).values()
+    )
 
 
 def _ingester(registry: CollectorRegistry) -> None:

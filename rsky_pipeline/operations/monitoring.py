@@ -1,18 +1,24 @@
-"""Watching a pipeline for a while: verification sampled, figures kept, regressions found."""
+"""Watching a pipeline for a while: verification sampled, figures kept, regressions found.
+
+`markdown` is the report for people.
+"""
 
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any
 
 from rsky_pipeline.configuration.settings import Settings
 from rsky_pipeline.configuration.topology import ROLE_NAMES
-from rsky_pipeline.operations.verification.database import check_database
-from rsky_pipeline.operations.verification.relay import ask_relays, check_relays
-from rsky_pipeline.operations.verification.report import Check, Report
-from rsky_pipeline.operations.verification.run import Look, compare, look
-from rsky_pipeline.streams.names import FIREHOSE_LIVE
+from rsky_pipeline.health.rules import RuleVerdict, Status
+from rsky_pipeline.operations.verification.run import (
+    VerificationReport,
+    check_outside,
+    compare,
+    look,
+)
 
 # What stands outside of the pipeline is asked less often: at the first sample, each so many
 # samples, and at the last one.
@@ -30,7 +36,7 @@ FIGURES = {
 
 
 @dataclass(frozen=True, slots=True)
-class Failure:
+class MonitoredFailure:
     """A check that failed: when first and last (seconds since the beginning), how often."""
 
     name: str
@@ -48,7 +54,7 @@ class Monitoring:
 
     began: float  # seconds since 1970
     every: float
-    reports: list[Report] = field(default_factory=list)
+    reports: list[VerificationReport] = field(default_factory=list)
     ended_early: bool = False
 
     @property
@@ -61,14 +67,14 @@ class Monitoring:
         found = [report.find(name) for report in self.reports]
         return [check.value for check in found if check is not None and check.value is not None]
 
-    def failures(self) -> list[Failure]:
+    def failures(self) -> list[MonitoredFailure]:
         """Return every check that failed at least once."""
-        names = dict.fromkeys(check.name for report in self.reports for check in report.of("fail"))
+        names = dict.fromkeys(check.check for report in self.reports for check in report.of("fail"))
         return [self._failure(name) for name in names]
 
-    def regressions(self) -> list[Failure]:
+    def regressions(self) -> list[MonitoredFailure]:
         """Return the failures that lasted, or that there were at the end."""
-        last = {check.name for check in self.reports[-1].of("fail")} if self.reports else set()
+        last = {check.check for check in self.reports[-1].of("fail")} if self.reports else set()
         return [item for item in self.failures() if item.longest >= LASTING or item.name in last]
 
     @property
@@ -98,8 +104,8 @@ class Monitoring:
             "samples": [report.document() for report in self.reports],
         }  # fmt: skip
 
-    def _failure(self, name: str) -> Failure:
-        found: list[tuple[float, Check]] = []
+    def _failure(self, name: str) -> MonitoredFailure:
+        found: list[tuple[float, RuleVerdict]] = []
         longest = row = 0
         for report in self.reports:
             check = report.find(name)
@@ -110,7 +116,7 @@ class Monitoring:
             if check is not None and failed:
                 found.append((report.time - self.began, check))
         (first, _), (last, check) = found[0], found[-1]
-        return Failure(name, first, last, len(found), longest, check.figure, check.remedy)
+        return MonitoredFailure(name, first, last, len(found), longest, check.figure, check.to_do)
 
 
 def monitor(
@@ -135,8 +141,11 @@ def monitor(
             sleep(max(0.0, began + count * every - time.monotonic()))
             after = look(settings, before)
             outside = count in (1, number) or count % OUTSIDE_EVERY == 0
-            checks = _checks(settings, before, after, roles, outside=outside)
-            result.reports.append(Report(time.time(), after.moment - before.moment, checks))
+            checks = compare(settings, before, after, roles)
+            if outside:
+                checks += check_outside(settings, roles)
+            seconds = after.sample.moment - before.sample.moment
+            result.reports.append(VerificationReport(time.time(), seconds, tuple(checks)))
             before = after
             on_sample(result)
     except KeyboardInterrupt:
@@ -144,24 +153,64 @@ def monitor(
     return result
 
 
-def _checks(
-    settings: Settings, before: Look, after: Look, roles: Sequence[str], *, outside: bool
-) -> tuple[Check, ...]:
-    checks = list(compare(settings, before, after, roles))
-    rate = _live_rate(after)
-    if rate is not None:  # also where no band is expected
-        checks = [_with_value(check, rate) for check in checks]
-    if outside:
-        checks += check_database(settings)
-        checks += check_relays(ask_relays(settings)) if "ingester" in roles else ()
-    return tuple(checks)
+_BARS = "▁▂▃▄▅▆▇█"
 
 
-def _live_rate(after: Look) -> float | None:
-    return after.measured.stream(FIREHOSE_LIVE).rate_in if after.measured else None
+def sparkline(values: Sequence[float], width: int = 40) -> str:
+    """Draw values as a small graph from 0 to the greatest; the newest `width` of them."""
+    shown = values[-width:]
+    top = max(shown, default=0.0)
+    if top <= 0:
+        return _BARS[0] * len(shown)
+    return "".join(_BARS[min(7, int(8 * max(0.0, value) / top))] for value in shown)
 
 
-def _with_value(check: Check, rate: float) -> Check:
-    if check.name != f"rate:{FIREHOSE_LIVE}" or check.value is not None:
-        return check
-    return Check(check.name, check.status, check.figure, check.remedy, rate)
+def markdown(found: Monitoring) -> str:
+    """Return the report of a finished period."""
+    return "\n".join(_lines(found)) + "\n"
+
+
+def _lines(found: Monitoring) -> Iterator[str]:
+    statuses = [report.status for report in found.reports]
+    began = datetime.fromtimestamp(found.began, UTC).isoformat(timespec="seconds")
+    yield "# Monitoring report"
+    yield ""
+    result = "passed" if found.ok else "FAILED"
+    early = ", ended early" if found.ended_early else ""
+    number = f"{len(statuses)} samples, one every {found.every:.0f} s"
+    yield f"**{result}**: {found.seconds:,.0f} s from {began}, {number}{early}."
+    kinds: tuple[Status, ...] = ("pass", "warn", "fail")
+    counts = ", ".join(f"{statuses.count(kind)} {kind}" for kind in kinds)
+    yield f"Samples: {counts}."
+    yield ""
+    yield "| figure | lowest | mean | highest | last | |"
+    yield "|---|---:|---:|---:|---:|---|"
+    for name, meaning in FIGURES.items():
+        values = found.figures(name)
+        if values:
+            numbers = (min(values), sum(values) / len(values), max(values), values[-1])
+            cells = " | ".join(f"{number:,.1f}" for number in numbers)
+            yield f"| {meaning} | {cells} | {sparkline(values)} |"
+    yield from _failures("Regressions", found.regressions())
+    passing = [item for item in found.failures() if item not in found.regressions()]
+    yield from _failures("Failures that passed by themselves", passing)
+    if found.reports:
+        yield ""
+        yield "## The last sample"
+        yield ""
+        yield "| status | check | figure |"
+        yield "|---|---|---|"
+        for check in found.reports[-1].checks:
+            yield f"| {check.status} | {check.check} | {check.figure.replace('|', '/')} |"
+
+
+def _failures(title: str, failures: Sequence[MonitoredFailure]) -> Iterator[str]:
+    if not failures:
+        return
+    yield ""
+    yield f"## {title}"
+    yield ""
+    for item in failures:
+        when = f"from {item.first:,.0f} s to {item.last:,.0f} s"
+        often = f"{item.samples} samples, {item.longest} in a row, {when}"
+        yield f"- **{item.name}**: {often}. {item.figure}. To do: {item.remedy}."

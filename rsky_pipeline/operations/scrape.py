@@ -4,21 +4,20 @@ import http.client
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 from prometheus_client.parser import text_string_to_metric_families
 
 from rsky_pipeline.configuration.settings import Settings
 from rsky_pipeline.configuration.topology import ROLE_NAMES
 from rsky_pipeline.embedded.locations import run_directory
+from rsky_pipeline.health.samples import Exported, Labels
 from rsky_pipeline.runtime.errors import WorkerError
+from rsky_pipeline.runtime.health_document import WorkerHealth, read_health
 from rsky_pipeline.supervisor import client
 
 _TIMEOUT_SECONDS = 5.0
 _MAX_BYTES = 16 * 1024 * 1024
 _EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}  # noqa: S104
-
-Labels = tuple[tuple[str, str], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,16 +37,12 @@ class Scrape:
 
     target: Target
     samples: Mapping[str, Mapping[Labels, float]] = field(default_factory=dict)
-    health: Mapping[str, Any] = field(default_factory=dict)
+    health: WorkerHealth = field(default_factory=WorkerHealth)
     error: str | None = None
 
     def value(self, name: str, **labels: str) -> float | None:
         """Return the sum of the series with these labels, None if there is none."""
-        wanted = set(labels.items())
-        found = [
-            value for series, value in self.samples.get(name, {}).items() if wanted <= set(series)
-        ]
-        return sum(found) if found else None
+        return Exported(self.target.name, self.samples).value(name, **labels)
 
 
 def targets(settings: Settings) -> list[Target]:
@@ -85,7 +80,7 @@ def scrape(settings: Settings, target: Target) -> Scrape:
     except (OSError, ValueError, http.client.HTTPException) as error:
         where = f"http://{host}:{target.port}"
         return Scrape(target, error=f"{where} does not answer as a worker: {error}")
-    return Scrape(target, samples, health if isinstance(health, dict) else {})
+    return Scrape(target, samples, read_health(health))
 
 
 def _get(host: str, port: int, path: str) -> bytes:

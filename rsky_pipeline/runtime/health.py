@@ -5,11 +5,10 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, Self
 
+from rsky_pipeline.health.rules import HEARTBEAT, PROGRESS
 from rsky_pipeline.runtime.health_document import encoded
 
 State = Literal["starting", "ready", "stopping"]
-HEARTBEAT_STALE_SECONDS = 15.0
-PROGRESS_STALE_SECONDS = 120.0
 
 
 class Activity:
@@ -76,12 +75,12 @@ class Health:
     def trouble(self) -> str | None:
         """Return why the worker cannot be relied on now, or None."""
         now = self.now()
-        if now - self._beat > HEARTBEAT_STALE_SECONDS:
+        if HEARTBEAT.verdict(now - self._beat) == "fail":
             return f"the event loop has been stuck for {now - self._beat:.0f} s"
         if self.state == "starting":
             return "starting"
         for name, age in self._progress_ages().items():
-            if age > PROGRESS_STALE_SECONDS:
+            if PROGRESS.verdict(age) == "fail":
                 return f"no progress of {name} for {age:.0f} s"
         return None
 

@@ -52,6 +52,7 @@ class WorkerHealth:
     lag_seconds: float | None = None  # age of the newest event, of the ingester
     pending: int | None = None  # entries held when it stopped
     findings: tuple[str, ...] = ()  # `KIND` or `KIND SUBJECT`
+    failing: tuple[str, ...] = ()  # those of them that are no warnings
     streams: Mapping[str, int] = field(default_factory=dict)
     cursors: tuple[CursorHealth, ...] = ()
     document: Mapping[str, Any] = field(default_factory=dict)
@@ -83,6 +84,7 @@ def read_health(document: object) -> WorkerHealth:
         lag_seconds=_number(document, "lag_seconds"),
         pending=_whole(document.get("pending")),
         findings=tuple(str(each) for each in _list(document, "findings")),
+        failing=tuple(str(each) for each in _list(document, "failing")),
         streams=streams if isinstance(streams, Mapping) else {},
         cursors=tuple(_cursors(document)),
         document=document,

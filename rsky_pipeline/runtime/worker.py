@@ -20,7 +20,7 @@ from prometheus_client import CollectorRegistry
 
 from rsky_pipeline.configuration.settings import Settings
 from rsky_pipeline.configuration.topology import ROLES
-from rsky_pipeline.observability.findings import active_findings
+from rsky_pipeline.observability.findings import FAILS, active_findings
 from rsky_pipeline.observability.lengths import entries_waiting, stream_lengths
 from rsky_pipeline.observability.server import MetricsServer
 from rsky_pipeline.runtime import logging as log_setup
@@ -185,6 +185,7 @@ class _Worker:
                 streams=stream_lengths(registry),
                 lag=entries_waiting(registry, self._consumes),
                 findings=active_findings(registry),
+                failing=active_findings(registry, FAILS),
             )
             self._events.send("status", health=self._health.document())
             if self._health.trouble() in (None, "starting"):

@@ -16,9 +16,9 @@ import trio
 from prometheus_client import CollectorRegistry
 
 from rsky_pipeline.configuration.settings import Settings
+from rsky_pipeline.health.rules import HEARTBEAT
 from rsky_pipeline.observability.build import build
 from rsky_pipeline.observability.supervisor import ChildSample, SupervisorCollector
-from rsky_pipeline.runtime.health import HEARTBEAT_STALE_SECONDS
 from rsky_pipeline.runtime.metrics_port import SUPERVISOR, open_metrics_server
 from rsky_pipeline.supervisor.child import ChildDriver
 from rsky_pipeline.supervisor.machine import Exit, Phase
@@ -60,7 +60,7 @@ class Exporter:
 
     def _health(self) -> tuple[int, dict[str, Any]]:
         document = self._document
-        stale = time.monotonic() - self._refreshed > HEARTBEAT_STALE_SECONDS
+        stale = HEARTBEAT.verdict(time.monotonic() - self._refreshed) == "fail"
         return (200 if document["healthy"] and not stale else 503), document
 
     def _samples(self) -> Iterator[ChildSample]:

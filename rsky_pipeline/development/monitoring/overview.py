@@ -3,6 +3,7 @@
 from rsky_pipeline.development.monitoring.expressions import checked
 from rsky_pipeline.development.monitoring.panels import Panel, Row
 from rsky_pipeline.development.monitoring.recording import RECORDED
+from rsky_pipeline.health.rules import OLDEST
 
 
 def _panel(title: str, *queries: tuple[str, str], unit: str = "short", **options: object) -> Panel:
@@ -26,11 +27,13 @@ def _state() -> Row:
         _stat("Processes ready", "sum(rsky_process_up)", red_below=1),
         _stat("Crash loops", "sum(rsky_process_crash_looping)", red_from=1),
         _stat("Relays and labelers connected", "sum(ingester_websocket_connections)", red_below=1),
-        _stat("Oldest live event not indexed", f"max({live})", "s", red_from=300),
+        _stat("Oldest live event not indexed", f"max({live})", "s", red_from=OLDEST.limits.warn),
         _stat("Reading held up", "max(ingester_backpressure_active)", red_from=1),
         _stat("Dead letters", "sum(rsky:dead_letters:max)", red_from=1),
         _stat(
-            "Findings of the workers", "sum(max by (finding, subject) (rsky_finding))", red_from=1
+            "Findings of the workers",
+            "count(max by (finding, subject) (rsky_finding) > 0) or vector(0)",
+            red_from=1,
         ),
     )
     return Row("State", panels, columns=4, height=4)

@@ -1,4 +1,7 @@
-"""Checking a running pipeline from outside: what an operator would look at after a deployment.
+"""Checking a running pipeline from outside: `verify`, `monitor`, and `deploy --watch`.
 
-`run.verify` does everything; each module holds checks of one kind, from figures to `Check`s.
+In: settings, the metrics ports and health documents of the workers, Redis, PostgreSQL, the relays.
+Out: a `VerificationReport`, verdicts by the rules of `rsky_pipeline.health`. `run.py` is read
+first: two looks, a window apart, become a report. `checks.py` judges figures, `outside.py` asks the
+database and the relays, `probe.py` proves the rev guard. All of it is blocking, for commands only.
 """

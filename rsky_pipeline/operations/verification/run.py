@@ -3,34 +3,84 @@
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
-from rsky_pipeline.configuration.expectations import expected_band
 from rsky_pipeline.configuration.settings import Settings
 from rsky_pipeline.configuration.topology import ROLE_NAMES
-from rsky_pipeline.operations.inspection import Inspection, sample_stream
+from rsky_pipeline.health import rules
+from rsky_pipeline.health.conditions import diagnose
+from rsky_pipeline.health.rules import RuleVerdict, Status
+from rsky_pipeline.health.samples import Exported, Sample, SampleWindow
+from rsky_pipeline.health.self_check import expectations
+from rsky_pipeline.operations.inspection import sample_stream
 from rsky_pipeline.operations.scrape import Scrape, scrape, targets
 from rsky_pipeline.operations.stream_figures import Measurement, between, measure
-from rsky_pipeline.operations.verification import flow, streams
-from rsky_pipeline.operations.verification.database import check_database
-from rsky_pipeline.operations.verification.relay import ask_relays, check_relays
-from rsky_pipeline.operations.verification.report import Check, Report
-from rsky_pipeline.operations.verification.workers import check_workers
+from rsky_pipeline.operations.verification import checks
+from rsky_pipeline.operations.verification.outside import ask_relays, check_database, check_relays
 from rsky_pipeline.streams.connection import Store, connect
 from rsky_pipeline.streams.errors import StoreRejected, StoreUnavailable
 from rsky_pipeline.streams.names import FIREHOSE_LIVE
 
-_SAMPLE = 1_000  # newest entries of the live stream that are looked at
+SCHEMA_VERSION = 1
+_LOOKED_AT = 1_000  # newest entries of the live stream
+_ORDER: tuple[Status, ...] = ("fail", "warn", "pass", "skip")
+
+
+@dataclass(frozen=True, slots=True)
+class VerificationReport:
+    """All checks of one verification; `time` is the end of its window, in seconds since 1970."""
+
+    time: float
+    window_seconds: float
+    checks: tuple[RuleVerdict, ...]
+
+    @property
+    def status(self) -> Status:
+        """Return the worst status: fail, warn, or pass."""
+        found = {check.status for check in self.checks}
+        return "fail" if "fail" in found else "warn" if "warn" in found else "pass"
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing failed; warnings are no failure."""
+        return self.status != "fail"
+
+    def of(self, status: Status) -> list[RuleVerdict]:
+        """Return the checks with a status."""
+        return [check for check in self.checks if check.status == status]
+
+    def find(self, name: str) -> RuleVerdict | None:
+        """Return the check with a name, or None."""
+        return next((check for check in self.checks if check.check == name), None)
+
+    def document(self) -> dict[str, Any]:
+        """Return it as JSON; fields are only added while `schema_version` stays the same."""
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "status": self.status,
+            "time": round(self.time, 3),
+            "window_seconds": round(self.window_seconds, 3),
+            "counts": {
+                status: len(self.of(status)) for status in ("pass", "warn", "fail", "skip")
+            },
+            "checks": [
+                {
+                    "name": check.check, "status": check.status, "figure": check.figure,
+                    "remedy": check.to_do, "value": check.value,
+                }
+                for check in self.checks
+            ],
+        }  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
 class Look:
     """Everything as it was at one moment; no measurement while Redis does not answer."""
 
-    moment: float
+    sample: Sample
     scrapes: tuple[Scrape, ...]
     measured: Measurement | None = None
-    sample: Inspection | None = None
     problem: str = ""
 
 
@@ -41,7 +91,7 @@ def verify(
     roles: Sequence[str] = ROLE_NAMES,
     on_progress: Callable[[str], None] = lambda step: None,
     sleep: Callable[[float], None] = time.sleep,
-) -> Report:
+) -> VerificationReport:
     """Check a running pipeline over a window of seconds; what cannot be reached is a failed check.
 
     `settings` went through `resolve_directories` and `store_urls`; `roles` are those that have to
@@ -53,58 +103,70 @@ def verify(
     sleep(window)
     after = look(settings, before)
     on_progress("asking database and relays")
-    checks = [*compare(settings, before, after, roles), *check_database(settings)]
+    found = [*compare(settings, before, after, roles), *check_outside(settings, roles)]
+    return VerificationReport(time.time(), window, tuple(found))
+
+
+def check_outside(settings: Settings, roles: Sequence[str]) -> Iterator[RuleVerdict]:
+    """Check the database, and the relays where an ingester has to run."""
+    yield from check_database(settings)
     if "ingester" in roles:
-        checks += check_relays(ask_relays(settings))
-    return Report(time.time(), window, tuple(checks))
+        yield from check_relays(ask_relays(settings))
 
 
 def look(settings: Settings, before: Look | None = None) -> Look:
     """Look at processes and streams; rates are those since `before`."""
     moment = time.monotonic()
     scrapes = tuple(scrape(settings, target) for target in targets(settings))
+    workers = tuple(
+        Exported(each.target.name, each.samples) for each in scrapes if each.error is None
+    )
+    sample = Sample(moment, workers=workers)
     try:
         with closing(connect(settings.redis_url or "", name="verify")) as store:
             measured = _measured(store, settings, moment, before)
-            return Look(moment, scrapes, measured, sample_stream(store, FIREHOSE_LIVE, _SAMPLE))
+            inspected = sample_stream(store, FIREHOSE_LIVE, _LOOKED_AT)
     except (StoreUnavailable, StoreRejected) as error:
-        return Look(moment, scrapes, problem=str(error))
+        return Look(sample, scrapes, problem=str(error))
+    sample = replace(
+        sample,
+        streams=tuple(item.report for item in measured.streams),
+        dead_letters={item.name: item.dead_letters for item in measured.streams},
+        looked_at=inspected.sampled,
+        misplaced=inspected.polluting,
+        memory=measured.memory,
+    )
+    return Look(sample, scrapes, measured)
 
 
 def _measured(store: Store, settings: Settings, moment: float, before: Look | None) -> Measurement:
     now = measure(store, settings, seconds=0.0)
     if before is None or before.measured is None:
         return now
-    old = [item.report for item in before.measured.streams]
     new = [item.report for item in now.streams]
-    return between(store, settings, old, new, moment - before.moment)
+    return between(store, settings, before.sample.streams, new, moment - before.sample.moment)
 
 
 def compare(
     settings: Settings, before: Look, after: Look, roles: Sequence[str] = ROLE_NAMES
-) -> Iterator[Check]:
-    """Turn two looks into checks. Pure."""
-    yield from check_workers(after.scrapes, roles)
-    counters = flow.Counters(before.scrapes, after.scrapes)
-    old, new, sample = before.measured, after.measured, after.sample
-    if old is None or new is None or sample is None:
-        yield Check("redis", "fail", before.problem or after.problem,
-                    "check redis_url and the server")  # fmt: skip
-        return
-    lag = counters.largest("ingester_event_lag_seconds")
-    yield from streams.check_lengths(new)
-    yield streams.check_rate(new, expected_band(settings), lag)
-    misplaced = counters.grown("indexer_misplaced_events_total")
-    yield streams.check_pollution(sample, misplaced)
-    waiting = {
-        item.name: max((g.report.lag + g.report.pending for g in item.groups), default=0)
-        for item in old.streams
-    }
-    yield from streams.check_balance(waiting, new)
-    yield from streams.check_stalls(old, new)
-    yield from streams.check_dead_letters(old, new)
-    yield from streams.check_memory(new)
-    yield flow.check_latency(counters)
-    yield flow.check_backfill(counters, new)
-    yield flow.check_back_pressure(counters)
-    yield from flow.check_errors(counters)
+) -> list[RuleVerdict]:
+    """Turn two looks into checks, one for each name, the worst that was found. Pure."""
+    found = list(checks.check_workers(after.scrapes, roles))
+    if before.measured is None or after.measured is None:
+        problem = before.problem or after.problem
+        return [*found, RuleVerdict(rules.REDIS, "", "fail", problem)]
+    window = SampleWindow([before.sample, after.sample], expectations(settings))
+    found += [each for each in diagnose(window) if each.status != "pass" or _is_shown(each)]
+    found += checks.check_figures(window, after.measured)
+    found += checks.check_findings(after.scrapes)
+    worst: dict[str, RuleVerdict] = {}
+    for each in found:
+        known = worst.setdefault(each.check, each)
+        if _ORDER.index(each.status) < _ORDER.index(known.status):
+            worst[each.check] = each
+    return list(worst.values())
+
+
+def _is_shown(found: RuleVerdict) -> bool:
+    """Return whether a rule is a check of its own also while nothing is wrong."""
+    return bool(found.rule.check or found.name) or found.rule is rules.STALE_WRITES

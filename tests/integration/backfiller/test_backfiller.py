@@ -11,7 +11,7 @@ from rsky_pipeline.atproto.car import read_car, write_car
 from rsky_pipeline.atproto.crypto import PrivateKey
 from rsky_pipeline.backfiller.role import run
 from rsky_pipeline.configuration.settings import Settings
-from rsky_pipeline.runtime.health import PROGRESS_STALE_SECONDS
+from rsky_pipeline.health.rules import PROGRESS
 from rsky_pipeline.streams.append import Entry, append
 from rsky_pipeline.streams.connection import Store
 from rsky_pipeline.streams.consumer import GroupReader
@@ -388,7 +388,7 @@ async def test_unfinished_jobs_of_an_earlier_life_leave_the_worker_healthy(
     async with backfiller(configure(), lambda: now) as running:
         await settled(store)
         assert running.health.trouble() is None
-        now = PROGRESS_STALE_SECONDS + 1
+        now = (PROGRESS.limits.fail or 0.0) + 1
         running.health.beat()
         await eventually(lambda: running.health.trouble() is None)
 

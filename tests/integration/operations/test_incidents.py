@@ -16,16 +16,15 @@ from prometheus_client import CollectorRegistry
 from rsky_pipeline.configuration.settings import Settings
 from rsky_pipeline.configuration.topology import REPO_STREAMS, STREAMS
 from rsky_pipeline.database.connection import Database
+from rsky_pipeline.health.self_check import SelfCheck, watch
 from rsky_pipeline.observability.backfiller import BackfillerMetrics
 from rsky_pipeline.observability.server import serve
 from rsky_pipeline.observability.streams import StreamMetrics
 from rsky_pipeline.operations.scrape import Target, scrape, targets
-from rsky_pipeline.operations.verification.workers import check_workers
+from rsky_pipeline.operations.verification.checks import check_workers
 from rsky_pipeline.streams.connection import Store, connect
 from rsky_pipeline.streams.event import EVENT_FIELD, encode_record_event
 from rsky_pipeline.streams.names import FIREHOSE_BACKFILL, FIREHOSE_LIVE
-from rsky_pipeline.streams.self_check import SelfCheck
-from rsky_pipeline.streams.watch import watch
 from tests.integration.operations.entries import CID, commit, fill
 from tests.pipelines import Running, pipeline_on
 
@@ -171,8 +170,8 @@ def _endless_retry(pipeline: Running) -> None:
     assert any(
         check["name"].startswith("relay:") and check["status"] == "fail" for check in found.values()
     )
-    assert found["findings:ingester-1"]["status"] == "fail"
-    assert "no_progress" in found["findings:ingester-1"]["figure"]
+    assert found["no_progress"]["status"] == "fail"
+    assert "ingester-1" in found["no_progress"]["figure"]
     assert found["pollution:firehose_live"]["status"] == "pass"
 
 
@@ -190,13 +189,13 @@ def test_a_declared_metric_that_is_missing_is_noticed(store: Store, clean_redis:
     try:
         watch(store, gauges, REPO_STREAMS, check)
         assert registry.get_sample_value("rsky_finding", finding) == 0
-        found = {c.name: c for c in check_workers([scrape(settings, target)], ["backfiller"])}
+        found = {c.check: c for c in check_workers([scrape(settings, target)], ["backfiller"])}
         assert found["metrics:backfiller-1"].status == "pass"
 
         registry.unregister(metrics.verification_errors)
         watch(store, gauges, REPO_STREAMS, check)
-        assert registry.get_sample_value("rsky_finding", finding) == 1
-        found = {c.name: c for c in check_workers([scrape(settings, target)], ["backfiller"])}
+        assert registry.get_sample_value("rsky_finding", finding) == 2
+        found = {c.check: c for c in check_workers([scrape(settings, target)], ["backfiller"])}
         assert found["metrics:backfiller-1"].status == "fail"
         assert missing in found["metrics:backfiller-1"].figure
     finally:
@@ -215,4 +214,4 @@ def test_nothing_is_wrong_with_an_entry_that_only_looks_like_pollution(store: St
     assert registry.get_sample_value("rsky_finding", series) == 0
     fill(store, [commit(1)])
     watch(store, gauges, STREAMS, check)
-    assert registry.get_sample_value("rsky_finding", series) == 1
+    assert registry.get_sample_value("rsky_finding", series) == 2

@@ -6,13 +6,13 @@ from contextlib import closing
 import pytest
 from prometheus_client import CollectorRegistry
 
+from rsky_pipeline.health.self_check import watch
 from rsky_pipeline.observability.streams import StreamMetrics
 from rsky_pipeline.streams.append import append
 from rsky_pipeline.streams.connection import Store, connect
 from rsky_pipeline.streams.errors import StoreUnavailable
 from rsky_pipeline.streams.lag import MAX_COUNTED, GroupReport, collect, inspect
 from rsky_pipeline.streams.trim import Trimmed, trim
-from rsky_pipeline.streams.watch import watch
 from tests.integration.streams.support import entries, ids, memory_full, reader, stored
 
 

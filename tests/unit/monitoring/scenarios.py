@@ -14,7 +14,6 @@ class Scenario:
 
 
 STREAM = 'stream="firehose_live"'
-LISTING = 'host="a", source="listRepos"'
 GROUP = f'{STREAM}, group="firehose_group"'
 PROCESS = 'process="indexer-1", role="indexer"'
 PROCESS_LABELS = {"process": "indexer-1", "role": "indexer"}
@@ -49,37 +48,32 @@ SCENARIOS: dict[str, Scenario] = {
     "RskyRelaySilent": Scenario(
         {"ingester_firehose_messages_total": "0+600x10 6000x15"}, 22, quiet_at=9
     ),
-    "RskyBackpressure": Scenario({"ingester_backpressure_active": "0 1x15"}, 13, quiet_at=9),
+    "RskyBackpressure": Scenario(
+        {'rsky_finding{finding="back_pressure", subject="firehose_live", job="rsky-ingester"}':
+         "0 1x15",
+         'rsky_finding{finding="back_pressure", subject="repo_backfill", job="rsky-ingester"}':
+         "1x16"}, 13, {"subject": "firehose_live"}, quiet_at=9,
+    ),
     "RskyFallingBehind": Scenario(
         {f"rsky_stream_oldest_unacked_seconds{{{GROUP}}}": "10 400x15"}, 13, GROUP_LABELS,
         quiet_at=9,
     ),
     "RskyIndexerStalled": Scenario(
-        {f"rsky_stream_group_lag{{{GROUP}}}": "5x30",
-         "indexer_events_processed_total": "0+100x10 1000x20"}, 22, quiet_at=10,
+        {'rsky_finding{finding="consumer_stall", subject="firehose_live", job="rsky-ingester"}':
+         "0 0 2x5"}, 3, {"finding": "consumer_stall", "subject": "firehose_live"}, quiet_at=1,
     ),
     "RskyBackfillStalled": Scenario(
         {'rsky_stream_group_lag{stream="repo_backfill", group="g"}': "5x60",
          "backfiller_repos_processed_total": "7x60",
          "backfiller_records_extracted_total": "0+9x10 90x50"}, 45, quiet_at=20,
     ),
-    "RskyEnumerationFails": Scenario(
-        {f"ingester_listing_failures_total{{{LISTING}}}": "0+1x60",
-         f"ingester_listing_pages_total{{{LISTING}}}": "5x60",
-         f"ingester_listing_done{{{LISTING}}}": "0x60",
-         # Another relay that lists its repos hides nothing.
-         'ingester_listing_failures_total{host="b", source="listRepos"}': "0+1x60",
-         'ingester_listing_pages_total{host="b", source="listRepos"}': "0+9x60",
-         'ingester_listing_done{host="b", source="listRepos"}': "0x60"}, 40,
-        {"host": "a", "source": "listRepos"}, quiet_at=10,
-    ),
     "RskyGraveFinding": Scenario(
         {'rsky_finding{finding="polluted_stream", subject="firehose_live", job="rsky-indexer"}':
-         "0 0 1x5"}, 3, {"finding": "polluted_stream", "subject": "firehose_live"}, quiet_at=1,
+         "0 0 2x5"}, 3, {"finding": "polluted_stream", "subject": "firehose_live"}, quiet_at=1,
     ),
     "RskyFinding": Scenario(
-        {'rsky_finding{finding="cursor_stuck", subject="", job="rsky-ingester"}': "0 1x5"}, 4,
-        {"finding": "cursor_stuck"}, quiet_at=1,
+        {'rsky_finding{finding="redis_memory", subject="", job="rsky-ingester"}': "0 1x5"}, 4,
+        {"finding": "redis_memory"}, quiet_at=1,
     ),
     "RskyDeadLetters": Scenario(
         {f"rsky_stream_dead_letters{{{STREAM}}}": "0 0 3x5"}, 5, {"stream": "firehose_live"},

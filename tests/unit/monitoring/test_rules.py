@@ -10,11 +10,13 @@ from typing import Any
 import pytest
 
 from rsky_pipeline.development.documents import ROOT
-from rsky_pipeline.development.monitoring.alerts import ALERTS, Alert
+from rsky_pipeline.development.monitoring.alerts import alerts
 from rsky_pipeline.development.monitoring.expressions import DECLARED, checked, names_in
 from rsky_pipeline.development.monitoring.recording import RECORDED
+from rsky_pipeline.health.rules import Alert
 from tests.unit.monitoring.scenarios import SCENARIOS, Scenario
 
+ALERTS = [alert for alert, _ in alerts()]
 FOLDER = ROOT / "docs" / "monitoring"
 PROMTOOL = shutil.which("promtool")
 needs_promtool = pytest.mark.skipif(
@@ -40,9 +42,10 @@ def test_every_alert_has_a_scenario() -> None:
 
 
 def test_alerts_read_only_what_is_declared_or_recorded() -> None:
-    for alert in ALERTS:
-        assert names_in(alert.expr) <= DECLARED.keys() | RECORDED
-        assert names_in(alert.expr) or "up{" in alert.expr
+    for _, expression in alerts():
+        assert names_in(expression) <= DECLARED.keys() | RECORDED
+        assert names_in(expression) or "up{" in expression
+        assert not set("{}") & set(re.sub(r"\{[a-z]+[!=]?[=~]", "", expression).replace('"}', ""))
 
 
 @pytest.mark.parametrize("expression", ["rate(ingester_no_such_total[1m])", "rsky:no:rule"])

@@ -2,7 +2,7 @@
 
 from prometheus_client import CollectorRegistry
 
-from rsky_pipeline.observability.catalogue import PROCESSES, declared, own_metrics
+from rsky_pipeline.observability.catalogue import PROCESSES, VITAL, declared, own_metrics
 from rsky_pipeline.observability.ingester import IngesterMetrics
 
 # The 21, 23 and 12 metrics of the original services, without the prefix of the role.
@@ -62,3 +62,8 @@ def test_an_ingester_that_lists_no_repos_exports_everything_too() -> None:
     assert {metric.name for metric in own_metrics("ingester")} <= exported
     for metric in registry.collect():
         assert metric.samples, f"{metric.name} has no series from the start"
+
+
+def test_the_metrics_that_matter_are_declared() -> None:
+    known = {name for process in PROCESSES for name in declared(process)}
+    assert VITAL.keys() <= known

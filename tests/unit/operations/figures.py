@@ -2,8 +2,10 @@
 
 from collections.abc import Mapping
 
+from rsky_pipeline.health.samples import Exported, Sample
 from rsky_pipeline.operations.scrape import Scrape, Target
 from rsky_pipeline.operations.stream_figures import GroupFigures, Measurement, StreamFigures
+from rsky_pipeline.operations.verification.run import Look
 from rsky_pipeline.streams.lag import GroupReport, StreamReport
 from rsky_pipeline.streams.memory import ServerMemory
 from rsky_pipeline.streams.names import STREAMS
@@ -21,9 +23,14 @@ def stream(
     position: str = "5-0",
     dead: int = 0,
     bytes_each: float | None = None,
+    added: int | None = None,
+    counts_added: bool = True,
 ) -> StreamFigures:
     group = GroupReport("g", pending, lag, age, position, 1)
-    report = StreamReport(name, length, length, None, "9-0", 0.0, (group,))
+    number = length if added is None else added
+    report = StreamReport(
+        name, length, number, None, "9-0", 0.0, (group,), counts_added=counts_added
+    )
     figures = (GroupFigures(group, rate),)
     return StreamFigures(report, 0, bytes_each, rate, mark, dead, figures)
 
@@ -40,3 +47,15 @@ def measurement(
 def scraped(samples: Mapping[str, float], role: str = "indexer") -> Scrape:
     """Return a scrape without labels."""
     return Scrape(Target(f"{role}-1", role, 1), {name: {(): v} for name, v in samples.items()})
+
+
+def look(measured: Measurement, moment: float, scrapes: tuple[Scrape, ...] = ()) -> Look:
+    """Return what `verify` saw at a moment."""
+    sample = Sample(
+        moment,
+        tuple(item.report for item in measured.streams),
+        {item.name: item.dead_letters for item in measured.streams},
+        memory=measured.memory,
+        workers=tuple(Exported(each.target.name, each.samples) for each in scrapes),
+    )
+    return Look(sample, scrapes, measured)

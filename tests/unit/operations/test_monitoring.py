@@ -3,19 +3,21 @@
 from pathlib import Path
 
 from rsky_pipeline.configuration.settings import Settings
-from rsky_pipeline.operations.monitoring import Monitoring, monitor
-from rsky_pipeline.operations.monitoring_report import markdown, sparkline
-from rsky_pipeline.operations.verification.report import Check, Report, Status, passed
+from rsky_pipeline.health.rules import RATE, Rule, RuleVerdict, Status
+from rsky_pipeline.operations.monitoring import Monitoring, markdown, monitor, sparkline
+from rsky_pipeline.operations.verification.run import VerificationReport
+
+A = Rule("a", "a is wrong", "do this")
 
 
 def watched(*statuses: Status | None, value: float = 1.0) -> Monitoring:
     """Return samples of one check; None leaves it out of a sample."""
     found = Monitoring(1_000.0, 30.0)
     for number, status in enumerate(statuses, start=1):
-        checks = [passed("rate:firehose_live", "x", value * number)]
+        checks = [RuleVerdict(RATE, "", "pass", "x", value * number)]
         if status is not None:
-            checks.append(Check("a", status, f"figure {number}", "do this"))
-        found.reports.append(Report(1_000.0 + 30.0 * number, 30.0, tuple(checks)))
+            checks.append(RuleVerdict(A, "", status, f"figure {number}"))
+        found.reports.append(VerificationReport(1_000.0 + 30.0 * number, 30.0, tuple(checks)))
     return found
 
 
@@ -65,6 +67,6 @@ def test_what_was_seen_before_an_interruption_is_reported(tmp_path: Path) -> Non
     found = monitor(settings, 60.0, 30.0, sleep=sleep)
     assert found.ended_early
     assert len(found.reports) == 1
-    failed = {check.name for check in found.reports[0].of("fail")}
+    failed = {check.check for check in found.reports[0].of("fail")}
     assert {"redis", "database", "relay:127.0.0.1:1", "process:indexer-1"} <= failed
     assert not found.ok

@@ -1,45 +1,62 @@
-"""The rules of `verify`, on made-up figures."""
+"""The checks of `verify`, on made-up figures."""
 
-from collections import Counter
 from dataclasses import replace
 
 import pytest
 
 from rsky_pipeline.cli.verify import exit_code
-from rsky_pipeline.configuration.expectations import Band, expected_band
+from rsky_pipeline.configuration.expectations import expected_band
 from rsky_pipeline.configuration.settings import Settings
-from rsky_pipeline.observability.catalogue import declared
-from rsky_pipeline.operations.inspection import Inspection
-from rsky_pipeline.operations.scrape import Labels, Scrape, Target
-from rsky_pipeline.operations.verification import flow, relay, streams, workers
-from rsky_pipeline.operations.verification.report import Check, Report, passed
-from tests.unit.operations.figures import measurement, scraped, stream
+from rsky_pipeline.health.rules import LATENCY, RATE, RuleVerdict, Status
+from rsky_pipeline.health.samples import Exported, Labels, Sample, grown
+from rsky_pipeline.observability.catalogue import shown_by
+from rsky_pipeline.operations.scrape import Scrape, Target
+from rsky_pipeline.operations.stream_figures import Measurement
+from rsky_pipeline.operations.verification import checks, outside
+from rsky_pipeline.operations.verification.run import Look, VerificationReport, compare
+from rsky_pipeline.runtime.health_document import read_health
+from tests.unit.operations.figures import look, measurement, scraped, stream
 
-BAND = Band(100, 3_000)
+SETTINGS = Settings(expected_rate_min=100, expected_rate_max=3_000, live_high_water_mark=100_000,
+                    backfill_high_water_mark=100_000)  # fmt: skip
+NOTHING = measurement()
+
+
+def compared(before: Look, after: Look) -> dict[str, RuleVerdict]:
+    return {found.check: found for found in compare(SETTINGS, before, after, [])}
+
+
+def measured(
+    after: Measurement, before: Measurement = NOTHING, *, seconds: float = 30.0,
+    then: tuple[Scrape, ...] = (), now: tuple[Scrape, ...] = (),
+) -> dict[str, RuleVerdict]:  # fmt: skip
+    return compared(look(before, 0.0, then), look(after, seconds, now))
 
 
 @pytest.mark.parametrize(
     ("length", "status"), [(79_999, "pass"), (80_000, "warn"), (100_000, "fail")]
 )
 def test_lengths_are_held_against_the_mark(length: int, status: str) -> None:
-    checks = {c.name: c for c in streams.check_lengths(measurement(stream(length=length)))}
-    assert checks["length:firehose_live"].status == status
+    assert measured(measurement(stream(length=length)))["length:firehose_live"].status == status
 
 
 def test_history_may_fill_its_stream() -> None:
-    found = streams.check_lengths(measurement(stream("firehose_backfill", length=100_000)))
-    assert {c.status for c in found if c.name == "length:firehose_backfill"} == {"warn"}
+    found = measured(measurement(stream("firehose_backfill", length=100_000)))
+    assert found["length:firehose_backfill"].status == "warn"
 
 
 @pytest.mark.parametrize(
     ("rate", "lag", "status"),
-    [(4_658.0, 1.0, "fail"), (1_000.0, 1.0, "pass"), (3.0, 1.0, "fail"), (9_000.0, 4_000.0, "warn"),
+    [(4_658, 1.0, "fail"), (1_000, 1.0, "pass"), (3, 1.0, "fail"), (9_000, 4_000.0, "pass"),
      (None, None, "skip")],
 )  # fmt: skip
 def test_the_rate_of_the_seed_is_out_of_band(
-    rate: float | None, lag: float | None, status: str
+    rate: int | None, lag: float | None, status: str
 ) -> None:
-    assert streams.check_rate(measurement(stream(rate=rate)), BAND, lag).status == status
+    after = measurement(stream(added=30 * (rate or 0), counts_added=rate is not None))
+    scrape = scraped({} if lag is None else {"ingester_event_lag_seconds": lag}, "ingester")
+    found = measured(after, measurement(stream(added=0)), now=(scrape,))["rate:firehose_live"]
+    assert (found.status, found.value) == (status, rate)
 
 
 def test_the_default_band_is_for_the_public_network() -> None:
@@ -49,164 +66,196 @@ def test_the_default_band_is_for_the_public_network() -> None:
     assert expected_band(replace(local, expected_rate_min=5)).low == 5
 
 
-def sample(**types: int) -> Inspection:
-    return Inspection("firehose_live", 100, 100, "1-0", "2-0", Counter(types), Counter(), (1,), {})
-
-
 def test_pollution_is_seen_in_the_stream_and_by_indexers() -> None:
-    assert streams.check_pollution(sample(create=100), 0).status == "pass"
-    assert streams.check_pollution(sample(create=99, repo=1), 0).status == "fail"
-    found = streams.check_pollution(sample(create=100), 7)
+    def polluted(misplaced: int, met: float) -> RuleVerdict:
+        before, after = (
+            look(NOTHING, 0.0),
+            look(NOTHING, 30.0, (scraped({"indexer_misplaced_events_total": met}),)),
+        )
+        after = replace(after, sample=replace(after.sample, looked_at=100, misplaced=misplaced))
+        return compared(before, after)["pollution:firehose_live"]
+
+    assert polluted(0, 0.0).status == "pass"
+    assert polluted(1, 0.0).status == "fail"
+    found = polluted(0, 7.0)
     assert found.status == "fail"
-    assert "purge firehose_live --type repo" in found.remedy
+    assert "purge firehose_live --type repo" in found.to_do
 
 
 def test_a_growing_backlog_is_told() -> None:
-    before = {"firehose_live": 100}
+    before = measurement(stream(lag=100))
     grown = measurement(stream(lag=40_000, rate=2_000.0, length=40_000))
-    found = {c.name: c.status for c in streams.check_balance(before, grown)}
-    assert found["balance:firehose_live"] == "warn"
+    assert measured(grown, before)["balance:firehose_live"].status == "warn"
     small = measurement(stream(lag=900, rate=2_000.0))
-    assert next(iter(streams.check_balance(before, small))).status == "pass"
+    assert measured(small, before)["balance:firehose_live"].status == "pass"
 
 
 @pytest.mark.parametrize(
     ("name", "position", "seconds", "status"),
     [("firehose_live", "5-0", 30.0, "fail"), ("firehose_live", "6-0", 30.0, "pass"),
-     ("firehose_live", "5-0", 2.0, "warn"), ("firehose_backfill", "5-0", 30.0, "warn")],
+     ("firehose_live", "5-0", 19.0, "pass"), ("firehose_backfill", "5-0", 30.0, "pass"),
+     ("firehose_backfill", "5-0", 120.0, "fail")],
 )  # fmt: skip
 def test_waiting_entries_must_be_delivered(
     name: str, position: str, seconds: float, status: str
 ) -> None:
     before = measurement(stream(name, lag=10))
     after = measurement(stream(name, lag=10, position=position), seconds=seconds)
-    found = {c.name: c.status for c in streams.check_stalls(before, after)}
-    assert found[f"delivery:{name}"] == status
+    assert measured(after, before, seconds=seconds)[f"delivery:{name}"].status == status
 
 
 @pytest.mark.parametrize(("age", "status"), [(59.0, "pass"), (61.0, "warn"), (601.0, "fail")])
 def test_old_live_entries_are_told(age: float, status: str) -> None:
-    found = streams.check_stalls(measurement(), measurement(stream(age=age)))
-    assert {c.status for c in found if c.name == "oldest:firehose_live"} == {status}
+    assert measured(measurement(stream(age=age)))["oldest:firehose_live"].status == status
 
 
-def test_dead_letters_are_a_warning_with_their_growth() -> None:
-    found = streams.check_dead_letters(measurement(stream(dead=2)), measurement(stream(dead=5)))
-    first = next(iter(found))
-    assert (first.status, first.figure) == ("warn", "5 dead letters, 3 more in the window")
+@pytest.mark.parametrize(("more", "status"), [(3, "warn"), (99, "warn"), (100, "fail")])
+def test_dead_letters_are_a_warning_and_many_at_a_time_a_failure(more: int, status: str) -> None:
+    found = measured(measurement(stream(dead=2 + more)), measurement(stream(dead=2)))
+    first = found["dead_letters:firehose_live"]
+    figure = f"{2 + more} dead letters, {more} more in the window"
+    assert (first.status, first.figure) == (status, figure)
+    assert first.to_do.endswith("`rsky-pipeline dlq list firehose_live`")
 
 
 @pytest.mark.parametrize(("used", "status"), [(50, "pass"), (75, "warn"), (86, "fail")])
 def test_memory_is_held_against_its_limit(used: int, status: str) -> None:
-    found = {c.name: c for c in streams.check_memory(measurement(used=used, limit=100))}
-    assert found["memory"].status == status
+    assert measured(measurement(used=used, limit=100))["memory"].status == status
 
 
 def test_a_queue_must_not_be_evicted_and_marks_must_fit() -> None:
     full = measurement(stream(bytes_each=1_000.0), limit=10_000_000, policy="allkeys-lru")
-    found = {c.name: c for c in streams.check_memory(full)}
+    found = measured(full)
     assert found["eviction"].status == "fail"
     assert found["capacity:firehose_live"].status == "warn"
-    assert found["capacity:firehose_live"].remedy == "a mark of 7,000 fits"
+    assert found["capacity:firehose_live"].to_do == "a mark of 7,000 fits"
     assert found["capacity:label_live"].status == "skip"
 
 
 def test_a_missing_metric_is_named() -> None:
-    metrics = declared("backfiller").values()
     samples: dict[str, dict[Labels, float]] = {
-        f"{metric.name}{'_count' if metric.kind == 'histogram' else ''}": {(): 0.0}
-        for metric in metrics
+        sample: {(): 0.0} for _, sample in shown_by("backfiller")
     }
     target = Target("backfiller-1", "backfiller", 1)
-    assert workers.check_metrics(Scrape(target, samples)).status == "pass"
+    assert checks.check_metrics(Scrape(target, samples)).status == "pass"
     samples["backfiller_verification_errors_total"] = {}  # declared, and without a series
-    found = workers.check_metrics(Scrape(target, samples))
-    assert found.status == "fail"
+    found = checks.check_metrics(Scrape(target, samples))
+    assert (found.check, found.status) == ("metrics:backfiller-1", "fail")
     assert found.figure.endswith("missing: backfiller_verification_errors_total")
 
 
 def test_a_role_without_workers_and_one_in_trouble_fail() -> None:
-    ready = replace(scraped({}, "ingester"), health={"state": "ready", "uptime_seconds": 1})
-    troubled = replace(scraped({}), health={"state": "ready", "trouble": "stuck"})
-    starting = replace(scraped({}), health={"state": "starting"})
+    def reporting(role: str = "indexer", **health: object) -> Scrape:
+        return replace(scraped({}, role), health=read_health(health))
+
+    ready = reporting("ingester", state="ready", uptime_seconds=1)
+    troubled = reporting(state="ready", trouble="stuck")
+    starting = reporting(state="starting")
     silent = replace(scraped({}), error="refused")
-    checks = workers.check_workers([ready, troubled, starting, silent], ["ingester", "backfiller"])
-    found = {c.name: c.status for c in checks}
+    all_of_them = [ready, troubled, starting, silent]
+    found = {
+        c.check: c.status for c in checks.check_workers(all_of_them, ["ingester", "backfiller"])
+    }
     assert found["process:ingester-1"] == "pass"
     assert found["process:backfiller"] == "fail"
     for scrape in (troubled, starting, silent):
-        first = next(iter(workers.check_workers([scrape], ["indexer"])))
+        first = next(iter(checks.check_workers([scrape], ["indexer"])))
         assert first.status == "fail"
 
 
 @pytest.mark.parametrize(
-    ("findings", "status"),
-    [([], "pass"), (["back_pressure firehose_backfill"], "warn"),
-     (["back_pressure x", "no_progress"], "fail"), (["of a later version"], "warn")],
+    ("findings", "failing", "check", "status"),
+    [
+        ([], [], "findings:indexer-1", "pass"),
+        (["back_pressure firehose_backfill"], [], "length:firehose_backfill", "warn"),
+        (["back_pressure firehose_live"], ["back_pressure firehose_live"],
+         "length:firehose_live", "fail"),
+        (["no_progress"], [], "no_progress", "fail"),
+        (["redis_memory"], [], "memory", "warn"),
+        (["of_a_later version"], [], "findings:indexer-1", "warn"),
+    ],
 )  # fmt: skip
-def test_what_a_worker_finds_is_told(findings: list[str], status: str) -> None:
-    scrape = replace(scraped({}), health={"state": "ready", "findings": findings})
-    found = {c.name: c for c in workers.check_workers([scrape], ["indexer"])}
-    assert found["findings:indexer-1"].status == status
+def test_what_a_worker_finds_is_the_verdict_of_its_check(
+    findings: list[str], failing: list[str], check: str, status: str
+) -> None:
+    health = {"state": "ready", "findings": findings, "failing": failing}
+    scrape = replace(scraped({}), health=read_health(health))
+    found = measured(NOTHING, now=(scrape,))
+    assert found[check].status == status
+    assert sum(each.status == "fail" and "indexer-1" in each.figure for each in found.values()) == (
+        status == "fail"
+    )
 
 
 def test_a_listing_that_only_fails_is_a_loop() -> None:
-    def listing(failures: float, pages: float, done: float = 0.0) -> Scrape:
+    def listing(failures: float, pages: float, done: float = 0.0) -> tuple[Scrape]:
         broken, other = (("host", "a"), ("source", "listRepos")), (("host", "b"), ("source", "x"))
-        return replace(scraped({}), samples={
+        return (replace(scraped({}), samples={
             "ingester_listing_failures_total": {broken: failures, other: 0.0},
             "ingester_listing_pages_total": {broken: pages, other: 7.0 * failures},
             "ingester_listing_done": {broken: done, other: 0.0},
-        })  # fmt: skip
+        }),)  # fmt: skip
 
     before = listing(10.0, 3.0)
-    found = {c.name: c for c in flow.check_errors(flow.Counters([before], [listing(15.0, 3.0)]))}
-    assert found["listing"].status == "fail"
-    assert found["listing"].figure.endswith("none by a")
+    found = measured(NOTHING, then=before, now=listing(15.0, 3.0))["listing"]
+    assert found.status == "fail"
+    assert "listRepos of a" in found.figure
     for good in (listing(15.0, 4.0), listing(15.0, 3.0, done=1.0), listing(11.0, 3.0)):
-        found = {c.name: c for c in flow.check_errors(flow.Counters([before], [good]))}
-        assert found["listing"].status == "pass"
+        assert measured(NOTHING, then=before, now=good)["listing"].status == "pass"
 
 
 def test_counters_of_a_restarted_worker_begin_at_0() -> None:
-    counters = flow.Counters([scraped({"x": 100.0})], [scraped({"x": 7.0})])
-    assert counters.grown("x") == 7.0
-    assert counters.largest("x") == 7.0
-    assert counters.largest("y") is None
+    then, now = (
+        Sample(0.0, workers=(Exported("w", {"x": {(): value}}),)) for value in (100.0, 7.0)
+    )
+    assert grown(then, now, "x") == 7.0
+    assert now.values("x") == [7.0]
+    assert now.values("y") == []
 
 
 def test_latency_is_only_told_of_what_was_indexed() -> None:
     labels = (("stream", "firehose_live"),)
     quiet = replace(scraped({}), samples={"indexer_event_lag_seconds": {labels: 900.0}})
-    assert flow.check_latency(flow.Counters([quiet], [quiet])).status == "skip"
+    assert measured(NOTHING, then=(quiet,), now=(quiet,))["latency"].status == "skip"
     busy = replace(quiet, samples={**quiet.samples, "indexer_batch_events_count": {labels: 3.0}})
-    assert flow.check_latency(flow.Counters([quiet], [busy])).status == "fail"
+    assert measured(NOTHING, then=(quiet,), now=(busy,))["latency"].status == "fail"
 
 
 def test_backfill_moves_or_has_nothing_to_do() -> None:
     waiting = measurement(stream("repo_backfill_low", lag=5))
-    none, some = scraped({}), scraped({"backfiller_repos_processed_total": 2.0})
-    assert flow.check_backfill(flow.Counters([none], [none]), waiting).status == "warn"
-    assert flow.check_backfill(flow.Counters([none], [some]), waiting).status == "pass"
-    assert flow.check_backfill(flow.Counters([none], [none]), measurement()).status == "pass"
+
+    def status(finished: float, measurement: Measurement, seconds: float) -> str:
+        now = (scraped({"backfiller_repos_processed_total": finished}),)
+        return measured(measurement, waiting, seconds=seconds, now=now)["backfill"].status
+
+    assert status(0.0, waiting, 900.0) == "warn"
+    assert status(0.0, waiting, 30.0) == "pass"  # a large repo takes minutes
+    assert status(2.0, waiting, 900.0) == "pass"
+    assert status(0.0, NOTHING, 900.0) == "pass"
 
 
 @pytest.mark.parametrize(
     ("ahead", "status"), [(0.4, "pass"), (-8.0, "warn"), (120.0, "fail"), (None, "skip")]
 )
 def test_clocks_are_compared(ahead: float | None, status: str) -> None:
-    found = list(relay.check_relays([relay.Answered("r", 0.1, ahead)]))
+    found = list(outside.check_relays([outside.RelayAnswer("r", 0.1, ahead)]))
     assert [c.status for c in found] == ["pass", status]
-    assert [c.status for c in relay.check_relays([relay.Answered("r", error="no")])] == ["fail"]
+    failed = outside.check_relays([outside.RelayAnswer("r", error="no")])
+    assert [(c.check, c.status) for c in failed] == [("relay:r", "fail")]
 
 
 def test_exit_codes_are_for_scripts() -> None:
+    statuses: tuple[Status, ...] = ("pass", "warn", "fail")
     good, warned, failed = (
-        Report(1.0, 30.0, (passed("a", "fine"), Check("b", status, "x", "do y")))
-        for status in ("pass", "warn", "fail")
+        VerificationReport(
+            1.0,
+            30.0,
+            (RuleVerdict(RATE, "", "pass", "x"), RuleVerdict(LATENCY, "", status, "y")),
+        )
+        for status in statuses
     )
     assert [exit_code(r, strict=False) for r in (good, warned, failed)] == [0, 0, 6]
     assert [exit_code(r, strict=True) for r in (good, warned, failed)] == [0, 1, 6]
     document = failed.document()
     assert (document["status"], document["counts"]["fail"]) == ("fail", 1)
-    assert failed.find("b") is not None
+    assert failed.find("latency") is not None

@@ -1,0 +1,483 @@
+"""Every rule about the health of the pipeline: thresholds, remedies, alerts.
+
+A rule judges one value: seconds, a share, a count. `Limits` are the least values that warn and that
+fail; streams of history have limits of their own, because they wait while live events go first.
+Workers evaluate the rules that are `watched` every few seconds (a finding, by its name in
+`rsky_finding`), `verify` evaluates them over its window, and Prometheus by the alerts: a condition
+has one threshold and one verdict wherever it is looked at.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from rsky_pipeline.configuration.topology import FIREHOSE_LIVE, LABEL_LIVE
+
+Status = Literal["pass", "warn", "fail", "skip"]
+Severity = Literal["warning", "critical"]  # look today; look now
+LIVE_STREAMS = (FIREHOSE_LIVE, LABEL_LIVE)
+
+# How far back workers remember: nothing is judged by what was before.
+HISTORY_SECONDS = 300.0
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """The least value that warns, and the least that fails; None where there is none."""
+
+    warn: float | None = None
+    fail: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Alert:
+    """An alert of a rule. In `expr`, `{warn}`, `{fail}`, `{least}` and `{minutes}` are the rule's.
+
+    `page` is a section of docs/runbook.md or a page of docs/.
+    """
+
+    name: str
+    severity: Severity
+    holds: str
+    expr: str
+    summary: str
+    page: str
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """One condition. `check` is its name in `verify`, without the subject."""
+
+    name: str
+    title: str
+    remedy: str
+    limits: Limits = Limits()
+    history: Limits | None = None  # of streams of history, where they differ
+    seconds: float = 0.0  # the time that a value is taken over
+    least: float = 0.0  # how much has to happen before a share or a difference counts
+    watched: bool = False  # by every worker, as a finding
+    of_stream: bool = False
+    finding: str = ""  # in `rsky_finding`, if it is not `name`
+    check: str = ""
+    alerts: tuple[Alert, ...] = ()
+
+    def limits_of(self, subject: str) -> Limits:
+        """Return the limits for a subject."""
+        if self.history is None or subject in LIVE_STREAMS:
+            return self.limits
+        return self.history
+
+    def verdict(self, value: float, subject: str = "") -> Status:
+        """Judge a value."""
+        limits = self.limits_of(subject)
+        if limits.fail is not None and value >= limits.fail:
+            return "fail"
+        return "warn" if limits.warn is not None and value >= limits.warn else "pass"
+
+    def expression(self, alert: Alert) -> str:
+        """Return an alert's expression with the thresholds of this rule."""
+        return (
+            alert.expr.replace("{warn}", _number(self.limits.warn))
+            .replace("{fail}", _number(self.limits.fail))
+            .replace("{least}", _number(self.least))
+            .replace("{minutes}", f"{self.seconds / 60:g}m")
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class RuleVerdict:
+    """The verdict of a rule on a subject now, and the figure that it rests on, for people."""
+
+    rule: Rule
+    subject: str
+    status: Status
+    figure: str
+    value: float | None = None
+    name: str = ""  # in `verify`, if it is not the rule's
+    remedy: str = ""  # if it is not the rule's
+
+    @property
+    def check(self) -> str:
+        """Return its name in `verify`: KIND or KIND:SUBJECT."""
+        if self.name:
+            return self.name
+        kind = self.rule.check or self.rule.name
+        return f"{kind}:{self.subject}" if self.subject else kind
+
+    @property
+    def to_do(self) -> str:
+        """Return what an operator does about it; empty for what is good."""
+        if self.status in ("pass", "skip"):
+            return ""
+        return self.remedy or self.rule.remedy.replace("{subject}", self.subject)
+
+
+def judged(rule: Rule, subject: str, value: float, figure: str) -> RuleVerdict:
+    """Return a diagnosis whose status follows from the value."""
+    return RuleVerdict(rule, subject, rule.verdict(value, subject), figure, value)
+
+
+# --- the worker itself ------------------------------------------------------------------------
+
+HEARTBEAT = Rule(
+    "heartbeat", "the event loop of a worker is stuck", "see the worker's log", Limits(fail=15.0)
+)
+PROGRESS = Rule(
+    "progress", "work that is under way does not progress", "see the worker's log",
+    Limits(fail=120.0),
+)  # fmt: skip
+PROCESS = Rule(
+    "process", "a process does not run or cannot be relied on",
+    "see `rsky-pipeline status` and the worker's log", least=3, seconds=900.0,
+    alerts=(
+        Alert(
+            "RskyProcessDown", "critical", "2m", 'up{job=~"rsky-.*"} == 0',
+            "{{ $labels.job }} at {{ $labels.instance }} does not answer",
+            "runbook.md#a-process-is-down",
+        ),
+        Alert(
+            "RskyCrashLoop", "critical", "1m", "rsky_process_crash_looping == 1",
+            "{{ $labels.process }} ends again and again", "runbook.md#a-process-is-down",
+        ),
+        Alert(
+            "RskyProcessNotReady", "warning", "5m", "rsky_process_up == 0",
+            "{{ $labels.process }} has not been ready for five minutes",
+            "runbook.md#a-process-is-down",
+        ),
+        Alert(
+            "RskyProcessRestarting", "warning", "0m",
+            "increase(rsky_process_restarts_total[{minutes}]) > {least}",
+            "{{ $labels.process }} was started again more than three times in a quarter of an hour",
+            "runbook.md#a-process-is-down",
+        ),
+    ),
+)  # fmt: skip
+WORKER_MEMORY = Rule(
+    "worker_memory", "a worker holds more memory than any load should need",
+    "`rsky-pipeline restart ROLE`, and report it", Limits(warn=300e6),
+    alerts=(
+        Alert(
+            "RskyMemoryHigh", "warning", "10m",
+            'rsky_process_resident_bytes{role=~"ingester|indexer|backfiller"} > {warn}',
+            "{{ $labels.process }} holds more than 300 MB, which no load should need",
+            "troubleshooting.md",
+        ),
+    ),
+)  # fmt: skip
+MISSING_METRICS = Rule(
+    "missing_metrics", "metrics are declared and not exported",
+    "the worker is of another version than this command, or was built wrongly: deploy again",
+    Limits(fail=1), watched=True, check="metrics",
+)  # fmt: skip
+FINDINGS = Rule("findings", "a worker finds something wrong by itself", "see its log")
+
+# --- stores -----------------------------------------------------------------------------------
+
+REDIS = Rule(
+    "redis", "Redis does not answer", "check redis_url and the server",
+    alerts=(
+        Alert(
+            "RskyRedisUnavailable", "critical", "1m",
+            "sum(rate(rsky_stream_poll_errors_total[1m])) > 0",
+            "Workers cannot look at the streams", "runbook.md#lose-redis",
+        ),
+    ),
+)  # fmt: skip
+REDIS_MEMORY = Rule(
+    "redis_memory", "the memory of Redis is nearly used up; producers stop at 90%",
+    "raise maxmemory, lower the high-water marks, trim, or add consumers",
+    Limits(warn=0.75, fail=0.85), watched=True, check="memory",
+)  # fmt: skip
+EVICTION = Rule(
+    "eviction", "Redis evicts entries when it is full",
+    "a queue must not be evicted: CONFIG SET maxmemory-policy noeviction",
+)  # fmt: skip
+CAPACITY = Rule("capacity", "a high-water mark is more than the memory holds", "lower the mark")
+APPENDS = Rule(
+    "appends", "Redis refuses what the ingester appends", "see the ingester's log",
+    Limits(fail=1), seconds=120.0,
+    alerts=(
+        Alert(
+            "RskyRedisRefusesWrites", "critical", "2m",
+            'sum(rate(ingester_store_retries_total{action="rejected"}[{minutes}])) > 0',
+            "Redis refuses what the ingester appends; its memory may be full",
+            "runbook.md#lose-redis",
+        ),
+    ),
+)  # fmt: skip
+DATABASE = Rule(
+    "database", "PostgreSQL cannot be reached", "see `rsky-pipeline db check` and database_url",
+    alerts=(
+        Alert(
+            "RskyDatabaseUnavailable", "critical", "1m",
+            "sum(rate(indexer_database_failures_total[2m])) > 0",
+            "The indexer loses its connections to PostgreSQL", "runbook.md#lose-postgresql",
+        ),
+    ),
+)  # fmt: skip
+SCHEMA = Rule(
+    "schema", "the schema is not the expected one", "`rsky-pipeline db check` lists them",
+    Limits(fail=1),
+)  # fmt: skip
+REV_GUARD = Rule(
+    "rev_guard", "older states overwrite newer ones",
+    "stop the indexers: older states overwrite newer ones", Limits(fail=1),
+)  # fmt: skip
+RESURRECTED = Rule(
+    "deleted_stays_deleted", "deleted records are there again",
+    "something else writes to `record`: stop it, then index these repos again", Limits(fail=1),
+)  # fmt: skip
+# --- live events ------------------------------------------------------------------------------
+
+RELAY = Rule(
+    "relay", "a relay cannot be reached",
+    "check relay_hosts, DNS and the network, or use another relay", seconds=300.0,
+    alerts=(
+        Alert(
+            "RskyNoRelay", "critical", "5m", "sum(ingester_websocket_connections) == 0",
+            "The ingester follows no relay", "runbook.md#the-relay-is-away",
+        ),
+        Alert(
+            "RskyRelaySilent", "critical", "5m",
+            "sum(rate(ingester_firehose_messages_total[{minutes}])) == 0",
+            "No relay has sent anything for five minutes", "runbook.md#the-relay-is-away",
+        ),
+    ),
+)  # fmt: skip
+RELAY_STALLED = Rule(
+    "relay_stalled", "a relay is silent, away, or behind another one",
+    "nothing while another relay leads", Limits(warn=30.0),
+)  # fmt: skip
+CLOCK = Rule(
+    "clock", "our clock and a relay's differ", "see whether NTP runs here",
+    Limits(warn=5.0, fail=60.0),
+)  # fmt: skip
+RATE = Rule(
+    "rate_out_of_band",
+    "live events come at a rate outside of expected_rate_min to expected_rate_max",
+    "`rsky-pipeline streams inspect firehose_live`; see connections and errors of the ingester",
+    Limits(fail=1), seconds=10.0, least=60.0, watched=True, check="rate:firehose_live",
+)  # fmt: skip
+POLLUTED = Rule(
+    "polluted_stream",
+    "repo events are in the live stream, where only operations on records belong",
+    "stop what writes them; `rsky-pipeline streams inspect {subject}` shows them, "
+    "`rsky-pipeline streams purge {subject} --type repo` removes them",
+    Limits(fail=1), seconds=30.0, watched=True, of_stream=True, check="pollution",
+)  # fmt: skip
+CURSOR_STUCK = Rule(
+    "cursor_stuck", "messages come from the relay and the cursor does not move",
+    "see the ingester's log", Limits(fail=1), seconds=20.0, watched=True,
+)  # fmt: skip
+LATENCY = Rule(
+    "latency", "events are old when they are indexed", "see the lag of ingester and indexer",
+    Limits(warn=60.0, fail=600.0),
+)  # fmt: skip
+FORGED = Rule(
+    "forged_commits", "a relay sends commits whose signature is wrong", "see troubleshooting.md",
+    Limits(warn=1), seconds=600.0,
+    alerts=(
+        Alert(
+            "RskyForgedCommits", "warning", "1m",
+            'sum(increase(ingester_verifications_total{verdict="forged"}[{minutes}])) > 0',
+            "A relay sent commits whose signature is wrong", "troubleshooting.md",
+        ),
+    ),
+)  # fmt: skip
+
+# --- streams and their consumers --------------------------------------------------------------
+
+BACK_PRESSURE = Rule(
+    "back_pressure", "a stream is at its high-water mark, so its producer waits",
+    "see rate and lag of the consumers; add workers", Limits(warn=0.8, fail=1.0),
+    history=Limits(warn=1.0), watched=True, of_stream=True, check="length",
+)  # fmt: skip
+HELD_UP = Rule(
+    "held_up", "reading the relays is held up",
+    "consumers do not keep up, or Redis is near its limit", Limits(warn=1 / 6), seconds=30.0,
+    watched=True, of_stream=True, finding="back_pressure", check="back_pressure",
+    alerts=(
+        Alert(
+            "RskyBackpressure", "warning", "10m",
+            'max by (subject) (rsky_finding{finding="back_pressure",'
+            'subject=~"firehose_live|label_live"}) > 0',
+            "Reading from the relay has been held up for ten minutes; nothing is discarded",
+            "runbook.md#fall-behind",
+        ),
+    ),
+)  # fmt: skip
+CONSUMER_STALL = Rule(
+    "consumer_stall", "entries wait and none is delivered",
+    "see whether the group's workers run and their stores answer; "
+    "`rsky-pipeline streams groups repair`",
+    Limits(fail=20.0), history=Limits(fail=120.0), watched=True, of_stream=True, check="delivery",
+    alerts=(
+        Alert(
+            "RskyIndexerStalled", "critical", "0m",
+            'max by (finding, subject) (rsky_finding{finding="consumer_stall"}) > 0',
+            "Entries of {{ $labels.subject }} wait and none is delivered",
+            "runbook.md#fall-behind",
+        ),
+    ),
+)  # fmt: skip
+OLDEST = Rule(
+    "oldest", "entries are old and not finished", "see rate, lag and errors of its workers",
+    Limits(warn=60.0, fail=600.0), history=Limits(warn=86_400.0),
+    alerts=(
+        Alert(
+            "RskyFallingBehind", "warning", "10m",
+            'rsky:oldest_unacked_seconds:max{stream=~"firehose_live|label_live"} > {warn}',
+            "The oldest entry of {{ $labels.stream }} that {{ $labels.group }} has to finish is "
+            "{{ $value | humanizeDuration }} old",
+            "runbook.md#fall-behind",
+        ),
+    ),
+)  # fmt: skip
+BALANCE = Rule(
+    "balance", "more comes in than goes out",
+    "consumers do not keep up: add workers, or wait for the peak to end", Limits(warn=0.1),
+    least=1_000,
+)  # fmt: skip
+UNREAD_REMOVED = Rule(
+    "unread_removed", "entries were removed that a group had not read",
+    "see who trims the stream; what is lost comes again by backfill of the repos",
+    Limits(warn=1), watched=True, of_stream=True,
+)  # fmt: skip
+PENDING_WITHOUT_BODY = Rule(
+    "pending_without_body", "entries were removed that a consumer still works on",
+    "see who trims the stream; `rsky-pipeline streams groups repair`",
+    Limits(warn=1), watched=True, of_stream=True,
+)  # fmt: skip
+DEAD_LETTERS = Rule(
+    "dead_letters", "entries could not be processed",
+    "look at their reasons: `rsky-pipeline dlq list {subject}`", Limits(warn=1),
+    alerts=(
+        Alert(
+            "RskyDeadLetters", "warning", "1m", "rsky:dead_letters:max >= {warn}",
+            "{{ $value }} entries of {{ $labels.stream }} could not be processed",
+            "runbook.md#look-into-dead-letters",
+        ),
+    ),
+)  # fmt: skip
+DEAD_LETTERS_GROW = Rule(
+    "dead_letters_grow", "many entries at a time could not be processed",
+    "look at their reasons: `rsky-pipeline dlq list {subject}`", Limits(fail=100), seconds=900.0,
+    check="dead_letters",
+    alerts=(
+        Alert(
+            "RskyDeadLettersGrow", "critical", "5m",
+            "delta(rsky:dead_letters:max[{minutes}]) > {fail}",
+            "More than 100 entries of {{ $labels.stream }} in a quarter of an hour could not be "
+            "processed",
+            "runbook.md#look-into-dead-letters",
+        ),
+    ),
+)  # fmt: skip
+
+# --- work that fails --------------------------------------------------------------------------
+
+NO_PROGRESS = Rule(
+    "no_progress", "something is tried again and again and never succeeds",
+    "see the worker's log for the reason; of a listing, for the cursor, or set enumerate_repos to "
+    "false",
+    Limits(fail=3), seconds=15.0, least=120.0, watched=True,
+)  # fmt: skip
+STALE_WRITES = Rule(
+    "stale_writes", "much of what comes as history is older than what is stored, and was refused",
+    "see whether something queues old states again and again",
+    Limits(warn=0.2), seconds=30.0, least=20, watched=True, of_stream=True,
+)  # fmt: skip
+INDEXER_ERRORS = Rule(
+    "indexer_errors", "the indexer meets errors that are not the data's fault",
+    "see the indexer's log", Limits(warn=0.1), seconds=300.0,
+    alerts=(
+        Alert(
+            "RskyUnexpectedErrors", "warning", "5m",
+            "sum(rate(indexer_unexpected_errors_total[{minutes}])) > {warn}",
+            "The indexer meets errors that are not the data's fault", "troubleshooting.md",
+        ),
+    ),
+)  # fmt: skip
+REFUSED_RECORDS = Rule(
+    "refused_records", "the indexer refuses many events", "see troubleshooting.md",
+    Limits(warn=0.05),
+    alerts=(
+        Alert(
+            "RskyRefusesRecords", "warning", "15m", "rsky:refused_ratio:rate5m > {warn}",
+            "The indexer refuses more than one event in twenty", "troubleshooting.md",
+        ),
+    ),
+)  # fmt: skip
+BACKFILL = Rule(
+    "backfill", "repos wait and none is finished",
+    "see backfiller_failures_total by reason and the backfiller's log", Limits(warn=900.0),
+    seconds=900.0,
+    alerts=(
+        Alert(
+            "RskyBackfillStalled", "warning", "15m",
+            'sum(rsky:group_lag:max{stream=~"repo_backfill.*"}) > 0'
+            " and sum(rate(backfiller_repos_processed_total[{minutes}])) == 0"
+            " and sum(rate(backfiller_records_extracted_total[{minutes}])) == 0",
+            "Repos wait and none is fetched", "troubleshooting.md",
+        ),
+    ),
+)  # fmt: skip
+FAILED_REPOS = Rule(
+    "failed_repos", "many attempts at repos fail", "see troubleshooting.md", Limits(warn=0.5),
+    alerts=(
+        Alert(
+            "RskyReposFail", "warning", "15m", "rsky:failed_repos_ratio:rate15m > {warn}",
+            "More than half of the attempts at repos fail", "troubleshooting.md",
+        ),
+    ),
+)  # fmt: skip
+
+RULES = tuple(value for value in list(globals().values()) if isinstance(value, Rule))
+WATCHED = tuple(rule for rule in RULES if rule.watched)
+# The alerts of what workers find by themselves, where the rule has none of its own. A finding's
+# value is 1 where it warns and 2 where it fails.
+FINDING_ALERTS = (
+    Alert(
+        "RskyGraveFinding", "critical", "0m",
+        'max by (finding, subject) (rsky_finding{finding!~"back_pressure|consumer_stall"}) == 2',
+        "{{ $labels.finding }} {{ $labels.subject }}: `rsky-pipeline status` says more",
+        "runbook.md#watch",
+    ),
+    Alert(
+        "RskyFinding", "warning", "1m",
+        'max by (finding, subject) (rsky_finding{finding!="back_pressure"}) == 1',
+        "{{ $labels.finding }} {{ $labels.subject }}: `rsky-pipeline status` says more",
+        "runbook.md#watch",
+    ),
+)  # fmt: skip
+
+
+def finding_of(rule: Rule) -> str:
+    """Return the name under which workers show a rule in `rsky_finding`."""
+    return rule.finding or rule.name
+
+
+def finding_series(streams: Iterable[str]) -> Iterator[tuple[str, str]]:
+    """Yield finding and subject of every series that a worker shows from the start."""
+    series = {
+        (finding_of(rule), subject): None
+        for rule in WATCHED
+        for subject in (streams if rule.of_stream else ("",))
+    }
+    yield from series
+
+
+def rule_of(finding: str) -> Rule | None:
+    """Return the rule of a finding, None for one of another version."""
+    return next((rule for rule in WATCHED if finding_of(rule) == finding), None)
+
+
+def finding_status(finding: str, *, failing: bool) -> Status:
+    """Return the verdict of a worker's finding; a finding of another version warns."""
+    rule = rule_of(finding)
+    always_fails = rule is not None and rule.limits.warn is None
+    return "fail" if failing or always_fails else "warn"
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:g}"

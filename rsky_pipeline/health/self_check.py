@@ -1,0 +1,160 @@
+"""A worker's look at the streams and at itself: gauges, findings, and log lines.
+
+`watch` runs in the store thread of the task that every role has for it, every few seconds, whether
+traffic flows or not.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from itertools import dropwhile
+
+from prometheus_client import CollectorRegistry
+
+from rsky_pipeline.configuration.expectations import expected_band, high_water_marks
+from rsky_pipeline.configuration.settings import Settings
+from rsky_pipeline.configuration.topology import FIREHOSE_LIVE
+from rsky_pipeline.health.conditions import METRICS, diagnose
+from rsky_pipeline.health.rules import (
+    HISTORY_SECONDS,
+    RuleVerdict,
+    finding_of,
+    finding_series,
+)
+from rsky_pipeline.health.samples import Expectations, Sample, SampleWindow, exported
+from rsky_pipeline.observability.catalogue import missing_metrics
+from rsky_pipeline.observability.findings import FAILS, WARNS, FindingMetrics
+from rsky_pipeline.observability.streams import StreamMetrics
+from rsky_pipeline.runtime.logging import Throttled
+from rsky_pipeline.streams.connection import Store
+from rsky_pipeline.streams.lag import StreamReport, collect
+from rsky_pipeline.streams.memory import server_memory
+from rsky_pipeline.streams.names import STREAMS, dead_letters
+from rsky_pipeline.streams.scan import nature, newest
+
+_log = logging.getLogger(__name__)
+_NEWEST = 50  # entries of the live stream that are looked at each time
+_AGAIN_SECONDS = 60.0  # between two log lines about one finding
+
+
+def expectations(settings: Settings, *, rated: bool = True) -> Expectations:
+    """Return what the settings expect; `rated` if the rate of live events is judged."""
+    band = expected_band(settings)
+    if not rated or band.why_not:
+        return Expectations(None, band.why_not if rated else "", high_water_marks(settings))
+    return Expectations((band.low, band.high), "", high_water_marks(settings))
+
+
+class SelfCheck:
+    """The self-check of one worker; make it before the metrics are served."""
+
+    def __init__(
+        self,
+        registry: CollectorRegistry,
+        role: str,
+        settings: Settings,
+        streams: Sequence[str],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._registry = registry
+        self._role = role
+        self._clock = clock
+        self._metrics = FindingMetrics(registry, finding_series(streams))
+        # One worker judges the rate: the one that makes it.
+        self._expected = expectations(settings, rated=role == "ingester")
+        self._quiet = Throttled(_AGAIN_SECONDS)
+        # Counters begin at 0 now; what happens before the first look is to count.
+        self._samples = [Sample(clock(), workers=(exported(registry, role, METRICS),))]
+
+    def look(self, store: Store, reports: Sequence[StreamReport]) -> list[RuleVerdict]:
+        """Take a sample, show the findings in the metrics, log them now and then, return them.
+
+        Raises StoreUnavailable and StoreRejected; findings then stay as they were.
+        """
+        memory = server_memory(store)
+        looked_at, misplaced = self._look_for_misplaced(store, reports)
+        return self.observe(
+            Sample(
+                self._clock(),
+                tuple(reports),
+                looked_at=looked_at,
+                misplaced=misplaced,
+                memory=memory,
+                workers=(exported(self._registry, self._role, METRICS),),
+                missing_metrics=missing_metrics(self._registry, self._role),
+            )
+        )
+
+    def observe(self, sample: Sample) -> list[RuleVerdict]:
+        """Add a sample to the last minutes and evaluate the rules."""
+        oldest = sample.moment - HISTORY_SECONDS
+        self._samples = [*dropwhile(lambda item: item.moment < oldest, self._samples), sample]
+        found = [
+            each
+            for each in diagnose(SampleWindow(self._samples, self._expected))
+            if each.status in ("warn", "fail")
+        ]
+        levels: dict[tuple[str, str], int] = {}
+        for each in found:
+            series = (finding_of(each.rule), each.subject)
+            level = FAILS if each.status == "fail" else WARNS
+            levels[series] = max(level, levels.get(series, 0))
+        self._metrics.show(levels)
+        for each in found:
+            self._report(each)
+        return found
+
+    def _report(self, found: RuleVerdict) -> None:
+        finding = finding_of(found.rule)
+        if self._quiet.allow(f"{finding} {found.subject} {found.status}") is None:
+            return
+        level = logging.ERROR if found.status == "fail" else logging.WARNING
+        extra = {
+            "finding": finding, "subject": found.subject, "detail": found.figure,
+            "to_do": found.to_do,
+        }  # fmt: skip
+        _log.log(level, found.rule.title, extra=extra)
+
+    def _look_for_misplaced(self, store: Store, reports: Sequence[StreamReport]) -> tuple[int, int]:
+        """Count repo events among the newest entries of the live stream; one worker looks."""
+        if self._role != "ingester" or not any(
+            report.name == FIREHOSE_LIVE and report.length for report in reports
+        ):
+            return 0, 0
+        entries = newest(store, FIREHOSE_LIVE, _NEWEST)
+        return len(entries), sum(nature(entry.fields).kind == "repo" for entry in entries)
+
+
+def watch(
+    store: Store,
+    metrics: StreamMetrics,
+    streams: Sequence[str] = STREAMS,
+    self_check: SelfCheck | None = None,
+) -> list[StreamReport]:
+    """Look at the streams once, set the gauges, judge what is found, and return it.
+
+    Raises StoreUnavailable and StoreRejected; the gauges then keep what they showed.
+    """
+    reports = collect(store, streams)
+    letters = [store.call("XLEN", dead_letters(report.name)) for report in reports]
+    for report, count in zip(reports, letters, strict=True):
+        metrics.set_length(report.name, report.length)
+        metrics.dead_letters.labels(report.name).set(count)
+        for group in report.groups:
+            metrics.set_group(
+                report.name,
+                group.name,
+                lag=group.lag,
+                pending=group.pending,
+                oldest_seconds=group.oldest_unacked_age_seconds,
+            )
+        # A group that does not exist yet will begin with the first entry.
+        for name in metrics.groups.get(report.name, ()):
+            if report.group(name) is None:
+                age = report.oldest_age_seconds
+                metrics.set_group(
+                    report.name, name, lag=report.length, pending=0, oldest_seconds=age
+                )
+    if self_check is not None:
+        self_check.look(store, reports)
+    return reports

@@ -1,0 +1,132 @@
+"""Checks of what stands outside: PostgreSQL (schema, stale writes), relays, and our clock."""
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
+
+import trio
+
+from rsky_pipeline.configuration.endpoints import Endpoint
+from rsky_pipeline.configuration.settings import Settings
+from rsky_pipeline.database.connection import Database
+from rsky_pipeline.database.errors import DatabaseError
+from rsky_pipeline.database.schema import check
+from rsky_pipeline.health import rules
+from rsky_pipeline.health.rules import RuleVerdict, judged
+from rsky_pipeline.network.http import HttpClient, HttpError
+from rsky_pipeline.operations.verification.probe import probe_rev_guard
+
+TIMEOUT_SECONDS = 10.0
+_PATH = "/xrpc/com.atproto.sync.listRepos?limit=1"
+_MAX_BYTES = 1_000_000
+_TOMBSTONES = 10_000  # that are looked at for records that came back
+_RESURRECTED = f"""
+    SELECT count(*) FROM (SELECT uri, rev FROM rsky_pipeline.tombstone LIMIT {_TOMBSTONES}) t
+    JOIN record r ON r.uri = t.uri WHERE r.rev <= t.rev"""
+
+
+@dataclass(frozen=True, slots=True)
+class RelayAnswer:
+    """The answer of a relay: an error, or how far its clock is ahead, if it sent a time."""
+
+    relay: str
+    seconds: float = 0.0
+    ahead: float | None = None
+    error: str | None = None
+
+
+def ask_relays(settings: Settings) -> list[RelayAnswer]:
+    """Ask all relays at once. Not for use within a trio loop."""
+    endpoints = settings.relays
+    found: dict[str, RelayAnswer] = {}
+
+    async def ask(http: HttpClient, endpoint: Endpoint) -> None:
+        found[endpoint.key] = await _ask(http, endpoint)
+
+    async def ask_all() -> None:
+        async with (
+            HttpClient(allow_private=settings.allow_private_hosts) as http,
+            trio.open_nursery() as nursery,
+        ):
+            for endpoint in endpoints:
+                nursery.start_soon(ask, http, endpoint)
+
+    trio.run(ask_all)
+    return [found[endpoint.key] for endpoint in endpoints]
+
+
+async def _ask(
+    http: HttpClient, endpoint: Endpoint, clock: Callable[[], float] = time.time
+) -> RelayAnswer:
+    url, began = endpoint.http_url(_PATH), clock()
+    try:
+        async with http.get(
+            url, max_bytes=_MAX_BYTES, total_seconds=TIMEOUT_SECONDS, trusted=True
+        ) as answer:
+            ended, date = clock(), answer.headers.get("date", "")
+    except HttpError as error:
+        return RelayAnswer(endpoint.key, error=str(error))
+    return RelayAnswer(endpoint.key, ended - began, _ahead(date, (began + ended) / 2))
+
+
+def _ahead(date: str, now: float) -> float | None:
+    """Return how far a Date header, which has whole seconds, is ahead of a moment."""
+    try:
+        return parsedate_to_datetime(date).timestamp() + 0.5 - now
+    except ValueError:
+        return None
+
+
+def check_database(settings: Settings) -> Iterator[RuleVerdict]:
+    """Check the database; one that cannot be reached is one failed check."""
+    url, schema = settings.database_url or "", settings.database_schema
+    try:
+        yield _schema(url, schema)
+        with Database.connect(
+            url, schema=schema, name="verify", statement_timeout_ms=20_000, lock_timeout_ms=5_000
+        ) as database:
+            yield _guard(database)
+            yield _resurrected(database)
+    except DatabaseError as error:
+        text = " ".join(str(error).split())
+        yield RuleVerdict(rules.DATABASE, "", "fail", text)
+
+
+def _schema(url: str, schema: str) -> RuleVerdict:
+    found = check(url, schema)
+    errors = [item for item in found if item.severity == "error"]
+    figure = f"as expected, {len(found)} warnings"
+    if errors:
+        figure = f"{len(errors)} differences, the first: {errors[0].subject}"
+    return judged(rules.SCHEMA, "", len(errors), figure)
+
+
+def _guard(database: Database) -> RuleVerdict:
+    failed = probe_rev_guard(database)
+    figure = "; ".join(failed) or "stale writes were refused, in a transaction rolled back"
+    return judged(rules.REV_GUARD, "", len(failed), figure)
+
+
+def _resurrected(database: Database) -> RuleVerdict:
+    count = int(database.query(_RESURRECTED)[0][0])
+    figure = f"{count:,} of up to {_TOMBSTONES:,} deleted records are there in an older state"
+    return judged(rules.RESURRECTED, "", count, figure)
+
+
+def check_relays(answers: list[RelayAnswer]) -> Iterator[RuleVerdict]:
+    """Check that relays answer, and our clock against theirs. Pure."""
+    for answer in answers:
+        if answer.error is not None:
+            yield RuleVerdict(rules.RELAY, answer.relay, "fail", answer.error)
+            continue
+        figure = f"answered in {answer.seconds * 1000:,.0f} ms"
+        yield RuleVerdict(rules.RELAY, answer.relay, "pass", figure, answer.seconds)
+        if answer.ahead is None:
+            yield RuleVerdict(rules.CLOCK, answer.relay, "skip", "the relay sends no time")
+            continue
+        off = abs(answer.ahead)
+        figure = f"our clock and the relay's differ by {off:,.1f} s"
+        yield RuleVerdict(
+            rules.CLOCK, answer.relay, rules.CLOCK.verdict(off), figure, answer.ahead
+        )  # fmt: skip
