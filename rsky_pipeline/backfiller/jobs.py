@@ -14,7 +14,13 @@ from rsky_pipeline.observability.backfiller import BackfillerMetrics
 from rsky_pipeline.runtime.logging import Throttled
 from rsky_pipeline.runtime.threads import StoreThread
 from rsky_pipeline.streams.connection import Store
-from rsky_pipeline.streams.consumer import SUSPICIOUS_DELIVERIES, Claimed, Delivery, GroupReader
+from rsky_pipeline.streams.consumer import (
+    SUSPICIOUS_DELIVERIES,
+    Claimed,
+    Delivery,
+    GroupReader,
+    trim,
+)
 from rsky_pipeline.streams.dead_letters import dead_letter
 from rsky_pipeline.streams.errors import StoreRejected, StoreUnavailable
 from rsky_pipeline.streams.event import MalformedEvent
@@ -25,7 +31,6 @@ from rsky_pipeline.streams.names import (
     REPO_STREAMS,
 )
 from rsky_pipeline.streams.repo_job import REPO_FIELD, RepoJob, decode_repo_job, encode_repo_job
-from rsky_pipeline.streams.trim import trim
 from rsky_pipeline.streams.waiting import count_waiting, postpone, wake
 
 log = logging.getLogger(__name__)

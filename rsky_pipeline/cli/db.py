@@ -58,16 +58,28 @@ def init(run: Invocation, dry_run: bool) -> int:
 def check(run: Invocation) -> int:
     """Compare the schema with the expected one; exit with 6 if the pipeline misses something.
 
-    Reads only. The pipeline works in spite of a warning.
+    Reads only. The pipeline works in spite of a warning. Server settings that make a large
+    database slow are listed as advice.
     """
     from rsky_pipeline.database import schema
+    from rsky_pipeline.database.server import advise
 
-    differences = schema.check(run.settings.database_url or "", run.settings.database_schema)
+    url = run.settings.database_url or ""
+    differences = schema.check(url, run.settings.database_schema)
+    advice = advise(url)
     ok = not _count_errors(differences)
-    run.answer(
-        {"ok": ok, "differences": [asdict(item) for item in differences]},
-        lambda: _show_differences(differences),
-    )
+
+    def show() -> None:
+        _show_differences(differences)
+        for item in advice:
+            line(f"advice: set {item.name} to {item.wanted} (it is {item.found}): {item.why}")
+
+    document = {
+        "ok": ok,
+        "differences": [asdict(item) for item in differences],
+        "advice": [asdict(item) for item in advice],
+    }
+    run.answer(document, show)
     return ExitCode.OK if ok else ExitCode.DIFFERENCES
 
 

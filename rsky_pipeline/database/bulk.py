@@ -4,6 +4,7 @@ Callers sort rows by key (no deadlocks between workers) and remove duplicates be
 """
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from rsky_pipeline.database.connection import Row
 
@@ -15,16 +16,15 @@ def unnest_sql(columns: Sequence[tuple[str, str]], alias: str = "incoming") -> s
     `transpose`.
     """
     arrays = ", ".join(f"%b::{sql_type}[]" for _, sql_type in columns)
-    names = ", ".join(quote(name) for name, _ in columns)
-    return f"unnest({arrays}) AS {alias}({names})"
+    return f"unnest({arrays}) AS {alias}({quoted(name for name, _ in columns)})"
 
 
-def transpose(rows: Iterable[Row], width: int) -> list[list[object]]:
-    """Return `width` columns of the rows, as the parameters for `unnest_sql`."""
+def transpose(rows: Iterable[Row], width: int = 0) -> list[list[Any]]:
+    """Return the columns of rows, one list each: `width` empty ones if there are no rows."""
     columns = [list(column) for column in zip(*rows, strict=True)]
     return columns or [[] for _ in range(width)]
 
 
-def quote(identifier: str) -> str:
-    """Return an SQL identifier in double quotes."""
-    return '"' + identifier.replace('"', '""') + '"'
+def quoted(names: Iterable[str]) -> str:
+    """Return SQL identifiers in double quotes, separated by commas."""
+    return ", ".join('"' + name.replace('"', '""') + '"' for name in names)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from rsky_pipeline.database.connection import Transaction
+from rsky_pipeline.database.connection import Database, Transaction
 
 _SETTINGS = """
 SELECT name, setting, unit FROM pg_settings WHERE name = ANY(%s)
@@ -59,3 +59,9 @@ def check_server(tx: Transaction) -> list[ServerSetting]:
                 ServerSetting("advice", name, f"{value}{unit}", f"{wanted} or more", _WAL_ADVICE)
             )
     return bad
+
+
+def advise(url: str) -> list[ServerSetting]:
+    """Return the settings that make a large database slow. Raises DatabaseError."""
+    with Database.connect(url, name="db") as database, database.transaction() as tx:
+        return [item for item in check_server(tx) if item.severity == "advice"]

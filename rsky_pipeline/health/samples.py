@@ -9,8 +9,7 @@ from dataclasses import dataclass, field
 
 from prometheus_client import CollectorRegistry
 
-from rsky_pipeline.streams.lag import GroupReport, StreamReport
-from rsky_pipeline.streams.memory import ServerMemory
+from rsky_pipeline.streams.lag import GroupReport, ServerMemory, StreamReport
 
 Labels = tuple[tuple[str, str], ...]
 Samples = Mapping[str, Mapping[Labels, float]]

@@ -27,8 +27,7 @@ from rsky_pipeline.observability.findings import FAILS, WARNS, FindingMetrics
 from rsky_pipeline.observability.streams import StreamMetrics
 from rsky_pipeline.runtime.logging import Throttled
 from rsky_pipeline.streams.connection import Store
-from rsky_pipeline.streams.lag import StreamReport, collect
-from rsky_pipeline.streams.memory import server_memory
+from rsky_pipeline.streams.lag import StreamReport, collect, server_memory
 from rsky_pipeline.streams.names import STREAMS, dead_letters
 from rsky_pipeline.streams.scan import nature, newest
 

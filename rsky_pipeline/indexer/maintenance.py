@@ -15,9 +15,8 @@ from rsky_pipeline.observability.indexer import IndexerMetrics
 from rsky_pipeline.observability.streams import StreamMetrics
 from rsky_pipeline.runtime.threads import StoreThread
 from rsky_pipeline.streams.connection import Store
-from rsky_pipeline.streams.consumer import GroupReader
+from rsky_pipeline.streams.consumer import GroupReader, trim
 from rsky_pipeline.streams.errors import StoreRejected, StoreUnavailable
-from rsky_pipeline.streams.trim import trim
 
 _log = logging.getLogger(__name__)
 WATCH_SECONDS = 5.0
@@ -72,5 +71,5 @@ class Maintenance:
             if held := intake.held:
                 reader.hold(held, forgive=bool(self.waiting))
             if trimming:
-                self._metrics.trimmed.inc(trim(self._store, stream).removed)
+                self._metrics.trimmed.inc(trim(self._store, stream))
                 reader.remove_idle_consumers(FORGOTTEN_CONSUMER_MS)

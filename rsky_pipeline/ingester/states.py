@@ -17,8 +17,8 @@ from rsky_pipeline.ingester.repo_state import (
     state_key,
 )
 from rsky_pipeline.runtime.threads import StoreThread
+from rsky_pipeline.streams.append import read_fields
 from rsky_pipeline.streams.connection import Store
-from rsky_pipeline.streams.fields import read_fields
 
 # About 190 bytes each. Unwritten states come on top, bounded by what the writers may hold.
 MAX_CACHED = 100_000

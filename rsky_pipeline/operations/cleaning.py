@@ -10,10 +10,18 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rsky_pipeline.streams.connection import Store
-from rsky_pipeline.streams.discard import AT_ONCE, Mode, Unfinished, discard
 from rsky_pipeline.streams.lag import inspect
 from rsky_pipeline.streams.names import FIREHOSE_LIVE
-from rsky_pipeline.streams.scan import StoredEntry, moment, nature, pages
+from rsky_pipeline.streams.scan import (
+    DISCARDED_AT_ONCE,
+    Mode,
+    StoredEntry,
+    Unfinished,
+    discard,
+    moment,
+    nature,
+    pages,
+)
 
 # What is never meant to be in a stream, so that removing it takes nothing from anybody. The live
 # stream carries operations on records only; elsewhere a `repo` event is the end of a backfill.
@@ -178,7 +186,7 @@ def purge(
     looked_at = removed = 0
     lost, by_type, last = Losses(), Counter[str](), after
     mode: Mode = "look" if dry_run else "all"
-    for page in pages(store, stream, after=after, until=report.last_id, count=AT_ONCE):
+    for page in pages(store, stream, after=after, until=report.last_id, count=DISCARDED_AT_ONCE):
         found = [entry for entry in page if nature(entry.fields).kind in wanted]
         if found:
             done = discard(store, stream, [entry.id for entry in found], mode)
@@ -202,7 +210,7 @@ def _cut(
     mode: Mode = "look" if dry_run else "all" if force else "finished"
     looked_at = removed = 0
     wanted, last = Losses(), None
-    for full_page in pages(store, stream, until=until, count=AT_ONCE):
+    for full_page in pages(store, stream, until=until, count=DISCARDED_AT_ONCE):
         page = full_page[: most - looked_at]
         if not page:
             break

@@ -9,8 +9,14 @@ from rsky_pipeline.configuration.expectations import high_water_marks
 from rsky_pipeline.configuration.settings import Settings
 from rsky_pipeline.operations.capacity import Advice, Load, advise, usable_bytes
 from rsky_pipeline.streams.connection import Store
-from rsky_pipeline.streams.lag import GroupReport, StreamReport, collect
-from rsky_pipeline.streams.memory import ServerMemory, server_memory, stream_bytes
+from rsky_pipeline.streams.lag import (
+    GroupReport,
+    ServerMemory,
+    StreamReport,
+    collect,
+    server_memory,
+    stream_bytes,
+)
 from rsky_pipeline.streams.names import STREAMS, dead_letters
 from rsky_pipeline.streams.scan import newest
 

@@ -29,10 +29,9 @@ from rsky_pipeline.network.http import HttpClient, HttpError
 from rsky_pipeline.operations.scrape import scrape, targets
 from rsky_pipeline.streams.connection import Store, connect
 from rsky_pipeline.streams.dead_letters import find_dead_letter
-from rsky_pipeline.streams.discard import discard
 from rsky_pipeline.streams.errors import StoreRejected, StoreUnavailable
 from rsky_pipeline.streams.names import REPO_STREAMS, STREAMS, dead_letters
-from rsky_pipeline.streams.scan import StoredEntry, moment, nature, newest
+from rsky_pipeline.streams.scan import StoredEntry, discard, moment, nature, newest
 
 LIMIT = 200_000  # entries of one stream
 MAX_FOUND = 50  # entries of one stream that are reported

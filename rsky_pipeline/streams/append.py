@@ -53,6 +53,7 @@ class Appended:
 # producer has appended this share of what was left; others append too, and entries cost more there.
 MEMORY_CHECK_SECONDS = 0.1
 MEMORY_SHARE = 0.1
+_FIELDS_AT_ONCE = 2_000  # the server does nothing else meanwhile
 _STREAM_AND_FIELD = itemgetter(0, 1)
 HashWrites = Mapping[str, Mapping[bytes, bytes]]
 
@@ -114,3 +115,16 @@ def read_cursor(store: Store, key: str) -> str | None:
     """Return a stored cursor, or None."""
     value = store.call("GET", key)
     return None if value is None else value.decode()
+
+
+def read_fields(store: Store, where: Sequence[tuple[str, bytes]]) -> list[bytes]:
+    """Return the value of each field, given with its hash; b"" for what is not there.
+
+    Raises StoreUnavailable and StoreRejected.
+    """
+    values: list[bytes] = []
+    for start in range(0, len(where), _FIELDS_AT_ONCE):
+        part = where[start : start + _FIELDS_AT_ONCE]
+        keys = [key for key, _ in part]
+        values += store.script("read_fields", keys, [field for _, field in part])
+    return values

@@ -19,7 +19,6 @@ from typing import Any
 from rsky_pipeline.streams.connection import Argument, Store
 from rsky_pipeline.streams.errors import StoreRejected
 from rsky_pipeline.streams.names import WAITING_KEY, dead_letters
-from rsky_pipeline.streams.trim import trim
 
 # An entry that was delivered more often may be what crashed its worker.
 SUSPICIOUS_DELIVERIES = 2
@@ -29,6 +28,8 @@ NOTES = ("reason", "error", "attempts", "source_id")
 FORGOTTEN_CONSUMER_MS = 24 * 3600 * 1000  # a consumer that did nothing for so long is gone
 _SLICE = 1_000  # ids of one call; Lua's unpack has a limit of some thousands
 _RECLAIM_PAGE = 100
+_TRIMMED_AT_ONCE = 10_000  # entries: a few milliseconds of the server
+_TRIM_CALLS = 100
 _FIRST_GUESS_BYTES = 4_096.0  # of an entry, before any was read
 _LEAST_GUESS_BYTES = 256.0
 _WAIT_SECONDS = 0.02  # between two looks whether a suspicious entry is finished
@@ -199,7 +200,7 @@ class Consumer:
     def clean(self, store: Store) -> int:
         """Remove what nobody wants: entries that every group has acknowledged, and names of
         consumers of this group that are gone. Returns how many entries were removed."""
-        removed = trim(store, self.stream).removed
+        removed = trim(store, self.stream)
         self._reader(store).remove_idle_consumers(FORGOTTEN_CONSUMER_MS)
         return removed
 
@@ -294,6 +295,21 @@ class Consumer:
         # Growth counts at once, shrinking slowly: large entries come in bursts.
         average = max(size / len(page), _LEAST_GUESS_BYTES)
         self._entry_bytes = max(average, 0.8 * self._entry_bytes + 0.2 * average)
+
+
+def trim(store: Store, stream: str) -> int:
+    """Remove entries that every group has acknowledged; return how many.
+
+    A stream without groups is left alone. At most about a million entries are removed; the rest
+    goes with the next call. Raises StoreUnavailable and StoreRejected.
+    """
+    total = 0
+    for _ in range(_TRIM_CALLS):
+        removed = int(store.script("trim", [stream], [_TRIMMED_AT_ONCE]))
+        total += removed
+        if not removed:
+            break
+    return total
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,7 @@
-"""How far consumers are behind, counted so that deleted entries do not spoil it."""
+"""How far consumers are behind and how full streams and server are.
+
+Lag is counted so that deleted entries do not spoil it.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -47,6 +50,21 @@ class StreamReport:
         return next((group for group in self.groups if group.name == name), None)
 
 
+@dataclass(frozen=True, slots=True)
+class ServerMemory:
+    """Bytes used by the server, its limit (0 for none), and what the machine has (0: unknown)."""
+
+    used: int
+    limit: int
+    machine: int
+    policy: str  # what the server does at its limit; anything but noeviction loses queue data
+
+    @property
+    def share(self) -> float | None:
+        """Return the used part of the limit, from 0 to 1; None without a limit."""
+        return self.used / self.limit if self.limit else None
+
+
 def inspect(store: Store, stream: str) -> StreamReport:
     """Report on one stream; one that does not exist is empty.
 
@@ -72,6 +90,25 @@ def inspect(store: Store, stream: str) -> StreamReport:
 def collect(store: Store, streams: Sequence[str]) -> list[StreamReport]:
     """Report on several streams."""
     return [inspect(store, stream) for stream in streams]
+
+
+def server_memory(store: Store) -> ServerMemory:
+    """Ask the server. Raises StoreUnavailable and StoreRejected."""
+    facts = {}
+    for line in store.call("INFO", "memory").decode().splitlines():
+        name, _, value = line.partition(":")
+        facts[name] = value
+    return ServerMemory(
+        int(facts.get("used_memory", 0)),
+        int(facts.get("maxmemory", 0)),
+        int(facts.get("total_system_memory", 0)),
+        facts.get("maxmemory_policy", ""),
+    )
+
+
+def stream_bytes(store: Store, stream: str) -> int:
+    """Return about how many bytes a stream takes, its groups included; 0 if there is none."""
+    return int(store.call("MEMORY", "USAGE", stream) or 0)
 
 
 def _group(row: Sequence[Any], length: int, now_ms: int) -> GroupReport:

@@ -1,8 +1,9 @@
-"""Reading entries in bounded pages, and telling what they are without checking them."""
+"""Looking through entries in bounded pages, and removing chosen ones beside running consumers."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import Literal
 
 import orjson
 
@@ -11,6 +12,8 @@ from rsky_pipeline.streams.event import EVENT_FIELD, LABELS_FIELD
 from rsky_pipeline.streams.repo_job import REPO_FIELD
 
 UNREADABLE = "unreadable"
+Mode = Literal["look", "finished", "all"]
+DISCARDED_AT_ONCE = 500  # entries of one call: about a millisecond of the server
 _KINDS = frozenset({"create", "update", "delete", "repo", "account", "identity", "label"})
 
 
@@ -25,6 +28,26 @@ class StoredEntry:
     def size(self) -> int:
         """Bytes of its names and values."""
         return sum(len(name) + len(value) for name, value in self.fields.items())
+
+
+@dataclass(frozen=True, slots=True)
+class Unfinished:
+    """An entry that a group has not been given (`unread`) or has not acknowledged (`pending`)."""
+
+    id: str
+    group: str  # empty where the stream has no groups, so that nobody has read it
+    state: str
+
+
+@dataclass(frozen=True, slots=True)
+class Discarded:
+    """What one call did: how many entries it removed, and which ones somebody still wants.
+
+    The latter were removed too by the mode `all`, and are still there after the others.
+    """
+
+    removed: int
+    unfinished: tuple[Unfinished, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +115,20 @@ def moment(entry_id: str) -> str | None:
         return None
     when = datetime.fromtimestamp(milliseconds(entry_id) / 1000, UTC)
     return when.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def discard(store: Store, stream: str, ids: Sequence[str], mode: Mode) -> Discarded:
+    """Remove at most DISCARDED_AT_ONCE entries as `mode` says, in one step of the server.
+
+    `look` removes nothing, `finished` only what every group has acknowledged, `all` everything,
+    acknowledging it. A repeated call does nothing more. Raises StoreUnavailable and StoreRejected,
+    and ValueError for too many ids.
+    """
+    if len(ids) > DISCARDED_AT_ONCE:
+        raise ValueError(f"{len(ids)} entries at once, at most {DISCARDED_AT_ONCE}")
+    removed, *rows = store.script("discard", [stream], [mode, *ids])
+    found = (Unfinished(*(item.decode() for item in row)) for row in rows)
+    return Discarded(int(removed), tuple(found))
 
 
 def _entries(reply: list[tuple[bytes, list[bytes]]]) -> list[StoredEntry]:

@@ -4,8 +4,7 @@
 --
 -- KEYS  1: the stream
 -- ARGV  1: about how many entries to remove at once
--- Returns {how many were removed, the lowest id that had to be kept, the group that wants it}; the
--- texts are empty for a stream that is missing or has no groups, which nothing is removed from.
+-- Returns how many were removed: none of a stream that is missing or has no groups.
 
 -- Ids as texts of equal length, since Lua's numbers cannot hold all of them.
 local function sortable(id)
@@ -22,9 +21,9 @@ local function next_id(id)
 end
 
 if redis.call('EXISTS', KEYS[1]) == 0 then
-  return {0, '', ''}
+  return 0
 end
-local floor, blocker = nil, ''
+local floor = nil
 for _, group in ipairs(redis.call('XINFO', 'GROUPS', KEYS[1])) do
   local facts = {}
   for index = 1, #group, 2 do
@@ -36,16 +35,16 @@ for _, group in ipairs(redis.call('XINFO', 'GROUPS', KEYS[1])) do
   end
   for _, id in ipairs(wanted) do
     if floor == nil or sortable(id) < sortable(floor) then
-      floor, blocker = id, facts['name']
+      floor = id
     end
   end
 end
 if floor == nil then
-  return {0, '', ''}
+  return 0
 end
 -- Whole nodes first, a bounded number of them: an exact trim of millions would stop the server.
 local removed = redis.call('XTRIM', KEYS[1], 'MINID', '~', floor, 'LIMIT', ARGV[1])
 if removed == 0 then
   removed = redis.call('XTRIM', KEYS[1], 'MINID', '=', floor)
 end
-return {removed, floor, blocker}
+return removed

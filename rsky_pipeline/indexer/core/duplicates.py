@@ -13,6 +13,7 @@ from typing import Any
 
 import orjson
 
+from rsky_pipeline.database.bulk import quoted, transpose
 from rsky_pipeline.database.connection import Transaction
 from rsky_pipeline.indexer.collections.declaration import Collection
 from rsky_pipeline.indexer.collections.fields import InvalidRecordError
@@ -21,9 +22,7 @@ from rsky_pipeline.indexer.collections.values import CollectionTable, Put, Store
 from rsky_pipeline.indexer.core.statements import (
     delete,
     insert,
-    quoted,
     returned_columns,
-    transpose,
 )
 
 Key = tuple[Any, ...]

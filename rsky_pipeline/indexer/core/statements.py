@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence, Set
 from functools import cache
 from typing import Any
 
+from rsky_pipeline.database.bulk import quoted, transpose
 from rsky_pipeline.database.connection import Transaction
 from rsky_pipeline.indexer.collections.values import CollectionTable, Put, SideTable
 
@@ -113,11 +114,6 @@ def _count_keys(side: SideTable) -> str:
     return quoted(count.by for count in side.counts) or "NULL"
 
 
-def quoted(columns: Iterable[str]) -> str:
-    """Return column names for SQL."""
-    return ", ".join(f'"{name}"' for name in columns)
-
-
 def unnest(columns: Mapping[str, str]) -> str:
     """Return a SELECT from one array parameter a column, as relation `n`."""
     arrays = ", ".join(f"%b::{_array_type(kind)}[]" for kind in columns.values())
@@ -129,8 +125,3 @@ def unnest(columns: Mapping[str, str]) -> str:
 
 def _array_type(kind: str) -> str:
     return "text" if kind in {"varchar", "jsonb"} else kind
-
-
-def transpose(rows: Sequence[tuple[Any, ...]]) -> list[list[Any]]:
-    """Turn rows into one list a column."""
-    return [list(column) for column in zip(*rows, strict=True)]

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from rsky_pipeline.database.bulk import transpose
 from rsky_pipeline.indexer.collections.declaration import Changes, Collection
 from rsky_pipeline.indexer.collections.values import (
     CollectionTable,
@@ -23,7 +24,6 @@ from rsky_pipeline.indexer.core.statements import (
     select,
     side_delete_sql,
     side_insert_sql,
-    transpose,
 )
 
 

@@ -40,11 +40,10 @@ from rsky_pipeline.network.http import HttpError
 from rsky_pipeline.network.listing import Listed, ListedRepo, Lister, Page, Unlistable
 from rsky_pipeline.runtime.boundary import Boundary
 from rsky_pipeline.runtime.threads import StoreThread
-from rsky_pipeline.streams.append import Entry, append
+from rsky_pipeline.streams.append import Entry, append, read_fields
 from rsky_pipeline.streams.connection import Store
 from rsky_pipeline.streams.errors import StoreRejected, StoreUnavailable
 from rsky_pipeline.streams.event import EVENT_FIELD, AccountEvent, encode_event
-from rsky_pipeline.streams.fields import read_fields
 from rsky_pipeline.streams.names import FIREHOSE_LIVE, REPO_BACKFILL_HIGH
 from rsky_pipeline.streams.repo_job import REPO_FIELD, FetchReason, RepoJob, encode_repo_job
 

@@ -4,11 +4,10 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 
 from rsky_pipeline.streams.connection import Store
-from rsky_pipeline.streams.discard import discard
 from rsky_pipeline.streams.event import MalformedEvent
 from rsky_pipeline.streams.names import REPO_STREAMS
 from rsky_pipeline.streams.repo_job import REPO_FIELD, decode_repo_job
-from rsky_pipeline.streams.scan import StoredEntry, newest, pages
+from rsky_pipeline.streams.scan import StoredEntry, discard, newest, pages
 from rsky_pipeline.streams.waiting import Waiting, all_waiting, remove_waiting
 
 _PAGE = 100

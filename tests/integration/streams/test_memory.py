@@ -7,10 +7,9 @@ import pytest
 from rsky_pipeline.embedded import valkey
 from rsky_pipeline.streams.append import CursorMove, Entry, append, read_cursor
 from rsky_pipeline.streams.connection import connect
-from rsky_pipeline.streams.consumer import GroupReader
+from rsky_pipeline.streams.consumer import GroupReader, trim
 from rsky_pipeline.streams.dead_letters import dead_letter
-from rsky_pipeline.streams.memory import server_memory
-from rsky_pipeline.streams.trim import trim
+from rsky_pipeline.streams.lag import server_memory
 from tests import stores
 
 LIMIT = 12 * 1024 * 1024

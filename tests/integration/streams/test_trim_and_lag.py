@@ -10,9 +10,9 @@ from rsky_pipeline.health.self_check import watch
 from rsky_pipeline.observability.streams import StreamMetrics
 from rsky_pipeline.streams.append import append
 from rsky_pipeline.streams.connection import Store, connect
+from rsky_pipeline.streams.consumer import trim
 from rsky_pipeline.streams.errors import StoreUnavailable
 from rsky_pipeline.streams.lag import MAX_COUNTED, GroupReport, collect, inspect
-from rsky_pipeline.streams.trim import Trimmed, trim
 from tests.integration.streams.support import entries, ids, memory_full, reader, stored
 
 
@@ -27,11 +27,11 @@ def test_trimming_stops_at_the_slowest_group(store: Store) -> None:
     first, second = reader(store, "g1"), reader(store, "g2")
     first.acknowledge(ids(first.read_new(10, 0)))
     taken = second.read_new(3, 0)
-    assert trim(store, "s") == Trimmed(0, taken[0].id, "g2")
+    assert trim(store, "s") == 0
     second.acknowledge([taken[0].id, taken[2].id])
-    assert trim(store, "s") == Trimmed(1, taken[1].id, "g2")
+    assert trim(store, "s") == 1
     second.acknowledge([taken[1].id])
-    assert trim(store, "s").removed == 2
+    assert trim(store, "s") == 2
     assert list(stored(store)) == [3, 4]
 
 
@@ -43,14 +43,14 @@ def test_trimming_keeps_what_a_group_was_set_back_to(store: Store) -> None:
     second.acknowledge(ids(taken[:4]))
     # The operator wants the second group to read again, while its last entry is still pending.
     store.call("XGROUP", "SETID", "s", "g2", taken[1].id)
-    assert trim(store, "s").removed == 2
+    assert trim(store, "s") == 2
     assert list(stored(store)) == [2, 3, 4]
 
 
 def test_a_stream_without_groups_is_not_trimmed(store: Store) -> None:
     append(store, entries(3))
-    assert trim(store, "s") == Trimmed(0, None, None)
-    assert trim(store, "missing") == Trimmed(0, None, None)
+    assert trim(store, "s") == 0
+    assert trim(store, "missing") == 0
     assert len(stored(store)) == 3
 
 
@@ -60,7 +60,7 @@ def test_a_long_stream_is_trimmed_to_the_last_entry(store: Store) -> None:
     for own in (first, second):
         own.acknowledge(ids(own.read_new(25_007, 0)))
     with memory_full(store):
-        assert trim(store, "s").removed == 25_007
+        assert trim(store, "s") == 25_007
     assert list(stored(store)) == [25_007, 25_008, 25_009]
 
 

@@ -13,8 +13,7 @@ from rsky_pipeline.health.rules import WATCHED, finding_of, finding_series
 from rsky_pipeline.health.samples import Expectations, Exported, Labels, Sample
 from rsky_pipeline.health.self_check import SelfCheck
 from rsky_pipeline.observability.findings import FAILS, WARNS, FindingMetrics, active_findings
-from rsky_pipeline.streams.lag import GroupReport, StreamReport
-from rsky_pipeline.streams.memory import ServerMemory
+from rsky_pipeline.streams.lag import GroupReport, ServerMemory, StreamReport
 
 LIVE, BACKFILL = "firehose_live", "firehose_backfill"
 MARKS = {LIVE: 100, BACKFILL: 100}

@@ -20,7 +20,7 @@ from rsky_pipeline.observability.catalogue import declared, missing_metrics
 from rsky_pipeline.observability.findings import FindingMetrics
 from rsky_pipeline.operations import monitoring, trace
 from rsky_pipeline.operations.verification import checks, run
-from rsky_pipeline.streams.memory import ServerMemory
+from rsky_pipeline.streams.lag import ServerMemory
 
 ROOT = Path(rsky_pipeline.__file__).parent
 JUDGES = [

@@ -6,8 +6,7 @@ from rsky_pipeline.health.samples import Exported, Sample
 from rsky_pipeline.operations.scrape import Scrape, Target
 from rsky_pipeline.operations.stream_figures import GroupFigures, Measurement, StreamFigures
 from rsky_pipeline.operations.verification.run import Look
-from rsky_pipeline.streams.lag import GroupReport, StreamReport
-from rsky_pipeline.streams.memory import ServerMemory
+from rsky_pipeline.streams.lag import GroupReport, ServerMemory, StreamReport
 from rsky_pipeline.streams.names import STREAMS
 
 
