@@ -1,5 +1,11 @@
 """Valkey and PostgreSQL from wheels, for machines that have neither.
 
-Finds the server programs, prepares their directories and tells how they are started, stopped and
-asked whether they answer. Must not know what they are used for, nor supervise them; the wheels'
-own Python code is never imported."""
+In: settings. Out: a `StoreProgram` (`program.py`) for each store: how it is started, stopped and
+asked whether it answers, its directories made and its data initialised. The supervisor runs them;
+`guard.py` is a small process that stops a store whose supervisor was killed.
+
+Read first `postgres.py` (with `accounts.py`, which lets it run for root) or `valkey.py`;
+`locations.py` says where everything is. The wheels' own Python code is never imported.
+
+It must not know what the stores are used for, nor supervise them.
+"""

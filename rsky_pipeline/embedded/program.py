@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from rsky_pipeline.embedded.accounts import Account
+from rsky_pipeline.embedded.accounts import SystemAccount
 
 MAX_LOG_BYTES = 10_000_000
 
@@ -22,7 +22,7 @@ class StoreProgram:
     log_path: Path
     stop_signal: int  # ends it in order: open connections are dropped, nothing is lost
     answers: Callable[[], bool]  # blocking, at most a few seconds
-    account: Account | None = None  # None: the account of the caller
+    account: SystemAccount | None = None  # None: the account of the caller
     environment: Mapping[str, str] = field(default_factory=lambda: {"LC_ALL": "C"})
 
     def start(self, pass_fds: tuple[int, ...] = ()) -> "subprocess.Popen[bytes]":

@@ -10,7 +10,7 @@ import rsky_pipeline
 ROOT = Path(rsky_pipeline.__file__).parent
 # Names that still mean several things, or exceptions without the suffix: none may be added.
 STILL_SHARED = {
-    "Account", "Check", "Chunk", "Claimed", "Entry", "Hosts", "Ledger", "Load", "Moved", "Outcome",
+    "Check", "Chunk", "Claimed", "Entry", "Hosts", "Ledger", "Load", "Moved", "Outcome",
     "Process", "Progress", "Refused", "Repo", "Report", "Slot", "Step", "Stored", "Target",
     "Verdict", "Writer",
 }  # fmt: skip
@@ -19,7 +19,7 @@ STILL_WITHOUT_SUFFIX = {
     "HostBusy", "InvalidCursor", "LoadFailed", "LoadStopped", "MalformedEvent", "NoSimulation",
     "NotConvertible", "NotStored", "NotWell", "Refused", "RepoFailed", "RowExists",
     "SchemaMismatch", "StepFailed", "StillChanging", "StoreRejected", "StoreUnavailable",
-    "TransactionConflict", "UnknownFault", "UnknownGap", "WheelMissing", "_OneLine", "_RolledBack",
+    "TransactionConflict", "UnknownFault", "UnknownGap", "_OneLine", "_RolledBack",
 }  # fmt: skip
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from rsky_pipeline.configuration.settings import Settings
 from rsky_pipeline.embedded import locations
-from rsky_pipeline.embedded.errors import EmbeddedStoreError, WheelMissing
+from rsky_pipeline.embedded.errors import EmbeddedStoreError, WheelMissingError
 
 
 @pytest.fixture(autouse=True)
@@ -64,17 +64,19 @@ def test_long_paths_get_short_sockets(tmp_path: Path) -> None:
 
 def test_a_missing_wheel_is_one_clear_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(locations, "find_spec", lambda _: None)
-    with pytest.raises(WheelMissing, match=r"install rsky-pipeline\[embedded\] or set redis_url"):
+    with pytest.raises(
+        WheelMissingError, match=r"install rsky-pipeline\[embedded\] or set redis_url"
+    ):
         locations.valkey_program()
     with pytest.raises(
-        WheelMissing, match=r"install rsky-pipeline\[embedded\] or set database_url"
+        WheelMissingError, match=r"install rsky-pipeline\[embedded\] or set database_url"
     ):
         locations.postgres_folder()
 
 
 def test_a_wheel_for_another_machine_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("platform.machine", lambda: "m68k")
-    with pytest.raises(WheelMissing, match="no valkey-server for this machine"):
+    with pytest.raises(WheelMissingError, match="no valkey-server for this machine"):
         locations.valkey_program()
 
 
