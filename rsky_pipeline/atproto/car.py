@@ -133,7 +133,7 @@ def _header(data: bytes) -> tuple[tuple[Cid, ...], int]:
 
 
 def usual_header(root: Cid) -> bytes:
-    """Return what a CAR with one root begins with, in its usual form."""
+    """Return the header of a CAR with one root, in its usual form."""
     return _USUAL_START + root + _USUAL_END
 
 

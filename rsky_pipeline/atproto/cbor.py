@@ -3,8 +3,8 @@
 https://atproto.com/specs/data-model. Decoding is bounded in depth, number of items and memory, and
 raises nothing but InvalidDataError.
 
-Two libraries decode. libipld is five times as fast as cbor2, but makes no difference between links
-and byte strings, and does not say what is wrong with what it refuses: that is left to cbor2.
+Two libraries decode. libipld is five times as fast as cbor2, but does not distinguish links from
+byte strings, and gives no reason when it refuses: then cbor2 decodes again and names the reason.
 """
 
 from collections.abc import Callable
@@ -30,7 +30,7 @@ _LINK_32, _LINK_64 = b"\xda\0\0\0\x2a", b"\xdb\0\0\0\0\0\0\0\x2a"
 # libipld makes room for the elements that a list claims to have, which may be as many as there are
 # bytes, at each of the thousand levels that it descends.
 _MAX_QUICK = 16_384  # bytes
-_COUNT_FROM = 65_536  # bytes; what is smaller cannot cost more than a few megabytes
+_COUNT_FROM = 65_536  # bytes; smaller data cannot cost more than a few megabytes
 
 Value = Any  # dict[str, Value] | list[Value] | str | int | bytes | Cid | bool | None
 
@@ -123,7 +123,7 @@ def _read(data: bytes, count: int) -> list[Value]:
 
 
 def _read_quickly(data: bytes) -> list[Value] | None:
-    """Read all items, links as byte strings; None where it takes another to say what is wrong."""
+    """Read all items, links as byte strings; None leaves the data to `_read_surely`."""
     if len(data) > _MAX_QUICK:
         return None
     try:
@@ -149,7 +149,7 @@ def _read_surely(data: bytes, count: int) -> list[Value]:
 
 
 def _refuse_many_items(data: bytes) -> None:
-    """Count what is in big data before it is decoded: an empty list is 1 byte there, 64 here.
+    """Count the items of big data before decoding: an empty list takes 1 byte there, 64 here.
 
     CBOR is a flat sequence of heads, so that counting needs no nesting.
     """

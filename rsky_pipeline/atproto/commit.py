@@ -11,8 +11,8 @@ from rsky_pipeline.atproto.syntax import is_did, is_tid
 
 VERSION = 3
 _KEYS = {"did", "version", "data", "rev", "prev", "sig"}
-# The canonical spelling of nearly all commits, which a decoder needs twenty times as long for, as
-# it does for encoding what was signed. Whatever does not look like this goes through the decoder.
+# The canonical bytes of nearly all commits. Decoding them, and encoding the signed part again,
+# takes twenty times as long as this match does. Every other block goes through the decoder.
 _CANONICAL = re.compile(
     rb"\xa6(cdid(?:[\x60-\x77]|\x78[\x18-\xff])(did:[ -~]+)crev\x6d([2-7a-z]{13}))"
     rb"csig\x58\x40(.{64})"
@@ -32,7 +32,7 @@ class Commit:
     prev: Cid | None
     sig: bytes
     version: int = VERSION
-    unsigned: bytes = field(default=b"", repr=False, compare=False)  # what was signed, if known
+    unsigned: bytes = field(default=b"", repr=False, compare=False)  # the signed bytes, if known
 
 
 def parse_commit(block: bytes) -> Commit:
@@ -79,12 +79,12 @@ def _parse_anything(block: bytes) -> Commit:
 
 
 def unsigned_bytes(commit: Commit) -> bytes:
-    """Return what a commit's signature is over."""
+    """Return the bytes that a commit's signature is over."""
     return commit.unsigned or _unsigned(commit.did, commit.rev, commit.data, commit.prev)
 
 
 def verify_commit(commit: Commit, key: PublicKey) -> bool:
-    """Tell whether a commit was signed with a key."""
+    """Return whether a commit was signed with a key."""
     return key.verify(unsigned_bytes(commit), commit.sig)
 
 

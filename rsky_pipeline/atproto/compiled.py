@@ -1,7 +1,7 @@
 """The compiled readers, where they could be built.
 
-They accept what is well formed and usual, and answer None or False to everything else, which their
-Python counterparts then read. Without a C compiler they accept nothing, and everything works,
+They read well-formed input of the usual form, and return None or False for everything else, which
+their Python counterparts then read. Without a C compiler they accept nothing, and everything works,
 slower.
 """
 

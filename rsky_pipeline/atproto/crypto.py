@@ -59,7 +59,7 @@ except (ImportError, AttributeError):
 class PublicKey:
     """A verification key: its curve and its point in SEC1 form.
 
-    Raises InvalidDataError for what is not a point of the curve. Keep keys that are used often:
+    Raises InvalidDataError for bytes that are no point of the curve. Keep keys that are used often:
     reading a point costs up to half as much as verifying with it.
     """
 
@@ -99,7 +99,7 @@ class PublicKey:
         return self._loaded if isinstance(self._loaded, coincurve.PublicKey) else None
 
     def verify(self, message: bytes, signature: bytes) -> bool:
-        """Tell whether a 64-byte signature (r and s) over SHA-256 of the message is good.
+        """Return whether a 64-byte signature (r and s) over SHA-256 of the message is good.
 
         High-S and DER signatures are bad on both curves.
         """
@@ -194,7 +194,7 @@ class SignatureCheck(NamedTuple):
 
 
 def check_all(checks: Sequence[SignatureCheck]) -> list[bool]:
-    """Tell of each signature whether it is good, exactly as `PublicKey.verify` does."""
+    """Return for each signature whether it is good, exactly as `PublicKey.verify` does."""
     found = _check_together(checks) if _REACHED else None
     if found is None:
         return [key.verify(message, signature) for key, message, signature in checks]

@@ -22,7 +22,7 @@ _STAND_IN = 2000  # years added around the year 0, which `datetime` lacks; leap 
 
 
 def is_datetime(text: str) -> bool:
-    """Tell whether a text is a datetime as lexicons demand it: with seconds and a zone, and real.
+    """Return whether a text is a datetime as lexicons demand it: with seconds and a zone, and real.
 
     https://atproto.com/specs/lexicon#datetime
     """

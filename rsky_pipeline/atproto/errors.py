@@ -1,10 +1,10 @@
-"""What is wrong with data from outside, as a code for counters and a text for people."""
+"""Errors of data from outside: a code for counters, and a text for people."""
 
 
 class InvalidDataError(ValueError):
     """Bytes or values that break a rule of the protocol.
 
-    `reason` is a short stable code, safe as a metric label; the message says more.
+    `reason` is a short stable code, safe as a metric label; the message has the details.
     """
 
     def __init__(self, reason: str, message: str = "") -> None:

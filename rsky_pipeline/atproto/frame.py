@@ -105,7 +105,7 @@ class ErrorMessage:
 
 @dataclass(frozen=True, slots=True)
 class UnknownMessage:
-    """A message of a kind that we do not know, or no longer; only its sequence number matters."""
+    """A message of a kind that is unknown or no longer used; only its sequence number matters."""
 
     op: int
     type: str
@@ -135,7 +135,9 @@ def decode_frame(raw: bytes) -> Message:
     if type(header) is not dict or type(body) is not dict:
         raise InvalidDataError("invalid_frame", "header or body is not a map")
     operation, kind = header.get("op"), header.get("t")
-    if kind == "#labels":  # passed on as they are, so that links must be told from byte strings
+    if (
+        kind == "#labels"
+    ):  # labels are passed on as they are: links must stay distinct from byte strings
         header, body = cbor.decode_pair(raw)
     if operation == 1 and type(kind) is str and kind in _READERS:
         return _READERS[kind](body)
@@ -253,7 +255,7 @@ _READERS: dict[str, Callable[[dict[str, Any]], "Message"]] = {
     "#sync": _sync,
     "#identity": _identity,
     "#account": _account,
-    # Of before 2024, on streams that are replayed: what they said, other messages say today.
+    # Of before 2024, on replayed streams; `#identity` and `#account` have replaced them.
     "#handle": _identity,
     "#tombstone": _tombstone,
     "#migrate": _migration,

@@ -16,7 +16,7 @@ _MAX_ENDPOINT = 300  # characters; a name has 253 at most
 
 @dataclass(frozen=True, slots=True)
 class DidDocument:
-    """What the pipeline needs of a DID document; a part that is missing or malformed is None."""
+    """The parts of a DID document that the pipeline uses; a missing or malformed one is None."""
 
     did: str
     handle: str | None  # claimed by the account, not verified

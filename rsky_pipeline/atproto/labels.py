@@ -26,18 +26,18 @@ class Label:
     cid: str | None
     neg: bool
     exp: str | None
-    signed: bytes  # what the signature is over
+    signed: bytes  # the bytes that the signature is over
     sig: bytes | None
 
     def verify(self, key: PublicKey) -> bool:
-        """Tell whether the label was signed with a key; one without a signature was not."""
+        """Return whether the label was signed with a key; one without a signature was not."""
         return self.sig is not None and key.verify(self.signed, self.sig)
 
 
 def parse_label(value: object) -> Label:
     """Read a label out of a `#labels` message or an answer to queryLabels. Raises InvalidDataError.
 
-    What is signed is exactly what came of the known fields: some labelers sign a `neg` that is
+    The signature is over exactly the known fields that came: some labelers sign a `neg` that is
     false, others leave it out.
     """
     if not isinstance(value, dict):

@@ -32,17 +32,17 @@ class AtUri(NamedTuple):
 
 
 def is_did(text: str) -> bool:
-    """Tell whether a text is a DID by syntax (any method)."""
+    """Return whether a text is a DID by syntax (any method)."""
     return compiled.is_plc(text) or (len(text) <= 2048 and _DID.fullmatch(text) is not None)
 
 
 def is_handle(text: str) -> bool:
-    """Tell whether a text is a handle by syntax."""
+    """Return whether a text is a handle by syntax."""
     return len(text) <= 253 and _HANDLE.fullmatch(text) is not None
 
 
 def is_nsid(text: str) -> bool:
-    """Tell whether a text is an NSID such as `app.bsky.feed.post`."""
+    """Return whether a text is an NSID such as `app.bsky.feed.post`."""
     return len(text) <= 317 and _looks_like_nsid(text)
 
 
@@ -52,14 +52,14 @@ def _looks_like_nsid(text: str) -> bool:
 
 
 def is_rkey(text: str) -> bool:
-    """Tell whether a text is a record key."""
+    """Return whether a text is a record key."""
     return compiled.is_usual_rkey(text) or (
         _RKEY.fullmatch(text) is not None and text not in {".", ".."}
     )
 
 
 def is_tid(text: str) -> bool:
-    """Tell whether a text is a TID."""
+    """Return whether a text is a TID."""
     return compiled.tid_value(text) is not None or _TID.fullmatch(text) is not None
 
 
@@ -82,7 +82,8 @@ def parse_at_uri(text: str) -> AtUri | None:
 
 
 def is_at_uri(text: str) -> bool:
-    """Tell whether a text is an AT URI as lexicons demand it: to an account, collection or record.
+    """Return whether a text is an AT URI as lexicons demand it: to an account, collection or
+    record.
 
     Without query or fragment, at most 8,192 characters.
     """

@@ -86,7 +86,7 @@ def normal_host(text: str) -> str | None:
 
 
 def is_dns_name(text: str) -> bool:
-    """Tell whether a text has the form of a DNS name in lower case, without a dot at its end."""
+    """Return whether a text has the form of a DNS name in lower case, without a dot at its end."""
     return _HOST_NAME.fullmatch(text) is not None
 
 
@@ -96,7 +96,7 @@ def shortened(text: str) -> str:
 
 
 def port_or_host(error: ValueError) -> str:
-    """Return what is allowed where `urlsplit` raised this error."""
+    """Return the allowed form where `urlsplit` raised this error."""
     if "port" in str(error).lower():
         return "the port must be 1 to 65535"
     return "allowed is a host name, an IPv4 address, or an IPv6 address in brackets"

@@ -1,4 +1,4 @@
-"""What the settings say about how a healthy pipeline looks. Pure."""
+"""How a healthy pipeline looks, derived from the settings. Pure."""
 
 import ipaddress
 from dataclasses import dataclass, fields
@@ -52,7 +52,7 @@ def expected_groups(settings: Settings) -> dict[str, str]:
 
 
 def _is_local(host: str) -> bool:
-    """Tell whether a relay is on this machine or a private network."""
+    """Return whether a relay is on this machine or a private network."""
     name = urlsplit(host if "://" in host else f"//{host}").hostname or ""
     try:
         return not ipaddress.ip_address(name).is_global

@@ -79,7 +79,10 @@ def load(
 
 
 def _checked(given: Sequence[Given], problems: list[str]) -> tuple[dict[str, Any], dict[str, str]]:
-    """Return values and origins; later values win, and wrong ones are told even when they lose."""
+    """Return values and origins; later values win.
+
+    Invalid ones are reported even when they lose.
+    """
     known = declarations()
     values: dict[str, Any] = {}
     origins = dict.fromkeys(known, DEFAULT)

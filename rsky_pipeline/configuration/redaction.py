@@ -1,4 +1,4 @@
-"""Keeping secrets out of what is printed."""
+"""Keeping secrets out of output."""
 
 import re
 
@@ -17,7 +17,7 @@ def redacted(text: str) -> str:
 
 
 def redacted_invalid(text: str) -> str:
-    """Return what may be shown of a secret that is not well-formed, where `redacted` could miss
-    the password: nothing at all if there might be one."""
+    """Return the printable form of a malformed secret, in which `redacted` could miss the password:
+    nothing at all if there might be one."""
     suspicious = any(mark in text for mark in ("@", "=", " ")) or text.count(":") > 2
     return HIDDEN if suspicious else text

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 
 def path_prefixes(collections: Sequence[str]) -> tuple[str, ...]:
-    """Return what a repo path (`collection/rkey`) of a selected collection starts with.
+    """Return the prefixes of repo paths (`collection/rkey`) of selected collections.
 
     For `str.startswith`, which takes a tuple: one call a path on the hot path.
     """
@@ -12,5 +12,5 @@ def path_prefixes(collections: Sequence[str]) -> tuple[str, ...]:
 
 
 def is_selected(nsid: str, collections: Sequence[str]) -> bool:
-    """Tell whether a collection is selected."""
+    """Return whether a collection is selected."""
     return f"{nsid}/".startswith(path_prefixes(collections))

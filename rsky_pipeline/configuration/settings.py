@@ -14,7 +14,7 @@ from rsky_pipeline.configuration.endpoints import Endpoint, parse_endpoint
 
 @dataclass(frozen=True, slots=True)
 class SettingInfo:
-    """What the loader and the reports need to know of a setting beyond its default."""
+    """The declaration of a setting beyond its default, for the loader and the reports."""
 
     help: str
     unit: str = ""
@@ -93,7 +93,7 @@ class Settings:
         "Control sockets and locks. Unset: $RUNTIME_DIRECTORY, else data_dir/run.",
     )
 
-    # --- what is followed -------------------------------------------------------------------
+    # --- relays and labelers -------------------------------------------------------------------
     initial_cursor: InitialCursor = setting(
         "live",
         "Where to start on a relay without a stored cursor: live, oldest, or a sequence number.",
@@ -126,8 +126,9 @@ class Settings:
     )
     enumeration_source: EnumerationSource = setting(
         "list_repos",
-        "What is paged: list_repos (all repos), by_collection (listReposByCollection for each of "
-        "enumeration_collections), or both. A list_repos that is stuck is helped out by the other.",
+        "The listings to page: list_repos (all repos), by_collection (listReposByCollection for "
+        "each of enumeration_collections), or both. While list_repos is stuck, by_collection "
+        "stands in.",
         choices=("list_repos", "by_collection", "both"),
     )
     enumeration_collections: tuple[str, ...] = setting(
@@ -185,7 +186,7 @@ class Settings:
         legacy_environment=("BACKFILLER_FIREHOSE_STREAM_HIGH_WATER_MARK",),
     )
 
-    # --- what is expected, for `verify`, `monitor` and the findings of running workers --------
+    # --- expectations, for `verify`, `monitor` and the findings of running workers -----------
     expected_rate_min: int = setting(
         100,
         "Events a second into firehose_live below which something is wrong; 0 checks nothing. The "
@@ -242,7 +243,7 @@ class Settings:
     )
     backfiller_host_rate: int = setting(
         10,
-        "Requests to one host, at most; less where the host says so.",
+        "Requests to one host, at most; fewer where its rate limit is lower.",
         unit="requests/s",
         minimum=1,
         maximum=10_000,

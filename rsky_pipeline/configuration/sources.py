@@ -21,7 +21,7 @@ DEFAULT_FILES = (Path("rsky-pipeline.toml"), Path("/etc/rsky-pipeline/rsky-pipel
 MAX_FILE_BYTES = 1_000_000
 
 # Variables of the original services that have no counterpart here are no errors: a deployment that
-# is moved over keeps its environment. `config check` says what becomes of each.
+# is moved over keeps its environment. `config check` reports each of them.
 _MODE = "roles are chosen with `run --role`"
 _CONSUMER = "consumers name themselves after host, role and number"
 _POOL = "each worker has one writing connection; see indexer_workers"
@@ -74,7 +74,7 @@ class ConfigFile:
 
 
 def find_file(given: Path | None, environ: Mapping[str, str]) -> ConfigFile | None:
-    """Return the file to read: as given, as the environment says, or the first default there is."""
+    """Return the file to read: given, named by the environment, or the first default there is."""
     if given is not None:
         return ConfigFile(given, "--config")
     if environ.get(CONFIG_VARIABLE):
@@ -84,7 +84,7 @@ def find_file(given: Path | None, environ: Mapping[str, str]) -> ConfigFile | No
 
 
 def read_file(file: ConfigFile, problems: list[str]) -> list[Given]:
-    """Return what the file sets; what is wrong with it is added to `problems`."""
+    """Return the settings of the file; its problems are added to `problems`."""
     try:
         with file.path.open("rb") as stream:
             content = stream.read(MAX_FILE_BYTES + 1)
@@ -107,7 +107,7 @@ def read_file(file: ConfigFile, problems: list[str]) -> list[Given]:
 def read_environment(
     environ: Mapping[str, str], known: Mapping[str, SettingInfo], problems: list[str]
 ) -> Iterator[Given]:
-    """Yield what the environment sets; an empty variable sets nothing.
+    """Yield the settings of the environment; an empty variable sets nothing.
 
     A variable of ours wins over those of the original services.
     """

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 FIREHOSE_LIVE = "firehose_live"
 FIREHOSE_BACKFILL = "firehose_backfill"
 REPO_BACKFILL_HIGH = "repo_backfill_high"
-REPO_BACKFILL = "repo_backfill"  # the one that the original services know
+REPO_BACKFILL = "repo_backfill"  # the only one of the original services
 REPO_BACKFILL_LOW = "repo_backfill_low"
 REPO_STREAMS = (REPO_BACKFILL_HIGH, REPO_BACKFILL, REPO_BACKFILL_LOW)  # most urgent first
 LABEL_LIVE = "label_live"

@@ -1,4 +1,4 @@
-"""Turning the text of a setting into its value; each refusal says what is allowed."""
+"""Turning the text of a setting into its value; each refusal names the allowed values."""
 
 import re
 from collections.abc import Callable
@@ -30,7 +30,7 @@ _NEVER_EMPTY = {"relay_hosts", "collections"}
 def parse(name: str, info: SettingInfo, raw: object) -> Any:
     """Return the value of a setting from text or from TOML.
 
-    Raises ValueError with what is allowed, for people.
+    Raises ValueError with the allowed values, worded for the operator.
     """
     if name in _SPECIAL:
         return _SPECIAL[name](raw)
@@ -167,7 +167,7 @@ def database_url(text: str) -> str:
 
 
 def search_path_of(url: str) -> str | None:
-    """Return the schema that a PostgreSQL URL puts first, or None if it says nothing of it."""
+    """Return the schema that a PostgreSQL URL puts first, or None without one."""
     options = " ".join(parse_qs(urlsplit(url).query).get("options", []))
     found = _SEARCH_PATH.search(options)
     return found[1] if found else None

@@ -28,7 +28,7 @@ class IdentityNotFoundError(Exception):
 class IdentityUnavailableError(Exception):
     """The directory or host did not give a usable answer: try again later.
 
-    `of_account`: it answered, and what it has of this account is unusable, so that asking again
+    `of_account`: it answered, and its document of this account is unusable, so that asking again
     in a moment is no use.
     """
 

@@ -6,7 +6,8 @@ more than everything else (35 against 16 microseconds a message, measured), and 
 met again after each reconnect at the same cursor. This subclass replaces only what happens to a
 finished message; tests/unit/network/test_subscription.py fails if the library changes under it.
 
-Below the library, a `Splitter` takes out the messages that need nothing else of it.
+Below the library, a `Splitter` takes whole, unfragmented binary messages out of the byte stream;
+the handshake, control frames, fragments and everything unusual are left to the library.
 """
 
 from collections import deque
@@ -19,7 +20,7 @@ from wsproto.events import BytesMessage, RejectConnection, TextMessage
 
 # The sync specification allows 5 MB; a little above it is not worth losing an event over.
 MAX_MESSAGE = 5 * 1024 * 1024
-RECEIVE_BUFFER = 512 * 1024  # what is read at once; the states of its repos are asked for together
+RECEIVE_BUFFER = 512 * 1024  # bytes read at once; the states of their repos are read together
 _MAX_TAKEN = 256  # messages handed over at once, so that the event loop gets its turn
 _HEAD_END = b"\r\n\r\n"
 _WHOLE_BINARY = 0x82
@@ -65,7 +66,7 @@ class FrameSocket(WebSocketConnection):
         self.oversize_messages = 0
 
     async def read(self) -> None:
-        """Read until the connection ends; afterwards `closed` may tell why."""
+        """Read until the connection ends; afterwards `closed` may hold the reason."""
         await self._reader_task()
 
     async def opened(self) -> None:
@@ -191,10 +192,10 @@ class Splitter:
         self._buffer += data
 
     def take(self) -> tuple[list[bytes], bytes]:
-        """Return messages, and what is left to the library behind them.
+        """Return messages, and the bytes behind them that are left to the library.
 
-        What comes behind that is returned by the next call, so that order is kept. Both are empty
-        when nothing can be done before more has come.
+        Messages behind those bytes are returned by the next call, so that order is kept. Both are
+        empty when nothing can be done before more has come.
         """
         if self._in_head:
             return [], self._take_head()

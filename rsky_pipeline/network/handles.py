@@ -1,7 +1,7 @@
 """From a handle to the DID that it belongs to. https://atproto.com/specs/handle#handle-resolution
 
 A DNS TXT record and a document of the handle's host are both valid; DNS is asked first. Whether the
-account claims the handle is for its DID document to say.
+account claims the handle stands in its DID document.
 """
 
 from collections.abc import Iterable
@@ -26,7 +26,7 @@ _NO_ANSWER = (dns.resolver.NXDOMAIN, dns.resolver.NoAnswer, dns.resolver.YXDOMAI
 
 
 class HandleUnavailableError(Exception):
-    """Nobody could say to whom the handle belongs: try again later."""
+    """Neither DNS nor the host answered: try again later."""
 
 
 class Handles:

@@ -58,7 +58,7 @@ class HttpError(Exception):
     """A request that gave no usable answer.
 
     `status` and `code` (the XRPC error name) are set for `kind` "status"; `retry_after` is in
-    seconds, where the server asked for a pause, and `limit` what it said of its rate limit.
+    seconds, where the server asked for a pause, and `limit` is the rate limit that it stated.
     """
 
     def __init__(
@@ -247,14 +247,14 @@ class HttpClient:
             raise self._internal(error, response.url) from error
 
     async def _refusal(self, response: ClientResponse) -> HttpError:
-        """Read what a host says with a status other than 200."""
+        """Read the body and headers of a status other than 200."""
         body = bytearray()
         try:
             async for chunk in self._bounded(response, MAX_ERROR_BODY):
                 body += chunk
             document = orjson.loads(bytes(body))
         except (HttpError, orjson.JSONDecodeError):
-            document = None  # an HTML page or a cut-off body says no more than the status
+            document = None  # an HTML page or a cut-off body adds nothing to the status
         code = document.get("error") if isinstance(document, dict) else None
         now = time.time()
         return HttpError(
@@ -267,7 +267,7 @@ class HttpClient:
         )
 
     async def _close(self, response: ClientResponse) -> None:
-        """Close a response; what the connection raises then changes nothing of its outcome."""
+        """Close a response; an exception of the connection does not change the outcome."""
         try:
             await response.aclose()
         except Exception as error:  # noqa: BLE001 - see runtime.boundary
@@ -308,7 +308,7 @@ def _target(url: str, location: str) -> str:
 
 
 class _Window:
-    """Sees whether a body comes too slowly; only the time that we waited for it counts."""
+    """Detects a body that comes too slowly; only the time spent waiting for it counts."""
 
     def __init__(self, min_rate: float, seconds: float) -> None:
         self._min_rate = min_rate
@@ -328,7 +328,7 @@ class _Window:
 
 
 def read_rate_limit(headers: Mapping[str, str], now: float) -> RateLimit | None:
-    """Read what a response says of the limit; `now` in Unix seconds."""
+    """Read the rate limit from the headers of a response; `now` in Unix seconds."""
     remaining, reset = headers.get("ratelimit-remaining"), headers.get("ratelimit-reset")
     if remaining is None:
         fields = dict(_FIELD.findall(headers.get("ratelimit", "")[:200]))
@@ -342,7 +342,7 @@ def read_rate_limit(headers: Mapping[str, str], now: float) -> RateLimit | None:
 
 
 def read_retry_after(text: str | None, now: float) -> float | None:
-    """Return the seconds that a host asks to be left alone, None where it does not say."""
+    """Return the seconds of a Retry-After header, None without a usable one."""
     if text is None or len(text) > 100:
         return None
     if _is_number(text):

@@ -260,7 +260,7 @@ async def relist(
 
 
 def may_be_the_page(error: HttpError) -> bool:
-    """Tell whether another page could work where this one failed."""
+    """Return whether another page could work where this one failed."""
     if error.kind == "status":
         return error.retry_after is None and error.status in {400, 500, 502, 504}
     return error.kind in {"malformed", "too_big", "timeout"}

@@ -29,7 +29,7 @@ _IPV6_PUBLIC = ipaddress.IPv6Network("2000::/3")
 _IPV6_EXCLUDED = tuple(
     ipaddress.IPv6Network(text) for text in ("2001::/23", "2001:db8::/32", "2002::/16", "3fff::/20")
 )
-# Denied in addition to what `is_global` knows, which differs between Python versions.
+# Denied in addition to `is_global`, which differs between Python versions.
 _IPV4_EXCLUDED = tuple(
     ipaddress.IPv4Network(text)
     for text in ("0.0.0.0/8", "100.64.0.0/10", "192.0.0.0/24", "192.88.99.0/24", "224.0.0.0/3")
@@ -187,7 +187,7 @@ def parse_address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | 
 
 
 def is_public_address(address: str) -> bool:
-    """Tell whether an IP address is a public unicast one, reachable by anybody."""
+    """Return whether an IP address is a public unicast one, reachable by anybody."""
     parsed = parse_address(address)
     if isinstance(parsed, ipaddress.IPv6Address):
         if parsed.ipv4_mapped is not None:
@@ -200,7 +200,7 @@ def is_public_address(address: str) -> bool:
 
 
 def is_public_name(host: str) -> bool:
-    """Tell whether `host` is a DNS name that can belong to a public server (no address, no
+    """Return whether `host` is a DNS name that can belong to a public server (no address, no
     single label, no special-use top-level domain). A dot at its end is legal (RFC 1034, 3.1)."""
     host = host.removesuffix(".")
     if not is_dns_name(host) or "." not in host or parse_address(host) is not None:

@@ -1,4 +1,4 @@
-"""Asking a PDS for one repo: where its CAR is, its rev, what a failure means."""
+"""One repo at its PDS: the URL of its CAR, its rev, and what a failure means."""
 
 from typing import Literal
 from urllib.parse import quote
@@ -21,7 +21,7 @@ Kind = Literal["permanent", "transient", "rate_limited", "invalid"]
 class RepoUnavailableError(Exception):
     """A repo could not be fetched. `code` is a short reason, safe as a metric label.
 
-    `retry_after` (seconds) and `limit` are what the host said of its rate limit.
+    `retry_after` (seconds) and `limit` are the host's rate limit, where it stated one.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ async def latest_rev(http: HttpClient, pds: str, did: str) -> str:
 
 
 def classify(error: HttpError) -> RepoUnavailableError:
-    """Tell what a failed request means for a repo."""
+    """Return the meaning of a failed request for the repo it asked for."""
     kind, code = _meaning(error)
     return RepoUnavailableError(kind, code, str(error), error.retry_after, error.limit)
 

@@ -1,6 +1,6 @@
 """Subscribing to an event stream of a relay or labeler over a WebSocket.
 
-Source: https://atproto.com/specs/event-stream. What went wrong is always a `DisconnectedError` with
+https://atproto.com/specs/event-stream. Every failure is a `DisconnectedError` with
 a reason out of a fixed list, for the counters, and a detail for people.
 """
 
@@ -22,7 +22,7 @@ from rsky_pipeline.network.frame_socket import FrameSocket
 _log = logging.getLogger(__name__)
 _MAX_RETRY_AFTER = 3_600.0
 _LATE_SECONDS = 0.1
-_PROTOCOL_CODES = frozenset({1002, 1003, 1007})  # RFC 6455; said by either side
+_PROTOCOL_CODES = frozenset({1002, 1003, 1007})  # RFC 6455; sent by either side
 
 
 class DisconnectReason(StrEnum):
@@ -32,7 +32,7 @@ class DisconnectReason(StrEnum):
     CONNECT_TIMEOUT = "connect_timeout"
     REJECTED = "rejected"  # an HTTP status other than 101 and 429
     RATE_LIMITED = "rate_limited"
-    CLOSED = "closed"  # the peer said goodbye
+    CLOSED = "closed"  # the peer sent a close frame
     LOST = "lost"  # the connection broke
     IDLE = "idle"  # nothing came for too long
     PING_TIMEOUT = "ping_timeout"
@@ -44,11 +44,14 @@ class DisconnectReason(StrEnum):
     CURSOR_MOVED = "cursor_moved"  # we closed because the store holds another cursor
     STOPPING = "stopping"
     INTERNAL_ERROR = "internal_error"  # an exception that nobody declared
-    STORE = "store"  # we could not begin, because the store does not tell the cursor
+    STORE = "store"  # the cursor could not be read from the store
 
 
 class DisconnectedError(Exception):
-    """A subscription ended, or could not begin. `retry_after` is in seconds, if the peer said."""
+    """A subscription ended, or could not begin.
+
+    `retry_after` (seconds) is the peer's, if it sent one.
+    """
 
     def __init__(
         self, reason: DisconnectReason, detail: str, retry_after: float | None = None
@@ -111,7 +114,7 @@ class Subscription:
         return messages
 
     async def run_reader(self) -> None:
-        """Read from the socket until it ends, and remember why it did."""
+        """Read from the socket until it ends, and keep the reason."""
         socket = self._socket
         try:
             await socket.read()
@@ -160,7 +163,10 @@ class Subscription:
             raise self._ended
 
     async def close(self) -> None:
-        """Say goodbye if anybody is there to hear it; what was not taken is dropped."""
+        """Send a close frame while the connection stands.
+
+        Messages that were not taken are dropped.
+        """
         self._socket.discard()
         if self._reader_ended:
             return
@@ -250,10 +256,10 @@ async def _open_stream(
 
 
 def _fired_late(scope: trio.CancelScope) -> bool:
-    """Tell whether a time limit was noticed well after its time.
+    """Return whether a time limit was noticed well after its time.
 
-    Then this process was held up, and whatever the peer sent meanwhile is still unread: the limit
-    says nothing of the peer.
+    Then this process was held up, and whatever the peer sent meanwhile is still unread: nothing
+    follows for the peer.
     """
     return trio.current_time() - scope.deadline > _LATE_SECONDS
 

@@ -10,15 +10,15 @@ would stop a role for everybody. So the outermost point of the work on one item 
         boundary.caught(error, "identity", did=item.did)
     return UNKNOWN
 
-where UNKNOWN is the item's own outcome for "we do not know": unverified, a handle to look up later,
-a failed attempt. Errors that somebody above handles (of a store that is away) pass first. Never
-catch BaseException here: a cancelled task has to end.
+where UNKNOWN is the outcome of an item that could not be judged: unverified, a handle to look up
+later, a failed attempt. Errors that somebody above handles (of a store that is away) pass first.
+Never catch BaseException here: a cancelled task has to end.
 """
 
 import logging
 from collections.abc import Callable
 
-from rsky_pipeline.runtime.logging import Throttled
+from rsky_pipeline.runtime.logging import ThrottledLog
 
 _log = logging.getLogger(__name__)
 
@@ -35,12 +35,10 @@ class Boundary:
 
     def __init__(self, count: Callable[[], object] = _count_nothing) -> None:
         self._count = count
-        self._throttle = Throttled()
+        self._log = ThrottledLog(_log)
 
     def caught(self, error: Exception, kind: str, **subject: str) -> None:
         """Note an exception; `kind` is one of few words, `subject` the item, such as `did=`."""
         self._count()
-        unlogged = self._throttle.allow(f"{kind} {type(error).__name__}")
-        if unlogged is not None:
-            extra = {"kind": kind, **subject, "unlogged": unlogged}
-            _log.error("internal error: item skipped", extra=extra, exc_info=error)
+        key = f"{kind} {type(error).__name__}"
+        self._log.error("internal error: item skipped", key=key, error=error, kind=kind, **subject)

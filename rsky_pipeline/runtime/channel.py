@@ -2,7 +2,7 @@
 
 Settings come in as one JSON document (not in arguments or the environment: they hold passwords).
 Events go out as JSON lines: `started`, `ready`, `status`, `exit`. The liveness pipe carries
-nothing; its end of file tells that the supervisor is gone.
+nothing; its end of file means that the supervisor is gone.
 """
 
 import json
@@ -60,7 +60,7 @@ def read_settings(descriptor: int) -> Settings:
 
 
 def encode_event(event: Mapping[str, Any]) -> bytes:
-    """Return an event as one line of JSON; what is not JSON is written as text."""
+    """Return an event as one line of JSON; values that JSON lacks are written as text."""
     return json.dumps(event, default=str, separators=(",", ":")).encode() + b"\n"
 
 

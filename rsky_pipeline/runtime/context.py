@@ -1,4 +1,4 @@
-"""What a role is given by the worker process that runs it."""
+"""The surroundings of a role, as the worker process that runs it hands them over."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field

@@ -1,4 +1,4 @@
-"""Locks that end with the process that holds them, and what is known of the holder.
+"""Locks that end with the process that holds them, and notes about the holder.
 
 A lock is an flock(2) on an open file. A child inherits the open file, so that the lock lives as
 long as the child does, whatever becomes of the supervisor. The pid in the file is information for
@@ -22,7 +22,7 @@ class Holder:
     started: int  # clock ticks since boot, as in /proc/PID/stat
 
     def runs(self) -> bool:
-        """Tell whether exactly this process still exists."""
+        """Return whether exactly this process still exists."""
         return start_ticks(self.pid) == self.started
 
 
@@ -72,7 +72,7 @@ def acquire(path: Path) -> Lock | None:
 
 
 def is_held(path: Path) -> bool:
-    """Tell whether a process holds the lock; a file that does not exist is not held."""
+    """Return whether a process holds the lock; a file that does not exist is not held."""
     if not path.exists():
         return False
     lock = acquire(path)

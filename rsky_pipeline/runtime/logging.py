@@ -186,7 +186,7 @@ class ThrottledLog:
 
 
 def _is_journal(target: TextIO) -> bool:
-    """Tell whether a stream is the journal's: systemd names its device and inode (systemd.exec)."""
+    """Return whether a stream is the journal: systemd names its device and inode (systemd.exec)."""
     try:
         status = os.fstat(target.fileno())
     except (OSError, ValueError):

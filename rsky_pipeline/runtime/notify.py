@@ -20,7 +20,7 @@ class Notifier:
     failures: int = field(default=0, init=False)
 
     def send(self, **states: str | int) -> bool:
-        """Send `NAME=value` lines in one datagram; tell whether it was delivered."""
+        """Send `NAME=value` lines in one datagram; return whether it was delivered."""
         if self.address is None:
             return False
         message = "\n".join(f"{name}={_one_line(value)}" for name, value in states.items())
@@ -35,7 +35,7 @@ class Notifier:
         return True
 
     def ready(self, status: str) -> None:
-        """Tell that start-up is done."""
+        """Report that start-up is done."""
         self.send(READY=1, STATUS=status)
 
     def status(self, status: str) -> None:
@@ -43,11 +43,11 @@ class Notifier:
         self.send(STATUS=status)
 
     def watchdog(self) -> None:
-        """Tell that the main loop runs."""
+        """Report that the main loop runs."""
         self.send(WATCHDOG=1)
 
     def stopping(self, status: str) -> None:
-        """Tell that an orderly stop has begun."""
+        """Report that an orderly stop has begun."""
         self.send(STOPPING=1, STATUS=status)
 
     def extend(self, seconds: float) -> None:

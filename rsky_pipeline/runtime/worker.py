@@ -56,7 +56,7 @@ def run_worker(
     instance: int = 1,
     pipes: WorkerPipes | None = None,
 ) -> int:
-    """Run a role until it is told to stop; return the exit code of the process.
+    """Run a role until a signal stops it; return the exit code of the process.
 
     Without pipes it runs standalone: no supervisor, readiness goes to systemd alone.
     """
@@ -110,7 +110,7 @@ class _Worker:
             services.start_soon(self._events.run)
             try:
                 await self._run_role(context, flags)
-            except Exception as error:  # noqa: BLE001  # raised below, once the supervisor knows
+            except Exception as error:  # noqa: BLE001  # raised below, after the last event
                 failure = error
             reason = exit_code_of(failure)[1] if failure else None
             self._events.send("exit", reason=reason, health=self._health.document())
@@ -120,7 +120,7 @@ class _Worker:
             raise failure
         if not flags.stopping.is_set():
             self.exit_code = UNEXPECTED
-            log.critical("the role ended although nobody asked it to")
+            log.critical("the role ended without a stop signal")
 
     async def _run_role(self, context: WorkerContext, flags: _Flags) -> None:
         async with trio.open_nursery() as nursery:

@@ -1,7 +1,7 @@
 """Merkle search trees: walking one that may be hostile, building one, undoing operations.
 
-https://atproto.com/specs/repository#mst-structure. `node` knows how a node is written, `edit` how
-a tree changes, `load` how trees are read; `inversion` and `tree` are what others use.
+https://atproto.com/specs/repository#mst-structure. `node` is the form of a node, `edit` changes
+trees, `load` reads them; `inversion` and `tree` are the interface.
 """
 
 from rsky_pipeline.atproto.mst.inversion import Change, RepoChange, invert, look_up

@@ -1,4 +1,4 @@
-"""Changing a tree without changing its nodes; what is not touched is shared with the old tree."""
+"""Changing a tree without changing its nodes; untouched nodes are shared with the old tree."""
 
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
@@ -66,7 +66,7 @@ def _raise(node: Node | None, layer: int) -> Node | None:
 
 
 def _split(node: Node | None, key: bytes, load: Load) -> tuple[Node | None, Node | None]:
-    """Cut a subtree into what is below and what is above a key that it does not hold."""
+    """Cut a subtree into the parts below and above a key that it does not hold."""
     if node is None:
         return None, None
     index = bisect_left(node.keys, key)

@@ -22,7 +22,7 @@ class BlockSource(Protocol):
 def read_node(blocks: BlockSource, cid: bytes, layer: int | None, *, all_keys: bool = True) -> Node:
     """Read one node; `layer` is what its parent demands, None at the top.
 
-    Without `all_keys` the first key alone tells the layer. Raises IncompleteTreeError, or
+    Without `all_keys` the layer is that of the first key alone. Raises IncompleteTreeError, or
     InvalidDataError for a node that cannot stand there.
     """
     name = Cid(cid)

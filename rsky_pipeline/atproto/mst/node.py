@@ -42,7 +42,7 @@ class Node:
 
 @dataclass(slots=True)
 class Content:
-    """What the block of a node says: like a Node, but on a layer that is not yet known."""
+    """The content of a node's block: like a Node, but on a layer that is not yet known."""
 
     keys: list[bytes]
     values: list[bytes]

@@ -86,7 +86,7 @@ cdef dict _wanted(bytes data, Py_ssize_t position, Py_ssize_t largest, list want
 
 
 cdef Py_ssize_t _length(bytes data, Py_ssize_t *position) except -2:
-    """Read the length of a section, or return -1 for what is not in its shortest form."""
+    """Read the length of a section, or return -1 unless it is in its shortest form."""
     cdef Py_ssize_t length = 0
     cdef unsigned char byte
     cdef int shift
@@ -100,7 +100,7 @@ cdef Py_ssize_t _length(bytes data, Py_ssize_t *position) except -2:
 
 
 def record_json(bytes block not None):
-    """Return the JSON of a record's block, or None for what is not canonical or not usual."""
+    """Return the JSON of a record's block, or None unless it is canonical and usual."""
     cdef Output out
     if size_of(block) > MAX_RECORD:
         return None
@@ -234,7 +234,7 @@ cdef inline int put_byte(Output *out, unsigned char c) except -1:
 
 
 cdef bytes _taken(Output *out):
-    """Return what was put together if it is UTF-8."""
+    """Return the output, which must be UTF-8 (UnicodeDecodeError)."""
     cdef bytes made = PyBytes_FromStringAndSize(<char *>out.start, out.size)
     if not out.ascii:
         made.decode("utf-8")

@@ -1,5 +1,5 @@
 # cython: language_level=3, boundscheck=True, wraparound=False, cdivision=True
-"""What the compiled readers share: parts of bytes, links, and the heads of CBOR items."""
+"""Shared by the compiled readers: parts of bytes, links, and the heads of CBOR items."""
 
 from cpython.bytes cimport PyBytes_FromStringAndSize
 
@@ -28,7 +28,7 @@ cdef inline bytes cut(bytes data, Py_ssize_t start, Py_ssize_t end):
 
 
 cdef inline bint is_cid(bytes data, Py_ssize_t at) except -1:
-    """Tell whether a CID begins there, as far as its prefix goes."""
+    """Return whether a CID begins there, as far as its prefix goes."""
     cdef unsigned char codec = data[at + 1]
     return (
         data[at] == 1 and (codec == 0x71 or codec == 0x55)
@@ -37,7 +37,7 @@ cdef inline bint is_cid(bytes data, Py_ssize_t at) except -1:
 
 
 cdef inline bint is_link(bytes data, Py_ssize_t at) except -1:
-    """Tell whether the head of a link stands there; the CID is 5 bytes on."""
+    """Return whether the head of a link stands there; the CID is 5 bytes on."""
     return (
         data[at] == 0xD8 and data[at + 1] == 0x2A and data[at + 2] == 0x58
         and data[at + 3] == 0x25 and data[at + 4] == 0 and is_cid(data, at + 5)
@@ -75,7 +75,7 @@ cdef inline long long read_number(bytes data, Py_ssize_t *at, unsigned char kind
 cdef inline bint follows(
     bytes data, Py_ssize_t before, Py_ssize_t before_size, Py_ssize_t at, Py_ssize_t size
 ) except -1:
-    """Tell whether one key stands behind another one as in canonical maps, so that they differ."""
+    """Return whether one key stands behind another one as in canonical maps, so that they differ."""
     cdef Py_ssize_t index
     cdef int order
     if size != before_size:
@@ -88,7 +88,7 @@ cdef inline bint follows(
 
 
 cdef inline bint is_key(str text, Py_ssize_t start, Py_ssize_t end) except -1:
-    """Tell whether a record key stands there; those that begin with dots are left to Python."""
+    """Return whether a record key stands there; those that begin with dots are left to Python."""
     cdef Py_ssize_t index
     cdef Py_UCS4 c
     if not start < end <= start + 512:

@@ -156,7 +156,7 @@ cdef bint _is_at(bytes raw, Py_ssize_t at, Py_ssize_t size, bytes key) except -1
 
 
 cdef str _text(bytes raw, Py_ssize_t *at):
-    """Read a text, or return None for what is none."""
+    """Read a text, or return None for another kind of item."""
     cdef Py_ssize_t size = read_number(raw, at, 0x60), start = at[0]
     if size < 0:
         return None
@@ -167,7 +167,7 @@ cdef str _text(bytes raw, Py_ssize_t *at):
 
 
 cdef object _link(bytes raw, Py_ssize_t *at):
-    """Read a link: a CID, None for null, False for what is neither."""
+    """Read a link: a CID, None for null, False for another kind of item."""
     if raw[at[0]] == 0xF6:
         at[0] += 1
         return None
@@ -206,7 +206,7 @@ cdef inline bint _is_base32(Py_UCS4 c):
 
 
 cdef bint _is_plc(str text, Py_ssize_t start, Py_ssize_t end) except -1:
-    """Tell whether a DID of the method `plc` stands there, as nearly all are."""
+    """Return whether a DID of the method `plc` stands there, as nearly all are."""
     cdef Py_ssize_t index
     if end - start != 32 or len(text) < end:
         return False
@@ -220,17 +220,17 @@ cdef bint _is_plc(str text, Py_ssize_t start, Py_ssize_t end) except -1:
 
 
 def is_plc(str text not None):
-    """Tell whether a text is a DID of the method `plc`."""
+    """Return whether a text is a DID of the method `plc`."""
     return _is_plc(text, 0, len(text))
 
 
 def is_usual_rkey(str text not None):
-    """Tell whether a text is a record key; those that begin with dots are left to Python."""
+    """Return whether a text is a record key; those that begin with dots are left to Python."""
     return is_key(text, 0, len(text))
 
 
 def is_usual_uri(str text not None):
-    """Tell whether a text is the AT URI of a record of a `plc` account, in a usual collection."""
+    """Return whether a text is the AT URI of a record of a `plc` account, in a usual collection."""
     cdef Py_ssize_t size = len(text), slash
     if size < 48 or size > 600 or text[4] != c"/" or text[37] != c"/":
         return False
@@ -241,7 +241,7 @@ def is_usual_uri(str text not None):
 
 
 def is_usual_datetime(str text not None):
-    """Tell whether a text is `YYYY-MM-DDTHH:MM:SS.sssZ`, of a day that its month has."""
+    """Return whether a text is `YYYY-MM-DDTHH:MM:SS.sssZ`, of a day that its month has."""
     cdef Py_ssize_t index
     cdef Py_UCS4 c, sign
     cdef int month, day, hour, last
@@ -267,7 +267,7 @@ def is_usual_datetime(str text not None):
 
 
 cdef bint _is_leap_year(int century, int year):
-    """Tell whether a year of the proleptic Gregorian calendar has a 29th of February."""
+    """Return whether a year of the proleptic Gregorian calendar has a 29th of February."""
     return century % 4 == 0 if year == 0 else year % 4 == 0
 
 
@@ -276,7 +276,7 @@ cdef int _two(str text, Py_ssize_t at) except -1:
 
 
 def is_usual_cid(str text not None):
-    """Tell whether a text may be a CID of this protocol: `b` and 58 letters of base32."""
+    """Return whether a text may be a CID of this protocol: `b` and 58 letters of base32."""
     cdef Py_ssize_t index
     if len(text) != 59 or text[0] != c"b":
         return False

@@ -25,7 +25,7 @@ cdef struct Check:
 
 
 def verify_all(size_t parse, size_t verify, size_t context, list checks not None):
-    """Tell of each check whether its signature is good; None if there is a key of another size.
+    """Return for each check whether its signature is good; None if a key has another size.
 
     A check is a key as libsecp256k1 holds it, a digest and a compact signature. `parse` and
     `verify` are the addresses of `secp256k1_ecdsa_signature_parse_compact` and

@@ -51,7 +51,7 @@ cdef tuple _node(bytes block):
         if shared < 0 or shared > size_of(previous) or shared + size > MAX_KEY:
             return None
         if shared < size_of(previous) and block[place] <= previous[shared]:
-            return None  # not above the key before, or sharing more with it than is said
+            return None  # not above the key before, or sharing more with it than stated
         key = cut(previous, 0, shared) + cut(block, place, end)
         slashes = 0
         for place in range(place, end):
