@@ -10,16 +10,14 @@ import rsky_pipeline
 ROOT = Path(rsky_pipeline.__file__).parent
 # Names that still mean several things, or exceptions without the suffix: none may be added.
 STILL_SHARED = {
-    "Check", "Chunk", "Claimed", "Entry", "Hosts", "Ledger", "Load", "Moved", "Outcome",
-    "Process", "Progress", "Refused", "Repo", "Report", "Slot", "Step", "Stored", "Target",
-    "Verdict", "Writer",
+    "Chunk", "Claimed", "Ledger", "Load", "Outcome", "Report", "Slot", "Step", "Stored", "Verdict",
+    "Writer",
 }  # fmt: skip
 STILL_WITHOUT_SUFFIX = {
-    "BadData", "CursorMoved", "DatabaseUnavailable", "DemonstrationFailed", "DiskFull", "Full",
-    "HostBusy", "InvalidCursor", "LoadFailed", "LoadStopped", "MalformedEvent", "NoSimulation",
-    "NotConvertible", "NotStored", "NotWell", "Refused", "RepoFailed", "RowExists",
-    "SchemaMismatch", "StepFailed", "StillChanging", "StoreRejected", "StoreUnavailable",
-    "TransactionConflict", "UnknownFault", "UnknownGap", "_OneLine", "_RolledBack",
+    "BadData", "CursorMoved", "DatabaseUnavailable", "DiskFull", "Full", "HostBusy",
+    "InvalidCursor", "LoadFailed", "LoadStopped", "MalformedEvent", "NotStored", "RepoFailed",
+    "RowExists", "SchemaMismatch", "StillChanging", "StoreRejected", "StoreUnavailable",
+    "TransactionConflict", "_OneLine", "_RolledBack",
 }  # fmt: skip
 
 
