@@ -37,7 +37,11 @@ _WRONG_SERVER_CODES = re.compile(
 
 
 class Store:
-    """One connection, for one thread at a time. Every call raises only this package's errors."""
+    """One connection, for one thread at a time. Every call raises only this package's errors.
+
+    After StoreUnavailable the next call connects anew: the library would keep the connection to a
+    server that answers, even if all it answers is that it is a replica now.
+    """
 
     def __init__(self, client: redis.Redis, timeout_seconds: float) -> None:
         self._client = client
@@ -48,12 +52,12 @@ class Store:
 
     def call(self, *command: Argument) -> Any:
         """Send one command and return its reply, in bytes. Raises the errors of this package."""
-        with translated_errors():
+        with self._translated():
             return self._send(*command)
 
     def script(self, name: str, keys: Sequence[str], arguments: Sequence[Argument]) -> Any:
         """Run `NAME.lua` of this package on the server, loading it where it is not known."""
-        with translated_errors():
+        with self._translated():
             digest = self._digests.get(name) or self._load(name)
             try:
                 return self._send("EVALSHA", digest, len(keys), *keys, *arguments)
@@ -67,6 +71,15 @@ class Store:
     def close(self) -> None:
         """Close the connection."""
         self._client.close()
+
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        try:
+            with translated_errors():
+                yield
+        except StoreUnavailable:
+            self.close()
+            raise
 
     def _load(self, name: str) -> bytes:
         text = (files(__package__) / f"{name}.lua").read_text(encoding="utf-8")

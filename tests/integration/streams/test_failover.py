@@ -57,6 +57,18 @@ async def test_a_writer_reaches_the_new_primary(pair: tuple[str, str]) -> None:
         assert list(stored(store)) == [2]
 
 
+def test_a_store_without_a_link_reaches_it_too(pair: tuple[str, str]) -> None:
+    old, new = pair
+    with UnreliableProxy(old) as proxy, closing(connect(proxy.url, name="test")) as store:
+        append(store, entries(1))
+        demote(old)
+        proxy.switch(new)
+        with pytest.raises(StoreUnavailable, match="read only replica"):
+            append(store, entries(1, first=1))
+        append(store, entries(1, first=2))
+        assert list(stored(store)) == [2]
+
+
 async def test_a_waiting_reader_reaches_the_new_primary(pair: tuple[str, str]) -> None:
     old, new = pair
     with closing(connect(new, name="check")) as store:
