@@ -1,236 +1,181 @@
-"""The worker's hold on the streams of repos: taking entries, and what becomes of each."""
+"""The streams of repos as one queue: which entries are taken next, and how each of them ends."""
 
 import logging
-from collections.abc import AsyncGenerator, Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
+from typing import TypeVar
 
-import trio
-
-from rsky_pipeline.backfiller.gather import Gather
-from rsky_pipeline.backfiller.shares import Shares
+from rsky_pipeline.backfiller.coalescer import Coalescer
 from rsky_pipeline.configuration.settings import Settings
 from rsky_pipeline.observability.backfiller import BackfillerMetrics
-from rsky_pipeline.runtime.logging import Throttled
-from rsky_pipeline.runtime.threads import StoreThread
+from rsky_pipeline.runtime.link import Link
 from rsky_pipeline.streams.connection import Store
-from rsky_pipeline.streams.consumer import (
-    SUSPICIOUS_DELIVERIES,
-    Claimed,
-    Delivery,
-    GroupReader,
-    trim,
-)
-from rsky_pipeline.streams.dead_letters import dead_letter
-from rsky_pipeline.streams.errors import StoreRejected, StoreUnavailable
-from rsky_pipeline.streams.event import MalformedEvent
+from rsky_pipeline.streams.consumer import Consumer, Delivery
 from rsky_pipeline.streams.names import (
     REPO_BACKFILL,
     REPO_BACKFILL_HIGH,
     REPO_BACKFILL_LOW,
     REPO_STREAMS,
 )
-from rsky_pipeline.streams.repo_job import REPO_FIELD, RepoJob, decode_repo_job, encode_repo_job
-from rsky_pipeline.streams.waiting import count_waiting, postpone, wake
+from rsky_pipeline.streams.repo_job import REPO_FIELD, RepoJob, encode_repo_job
+from rsky_pipeline.streams.waiting import count_waiting, wake
 
-log = logging.getLogger(__name__)
-PAGE = 100
-IDLE_SECONDS = 0.2  # between two looks at streams that were empty
+_log = logging.getLogger(__name__)
 WEIGHTS = {REPO_BACKFILL_HIGH: 12, REPO_BACKFILL: 3, REPO_BACKFILL_LOW: 1}
-Action = Callable[[], object]
+MOST_ENDINGS = 100  # entries that end in one call
+ALONE_SECONDS = 5.0  # that an entry which may be deadly is alone before others are taken
+Item = TypeVar("Item")
+Ending = Callable[[Store], object]
 
 
-@dataclass(frozen=True, slots=True)
-class Job:
-    """An entry that this worker holds."""
-
-    delivery: Delivery
-    repo: RepoJob
-
-    @property
-    def suspicious(self) -> bool:
-        """Whether it was delivered so often that it may be what crashed the worker."""
-        return self.delivery.deliveries > SUSPICIOUS_DELIVERIES
-
-
-class Jobs:
-    """Reads and settles the entries of all streams of repos, on one connection for each."""
+class JobQueue:
+    """Takes entries of all streams of repos, and ends them; one connection for each of the two."""
 
     def __init__(
-        self, reading: Store, settling: Store, settings: Settings, consumer: str,
+        self, reading: Link[Store], ending: Link[Store], settings: Settings, name: str,
         metrics: BackfillerMetrics,
     ) -> None:  # fmt: skip
-        group = settings.backfiller_group
-        self._readers = {name: GroupReader(reading, name, group, consumer) for name in REPO_STREAMS}
-        self._settlers = {
-            name: GroupReader(settling, name, group, consumer) for name in REPO_STREAMS
-        }
-        self._store = settling
-        self._settings = settings
+        """`name` is that of this worker as a consumer."""
+        self._reading = reading
+        self._ending = ending
         self._metrics = metrics
-        self._reading = StoreThread()
-        self._settling = StoreThread()
-        self._held: dict[str, set[str]] = {name: set() for name in REPO_STREAMS}
-        self._accepted: list[Job] = []
-        self._settled = Gather(self._settle_all, most=100)
-        self._shares = Shares(WEIGHTS)
-        self._quiet = Throttled()
+        self._consumers = {
+            stream: Consumer(
+                stream, settings.backfiller_group, name,
+                reclaim_idle_ms=settings.claim_idle_seconds * 1000, alone_seconds=ALONE_SECONDS,
+            )
+            for stream in REPO_STREAMS
+        }  # fmt: skip
+        self._endings = Coalescer(self._end_all, most=MOST_ENDINGS)
+        self._weighted = WeightedReader(WEIGHTS)
 
     @property
     def held(self) -> int:
         """How many entries this worker holds."""
-        return sum(len(ids) for ids in self._held.values())
+        return sum(len(consumer.held) for consumer in self._consumers.values())
 
-    async def recover(self) -> AsyncGenerator[Job, None]:
-        """Yield the entries that an earlier life of this consumer left pending.
+    @property
+    def taken_up(self) -> bool:
+        """Whether all entries that an earlier life of this consumer left pending were taken."""
+        return all(consumer.taken_up for consumer in self._consumers.values())
 
-        One at a time, since reading counts as a delivery: those behind a deadly one must not
-        become suspicious with it.
+    async def take(self, count: int) -> list[Delivery] | None:
+        """Return up to `count` entries, of every stream its share; None where Redis failed.
+
+        What was left pending comes first, a stream at a time: where an entry crashes its worker,
+        nothing new is to be taken beside it.
         """
-        for reader in self._readers.values():
-            await self._reading.call(reader.ensure)
-        for reader in self._readers.values():
-            after = "0"
-            while page := await self._reading.call(reader.own_pending, after, 1):
-                after = page[-1].id
-                await self._accept(page)
-                for job in self.taken():
-                    yield job
+        for stream, consumer in self._consumers.items():
+            if not consumer.taken_up:
+                return await self._take_from(stream, count)
+        return await self._weighted.take(count, self._take_from)
 
-    async def release(self) -> None:
-        """Leave what is held to the next life of this consumer; it is not to blame for the stop."""
-        for stream, settler in self._settlers.items():
-            ids = tuple(self._held[stream])
-            await self._settling.call(partial(settler.hold, ids, forgive=True))
+    async def _take_from(self, stream: str, count: int) -> list[Delivery] | None:
+        consumer = self._consumers[stream]
+        reclaimed = consumer.reclaimed
+        taken = await self._reading.attempt(partial(consumer.take, count=count))
+        self._metrics.claimed.inc(consumer.reclaimed - reclaimed)
+        return None if taken is None else taken.deliveries
 
-    def taken(self) -> list[Job]:
-        """Return the jobs that were taken since the last call.
+    async def finish(self, delivery: Delivery) -> None:
+        """Acknowledge an entry. Like all that end one, it waits for Redis, and may be repeated."""
+        consumer = self._consumers[delivery.stream]
+        await self._endings.call(partial(consumer.acknowledge, ids=[delivery.id]))
 
-        They are kept here, since a call that took some may fail on a later stream.
-        """
-        jobs, self._accepted = self._accepted, []
-        return jobs
-
-    async def claim(self) -> None:
-        """Take over entries of consumers that are gone, and keep others from taking ours."""
-        idle_ms = self._settings.claim_idle_seconds * 1000
-        for stream, reader in self._readers.items():
-            await self._reading.call(reader.hold, tuple(self._held[stream]))
-            await self._claim_from(stream, partial(reader.claim_idle, idle_ms))
-            await self._settling.call(trim, self._store, stream)
-
-    async def find_lost(self) -> None:
-        """Take what this consumer was given in replies that never came."""
-        for stream, reader in self._readers.items():
-            await self._claim_from(stream, partial(reader.claim_idle, 0, only_own=True))
-
-    async def read(self, count: int) -> None:
-        """Take new entries, of every stream its share; waits a moment if there are none."""
-        if not await self._shares.take(count, self._read_from):
-            await trio.sleep(IDLE_SECONDS)
-
-    async def _claim_from(self, stream: str, claim: Callable[..., Claimed]) -> None:
-        start = "0-0"
-        while True:
-            held = frozenset(self._held[stream])  # copied: the call runs in a thread
-            page = await self._reading.call(claim, start, PAGE, held)
-            await self._accept(page.deliveries)
-            self._metrics.claimed.inc(len(page.deliveries))
-            start = page.next_start
-            if start == "0-0":
-                return
-
-    async def _read_from(self, stream: str, count: int) -> list[Job]:
-        page = await self._reading.call(self._readers[stream].read_new, count, 0)
-        return await self._accept(page)
-
-    async def finish(self, job: Job) -> None:
-        """Acknowledge an entry. Waits until the store has done it."""
-        await self._acknowledge(job.delivery)
-
-    def let_go(self, job: Job) -> None:
-        """Stop holding an entry: it stays pending, is taken over again when it has been idle, and
-        becomes a dead letter after too many deliveries."""
-        self._held[job.delivery.stream].discard(job.delivery.id)
-
-    async def postpone(self, job: Job, seconds: float, comes_back: RepoJob) -> None:
-        """Let an entry wait outside of its stream, over restarts; waits for the store."""
-        payload = encode_repo_job(comes_back)
-        settler = self._settlers[job.delivery.stream]
-        move = partial(
-            postpone, self._store, settler, job.delivery,
-            seconds=seconds, field=REPO_FIELD, payload=payload,
+    async def postpone(self, delivery: Delivery, seconds: float, comes_back: RepoJob) -> None:
+        """Let an entry wait outside of its stream, over restarts."""
+        end = partial(
+            self._consumers[delivery.stream].postpone, delivery=delivery, seconds=seconds,
+            field=REPO_FIELD, payload=encode_repo_job(comes_back),
         )  # fmt: skip
-        await self._settle(move)
-        self._held[job.delivery.stream].discard(job.delivery.id)
+        await self._endings.call(end)
 
-    async def wake(self) -> int:
-        """Put what has waited long enough back into its stream; return how many entries."""
-        return await self._settling.call(wake, self._store, REPO_STREAMS)
-
-    async def count_waiting(self) -> int:
-        """Return how many entries wait outside of their streams."""
-        return await self._settling.call(count_waiting, self._store)
-
-    async def bury(self, job: Job, reason: str, error: str, attempts: int) -> None:
-        """Move an entry into the dead letters."""
-        await self._bury(job.delivery, reason, error, attempts)
-
-    async def _accept(self, page: list[Delivery]) -> list[Job]:
-        jobs: list[Job] = []
-        for delivery in page:
-            held = self._held[delivery.stream]
-            if delivery.id in held:
-                continue  # our own, claimed by ourselves because it takes long
-            held.add(delivery.id)
-            if delivery.fields is None:
-                await self._acknowledge(delivery)
-                continue
-            if delivery.deliveries > self._settings.max_deliveries:
-                await self._bury(delivery, "crashes_worker", "delivered too often", 0)
-                continue
-            try:
-                repo = decode_repo_job(delivery.fields.get(REPO_FIELD, b""))
-            except MalformedEvent as error:
-                self._metrics.count_failure("malformed_job")
-                await self._bury(delivery, error.reason, str(error), 0)
-                continue
-            jobs.append(Job(delivery, repo))
-            self._accepted.append(jobs[-1])
-        return jobs
-
-    async def _acknowledge(self, delivery: Delivery) -> None:
-        settler = self._settlers[delivery.stream]
-        await self._settle(partial(settler.acknowledge, [delivery.id]))
-        self._held[delivery.stream].discard(delivery.id)
-
-    async def _bury(self, delivery: Delivery, reason: str, error: str, attempts: int) -> None:
-        move = partial(
-            dead_letter, self._store, self._settlers[delivery.stream], delivery,
-            reason=reason, error=error, attempts=attempts,
+    async def dead_letter(self, delivery: Delivery, reason: str, error: str, attempts: int) -> None:
+        """Move an entry into the dead letters of its stream."""
+        end = partial(
+            self._consumers[delivery.stream].dead_letter, delivery=delivery, reason=reason,
+            error=error, attempts=attempts,
         )  # fmt: skip
-        await self._settle(move)
-        self._held[delivery.stream].discard(delivery.id)
+        await self._endings.call(end)
         self._metrics.dead_lettered.inc()
-        log.warning("repo given up", extra={"reason": reason, "error": error})
+        extra = {"stream": delivery.stream, "entry": delivery.id, "reason": reason, "error": error}
+        _log.warning("repo job moved to the dead letters", extra=extra)
 
-    async def _settle(self, action: Action) -> None:
-        await self._settled.call(action)
+    def release(self, delivery: Delivery) -> None:
+        """Stop holding an entry: it stays pending and is taken up again when it has been idle.
 
-    async def _settle_all(self, actions: Sequence[Action]) -> Sequence[None]:
-        """Carry out actions in one turn of the thread; repeating one changes nothing."""
-        while True:
-            try:
-                await self._settling.call(_each, actions)
-            except (StoreUnavailable, StoreRejected) as error:
-                self._metrics.store_errors.inc()
-                if self._quiet.allow("settle") is not None:
-                    log.warning("an entry cannot be settled", extra={"error": str(error)})
-                await trio.sleep(1.0)
-            else:
-                return [None] * len(actions)
+        After too many deliveries it becomes a dead letter.
+        """
+        self._consumers[delivery.stream].release([delivery.id])
+
+    async def forgive(self) -> None:
+        """Let the deliveries of what is held count from one: a stop is no fault of an entry."""
+        for consumer in self._consumers.values():
+            await self._ending.call(partial(consumer.hold, forgive=True))
+
+    async def maintain(self) -> None:
+        """Keep what is held from being taken over, and remove what nobody wants any more.
+
+        A repo may take longer than `claim_idle_seconds`. What is removed are finished entries, and
+        names of consumers that are gone.
+        """
+        for consumer in self._consumers.values():
+            await self._ending.attempt(consumer.hold)
+            await self._ending.attempt(consumer.clean)
+
+    async def wake(self) -> int | None:
+        """Put what has waited long enough back into its stream; return how many still wait."""
+
+        def wake_and_count(store: Store) -> tuple[int, int]:
+            return wake(store, REPO_STREAMS), count_waiting(store)
+
+        counts = await self._ending.attempt(wake_and_count)
+        if counts is None:
+            return None
+        self._metrics.woken.inc(counts[0])
+        return counts[1]
+
+    async def _end_all(self, endings: Sequence[Ending]) -> Sequence[None]:
+        def end_all(store: Store) -> None:
+            for end in endings:
+                end(store)
+
+        await self._ending.retry(end_all)
+        return [None] * len(endings)
 
 
-def _each(actions: Sequence[Action]) -> None:
-    for action in actions:
-        action()
+class WeightedReader:
+    """Divides every take by weights; what a stream does not need goes to the most urgent others.
+
+    None is starved. The fractions of small takes are carried over, so that a weight holds in the
+    long run.
+    """
+
+    def __init__(self, weights: Mapping[str, int]) -> None:
+        self._weights = dict(weights)  # the most urgent first
+        self._carried = dict.fromkeys(self._weights, 0.0)
+
+    async def take(
+        self, count: int, read: Callable[[str, int], Awaitable[Sequence[Item] | None]]
+    ) -> list[Item] | None:
+        """Return up to `count` entries; `read` takes up to so many from a stream at once.
+
+        None if `read` returned None and nothing was read before that.
+        """
+        total = sum(self._weights.values())
+        taken: list[Item] = []
+        hungry: list[str] = []
+        for stream, weight in self._weights.items():
+            due = self._carried[stream] + count * weight / total
+            wanted = min(int(due), count - len(taken))
+            self._carried[stream] = min(due - wanted, 1.0)
+            page = await read(stream, wanted) if wanted else ()
+            if page is None:
+                return taken or None
+            taken += page
+            if len(page) == wanted:
+                hungry.append(stream)
+        for stream in hungry:
+            if len(taken) < count:
+                taken += await read(stream, count - len(taken)) or ()
+        return taken

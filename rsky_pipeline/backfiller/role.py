@@ -1,30 +1,26 @@
 """The backfiller worker, put together from its parts."""
 
-from collections.abc import Callable
 from contextlib import AsyncExitStack
 from functools import partial
 
 import trio
 
-from rsky_pipeline.backfiller.build import build_fetcher
-from rsky_pipeline.backfiller.jobs import Jobs
-from rsky_pipeline.backfiller.ledger import Ledger
+from rsky_pipeline.backfiller.attempt import Attempts
+from rsky_pipeline.backfiller.jobs import JobQueue
 from rsky_pipeline.backfiller.output import Output
-from rsky_pipeline.backfiller.states import Knowledge, Patient, States
-from rsky_pipeline.backfiller.work import Attempt
+from rsky_pipeline.backfiller.store import BackfillStore, RepoLookup
 from rsky_pipeline.backfiller.worker import Worker
 from rsky_pipeline.database.connection import Database
 from rsky_pipeline.health.self_check import SelfCheck, watch
 from rsky_pipeline.observability.backfiller import BackfillerMetrics
 from rsky_pipeline.observability.streams import StreamMetrics
+from rsky_pipeline.repos.fetch import open_fetcher
 from rsky_pipeline.runtime.context import WorkerContext
-from rsky_pipeline.runtime.threads import StoreThread
+from rsky_pipeline.runtime.link import Link
 from rsky_pipeline.streams.connection import Store, connect
-from rsky_pipeline.streams.errors import StoreRejected, StoreUnavailable
-from rsky_pipeline.streams.lag import StreamReport
 from rsky_pipeline.streams.names import FIREHOSE_BACKFILL, REPO_STREAMS
 
-WATCH_EVERY_SECONDS = 5.0
+WATCH_SECONDS = 5.0
 
 
 async def run(context: WorkerContext) -> None:
@@ -35,54 +31,59 @@ async def run(context: WorkerContext) -> None:
         context.registry, "backfiller", settings, (*REPO_STREAMS, FIREHOSE_BACKFILL)
     )
     async with AsyncExitStack() as stack:
-        reading, settling, appending, watching = (
-            _store(context, stack, purpose) for purpose in ("read", "settle", "append", "watch")
+        redis = partial(_redis, context, stack, metrics)
+        database = partial(_database, context, stack, metrics)
+        fetcher = await stack.enter_async_context(open_fetcher(settings, metrics))
+        jobs = JobQueue(redis("read"), redis("settle"), settings, context.consumer, metrics)
+        output = Output(redis("append"), settings.backfill_high_water_mark, metrics)
+        store = BackfillStore(database("outcomes"))
+        attempts = Attempts(
+            settings, jobs, RepoLookup(database("look-ups")), fetcher, output, store, metrics
         )
-        fetcher = await stack.enter_async_context(build_fetcher(settings, metrics))
-        jobs = Jobs(reading, settling, settings, context.consumer, metrics)
-        output = Output(appending, settings.backfill_high_water_mark, metrics)
-        known, outcomes = (_ledger(context, stack, metrics) for _ in range(2))
-        states = States(outcomes)
-        worker = Worker(context, jobs, Attempt(fetcher, output, Knowledge(known)), states, metrics)
+        worker = Worker(context, jobs, attempts, metrics)
         groups = dict.fromkeys(REPO_STREAMS, (settings.backfiller_group,))
         groups[FIREHOSE_BACKFILL] = (settings.indexer_group,)
         gauges = StreamMetrics(context.registry, "backfiller", groups)
         async with trio.open_nursery() as nursery:
-            look = partial(watch, watching, gauges, tuple(groups), self_check)
-            nursery.start_soon(_watch, look, gauges)
-            nursery.start_soon(states.run)
+            nursery.start_soon(_watch, redis("watch"), gauges, tuple(groups), self_check)
+            nursery.start_soon(store.run)
             nursery.start_soon(worker.report_health)
             await worker.run()
             nursery.cancel_scope.cancel()
 
 
-def _store(context: WorkerContext, stack: AsyncExitStack, purpose: str) -> Store:
+def _redis(
+    context: WorkerContext, stack: AsyncExitStack, metrics: BackfillerMetrics, purpose: str
+) -> Link[Store]:
     name = f"{context.consumer}-{purpose}"
-    store = connect(context.settings.redis_url or "", name=name)
-    stack.callback(store.close)
-    return store
+    link = Link(
+        partial(connect, context.settings.redis_url or "", name=name),
+        purpose=purpose,
+        failed=lambda _: metrics.store_errors.inc(),
+    )
+    stack.callback(link.close)
+    return link
 
 
-def _ledger(context: WorkerContext, stack: AsyncExitStack, metrics: BackfillerMetrics) -> Patient:
+def _database(
+    context: WorkerContext, stack: AsyncExitStack, metrics: BackfillerMetrics, purpose: str
+) -> Link[Database]:
     settings = context.settings
-
-    def open_database() -> Database:
-        return Database.connect(
-            settings.database_url or "", schema=settings.database_schema, name=context.consumer,
-            by_key=True,
-        )  # fmt: skip
-
-    ledger = Ledger(open_database)
-    stack.callback(ledger.close)
-    return Patient(ledger, metrics)
+    open_database = partial(
+        Database.connect, settings.database_url or "", schema=settings.database_schema,
+        name=context.consumer, by_key=True,
+    )  # fmt: skip
+    link = Link(open_database, purpose=purpose, failed=lambda _: metrics.database_errors.inc())
+    stack.callback(link.close)
+    return link
 
 
-async def _watch(look: Callable[[], list[StreamReport]], gauges: StreamMetrics) -> None:
+async def _watch(
+    link: Link[Store], gauges: StreamMetrics, streams: tuple[str, ...], self_check: SelfCheck
+) -> None:
     """Keep the stream gauges true until cancelled; lag and lengths in `status` come from them."""
-    thread = StoreThread()
+    look = partial(watch, metrics=gauges, streams=streams, self_check=self_check)
     while True:
-        try:
-            await thread.call(look)
-        except (StoreUnavailable, StoreRejected):
+        if await link.attempt(look) is None:
             gauges.errors.inc()
-        await trio.sleep(WATCH_EVERY_SECONDS)
+        await trio.sleep(WATCH_SECONDS)

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from rsky_pipeline.database.schema import Difference
     from rsky_pipeline.operations.compare_repo import Comparison
     from rsky_pipeline.operations.recount import Drift
-    from rsky_pipeline.operations.repos import Outcome
+    from rsky_pipeline.operations.repos import RepoResult
 
 COMPARED = (
     "repo", "rows", "equal", "newer", "refused", "missing", "extra", "different", "unlisted",
@@ -136,17 +136,19 @@ def compare(run: Invocation, dids: tuple[str, ...]) -> int:
     """
     import trio
 
-    from rsky_pipeline.backfiller.unpack import Repo
     from rsky_pipeline.indexer.collections import registry
     from rsky_pipeline.operations.compare_repo import compare_repo
     from rsky_pipeline.operations.repos import each_repo
+    from rsky_pipeline.repos.repo import Repo
+    from rsky_pipeline.runtime.threads import in_thread
 
-    outcomes: list[Outcome[Comparison]] = []
+    outcomes: list[RepoResult[Comparison]] = []
     with run.database("compare") as database:
         collections = registry.load(run.settings.validation)
 
-        def work(repo: Repo) -> "Comparison":
-            return compare_repo(database, repo, collections, run.settings.collections)
+        async def work(repo: Repo) -> "Comparison":
+            arguments = (database, repo, collections, run.settings.collections)
+            return await in_thread(compare_repo, *arguments, limiter=trio.CapacityLimiter(1))
 
         trio.run(each_repo, run.settings, dids, work, outcomes.append)
 
@@ -236,13 +238,13 @@ def _count_errors(differences: "Sequence[Difference]") -> int:
     return sum(item.severity == "error" for item in differences)
 
 
-def _comparison_document(outcome: "Outcome[Comparison]") -> dict[str, Any]:
+def _comparison_document(outcome: "RepoResult[Comparison]") -> dict[str, Any]:
     if outcome.result is None:
         return {"did": outcome.did, "error": outcome.reason, "message": outcome.message}
     return asdict(outcome.result) | {"differences": outcome.result.differences}
 
 
-def _show_comparison(outcome: "Outcome[Comparison]") -> None:
+def _show_comparison(outcome: "RepoResult[Comparison]") -> None:
     found = outcome.result
     if found is None:
         say(f"{outcome.did}: {outcome.reason}: {outcome.message}")

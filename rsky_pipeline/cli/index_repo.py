@@ -11,7 +11,7 @@ from rsky_pipeline.cli.output import Progress, line, say
 
 if TYPE_CHECKING:
     from rsky_pipeline.operations.index_repo import Indexed
-    from rsky_pipeline.operations.repos import Outcome
+    from rsky_pipeline.operations.repos import RepoResult
 
 
 @operator_command(name="index-repo")
@@ -44,18 +44,18 @@ def command(run: Invocation, dids: tuple[str, ...], file: Path | None) -> int:
     return ExitCode.FAILED if failed else ExitCode.OK
 
 
-def _index(run: Invocation, wanted: list[str]) -> "list[Outcome[Indexed]]":
+def _index(run: Invocation, wanted: list[str]) -> "list[RepoResult[Indexed]]":
     import trio
 
-    from rsky_pipeline.backfiller.unpack import Repo
     from rsky_pipeline.indexer.collections import registry
     from rsky_pipeline.operations.index_repo import bring_up_to_date
     from rsky_pipeline.operations.repos import each_repo
+    from rsky_pipeline.repos.repo import Repo
 
-    outcomes: list[Outcome[Indexed]] = []
+    outcomes: list[RepoResult[Indexed]] = []
     progress = Progress()
 
-    def report(outcome: "Outcome[Indexed]") -> None:
+    def report(outcome: "RepoResult[Indexed]") -> None:
         outcomes.append(outcome)
         if outcome.result is None:
             say(f"{outcome.did}: {outcome.reason}: {outcome.message}")
@@ -66,8 +66,8 @@ def _index(run: Invocation, wanted: list[str]) -> "list[Outcome[Indexed]]":
     with run.database("index-repo") as database:
         collections = registry.load(run.settings.validation)
 
-        def work(repo: Repo) -> "Indexed":
-            return bring_up_to_date(database, repo, collections, run.settings.collections)
+        async def work(repo: Repo) -> "Indexed":
+            return await bring_up_to_date(database, repo, collections, run.settings.collections)
 
         trio.run(each_repo, run.settings, wanted, work, report)
     return outcomes
@@ -105,7 +105,7 @@ def _line(done: "Indexed") -> str:
     )
 
 
-def _document(outcome: "Outcome[Indexed]") -> dict[str, Any]:
+def _document(outcome: "RepoResult[Indexed]") -> dict[str, Any]:
     done = outcome.result
     if done is None:
         return {"did": outcome.did, "error": outcome.reason, "message": outcome.message}

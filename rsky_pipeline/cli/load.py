@@ -37,11 +37,11 @@ def command(
     summary says why), 2 wrong option, 69 PostgreSQL cannot be used.
     """
     from rsky_pipeline.database.errors import DatabaseError, DatabaseUnavailable
-    from rsky_pipeline.operations.load.pool import LoadStopped
+    from rsky_pipeline.operations.load.pool import LoadStoppedError
     from rsky_pipeline.operations.load.run import Load
-    from rsky_pipeline.operations.load.worker import Options
+    from rsky_pipeline.operations.load.worker import LoadOptions
 
-    options = Options(not no_verify_signatures, dry_run, max_car_mb * 1024 * 1024)
+    options = LoadOptions(not no_verify_signatures, dry_run, max_car_mb * 1024 * 1024)
     load = Load(cars, retry_failed)
     try:
         load.run(run.settings, options, jobs or (os.cpu_count() or 1) + 1, _Watcher())
@@ -50,7 +50,7 @@ def command(
     except (DatabaseError, OSError) as error:
         hint = "; `rsky-pipeline db check` says more" if isinstance(error, DatabaseError) else ""
         raise CommandError(f"{error}{hint}", ExitCode.FAILED) from error
-    except LoadStopped as error:
+    except LoadStoppedError as error:
         raise CommandError(f"{error}; repeat the command to go on", ExitCode.UNAVAILABLE) from error
     document = load.summary.document(load.skipped) | {"dry_run": dry_run}
     run.answer(document, lambda: _show(document, load))

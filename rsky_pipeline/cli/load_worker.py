@@ -17,7 +17,7 @@ def command(run: Invocation, settings_fd: int, options: str) -> None:
     import trio
 
     from rsky_pipeline.database.errors import DatabaseError
-    from rsky_pipeline.operations.load.worker import Options, serve
+    from rsky_pipeline.operations.load.worker import LoadOptions, serve
     from rsky_pipeline.runtime import logging as log_setup
     from rsky_pipeline.runtime.channel import read_settings
     from rsky_pipeline.runtime.threads import ease_collector
@@ -31,6 +31,6 @@ def command(run: Invocation, settings_fd: int, options: str) -> None:
         sys.stdout.flush()
 
     try:
-        trio.run(serve, settings, Options(**json.loads(options)), sys.stdin, answer)
+        trio.run(serve, settings, LoadOptions(**json.loads(options)), sys.stdin, answer)
     except DatabaseError as error:
         answer({"fatal": f"PostgreSQL: {error}"})

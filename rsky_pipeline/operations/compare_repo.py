@@ -6,13 +6,13 @@ Only reads. A row that is newer than the tree is no difference: live events go o
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
-from rsky_pipeline.backfiller.unpack import Repo, list_paths
 from rsky_pipeline.configuration.selection import path_prefixes
 from rsky_pipeline.database.connection import Database
 from rsky_pipeline.indexer.collections.declaration import Collection
 from rsky_pipeline.operations.recount import Drift, Scope, recount
+from rsky_pipeline.repos.repo import Repo, list_paths
 
-PAGE = 10_000  # rows read at once
+PAGE_ROWS = 10_000  # rows read at once
 EXAMPLES = 20  # uris named of each kind of difference
 
 _ROWS = """
@@ -72,7 +72,7 @@ def compare_repo(
     collections: Mapping[str, Collection],
     selection: tuple[str, ...],
 ) -> Comparison:
-    """Compare a verified repo with the rows. Raises RepoFailed and DatabaseError."""
+    """Compare a verified repo with the rows. Raises RepoError and DatabaseError."""
     did, rev = repo.commit.did, repo.commit.rev
     prefixes = path_prefixes(selection)
     wanted = {nsid for nsid in collections if f"{nsid}/".startswith(prefixes)}
@@ -115,7 +115,7 @@ def _kind(cid: str | None, row: tuple[str, str] | None, rev: str, rejected: str 
 def _rows(database: Database, did: str) -> Iterator[tuple[str, tuple[str, str]]]:
     last = ""
     prefix = len(f"at://{did}/")
-    while page := database.query(_ROWS, (did, last, PAGE)):
+    while page := database.query(_ROWS, (did, last, PAGE_ROWS)):
         last = page[-1][0]
         yield from ((uri[prefix:], (cid, rev)) for uri, cid, rev in page)
 

@@ -1,53 +1,40 @@
 """Brings the rows of one repo exactly up to date with its signed tree, directly in PostgreSQL.
 
-Every record of the tree is put with the rev of its commit, as history; what the tree does not hold
-is deleted with that rev; then the floor of the repo is set. All of it in bounded transactions and
-under the same rev gate as the workers use, so live events may go on being applied meanwhile.
+The order of the changes and why it is so stand in `repos/changes.py`. All of it goes in bounded
+transactions and under the same rev gate as the workers use, so live events may go on being applied
+meanwhile.
 """
 
 import logging
-import random
-import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import TypeVar
 
-from rsky_pipeline.atproto.cid import Cid
-from rsky_pipeline.backfiller.reconcile import absent
-from rsky_pipeline.backfiller.unpack import Paths, Repo, creates, list_paths
+import trio
+
 from rsky_pipeline.configuration.selection import path_prefixes
 from rsky_pipeline.database.connection import Database
-from rsky_pipeline.database.errors import TransactionConflict
-from rsky_pipeline.database.isolation import apply_isolated
+from rsky_pipeline.database.isolation import apply_isolated, retry_conflicts
 from rsky_pipeline.indexer.accounts.actors import create_actors, lock_actors
 from rsky_pipeline.indexer.collections.declaration import Collection
 from rsky_pipeline.indexer.collections.values import Delete, Put
 from rsky_pipeline.indexer.core.apply import apply_batch, apply_locked
 from rsky_pipeline.indexer.core.batch import Applied
-from rsky_pipeline.indexer.core.entries import Reading, RepoRev, now_text, read_entry
-from rsky_pipeline.streams.event import EVENT_FIELD
+from rsky_pipeline.indexer.core.entries import Reading, now_text
+from rsky_pipeline.operations.repo_readings import (
+    closing_reading,
+    deletion_reading,
+    record_readings,
+)
+from rsky_pipeline.repos.changes import apply_repo
+from rsky_pipeline.repos.repo import Repo, RepoPaths, list_paths
+from rsky_pipeline.repos.stored import absent_paths, older_paths
+from rsky_pipeline.runtime.threads import in_thread
 
-Result = TypeVar("Result")
 _log = logging.getLogger(__name__)
-RECORDS = 1_000  # in one transaction
-DELETIONS = 1_000  # in one transaction
-PAGE = 10_000  # rows read at once
-ROUNDS = 5  # tries to reach a moment in which nothing older than the tree is left
-MAX_CONFLICTS = 20
-
-# The order of bytes is that of the tree.
-_OLDER = """
-SELECT uri FROM record
-WHERE did = %s AND (rev IS NULL OR rev COLLATE "C" < %s) AND uri COLLATE "C" > %s
-ORDER BY uri COLLATE "C" LIMIT %s
-"""
-_LEFT = 'SELECT uri FROM record WHERE did = %s AND (rev IS NULL OR rev COLLATE "C" < %s)'
-
-
-class StillChanging(Exception):
-    """Older states kept arriving while the repo was brought up to date: try again."""
+BATCH_RECORDS = 1_000  # in one transaction
+MOST_CONFLICTS = 20
 
 
 @dataclass(slots=True)
@@ -75,7 +62,7 @@ class Indexed:
         self.deleted += applied.deleted
 
 
-def bring_up_to_date(
+async def bring_up_to_date(
     database: Database,
     repo: Repo,
     collections: Mapping[str, Collection],
@@ -83,138 +70,107 @@ def bring_up_to_date(
 ) -> Indexed:
     """Index a verified repo; `selection` is the setting `collections`.
 
-    Blocking. Repeating it changes nothing. Raises RepoFailed for an incomplete tree, before
-    anything is written, DatabaseError, and StillChanging.
+    Repeating it changes nothing. Raises RepoError for an incomplete tree, before anything is
+    written, DatabaseError, and StillChangingError.
     """
-    paths = list_paths(repo)
-    done = Indexed(repo.commit.did, repo.commit.rev)
-    wanted = Wanted(done.did, selection, collections)
-    now = now_text()
-    with database.transaction() as tx:
-        create_actors(tx, [done.did], {}, now)
-    for batch in _batches(wanted.of(paths)):
-        done.records += len(batch)
-        _put(database, repo, batch, wanted, now, done)
-    for _ in range(ROUNDS):
-        _delete_absent(database, paths, wanted, done)
-        if _close(database, repo, wanted, done):
-            return done
-    raise StillChanging(f"older states of {done.did} keep arriving")
+    thread = trio.CapacityLimiter(1)
+    paths = await in_thread(list_paths, repo, limiter=thread)
+    sink = _DatabaseSink(database, paths, collections, selection, thread)
+    await in_thread(sink.create_actor, limiter=thread)
+    await apply_repo(paths, sink)
+    return sink.done
 
 
-@dataclass(frozen=True, slots=True)
-class Wanted:
-    """Which records of a repo are indexed."""
+class _DatabaseSink:
+    """The rows of one repo; see `RepoSink`. Queries run in a thread, one at a time."""
 
-    did: str
-    selection: tuple[str, ...]
-    collections: Mapping[str, Collection]
+    def __init__(
+        self, database: Database, paths: RepoPaths, collections: Mapping[str, Collection],
+        selection: tuple[str, ...], thread: trio.CapacityLimiter,
+    ) -> None:  # fmt: skip
+        self._database = database
+        self._paths = paths
+        self._commit = paths.repo.commit
+        self._collections = collections
+        self._selection = selection
+        self._prefixes = path_prefixes(selection)
+        self._thread = thread
+        self._now = now_text()
+        self.done = Indexed(self._commit.did, self._commit.rev)
 
-    def of(self, paths: Iterable[tuple[str, Cid]]) -> Iterator[tuple[str, Cid]]:
-        """Yield those of the paths that are wanted."""
-        return (item for item in paths if self.has(item[0]))
+    def create_actor(self) -> None:
+        """Make the account's row; blocking."""
+        with self._database.transaction() as tx:
+            create_actors(tx, [self.done.did], {}, self._now)
 
-    def has(self, path: str) -> bool:
+    async def absent(self, after: str) -> list[str]:
+        """Return those of collections that are indexed."""
+        return await in_thread(self._absent, after, limiter=self._thread)
+
+    async def delete(self, paths: Sequence[str]) -> None:
+        """Delete, some in each transaction."""
+        rest = iter(paths)
+        while some := list(islice(rest, BATCH_RECORDS)):
+            readings = [deletion_reading(self._commit, path, self._now) for path in some]
+            await in_thread(self._write, readings, limiter=self._thread)
+
+    async def put(self) -> None:
+        """Put the wanted records, some in each transaction."""
+        source = record_readings(self._paths, self._selection, self._collections, self._now)
+        while await in_thread(self._put_some, source, limiter=self._thread):
+            pass
+
+    async def close(self) -> bool:
+        """Set rev and complete rev if no row is older than the tree."""
+        return await in_thread(retry_conflicts, self._close, MOST_CONFLICTS, limiter=self._thread)
+
+    def _absent(self, after: str) -> list[str]:
+        while page := absent_paths(self._database, self._paths, after):
+            if wanted := [path for path in page if self._is_wanted(path)]:
+                return wanted
+            after = page[-1]
+        return []
+
+    def _put_some(self, source: Iterator[tuple[str, Reading | None, str | None]]) -> bool:
+        some = list(islice(source, BATCH_RECORDS))
+        self.done.records += len(some)
+        for path, _, reason in some:
+            if reason is not None:
+                self.done.refused[reason] += 1
+                self.done.kept.add(self._uri(path))
+        self._write([reading for _, reading, _ in some if reading is not None])
+        return bool(some)
+
+    def _write(self, readings: Sequence[Reading]) -> None:
+        """Apply; note what PostgreSQL refuses."""
+
+        def apply(part: Sequence[Reading]) -> None:
+            attempt = lambda: apply_batch(self._database, part, self._collections)  # noqa: E731
+            self.done.note(retry_conflicts(attempt, MOST_CONFLICTS))
+
+        for culprit in apply_isolated(readings, apply, source=lambda reading: reading.did):
+            change = culprit.entry.change
+            uri = change.uri if isinstance(change, Put | Delete) else ""
+            extra = {"did": self.done.did, "uri": uri, "error": culprit.message}
+            _log.warning("PostgreSQL refused a record", extra=extra)
+            if isinstance(change, Put):
+                self.done.refused[culprit.reason] += 1
+                self.done.kept.add(uri)
+
+    def _close(self) -> bool:
+        did, rev = self.done.did, self.done.rev
+        with self._database.transaction() as tx:
+            lock_actors(tx, {did})
+            older = (path for path in older_paths(tx, did, rev) if self._is_wanted(path))
+            if {self._uri(path) for path in older} - self.done.kept:
+                return False
+            closing = [closing_reading(self._paths.repo, now_text())]
+            apply_locked(tx, closing, self._collections)
+            return True
+
+    def _is_wanted(self, path: str) -> bool:
         """Tell whether records at a path are indexed."""
-        prefixes = path_prefixes(self.selection)
-        return path.startswith(prefixes) and path.partition("/")[0] in self.collections
+        return path.startswith(self._prefixes) and path.partition("/")[0] in self._collections
 
-    def uri(self, path: str) -> str:
-        """Return the uri of a record."""
-        return f"at://{self.did}/{path}"
-
-    def path(self, uri: str) -> str:
-        """Return the path of a record's uri."""
-        return uri.removeprefix(f"at://{self.did}/")
-
-
-def _batches(items: Iterator[tuple[str, Cid]]) -> Iterator[list[tuple[str, Cid]]]:
-    while batch := list(islice(items, RECORDS)):
-        yield batch
-
-
-def _put(
-    database: Database, repo: Repo, batch: Sequence[tuple[str, Cid]], wanted: Wanted, now: str,
-    done: Indexed,
-) -> None:  # fmt: skip
-    entries = [
-        entry for chunk in creates(repo, batch, wanted.selection, now) for entry in chunk.entries
-    ]
-    readings = [
-        read_entry({EVENT_FIELD: entry.payload}, wanted.collections, now) for entry in entries
-    ]
-    refused = Counter(item.refused.reason for item in readings if item.refused is not None)
-    refused["unreadable"] += len(batch) - len(entries)
-    refused += _write(database, readings, wanted.collections, done)
-    done.refused += refused
-    if refused:
-        stands = {item.change.uri for item in readings if isinstance(item.change, Put)}
-        done.kept.update({wanted.uri(path) for path, _ in batch} - stands)
-
-
-def _write(
-    database: Database, readings: Sequence[Reading], collections: Mapping[str, Collection],
-    done: Indexed,
-) -> Counter[str]:  # fmt: skip
-    """Apply; return how many PostgreSQL refused, by reason."""
-
-    def apply(part: Sequence[Reading]) -> None:
-        done.note(unconflicted(lambda: apply_batch(database, part, collections)))
-
-    culprits = apply_isolated(readings, apply, source=lambda reading: reading.did)
-    for culprit in culprits:
-        change = culprit.entry.change
-        uri = change.uri if isinstance(change, Put | Delete) else ""
-        extra = {"did": done.did, "uri": uri, "error": culprit.message}
-        _log.warning("PostgreSQL refused a record", extra=extra)
-    done.kept.update(
-        item.entry.change.uri for item in culprits if isinstance(item.entry.change, Put)
-    )
-    return Counter(item.reason for item in culprits)
-
-
-def unconflicted(action: Callable[[], Result]) -> Result:
-    """Do it again after a conflict with other writers. Raises the last TransactionConflict."""
-    for attempt in range(1, MAX_CONFLICTS):
-        try:
-            return action()
-        except TransactionConflict:
-            time.sleep(random.uniform(0.0, 0.05 * attempt))
-    return action()
-
-
-def _delete_absent(database: Database, paths: Paths, wanted: Wanted, done: Indexed) -> None:
-    """Delete rows that are older than the tree and not in it."""
-    older = (path for path in map(wanted.path, _older(database, done)) if wanted.has(path))
-    gone = absent(older, (path for path, _ in paths))
-    while some := list(islice(gone, DELETIONS)):
-        readings = [
-            Reading("delete", done.did, "", path.partition("/")[0], historical=True,
-                    change=Delete(wanted.uri(path), done.did, done.rev))
-            for path in some
-        ]  # fmt: skip
-        _write(database, readings, wanted.collections, done)
-
-
-def _older(database: Database, done: Indexed) -> Iterator[str]:
-    last = ""
-    while page := database.query(_OLDER, (done.did, done.rev, last, PAGE)):
-        last = page[-1][0]
-        yield from (row[0] for row in page)
-
-
-def _close(database: Database, repo: Repo, wanted: Wanted, done: Indexed) -> bool:
-    """Set rev and floor if no row is older than the tree; return whether it was so."""
-    rev = RepoRev(done.did, str(repo.root), done.rev, complete=True)
-    readings = [Reading("repo", done.did, now_text(), historical=True, change=rev)]
-
-    def close() -> bool:
-        with database.transaction() as tx:
-            lock_actors(tx, {done.did})
-            rows = tx.query(_LEFT, (done.did, done.rev))
-            left = {row[0] for row in rows if wanted.has(wanted.path(row[0]))} - done.kept
-            if not left:
-                apply_locked(tx, readings, wanted.collections)
-            return not left
-
-    return unconflicted(close)
+    def _uri(self, path: str) -> str:
+        return f"at://{self.done.did}/{path}"

@@ -1,6 +1,6 @@
 """Fetching and verifying repos for commands, several at a time, each result handled as it comes."""
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import Generic, TypeVar
@@ -8,23 +8,20 @@ from typing import Generic, TypeVar
 import trio
 from prometheus_client import CollectorRegistry
 
-from rsky_pipeline.backfiller.build import build_fetcher
-from rsky_pipeline.backfiller.fetch import Fetcher
-from rsky_pipeline.backfiller.hosts import HostBusy
-from rsky_pipeline.backfiller.outcome import RepoFailed
-from rsky_pipeline.backfiller.unpack import Repo
 from rsky_pipeline.configuration.settings import Settings
 from rsky_pipeline.observability.backfiller import BackfillerMetrics
-from rsky_pipeline.runtime.threads import in_thread
+from rsky_pipeline.repos.fetch import Fetcher, open_fetcher
+from rsky_pipeline.repos.hosts import HostBusyError
+from rsky_pipeline.repos.repo import Repo, RepoError
 
-AT_ONCE = 4  # repos that are downloaded while one is worked on
-HOST_PATIENCE_SECONDS = 300.0  # for a host that wants to be left alone
+DOWNLOADS = 4  # repos that are downloaded while one is worked on
+HOST_PATIENCE_SECONDS = 300.0  # for a host that asks to be left alone
 
 Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome(Generic[Result]):
+class RepoResult(Generic[Result]):
     """What became of a repo: a result, or why there is none."""
 
     did: str
@@ -36,39 +33,39 @@ class Outcome(Generic[Result]):
 async def each_repo(
     settings: Settings,
     dids: Sequence[str],
-    work: Callable[[Repo], Result],
-    report: Callable[[Outcome[Result]], None],
+    work: Callable[[Repo], Awaitable[Result]],
+    report: Callable[[RepoResult[Result]], None],
 ) -> None:
-    """Fetch and verify each repo, call `work` with it in a thread, one at a time, and report.
+    """Fetch and verify each repo, `work` on one at a time, and report.
 
     A repo that cannot be fetched costs itself. What `work` raises ends everything, except for
-    RepoFailed.
+    RepoError.
     """
-    one_at_a_time = trio.CapacityLimiter(1)
+    one_at_a_time = trio.Lock()
     failures: list[Exception] = []
     queue = iter(dids)
 
     async def fetch_some(fetcher: Fetcher, scope: trio.CancelScope) -> None:
         for did in queue:
             try:
-                async with _fetched(fetcher, did) as repo:
-                    result = await in_thread(work, repo, limiter=one_at_a_time)
-            except RepoFailed as error:
-                report(Outcome(did, None, error.reason, str(error)))
-            except HostBusy as error:
-                report(Outcome(did, None, "host_busy", str(error)))
+                async with _fetched(fetcher, did) as repo, one_at_a_time:
+                    result = await work(repo)
+            except RepoError as error:
+                report(RepoResult(did, None, error.reason, str(error)))
+            except HostBusyError as error:
+                report(RepoResult(did, None, "host_busy", str(error)))
             except Exception as error:  # noqa: BLE001 - raised again below, outside of the group
                 failures.append(error)
                 scope.cancel()
                 return
             else:
-                report(Outcome(did, result))
+                report(RepoResult(did, result))
 
     async with (
-        build_fetcher(settings, BackfillerMetrics(CollectorRegistry())) as fetcher,
+        open_fetcher(settings, BackfillerMetrics(CollectorRegistry())) as fetcher,
         trio.open_nursery() as nursery,
     ):
-        for _ in range(AT_ONCE):
+        for _ in range(DOWNLOADS):
             nursery.start_soon(fetch_some, fetcher, nursery.cancel_scope)
     if failures:
         raise failures[0]
@@ -83,7 +80,7 @@ async def _fetched(fetcher: Fetcher, did: str) -> AsyncIterator[Repo]:
             try:
                 repo = await stack.enter_async_context(fetcher.fetch(did, fresh=True))
                 break
-            except HostBusy as error:
+            except HostBusyError as error:
                 if trio.current_time() + error.seconds > deadline:
                     raise
                 await trio.sleep(error.seconds)

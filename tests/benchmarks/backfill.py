@@ -2,6 +2,7 @@
 
 import multiprocessing
 import time
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -14,11 +15,12 @@ from rsky_pipeline.atproto.cid import Cid
 from rsky_pipeline.atproto.commit import sign_commit
 from rsky_pipeline.atproto.crypto import PrivateKey
 from rsky_pipeline.atproto.mst import Tree
-from rsky_pipeline.backfiller.blocks import Blocks
-from rsky_pipeline.backfiller.budget import Budget
 from rsky_pipeline.backfiller.output import Output
-from rsky_pipeline.backfiller.unpack import closing_entry, creates, list_paths, open_repo
 from rsky_pipeline.observability.backfiller import BackfillerMetrics
+from rsky_pipeline.repos.blocks import Blocks, Budget
+from rsky_pipeline.repos.entries import closing_entry, create_entries
+from rsky_pipeline.repos.repo import list_paths, open_repo
+from rsky_pipeline.runtime.link import Link
 from rsky_pipeline.runtime.threads import ease_collector
 from rsky_pipeline.streams.connection import connect
 from tests.stores import running_valkey
@@ -87,8 +89,8 @@ def run_worker(url: str, car: bytes, ready: object, go: object) -> None:
 
 
 async def bring_in(url: str, car: bytes) -> None:
-    store = connect(url, name="bench")
-    output = Output(store, 0, BackfillerMetrics(CollectorRegistry()))
+    link = Link(partial(connect, url, name="bench"), purpose="append")
+    output = Output(link, 0, BackfillerMetrics(CollectorRegistry()))
 
     async def one(folder: Path) -> None:
         with Blocks(Budget(2**28), Budget(2**28), folder) as blocks:
@@ -96,7 +98,7 @@ async def bring_in(url: str, car: bytes) -> None:
             for start in range(0, len(car), _PART):
                 blocks.add(reader.feed(car[start : start + _PART]))
             repo = open_repo(reader.finish(), blocks, DID, "", len(car))
-            for chunk in creates(repo, list_paths(repo), ("app.bsky.",), TIME):
+            for chunk in create_entries(repo, list_paths(repo), ("app.bsky.",), TIME):
                 if chunk.is_last:
                     chunk.entries.append(closing_entry(repo, TIME))
                 await output.append(chunk.entries)
@@ -105,4 +107,4 @@ async def bring_in(url: str, car: bytes) -> None:
         async with trio.open_nursery() as nursery:
             for _ in range(REPOS):
                 nursery.start_soon(one, Path(folder))
-    store.close()
+    link.close()

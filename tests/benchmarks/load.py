@@ -10,7 +10,7 @@ from rsky_pipeline.demo.simulator.clock import stepping_clock
 from rsky_pipeline.demo.simulator.world import World
 from rsky_pipeline.operations.load.outcome import LOADED
 from rsky_pipeline.operations.load.run import Load
-from rsky_pipeline.operations.load.worker import Options
+from rsky_pipeline.operations.load.worker import LoadOptions
 from tests import stores
 
 ACCOUNTS = 2_000  # four in ten have a history
@@ -34,7 +34,9 @@ def bench_load() -> LoadFigures:
         with stores.fresh_database(server, template) as url:
             load = Load(Path(folder))
             before = os.times()
-            load.run(Settings(database_url=url), Options(verify=False), (os.cpu_count() or 1) + 1)
+            load.run(
+                Settings(database_url=url), LoadOptions(verify=False), (os.cpu_count() or 1) + 1
+            )
             after = os.times()
     if load.summary.files[LOADED] != load.found:
         raise AssertionError(f"not everything was loaded: {load.summary.document({})}")

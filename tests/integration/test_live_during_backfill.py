@@ -13,19 +13,13 @@ from rsky_pipeline.atproto.cid import Cid
 from rsky_pipeline.atproto.commit import parse_commit, sign_commit
 from rsky_pipeline.atproto.crypto import PrivateKey
 from rsky_pipeline.atproto.mst import Tree
-from rsky_pipeline.backfiller.ledger import Ledger
-from rsky_pipeline.backfiller.unpack import (
-    PathsOnly,
-    Repo,
-    closing_entry,
-    creates,
-    deletes,
-    list_paths,
-)
 from rsky_pipeline.database.connection import Database
 from rsky_pipeline.indexer.collections import registry
 from rsky_pipeline.indexer.core.apply import apply_batch
 from rsky_pipeline.indexer.core.entries import read_entry
+from rsky_pipeline.repos.entries import closing_entry, create_entries, delete_entries
+from rsky_pipeline.repos.repo import Repo, list_paths
+from rsky_pipeline.repos.stored import absent_paths
 from rsky_pipeline.streams.event import EVENT_FIELD, encode_record_event
 from tests.integration.indexer.kit import did_of, rev_of, time_of
 
@@ -89,13 +83,11 @@ def apply(database: Database, events: list[bytes], chance: random.Random) -> Non
         apply_batch(database, readings, COLLECTIONS)
 
 
-def brought_in(repo: Repo, ledger: Ledger) -> list[bytes]:
+def brought_in(repo: Repo, database: Database) -> list[bytes]:
     """Return what the backfiller queues for a repo, by what is stored now."""
     paths = list_paths(repo)
-    did, rev = repo.commit.did, repo.commit.rev
-    gone = ledger.gone(did, rev, iter(PathsOnly(paths)))
-    entries = list(deletes(repo, gone, time_of(1)).entries)
-    for chunk in creates(repo, paths, (POST,), time_of(1)):
+    entries = delete_entries(repo, absent_paths(database, paths), time_of(1))
+    for chunk in create_entries(repo, paths, (POST,), time_of(1)):
         entries += chunk.entries
     return [entry.payload for entry in [*entries, closing_entry(repo, time_of(1))]]
 
@@ -126,8 +118,8 @@ def test_the_tables_end_as_the_repo_does(
     snapshot, looked = sorted(chance.choices(range(last + 1), k=2))[::-1]
     seen = [event for event in life.events[:looked] if chance.random() < 0.6]
     apply(database, seen, chance)
-    with closing(Ledger(lambda: Database.connect(schema_database, name="ledger"))) as ledger:
-        history = brought_in(life.repo(snapshot), ledger)
+    with closing(Database.connect(schema_database, name="look-ups")) as own:
+        history = brought_in(life.repo(snapshot), own)
     apply(database, merged(life.events[looked:], history, chance), chance)
     rows: dict[str, str] = dict(database.query("SELECT uri, cid FROM record"))
     expected = {

@@ -14,7 +14,8 @@ PACKAGE = "rsky_pipeline"
 BASE_MODULE = "rsky_pipeline.health.rules"
 BASE = {"configuration", "observability", "runtime"}
 CLIENTS = BASE | {"atproto"}
-ROLE = CLIENTS | {"streams", "database", "network", "health"}
+STORES = CLIENTS | {"streams", "database", "network"}
+ROLE = STORES | {"repos", "health"}
 
 # What each package may import of ours, besides itself; packages not named here are free.
 ALLOWED: dict[str, set[str]] = {
@@ -25,6 +26,7 @@ ALLOWED: dict[str, set[str]] = {
     "streams": CLIENTS,
     "database": CLIENTS,
     "network": CLIENTS,
+    "repos": STORES,
     "ingester": ROLE,
     "backfiller": ROLE,
     "indexer": ROLE,

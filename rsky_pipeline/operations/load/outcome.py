@@ -1,26 +1,43 @@
-"""What becomes of a file."""
+"""What became of each file: while it is loaded, and in `rsky_pipeline.load_file` for later runs."""
 
+import logging
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import orjson
+
+from rsky_pipeline.database.connection import Database
+from rsky_pipeline.database.isolation import apply_isolated
+from rsky_pipeline.database.texts import storable
+from rsky_pipeline.operations.load.files import CarFile
+
+_log = logging.getLogger(__name__)
 LOADED = "loaded"  # every record is in the tables
 CURRENT = "current"  # what is stored is as new as the file
 FAILED = "failed"  # nothing of it counts as loaded; `reason` says why
+MAX_TEXT_BYTES = 500  # of an error that is kept
 
-
-class LoadFailed(Exception):
-    """A file that cannot be loaded; `reason` is a short stable code."""
-
-    def __init__(self, reason: str, message: str) -> None:
-        super().__init__(message)
-        self.reason = reason
+_KNOWN = """
+SELECT path, size, mtime_ns, status FROM rsky_pipeline.load_file WHERE path = ANY(%b::text[])
+"""
+_NOTE = """
+INSERT INTO rsky_pipeline.load_file
+    (path, size, mtime_ns, status, did, rev, reason, error, records, refused, updated_at)
+SELECT n.*, now() FROM unnest(%b::text[], %b::bigint[], %b::bigint[], %b::text[], %b::text[],
+    %b::text[], %b::text[], %b::text[], %b::bigint[], %b::jsonb[])
+    AS n(path, size, mtime_ns, status, did, rev, reason, error, records, refused)
+ON CONFLICT (path) DO UPDATE SET
+    size = EXCLUDED.size, mtime_ns = EXCLUDED.mtime_ns, status = EXCLUDED.status,
+    did = EXCLUDED.did, rev = EXCLUDED.rev, reason = EXCLUDED.reason, error = EXCLUDED.error,
+    records = EXCLUDED.records, refused = EXCLUDED.refused, updated_at = EXCLUDED.updated_at
+"""
 
 
 @dataclass(slots=True)
-class Outcome:
-    """The result of one file, as the worker reports it and the ledger keeps it."""
+class FileOutcome:
+    """The result of one file, as the worker reports it and the table keeps it."""
 
     path: str
     size: int
@@ -40,7 +57,7 @@ class Outcome:
 
 
 @dataclass(slots=True)
-class Summary:
+class LoadSummary:
     """All outcomes together."""
 
     files: Counter[str] = field(default_factory=Counter)  # by status
@@ -49,9 +66,9 @@ class Summary:
     records: int = 0
     deletes: int = 0
     seconds: float = 0.0
-    examples: list[Outcome] = field(default_factory=list)  # of failed files
+    examples: list[FileOutcome] = field(default_factory=list)  # of failed files
 
-    def add(self, outcome: Outcome) -> None:
+    def add(self, outcome: FileOutcome) -> None:
         """Count a file."""
         self.files[outcome.status] += 1
         self.refused.update(outcome.refused)
@@ -82,3 +99,36 @@ class Summary:
                 for each in self.examples
             ],
         }
+
+
+def finished_before(database: Database, files: Sequence[CarFile]) -> dict[str, str]:
+    """Return path and status of files that an earlier run finished, if they did not change."""
+    rows = database.query(_KNOWN, ([file.path for file in files],))
+    known = {path: (size, mtime_ns, status) for path, size, mtime_ns, status in rows}
+    found: dict[str, str] = {}
+    for file in files:
+        size, mtime_ns, status = known.get(file.path, (None, None, ""))
+        if (size, mtime_ns) == (file.size, file.mtime_ns):
+            found[file.path] = status
+    return found
+
+
+def note(database: Database, outcomes: Sequence[FileOutcome]) -> None:
+    """Keep outcomes. One that PostgreSQL refuses holds up no other: its file is loaded again."""
+    ordered = sorted(outcomes, key=lambda outcome: outcome.path)
+    for culprit in apply_isolated(ordered, lambda some: _note(database, some)):
+        extra = {"path": culprit.entry.path, "error": culprit.message}
+        _log.error("outcome of a file cannot be stored", extra=extra)
+
+
+def _note(database: Database, outcomes: Sequence[FileOutcome]) -> None:
+    rows = [
+        (
+            each.path, each.size, each.mtime_ns, each.status, each.did, each.rev, each.reason,
+            None if each.error is None else storable(each.error, MAX_TEXT_BYTES), each.records,
+            orjson.dumps(each.refused).decode() if each.refused else None,
+        )
+        for each in outcomes
+    ]  # fmt: skip
+    if rows:
+        database.execute(_NOTE, [list(column) for column in zip(*rows, strict=True)])

@@ -17,8 +17,8 @@ from typing import Any
 
 from rsky_pipeline.configuration.settings import Settings
 from rsky_pipeline.operations.load.files import CarFile
-from rsky_pipeline.operations.load.outcome import Outcome
-from rsky_pipeline.operations.load.worker import Options
+from rsky_pipeline.operations.load.outcome import FileOutcome
+from rsky_pipeline.operations.load.worker import LoadOptions
 from rsky_pipeline.runtime.channel import encode_settings
 
 PROGRAM = (sys.executable, "-P", "-m", "rsky_pipeline", "load-worker")
@@ -27,12 +27,12 @@ UNAVAILABLE = 69
 Task = Sequence[CarFile]
 
 
-class LoadStopped(Exception):
+class LoadStoppedError(Exception):
     """The load cannot go on; the text says why."""
 
 
 @dataclass(slots=True)
-class _Process:
+class _LoadProcess:
     popen: "subprocess.Popen[str]"
 
     def end(self) -> None:
@@ -44,15 +44,15 @@ class _Process:
         self.popen.wait()
 
 
-class Pool:
+class LoadPool:
     """Runs tasks in `jobs` processes and yields outcomes as they come."""
 
     def __init__(
         self,
         settings: Settings,
-        options: Options,
+        options: LoadOptions,
         jobs: int,
-        on_crash: Callable[[Outcome], None],
+        on_crash: Callable[[FileOutcome], None],
         program: Sequence[str] = PROGRAM,
     ) -> None:
         self._settings = settings
@@ -62,11 +62,11 @@ class Pool:
         self._program = program
         self._tasks: Iterator[Task] = iter(())
         self._turn = threading.Lock()
-        self._results: queue.Queue[Outcome | BaseException | None] = queue.Queue()
+        self._results: queue.Queue[FileOutcome | BaseException | None] = queue.Queue()
         self._stopping = threading.Event()
 
-    def run(self, tasks: Iterator[Task]) -> Iterator[Outcome]:
-        """Yield the outcome of every file. Raises LoadStopped, and what `tasks` raises."""
+    def run(self, tasks: Iterator[Task]) -> Iterator[FileOutcome]:
+        """Yield the outcome of every file. Raises LoadStoppedError, and what `tasks` raises."""
         self._tasks = tasks
         threads = [threading.Thread(target=self._work, daemon=True) for _ in range(self._jobs)]
         for thread in threads:
@@ -91,7 +91,7 @@ class Pool:
             return None if self._stopping.is_set() else next(self._tasks, None)
 
     def _work(self) -> None:
-        process: _Process | None = None
+        process: _LoadProcess | None = None
         try:
             while (task := self._next()) is not None:
                 process = self._do(process, task)
@@ -103,7 +103,7 @@ class Pool:
                 process.end()
             self._results.put(None)
 
-    def _do(self, process: _Process | None, task: Task) -> _Process | None:
+    def _do(self, process: _LoadProcess | None, task: Task) -> _LoadProcess | None:
         """Do a task; return the process if it lives on."""
         process = process or self._start()
         if self._ask(process, task):
@@ -115,41 +115,41 @@ class Pool:
                 if alone is not None:
                     alone.end()
             return None
-        outcome = Outcome(**asdict(task[0]))
+        outcome = FileOutcome(**asdict(task[0]))
         outcome.fail("crashes_worker", f"the process ended with code {process.popen.returncode}")
         self._on_crash(outcome)
         self._results.put(outcome)
         return None
 
-    def _ask(self, process: _Process, task: Task) -> bool:
+    def _ask(self, process: _LoadProcess, task: Task) -> bool:
         """Hand over a task and pass on its outcomes; return False if the process died."""
         assert process.popen.stdin is not None
         assert process.popen.stdout is not None
-        outcomes: list[Outcome] = []
+        outcomes: list[FileOutcome] = []
         try:
             process.popen.stdin.write(json.dumps([asdict(file) for file in task]) + "\n")
             process.popen.stdin.flush()
             for line in process.popen.stdout:
                 answer: dict[str, Any] = json.loads(line)
                 if "fatal" in answer:
-                    raise LoadStopped(answer["fatal"])
+                    raise LoadStoppedError(answer["fatal"])
                 if "done" in answer:
                     for outcome in outcomes:
                         self._results.put(outcome)
                     return True
-                outcomes.append(Outcome(**answer))
+                outcomes.append(FileOutcome(**answer))
         except BrokenPipeError:
             pass
         process.end()
         return False
 
-    def _check(self, process: _Process) -> None:
+    def _check(self, process: _LoadProcess) -> None:
         if self._stopping.is_set():
-            raise LoadStopped("stopped")
+            raise LoadStoppedError("stopped")
         if process.popen.returncode > 0:  # an error of its own, which another one would meet too
-            raise LoadStopped(f"a process ended with code {process.popen.returncode}")
+            raise LoadStoppedError(f"a process ended with code {process.popen.returncode}")
 
-    def _start(self) -> _Process:
+    def _start(self) -> _LoadProcess:
         read, write = os.pipe()
         try:
             os.write(write, encode_settings(self._settings))
@@ -162,4 +162,4 @@ class Pool:
         finally:
             os.close(read)
             os.close(write)
-        return _Process(popen)
+        return _LoadProcess(popen)

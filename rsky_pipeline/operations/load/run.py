@@ -1,4 +1,4 @@
-"""A whole load: find files, leave out what is settled, hand out the rest, add up what comes."""
+"""A whole load: find files, leave out what is finished, hand out the rest, add up what comes."""
 
 import time
 from collections import Counter
@@ -8,13 +8,18 @@ from pathlib import Path
 
 from rsky_pipeline.configuration.settings import Settings
 from rsky_pipeline.database.connection import Database
-from rsky_pipeline.operations.load import ledger
 from rsky_pipeline.operations.load.files import CarFile, scan, tasks
-from rsky_pipeline.operations.load.outcome import FAILED, Outcome, Summary
-from rsky_pipeline.operations.load.pool import Pool
-from rsky_pipeline.operations.load.worker import Options
+from rsky_pipeline.operations.load.outcome import (
+    FAILED,
+    FileOutcome,
+    LoadSummary,
+    finished_before,
+    note,
+)
+from rsky_pipeline.operations.load.pool import LoadPool
+from rsky_pipeline.operations.load.worker import LoadOptions
 
-LOOKED_UP_AT_ONCE = 1_000
+LOOKUP_FILES = 1_000
 
 
 @dataclass(slots=True)
@@ -27,16 +32,16 @@ class Load:
     found_bytes: int = 0
     done_bytes: int = 0
     skipped: Counter[str] = field(default_factory=Counter)  # by status of an earlier run
-    summary: Summary = field(default_factory=Summary)
+    summary: LoadSummary = field(default_factory=LoadSummary)
 
     def run(
         self,
         settings: Settings,
-        options: Options,
+        options: LoadOptions,
         jobs: int,
         on_progress: Callable[["Load"], None] = lambda _: None,
     ) -> None:
-        """Load everything. Raises DatabaseError, OSError and LoadStopped."""
+        """Load everything. Raises DatabaseError, OSError and LoadStoppedError."""
         began = time.monotonic()
         files = list(scan(self.directory))
         self.found, self.found_bytes = len(files), sum(file.size for file in files)
@@ -45,12 +50,12 @@ class Load:
         ) as database:
             wanted = list(self._wanted(database, files))
 
-            def crashed(outcome: Outcome) -> None:
+            def crashed(outcome: FileOutcome) -> None:
                 if not options.dry_run:
                     with Database.connect(settings.database_url or "", name="load") as own:
-                        ledger.note(own, [outcome])
+                        note(own, [outcome])
 
-            pool = Pool(settings, options, jobs, crashed)
+            pool = LoadPool(settings, options, jobs, crashed)
             for outcome in pool.run(tasks(wanted)):
                 self.summary.add(outcome)
                 self.done_bytes += outcome.size
@@ -59,11 +64,11 @@ class Load:
         self.summary.seconds = time.monotonic() - began
 
     def _wanted(self, database: Database, files: Sequence[CarFile]) -> Iterator[CarFile]:
-        for start in range(0, len(files), LOOKED_UP_AT_ONCE):
-            part = files[start : start + LOOKED_UP_AT_ONCE]
-            settled = ledger.settled(database, part)
+        for start in range(0, len(files), LOOKUP_FILES):
+            part = files[start : start + LOOKUP_FILES]
+            finished = finished_before(database, part)
             for file in part:
-                status = settled.get(file.path)
+                status = finished.get(file.path)
                 if status is None or (status == FAILED and self.retry_failed):
                     yield file
                 else:

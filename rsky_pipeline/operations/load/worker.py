@@ -7,39 +7,51 @@ load that was killed; what it was writing then is finished or rolled back by Pos
 import json
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import IO, Any
 
+import trio
+
+from rsky_pipeline.atproto.commit import Commit
+from rsky_pipeline.atproto.identity import DidDocument
 from rsky_pipeline.configuration.selection import is_selected
 from rsky_pipeline.configuration.settings import Settings
 from rsky_pipeline.database.connection import Database
 from rsky_pipeline.database.errors import DatabaseError
 from rsky_pipeline.indexer.collections import registry
 from rsky_pipeline.indexer.collections.declaration import Collection
+from rsky_pipeline.indexer.collections.values import collection_of
 from rsky_pipeline.indexer.core.entries import Reading, now_text
-from rsky_pipeline.network.directory import Directory
+from rsky_pipeline.network.directory import (
+    Directory,
+    IdentityNotFoundError,
+    IdentityUnavailableError,
+)
 from rsky_pipeline.network.http import HttpClient
-from rsky_pipeline.operations.load import ledger
-from rsky_pipeline.operations.load.cars import StoredRepo, read_repo
 from rsky_pipeline.operations.load.files import CarFile
-from rsky_pipeline.operations.load.floors import floors
-from rsky_pipeline.operations.load.outcome import CURRENT, LOADED, LoadFailed, Outcome
-from rsky_pipeline.operations.load.readings import (
+from rsky_pipeline.operations.load.outcome import CURRENT, LOADED, FileOutcome, note
+from rsky_pipeline.operations.load.writing import BATCH_RECORDS, LoadWriter
+from rsky_pipeline.operations.repo_readings import (
     closing_reading,
-    deletion_readings,
+    deletion_reading,
     record_readings,
 )
-from rsky_pipeline.operations.load.signatures import unproven
-from rsky_pipeline.operations.load.writing import BATCH, Writer
+from rsky_pipeline.repos.changes import absent, apply_repo
+from rsky_pipeline.repos.repo import RepoError, RepoPaths, read_car_file
+from rsky_pipeline.repos.signature import check_signature
+from rsky_pipeline.repos.stored import stored_revs
 
 _log = logging.getLogger(__name__)
+LOOKUPS = 16  # DID documents at once
+LOOKUP_TRIES = 4
+LOOKUP_PAUSE_SECONDS = 1.0
 STATEMENT_TIMEOUT_MS = 300_000  # large transactions on a busy server
 
 
 @dataclass(frozen=True, slots=True)
-class Options:
+class LoadOptions:
     """What the operator chose; `time` stands in for the clock in tests."""
 
     verify: bool = True
@@ -48,121 +60,108 @@ class Options:
     time: str | None = None
 
 
-@dataclass(slots=True)
-class _Work:
-    """A repo on its way, and what will be said of it."""
-
-    repo: StoredRepo
-    outcome: Outcome
-
-
 class Loader:
     """Loads tasks, one after the other."""
 
     def __init__(
         self,
-        writer: Writer,
+        writer: LoadWriter,
         collections: Mapping[str, Collection],
         selection: tuple[str, ...],
         directory: Directory | None,
-        options: Options,
+        options: LoadOptions,
     ) -> None:
+        self.collections = collections
+        self.selection = selection
         self._writer = writer
-        self._collections = collections
-        self._selection = selection
         self._directory = directory
         self._options = options
+        self._batch: list[Reading] = []
+        self._outcomes: dict[str, FileOutcome] = {}  # by DID, of the repos that go together
 
-    async def load(self, files: Sequence[CarFile]) -> list[Outcome]:
-        """Load the files of a task; every one has an outcome, which is in the ledger then.
+    async def load(self, files: Sequence[CarFile]) -> list[FileOutcome]:
+        """Load the files of a task; every one has an outcome, which is in the table then.
 
         Raises DatabaseError when PostgreSQL cannot be used.
         """
-        outcomes: list[Outcome] = []
-        works: list[_Work] = []
+        outcomes: list[FileOutcome] = []
+        found: list[tuple[RepoPaths, FileOutcome]] = []
         for file in files:
-            outcome = Outcome(file.path, file.size, file.mtime_ns)
+            outcome = FileOutcome(file.path, file.size, file.mtime_ns)
             outcomes.append(outcome)
-            repo = self._read(file, outcome)
-            if repo is not None:
-                works.append(_Work(repo, outcome))
-        while works:
+            paths = self._read(file, outcome)
+            if paths is not None:
+                found.append((paths, outcome))
+        while found:
             # One account twice: the second file is looked at when the first is in the tables.
-            firsts = list({work.repo.commit.did: work for work in reversed(works)}.values())[::-1]
-            await self._load_distinct(firsts)
-            chosen = {id(work) for work in firsts}
-            works = [work for work in works if id(work) not in chosen]
+            firsts: dict[str, tuple[RepoPaths, FileOutcome]] = {}
+            later = []
+            for paths, outcome in found:
+                did = paths.repo.commit.did
+                if did in firsts:
+                    later.append((paths, outcome))
+                else:
+                    firsts[did] = (paths, outcome)
+            await self._load_distinct(list(firsts.values()))
+            found = later
         if not self._options.dry_run:
-            self._writer.run(lambda database: ledger.note(database, outcomes))
+            self._writer.run(lambda database: note(database, outcomes))
         return outcomes
 
-    def _read(self, file: CarFile, outcome: Outcome) -> StoredRepo | None:
+    def _read(self, file: CarFile, outcome: FileOutcome) -> RepoPaths | None:
         try:
-            repo = read_repo(file.path, self._options.max_car_bytes)
-        except LoadFailed as failure:
+            paths = read_car_file(file.path, self._options.max_car_bytes)
+        except RepoError as failure:
             outcome.fail(failure.reason, str(failure))
             return None
         except Exception as error:  # noqa: BLE001 - a file must not stop the others
-            _log.exception("a file cannot be read", extra={"path": file.path})
+            _log.exception("file cannot be read", extra={"path": file.path})
             outcome.fail("internal_error", f"{type(error).__name__}: {error}")
             return None
-        outcome.did, outcome.rev = repo.commit.did, repo.commit.rev
-        return repo
+        outcome.did, outcome.rev = paths.repo.commit.did, paths.repo.commit.rev
+        return paths
 
-    async def _load_distinct(self, works: list[_Work]) -> None:
-        dids = [work.repo.commit.did for work in works]
-        known = self._writer.run(lambda database: floors(database, dids))
-        fresh: list[_Work] = []
-        for work in works:
-            if known.get(work.repo.commit.did, "") >= work.repo.commit.rev:
-                work.outcome.status = CURRENT
+    async def _load_distinct(self, found: Sequence[tuple[RepoPaths, FileOutcome]]) -> None:
+        """Load repos of different accounts: current? -> signature -> changes, in few batches."""
+        dids = [paths.repo.commit.did for paths, _ in found]
+        revs = self._writer.run(lambda database: stored_revs(database, dids))
+        fresh: list[tuple[RepoPaths, FileOutcome]] = []
+        for (paths, outcome), stored in zip(found, revs, strict=True):
+            if (stored.complete or "") >= paths.repo.commit.rev:
+                outcome.status = CURRENT
             else:
-                fresh.append(work)
+                fresh.append((paths, outcome))
         if self._directory is not None:
-            failures = await unproven([work.repo.commit for work in fresh], self._directory)
-            for work in fresh:
-                failure = failures.get(work.repo.commit.did)
-                if failure is not None:
-                    work.outcome.fail(failure.reason, str(failure))
-            fresh = [work for work in fresh if work.repo.commit.did not in failures]
-        self._write(fresh)
-
-    def _write(self, works: Sequence[_Work]) -> None:
-        if not works:
+            await check_signatures(fresh, self._directory)
+            fresh = [(paths, outcome) for paths, outcome in fresh if outcome.reason is None]
+        if not fresh:
             return
-        outcomes = {work.repo.commit.did: work.outcome for work in works}
-        stored = self._writer.stored(list(outcomes))
-        batch: list[Reading] = []
-        for work in works:
-            for reading in self._readings(work, stored.get(work.repo.commit.did, {})):
-                batch.append(reading)
-                if len(batch) >= BATCH:
-                    self._flush(batch, outcomes)
-                    batch = []
-                    if work.outcome.reason is not None:
-                        break
-        self._flush(batch, outcomes)
-
-    def _readings(self, work: _Work, stored: Mapping[str, str | None]) -> Iterator[Reading]:
-        repo, outcome = work.repo, work.outcome
+        self._outcomes = {paths.repo.commit.did: outcome for paths, outcome in fresh}
+        rows = self._writer.stored(list(self._outcomes))
         time = self._options.time or now_text()
-        refused: Counter[str] = Counter()
-        try:
-            # First, so that what was deleted stays so if this is stopped in between.
-            for reading in deletion_readings(repo, stored, self._collections, time):
-                outcome.deletes += 1
-                yield reading
-            for reading in record_readings(repo, self._selection, self._collections, time, refused):
-                outcome.records += reading.refused is None
-                yield reading
-            outcome.refused = dict(refused)
-            outcome.status = LOADED  # which it is when its last batch is written
-            yield closing_reading(repo, time)
-        except Exception as error:  # noqa: BLE001 - as in `_read`
-            _log.exception("a repo cannot be loaded", extra={"path": outcome.path})
-            outcome.fail("internal_error", f"{type(error).__name__}: {error}")
+        for paths, outcome in fresh:
+            sink = _LoadSink(self, paths, outcome, rows.get(paths.repo.commit.did, {}), time)
+            try:
+                await apply_repo(paths, sink)
+            except _BatchRefusedError:
+                pass  # its outcome says so
+            except DatabaseError:
+                raise
+            except Exception as error:  # noqa: BLE001 - as in `_read`
+                _log.exception("repo cannot be loaded", extra={"path": outcome.path})
+                outcome.fail("internal_error", f"{type(error).__name__}: {error}")
+        self._flush()
 
-    def _flush(self, batch: Sequence[Reading], outcomes: Mapping[str, Outcome]) -> None:
+    def add(self, reading: Reading, outcome: FileOutcome) -> None:
+        """Write a reading with others. Raises _BatchRefusedError where that cost its repo."""
+        self._batch.append(reading)
+        if len(self._batch) >= BATCH_RECORDS:
+            self._flush()
+            if outcome.reason is not None:
+                raise _BatchRefusedError
+
+    def _flush(self) -> None:
+        batch, self._batch = self._batch, []
         if not batch or self._options.dry_run:
             return
         try:
@@ -170,18 +169,120 @@ class Loader:
         except DatabaseError:
             raise
         except Exception as error:  # noqa: BLE001 - hits all of the batch: a defect of ours
-            _log.exception("a batch cannot be written")
+            _log.exception("batch cannot be written")
             for did in {reading.did for reading in batch}:
-                outcomes[did].fail("internal_error", f"{type(error).__name__}: {error}")
+                self._outcomes[did].fail("internal_error", f"{type(error).__name__}: {error}")
             return
         for did, counts in refused.items():
-            outcome = outcomes[did]
+            outcome = self._outcomes[did]
             outcome.records -= counts.total()
             outcome.refused = dict(Counter(outcome.refused) + counts)
 
 
+class _BatchRefusedError(Exception):
+    """A batch with readings of a repo was not written, so that the repo is not loaded."""
+
+
+class _LoadSink:
+    """The rows of one repo among those of others; see `RepoSink`. Nothing here blocks a loop."""
+
+    def __init__(
+        self, loader: Loader, paths: RepoPaths, outcome: FileOutcome,
+        rows: Mapping[str, str | None], time: str,
+    ) -> None:  # fmt: skip
+        """`rows` are the account's rows of `record`, uri to rev."""
+        self._loader = loader
+        self._paths = paths
+        self._commit = paths.repo.commit
+        self._outcome = outcome
+        self._rows = rows
+        self._time = time
+
+    async def absent(self, after: str) -> list[str]:
+        """Look at the rows that were read for all repos of the task together."""
+        if after or not self._rows:
+            return []
+        prefix, rev = f"at://{self._commit.did}/", self._commit.rev
+        older = sorted(
+            uri.removeprefix(prefix)
+            for uri, known in self._rows.items()
+            if (known is None or known < rev) and collection_of(uri) in self._loader.collections
+        )
+        return list(absent(older, self._paths.names()))
+
+    async def delete(self, paths: Sequence[str]) -> None:
+        """Delete rows."""
+        self._outcome.deletes += len(paths)
+        for path in paths:
+            self._add(deletion_reading(self._commit, path, self._time))
+
+    async def put(self) -> None:
+        """Put the wanted records."""
+        loader, outcome, add = self._loader, self._outcome, self._add
+        refused: Counter[str] = Counter()
+        source = record_readings(self._paths, loader.selection, loader.collections, self._time)
+        for _, reading, reason in source:
+            if reason is None:
+                outcome.records += 1
+            else:
+                refused[reason] += 1
+            if reading is not None:
+                add(reading)
+        outcome.refused = dict(Counter(outcome.refused) + refused)
+
+    async def close(self) -> bool:
+        """Set the complete rev in the last transaction of the repo."""
+        self._outcome.status = LOADED  # which it is when that is written
+        self._add(closing_reading(self._paths.repo, self._time))
+        return True
+
+    def _add(self, reading: Reading) -> None:
+        self._loader.add(reading, self._outcome)
+
+
+async def check_signatures(
+    found: Sequence[tuple[RepoPaths, FileOutcome]], directory: Directory
+) -> None:
+    """Note at each repo that is not signed with its account's key why it cannot be loaded.
+
+    A directory that gives no answer is asked again a few times.
+    """
+    limit = trio.CapacityLimiter(LOOKUPS)
+
+    async def check(commit: Commit, outcome: FileOutcome) -> None:
+        async with limit:
+            try:
+                look_up = partial(_document, directory, commit.did)
+                await check_signature(commit, await look_up(False), look_up)
+            except RepoError as failure:
+                outcome.fail(failure.reason, str(failure))
+            except Exception as error:  # noqa: BLE001 - a document must not stop the others
+                _log.exception("signature cannot be checked", extra={"did": commit.did})
+                outcome.fail("internal_error", f"{type(error).__name__}: {error}")
+
+    async with trio.open_nursery() as nursery:
+        for paths, outcome in found:
+            nursery.start_soon(check, paths.repo.commit, outcome)
+
+
+async def _document(directory: Directory, did: str, force: bool) -> DidDocument:
+    for attempt in range(1, LOOKUP_TRIES + 1):
+        try:
+            return await directory.resolve(did, force)
+        except IdentityNotFoundError as error:
+            raise RepoError("permanent", "did_not_found", str(error)) from error
+        except IdentityUnavailableError as error:
+            if attempt == LOOKUP_TRIES:
+                raise RepoError("transient", "did_unavailable", str(error)) from error
+        await trio.sleep(attempt * LOOKUP_PAUSE_SECONDS)
+    raise AssertionError("not reached")
+
+
 async def serve(
-    settings: Settings, options: Options, lines: IO[str], answer: Callable[[dict[str, Any]], None]
+    settings: Settings,
+    options: LoadOptions,
+    lines: IO[str],
+    answer: Callable[[dict[str, Any]], None],
 ) -> None:
     """Load task after task until the input ends. Raises DatabaseError."""
     collections = {
@@ -189,7 +290,7 @@ async def serve(
         for nsid, collection in registry.load(settings.validation).items()
         if is_selected(nsid, settings.collections)
     }
-    writer = Writer(partial(_open_database, settings), collections)
+    writer = LoadWriter(partial(_open_database, settings), collections)
     async with HttpClient(allow_private=settings.allow_private_hosts) as http:
         directory = None
         if options.verify:

@@ -18,14 +18,14 @@ from rsky_pipeline.indexer.core.apply import apply_batch
 from rsky_pipeline.indexer.core.entries import Reading
 from rsky_pipeline.indexer.core.locks import needs_locks
 
-BATCH = 4_000  # records of one transaction, or a little more
+BATCH_RECORDS = 4_000  # records of one transaction, or a little more
 _MAX_CONFLICTS = 20
 _UNAVAILABLE_SECONDS = 60.0
 
 Result = TypeVar("Result")
 
 
-class Writer:
+class LoadWriter:
     """One connection, made again when it is lost."""
 
     def __init__(

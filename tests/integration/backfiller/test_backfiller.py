@@ -156,7 +156,7 @@ async def test_what_is_not_the_accounts_own_is_refused(
 async def test_a_key_that_was_rotated_is_looked_up_again(
     store: Store, configure: Configure, hosts: FakeHosts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("rsky_pipeline.backfiller.build.FORCED_PAUSE_SECONDS", 0.0)
+    monkeypatch.setattr("rsky_pipeline.repos.fetch.FORCED_PAUSE_SECONDS", 0.0)
     new = PrivateKey.from_seed("p256", b"new key")
     before, _ = make_repo("did:plc:a", 1)
     after, _ = make_repo("did:plc:a", 2, new)
@@ -174,7 +174,7 @@ async def test_a_key_that_was_rotated_is_looked_up_again(
 async def test_a_key_that_was_rotated_just_after_it_was_looked_up_costs_no_repo(
     store: Store, configure: Configure, hosts: FakeHosts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("rsky_pipeline.backfiller.build.FORCED_PAUSE_SECONDS", 1.0)
+    monkeypatch.setattr("rsky_pipeline.repos.fetch.FORCED_PAUSE_SECONDS", 1.0)
     new = PrivateKey.from_seed("p256", b"new key")
     hosts.add("did:plc:a", document("did:plc:a"), make_repo("did:plc:a", 1)[0])
     async with backfiller(configure()) as running:

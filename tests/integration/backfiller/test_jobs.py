@@ -1,102 +1,143 @@
-"""Taking repos from the streams while the store fails."""
+"""Taking repos from the streams while Redis fails, and what is left of other workers."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 from prometheus_client import CollectorRegistry
 
-from rsky_pipeline.backfiller.jobs import Jobs
+from rsky_pipeline.backfiller.jobs import JobQueue
 from rsky_pipeline.configuration.settings import Settings
 from rsky_pipeline.observability.backfiller import BackfillerMetrics
+from rsky_pipeline.runtime.link import Link
 from rsky_pipeline.streams.append import Entry, append
 from rsky_pipeline.streams.connection import Store, connect
+from rsky_pipeline.streams.consumer import Delivery
 from rsky_pipeline.streams.errors import StoreUnavailable
 from rsky_pipeline.streams.names import REPO_BACKFILL, REPO_BACKFILL_HIGH, REPO_STREAMS
-from rsky_pipeline.streams.repo_job import REPO_FIELD, RepoJob, encode_repo_job
+from rsky_pipeline.streams.repo_job import REPO_FIELD, RepoJob, decode_repo_job, encode_repo_job
+
+GROUP = Settings().backfiller_group
 
 
 class Failing:
-    """A store of which one reply, or one request, is lost."""
+    """Connections of which one reply, or one request, is lost."""
 
-    def __init__(self, store: Store) -> None:
-        self._store = store
+    def __init__(self, url: str) -> None:
+        self._url = url
         self.fails: tuple[str, str, bool] | None = None  # command, stream, after it was carried out
+        self.opened = 0
+
+    def open(self) -> Any:
+        """Return a connection of which a call may fail."""
+        self.opened += 1
+        return _FailingStore(connect(self._url, name="read"), self)
+
+
+class _FailingStore:
+    def __init__(self, store: Store, plan: Failing) -> None:
+        self._store = store
+        self._plan = plan
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._store, name)
 
     def call(self, *command: Any) -> Any:
-        """Pass a command on, unless it is the one that fails."""
-        if self.fails is None or self.fails[0] != command[0] or self.fails[1] not in command:
+        fails = self._plan.fails
+        if fails is None or fails[0] != command[0] or fails[1] not in command:
             return self._store.call(*command)
-        if self.fails[2]:
+        if fails[2]:
             self._store.call(*command)
-        self.fails = None
+        self._plan.fails = None
         raise StoreUnavailable("the connection was lost")
 
 
 @pytest.fixture
-def stores(clean_redis: str) -> Iterator[tuple[Failing, Store]]:
-    opened = [connect(clean_redis, name=name) for name in ("read", "settle")]
-    yield Failing(opened[0]), opened[1]
-    for store in opened:
-        store.close()
+def store(clean_redis: str) -> Iterator[Store]:
+    opened = connect(clean_redis, name="test")
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def make(clean_redis: str) -> Iterator[Callable[..., JobQueue]]:
+    links: list[Link[Store]] = []
+
+    def made(name: str, plan: Failing | None = None, settings: Settings | None = None) -> JobQueue:
+        def open_store() -> Store:
+            return connect(clean_redis, name=name)
+
+        reading = Link(plan.open if plan else open_store, purpose="read")
+        ending = Link(open_store, purpose="settle")
+        links.extend((reading, ending))
+        metrics = BackfillerMetrics(CollectorRegistry())
+        return JobQueue(reading, ending, settings or Settings(), name, metrics)
+
+    yield made
+    for link in links:
+        link.close()
 
 
 def queue(store: Store, stream: str, *dids: str) -> None:
-    append(
-        store,
-        [
-            Entry(stream, REPO_FIELD, encode_repo_job(RepoJob(did, "relay", "", None, True)))
-            for did in dids
-        ],
-    )
+    jobs = (encode_repo_job(RepoJob(did, "relay", "", None, True)) for did in dids)
+    append(store, [Entry(stream, REPO_FIELD, job) for job in jobs])
 
 
-def taken(jobs: Jobs) -> list[str]:
-    return [job.repo.did for job in jobs.taken()]
+def named(deliveries: list[Delivery] | None) -> list[str]:
+    return [
+        decode_repo_job(item.fields[REPO_FIELD]).did for item in deliveries or () if item.fields
+    ]
+
+
+async def take_all(jobs: JobQueue) -> list[str]:
+    """Take until there is nothing more, whatever fails meanwhile."""
+    found: list[str] = []
+    for _ in range(20):
+        found += named(await jobs.take(32))
+    return found
 
 
 @pytest.mark.parametrize("answered", [False, True])
 async def test_what_was_taken_before_a_failure_is_neither_lost_nor_taken_twice(
-    stores: tuple[Failing, Store], answered: bool
+    clean_redis: str, store: Store, make: Callable[..., JobQueue], answered: bool
 ) -> None:
-    reading, settling = stores
-    metrics = BackfillerMetrics(CollectorRegistry())
-    jobs = Jobs(reading, settling, Settings(), "test-1", metrics)  # type: ignore[arg-type]
-    assert [job async for job in jobs.recover()] == []
-    queue(settling, REPO_BACKFILL_HIGH, "did:plc:a", "did:plc:b")
-    queue(settling, REPO_BACKFILL, "did:plc:c", "did:plc:d")
-    reading.fails = ("XREADGROUP", REPO_BACKFILL, answered)
-    with pytest.raises(StoreUnavailable):
-        await jobs.read(32)
-    found = taken(jobs)
-    assert found == ["did:plc:a", "did:plc:b"]
-    await jobs.find_lost()
-    await jobs.read(32)
-    found += taken(jobs)
+    plan = Failing(clean_redis)
+    jobs = make("test-1", plan)
+    assert await take_all(jobs) == []
+    assert jobs.taken_up
+    queue(store, REPO_BACKFILL_HIGH, "did:plc:a", "did:plc:b")
+    queue(store, REPO_BACKFILL, "did:plc:c", "did:plc:d")
+    plan.fails = ("XREADGROUP", REPO_BACKFILL, answered)
+    found = await take_all(jobs)
+    assert plan.opened == 2
     assert sorted(found) == ["did:plc:a", "did:plc:b", "did:plc:c", "did:plc:d"]
-    await jobs.find_lost()
-    assert taken(jobs) == []
+    assert jobs.held == 4
 
 
-async def test_what_was_claimed_before_a_failure_is_not_lost(stores: tuple[Failing, Store]) -> None:
-    reading, settling = stores
-    metrics = BackfillerMetrics(CollectorRegistry())
+async def test_entries_of_a_worker_that_is_gone_are_taken_over(
+    clean_redis: str, store: Store, make: Callable[..., JobQueue]
+) -> None:
     settings = Settings(claim_idle_seconds=1)
-    gone = Jobs(settling, settling, settings, "gone-1", metrics)
-    assert [job async for job in gone.recover()] == []
-    queue(settling, REPO_BACKFILL_HIGH, "did:plc:a")
-    await gone.read(32)
-    assert taken(gone) == ["did:plc:a"]
+    gone = make("gone-1", settings=settings)
+    queue(store, REPO_BACKFILL_HIGH, "did:plc:a")
+    assert await take_all(gone) == ["did:plc:a"]
     for stream in REPO_STREAMS:  # as if it were idle for long
-        for entry_id, *_ in settling.call("XPENDING", stream, Settings().backfiller_group,
-                                          "-", "+", 10):  # fmt: skip
-            settling.call("XCLAIM", stream, Settings().backfiller_group, "gone-1", 0, entry_id,
-                          "IDLE", 60_000, "JUSTID")  # fmt: skip
-    jobs = Jobs(reading, settling, settings, "test-1", metrics)  # type: ignore[arg-type]
-    reading.fails = ("XPENDING", REPO_BACKFILL, False)
-    with pytest.raises(StoreUnavailable):
-        await jobs.claim()
-    assert taken(jobs) == ["did:plc:a"]
+        for entry_id, *_ in store.call("XPENDING", stream, GROUP, "-", "+", 10):
+            store.call("XCLAIM", stream, GROUP, "gone-1", 0, entry_id, "IDLE", 60_000, "JUSTID")
+    plan = Failing(clean_redis)
+    jobs = make("test-1", plan, settings)
+    plan.fails = ("XPENDING", REPO_BACKFILL, False)
+    assert await take_all(jobs) == ["did:plc:a"]
+
+
+async def test_names_of_consumers_that_are_gone_are_forgotten(
+    store: Store, make: Callable[..., JobQueue], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rsky_pipeline.streams.consumer.FORGOTTEN_CONSUMER_MS", -1)
+    await take_all(make("gone-1"))
+    jobs = make("test-1")
+    await take_all(jobs)
+    await jobs.maintain()
+    for stream in REPO_STREAMS:
+        names = {row[1].decode() for row in store.call("XINFO", "CONSUMERS", stream, GROUP)}
+        assert names <= {"test-1"}

@@ -76,9 +76,9 @@ async def test_very_many_rows_are_compared_in_pages(
     store: Store, configure: Configure, hosts: FakeHosts, database: Database,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr("rsky_pipeline.backfiller.ledger.SMALL", 10)
-    monkeypatch.setattr("rsky_pipeline.backfiller.ledger.GONE", 7)
-    monkeypatch.setattr("rsky_pipeline.backfiller.unpack.LISTED", 5)
+    monkeypatch.setattr("rsky_pipeline.repos.stored.SMALL_ROWS", 10)
+    monkeypatch.setattr("rsky_pipeline.repos.stored.ABSENT_PATHS", 7)
+    monkeypatch.setattr("rsky_pipeline.repos.repo.LISTED_PATHS", 5)
     hosts.add(DID, document(DID), make_repo(DID, 40)[0])
     for number in range(0, 60, 2):
         store_record(database, f"{number:05d}", OLDER)
@@ -160,7 +160,7 @@ async def test_a_repo_that_moves_while_it_is_fetched_is_fetched_from_its_new_hos
     store: Store, configure: Configure, hosts: FakeHosts, database: Database,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr("rsky_pipeline.backfiller.build.FORCED_PAUSE_SECONDS", 0.0)
+    monkeypatch.setattr("rsky_pipeline.repos.fetch.FORCED_PAUSE_SECONDS", 0.0)
     hosts.add(DID, document(DID), make_repo(DID, 1)[0])
     with FakeHosts() as old:
         moved = hosts.documents[DID]
@@ -191,8 +191,8 @@ async def test_a_row_that_came_in_between_looking_and_the_floor_is_deleted_all_t
     store: Store, configure: Configure, hosts: FakeHosts, database: Database,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr("rsky_pipeline.backfiller.work.FIRST_LOOK_SECONDS", 0.01)
-    monkeypatch.setattr("rsky_pipeline.backfiller.work.MOST_SECONDS", 0.05)
+    monkeypatch.setattr("rsky_pipeline.backfiller.attempt.FIRST_LOOK_SECONDS", 0.01)
+    monkeypatch.setattr("rsky_pipeline.backfiller.attempt.MOST_SECONDS", 0.05)
     hosts.add(DID, document(DID), make_repo(DID, 1)[0])
     async with backfiller(configure()) as running:
         queue(store, DID, rev=REV, reason=FetchReason.BROKEN_CHAIN)

@@ -1,20 +1,14 @@
 """One item that cannot be stored holds up no other."""
 
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from functools import partial
 
 import pytest
-import trio
-from prometheus_client import CollectorRegistry
 
-from rsky_pipeline.backfiller.ledger import Ledger, State
-from rsky_pipeline.backfiller.states import Patient, States
 from rsky_pipeline.database.connection import Database
 from rsky_pipeline.database.errors import DatabaseError
 from rsky_pipeline.database.isolation import SYSTEMIC, apply_isolated
 from rsky_pipeline.database.texts import storable
-from rsky_pipeline.observability.backfiller import BackfillerMetrics
 
 UPSERT = """
 INSERT INTO one (key, value) SELECT * FROM unnest(%b::text[], %b::text[])
@@ -87,28 +81,3 @@ def test_texts_of_strangers_are_made_storable(table: str, text: str, stored: str
     with Database.connect(table, name="test") as database:
         upsert(database, [(storable(text), storable(text))])
         assert database.query("SELECT key, value FROM one") == [(stored, stored)]
-
-
-async def test_an_unstorable_outcome_holds_up_no_other(schema_database: str) -> None:
-    """The endpoint that a PLC document names has a NUL, the code of an error is very long."""
-    ledger = Ledger(partial(Database.connect, schema_database, name="test"))
-    states = States(Patient(ledger, BackfillerMetrics(CollectorRegistry())))
-    outcomes = [State(f"did:plc:{number}", "done", rev="3abc") for number in range(61)]
-    outcomes.append(State("did:plc:nul", "failed", "permanent", "pds", host="a\0b.com"))
-    outcomes.append(State("did:plc:long", "failed", "permanent", "X" * 9_000, "\ud800" * 9_000))
-    outcomes.append(State("did:plc:\0", "done"))
-    outcomes.append(State("did:plc:year", "waiting", next_attempt_at=datetime(1, 1, 1, tzinfo=UTC)))
-    with trio.fail_after(60):
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(states.run)
-            async with trio.open_nursery() as waiting:
-                for outcome in outcomes:
-                    waiting.start_soon(states.store, outcome)
-            nursery.cancel_scope.cancel()
-    with Database.connect(schema_database, name="test") as database:
-        stored: dict[str, str | None] = dict(
-            database.query("SELECT did, host FROM rsky_pipeline.backfill_repo")
-        )
-    assert stored.keys() == {state.did for state in outcomes} - {"did:plc:\0"}
-    assert stored["did:plc:nul"] == "a\ufffdb.com"
-    ledger.close()

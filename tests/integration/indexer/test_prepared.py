@@ -5,8 +5,8 @@ from itertools import pairwise
 
 import pytest
 
-from rsky_pipeline.backfiller.ledger import Ledger
 from rsky_pipeline.database.connection import Database
+from rsky_pipeline.repos.stored import have_older, stored_revs
 from tests.integration.indexer.kit import Network, Tables, did_of, rev_of
 
 PREPARED = "SELECT name FROM pg_prepared_statements"
@@ -62,7 +62,6 @@ def fresh(schema_database: str) -> Iterator[Tables]:
 
 def test_no_plan_reads_a_whole_table(fresh: Tables, net: Network) -> None:
     """Plans that were made for empty tables are kept while these grow."""
-    ledger = Ledger(lambda: fresh.database)
     for number in range(10):
         root = net.post("root")
         reply, quote = net.reply(f"other{number}", root), net.quote("quoting", root)
@@ -71,8 +70,8 @@ def test_no_plan_reads_a_whole_table(fresh: Tables, net: Network) -> None:
         fresh.apply(root, reply, quote, repost, *likes, follow)
         fresh.apply(net.update(root, {"text": "edited"}), net.delete(reply), net.delete(likes[0]))
         fresh.apply(net.delete(root), net.delete(follow), net.delete(repost), net.delete(quote))
-        ledger.stored_revs([did_of("root")])
-        ledger.have_older([(did_of("root"), rev_of(number))])
+        stored_revs(fresh.database, [did_of("root")])
+        have_older(fresh.database, [(did_of("root"), rev_of(number))])
     statements = [text for (text,) in fresh.database.query(STATEMENTS)]
     assert len(statements) > 40
     fresh.database.execute("TRUNCATE post_agg, profile_agg")  # as a first batch finds them

@@ -14,12 +14,12 @@ from rsky_pipeline.demo.simulator.clock import stepping_clock
 from rsky_pipeline.demo.simulator.world import World
 from rsky_pipeline.indexer.collections import registry
 from rsky_pipeline.operations.load.files import CarFile, scan
-from rsky_pipeline.operations.load.outcome import Outcome
-from rsky_pipeline.operations.load.worker import Loader, Options
-from rsky_pipeline.operations.load.writing import Writer
+from rsky_pipeline.operations.load.outcome import FileOutcome
+from rsky_pipeline.operations.load.worker import Loader, LoadOptions
+from rsky_pipeline.operations.load.writing import LoadWriter
 from tests.integration.backfiller.hosts import FakeHosts
 
-SELECTION = ("app.bsky.", "chat.bsky.")
+SELECTION = Settings().collections
 Rows = dict[str, list[str]]
 
 # What each way writes for itself, and not as rows of the repos.
@@ -65,10 +65,10 @@ def host(made: World, hosts: FakeHosts) -> None:
             hosts.add(account.did, document, account.repo.car())
 
 
-def load(url: str, files: Sequence[CarFile], **options: Any) -> list[Outcome]:
+def load(url: str, files: Sequence[CarFile], **options: Any) -> list[FileOutcome]:
     """Load files in this process, unverified."""
-    writer = Writer(lambda: Database.connect(url, name="load"), registry.load())
-    loader = Loader(writer, registry.load(), SELECTION, None, Options(verify=False, **options))
+    writer = LoadWriter(lambda: Database.connect(url, name="load"), registry.load())
+    loader = Loader(writer, registry.load(), SELECTION, None, LoadOptions(verify=False, **options))
     try:
         return trio.run(loader.load, list(files))
     finally:
@@ -81,7 +81,7 @@ def files_of(folder: Path, dids: Iterable[str]) -> list[CarFile]:
     return [by_name[did.replace(":", "_")] for did in dids]
 
 
-def load_folder(url: str, folder: Path, **options: Any) -> list[Outcome]:
+def load_folder(url: str, folder: Path, **options: Any) -> list[FileOutcome]:
     """Load all files of a folder in this process, unverified."""
     return load(url, list(scan(folder)), **options)
 

@@ -23,9 +23,9 @@ from rsky_pipeline.configuration.settings import Settings
 from rsky_pipeline.database.connection import Database
 from rsky_pipeline.indexer.core.rejected import RejectionFilter, list_rejections
 from rsky_pipeline.operations.load.files import CarFile, scan, tasks
-from rsky_pipeline.operations.load.outcome import Outcome
-from rsky_pipeline.operations.load.pool import Pool
-from rsky_pipeline.operations.load.worker import Options, serve
+from rsky_pipeline.operations.load.outcome import FileOutcome
+from rsky_pipeline.operations.load.pool import LoadPool
+from rsky_pipeline.operations.load.worker import LoadOptions, serve
 from tests.data import test_data
 from tests.integration.backfiller.hosts import FakeHosts
 from tests.integration.load.kit import differences, host, load_folder, rows, save, world
@@ -122,7 +122,7 @@ async def test_what_is_refused_depends_on_validation_and_can_be_listed(
     for validation in ("strict", "lenient"):
         execute(schema_database, "DELETE FROM rsky_pipeline.repo_floor")
         chosen = Settings(database_url=schema_database, validation=validation)
-        await serve(chosen, Options(verify=False), io.StringIO(task), answers.append)
+        await serve(chosen, LoadOptions(verify=False), io.StringIO(task), answers.append)
         with Database.connect(schema_database, name="test") as database:
             listed = list_rejections(database, RejectionFilter(), 10)
         found = [(item.rejection.uri.rpartition("/")[2], item.rejection.reason) for item in listed]
@@ -241,9 +241,9 @@ for line in sys.stdin:
 
 
 def test_a_file_that_kills_its_process_costs_itself() -> None:
-    crashed: list[Outcome] = []
+    crashed: list[FileOutcome] = []
     program = (sys.executable, "-c", DYING)
-    pool = Pool(Settings(), Options(), 2, crashed.append, program)
+    pool = LoadPool(Settings(), LoadOptions(), 2, crashed.append, program)
     files = [CarFile("deadly" if number == 5 else str(number), 1, 1) for number in range(20)]
     outcomes = {each.path: each for each in pool.run(iter([files[:10], files[10:]]))}
     assert len(outcomes) == 20

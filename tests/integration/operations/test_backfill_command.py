@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from rsky_pipeline.atproto.syntax import tid_from
-from rsky_pipeline.backfiller.ledger import Ledger, State
+from rsky_pipeline.backfiller.store import RepoOutcome, write_outcomes
 from rsky_pipeline.cli import main
 from rsky_pipeline.database.connection import Database
 from rsky_pipeline.network import listing as network_listing
@@ -211,10 +211,11 @@ def test_status_adds_up_streams_and_table(
     reader(store).read_new(2, 0)
     queue(store, job(9), stream=REPO_BACKFILL_LOW)
     with Database.connect(schema_database, name="test") as database:
-        Ledger(lambda: database).write([
-            State(did(20), "done", rev="r", records=70), State(did(21), "done", records=30),
-            State(did(22), "failed", "invalid", "bad_signature", "no"),
-            State(did(23), "unavailable", "permanent", "RepoDeactivated"),
+        write_outcomes(database, [
+            RepoOutcome(did(20), "done", rev="r", records=70),
+            RepoOutcome(did(21), "done", records=30),
+            RepoOutcome(did(22), "failed", "invalid", "bad_signature", "no"),
+            RepoOutcome(did(23), "unavailable", "permanent", "RepoDeactivated"),
         ])  # fmt: skip
     found = commands.json("status")
     assert found["queued"] == {REPO_BACKFILL_HIGH: 0, REPO_BACKFILL: 3, REPO_BACKFILL_LOW: 1}
@@ -237,10 +238,10 @@ def test_retry_takes_letters_and_what_the_table_gave_up(
         reason = "bad_signature" if number else "timeout"
         dead_letter(store, own, item, reason=reason, error="x", attempts=3)
     with Database.connect(schema_database, name="test") as database:
-        Ledger(lambda: database).write([
-            State(did(1), "failed", "invalid", "bad_signature"),
-            State(did(5), "failed", "invalid", "bad_signature"),
-            State(did(6), "unavailable", "permanent", "RepoNotFound"),
+        write_outcomes(database, [
+            RepoOutcome(did(1), "failed", "invalid", "bad_signature"),
+            RepoOutcome(did(5), "failed", "invalid", "bad_signature"),
+            RepoOutcome(did(6), "unavailable", "permanent", "RepoNotFound"),
         ])  # fmt: skip
     found = commands.json("retry", "--reason", "bad_signature")
     assert (found["letters"], found["given_up"], found["total"]) == (2, 1, 3)

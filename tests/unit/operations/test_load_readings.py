@@ -5,17 +5,15 @@ from pathlib import Path
 
 import pytest
 
-from rsky_pipeline.backfiller.unpack import creates
 from rsky_pipeline.demo.simulator.clock import stepping_clock
 from rsky_pipeline.demo.simulator.world import World
 from rsky_pipeline.indexer.collections import registry
 from rsky_pipeline.indexer.core.entries import Reading, read_entry
-from rsky_pipeline.operations.load.cars import StoredRepo, read_repo
-from rsky_pipeline.operations.load.readings import (
-    closing_reading,
-    deletion_readings,
-    record_readings,
-)
+from rsky_pipeline.operations.load.outcome import FileOutcome
+from rsky_pipeline.operations.load.worker import Loader, LoadOptions, _LoadSink
+from rsky_pipeline.operations.repo_readings import closing_reading, record_readings
+from rsky_pipeline.repos.entries import create_entries
+from rsky_pipeline.repos.repo import RepoPaths, read_car_file
 from tests.data import test_data
 
 TIME = "2026-11-26T10:00:00.000Z"
@@ -23,10 +21,10 @@ SELECTION = ("app.bsky.", "chat.bsky.")
 COLLECTIONS = registry.load()
 
 
-def by_stream(repo: StoredRepo) -> tuple[list[Reading], Counter[str]]:
+def by_stream(paths: RepoPaths) -> tuple[list[Reading], Counter[str]]:
     """Return what an indexer reads, and what it refuses."""
     readings, refused = [], Counter[str]()
-    for chunk in creates(repo.repo, repo.paths, SELECTION, TIME):
+    for chunk in create_entries(paths.repo, paths, SELECTION, TIME):
         refused["unreadable"] += chunk.unreadable
         for entry in chunk.entries:
             reading = read_entry({entry.field: entry.payload}, COLLECTIONS, TIME)
@@ -37,9 +35,14 @@ def by_stream(repo: StoredRepo) -> tuple[list[Reading], Counter[str]]:
     return readings, +refused
 
 
-def by_load(repo: StoredRepo) -> tuple[list[Reading], Counter[str]]:
-    refused = Counter[str]()
-    return list(record_readings(repo, SELECTION, COLLECTIONS, TIME, refused)), refused
+def by_load(paths: RepoPaths) -> tuple[list[Reading], Counter[str]]:
+    readings, refused = [], Counter[str]()
+    for _, reading, reason in record_readings(paths, SELECTION, COLLECTIONS, TIME):
+        if reading is not None:
+            readings.append(reading)
+        if reason is not None:
+            refused[reason] += 1
+    return readings, refused
 
 
 @pytest.mark.parametrize("source", ["recorded/cars", "fixtures/jetstream/corpus"])
@@ -47,9 +50,9 @@ def test_recorded_repos_are_read_alike(source: str) -> None:
     files = sorted(test_data(source).glob("*.car"))
     total = 0
     for file in files:
-        repo = read_repo(str(file), 1 << 30)
-        assert by_load(repo) == by_stream(repo)
-        total += len(by_load(repo)[0])
+        paths = read_car_file(str(file), 1 << 30)
+        assert by_load(paths) == by_stream(paths)
+        total += len(by_load(paths)[0])
     assert total > 20
 
 
@@ -59,25 +62,25 @@ def test_simulated_repos_are_read_alike(tmp_path: Path) -> None:
     for account in world.accounts:
         if account.historic:
             (tmp_path / "repo.car").write_bytes(account.repo.car())
-            repo = read_repo(str(tmp_path / "repo.car"), 1 << 30)
-            assert by_load(repo) == by_stream(repo)
-            assert closing_reading(repo, TIME).did == account.did
+            paths = read_car_file(str(tmp_path / "repo.car"), 1 << 30)
+            assert by_load(paths) == by_stream(paths)
+            assert closing_reading(paths.repo, TIME).did == account.did
 
 
-def test_rows_that_the_repo_does_not_hold_go_unless_they_are_newer(tmp_path: Path) -> None:
+async def test_rows_that_the_repo_does_not_hold_go_unless_they_are_newer(tmp_path: Path) -> None:
     world = World(7, 4, stepping_clock(1_700_000_000_000_000, 1_000))
     world.add_history(10)
     account = next(account for account in world.accounts if account.historic)
     (tmp_path / "repo.car").write_bytes(account.repo.car())
-    repo = read_repo(str(tmp_path / "repo.car"), 1 << 30)
-    like = f"at://{account.did}/app.bsky.feed.like/"
-    held = f"at://{account.did}/{next(iter(repo.paths))[0]}"
-    stored = {
+    paths = read_car_file(str(tmp_path / "repo.car"), 1 << 30)
+    like = "app.bsky.feed.like/"
+    held = next(iter(paths))[0]
+    rows = {
         like + "old": "2222222222222", like + "unknown": None, like + "same": account.repo.rev,
-        like + "newer": "7777777777777", held: None,
-        f"at://{account.did}/com.example.other/1": None,
+        like + "newer": "7777777777777", held: None, "com.example.other/1": None,
     }  # fmt: skip
-    found = list(deletion_readings(repo, stored, COLLECTIONS, TIME))
-    assert [reading.change.uri for reading in found if reading.change] == [  # type: ignore[union-attr]
-        like + "old", like + "unknown",
-    ]  # fmt: skip
+    stored = {f"at://{account.did}/{path}": rev for path, rev in rows.items()}
+    loader = Loader(None, COLLECTIONS, SELECTION, None, LoadOptions())  # type: ignore[arg-type]
+    sink = _LoadSink(loader, paths, FileOutcome("", 0, 0), stored, TIME)
+    assert await sink.absent("") == [like + "old", like + "unknown"]
+    assert await sink.absent(like + "unknown") == []

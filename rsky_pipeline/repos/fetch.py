@@ -1,26 +1,25 @@
-"""Fetching a repo from the account's own PDS and verifying that it is what the account signed."""
+"""Fetching a repo from the account's own PDS and proving that it is what the account signed.
+
+`Fetcher.fetch` is the way of one repo: the account's document, a turn at its host, a download slot,
+the CAR into `Blocks`, the commit, the signature. What goes wrong is a RepoError, noted at the host
+where it says something of the host.
+"""
 
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import trio
 
 from rsky_pipeline.atproto.car import CarReader
 from rsky_pipeline.atproto.cid import Cid
-from rsky_pipeline.atproto.commit import verify_commit
 from rsky_pipeline.atproto.errors import InvalidDataError
 from rsky_pipeline.atproto.identity import DidDocument
-from rsky_pipeline.backfiller.addresses import Addresses
-from rsky_pipeline.backfiller.blocks import Blocks, DiskFull
-from rsky_pipeline.backfiller.budget import Budget, Slot, Slots
-from rsky_pipeline.backfiller.hosts import Host, Hosts
-from rsky_pipeline.backfiller.identities import Identities
-from rsky_pipeline.backfiller.outcome import RepoFailed
-from rsky_pipeline.backfiller.unpack import Repo, open_repo
 from rsky_pipeline.configuration.settings import Settings
+from rsky_pipeline.network.directory import Directory
 from rsky_pipeline.network.http import (
     MAX_REDIRECTS,
     Download,
@@ -31,9 +30,19 @@ from rsky_pipeline.network.http import (
 )
 from rsky_pipeline.network.repositories import RepoUnavailableError, classify, latest_rev, repo_url
 from rsky_pipeline.observability.backfiller import BackfillerMetrics
+from rsky_pipeline.repos.blocks import Blocks, Budget, DiskFullError
+from rsky_pipeline.repos.hosts import LONGEST_PARKING_SECONDS, Addresses, Host, HostRules, Hosts
+from rsky_pipeline.repos.identities import Identities
+from rsky_pipeline.repos.repo import Repo, RepoError, open_repo
+from rsky_pipeline.repos.signature import check_signature
 from rsky_pipeline.runtime.threads import in_thread
 
-ADMITTED = 1024 * 1024  # bytes that a download gets before it begins; most repos need no more
+MAX_CACHED_ACCOUNTS = 20_000  # documents; one is needed once or twice, soon after it is fetched
+# Shorter than a firehose needs it: of one account few repos are fetched, and turns are limited.
+FORCED_PAUSE_SECONDS = 5.0
+DIRECTORY_CONCURRENCY = 16
+DIRECTORY_PATIENCE_SECONDS = 60.0
+ADMITTED_BYTES = 1024 * 1024  # bytes that a download gets before it begins; most repos need no more
 SLOW_SECONDS = 10.0  # a download that takes longer,
 SLOW_RATE = 64 * 1024  # and comes with less than so many bytes a second, steps aside
 # What says that the host is in trouble, not the repo.
@@ -43,6 +52,59 @@ _MOVED_REASONS = frozenset(
     {"RepoNotFound", "NotFound", "RepoDeactivated", "RepoDeleted", "RepoInactive", "unreachable",
      "timeout", "refused", "forbidden"}
 )  # fmt: skip
+_MB = 1024 * 1024
+
+
+class DownloadSlot:
+    """A place among the downloads; leaving it early lets another download begin."""
+
+    def __init__(self, slots: "DownloadSlots") -> None:
+        self._slots = slots
+        self.is_aside = False
+
+    def step_aside(self) -> None:
+        """Make room for others, if there is room for one more beside the places."""
+        if not self.is_aside:
+            self.is_aside = self._slots.let_aside(self)
+
+
+class DownloadSlots:
+    """How many downloads run at once. Slow ones step aside, so that they hold up nobody."""
+
+    def __init__(self, total: int, aside: int) -> None:
+        self._limiter = trio.CapacityLimiter(total)
+        self._aside_most = aside
+        self._running = 0
+        self.aside = 0
+
+    @property
+    def busy(self) -> int:
+        """How many downloads run, those aside included."""
+        return self._running + self.aside
+
+    @asynccontextmanager
+    async def take(self) -> AsyncIterator[DownloadSlot]:
+        """Wait for a place and hold it for the length of the block."""
+        slot = DownloadSlot(self)
+        await self._limiter.acquire_on_behalf_of(slot)
+        self._running += 1
+        try:
+            yield slot
+        finally:
+            if slot.is_aside:
+                self.aside -= 1
+            else:
+                self._running -= 1
+                self._limiter.release_on_behalf_of(slot)
+
+    def let_aside(self, slot: DownloadSlot) -> bool:
+        """Give the place of a slow download to another; False where too many are aside already."""
+        if self.aside >= self._aside_most:
+            return False
+        self.aside += 1
+        self._running -= 1
+        self._limiter.release_on_behalf_of(slot)
+        return True
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +118,7 @@ class Fetcher:
     settings: Settings
     memory: Budget
     disk: Budget
-    slots: Slots
+    slots: DownloadSlots
     folder: Path  # of temporary files
     metrics: BackfillerMetrics
     files: trio.CapacityLimiter  # threads that write temporary files
@@ -67,20 +129,23 @@ class Fetcher:
 
         Where the PDS has nothing, or the signature is wrong, the DID is looked up again once: the
         account may have moved or its key may have been rotated. `fresh` looks it up anyhow. Raises
-        RepoFailed and HostBusy.
+        RepoError and HostBusyError.
         """
         document = await self.identities.document(did, force=fresh)
         with Blocks(self.memory, self.disk, self.folder) as blocks:
             try:
                 repo = await self._from(document, blocks)
-            except RepoFailed as error:
+            except RepoError as error:
                 again = await self._moved(document, error)
                 if again is None:
                     raise
                 document = again
                 blocks.close()
                 repo = await self._from(document, blocks)
-            await self._verify(repo, document)
+            await check_signature(
+                repo.commit, document, partial(self.identities.document, did),
+                self.identities.forced_pause, repo.host,
+            )  # fmt: skip
             yield repo
 
     def report(self) -> None:
@@ -91,7 +156,7 @@ class Fetcher:
     async def rev(self, did: str) -> tuple[str, str]:
         """Ask the PDS of an account for the rev of its repo; return it and the PDS.
 
-        Raises RepoFailed and HostBusy.
+        Raises RepoError and HostBusyError.
         """
         document = await self.identities.document(did)
         pds = _pds(document)
@@ -112,7 +177,7 @@ class Fetcher:
             except RedirectError as elsewhere:
                 url = elsewhere.url
         message = f"more than {MAX_REDIRECTS} redirects, the last to {url[:200]}"
-        raise RepoFailed("invalid", "forbidden", message, host=pds)
+        raise RepoError("invalid", "forbidden", message, host=pds)
 
     @asynccontextmanager
     async def _turn(self, url: str) -> AsyncIterator[Host]:
@@ -124,7 +189,7 @@ class Fetcher:
         """Read a CAR into blocks; return its roots and size."""
         settings = self.settings
         async with self.slots.take() as slot:
-            blocks.admitted(await self.memory.admit(ADMITTED))
+            blocks.admitted(await self.memory.admit(ADMITTED_BYTES))
             async with self.http.get(
                 url, max_bytes=settings.backfiller_max_repo_mb * 1024 * 1024,
                 total_seconds=settings.backfiller_repo_timeout_seconds,
@@ -136,7 +201,7 @@ class Fetcher:
             return roots, size
 
     async def _read(
-        self, answer: Download, slot: Slot, blocks: Blocks
+        self, answer: Download, slot: DownloadSlot, blocks: Blocks
     ) -> tuple[tuple[Cid, ...], int]:
         reader = CarReader()
         size, began = 0, trio.current_time()
@@ -160,19 +225,7 @@ class Fetcher:
             self.metrics.spilled.inc()
         await in_thread(blocks.add, found, limiter=self.files)
 
-    async def _verify(self, repo: Repo, document: DidDocument) -> None:
-        if _signed_by(repo, document):
-            return
-        document = await self.identities.document(repo.commit.did, force=True)
-        if not _signed_by(repo, document):
-            reason = "no_key" if document.signing_key is None else "bad_signature"
-            message = "the commit is not signed with the account's key"
-            # The key may have been rotated since it was looked up: the next attempt must not see
-            # the same document again, or all attempts would be gone before the new key is known.
-            pause = self.identities.forced_pause
-            raise RepoFailed("invalid", reason, message, pause, host=repo.host)
-
-    async def _moved(self, document: DidDocument, error: RepoFailed) -> DidDocument | None:
+    async def _moved(self, document: DidDocument, error: RepoError) -> DidDocument | None:
         """Look an account up again; return its document if that names another PDS now."""
         if error.reason not in _MOVED_REASONS:
             return None
@@ -182,14 +235,14 @@ class Fetcher:
 
 @asynccontextmanager
 async def _accounted(host: Host, pds: str) -> AsyncIterator[None]:
-    """Turn what can go wrong with a request into RepoFailed, and note it at the host."""
+    """Turn what can go wrong with a request into RepoError, and note it at the host."""
     try:
         yield
     except InvalidDataError as error:
         host.state.succeeded(None, trio.current_time())
-        raise RepoFailed("invalid", "invalid_car", str(error), host=pds) from error
-    except DiskFull as error:
-        raise RepoFailed("rate_limited", "no_disk", str(error), 30.0, host=pds) from error
+        raise RepoError("invalid", "invalid_car", str(error), host=pds) from error
+    except DiskFullError as error:
+        raise RepoError("rate_limited", "no_disk", str(error), 30.0, host=pds) from error
     except RedirectError:
         host.state.succeeded(None, trio.current_time())
         raise
@@ -198,7 +251,7 @@ async def _accounted(host: Host, pds: str) -> AsyncIterator[None]:
         raise _noted(host, known, pds) from error
 
 
-def _noted(host: Host, error: RepoUnavailableError, pds: str) -> RepoFailed:
+def _noted(host: Host, error: RepoUnavailableError, pds: str) -> RepoError:
     now, pause = trio.current_time(), error.retry_after
     if error.kind == "rate_limited":
         pause = host.state.limited(error.retry_after, error.limit, now)
@@ -207,16 +260,65 @@ def _noted(host: Host, error: RepoUnavailableError, pds: str) -> RepoFailed:
         host.state.failed(str(error), now)
     else:
         host.state.succeeded(error.limit, now)
-    return RepoFailed(error.kind, error.code, str(error), pause, host=pds)
+    return RepoError(error.kind, error.code, str(error), pause, host=pds)
 
 
 def _pds(document: DidDocument) -> str:
     if document.pds is None:
         message = f"the DID document of {document.did} names no PDS"
-        raise RepoFailed("permanent", "no_pds", message)
+        raise RepoError("permanent", "no_pds", message)
     return document.pds
 
 
-def _signed_by(repo: Repo, document: DidDocument) -> bool:
-    key = document.signing_key
-    return key is not None and verify_commit(repo.commit, key)
+@asynccontextmanager
+async def open_fetcher(settings: Settings, metrics: BackfillerMetrics) -> AsyncIterator[Fetcher]:
+    """Open a fetcher for the length of the block."""
+    async with HttpClient(
+        allow_private=settings.allow_private_hosts,
+        silence_seconds=settings.backfiller_http_timeout_seconds,
+        max_connections=5 * settings.backfiller_concurrency + 2 * DIRECTORY_CONCURRENCY,
+    ) as http:
+        directory = Directory(
+            http,
+            settings.plc_url,
+            allow_private=settings.allow_private_hosts,
+            max_cached=MAX_CACHED_ACCOUNTS,
+            forced_pause=FORCED_PAUSE_SECONDS,
+        )
+        rules = host_rules(settings)
+        hosts = Hosts(rules)
+        plc = replace(
+            rules,
+            concurrency=DIRECTORY_CONCURRENCY,
+            rate=settings.backfiller_directory_rate,
+            waiting=1_000_000,
+            patience=DIRECTORY_PATIENCE_SECONDS,
+        )
+        fetcher = Fetcher(
+            http,
+            Identities(directory, settings.plc_url, Hosts(plc), hosts),
+            hosts,
+            Addresses(),
+            settings,
+            Budget(settings.backfiller_memory_mb * _MB),
+            Budget(settings.backfiller_disk_mb * _MB),
+            DownloadSlots(settings.backfiller_concurrency, 3 * settings.backfiller_concurrency),
+            (settings.data_dir or Path.cwd()) / "backfill",
+            metrics,
+            trio.CapacityLimiter(2),
+        )
+        # Read from other threads: nothing but numbers.
+        metrics.memory.set_function(lambda: fetcher.memory.used)
+        metrics.disk.set_function(lambda: fetcher.disk.used)
+        metrics.downloads.set_function(lambda: fetcher.slots.busy)
+        yield fetcher
+
+
+def host_rules(settings: Settings) -> HostRules:
+    """Return what every PDS is asked for at most."""
+    return HostRules(
+        settings.backfiller_host_concurrency,
+        settings.backfiller_host_rate,
+        pause_base=settings.backfiller_retry_initial_ms / 1000,
+        pause_cap=min(LONGEST_PARKING_SECONDS, settings.backfiller_retry_max_ms / 1000),
+    )

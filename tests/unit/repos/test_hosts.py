@@ -4,8 +4,7 @@ import pytest
 import trio
 import trio.testing
 
-from rsky_pipeline.backfiller.host import HostRules
-from rsky_pipeline.backfiller.hosts import SHARED_ADDRESS, HostBusy, Hosts
+from rsky_pipeline.repos.hosts import SHARED_ADDRESS, HostBusyError, HostRules, Hosts
 
 ADDRESS = "203.0.113.7:443"
 
@@ -39,7 +38,7 @@ async def test_too_many_names_on_one_address_wait_elsewhere(
         for number in range(SHARED_ADDRESS):
             nursery.start_soon(hold, hosts, f"https://pds{number}.example.com")
         await trio.sleep(0.1)
-        with pytest.raises(HostBusy) as busy:
+        with pytest.raises(HostBusyError) as busy:
             await hold(hosts, "https://one-more.example.com")
         assert busy.value.host == ADDRESS
         nursery.cancel_scope.cancel()

@@ -1,5 +1,8 @@
 """The blocks of one repo: in memory while they fit, then in a temporary file.
 
+All repos in flight share a budget of bytes in memory and one of bytes on disk. A repo goes to disk
+when the memory budget has nothing left for it, and fails when the disk budget has not either.
+
 The file has no name, so that a killed worker leaves nothing behind. An index of 16 bytes a block is
 mapped from a file of its own: it costs page cache, not memory.
 """
@@ -13,21 +16,54 @@ from pathlib import Path
 from struct import Struct
 from typing import IO, Self
 
+import trio
+
 from rsky_pipeline.atproto.cid import LENGTH, Cid
-from rsky_pipeline.backfiller.budget import Budget
 
 # A block costs about this much beside its bytes: its key, object headers, its dict entry, and its
 # path once the tree is listed.
 BLOCK_OVERHEAD = 450
-STEP = 256 * 1024  # bytes of the budget that are taken at once
+GRANT_BYTES = 256 * 1024  # of the memory budget that are taken at once
 _FIRST_SLOTS = 1 << 16
 _SLOT = Struct("<QQ")  # a part of the digest, and 1 + the position in the file; 0 is free
 _HEAD = Struct("<I")  # the length of a block, before its CID
 _MASK = (1 << 64) - 1
 
 
-class DiskFull(Exception):
+class DiskFullError(Exception):
     """There is no room for another block on disk, by the budget or really."""
+
+
+class Budget:
+    """Bytes that are asked for in order, so that a large request gets in, and given back."""
+
+    def __init__(self, total: int) -> None:
+        self.total = total
+        self.used = 0
+        self._turn = trio.Lock()
+        self._freed = trio.Event()
+
+    async def admit(self, size: int) -> int:
+        """Wait for `size` bytes (all of the budget if it is larger); return how many were taken."""
+        size = min(size, self.total)
+        async with self._turn:
+            while self.used + size > self.total:
+                await self._freed.wait()
+            self.used += size
+        return size
+
+    def grow(self, size: int) -> bool:
+        """Take more bytes at once; False, and nothing is taken, where there are not as many."""
+        if self.used + size > self.total:
+            return False
+        self.used += size
+        return True
+
+    def give_back(self, size: int) -> None:
+        """Return bytes."""
+        self.used -= size
+        self._freed.set()
+        self._freed = trio.Event()
 
 
 class Blocks:
@@ -71,20 +107,20 @@ class Blocks:
         """Whether so much more can be held in memory; takes it from the budget if so."""
         self._held += size + count * BLOCK_OVERHEAD
         while self._held > self._granted:
-            if not self._memory.grow(STEP):
+            if not self._memory.grow(GRANT_BYTES):
                 return False
-            self._granted += STEP
+            self._granted += GRANT_BYTES
         return True
 
     def add(self, pairs: Iterable[tuple[Cid, bytes]]) -> None:
-        """Add blocks where the set is now. Raises DiskFull."""
+        """Add blocks where the set is now. Raises DiskFullError."""
         if self._file is None:
             self._blocks.update(pairs)
         else:
             self._file.add(pairs)
 
     def move_to_disk(self) -> None:
-        """Write what is in memory into a file, where everything else goes too. Raises DiskFull."""
+        """Write the blocks into a file, where all others go as well. Raises DiskFullError."""
         file = _BlockFile(self._disk, self._folder)
         try:
             file.add(self._blocks.items())
@@ -134,12 +170,12 @@ class _BlockFile:
                 self.count += 1
         data = b"".join(out)
         if not self._budget.grow(len(data)):
-            raise DiskFull("backfiller_disk_mb is used up by other repos")
+            raise DiskFullError("backfiller_disk_mb is used up by other repos")
         self._granted += len(data)
         try:
             self._data.write(data)
         except OSError as error:
-            raise DiskFull(str(error)) from error
+            raise DiskFullError(str(error)) from error
 
     def get(self, cid: Cid) -> bytes | None:
         position = self._find(int.from_bytes(cid[-8:], "little"))

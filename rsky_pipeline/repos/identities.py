@@ -1,4 +1,4 @@
-"""DID documents for the backfiller: looked up no faster than their servers want it."""
+"""DID documents, looked up no faster than the directory and the hosts of did:web allow."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -6,14 +6,14 @@ from contextlib import asynccontextmanager
 import trio
 
 from rsky_pipeline.atproto.identity import DidDocument
-from rsky_pipeline.backfiller.hosts import Host, HostBusy, Hosts
-from rsky_pipeline.backfiller.outcome import RepoFailed
 from rsky_pipeline.network.directory import (
     Directory,
     IdentityNotFoundError,
     IdentityUnavailableError,
 )
 from rsky_pipeline.network.http import HttpError
+from rsky_pipeline.repos.hosts import Host, HostBusyError, Hosts
+from rsky_pipeline.repos.repo import RepoError
 
 _WEB = "did:web:"
 
@@ -33,7 +33,7 @@ class Identities:
         return self._directory.forced_pause
 
     async def document(self, did: str, force: bool = False) -> DidDocument:
-        """Return the document of a DID. Raises RepoFailed and HostBusy."""
+        """Return the document of a DID. Raises RepoError and HostBusyError."""
         known = self._directory.known(did, force)
         if known is not None:
             return known
@@ -41,7 +41,7 @@ class Identities:
             try:
                 turn = self._web.turn(self._directory.web_host(did).http_url())
             except IdentityNotFoundError as error:
-                raise RepoFailed("permanent", "did_not_found", str(error)) from error
+                raise RepoError("permanent", "did_not_found", str(error)) from error
         else:
             turn = self._at_directory()
         async with turn as host:
@@ -49,17 +49,17 @@ class Identities:
                 document = await self._directory.resolve(did, force)
             except IdentityNotFoundError as error:
                 host.state.succeeded(None, trio.current_time())
-                raise RepoFailed("permanent", "did_not_found", str(error)) from error
+                raise RepoError("permanent", "did_not_found", str(error)) from error
             except IdentityUnavailableError as error:
                 cause = error.__cause__
                 now = trio.current_time()
                 if isinstance(cause, HttpError) and cause.status == 429:
                     pause = host.state.limited(cause.retry_after, cause.limit, now)
                     message = str(error)
-                    raise RepoFailed("rate_limited", "rate_limited", message, pause) from error
+                    raise RepoError("rate_limited", "rate_limited", message, pause) from error
                 if isinstance(cause, HttpError) and cause.kind != "malformed":
                     host.state.failed(str(error), now)
-                raise RepoFailed("transient", "did_unavailable", str(error)) from error
+                raise RepoError("transient", "did_unavailable", str(error)) from error
             host.state.succeeded(None, trio.current_time())
             return document
 
@@ -69,7 +69,5 @@ class Identities:
         try:
             async with self._plc.turn(self._plc_url) as host:
                 yield host
-        except HostBusy as error:
-            raise RepoFailed(
-                "rate_limited", "did_unavailable", str(error), error.seconds
-            ) from error
+        except HostBusyError as error:
+            raise RepoError("rate_limited", "did_unavailable", str(error), error.seconds) from error

@@ -3,8 +3,8 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rsky_pipeline.backfiller.host import PARK_AFTER, HostRules, HostState
 from rsky_pipeline.network.http import RateLimit
+from rsky_pipeline.repos.hosts import PARK_AFTER, HostRules, HostState
 
 RULES = HostRules(concurrency=4, rate=10.0, pause_base=5.0, pause_cap=600.0)
 

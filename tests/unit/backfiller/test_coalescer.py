@@ -6,7 +6,7 @@ import pytest
 import trio
 import trio.testing
 
-from rsky_pipeline.backfiller.gather import Gather
+from rsky_pipeline.backfiller.coalescer import Coalescer
 
 
 class Doubler:
@@ -24,10 +24,10 @@ class Doubler:
 
 async def test_what_comes_during_a_call_goes_into_the_next() -> None:
     doubler, answers = Doubler(), dict[int, int]()
-    gather = Gather(doubler.carry_out, most=3)
+    coalescer = Coalescer(doubler.carry_out, most=3)
 
     async def ask(item: int) -> None:
-        answers[item] = await gather.call(item)
+        answers[item] = await coalescer.call(item)
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(ask, 0)
@@ -40,25 +40,25 @@ async def test_what_comes_during_a_call_goes_into_the_next() -> None:
     assert answers == {item: 2 * item for item in range(5)}
     assert [len(batch) for batch in doubler.batches] == [1, 3, 1]
     doubler.go.release()
-    assert await gather.call(7) == 14
+    assert await coalescer.call(7) == 14
 
 
 async def test_a_task_that_is_cancelled_holds_up_nobody() -> None:
     doubler = Doubler()
-    gather, answers = Gather(doubler.carry_out), list[int]()
+    coalescer, answers = Coalescer(doubler.carry_out), list[int]()
 
     async def ask(item: int) -> None:
-        answers.append(await gather.call(item))
+        answers.append(await coalescer.call(item))
 
     async with trio.open_nursery() as nursery:
         with trio.move_on_after(0.05):  # the leader goes in the middle of its call
             nursery.start_soon(trio.sleep, 0)
-            await gather.call(0)
+            await coalescer.call(0)
         first = trio.CancelScope()
 
         async def cancelled() -> None:
             with first:
-                await gather.call(1)
+                await coalescer.call(1)
 
         nursery.start_soon(ask, 2)
         await trio.testing.wait_all_tasks_blocked()
@@ -75,16 +75,16 @@ async def test_a_task_that_is_cancelled_holds_up_nobody() -> None:
 
 async def test_a_failure_reaches_whoever_led_and_the_others_try_again() -> None:
     doubler = Doubler()
-    gather, answers = Gather(doubler.carry_out, most=1), list[int]()
+    coalescer, answers = Coalescer(doubler.carry_out, most=1), list[int]()
 
     async def ask(item: int) -> None:
-        answers.append(await gather.call(item))
+        answers.append(await coalescer.call(item))
 
     async with trio.open_nursery() as nursery:
 
         async def failing() -> None:
             with pytest.raises(ValueError, match="doubled"):
-                await gather.call(-1)
+                await coalescer.call(-1)
 
         nursery.start_soon(failing)
         await trio.testing.wait_all_tasks_blocked()

@@ -15,10 +15,9 @@ from rsky_pipeline.atproto.commit import parse_commit, sign_commit
 from rsky_pipeline.atproto.crypto import PrivateKey
 from rsky_pipeline.atproto.errors import InvalidDataError
 from rsky_pipeline.atproto.mst import Tree
-from rsky_pipeline.backfiller.blocks import Blocks
-from rsky_pipeline.backfiller.budget import Budget
-from rsky_pipeline.backfiller.outcome import RepoFailed
-from rsky_pipeline.backfiller.unpack import Repo, closing_entry, creates, list_paths, open_repo
+from rsky_pipeline.repos.blocks import Blocks, Budget
+from rsky_pipeline.repos.entries import closing_entry, create_entries
+from rsky_pipeline.repos.repo import Repo, RepoError, list_paths, open_repo
 from tests.data import test_data
 
 REV = "3jzfcijpj2z2a"
@@ -50,7 +49,7 @@ class Loader:
                 blocks.add(reader.feed(data[start : start + 700]))
             roots = reader.finish()
         except InvalidDataError as error:
-            raise RepoFailed("invalid", "invalid_car", str(error)) from error
+            raise RepoError("invalid", "invalid_car", str(error)) from error
         return open_repo(roots, blocks, did, "", len(data))
 
     def close(self) -> None:
@@ -70,7 +69,7 @@ def records(repo: Repo) -> dict[str, tuple[str, Any]]:
     found = {}
     paths = list_paths(repo)
     collections = tuple({path.partition("/")[0] for path, _ in paths})
-    for chunk in creates(repo, paths, collections, TIME):
+    for chunk in create_entries(repo, paths, collections, TIME):
         for entry in chunk.entries:
             event = json.loads(entry.payload)
             assert (event["type"], event["did"]) == ("create", repo.commit.did)
@@ -147,7 +146,7 @@ def test_what_is_to_be_refused_is_refused(name: str, reason: str, load: Loader) 
     else:
         car = read_car(data)
         did = cbor.decode(car.blocks[car.roots[0]])["did"]
-    with pytest.raises(RepoFailed) as error:
+    with pytest.raises(RepoError) as error:
         list_paths(load(data, did))
     assert (error.value.kind, error.value.reason) == ("invalid", reason)
 
@@ -156,13 +155,13 @@ def test_a_slice_of_a_repo_is_incomplete(load: Loader) -> None:
     data = test_data("fixtures/indigo/repos/repo_slice.car").read_bytes()
     car = read_car(data)
     old = cbor.decode(car.blocks[car.roots[0]])
-    with pytest.raises(RepoFailed, match="version") as error:
+    with pytest.raises(RepoError, match="version") as error:
         load(data, old["did"])
     assert error.value.reason == "invalid_commit"
     # Its commit is of version 2, which is refused first; with one of today the tree is.
     block = sign_commit(old["did"], REV, old["data"], None, PrivateKey.from_seed("k256", b"x"))
     again = write_car([Cid.of(block)], [(Cid.of(block), block), *car.blocks.items()])
-    with pytest.raises(RepoFailed) as error:
+    with pytest.raises(RepoError) as error:
         list_paths(load(again, old["did"]))
     assert error.value.reason == "incomplete"
 
@@ -199,7 +198,7 @@ def test_a_repo_that_lacks_any_block_is_never_a_short_repo(
     nodes = {cid for cid, block in car.blocks.items() if block.startswith(b"\xa2ae")}
     for missing in needed | nodes:
         rest = [pair for pair in car.blocks.items() if pair[0] != missing]
-        with pytest.raises(RepoFailed) as error:
+        with pytest.raises(RepoError) as error:
             list_paths(load(write_car(car.roots, rest), did, on_disk=on_disk))
         assert error.value.reason == "incomplete"
 
@@ -211,7 +210,7 @@ def test_a_truncated_repo_is_refused_wherever_it_was_cut(
     data = test_data(f"fixtures/{name}").read_bytes()
     did = real_dids(name, did)
     for length in range(0, len(data), max(1, len(data) // 150)):
-        with pytest.raises(RepoFailed) as error:
+        with pytest.raises(RepoError) as error:
             list_paths(load(data[:length], did))
         assert error.value.reason in {"incomplete", "invalid_car"}
 
@@ -224,7 +223,7 @@ def test_a_repo_that_names_its_records_again_and_again_is_refused(load: Loader) 
     commit = sign_commit(did, REV, tree.root, None, key)
     blocks = [(Cid.of(commit), commit), *tree.blocks(), (Cid.of(block), block)]
     repo = load(write_car([Cid.of(commit)], blocks), did)
-    with pytest.raises(RepoFailed) as refused:
+    with pytest.raises(RepoError) as refused:
         list_paths(repo)
     assert (refused.value.kind, refused.value.reason) == ("invalid", "invalid_tree")
     assert "too many paths" in str(refused.value)

@@ -1,0 +1,410 @@
+"""The way of one repo job: `Attempts.carry_out` reads as the algorithm, from the entry to its end.
+
+    entry -> job -> current? -> fetch -> verify -> changes -> close -> outcome -> acknowledged
+
+What stands below `Attempts` is the parts of that way which have no other user.
+"""
+
+import logging
+import random
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from typing import Literal, TypeVar, TypeVarTuple, Unpack
+
+import trio
+
+from rsky_pipeline.atproto.datetimes import format_utc
+from rsky_pipeline.atproto.syntax import is_did, split_path
+from rsky_pipeline.backfiller.jobs import JobQueue
+from rsky_pipeline.backfiller.output import Output
+from rsky_pipeline.backfiller.store import BackfillStore, RepoLookup, RepoOutcome
+from rsky_pipeline.configuration.settings import Settings
+from rsky_pipeline.database.errors import SchemaMismatch
+from rsky_pipeline.observability.backfiller import BackfillerMetrics
+from rsky_pipeline.repos.changes import apply_repo
+from rsky_pipeline.repos.entries import (
+    BATCH_RECORDS,
+    RepoBatch,
+    closing_entry,
+    create_entries,
+    delete_entries,
+)
+from rsky_pipeline.repos.fetch import HOST_REASONS, Fetcher
+from rsky_pipeline.repos.hosts import HostBusyError
+from rsky_pipeline.repos.repo import Repo, RepoError, RepoPaths, list_paths
+from rsky_pipeline.repos.stored import StoredRevs
+from rsky_pipeline.runtime.backoff import bound
+from rsky_pipeline.runtime.boundary import Boundary
+from rsky_pipeline.runtime.logging import ThrottledLog
+from rsky_pipeline.runtime.threads import in_thread
+from rsky_pipeline.streams.append import Entry
+from rsky_pipeline.streams.consumer import Delivery
+from rsky_pipeline.streams.event import MalformedEvent
+from rsky_pipeline.streams.repo_job import REPO_FIELD, FetchReason, RepoJob, decode_repo_job
+
+_log = logging.getLogger(__name__)
+INVALID_ATTEMPTS = 3  # a host that serves a broken repo thrice means it
+FIRST_LOOK_SECONDS, MOST_SECONDS = 2.0, 600.0  # pauses before a repo is looked at again
+SMALL_REPO = 64 * 1024  # bytes of a CAR that takes a millisecond or two
+_VERIFICATION = frozenset({"wrong_did", "bad_signature", "no_key"})
+Arguments = TypeVarTuple("Arguments")
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True, slots=True)
+class BroughtIn:
+    """A repo is queued as a whole; `unchanged` if what is stored was current already.
+
+    `settles`: older states of its records may still be on their way, so that it must be looked at
+    again once this is stored.
+    """
+
+    rev: str
+    host: str = ""
+    records: int = 0
+    deletes: int = 0
+    bytes: int = 0
+    unchanged: bool = False
+    settles: bool = False
+
+
+class NotStoredError(Exception):
+    """What was queued of a repo is not stored yet; come back after `seconds`."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(f"not stored yet, looked at again after {seconds:.0f} s")
+        self.seconds = seconds
+
+
+class Attempts:
+    """Carries out jobs, many at a time; connections and budgets are the worker's."""
+
+    def __init__(
+        self, settings: Settings, jobs: JobQueue, lookup: RepoLookup, fetcher: Fetcher,
+        output: Output, store: BackfillStore, metrics: BackfillerMetrics,
+    ) -> None:  # fmt: skip
+        self.settings = settings
+        self._jobs = jobs
+        self.lookup = lookup
+        self._fetcher = fetcher
+        self.output = output
+        self._store = store
+        self.metrics = metrics
+        self._boundary = Boundary()  # failures are counted by their reason
+        self._log = ThrottledLog(_log)
+        self._threads = trio.CapacityLimiter(1)  # unpacking is CPU work under one lock anyway
+        self.finished = 0
+
+    def report(self) -> None:
+        """Set the gauges of what goes on beside the attempts."""
+        self._fetcher.report()
+
+    async def carry_out(self, delivery: Delivery) -> None:
+        """Try a repo once, and finish its entry in one way or another.
+
+        The outcome is stored before the entry ends, so that no repo is without one: a worker that
+        is killed in between takes the same entry up again, and finds the repo current. An entry
+        whose end cannot be noted stays pending and is taken up again when it has been idle.
+        """
+        if delivery.fields is None:
+            await self._jobs.finish(delivery)
+            return
+        if delivery.deliveries > self.settings.max_deliveries:
+            await self._jobs.dead_letter(delivery, "crashes_worker", "delivered too often", 0)
+            return
+        try:
+            job = decode_repo_job(delivery.fields.get(REPO_FIELD, b""))
+            if not is_did(job.did):
+                raise MalformedEvent("invalid_did", job.did[:100])
+        except MalformedEvent as error:
+            self.metrics.count_failure("malformed_job")
+            await self._jobs.dead_letter(delivery, error.reason, str(error), 0)
+            return
+        began = trio.current_time()
+        try:
+            try:
+                done = await self._bring_in(job)
+            except NotStoredError as early:
+                again = replace(job, settles=job.settles + 1)
+                await self._jobs.postpone(delivery, early.seconds, again)
+            except HostBusyError as busy:
+                await self._put_off(delivery, job, busy)
+            except RepoError as failure:
+                await self._fail(delivery, job, failure, trio.current_time() - began)
+            except SchemaMismatch:
+                raise  # of no repo: nothing can be done before the schema is right
+            except Exception as error:  # noqa: BLE001 - see runtime.boundary
+                self._boundary.caught(error, "repo", did=job.did)
+                message = f"{type(error).__name__}: {error}"
+                unknown = RepoError("transient", "internal_error", message)
+                await self._fail(delivery, job, unknown, trio.current_time() - began)
+            else:
+                await self._succeed(delivery, job, done, trio.current_time() - began)
+        except SchemaMismatch:
+            raise
+        except Exception as error:  # noqa: BLE001 - its outcome could not be noted
+            self._boundary.caught(error, "outcome", did=job.did)
+            self._jobs.release(delivery)
+
+    async def _bring_in(self, job: RepoJob) -> BroughtIn:
+        """Queue all that a job asks for. Raises RepoError, HostBusyError and NotStoredError."""
+        stored = await self.lookup.stored(job.did)
+        if job.settles:
+            if await self._is_settled(job, stored):
+                return BroughtIn(job.rev, unchanged=True)
+        elif (current := await self._current(job, stored)) is not None:
+            return current
+        # The account's document, a turn at its host, the CAR, the commit, its signature.
+        async with self._fetcher.fetch(job.did, fresh=job.attempts > 0) as repo:
+            _require_recent(repo, job, stored)
+            paths = await self.compute(repo, list_paths, repo)  # the whole tree, every record
+            sink = _StreamSink(self, paths)
+            named = (path for path in job.deleted if split_path(path) is not None)
+            deletes = await apply_repo(paths, sink, named)  # in an order that matters: see there
+        rev = repo.commit.rev
+        settles = not job.settles and _may_be_late(job, stored, rev)
+        return BroughtIn(rev, repo.host, sink.records, deletes, repo.size, settles=settles)
+
+    async def _current(self, job: RepoJob, stored: StoredRevs) -> BroughtIn | None:
+        """Return an outcome if the repo need not be fetched. Raises RepoError and HostBusyError.
+
+        Without a complete rev it was never stored as a whole, however new its newest commit is.
+        Where a commit may be missing below the newest one, only the complete rev counts, and only
+        if it is the very rev that the PDS has.
+        """
+        if stored.complete is None:
+            return None
+        if not job.forced:
+            rev, host = (job.rev, "") if job.rev else await self._rev_at_pds(job)
+            current = rev is not None and rev <= stored.highest
+            return BroughtIn(stored.highest, host, unchanged=True) if current else None
+        if job.deleted or not job.reason.confirmable or job.rev > stored.complete:
+            return None
+        rev, host = await self._rev_at_pds(job)
+        return BroughtIn(stored.complete, host, unchanged=True) if rev == stored.complete else None
+
+    async def _rev_at_pds(self, job: RepoJob) -> tuple[str | None, str]:
+        """Ask an account's PDS for the rev of its repo; None where the repo has to be fetched.
+
+        That is where the answer is about the account: fetching looks for a new home of it. Raises
+        RepoError where the host is in trouble, and HostBusyError.
+        """
+        try:
+            return await self._fetcher.rev(job.did)
+        except RepoError as failure:
+            if failure.kind == "rate_limited" or failure.reason in HOST_REASONS:
+                raise
+            return None, ""
+
+    async def _is_settled(self, job: RepoJob, stored: StoredRevs) -> bool:
+        """Tell whether nothing is left of before a repo was stored at its rev.
+
+        From then on older states are stale whoever writes them (see `apply_repo`), but some may
+        have been stored after this worker looked for what the repo no longer holds. Raises
+        NotStoredError.
+        """
+        if stored.complete is None or stored.complete < job.rev:
+            raise NotStoredError(settle_pause(job.settles + 1))
+        return not await self.lookup.has_older(job.did, stored.complete)
+
+    async def _succeed(
+        self, delivery: Delivery, job: RepoJob, done: BroughtIn, seconds: float
+    ) -> None:
+        if done.unchanged and job.settles:
+            await self._jobs.finish(delivery)  # its outcome is noted already
+            return
+        outcome = RepoOutcome(
+            job.did, "done", reason="unchanged" if done.unchanged else None, rev=done.rev,
+            host=done.host or None, attempts=job.attempts + (not done.unchanged),
+            records=None if done.unchanged else done.records,
+            deletes=None if done.unchanged else done.deletes,
+            bytes=None if done.unchanged else done.bytes, seconds=seconds,
+        )  # fmt: skip
+        await self._store.store(outcome)
+        if done.settles:
+            again = replace(
+                job, rev=done.rev, deleted=(), reason=FetchReason.SETTLE, attempts=0, settles=1
+            )
+            await self._jobs.postpone(delivery, settle_pause(1), again)
+        else:
+            await self._jobs.finish(delivery)
+        self._ended("unchanged" if done.unchanged else "done")
+
+    async def _put_off(self, delivery: Delivery, job: RepoJob, busy: HostBusyError) -> None:
+        """Let a job wait until its host has time; only a host that keeps failing counts."""
+        if busy.problem:
+            failure = RepoError("transient", "host_parked", str(busy), busy.seconds, busy.host)
+            await self._fail(delivery, job, failure, 0.0)
+            return
+        self.metrics.postponed.inc()
+        await self._jobs.postpone(delivery, busy.seconds, job)
+
+    async def _fail(
+        self, delivery: Delivery, job: RepoJob, failure: RepoError, seconds: float
+    ) -> None:
+        """Do what follows from a failed attempt: wait, leave it, or a dead letter."""
+        decision = decide(job, failure, self.settings)
+        self._count(failure)
+        # A pause that a host asks for may come again and again: it is no news for the table.
+        if failure.kind != "rate_limited":
+            await self._store.store(_failed(job, failure, decision, seconds))
+        match decision.action:
+            case "wait":
+                again = replace(job, attempts=decision.attempts)
+                await self._jobs.postpone(delivery, decision.seconds, again)
+                self.metrics.retries.inc()
+            case "unavailable":
+                self.metrics.skipped.inc()
+                await self._jobs.finish(delivery)
+                self._ended("unavailable")
+                self._log.info("repo unavailable", key=failure.reason, did=job.did,
+                               reason=failure.reason)  # fmt: skip
+            case "dead_letter":
+                text = f"{job.did}: {failure}"
+                await self._jobs.dead_letter(delivery, failure.reason, text, decision.attempts)
+                self.metrics.outcomes.labels("failed").inc()
+
+    def _ended(self, outcome: str) -> None:
+        self.finished += 1
+        self.metrics.processed.inc()
+        self.metrics.outcomes.labels(outcome).inc()
+
+    def _count(self, failure: RepoError) -> None:
+        metrics = self.metrics
+        metrics.count_failure(failure.reason, failure.kind)
+        if failure.reason in _VERIFICATION:
+            metrics.verification_errors.inc()
+        elif failure.kind == "invalid":
+            metrics.parse_errors.inc()
+        else:
+            metrics.fetch_errors.inc()
+
+    async def compute(
+        self, repo: Repo, function: Callable[[Unpack[Arguments]], Result], *args: *Arguments
+    ) -> Result:
+        """Do CPU work, for a repo of some size in a thread, so that sockets are served."""
+        if repo.size <= SMALL_REPO:
+            await trio.lowlevel.checkpoint()
+            return function(*args)
+        return await in_thread(function, *args, limiter=self._threads)
+
+
+class _StreamSink:
+    """The changes of one repo on their way to `firehose_backfill`; see `RepoSink`."""
+
+    def __init__(self, attempts: Attempts, paths: RepoPaths) -> None:
+        self._attempts = attempts
+        self._paths = paths
+        self._repo = paths.repo
+        self._time = format_utc(datetime.now(UTC))
+        self._last: list[Entry] = []
+        self.records = 0
+
+    async def absent(self, after: str) -> list[str]:
+        """Ask PostgreSQL; most repos have no older row, and many are asked for at once."""
+        commit, lookup = self._repo.commit, self._attempts.lookup
+        if not after and not await lookup.has_older(commit.did, commit.rev):
+            return []
+        return await lookup.absent(self._paths, after)
+
+    async def delete(self, paths: Sequence[str]) -> None:
+        """Queue deletions."""
+        for start in range(0, len(paths), BATCH_RECORDS):
+            part = paths[start : start + BATCH_RECORDS]
+            await self._attempts.output.append(delete_entries(self._repo, part, self._time))
+        self._attempts.metrics.deletes.inc(len(paths))
+
+    async def put(self) -> None:
+        """Queue the creates; the last batch is kept for `close`."""
+        metrics, selection = self._attempts.metrics, self._attempts.settings.collections
+        source = create_entries(self._repo, self._paths, selection, self._time)
+        while batch := await self._attempts.compute(self._repo, _next, source):
+            self.records += len(batch.entries)
+            if batch.is_last:
+                self._last = batch.entries
+            else:
+                await self._attempts.output.append(batch.entries)
+            metrics.filtered.inc(batch.filtered)
+            metrics.unreadable.inc(batch.unreadable)
+
+    async def close(self) -> bool:
+        """Queue the last creates and the closing event, all or none."""
+        await self._attempts.output.append([*self._last, closing_entry(self._repo, self._time)])
+        self._attempts.metrics.records.inc(self.records)
+        return True
+
+
+@dataclass(frozen=True, slots=True)
+class RetryDecision:
+    """What becomes of a job whose attempt failed.
+
+    `attempts` have failed now; `seconds` is the pause before the next one of a job that waits.
+    """
+
+    action: Literal["wait", "unavailable", "dead_letter"]
+    attempts: int
+    seconds: float = 0.0
+
+
+def decide(
+    job: RepoJob, failure: RepoError, settings: Settings,
+    draw: Callable[[], float] = random.random,
+) -> RetryDecision:  # fmt: skip
+    """Decide what follows from a failed attempt: the only place that does."""
+    attempts = job.attempts + (failure.kind != "rate_limited")
+    if failure.kind == "permanent":
+        # Deletions that nothing else knows of must not go with a repo that cannot be fetched.
+        return RetryDecision("dead_letter" if job.deleted else "unavailable", attempts)
+    most = settings.backfiller_max_attempts
+    if failure.kind == "invalid":
+        most = min(most, INVALID_ATTEMPTS)
+    if attempts >= most:
+        return RetryDecision("dead_letter", attempts)
+    base, cap = settings.backfiller_retry_initial_ms, settings.backfiller_retry_max_ms
+    pause = bound(max(attempts, 1), base / 1000, cap / 1000) * (0.5 + draw() / 2)
+    return RetryDecision("wait", attempts, max(pause, failure.retry_after or 0.0))
+
+
+def settle_pause(look: int) -> float:
+    """Return the seconds before the n-th look at a repo that is being stored."""
+    return bound(look, FIRST_LOOK_SECONDS, MOST_SECONDS)
+
+
+def _failed(
+    job: RepoJob, failure: RepoError, decision: RetryDecision, seconds: float
+) -> RepoOutcome:
+    base = RepoOutcome(
+        job.did, "failed", failure.kind, failure.reason, str(failure), host=failure.host or None,
+        attempts=decision.attempts, seconds=seconds,
+    )  # fmt: skip
+    match decision.action:
+        case "wait":
+            due = datetime.now(UTC) + timedelta(seconds=decision.seconds)
+            return replace(base, status="waiting", next_attempt_at=due)
+        case "unavailable":
+            return replace(base, status="unavailable")
+    return base
+
+
+def _may_be_late(job: RepoJob, stored: StoredRevs, rev: str) -> bool:
+    """Tell whether states of a repo from before a rev may be queued and not stored yet.
+
+    Live ones, where something was missed between commits that were followed; or those of an
+    earlier job whose closing event is not applied.
+    """
+    followed = bool(job.deleted) or job.reason.followed
+    return followed or (stored.complete or "") < (stored.queued or "") < rev
+
+
+def _require_recent(repo: Repo, job: RepoJob, stored: StoredRevs) -> None:
+    """An older repo than is known of proves nothing: neither what it holds, nor what it lacks."""
+    rev = repo.commit.rev
+    known = max(job.rev if job.deleted else "", stored.highest)
+    if rev < known:
+        message = f"the PDS serves rev {rev}, and {known} is known of"
+        raise RepoError("transient", "stale_repo", message, host=repo.host)
+
+
+def _next(source: Iterator[RepoBatch]) -> RepoBatch | None:
+    return next(source, None)

@@ -1,0 +1,144 @@
+"""What the backfiller asks PostgreSQL, and `rsky_pipeline.backfill_repo`, where outcomes go."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from functools import partial
+from typing import Literal
+
+import trio
+
+from rsky_pipeline.backfiller.coalescer import Coalescer
+from rsky_pipeline.database.bulk import transpose, unnest_sql
+from rsky_pipeline.database.connection import Database
+from rsky_pipeline.database.isolation import Culprit, apply_isolated
+from rsky_pipeline.database.texts import storable
+from rsky_pipeline.repos.repo import RepoPaths
+from rsky_pipeline.repos.stored import StoredRevs, absent_paths, have_older, stored_revs
+from rsky_pipeline.runtime.link import Link
+
+_log = logging.getLogger(__name__)
+GATHER_SECONDS = 0.1  # how long a batch of outcomes waits for more
+MAX_TEXT_BYTES = 500  # of an error, a reason or a host that are kept
+_COLUMNS = (
+    ("did", "text"), ("status", "text"), ("kind", "text"), ("reason", "text"), ("error", "text"),
+    ("rev", "text"), ("host", "text"), ("attempts", "integer"), ("next_attempt_at", "timestamptz"),
+    ("records", "bigint"), ("deletes", "bigint"), ("bytes", "bigint"), ("seconds", "real"),
+)  # fmt: skip
+# An outcome that says nothing of what was queued keeps what an earlier one said.
+_WRITE = f"""
+INSERT INTO rsky_pipeline.backfill_repo AS stored
+    ({", ".join(name for name, _ in _COLUMNS)}, updated_at)
+SELECT incoming.*, now() FROM {unnest_sql(_COLUMNS)}
+ON CONFLICT (did) DO UPDATE SET
+    status = EXCLUDED.status, kind = EXCLUDED.kind, reason = EXCLUDED.reason,
+    error = EXCLUDED.error, attempts = EXCLUDED.attempts,
+    next_attempt_at = EXCLUDED.next_attempt_at, seconds = EXCLUDED.seconds,
+    rev = COALESCE(EXCLUDED.rev, stored.rev), host = COALESCE(EXCLUDED.host, stored.host),
+    records = COALESCE(EXCLUDED.records, stored.records),
+    deletes = COALESCE(EXCLUDED.deletes, stored.deletes),
+    bytes = COALESCE(EXCLUDED.bytes, stored.bytes), updated_at = EXCLUDED.updated_at
+"""
+
+OutcomeStatus = Literal["done", "waiting", "unavailable", "failed"]
+
+
+@dataclass(frozen=True, slots=True)
+class RepoOutcome:
+    """How an attempt at a repo ended; a row of `rsky_pipeline.backfill_repo`."""
+
+    did: str
+    status: OutcomeStatus
+    kind: str | None = None
+    reason: str | None = None
+    error: str | None = None
+    rev: str | None = None
+    host: str | None = None
+    attempts: int = 0
+    next_attempt_at: datetime | None = None
+    records: int | None = None
+    deletes: int | None = None
+    bytes: int | None = None
+    seconds: float | None = None
+
+
+class RepoLookup:
+    """Questions about repos; those of many attempts go together. All wait for PostgreSQL."""
+
+    def __init__(self, link: Link[Database]) -> None:
+        self._link = link
+        self._stored = Coalescer(self._look_up)
+        self._older = Coalescer(self._look_for_older)
+
+    async def stored(self, did: str) -> StoredRevs:
+        """Return what is stored of a repo."""
+        return await self._stored.call(did)
+
+    async def has_older(self, did: str, rev: str) -> bool:
+        """Tell whether rows of an account are older than a rev."""
+        return await self._older.call((did, rev))
+
+    async def absent(self, paths: RepoPaths, after: str) -> list[str]:
+        """Return paths of older rows that a repo does not hold; see `stored.absent_paths`."""
+        return await self._link.retry(lambda database: absent_paths(database, paths, after))
+
+    async def _look_up(self, dids: Sequence[str]) -> list[StoredRevs]:
+        return await self._link.retry(lambda database: stored_revs(database, dids))
+
+    async def _look_for_older(self, repos: Sequence[tuple[str, str]]) -> list[bool]:
+        return await self._link.retry(lambda database: have_older(database, repos))
+
+
+class BackfillStore:
+    """Gathers outcomes and writes them in batches; whoever has one waits until it is stored."""
+
+    def __init__(self, link: Link[Database]) -> None:
+        self._link = link
+        self._gathered: dict[str, RepoOutcome] = {}
+        self._written = trio.Event()
+        self._something = trio.Event()
+
+    async def store(self, outcome: RepoOutcome) -> None:
+        """Store an outcome; returns when it is stored, or a newer one of the same repo is.
+
+        One that PostgreSQL refuses is logged and left out: it must hold up nobody's.
+        """
+        self._gathered[outcome.did] = outcome
+        self._something.set()
+        await self._written.wait()
+
+    async def run(self) -> None:
+        """Write until cancelled."""
+        while True:
+            await self._something.wait()
+            await trio.sleep(GATHER_SECONDS)
+            batch, written = list(self._gathered.values()), self._written
+            self._gathered, self._written, self._something = {}, trio.Event(), trio.Event()
+            for culprit in await self._link.retry(partial(write_outcomes, outcomes=batch)):
+                extra = {"did": culprit.entry.did, "error": culprit.message}
+                _log.error("outcome of a repo cannot be stored", extra=extra)
+            written.set()
+
+
+def write_outcomes(
+    database: Database, outcomes: Sequence[RepoOutcome]
+) -> list[Culprit[RepoOutcome]]:
+    """Store outcomes, of which there is one for each repo; return those that are refused."""
+    ordered = sorted(outcomes, key=lambda outcome: outcome.did)
+    return apply_isolated(ordered, partial(_write, database))
+
+
+def _write(database: Database, outcomes: Sequence[RepoOutcome]) -> None:
+    rows = [
+        (each.did, each.status, each.kind, _bounded(each.reason), _bounded(each.error), each.rev,
+         _bounded(each.host), each.attempts, each.next_attempt_at, each.records, each.deletes,
+         each.bytes, each.seconds)
+        for each in outcomes
+    ]  # fmt: skip
+    database.execute(_WRITE, transpose(rows, len(_COLUMNS)))
+
+
+def _bounded(text: str | None) -> str | None:
+    """Bound a text and make it storable: errors, codes and hosts quote what strangers sent."""
+    return None if text is None else storable(text, MAX_TEXT_BYTES)

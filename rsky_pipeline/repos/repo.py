@@ -1,0 +1,146 @@
+"""A repo whose commit, tree and records were checked against their hashes, and why it may be none.
+
+https://atproto.com/specs/repository. The blocks come from a download (`Blocks`) or from a CAR file.
+That the account signed the commit is proven apart (`signature.py`), since it needs a look-up.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from rsky_pipeline.atproto.car import read_car
+from rsky_pipeline.atproto.cid import Cid
+from rsky_pipeline.atproto.commit import Commit, parse_commit
+from rsky_pipeline.atproto.errors import IncompleteTreeError, InvalidDataError
+from rsky_pipeline.atproto.mst import walk
+from rsky_pipeline.atproto.mst.load import BlockSource
+
+# One block may stand at many paths, which must not make a small CAR into endless events.
+REPEATED_TIMES = 4  # of the size of the CAR,
+REPEATED_BYTES = 2 * 1024 * 1024  # and so much more
+LISTED_PATHS = 50_000  # of a repo are kept; the tree of a larger one is walked again
+# A tree has as many nodes as its account has records or so; no honest account has 20 million.
+MAX_FILE_BLOCKS = 50_000_000
+
+FailureKind = Literal["permanent", "transient", "rate_limited", "invalid"]
+FAILURE_KINDS: tuple[FailureKind, ...] = ("permanent", "transient", "rate_limited", "invalid")
+
+
+class RepoError(Exception):
+    """A repo could not be brought in; `reason` is a short stable code, safe as a metric label.
+
+    `permanent`: nothing helps until the account changes. `transient`: the host or something on the
+    way has trouble. `rate_limited`: somebody asked for a pause, which is no failure. `invalid`:
+    the bytes are not this account's complete repo. `retry_after` is in seconds; `host` is the PDS,
+    where it is known.
+    """
+
+    def __init__(
+        self, kind: FailureKind, reason: str, message: str, retry_after: float | None = None,
+        host: str = "",
+    ) -> None:  # fmt: skip
+        super().__init__(message)
+        self.kind = kind
+        self.reason = reason
+        self.retry_after = retry_after
+        self.host = host
+
+
+@dataclass(frozen=True, slots=True)
+class Repo:
+    """A repo: its commit, and all blocks of its CAR, their hashes checked."""
+
+    root: Cid
+    commit: Commit
+    blocks: BlockSource
+    host: str = ""  # the PDS that it is from
+    size: int = 0  # bytes of the CAR
+
+
+class RepoPaths:
+    """The paths and CIDs of a repo's tree that was walked as a whole: no record is missing."""
+
+    def __init__(self, repo: Repo, listed: list[tuple[str, Cid]] | None, count: int) -> None:
+        self.repo = repo
+        self.count = count
+        self._listed = listed
+
+    def __iter__(self) -> Iterator[tuple[str, Cid]]:
+        """Yield them in the order of the tree: ascending bytes."""
+        if self._listed is not None:
+            return iter(self._listed)
+        return walk(self.repo.blocks, self.repo.commit.data)
+
+    def names(self) -> Iterator[str]:
+        """Yield the paths without the CIDs, ascending."""
+        return (path for path, _ in self)
+
+
+def open_repo(
+    roots: tuple[Cid, ...], blocks: BlockSource, did: str | None, host: str = "", size: int = 0
+) -> Repo:
+    """Read the commit of a repo and check that it is this account's, None for any account's.
+
+    Raises RepoError.
+    """
+    block = blocks.get(roots[0])
+    if block is None:
+        raise RepoError("invalid", "incomplete", "the CAR does not hold its root", host=host)
+    try:
+        commit = parse_commit(block)
+    except InvalidDataError as error:
+        raise RepoError("invalid", "invalid_commit", str(error), host=host) from error
+    if did is not None and commit.did != did:
+        message = f"the repo is {commit.did}'s, not {did}'s"
+        raise RepoError("invalid", "wrong_did", message, host=host)
+    return Repo(roots[0], commit, blocks, host, size)
+
+
+def list_paths(repo: Repo) -> RepoPaths:
+    """Walk the whole tree and make sure that every record is there.
+
+    Raises RepoError: an incomplete tree is a failure, never a short repo.
+    """
+    listed: list[tuple[str, Cid]] | None = []
+    count, blocks, room = 0, repo.blocks, REPEATED_TIMES * repo.size + REPEATED_BYTES
+    try:
+        for path, cid in walk(blocks, repo.commit.data):
+            block = blocks.get(cid)
+            if block is None:
+                raise IncompleteTreeError(f"record {path[:200]}")
+            count += 1
+            room -= len(block)
+            if room < 0:
+                raise InvalidDataError(
+                    "repeated_records", "the same records stand at too many paths"
+                )
+            if listed is not None:
+                listed.append((path, cid))
+                if count > LISTED_PATHS:
+                    listed = None
+    except IncompleteTreeError as error:
+        raise RepoError("invalid", "incomplete", str(error), host=repo.host) from error
+    except InvalidDataError as error:
+        raise RepoError("invalid", "invalid_tree", str(error), host=repo.host) from error
+    return RepoPaths(repo, listed, count)
+
+
+def read_car_file(path: str, max_bytes: int) -> RepoPaths:
+    """Read a repo from a CAR file and check everything that its bytes can prove.
+
+    A file is whoever's its commit says, which the signature has to prove. Raises RepoError.
+    """
+    try:
+        size = Path(path).stat().st_size
+        if size > max_bytes:
+            message = f"{size:,} bytes, {max_bytes:,} are allowed (--max-car-mb)"
+            raise RepoError("invalid", "too_big", message)
+        data = Path(path).read_bytes()
+    except OSError as error:
+        raise RepoError("transient", "unreadable", f"{error.strerror or error}") from error
+    try:
+        car = read_car(data, max_blocks=MAX_FILE_BLOCKS)
+    except InvalidDataError as error:
+        raise RepoError("invalid", "invalid_car", str(error)) from error
+    return list_paths(open_repo(car.roots, car.blocks, None, size=size))
