@@ -111,7 +111,7 @@ class JobQueue:
     async def forgive(self) -> None:
         """Let the deliveries of what is held count from one: a stop is no fault of an entry."""
         for consumer in self._consumers.values():
-            await self._ending.call(partial(consumer.hold, forgive=True))
+            await self._ending.attempt(partial(consumer.hold, forgive=True))
 
     async def maintain(self) -> None:
         """Keep what is held from being taken over, and remove what nobody wants any more.

@@ -1,17 +1,13 @@
 """The loop of one backfiller: taking entries while there is room for them, and the drain."""
 
-import logging
-
 import trio
 
 from rsky_pipeline.backfiller.attempt import Attempts
 from rsky_pipeline.backfiller.jobs import JobQueue
 from rsky_pipeline.observability.backfiller import BackfillerMetrics
 from rsky_pipeline.runtime.context import WorkerContext
-from rsky_pipeline.runtime.errors import StoreError
 from rsky_pipeline.streams.consumer import Delivery
 
-_log = logging.getLogger(__name__)
 HELD_FOR_EACH_SLOT = 8  # jobs in memory, most of which wait for their host or their directory
 LEAST_HELD = 64
 ROOM_SECONDS = 0.05  # between two looks whether there is room
@@ -120,7 +116,4 @@ class Worker:
         """Leave what did not end pending; the next life of this consumer takes it up."""
         self._context.health({"pending": self._jobs.held})
         with trio.move_on_after(RELEASE_SECONDS):
-            try:
-                await self._jobs.forgive()
-            except StoreError as error:
-                _log.warning("held entries keep their deliveries", extra={"error": str(error)})
+            await self._jobs.forgive()

@@ -14,8 +14,7 @@ from rsky_pipeline.cli.output import Progress, duration, line, print_table, say
 if TYPE_CHECKING:
     from rsky_pipeline.configuration.settings import Settings
     from rsky_pipeline.database.connection import Database
-    from rsky_pipeline.operations.backfill.adding import Adder
-    from rsky_pipeline.operations.backfill.sources import Refused
+    from rsky_pipeline.operations.backfill.adding import Adder, RefusedNames
     from rsky_pipeline.streams.connection import Store
 
 _priority = click.option(
@@ -56,13 +55,20 @@ def add(
 
     A listing that was interrupted continues where it was when the command is repeated.
     """
-    from rsky_pipeline.operations.backfill.adding import PRIORITIES, Adder, CursorMoved, Full
-    from rsky_pipeline.operations.backfill.sources import Refused, from_file, valid
+    from rsky_pipeline.operations.backfill.adding import (
+        PRIORITIES,
+        Adder,
+        ListingMovedError,
+        QueueFullError,
+        RefusedNames,
+        from_file,
+        valid,
+    )
 
     given = [bool(dids), file is not None, pds is not None, collection is not None]
     if sum(given) != 1:
         raise CommandError("give DIDs, or one of --file, --pds and --collection", ExitCode.USAGE)
-    refused, problem = Refused(), None
+    refused, problem = RefusedNames(), None
     with run.store("backfill") as store:
         adder = Adder(
             store, PRIORITIES[priority], run.settings.repo_high_water_mark, wait=not no_wait,
@@ -74,7 +80,7 @@ def add(
             else:
                 names = dids if file is None else from_file(file)
                 adder.add(valid(names, refused))
-        except (Full, CursorMoved) as error:
+        except (QueueFullError, ListingMovedError) as error:
             problem = str(error) or "another command continues the same listing"
     return _report_added(run, adder, refused, problem, priority)
 
@@ -85,8 +91,7 @@ def add(
 def status(run: Invocation, window: float) -> None:
     """Show queued, running, waiting, done and failed repos by reason, rates and time left."""
     from rsky_pipeline.database.errors import DatabaseError
-    from rsky_pipeline.operations.backfill.progress import document, look
-    from rsky_pipeline.operations.backfill.states import stored
+    from rsky_pipeline.operations.backfill.progress import document, look, stored
 
     with run.store("backfill") as store:
         queues = look(store, run.settings)
@@ -117,9 +122,9 @@ def retry(
     --did.
     """
     from rsky_pipeline.database.errors import DatabaseError
-    from rsky_pipeline.operations.backfill.adding import PRIORITIES, Adder, Full
-    from rsky_pipeline.operations.backfill.retrying import retry as retry_repos
-    from rsky_pipeline.operations.backfill.states import unsuccessful
+    from rsky_pipeline.operations.backfill.adding import PRIORITIES, Adder, QueueFullError
+    from rsky_pipeline.operations.backfill.progress import unsuccessful
+    from rsky_pipeline.operations.backfill.queued import retry as retry_repos
 
     progress = Progress()
     with run.store("backfill") as store:
@@ -134,7 +139,7 @@ def retry(
             done = retry_repos(
                 store, run.settings, adder, given_up, reason=reason, dids=dids, tell=progress
             )
-        except Full as error:
+        except QueueFullError as error:
             raise CommandError(f"{error}; repeat the command to go on", ExitCode.FAILED) from error
     run.answer(
         asdict(done) | {"total": done.total},
@@ -151,8 +156,8 @@ def retry(
 def cancel(run: Invocation, dids: tuple[str, ...], everything: bool, resyncs: bool) -> None:
     """Take jobs out of the queue. Workers finish the jobs that they hold already."""
     from rsky_pipeline.database.errors import DatabaseError
-    from rsky_pipeline.operations.backfill.cancelling import cancel as cancel_jobs
-    from rsky_pipeline.operations.backfill.states import mark_cancelled
+    from rsky_pipeline.operations.backfill.progress import mark_cancelled
+    from rsky_pipeline.operations.backfill.queued import cancel as cancel_jobs
 
     if bool(dids) == everything:
         raise CommandError("give DIDs or --all", ExitCode.USAGE)
@@ -205,7 +210,7 @@ def _add_listed(
 
 
 def _report_added(
-    run: Invocation, adder: "Adder", refused: "Refused", problem: str | None, priority: str
+    run: Invocation, adder: "Adder", refused: "RefusedNames", problem: str | None, priority: str
 ) -> int:
     added = adder.added
     notes = [

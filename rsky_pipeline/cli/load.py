@@ -12,7 +12,7 @@ from rsky_pipeline.cli.exit_codes import ExitCode
 from rsky_pipeline.cli.output import Progress, duration, line, print_table, say
 
 if TYPE_CHECKING:
-    from rsky_pipeline.operations.load.run import Load
+    from rsky_pipeline.operations.load.run import BulkLoad
 
 
 @operator_command(name="load")
@@ -38,11 +38,11 @@ def command(
     """
     from rsky_pipeline.database.errors import DatabaseError, DatabaseUnavailable
     from rsky_pipeline.operations.load.pool import LoadStoppedError
-    from rsky_pipeline.operations.load.run import Load
+    from rsky_pipeline.operations.load.run import BulkLoad
     from rsky_pipeline.operations.load.worker import LoadOptions
 
     options = LoadOptions(not no_verify_signatures, dry_run, max_car_mb * 1024 * 1024)
-    load = Load(cars, retry_failed)
+    load = BulkLoad(cars, retry_failed)
     try:
         load.run(run.settings, options, jobs or (os.cpu_count() or 1) + 1, _Watcher())
     except DatabaseUnavailable as error:
@@ -66,7 +66,7 @@ class _Watcher:
         self._began = time.monotonic()
         self._bytes_before: int | None = None
 
-    def __call__(self, load: "Load") -> None:
+    def __call__(self, load: "BulkLoad") -> None:
         if self._bytes_before is None:
             self._bytes_before = load.done_bytes
         elapsed = max(time.monotonic() - self._began, 0.001)
@@ -79,7 +79,7 @@ class _Watcher:
         )
 
 
-def _show(document: dict[str, Any], load: "Load") -> None:
+def _show(document: dict[str, Any], load: "BulkLoad") -> None:
     files = document["files"]
     verb = "would be loaded" if document["dry_run"] else "loaded"
     rate = document["records_per_second"]

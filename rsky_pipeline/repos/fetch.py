@@ -31,7 +31,7 @@ from rsky_pipeline.network.http import (
 from rsky_pipeline.network.repositories import RepoUnavailableError, classify, latest_rev, repo_url
 from rsky_pipeline.observability.backfiller import BackfillerMetrics
 from rsky_pipeline.repos.blocks import Blocks, Budget, DiskFullError
-from rsky_pipeline.repos.hosts import LONGEST_PARKING_SECONDS, Addresses, Host, HostRules, Hosts
+from rsky_pipeline.repos.hosts import LONGEST_PARKING_SECONDS, Addresses, Host, HostRules, HostTurns
 from rsky_pipeline.repos.identities import Identities
 from rsky_pipeline.repos.repo import Repo, RepoError, open_repo
 from rsky_pipeline.repos.signature import check_signature
@@ -113,7 +113,7 @@ class Fetcher:
 
     http: HttpClient
     identities: Identities
-    hosts: Hosts
+    hosts: HostTurns
     addresses: Addresses
     settings: Settings
     memory: Budget
@@ -286,7 +286,7 @@ async def open_fetcher(settings: Settings, metrics: BackfillerMetrics) -> AsyncI
             forced_pause=FORCED_PAUSE_SECONDS,
         )
         rules = host_rules(settings)
-        hosts = Hosts(rules)
+        hosts = HostTurns(rules)
         plc = replace(
             rules,
             concurrency=DIRECTORY_CONCURRENCY,
@@ -296,7 +296,7 @@ async def open_fetcher(settings: Settings, metrics: BackfillerMetrics) -> AsyncI
         )
         fetcher = Fetcher(
             http,
-            Identities(directory, settings.plc_url, Hosts(plc), hosts),
+            Identities(directory, settings.plc_url, HostTurns(plc), hosts),
             hosts,
             Addresses(),
             settings,

@@ -6,7 +6,7 @@ behaves, sets its pace: it is left alone while it says so, and parked after fail
 is to be fetched from it then waits elsewhere, in Redis, so that it holds up nobody.
 
 `HostState` is the limits of one host and has no I/O; `Host` adds who is served and who waits;
-`Hosts` hands out turns and forgets hosts that nobody needs.
+`HostTurns` hands out turns and forgets hosts that nobody needs.
 """
 
 import random
@@ -171,7 +171,7 @@ class Host:
         return self.limiter.statistics().tasks_waiting >= self.rules.waiting
 
 
-class Hosts:
+class HostTurns:
     """All hosts that are known at the moment, by name and port, and by address and port."""
 
     def __init__(self, rules: HostRules, clock: Callable[[], float] = trio.current_time) -> None:

@@ -12,7 +12,7 @@ from rsky_pipeline.network.directory import (
     IdentityUnavailableError,
 )
 from rsky_pipeline.network.http import HttpError
-from rsky_pipeline.repos.hosts import Host, HostBusyError, Hosts
+from rsky_pipeline.repos.hosts import Host, HostBusyError, HostTurns
 from rsky_pipeline.repos.repo import RepoError
 
 _WEB = "did:web:"
@@ -21,7 +21,7 @@ _WEB = "did:web:"
 class Identities:
     """Look-ups in the directory and at hosts of did:web, each a host with limits of its own."""
 
-    def __init__(self, directory: Directory, plc_url: str, plc: Hosts, web: Hosts) -> None:
+    def __init__(self, directory: Directory, plc_url: str, plc: HostTurns, web: HostTurns) -> None:
         self._directory = directory
         self._plc_url = plc_url
         self._plc = plc

@@ -9,7 +9,7 @@ from rsky_pipeline.configuration.settings import Settings
 from rsky_pipeline.demo.simulator.clock import stepping_clock
 from rsky_pipeline.demo.simulator.world import World
 from rsky_pipeline.operations.load.outcome import LOADED
-from rsky_pipeline.operations.load.run import Load
+from rsky_pipeline.operations.load.run import BulkLoad
 from rsky_pipeline.operations.load.worker import LoadOptions
 from tests import stores
 
@@ -32,7 +32,7 @@ def bench_load() -> LoadFigures:
         _save(Path(folder))
         template = stores.make_schema_template(server)
         with stores.fresh_database(server, template) as url:
-            load = Load(Path(folder))
+            load = BulkLoad(Path(folder))
             before = os.times()
             load.run(
                 Settings(database_url=url), LoadOptions(verify=False), (os.cpu_count() or 1) + 1

@@ -10,14 +10,12 @@ import rsky_pipeline
 ROOT = Path(rsky_pipeline.__file__).parent
 # Names that still mean several things, or exceptions without the suffix: none may be added.
 STILL_SHARED = {
-    "Chunk", "Claimed", "Ledger", "Load", "Outcome", "Report", "Slot", "Step", "Stored", "Verdict",
-    "Writer",
+    "Chunk", "Claimed", "Report", "Step", "Writer",
 }  # fmt: skip
 STILL_WITHOUT_SUFFIX = {
-    "BadData", "CursorMoved", "DatabaseUnavailable", "DiskFull", "Full", "HostBusy",
-    "InvalidCursor", "LoadFailed", "LoadStopped", "MalformedEvent", "NotStored", "RepoFailed",
-    "RowExists", "SchemaMismatch", "StillChanging", "StoreRejected", "StoreUnavailable",
-    "TransactionConflict", "_OneLine", "_RolledBack",
+    "BadData", "DatabaseUnavailable", "InvalidCursor", "MalformedEvent", "RowExists",
+    "SchemaMismatch", "StoreRejected", "StoreUnavailable", "TransactionConflict", "_OneLine",
+    "_RolledBack",
 }  # fmt: skip
 
 

@@ -26,7 +26,7 @@ ONCE = {
             # A command of its own, not a worker of ours.
             "operations/load/writing.py",
             # To be converted.
-            "backfiller/ledger.py", "indexer/accounts/checks.py", "indexer/core/apply.py",
+            "indexer/accounts/checks.py", "indexer/core/apply.py",
             "indexer/housekeeping.py", "indexer/maintenance.py", "indexer/role.py",
             "indexer/settler.py", "indexer/stream_reader.py",
         },
@@ -40,7 +40,7 @@ ONCE = {
             # Waits for a minute for a server that is away as well.
             "operations/load/writing.py",
             # To be converted.
-            "operations/recount.py", "operations/index_repo.py",
+            "operations/recount.py",
         },
     ),
 }  # fmt: skip
@@ -49,8 +49,6 @@ ONCE = {
 STORE_ERRORS = {"StoreUnavailable", "StoreRejected", "DatabaseError", "DatabaseUnavailable",
                 "Unavailable", "StoreError"}  # fmt: skip
 HANDLERS_LEFT = {
-    "backfiller/jobs.py": 1, "backfiller/output.py": 1, "backfiller/role.py": 1,
-    "backfiller/states.py": 2, "backfiller/worker.py": 4,
     "indexer/accounts/checks.py": 1, "indexer/core/apply.py": 1, "indexer/housekeeping.py": 1,
     "indexer/maintenance.py": 1, "indexer/role.py": 4, "indexer/stream_reader.py": 1,
     "ingester/listing/enumeration.py": 1, "ingester/listing/gap_repair.py": 2,

@@ -1,14 +1,17 @@
-"""Queueing repos: each once, below the high-water mark, in order of the stream that was asked for.
+"""Queueing repos that an operator names or a host lists, each once, below the high-water mark.
 
 Blocking. A listing's cursor moves in the step that queues its page, so that a listing that was
 interrupted goes on where it was, and no page is queued twice.
 """
 
+import csv
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
+from pathlib import Path
 
+from rsky_pipeline.atproto.syntax import is_did
 from rsky_pipeline.streams.append import CursorMove, Entry, append, read_cursor
 from rsky_pipeline.streams.connection import Store
 from rsky_pipeline.streams.event import MalformedEvent
@@ -32,18 +35,21 @@ PRIORITIES = {"high": REPO_BACKFILL_HIGH, "normal": REPO_BACKFILL, "low": REPO_B
 _PAGE = 500
 _FULL_POLL_SECONDS = 0.5
 _REMEMBERED = 5_000_000  # accounts; one that comes again after more is queued again, which is safe
+_EXAMPLES = 5
+_MAX_LINE = 10_000  # characters
+_METHODS = ("did:plc:", "did:web:")
 
 
-class Full(Exception):
+class QueueFullError(Exception):
     """The stream is at its high-water mark, and nobody wants to wait."""
 
 
-class CursorMoved(Exception):
+class ListingMovedError(Exception):
     """Somebody else goes on with the same listing."""
 
 
 @dataclass(slots=True)
-class Added:
+class AddedRepos:
     """What became of the accounts that were named."""
 
     queued: int = 0
@@ -75,16 +81,19 @@ class Adder:
         self._tell = tell
         self._seen: set[str] = set()
         self._queued = frozenset[str]() if force else frozenset(queued(store, stream))
-        self.added = Added()
+        self.added = AddedRepos()
 
     def add(self, dids: Iterable[str]) -> None:
-        """Queue accounts. Raises Full; those before are queued then."""
+        """Queue accounts. Raises QueueFullError; those before are queued then."""
         jobs = (RepoJob(did, "", "", None, True, reason=self.reason) for did in dids)
         while page := list(islice(jobs, _PAGE)):
             self._append(self._fresh(page), None)
 
     def add_page(self, jobs: Sequence[RepoJob], cursor_key: str, following: str) -> None:
-        """Queue a page of a listing, and move its cursor with it. Raises Full and CursorMoved."""
+        """Queue a page of a listing, and move its cursor with it.
+
+        Raises QueueFullError and ListingMovedError.
+        """
         active = [job for job in jobs if job.active]
         self.added.inactive += len(jobs) - len(active)
         self.added.pages += 1
@@ -118,9 +127,11 @@ class Adder:
                 self._tell(f"{self.added.queued:,} queued")
                 return
             if result.status == "cursor_moved":
-                raise CursorMoved
+                raise ListingMovedError
             if not self._wait:
-                raise Full(f"{self._stream} is at its high-water mark ({self._mark:,} entries)")
+                raise QueueFullError(
+                    f"{self._stream} is at its high-water mark ({self._mark:,} entries)"
+                )
             self._tell(f"{self._stream} is at its high-water mark: waiting for the backfiller")
             time.sleep(_FULL_POLL_SECONDS)
 
@@ -142,3 +153,43 @@ def did_of(payload: bytes) -> str:
         return decode_repo_job(payload).did
     except MalformedEvent:
         return ""
+
+
+@dataclass(slots=True)
+class RefusedNames:
+    """What names no account that can be fetched: how many, and the first few."""
+
+    count: int = 0
+    examples: list[str] = field(default_factory=list)
+
+    def add(self, what: str) -> None:
+        """Note one."""
+        self.count += 1
+        if len(self.examples) < _EXAMPLES:
+            self.examples.append(what[:200])
+
+
+def valid(names: Iterable[str], refused: RefusedNames) -> Iterator[str]:
+    """Yield DIDs of the two methods that accounts have; what is none is noted."""
+    for name in names:
+        did = name.strip()
+        if did.startswith(_METHODS) and is_did(did):
+            yield did
+        elif did:
+            refused.add(did)
+
+
+def from_file(path: Path) -> Iterator[str]:
+    """Yield the names in a CSV file: of the column `did` if there is one, else the first.
+
+    A file with a DID on each line is one too. Raises OSError.
+    """
+    with path.open(encoding="utf-8-sig", errors="replace", newline="") as lines:
+        rows = csv.reader(line for line in lines if len(line) <= _MAX_LINE)
+        column = 0
+        for number, row in enumerate(rows):
+            names = [cell.strip().lower() for cell in row]
+            if number == 0 and "did" in names:
+                column = names.index("did")
+            elif len(row) > column and not row[column].startswith("#"):
+                yield row[column]

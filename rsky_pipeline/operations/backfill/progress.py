@@ -1,18 +1,54 @@
-"""How far the backfill is: the streams, what waits, the table, and the workers."""
+"""How far the backfill is: the streams, what waits, the table of outcomes, and the workers."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from rsky_pipeline.configuration.settings import Settings
-from rsky_pipeline.operations.backfill.states import Stored
+from rsky_pipeline.database.connection import Database
 from rsky_pipeline.streams.connection import Store
 from rsky_pipeline.streams.lag import inspect
 from rsky_pipeline.streams.names import FIREHOSE_BACKFILL, REPO_STREAMS, dead_letters
 from rsky_pipeline.streams.waiting import count_waiting
 
+_COUNTS = """
+SELECT status, COALESCE(reason, ''), count(*), COALESCE(sum(records), 0)
+FROM rsky_pipeline.backfill_repo GROUP BY 1, 2
+"""
+_RATE = """
+SELECT count(*), COALESCE(sum(records), 0),
+    COALESCE(extract(epoch FROM now() - min(updated_at)), 0)::float8
+FROM rsky_pipeline.backfill_repo
+WHERE status = 'done' AND updated_at > now() - make_interval(secs => %s)
+"""
+_FAILED = """
+SELECT did FROM rsky_pipeline.backfill_repo
+WHERE status = ANY(%b::text[]) AND (%s::text IS NULL OR reason = %s)
+    AND (%s OR did = ANY(%b::text[]))
+ORDER BY did
+"""
+_CANCEL = """
+INSERT INTO rsky_pipeline.backfill_repo (did, status) SELECT n.did, 'cancelled'
+FROM unnest(%b::text[]) AS n(did)
+ON CONFLICT (did) DO UPDATE
+SET status = EXCLUDED.status, kind = NULL, reason = NULL, error = NULL, next_attempt_at = NULL,
+    updated_at = now()
+"""
+
 
 @dataclass(frozen=True, slots=True)
-class Queues:
+class StoredOutcomes:
+    """What the table says: repos by status and reason, and how many were done lately."""
+
+    by_status: dict[str, int]
+    by_reason: dict[str, dict[str, int]]  # status -> reason -> repos
+    records: int
+    repos_per_second: float
+    records_per_second: float
+
+
+@dataclass(frozen=True, slots=True)
+class RepoQueues:
     """What Redis holds of the backfill."""
 
     queued: dict[str, int]  # by stream: nobody has read them
@@ -27,24 +63,24 @@ class Queues:
         return sum(self.queued.values()) + self.running + self.waiting
 
 
-def look(store: Store, settings: Settings) -> Queues:
+def look(store: Store, settings: Settings) -> RepoQueues:
     """Look at the streams once. Raises StoreUnavailable and StoreRejected."""
     queued: dict[str, int] = {}
-    running = buried = 0
+    running = letters = 0
     for name in REPO_STREAMS:
         report = inspect(store, name)
         group = report.group(settings.backfiller_group)
         queued[name] = group.lag if group else report.length
         running += group.pending if group else 0
-        buried += int(store.call("XLEN", dead_letters(name)))
+        letters += int(store.call("XLEN", dead_letters(name)))
     output = inspect(store, FIREHOSE_BACKFILL)
     indexer = output.group(settings.indexer_group)
     unindexed = indexer.lag + indexer.pending if indexer else output.length
-    return Queues(queued, running, count_waiting(store), buried, unindexed)
+    return RepoQueues(queued, running, count_waiting(store), letters, unindexed)
 
 
 def document(
-    queues: Queues, stored: Stored | None, workers: list[dict[str, Any]], window: float
+    queues: RepoQueues, stored: StoredOutcomes | None, workers: list[dict[str, Any]], window: float
 ) -> dict[str, Any]:
     """Return everything as JSON; `stored` is None where PostgreSQL cannot be asked."""
     rate = stored.repos_per_second if stored else 0.0
@@ -65,3 +101,38 @@ def document(
         found["repos_per_second"] = round(rate, 2)
         found["records_per_second"] = round(stored.records_per_second, 1)
     return found
+
+
+def stored(database: Database, window_seconds: float) -> StoredOutcomes:
+    """Return what is stored; rates are over the last so many seconds. Raises DatabaseError."""
+    by_status: dict[str, int] = {}
+    by_reason: dict[str, dict[str, int]] = {}
+    total = 0
+    for status, reason, count, records in database.query(_COUNTS):
+        by_status[status] = by_status.get(status, 0) + count
+        if reason:
+            by_reason.setdefault(status, {})[reason] = count
+        total += int(records)
+    ((repos, lately, seconds),) = database.query(_RATE, (window_seconds,))
+    span = max(float(seconds), 1.0)
+    rates: tuple[float, float] = (repos / span, float(lately) / span)
+    return StoredOutcomes(by_status, by_reason, total, *rates)
+
+
+def unsuccessful(database: Database, reason: str | None, dids: Sequence[str]) -> list[str]:
+    """Return accounts whose repo was not brought in; without a choice only those that failed.
+
+    Those that are not available (deactivated, gone) or were cancelled are asked for by a reason or
+    by name.
+    """
+    chosen = ["failed"]
+    if reason is not None or dids:
+        chosen += ["unavailable", "cancelled"]
+    parameters: Sequence[Any] = (chosen, reason, reason, not dids, list(dids))
+    return [row[0] for row in database.query(_FAILED, parameters)]
+
+
+def mark_cancelled(database: Database, dids: Sequence[str]) -> None:
+    """Note that repos were taken out of the queue."""
+    if dids:
+        database.execute(_CANCEL, (sorted(set(dids)),))

@@ -23,7 +23,7 @@ LOOKUP_FILES = 1_000
 
 
 @dataclass(slots=True)
-class Load:
+class BulkLoad:
     """The state of a load; `found` grows while the directory is read."""
 
     directory: Path
@@ -39,7 +39,7 @@ class Load:
         settings: Settings,
         options: LoadOptions,
         jobs: int,
-        on_progress: Callable[["Load"], None] = lambda _: None,
+        on_progress: Callable[["BulkLoad"], None] = lambda _: None,
     ) -> None:
         """Load everything. Raises DatabaseError, OSError and LoadStoppedError."""
         began = time.monotonic()

@@ -4,7 +4,7 @@ import pytest
 import trio
 import trio.testing
 
-from rsky_pipeline.repos.hosts import SHARED_ADDRESS, HostBusyError, HostRules, Hosts
+from rsky_pipeline.repos.hosts import SHARED_ADDRESS, HostBusyError, HostRules, HostTurns
 
 ADDRESS = "203.0.113.7:443"
 
@@ -12,7 +12,7 @@ ADDRESS = "203.0.113.7:443"
 async def test_names_on_one_address_share_its_turns(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
-    hosts = Hosts(HostRules(concurrency=1, rate=1_000.0, patience=100.0))
+    hosts = HostTurns(HostRules(concurrency=1, rate=1_000.0, patience=100.0))
     served = most = done = 0
 
     async def fetch(number: int) -> None:
@@ -33,7 +33,7 @@ async def test_names_on_one_address_share_its_turns(
 async def test_too_many_names_on_one_address_wait_elsewhere(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
-    hosts = Hosts(HostRules(concurrency=1, rate=1_000.0, waiting=1, patience=2.0))
+    hosts = HostTurns(HostRules(concurrency=1, rate=1_000.0, waiting=1, patience=2.0))
     async with trio.open_nursery() as nursery:
         for number in range(SHARED_ADDRESS):
             nursery.start_soon(hold, hosts, f"https://pds{number}.example.com")
@@ -44,6 +44,6 @@ async def test_too_many_names_on_one_address_wait_elsewhere(
         nursery.cancel_scope.cancel()
 
 
-async def hold(hosts: Hosts, url: str) -> None:
+async def hold(hosts: HostTurns, url: str) -> None:
     async with hosts.turn(url, ADDRESS):
         await trio.sleep_forever()

@@ -16,7 +16,7 @@ from rsky_pipeline.demo.simulator.http import (
 )
 from rsky_pipeline.network.directory import Directory
 from rsky_pipeline.network.http import HttpClient
-from rsky_pipeline.repos.hosts import HostRules, Hosts
+from rsky_pipeline.repos.hosts import HostRules, HostTurns
 from rsky_pipeline.repos.identities import Identities
 from rsky_pipeline.repos.repo import RepoError
 
@@ -48,7 +48,7 @@ async def identities(plc: Plc, patience: float = 5.0) -> AsyncIterator[Identitie
         answer = partial(serve_connection, handler=plc.answer)
         listeners = await nursery.start(partial(trio.serve_tcp, answer, 0, host="127.0.0.1"))
         url = f"http://127.0.0.1:{listeners[0].socket.getsockname()[1]}"
-        hosts = Hosts(HostRules(concurrency=4, rate=100.0, patience=patience))
+        hosts = HostTurns(HostRules(concurrency=4, rate=100.0, patience=patience))
         yield Identities(Directory(http, url), url, hosts, hosts)
         nursery.cancel_scope.cancel()
 

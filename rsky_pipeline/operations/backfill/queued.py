@@ -1,20 +1,77 @@
-"""Taking jobs out of the queue. What a worker holds already it finishes."""
+"""Jobs that are known already: trying again what failed, and taking out what nobody has begun."""
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 
+from rsky_pipeline.configuration.settings import Settings
+from rsky_pipeline.operations import dead_letters
+from rsky_pipeline.operations.backfill.adding import Adder, did_of
+from rsky_pipeline.streams import names
 from rsky_pipeline.streams.connection import Store
+from rsky_pipeline.streams.dead_letters import DeadLetter
 from rsky_pipeline.streams.event import MalformedEvent
 from rsky_pipeline.streams.names import REPO_STREAMS
 from rsky_pipeline.streams.repo_job import REPO_FIELD, decode_repo_job
 from rsky_pipeline.streams.scan import StoredEntry, discard, newest, pages
-from rsky_pipeline.streams.waiting import Waiting, all_waiting, remove_waiting
+from rsky_pipeline.streams.waiting import Waiting, all_waiting, hurry_waiting, remove_waiting
 
 _PAGE = 100
 
 
 @dataclass(slots=True)
-class Cancelled:
+class RetriedRepos:
+    """How many repos are tried again, and where they were."""
+
+    letters: int = 0
+    waiting: int = 0
+    given_up: int = 0  # by the table alone
+
+    @property
+    def total(self) -> int:
+        """All of them."""
+        return self.letters + self.waiting + self.given_up
+
+
+def retry(
+    store: Store,
+    settings: Settings,
+    adder: Adder,
+    given_up: Sequence[str],
+    *,
+    reason: str | None,
+    dids: Sequence[str],
+    tell: Callable[[str], None] = lambda _: None,
+) -> RetriedRepos:
+    """Put dead letters back, let what waits be due, and queue `given_up` accounts.
+
+    `reason` and `dids` choose among dead letters; what waits is chosen by name only.
+    Raises QueueFullError.
+    """
+    done, wanted = RetriedRepos(), frozenset(dids)
+    retried: set[str] = set()
+
+    def chosen(stream: str) -> Iterator[DeadLetter]:
+        for letter in dead_letters.select(store, stream, reason):
+            did = did_of(letter.fields.get(REPO_FIELD, b""))
+            if not wanted or did in wanted:
+                retried.add(did)
+                yield letter
+
+    for stream in REPO_STREAMS:
+        letters = names.dead_letters(stream)
+        done.letters += dead_letters.retry(store, letters, chosen(letters), settings, tell).retried
+    if wanted:
+        waiting = [each for each in all_waiting(store) if did_of(each.payload) in wanted]
+        done.waiting = hurry_waiting(store, waiting)
+        retried.update(did_of(each.payload) for each in waiting)
+    before = adder.added.queued
+    adder.add(did for did in given_up if did not in retried)
+    done.given_up = adder.added.queued - before
+    return done
+
+
+@dataclass(slots=True)
+class CancelledJobs:
     """What was taken out, and what was not."""
 
     dids: list[str] = field(default_factory=list)
@@ -28,13 +85,13 @@ def cancel(
     *,
     resyncs: bool = False,
     tell: Callable[[str], None] = lambda _: None,
-) -> Cancelled:
+) -> CancelledJobs:
     """Remove the jobs of these accounts, or of all, that nobody has begun, and that are there now.
 
     Repairs of what live indexing missed stay unless `resyncs`: nothing else finds that again.
     History does not, be it of a repo that was listed or that a firehose named first.
     """
-    done = Cancelled()
+    done = CancelledJobs()
     for stream in REPO_STREAMS:
         last = newest(store, stream, 1)
         for page in pages(store, stream, until=last[0].id, count=_PAGE) if last else ():
@@ -49,7 +106,7 @@ def cancel(
 
 def _cancel_page(
     store: Store, stream: str, page: list[StoredEntry], dids: Collection[str] | None,
-    resyncs: bool, done: Cancelled,
+    resyncs: bool, done: CancelledJobs,
 ) -> None:  # fmt: skip
     wanted = {
         entry.id: entry
@@ -69,7 +126,9 @@ def _cancel_page(
         done.dids += [decode_repo_job(wanted[each].fields[REPO_FIELD]).did for each in unread]
 
 
-def _wanted(payload: bytes, dids: Collection[str] | None, resyncs: bool, done: Cancelled) -> bool:
+def _wanted(
+    payload: bytes, dids: Collection[str] | None, resyncs: bool, done: CancelledJobs
+) -> bool:
     try:
         job = decode_repo_job(payload)
     except MalformedEvent:
