@@ -1,4 +1,4 @@
-"""What can go wrong with PostgreSQL, sorted by what the caller has to do about it.
+"""Errors of PostgreSQL, sorted by what the caller has to do about them.
 
 Every public function of this package raises only these (and ValueError for misuse).
 """
@@ -38,7 +38,7 @@ class DatabaseError(StoreError):
 class DatabaseUnavailable(DatabaseError, UnavailableError):
     """The server is gone, starting, stopping, full or read-only: connect again, with back-off.
 
-    If it happened during a commit, nobody knows whether the commit took place.
+    After one during a commit it is unknown whether the commit took place.
     """
 
 

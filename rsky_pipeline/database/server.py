@@ -8,8 +8,8 @@ from rsky_pipeline.database.connection import Database, Transaction
 _SETTINGS = """
 SELECT name, setting, unit FROM pg_settings WHERE name = ANY(%s)
 """
-# What was committed must survive the death of the server and of its machine: the entries that it
-# came from are acknowledged then, and nobody sends them again.
+# A commit must survive the death of the server and of its machine: its entries are acknowledged
+# afterwards, and nobody sends them again.
 _PROMISED = {
     "fsync": "a crash of the machine can destroy the database, and what was acknowledged with it",
     "full_page_writes": "a crash of the machine can leave torn pages, and destroy the database",

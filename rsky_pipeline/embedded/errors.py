@@ -1,4 +1,4 @@
-"""What can go wrong before a store of ours runs."""
+"""Errors before an embedded store runs."""
 
 
 class EmbeddedStoreError(Exception):

@@ -1,6 +1,6 @@
 """Ends an embedded store whose supervisor was killed: `python -m rsky_pipeline.embedded.guard`.
 
-A server from a wheel knows nothing of our liveness pipe, so this small process watches for it. When
+A server from a wheel does not watch our liveness pipe, so this small process does. When
 the supervisor is gone it waits until the workers have drained (they need the store to do so, and
 hold locks as long as they live), then stops the store in order.
 """

@@ -70,7 +70,7 @@ def postgres_socket_directory(data: Path) -> Path:
 
 
 def fits(directory: Path) -> bool:
-    """Tell whether sockets in this directory have paths that the kernel accepts."""
+    """Return whether sockets in this directory have paths that the kernel accepts."""
     return len(os.fsencode(directory)) + 1 + LONGEST_SOCKET_NAME <= MAX_SOCKET_PATH
 
 

@@ -85,7 +85,7 @@ def prepare(settings: Settings, options: Mapping[str, str] | None = None) -> Sto
 
 
 def answers(installation: Path, sockets: Path) -> bool:
-    """Tell whether the server with this socket directory takes connections."""
+    """Return whether the server with this socket directory takes connections."""
     command = [str(installation / "bin" / "pg_isready"), "--quiet", "--timeout=2"]
     command += ["--host", str(sockets), "--dbname", locations.DATABASE]
     return subprocess.run(command, env={"LC_ALL": "C"}, timeout=10, check=False).returncode == 0

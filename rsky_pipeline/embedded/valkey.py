@@ -55,7 +55,7 @@ def prepare(settings: Settings, options: tuple[str, ...] = ()) -> StoreProgram:
 
 
 def answers(path: Path, timeout_seconds: float = 2.0) -> bool:
-    """Tell whether the server on this socket takes commands: listening, and done with loading."""
+    """Return whether the server on this socket takes commands: its data is loaded."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
         connection.settimeout(timeout_seconds)
         try:

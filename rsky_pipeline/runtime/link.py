@@ -45,8 +45,8 @@ class Link(Generic[Connection]):
     a cancelled call returns when its action has ended. A hop costs about 240 us: act on batches.
     An action that `retry` repeats must be safe to repeat after a lost reply.
 
-    Which errors mean what is said by their classes: `StoreError.reconnect` and `.retryable`. Any
-    other exception closes the connection too, since nobody knows what was left unread on it.
+    `StoreError.reconnect` and `.retryable` of an error decide what follows. Any other exception
+    closes the connection too, since a part of a reply may be left unread on it.
     """
 
     def __init__(

@@ -118,7 +118,7 @@ def read_cursor(store: Store, key: str) -> str | None:
 
 
 def read_fields(store: Store, where: Sequence[tuple[str, bytes]]) -> list[bytes]:
-    """Return the value of each field, given with its hash; b"" for what is not there.
+    """Return the value of each field, given with its hash; b"" for a missing one.
 
     Raises StoreUnavailable and StoreRejected.
     """

@@ -1,9 +1,9 @@
-"""One consumer of one group on one stream: what it reads, holds, finishes and leaves to others.
+"""One consumer of one group on one stream: reading, holding, finishing and leaving entries.
 
 The only file, with the scripts beside it, that calls XREADGROUP, XAUTOCLAIM, XCLAIM or XACK. The
-server remembers what it delivered to whom until that is acknowledged, so a consumer may die at any
-moment: the next life of it, or after a while another consumer, is given the same entries again.
-`Consumer` decides what is read next; `GroupReader` is the commands.
+server keeps each delivered entry pending with its consumer until it is acknowledged, so a consumer
+may die at any moment: its next life, or after a while another consumer, gets the same entries
+again. `Consumer` holds the order of reading; `GroupReader` is the commands.
 
 Each entry that a consumer took ends in one of four ways, all safe to repeat after a lost reply:
 `acknowledge`, `dead_letter`, `postpone` (it comes back later), or `release` (it stays pending).
@@ -23,7 +23,7 @@ from rsky_pipeline.streams.names import WAITING_KEY, dead_letters
 # An entry that was delivered more often may be what crashed its worker.
 SUSPICIOUS_DELIVERIES = 2
 MAX_ERROR = 500  # characters of an error text that a dead letter keeps
-# What a dead letter notes beside the entry's fields; the first and third as the original services.
+# Notes of a dead letter beside the entry's fields; the first and third as the original services.
 NOTES = ("reason", "error", "attempts", "source_id")
 FORGOTTEN_CONSUMER_MS = 24 * 3600 * 1000  # a consumer that did nothing for so long is gone
 _SLICE = 1_000  # ids of one call; Lua's unpack has a limit of some thousands
@@ -188,7 +188,7 @@ class Consumer:
         return moved
 
     def hold(self, store: Store, *, forgive: bool = False) -> None:
-        """Keep what is held from being taken over by others while work on it takes long.
+        """Keep other consumers from taking over held entries while work on them takes long.
 
         `forgive` lets its deliveries count from one again, for work that is held up by something
         else than the entries: a database that is away must not make them suspicious, nor a worker
@@ -216,7 +216,7 @@ class Consumer:
             self._take_new(reader, taken, count)
 
     def _must_wait(self, entries: Collection[str]) -> bool:
-        """Tell whether some of these entries are still worked on, and wait a moment if so."""
+        """Return whether some of these entries are still worked on, after a short wait if so."""
         if not entries or self._clock() >= self._last_taken + self._alone_seconds:
             return False
         if self._block_ms:
@@ -249,7 +249,7 @@ class Consumer:
             self._own = f"({last.id}" if last is not None else None
 
     def _take_idle(self, reader: "GroupReader", taken: Taken, count: int) -> None:
-        """Take over what was pending for long with any consumer, also with this one."""
+        """Take over entries that were pending for long with any consumer, this one included."""
         size = min(_RECLAIM_PAGE, self._room(taken, count))
         claimed = reader.claim_idle(self._reclaim_idle_ms, self._reclaim_from, size, self._held)
         self.reclaimed += len(claimed.deliveries)
@@ -356,7 +356,7 @@ class GroupReader:
                 raise
 
     def own_pending(self, after: str, count: int) -> list[Delivery]:
-        """Return what was delivered to this consumer before and not acknowledged, in id order.
+        """Return the entries that are pending with this consumer, in the order of their ids.
 
         Begin with "0" and go on after the last id until a page is empty. The server counts this
         as a delivery.

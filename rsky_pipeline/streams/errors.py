@@ -1,4 +1,4 @@
-"""What callers can do something about when Redis does not do what it was asked."""
+"""Errors of Redis, sorted by what the caller has to do about them."""
 
 from rsky_pipeline.runtime.errors import StoreError, UnavailableError
 
@@ -11,4 +11,4 @@ class StoreUnavailable(StoreError, UnavailableError):
 
 
 class StoreRejected(StoreError):
-    """Redis refused a command for what it is, for example for want of a permission."""
+    """Redis refused this command, for example because the user lacks a permission."""

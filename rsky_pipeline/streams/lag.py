@@ -18,7 +18,7 @@ MAX_COUNTED = 5_000
 class GroupReport:
     """A consumer group's position on a stream.
 
-    `lag` is exact, or an upper bound where the server does not know it and more than MAX_COUNTED
+    `lag` is exact, or an upper bound where the server cannot give it and more than MAX_COUNTED
     entries are waiting.
     """
 
@@ -29,7 +29,7 @@ class GroupReport:
     last_delivered_id: str
     consumers: int
     oldest_pending_id: str | None = None
-    read: int | None = None  # entries delivered so far; None where the server does not know
+    read: int | None = None  # entries delivered so far; None where the server does not count
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +43,7 @@ class StreamReport:
     last_id: str | None  # of the newest entry, also if that was deleted
     oldest_age_seconds: float  # of the first entry, whoever has read it
     groups: tuple[GroupReport, ...]
-    counts_added: bool = True  # whether `added` is what the server counted
+    counts_added: bool = True  # whether the server counted `added`
 
     def group(self, name: str) -> GroupReport | None:
         """Return the report of one group, None if the stream has no such group."""
@@ -52,7 +52,7 @@ class StreamReport:
 
 @dataclass(frozen=True, slots=True)
 class ServerMemory:
-    """Bytes used by the server, its limit (0 for none), and what the machine has (0: unknown)."""
+    """Bytes used by the server, its limit (0: none), and the machine's memory (0: unknown)."""
 
     used: int
     limit: int

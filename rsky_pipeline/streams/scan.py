@@ -88,7 +88,7 @@ def oldest(store: Store, stream: str, count: int) -> list[StoredEntry]:
 
 
 def nature(fields: Mapping[bytes, bytes]) -> Nature:
-    """Tell what an entry is by its fields; nothing else of it is checked."""
+    """Return the kind of an entry, judged by its fields; nothing else of it is checked."""
     if LABELS_FIELD in fields:
         return Nature("labels")
     if REPO_FIELD in fields:

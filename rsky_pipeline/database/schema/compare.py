@@ -145,7 +145,7 @@ def _compare_table(name: str, wanted: Table, found: Table, behind: bool) -> list
 
 
 def _unmigrated(kind: str, subject: str, wanted: str) -> Difference:
-    """Tell a part of the AppView's tables that an official migration has yet to make."""
+    """Return the difference for a part that an official migration has yet to make."""
     if kind == "index" and not wanted.startswith("CREATE UNIQUE"):
         return Difference("warning", subject, wanted, None, _OFFICIAL_LATER)
     return _missing(subject, wanted, _OFFICIAL)

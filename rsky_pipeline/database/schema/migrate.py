@@ -1,9 +1,9 @@
 """Making and upgrading the schema: forward only, all or nothing, one at a time.
 
 The AppView's tables belong to the official migrator. Where it has made them they are left as they
-are, and only what the pipeline needs besides is added. What has been done is kept in
+are, and only what the pipeline needs besides is added. Applied steps are recorded in
 `rsky_pipeline.schema_version`, never in the official bookkeeping: the official migrator refuses a
-database with a migration that it does not know.
+database with an unknown migration.
 """
 
 from collections.abc import Sequence
