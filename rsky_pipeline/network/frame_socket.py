@@ -21,6 +21,7 @@ from wsproto.events import BytesMessage, RejectConnection, TextMessage
 # The sync specification allows 5 MB; a little above it is not worth losing an event over.
 MAX_MESSAGE = 5 * 1024 * 1024
 RECEIVE_BUFFER = 512 * 1024  # bytes read at once; the states of their repos are read together
+_MESSAGE_COST = 100  # bytes that a message takes in memory besides its payload, which may be empty
 _MAX_TAKEN = 256  # messages handed over at once, so that the event loop gets its turn
 _HEAD_END = b"\r\n\r\n"
 _WHOLE_BINARY = 0x82
@@ -87,7 +88,7 @@ class FrameSocket(WebSocketConnection):
             self._queued = 0
         else:
             taken = [queue.popleft() for _ in range(_MAX_TAKEN)]
-            self._queued -= sum(map(len, taken))
+            self._queued -= _cost(taken)
         self._room.set()
         return taken
 
@@ -124,7 +125,7 @@ class FrameSocket(WebSocketConnection):
         if self.discarding:
             return
         self._queue.extend(messages)
-        self._queued += sum(map(len, messages))
+        self._queued += _cost(messages)
         self.arrived.set()
         if self._queued >= self._max_queued:
             await self._wait_for_room()
@@ -140,6 +141,11 @@ class FrameSocket(WebSocketConnection):
     async def _handle_reject_connection_event(self, event: RejectConnection) -> None:
         # The body is of no use, and the library would collect any amount of it.
         raise ConnectionRejected(event.status_code, tuple(event.headers), None)
+
+
+def _cost(messages: Sequence[bytes]) -> int:
+    """Return the bytes that messages take in memory."""
+    return sum(map(len, messages)) + _MESSAGE_COST * len(messages)
 
 
 class _Below(trio.abc.Stream):

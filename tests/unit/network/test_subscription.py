@@ -12,7 +12,7 @@ import trio_websocket
 from trio_websocket import ConnectionClosed, WebSocketConnection, WebSocketRequest
 
 from rsky_pipeline.configuration.endpoints import Endpoint
-from rsky_pipeline.network.frame_socket import MAX_MESSAGE, FrameSocket
+from rsky_pipeline.network.frame_socket import MAX_MESSAGE, RECEIVE_BUFFER, FrameSocket
 from rsky_pipeline.network.subscription import (
     DisconnectedError,
     DisconnectReason,
@@ -391,3 +391,23 @@ async def test_a_process_that_was_held_up_does_not_blame_the_peer(timeouts: Time
     ):
         nursery.start_soon(hold_up)
         assert await subscription.receive() == [b"x"]
+
+
+async def test_empty_messages_fill_the_queue_too() -> None:
+    async def serve(stream: trio.SocketStream) -> None:
+        await accept_by_hand(stream)
+        with suppress(trio.BrokenResourceError):
+            while True:
+                await stream.send_all(b"\x82\x00" * 10_000)
+
+    timeouts = Timeouts(close=0.3, idle=None, ping_every=60.0, max_queued_bytes=1_000_000)
+    async with (
+        raw_server(serve) as endpoint,
+        subscribe(endpoint, NSID, None, timeouts=timeouts) as subscription,
+    ):
+        with trio.fail_after(60):
+            while not subscription._socket.stalled:
+                await trio.sleep(0.01)
+        # The last read is delivered as a whole, at most a receive buffer of two-byte frames.
+        assert len(subscription._socket._queue) < 10_000 + RECEIVE_BUFFER // 2
+        assert set(await subscription.receive()) == {b""}
