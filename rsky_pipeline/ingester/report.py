@@ -8,6 +8,7 @@ import orjson
 import trio
 
 from rsky_pipeline.configuration.endpoints import HostKey
+from rsky_pipeline.health.rules import RELAY_STALLED
 from rsky_pipeline.ingester.batch import Batch, Share
 from rsky_pipeline.ingester.judge import Memory
 from rsky_pipeline.ingester.listing.enumeration import Enumerator
@@ -32,7 +33,6 @@ from rsky_pipeline.streams.names import FIREHOSE_LIVE, LABEL_LIVE, REPO_BACKFILL
 _log = logging.getLogger(__name__)
 _HEALTH_SECONDS = 1.0
 _WATCH_SECONDS = 5.0
-_TROUBLE_SECONDS = 30.0  # without a frame, or behind another relay
 
 
 class FeedReport:
@@ -226,12 +226,12 @@ def relay_problem(follower: Follower, behind: float, now: float) -> str | None:
     quiet = now - follower.heard_at
     if follower.ended is not None and follower.ended.reason is DisconnectReason.FUTURE_CURSOR:
         return f"the stored cursor {follower.lane.stored} does not fit it: {follower.advice}"
-    if not follower.connected and quiet > _TROUBLE_SECONDS:
+    if not follower.connected and RELAY_STALLED.verdict(quiet) == "warn":
         why = "" if follower.ended is None else f": {follower.ended.detail}"
         return f"not connected for {quiet:.0f} s{why}"
-    if quiet > _TROUBLE_SECONDS:
+    if RELAY_STALLED.verdict(quiet) == "warn":
         return f"silent for {quiet:.0f} s"
-    if behind > _TROUBLE_SECONDS:
+    if RELAY_STALLED.verdict(behind) == "warn":
         return f"{behind:.0f} s behind the leading relay"
     return None
 

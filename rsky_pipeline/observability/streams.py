@@ -1,8 +1,16 @@
-"""Lengths, lag and age of the streams, exported by every worker whether traffic flows or not."""
+"""Lengths, lag and age of the streams, exported by every worker whether traffic flows or not.
 
-from collections.abc import Mapping
+The last figures are read back from the gauges for the worker's health document.
+"""
+
+from collections.abc import Collection, Iterator, Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Gauge
+from prometheus_client.samples import Sample
+
+LENGTH = "rsky_stream_length"
+LAG = "rsky_stream_group_lag"
+PENDING = "rsky_stream_group_pending"
 
 # The names of the original services, by the role that exports them and the stream.
 _ORIGINAL_NAMES: Mapping[str, Mapping[str, str]] = {
@@ -28,11 +36,11 @@ class StreamMetrics:
         def gauge(name: str, meaning: str, *labels: str) -> Gauge:
             return Gauge(name, meaning, labels, registry=registry)
 
-        self.length = gauge("rsky_stream_length", "Entries in a stream", "stream")
+        self.length = gauge(LENGTH, "Entries in a stream", "stream")
         self.dead_letters = gauge(
             "rsky_stream_dead_letters", "Entries in a stream's dead-letter stream", "stream"
         )
-        self.lag = gauge("rsky_stream_group_lag", "Entries not delivered yet", "stream", "group")
+        self.lag = gauge(LAG, "Entries not delivered yet", "stream", "group")
         self.pending = gauge(
             "rsky_stream_group_pending", "Entries delivered, not acknowledged", "stream", "group"
         )
@@ -70,3 +78,27 @@ class StreamMetrics:
         self.lag.labels(stream, group).set(lag)
         self.pending.labels(stream, group).set(pending)
         self.oldest.labels(stream, group).set(oldest_seconds)
+
+
+def stream_lengths(registry: CollectorRegistry) -> dict[str, int]:
+    """Return the length of every stream that this worker watches, as it last saw it."""
+    return {sample.labels["stream"]: int(sample.value) for sample in _samples(registry, LENGTH)}
+
+
+def entries_waiting(registry: CollectorRegistry, streams: Collection[str]) -> int | None:
+    """Return how many entries of these streams their groups have not acknowledged yet.
+
+    None where the worker does not watch any of them.
+    """
+    waiting = [
+        int(sample.value)
+        for name in (LAG, PENDING)
+        for sample in _samples(registry, name)
+        if sample.labels["stream"] in streams
+    ]
+    return sum(waiting) if waiting else None
+
+
+def _samples(registry: CollectorRegistry, name: str) -> Iterator[Sample]:
+    for metric in registry.restricted_registry([name]).collect():
+        yield from (sample for sample in metric.samples if sample.name == name)

@@ -21,7 +21,7 @@ _EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}  # noqa: S1
 
 
 @dataclass(frozen=True, slots=True)
-class Target:
+class ScrapeTarget:
     """A worker that is said to run: its name, role, metrics port, and its state as told."""
 
     name: str
@@ -35,7 +35,7 @@ class Target:
 class Scrape:
     """What a worker exported at one moment; `error` says why there is nothing."""
 
-    target: Target
+    target: ScrapeTarget
     samples: Mapping[str, Mapping[Labels, float]] = field(default_factory=dict)
     health: WorkerHealth = field(default_factory=WorkerHealth)
     error: str | None = None
@@ -45,7 +45,7 @@ class Scrape:
         return Exported(self.target.name, self.samples).value(name, **labels)
 
 
-def targets(settings: Settings) -> list[Target]:
+def targets(settings: Settings) -> list[ScrapeTarget]:
     """Return the workers of the supervisors in the run directory.
 
     Where no supervisor answers, the configured port of each role is assumed: workers may have been
@@ -54,17 +54,19 @@ def targets(settings: Settings) -> list[Target]:
     try:
         documents = [each.status for each in client.find(run_directory(settings))]
     except WorkerError:
-        return [Target(f"{role}-1", role, settings.metrics_port(role) or None)
+        return [ScrapeTarget(f"{role}-1", role, settings.metrics_port(role) or None)
                 for role in ROLE_NAMES]  # fmt: skip
     return [
-        Target(item["name"], item["role"], item["metrics_port"], item["state"], item["trouble"])
+        ScrapeTarget(
+            item["name"], item["role"], item["metrics_port"], item["state"], item["trouble"]
+        )
         for document in documents
         for item in document["processes"]
         if item["kind"] == "worker"
     ]
 
 
-def scrape(settings: Settings, target: Target) -> Scrape:
+def scrape(settings: Settings, target: ScrapeTarget) -> Scrape:
     """Read a worker's /metrics and /healthz; never raises for what the worker does."""
     if target.port is None:
         return Scrape(target, error="it has no metrics port yet")

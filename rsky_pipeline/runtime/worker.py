@@ -21,8 +21,8 @@ from prometheus_client import CollectorRegistry
 from rsky_pipeline.configuration.settings import Settings
 from rsky_pipeline.configuration.topology import ROLES
 from rsky_pipeline.observability.findings import FAILS, active_findings
-from rsky_pipeline.observability.lengths import entries_waiting, stream_lengths
 from rsky_pipeline.observability.server import MetricsServer
+from rsky_pipeline.observability.streams import entries_waiting, stream_lengths
 from rsky_pipeline.runtime import logging as log_setup
 from rsky_pipeline.runtime import notify
 from rsky_pipeline.runtime.channel import EventSender, WorkerPipes

@@ -16,7 +16,7 @@ from rsky_pipeline.runtime.channel import MAX_EVENT_BYTES, Event, decode_event
 from rsky_pipeline.runtime.health_document import WorkerHealth, read_health
 from rsky_pipeline.supervisor import machine as m
 from rsky_pipeline.supervisor.machine import AT_REST, Child, Phase, Policy, step
-from rsky_pipeline.supervisor.spawn import Process
+from rsky_pipeline.supervisor.spawn import ChildProcess
 
 SILENCE_SECONDS = 30.0  # a worker reports every second; twice this long without is a stuck loop
 PROBE_SECONDS = 0.05
@@ -33,7 +33,7 @@ class ChildDriver:
         role: str,
         instance: int | None,
         policy: Policy,
-        launch: Callable[[], Process],
+        launch: Callable[[], ChildProcess],
         answers: Callable[[], bool] | None = None,
     ) -> None:
         """`launch` raises OSError or ValueError when there can be no process; `answers` asks a
@@ -47,7 +47,7 @@ class ChildDriver:
         self.metrics_port: int | None = None
         self._launch = launch
         self._answers = answers
-        self._process: Process | None = None
+        self._process: ChildProcess | None = None
         self._last_words: str | None = None
         self._changed = trio.Event()
         self._send, self._receive = trio.open_memory_channel[m.Input](math.inf)
@@ -96,7 +96,7 @@ class ChildDriver:
                     case m.Send(number):
                         if self._process is not None:
                             self._process.send(number)
-                    case m.Report(what, detail):
+                    case m.Announce(what, detail):
                         self._report(what, detail)
         self._changed.set()
         self._changed = trio.Event()
@@ -113,7 +113,7 @@ class ChildDriver:
         nursery.start_soon(self._watch, process)
         return m.Spawned(process.pid)
 
-    async def _watch(self, process: Process) -> None:
+    async def _watch(self, process: ChildProcess) -> None:
         """Follow a process to its end."""
         async with trio.open_nursery() as nursery:
             heard_all = trio.Event()

@@ -17,7 +17,7 @@ from rsky_pipeline.runtime.errors import SettingError
 from rsky_pipeline.runtime.lock import Lock, acquire
 from rsky_pipeline.supervisor.child import ChildDriver
 from rsky_pipeline.supervisor.machine import Policy, StopStep
-from rsky_pipeline.supervisor.spawn import Process, spawn_store, spawn_worker
+from rsky_pipeline.supervisor.spawn import ChildProcess, spawn_store, spawn_worker
 
 ESCALATED_SECONDS = 5.0
 STACKS_SECONDS = 2.0
@@ -69,7 +69,7 @@ def worker_lock(run_dir: Path, role: str, instance: int) -> Path:
 def store_child(program: StoreProgram, settings: Settings) -> ChildDriver:
     """Return the driver of an embedded store."""
 
-    def launch() -> Process:
+    def launch() -> ChildProcess:
         lock = _free_lock(store_lock(settings, program.name))
         try:
             run_dir = locations.run_directory(settings)
@@ -87,7 +87,7 @@ def worker_child(
     """Return the driver of a worker; `program` is the command line before the role's name."""
     path = worker_lock(locations.run_directory(settings), role, instance)
 
-    def launch() -> Process:
+    def launch() -> ChildProcess:
         lock = _free_lock(path)
         try:
             return spawn_worker(program, role, instance, settings, lock)

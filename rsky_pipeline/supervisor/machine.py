@@ -134,14 +134,14 @@ class Send:
 
 
 @dataclass(frozen=True, slots=True)
-class Report:
+class Announce:
     """Tell people; `what` is a stable name."""
 
     what: str
     detail: str = ""
 
 
-Effect = Spawn | Send | Report
+Effect = Spawn | Send | Announce
 
 
 # --- the rules ------------------------------------------------------------------------------
@@ -271,7 +271,7 @@ def _ready(child: Child, now: float, policy: Policy) -> Result:
     if child.phase is not Phase.STARTING:
         return child, ()
     ready = replace(child, phase=Phase.READY, since=now, timer=now + policy.stable_after)
-    return ready, (Report("ready"),)
+    return ready, (Announce("ready"),)
 
 
 def _stop(child: Child, now: float, policy: Policy) -> Result:
@@ -292,7 +292,7 @@ def _give_up_on(child: Child, what: str, reason: str, now: float, policy: Policy
     if child.phase not in (Phase.STARTING, Phase.READY):
         return child, ()
     child, effects = _stop(child, now, policy)
-    return child, (Report(what, reason), *effects)
+    return child, (Announce(what, reason), *effects)
 
 
 def _escalate(child: Child, now: float, policy: Policy, least: int) -> Result:
@@ -308,7 +308,7 @@ def _take_stop_step(child: Child, number: int, now: float, policy: Policy) -> Re
     final = number == len(policy.escalation) - 1
     kills = child.kills + (1 if final and child.stop_step != number else 0)
     child = replace(child, stop_step=number, timer=now + taken.wait, kills=kills)
-    return child, (Report("forcing", taken.signal.name), *_signals(child, taken.signal))
+    return child, (Announce("forcing", taken.signal.name), *_signals(child, taken.signal))
 
 
 def _timer(child: Child, now: float, policy: Policy) -> Result:
@@ -332,11 +332,11 @@ def _exited(child: Child, how: Exit, draw: float, now: float, policy: Policy) ->
         return child, ()
     child = replace(child, pid=None, timer=None, since=now, last_exit=how)
     if not child.wanted:
-        return replace(child, phase=Phase.STOPPED), (Report("stopped"),)
+        return replace(child, phase=Phase.STOPPED), (Announce("stopped"),)
     if child.again:
         return _spawn(replace(child, restarts=child.restarts + 1), now, policy)
     if how.code in policy.final_codes:
-        return replace(child, phase=Phase.FAILED), (Report("failed", how.describe()),)
+        return replace(child, phase=Phase.FAILED), (Announce("failed", how.describe()),)
     return _wait(child, how, draw, now, policy)
 
 
@@ -361,7 +361,7 @@ def _wait(child: Child, how: Exit, draw: float, now: float, policy: Policy) -> R
         timer=now + delay,
     )
     what = "crashloop" if looping else "backoff"
-    return child, (Report(what, f"{how.describe()}; next start in {delay:.1f} s"),)
+    return child, (Announce(what, f"{how.describe()}; next start in {delay:.1f} s"),)
 
 
 def _signals(child: Child, number: int) -> tuple[Effect, ...]:

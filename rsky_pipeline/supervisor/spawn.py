@@ -25,7 +25,7 @@ from rsky_pipeline.supervisor.machine import Exit
 WORKER_PROGRAM = (sys.executable, "-P", "-m", "rsky_pipeline", "worker")
 
 
-class Process:
+class ChildProcess:
     """A running child: its pid, its event pipe if it has one, and our end of its liveness pipe."""
 
     def __init__(
@@ -74,7 +74,7 @@ class Process:
 
 def spawn_worker(
     program: Sequence[str], role: str, instance: int, settings: Settings, lock: Lock
-) -> Process:
+) -> ChildProcess:
     """Start a worker that holds `lock`, with its three pipes. Raises OSError."""
     encoded = encode_settings(settings)
     pipes: list[int] = []
@@ -95,7 +95,7 @@ def spawn_worker(
             pass_fds=(settings_read, events_write, liveness_read, lock.descriptor),
             process_group=0,  # Ctrl-C reaches the supervisor alone
         )
-        process = Process(popen, events_read, liveness_write)
+        process = ChildProcess(popen, events_read, liveness_write)
         pipes = [settings_read, settings_write, events_write, liveness_read]
     finally:
         for descriptor in pipes:
@@ -104,7 +104,7 @@ def spawn_worker(
     return process
 
 
-def spawn_store(program: StoreProgram, lock: Lock, run_dir: Path, grace: float) -> Process:
+def spawn_store(program: StoreProgram, lock: Lock, run_dir: Path, grace: float) -> ChildProcess:
     """Start an embedded store that holds `lock`, and its guard. Raises OSError.
 
     When we are killed, the guard gives the workers of `run_dir` up to `grace` seconds to drain.
@@ -134,7 +134,7 @@ def spawn_store(program: StoreProgram, lock: Lock, run_dir: Path, grace: float) 
         raise
     finally:
         os.close(liveness_read)
-    return Process(popen, liveness=liveness_write, watcher=watcher)
+    return ChildProcess(popen, liveness=liveness_write, watcher=watcher)
 
 
 def worker_environment() -> dict[str, str]:

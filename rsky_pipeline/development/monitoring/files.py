@@ -1,10 +1,11 @@
-"""The files of docs/monitoring as text."""
+"""The files of docs/monitoring as text: recording rules, alerts of the health rules, dashboards."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
-from rsky_pipeline.development.monitoring import alerts, recording
 from rsky_pipeline.development.monitoring.dashboards import dashboards
+from rsky_pipeline.development.monitoring.expressions import RECORDED, RECORDING, checked
+from rsky_pipeline.health.rules import FINDING_ALERTS, RULES, Alert
 
 _NOTE = (
     "# Generated from the declarations by `make docs`; "
@@ -15,8 +16,8 @@ _NOTE = (
 def files() -> Mapping[str, str]:
     """Return every generated file by its path below docs/monitoring."""
     found = {
-        "recording.rules.yml": _NOTE + rule_file(recording.groups()),
-        "alerts.rules.yml": _NOTE + rule_file(alerts.groups()),
+        "recording.rules.yml": _NOTE + rule_file(recording_groups()),
+        "alerts.rules.yml": _NOTE + rule_file(alert_groups()),
     }
     for name, document in dashboards().items():
         found[f"grafana/{name}.json"] = json.dumps(document, indent=1, ensure_ascii=False) + "\n"
@@ -43,3 +44,31 @@ def _entry(key: str, value: object, indent: str) -> list[str]:
         inner = [line for name, text in value.items() for line in _entry(name, text, indent + "  ")]
         return [f"{indent}{key}:", *inner]
     return [f"{indent}{key}: {json.dumps(value, ensure_ascii=False)}"]
+
+
+def recording_groups() -> list[dict[str, object]]:
+    """Return the rule groups as Prometheus reads them."""
+    rules = [{"record": name, "expr": checked(expr)} for name, expr in RECORDING.items()]
+    return [{"name": "rsky-pipeline", "rules": rules}]
+
+
+def alerts() -> Iterator[tuple[Alert, str]]:
+    """Yield every alert with its expression, thresholds filled in."""
+    for rule in RULES:
+        yield from ((alert, rule.expression(alert)) for alert in rule.alerts)
+    yield from ((alert, alert.expr) for alert in FINDING_ALERTS)
+
+
+def alert_groups() -> list[dict[str, object]]:
+    """Return the rule groups as Prometheus reads them."""
+    return [{"name": "rsky-health", "rules": [_rule(*each) for each in alerts()]}]
+
+
+def _rule(alert: Alert, expression: str) -> Mapping[str, object]:
+    return {
+        "alert": alert.name,
+        "expr": checked(expression, RECORDED),
+        "for": alert.holds,
+        "labels": {"severity": alert.severity},
+        "annotations": {"summary": alert.summary, "runbook": f"docs/{alert.page}"},
+    }

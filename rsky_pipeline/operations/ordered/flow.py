@@ -8,9 +8,9 @@ from rsky_pipeline.configuration.topology import ROLE_NAMES, ROLES, start_order,
 from rsky_pipeline.operations.ordered.movement import (
     Launch,
     Manager,
-    Moved,
     Movement,
-    Step,
+    MovementStep,
+    RoleMove,
     StepFinding,
     Tell,
 )
@@ -115,7 +115,7 @@ def close(manager: Manager, movement: Movement, tell: Tell, deadline: float | No
 
 def _wait_until_applied(
     settings: Settings, role: str, deadline: float | None, tell: Tell
-) -> Step | None:
+) -> MovementStep | None:
     """Wait until a consumer has read and acknowledged everything; None for a role without input."""
     if not any(one.consumes for one in ROLES if one.name == role):
         return None
@@ -133,7 +133,7 @@ def _wait_until_applied(
                 text = f"{left:,} entries are left after {elapsed:.0f} s: nothing more was stopped"
                 tell(f"  fail: {role}: {text}")
                 finding = StepFinding("fail", text)
-                return Step("drain", role, elapsed, findings=(finding,), ok=False)
+                return MovementStep("drain", role, elapsed, findings=(finding,), ok=False)
             if left and elapsed - told >= 2.0:
                 tell(f"  waiting for the {role}: {left:,} entries left")
                 told = elapsed
@@ -141,20 +141,22 @@ def _wait_until_applied(
     except (StoreUnavailable, StoreRejected) as error:
         raise WorkerError(f"cannot see what the {role} has left: {error}") from error
     elapsed = time.monotonic() - began
-    return Step("drain", role, elapsed, findings=(StepFinding("pass", "nothing is left to read"),))
+    return MovementStep(
+        "drain", role, elapsed, findings=(StepFinding("pass", "nothing is left to read"),)
+    )
 
 
-def _moved(action: str, role: str, move: Callable[[], Moved]) -> Step:
+def _moved(action: str, role: str, move: Callable[[], RoleMove]) -> MovementStep:
     began = time.monotonic()
     try:
         moved = move()
     except WorkerError as error:
-        moved = Moved((str(error),), ok=False)
+        moved = RoleMove((str(error),), ok=False)
     return _step(action, role, began, moved)
 
 
 def _step(
-    action: str, role: str, began: float, moved: Moved, findings: tuple[StepFinding, ...] = ()
-) -> Step:
+    action: str, role: str, began: float, moved: RoleMove, findings: tuple[StepFinding, ...] = ()
+) -> MovementStep:
     elapsed = time.monotonic() - began
-    return Step(action, role, elapsed, moved.lines, findings, moved.forced, moved.ok)  # type: ignore[arg-type]
+    return MovementStep(action, role, elapsed, moved.lines, findings, moved.forced, moved.ok)  # type: ignore[arg-type]

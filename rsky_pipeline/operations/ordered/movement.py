@@ -1,7 +1,7 @@
 """What an ordered stop or start did, step by step, and the interface of the two ways of running.
 
 A `Manager` moves one role (our supervisors, or systemd units); `flow` decides the order and makes
-a `Movement` of `Step`s from what each `Moved` says and what is verified in Redis.
+a `Movement` of `MovementStep`s from what each `RoleMove` says and what is verified in Redis.
 """
 
 from collections.abc import Callable
@@ -24,7 +24,7 @@ class StepFinding:
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class MovementStep:
     """One role (or the supervisor itself) that was moved."""
 
     action: Literal["stop", "drain", "start", "restart"]
@@ -58,7 +58,7 @@ class Movement:
     """All steps of an ordered stop or start."""
 
     manager: str
-    steps: list[Step] = field(default_factory=list)
+    steps: list[MovementStep] = field(default_factory=list)
 
     @property
     def ok(self) -> bool:
@@ -81,7 +81,7 @@ class Movement:
 
 
 @dataclass(frozen=True, slots=True)
-class Moved:
+class RoleMove:
     """How stopping or starting a role went; `cursors` are those that its workers last reported."""
 
     lines: tuple[str, ...] = ()
@@ -112,18 +112,18 @@ class Manager(Protocol):
         """Return the roles of which a process may run, in start order."""
         ...
 
-    def stop(self, role: str, deadline: float | None, tell: Tell) -> Moved:
+    def stop(self, role: str, deadline: float | None, tell: Tell) -> RoleMove:
         """Stop a role everywhere here; after `deadline` seconds it is forced."""
         ...
 
-    def start(self, role: str, tell: Tell) -> Moved:
+    def start(self, role: str, tell: Tell) -> RoleMove:
         """Start a role and wait until it is ready."""
         ...
 
-    def restart(self, role: str, tell: Tell) -> Moved:
+    def restart(self, role: str, tell: Tell) -> RoleMove:
         """Replace the processes of a role one at a time."""
         ...
 
-    def close(self, tell: Tell, deadline: float | None = None) -> Moved:
+    def close(self, tell: Tell, deadline: float | None = None) -> RoleMove:
         """End what is left when no role runs: supervisors and their embedded stores."""
         ...

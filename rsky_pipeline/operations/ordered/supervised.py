@@ -12,7 +12,7 @@ from typing import Any
 from rsky_pipeline.configuration.settings import Settings
 from rsky_pipeline.configuration.topology import start_order
 from rsky_pipeline.embedded import locations
-from rsky_pipeline.operations.ordered.movement import Launch, Moved, Tell
+from rsky_pipeline.operations.ordered.movement import Launch, RoleMove, Tell
 from rsky_pipeline.runtime.errors import WorkerError
 from rsky_pipeline.runtime.program import clean_environment
 from rsky_pipeline.supervisor import client
@@ -46,22 +46,22 @@ class Supervised:
         """Return the roles that a supervisor is there for, whether they run or not."""
         return frozenset(role for each in self.supervisors() for role in each.roles)
 
-    def stop(self, role: str, deadline: float | None, tell: Tell) -> Moved:
+    def stop(self, role: str, deadline: float | None, tell: Tell) -> RoleMove:
         """Stop a role; its supervisor and the embedded stores stay."""
         arguments = {"roles": [role], "timeout": deadline, "stay": True}
         moved = self._ask("stop", role, tell, **arguments)
         cursors = client.reported_cursors(self.supervisors(), role)
-        return Moved(moved.lines, moved.forced, moved.ok, cursors)
+        return RoleMove(moved.lines, moved.forced, moved.ok, cursors)
 
-    def start(self, role: str, tell: Tell) -> Moved:
+    def start(self, role: str, tell: Tell) -> RoleMove:
         """Start a role that was stopped under a supervisor that still runs."""
         return self._ask("start", role, tell, roles=[role])
 
-    def restart(self, role: str, tell: Tell) -> Moved:
+    def restart(self, role: str, tell: Tell) -> RoleMove:
         """Replace the workers of a role one at a time."""
         return self._ask("restart", role, tell, roles=[role])
 
-    def close(self, tell: Tell, deadline: float | None = None) -> Moved:
+    def close(self, tell: Tell, deadline: float | None = None) -> RoleMove:
         """Stop every supervisor and its embedded stores; after `deadline` seconds by force."""
         lines: list[str] = []
         forced = False
@@ -77,7 +77,7 @@ class Supervised:
             )
             forced = forced or bool(answer.get("forced"))
             _wait_until_gone(int(each.status["pid"]))
-        return Moved(tuple(lines), forced)
+        return RoleMove(tuple(lines), forced)
 
     def launches(self) -> list[Launch]:
         """Return how each supervisor was started, producers first. Raises WorkerError."""
@@ -85,7 +85,7 @@ class Supervised:
         order = start_order()
         return sorted(found, key=lambda launch: min(order.index(role) for role in launch.roles))
 
-    def launch(self, program: Sequence[str], launch: Launch, tell: Tell) -> Moved:
+    def launch(self, program: Sequence[str], launch: Launch, tell: Tell) -> RoleMove:
         """Start a supervisor in the background and wait until it runs.
 
         It lives in a session of its own and writes to `data_dir/supervisor.log`.
@@ -118,7 +118,7 @@ class Supervised:
         position: int,
         launch: Launch,
         tell: Tell,
-    ) -> Moved:
+    ) -> RoleMove:
         limit = len(launch.roles) * self._settings.ready_timeout_seconds + 300
         deadline = time.monotonic() + limit
         while time.monotonic() < deadline:
@@ -134,11 +134,11 @@ class Supervised:
                     late = _late(each)
                     line = f"{', '.join(launch.roles)} running (pid {process.pid})"
                     tell(line + (f"; not ready: {', '.join(late)}" if late else ""))
-                    return Moved((line,), ok=not late)
+                    return RoleMove((line,), ok=not late)
             time.sleep(POLL_SECONDS)
         raise WorkerError(f"the supervisor (pid {process.pid}) is not up after {limit:.0f} s")
 
-    def _ask(self, command: str, role: str, tell: Tell, **arguments: Any) -> Moved:
+    def _ask(self, command: str, role: str, tell: Tell, **arguments: Any) -> RoleMove:
         lines: list[str] = []
         forced = False
         ok = True
@@ -152,7 +152,7 @@ class Supervised:
                 tell(str(error))
                 lines.append(str(error))
                 ok = False
-        return Moved(tuple(lines), forced, ok)
+        return RoleMove(tuple(lines), forced, ok)
 
     def _one(
         self, path: Path, command: str, lines: list[str], tell: Tell, **arguments: Any

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from rsky_pipeline.configuration.settings import Settings
 from rsky_pipeline.configuration.topology import ROLE_NAMES, start_order
 from rsky_pipeline.embedded import locations
-from rsky_pipeline.operations.ordered.movement import Moved, Tell
+from rsky_pipeline.operations.ordered.movement import RoleMove, Tell
 from rsky_pipeline.runtime.errors import WorkerError
 from rsky_pipeline.runtime.health_document import CursorHealth
 from rsky_pipeline.supervisor import client
@@ -38,13 +38,13 @@ class Units:
         """Return the units of a role."""
         return self._systemd.units(role)
 
-    def stop(self, role: str, deadline: float | None, tell: Tell) -> Moved:
+    def stop(self, role: str, deadline: float | None, tell: Tell) -> RoleMove:
         """Stop all units of a role at once."""
         names = [unit.name for unit in self.units(role) if unit.is_up]
         cursors = self._reported_cursors(role)
         if not names:
             tell(f"{role} was not running")
-            return Moved((f"{role} was not running",))
+            return RoleMove((f"{role} was not running",))
         self._stopped[role] = names
         killed = self._within(deadline, names, lambda: self._systemd.stop(names))
         lines, forced = [], killed
@@ -54,9 +54,9 @@ class Units:
             lines.append(f"{name} {unit.active} ({unit.result})")
             tell(lines[-1])
         up = any(self._systemd.show(name).is_up for name in names)
-        return Moved(tuple(lines), forced, not up, cursors)
+        return RoleMove(tuple(lines), forced, not up, cursors)
 
-    def start(self, role: str, tell: Tell) -> Moved:
+    def start(self, role: str, tell: Tell) -> RoleMove:
         """Start the main unit of a role, further ones that systemd knows, and what we stopped."""
         known = [unit.name for unit in self.units(role)]
         names = list(dict.fromkeys([*known, *self._stopped.get(role, [])]))
@@ -66,7 +66,7 @@ class Units:
             )
         return self._settle(names, lambda: self._systemd.start(names), tell)
 
-    def restart(self, role: str, tell: Tell) -> Moved:
+    def restart(self, role: str, tell: Tell) -> RoleMove:
         """Restart the units of a role one at a time."""
         lines: list[str] = []
         ok = True
@@ -77,13 +77,13 @@ class Units:
             ok = ok and moved.ok
             if not ok:
                 break
-        return Moved(tuple(lines), ok=ok)
+        return RoleMove(tuple(lines), ok=ok)
 
-    def close(self, tell: Tell, deadline: float | None = None) -> Moved:
+    def close(self, tell: Tell, deadline: float | None = None) -> RoleMove:
         """Nothing is left when the units are stopped."""
-        return Moved()
+        return RoleMove()
 
-    def _settle(self, names: list[str], action: Callable[[], None], tell: Tell) -> Moved:
+    def _settle(self, names: list[str], action: Callable[[], None], tell: Tell) -> RoleMove:
         lines = []
         try:
             action()
@@ -96,7 +96,7 @@ class Units:
             lines.append(f"{name} {unit.active} ({unit.sub})")
             tell(lines[-1])
             ok = ok and unit.active == "active"
-        return Moved(tuple(lines), ok=ok)
+        return RoleMove(tuple(lines), ok=ok)
 
     def _within(self, deadline: float | None, names: list[str], action: Callable[[], None]) -> bool:
         """Do something that waits; after the deadline kill the units. Returns whether that was."""

@@ -20,7 +20,7 @@ from rsky_pipeline.health.self_check import SelfCheck, watch
 from rsky_pipeline.observability.backfiller import BackfillerMetrics
 from rsky_pipeline.observability.server import serve
 from rsky_pipeline.observability.streams import StreamMetrics
-from rsky_pipeline.operations.scrape import Target, scrape, targets
+from rsky_pipeline.operations.scrape import ScrapeTarget, scrape, targets
 from rsky_pipeline.operations.verification.checks import check_workers
 from rsky_pipeline.streams.connection import Store, connect
 from rsky_pipeline.streams.event import EVENT_FIELD, encode_record_event
@@ -183,7 +183,7 @@ def test_a_declared_metric_that_is_missing_is_noticed(store: Store, clean_redis:
     settings = Settings(redis_url=clean_redis)
     check = SelfCheck(registry, "backfiller", settings, STREAMS)
     server = serve(registry, "127.0.0.1", 0, lambda: (200, {"state": "ready"}))
-    target = Target("backfiller-1", "backfiller", server.port)
+    target = ScrapeTarget("backfiller-1", "backfiller", server.port)
     missing = "backfiller_verification_errors_total"
     finding = {"finding": "missing_metrics", "subject": ""}
     try:

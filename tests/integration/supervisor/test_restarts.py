@@ -15,7 +15,7 @@ from rsky_pipeline.supervisor import child as child_module
 from rsky_pipeline.supervisor import machine as m
 from rsky_pipeline.supervisor.child import ChildDriver
 from rsky_pipeline.supervisor.machine import Phase, Policy, StopStep
-from rsky_pipeline.supervisor.spawn import Process, spawn_worker
+from rsky_pipeline.supervisor.spawn import ChildProcess, spawn_worker
 from tests.integration.supervisor.pipeline import Pipeline, until
 from tests.integration.supervisor.supervisor_double import PROGRAM, settings_for
 from tests.stores import redis_client
@@ -128,7 +128,7 @@ async def test_a_loop_that_hangs_is_restarted(
     pipeline.behave(indexer={"stuck": True})
     settings = settings_for(pipeline.data, run_dir=pipeline.run_dir)
 
-    def launch() -> Process:
+    def launch() -> ChildProcess:
         lock = acquire(pipeline.run_dir / "locks" / "indexer-1.lock")
         assert lock is not None
         try:

@@ -5,8 +5,7 @@ from collections.abc import Iterator
 import pytest
 
 from rsky_pipeline.development.monitoring.dashboards import ROLES, dashboards
-from rsky_pipeline.development.monitoring.expressions import DECLARED, names_in
-from rsky_pipeline.development.monitoring.recording import RECORDED
+from rsky_pipeline.development.monitoring.expressions import DECLARED, RECORDED, names_in
 from rsky_pipeline.observability.catalogue import original_stream_metrics, own_metrics
 
 DASHBOARDS = dashboards()

@@ -10,9 +10,8 @@ from typing import Any
 import pytest
 
 from rsky_pipeline.development.documents import ROOT
-from rsky_pipeline.development.monitoring.alerts import alerts
-from rsky_pipeline.development.monitoring.expressions import DECLARED, checked, names_in
-from rsky_pipeline.development.monitoring.recording import RECORDED
+from rsky_pipeline.development.monitoring.expressions import DECLARED, RECORDED, checked, names_in
+from rsky_pipeline.development.monitoring.files import alerts
 from rsky_pipeline.health.rules import Alert
 from tests.unit.monitoring.scenarios import SCENARIOS, Scenario
 

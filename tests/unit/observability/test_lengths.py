@@ -2,8 +2,7 @@
 
 from prometheus_client import CollectorRegistry
 
-from rsky_pipeline.observability.lengths import entries_waiting, stream_lengths
-from rsky_pipeline.observability.streams import StreamMetrics
+from rsky_pipeline.observability.streams import StreamMetrics, entries_waiting, stream_lengths
 
 
 def test_lengths_and_waiting_entries_are_read_back() -> None:

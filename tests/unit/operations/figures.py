@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from rsky_pipeline.health.samples import Exported, Sample
-from rsky_pipeline.operations.scrape import Scrape, Target
+from rsky_pipeline.operations.scrape import Scrape, ScrapeTarget
 from rsky_pipeline.operations.stream_figures import GroupFigures, Measurement, StreamFigures
 from rsky_pipeline.operations.verification.run import Look
 from rsky_pipeline.streams.lag import GroupReport, ServerMemory, StreamReport
@@ -45,7 +45,9 @@ def measurement(
 
 def scraped(samples: Mapping[str, float], role: str = "indexer") -> Scrape:
     """Return a scrape without labels."""
-    return Scrape(Target(f"{role}-1", role, 1), {name: {(): v} for name, v in samples.items()})
+    return Scrape(
+        ScrapeTarget(f"{role}-1", role, 1), {name: {(): v} for name, v in samples.items()}
+    )
 
 
 def look(measured: Measurement, moment: float, scrapes: tuple[Scrape, ...] = ()) -> Look:

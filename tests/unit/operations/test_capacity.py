@@ -2,13 +2,15 @@
 
 import pytest
 
-from rsky_pipeline.operations.capacity import Load, advise, usable_bytes
+from rsky_pipeline.operations.stream_figures import StreamLoad, advise, usable_bytes
 
 
 def test_the_seeds_figures() -> None:
     """40 million entries at 4,658/s are 2.4 hours, at 1,000/s 11 hours."""
     polluted, clean = (
-        advise([Load("firehose_live", 1, 650.0, rate, 40_000_000)], usable_bytes(32 * 10**9, 0))[0]
+        advise(
+            [StreamLoad("firehose_live", 1, 650.0, rate, 40_000_000)], usable_bytes(32 * 10**9, 0)
+        )[0]
         for rate in (4_658.0, 1_000.0)
     )
     assert polluted.mark_hours == pytest.approx(2.39, abs=0.01)
@@ -20,16 +22,17 @@ def test_the_seeds_figures() -> None:
 
 def test_memory_is_shared_out_by_what_the_marks_want() -> None:
     live, backfill = advise(
-        [Load("a", 1, 1_000.0, 10.0, 1_000), Load("b", 1, 1_000.0, 10.0, 3_000)], 8_000_000
+        [StreamLoad("a", 1, 1_000.0, 10.0, 1_000), StreamLoad("b", 1, 1_000.0, 10.0, 3_000)],
+        8_000_000,
     )
     assert (live.fitting_mark, backfill.fitting_mark) == (2_000, 6_000)
     assert "lower" not in live.text
 
 
 def test_what_was_not_measured_is_not_advised() -> None:
-    (empty,) = advise([Load("a", 0, None, None, 1_000)], 8_000_000)
+    (empty,) = advise([StreamLoad("a", 0, None, None, 1_000)], 8_000_000)
     assert empty.text == "no entries to measure"
     assert empty.fitting_mark is empty.mark_hours is None
-    (idle,) = advise([Load("a", 10, 500.0, 0.0, 1_000)], 0)
+    (idle,) = advise([StreamLoad("a", 10, 500.0, 0.0, 1_000)], 0)
     assert idle.fitting_mark is idle.memory_hours is idle.mark_hours is None
     assert usable_bytes(0, 1_000) == 350

@@ -10,7 +10,7 @@ from rsky_pipeline.configuration.settings import Settings
 from rsky_pipeline.health.rules import LATENCY, RATE, RuleVerdict, Status
 from rsky_pipeline.health.samples import Exported, Labels, Sample, grown
 from rsky_pipeline.observability.catalogue import shown_by
-from rsky_pipeline.operations.scrape import Scrape, Target
+from rsky_pipeline.operations.scrape import Scrape, ScrapeTarget
 from rsky_pipeline.operations.stream_figures import Measurement
 from rsky_pipeline.operations.verification import checks, outside
 from rsky_pipeline.operations.verification.run import Look, VerificationReport, compare
@@ -136,7 +136,7 @@ def test_a_missing_metric_is_named() -> None:
     samples: dict[str, dict[Labels, float]] = {
         sample: {(): 0.0} for _, sample in shown_by("backfiller")
     }
-    target = Target("backfiller-1", "backfiller", 1)
+    target = ScrapeTarget("backfiller-1", "backfiller", 1)
     assert checks.check_metrics(Scrape(target, samples)).status == "pass"
     samples["backfiller_verification_errors_total"] = {}  # declared, and without a series
     found = checks.check_metrics(Scrape(target, samples))

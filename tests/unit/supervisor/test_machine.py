@@ -64,7 +64,7 @@ class Driver:
             case m.Send(number):
                 assert self.pid is not None, "a signal to nobody"
                 self.signals.append(number)
-            case m.Report(what):
+            case m.Announce(what):
                 self.reports.append(what)
         return None
 

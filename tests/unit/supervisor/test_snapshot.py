@@ -10,10 +10,10 @@ from rsky_pipeline.supervisor import status
 from rsky_pipeline.supervisor.child import ChildDriver
 from rsky_pipeline.supervisor.children import worker_policy
 from rsky_pipeline.supervisor.machine import Phase
-from rsky_pipeline.supervisor.spawn import Process
+from rsky_pipeline.supervisor.spawn import ChildProcess
 
 
-def never() -> Process:
+def never() -> ChildProcess:
     raise OSError("nothing is started here")
 
 
