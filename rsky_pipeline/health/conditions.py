@@ -1,8 +1,8 @@
 """The conditions of the watched rules: samples in, diagnoses out. Pure.
 
-Each function looks at one condition and yields a diagnosis for what it could judge, good ones
-included. Workers run all of them over the samples of the last minutes, `verify` over the two
-samples of its window; a window that is shorter than a rule's time judges nothing of it.
+Each function looks at one condition and yields a verdict for each subject that it could judge,
+good ones included. Workers run all of them over the samples of the last minutes, `verify` over the
+two samples of its window; a window that is shorter than a rule's time judges nothing of it.
 """
 
 from collections.abc import Callable, Iterator
@@ -16,8 +16,8 @@ from rsky_pipeline.streams.lag import StreamReport
 LISTING = "listing"  # the check of all listings together
 Condition = Callable[[SampleWindow], Iterator[RuleVerdict]]
 
-# Activities that may turn in circles: what is counted when one is tried or fails, and what is
-# counted when it comes further. A listing is a loop for each host and source, see `_listings`.
+# Activities that may turn in circles: the counters of tries and failures, and those of progress.
+# A listing is a loop for each host and source, see `_listings`.
 _LOOPS: dict[str, tuple[tuple[tuple[str, dict[str, str]], ...], tuple[str, ...]]] = {
     "appending to Redis": (
         (("ingester_store_retries_total", {"action": "unavailable"}),
@@ -53,7 +53,7 @@ METRICS = (
 
 
 def diagnose(window: SampleWindow) -> Iterator[RuleVerdict]:
-    """Yield what all conditions say at the last sample of a window."""
+    """Yield the verdicts of all conditions at the last sample of a window."""
     for condition in CONDITIONS.values():
         yield from condition(window)
 
@@ -125,7 +125,7 @@ def _rate(window: SampleWindow) -> Iterator[RuleVerdict]:
 
 
 def _stale(window: SampleWindow) -> Iterator[RuleVerdict]:
-    """Find history that is older than what is stored.
+    """Find history that is older than the stored state.
 
     Live events are older whenever their repo was fetched before they were read: that is no sign.
     """

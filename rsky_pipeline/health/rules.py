@@ -17,7 +17,7 @@ Status = Literal["pass", "warn", "fail", "skip"]
 Severity = Literal["warning", "critical"]  # look today; look now
 LIVE_STREAMS = (FIREHOSE_LIVE, LABEL_LIVE)
 
-# How far back workers remember: nothing is judged by what was before.
+# How far back the samples of a worker go.
 HISTORY_SECONDS = 300.0
 
 
@@ -106,7 +106,7 @@ class RuleVerdict:
 
     @property
     def to_do(self) -> str:
-        """Return what an operator does about it; empty for what is good."""
+        """Return the remedy for an operator; empty for a good verdict."""
         if self.status in ("pass", "skip"):
             return ""
         return self.remedy or self.rule.remedy.replace("{subject}", self.subject)
@@ -383,7 +383,8 @@ NO_PROGRESS = Rule(
     Limits(fail=3), seconds=15.0, least=120.0, watched=True,
 )  # fmt: skip
 STALE_WRITES = Rule(
-    "stale_writes", "much of what comes as history is older than what is stored, and was refused",
+    "stale_writes",
+    "much of the history that comes is older than the stored state, and was refused",
     "see whether something queues old states again and again",
     Limits(warn=0.2), seconds=30.0, least=20, watched=True, of_stream=True,
 )  # fmt: skip

@@ -33,7 +33,7 @@ class Exported:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """What was seen at one moment; what is not known keeps its default."""
+    """Everything that was seen at one moment; unknown figures keep their defaults."""
 
     moment: float
     streams: tuple[StreamReport, ...] = ()
@@ -79,7 +79,7 @@ class Expectations:
 
 
 class SampleWindow:
-    """Samples in order, the newest last, and what is expected of them."""
+    """Samples in order, the newest last, and the expectations that they are held against."""
 
     def __init__(self, samples: Sequence[Sample], expected: Expectations) -> None:
         self.samples = samples

@@ -37,7 +37,7 @@ _AGAIN_SECONDS = 60.0  # between two log lines about one finding
 
 
 def expectations(settings: Settings, *, rated: bool = True) -> Expectations:
-    """Return what the settings expect; `rated` if the rate of live events is judged."""
+    """Return the expectations of the settings; `rated` if the rate of live events is judged."""
     band = expected_band(settings)
     if not rated or band.why_not:
         return Expectations(None, band.why_not if rated else "", high_water_marks(settings))

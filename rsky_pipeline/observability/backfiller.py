@@ -1,4 +1,4 @@
-"""The backfiller's metrics: the names of the original service, and what an operator also needs."""
+"""The backfiller's metrics: the names of the original service, and more for operators."""
 
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
@@ -31,7 +31,9 @@ class BackfillerMetrics:
         self.dead_lettered = counter("repos_dead_lettered_total", "Repos given up")
         self.retries = counter("retries_attempted_total", "Further attempts at a repo")
         self.records = counter("records_extracted_total", "Records durably queued")
-        self.deletes = counter("deletes_queued_total", "Deletions of what a repo no longer holds")
+        self.deletes = counter(
+            "deletes_queued_total", "Deletions of records that a repo no longer holds"
+        )
         self.filtered = counter("records_filtered_total", "Records of other collections")
         self.unreadable = counter("records_unreadable_total", "Records that cannot be decoded")
         self.fetch_errors = counter("car_fetch_errors_total", "Failures to fetch a CAR")

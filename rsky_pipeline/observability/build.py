@@ -1,4 +1,4 @@
-"""Which build of the program runs: version, commit and time, as far as the installation tells.
+"""Which build of the program runs: version, commit and time, as far as they are recorded.
 
 A built file (`make binary`) carries them in `build.json`. Otherwise the commit is what pip recorded
 of an installation from git, or that of the working copy we run from, and there is no build time.
@@ -19,7 +19,7 @@ _DIGITS = 12
 
 @dataclass(frozen=True, slots=True)
 class Build:
-    """A build; `commit` and `built_at` (RFC 3339) are `unknown` where nothing tells."""
+    """A build; `commit` and `built_at` (RFC 3339) are `unknown` where nothing records them."""
 
     version: str
     commit: str
@@ -47,7 +47,7 @@ def commit() -> str:
 
 
 def has_compiled_readers() -> bool:
-    """Tell whether frames, trees and records are read by compiled code, as far as it goes."""
+    """Return whether frames, trees and records are read by compiled code, as far as it goes."""
     try:
         import_module("rsky_pipeline.atproto.native.trees")
     except ImportError:  # not built, or not for this machine

@@ -58,12 +58,12 @@ class Declared:
 
 
 def own_metrics(process: str) -> tuple[Declared, ...]:
-    """Return what only this kind of process declares, by name. Raises KeyError for another."""
+    """Return the metrics that only this process declares, by name. Raises KeyError for another."""
     return _read(_OWN[process])
 
 
 def stream_metrics() -> tuple[Declared, ...]:
-    """Return what every worker exports about the streams, but the original services' names."""
+    """Return the metrics of every worker about the streams, but the original services' names."""
     return _read(lambda registry: _streams(registry, ""))
 
 
@@ -75,12 +75,12 @@ def original_stream_metrics(role: str) -> tuple[Declared, ...]:
 
 
 def finding_metrics() -> tuple[Declared, ...]:
-    """Return what every worker exports about what it finds wrong."""
+    """Return the metrics of every worker about its findings."""
     return _read(lambda registry: FindingMetrics(registry, [("finding", "subject")]))
 
 
 def process_metrics() -> tuple[Declared, ...]:
-    """Return what every process exports about itself."""
+    """Return the metrics of every process about itself."""
     return _read(add_process_metrics)
 
 

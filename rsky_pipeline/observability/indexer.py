@@ -1,4 +1,4 @@
-"""The indexer's metrics: the names of the original service, and what an operator also needs.
+"""The indexer's metrics: the names of the original service, and more for operators.
 
 Everything is exported at 0 from the first scrape on, labelled series included; labels have a fixed
 set of values, never data from outside.
@@ -79,7 +79,7 @@ class IndexerMetrics:
 
     def _declare_failures(self, collections: Sequence[str]) -> None:
         self.errors = self._counter("errors", "Everything that went wrong")
-        self.expected = self._counter("expected_errors", "Entries refused for what they hold")
+        self.expected = self._counter("expected_errors", "Entries refused because of their content")
         self.unexpected = self._counter("unexpected_errors", "Failures of stores or of our code")
         self.refusals = self._counter("refused", "Entries refused by reason", "reason")
         for reason in REFUSALS:
@@ -108,7 +108,7 @@ class IndexerMetrics:
             SECONDS, "stream",
         )  # fmt: skip
         self.stale = self._counter(
-            "stale_writes", "Writes of older states than what is stored, refused", "stream"
+            "stale_writes", "Refused writes of states older than the stored one", "stream"
         )
         self.duration = self._histogram("batch_seconds", "Time to apply a batch", SECONDS, "stream")
         self.apply_seconds = self._counter("apply_seconds", "Time spent applying batches", "stream")
@@ -129,7 +129,8 @@ class IndexerMetrics:
             self.deletions.labels(result)
         self.tombstones = self._gauge("tombstones", "Tombstones of deleted records")
         self.early_replies = self._gauge(
-            "early_replies", "Replies that wait for a post above them, whose author is to be told"
+            "early_replies",
+            "Replies that wait for a post above them, whose author is to be notified",
         )
         self.pruned = self._counter("tombstones_pruned", "Tombstones removed below repo floors")
         for metric in (

@@ -1,4 +1,4 @@
-"""The ingester's metrics: the names of the original service, and what an operator also needs.
+"""The ingester's metrics: the names of the original service, and more for operators.
 
 Everything is exported at 0 from the first scrape on, labelled series included, for which the
 values of each label are a fixed list. Nothing is ever labelled with data from outside.

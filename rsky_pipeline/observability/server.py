@@ -65,7 +65,7 @@ def serve(registry: CollectorRegistry, host: str, port: int, health: Health) -> 
 
 
 def add_process_metrics(registry: CollectorRegistry) -> None:
-    """Declare what every process exports about itself."""
+    """Declare the metrics of every process about itself."""
     info = Gauge(
         "rsky_build_info",
         "The running build; always 1",

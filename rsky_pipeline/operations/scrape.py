@@ -22,7 +22,7 @@ _EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}  # noqa: S1
 
 @dataclass(frozen=True, slots=True)
 class ScrapeTarget:
-    """A worker that is said to run: its name, role, metrics port, and its state as told."""
+    """A worker that a supervisor lists: its name, role, metrics port, and reported state."""
 
     name: str
     role: str
@@ -67,7 +67,7 @@ def targets(settings: Settings) -> list[ScrapeTarget]:
 
 
 def scrape(settings: Settings, target: ScrapeTarget) -> Scrape:
-    """Read a worker's /metrics and /healthz; never raises for what the worker does."""
+    """Read a worker's /metrics and /healthz; a failure becomes the `error` of the result."""
     if target.port is None:
         return Scrape(target, error="it has no metrics port yet")
     host = _EVERYWHERE.get(settings.metrics_host, settings.metrics_host)

@@ -107,7 +107,7 @@ class Measurement:
     memory: ServerMemory
 
     def advice(self) -> list[Advice]:
-        """Return what each stream can hold."""
+        """Return how much each stream can hold."""
         usable = usable_bytes(self.memory.limit, self.memory.machine)
         return advise([item.load for item in self.streams], usable)
 
@@ -145,7 +145,7 @@ def between(
     after: Sequence[StreamReport],
     elapsed: float,
 ) -> Measurement:
-    """Return what two looks amount to."""
+    """Return the measurement between two looks."""
     marks = high_water_marks(settings)
     figures = []
     for old, new in zip(before, after, strict=True):

@@ -219,7 +219,8 @@ class _Worker:
 
     def _stop(self, flags: _Flags, reason: str, hurry: bool) -> None:
         self._health.state = "stopping"
-        log.info("hurrying" if hurry else "stopping", extra={"reason": reason})
+        what = "finishing only the write in progress" if hurry else "stopping"
+        log.info(what, extra={"reason": reason})
         self._notifier.stopping(f"{self._role} is stopping")
         flags.stopping.set()
         if hurry:

@@ -52,7 +52,7 @@ def embedded_stores(settings: Settings, roles: Sequence[str]) -> list[StoreKind]
 
 
 def uses_database(roles: Sequence[str]) -> bool:
-    """Tell whether any of the roles writes to PostgreSQL."""
+    """Return whether any of the roles writes to PostgreSQL."""
     return any(role.database for role in ROLES if role.name in roles)
 
 

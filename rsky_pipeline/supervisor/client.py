@@ -16,7 +16,7 @@ CONNECT_SECONDS = 5.0
 
 @dataclass(frozen=True, slots=True)
 class Supervisor:
-    """A supervisor that listens, and what it manages."""
+    """A supervisor that listens, and its status document."""
 
     path: Path
     status: dict[str, Any]

@@ -119,7 +119,7 @@ class ControlCommands:
         return forced
 
     async def _start(self, roles: Sequence[str], send: Send) -> None:
-        """Start what was stopped, producers first."""
+        """Start stopped roles, producers first."""
         failure: StartFailedError | None = None
 
         async def work(steps: StepLog) -> None:
@@ -199,7 +199,7 @@ def close_socket(path: Path) -> None:
 
 
 def peer_uid(connection: trio.SocketStream) -> int:
-    """Return the account at the other end, as the kernel knows it."""
+    """Return the account at the other end, as the kernel reports it."""
     size = struct.calcsize("3i")
     packed = connection.socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size)
     uid: int = struct.unpack("3i", packed)[1]
@@ -207,7 +207,7 @@ def peer_uid(connection: trio.SocketStream) -> int:
 
 
 def is_allowed(uid: int, own: int) -> bool:
-    """Tell whether an account may give orders: ours, or root."""
+    """Return whether an account may send commands: ours, or root."""
     return uid in (own, 0)
 
 

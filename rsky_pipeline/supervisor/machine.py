@@ -135,7 +135,7 @@ class Send:
 
 @dataclass(frozen=True, slots=True)
 class Announce:
-    """Tell people; `what` is a stable name."""
+    """Log it for people; `what` is a stable name."""
 
     what: str
     detail: str = ""
@@ -206,7 +206,7 @@ class Child:
     last_exit: Exit | None = None
 
     def crash_looping(self, policy: Policy) -> bool:
-        """Tell whether it failed too often of late."""
+        """Return whether it failed too often of late."""
         return len(self.failed_at) >= policy.crash_budget
 
 
@@ -214,7 +214,7 @@ Result = tuple[Child, tuple[Effect, ...]]
 
 
 def step(child: Child, event: Input, now: float, policy: Policy) -> Result:
-    """Return the child after an input, and what is to be done about it."""
+    """Return the child after an input, and the effects to perform."""
     match event:
         case Start():
             return _start(child, now, policy)
@@ -262,7 +262,7 @@ def _spawn(child: Child, now: float, policy: Policy) -> Result:
 
 
 def _spawned(child: Child, policy: Policy) -> Result:
-    if child.phase is Phase.STOPPING:  # told to stop before there was a process to tell it
+    if child.phase is Phase.STOPPING:  # stopped before its process existed: signal it now
         return child, (Send(policy.escalation[child.stop_step].signal),)
     return child, ()
 

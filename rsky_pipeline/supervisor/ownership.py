@@ -63,18 +63,18 @@ def raise_file_limit() -> None:
 
 @dataclass(frozen=True, slots=True)
 class Survivor:
-    """What may have survived: the lock it would hold, and how it is treated."""
+    """A worker or store that may have outlived its supervisor: its lock, and how it is ended."""
 
     name: str
     lock: Path
-    patience: float  # seconds it gets to end by itself
-    stop_signal: int | None = None  # sent at once to what does not end by itself (stores)
+    grace: float  # seconds it gets to end by itself
+    stop_signal: int | None = None  # sent at once, to stores: they do not end by themselves
 
 
-def suspects(run_dir: Path, roles: Sequence[str], patience: float) -> list[Survivor]:
+def suspects(run_dir: Path, roles: Sequence[str], grace: float) -> list[Survivor]:
     """Return a survivor for each lock file of a worker of these roles, present or past."""
     return [
-        Survivor(path.stem, path, patience)
+        Survivor(path.stem, path, grace)
         for role in roles
         for path in sorted((run_dir / "locks").glob(f"{role}-*.lock"))
     ]
@@ -122,7 +122,7 @@ async def _end(survivor: Survivor, killed: list[str], immortal: list[Survivor]) 
     log.warning("waiting for a survivor of the previous supervisor", extra=details)
     if survivor.stop_signal is not None:
         _signal(process, survivor.stop_signal)
-    if await _freed(survivor.lock, survivor.patience):
+    if await _freed(survivor.lock, survivor.grace):
         log.info("the survivor has ended", extra=details)
         return
     log.error("killing a survivor that did not end", extra=details)

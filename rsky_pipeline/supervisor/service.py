@@ -30,7 +30,7 @@ from rsky_pipeline.supervisor.spawn import WORKER_PROGRAM
 from rsky_pipeline.supervisor.status import Exporter
 
 GOODBYE_SECONDS = 2.0
-TELL_SECONDS = 1.0
+REFRESH_SECONDS = 1.0
 EXTENSION_SECONDS = 30.0
 STORE_PATIENCE_SECONDS = 60.0
 
@@ -198,14 +198,14 @@ class Service:
         return killed
 
     async def _keep_informed(self, exporter: Exporter) -> None:
-        """Refresh what the metrics thread shows, and tell systemd that the loop runs."""
+        """Refresh the document of the metrics thread, and notify the watchdog of systemd."""
         while True:
             exporter.refresh()
             self._notifier.watchdog()
             self._notifier.status(self._summary())
             if self._state != "running":
                 self._notifier.extend(EXTENSION_SECONDS)
-            await trio.sleep(TELL_SECONDS)
+            await trio.sleep(REFRESH_SECONDS)
 
     def _summary(self) -> str:
         children = [worker for workers in self._workers.values() for worker in workers]

@@ -138,7 +138,7 @@ def spawn_store(program: StoreProgram, lock: Lock, run_dir: Path, grace: float) 
 
 
 def worker_environment() -> dict[str, str]:
-    """Return our environment without what systemd meant for us, and with unbuffered output.
+    """Return our environment without the variables of systemd, and with unbuffered output.
 
     Unless the operator chose otherwise, glibc gives memory back: an ingester that was sent messages
     of 5 MB kept 263 MB without these two settings, and 143 MB with them.

@@ -1,7 +1,7 @@
 """The status document of a supervisor and its children, and the metrics port that serves it.
 
 A contract for programs: fields are only added while `schema_version` stays the same; readers ignore
-what they do not know. Times are seconds; `rate` is events per second, `lag` entries that wait (of a
+unknown fields. Times are seconds; `rate` is events per second, `lag` entries that wait (of a
 consumer), `lag_seconds` the age of the newest event (of the ingester), all as the worker
 reports them; `streams` maps a stream to its length as the workers last saw it.
 """

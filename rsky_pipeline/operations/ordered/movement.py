@@ -1,7 +1,7 @@
 """What an ordered stop or start did, step by step, and the interface of the two ways of running.
 
 A `Manager` moves one role (our supervisors, or systemd units); `flow` decides the order and makes
-a `Movement` of `MovementStep`s from what each `RoleMove` says and what is verified in Redis.
+a `Movement` of `MovementStep`s from each `RoleMove` and its verification in Redis.
 """
 
 from collections.abc import Callable
@@ -49,7 +49,7 @@ class MovementStep:
 
     @property
     def good(self) -> bool:
-        """Whether the step did what it should and nothing that was verified failed."""
+        """Whether the step succeeded and nothing that was verified failed."""
         return self.ok and all(finding.result != "fail" for finding in self.findings)
 
 

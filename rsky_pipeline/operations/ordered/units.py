@@ -123,7 +123,7 @@ class Units:
         return forced
 
     def _reported_cursors(self, role: str) -> tuple[CursorHealth, ...]:
-        """Return what the role's workers report; the unit takes its supervisor along."""
+        """Return the workers' last report, while the supervisor of the unit still runs."""
         try:
             return client.reported_cursors(client.find(self._run_dir), role)
         except (NotRunningError, NoAnswerError):

@@ -1,4 +1,4 @@
-"""What Redis says after a step: are the consumers drained, do the cursors match the data?"""
+"""Verifying a step in Redis: are the consumers drained, do the cursors cover the data?"""
 
 import json
 import socket
@@ -25,7 +25,7 @@ _LOOKED_AT = 200  # newest entries whose seq the cursor must cover
 def verify_stopped(
     settings: Settings, role: str, reported: Iterable[CursorHealth] = ()
 ) -> tuple[StepFinding, ...]:
-    """Return what is found after a role has stopped; `reported` are its workers' last cursors.
+    """Return the findings after a role has stopped; `reported` are its workers' last cursors.
 
     A Redis that cannot be asked is a note: it is no fault of the stop.
     """
@@ -96,7 +96,7 @@ def _own_pending(store: Store, stream: str, group: str, role: str) -> int:
 def _flushed(
     store: Store, settings: Settings, reported: Iterable[CursorHealth]
 ) -> Iterator[StepFinding]:
-    """Cursors must stand where the ingester last said, or further, and cover what was appended.
+    """Each cursor must be at its last report or beyond, and cover every appended event.
 
     A host that was reported and is no longer configured is checked as well: its events were
     written by the process that was stopped.

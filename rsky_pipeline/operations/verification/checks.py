@@ -52,7 +52,7 @@ def check_metrics(scrape: Scrape) -> RuleVerdict:
 
 
 def check_findings(scrapes: Sequence[Scrape]) -> Iterator[RuleVerdict]:
-    """Yield what workers find wrong by themselves, each under the check of its rule."""
+    """Yield the findings of workers, each under the check of its rule."""
     for scrape in scrapes:
         if scrape.error is not None:
             continue
@@ -71,7 +71,7 @@ def check_findings(scrapes: Sequence[Scrape]) -> Iterator[RuleVerdict]:
 
 
 def check_figures(window: SampleWindow, measured: Measurement) -> Iterator[RuleVerdict]:
-    """Check what is judged over the window only: ages, balance, dead letters, capacity, errors."""
+    """Check what only a window shows: ages, balance, dead letters, capacity, errors."""
     yield from _ages(measured)
     yield from _balance(window, measured)
     yield from _dead_letters(window)
@@ -95,7 +95,7 @@ def _ages(measured: Measurement) -> Iterator[RuleVerdict]:
 
 
 def _balance(window: SampleWindow, measured: Measurement) -> Iterator[RuleVerdict]:
-    """Compare what came in with what went out, of the group that is furthest behind."""
+    """Compare input with output, for the group that is furthest behind."""
     rule = rules.BALANCE
     for stream in measured.streams:
         if not stream.groups:
@@ -127,7 +127,7 @@ def _dead_letters(window: SampleWindow) -> Iterator[RuleVerdict]:
 
 
 def _capacity(measured: Measurement) -> Iterator[RuleVerdict]:
-    """Check what Redis does when it is full, and what the marks may ask for."""
+    """Check the eviction policy of Redis, and whether the marks fit into its memory."""
     policy = measured.memory.policy
     if policy not in ("", "noeviction"):
         yield RuleVerdict(rules.EVICTION, "", "fail", f"maxmemory-policy is {policy}")

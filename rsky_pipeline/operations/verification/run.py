@@ -92,7 +92,7 @@ def verify(
     on_progress: Callable[[str], None] = lambda step: None,
     sleep: Callable[[float], None] = time.sleep,
 ) -> VerificationReport:
-    """Check a running pipeline over a window of seconds; what cannot be reached is a failed check.
+    """Check a running pipeline over a window of seconds; an unreachable part is a failed check.
 
     `settings` went through `resolve_directories` and `store_urls`; `roles` are those that have to
     run here. Blocking, and not for use within a trio loop.

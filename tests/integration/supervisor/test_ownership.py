@@ -53,10 +53,10 @@ async def test_a_survivor_that_does_not_end_is_killed(tmp_path: Path) -> None:
         lock.name_holder(process.pid)
         lock.let_go()
         began = time.monotonic()
-        assert await await_survivors([Survivor("indexer-1", path, patience=0.5)]) == ["indexer-1"]
+        assert await await_survivors([Survivor("indexer-1", path, grace=0.5)]) == ["indexer-1"]
         assert time.monotonic() - began >= 0.5
     assert process.returncode == -signal.SIGKILL
-    assert await await_survivors([Survivor("indexer-1", path, patience=0.5)]) == []
+    assert await await_survivors([Survivor("indexer-1", path, grace=0.5)]) == []
 
 
 def test_a_role_has_one_supervisor(pipeline: Pipeline) -> None:
