@@ -53,6 +53,7 @@ def add(
 ) -> int:  # fmt: skip
     """Queue accounts, each once. Waits while the stream is at its high-water mark.
 
+    Repos already stored at their current rev are skipped unless you pass --force.
     A listing that was interrupted continues where it was when the command is repeated.
     """
     from rsky_pipeline.operations.backfill.adding import (

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 @click.argument("cars", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option("--jobs", type=click.IntRange(1, 256), metavar="N",
               help="Processes. Default: one more than there are cores.")  # fmt: skip
-@click.option("--retry-failed", is_flag=True, help="Also what failed in an earlier run.")
+@click.option("--retry-failed", is_flag=True, help="Also load files that failed in an earlier run.")
 @click.option("--no-verify-signatures", is_flag=True,
               help="Trust that the files are what their accounts signed.")  # fmt: skip
 @click.option("--max-car-mb", type=click.IntRange(1, 65_536), default=1_024, show_default=True,

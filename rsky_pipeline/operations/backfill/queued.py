@@ -15,7 +15,7 @@ from rsky_pipeline.streams.repo_job import REPO_FIELD, decode_repo_job
 from rsky_pipeline.streams.scan import StoredEntry, discard, newest, pages
 from rsky_pipeline.streams.waiting import Waiting, all_waiting, hurry_waiting, remove_waiting
 
-_PAGE = 100
+_PAGE = 100  # entries that are looked at at once
 
 
 @dataclass(slots=True)
