@@ -10,7 +10,7 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from rsky_pipeline.streams.errors import StoreRejected, StoreUnavailable
+from rsky_pipeline.streams.errors import StoreRejected, StoreUnavailable, WritesRefusedError
 
 Argument = str | bytes | int | float
 
@@ -30,8 +30,9 @@ _WRONG_SERVER = (
     redis.exceptions.MovedError,
     redis.exceptions.AskError,
 )
+_REFUSES_WRITES = re.compile(r"(?:^|-)(?:NOREPLICAS|MISCONF) ")
 _WRONG_SERVER_CODES = re.compile(
-    r"(?:^|-)(?:LOADING|READONLY|MASTERDOWN|CLUSTERDOWN|TRYAGAIN|NOREPLICAS|MISCONF|MOVED|ASK|BUSY)"
+    r"(?:^|-)(?:LOADING|READONLY|MASTERDOWN|CLUSTERDOWN|TRYAGAIN|MOVED|ASK|BUSY)"
     r" |UNBLOCKED.* instance state changed"
 )
 
@@ -111,10 +112,12 @@ def translated_errors() -> Iterator[None]:
     except redis.RedisError as error:
         text = str(error)
         if isinstance(error, redis.exceptions.OutOfMemoryError) or "OOM command" in text:
-            raise StoreUnavailable(
+            raise WritesRefusedError(
                 "Redis refuses writes because its memory is full: raise maxmemory, or lower the "
                 "high-water marks below what fits into it"
             ) from error
+        if _REFUSES_WRITES.search(text):
+            raise WritesRefusedError(f"Redis refuses writes: {text}") from error
         if isinstance(error, _WRONG_SERVER) or _WRONG_SERVER_CODES.search(text):
             raise StoreUnavailable(f"Redis cannot serve now: {text}") from error
         raise StoreRejected(f"Redis refused: {text}") from error

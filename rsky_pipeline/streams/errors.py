@@ -10,5 +10,10 @@ class StoreUnavailable(StoreError, UnavailableError):
     """
 
 
+class WritesRefusedError(StoreUnavailable):
+    """The server refuses all writes until an operator acts: its memory is full, it cannot persist,
+    or it lacks replicas. The message says which."""
+
+
 class StoreRejected(StoreError):
     """Redis refused this command, for example because the user lacks a permission."""

@@ -223,7 +223,8 @@ async def test_what_the_operator_decides_about_a_future_cursor_is_noticed(
             with closing(connect(clean_redis, name="test")) as store:
                 set_cursor(store, "firehose_live", relay.key, None, force=True)
             await eventually(lambda: cursor(clean_redis, relay) == "2")
-    assert relay.cursors == [900, 0]
+    assert relay.cursors[0] == 900
+    assert set(relay.cursors) == {900, 0}  # it may have tried again before the operator acted
     assert written(clean_redis) == [1, 2]
 
 

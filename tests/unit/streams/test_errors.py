@@ -4,7 +4,7 @@ import pytest
 import redis
 
 from rsky_pipeline.streams.connection import translated_errors
-from rsky_pipeline.streams.errors import StoreRejected, StoreUnavailable
+from rsky_pipeline.streams.errors import StoreRejected, StoreUnavailable, WritesRefusedError
 
 
 @pytest.mark.parametrize(
@@ -59,7 +59,7 @@ def test_a_refusal_says_why(error: Exception, text: str) -> None:
     ],
 )
 def test_a_full_server_is_unavailable_and_the_remedy_named(error: Exception) -> None:
-    with pytest.raises(StoreUnavailable, match="raise maxmemory"), translated_errors():
+    with pytest.raises(WritesRefusedError, match="raise maxmemory"), translated_errors():
         raise error
 
 
