@@ -1,15 +1,17 @@
-"""What an indexer tells about itself: metrics of each batch, health, one log line a reason."""
+"""The report of an indexer: metrics of each batch, health, throttled log lines of refusals."""
 
 import logging
 import time
 from collections import Counter
 from datetime import datetime
 
+from rsky_pipeline.database.errors import DatabaseError, TransactionConflict
 from rsky_pipeline.indexer.core.batch import BatchOutcome, EntryBatch
 from rsky_pipeline.indexer.core.entries import Reading
 from rsky_pipeline.indexer.core.labels import LabelReading
 from rsky_pipeline.observability.indexer import IndexerMetrics
 from rsky_pipeline.runtime.context import WorkerContext
+from rsky_pipeline.runtime.errors import StoreError
 from rsky_pipeline.runtime.health_document import Detail
 from rsky_pipeline.runtime.logging import Throttled
 from rsky_pipeline.streams.names import FIREHOSE_LIVE, LABEL_LIVE
@@ -52,18 +54,15 @@ class IndexerReport:
         """Note that no live event waits."""
         self.live_lag = 0.0
 
-    def failed(self, what: str, error: Exception) -> None:
-        """Log a failure that is tried again, and count it."""
-        counter = {
-            "database": self.metrics.database_failures,
-            "conflict": self.metrics.conflicts,
-            "acknowledgement": self.metrics.ack_failures,
-        }.get(what, self.metrics.store_failures)
-        self.metrics.fail(counter)
-        held = self._quiet.allow(what)
-        if held is not None:
-            extra = {"kind": what, "error": str(error), "more": held}
-            _log.warning("batch is tried again", extra=extra)
+    def failed(self, error: StoreError, *, acknowledging: bool) -> None:
+        """Count a failure of a store; the link logs it and tries again."""
+        metrics = self.metrics
+        if isinstance(error, TransactionConflict):
+            metrics.fail(metrics.conflicts)
+        elif isinstance(error, DatabaseError):
+            metrics.fail(metrics.database_failures)
+        else:
+            metrics.fail(metrics.ack_failures if acknowledging else metrics.store_failures)
 
     def health(self) -> None:
         """Publish rate and lag."""
@@ -76,9 +75,9 @@ class IndexerReport:
 
     def _count_events(self, batch: EntryBatch) -> None:
         readings = [item.reading for item in batch.items]
-        told = Counter((it.kind, it.collection) for it in readings if isinstance(it, Reading))
+        kinds = Counter((it.kind, it.collection) for it in readings if isinstance(it, Reading))
         counted = Counter[str]()
-        for (kind, collection), count in told.items():
+        for (kind, collection), count in kinds.items():
             counted[kind] += count
             if kind in RECORD_KINDS and not collection:
                 self.metrics.ignored.inc(count)

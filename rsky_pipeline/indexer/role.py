@@ -1,15 +1,21 @@
 """The indexer role: reads three streams, applies batches one after the other, acknowledges them.
 
-A reader thread a stream prepares the next batch while the current one is applied and the one
-before it is acknowledged. Live events and labels go before history, which has a small guaranteed
-share while they lag (`shares`). Nothing is held that is not pending in Redis too, so a worker may
-die at any moment; it, or after a while another one, reads the same entries again.
+A batch passes three tasks, each with a thread and a connection of its own: the reader of its stream
+(`_read`), the one that applies (`_apply_all`) and the one that acknowledges (`_acknowledge_all`).
+So the next batch is read and the one before is acknowledged while one is applied. Live events and
+labels go before history, which has a guaranteed share while they lag (`scheduling`).
+
+No entry is lost because of the order: its rows are committed first, and only then is it
+acknowledged. Nothing is held that is not pending in Redis too, so a worker may die at any moment;
+it, or after a while another one, is given the same entries again, and applying them again changes
+nothing.
 """
 
 import time
-from collections.abc import Callable, Sequence
-from contextlib import closing
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from functools import partial
+from typing import TypeVar
 
 import trio
 
@@ -19,7 +25,6 @@ from rsky_pipeline.database.connection import Database
 from rsky_pipeline.database.errors import (
     DatabaseError,
     DatabaseUnavailable,
-    SchemaMismatch,
     TransactionConflict,
 )
 from rsky_pipeline.health.self_check import SelfCheck
@@ -27,36 +32,36 @@ from rsky_pipeline.indexer.accounts.lookups import look_up_accounts
 from rsky_pipeline.indexer.collections import registry
 from rsky_pipeline.indexer.collections.declaration import Collection
 from rsky_pipeline.indexer.core.apply import Applier
-from rsky_pipeline.indexer.core.batch import BatchOutcome, EntryBatch
-from rsky_pipeline.indexer.core.entries import CoarseClock, read_entry
-from rsky_pipeline.indexer.core.labels import read_labels
-from rsky_pipeline.indexer.housekeeping import Housekeeping
-from rsky_pipeline.indexer.maintenance import Maintenance
+from rsky_pipeline.indexer.core.batch import BatchItem, BatchOutcome, EntryBatch, RefusedEntry
+from rsky_pipeline.indexer.core.entries import CoarseClock, Reading, Refusal, read_entry
+from rsky_pipeline.indexer.core.labels import LabelReading, read_labels
 from rsky_pipeline.indexer.report import IndexerReport
 from rsky_pipeline.indexer.scheduling import BatchQueue, FairScheduler
-from rsky_pipeline.indexer.settler import Settler
-from rsky_pipeline.indexer.stream_reader import Content, ReadRule, StreamReader
+from rsky_pipeline.indexer.upkeep import StreamUpkeep, TableUpkeep
 from rsky_pipeline.observability.indexer import IndexerMetrics
 from rsky_pipeline.observability.streams import StreamMetrics
-from rsky_pipeline.runtime.backoff import Backoff
 from rsky_pipeline.runtime.context import WorkerContext
-from rsky_pipeline.runtime.errors import SettingError
-from rsky_pipeline.runtime.threads import StoreThread
+from rsky_pipeline.runtime.errors import SettingError, StoreError
+from rsky_pipeline.runtime.health import Activity
+from rsky_pipeline.runtime.link import Link
 from rsky_pipeline.streams.connection import Store, connect
-from rsky_pipeline.streams.consumer import Delivery
-from rsky_pipeline.streams.errors import StoreRejected, StoreUnavailable
+from rsky_pipeline.streams.consumer import Consumer, Delivery
 from rsky_pipeline.streams.names import FIREHOSE_BACKFILL, FIREHOSE_LIVE, LABEL_LIVE
 
 FIRST = (FIREHOSE_LIVE, LABEL_LIVE)
 STREAMS = (*FIRST, FIREHOSE_BACKFILL)
 HEALTH_SECONDS = 1.0
-APPLYING, SETTLING = "applying", "acknowledging"
-
+APPLYING, ACKNOWLEDGING = "applying", "acknowledging"
+MAX_BATCH_BYTES = 4 * 1024 * 1024
+BLOCK_MS = 500
+LINGER_SECONDS = 0.03  # how long a small batch waits for more: bounds the number of transactions
 CATCHING_UP_SECONDS = 30.0  # live events older than this come of a backlog
+
+OpenConnection = TypeVar("OpenConnection", Store, Database)
 
 
 async def run(context: WorkerContext) -> None:
-    """Run until told to stop, then apply what has been read."""
+    """Run until `stopping` is set, then apply the entries that have been read."""
     indexer = Indexer(context)
     with closing(indexer):
         async with trio.open_nursery() as services:
@@ -64,12 +69,11 @@ async def run(context: WorkerContext) -> None:
             if not await indexer.connect():
                 services.cancel_scope.cancel()
                 return
-            services.start_soon(indexer.maintenance.run)
-            services.start_soon(indexer.housekeeping.run)
+            services.start_soon(indexer.stream_upkeep.run)
+            services.start_soon(indexer.table_upkeep.run)
             services.start_soon(
                 look_up_accounts, context.settings, context.consumer, indexer.metrics,
-                indexer.collections,
-                indexer.open_database, indexer.is_behind,
+                indexer.collections, indexer.open_database, indexer.is_behind,
             )  # fmt: skip
             await indexer.work()
             services.cancel_scope.cancel()
@@ -86,53 +90,134 @@ class Indexer:
         self.metrics = IndexerMetrics(context.registry, STREAMS, list(self.collections))
         self._report = IndexerReport(context, self.metrics)
         self._applier = Applier(self.collections, settings.max_deliveries)
-        self._database: Database | None = None
-        self._settler = Settler(
-            settings.indexer_group, context.consumer, partial(self._open_store, "settle")
-        )
-        self._threads = {APPLYING: StoreThread(), SETTLING: StoreThread()}
+        self._under_way: dict[str, Activity] = {}
+        self._was_connected = False
+        self._database = self._link(APPLYING, self._open_first_database)
+        self._store = self._link(ACKNOWLEDGING, partial(self._open_store, "acknowledge"))
         self._scheduler = FairScheduler(
             settings.indexer_backfill_share_percent / 100, time.monotonic
         )
         self._queue = BatchQueue(FIRST, FIREHOSE_BACKFILL, self._scheduler)
         self.metrics.history_share.set_function(lambda: self._scheduler.share)
-        self._intakes = {stream: self._intake(stream) for stream in STREAMS}
+        self._consumers = {stream: self._consumer(stream) for stream in STREAMS}
         groups = dict.fromkeys(STREAMS, (settings.indexer_group,))
-        self.maintenance = Maintenance(
-            partial(self._open_store, "watch"), self._intakes,
+        self.stream_upkeep = StreamUpkeep(
+            partial(self._open_store, "watch"), list(self._consumers.values()),
             StreamMetrics(context.registry, "indexer", groups), self.metrics,
             SelfCheck(context.registry, "indexer", settings, STREAMS),
+            lambda: self._database.in_trouble or self._store.in_trouble,
         )  # fmt: skip
-        self.housekeeping = Housekeeping(self.open_database, self.metrics)
+        self.table_upkeep = TableUpkeep(self.open_database, self.metrics)
         self._is_ready = False
 
     async def connect(self) -> bool:
-        """Connect to both stores before anything is read; return False when told to stop."""
-        backoff = Backoff(base=0.2, cap=10.0)
-        while not self._context.stopping.is_set():
-            try:
-                await self._threads[APPLYING].call(self._connected)
-                await self._threads[SETTLING].call(self._settler.connect)
-                return True
-            except (DatabaseUnavailable, StoreUnavailable, StoreRejected) as error:
-                backoff, wait = self._failed(backoff, "connection", error)
-            except DatabaseError as error:
-                raise _problem(error) from error
-            with trio.move_on_after(wait):
-                await self._context.stopping.wait()
-        return False
+        """Connect to both stores; return False when `stopping` is set first."""
+        stopping = self._context.stopping
+        await self._database.retry(_use, until=stopping)
+        self._was_connected = True
+        if not stopping.is_set():
+            await self._store.retry(Store.ping, until=stopping)
+        return not stopping.is_set()
 
     async def work(self) -> None:
-        """Read and apply until told to stop and everything that was read is applied."""
+        """Read and apply until `stopping` is set and everything that was read is applied."""
         applied, taken = trio.open_memory_channel[tuple[EntryBatch, BatchOutcome]](0)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._apply_all, applied)
-            nursery.start_soon(self._settle_all, taken)
+            nursery.start_soon(self._acknowledge_all, taken)
             async with trio.open_nursery() as readers:
-                for intake in self._intakes.values():
-                    readers.start_soon(self._read, intake)
+                for consumer in self._consumers.values():
+                    readers.start_soon(self._read, consumer)
             await self._queue.close()
         self._report_held()
+
+    async def _read(self, consumer: Consumer) -> None:
+        """Read a stream into batches and queue them; entries are decoded in the link's thread."""
+        stopping, name = self._context.stopping, f"reading {consumer.stream}"
+        link = self._link(name, partial(self._open_store, consumer.stream))
+        reclaimed = bodiless = 0
+        with closing(link):
+            while not stopping.is_set():
+                with self._activity(name):
+                    batch = await link.retry(partial(self._take, consumer), until=stopping)
+                if batch is None:
+                    return
+                self.metrics.claimed.inc(consumer.reclaimed - reclaimed)
+                self.metrics.bodiless.inc(consumer.bodiless - bodiless)
+                reclaimed, bodiless = consumer.reclaimed, consumer.bodiless
+                if batch.items:
+                    await self._queue.put(batch)
+                else:
+                    if batch.stream == FIREHOSE_LIVE:
+                        self._report.caught_up()
+                    await self._queue.caught_up(batch.stream)
+                self._check_ready()
+
+    async def _apply_all(
+        self, applied: trio.MemorySendChannel[tuple[EntryBatch, BatchOutcome]]
+    ) -> None:
+        """Apply batches by priority, each until it works; hand them over to be acknowledged."""
+        async with applied:
+            while (batch := await self._queue.take()) is not None:
+                if self._context.hurrying.is_set():
+                    continue  # the entries stay pending
+                self.metrics.active.set(1)
+                outcome = await self._apply(batch)
+                self.metrics.active.set(0)
+                if outcome is None:
+                    continue
+                history = batch.stream == FIREHOSE_BACKFILL
+                self._scheduler.worked(outcome.seconds, history=history, behind=self._queue.behind)
+                self.metrics.apply_seconds.labels(batch.stream).inc(outcome.seconds)
+                await applied.send((batch, outcome))  # waits until the one before is acknowledged
+
+    async def _apply(self, batch: EntryBatch) -> BatchOutcome | None:
+        """Apply a batch, again after each failure; None when there is no time left."""
+        hurrying = self._context.hurrying
+        with self._activity(APPLYING):
+            try:
+                return await self._database.retry(
+                    lambda database: self._applier.apply(database, batch), until=hurrying
+                )
+            except DatabaseError as error:  # the schema: whoever starts the worker has to act
+                raise _problem(error) from error
+
+    async def _acknowledge_all(
+        self, applied: trio.MemoryReceiveChannel[tuple[EntryBatch, BatchOutcome]]
+    ) -> None:
+        """Acknowledge batches whose rows are committed; refused entries become dead letters."""
+        async for batch, outcome in applied:
+            action = partial(acknowledge, self._consumers[batch.stream], batch, outcome)
+            with self._activity(ACKNOWLEDGING):
+                done = await self._store.retry(action, until=self._context.hurrying)
+            if done:
+                self._report.note(batch, outcome)
+                self._check_ready()
+
+    def _take(self, consumer: Consumer, store: Store) -> EntryBatch:
+        """Read the next entries and decode them; in the thread of the reader."""
+        taken = consumer.take(store, self._context.settings.indexer_batch_size)
+        items = [BatchItem(delivery, self._decode(delivery)) for delivery in taken.deliveries]
+        return EntryBatch(consumer.stream, items, taken.size, taken.more)
+
+    def _decode(self, delivery: Delivery) -> Reading | LabelReading:
+        try:
+            if delivery.stream == LABEL_LIVE:
+                return read_labels(delivery.fields)
+            return read_entry(delivery.fields, self.collections, self._now())
+        except Exception as error:  # noqa: BLE001 - an entry must not stop the others
+            refusal = Refusal("internal_error", f"{type(error).__name__}: {error}"[:500])
+            return Reading("malformed", "", "", refused=refusal)
+
+    def is_behind(self) -> bool:
+        """Return whether live events wait: here, or still at the relay, being old ones."""
+        return self._queue.behind or self._report.live_lag > CATCHING_UP_SECONDS
+
+    def _check_ready(self) -> None:
+        """Report ready when everything that was pending at the start has been applied."""
+        if not self._is_ready and all(one.recovered for one in self._consumers.values()):
+            self._is_ready = True
+            self._context.ready()
 
     async def report_health(self) -> None:
         """Publish figures until cancelled."""
@@ -143,147 +228,41 @@ class Indexer:
 
     def _report_held(self) -> None:
         self.metrics.live_behind.set(self._queue.behind)
-        held = sum(len(intake.held) for intake in self._intakes.values())
+        held = sum(len(consumer.held) for consumer in self._consumers.values())
         self.metrics.pending.set(held)
         self._context.health({"pending": held})
 
-    def is_behind(self) -> bool:
-        """Tell whether live events wait: here, or still at the relay, being old ones."""
-        return self._queue.behind or self._report.live_lag > CATCHING_UP_SECONDS
-
-    def close(self) -> None:
-        """Close all connections."""
-        self._disconnect()
-        self._settler.disconnect()
-        self.maintenance.close()
-        self.housekeeping.close()
-        for intake in self._intakes.values():
-            intake.disconnect()
-
-    async def _read(self, intake: StreamReader) -> None:
-        thread = StoreThread()
-        backoff = Backoff(base=0.1, cap=10.0)
-        claimed = bodiless = 0
-        while not self._context.stopping.is_set():
+    @contextmanager
+    def _activity(self, name: str) -> Iterator[None]:
+        with self._context.activity(name) as activity:
+            self._under_way[name] = activity
             try:
-                with self._context.activity(f"reading {intake.rule.stream}"):
-                    batch = await thread.call(intake.take)
-                backoff = backoff.worked(trio.current_time())
-            except (StoreUnavailable, StoreRejected) as error:
-                await thread.call(intake.disconnect)
-                backoff, wait = self._failed(backoff, "reading", error)
-                with trio.move_on_after(wait):
-                    await self._context.stopping.wait()
-                continue
-            self.metrics.claimed.inc(intake.claimed - claimed)
-            self.metrics.bodiless.inc(intake.bodiless - bodiless)
-            claimed, bodiless = intake.claimed, intake.bodiless
-            if batch.items:
-                await self._queue.put(batch)
-            else:
-                if batch.stream == FIREHOSE_LIVE:
-                    self._report.caught_up()
-                await self._queue.caught_up(batch.stream)
-            self._check_ready()
-
-    async def _apply_all(
-        self, applied: trio.MemorySendChannel[tuple[EntryBatch, BatchOutcome]]
-    ) -> None:
-        async with applied:
-            while (batch := await self._queue.take()) is not None:
-                if self._context.hurrying.is_set():
-                    continue  # the entries stay pending
-                self.metrics.active.set(1)
-                outcome = await self._until_done(
-                    APPLYING, partial(self._apply, batch), self._disconnect
-                )
-                self.metrics.active.set(0)
-                if outcome is None:
-                    continue
-                history = batch.stream == FIREHOSE_BACKFILL
-                self._scheduler.worked(outcome.seconds, history=history, behind=self._queue.behind)
-                self.metrics.apply_seconds.labels(batch.stream).inc(outcome.seconds)
-                await applied.send((batch, outcome))  # waits until the batch before is settled
-
-    async def _settle_all(
-        self, applied: trio.MemoryReceiveChannel[tuple[EntryBatch, BatchOutcome]]
-    ) -> None:
-        async for batch, outcome in applied:
-            settle = partial(self._settler.settle, batch, outcome)
-            settled = await self._until_done(SETTLING, settle, self._settler.disconnect)
-            if settled is not None:
-                self._intakes[batch.stream].let_go(batch)
-                self._report.note(batch, settled)
-                self._check_ready()
-
-    async def _until_done(
-        self, activity: str, attempt: Callable[[], BatchOutcome], disconnect: Callable[[], None]
-    ) -> BatchOutcome | None:
-        """Try at least once, until it works; None when there is no time left."""
-        thread = self._threads[activity]
-        backoff = Backoff(base=0.1, cap=10.0)
-        with self._context.activity(activity) as attempts:
-            try:
-                while True:
-                    attempts.progress()
-                    try:
-                        return await thread.call(attempt)
-                    except SchemaMismatch as error:
-                        raise _problem(error) from error
-                    except (DatabaseError, StoreUnavailable, StoreRejected) as error:
-                        if not isinstance(error, TransactionConflict):
-                            await thread.call(disconnect)
-                        self.maintenance.waiting.add(activity)
-                        backoff, wait = self._failed(backoff, "acknowledgement", error)
-                    with trio.move_on_after(wait):
-                        await self._context.hurrying.wait()
-                    if self._context.hurrying.is_set():
-                        return None
+                yield
             finally:
-                self.maintenance.waiting.discard(activity)
+                del self._under_way[name]
 
-    def _failed(self, backoff: Backoff, what: str, error: Exception) -> tuple[Backoff, float]:
-        if isinstance(error, TransactionConflict):
-            what = "conflict"
-        elif isinstance(error, DatabaseError):
-            what = "database"
-        self._report.failed(what, error)
-        return backoff.failed(trio.current_time())
+    def _failed(self, name: str, error: StoreError) -> None:
+        """Count a failure of a store; an activity that waits for a store is no stalled one."""
+        self._report.failed(error, acknowledging=name == ACKNOWLEDGING)
+        if (activity := self._under_way.get(name)) is not None:
+            activity.progress()
 
-    def _check_ready(self) -> None:
-        """Report ready when everything that was pending at the start has been applied."""
-        if not self._is_ready and all(intake.recovered for intake in self._intakes.values()):
-            self._is_ready = True
-            self._context.ready()
+    def _link(
+        self, name: str, open_connection: Callable[[], OpenConnection]
+    ) -> Link[OpenConnection]:
+        return Link(open_connection, purpose=name, failed=partial(self._failed, name))
 
-    def _intake(self, stream: str) -> StreamReader:
+    def _consumer(self, stream: str) -> Consumer:
         settings = self._context.settings
-        rule = ReadRule(
+        return Consumer(
             stream, settings.indexer_group, self._context.consumer,
-            settings.indexer_batch_size, settings.claim_idle_seconds * 1_000,
+            reclaim_idle_ms=settings.claim_idle_seconds * 1_000,
+            max_bytes=MAX_BATCH_BYTES, block_ms=BLOCK_MS, linger_seconds=LINGER_SECONDS,
         )  # fmt: skip
-        read = _read_labels if stream == LABEL_LIVE else self._read_event
-        return StreamReader(rule, partial(self._open_store, stream), read)
-
-    def _read_event(self, delivery: Delivery) -> Content:
-        return read_entry(delivery.fields, self.collections, self._now())
 
     def _open_store(self, purpose: str) -> Store:
         settings = self._context.settings
         return connect(settings.redis_url or "", name=f"{self._context.consumer}-{purpose}")
-
-    def _apply(self, batch: EntryBatch) -> BatchOutcome:
-        return self._applier.apply(self._connected(), batch)
-
-    def _connected(self) -> Database:
-        if self._database is None:
-            self._database = self.open_database()
-        return self._database
-
-    def _disconnect(self) -> None:
-        database, self._database = self._database, None
-        if database is not None:
-            database.close()
 
     def open_database(self) -> Database:
         """Return a new connection."""
@@ -294,6 +273,42 @@ class Indexer:
             name=self._context.consumer,
             by_key=True,
         )
+
+    def _open_first_database(self) -> Database:
+        """Return a new connection; before there was one, a refusal is a fault of the settings."""
+        try:
+            return self.open_database()
+        except (DatabaseUnavailable, TransactionConflict):
+            raise
+        except DatabaseError as error:
+            if self._was_connected:
+                raise
+            raise _problem(error) from error
+
+    def close(self) -> None:
+        """Close all connections."""
+        self._database.close()
+        self._store.close()
+        self.stream_upkeep.close()
+        self.table_upkeep.close()
+
+
+def acknowledge(consumer: Consumer, batch: EntryBatch, outcome: BatchOutcome, store: Store) -> bool:
+    """Make dead letters of refused entries and acknowledge the others, whose rows are committed.
+
+    May be repeated after a lost reply. Raises StoreUnavailable, StoreRejected.
+    """
+    refused: dict[str, RefusedEntry] = {}
+    for one in outcome.refused:  # of several labels of an entry the first counts
+        refused.setdefault(one.item.delivery.id, one)
+    for one in refused.values():
+        delivery = one.item.delivery
+        outcome.dead_letters += consumer.dead_letter(
+            store, delivery, reason=one.reason, error=one.message, attempts=delivery.deliveries
+        )
+    if done := [entry_id for entry_id in batch.ids if entry_id not in refused]:
+        consumer.acknowledge(store, done)
+    return True
 
 
 def wanted_collections(
@@ -307,12 +322,12 @@ def wanted_collections(
     }
 
 
-def _read_labels(delivery: Delivery) -> Content:
-    return read_labels(delivery.fields)
+def _use(_connection: object) -> None:
+    """Do nothing with a connection: it is opened for it."""
 
 
 def _problem(error: DatabaseError) -> SettingError:
     return SettingError(
-        f"PostgreSQL cannot be used: {error}. Check database_url and database_schema, and see what "
-        "`rsky-pipeline db check` says"
+        f"PostgreSQL cannot be used: {error}. Check database_url and database_schema, and run "
+        "`rsky-pipeline db check`"
     )

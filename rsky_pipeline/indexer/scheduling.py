@@ -28,7 +28,7 @@ class FairScheduler:
         self._counted_at = clock()
 
     def worked(self, seconds: float, *, history: bool, behind: bool) -> None:
-        """Note a batch; `behind` says whether live events waited for the same time."""
+        """Note a batch; with `behind`, live events waited for the same time."""
         self._decay()
         self._seconds[history] += seconds
         if not behind:
@@ -62,7 +62,7 @@ class BatchQueue:
     """Hands batches from the readers to the applier.
 
     Streams that are `first` take turns with each other and go before history. While one of them
-    has more than it can be rid of, history gets only what the scheduler owes it.
+    has more than it can be rid of, history gets only the time that the scheduler owes it.
     """
 
     def __init__(self, first: Sequence[str], history: str, scheduler: FairScheduler) -> None:

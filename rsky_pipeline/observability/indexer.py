@@ -69,7 +69,7 @@ class IndexerMetrics:
 
     def _declare_writes(self) -> None:
         self.inserted = self._counter("records_inserted", "Rows inserted into record")
-        self.outcomes = self._counter("record_changes", "What became of record events", "outcome")
+        self.outcomes = self._counter("record_changes", "Record events by their outcome", "outcome")
         for outcome in OUTCOMES:
             self.outcomes.labels(outcome)
         self.writes = self._counter("db_writes", "Records inserted, updated or deleted")
@@ -132,7 +132,7 @@ class IndexerMetrics:
             "early_replies",
             "Replies that wait for a post above them, whose author is to be notified",
         )
-        self.pruned = self._counter("tombstones_pruned", "Tombstones removed below repo floors")
+        self.pruned = self._counter("tombstones_pruned", "Tombstones removed below complete revs")
         for metric in (
             self.lag,
             self.queued,

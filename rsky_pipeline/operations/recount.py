@@ -1,24 +1,22 @@
 """Recomputes counts from the rows that they count, beside running indexers.
 
-A chunk of keys is locked first, in the order in which batches lock them; then their rows are
+A batch of keys is locked first, in the order in which batches lock them; then their rows are
 counted. A batch that has written a row and not yet its count waits for the lock and adds to the new
 count; one that has written both is waited for. So the result is exact at the time of its commit.
 """
 
-import random
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 
 from rsky_pipeline.database.connection import Database, Transaction
-from rsky_pipeline.database.errors import TransactionConflict
+from rsky_pipeline.database.isolation import retry_conflicts
 
-CHUNK = 500  # keys of one transaction
+BATCH = 500  # keys of one transaction
 MAX_CONFLICTS = 20
-_RECORDS = f"SELECT uri FROM record WHERE did = %s AND uri > %s ORDER BY uri LIMIT {CHUNK}"
+_RECORDS = f"SELECT uri FROM record WHERE did = %s AND uri > %s ORDER BY uri LIMIT {BATCH}"
 
-# What each count counts: the table, the column with the key, and a condition.
+# The rows of each count: the table, the column with the key, and a condition.
 _POST = {
     "likeCount": ('"like"', "subject", ""),
     "replyCount": ("post", '"replyParent"', 'AND s."violatesThreadGate" IS NOT TRUE'),
@@ -47,7 +45,7 @@ PROFILE_AGG = Aggregate("profile_agg", "did", _PROFILE)
 
 @dataclass(frozen=True, slots=True)
 class Drift:
-    """A count that was not what its rows add up to."""
+    """A count that differed from the number of its rows."""
 
     table: str
     key: str
@@ -65,29 +63,29 @@ class Scope:
 
 
 @dataclass(frozen=True, slots=True)
-class Chunk:
-    """What was found among some keys."""
+class RecountedBatch:
+    """The differences among some keys."""
 
     table: str
     keys: int
     drifts: tuple[Drift, ...]
 
 
-def recount(database: Database, scope: Scope, *, repair: bool) -> Iterator[Chunk]:
-    """Recount chunk by chunk, each in a transaction of its own. Raises DatabaseError.
+def recount(database: Database, scope: Scope, *, repair: bool) -> Iterator[RecountedBatch]:
+    """Recount batch by batch, each in a transaction of its own. Raises DatabaseError.
 
     Without repair nothing is written; a count whose row is only being made may then seem to differ.
     """
-    for aggregate, keys in _chunks(database, scope):
+    for aggregate, keys in _batches(database, scope):
         one = partial(_one, database, aggregate, keys, repair)
-        yield Chunk(aggregate.table, len(keys), _unconflicted(one))
+        yield RecountedBatch(aggregate.table, len(keys), retry_conflicts(one, MAX_CONFLICTS))
 
 
-def _chunks(database: Database, scope: Scope) -> Iterator[tuple[Aggregate, list[str]]]:
+def _batches(database: Database, scope: Scope) -> Iterator[tuple[Aggregate, list[str]]]:
     for aggregate, keys in ((POST_AGG, scope.uris), (PROFILE_AGG, scope.dids)):
         ordered = sorted(set(keys))
-        for start in range(0, len(ordered), CHUNK):
-            yield aggregate, ordered[start : start + CHUNK]
+        for start in range(0, len(ordered), BATCH):
+            yield aggregate, ordered[start : start + BATCH]
     for did in sorted(set(scope.dids)):
         yield from ((POST_AGG, keys) for keys in _pages(database, _RECORDS, [did]))
     if not scope.uris and not scope.dids:
@@ -101,10 +99,10 @@ def _all_keys(database: Database, aggregate: Aggregate) -> Iterator[list[str]]:
     sources.add((aggregate.table, aggregate.key))
     parts = [
         f"(SELECT DISTINCT {column} AS key FROM {table} WHERE {column} > %s "
-        f"ORDER BY 1 LIMIT {CHUNK})"
+        f"ORDER BY 1 LIMIT {BATCH})"
         for table, column in sorted(sources)
     ]
-    sql = f"SELECT key FROM ({' UNION '.join(parts)}) u ORDER BY key LIMIT {CHUNK}"
+    sql = f"SELECT key FROM ({' UNION '.join(parts)}) u ORDER BY key LIMIT {BATCH}"
     yield from _pages(database, sql, [], repeated=len(parts))
 
 
@@ -177,12 +175,3 @@ def _repair(tx: Transaction, aggregate: Aggregate, drifts: list[Drift]) -> None:
                 f"WHERE a.{aggregate.key} = n.key",
                 [list(values) for values in zip(*rows, strict=True)],
             )
-
-
-def _unconflicted(action: Callable[[], tuple[Drift, ...]]) -> tuple[Drift, ...]:
-    for attempt in range(1, MAX_CONFLICTS):
-        try:
-            return action()
-        except TransactionConflict:
-            time.sleep(random.uniform(0.0, 0.05 * attempt))
-    return action()

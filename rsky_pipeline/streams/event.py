@@ -20,7 +20,7 @@ LABELS_FIELD = b"labels"
 HISTORICAL_SEQ = -1
 MAX_PAYLOAD = 8 * 1024 * 1024
 MAX_DEPTH = 200  # levels of JSON; the library writes 254, and records come with 128 at most
-_RECORD_KEY = b',"record":{'
+_RECORD_KEY = b',"record":'
 _MIN_SEQ, _MAX_SEQ = -(2**63), 2**63 - 1  # a signed integer of 64 bits, as the producers have it
 
 Action = Literal["create", "update", "delete"]
@@ -265,19 +265,17 @@ def _label(seq: int, label: object) -> LabelEvent:
 def _record_text(payload: bytes, body: dict[str, Any]) -> str:
     """Return the JSON of an event's record as it was written, or nothing where it is elsewhere.
 
-    Our events end with their record, and all that comes before it is flat, so that the first place
-    of the key is the record's own (in a text its quotes would be escaped).
+    Our events end with their record, and it is the first object in them: with its key before it,
+    it can only be the value of that key of the event itself.
     """
-    place = payload.find(_RECORD_KEY)
+    place = payload.find(b"{", 1)
     if (
-        place < 0
-        or payload.find(b"{", 1, place) >= 0
-        or payload.find(b"[", 0, place) >= 0
+        payload[place - len(_RECORD_KEY) : place] != _RECORD_KEY
         or payload[-2:] != b"}}"
         or next(reversed(body)) != "record"
     ):
         return ""
-    return payload[place + len(_RECORD_KEY) - 1 : -1].decode()
+    return payload[place:-1].decode()
 
 
 def parse_payload(payload: bytes) -> dict[str, Any]:

@@ -25,22 +25,16 @@ ONCE = {
             "runtime/link.py",
             # A command of its own, not a worker of ours.
             "operations/load/writing.py",
-            # To be converted.
-            "indexer/accounts/checks.py", "indexer/core/apply.py",
-            "indexer/housekeeping.py", "indexer/maintenance.py", "indexer/role.py",
-            "indexer/settler.py", "indexer/stream_reader.py",
         },
     ),
     "retries of a transaction after a conflict": (
         r"except TransactionConflict",
         {
             "database/isolation.py", "runtime/link.py",
-            # One that is counted, and one that goes on with the next round.
-            "indexer/core/apply.py", "indexer/housekeeping.py",
+            # One that is counted.
+            "indexer/core/apply.py",
             # Waits for a minute for a server that is away as well.
             "operations/load/writing.py",
-            # To be converted.
-            "operations/recount.py",
         },
     ),
 }  # fmt: skip
@@ -49,8 +43,8 @@ ONCE = {
 STORE_ERRORS = {"StoreUnavailable", "StoreRejected", "DatabaseError", "DatabaseUnavailable",
                 "Unavailable", "StoreError"}  # fmt: skip
 HANDLERS_LEFT = {
-    "indexer/accounts/checks.py": 1, "indexer/core/apply.py": 1, "indexer/housekeeping.py": 1,
-    "indexer/maintenance.py": 1, "indexer/role.py": 4, "indexer/stream_reader.py": 1,
+    "indexer/accounts/checks.py": 1, "indexer/core/apply.py": 1, "indexer/role.py": 3,
+    "indexer/upkeep.py": 1,
     "ingester/listing/enumeration.py": 1, "ingester/listing/gap_repair.py": 2,
     "ingester/live.py": 4, "ingester/release.py": 1, "ingester/report.py": 1,
     "ingester/role.py": 1, "ingester/writer.py": 2,

@@ -11,7 +11,7 @@ from datetime import datetime, timedelta
 from rsky_pipeline.atproto.datetimes import format_utc
 from rsky_pipeline.database.connection import Transaction
 
-# A handle is looked at again when something happens after so long (the official times).
+# A handle is looked up again when an event comes after so long (the official times).
 HANDLE_AGE = timedelta(hours=24)
 NO_HANDLE_AGE = timedelta(hours=1)
 
@@ -34,7 +34,7 @@ WHERE EXCLUDED.forced
 
 @dataclass(frozen=True, slots=True)
 class KnownActor:
-    """What an `actor` row says of the last look at the account's handle."""
+    """The last look-up of an account's handle, as its `actor` row has it."""
 
     did: str
     has_handle: bool
@@ -51,7 +51,7 @@ def lock_actors(tx: Transaction, dids: Iterable[str]) -> list[KnownActor]:
 
 
 def due_handles(known: Iterable[KnownActor], active: Mapping[str, str], now: str) -> list[str]:
-    """Return accounts whose handle is to be looked at again, since something happens there.
+    """Return accounts whose handle is due to be looked up again, since they are active.
 
     `active` has the time of the newest live event of accounts; a time in the future is now.
     """

@@ -1,10 +1,9 @@
-"""The loop of what is looked up of accounts in the background, and what its queues have in common.
+"""The loop of look-ups of accounts in the background, and the common part of its queues.
 
 Checks wait in tables. Taking one puts its time off, so that another worker finds it again if this
 one dies, and no connection is held while the network is asked.
 """
 
-import logging
 import random
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -15,10 +14,9 @@ from rsky_pipeline.database.connection import Database
 from rsky_pipeline.database.errors import DatabaseError
 from rsky_pipeline.observability.indexer import IndexerMetrics
 from rsky_pipeline.runtime.boundary import Boundary
-from rsky_pipeline.runtime.threads import StoreThread
+from rsky_pipeline.runtime.link import Link
 
-_log = logging.getLogger(__name__)
-RETRY_SECONDS = 15  # doubles with every look that nobody answers
+RETRY_SECONDS = 15  # doubles with every look-up that nobody answers
 MAX_RETRY_SECONDS = 24 * 3600
 
 
@@ -27,56 +25,59 @@ class LookupUnknownError(Exception):
 
 
 class AccountChecks(ABC):
-    """Takes checks, asks the network, writes what it found, on a connection of its own."""
+    """Takes checks, asks the network, stores the answers, on a connection of its own."""
 
-    what: str  # is looked up, for the log
-    idle_seconds: float  # before an empty queue is looked at again
+    purpose: str  # of the connection, for the log
+    idle_seconds: float  # between two looks at an empty queue
 
     def __init__(self, open_database: Callable[[], Database], metrics: IndexerMetrics) -> None:
         self.metrics = metrics
         self.boundary = Boundary(metrics.internal_error)
-        self.thread = StoreThread()
         self._open_database = open_database
-        self._database: Database | None = None
+        self.link = Link(
+            self._open,
+            purpose=self.purpose,
+            failed=lambda _: metrics.fail(metrics.database_failures),
+        )
 
     @abstractmethod
     async def work_once(self) -> bool:
-        """Take some checks and settle them; return whether there were any."""
+        """Take some checks and resolve them; return whether there were any. Raises DatabaseError.
+
+        Checks whose answers could not be stored are taken again when their lease is over.
+        """
 
     async def run(self) -> None:
         """Work until cancelled."""
         while True:
             try:
                 busy = await self.work_once()
-            except DatabaseError as error:
-                self.metrics.fail(self.metrics.database_failures)
-                _log.warning(f"{self.what} are looked up later", extra={"error": str(error)})
-                await self.thread.call(self.close)
+            except DatabaseError:  # counted and logged by the link
                 busy = False
             except Exception as error:  # noqa: BLE001 - see runtime.boundary
-                self.boundary.caught(error, self.what)
+                self.boundary.caught(error, self.purpose)
                 busy = False
             if not busy:
                 await trio.sleep(self.idle_seconds)
 
-    def connected(self) -> Database:
-        """Return the connection, in the thread; a new one after a failure. Raises DatabaseError."""
-        if self._database is None:
-            self._database = self._open_database()
-            self.begin(self._database)
-        return self._database
-
     def begin(self, database: Database) -> None:  # noqa: B027 - most begin with nothing
-        """Do what a new connection begins with."""
+        """Prepare a new connection."""
 
     def close(self) -> None:
         """Close the connection."""
-        database, self._database = self._database, None
-        if database is not None:
+        self.link.close()
+
+    def _open(self) -> Database:
+        database = self._open_database()
+        try:
+            self.begin(database)
+        except BaseException:
             database.close()
+            raise
+        return database
 
 
 def wait_seconds(attempts: int) -> float:
-    """Return how long to wait after a look that nobody answered; with jitter."""
+    """Return how long to wait after a look-up that nobody answered; with jitter."""
     wait: float = min(RETRY_SECONDS * 2 ** min(attempts, 20), MAX_RETRY_SECONDS)
     return wait * random.uniform(0.75, 1.0)

@@ -8,8 +8,10 @@ farewell of a host that the account has moved away from.
 import logging
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 from rsky_pipeline.database.connection import Database
+from rsky_pipeline.database.errors import DatabaseError
 from rsky_pipeline.indexer.accounts.actors import lock_actors
 from rsky_pipeline.indexer.accounts.checks import AccountChecks, LookupUnknownError, wait_seconds
 from rsky_pipeline.indexer.accounts.purge import purge_account
@@ -58,13 +60,13 @@ class DeletionCheck:
 
 
 class DeletionChecks(AccountChecks):
-    """Takes checks one after the other, asks the host, and does what follows.
+    """Takes checks one after the other, asks the host, and purges or keeps the account.
 
     `find_host` returns None for an account that is gone, and raises LookupUnknownError when nobody
-    can say.
+    answers.
     """
 
-    what = "deletions"
+    purpose = "deletion checks"
     idle_seconds = 5.0
 
     def __init__(
@@ -79,50 +81,60 @@ class DeletionChecks(AccountChecks):
         self._collections = collections
 
     async def work_once(self) -> bool:
-        """Take a check and settle it; return whether there was one."""
-        check = await self.thread.call(self._take)
+        """Take a check, ask the host, purge or keep; return whether there was a check."""
+        check = await self.link.call(_take)
         if check is None:
             return False
         try:
-            hosted = await self._find_host(check.did)
-        except Exception as error:  # noqa: BLE001 - see runtime.boundary
-            if isinstance(error, LookupUnknownError):
-                _log.info("deletion unknown", extra={"did": check.did, "error": str(error)})
-            else:
-                self.boundary.caught(error, "deletion", did=check.did)
-            await self.thread.call(self._put_off, check)
-            self.metrics.deletions.labels("unknown").inc()
-            return True
-        if hosted is not None:
-            await self.thread.call(self._keep, check, hosted)
-            self.metrics.deletions.labels("hosted").inc()
-            return True
-        records = await self.thread.call(self._purge, check)
-        if records is not None:
-            _log.info("account purged", extra={"did": check.did, "records": records})
-        self.metrics.deletions.labels("obsolete" if records is None else "purged").inc()
+            result = await self._resolve(check)
+        except LookupUnknownError as error:
+            _log.info("deletion unknown", extra={"did": check.did, "error": str(error)})
+            result = "unknown"
+        except Exception as error:
+            if isinstance(error, DatabaseError) and not error.follows_data:
+                raise
+            self.boundary.caught(error, "deletion", did=check.did)
+            result = "unknown"
+        if result == "unknown":
+            await self.link.call(partial(_put_off, check))
+        self.metrics.deletions.labels(result).inc()
         return True
 
-    def _take(self) -> DeletionCheck | None:
-        rows = self.connected().query(_TAKE, (LEASE_SECONDS,))
-        return DeletionCheck(*rows[0]) if rows else None
+    async def _resolve(self, check: DeletionCheck) -> str:
+        """Return the result of a check: hosted, purged, or obsolete."""
+        hosted = await self._find_host(check.did)
+        if hosted is not None:
+            await self.link.call(partial(_keep, check, hosted))
+            return "hosted"
+        records = await self.link.call(partial(_purge, check, self._collections))
+        if records is None:
+            return "obsolete"
+        _log.info("account purged", extra={"did": check.did, "records": records})
+        return "purged"
 
-    def _put_off(self, check: DeletionCheck) -> None:
-        self.connected().execute(_LATER, (wait_seconds(check.attempts), check.did, check.taken))
 
-    def _keep(self, check: DeletionCheck, hosted: Hosted) -> None:
-        with self.connected().transaction() as tx:
-            tx.execute(_SET_STATUS, (hosted.status, check.did, DELETED))
-            tx.execute(_DONE, (check.did, check.taken))
+def _take(database: Database) -> DeletionCheck | None:
+    rows = database.query(_TAKE, (LEASE_SECONDS,))
+    return DeletionCheck(*rows[0]) if rows else None
 
-    def _purge(self, check: DeletionCheck) -> int | None:
-        """Purge unless the account has come back meanwhile; return how many records it had."""
-        database = self.connected()
-        with database.transaction() as tx:
-            lock_actors(tx, {check.did})
-            came_back = tx.query(_IS_DELETED, (check.did,)) != [(DELETED,)]
-        records = None
-        if not came_back:
-            records = purge_account(database, check.did, self._collections)
-        database.execute(_DONE, (check.did, check.taken))
-        return records
+
+def _put_off(check: DeletionCheck, database: Database) -> None:
+    database.execute(_LATER, (wait_seconds(check.attempts), check.did, check.taken))
+
+
+def _keep(check: DeletionCheck, hosted: Hosted, database: Database) -> None:
+    with database.transaction() as tx:
+        tx.execute(_SET_STATUS, (hosted.status, check.did, DELETED))
+        tx.execute(_DONE, (check.did, check.taken))
+
+
+def _purge(
+    check: DeletionCheck, collections: Mapping[str, Collection], database: Database
+) -> int | None:
+    """Purge unless the account has come back meanwhile; return how many records it had."""
+    with database.transaction() as tx:
+        lock_actors(tx, {check.did})
+        came_back = tx.query(_IS_DELETED, (check.did,)) != [(DELETED,)]
+    records = None if came_back else purge_account(database, check.did, collections)
+    database.execute(_DONE, (check.did, check.taken))
+    return records

@@ -2,8 +2,8 @@
 
 A handle is written only if both directions agree: the DID document claims it, and DNS or the
 handle's host names the DID. Otherwise it is NULL, which the AppView shows as handle.invalid. Checks
-wait in `rsky_pipeline.handle_check`; what a worker had taken before it was restarted it takes again
-at once, as with pending entries of a stream.
+wait in `rsky_pipeline.handle_check`; a restarted worker takes the checks that it had taken before
+again at once, as with pending entries of a stream.
 """
 
 import logging
@@ -20,10 +20,10 @@ from rsky_pipeline.indexer.core.entries import now_text
 from rsky_pipeline.observability.indexer import IndexerMetrics
 
 _log = logging.getLogger(__name__)
-MANY = 100  # checks taken together
+BATCH = 100  # checks taken together
 BUSY_PAUSE_SECONDS = 0.3
 LEASE_SECONDS = 300
-SETTLE_TRIES = 5
+STORE_TRIES = 5
 
 _TAKE = """
 UPDATE rsky_pipeline.handle_check c
@@ -75,14 +75,18 @@ class HandleCheck:
 
 @dataclass(frozen=True, slots=True)
 class HandleResult:
-    """The outcome: a handle that both directions agree on, or None."""
+    """The answer to a check: a handle that both directions agree on, or None for no such handle.
+
+    `answered` is False where nobody could be asked; then the check comes again.
+    """
 
     check: HandleCheck
     handle: str | None
+    answered: bool = True
 
 
 class HandleChecks(AccountChecks):
-    """Takes checks, asks the network, writes what it found.
+    """Takes checks, asks the network, stores the results.
 
     `find_document` returns None for a DID that does not exist; it and `find_did` raise
     LookupUnknownError.
@@ -90,7 +94,7 @@ class HandleChecks(AccountChecks):
     begin one after the other with pauses: batches must not wait for them.
     """
 
-    what = "handles"
+    purpose = "handle checks"
     idle_seconds = 2.0
 
     def __init__(
@@ -112,35 +116,38 @@ class HandleChecks(AccountChecks):
         self._find_did = find_did
 
     async def work_once(self) -> bool:
-        """Take some checks and settle them; return whether there were any."""
-        checks = await self.thread.call(self._take)
-        found: list[HandleResult] = []
-        unknown: list[HandleCheck] = []
+        """Take some checks, look them up and store the results; return whether there were any."""
+        checks = await self.link.call(self._take)
+        results: list[HandleResult] = []
         limit = trio.CapacityLimiter(self._at_once)
 
         async def look_up(check: HandleCheck) -> None:
             async with limit:
                 await self._give_way()
                 try:
-                    found.append(HandleResult(check, await self._verified_handle(check)))
+                    results.append(HandleResult(check, await self._verified_handle(check)))
                 except LookupUnknownError as error:
                     _log.info("handle unknown", extra={"did": check.did, "error": str(error)})
-                    unknown.append(check)
+                    results.append(HandleResult(check, None, answered=False))
                 except Exception as error:  # noqa: BLE001 - see runtime.boundary
                     self.boundary.caught(error, "handle", did=check.did)
-                    unknown.append(check)
+                    results.append(HandleResult(check, None, answered=False))
 
         async with trio.open_nursery() as nursery:
             for check in checks:
                 nursery.start_soon(look_up, check)
-        if checks:
-            later = {check.did for check in await self.thread.call(self._settle, found, unknown)}
-            found = [item for item in found if item.check.did not in later]
-            verified = sum(item.handle is not None for item in found)
-            self.metrics.handle_checks.labels("verified").inc(verified)
-            self.metrics.handle_checks.labels("unverified").inc(len(found) - verified)
-            self.metrics.handle_checks.labels("failed").inc(len(later))
+        if results:
+            refused = await self.link.call(lambda database: _store(database, results))
+            self._count(results, refused)
         return bool(checks)
+
+    def _count(self, results: Sequence[HandleResult], refused: int) -> None:
+        answered = [item for item in results if item.answered]
+        verified = sum(item.handle is not None for item in answered)
+        counter = self.metrics.handle_checks
+        counter.labels("verified").inc(max(0, verified - refused))
+        counter.labels("unverified").inc(len(answered) - verified)
+        counter.labels("failed").inc(len(results) - len(answered) + refused)
 
     async def _give_way(self) -> None:
         async with self._turn:
@@ -155,50 +162,47 @@ class HandleChecks(AccountChecks):
         return handle if await self._find_did(handle) == check.did else None
 
     def begin(self, database: Database) -> None:
-        """Take back what an earlier connection or life had taken: nobody works on it now."""
+        """Take back the checks of an earlier connection or life: nobody works on them now."""
         database.execute(_TAKE_BACK, (self._worker,))
 
-    def _take(self) -> list[HandleCheck]:
-        rows = self.connected().query(_TAKE, (LEASE_SECONDS, self._worker, MANY))
+    def _take(self, database: Database) -> list[HandleCheck]:
+        rows = database.query(_TAKE, (LEASE_SECONDS, self._worker, BATCH))
         return [HandleCheck(*row) for row in rows]
 
-    def _settle(
-        self, found: Sequence[HandleResult], unknown: Sequence[HandleCheck]
-    ) -> list[HandleCheck]:
-        """Write what was found and put off the rest; return all that was put off.
 
-        An account whose row is refused is put off like one that nobody answered for: another worker
-        may have given its handle to somebody else at this moment.
-        """
-        refused = apply_isolated(found, self._write)
-        for culprit in refused:
-            item = culprit.entry
-            extra = {"did": item.check.did, "handle": item.handle, "error": culprit.message}
-            _log.warning("handle cannot be stored", extra=extra)
-        later = [*unknown, *(culprit.entry.check for culprit in refused)]
-        apply_isolated(later, self._put_off)
-        return later
+def _store(database: Database, results: Sequence[HandleResult]) -> int:
+    """Store results; return how many PostgreSQL refused, which are looked up again later.
 
-    def _write(self, found: Sequence[HandleResult]) -> None:
-        # Two accounts cannot both have verified one handle, unless it moved between the checks.
-        owners = {item.handle: item.check.did for item in found}
-        ordered = sorted(found, key=lambda item: item.check.did)
-        dids = [item.check.did for item in ordered]
-        handles = [
-            item.handle if owners.get(item.handle) == item.check.did else None for item in ordered
-        ]
-        database = self.connected()
+    One account's result must not hold up those of the others, whatever is wrong with it: another
+    worker may also have given its handle to somebody else at this moment.
+    """
+    culprits = apply_isolated(
+        results,
+        lambda part: retry_conflicts(lambda: _store_once(database, part), STORE_TRIES),
+        blame_all=True,
+    )
+    for culprit in culprits:
+        check = culprit.entry.check
+        extra = {"did": check.did, "handle": culprit.entry.handle, "error": culprit.message}
+        _log.warning("PostgreSQL refused the handle of an account", extra=extra)
+        _store_once(database, [HandleResult(check, None, answered=False)])
+    return len(culprits)
 
-        def write() -> None:
-            with database.transaction() as tx:
-                tx.query(_LOCK, (dids, [handle for handle in handles if handle is not None]))
-                tx.execute(_DISPOSSESS, (dids, handles))
-                tx.execute(_SET, (now_text(), dids, handles))
-                tx.execute(_DONE, (dids, [item.check.taken for item in ordered]))
 
-        retry_conflicts(write, SETTLE_TRIES)
-
-    def _put_off(self, checks: Sequence[HandleCheck]) -> None:
-        waits = [wait_seconds(check.attempts) for check in checks]
-        taken = [check.taken for check in checks]
-        self.connected().execute(_LATER, ([check.did for check in checks], taken, waits))
+def _store_once(database: Database, results: Sequence[HandleResult]) -> None:
+    answered = sorted((item for item in results if item.answered), key=lambda item: item.check.did)
+    unknown = [item.check for item in results if not item.answered]
+    # Two accounts cannot both have verified one handle, unless it moved between the checks.
+    owners = {item.handle: item.check.did for item in answered}
+    dids = [item.check.did for item in answered]
+    handles = [item.handle if owners[item.handle] == item.check.did else None for item in answered]
+    with database.transaction() as tx:
+        if answered:
+            tx.query(_LOCK, (dids, [handle for handle in handles if handle is not None]))
+            tx.execute(_DISPOSSESS, (dids, handles))
+            tx.execute(_SET, (now_text(), dids, handles))
+            tx.execute(_DONE, (dids, [item.check.taken for item in answered]))
+        if unknown:
+            waits = [wait_seconds(check.attempts) for check in unknown]
+            taken = [check.taken for check in unknown]
+            tx.execute(_LATER, ([check.did for check in unknown], taken, waits))

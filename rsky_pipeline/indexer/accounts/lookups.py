@@ -1,4 +1,4 @@
-"""Connects what is looked up of accounts to the network: handles, and whether they still exist."""
+"""Connects the look-ups of accounts to the network: their handles, and whether they exist."""
 
 from collections.abc import Callable, Mapping
 
@@ -23,7 +23,7 @@ from rsky_pipeline.observability.indexer import IndexerMetrics
 from rsky_pipeline.runtime.boundary import Boundary
 
 _GONE = frozenset({"RepoNotFound", "RepoDeleted"})
-# What a host calls an account that it keeps and does not serve, and how that is stored.
+# A host's errors for an account that it keeps and does not serve, and the status to store.
 _INACTIVE = {
     "RepoDeactivated": "deactivated",
     "RepoSuspended": "suspended",
@@ -42,7 +42,7 @@ async def look_up_accounts(
 ) -> None:
     """Look up handles and deletions until cancelled; `worker` is the worker's lasting name.
 
-    `is_busy` tells whether events wait to be indexed.
+    `is_busy` returns whether events wait to be indexed.
     """
     private = settings.allow_private_hosts
     boundary = Boundary(metrics.internal_error)
@@ -79,7 +79,7 @@ class Lookup:
 
     async def find_document(self, did: str, forced: bool) -> DidDocument | None:
         """Return the document of a DID, None if there is none; a forced one is fetched anew."""
-        if forced:  # an event said that it changed, maybe a moment after it was looked up
+        if forced:  # an event announced a change, maybe a moment after the last look-up
             self._directory.forget(did)
         try:
             return await self._directory.resolve(did)

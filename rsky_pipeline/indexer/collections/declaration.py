@@ -1,9 +1,9 @@
-"""What an operator of the AppView's tables declares of each kind of record.
+"""The declaration of a kind of record: its table, and the consequences of its records.
 
 A collection is one `Collection` value in a module of this package; `registry` finds it. Everything
 generic (rev gate, duplicates, updates, deletes, counts, notifications) follows from the declaration
-and is done by `core.write`. What a declaration cannot say is a function that takes `Changes`: the
-rows of the collection that one batch really wrote, and what its transaction holds.
+and is done by `core.write`. Everything else is a function that takes `Changes`: the rows of the
+collection that one batch really wrote, and the locks, counts and notifications of its transaction.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
@@ -54,14 +54,18 @@ class Collection:
     only_rkey: str = ""  # records with other keys have no row in the table
     side: tuple[SideTable, ...] = ()
     notify: Callable[[Put], Sequence[Notification]] | None = None
-    judges: bool = False  # looks at others' rows (follows, lists, gates), so it is written last
-    looked_at: bool = False  # what becomes of others' records depends on records of this kind
+    written_last: bool = (
+        False  # looks at others' rows (follows, lists, gates), so it is written last
+    )
+    looked_at: bool = False  # records of others depend on records of this kind
     renotify: bool = True  # an update replaces the notifications of its record
-    finish: Callable[[Changes], None] | None = None  # what the declaration cannot say
-    # What a record leaves although its deletion came first, or in the same batch.
+    finish: Callable[[Changes], None] | None = (
+        None  # writes the rows that a declaration cannot describe
+    )
+    # Writes the traces that a record leaves although its deletion came first or in the same batch.
     overtaken: Callable[[Changes, Sequence[Put]], None] | None = None
-    # What the deletion of a standing row tells, given the row and the time now. What the record
-    # told before stays then; without this it is removed.
+    # Makes the notification of the deletion of a standing row, given the row and the time now. The
+    # notifications of the record stay then; without this function they are removed.
     withdraw: Callable[[Mapping[str, Any], str], Notification] | None = None
 
 

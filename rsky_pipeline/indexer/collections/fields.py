@@ -1,4 +1,4 @@
-"""Reading fields of records: what is needed to write columns, and no more.
+"""Reads the fields of records that columns are made of.
 
 A record comes from strangers. Whatever it holds, reading it either gives a value that PostgreSQL
 can store and index, or raises `InvalidRecordError` with a reason that can be counted.

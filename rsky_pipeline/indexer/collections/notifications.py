@@ -1,4 +1,4 @@
-"""Notifications of a batch: removed with their record, written only for what is really new.
+"""Notifications of a batch: removed with their record, written for records that are really new.
 
 History that the backfiller brings notifies nobody. When one record takes the place of another (a
 duplicate is promoted, an older like arrives late, a post is edited) it notifies as the other did.
@@ -28,49 +28,46 @@ WHERE NOT EXISTS (SELECT FROM thread_mute)
 
 @dataclass(slots=True)
 class BatchNotifications:
-    """The notifications of one batch."""
+    """The notifications that one batch removes and adds."""
 
-    forgotten: dict[str, None] = field(default_factory=dict)
-    successors: dict[str, set[str]] = field(default_factory=dict)  # uri -> uris it replaces
-    heirs: set[str] = field(default_factory=set)
-    told: list[tuple[Put, Notification]] = field(default_factory=list)
+    removed: dict[str, None] = field(default_factory=dict)  # uris of records
+    replaced: dict[str, set[str]] = field(default_factory=dict)  # uri -> uris that it replaces
+    inheriting: set[str] = field(default_factory=set)
+    added: list[tuple[Put, Notification]] = field(default_factory=list)
 
-    def forget(self, uris: Iterable[str]) -> None:
-        """Remove what these records told."""
-        self.forgotten.update(dict.fromkeys(uris))
+    def remove(self, uris: Iterable[str]) -> None:
+        """Remove the notifications of these records."""
+        self.removed.update(dict.fromkeys(uris))
 
-    def succeed(self, uri: str, previous: str, *, inherits: bool) -> None:
-        """Note that a record stands where another one stood, which is forgotten.
+    def replace(self, uri: str, previous: str, *, inherits: bool) -> None:
+        """Remove the notifications of a record that another one replaces.
 
-        One that inherits is not news of its own: it notifies only if the other one did.
+        One that inherits is not news of its own: it notifies only if the previous one did.
         """
         if inherits:
-            self.heirs.add(uri)
-        self.successors.setdefault(uri, set()).add(previous)
-        self.forgotten[previous] = None
+            self.inheriting.add(uri)
+        self.replaced.setdefault(uri, set()).add(previous)
+        self.removed[previous] = None
 
-    def succeeded(self) -> set[str]:
-        """Return the uris of records for which another one stands now."""
-        return {uri for previous in self.successors.values() for uri in previous}
+    def all_replaced(self) -> set[str]:
+        """Return the uris of records that another one replaces."""
+        return {uri for previous in self.replaced.values() for uri in previous}
 
-    def tell(self, put: Put, notification: Notification) -> None:
+    def add(self, put: Put, notification: Notification) -> None:
         """Notify somebody of a record, unless it turns out to be history."""
-        self.told.append((put, notification))
+        self.added.append((put, notification))
 
     def write(self, tx: Transaction) -> int:
         """Perform the removals, then the insertions; return how many rows were inserted."""
-        spoken: set[str] = set()
-        if self.forgotten:
-            spoken = {row[0] for row in tx.query(_DELETE, (sorted(self.forgotten),))}
+        notified: set[str] = set()
+        if self.removed:
+            notified = {row[0] for row in tx.query(_DELETE, (sorted(self.removed),))}
         rows = [
-            (told.did, put.uri, put.cid, put.did, told.reason, told.reason_subject, told.sort_at)
-            for put, told in self.told
-            if not (put.historical or put.uri in self.heirs)
-            or not spoken.isdisjoint(self._before(put))
+            (one.did, put.uri, put.cid, put.did, one.reason, one.reason_subject, one.sort_at)
+            for put, one in self.added
+            if not (put.historical or put.uri in self.inheriting)
+            or not notified.isdisjoint({put.uri, *self.replaced.get(put.uri, ())})
         ]
         if not rows:
             return 0
         return tx.execute(_INSERT, [list(column) for column in zip(*rows, strict=True)])
-
-    def _before(self, put: Put) -> set[str]:
-        return {put.uri, *self.successors.get(put.uri, ())}

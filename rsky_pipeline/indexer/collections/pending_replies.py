@@ -1,8 +1,9 @@
-"""Replies that came before a post above them: remembered until it comes, so that all are told.
+"""Pending replies: they came before a post above them, whose author is notified when it comes.
 
-Officially the authors of what comes later are never told. A row is made by the reply's writer, who
-holds the lock on its account, and goes on by whoever writes the missing post; the row itself is
-locked without waiting, so that two who need the same rows cannot wait for each other.
+Officially the authors of posts that come later are never notified. A row is made by the reply's
+writer, who holds the lock on its account, and taken by whoever writes the missing post; the row
+itself is locked without waiting, so that two workers that need the same rows cannot wait for each
+other. The table is called `early_reply`.
 """
 
 from collections.abc import Collection, Sequence
@@ -13,8 +14,8 @@ from rsky_pipeline.database.connection import Database, Transaction
 from rsky_pipeline.indexer.collections.fields import host, parts
 from rsky_pipeline.indexer.collections.values import Notification
 
-MAX_HEIGHT = 4  # posts above a reply whose authors are told
-KEPT_FOR = timedelta(days=3)  # what comes later than this is no news any more
+MAX_HEIGHT = 4  # posts above a reply whose authors are notified
+KEPT_FOR = timedelta(days=3)  # a post that comes later than this is no news any more
 PRUNE_BATCH = 5_000  # removed in one step, so that no transaction is long
 
 _FORGET = """
@@ -46,41 +47,41 @@ DELETE FROM rsky_pipeline.early_reply WHERE uri IN (
 
 @dataclass(frozen=True, slots=True)
 class AncestorWalk:
-    """A reply on its way up its thread, telling the authors that it meets."""
+    """A reply on its way up its thread, to notify the authors of the posts above it."""
 
     uri: str
     cid: str
     sort_at: str
     at: str  # the post above that is next
     height: int  # of that post
-    told: frozenset[str]  # DIDs that are not told again; the author is one of them
+    notified: frozenset[str]  # DIDs, the author's among them
     hidden: frozenset[str]  # replies that end the way
 
 
-def walk(
-    climb: AncestorWalk, above: Sequence[tuple[str, str | None]]
+def advance(
+    walk: AncestorWalk, above: Sequence[tuple[str, str | None]]
 ) -> tuple[list[Notification], AncestorWalk]:
-    """Return whom a reply tells on its way over posts, given as (uri, parent), and the rest of it.
+    """Walk over posts, given as (uri, parent): return the notifications and the rest of the walk.
 
     A rest above `MAX_HEIGHT` or without a next post (`at` is empty) is the end.
     """
-    told, found = set(climb.told), []
-    at, height = climb.at, climb.height
+    notified, found = set(walk.notified), []
+    at, height = walk.at, walk.height
     for uri, parent in above:
         did = host(uri)
-        if did not in told:
-            told.add(did)
-            found.append(Notification(did, "reply", uri, climb.sort_at))
+        if did not in notified:
+            notified.add(did)
+            found.append(Notification(did, "reply", uri, walk.sort_at))
         at, height = parent or "", height + 1
-        if uri in climb.hidden:
+        if uri in walk.hidden:
             at = ""
             break
-    return found, replace(climb, at=at, height=height, told=frozenset(told))
+    return found, replace(walk, at=at, height=height, notified=frozenset(notified))
 
 
-def waits(climb: AncestorWalk) -> bool:
-    """Tell whether somebody may have to be told when the next post comes."""
-    next_post = parts(climb.at) if 0 < climb.height <= MAX_HEIGHT else None
+def is_pending(walk: AncestorWalk) -> bool:
+    """Return whether somebody may have to be notified when the next post comes."""
+    next_post = parts(walk.at) if 0 < walk.height <= MAX_HEIGHT else None
     return (
         next_post is not None
         and next_post.collection == "app.bsky.feed.post"
@@ -89,40 +90,44 @@ def waits(climb: AncestorWalk) -> bool:
 
 
 def forget_pending_replies(tx: Transaction, uris: Collection[str]) -> set[str]:
-    """Forget replies that are gone or edited; return those that had been remembered."""
+    """Forget replies that are deleted or edited; return those that were pending."""
     if not uris:
         return set()
     return {row[0] for row in tx.query(_FORGET, (sorted(uris),))}
 
 
 def take_pending_replies(tx: Transaction, posts: Collection[str]) -> list[AncestorWalk]:
-    """Return the replies that waited for these posts; they are remembered no more."""
+    """Take the replies that are pending for these posts out of the table."""
     if not posts:
         return []
     return [
-        AncestorWalk(uri, cid, sort_at, missing, height, _split(told) | {host(uri)}, _split(hidden))
-        for uri, cid, sort_at, missing, height, told, hidden in tx.query(_TAKE, (sorted(posts),))
+        AncestorWalk(
+            uri, cid, sort_at, missing, height, _split(notified) | {host(uri)}, _split(hidden)
+        )
+        for uri, cid, sort_at, missing, height, notified, hidden in tx.query(
+            _TAKE, (sorted(posts),)
+        )
     ]
 
 
-def remember_pending_replies(tx: Transaction, climbs: Sequence[AncestorWalk]) -> None:
-    """Remember replies until the post comes that is next above them."""
-    if climbs:
+def remember_pending_replies(tx: Transaction, walks: Sequence[AncestorWalk]) -> None:
+    """Keep replies until the post comes that is next above them."""
+    if walks:
         rows = sorted(
-            (item.uri, item.at, item.height, _join(item.told - {host(item.uri)}),
+            (item.uri, item.at, item.height, _join(item.notified - {host(item.uri)}),
              _join(item.hidden))
-            for item in climbs
+            for item in walks
         )  # fmt: skip
         tx.execute(_REMEMBER, [list(column) for column in zip(*rows, strict=True)])
 
 
 def prune_pending_replies(database: Database) -> int:
-    """Remove some replies that have waited for too long; return how many."""
+    """Remove some replies that were pending for too long; return how many."""
     return database.execute(_PRUNE, (KEPT_FOR, PRUNE_BATCH))
 
 
 def _join(texts: Collection[str]) -> str:
-    # What has a space in it is neither an account nor a post that could come.
+    # A text with a space in it is neither an account nor a post that could come.
     return " ".join(sorted(text for text in texts if " " not in text and "\0" not in text))
 
 

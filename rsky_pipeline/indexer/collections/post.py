@@ -1,7 +1,7 @@
 """app.bsky.feed.post: the post, its feed item, embeds and quote, thread rules, notifications.
 
-What a post is, is read from its record here; `post_rules` looks at what others said (gates,
-parents), `post_notifications` tells people. An edited post is updated in place, so that gates,
+Here the rows of a post are made from its record. `post_rules` applies the rules of others (gates,
+parents), `post_notifications` notifies. An edited post is updated in place, so that gates,
 reposts and quotes of it stay what they were (officially they are lost).
 """
 
@@ -25,7 +25,7 @@ from rsky_pipeline.indexer.collections.fields import (
 )
 from rsky_pipeline.indexer.collections.post_embeds import SIDE_TABLES, read_embed
 from rsky_pipeline.indexer.collections.post_notifications import notify_of_posts
-from rsky_pipeline.indexer.collections.post_rules import judge, looked_at, set_gate_flags
+from rsky_pipeline.indexer.collections.post_rules import check_rules, looked_at, set_gate_flags
 from rsky_pipeline.indexer.collections.post_thread import (
     count_replies,
     forget_deleted,
@@ -50,7 +50,7 @@ MAX_MENTIONS = 100  # a text of 300 graphemes has no room for more
 
 @dataclass(frozen=True, slots=True)
 class PostFacts:
-    """What the rules and notifications need to know of a post."""
+    """The facts of a post that rules and notifications depend on."""
 
     sort_at: str
     mentions: tuple[str, ...] = ()
@@ -109,10 +109,10 @@ def _finish(changes: Changes) -> None:
     written = [*changes.inserted, *changes.updated]
     if written:
         set_gate_flags(changes, written)
-    verdicts = judge(changes, written)
+    rules = check_rules(changes, written)
     write_op_thread_replies(changes, written)
-    count_replies(changes, written, verdicts)
-    notify_of_posts(changes, written, verdicts)
+    count_replies(changes, written, rules)
+    notify_of_posts(changes, written, rules)
 
 
 COLLECTION = Collection(
@@ -134,7 +134,7 @@ COLLECTION = Collection(
         kept=("replyRoot", "replyParent", "violatesThreadGate"),
     ),
     side=(SideTable("feed_item", owner="uri", columns=FEED_ITEM), *SIDE_TABLES),
-    judges=True,
+    written_last=True,
     looked_at=True,
     overtaken=mark_overtaken,
     finish=_finish,

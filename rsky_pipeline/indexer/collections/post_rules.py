@@ -1,7 +1,7 @@
-"""What others allow: thread gates, post gates, and whether a reply hangs in its thread.
+"""The rules of others for a post: thread gates, post gates, and the thread of a reply.
 
-A reply is judged once, when it is written, by what is known then, as officially. Of its own batch
-that is: gates that came before it, and the follows and list items at the end of the batch.
+A reply is judged once, when it is written, by the records that are there then, as officially. Of
+its own batch these are: gates that came before it, and the follows and list items at its end.
 """
 
 from collections.abc import Mapping, Sequence
@@ -65,7 +65,7 @@ Json = Mapping[str, Any]
 
 @dataclass(slots=True)
 class PostRules:
-    """What the rules say of a post; `hidden` are the replies that the thread's owner hides."""
+    """The result of the rules for a post; `hidden` are replies that the thread's owner hides."""
 
     invalid_reply_root: bool = False
     violates_thread_gate: bool = False
@@ -88,32 +88,32 @@ def set_gate_flags(changes: Changes, written: Sequence[Put]) -> None:
     changes.tx.execute(_SET_FLAGS, (sorted(put.uri for put in written),))
 
 
-def judge(changes: Changes, written: Sequence[Put]) -> dict[str, PostRules]:
-    """Judge replies and quotes, and store what is not as it should be."""
+def check_rules(changes: Changes, written: Sequence[Put]) -> dict[str, PostRules]:
+    """Apply the rules to replies and quotes, and store each violation."""
     replies = [put for put in written if put.rows.facts.parent is not None]
     quotes = [
         put
         for put in written
         if put.rows.facts.quoted is not None and host(put.rows.facts.quoted) != put.did
     ]
-    verdicts = {put.uri: PostRules() for put in (*replies, *quotes)}
-    if verdicts:
+    rules = {put.uri: PostRules() for put in (*replies, *quotes)}
+    if rules:
         gates = _gates(changes, replies, quotes)
-        _judge_roots(changes, replies, verdicts)
-        _judge_replies(changes, replies, gates, verdicts)
+        _check_roots(changes, replies, rules)
+        _check_gates(changes, replies, gates, rules)
         for put in quotes:
-            rules = _gate(changes, gates, put, gate_uri(put.rows.facts.quoted, _EMBED_GATE)) or {}
-            verdicts[put.uri].violates_embedding_rules = any(
+            gate = _gate(changes, gates, put, gate_uri(put.rows.facts.quoted, _EMBED_GATE)) or {}
+            rules[put.uri].violates_embedding_rules = any(
                 isinstance(rule, dict) and rule.get("$type") == _DISABLED
-                for rule in _list(rules, "embeddingRules")
+                for rule in _list(gate, "embeddingRules")
             )
-    _store(changes, verdicts)
-    _accept_waiting(changes, written, verdicts)
-    return verdicts
+    _store(changes, rules)
+    _accept_waiting(changes, written, rules)
+    return rules
 
 
 def gate_uri(post: str, collection: str) -> str:
-    """Return where the gate of a post is; an empty text for what is no record."""
+    """Return the uri of a post's gate; an empty text where the post is no record."""
     reference = parts(post)
     if reference is None:
         return ""
@@ -127,7 +127,7 @@ def _gates(changes: Changes, replies: Sequence[Put], quotes: Sequence[Put]) -> d
 
 
 def _gate(changes: Changes, gates: Mapping[str, Json], put: Put, uri: str) -> Json | None:
-    """Return a gate unless it came after the post: gates do not judge what was there before."""
+    """Return a gate unless it came after the post: gates do not judge older posts."""
     late = changes.arrivals.get(uri, -1) > changes.arrivals.get(put.uri, 0)
     return None if late else gates.get(uri)
 
@@ -143,9 +143,7 @@ def _records(changes: Changes, uris: set[str]) -> dict[str, Json]:
     return found
 
 
-def _judge_roots(
-    changes: Changes, replies: Sequence[Put], verdicts: Mapping[str, PostRules]
-) -> None:
+def _check_roots(changes: Changes, replies: Sequence[Put], rules: Mapping[str, PostRules]) -> None:
     """A reply's root is invalid if its parent is missing, invalid, or in another thread."""
     if not replies:
         return
@@ -166,23 +164,21 @@ def _judge_roots(
             indexed, invalid, parent_root = facts[reply.uri]
             parent = reply.rows.facts.parent
             if parent in by_uri:
-                invalid = verdicts[parent].invalid_reply_root
+                invalid = rules[parent].invalid_reply_root
             wrong = _is_elsewhere(parent, parent_root, reply.rows.facts.root)
-            verdicts[reply.uri].invalid_reply_root = not indexed or bool(invalid) or wrong
+            rules[reply.uri].invalid_reply_root = not indexed or bool(invalid) or wrong
 
 
 def _is_elsewhere(parent: str, parent_root: str | None, root: str) -> bool:
-    """Tell whether a parent is in another thread than the reply to it claims."""
+    """Return whether a parent is in another thread than the reply to it claims."""
     return parent_root is not None if parent == root else parent_root != root
 
 
 def _accept_waiting(
-    changes: Changes, written: Sequence[Put], verdicts: Mapping[str, PostRules]
+    changes: Changes, written: Sequence[Put], rules: Mapping[str, PostRules]
 ) -> None:
     """Judge replies again that came before their parents (officially they stay invalid)."""
-    arrived = [
-        put.uri for put in written if not verdicts.get(put.uri, PostRules()).invalid_reply_root
-    ]
+    arrived = [put.uri for put in written if not rules.get(put.uri, PostRules()).invalid_reply_root]
     for _ in range(MAX_DEPTH):
         if not arrived:
             return
@@ -196,11 +192,11 @@ def _accept_waiting(
             changes.tx.execute(_ACCEPT, (sorted(arrived),))
 
 
-def _judge_replies(
+def _check_gates(
     changes: Changes,
     replies: Sequence[Put],
     gates: Mapping[str, Json],
-    verdicts: Mapping[str, PostRules],
+    rules: Mapping[str, PostRules],
 ) -> None:
     gated: list[tuple[Put, Json]] = []
     for put in replies:
@@ -208,7 +204,7 @@ def _judge_replies(
         if gate is None:
             continue
         hidden = (item for item in _list(gate, "hiddenReplies") if isinstance(item, str))
-        verdicts[put.uri].hidden = frozenset(hidden)
+        rules[put.uri].hidden = frozenset(hidden)
         if isinstance(gate.get("allow"), list) and host(put.rows.facts.root) != put.did:
             gated.append((put, gate))
     if not gated:
@@ -218,7 +214,7 @@ def _judge_replies(
     listed = _listed(changes, gated)
     for put, gate in gated:
         allowed = _is_allowed(put, gate, roots.get(put.rows.facts.root), follows, listed)
-        verdicts[put.uri].violates_thread_gate = not allowed
+        rules[put.uri].violates_thread_gate = not allowed
 
 
 Pairs = set[tuple[str, str]]
@@ -276,16 +272,16 @@ def _list(value: Json, key: str) -> Sequence[Any]:
     return found if isinstance(found, list) else ()
 
 
-def _store(changes: Changes, verdicts: Mapping[str, PostRules]) -> None:
-    """Write verdicts; a column pair stays NULL where nothing is wrong, as officially."""
+def _store(changes: Changes, rules: Mapping[str, PostRules]) -> None:
+    """Write results; a column pair stays NULL where nothing is wrong, as officially."""
     edited = {put.uri for put in changes.updated}
     rows: list[tuple[str, bool | None, bool | None, bool | None]] = []
-    for uri in sorted({*verdicts, *edited}):
-        verdict = verdicts.get(uri, PostRules())
-        wrong = verdict.invalid_reply_root or verdict.violates_thread_gate
-        if wrong or verdict.violates_embedding_rules or uri in edited:
-            reply = (verdict.invalid_reply_root, verdict.violates_thread_gate)
+    for uri in sorted({*rules, *edited}):
+        rule = rules.get(uri, PostRules())
+        wrong = rule.invalid_reply_root or rule.violates_thread_gate
+        if wrong or rule.violates_embedding_rules or uri in edited:
+            reply = (rule.invalid_reply_root, rule.violates_thread_gate)
             rows.append((uri, *(reply if wrong else (None, None)),
-                         verdict.violates_embedding_rules or None))  # fmt: skip
+                         rule.violates_embedding_rules or None))  # fmt: skip
     if rows:
         changes.tx.execute(_WRITE, [list(column) for column in zip(*rows, strict=True)])

@@ -1,4 +1,4 @@
-"""What a post means for its thread: reply counts, the author's own chain, and what it leaves."""
+"""The place of a post in its thread: reply counts, and the author's own chain of replies."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -31,10 +31,10 @@ ON CONFLICT ("rootUri", uri) DO NOTHING
 
 
 def forget_deleted(changes: Changes) -> None:
-    """Remove what points at deleted posts: feed items of reposts, quotes; end their chains.
+    """Remove feed items and quotes of deleted posts, and end their chains.
 
-    Posts that go with their account leave them: which posts it had is not known for ever, and what
-    others wrote must not depend on whether they wrote it before or after.
+    Posts that go with their account leave them: which posts it had is not known for ever, and rows
+    of others must not depend on whether they wrote it before or after.
     """
     if not changes.deleted:
         return
@@ -53,7 +53,7 @@ def write_op_thread_replies(changes: Changes, written: Sequence[Put]) -> None:
 
 
 def mark_overtaken(changes: Changes, puts: Sequence[Put]) -> None:
-    """Leave the mark of deleted replies: what hangs below them keeps its place in the thread.
+    """Mark deleted replies: the replies below them keep their place in the thread.
 
     An account that was purged leaves no marks.
     """
@@ -72,16 +72,18 @@ def _own_replies(puts: Sequence[Put]) -> list[tuple[str, str, str]]:
     )
 
 
-def count_replies(
-    changes: Changes, written: Sequence[Put], verdicts: Mapping[str, PostRules]
-) -> None:
-    """Count replies of their parents, without those that a thread gate does not allow."""
+def count_replies(changes: Changes, written: Sequence[Put], rules: Mapping[str, PostRules]) -> None:
+    """Count replies of their parents, without those that a thread gate does not allow.
+
+    A row that stood without its record has been counted by whoever wrote it, like its post.
+    """
     for row in changes.removed:
         if not row["violatesThreadGate"]:
             _add(changes, row["replyParent"], -1)
+    stood = {put.uri for put in changes.updated}.difference(row["uri"] for row in changes.removed)
     for put in written:
-        verdict = verdicts.get(put.uri)
-        if verdict is None or not verdict.violates_thread_gate:
+        found = rules.get(put.uri)
+        if put.uri not in stood and (found is None or not found.violates_thread_gate):
             _add(changes, put.rows.facts.parent, 1)
 
 

@@ -1,4 +1,4 @@
-"""What likes and reposts share: the same fields and the same rules of notification."""
+"""The common part of likes and reposts: their fields and their rules of notification."""
 
 from rsky_pipeline.indexer.collections.fields import (
     Record,
@@ -20,9 +20,9 @@ def read_reaction(record: Record) -> Row:
 
 
 def notifications(put: Put, reason: str, via_reason: str) -> list[Notification]:
-    """Tell the subject's author and, if there is one, the reposter it was found through.
+    """Notify the subject's author and, if there is one, the reposter it was found through.
 
-    A reaction to one's own record tells nobody, whatever it was found through.
+    A reaction to one's own record notifies nobody, whatever it was found through.
     """
     assert put.rows.main is not None
     subject, _, via, _, created = put.rows.main

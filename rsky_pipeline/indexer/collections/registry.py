@@ -15,7 +15,7 @@ from rsky_pipeline.indexer.lexicon.check import checker
 def load(validation: Validation = "lenient") -> dict[str, Collection]:
     """Return every collection by its NSID, ordered so that results do not depend on file names.
 
-    `validation` says which records their `check` lets through.
+    `validation` decides which records their `check` lets through.
     """
     found: dict[str, Collection] = {}
     for item in pkgutil.iter_modules(collections.__path__):

@@ -1,6 +1,6 @@
 """The values that records become: rows of the tables of collections, and operations on records.
 
-Pure: nothing here reads or writes. `declaration` says which function makes them of a record.
+Pure: nothing here reads or writes. `declaration` names the function that makes them of a record.
 """
 
 from collections.abc import Mapping, Sequence
@@ -29,7 +29,7 @@ class CollectionTable:
     columns: Mapping[str, str]  # name to SQL type, in the order of `Rows.main`
     unique: tuple[str, ...] = ()  # natural key: of several records the smallest uri stands
     counts: tuple[Count, ...] = ()
-    kept: tuple[str, ...] = ()  # further columns that `finish` wants to see of rows that go
+    kept: tuple[str, ...] = ()  # further columns of removed rows, for `finish`
 
     def __hash__(self) -> int:
         return hash(self.name)
@@ -52,12 +52,12 @@ class SideTable:
 
 
 class Rows(NamedTuple):  # one a record: a tuple is made three times faster than a frozen dataclass
-    """What a record becomes. `main` is None when only the `record` row is kept."""
+    """The rows of a record. `main` is None when only the `record` row is kept."""
 
     main: Row | None = None
     side: Mapping[str, Sequence[Row]] = MappingProxyType({})
-    facts: Any = None  # what a `finish` function wants to know of the record
-    looks_at: tuple[str, ...] = ()  # uris whose records decide what becomes of this one
+    facts: Any = None  # facts of the record for a `finish` function
+    looks_at: tuple[str, ...] = ()  # uris whose records decide about the rows of this one
     leaves_trace: bool = False  # on other records, even if it is deleted at once
 
 
@@ -76,7 +76,7 @@ class Notification:
 
 @dataclass(slots=True)
 class Put:
-    """A state of a record that wants to be stored."""
+    """A state of a record to store."""
 
     uri: str
     did: str

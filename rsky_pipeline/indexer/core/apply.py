@@ -9,14 +9,13 @@ and not acknowledged is applied once more, which changes nothing.
 Blocking, for one thread. A batch may be applied again after any failure.
 """
 
-import random
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence, Set
 
 from rsky_pipeline.database.connection import Database, Transaction
 from rsky_pipeline.database.errors import DatabaseError, RowExists, TransactionConflict
-from rsky_pipeline.database.isolation import apply_isolated
+from rsky_pipeline.database.isolation import apply_isolated, retry_conflicts
 from rsky_pipeline.indexer.accounts.actors import (
     KnownActor,
     create_actors,
@@ -64,7 +63,7 @@ from rsky_pipeline.indexer.core.write import Work, write_collection
 
 RECORD_KINDS = frozenset({"create", "update", "delete"})
 MAX_CONFLICTS = 5  # tries of one transaction before the batch is given a longer pause
-# What fails for all entries of a batch is waited for so long (a function that is missing while
+# A failure of all entries of a batch is waited for so long (a function that is missing while
 # somebody upgrades the database), and then costs this batch: it must not stop the others for ever.
 SYSTEMIC_SECONDS = 600.0
 
@@ -137,15 +136,14 @@ class Applier:
     def _apply_once(
         self, database: Database, items: Sequence[BatchItem], outcome: BatchOutcome
     ) -> None:
-        for attempt in range(1, MAX_CONFLICTS + 1):
+        def write() -> None:
             try:
-                return self._write(database, items, outcome)
+                self._write(database, items, outcome)
             except TransactionConflict:
                 outcome.conflicts += 1
-                if attempt == MAX_CONFLICTS:
-                    raise
-                time.sleep(random.uniform(0.0, 0.05 * attempt))
-        return None
+                raise
+
+        retry_conflicts(write, MAX_CONFLICTS)
 
     def _write(self, database: Database, items: Sequence[BatchItem], outcome: BatchOutcome) -> None:
         readings = [item.reading for item in items if isinstance(item.reading, Reading)]
@@ -200,7 +198,7 @@ def apply_batch(
             seen = {reading.did: reading.time for reading in reversed(wanted)}
             with database.transaction() as tx:
                 created += create_actors(tx, missing, seen, now_text())
-        except RowExists:  # of somebody who writes beside us and does not know our locks
+        except RowExists:  # of another writer, which does not take our locks
             if seen_twice:
                 raise
             seen_twice = True  # now that it is committed, it is one of the stored states
@@ -243,7 +241,7 @@ def apply_locked(
         write_records(tx, plan)
         arrivals = {item.uri: place for place, item in enumerate(segment)}
         notified += write_collections(tx, plan, collections, counts, locks, arrivals, empty)
-        empty = frozenset()  # for the next segment they have what this one wrote
+        empty = frozenset()  # the next segment finds the rows of this one
         plans.append(plan)
     counts.write(tx)
     apply_accounts(tx, (change for change in changes if isinstance(change, AccountChange)))
@@ -294,7 +292,7 @@ def write_collections(
     changed = (put.uri for put in plan.updates)
     forget_duplicates(tx, sorted([*changed, *(item.uri for item in plan.deletes)]))
     notifications, now = BatchNotifications(), now_text()
-    for nsid in sorted(work, key=lambda nsid: (collections[nsid].judges, nsid)):
+    for nsid in sorted(work, key=lambda nsid: (collections[nsid].written_last, nsid)):
         changes = Changes(tx, counts, notifications, locks, now, arrivals, empty, purging)
         write_collection(collections[nsid], changes, work[nsid])
     return notifications.write(tx)

@@ -1,4 +1,4 @@
-"""A batch of stream entries, and what became of it."""
+"""A batch of stream entries, and its outcome."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from rsky_pipeline.indexer.collections.values import Delete, Put
 from rsky_pipeline.indexer.core.entries import Reading
 from rsky_pipeline.indexer.core.labels import LabelReading
-from rsky_pipeline.streams.consumer import SUSPICIOUS_DELIVERIES, Delivery
+from rsky_pipeline.streams.consumer import Delivery
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +20,7 @@ class BatchItem:
     @property
     def suspicious(self) -> bool:
         """Whether the entry should not share its transaction with others."""
-        return self.delivery.deliveries > SUSPICIOUS_DELIVERIES
+        return self.delivery.suspicious
 
     @property
     def account(self) -> str:
@@ -29,7 +29,7 @@ class BatchItem:
 
     @property
     def subject(self) -> str:
-        """What the entry is about, for whoever reads its dead letter: uris, or a DID."""
+        """The uris or the DID of the entry, for whoever reads its dead letter."""
         if isinstance(self.reading, LabelReading):
             return ", ".join(label.uri for label in self.reading.labels[:3])
         change = self.reading.change
@@ -54,7 +54,7 @@ class EntryBatch:
 def groups(batch: EntryBatch) -> list[list[BatchItem]]:
     """Return the entries in order, cut so that every suspicious one is alone.
 
-    What may have crashed a worker must not take its neighbours along when it does so again.
+    An entry that may have crashed a worker must not take its neighbours along the next time.
     """
     found: list[list[BatchItem]] = []
     together = False

@@ -1,9 +1,9 @@
 """How far a repo is indexed: its complete rev, and the newest commit in `actor_sync`.
 
 The complete rev of a repo is one up to which everything of it is known. It is set when a whole repo
-has been brought in and what it no longer holds was deleted. From then on an older put is stale
-without any tombstone (see `plan`), so the tombstones below it are removed. It is read and raised
-under the lock on the account, and only ever goes up. Its table is called `repo_floor`.
+has been brought in and the records that it no longer holds were deleted. From then on an older put
+is stale without any tombstone (see `plan`), so the tombstones below it are removed. It is read and
+raised under the lock on the account, and only ever goes up. Its table is called `repo_floor`.
 
 PDSes compare `actor_sync` with what they have just written, so it must not claim more than is
 there: live commits move it with their records, and a backfilled repo with the event that closes it.

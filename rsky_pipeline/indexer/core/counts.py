@@ -1,10 +1,10 @@
 """Exact counts: the differences of a batch are summed per key and added in one statement a table.
 
-A count changes by exactly the rows that were really inserted or deleted, and never by what was
-meant to happen. That is why applying a batch twice changes nothing: the second time, nothing is
+A count changes by exactly the rows that were really inserted or deleted, and never by
+intended ones. That is why applying a batch twice changes nothing: the second time, nothing is
 inserted. It also costs the same for a post with a million likes as for one with none. Counts are
-written at the end of the transaction, after everything that may fail, since the rows of popular
-posts are what workers wait for most.
+written near the end of the transaction, after the rows of all collections, since those of popular
+posts are the ones that workers wait for most.
 """
 
 from collections import defaultdict

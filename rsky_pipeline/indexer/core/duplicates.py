@@ -117,7 +117,7 @@ def resolve_duplicates(
     key: NaturalKey,
     gone: Sequence[StoredRow],
     puts: Sequence[Put],
-    notes: BatchNotifications,
+    notifications: BatchNotifications,
     arrivals: Mapping[str, int],
 ) -> tuple[list[Put], list[StoredRow]]:
     """Insert the record that stands for each key and park the others; `gone` is deleted already.
@@ -127,7 +127,7 @@ def resolve_duplicates(
     Nearly always one insertion is all. Where it leaves something out, the rows of the very records
     that were left out go first: only a writer without our rules leaves them (a row whose record is
     missing). Compared like rows of other records, such a row would be displaced and parked while
-    its record is parked too, and one whose record now says something else would go on standing.
+    its record is parked too, and one whose record has another key now would go on standing.
     """
     contest = [*puts, *key.take_waiting(gone, puts)]
     if not contest:
@@ -150,7 +150,7 @@ def resolve_duplicates(
         if successor is not None and successor != row["uri"]:
             # A record that was there when the other one went had waited for it.
             waited = arrivals.get(successor, -1) < arrivals.get(row["uri"], -1)
-            notes.succeed(successor, row["uri"], inherits=waited)
+            notifications.replace(successor, row["uri"], inherits=waited)
     return [put for its_key, put in oldest.items() if standing[its_key] == put.uri], displaced
 
 

@@ -33,7 +33,7 @@ from rsky_pipeline.streams.event import (
 KNOWN = frozenset(
     {"deactivated", "suspended", "takendown", "deleted", "throttled", "desynchronized"}
 )
-# What an inactive account without a reason that we know is shown as: hidden, and reversible.
+# The status of an inactive account with an unknown reason: hidden, and reversible.
 FALLBACK = "deactivated"
 
 
@@ -57,7 +57,7 @@ class IdentityChange:
 class RepoRev(NamedTuple):
     """A repo is indexed up to this commit.
 
-    `complete`: every record that it held then is queued, and what it did not hold is deleted.
+    `complete`: every record that it held then is queued, and the others are deleted.
     """
 
     did: str
@@ -81,7 +81,7 @@ Change = Put | Delete | AccountChange | IdentityChange | RepoRev
 
 
 class Reading(NamedTuple):
-    """What an entry says; `kind` names it for metrics (create, update, delete, account, ...)."""
+    """The content of an entry; `kind` is for metrics (create, update, delete, account, ...)."""
 
     kind: str
     did: str
@@ -129,7 +129,7 @@ def read_direct(event: RecordEvent, time: str, collections: Mapping[str, Collect
 
 
 def repo_reading(did: str, commit: str, rev: str, time: str) -> Reading:
-    """Return what the event that closes a complete repo says. Raises MalformedEvent."""
+    """Return the content of the event that closes a complete repo. Raises MalformedEvent."""
     change = _repo_rev(did, commit, rev, complete=True)
     return Reading("repo", did, time, historical=True, change=change)
 

@@ -44,7 +44,7 @@ class LabelRow:
 
     @property
     def key(self) -> tuple[str, str, str, str]:
-        """What the label is about: of one key one statement stands."""
+        """The identity of a label: of one key one statement stands."""
         return self.src, self.uri, self.cid, self.val
 
     @property

@@ -7,7 +7,7 @@ For every uri the state of the highest rev stands, whatever the order of arrival
   neither happens in an honest repo, but the result must not depend on order;
 - a row without a rev (written by the official indexer) is older than everything;
 - below the complete rev of its repo (see `complete_revs`) a put is stale unless it is the state
-  that is stored: what the repo still held at that rev is stored or on its way with that rev;
+  that is stored: records that the repo still held then are stored or on their way with that rev;
 - a historical put of the state that is stored anyway only moves the rev.
 
 All operations on one uri are folded into the one change that they amount to. This is what makes
@@ -92,6 +92,11 @@ def make_plan(
     for uri, found in by_uri.items():
         if len(found) > 1:
             found.sort(key=sort_key)
+        elif uri not in stored and found[0].did not in complete_revs:
+            operation = found[0]
+            if isinstance(operation, Put):  # nearly all: a new record, with nothing to fold
+                plan.inserts.append(operation)
+                continue
         _fold(found, stored.get(uri, NOTHING), complete_revs.get(found[0].did, ""), plan)
     return plan
 

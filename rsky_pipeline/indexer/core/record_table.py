@@ -58,7 +58,7 @@ def write_records(tx: Transaction, plan: BatchPlan) -> None:
     """Write the rows of `record` and the tombstones as planned.
 
     New rows are copied in, which costs PostgreSQL half of an upsert. Raises RowExists where a
-    writer that does not know the locks on accounts has written one of them meanwhile.
+    writer that does not take the locks on accounts has written one of them meanwhile.
     """
     if plan.inserts:
         tx.copy_in(_COPY, ("text",) * 6, _rows(plan.inserts))

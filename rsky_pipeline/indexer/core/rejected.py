@@ -11,7 +11,7 @@ from rsky_pipeline.database.connection import Database, Transaction
 from rsky_pipeline.indexer.core.entries import Reading
 
 MAX_MESSAGE = 500
-FORGET_ROWS = 2_000  # looked at in one step
+FORGET_BATCH = 2_000  # looked through in one step
 
 _KEEP = """
 INSERT INTO rsky_pipeline.rejected_record AS known
@@ -59,7 +59,7 @@ class Rejection:
 
 @dataclass(frozen=True, slots=True)
 class ListedRejection:
-    """A rejection in a listing; `older` tells whether an older version of the record stands."""
+    """A rejection in a listing; with `older`, an older version of the record stands."""
 
     rejection: Rejection
     at: str
@@ -87,7 +87,7 @@ class RejectionFilter:
 
 
 def rejections(readings: Iterable[Reading]) -> list[Rejection]:
-    """Return the refused records among what was read."""
+    """Return the refused records among readings."""
     return [
         Rejection(
             refused.uri, reading.did, reading.collection, refused.rev, refused.cid,
@@ -115,12 +115,12 @@ def keep_rejections(tx: Transaction, found: Iterable[Rejection]) -> None:
 
 
 def forget_superseded(database: Database, after: str = "") -> str:
-    """Forget rejections that no longer say anything, of the page that begins after a uri.
+    """Forget obsolete rejections, of the page that begins after a uri.
 
     Returns where the next page begins; an empty text is the beginning.
     """
-    ((last, looked, _),) = database.query(_FORGET, (after, FORGET_ROWS))
-    return str(last) if looked == FORGET_ROWS else ""
+    ((last, looked, _),) = database.query(_FORGET, (after, FORGET_BATCH))
+    return str(last) if looked == FORGET_BATCH else ""
 
 
 def list_rejections(

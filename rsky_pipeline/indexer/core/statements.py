@@ -10,11 +10,10 @@ from typing import Any
 
 from rsky_pipeline.database.bulk import quoted, transpose
 from rsky_pipeline.database.connection import Transaction
-from rsky_pipeline.indexer.collections.values import CollectionTable, Put, SideTable
+from rsky_pipeline.indexer.collections.values import CollectionTable, Put, SideTable, StoredRow
 
 GENERIC = {"uri": "varchar", "cid": "varchar", "creator": "varchar", "indexedAt": "varchar"}
 _POST = "app.bsky.feed.post"
-StoredRow = Mapping[str, Any]  # the `returned_columns` of a row that stood
 
 
 def insert(
@@ -24,7 +23,7 @@ def insert(
 
     A row of a table with a natural key is left out when another record stands for its key. `empty`
     are accounts that have nothing yet: where all rows are theirs, nothing can be in the way, and
-    they are copied in. Raises RowExists where something is (see `record_rows`).
+    they are copied in. Raises RowExists where something is (see `record_table`).
     """
     if not puts:
         return []
@@ -46,7 +45,7 @@ def returned_columns(table: CollectionTable) -> tuple[str, ...]:
 
 
 def delete(tx: Transaction, table: CollectionTable, uris: Iterable[str]) -> list[StoredRow]:
-    """Delete rows by uri; return what the rows were."""
+    """Delete rows by uri; return their `returned_columns`."""
     uris = sorted(uris)
     if not uris:
         return []
@@ -90,7 +89,7 @@ def side_insert_sql(side: SideTable) -> str:
     columns = {side.owner: "varchar", **side.columns}
     skip = ""
     if side.skip_deleted:
-        # Only the deletion of a post takes with it what points at it; a repost can be of a feed.
+        # Only the deletion of a post takes rows along that point at it; a repost can be of a feed.
         skip = (
             " WHERE NOT EXISTS (SELECT FROM rsky_pipeline.tombstone t "
             f"WHERE t.uri = n.\"{side.skip_deleted}\" AND split_part(t.uri, '/', 4) = '{_POST}')"

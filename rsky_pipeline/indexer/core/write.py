@@ -1,7 +1,8 @@
 """Writes the rows of one collection, set by set, as its declaration says.
 
-A bounded number of statements does the work of any number of records. Everything here runs in
-the transaction of the batch and under the locks on its accounts, so what is read stays true.
+A bounded number of statements does the work of any number of records. Everything here runs in the
+transaction of the batch and under the locks on its accounts, so the rows that are read stay as they
+are.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -48,11 +49,11 @@ def write_collection(collection: Collection, changes: Changes, work: Work) -> No
             _write_plain(changes, table, work)
         _write_side_tables(changes, collection.side, work)
     if collection.withdraw is None:
-        changes.notifications.forget(work.deletes)
+        changes.notifications.remove(work.deletes)
     else:
         _withdraw(changes, collection.withdraw)
     if collection.renotify:
-        changes.notifications.forget([put.uri for put in work.updates])
+        changes.notifications.remove([put.uri for put in work.updates])
     if collection.overtaken is not None and work.overtaken:
         collection.overtaken(changes, work.overtaken)
     if collection.finish is not None:
@@ -116,25 +117,25 @@ def _count_side_rows(
 
 def _notify(changes: Changes, collection: Collection) -> None:
     assert collection.notify is not None
-    telling = [*changes.inserted, *changes.updated] if collection.renotify else changes.inserted
-    for put in telling:
-        teller = put if collection.renotify else put.first or put
-        if teller.historical and not changes.notifications.forgotten:
-            continue  # history tells nobody, unless it takes the place of what did
-        for notification in collection.notify(teller):
-            changes.notifications.tell(teller, notification)
+    notifying = [*changes.inserted, *changes.updated] if collection.renotify else changes.inserted
+    for put in notifying:
+        source = put if collection.renotify else put.first or put
+        if source.historical and not changes.notifications.removed:
+            continue  # history notifies nobody, unless it replaces a record that did
+        for notification in collection.notify(source):
+            changes.notifications.add(source, notification)
 
 
 def _withdraw(changes: Changes, withdraw: Callable[[Mapping[str, Any], str], Notification]) -> None:
-    """Tell of standing records that were deleted and that no other one stands for now."""
-    succeeded = changes.notifications.succeeded()
+    """Notify of deleted records that stood and that no other record replaces."""
+    succeeded = changes.notifications.all_replaced()
     deleted = set(changes.deleted) - succeeded
     for row in changes.removed:
         uri, now = str(row["uri"]), changes.now
         if uri in deleted:
             rkey = uri.rpartition("/")[2]
             gone = Put(uri, row["creator"], rkey, row["cid"], "", now, historical=False, json="")
-            changes.notifications.tell(gone, withdraw(row, now))
+            changes.notifications.add(gone, withdraw(row, now))
 
 
 def _count(

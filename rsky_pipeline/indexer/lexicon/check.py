@@ -1,6 +1,6 @@
 """Checking records against schemas, compiled once into functions.
 
-`strict` is what the official indexer demands. `lenient` is what the AppView's read path accepts:
+`strict` is the check of the official indexer. `lenient` is that of the AppView's read path:
 datetimes without a zone, record keys of any form in references, blobs of any kind and size and in
 their legacy form. In both an explicit null is no value, and unknown properties are kept.
 """
@@ -55,7 +55,7 @@ def checker(nsid: str, validation: Validation) -> Callable[[Mapping[str, object]
 
 
 def _compile(shape: Shape, path: str, *, strict: bool) -> Check:
-    """Return the check of a value; `path` tells in an error where it stands."""
+    """Return the check of a value; `path` is its place, for errors."""
     match shape:
         case Text():
             return _text(shape, path, strict)
@@ -216,14 +216,14 @@ def _union(shape: Union, path: str, strict: bool) -> Check:
 
 
 def is_lenient_datetime(text: str) -> bool:
-    """Tell whether a text is a datetime as the read path accepts it: the zone may be missing."""
+    """Return whether a text is a datetime as the read path accepts it: the zone may be missing."""
     if is_datetime(text):
         return True
     return "T" in text and not {"t", "z", " "} & set(text) and normalize(text) is not None
 
 
 def is_lenient_at_uri(text: str) -> bool:
-    """Tell whether a text is an AT URI whose record key, if any, may have any form."""
+    """Return whether a text is an AT URI whose record key, if any, may have any form."""
     if compiled.is_usual_uri(text):
         return True
     parts = text.split("/")
@@ -231,17 +231,17 @@ def is_lenient_at_uri(text: str) -> bool:
 
 
 def is_uri(text: str) -> bool:
-    """Tell whether a text is a URI as lexicons demand it: a scheme, and no spaces."""
+    """Return whether a text is a URI as lexicons demand it: a scheme, and no spaces."""
     return len(text) <= 8_192 and _URI.fullmatch(text) is not None
 
 
 def is_language(text: str) -> bool:
-    """Tell whether a text is a language tag. https://www.rfc-editor.org/rfc/rfc5646"""
+    """Return whether a text is a language tag. https://www.rfc-editor.org/rfc/rfc5646"""
     return len(text) <= 128 and _LANGUAGE.fullmatch(text) is not None
 
 
 def is_cid(text: str) -> bool:
-    """Tell whether a text looks like a CID."""
+    """Return whether a text looks like a CID."""
     return compiled.is_usual_cid(text) or _CID.fullmatch(text) is not None
 
 

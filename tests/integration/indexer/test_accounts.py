@@ -10,6 +10,7 @@ from prometheus_client import CollectorRegistry
 from rsky_pipeline.atproto.identity import DidDocument
 from rsky_pipeline.database.connection import Database
 from rsky_pipeline.indexer.accounts.checks import LookupUnknownError
+from rsky_pipeline.indexer.accounts.deletions import DeletionChecks
 from rsky_pipeline.indexer.accounts.handles import BUSY_PAUSE_SECONDS, HandleChecks
 from rsky_pipeline.indexer.accounts.purge import purge_account
 from rsky_pipeline.indexer.collections import registry
@@ -25,6 +26,7 @@ from tests.integration.indexer.kit import (
     repo,
     rev_of,
 )
+from tests.stores import execute
 
 
 def status(tables: Tables, who: str) -> str | None:
@@ -258,3 +260,66 @@ async def test_looks_begin_one_by_one_while_events_wait(tables: Tables) -> None:
         assert await checks.work_once()
     assert len(times) == 3
     assert all(after - before >= BUSY_PAUSE_SECONDS for before, after in pairwise(times))
+
+
+REFUSE = """
+CREATE FUNCTION bsky.refuse() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    IF OLD.did = '{did}' THEN RAISE EXCEPTION 'refused' USING ERRCODE = '{sqlstate}'; END IF;
+    IF TG_OP = 'DELETE' THEN RETURN OLD; END IF;
+    RETURN NEW;
+END $$;
+CREATE TRIGGER refuse BEFORE {event} ON bsky.actor FOR EACH ROW EXECUTE FUNCTION bsky.refuse();
+"""
+
+
+@pytest.mark.parametrize("handle", ["ann\0.test", "\ud800.test", "refused.test"])
+async def test_a_handle_that_cannot_be_stored_holds_nobody_up(tables: Tables, handle: str) -> None:
+    names = ("ann", "bob", "cyd")
+    tables.apply(*(identity(name) for name in names))
+    if handle == "refused.test":
+        sql = REFUSE.format(did=did_of("ann"), sqlstate="21000", event="UPDATE OF handle")
+        execute(tables.url, sql)
+    handles = {did_of(name): f"{name}.test" for name in names} | {did_of("ann"): handle}
+    owners = {handle: did for did, handle in handles.items()}
+
+    async def find_document(did: str, _forced: bool) -> DidDocument | None:
+        return DidDocument(did, handles[did], None, None)
+
+    async def find_did(handle: str) -> str | None:
+        return owners[handle]
+
+    metrics = IndexerMetrics(CollectorRegistry(), ["firehose_live"], [])
+    checks = HandleChecks(
+        "worker", lambda: Database.connect(tables.url, name="h"), find_document, find_did, metrics
+    )
+    with closing(checks):
+        while await checks.work_once():
+            pass
+    stored = dict(tables.rows("actor", "did, handle"))
+    assert stored == {
+        did_of("ann"): None, did_of("bob"): "bob.test", did_of("cyd"): "cyd.test",
+    }  # fmt: skip
+    waiting = tables.database.query("SELECT did, attempts FROM rsky_pipeline.handle_check")
+    assert waiting == [(did_of("ann"), 1)], "it is looked up again, after a pause that grows"
+
+
+async def test_an_account_that_cannot_be_purged_holds_nobody_up(tables: Tables) -> None:
+    net = Network()
+    for name in ("ann", "bob"):
+        tables.apply(net.post(name), account(name, 20, active=False, status="deleted"))
+    execute(tables.url, REFUSE.format(did=did_of("ann"), sqlstate="XX000", event="DELETE"))
+
+    async def find_host(_did: str) -> None:
+        return None
+
+    metrics = IndexerMetrics(CollectorRegistry(), ["firehose_live"], [])
+    checks = DeletionChecks(
+        lambda: Database.connect(tables.url, name="d"), find_host, registry.load(), metrics
+    )
+    with closing(checks):
+        while await checks.work_once():
+            pass
+    assert tables.rows("actor", "did") == [(did_of("ann"),)]
+    waiting = tables.database.query("SELECT did, attempts FROM rsky_pipeline.deletion_check")
+    assert waiting == [(did_of("ann"), 1)]

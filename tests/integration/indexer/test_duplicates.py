@@ -72,3 +72,13 @@ def test_a_younger_record_stands_when_the_row_before_it_moves_away(
     assert waiting(tables) == []
     assert (tables.counts(one), tables.counts(two)) == ((1, 0, 0, 0), (1, 0, 0, 0))
     recounted(tables)
+
+
+def test_a_reply_without_its_record_was_counted_by_its_writer(tables: Tables, net: Network) -> None:
+    post = net.post("ann")
+    reply = net.reply("bob", post)
+    tables.apply(post, reply)
+    tables.database.execute("DELETE FROM record WHERE uri = %s", (reply.uri,))
+    tables.apply(net.update(reply, {"text": "again", "reply": reply.record["reply"]}))
+    assert tables.counts(post) == (0, 1, 0, 0)
+    recounted(tables)

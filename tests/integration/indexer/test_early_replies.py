@@ -17,7 +17,7 @@ from rsky_pipeline.indexer.core import apply
 from rsky_pipeline.indexer.core.apply import apply_batch
 from rsky_pipeline.indexer.core.complete_revs import advance_actor_sync
 from rsky_pipeline.indexer.core.locks import ReferenceLocks, lock_references
-from rsky_pipeline.indexer.housekeeping import Housekeeping
+from rsky_pipeline.indexer.upkeep import TableUpkeep
 from rsky_pipeline.observability.indexer import IndexerMetrics
 from tests.integration.indexer.kit import (
     Event,
@@ -217,10 +217,10 @@ def test_what_waits_for_too_long_is_removed_and_the_rest_counted(
     )
     metrics_registry = CollectorRegistry()
     metrics = IndexerMetrics(metrics_registry, ["firehose_live"], [])
-    keeping = Housekeeping(lambda: Database.connect(tables.url, name="keeping"), metrics)
-    while keeping.step():
-        pass
-    keeping.close()
+    upkeep = TableUpkeep(lambda: Database.connect(tables.url, name="upkeep"), metrics)
+    for step in upkeep.steps:
+        while step(tables.database):
+            pass
     assert [row[1] for row in waiting(tables)] == [roots[1].uri]
     assert metrics_registry.get_sample_value("indexer_early_replies") == 1
 

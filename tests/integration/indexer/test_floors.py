@@ -6,7 +6,7 @@ from rsky_pipeline.database.connection import Database
 from rsky_pipeline.indexer.collections import registry
 from rsky_pipeline.indexer.core.apply import apply_batch
 from rsky_pipeline.indexer.core.complete_revs import PRUNE_BATCH, prune_tombstones
-from rsky_pipeline.indexer.housekeeping import count_rows
+from rsky_pipeline.indexer.upkeep import count_rows
 from tests.integration.indexer.kit import Network, Tables, did_of, read, repo, rev_of
 
 

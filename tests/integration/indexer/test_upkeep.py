@@ -16,7 +16,7 @@ from rsky_pipeline.indexer.core import rejected as rejections
 from rsky_pipeline.indexer.core.apply import apply_batch
 from rsky_pipeline.indexer.core.entries import read_entry
 from rsky_pipeline.indexer.core.rejected import forget_superseded
-from rsky_pipeline.indexer.housekeeping import Housekeeping
+from rsky_pipeline.indexer.upkeep import TableUpkeep
 from rsky_pipeline.observability.indexer import IndexerMetrics
 from rsky_pipeline.operations.recount import Scope, recount
 from tests.integration.indexer.kit import NOW, Network, Put, Tables, did_of, read, recounted, repo
@@ -85,17 +85,17 @@ def test_rejections_that_were_overtaken_are_forgotten(tables: Tables, net: Netwo
     tables.apply(net.update(edited, {"text": "better"}), net.delete(deleted))
     tables.apply(repo("bob", 50, complete=True))
     metrics = IndexerMetrics(CollectorRegistry(), ["firehose_live"], [])
-    keeping = Housekeeping(lambda: Database.connect(tables.url, name="keeping"), metrics)
-    while keeping.step():
-        pass
-    keeping.close()
+    upkeep = TableUpkeep(lambda: Database.connect(tables.url, name="upkeep"), metrics)
+    for step in upkeep.steps:
+        while step(tables.database):
+            pass
     assert kept(tables) == {standing.uri, worse.uri}, "an older version does not make it good"
 
 
 def test_rejections_are_looked_through_page_by_page(
     tables: Tables, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(rejections, "FORGET_ROWS", 2)
+    monkeypatch.setattr(rejections, "FORGET_BATCH", 2)
     net = Network()
     puts = [bad(net, "ann", rkey=f"r{number}") for number in range(5)]
     refuse(tables, *puts)

@@ -5,7 +5,12 @@ from dataclasses import replace
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rsky_pipeline.indexer.collections.pending_replies import MAX_HEIGHT, AncestorWalk, waits, walk
+from rsky_pipeline.indexer.collections.pending_replies import (
+    MAX_HEIGHT,
+    AncestorWalk,
+    advance,
+    is_pending,
+)
 
 
 def post(number: int, who: str) -> str:
@@ -27,15 +32,15 @@ def test_pieces_tell_whom_the_whole_tells(thread: list[str], data: st.DataObject
     parents: list[str | None] = [*thread[1:], None]
     above = list(zip(thread, parents, strict=True))[:MAX_HEIGHT]
     climb = start(thread[0], hidden=frozenset(hidden))
-    told, end = walk(climb, above)
-    assert not waits(end)
+    told, end = advance(climb, above)
+    assert not is_pending(end)
     pieces = []
     rest, before = climb, 0
     for cut in sorted({*data.draw(st.sets(st.integers(0, len(above)))), len(above)}):
-        found, rest = walk(rest, above[before:cut])
+        found, rest = advance(rest, above[before:cut])
         pieces += found
         before = cut
-        if not waits(rest):
+        if not is_pending(rest):
             break
     assert pieces == told
     dids = [item.did for item in told]
@@ -47,9 +52,9 @@ def test_pieces_tell_whom_the_whole_tells(thread: list[str], data: st.DataObject
 
 
 def test_only_posts_of_accounts_are_waited_for() -> None:
-    assert waits(start(post(1, "a")))
+    assert is_pending(start(post(1, "a")))
     for at in ("", "at://did:plc:a", post(1, "a").replace("post", "generator"),
                "at://a.test/app.bsky.feed.post/1"):  # fmt: skip
-        assert not waits(start(at))
-    assert waits(replace(start(post(1, "a")), height=MAX_HEIGHT))
-    assert not waits(replace(start(post(1, "a")), height=MAX_HEIGHT + 1))
+        assert not is_pending(start(at))
+    assert is_pending(replace(start(post(1, "a")), height=MAX_HEIGHT))
+    assert not is_pending(replace(start(post(1, "a")), height=MAX_HEIGHT + 1))

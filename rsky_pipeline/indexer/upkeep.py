@@ -1,0 +1,143 @@
+"""The upkeep of streams and of our own tables, which goes on whether traffic flows or not.
+
+Streams: gauges, trimming, and keeping hold of entries. Those that wait here for long, because the
+database is away, would otherwise be taken over by other workers, and in the end be suspected of
+crashing them. Tables: rows that can no longer matter are removed, in small steps. Several workers
+may do both at once.
+"""
+
+import logging
+from collections.abc import Callable, Sequence
+
+import trio
+
+from rsky_pipeline.database.connection import Database
+from rsky_pipeline.database.errors import DatabaseError, TransactionConflict
+from rsky_pipeline.health.self_check import SelfCheck, watch
+from rsky_pipeline.indexer.collections.pending_replies import PRUNE_BATCH, prune_pending_replies
+from rsky_pipeline.indexer.core.complete_revs import prune_tombstones
+from rsky_pipeline.indexer.core.rejected import forget_superseded
+from rsky_pipeline.observability.indexer import IndexerMetrics
+from rsky_pipeline.observability.streams import StreamMetrics
+from rsky_pipeline.runtime.errors import StoreError
+from rsky_pipeline.runtime.link import Link
+from rsky_pipeline.streams.connection import Store
+from rsky_pipeline.streams.consumer import Consumer
+
+_log = logging.getLogger(__name__)
+WATCH_SECONDS = 5.0
+CLEAN_EVERY = 6  # looks at the streams
+TABLES_SECONDS = 30.0
+STEP_PAUSE_SECONDS = 0.1  # between two steps, so that batches get their turn
+
+# Counting a large table takes long: its size at the last look of autovacuum is near enough.
+_COUNT = """
+SELECT CASE WHEN c.reltuples < 0 OR pg_relation_size(c.oid) < 32 * 1024 * 1024
+    THEN (SELECT count(*) FROM rsky_pipeline.{table}) ELSE c.reltuples::bigint END
+FROM pg_class c WHERE c.oid = 'rsky_pipeline.{table}'::regclass
+"""
+
+
+class StreamUpkeep:
+    """Looks after the consumed streams on a connection of its own.
+
+    `is_waiting` returns whether a store is away: then entries are not to blame for the time.
+    """
+
+    def __init__(
+        self,
+        open_store: Callable[[], Store],
+        consumers: Sequence[Consumer],
+        gauges: StreamMetrics,
+        metrics: IndexerMetrics,
+        self_check: SelfCheck,
+        is_waiting: Callable[[], bool],
+    ) -> None:
+        self._consumers = consumers
+        self._gauges = gauges
+        self._metrics = metrics
+        self._self_check = self_check
+        self._is_waiting = is_waiting
+        self._link = Link(
+            open_store, purpose="upkeep of streams", failed=lambda _: gauges.errors.inc()
+        )
+        self._looks = 0
+
+    async def run(self) -> None:
+        """Look and clean until cancelled."""
+        while True:
+            await self._link.attempt(self.look)
+            self._looks += 1
+            await trio.sleep(WATCH_SECONDS)
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._link.close()
+
+    def look(self, store: Store) -> None:
+        """Publish the state of the streams, hold the entries in work, and clean up now and then."""
+        cleaning = self._looks % CLEAN_EVERY == 0
+        watch(store, self._gauges, [one.stream for one in self._consumers], self._self_check)
+        for consumer in self._consumers:
+            consumer.hold(store, forgive=self._is_waiting())
+            if cleaning:
+                self._metrics.trimmed.inc(consumer.clean(store))
+
+
+class TableUpkeep:
+    """Cleans up our own tables on a connection of its own."""
+
+    def __init__(self, open_database: Callable[[], Database], metrics: IndexerMetrics) -> None:
+        self._metrics = metrics
+        self._link = Link(open_database, purpose="upkeep of tables", failed=self._failed)
+        self._looked_at = ""  # the rejections up to this one
+        self.steps = (self.prune_tombstones, self.prune_replies, self.prune_rejections, self.count)
+
+    async def run(self) -> None:
+        """Clean up now and then until cancelled; a step that fails does not keep the others."""
+        while True:
+            for step in self.steps:
+                try:
+                    while await self._link.attempt(step):  # noqa: ASYNC110 - no waiting for it
+                        await trio.sleep(STEP_PAUSE_SECONDS)
+                except DatabaseError as error:  # which a later try would meet again
+                    extra = {"error": str(error), "statement": error.statement}
+                    _log.warning("cleaning up a table failed", extra=extra)
+            await trio.sleep(TABLES_SECONDS)
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._link.close()
+
+    def prune_tombstones(self, database: Database) -> bool:
+        """Remove some tombstones that nobody needs; like all steps, return if there may be more."""
+        pruned = prune_tombstones(database)
+        self._metrics.pruned.inc(pruned or 0)
+        return pruned is not None
+
+    def prune_replies(self, database: Database) -> bool:
+        """Remove some replies that were pending for too long."""
+        return prune_pending_replies(database) == PRUNE_BATCH
+
+    def prune_rejections(self, database: Database) -> bool:
+        """Look through a page of rejections; the next round goes on with the next one."""
+        self._looked_at = forget_superseded(database, self._looked_at)
+        return False
+
+    def count(self, database: Database) -> bool:
+        """Publish the sizes of tables."""
+        self._metrics.tombstones.set(count_rows(database, "tombstone"))
+        self._metrics.early_replies.set(count_rows(database, "early_reply"))
+        return False
+
+    def _failed(self, error: StoreError) -> None:
+        if isinstance(error, TransactionConflict):
+            self._metrics.conflicts.inc()  # the next round does it
+        else:
+            self._metrics.fail(self._metrics.database_failures)
+
+
+def count_rows(database: Database, table: str) -> int:
+    """Return the size of a table of ours, of a large one as autovacuum last saw it."""
+    ((count,),) = database.query(_COUNT.format(table=table))
+    return int(count)
