@@ -14,7 +14,7 @@ import trio
 from rsky_pipeline.database.connection import Database
 from rsky_pipeline.database.errors import DatabaseError, TransactionConflict
 from rsky_pipeline.health.self_check import SelfCheck, watch
-from rsky_pipeline.indexer.collections.pending_replies import PRUNE_BATCH, prune_pending_replies
+from rsky_pipeline.indexer.collections.post_notifications import PRUNE_BATCH, prune_pending_replies
 from rsky_pipeline.indexer.core.complete_revs import prune_tombstones
 from rsky_pipeline.indexer.core.rejected import forget_superseded
 from rsky_pipeline.observability.indexer import IndexerMetrics

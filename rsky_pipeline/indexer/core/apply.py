@@ -18,12 +18,12 @@ from rsky_pipeline.database.errors import DatabaseError, RowExists, TransactionC
 from rsky_pipeline.database.isolation import apply_isolated, retry_conflicts
 from rsky_pipeline.indexer.accounts.actors import (
     KnownActor,
+    apply_accounts,
     create_actors,
     due_handles,
     lock_actors,
     queue_handle_checks,
 )
-from rsky_pipeline.indexer.accounts.status import apply_accounts
 from rsky_pipeline.indexer.collections.declaration import (
     Changes,
     Collection,

@@ -17,8 +17,8 @@ from rsky_pipeline.atproto.datetimes import is_datetime, normalize
 from rsky_pipeline.atproto.syntax import is_at_uri, is_did, is_handle, is_nsid
 from rsky_pipeline.configuration.settings import Validation
 from rsky_pipeline.indexer.collections.fields import InvalidRecordError
-from rsky_pipeline.indexer.lexicon.schemas import SCHEMAS
-from rsky_pipeline.indexer.lexicon.shapes import (
+from rsky_pipeline.indexer.lexicon.schemas import (
+    SCHEMAS,
     Array,
     Blob,
     Boolean,

@@ -12,7 +12,7 @@ from rsky_pipeline.database.connection import Database, Transaction
 from rsky_pipeline.database.errors import TransactionConflict
 from rsky_pipeline.indexer.accounts.purge import purge_account
 from rsky_pipeline.indexer.collections import registry
-from rsky_pipeline.indexer.collections.pending_replies import KEPT_FOR
+from rsky_pipeline.indexer.collections.post_notifications import KEPT_FOR
 from rsky_pipeline.indexer.core import apply
 from rsky_pipeline.indexer.core.apply import apply_batch
 from rsky_pipeline.indexer.core.complete_revs import advance_actor_sync

@@ -5,7 +5,7 @@ from dataclasses import replace
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rsky_pipeline.indexer.collections.pending_replies import (
+from rsky_pipeline.indexer.collections.post_notifications import (
     MAX_HEIGHT,
     AncestorWalk,
     advance,
