@@ -41,7 +41,7 @@ from rsky_pipeline.operations.repo_readings import (
 from rsky_pipeline.repos.changes import absent, apply_repo
 from rsky_pipeline.repos.repo import RepoError, RepoPaths, read_car_file
 from rsky_pipeline.repos.signature import check_signature
-from rsky_pipeline.repos.stored import stored_revs
+from rsky_pipeline.repos.stored import absent_paths, have_older, stored_revs
 
 _log = logging.getLogger(__name__)
 LOOKUPS = 16  # DID documents at once
@@ -151,6 +151,27 @@ class Loader:
                 _log.exception("repo cannot be loaded", extra={"path": outcome.path})
                 outcome.fail("internal_error", f"{type(error).__name__}: {error}")
         self._flush()
+        self._delete_late(fresh, time)
+
+    def _delete_late(self, found: Sequence[tuple[RepoPaths, FileOutcome]], time: str) -> None:
+        """Delete older rows that an indexer stored between the look at the rows and the closing.
+
+        From the complete rev on older states are refused, so that one more look is enough.
+        """
+        if self._options.dry_run:
+            return
+        loaded = [(paths, outcome) for paths, outcome in found if outcome.status == LOADED]
+        revs = [(paths.repo.commit.did, paths.repo.commit.rev) for paths, _ in loaded]
+        late = self._writer.run(lambda database: have_older(database, revs))
+        for (paths, outcome), is_late in zip(loaded, late, strict=True):
+            after = ""
+            while is_late and (page := self._writer.run(partial(_absent, paths, after))):
+                after = page[-1]
+                for path in page:
+                    if path.partition("/")[0] in self.collections:
+                        outcome.deletes += 1
+                        self._batch.append(deletion_reading(paths.repo.commit, path, time))
+                self._flush()
 
     def add(self, reading: Reading, outcome: FileOutcome) -> None:
         """Write a reading with others. Raises _BatchRefusedError where that cost its repo."""
@@ -177,6 +198,10 @@ class Loader:
             outcome = self._outcomes[did]
             outcome.records -= counts.total()
             outcome.refused = dict(Counter(outcome.refused) + counts)
+
+
+def _absent(paths: RepoPaths, after: str, database: Database) -> list[str]:
+    return absent_paths(database, paths, after)
 
 
 class _BatchRefusedError(Exception):

@@ -6,7 +6,9 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -26,6 +28,7 @@ from rsky_pipeline.operations.load.files import CarFile, scan, tasks
 from rsky_pipeline.operations.load.outcome import FileOutcome
 from rsky_pipeline.operations.load.pool import LoadPool
 from rsky_pipeline.operations.load.worker import LoadOptions, serve
+from rsky_pipeline.operations.load.writing import LoadWriter
 from tests.data import test_data
 from tests.integration.backfiller.hosts import FakeHosts
 from tests.integration.load.kit import differences, host, load_folder, rows, save, world
@@ -97,6 +100,30 @@ def test_two_files_of_one_account_end_in_the_newer_state(
     outcomes = load_folder(schema_database, tmp_path)
     assert [outcome.status for outcome in outcomes] == ["loaded", "loaded"]
     assert len(rows(schema_database)["bsky.follow"]) == 1
+
+
+def test_an_older_state_that_comes_while_a_repo_is_written_goes(
+    schema_database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As an indexer beside the load may store it, after the load looked at the rows."""
+    for name, repo in (("old", follows("ann", "bob")), ("new", follows("bob", "cyd"))):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a.car").write_bytes(car(repo, rev=REVS[name == "new"]))
+    look = LoadWriter.stored
+
+    def stored(writer: LoadWriter, dids: Sequence[str]) -> dict[str, dict[str, str | None]]:
+        found = look(writer, dids)
+        monkeypatch.undo()
+        late = threading.Thread(target=load_folder, args=(schema_database, tmp_path / "old"))
+        late.start()
+        late.join()
+        return found
+
+    monkeypatch.setattr(LoadWriter, "stored", stored)
+    (outcome,) = load_folder(schema_database, tmp_path / "new")
+    assert (outcome.status, outcome.deletes) == ("loaded", 1)
+    followed = {json.loads(row)["subjectDid"] for row in rows(schema_database)["bsky.follow"]}
+    assert followed == {"did:plc:bob", "did:plc:cyd"}
 
 
 def test_a_record_that_cannot_be_stored_costs_itself(schema_database: str, tmp_path: Path) -> None:
