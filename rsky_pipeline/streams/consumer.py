@@ -183,7 +183,9 @@ class Consumer:
 
         Returns whether it was still pending; a repeated call moves nothing twice.
         """
-        moved = self._reader(store).postpone(delivery, seconds, field, payload)
+        moved = self._reader(store).postpone(
+            delivery, seconds=seconds, field=field, payload=payload
+        )
         self.release([delivery.id])
         return moved
 
@@ -460,7 +462,7 @@ class GroupReader:
         keys = [self.stream, dead_letters(self.stream)]
         return bool(self._store.script("dead_letter", keys, arguments))
 
-    def postpone(self, delivery: Delivery, seconds: float, field: bytes, payload: bytes) -> bool:
+    def postpone(self, delivery: Delivery, *, seconds: float, field: bytes, payload: bytes) -> bool:
         """Move a pending entry to those that wait (see `waiting`); False if it is not pending."""
         due = max(0, int(seconds * 1000))
         arguments: list[Argument] = [self.group, delivery.id, due, field, payload]

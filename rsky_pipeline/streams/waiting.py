@@ -1,14 +1,13 @@
 """Entries that wait for their time outside of their streams: a pause that survives restarts.
 
 They are kept in one sorted set by the time they are due, by the server's clock. A waiting entry
-occupies no consumer, and its stream moves on without it.
+occupies no consumer, and its stream moves on without it. `Consumer.postpone` puts one here.
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from rsky_pipeline.streams.connection import Store
-from rsky_pipeline.streams.consumer import Delivery, GroupReader
 from rsky_pipeline.streams.names import WAITING_KEY
 
 _AT_ONCE = 500  # entries in one step of the server
@@ -28,18 +27,6 @@ class Waiting:
     def member(self) -> bytes:
         """What stands for it in the sorted set."""
         return b"%s %s %s" % (self.stream.encode(), self.field, self.payload)
-
-
-def postpone(
-    store: Store, reader: GroupReader, delivery: Delivery, *, seconds: float, field: bytes,
-    payload: bytes,
-) -> bool:  # fmt: skip
-    """Take a delivered entry out of its stream for so many seconds; it comes back as `payload`.
-
-    Returns whether it was still pending; a repeated call moves nothing twice. Raises
-    StoreUnavailable and StoreRejected.
-    """
-    return reader.postpone(delivery, seconds, field, payload)
 
 
 def wake(store: Store, streams: Sequence[str]) -> int:

@@ -11,7 +11,7 @@ from rsky_pipeline.streams.append import Entry, append
 from rsky_pipeline.streams.connection import Store
 from rsky_pipeline.streams.consumer import GroupReader
 from rsky_pipeline.streams.repo_job import REPO_FIELD, FetchReason, RepoJob, encode_repo_job
-from rsky_pipeline.streams.waiting import count_waiting, postpone
+from rsky_pipeline.streams.waiting import count_waiting
 from tests.integration.backfiller.conftest import configure, hosts, store
 from tests.integration.backfiller.hosts import FakeHosts
 from tests.integration.backfiller.kit import (
@@ -122,7 +122,7 @@ def test_going_back_leaves_all_work_where_they_find_it(
         ours = GroupReader(store, stream, rust.REPO_GROUP, "ours")
         ours.ensure()
         _, waiting = ours.read_new(2, 0)  # one stays in the hands of a consumer of ours
-        assert postpone(store, ours, waiting, seconds=600, field=REPO_FIELD,
+        assert ours.postpone(waiting, seconds=600, field=REPO_FIELD,
                         payload=(waiting.fields or {})[REPO_FIELD])  # fmt: skip
     live = GroupReader(store, rust.LIVE, rust.FIREHOSE_GROUP, "ours")
     live.ensure()

@@ -27,7 +27,7 @@ from rsky_pipeline.streams.repo_job import (
     decode_repo_job,
     encode_repo_job,
 )
-from rsky_pipeline.streams.waiting import count_waiting, postpone
+from rsky_pipeline.streams.waiting import count_waiting
 from tests.integration.backfiller.hosts import FakeHosts, Reply
 from tests.integration.operations.entries import left
 
@@ -260,7 +260,7 @@ def test_cancel_takes_what_nobody_has_begun_and_nothing_else(
     own = reader(store)
     first, second = own.read_new(2, 0)
     body = encode_repo_job(job(1))
-    postpone(store, own, second, seconds=600, field=REPO_FIELD, payload=body)
+    own.postpone(second, seconds=600, field=REPO_FIELD, payload=body)
     assert commands.json("cancel", did(3)) == {"cancelled": 1, "running": 0, "resyncs": 0}
     assert did(3) not in dids(store)
     assert commands.json("cancel", "--all") == {"cancelled": 5, "running": 1, "resyncs": 2}

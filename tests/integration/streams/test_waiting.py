@@ -9,7 +9,6 @@ from rsky_pipeline.streams.waiting import (
     all_waiting,
     count_waiting,
     hurry_waiting,
-    postpone,
     remove_waiting,
     wake,
 )
@@ -20,11 +19,11 @@ def test_a_postponed_entry_leaves_its_stream_and_comes_back_when_due(store: Stor
     group = reader(store)
     append(store, entries(3))
     first, second, _ = group.read_new(3, 0)
-    assert postpone(store, group, first, seconds=0, field=b"event", payload=b"10 with spaces\n")
-    assert postpone(store, group, second, seconds=600, field=b"event", payload=b"11")
+    assert group.postpone(first, seconds=0, field=b"event", payload=b"10 with spaces\n")
+    assert group.postpone(second, seconds=600, field=b"event", payload=b"11")
     assert list(stored(store)) == [2]
     assert group.pending_count() == 1
-    assert not postpone(store, group, first, seconds=0, field=b"event", payload=b"12")  # repeated
+    assert not group.postpone(first, seconds=0, field=b"event", payload=b"12")  # repeated
     assert count_waiting(store) == 2
     assert wake(store, ["s", "t"]) == 1
     (back,) = group.read_new(5, 0)
@@ -37,7 +36,7 @@ def test_a_full_server_takes_what_is_postponed(store: Store) -> None:
     append(store, entries(1))
     (delivery,) = group.read_new(1, 0)
     with memory_full(store):
-        assert postpone(store, group, delivery, seconds=0, field=b"event", payload=b"10")
+        assert group.postpone(delivery, seconds=0, field=b"event", payload=b"10")
     assert count_waiting(store) == 1
 
 
@@ -47,7 +46,7 @@ def test_what_waits_survives_and_can_be_listed_hurried_and_removed(store: Store)
     before = time.time()
     for delivery in group.read_new(1_200, 0):
         payload = (delivery.fields or {})[b"event"]
-        postpone(store, group, delivery, seconds=600, field=b"event", payload=payload)
+        group.postpone(delivery, seconds=600, field=b"event", payload=payload)
     assert store.call("XLEN", "s") == 0
     found = {int(item.payload): item for item in all_waiting(store)}
     assert sorted(found) == list(range(1_200))
