@@ -11,7 +11,7 @@ Each entry that a consumer took ends in one of four ways, all safe to repeat aft
 
 import math
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain, takewhile
 from typing import Any
@@ -170,9 +170,9 @@ class Consumer:
 
         Returns whether it was still pending; a repeated call moves nothing twice.
         """
-        text = error[:MAX_ERROR].encode("utf-8", "replace")
-        values: tuple[Argument, ...] = (reason, text, attempts, delivery.id)
-        moved = self._reader(store).dead_letter(delivery, dict(zip(NOTES, values, strict=True)))
+        moved = self._reader(store).dead_letter(
+            delivery, reason=reason, error=error, attempts=attempts
+        )
         self.release([delivery.id])
         return moved
 
@@ -451,14 +451,16 @@ class GroupReader:
             for part in _slices(ids)
         )
 
-    def dead_letter(self, delivery: Delivery, notes: Mapping[str, Argument]) -> bool:
+    def dead_letter(self, delivery: Delivery, *, reason: str, error: str, attempts: int) -> bool:
         """Move a pending entry with notes into its dead-letter stream; False if it is not pending.
 
         In one step of the server, which takes it also when its memory is full.
         """
+        text = error[:MAX_ERROR].encode("utf-8", "replace")
+        notes: tuple[Argument, ...] = (reason, text, attempts, delivery.id)
         arguments: list[Argument] = [self.group, delivery.id]
         arguments += chain.from_iterable((delivery.fields or {}).items())
-        arguments += chain.from_iterable(notes.items())
+        arguments += chain.from_iterable(zip(NOTES, notes, strict=True))
         keys = [self.stream, dead_letters(self.stream)]
         return bool(self._store.script("dead_letter", keys, arguments))
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from rsky_pipeline.streams.append import Entry
 from rsky_pipeline.streams.connection import Argument, Store
-from rsky_pipeline.streams.consumer import MAX_ERROR, NOTES, Delivery, GroupReader
+from rsky_pipeline.streams.consumer import NOTES, Delivery, GroupReader
 from rsky_pipeline.streams.names import dead_letters
 
 _AT_ONCE = 100  # letters in one step of the server
@@ -31,9 +31,7 @@ def dead_letter(
     Returns whether it was still pending; a repeated call moves nothing twice. Raises
     StoreUnavailable and StoreRejected.
     """
-    text = error[:MAX_ERROR].encode("utf-8", "replace")
-    values: tuple[Argument, ...] = (reason, text, attempts, delivery.id)
-    return reader.dead_letter(delivery, dict(zip(NOTES, values, strict=True)))
+    return reader.dead_letter(delivery, reason=reason, error=error, attempts=attempts)
 
 
 def list_dead_letters(

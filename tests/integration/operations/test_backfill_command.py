@@ -18,7 +18,6 @@ from rsky_pipeline.network.listing import PAGE_SIZE
 from rsky_pipeline.streams.append import Entry, append
 from rsky_pipeline.streams.connection import Store
 from rsky_pipeline.streams.consumer import GroupReader
-from rsky_pipeline.streams.dead_letters import dead_letter
 from rsky_pipeline.streams.names import REPO_BACKFILL, REPO_BACKFILL_HIGH, REPO_BACKFILL_LOW
 from rsky_pipeline.streams.repo_job import (
     REPO_FIELD,
@@ -236,7 +235,7 @@ def test_retry_takes_letters_and_what_the_table_gave_up(
     own = reader(store)
     for number, item in enumerate(own.read_new(3, 0)):
         reason = "bad_signature" if number else "timeout"
-        dead_letter(store, own, item, reason=reason, error="x", attempts=3)
+        own.dead_letter(item, reason=reason, error="x", attempts=3)
     with Database.connect(schema_database, name="test") as database:
         write_outcomes(database, [
             RepoOutcome(did(1), "failed", "invalid", "bad_signature"),

@@ -19,7 +19,6 @@ from rsky_pipeline.operations.dead_letters import LETTER_STREAMS, retry, select,
 from rsky_pipeline.streams.append import Entry, append
 from rsky_pipeline.streams.connection import Store
 from rsky_pipeline.streams.consumer import GroupReader
-from rsky_pipeline.streams.dead_letters import dead_letter
 from rsky_pipeline.streams.names import FIREHOSE_RAW_LETTERS, LABEL_RAW_LETTERS
 from rsky_pipeline.streams.repo_job import RepoJob, decode_repo_job, encode_repo_job
 from tests.integration.operations.entries import LIVE, fill, left, post
@@ -34,7 +33,7 @@ def bury(store: Store, count: int, reason: str = "bad", stream: str = LIVE) -> N
     reader = GroupReader(store, stream, "g", "c")
     reader.ensure()
     for item in reader.read_new(count, 0):
-        dead_letter(store, reader, item, reason=reason, error=f"why {reason}", attempts=3)
+        reader.dead_letter(item, reason=reason, error=f"why {reason}", attempts=3)
 
 
 def keep_frame(store: Store, raw: bytes, reason: str = "old", stream: str | None = None) -> None:
@@ -85,7 +84,7 @@ def test_show_is_bounded_and_summarises_frames(store: Store, clean_redis: str) -
     fill(store, [post(1, "x" * 100_000)])
     reader = GroupReader(store, LIVE, "g", "c")
     for item in reader.read_new(1, 0):
-        dead_letter(store, reader, item, reason="long", error="", attempts=1)
+        reader.dead_letter(item, reason="long", error="", attempts=1)
     (frame,) = commit_frames(1)
     keep_frame(store, frame)
     shown = json.loads(run(clean_redis, "show", LIVE, "--count", "5", "--json").stdout)["letters"]

@@ -17,7 +17,6 @@ from rsky_pipeline.indexer.core.entries import now_text, read_entry
 from rsky_pipeline.operations.diagnosis import Diagnosis, diagnose
 from rsky_pipeline.operations.trace import Traced, parse_subject, trace
 from rsky_pipeline.streams.connection import Store
-from rsky_pipeline.streams.dead_letters import dead_letter
 from rsky_pipeline.streams.event import EVENT_FIELD, encode_record_event
 from tests.integration.operations.entries import consumer, fill
 from tests.integration.simulator.kit import Served, served
@@ -97,7 +96,7 @@ async def test_a_post_from_its_pds_to_the_database(
         _, verdict = await place.ask()
         assert "firehose_group pending with c for 0 s, delivered 1 times" in verdict.reasons[0]
 
-        dead_letter(store, reader, delivery, reason="too_long", error="text", attempts=2)
+        reader.dead_letter(delivery, reason="too_long", error="text", attempts=2)
         found, verdict = await place.ask()
         assert verdict.state == "dead_letter"
         assert found.redis.letters[0].attempts == 2

@@ -8,7 +8,6 @@ from rsky_pipeline.streams.append import append
 from rsky_pipeline.streams.connection import Store
 from rsky_pipeline.streams.consumer import Delivery
 from rsky_pipeline.streams.dead_letters import (
-    dead_letter,
     find_dead_letter,
     list_dead_letters,
     remove_dead_letters,
@@ -25,7 +24,7 @@ def bury(store: Store, count: int) -> list[Delivery]:
     own = reader(store)
     taken = own.read_new(count, 0)
     for delivery in taken:
-        assert dead_letter(store, own, delivery, **FACTS)
+        assert own.dead_letter(delivery, **FACTS)
     return taken
 
 
@@ -33,8 +32,8 @@ def test_a_dead_letter_keeps_the_entry_and_the_reason(store: Store) -> None:
     append(store, entries(2))
     own = reader(store)
     taken = own.read_new(10, 0)
-    assert dead_letter(store, own, taken[0], **FACTS)
-    assert not dead_letter(store, own, taken[0], **FACTS)
+    assert own.dead_letter(taken[0], **FACTS)
+    assert not own.dead_letter(taken[0], **FACTS)
     (letter,) = list_dead_letters(store, "s")
     assert (letter.reason, letter.attempts, letter.source_id) == ("bad", 3, taken[0].id)
     assert len(letter.error) == 500
@@ -47,7 +46,7 @@ def test_another_group_keeps_the_entry(store: Store) -> None:
     append(store, entries(1))
     own, other = reader(store), reader(store, "other")
     (delivery,) = own.read_new(1, 0)
-    assert dead_letter(store, own, delivery, **FACTS)
+    assert own.dead_letter(delivery, **FACTS)
     assert values(other.read_new(1, 0)) == [0]
 
 
@@ -57,7 +56,7 @@ def test_an_entry_without_its_body_leaves_a_trace(store: Store) -> None:
     (delivery,) = own.read_new(1, 0)
     store.call("XDEL", "s", delivery.id)
     (bare,) = own.own_pending("0", 1)
-    assert dead_letter(store, own, bare, **FACTS)
+    assert own.dead_letter(bare, **FACTS)
     (letter,) = list_dead_letters(store, "s")
     assert letter.fields == {}
     assert retry_dead_letters(store, "s", [letter.id]) == 0
@@ -68,9 +67,9 @@ def test_a_stream_or_group_that_is_gone_is_no_error(store: Store) -> None:
     own = reader(store)
     delivery = Delivery("s", "1-1", {b"event": b"0"})
     store.call("XGROUP", "DESTROY", "s", "g")
-    assert not dead_letter(store, own, delivery, **FACTS)
+    assert not own.dead_letter(delivery, **FACTS)
     store.call("DEL", "s")
-    assert not dead_letter(store, own, delivery, **FACTS)
+    assert not own.dead_letter(delivery, **FACTS)
     assert list_dead_letters(store, "s") == []
 
 
@@ -79,7 +78,7 @@ def test_a_full_server_takes_dead_letters(store: Store) -> None:
     own = reader(store)
     (delivery,) = own.read_new(1, 0)
     with memory_full(store):
-        assert dead_letter(store, own, delivery, **FACTS)
+        assert own.dead_letter(delivery, **FACTS)
         (letter,) = list_dead_letters(store, "s")
         with pytest.raises(StoreUnavailable):
             retry_dead_letters(store, "s", [letter.id])

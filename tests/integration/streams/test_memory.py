@@ -8,7 +8,6 @@ from rsky_pipeline.embedded import valkey
 from rsky_pipeline.streams.append import CursorMove, Entry, append, read_cursor
 from rsky_pipeline.streams.connection import connect
 from rsky_pipeline.streams.consumer import GroupReader, trim
-from rsky_pipeline.streams.dead_letters import dead_letter
 from rsky_pipeline.streams.lag import server_memory
 from tests import stores
 
@@ -42,7 +41,7 @@ def test_producers_stop_before_the_server_is_full(size: int) -> None:
 
             # Reading, acknowledging, burying and trimming still work, and make room.
             taken = reader.read_new(length // 2, 0)
-            done = dead_letter(store, reader, taken[0], reason="r", error="e", attempts=1)
+            done = reader.dead_letter(taken[0], reason="r", error="e", attempts=1)
             assert done
             assert reader.acknowledge([item.id for item in taken[1:]]) == len(taken) - 1
             trim(store, "s")
