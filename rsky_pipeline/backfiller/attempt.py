@@ -54,7 +54,7 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True, slots=True)
 class BroughtIn:
-    """A repo is queued as a whole; `unchanged` if what is stored was current already.
+    """A repo is queued as a whole; `unchanged` if the stored rev was current.
 
     `settles`: older states of its records may still be on their way, so that it must be looked at
     again once this is stored.
@@ -97,7 +97,7 @@ class Attempts:
         self.finished = 0
 
     def report(self) -> None:
-        """Set the gauges of what goes on beside the attempts."""
+        """Set the gauges of hosts."""
         self._fetcher.report()
 
     async def carry_out(self, delivery: Delivery) -> None:

@@ -62,8 +62,8 @@ class JobQueue:
     async def take(self, count: int) -> list[Delivery] | None:
         """Return up to `count` entries, of every stream its share; None where Redis failed.
 
-        What was left pending comes first, a stream at a time: where an entry crashes its worker,
-        nothing new is to be taken beside it.
+        Entries that were left pending come first, a stream at a time: where one crashes its worker,
+        no new entry may be taken beside it.
         """
         for stream, consumer in self._consumers.items():
             if not consumer.taken_up:
@@ -109,15 +109,14 @@ class JobQueue:
         self._consumers[delivery.stream].release([delivery.id])
 
     async def forgive(self) -> None:
-        """Let the deliveries of what is held count from one: a stop is no fault of an entry."""
+        """Let the deliveries of held entries count from one: a stop is no fault of an entry."""
         for consumer in self._consumers.values():
             await self._ending.attempt(partial(consumer.hold, forgive=True))
 
     async def maintain(self) -> None:
-        """Keep what is held from being taken over, and remove what nobody wants any more.
+        """Keep held entries from being taken over, and remove finished ones and names of the gone.
 
-        A repo may take longer than `claim_idle_seconds`. What is removed are finished entries, and
-        names of consumers that are gone.
+        A repo may take longer than `claim_idle_seconds`, after which others would take it up.
         """
         for consumer in self._consumers.values():
             await self._ending.attempt(consumer.hold)

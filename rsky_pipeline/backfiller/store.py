@@ -72,7 +72,7 @@ class RepoLookup:
         self._older = Coalescer(self._look_for_older)
 
     async def stored(self, did: str) -> StoredRevs:
-        """Return what is stored of a repo."""
+        """Return the stored revs of a repo."""
         return await self._stored.call(did)
 
     async def has_older(self, did: str, rev: str) -> bool:

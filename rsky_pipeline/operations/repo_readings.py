@@ -1,7 +1,7 @@
 """The changes of a repo as the indexer reads them from a stream, for commands that write rows.
 
-The same functions read them, so that what is refused and what is written is the same; the JSON of
-an event is left out, and nothing else. No I/O.
+The same functions read them, so that the same records are refused and the same rows are written;
+only the JSON of an event is left out. No I/O.
 """
 
 from collections.abc import Iterator, Mapping

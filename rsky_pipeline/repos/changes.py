@@ -35,7 +35,7 @@ class RepoSink(Protocol):
 
 
 async def apply_repo(paths: RepoPaths, sink: RepoSink, named: Iterable[str] = ()) -> int:
-    """Bring what is stored to the state of a repo; return how many deletions that took.
+    """Bring the stored rows of an account to the state of its repo; return the number of deletions.
 
     `named` are paths that somebody says are gone: each is deleted if the tree does not hold it.
 

@@ -268,7 +268,7 @@ class Addresses:
         self._cache: OrderedDict[tuple[str, int], tuple[str | None, float]] = OrderedDict()
 
     async def of(self, url: str) -> str | None:
-        """Return address and port; None where the name leads nowhere, as the request will tell."""
+        """Return address and port; None for a name without an address: the request fails then."""
         parts = urlsplit(url)
         key = (parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80))
         cached = self._cache.get(key)

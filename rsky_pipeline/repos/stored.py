@@ -35,7 +35,7 @@ WHERE did = %s AND (rev IS NULL OR rev COLLATE "C" < %s) AND uri COLLATE "C" > %
 
 @dataclass(frozen=True, slots=True)
 class StoredRevs:
-    """What PostgreSQL has of a repo.
+    """The revs of a repo in PostgreSQL; None where there is none.
 
     `complete` is the rev at which it was last stored as a whole (its complete rev), `newest` that
     of its newest commit, `queued` the one at which it was last queued as a whole, or found to be
@@ -53,7 +53,7 @@ class StoredRevs:
 
 
 def stored_revs(database: Database, dids: Sequence[str]) -> list[StoredRevs]:
-    """Return what is stored of each repo."""
+    """Return the stored revs of each repo, in order."""
     rows = database.query(_REVS, [list(dids)])
     found = {did: StoredRevs(*revs) for did, *revs in rows}
     return [found[did] for did in dids]

@@ -19,6 +19,15 @@ ONCE = {
     ),
     "commands that append": (r'"XADD"', set[str]()),
     "pages of listRepos": (r'"listRepos(ByCollection)?\?|_page\(http', {"network/listing.py"}),
+    "words of the reasons to fetch a repo": (
+        r'"(unseen|reactivated|broken_chain)"',
+        {
+            "streams/repo_job.py",
+            # To be converted to members of FetchReason.
+            "ingester/chain.py", "ingester/judge.py", "ingester/pipeline.py",
+            "ingester/commits/validation.py",
+        },
+    ),
     "opening a store where it is missing": (
         r"if self\.(_?\w+) is None:\n\s+self\.\1 = self\._?(open|connect)",
         {

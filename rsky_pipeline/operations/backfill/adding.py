@@ -41,7 +41,7 @@ _METHODS = ("did:plc:", "did:web:")
 
 
 class QueueFullError(Exception):
-    """The stream is at its high-water mark, and nobody wants to wait."""
+    """The stream is at its high-water mark, and the command was told not to wait."""
 
 
 class ListingMovedError(Exception):
@@ -148,7 +148,7 @@ def queued(store: Store, stream: str) -> Iterator[str]:
 
 
 def did_of(payload: bytes) -> str:
-    """Return the account of a job, empty for what is none."""
+    """Return the account of a job's payload, empty where it cannot be read."""
     try:
         return decode_repo_job(payload).did
     except MalformedEvent:
@@ -170,7 +170,7 @@ class RefusedNames:
 
 
 def valid(names: Iterable[str], refused: RefusedNames) -> Iterator[str]:
-    """Yield DIDs of the two methods that accounts have; what is none is noted."""
+    """Yield DIDs of the two methods that accounts have; note all other names."""
     for name in names:
         did = name.strip()
         if did.startswith(_METHODS) and is_did(did):

@@ -104,7 +104,7 @@ def document(
 
 
 def stored(database: Database, window_seconds: float) -> StoredOutcomes:
-    """Return what is stored; rates are over the last so many seconds. Raises DatabaseError."""
+    """Return counts of outcomes, and rates over the last so many seconds. Raises DatabaseError."""
     by_status: dict[str, int] = {}
     by_reason: dict[str, dict[str, int]] = {}
     total = 0

@@ -15,7 +15,7 @@ from rsky_pipeline.operations.load.files import CarFile
 
 _log = logging.getLogger(__name__)
 LOADED = "loaded"  # every record is in the tables
-CURRENT = "current"  # what is stored is as new as the file
+CURRENT = "current"  # the stored rev is the file's or a newer one
 FAILED = "failed"  # nothing of it counts as loaded; `reason` says why
 MAX_TEXT_BYTES = 500  # of an error that is kept
 

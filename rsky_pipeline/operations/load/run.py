@@ -1,4 +1,4 @@
-"""A whole load: find files, leave out what is finished, hand out the rest, add up what comes."""
+"""A whole load: find files, skip finished ones, hand out the others, add up the outcomes."""
 
 import time
 from collections import Counter

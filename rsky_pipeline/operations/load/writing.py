@@ -1,6 +1,6 @@
 """Writes repos in large transactions, and finds out what must not be among them.
 
-Blocking. Writing can be repeated at any point: what is there already changes nothing.
+Blocking. Writing can be repeated at any point: rows that are there already do not change.
 """
 
 import random
