@@ -4,7 +4,6 @@ https://atproto.com/specs/event-stream. Every failure is a `DisconnectedError` w
 a reason out of a fixed list, for the counters, and a detail for people.
 """
 
-import logging
 import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -18,8 +17,9 @@ from wsproto.utilities import ProtocolError
 from rsky_pipeline import __version__
 from rsky_pipeline.configuration.endpoints import Endpoint
 from rsky_pipeline.network.frame_socket import FrameSocket
+from rsky_pipeline.runtime.boundary import Boundary
 
-_log = logging.getLogger(__name__)
+_boundary = Boundary()
 _MAX_RETRY_AFTER = 3_600.0
 _LATE_SECONDS = 0.1
 _PROTOCOL_CODES = frozenset({1002, 1003, 1007})  # RFC 6455; sent by either side
@@ -80,7 +80,8 @@ DEFAULT_TIMEOUTS = Timeouts()
 class Subscription:
     """An open subscription; `receive` until it raises `DisconnectedError`."""
 
-    def __init__(self, socket: FrameSocket, timeouts: Timeouts) -> None:
+    def __init__(self, host: str, socket: FrameSocket, timeouts: Timeouts) -> None:
+        self._host = host
         self._socket = socket
         self._timeouts = timeouts
         self._ended: DisconnectedError | None = None
@@ -122,9 +123,9 @@ class Subscription:
             self._ended = self._ended or _rejected(error)
         except (ProtocolError, ConnectionClosed, trio.ClosedResourceError) as error:
             self._end(DisconnectReason.PROTOCOL_ERROR, f"{type(error).__name__}: {error}")
-        except Exception as error:  # noqa: BLE001
+        except Exception as error:  # noqa: BLE001 - see runtime.boundary
             # A peer's bytes may reach any corner of the library; they cost this connection only.
-            _log.exception("websocket reader failed")
+            _boundary.caught(error, "websocket", host=self._host)
             self._end(DisconnectReason.PROTOCOL_ERROR, f"{type(error).__name__}: {error}")
         finally:
             self._reader_ended = True
@@ -201,7 +202,7 @@ async def subscribe(
         headers=[(b"User-Agent", f"rsky-pipeline/{__version__}".encode())],
         max_queued=timeouts.max_queued_bytes,
     )
-    subscription = Subscription(socket, timeouts)
+    subscription = Subscription(endpoint.key, socket, timeouts)
     try:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(subscription.run_reader)
