@@ -155,7 +155,7 @@ def test_without_a_supervisor_a_stuck_worker_ends_itself(start: Callable[[str], 
         ("raise errors.SettingError('bad host')", 78, "bad host"),
         ("raise errors.PermissionDeniedError('no rights')", 77, "no rights"),
         ("raise ValueError('a defect')", 1, "Traceback"),
-        ("context.ready()", 1, "the role ended although nobody asked it to"),
+        ("context.ready()", 1, "the role ended without a stop signal"),
     ],
 )
 def test_exit_codes_tell_what_to_do(

@@ -32,13 +32,15 @@ def test_workers_drain_when_their_supervisor_is_killed(pipeline: Pipeline) -> No
 
 
 def test_a_new_supervisor_waits_for_survivors(pipeline: Pipeline) -> None:
-    pipeline.behave(indexer={"drain_seconds": 2})
+    pipeline.behave(indexer={"drain_until": "may-end"})
     first = pipeline.up()
     first.signal(signal.SIGKILL)
     first.ended()
     pipeline.behave()
-    second = pipeline.up()
-    assert second.logged("waiting for a survivor .* child=indexer-1")
+    second = pipeline.start()
+    second.until_logged("waiting for a survivor .* child=indexer-1")
+    (pipeline.data / "may-end").touch()
+    second.until_logged("INFO +running")
     trace = pipeline.trace()
     assert trace.index("indexer-1 drained") < trace.index("ingester-1 began", 3)
     assert trace.count("indexer-1 began") == 2

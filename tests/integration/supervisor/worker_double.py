@@ -1,7 +1,8 @@
 """A worker whose role does what a test wants: real process, real harness, pretended work.
 
 Reads `behaviour.json` in the data directory: for each role `ready_after`, `exit_after`,
-`exit_code`, `drain_seconds`, `deaf` (ignores everything but QUIT), `stuck` (blocks its loop).
+`exit_code`, `drain_seconds`, `drain_until` (a file is there), `deaf` (ignores everything but QUIT),
+`stuck` (blocks its loop).
 Appends what happens to `trace.txt`.
 """
 
@@ -57,6 +58,8 @@ async def pretend(context: WorkerContext) -> None:
             await trio.sleep_forever()
         await context.hurrying.wait()
         trace(context, "hurried")
+    while "drain_until" in behaviour and not (data_of(context) / behaviour["drain_until"]).exists():
+        await trio.sleep(0.02)
     context.health({"pending": 0})
     trace(context, "drained")
 
