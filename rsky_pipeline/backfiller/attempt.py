@@ -20,7 +20,7 @@ from rsky_pipeline.backfiller.jobs import JobQueue
 from rsky_pipeline.backfiller.output import Output
 from rsky_pipeline.backfiller.store import BackfillStore, RepoLookup, RepoOutcome
 from rsky_pipeline.configuration.settings import Settings
-from rsky_pipeline.database.errors import SchemaMismatch
+from rsky_pipeline.database.errors import SchemaMismatchError
 from rsky_pipeline.observability.backfiller import BackfillerMetrics
 from rsky_pipeline.repos.changes import apply_repo
 from rsky_pipeline.repos.entries import (
@@ -132,7 +132,7 @@ class Attempts:
                 await self._put_off(delivery, job, busy)
             except RepoError as failure:
                 await self._fail(delivery, job, failure, trio.current_time() - began)
-            except SchemaMismatch:
+            except SchemaMismatchError:
                 raise  # of no repo: nothing can be done before the schema is right
             except Exception as error:  # noqa: BLE001 - see runtime.boundary
                 self._boundary.caught(error, "repo", did=job.did)
@@ -141,7 +141,7 @@ class Attempts:
                 await self._fail(delivery, job, unknown, trio.current_time() - began)
             else:
                 await self._succeed(delivery, job, done, trio.current_time() - began)
-        except SchemaMismatch:
+        except SchemaMismatchError:
             raise
         except Exception as error:  # noqa: BLE001 - its outcome could not be noted
             self._boundary.caught(error, "outcome", did=job.did)

@@ -45,7 +45,7 @@ HIDDEN_COMMANDS = (
 ELSEWHERE = {"rollback": ("deploy", "rollback"), "deployments": ("deploy", "deployments")}
 
 
-class _OneLine(click.UsageError):
+class _OneLineError(click.UsageError):
     """A usage error in one line."""
 
     def show(self, file: IO[Any] | None = None) -> None:
@@ -59,10 +59,10 @@ class _OneLine(click.UsageError):
 def _one_line() -> Iterator[None]:
     try:
         yield
-    except (click.exceptions.NoArgsIsHelpError, _OneLine):
+    except (click.exceptions.NoArgsIsHelpError, _OneLineError):
         raise
     except click.UsageError as error:
-        raise _OneLine(error.format_message(), error.ctx) from error
+        raise _OneLineError(error.format_message(), error.ctx) from error
 
 
 class LazyGroup(click.Group):

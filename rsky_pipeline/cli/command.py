@@ -325,16 +325,16 @@ def _store_failed(error: Exception, run: Invocation) -> CommandError:
 
 def _database_failed(error: Exception, run: Invocation) -> CommandError:
     from rsky_pipeline.configuration.redaction import redacted
-    from rsky_pipeline.database.errors import DatabaseUnavailable, TransactionConflict
+    from rsky_pipeline.database.errors import DatabaseUnavailableError, TransactionConflictError
 
     text = " ".join(str(error).split())
     where = "PostgreSQL"
     if run.is_configured:
         where += f" at {redacted(run.settings.database_url or '')}"
-    if isinstance(error, TransactionConflict):
+    if isinstance(error, TransactionConflictError):
         hint = "something holds a lock for long: stop the pipeline's workers and try again"
         return CommandError(f"{where}: {text}; {hint}", ExitCode.UNAVAILABLE)
-    if not isinstance(error, DatabaseUnavailable):
+    if not isinstance(error, DatabaseUnavailableError):
         return CommandError(f"{where}: {text}", ExitCode.FAILED)
     if run.is_configured and run.loaded.settings.database_url is None:
         return CommandError(

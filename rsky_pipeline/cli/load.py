@@ -36,7 +36,7 @@ def command(
     later one is left alone. Exit codes: 0 all files are loaded or current, 1 some failed (the
     summary says why), 2 wrong option, 69 PostgreSQL cannot be used.
     """
-    from rsky_pipeline.database.errors import DatabaseError, DatabaseUnavailable
+    from rsky_pipeline.database.errors import DatabaseError, DatabaseUnavailableError
     from rsky_pipeline.operations.load.pool import LoadStoppedError
     from rsky_pipeline.operations.load.run import BulkLoad
     from rsky_pipeline.operations.load.worker import LoadOptions
@@ -45,7 +45,7 @@ def command(
     load = BulkLoad(cars, retry_failed)
     try:
         load.run(run.settings, options, jobs or (os.cpu_count() or 1) + 1, _Watcher())
-    except DatabaseUnavailable as error:
+    except DatabaseUnavailableError as error:
         raise CommandError(f"PostgreSQL cannot be used: {error}", ExitCode.UNAVAILABLE) from error
     except (DatabaseError, OSError) as error:
         hint = "; `rsky-pipeline db check` says more" if isinstance(error, DatabaseError) else ""

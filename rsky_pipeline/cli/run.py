@@ -60,8 +60,8 @@ def prepare_database(settings: "Settings") -> list[str]:
     from rsky_pipeline.configuration.redaction import redacted
     from rsky_pipeline.database.errors import (
         DatabaseError,
-        DatabaseUnavailable,
-        TransactionConflict,
+        DatabaseUnavailableError,
+        TransactionConflictError,
     )
     from rsky_pipeline.database.schema import initialise
     from rsky_pipeline.runtime.errors import UnavailableError, WorkerError
@@ -69,7 +69,7 @@ def prepare_database(settings: "Settings") -> list[str]:
     url = settings.database_url or ""
     try:
         return initialise(url, settings.database_schema)
-    except (DatabaseUnavailable, TransactionConflict) as error:
+    except (DatabaseUnavailableError, TransactionConflictError) as error:
         raise UnavailableError(f"PostgreSQL at {redacted(url)}: {error}") from error
     except DatabaseError as error:
         raise WorkerError(f"the schema in {redacted(url)} cannot be prepared: {error}") from error

@@ -1,7 +1,7 @@
 """A PostgreSQL connection with the session settings that all of our SQL relies on.
 
 Blocking, one thread at a time; a worker gives each connection a thread of its own. Nothing
-reconnects by itself: after DatabaseUnavailable the caller closes, waits, and connects again.
+reconnects by itself: after DatabaseUnavailableError the caller closes, waits, and connects again.
 """
 
 import contextlib
@@ -130,7 +130,7 @@ class Database:
         """Open a connection, in pg_stat_activity as `rsky-pipeline NAME`; timeout 0 means none.
 
         `by_key` is for statements that find their rows by keys: no plan may read a whole table.
-        Raises DatabaseUnavailable when the server cannot be reached or refuses us.
+        Raises DatabaseUnavailableError when the server cannot be reached or refuses us.
         """
         settings = {
             "search_path": f"{quote_schema(schema)}, public",

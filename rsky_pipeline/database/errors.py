@@ -30,36 +30,38 @@ class DatabaseError(StoreError):
         Any other class may be met by the rows of one account alone, also those that only a defect
         of ours explains.
         """
-        if isinstance(self, DatabaseUnavailable | TransactionConflict | SchemaMismatch):
+        if isinstance(
+            self, DatabaseUnavailableError | TransactionConflictError | SchemaMismatchError
+        ):
             return False
         return not (self.sqlstate or "").startswith(_NOT_OF_DATA)
 
 
-class DatabaseUnavailable(DatabaseError, UnavailableError):
+class DatabaseUnavailableError(DatabaseError, UnavailableError):
     """The server is gone, starting, stopping, full or read-only: connect again, with back-off.
 
     After one during a commit it is unknown whether the commit took place.
     """
 
 
-class TransactionConflict(DatabaseError):
+class TransactionConflictError(DatabaseError):
     """Deadlock, serialization failure, lock or statement timeout: roll back, run it again."""
 
     reconnect = False
 
 
-class BadData(DatabaseError):
+class BadDataError(DatabaseError):
     """A value that the database cannot store: the batch holds a poison row."""
 
     reconnect = False
     retryable = False
 
 
-class RowExists(BadData):
+class RowExistsError(BadDataError):
     """A unique index has the key of a new row already."""
 
 
-class SchemaMismatch(DatabaseError):
+class SchemaMismatchError(DatabaseError):
     """A table, column or extension is missing or different: `rsky-pipeline db check` says which."""
 
     retryable = False
@@ -67,28 +69,28 @@ class SchemaMismatch(DatabaseError):
 
 # By the first two characters of SQLSTATE (PostgreSQL manual, appendix A).
 _BY_CLASS: dict[str, type[DatabaseError]] = {
-    "08": DatabaseUnavailable,  # connection exception
-    "22": BadData,  # data exception
-    "23": BadData,  # constraint violation
-    "40": TransactionConflict,  # transaction rollback
-    "53": DatabaseUnavailable,  # insufficient resources: disk, memory, connections
-    "54": BadData,  # program limit exceeded: a key too long for an index page
-    "57": DatabaseUnavailable,  # operator intervention: shutdown, crash, start-up
-    "58": DatabaseUnavailable,  # system error outside PostgreSQL: input, output
+    "08": DatabaseUnavailableError,  # connection exception
+    "22": BadDataError,  # data exception
+    "23": BadDataError,  # constraint violation
+    "40": TransactionConflictError,  # transaction rollback
+    "53": DatabaseUnavailableError,  # insufficient resources: disk, memory, connections
+    "54": BadDataError,  # program limit exceeded: a key too long for an index page
+    "57": DatabaseUnavailableError,  # operator intervention: shutdown, crash, start-up
+    "58": DatabaseUnavailableError,  # system error outside PostgreSQL: input, output
 }
 _BY_CODE: dict[str, type[DatabaseError]] = {
-    "23505": RowExists,  # unique violation
-    "25006": DatabaseUnavailable,  # read-only: a standby that was or becomes the primary
-    "25P03": DatabaseUnavailable,  # idle_in_transaction_session_timeout closed the connection
-    "25P04": TransactionConflict,  # transaction_timeout
-    "3F000": SchemaMismatch,  # no such schema
-    "42703": SchemaMismatch,  # no such column
-    "42704": SchemaMismatch,  # no such operator class, type, ...
-    "42P01": SchemaMismatch,  # no such table
-    "42P10": SchemaMismatch,  # ON CONFLICT without a matching unique index
-    "428C9": SchemaMismatch,  # a generated column was written
-    "55P03": TransactionConflict,  # lock_timeout
-    "57014": TransactionConflict,  # statement_timeout
+    "23505": RowExistsError,  # unique violation
+    "25006": DatabaseUnavailableError,  # read-only: a standby that was or becomes the primary
+    "25P03": DatabaseUnavailableError,  # idle_in_transaction_session_timeout closed the connection
+    "25P04": TransactionConflictError,  # transaction_timeout
+    "3F000": SchemaMismatchError,  # no such schema
+    "42703": SchemaMismatchError,  # no such column
+    "42704": SchemaMismatchError,  # no such operator class, type, ...
+    "42P01": SchemaMismatchError,  # no such table
+    "42P10": SchemaMismatchError,  # ON CONFLICT without a matching unique index
+    "428C9": SchemaMismatchError,  # a generated column was written
+    "55P03": TransactionConflictError,  # lock_timeout
+    "57014": TransactionConflictError,  # statement_timeout
     "57P04": DatabaseError,  # the database was dropped
 }
 # Of the session, the login or the database: prepared statements that a pooler mixed up, privileges.
@@ -106,7 +108,7 @@ def translate(
     """
     statement = " ".join(statement.split())[:_MAX_STATEMENT]
     if isinstance(error, UnicodeEncodeError):
-        return BadData(f"a text is not valid Unicode: {error.reason}", statement=statement)
+        return BadDataError(f"a text is not valid Unicode: {error.reason}", statement=statement)
     code = error.sqlstate
     message = (error.diag.message_primary or str(error) or type(error).__name__).strip()
     if len(message) > _MAX_MESSAGE:
@@ -114,10 +116,10 @@ def translate(
     if code is not None:
         kind = _BY_CODE.get(code) or _BY_CLASS.get(code[:2], DatabaseError)
         if kind is DatabaseError and not connected:
-            kind = DatabaseUnavailable
+            kind = DatabaseUnavailableError
         return kind(f"{message} (SQLSTATE {code})", sqlstate=code, statement=statement)
     if isinstance(error, psycopg.DataError):
-        return BadData(message, statement=statement)
+        return BadDataError(message, statement=statement)
     if isinstance(error, psycopg.OperationalError) or not connected:
-        return DatabaseUnavailable(" ".join(message.split()))
+        return DatabaseUnavailableError(" ".join(message.split()))
     return DatabaseError(message, statement=statement)

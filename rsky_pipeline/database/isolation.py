@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from rsky_pipeline.database.errors import BadData, DatabaseError, TransactionConflict
+from rsky_pipeline.database.errors import BadDataError, DatabaseError, TransactionConflictError
 
 Entry = TypeVar("Entry")
 Result = TypeVar("Result")
@@ -58,12 +58,12 @@ def apply_isolated(
 def retry_conflicts(transaction: Callable[[], Result], tries: int) -> Result:
     """Run a transaction again after a conflict with another one; blocking, with short pauses.
 
-    Raises the last TransactionConflict, after which the caller should pause for longer.
+    Raises the last TransactionConflictError, after which the caller should pause for longer.
     """
     for attempt in range(1, tries):
         try:
             return transaction()
-        except TransactionConflict:
+        except TransactionConflictError:
             time.sleep(random.uniform(0.0, CONFLICT_PAUSE_SECONDS * attempt))
     return transaction()
 
@@ -80,7 +80,7 @@ def _apply(
     culprit: tuple[str, str]
     try:
         apply(entries)
-    except BadData as error:
+    except BadDataError as error:
         culprit = ("bad_data", _described(error))
     except DatabaseError as error:
         if not error.follows_data:

@@ -5,7 +5,7 @@ import time
 from collections import Counter
 from datetime import datetime
 
-from rsky_pipeline.database.errors import DatabaseError, TransactionConflict
+from rsky_pipeline.database.errors import DatabaseError, TransactionConflictError
 from rsky_pipeline.indexer.core.batch import BatchOutcome, EntryBatch
 from rsky_pipeline.indexer.core.entries import Reading
 from rsky_pipeline.indexer.core.labels import LabelReading
@@ -57,7 +57,7 @@ class IndexerReport:
     def failed(self, error: StoreError, *, acknowledging: bool) -> None:
         """Count a failure of a store; the link logs it and tries again."""
         metrics = self.metrics
-        if isinstance(error, TransactionConflict):
+        if isinstance(error, TransactionConflictError):
             metrics.fail(metrics.conflicts)
         elif isinstance(error, DatabaseError):
             metrics.fail(metrics.database_failures)

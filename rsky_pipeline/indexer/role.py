@@ -24,8 +24,8 @@ from rsky_pipeline.configuration.settings import Validation
 from rsky_pipeline.database.connection import Database
 from rsky_pipeline.database.errors import (
     DatabaseError,
-    DatabaseUnavailable,
-    TransactionConflict,
+    DatabaseUnavailableError,
+    TransactionConflictError,
 )
 from rsky_pipeline.health.self_check import SelfCheck
 from rsky_pipeline.indexer.accounts.lookups import look_up_accounts
@@ -278,7 +278,7 @@ class Indexer:
         """Return a new connection; before there was one, a refusal is a fault of the settings."""
         try:
             return self.open_database()
-        except (DatabaseUnavailable, TransactionConflict):
+        except (DatabaseUnavailableError, TransactionConflictError):
             raise
         except DatabaseError as error:
             if self._was_connected:

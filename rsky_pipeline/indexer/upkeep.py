@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 import trio
 
 from rsky_pipeline.database.connection import Database
-from rsky_pipeline.database.errors import DatabaseError, TransactionConflict
+from rsky_pipeline.database.errors import DatabaseError, TransactionConflictError
 from rsky_pipeline.health.self_check import SelfCheck, watch
 from rsky_pipeline.indexer.collections.post_notifications import PRUNE_BATCH, prune_pending_replies
 from rsky_pipeline.indexer.core.complete_revs import prune_tombstones
@@ -131,7 +131,7 @@ class TableUpkeep:
         return False
 
     def _failed(self, error: StoreError) -> None:
-        if isinstance(error, TransactionConflict):
+        if isinstance(error, TransactionConflictError):
             self._metrics.conflicts.inc()  # the next round does it
         else:
             self._metrics.fail(self._metrics.database_failures)

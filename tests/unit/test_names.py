@@ -9,14 +9,8 @@ import rsky_pipeline
 
 ROOT = Path(rsky_pipeline.__file__).parent
 # Names that still mean several things, or exceptions without the suffix: none may be added.
-STILL_SHARED = {
-    "Chunk", "Claimed", "Report", "Step", "Writer",
-}  # fmt: skip
-STILL_WITHOUT_SUFFIX = {
-    "BadData", "DatabaseUnavailable", "InvalidCursor", "MalformedEvent", "RowExists",
-    "SchemaMismatch", "StoreRejected", "StoreUnavailable", "TransactionConflict", "_OneLine",
-    "_RolledBack",
-}  # fmt: skip
+STILL_SHARED = {"Claimed"}
+STILL_WITHOUT_SUFFIX = {"InvalidCursor", "MalformedEvent", "StoreRejected", "StoreUnavailable"}
 
 
 def classes() -> Iterator[tuple[Path, ast.ClassDef]]:

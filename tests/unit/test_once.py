@@ -37,7 +37,7 @@ ONCE = {
         },
     ),
     "retries of a transaction after a conflict": (
-        r"except TransactionConflict",
+        r"except TransactionConflictError",
         {
             "database/isolation.py", "runtime/link.py",
             # One that is counted.
@@ -49,7 +49,7 @@ ONCE = {
 }  # fmt: skip
 
 # Handlers of the stores' errors in the roles, to be replaced by `Link`; numbers only become less.
-STORE_ERRORS = {"StoreUnavailable", "StoreRejected", "DatabaseError", "DatabaseUnavailable",
+STORE_ERRORS = {"StoreUnavailable", "StoreRejected", "DatabaseError", "DatabaseUnavailableError",
                 "Unavailable", "StoreError"}  # fmt: skip
 HANDLERS_LEFT = {
     "indexer/accounts/checks.py": 1, "indexer/core/apply.py": 1, "indexer/role.py": 3,

@@ -12,7 +12,7 @@ from functools import cache
 from importlib import resources
 
 from rsky_pipeline.database.connection import Database, Transaction, quote_schema
-from rsky_pipeline.database.errors import SchemaMismatch
+from rsky_pipeline.database.errors import SchemaMismatchError
 
 OLDEST_SERVER = 14
 PIPELINE_SCHEMA = "rsky_pipeline"
@@ -59,8 +59,8 @@ def initialise(
 ) -> list[str]:
     """Bring the database to this version's schema; return what was done, [] if nothing was.
 
-    Waits for a concurrent initialisation. Raises SchemaMismatch, having changed nothing, when the
-    database cannot be used: too old a server, tables of another origin, a newer version of ours
+    Waits for a concurrent initialisation. Raises SchemaMismatchError, having changed nothing, when
+    the database cannot be used: too old a server, tables of another origin, a newer version of ours
     that older programs cannot use. (Steps usually add only, so that the previous one can.)
     """
     with (
@@ -109,14 +109,17 @@ def pending(url: str, schema: str = "bsky") -> list[str]:
 
 
 def _missing(tx: Transaction, schema: str, steps: Sequence[Migration]) -> list[Migration]:
-    """Return the steps that are still to do. Raises SchemaMismatch for one that we must know."""
+    """Return the steps that are still to do.
+
+    Raises SchemaMismatchError for one that we must know.
+    """
     applied = _applied(tx, schema)
     known = {step.version for step in steps}
     foreign = sorted(
         version for version, breaks in applied.items() if breaks and version not in known
     )
     if foreign:
-        raise SchemaMismatch(
+        raise SchemaMismatchError(
             f"the database has version {foreign[-1]} of the schema, which this rsky-pipeline (it "
             f"knows {max(known, default=0)}) cannot use: use the one that upgraded it, or a newer "
             "one"
@@ -136,7 +139,7 @@ def _make_appview(tx: Transaction, schema: str, step: Migration) -> list[str]:
         done.append(f"found the AppView's tables in {schema} ({count} official migrations)")
         return done
     if _exists(tx, schema, "record") or _exists(tx, schema, "actor"):
-        raise SchemaMismatch(
+        raise SchemaMismatchError(
             f"the schema {schema} has AppView tables without the official migrator's bookkeeping "
             "(kysely_migration), so it is unknown which state they have: choose another "
             "database_schema, or let the official data plane migrate the database first"
@@ -155,7 +158,7 @@ def _make_extension(tx: Transaction) -> list[str]:
     )
     if found:
         if found[0][0] != "public":
-            raise SchemaMismatch(
+            raise SchemaMismatchError(
                 f"the extension pg_trgm is in the schema {found[0][0]}; the AppView expects it in "
                 "public: ALTER EXTENSION pg_trgm SET SCHEMA public"
             )
@@ -169,11 +172,11 @@ def _check_server(tx: Transaction) -> None:
         "SELECT current_setting('server_version_num')::int, current_setting('server_encoding')"
     )[0]
     if number < OLDEST_SERVER * 10_000:
-        raise SchemaMismatch(
+        raise SchemaMismatchError(
             f"PostgreSQL {number // 10_000} is too old: at least {OLDEST_SERVER} is needed"
         )
     if encoding != "UTF8":
-        raise SchemaMismatch(
+        raise SchemaMismatchError(
             f"the database has the encoding {encoding}: create one with ENCODING 'UTF8'"
         )
 
@@ -189,7 +192,7 @@ def _applied(tx: Transaction, schema: str) -> dict[int, bool]:
     )
     other = next((name for _, name, _ in rows if name != schema), None)
     if other is not None:
-        raise SchemaMismatch(
+        raise SchemaMismatchError(
             f"this database's pipeline belongs to the schema {other}, not to {schema}: set "
             f"database_schema to {other}, or use another database"
         )

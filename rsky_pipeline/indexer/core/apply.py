@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence, Set
 
 from rsky_pipeline.database.connection import Database, Transaction
-from rsky_pipeline.database.errors import DatabaseError, RowExists, TransactionConflict
+from rsky_pipeline.database.errors import DatabaseError, RowExistsError, TransactionConflictError
 from rsky_pipeline.database.isolation import apply_isolated, retry_conflicts
 from rsky_pipeline.indexer.accounts.actors import (
     KnownActor,
@@ -139,7 +139,7 @@ class Applier:
         def write() -> None:
             try:
                 self._write(database, items, outcome)
-            except TransactionConflict:
+            except TransactionConflictError:
                 outcome.conflicts += 1
                 raise
 
@@ -198,7 +198,7 @@ def apply_batch(
             seen = {reading.did: reading.time for reading in reversed(wanted)}
             with database.transaction() as tx:
                 created += create_actors(tx, missing, seen, now_text())
-        except RowExists:  # of another writer, which does not take our locks
+        except RowExistsError:  # of another writer, which does not take our locks
             if seen_twice:
                 raise
             seen_twice = True  # now that it is committed, it is one of the stored states
@@ -219,7 +219,7 @@ def apply_locked(
     """Apply readings in a transaction that holds the locks on all of their accounts.
 
     `looked_at` are records to lock beyond those that the operations name. Raises
-    ReferencesBusyError, RowExists.
+    ReferencesBusyError, RowExistsError.
 
     The order matters. Locks come before the plan: the plan is made from stored states, and holds
     only as long as nobody else can change them. `record` and the tombstones come before the tables

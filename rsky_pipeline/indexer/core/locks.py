@@ -17,7 +17,7 @@ from collections.abc import Iterable, Set
 from zlib import crc32
 
 from rsky_pipeline.database.connection import Transaction
-from rsky_pipeline.database.errors import TransactionConflict
+from rsky_pipeline.database.errors import TransactionConflictError
 from rsky_pipeline.indexer.collections.values import Operation, Put, collection_of
 
 NAMESPACE = 0x72736B79  # first key of our advisory locks; "rsky"
@@ -35,7 +35,7 @@ WHERE NOT pg_try_advisory_xact_lock_shared(%s, n.key)
 """
 
 
-class ReferencesBusyError(TransactionConflict):
+class ReferencesBusyError(TransactionConflictError):
     """Another worker writes records that this transaction looks at and has not locked in order.
 
     Begin again with `uris` among what `lock_references` locks.

@@ -57,7 +57,7 @@ def fetch_states(tx: Transaction, uris: Iterable[str]) -> dict[str, StoredState]
 def write_records(tx: Transaction, plan: BatchPlan) -> None:
     """Write the rows of `record` and the tombstones as planned.
 
-    New rows are copied in, which costs PostgreSQL half of an upsert. Raises RowExists where a
+    New rows are copied in, which costs PostgreSQL half of an upsert. Raises RowExistsError where a
     writer that does not take the locks on accounts has written one of them meanwhile.
     """
     if plan.inserts:

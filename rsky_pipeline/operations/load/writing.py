@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
 from rsky_pipeline.database.connection import Database
-from rsky_pipeline.database.errors import DatabaseUnavailable, TransactionConflict
+from rsky_pipeline.database.errors import DatabaseUnavailableError, TransactionConflictError
 from rsky_pipeline.database.isolation import apply_isolated
 from rsky_pipeline.indexer.collections.declaration import Collection, looked_at_by_others
 from rsky_pipeline.indexer.collections.values import Delete, Put
@@ -80,12 +80,12 @@ class LoadWriter:
                 if self._database is None:
                     self._database = self._open_database()
                 return action(self._database)
-            except TransactionConflict:
+            except TransactionConflictError:
                 conflicts += 1
                 if conflicts > _MAX_CONFLICTS:
                     raise
                 time.sleep(random.uniform(0.0, 0.1 * conflicts))
-            except DatabaseUnavailable:
+            except DatabaseUnavailableError:
                 self.close()
                 if time.monotonic() > deadline:
                     raise

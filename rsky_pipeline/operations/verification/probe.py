@@ -22,7 +22,7 @@ _BASE = 1_700_000_000_000_000
 _CID = "bafyreie5cvv4h45feadgeuwhbcutmh6t2ceseocckahdoe6uat64zmz45{}"
 
 
-class _RolledBack(Exception):
+class _RolledBackError(Exception):
     pass
 
 
@@ -48,8 +48,8 @@ def probe_rev_guard(database: Database) -> list[str]:
         with database.transaction() as tx:
             inside: Any = _Inside(database, tx)  # has what `apply_batch` needs of a Database
             failures = _probe(inside, tx)
-            raise _RolledBack
-    except _RolledBack:
+            raise _RolledBackError
+    except _RolledBackError:
         return failures
 
 

@@ -4,7 +4,7 @@ import pytest
 
 from rsky_pipeline.database.bulk import transpose, unnest_sql
 from rsky_pipeline.database.connection import Database
-from rsky_pipeline.database.errors import BadData
+from rsky_pipeline.database.errors import BadDataError
 
 COLUMNS = [("text", "text"), ("number", "int8"), ("flag", "bool"), ("doc", "jsonb")]
 ROWS: list[tuple[object, ...]] = [
@@ -46,9 +46,9 @@ def test_copy_keeps_values_and_one_poison_row_fails_it(clean_database: str) -> N
                 assert tx.copy_in(sql, [kind for _, kind in COLUMNS], rows) == len(rows)
 
         for poison in ("a\0b", "\ud800"):
-            with pytest.raises(BadData):
+            with pytest.raises(BadDataError):
                 copy([*ROWS, (poison, 1, True, "{}")])
-        with pytest.raises(BadData):
+        with pytest.raises(BadDataError):
             copy([("x", 1, True, '{"a": "\\u0000"}')])  # jsonb cannot hold it
         assert database.query("SELECT * FROM incoming") == []
         copy(ROWS)

@@ -7,12 +7,12 @@ import pytest
 
 from rsky_pipeline.database.connection import Database
 from rsky_pipeline.database.errors import (
-    BadData,
+    BadDataError,
     DatabaseError,
-    DatabaseUnavailable,
-    RowExists,
-    SchemaMismatch,
-    TransactionConflict,
+    DatabaseUnavailableError,
+    RowExistsError,
+    SchemaMismatchError,
+    TransactionConflictError,
 )
 from tests.stores import execute, other_database
 
@@ -60,7 +60,7 @@ def test_what_a_transaction_wrote_is_kept_or_gone_as_a_whole(schema_database: st
         write("a", "b")
         with pytest.raises(KeyError):
             write("c", "d", then=KeyError)
-        with pytest.raises(BadData):
+        with pytest.raises(BadDataError):
             write("e", "a")
         names = "SELECT name FROM view_param WHERE length(name) = 1 ORDER BY name"
         assert database.query(names) == [("a",), ("b",)]
@@ -91,20 +91,24 @@ LONG_KEY = "string_agg(md5(i::text), '') FROM generate_series(1, 500) AS i"
 @pytest.mark.parametrize(
     ("statement", "parameters", "error"),
     [
-        ("INSERT INTO view_param (name) VALUES (%s)", ["a\x00b"], BadData),
-        ("INSERT INTO view_param (name) VALUES (%b)", ["a\x00b"], BadData),
-        ("INSERT INTO view_param (name) VALUES (%s)", ["\ud800"], BadData),
-        ("INSERT INTO view_param (name) SELECT * FROM unnest(%b::text[])", [["\ud800"]], BadData),
-        ("INSERT INTO view_param (name) VALUES ('whats_hot_interval')", [], RowExists),
-        ("INSERT INTO view_param (name) VALUES (NULL)", [], BadData),
-        (f"INSERT INTO view_param (name) SELECT {LONG_KEY}", [], BadData),
-        ("SELECT 1 / 0", [], BadData),
-        ("SELECT * FROM nothing", [], SchemaMismatch),
-        ("SELECT nothing FROM post", [], SchemaMismatch),
-        ("DO $$ BEGIN RAISE SQLSTATE '25006'; END $$", [], DatabaseUnavailable),
+        ("INSERT INTO view_param (name) VALUES (%s)", ["a\x00b"], BadDataError),
+        ("INSERT INTO view_param (name) VALUES (%b)", ["a\x00b"], BadDataError),
+        ("INSERT INTO view_param (name) VALUES (%s)", ["\ud800"], BadDataError),
+        (
+            "INSERT INTO view_param (name) SELECT * FROM unnest(%b::text[])",
+            [["\ud800"]],
+            BadDataError,
+        ),
+        ("INSERT INTO view_param (name) VALUES ('whats_hot_interval')", [], RowExistsError),
+        ("INSERT INTO view_param (name) VALUES (NULL)", [], BadDataError),
+        (f"INSERT INTO view_param (name) SELECT {LONG_KEY}", [], BadDataError),
+        ("SELECT 1 / 0", [], BadDataError),
+        ("SELECT * FROM nothing", [], SchemaMismatchError),
+        ("SELECT nothing FROM post", [], SchemaMismatchError),
+        ("DO $$ BEGIN RAISE SQLSTATE '25006'; END $$", [], DatabaseUnavailableError),
         ("SELEKT", [], DatabaseError),
-        ("DO $$ BEGIN RAISE SQLSTATE '53300'; END $$", [], DatabaseUnavailable),
-        ("DO $$ BEGIN RAISE SQLSTATE '40001'; END $$", [], TransactionConflict),
+        ("DO $$ BEGIN RAISE SQLSTATE '53300'; END $$", [], DatabaseUnavailableError),
+        ("DO $$ BEGIN RAISE SQLSTATE '40001'; END $$", [], TransactionConflictError),
     ],
 )
 def test_error_classes(
@@ -124,7 +128,7 @@ def test_a_lock_that_stays_taken_is_a_conflict(schema_database: str) -> None:
         holder.transaction() as tx,
     ):
         tx.execute("LOCK TABLE view_param")
-        with pytest.raises(TransactionConflict, match="lock timeout"):
+        with pytest.raises(TransactionConflictError, match="lock timeout"):
             waiter.execute("DELETE FROM view_param")
 
 
@@ -136,7 +140,7 @@ def test_a_connection_lost_at_commit_is_unavailable(schema_database: str) -> Non
                 (pid,) = tx.query("SELECT pg_backend_pid()")[0]
                 execute(schema_database, f"SELECT pg_terminate_backend({pid}, 10000)")
 
-        with pytest.raises(DatabaseUnavailable):
+        with pytest.raises(DatabaseUnavailableError):
             commit()
 
 
@@ -156,7 +160,7 @@ def test_the_schema_name_is_checked(schema_database: str) -> None:
 
 def test_a_timeout_is_a_conflict(schema_database: str) -> None:
     database = Database.connect(schema_database, name="test", statement_timeout_ms=50)
-    with pytest.raises(TransactionConflict):
+    with pytest.raises(TransactionConflictError):
         database.query("SELECT pg_sleep(5)")
     database.close()
 
@@ -175,7 +179,7 @@ def test_a_deadlock_is_a_conflict(schema_database: str) -> None:
                     if name == order[0]:
                         barrier.wait(10)
             outcomes.append("done")
-        except TransactionConflict:
+        except TransactionConflictError:
             outcomes.append("conflict")
 
     threads = [
@@ -195,15 +199,15 @@ def test_a_lost_connection_is_unavailable(schema_database: str) -> None:
     database = Database.connect(schema_database, name="victim")
     (pid,) = database.query("SELECT pg_backend_pid()")[0]
     execute(schema_database, f"SELECT pg_terminate_backend({pid})")
-    with pytest.raises(DatabaseUnavailable):
+    with pytest.raises(DatabaseUnavailableError):
         database.query("SELECT 1")
-    with pytest.raises(DatabaseUnavailable):
+    with pytest.raises(DatabaseUnavailableError):
         database.query("SELECT 1")
     database.close()
 
 
 def test_a_server_that_is_not_there_is_unavailable() -> None:
-    with pytest.raises(DatabaseUnavailable):
+    with pytest.raises(DatabaseUnavailableError):
         Database.connect("postgresql://127.0.0.1:1/none", name="test")
 
 

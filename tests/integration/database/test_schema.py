@@ -12,7 +12,7 @@ import pytest
 
 import rsky_pipeline
 from rsky_pipeline.database.connection import Database
-from rsky_pipeline.database.errors import SchemaMismatch
+from rsky_pipeline.database.errors import SchemaMismatchError
 from rsky_pipeline.database.schema import check, initialise, pending
 from rsky_pipeline.database.schema.catalogue import Catalogue, read_catalogue, to_json
 from rsky_pipeline.database.schema.compare import _OF_OTHERS, expected
@@ -162,7 +162,7 @@ def test_what_a_newer_version_broke_is_left_alone(schema_database: str) -> None:
     breaking = Migration(9_000, "later", "-- breaks older programs\nSELECT 1")
     initialise(schema_database, steps=(*migrations(), breaking))
     for refusing in (pending, initialise):
-        with pytest.raises(SchemaMismatch, match="version 9000"):
+        with pytest.raises(SchemaMismatchError, match="version 9000"):
             refusing(schema_database)
 
 
@@ -174,7 +174,7 @@ def test_what_is_pending_is_told_and_not_done(clean_database: str) -> None:
 
 def test_a_failing_step_leaves_the_database_as_it_was(clean_database: str) -> None:
     broken = (*migrations(), Migration(9_000, "broken", "SELECT * FROM nothing"))
-    with pytest.raises(SchemaMismatch, match="nothing"):
+    with pytest.raises(SchemaMismatchError, match="nothing"):
         initialise(clean_database, steps=broken)
     assert catalogue(clean_database, "bsky") == catalogue(clean_database, "rsky_pipeline") == {}
 
@@ -200,14 +200,14 @@ def test_another_schema_name(clean_database: str) -> None:
 
 
 def test_a_second_appview_schema_in_a_database_is_refused(schema_database: str) -> None:
-    with pytest.raises(SchemaMismatch, match="belongs to the schema bsky"):
+    with pytest.raises(SchemaMismatchError, match="belongs to the schema bsky"):
         initialise(schema_database, "other")
 
 
 def test_tables_of_unknown_origin_are_refused(clean_database: str) -> None:
     execute(clean_database, "CREATE SCHEMA bsky")
     execute(clean_database, "CREATE TABLE bsky.record (uri text)")
-    with pytest.raises(SchemaMismatch, match="kysely_migration"):
+    with pytest.raises(SchemaMismatchError, match="kysely_migration"):
         initialise(clean_database)
     assert catalogue(clean_database, "rsky_pipeline") == {}
 
@@ -215,7 +215,7 @@ def test_tables_of_unknown_origin_are_refused(clean_database: str) -> None:
 def test_an_extension_elsewhere_is_refused(clean_database: str) -> None:
     execute(clean_database, "CREATE SCHEMA extensions")
     execute(clean_database, "CREATE EXTENSION pg_trgm SCHEMA extensions")
-    with pytest.raises(SchemaMismatch, match="ALTER EXTENSION"):
+    with pytest.raises(SchemaMismatchError, match="ALTER EXTENSION"):
         initialise(clean_database)
 
 

@@ -12,7 +12,7 @@ from psycopg.types.array import ListBinaryDumper
 
 from rsky_pipeline.atproto import compiled
 from rsky_pipeline.database.connection import Database
-from rsky_pipeline.database.errors import BadData
+from rsky_pipeline.database.errors import BadDataError
 from rsky_pipeline.database.texts import (
     TEXT_OID,
     TextArrayDumper,
@@ -80,6 +80,6 @@ def test_postgresql_reads_what_was_sent(
 def test_what_cannot_be_stored_is_bad_data(clean_database: str, text: str) -> None:
     with (
         Database.connect(clean_database, name="test") as database,
-        pytest.raises(BadData),
+        pytest.raises(BadDataError),
     ):
         database.query("SELECT unnest(%b::text[])", (["a", text],))

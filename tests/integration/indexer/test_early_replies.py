@@ -9,7 +9,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from rsky_pipeline.database.connection import Database, Transaction
-from rsky_pipeline.database.errors import TransactionConflict
+from rsky_pipeline.database.errors import TransactionConflictError
 from rsky_pipeline.indexer.accounts.purge import purge_account
 from rsky_pipeline.indexer.collections import registry
 from rsky_pipeline.indexer.collections.post_notifications import KEPT_FOR
@@ -282,7 +282,7 @@ def test_a_row_that_another_worker_needs_is_a_conflict_and_no_wait(
     with Database.connect(tables.url, name="other") as other, other.transaction() as tx:
         tx.execute("DELETE FROM rsky_pipeline.early_reply")
         for event in (root, net.delete(reply)):
-            with pytest.raises(TransactionConflict):
+            with pytest.raises(TransactionConflictError):
                 tables.apply(event)
 
 

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from rsky_pipeline.database.connection import Database
-from rsky_pipeline.database.errors import TransactionConflict
+from rsky_pipeline.database.errors import TransactionConflictError
 from rsky_pipeline.indexer.collections import registry
 from rsky_pipeline.indexer.core.apply import apply_batch
 from rsky_pipeline.indexer.core.entries import read_entry
@@ -85,7 +85,7 @@ def unconflicted(action: Callable[[], object]) -> None:
     for _ in range(30):
         try:
             action()
-        except TransactionConflict:
+        except TransactionConflictError:
             time.sleep(random.uniform(0.0, 0.05))
             continue
         return

@@ -11,7 +11,11 @@ from click.testing import CliRunner, Result
 
 from rsky_pipeline.cli import COMMANDS, main
 from rsky_pipeline.cli.command import CommandError, Invocation, operator_command
-from rsky_pipeline.database.errors import DatabaseError, DatabaseUnavailable, TransactionConflict
+from rsky_pipeline.database.errors import (
+    DatabaseError,
+    DatabaseUnavailableError,
+    TransactionConflictError,
+)
 from rsky_pipeline.runtime.errors import PermissionDeniedError
 from rsky_pipeline.streams.errors import StoreRejected, StoreUnavailable
 
@@ -39,8 +43,12 @@ def ending(error: Exception | None, *arguments: str, code: int | None = None) ->
     [
         (StoreUnavailable("gone"), 69, "redis://h:1: gone; check redis_url"),
         (StoreRejected("WRONGTYPE"), 1, "redis://h:1: WRONGTYPE"),
-        (DatabaseUnavailable("gone"), 69, "PostgreSQL at postgresql://u:***@h/d cannot be used"),
-        (TransactionConflict("lock"), 69, "something holds a lock for long"),
+        (
+            DatabaseUnavailableError("gone"),
+            69,
+            "PostgreSQL at postgresql://u:***@h/d cannot be used",
+        ),
+        (TransactionConflictError("lock"), 69, "something holds a lock for long"),
         (DatabaseError("odd\n thing"), 1, "PostgreSQL at postgresql://u:***@h/d: odd thing"),
         (PermissionDeniedError("no"), 77, "rsky-pipeline: no"),
         (CommandError("wrong", 2), 2, "rsky-pipeline: wrong"),
@@ -58,7 +66,7 @@ def test_an_error_is_one_line_and_an_exit_code(error: Exception, code: int, word
 
 
 def test_an_embedded_database_that_does_not_run_is_named(tmp_path: Path) -> None:
-    result = ending(DatabaseUnavailable("no socket"), "--data-dir", str(tmp_path / "data"))
+    result = ending(DatabaseUnavailableError("no socket"), "--data-dir", str(tmp_path / "data"))
     assert result.exit_code == 69
     assert f"the embedded PostgreSQL in {tmp_path}/data does not run" in result.stderr
 

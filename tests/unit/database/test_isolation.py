@@ -7,10 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rsky_pipeline.database.errors import (
-    BadData,
+    BadDataError,
     DatabaseError,
-    DatabaseUnavailable,
-    TransactionConflict,
+    DatabaseUnavailableError,
+    TransactionConflictError,
 )
 from rsky_pipeline.database.isolation import SYSTEMIC, apply_isolated
 
@@ -18,7 +18,9 @@ from rsky_pipeline.database.isolation import SYSTEMIC, apply_isolated
 class Store:
     """Applies all of a batch or nothing, as a transaction does."""
 
-    def __init__(self, bad: Sequence[int], error: Callable[[str], Exception] = BadData) -> None:
+    def __init__(
+        self, bad: Sequence[int], error: Callable[[str], Exception] = BadDataError
+    ) -> None:
         self.bad = set(bad)
         self.error = error
         self.applied: list[int] = []
@@ -49,7 +51,7 @@ def test_a_failure_of_our_own_code_is_isolated_too() -> None:
     assert culprit.message == "KeyError: 'entry 5'"
 
 
-@pytest.mark.parametrize("error", [DatabaseUnavailable, TransactionConflict])
+@pytest.mark.parametrize("error", [DatabaseUnavailableError, TransactionConflictError])
 def test_what_is_not_about_the_data_is_raised(error: type[Exception]) -> None:
     store = Store([5], error)
     with pytest.raises(error):
@@ -99,5 +101,5 @@ def test_who_has_waited_long_enough_blames_all() -> None:
 def test_a_few_bad_entries_are_culprits_even_when_they_are_all_there_is() -> None:
     store = Store([0, 1], TypeError)
     assert len(apply_isolated([0, 1], store.apply)) == 2
-    everything = Store(range(50), BadData)
+    everything = Store(range(50), BadDataError)
     assert len(apply_isolated(range(50), everything.apply)) == 50

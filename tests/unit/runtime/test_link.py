@@ -7,7 +7,11 @@ from collections.abc import Callable
 import pytest
 import trio
 
-from rsky_pipeline.database.errors import BadData, DatabaseUnavailable, TransactionConflict
+from rsky_pipeline.database.errors import (
+    BadDataError,
+    DatabaseUnavailableError,
+    TransactionConflictError,
+)
 from rsky_pipeline.runtime.errors import StoreError
 from rsky_pipeline.runtime.link import Link
 from rsky_pipeline.streams.errors import StoreRejected, StoreUnavailable
@@ -65,9 +69,9 @@ async def test_it_opens_when_it_is_needed_and_in_the_thread() -> None:
     [
         (StoreUnavailable("gone"), 2),
         (StoreRejected("refused"), 2),
-        (DatabaseUnavailable("gone"), 2),
-        (TransactionConflict("deadlock"), 1),
-        (BadData("NUL"), 1),
+        (DatabaseUnavailableError("gone"), 2),
+        (TransactionConflictError("deadlock"), 1),
+        (BadDataError("NUL"), 1),
         (KeyError("a defect"), 2),
     ],
 )
@@ -84,7 +88,7 @@ async def test_a_call_that_failed_closes_unless_only_its_transaction_did(
 
 async def test_retry_goes_on_until_it_succeeds() -> None:
     failures: list[StoreError] = []
-    errors = [StoreUnavailable("gone"), TransactionConflict("lock"), StoreRejected("no")]
+    errors = [StoreUnavailable("gone"), TransactionConflictError("lock"), StoreRejected("no")]
     server = Server(*errors)
     one = link(server, failures.append)
     assert await one.retry(server.act) == 3
@@ -93,9 +97,9 @@ async def test_retry_goes_on_until_it_succeeds() -> None:
 
 
 async def test_retry_raises_what_cannot_pass() -> None:
-    server = Server(BadData("NUL"), ValueError("a defect"))
+    server = Server(BadDataError("NUL"), ValueError("a defect"))
     one = link(server)
-    with pytest.raises(BadData):
+    with pytest.raises(BadDataError):
         await one.retry(server.act)
     with pytest.raises(ValueError, match="a defect"):
         await one.retry(server.act)
@@ -122,11 +126,11 @@ async def test_a_server_that_refuses_connections_is_tried_again() -> None:
 
 
 async def test_attempt_leaves_the_next_try_to_the_caller() -> None:
-    server = Server(StoreUnavailable("gone"), BadData("NUL"))
+    server = Server(StoreUnavailable("gone"), BadDataError("NUL"))
     one = link(server)
     assert await one.attempt(server.act) is None
     assert one.in_trouble
-    with pytest.raises(BadData):
+    with pytest.raises(BadDataError):
         await one.attempt(server.act)
     assert await one.attempt(server.act) == 2
 
