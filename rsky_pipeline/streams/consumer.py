@@ -357,16 +357,6 @@ class GroupReader:
             if "BUSYGROUP" not in str(error):
                 raise
 
-    def own_pending(self, after: str, count: int) -> list[Delivery]:
-        """Return the entries that are pending with this consumer, in the order of their ids.
-
-        Begin with "0" and go on after the last id until a page is empty. The server counts this
-        as a delivery.
-        """
-        page = self._read(after, ["COUNT", count])
-        counts = {row[0].decode(): int(row[3]) for row in self._pending_between(page)}
-        return [replace(item, deliveries=counts.get(item.id, 1)) for item in page]
-
     def read_new(self, count: int, block_ms: int) -> list[Delivery]:
         """Return entries that no consumer of the group was given yet, waiting for the first.
 
@@ -374,8 +364,20 @@ class GroupReader:
         """
         if block_ms >= self._store.timeout_seconds * 1000:
             raise ValueError(f"a read cannot wait {block_ms} ms on this connection")
-        options: list[Argument] = ["COUNT", count]
-        return self._read(">", [*options, "BLOCK", block_ms] if block_ms else options)
+        block: list[Argument] = ["BLOCK", block_ms] if block_ms else []
+        try:
+            reply = self._store.call(
+                "XREADGROUP", "GROUP", self.group, self.consumer, "COUNT", count, *block,
+                "STREAMS", self.stream, ">",
+            )  # fmt: skip
+        except StoreRejected as error:
+            # UNBLOCKED: the stream was deleted while we waited for it.
+            if "NOGROUP" not in str(error) and "UNBLOCKED" not in str(error):
+                raise
+            # The stream or group was deleted under us; from the beginning nothing is missed.
+            self.ensure()
+            return []
+        return list(_deliveries(self.stream, reply[0][1])) if reply else []
 
     def claim_idle(
         self,
@@ -383,17 +385,13 @@ class GroupReader:
         start: str,
         count: int,
         held: Collection[str] = (),
-        *,
-        only_own: bool = False,
     ) -> Claimed:
         """Take over entries that were pending for long with any consumer of the group.
 
         That includes this one, for entries that it lost sight of; `held` are the ids that it still
         works on. Begin with "0-0" and read on from `next_start` until that is "0-0" again.
-        `only_own` leaves those of other consumers to them.
         """
-        own = self.consumer if only_own else None
-        rows = self.pending("-" if start == "0-0" else start, count, min_idle_ms, consumer=own)
+        rows = self.pending("-" if start == "0-0" else start, count, min_idle_ms)
         found = self.claim([row for row in rows if row.id not in held], min_idle_ms)
         next_start = f"({rows[-1].id}" if len(rows) == count else "0-0"
         return replace(found, next_start=next_start)
@@ -484,21 +482,6 @@ class GroupReader:
         removed = self._store.script("remove_consumers", [self.stream], arguments)
         return [name.decode() for name in removed]
 
-    def _read(self, after: str, options: Sequence[Argument]) -> list[Delivery]:
-        try:
-            reply = self._store.call(
-                "XREADGROUP", "GROUP", self.group, self.consumer, *options,
-                "STREAMS", self.stream, after,
-            )  # fmt: skip
-        except StoreRejected as error:
-            # UNBLOCKED: the stream was deleted while we waited for it.
-            if "NOGROUP" not in str(error) and "UNBLOCKED" not in str(error):
-                raise
-            # The stream or group was deleted under us; from the beginning nothing is missed.
-            self.ensure()
-            return []
-        return list(_deliveries(self.stream, reply[0][1])) if reply else []
-
     def _claim(self, ids: Sequence[str], min_idle_ms: int) -> Iterator[Delivery]:
         for part in _slices(ids):
             # Somebody else may be quicker: the server compares the idle time once more.
@@ -518,14 +501,6 @@ class GroupReader:
         ]
         self.acknowledge(gone)
         return gone
-
-    def _pending_between(self, page: Sequence[Delivery]) -> list[Any]:
-        if not page:
-            return []
-        rows: list[Any] = self._store.call(
-            "XPENDING", self.stream, self.group, page[0].id, page[-1].id, len(page), self.consumer
-        )
-        return rows
 
 
 def _slices(ids: Sequence[str]) -> Iterator[Sequence[str]]:

@@ -29,6 +29,7 @@ from rsky_pipeline.streams.repo_job import (
 from rsky_pipeline.streams.waiting import count_waiting
 from tests.integration.backfiller.hosts import FakeHosts, Reply
 from tests.integration.operations.entries import left
+from tests.integration.streams.support import own_pending
 
 
 def did(number: int) -> str:
@@ -265,7 +266,7 @@ def test_cancel_takes_what_nobody_has_begun_and_nothing_else(
     assert commands.json("cancel", "--all") == {"cancelled": 5, "running": 1, "resyncs": 2}
     assert dids(store) == [did(0), did(7), did(8)]
     assert count_waiting(store) == 0
-    assert [item.id for item in own.own_pending("0", 10)] == [first.id]
+    assert [item.id for item in own_pending(own)] == [first.id]
     with Database.connect(schema_database, name="test") as database:
         rows = database.query("SELECT did, status FROM rsky_pipeline.backfill_repo ORDER BY did")
     assert rows == sorted((did(number), "cancelled") for number in (1, 2, 3, 4, 5, 9))

@@ -5,6 +5,7 @@ from rsky_pipeline.configuration.settings import Settings
 from rsky_pipeline.operations.groups import GroupRepair, repair
 from rsky_pipeline.streams.connection import Store
 from tests.integration.operations.entries import LIVE, consumer, fill, left, phantoms, post
+from tests.integration.streams.support import own_pending
 
 GROUP = "firehose_group"
 
@@ -39,7 +40,7 @@ def test_pending_entries_without_a_body_are_forgotten_and_others_kept(store: Sto
     assert (found.what, found.count, found.done) == ("phantom_entries", 1_200, True)
     assert found.detail.endswith(f"{ids[0]} to {ids[1_199]}")
     assert phantoms(store) == 0
-    assert [item.id for item in reader.own_pending("0", 10)] == ids[-5:]
+    assert [item.id for item in own_pending(reader)] == ids[-5:]
 
 
 def test_a_position_behind_the_end_is_set_back(store: Store) -> None:

@@ -23,6 +23,11 @@ def reader(store: Store, group: str = "g", consumer: str = "c") -> GroupReader:
     return result
 
 
+def own_pending(own: GroupReader, count: int = 10, start: str = "-") -> list[Delivery]:
+    """Let what is pending with a consumer be delivered to it again; return it."""
+    return own.claim(own.pending(start, count, consumer=own.consumer), 0).deliveries
+
+
 def values(deliveries: Iterable[Delivery]) -> list[int]:
     """Return the payloads of those that have a body."""
     return [int(item.fields[b"event"]) for item in deliveries if item.fields is not None]

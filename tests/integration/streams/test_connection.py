@@ -9,7 +9,7 @@ from rsky_pipeline.streams.append import CursorMove, append, read_cursor
 from rsky_pipeline.streams.connection import Store, connect
 from rsky_pipeline.streams.errors import StoreRejected, StoreUnavailable
 from tests import stores
-from tests.integration.streams.support import UnreliableProxy, entries, ids, reader
+from tests.integration.streams.support import UnreliableProxy, entries, ids, own_pending, reader
 
 
 def test_a_killed_server_loses_nothing_that_it_confirmed() -> None:
@@ -31,7 +31,7 @@ def test_a_killed_server_loses_nothing_that_it_confirmed() -> None:
             # The same objects go on: the new server knows neither connection nor scripts.
             with stores.running(valkey.prepare(settings)):
                 assert read_cursor(store, "k") == "5"
-                assert ids(own.own_pending("0", 100)) == ids(taken[4:])
+                assert ids(own_pending(own, 100)) == ids(taken[4:])
                 move = CursorMove("k", "5", "6")
                 assert append(store, entries(1), cursor=move).lengths == {"s": 97}
                 assert own.acknowledge(ids(taken)) == 6

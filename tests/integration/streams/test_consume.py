@@ -15,6 +15,7 @@ from tests.integration.streams.support import (
     entries,
     ids,
     memory_full,
+    own_pending,
     reader,
     stored,
     values,
@@ -46,12 +47,12 @@ def test_own_pending_comes_back_after_a_restart(store: Store) -> None:
     append(store, entries(5))
     first = reader(store)
     taken = first.read_new(3, 0)
-    page = reader(store).own_pending("0", 2)
-    rest = reader(store).own_pending(page[-1].id, 10)
+    page = own_pending(reader(store), 2)
+    rest = own_pending(reader(store), start=f"({page[-1].id}")
     assert ids([*page, *rest]) == ids(taken)
     assert values([*page, *rest]) == [0, 1, 2]
     assert [item.deliveries for item in (*page, *rest)] == [2, 2, 2]
-    assert reader(store).own_pending(rest[-1].id, 10) == []
+    assert own_pending(reader(store), start=f"({rest[-1].id}") == []
     assert first.pending_count() == 3
     assert first.acknowledge(ids(taken)) == 3
     assert first.acknowledge(ids(taken)) == 0
@@ -90,12 +91,12 @@ def test_held_entries_are_not_taken_away(store: Store, forgive: bool, deliveries
     append(store, entries(2_500))
     own, other = reader(store), reader(store, consumer="other")
     taken = own.read_new(2_500, 0)
-    own.own_pending("0", 2_500)
+    own_pending(own, 2_500)
     hour = 3_600_000
     store.call("XCLAIM", "s", "g", "c", 0, *ids(taken), "IDLE", hour, "JUSTID")
     own.hold(ids(taken), forgive=forgive)
     assert other.claim_idle(hour, "0-0", 10) == Claimed("0-0", [], [])
-    again = own.own_pending("0", 2_500)
+    again = own_pending(own, 2_500)
     assert {item.deliveries for item in again} == {deliveries}
     assert ids(again) == ids(taken)
 
@@ -107,7 +108,7 @@ def test_holding_does_not_bring_back_what_is_done(store: Store) -> None:
     own.acknowledge([taken[0].id])
     own.hold(ids(taken))
     own.hold([])
-    assert ids(own.own_pending("0", 10)) == [taken[1].id]
+    assert ids(own_pending(own)) == [taken[1].id]
 
 
 def test_bodies_that_are_gone_are_reported_and_do_not_come_again(store: Store) -> None:
@@ -115,10 +116,10 @@ def test_bodies_that_are_gone_are_reported_and_do_not_come_again(store: Store) -
     own = reader(store)
     taken = own.read_new(10, 0)
     store.call("XDEL", "s", taken[1].id)
-    pending = own.own_pending("0", 10)
-    assert [item.fields is None for item in pending] == [False, True, False]
-    own.acknowledge(ids(pending))
-    assert own.own_pending("0", 10) == []
+    claimed = own.claim(own.pending("-", 10, consumer="c"), 0)
+    assert (values(claimed.deliveries), claimed.deleted) == ([0, 2], [taken[1].id])
+    assert values(own_pending(own)) == [0, 2]
+    assert own.pending_count() == 2
 
 
 def test_bodies_that_are_gone_are_not_claimed_for_ever(store: Store) -> None:
@@ -142,7 +143,7 @@ def test_a_deleted_stream_is_read_again_from_its_beginning(store: Store) -> None
     assert own.claim_idle(0, "0-0", 10) == Claimed("0-0", [], [])
     assert values(own.read_new(10, 0)) == [0, 1]
     store.call("DEL", "s")
-    assert own.own_pending("0", 10) == []
+    assert own_pending(own) == []
     assert own.acknowledge(["1-1"]) == 0
 
 
@@ -190,7 +191,7 @@ def test_entries_of_a_lost_reply_are_found_again(clean_redis: str) -> None:
             own.read_new(2, 0)
         proxy.answering.set()
         assert values(own.read_new(10, 0)) == [2]
-        assert values(own.own_pending("0", 10)) == [0, 1, 2]
+        assert values(own_pending(own)) == [0, 1, 2]
 
 
 def test_consumers_that_are_gone_are_forgotten_once_they_hold_nothing(store: Store) -> None:

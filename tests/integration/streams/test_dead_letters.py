@@ -1,5 +1,6 @@
 """Dead letters: moved in one step, listed, tried again, dropped."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,7 +15,15 @@ from rsky_pipeline.streams.dead_letters import (
     retry_dead_letters,
 )
 from rsky_pipeline.streams.errors import StoreUnavailable
-from tests.integration.streams.support import entries, ids, memory_full, reader, stored, values
+from tests.integration.streams.support import (
+    entries,
+    ids,
+    memory_full,
+    own_pending,
+    reader,
+    stored,
+    values,
+)
 
 FACTS: dict[str, Any] = {"reason": "bad", "error": "x" * 900, "attempts": 3}
 
@@ -38,7 +47,7 @@ def test_a_dead_letter_keeps_the_entry_and_the_reason(store: Store) -> None:
     assert (letter.reason, letter.attempts, letter.source_id) == ("bad", 3, taken[0].id)
     assert len(letter.error) == 500
     assert letter.fields == {b"event": b"0"}
-    assert ids(own.own_pending("0", 10)) == [taken[1].id]
+    assert ids(own_pending(own)) == [taken[1].id]
     assert list(stored(store)) == [1]
 
 
@@ -55,8 +64,7 @@ def test_an_entry_without_its_body_leaves_a_trace(store: Store) -> None:
     own = reader(store)
     (delivery,) = own.read_new(1, 0)
     store.call("XDEL", "s", delivery.id)
-    (bare,) = own.own_pending("0", 1)
-    assert own.dead_letter(bare, **FACTS)
+    assert own.dead_letter(replace(delivery, fields=None), **FACTS)
     (letter,) = list_dead_letters(store, "s")
     assert letter.fields == {}
     assert retry_dead_letters(store, "s", [letter.id]) == 0

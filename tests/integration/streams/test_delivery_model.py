@@ -17,7 +17,7 @@ from rsky_pipeline.streams.append import append
 from rsky_pipeline.streams.connection import connect
 from rsky_pipeline.streams.consumer import Delivery, GroupReader, trim
 from rsky_pipeline.streams.lag import inspect
-from tests.integration.streams.support import entries, ids, stored, values
+from tests.integration.streams.support import entries, ids, own_pending, stored, values
 
 WHO = st.sampled_from([(group, name) for group in ("g1", "g2") for name in ("a", "b", "c")])
 GROUPS = st.sampled_from([("g1",), ("g1", "g2")])
@@ -117,13 +117,13 @@ class Consumers(RuleBasedStateMachine):
 
     def all_pending(self, reader: GroupReader, size: int) -> list[Delivery]:
         found: list[Delivery] = []
-        after = "0"
+        after = "-"
         for _ in range(self.added + 1):  # a page that repeats itself would not end
-            page = reader.own_pending(after, size)
+            page = own_pending(reader, size, after)
             if not page:
                 return found
             found += page
-            after = page[-1].id
+            after = f"({page[-1].id}"
         raise AssertionError("the pages of own pending entries do not end")
 
     def teardown(self) -> None:
@@ -147,7 +147,7 @@ class Consumers(RuleBasedStateMachine):
                     self.seen[group].update(values(page))
                     reader.acknowledge(ids(page))
                 assert self.seen[group] | self.deleted == set(range(self.added)) | self.deleted
-                assert reader.own_pending("0", 10) == []
+                assert own_pending(reader) == []
             trim(self.store, "s")
             assert stored(self.store) == {}
             report = inspect(self.store, "s")
