@@ -1,11 +1,14 @@
-"""What could not be processed, kept with its reason until an operator decides."""
+"""Dead letters: entries that could not be processed, until an operator decides about them.
+
+`Consumer.dead_letter` puts one here.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from rsky_pipeline.streams.append import Entry
 from rsky_pipeline.streams.connection import Argument, Store
-from rsky_pipeline.streams.consumer import NOTES, Delivery, GroupReader
+from rsky_pipeline.streams.consumer import NOTES
 from rsky_pipeline.streams.names import dead_letters
 
 _AT_ONCE = 100  # letters in one step of the server
@@ -21,17 +24,6 @@ class DeadLetter:
     error: str
     attempts: int
     fields: Mapping[bytes, bytes]
-
-
-def dead_letter(
-    store: Store, reader: GroupReader, delivery: Delivery, *, reason: str, error: str, attempts: int
-) -> bool:
-    """Move a delivered entry into its dead-letter stream, in one step of the server.
-
-    Returns whether it was still pending; a repeated call moves nothing twice. Raises
-    StoreUnavailable and StoreRejected.
-    """
-    return reader.dead_letter(delivery, reason=reason, error=error, attempts=attempts)
 
 
 def list_dead_letters(

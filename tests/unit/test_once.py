@@ -28,6 +28,7 @@ ONCE = {
             "ingester/commits/validation.py",
         },
     ),
+    "limits of conditions": (r"\bLimits\((warn|fail)=", {"health/rules.py"}),
     "opening a store where it is missing": (
         r"if self\.(_?\w+) is None:\n\s+self\.\1 = self\._?(open|connect)",
         {
@@ -39,7 +40,7 @@ ONCE = {
     "retries of a transaction after a conflict": (
         r"except TransactionConflictError",
         {
-            "database/isolation.py", "runtime/link.py",
+            "database/isolation.py",
             # One that is counted.
             "indexer/core/apply.py",
             # Waits for a minute for a server that is away as well.
