@@ -10,11 +10,12 @@ RATES = {
     "sync": 0.005, "future": 0.1, "rotate": 0.003, "rotate_quietly": 0.003,
 }  # fmt: skip
 OPTIONS = tuple(f"--fault={name}={rate}" for name, rate in RATES.items())
-QUEUED = "a repo is queued to be fetched again"
-UNUSABLE = "cannot use a frame, or a part of it"
-OLD = "left out an event whose number is not new"
-IGNORED = "an event had a number from which its host did not go on"
-OTHER_KEY = "an account signs with another key than before"
+QUEUED = "queued resync"
+UNUSABLE = "frame not usable, or only in part"
+OLD = "skipped an event whose sequence number is not new"
+IGNORED = "ignored a sequence number from which its host did not go on"
+FOLLOWED = "followed a jump in the sequence numbers of a host"
+OTHER_KEY = "signing key of an account changed"
 
 
 class Evidence(NamedTuple):
@@ -43,7 +44,7 @@ EVIDENCE: dict[str, Evidence] = {
     ),
     "truncate": Evidence(_reason("frames", "undecodable", "type"), 0.9, UNUSABLE, {}),
     "jump": Evidence(
-        _reason("seq_jumps", "followed", "outcome"), 0.7, "the numbers of a host jumped", {}
+        _reason("seq_jumps", "followed", "outcome"), 0.7, FOLLOWED, {}
     ),
     "leap": Evidence(
         _reason("seq_jumps", "ignored", "outcome"), 0.7, IGNORED, {},
@@ -57,7 +58,7 @@ EVIDENCE: dict[str, Evidence] = {
     "sync": _resync("sync"),
     "future": Evidence(
         _reason("error_reasons", "future_time"), 0.9,
-        "the time of an event is far in the future", {},
+        "time of an event far in the future", {},
     ),
     "rotate": Evidence(
         _reason("key_changes", "yes", "announced"), 0, OTHER_KEY, {"announced": "yes"}

@@ -1,32 +1,106 @@
-"""Label frames of a labeler to entries of `label_live`: one entry a frame. Pure.
+"""Labelers: their frames, and the signatures of their labels.
 
-The fields are those of the Rust service, and `exp`. Signatures are checked by `label_proof`.
+One frame becomes one entry of `label_live`. The fields are those of the Rust service, and `exp`.
+
+Every label is signed by its `src` with the key `#atproto_label` of its DID document, never with the
+key of its repo; so a label is proven whatever stream carries it. A key may have changed: before a
+signature is called wrong the document is fetched anew, once in a while for each labeler. While the
+directory does not answer, the labeler's stream waits; each has a connection of its own.
+https://atproto.com/specs/label#signatures
 """
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
 from typing import Any
+
+import trio
 
 from rsky_pipeline.atproto.errors import InvalidDataError
 from rsky_pipeline.atproto.frame import LabelsMessage, Message
+from rsky_pipeline.atproto.identity import DidDocument
+from rsky_pipeline.atproto.labels import Label, parse_label
 from rsky_pipeline.atproto.syntax import is_did
-from rsky_pipeline.ingester.convert import Converted, FrameConverter
+from rsky_pipeline.configuration.settings import LabelSignatures
+from rsky_pipeline.ingester.commits.signatures import KeyDirectory
+from rsky_pipeline.ingester.frames import (
+    FrameConverter,
+    FrameCounters,
+    FrameReader,
+    PendingFrame,
+    ReadFrame,
+)
+from rsky_pipeline.ingester.sequence import SeqGate
+from rsky_pipeline.ingester.writer import FrameSink
+from rsky_pipeline.network.directory import IdentityNotFoundError, IdentityUnavailableError
+from rsky_pipeline.runtime.boundary import Boundary
 from rsky_pipeline.streams.append import Entry
 from rsky_pipeline.streams.event import LABELS_FIELD, encode_labels
 from rsky_pipeline.streams.names import LABEL_LIVE
 
 SUBSCRIBE_LABELS = "com.atproto.label.subscribeLabels"
+RETRY_SECONDS = 2.0
+STRANGER_TRIES = 3  # for hosts of did:web, which may be anybody's, and unusable documents
 _MAX_VALUE_BYTES = 128  # lexicon com.atproto.label.defs#label
 _MAX_URI = 8_192
 _MAX_TEXT = 128
 
 
+class LabelIntake:
+    """The frames of one connection to a labeler, on their way to the writer."""
+
+    def __init__(
+        self,
+        converter: "LabelConverter",
+        sink: FrameSink,
+        gate: SeqGate,
+        signatures: "LabelSignatureCheck | None" = None,
+    ) -> None:
+        """`signatures` is None where labels are written whoever signed them."""
+        self._converter = converter
+        self._reader = FrameReader(converter, gate)
+        self._sink = sink
+        self._signatures = signatures
+
+    async def take(self, messages: Sequence[bytes]) -> None:
+        """Take frames as they came from the socket, and wait for the keys of their labels."""
+        for item in self._reader.read(messages):
+            self._sink.put([await self._convert(item)])
+
+    async def room(self) -> None:
+        """Return at once: no frame waits here."""
+
+    async def _convert(self, item: ReadFrame) -> PendingFrame:
+        message, raw, covered = item
+        if isinstance(message, PendingFrame):
+            frame = message
+        elif isinstance(message, LabelsMessage) and self._signatures is not None:
+            frame = await self._checked(message, raw, self._signatures)
+        else:
+            frame = self._converter.convert_read(message, raw)
+        frame.seq = covered
+        return frame
+
+    async def _checked(
+        self, message: LabelsMessage, raw: bytes, signatures: "LabelSignatureCheck"
+    ) -> PendingFrame:
+        """Convert the labels that may be written; each of the others costs a raw dead letter."""
+        sifted = await signatures.sift(message)
+        refused = [
+            entry
+            for status in sifted.refused
+            for entry in self._converter.keep_raw(raw, f"label_{status}", "not proven")
+        ]
+        frame = self._converter.convert_read(sifted.message, raw)
+        frame.entries = [*refused, *frame.entries]
+        frame.size += sum(len(entry.payload) for entry in refused)
+        return frame
+
+
 class LabelConverter(FrameConverter):
     """Frames of `subscribeLabels`."""
 
-    def count(self) -> None:
-        """Count a frame, readable or not."""
-        self.tally.labeler_events += 1
-
-    def convert_message(self, message: Message, raw: bytes) -> Converted:
+    def convert_message(self, message: Message, raw: bytes) -> PendingFrame:
         """Convert a decoded message; a malformed label costs only itself."""
         if not isinstance(message, LabelsMessage):
             return super().convert_message(message, raw)
@@ -36,11 +110,13 @@ class LabelConverter(FrameConverter):
             try:
                 labels.append(_fields(label))
             except InvalidDataError as error:
-                entries += self.keep_aside(raw, error.reason, str(error))
+                entries += self.keep_raw(raw, error.reason, str(error))
         if labels:
             payload = encode_labels(message.seq, labels)
             entries.append(Entry(LABEL_LIVE, LABELS_FIELD, payload))
-        return Converted(message.seq, None, entries, sum(len(entry.payload) for entry in entries))
+        return PendingFrame(
+            message.seq, None, entries, sum(len(entry.payload) for entry in entries)
+        )
 
 
 def _fields(label: dict[str, Any]) -> dict[str, Any]:
@@ -69,3 +145,83 @@ def _text(label: dict[str, Any], key: str) -> str | None:
     if value is None or (isinstance(value, str) and len(value) <= _MAX_TEXT):
         return value
     raise InvalidDataError("invalid_label", f"{key} is not a short text")
+
+
+class LabelStatus(StrEnum):
+    """The result of checking a label; the values are metric labels."""
+
+    VALID = "valid"
+    FORGED = "forged"  # signed with another key than the labeler's
+    UNSIGNED = "unsigned"
+    NO_KEY = "no_key"  # its labeler does not exist, or has no key for labels
+    UNVERIFIED = "unverified"  # its labeler's document cannot be fetched
+
+
+@dataclass(frozen=True, slots=True)
+class Sifted:
+    """The labels of a frame that may be written, and why others may not."""
+
+    message: LabelsMessage
+    refused: tuple[LabelStatus, ...]
+
+
+class LabelSignatureCheck:
+    """Checks labels; `require` refuses also those that can neither be proven nor refuted."""
+
+    def __init__(
+        self, directory: KeyDirectory, mode: LabelSignatures, counters: FrameCounters
+    ) -> None:
+        self._directory = directory
+        self._written = {LabelStatus.VALID}
+        if mode == "check":
+            self._written |= {LabelStatus.UNSIGNED, LabelStatus.NO_KEY, LabelStatus.UNVERIFIED}
+        self._counters = counters
+        self._boundary = Boundary(counters.internal_error)
+
+    async def sift(self, message: LabelsMessage) -> Sifted:
+        """Leave out labels that must not be written. Malformed ones stay: conversion drops them."""
+        kept, refused = [], list[LabelStatus]()
+        for item in message.labels:
+            try:
+                status = await self.status(parse_label(item))
+            except InvalidDataError:
+                kept.append(item)
+                continue
+            except Exception as error:  # noqa: BLE001 - see runtime.boundary
+                self._boundary.caught(error, "label", src=str(item.get("src"))[:200])
+                status = LabelStatus.UNVERIFIED
+            self._counters.label_verdicts[status.value] += 1
+            if status in self._written:
+                kept.append(item)
+            else:
+                refused.append(status)
+        return Sifted(LabelsMessage(message.seq, tuple(kept)), tuple(refused))
+
+    async def status(self, label: Label) -> LabelStatus:
+        """Return the status of a label's signature, after looking up its key."""
+        if label.sig is None:
+            return LabelStatus.UNSIGNED
+        try:
+            document = await self._resolve(label.src, force=False)
+            if document.label_key is not None and label.verify(document.label_key):
+                return LabelStatus.VALID
+            document = await self._resolve(label.src, force=True)
+        except IdentityNotFoundError:
+            return LabelStatus.NO_KEY
+        except IdentityUnavailableError:
+            return LabelStatus.UNVERIFIED
+        if document.label_key is None:
+            return LabelStatus.NO_KEY
+        return LabelStatus.VALID if label.verify(document.label_key) else LabelStatus.FORGED
+
+    async def _resolve(self, did: str, *, force: bool) -> DidDocument:
+        tries = 0
+        while True:
+            try:
+                return await self._directory.resolve(did, force)
+            except IdentityUnavailableError as error:
+                tries += 1
+                stranger = error.of_account or not did.startswith("did:plc:")
+                if stranger and tries >= STRANGER_TRIES:
+                    raise
+            await trio.sleep(RETRY_SECONDS)

@@ -1,4 +1,4 @@
-"""What the ingester tells about itself: gauges of each host, health, the state of the streams."""
+"""Reports of the ingester: readiness, health, gauges of each host, the state of the streams."""
 
 import logging
 import time
@@ -9,84 +9,77 @@ import trio
 
 from rsky_pipeline.configuration.endpoints import HostKey
 from rsky_pipeline.health.rules import RELAY_STALLED
-from rsky_pipeline.ingester.batch import Batch, Share
-from rsky_pipeline.ingester.judge import Memory
+from rsky_pipeline.ingester.follower import Follower
+from rsky_pipeline.ingester.frames import RawDeadLetters
 from rsky_pipeline.ingester.listing.enumeration import Enumerator
-from rsky_pipeline.ingester.live import Follower
-from rsky_pipeline.ingester.quarantine import Quarantine
-from rsky_pipeline.ingester.readiness import degradation
-from rsky_pipeline.ingester.times import timestamp
-from rsky_pipeline.ingester.writer import Lane, Writer
+from rsky_pipeline.ingester.pipeline import SharedState
+from rsky_pipeline.ingester.sequence import timestamp
+from rsky_pipeline.ingester.writer import Batch, SourceBatch, SourceCursor, Writer
 from rsky_pipeline.network.subscription import DisconnectReason
 from rsky_pipeline.observability.ingester import IngesterMetrics
-from rsky_pipeline.observability.streams import StreamMetrics
 from rsky_pipeline.runtime.context import WorkerContext
 from rsky_pipeline.runtime.health import Activity
 from rsky_pipeline.runtime.health_document import CursorHealth, Detail
+from rsky_pipeline.runtime.link import Link
 from rsky_pipeline.runtime.logging import Throttled
-from rsky_pipeline.runtime.threads import StoreThread
 from rsky_pipeline.streams.connection import Store
-from rsky_pipeline.streams.errors import StoreRejected, StoreUnavailable
 from rsky_pipeline.streams.lag import inspect
 from rsky_pipeline.streams.names import FIREHOSE_LIVE, LABEL_LIVE, REPO_BACKFILL
 
 _log = logging.getLogger(__name__)
 _HEALTH_SECONDS = 1.0
 _WATCH_SECONDS = 5.0
+# How long the roles that consume our streams wait for a relay to answer. They have work to do
+# without one, and a relay may be away for hours.
+PATIENCE_SECONDS = 10.0
+NO_RELAY = "no relay is connected"
 
 
 class FeedReport:
     """The figures of one host, updated with every batch that the store has."""
 
     def __init__(
-        self, stream: str, host: HostKey, metrics: IngesterMetrics, quarantine: Quarantine
+        self, stream: str, host: HostKey, metrics: IngesterMetrics, letters: RawDeadLetters
     ) -> None:
         self.stream = stream
         self.host = host
         self.written = 0  # events and labels
         self.lag_seconds: float | None = None
         self._metrics = metrics
-        self._quarantine = quarantine
+        self._letters = letters
 
-    def note(self, share: Share, lengths: Mapping[str, int]) -> None:
-        """Take note of what a batch had of this host, and of the lengths of the batch's streams."""
-        streams = [entry.stream for entry in share.entries]
+    def observe(self, part: SourceBatch, lengths: Mapping[str, int]) -> None:
+        """Add the part of a batch that is of this host; `lengths` are those of its streams."""
+        streams = [entry.stream for entry in part.entries]
         events = streams.count(FIREHOSE_LIVE)
-        labels = sum(_labels(e.payload) for e in share.entries if e.stream == LABEL_LIVE)
+        labels = sum(_labels(e.payload) for e in part.entries if e.stream == LABEL_LIVE)
         self.written += events + labels
         self._metrics.labels_written.inc(labels)
         self._metrics.stream_events.inc(events)
-        if share.seq is not None:
-            self._metrics.cursor.labels(self.stream, self.host).set(share.seq)
-        if self._quarantine.stream in lengths:
-            self._quarantine.observe_length(lengths[self._quarantine.stream])
-        moment = None if share.time is None else timestamp(share.time)
+        if part.seq is not None:
+            self._metrics.cursor.labels(self.stream, self.host).set(part.seq)
+        if self._letters.stream in lengths:
+            self._letters.observe_length(lengths[self._letters.stream])
+        moment = None if part.time is None else timestamp(part.time)
         if moment is not None:
             self.lag_seconds = max(0.0, time.time() - moment)
             self._metrics.lag.labels(self.host).set(self.lag_seconds)
             self._metrics.event_time.labels(self.host).set(moment)
 
 
-class Ledger:
-    """Is told what a writer did, and tells those whom it concerns."""
+class WriteReport:
+    """Passes each written batch on to the figures of its hosts."""
 
-    def __init__(self, memory: Memory | None = None) -> None:
-        self.reports: dict[Lane, FeedReport] = {}
-        self._memory = memory
-        self.batches = 0
+    def __init__(self) -> None:
+        self.reports: dict[SourceCursor, FeedReport] = {}
 
-    def written(self, batch: Batch[Lane], lengths: Mapping[str, int]) -> None:
-        """Take note of a batch and the lengths of its streams."""
-        self.batches += 1
-        for lane, share in batch.shares.items():
-            self.reports[lane].note(share, lengths)
-        if self._memory is not None:
-            self._memory.states.written(batch.states)
+    def written(self, batch: Batch[SourceCursor], lengths: Mapping[str, int]) -> None:
+        """Count a batch that the store has; `lengths` are those of its streams."""
+        for cursor, part in batch.parts.items():
+            self.reports[cursor].observe(part, lengths)
 
     def dropped(self) -> None:
-        """Take note that everything unwritten was dropped, to be read again from the cursors."""
-        if self._memory is not None:
-            self._memory.forget()
+        """Do nothing: dropped frames were not counted as written."""
 
 
 class Reporter:
@@ -98,13 +91,13 @@ class Reporter:
         relays: Sequence[tuple[Follower, FeedReport]],
         labelers: Sequence[tuple[Follower, FeedReport]],
         enumerators: Sequence[Enumerator],
-        writers: Sequence[tuple[Writer, Ledger]],
-        memory: Memory,
+        writers: Sequence[Writer],
+        shared: SharedState,
         metrics: IngesterMetrics,
     ) -> None:
         self._context = context
         self._writers = writers
-        self._memory = memory
+        self._shared = shared
         self._relays = relays
         self._feeds = [*relays, *labelers]
         self._enumerators = enumerators
@@ -131,33 +124,28 @@ class Reporter:
                 await trio.sleep(_HEALTH_SECONDS)
 
     async def watch_streams(
-        self,
-        look: Callable[[], object],
-        store: Store,
-        metrics: StreamMetrics,
-        quarantines: Sequence[Quarantine],
+        self, link: Link[Store], look: Callable[[Store], object], letters: Sequence[RawDeadLetters]
     ) -> None:
         """Keep the stream gauges true until cancelled, whether traffic flows or not."""
-        thread = StoreThread()
+
+        def measure(store: Store) -> int:
+            look(store)
+            for kept in letters:
+                kept.observe_length(inspect(store, kept.stream).length)
+            return inspect(store, REPO_BACKFILL).length
+
         while True:
-            try:
-                await thread.call(look)
-                for quarantine in quarantines:
-                    kept = await thread.call(inspect, store, quarantine.stream)
-                    quarantine.observe_length(kept.length)
-                queued = await thread.call(inspect, store, REPO_BACKFILL)
-                self._memory.discovery.observe_length(queued.length)
-            except (StoreUnavailable, StoreRejected) as error:
-                metrics.errors.inc()
-                _log.warning("cannot look at the streams", extra={"error": str(error)})
+            queued = await link.attempt(measure)
+            if queued is not None:
+                self._shared.discovery.observe_length(queued)
             await trio.sleep(_WATCH_SECONDS)
 
     def _note_progress(self, writing: Activity, batches: list[int]) -> list[int]:
         """Report progress where every writer wrote, had nothing to write, or found no room."""
-        counts = [ledger.batches for _, ledger in self._writers]
+        counts = [writer.batches for writer in self._writers]
         stuck = [
             writer
-            for (writer, _), before, after in zip(self._writers, batches, counts, strict=True)
+            for writer, before, after in zip(self._writers, batches, counts, strict=True)
             if before == after and not writer.idle and not writer.is_full
         ]
         if not stuck:
@@ -165,18 +153,18 @@ class Reporter:
         return counts
 
     def _report_states(self) -> None:
-        states = self._memory.states
+        states = self._shared.states
         self._metrics.states_cached.set(len(states))
         self._metrics.state_lookups.inc(states.take_lookups())
 
     def _relay_problems(self) -> list[str]:
         """Return a line for each relay that does not do its part, and count the others."""
-        now, board, problems = trio.current_time(), self._memory.board, []
+        now, dedup, problems = trio.current_time(), self._shared.dedup, []
         for follower, report in self._relays:
-            problem = relay_problem(follower, board.behind.get(report.host, 0.0), now)
+            problem = relay_problem(follower, dedup.behind.get(report.host, 0.0), now)
             self._metrics.relay_stalled.labels(report.host).set(problem is not None)
-            self._metrics.relay_leads.labels(report.host).set(board.leader == report.host)
-            self._metrics.relay_behind.labels(report.host).set(board.behind.get(report.host, 0.0))
+            self._metrics.relay_leads.labels(report.host).set(dedup.leader == report.host)
+            self._metrics.relay_behind.labels(report.host).set(dedup.behind.get(report.host, 0.0))
             if problem is not None:
                 problems.append(f"{report.host}: {problem}")
                 if self._throttle.allow(report.host) is not None:
@@ -195,15 +183,15 @@ class Reporter:
             "connected_relays": sum(follower.connected for follower, _ in self._relays),
             "connected_sockets": sum(follower.connected for follower, _ in self._feeds),
             "events_in_memory": self._held()[0],
-            "held_up": any(writer.is_full for writer, _ in self._writers),
-            "leading_relay": self._memory.board.leader,
+            "held_up": any(writer.is_full for writer in self._writers),
+            "leading_relay": self._shared.dedup.leader,
             "problem": "; ".join(problems) if problems else None,
             "repos_listed": sum(enumerator.state.repos for enumerator in self._enumerators),
             "listing_done": self._all_listed(),
             "listing_holes": sum(enumerator.state.holes for enumerator in self._enumerators),
         }
         details["cursors"] = tuple(
-            CursorHealth(report.stream, report.host, follower.lane.stored)
+            CursorHealth(report.stream, report.host, follower.cursor.stored)
             for follower, report in self._feeds
         )
         details["listings"] = tuple(each.health() for each in self._enumerators if each.active)
@@ -217,7 +205,7 @@ class Reporter:
         return sum(report.written for _, report in self._feeds)
 
     def _held(self) -> tuple[int, int]:
-        writers = [writer for writer, _ in self._writers]
+        writers = self._writers
         return sum(writer.events for writer in writers), sum(writer.bytes for writer in writers)
 
 
@@ -225,7 +213,7 @@ def relay_problem(follower: Follower, behind: float, now: float) -> str | None:
     """Return what is wrong with a relay, in words, or None. Times are monotonic seconds."""
     quiet = now - follower.heard_at
     if follower.ended is not None and follower.ended.reason is DisconnectReason.FUTURE_CURSOR:
-        return f"the stored cursor {follower.lane.stored} does not fit it: {follower.advice}"
+        return f"the stored cursor {follower.cursor.stored} does not fit it: {follower.advice}"
     if not follower.connected and RELAY_STALLED.verdict(quiet) == "warn":
         why = "" if follower.ended is None else f": {follower.ended.detail}"
         return f"not connected for {quiet:.0f} s{why}"
@@ -239,3 +227,39 @@ def relay_problem(follower: Follower, behind: float, now: float) -> str | None:
 def _labels(payload: bytes) -> int:
     """Return how many labels an entry holds; labelers are too slow for this to cost anything."""
     return len(orjson.loads(payload)["labels"])
+
+
+async def report_ready(context: WorkerContext, relays: Sequence[Follower]) -> None:
+    """Report ready once every relay was tried and one is connected, or when that takes too long.
+
+    Without a connection the worker is ready and degraded: the followers go on trying to connect.
+    """
+    with trio.move_on_after(PATIENCE_SECONDS):
+        for follower in relays:
+            await follower.attempted.wait()
+        if relays:
+            await _first_connection(relays)
+    if degradation(relays) is not None:
+        _log.warning(
+            "ready without a relay; still trying to connect",
+            extra={"relays": ", ".join(follower.feed.endpoint.key for follower in relays)},
+        )
+    context.ready()
+
+
+def degradation(relays: Sequence[Follower]) -> str | None:
+    """Return why the worker cannot do all of its work, None if it can."""
+    if relays and not any(follower.connected for follower in relays):
+        return NO_RELAY
+    return None
+
+
+async def _first_connection(relays: Sequence[Follower]) -> None:
+    async with trio.open_nursery() as nursery:
+
+        async def wait(follower: Follower) -> None:
+            await follower.was_connected.wait()
+            nursery.cancel_scope.cancel()
+
+        for follower in relays:
+            nursery.start_soon(wait, follower)

@@ -2,8 +2,8 @@
 
 import logging
 import ssl
-from collections.abc import Mapping, Sequence
-from contextlib import AsyncExitStack, closing
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from types import MappingProxyType
@@ -13,38 +13,37 @@ import trio
 from rsky_pipeline.configuration.endpoints import Endpoint
 from rsky_pipeline.database.connection import Database
 from rsky_pipeline.health.self_check import SelfCheck, watch
-from rsky_pipeline.ingester.batch import BatchRule
-from rsky_pipeline.ingester.commits import SUBSCRIBE_REPOS, RepoConverter
-from rsky_pipeline.ingester.discovery import Discovery
-from rsky_pipeline.ingester.judge import Judge, Memory
-from rsky_pipeline.ingester.label_proof import LabelProof
-from rsky_pipeline.ingester.labels import SUBSCRIBE_LABELS, LabelConverter
+from rsky_pipeline.ingester.commits.convert import SUBSCRIBE_REPOS, RepoConverter
+from rsky_pipeline.ingester.commits.relays import RelayDedup
+from rsky_pipeline.ingester.commits.resync import Discovery, Resyncs, release_resyncs
+from rsky_pipeline.ingester.commits.signatures import MAX_KEYS, SignatureVerifier
+from rsky_pipeline.ingester.commits.states import RepoStates, reader
+from rsky_pipeline.ingester.follower import Backpressure, Feed, Follower
+from rsky_pipeline.ingester.frames import FrameCounters, RawDeadLetters
+from rsky_pipeline.ingester.labels import (
+    SUBSCRIBE_LABELS,
+    LabelConverter,
+    LabelIntake,
+    LabelSignatureCheck,
+)
 from rsky_pipeline.ingester.listing.enumeration import LIST_REPOS, Enumerator, ListingSource
 from rsky_pipeline.ingester.listing.gap_repair import GapRepair, repair_marks
-from rsky_pipeline.ingester.live import Feed, Follower
-from rsky_pipeline.ingester.pressure import Pressure
-from rsky_pipeline.ingester.quarantine import Quarantine
-from rsky_pipeline.ingester.readiness import report_ready
-from rsky_pipeline.ingester.relays import RelayBoard
-from rsky_pipeline.ingester.release import release_resyncs
-from rsky_pipeline.ingester.report import FeedReport, Ledger, Reporter
-from rsky_pipeline.ingester.resync import Resyncs
-from rsky_pipeline.ingester.states import RepoStates, reader
-from rsky_pipeline.ingester.tally import Tally
-from rsky_pipeline.ingester.verify import MAX_KEYS, SignatureVerifier, Verifier
-from rsky_pipeline.ingester.writer import Writer
+from rsky_pipeline.ingester.pipeline import Admission, FrameIntake, SharedState
+from rsky_pipeline.ingester.report import FeedReport, Reporter, WriteReport, report_ready
+from rsky_pipeline.ingester.sequence import GapWatch, SeqGate
+from rsky_pipeline.ingester.writer import BatchRule, SourceCursor, WriteListener, Writer
 from rsky_pipeline.network.directory import Directory
 from rsky_pipeline.network.http import HttpClient
 from rsky_pipeline.network.listing import Pace, list_repos, list_repos_by_collection
 from rsky_pipeline.network.subscription import DisconnectReason, Timeouts
 from rsky_pipeline.observability.ingester import IngesterMetrics
 from rsky_pipeline.observability.streams import StreamMetrics
-from rsky_pipeline.runtime.backoff import Backoff
 from rsky_pipeline.runtime.boundary import Boundary
 from rsky_pipeline.runtime.context import WorkerContext
-from rsky_pipeline.runtime.threads import StoreThread
+from rsky_pipeline.runtime.errors import StoreError
+from rsky_pipeline.runtime.link import Link
 from rsky_pipeline.streams.connection import Store, connect
-from rsky_pipeline.streams.errors import StoreRejected, StoreUnavailable
+from rsky_pipeline.streams.errors import store_reason
 from rsky_pipeline.streams.names import (
     FIREHOSE_BACKFILL,
     FIREHOSE_LIVE,
@@ -69,7 +68,7 @@ MAX_LABELERS = 2_000
 # Repos that may wait to be fetched again, as a multiple of those that may be queued. Each is about
 # 250 bytes; beyond that, reading is held up.
 MAX_WAITING = 5
-# A document that was looked up just now is not asked for again; see also `verify.REFRESH_SECONDS`.
+# A document that was looked up just now is not asked for again; see `signatures.REFRESH_SECONDS`.
 FORCED_PAUSE_SECONDS = 5.0
 _LABEL_QUEUE_BYTES = 512 * 1024
 
@@ -79,10 +78,10 @@ class _Parts:
     """Everything that one ingester runs."""
 
     metrics: IngesterMetrics
-    verifier: Verifier | None
+    verifier: SignatureVerifier
     tls: ssl.SSLContext | None
-    memory: Memory
-    writers: list[tuple[Writer, Ledger]] = field(default_factory=list)
+    shared: SharedState
+    writers: list[Writer] = field(default_factory=list)
     relays: list[tuple[Follower, FeedReport]] = field(default_factory=list)
     labelers: list[tuple[Follower, FeedReport]] = field(default_factory=list)
     enumerators: list[Enumerator] = field(default_factory=list)
@@ -110,23 +109,21 @@ async def run(context: WorkerContext) -> None:
         )
         builder = _Builder(context, stack, http, metrics, [*relays, *labelers])
         parts = builder.build(relays, labelers)
-        own_store = builder.store("watch")
-        await _wait_for_store(own_store, context)
-        quarantines = [builder.quarantine, builder.label_quarantine]
+        watching = builder.link("watch", lambda _: stream_metrics.errors.inc())
+        await watching.retry(Store.ping, until=context.stopping)
+        letters = [builder.letters, builder.label_letters]
         reporter = Reporter(
-            context, parts.relays, parts.labelers, parts.enumerators, parts.writers, parts.memory,
+            context, parts.relays, parts.labelers, parts.enumerators, parts.writers, parts.shared,
             metrics,
         )  # fmt: skip
         async with trio.open_nursery() as services:
             services.start_soon(reporter.report_health)
-            look = partial(watch, own_store, stream_metrics, STREAMS, self_check)
-            services.start_soon(
-                reporter.watch_streams, look, own_store, stream_metrics, quarantines
-            )
+            look = partial(watch, metrics=stream_metrics, self_check=self_check)
+            services.start_soon(reporter.watch_streams, watching, look, letters)
             if parts.relays:
                 mark = settings.repo_high_water_mark
                 pause = settings.resync_pause_seconds
-                services.start_soon(release_resyncs, builder.store("release"), mark, pause)
+                services.start_soon(release_resyncs, builder.link("release"), mark, pause)
             if parts.relays and settings.database_url is not None:
                 repair = builder.gap_repair()
                 services.start_soon(partial(repair.watch, relays, repair=settings.repair_gaps))
@@ -142,29 +139,15 @@ def _boundary(metrics: IngesterMetrics) -> Boundary:
 async def _run_all(context: WorkerContext, parts: _Parts) -> None:
     """Run all tasks; they end after `stopping`, each when it has written what it read."""
     async with trio.open_nursery() as nursery:
-        for writer, _ in parts.writers:
+        for writer in parts.writers:
             nursery.start_soon(writer.run, context.hurrying)
         for follower, _ in (*parts.relays, *parts.labelers):
             nursery.start_soon(follower.run, context.stopping)
         for enumerator in parts.enumerators:
             nursery.start_soon(enumerator.run, context.stopping)
         await context.stopping.wait()
-        for writer, _ in parts.writers:
+        for writer in parts.writers:
             writer.close()
-
-
-async def _wait_for_store(store: Store, context: WorkerContext) -> None:
-    """Return when the store answers, or when there is no time left to wait for it."""
-    thread, backoff = StoreThread(), Backoff(base=0.2, cap=5.0)
-    while not context.stopping.is_set():
-        try:
-            await thread.call(store.ping)
-            return
-        except (StoreUnavailable, StoreRejected) as error:
-            backoff, wait = backoff.failed(trio.current_time())
-            _log.warning("waiting for Redis", extra={"error": str(error)})
-        with trio.move_on_after(wait):
-            await context.stopping.wait()
 
 
 class _Builder:
@@ -187,19 +170,19 @@ class _Builder:
         if any(endpoint.secure for endpoint in endpoints):
             self._tls = ssl.create_default_context()
         self._labelers = self._directory(MAX_LABELERS)  # documents of labelers, for all of them
-        self.quarantine = Quarantine(FIREHOSE_RAW_LETTERS)
-        self.label_quarantine = Quarantine(LABEL_RAW_LETTERS)
+        self.letters = RawDeadLetters(FIREHOSE_RAW_LETTERS)
+        self.label_letters = RawDeadLetters(LABEL_RAW_LETTERS)
 
     def build(self, relays: Sequence[Endpoint], labelers: Sequence[Endpoint]) -> _Parts:
         """Return the parts for these hosts."""
-        board = RelayBoard(endpoint.key for endpoint in relays)
         rate = self._settings.discover_repos_per_minute if self._settings.enumerate_repos else 0
-        states = RepoStates(reader(self.store("states")))
-        resyncs = Resyncs(self._settings.resync_pause_seconds)
-        memory = Memory(
-            states, board, resyncs, Discovery(rate, self._settings.repo_high_water_mark)
+        shared = SharedState(
+            RepoStates(reader(self.link("states"))),
+            RelayDedup(endpoint.key for endpoint in relays),
+            Resyncs(self._settings.resync_pause_seconds),
+            Discovery(rate, self._settings.repo_high_water_mark),
         )
-        parts = _Parts(self._metrics, self._verifier(), self._tls, memory)
+        parts = _Parts(self._metrics, self._verifier(), self._tls, shared)
         if relays:
             self._add_relays(parts, relays)
         for endpoint in labelers:
@@ -214,26 +197,36 @@ class _Builder:
             REPO_BACKFILL_HIGH: settings.repo_high_water_mark,
             RESYNC_LATER: settings.repo_high_water_mark * MAX_WAITING,
         }
-        ledger = Ledger(parts.memory)
         # Repos that cannot be fetched yet must not stop what is live.
-        detours = {REPO_BACKFILL_HIGH: RESYNC_LATER}
-        writer = self._writer(FIREHOSE_LIVE, marks, ledger, detours)
-        parts.writers.append((writer, ledger))
+        overflow = {REPO_BACKFILL_HIGH: RESYNC_LATER}
+        written = WriteReport()
+        writer = self._writer(FIREHOSE_LIVE, marks, [parts.shared, written], overflow)
+        parts.writers.append(writer)
         for endpoint in relays:
             converter = RepoConverter(
-                endpoint.key, endpoint.http_url(), settings.collections, Tally(), self.quarantine,
-                verify=settings.verify,
+                endpoint.key, endpoint.http_url(), settings.collections, FrameCounters(),
+                self.letters, verify=settings.verify,
             )  # fmt: skip
             timeouts = Timeouts(idle=float(settings.ingester_idle_timeout_seconds))
             feed = Feed(endpoint, SUBSCRIBE_REPOS, settings.initial_cursor, timeouts, self._tls)
-            lane = writer.lane(cursor_key(FIREHOSE_LIVE, endpoint.key))
-            judge = Judge(endpoint.key, converter, parts.memory)
+            cursor = writer.cursor(cursor_key(FIREHOSE_LIVE, endpoint.key))
+            admission = Admission(endpoint.key, converter, parts.shared)
+
+            def open_intake(
+                gate: SeqGate, nursery: trio.Nursery, converter: RepoConverter = converter,
+                cursor: SourceCursor = cursor, admission: Admission = admission,
+            ) -> FrameIntake:  # fmt: skip
+                gaps = GapWatch(converter.host, cursor.stored, cursor.position)
+                return FrameIntake(
+                    converter, cursor, gate, nursery, parts.verifier, admission, gaps
+                )
+
             follower = Follower(
-                feed, converter, lane, self._pressure(MAX_EVENTS, MAX_BYTES), self._metrics,
-                parts.verifier, judge,
+                feed, converter, cursor, self._pressure(MAX_EVENTS, MAX_BYTES), self._metrics,
+                open_intake,
             )  # fmt: skip
-            report = FeedReport(FIREHOSE_LIVE, endpoint.key, self._metrics, self.quarantine)
-            ledger.reports[lane] = report
+            report = FeedReport(FIREHOSE_LIVE, endpoint.key, self._metrics, self.letters)
+            written.reports[cursor] = report
             parts.relays.append((follower, report))
             if settings.enumerate_repos:
                 parts.enumerators += self._enumerators(endpoint)
@@ -241,23 +234,24 @@ class _Builder:
     def _add_labeler(self, parts: _Parts, endpoint: Endpoint, count: int) -> None:
         """Add the follower of a labeler, with a writer of its own."""
         host = endpoint.key
-        ledger = Ledger()
+        written = WriteReport()
         marks = {LABEL_LIVE: self._settings.live_high_water_mark}
-        writer = self._writer(f"{LABEL_LIVE}-{host}", marks, ledger)
-        parts.writers.append((writer, ledger))
-        # A labeler may be silent for days; that it lives is seen by its answers to pings.
+        writer = self._writer(f"{LABEL_LIVE}-{host}", marks, [written])
+        parts.writers.append(writer)
+        # A labeler may be silent for days; its answers to pings show that it lives.
         timeouts = Timeouts(idle=None, max_queued_bytes=_LABEL_QUEUE_BYTES)
         feed = Feed(endpoint, SUBSCRIBE_LABELS, "oldest", timeouts, self._tls)
-        lane = writer.lane(cursor_key(LABEL_LIVE, host))
-        tally, mode = Tally(), self._settings.label_signatures
-        proof = None if mode == "none" else LabelProof(self._labelers, mode, tally)
+        cursor = writer.cursor(cursor_key(LABEL_LIVE, host))
+        counters, mode = FrameCounters(of_labeler=True), self._settings.label_signatures
+        check = None if mode == "none" else LabelSignatureCheck(self._labelers, mode, counters)
+        converter = LabelConverter(host, counters, self.label_letters)
         follower = Follower(
-            feed, LabelConverter(host, tally, self.label_quarantine), lane,
+            feed, converter, cursor,
             self._pressure(MAX_EVENTS // count, MAX_LABEL_BYTES // count), self._metrics,
-            labels=proof,
+            lambda gate, _: LabelIntake(converter, cursor, gate, check),
         )  # fmt: skip
-        report = FeedReport(LABEL_LIVE, host, self._metrics, self.label_quarantine)
-        ledger.reports[lane] = report
+        report = FeedReport(LABEL_LIVE, host, self._metrics, self.label_letters)
+        written.reports[cursor] = report
         parts.labelers.append((follower, report))
 
     def gap_repair(self) -> GapRepair:
@@ -267,39 +261,51 @@ class _Builder:
             Database.connect, str(settings.database_url), schema=settings.database_schema,
             name=f"{self._context.consumer}-gaps",
         )  # fmt: skip
-        listing = partial(list_repos, self._http)
+        database = Link(connect_database, purpose="gaps", failed=self._count)
+        self._stack.callback(database.close)
         return GapRepair(
-            self.store("gaps"), connect_database, listing, repair_marks(settings),
-            _boundary(self._metrics),
+            self.link("gaps"), database, connect_database, partial(list_repos, self._http),
+            repair_marks(settings), patient=True, boundary=_boundary(self._metrics),
         )  # fmt: skip
 
     def _writer(
         self,
         name: str,
         marks: dict[str, int],
-        ledger: Ledger,
-        detours: Mapping[str, str] = MappingProxyType({}),
+        listeners: Sequence[WriteListener],
+        overflow: Mapping[str, str] = MappingProxyType({}),
     ) -> Writer:
         settings = self._settings
         rule = BatchRule(
             max_events=settings.ingester_batch_size,
             max_age=settings.ingester_batch_timeout_ms / 1000,
         )
-        return Writer(self.store(name), marks, rule, self._metrics, ledger, detours)
+        link = self.link(name, self._count_retry)
+        return Writer(link, marks, rule, self._metrics, listeners, overflow)
 
-    def _pressure(self, max_events: int, max_bytes: int) -> Pressure:
-        return Pressure(max(2 * self._settings.ingester_batch_size, max_events), max_bytes)
+    def _pressure(self, max_events: int, max_bytes: int) -> Backpressure:
+        return Backpressure(max(2 * self._settings.ingester_batch_size, max_events), max_bytes)
 
-    def store(self, purpose: str) -> Store:
-        """Return a new connection that is closed at the end."""
-        name = f"{self._context.consumer}-{purpose}"
-        store = connect(str(self._settings.redis_url), name=name)
-        return self._stack.enter_context(closing(store))
+    def link(
+        self, purpose: str, failed: Callable[[StoreError], object] | None = None
+    ) -> Link[Store]:
+        """Return a connection of its own to Redis, which is closed at the end."""
+        made = Link(partial(self.connect, purpose), purpose=purpose, failed=failed or self._count)
+        self._stack.callback(made.close)
+        return made
 
-    def _verifier(self) -> Verifier | None:
-        settings = self._settings
-        if settings.verify == "none":
-            return None
+    def connect(self, purpose: str) -> Store:
+        """Return a new connection to Redis."""
+        return connect(str(self._settings.redis_url), name=f"{self._context.consumer}-{purpose}")
+
+    def _count(self, error: StoreError) -> None:
+        self._metrics.error(store_reason(error))
+
+    def _count_retry(self, error: StoreError) -> None:
+        self._count(error)
+        self._metrics.store_retries.labels(store_reason(error).removeprefix("store_")).inc()
+
+    def _verifier(self) -> SignatureVerifier:
         changes = self._metrics.key_changes
         return SignatureVerifier(
             self._directory(MAX_KEYS), lambda how: changes.labels(how).inc(),
@@ -335,7 +341,7 @@ class _Builder:
     def _enumerator(self, source: ListingSource, pace: Pace) -> Enumerator:
         return Enumerator(
             source,
-            self.store(f"list-{source.name}-{source.endpoint.key}"),
+            partial(self.connect, f"list-{source.name}-{source.endpoint.key}"),
             self._settings.repo_high_water_mark,
             self._metrics,
             pace,

@@ -1,97 +1,265 @@
-"""Writing what was read: batches with their states and cursors, in order, until the store has them.
+"""Writing frames to Redis: batches with their states and cursors, in order.
 
-All relays share one writer, so that their events have one order: a cursor that passes a repeat is
-never stored before what it repeats. A batch that was taken is written or still held. Only two
-things end that: the store holds another cursor than the batch follows on, or the worker has to go;
-in both cases the cursors make the hosts send everything again.
+The rule that correctness rests on: a cursor is stored in the same step of the server as everything
+that it covers, and never passes anything that is not stored.
+
+- A batch moves a host's cursor to the newest frame of that host in it, so frames are taken in the
+  order in which they came. A frame of which nothing is kept (filtered, or a replay) moves it as
+  well, else a quiet host would be read from an old cursor again.
+- All relays share one writer and so one order. A replay that relay B sends is covered by the commit
+  that relay A sent before it, in this batch or an earlier one; with writers of their own, B's
+  cursor could be stored before A's commit, and a crash between would lose the commit.
+- Every batch compares the cursors of all hosts, also of those that it does not move. If Redis lost
+  its newest data, a stored cursor is lower than the one written last; then the batch is refused,
+  everything in memory is dropped with the states that rest on it, and all hosts are read again from
+  their cursors. Comparing only the cursors that move would let B's replays pass a commit of A that
+  is lost.
+
+A batch that was taken is written or still held. Two things end that: another cursor is stored than
+the batch follows on, or the worker has to go; in both cases the hosts send everything again.
 """
 
 import logging
-from collections.abc import Iterable, Mapping
-from dataclasses import replace
+from collections import deque
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
+from math import inf
 from types import MappingProxyType
-from typing import Protocol
+from typing import Generic, Protocol, TypeVar
 
 import orjson
 import trio
 
-from rsky_pipeline.ingester.batch import Batch, Batcher, BatchRule, Share
-from rsky_pipeline.ingester.convert import Converted
-from rsky_pipeline.ingester.cursor import Position, parse_cursor, parse_position
-from rsky_pipeline.ingester.repo_state import RepoState, state_key
+from rsky_pipeline.ingester.commits.states import RepoState, state_key
+from rsky_pipeline.ingester.frames import PendingFrame
+from rsky_pipeline.ingester.sequence import Position, parse_cursor, parse_position
 from rsky_pipeline.observability.ingester import IngesterMetrics
-from rsky_pipeline.runtime.backoff import Backoff
+from rsky_pipeline.runtime.link import Link
 from rsky_pipeline.runtime.logging import Throttled
-from rsky_pipeline.runtime.threads import StoreThread
-from rsky_pipeline.streams.append import Appended, CursorMove, append, read_cursor
+from rsky_pipeline.streams.append import Appended, CursorMove, Entry, append, read_cursor
 from rsky_pipeline.streams.connection import Store
-from rsky_pipeline.streams.errors import StoreRejected, StoreUnavailable
 from rsky_pipeline.streams.names import CURSOR_POSITIONS
 
 _log = logging.getLogger(__name__)
-Noted = bytes | None
+Source = TypeVar("Source", bound=Hashable)
+Note = bytes | None  # `bytes` is a property of the writer
 _FULL_POLL_SECONDS = (0.05, 0.25)  # first and longest wait for room in a stream
 LOOK_SECONDS = 3.0  # between looks at the cursors while there is nothing to write
 _GIVE_UP_SECONDS = 5.0  # for a store that does not answer while the worker is stopping
+_STATE_BYTES = 100  # what an unwritten state takes in memory
 
 
-class Listener(Protocol):
-    """Is told what became of batches."""
+@dataclass(frozen=True, slots=True)
+class BatchRule:
+    """A batch is due as soon as one of the limits is reached. Frames are never split."""
 
-    def written(self, batch: "Batch[Lane]", lengths: Mapping[str, int]) -> None:
-        """Take note of a batch and the lengths of its streams."""
+    max_events: int = 500
+    max_bytes: int = 4 * 1024 * 1024
+    max_age: float = 0.1
+    max_cursor_age: float = 1.0  # for frames of which nothing is kept but their seq
+
+
+@dataclass(slots=True)
+class SourceBatch:
+    """What one source has in a batch."""
+
+    entries: list[Entry] = field(default_factory=list)
+    seq: int | None = None  # of its newest frame
+    time: str | None = None  # of its newest frame that has one
+
+    def take(self, entries: Sequence[Entry], seq: int | None, time: str | None) -> None:
+        """Add a frame."""
+        self.entries += entries
+        if seq is not None:
+            self.seq, self.time = seq, time or self.time
+
+
+@dataclass(frozen=True, slots=True)
+class Batch(Generic[Source]):
+    """Entries to append in one step, with the states and the cursors that cover exactly them."""
+
+    entries: tuple[Entry, ...]
+    states: dict[bytes, RepoState]
+    parts: dict[Source, SourceBatch]
+    size: int
+    frames: int  # that are over with this batch
+
+
+@dataclass(slots=True)
+class _Covered(Generic[Source]):
+    states: dict[bytes, RepoState] = field(default_factory=dict)
+    seqs: dict[Source, tuple[int, str | None]] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class _Waiting(Generic[Source]):
+    source: Source
+    entries: list[Entry]
+    state: tuple[bytes, RepoState] | None
+    size: int
+    since: float
+    seq: int | None
+    time: str | None
+    frames: int = 1
+    covered: _Covered[Source] | None = None  # with it: frames that have no entries
+
+    def cover(self, source: Source, frame: PendingFrame, size: int) -> None:
+        """Have it stand for a frame behind it of which there is nothing to append.
+
+        So any number of filtered and repeated frames takes little memory.
+        """
+        covered = self.covered = self.covered or _Covered()
+        self.frames += 1
+        self.size += size
+        if frame.seq is not None:
+            covered.seqs[source] = (frame.seq, frame.time)
+        if frame.state is not None:
+            covered.states[frame.state[0]] = frame.state[1]
+
+
+class Batcher(Generic[Source]):
+    """Frames of one or several sources that wait to be written, in the order they were added."""
+
+    def __init__(self, rule: BatchRule) -> None:
+        self._rule = rule
+        self._waiting: deque[_Waiting[Source]] = deque()
+        self.events = 0
+        self.bytes = 0
+
+    def __bool__(self) -> bool:
+        return bool(self._waiting)
+
+    def add(self, source: Source, frames: Iterable[PendingFrame], now: float) -> None:
+        """Take frames of a source in the order in which they came."""
+        waiting = self._waiting
+        for frame in frames:
+            entries = frame.entries
+            size = frame.size if frame.state is None else frame.size + _STATE_BYTES
+            if entries or not waiting:
+                waiting.append(
+                    _Waiting(source, entries, frame.state, size, now, frame.seq, frame.time)
+                )
+                self.events += len(entries)
+            else:
+                waiting[-1].cover(source, frame, size)
+            self.bytes += size
+
+    def deadline(self) -> float:
+        """Return when the next batch is due; infinity if nothing waits."""
+        if not self._waiting:
+            return inf
+        if self.events >= self._rule.max_events or self.bytes >= self._rule.max_bytes:
+            return -inf
+        first = self._waiting[0]
+        return first.since + (self._rule.max_age if self.events else self._rule.max_cursor_age)
+
+    def take(self) -> Batch[Source]:
+        """Remove and return the next batch, due or not; empty if nothing waits."""
+        entries: list[Entry] = []
+        states: dict[bytes, RepoState] = {}
+        parts: dict[Source, SourceBatch] = {}
+        size = frames = 0
+        while self._waiting and (not frames or self._fits(len(entries), size)):
+            frame = self._waiting.popleft()
+            frames += frame.frames
+            size += frame.size
+            if frame.state is not None:
+                states[frame.state[0]] = frame.state[1]
+            if frame.entries:
+                entries += frame.entries
+            if frame.entries or frame.seq is not None:
+                _part(parts, frame.source).take(frame.entries, frame.seq, frame.time)
+            if frame.covered is not None:
+                states.update(frame.covered.states)
+                for source, (seq, time) in frame.covered.seqs.items():
+                    _part(parts, source).take((), seq, time)
+        self.events -= len(entries)
+        self.bytes -= size
+        return Batch(tuple(entries), states, parts, size, frames)
+
+    def clear(self) -> None:
+        """Forget everything that waits."""
+        self._waiting.clear()
+        self.events = self.bytes = 0
+
+    def _fits(self, events: int, size: int) -> bool:
+        frame = self._waiting[0]
+        return (
+            events + len(frame.entries) <= self._rule.max_events
+            and size + frame.size <= self._rule.max_bytes
+        )
+
+
+def _part(parts: dict[Source, SourceBatch], source: Source) -> SourceBatch:
+    part = parts.get(source)
+    if part is None:
+        part = parts[source] = SourceBatch()
+    return part
+
+
+class FrameSink(Protocol):
+    """Takes frames that are to be written; a `SourceCursor` is one."""
+
+    closed: bool  # nothing is taken any more until the connection begins anew
+
+    def put(self, frames: Sequence[PendingFrame]) -> None:
+        """Take frames in the order in which they came."""
+
+
+class WriteListener(Protocol):
+    """Called after each batch, in the writer's task."""
+
+    def written(self, batch: "Batch[SourceCursor]", lengths: Mapping[str, int]) -> None:
+        """Handle a batch that the store has; `lengths` are those of its streams."""
 
     def dropped(self) -> None:
-        """Take note that everything unwritten was dropped, to be read again from the cursors."""
+        """Handle that everything unwritten was dropped, to be read again from the cursors."""
 
 
-class Lane:
-    """What one host's frames need of a writer: a cursor of their own."""
+class SourceCursor:
+    """The cursor of one host's stream, and the way of its frames to the writer."""
 
-    def __init__(self, writer: "Writer", cursor_key: str) -> None:
+    def __init__(self, writer: "Writer", key: str) -> None:
         self.writer = writer
-        self.cursor_key = cursor_key
-        self.stored: int | None = None  # the cursor that the store holds, as far as we know
+        self.key = key
+        self.text: str | None = None  # the cursor that the store holds, as far as we know
+        self.stored: int | None = None  # the same as a number
         self.last_known: int | None = None  # the highest that we ever stored
-        self.position: Position | None = None  # what was noted with the stored cursor
-        self.moved = trio.Event()  # set when the store holds another cursor; see `load_cursor`
+        self.position: Position | None = None  # the note of the stored cursor
+        self.moved = trio.Event()  # set when another cursor is stored; `load` follows it
+        self.closed = False  # since `moved` was set, until the cursor is loaded again
         self._loaded = False
 
-    def put(self, frames: Iterable[Converted]) -> None:
+    def put(self, frames: Sequence[PendingFrame]) -> None:
         """Take frames in the order in which they came; never waits, so watch `writer.events`."""
         if not self.closed:  # else they follow on frames that are not written any more
             self.writer.add(self, frames)
 
-    @property
-    def closed(self) -> bool:
-        """Whether nothing is taken any more until the cursor has been loaded again."""
-        return self.moved.is_set()
-
-    async def load_cursor(self) -> None:
-        """Set `stored` from the store and go on from there. Raises its errors, InvalidCursor."""
-        text, noted = await self.writer.read(self.cursor_key)
-        self.stored = parse_cursor(text)
+    async def load(self) -> None:
+        """Go on at the stored cursor; waits for the store. Raises InvalidCursorError."""
+        self.text, noted = await self.writer.read(self.key)
+        self.stored = parse_cursor(self.text)
         self.position = parse_position(noted)
         if self.stored is None and self.position is not None and self.position.reset:
             self.last_known = None  # an operator wants the initial position, not the last one
         elif self.last_known is None:
             self.last_known = self.stored
-        self.moved = trio.Event()
+        self.moved, self.closed = trio.Event(), False
         self._loaded = True
 
-    def move(self, share: Share | None) -> CursorMove | None:
+    def move(self, part: SourceBatch | None) -> CursorMove | None:
         """Return how a batch moves the cursor, or that it must stay; None while it is not known."""
-        if not self._loaded or self.moved.is_set():
+        if not self._loaded or self.closed:
             return None
         expected = None if self.stored is None else str(self.stored)
-        new = expected if share is None or share.seq is None else str(share.seq)
-        return CursorMove(self.cursor_key, expected, new)
+        new = expected if part is None or part.seq is None else str(part.seq)
+        return CursorMove(self.key, expected, new)
 
-    def position_after(self, share: Share) -> Position:
-        """Return what is noted with the cursor that a batch stores."""
+    def position_after(self, part: SourceBatch) -> Position:
+        """Return the note of the cursor that a batch stores."""
         before = None if self.position is None else self.position.time
-        return Position(share.seq, share.time or before)
+        return Position(part.seq, part.time or before)
 
 
 class Writer:
@@ -99,36 +267,37 @@ class Writer:
 
     def __init__(
         self,
-        store: Store,
+        link: Link[Store],
         high_water_marks: Mapping[str, int],
         rule: BatchRule,
         metrics: IngesterMetrics,
-        listener: Listener,
-        detours: Mapping[str, str] = MappingProxyType({}),
+        listeners: Sequence[WriteListener],
+        overflow: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
-        """What a stream of `detours` has no room for goes to the other one that is named there."""
-        self._store = store
-        self._thread = StoreThread()
+        """`overflow`: by the name of a stream, the one that takes its entries while it is full."""
+        self._link = link
         self._marks = high_water_marks
-        self._detours = detours
+        self._overflow = overflow
         self._metrics = metrics
-        self._listener = listener
-        self._batcher = Batcher[Lane](rule)
+        self._listeners = listeners
+        self._batcher = Batcher[SourceCursor](rule)
         self._changed = trio.Event()
-        self._hurrying = 0  # lanes that wait for everything to be written
-        self._closing = False
-        self._in_flight: Batch[Lane] | None = None
+        self._flushing = 0  # followers that wait for everything to be written
+        self._closing = trio.Event()
+        self._giving_up = trio.Event()  # set when there is no time left to try again
+        self._in_flight: Batch[SourceCursor] | None = None
         self._added = self._done = 0  # frames so far
-        self.lanes: list[Lane] = []
+        self.batches = 0  # that the store has
+        self.cursors: list[SourceCursor] = []
         self.is_full = False
         self.given_up = False
         self._throttle = Throttled()
 
-    def lane(self, cursor_key: str) -> Lane:
-        """Return a new lane for a host."""
-        lane = Lane(self, cursor_key)
-        self.lanes.append(lane)
-        return lane
+    def cursor(self, key: str) -> SourceCursor:
+        """Return a new cursor for a host's stream, stored at a key."""
+        cursor = SourceCursor(self, key)
+        self.cursors.append(cursor)
+        return cursor
 
     @property
     def events(self) -> int:
@@ -146,29 +315,26 @@ class Writer:
         """Whether everything that was put in has been written."""
         return not self._batcher and self._in_flight is None
 
-    def add(self, lane: Lane, frames: Iterable[Converted]) -> None:
-        """Take frames of a lane; see `Lane.put`."""
-        given = list(frames)
-        self._batcher.add(lane, given, trio.current_time())
-        self._added += len(given)
+    def add(self, cursor: SourceCursor, frames: Sequence[PendingFrame]) -> None:
+        """Take frames of a host; see `SourceCursor.put`."""
+        self._batcher.add(cursor, frames, trio.current_time())
+        self._added += len(frames)
         self._wake()
 
-    async def read(self, cursor_key: str) -> tuple[str | None, Noted]:
-        """Return a stored cursor and what was noted with it. Raises the errors of the store."""
-        text = await self._thread.call(read_cursor, self._store, cursor_key)
-        noted = await self._thread.call(self._store.call, "HGET", CURSOR_POSITIONS, cursor_key)
-        return text, noted
+    async def read(self, cursor_key: str) -> tuple[str | None, Note]:
+        """Return a stored cursor and its note; waits for a store that does not answer."""
+        return await self._link.retry(partial(_read_position, key=cursor_key))
 
     async def flush(self) -> None:
         """Write what was put in so far and wait until it is written, dropped or given up."""
         target = self._added
-        self._hurrying += 1
+        self._flushing += 1
         self._wake()
         try:
             while self._done < target and not self.given_up:
                 await self.changed()
         finally:
-            self._hurrying -= 1
+            self._flushing -= 1
 
     async def changed(self) -> None:
         """Wait until something was put in or written."""
@@ -176,23 +342,33 @@ class Writer:
 
     def close(self) -> None:
         """Let `run` end when everything is written; a store that is full ends it at once."""
-        self._closing = True
+        self._closing.set()
         self._wake()
 
     async def run(self, hurrying: trio.Event) -> None:
         """Write batches as they become due, until closed."""
-        while not (self._closing and self.idle) and not self.given_up:
-            if not self._is_due():
-                await self._wait_until_due()
-                continue
-            self._in_flight = self._batcher.take()
-            await self._write(self._in_flight, hurrying)
-            self._done += self._in_flight.frames
-            self._in_flight = None
-            self._wake()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._limit_closing, hurrying)
+            while not (self._closing.is_set() and self.idle) and not self.given_up:
+                if not self._is_due():
+                    await self._wait_until_due()
+                    continue
+                self._in_flight = self._batcher.take()
+                await self._write(self._in_flight)
+                self._done += self._in_flight.frames
+                self._in_flight = None
+                self._wake()
+            nursery.cancel_scope.cancel()
+
+    async def _limit_closing(self, hurrying: trio.Event) -> None:
+        """End the tries of a batch some time after `close`, or at once when hurrying."""
+        await self._closing.wait()
+        with trio.move_on_after(_GIVE_UP_SECONDS):
+            await hurrying.wait()
+        self._giving_up.set()
 
     def _is_due(self) -> bool:
-        if self._closing or self._hurrying:
+        if self._closing.is_set() or self._flushing:
             return bool(self._batcher)
         return self._batcher.deadline() <= trio.current_time()
 
@@ -201,121 +377,111 @@ class Writer:
         with trio.move_on_at(min(deadline, now + LOOK_SECONDS)):
             await self._changed.wait()
             return
-        if self.idle and not self._closing:
+        if self.idle and not self._closing.is_set():
             await self._look_at_cursors()
 
     async def _look_at_cursors(self) -> None:
-        """See whether a cursor was moved by somebody else while its host has nothing to say."""
+        """Compare the cursors while no host sends anything: somebody may have moved one."""
         nothing = self._batcher.take()
-        if not any(lane.move(None) for lane in self.lanes):
+        if not any(cursor.move(None) for cursor in self.cursors):
             return
-        try:
-            result = await self._thread.call(partial(self._append, nothing))
-        except (StoreUnavailable, StoreRejected):
-            return  # the next batch will meet it, and say so
-        if result.status == "cursor_moved":
+        result = await self._link.attempt(partial(self._append, batch=nothing))
+        if result is not None and result.status == "cursor_moved":
             self._finish(nothing, result)
             self._wake()
 
-    async def _write(self, batch: Batch[Lane], hurrying: trio.Event) -> None:
+    async def _write(self, batch: Batch[SourceCursor]) -> None:
         """Append a batch, however long it takes, or set `moved` or `given_up`."""
-        backoff, full_wait = Backoff(base=0.1, cap=5.0), _FULL_POLL_SECONDS[0]
-        stopping_since: float | None = None
+        wait = _FULL_POLL_SECONDS[0]
         while True:
-            try:
-                result = await self._thread.call(partial(self._append, batch))
-            except (StoreUnavailable, StoreRejected) as error:
-                backoff, wait = backoff.failed(trio.current_time())
-                self._note_failure(error, wait)
-            else:
-                if result.status != "full":
-                    self._finish(batch, result)
-                    return
-                detour = self._detours.get(result.full_stream or "")
-                if detour is not None:
-                    batch = _by_detour(batch, result.full_stream or "", detour)
-                    self._note_detour(result.full_stream or "", detour)
-                    continue
-                wait, full_wait = full_wait, min(full_wait * 2, _FULL_POLL_SECONDS[1])
-                self._note_full(result)
-            if self._closing:
-                stopping_since = stopping_since or trio.current_time()
-                too_long = trio.current_time() - stopping_since > _GIVE_UP_SECONDS
-                if self.is_full or too_long or hurrying.is_set():
-                    self._give_up()
-                    return
+            action = partial(self._append, batch=batch)
+            result = await self._link.retry(action, until=self._giving_up)
+            if result is None:
+                self._give_up()
+                return
+            if result.status != "full":
+                self._finish(batch, result)
+                return
+            full = result.full_stream or ""
+            overflow = self._overflow.get(full)
+            if overflow is not None:
+                batch = _moved(batch, full, overflow)
+                self._note_overflow(full, overflow)
+                continue
+            self._note_full(result)
+            if self._closing.is_set():
+                self._give_up()
+                return
             with trio.move_on_after(wait):
-                await hurrying.wait()
+                await self._closing.wait()
+            wait = min(wait * 2, _FULL_POLL_SECONDS[1])
 
-    def _append(self, batch: Batch[Lane]) -> Appended:
+    def _append(self, store: Store, batch: Batch[SourceCursor]) -> Appended:
         moves, positions = [], dict[bytes, bytes]()
-        # All cursors are looked at: if the store lost its newest data, what one host repeats must
-        # not be passed over for what another one brought and is lost.
-        for lane in self.lanes:
-            share = batch.shares.get(lane)
-            move = lane.move(share)
+        for cursor in self.cursors:
+            part = batch.parts.get(cursor)
+            move = cursor.move(part)
             if move is not None:
                 moves.append(move)
-            if share is not None and share.seq is not None:
-                position = lane.position_after(share)
-                positions[lane.cursor_key.encode()] = orjson.dumps(
+            if part is not None and part.seq is not None:
+                position = cursor.position_after(part)
+                positions[cursor.key.encode()] = orjson.dumps(
                     {"seq": position.seq, "time": position.time}
                 )
         hashes = _by_key(batch.states)
         if positions:
             hashes[CURSOR_POSITIONS] = positions
         return append(
-            self._store, batch.entries, cursors=moves, hashes=hashes, high_water_marks=self._marks
+            store, batch.entries, cursors=moves, hashes=hashes, high_water_marks=self._marks
         )
 
-    def _finish(self, batch: Batch[Lane], result: Appended) -> None:
+    def _finish(self, batch: Batch[SourceCursor], result: Appended) -> None:
         self.is_full = False
         if result.status == "cursor_moved":
             self._metrics.error("cursor_moved")
             _log.error(
-                "a stored cursor is not the one that was written last; reading again from it",
+                "stored cursor differs from the one written last; reading again from it",
                 extra={"key": result.moved_key, "stored": result.stored_cursor,
-                       "expected": {lane.cursor_key: lane.stored for lane in batch.shares}},
+                       "expected": {cursor.key: cursor.stored for cursor in batch.parts}},
             )  # fmt: skip
             self._batcher.clear()
             self._done = self._added - batch.frames
-            for lane in self.lanes:
-                lane.moved.set()
-            self._listener.dropped()
+            for cursor in self.cursors:
+                cursor.closed = True
+                cursor.moved.set()
+            for listener in self._listeners:
+                listener.dropped()
             return
-        for lane, share in batch.shares.items():
-            if share.seq is not None:
-                lane.stored = lane.last_known = share.seq
-                lane.position = lane.position_after(share)
-        self._listener.written(batch, result.lengths)
-
-    def _note_failure(self, error: Exception, wait: float) -> None:
-        action = "unavailable" if isinstance(error, StoreUnavailable) else "rejected"
-        self._metrics.store_retries.labels(action).inc()
-        self._metrics.error(f"store_{action}")
-        _log.error("append failed, trying again", extra={"error": str(error), "wait_s": wait})
+        for cursor, part in batch.parts.items():
+            if part.seq is not None:
+                cursor.text, cursor.stored = str(part.seq), part.seq
+                cursor.last_known = part.seq
+                cursor.position = cursor.position_after(part)
+        self.batches += 1
+        for listener in self._listeners:
+            listener.written(batch, result.lengths)
 
     def _note_full(self, result: Appended) -> None:
         self._metrics.store_retries.labels("full").inc()
         if not self.is_full:
             where = result.full_stream or "the memory of Redis"
-            _log.warning("no room for events, waiting", extra={"full": where})
+            _log.warning("stream full, writing paused", extra={"full": where})
         self.is_full = True
 
-    def _note_detour(self, full: str, detour: str) -> None:
+    def _note_overflow(self, full: str, overflow: str) -> None:
         self._metrics.store_retries.labels("detour").inc()
         held_back = self._throttle.allow(full)
         if held_back is not None:
-            extra = {"full": full, "instead": detour, "unlogged": held_back}
-            _log.warning("no room in a stream, its entries go to another one", extra=extra)
+            extra = {"stream": full, "overflow": overflow, "unlogged": held_back}
+            _log.warning("stream full, entries appended to its overflow stream", extra=extra)
 
     def _give_up(self) -> None:
         self.given_up = True
         _log.warning(
-            "stopping with unwritten events; the relay sends them again from the cursor",
+            "stopped with unwritten events; hosts send them again from the cursor",
             extra={
                 "events": self.events,
-                "cursors": {lane.cursor_key: lane.stored for lane in self.lanes},
+                "cursors": {cursor.key: cursor.stored for cursor in self.cursors},
             },
         )
 
@@ -324,10 +490,15 @@ class Writer:
         self._changed = trio.Event()
 
 
-def _by_detour(batch: Batch[Lane], full: str, detour: str) -> Batch[Lane]:
+def _read_position(store: Store, key: str) -> tuple[str | None, Note]:
+    return read_cursor(store, key), store.call("HGET", CURSOR_POSITIONS, key)
+
+
+def _moved(batch: Batch[SourceCursor], full: str, overflow: str) -> Batch[SourceCursor]:
     """Return a batch whose entries for one stream are for another one."""
     entries = tuple(
-        entry._replace(stream=detour) if entry.stream == full else entry for entry in batch.entries
+        entry._replace(stream=overflow) if entry.stream == full else entry
+        for entry in batch.entries
     )
     return replace(batch, entries=entries)
 

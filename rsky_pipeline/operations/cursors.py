@@ -9,9 +9,14 @@ import orjson
 
 from rsky_pipeline.configuration.endpoints import HostKey
 from rsky_pipeline.configuration.settings import Settings
-from rsky_pipeline.ingester.cursor import InvalidCursor, parse_cursor, parse_position
-from rsky_pipeline.ingester.gaps import GAP_FIELD, Gap
-from rsky_pipeline.ingester.repo_state import REPO_KEYS
+from rsky_pipeline.ingester.commits.states import REPO_KEYS
+from rsky_pipeline.ingester.sequence import (
+    GAP_FIELD,
+    Gap,
+    InvalidCursorError,
+    parse_cursor,
+    parse_position,
+)
 from rsky_pipeline.streams.append import read_cursor
 from rsky_pipeline.streams.connection import Argument, Store
 from rsky_pipeline.streams.names import (
@@ -152,7 +157,7 @@ def _read(store: Store, stream: str, host: HostKey, configured: bool) -> StoredC
     position = parse_position(store.call("HGET", CURSOR_POSITIONS, key))
     try:
         seq = parse_cursor(text)
-    except InvalidCursor:
+    except InvalidCursorError:
         return StoredCursor(stream, host, None, None, configured, text)
     time = position.time if position is not None and position.seq == seq else None
     return StoredCursor(stream, host, seq, time, configured)

@@ -1,6 +1,7 @@
 """Listing and repairing gaps by hand."""
 
 from collections.abc import Sequence
+from contextlib import closing
 from functools import partial
 
 from rsky_pipeline.configuration.endpoints import Endpoint, parse_endpoint
@@ -10,6 +11,7 @@ from rsky_pipeline.ingester.listing.gap_repair import GapRepair, repair_marks
 from rsky_pipeline.ingester.listing.gap_table import GapRow, list_gaps, move_gaps, reopen
 from rsky_pipeline.network.http import HttpClient
 from rsky_pipeline.network.listing import list_repos
+from rsky_pipeline.runtime.link import Link
 from rsky_pipeline.streams.connection import Store
 
 
@@ -44,9 +46,12 @@ async def repair_gaps(store: Store, settings: Settings, ids: Sequence[str]) -> l
         reopen(database, wanted)
     relays: dict[str, Endpoint] = {relay.key: relay for relay in settings.relays}
     hosts = [relays.get(known[gap].host) or parse_endpoint(known[gap].host) for gap in wanted]
-    async with HttpClient(allow_private=settings.allow_private_hosts) as http:
-        repair = GapRepair(store, connect, partial(list_repos, http), repair_marks(settings))
-        await repair.repair_all(list(dict.fromkeys(hosts)))
+    redis, postgres = Link(lambda: store, purpose="gaps"), Link(connect, purpose="gaps")
+    with closing(postgres):
+        async with HttpClient(allow_private=settings.allow_private_hosts) as http:
+            fetch = partial(list_repos, http)
+            repair = GapRepair(redis, postgres, connect, fetch, repair_marks(settings))
+            await repair.repair_all(list(dict.fromkeys(hosts)))
     return [gap for gap in all_gaps(store, settings) if gap.id in set(wanted)]
 
 

@@ -13,13 +13,12 @@ import orjson
 
 from rsky_pipeline.atproto.errors import InvalidDataError
 from rsky_pipeline.atproto.frame import CommitMessage, decode_frame
+from rsky_pipeline.atproto.syntax import tid_text
 from rsky_pipeline.configuration.endpoints import parse_endpoint
 from rsky_pipeline.configuration.settings import Settings
-from rsky_pipeline.ingester.commits import RepoConverter
-from rsky_pipeline.ingester.convert import FrameConverter
+from rsky_pipeline.ingester.commits.convert import RepoConverter
+from rsky_pipeline.ingester.frames import FRAME_FIELD, FrameConverter, FrameCounters, RawDeadLetters
 from rsky_pipeline.ingester.labels import LabelConverter
-from rsky_pipeline.ingester.quarantine import FRAME_FIELD, Quarantine
-from rsky_pipeline.ingester.tally import Tally
 from rsky_pipeline.streams.append import Entry
 from rsky_pipeline.streams.names import FIREHOSE_RAW_LETTERS, REPO_BACKFILL_HIGH
 
@@ -85,25 +84,25 @@ def convert_again(stream: str, frame: RawFrame, settings: Settings) -> list[Entr
     if refused is not None:
         again = parse_raw({FRAME_FIELD: refused.payload})
         raise NotConvertibleError(f"{again.reason}: {again.error}")
-    about = converted.about
-    if about is None or not isinstance(converter, RepoConverter):  # only relays tell of repos
+    update = converted.update
+    if update is None or not isinstance(converter, RepoConverter):  # a labeler has no repos
         return entries
-    if entries and converted.claim is None and about.reason is None:
+    if entries and update.proof is None and update.problem is None:
         return entries
-    # What is claimed can be proven from the repo; so can what the frame did not hold.
-    unwritten = about.ops if converted.claim is not None else ()
-    reason = about.reason or about.update.kind
-    job = converter.resync(REPO_BACKFILL_HIGH, about, reason, unwritten)
-    return [job] if converted.claim is not None else [*entries, job]
+    # A commit with a proof is proven from the repo; so is what the frame did not hold.
+    unwritten = update.ops if update.proof is not None else ()
+    reason, rev = update.problem or update.kind, tid_text(update.rev)
+    job = converter.resync(REPO_BACKFILL_HIGH, update.did, rev, reason, unwritten)
+    return [job] if update.proof is not None else [*entries, job]
 
 
 def _converter(stream: str, host: str, settings: Settings) -> FrameConverter:
-    quarantine = Quarantine(stream)
+    letters = RawDeadLetters(stream)
     if stream != FIREHOSE_RAW_LETTERS:
-        return LabelConverter(host, Tally(), quarantine)
+        return LabelConverter(host, FrameCounters(), letters)
     try:
         url = parse_endpoint(host).http_url()
     except ValueError:
         url = ""  # it only tells where a repo to fetch was seen
     verify = settings.verify
-    return RepoConverter(host, url, settings.collections, Tally(), quarantine, verify=verify)
+    return RepoConverter(host, url, settings.collections, FrameCounters(), letters, verify=verify)

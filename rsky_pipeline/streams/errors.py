@@ -17,3 +17,8 @@ class WritesRefusedError(StoreUnavailable):
 
 class StoreRejected(StoreError):
     """Redis refused this command, for example because the user lacks a permission."""
+
+
+def store_reason(error: StoreError) -> str:
+    """Return the metric label of a failure of Redis."""
+    return "store_unavailable" if isinstance(error, StoreUnavailable) else "store_rejected"

@@ -10,10 +10,7 @@ from typing import Any, Literal, NamedTuple
 
 import orjson
 
-from rsky_pipeline.atproto import compiled, dagjson
-from rsky_pipeline.atproto.car import MAX_BLOCK, usual_header
-from rsky_pipeline.atproto.cid import LENGTH
-from rsky_pipeline.atproto.frame import CommitMessage, RepoOp
+from rsky_pipeline.atproto import dagjson
 
 EVENT_FIELD = b"event"
 LABELS_FIELD = b"labels"
@@ -147,25 +144,6 @@ def encode_record_event(
         body["cid"] = cid
         body["record"] = record
     return dagjson.to_json(body)
-
-
-def encode_commit_events(
-    message: CommitMessage, ops: Sequence[RepoOp], blocks: Mapping[Any, bytes] | None, most: int
-) -> list[bytes] | None:
-    """Return the JSON of the events of operations of a commit, in their order.
-
-    `blocks` are of its CAR, their hashes checked; without them both is done here. None leaves it to
-    `encode_record_event`: an operation, its block or its record is wrong or only unusual, or they
-    have more than `most` bytes together.
-    """
-    shared = orjson.dumps(
-        {"seq": message.seq, "time": message.time, "did": message.did,
-         "commit": str(message.commit), "rev": message.rev}
-    )[1:-1]  # fmt: skip
-    source = message.blocks if blocks is None else blocks
-    return compiled.commit_events(
-        ops, source, usual_header(message.commit), MAX_BLOCK + LENGTH, shared, most
-    )
 
 
 def encode_event(event: RepoEvent | AccountEvent | IdentityEvent) -> bytes:

@@ -13,21 +13,18 @@ from rsky_pipeline.configuration.endpoints import HostKey
 from rsky_pipeline.configuration.settings import Verify
 from rsky_pipeline.demo.simulator.clock import stepping_clock
 from rsky_pipeline.demo.simulator.world import World
-from rsky_pipeline.ingester.batch import BatchRule
-from rsky_pipeline.ingester.commits import RepoConverter
-from rsky_pipeline.ingester.intake import Intake
-from rsky_pipeline.ingester.judge import Judge, Memory
-from rsky_pipeline.ingester.quarantine import Quarantine
-from rsky_pipeline.ingester.relays import RelayBoard
-from rsky_pipeline.ingester.repo_state import REPO_KEYS
-from rsky_pipeline.ingester.report import FeedReport, Ledger
-from rsky_pipeline.ingester.resync import Resyncs
-from rsky_pipeline.ingester.seq_gate import SeqGate
-from rsky_pipeline.ingester.states import RepoStates, reader
-from rsky_pipeline.ingester.tally import Tally
-from rsky_pipeline.ingester.verify import SignatureVerifier
-from rsky_pipeline.ingester.writer import Writer
+from rsky_pipeline.ingester.commits.convert import RepoConverter
+from rsky_pipeline.ingester.commits.relays import RelayDedup
+from rsky_pipeline.ingester.commits.resync import Resyncs
+from rsky_pipeline.ingester.commits.signatures import SignatureVerifier
+from rsky_pipeline.ingester.commits.states import REPO_KEYS, RepoStates, reader
+from rsky_pipeline.ingester.frames import FrameCounters, RawDeadLetters
+from rsky_pipeline.ingester.pipeline import Admission, FrameIntake, SharedState
+from rsky_pipeline.ingester.report import FeedReport, WriteReport
+from rsky_pipeline.ingester.sequence import GapWatch, SeqGate
+from rsky_pipeline.ingester.writer import BatchRule, Writer
 from rsky_pipeline.observability.ingester import IngesterMetrics
+from rsky_pipeline.runtime.link import Link
 from rsky_pipeline.streams.connection import Store, connect
 from rsky_pipeline.streams.names import FIREHOSE_LIVE
 from tests.data_frames import corpus_documents, corpus_frames
@@ -78,26 +75,31 @@ async def _ingest(
     """
     store = connect(url, name="bench")
     store.call("FLUSHDB")
-    states, output = connect(url, name="bench-states"), connect(url, name="bench-writer")
-    memory = Memory(RepoStates(reader(states)), RelayBoard([_RELAY]), Resyncs(60))
-    metrics, tally, ledger = IngesterMetrics(CollectorRegistry()), Tally(), Ledger(memory)
-    writer = Writer(output, {}, BatchRule(), metrics, ledger)
-    lane = writer.lane(f"firehose_live:cursor:{_RELAY}")
-    ledger.reports[lane] = FeedReport("firehose_live", _RELAY, metrics, Quarantine("raw"))
+    states, output = (Link(lambda: connect(url, name="bench"), purpose="bench") for _ in "12")
+    shared = SharedState(RepoStates(reader(states)), RelayDedup([_RELAY]), Resyncs(60))
+    metrics, counters = IngesterMetrics(CollectorRegistry()), FrameCounters()
+    written_report = WriteReport()
+    writer = Writer(output, {}, BatchRule(), metrics, [shared, written_report])
+    cursor = writer.cursor(f"firehose_live:cursor:{_RELAY}")
+    letters = RawDeadLetters("raw")
+    written_report.reports[cursor] = FeedReport("firehose_live", HostKey(_RELAY), metrics, letters)
     collections = ("app.bsky.", "chat.bsky.")
     converter = RepoConverter(
-        _RELAY, f"https://{_RELAY}", collections, tally, Quarantine("raw"), verify=mode
+        _RELAY, f"https://{_RELAY}", collections, counters, letters, verify=mode
     )
-    verifier = None if mode == "none" else SignatureVerifier(documents)
-    await lane.load_cursor()
+    verifier = SignatureVerifier(documents)
+    await cursor.load()
     wall = processor = 0.0
     written = set[int]()
     async with trio.open_nursery() as nursery:
         nursery.start_soon(writer.run, trio.Event())
         for number in range(ROUNDS + 1):
-            judge = Judge(_RELAY, converter, memory)
+            admission = Admission(_RELAY, converter, shared)
             async with trio.open_nursery() as connection:
-                intake = Intake(converter, lane, SeqGate(-1), connection, verifier, judge)
+                gaps = GapWatch(_RELAY, None, None)
+                intake = FrameIntake(
+                    converter, cursor, SeqGate(-1), connection, verifier, admission, gaps
+                )
                 before = time.perf_counter(), time.process_time()
                 for start in range(0, len(frames), _AT_ONCE):
                     await intake.take(frames[start : start + _AT_ONCE])
@@ -106,20 +108,20 @@ async def _ingest(
                 wall += time.perf_counter() - before[0]
                 processor += time.process_time() - before[1]
             written.add(store.call("XLEN", FIREHOSE_LIVE))
-            _forget(store, memory)
+            _forget(store, shared)
         writer.close()
-    assert not tally.errors, tally.errors
-    assert mode == "none" or set(tally.verdicts) == {"valid"}
+    assert not counters.errors, counters.errors
+    assert mode == "none" or set(counters.verdicts) == {"valid"}
     assert len(written) == 1
-    assert tally.events == (ROUNDS + 1) * written.pop()
+    assert counters.events == (ROUNDS + 1) * written.pop()
     for connected in (store, states, output):
         connected.close()
     return wall, processor
 
 
-def _forget(store: Store, memory: Memory) -> None:
+def _forget(store: Store, shared: SharedState) -> None:
     """Forget all repos, so that their commits are news once more; the cursor stays."""
-    memory.forget()
+    shared.dropped()
     store.call("UNLINK", FIREHOSE_LIVE, *store.call("KEYS", REPO_KEYS))
 
 

@@ -14,7 +14,7 @@ from rsky_pipeline.database.connection import Database
 from rsky_pipeline.indexer.collections import registry
 from rsky_pipeline.indexer.core.apply import apply_batch
 from rsky_pipeline.indexer.core.entries import read_entry
-from rsky_pipeline.ingester.verify import Verdict
+from rsky_pipeline.ingester.commits.signatures import SignatureStatus
 from rsky_pipeline.streams.append import append
 from rsky_pipeline.streams.connection import connect
 from rsky_pipeline.streams.event import EVENT_FIELD, encode_record_event
@@ -67,7 +67,7 @@ async def test_the_deletion_reaches_the_row(
     apply_batch(database, [read_entry({EVENT_FIELD: like("gone")}, collections, TIME)], collections)
     assert database.query('SELECT count(*) FROM "like"') == [(1,)]
     car, frame = commit_without_records()
-    (put_off,) = Converting("signature").convert(frame, Verdict.UNVERIFIED).entries
+    (put_off,) = Converting("signature").convert(frame, SignatureStatus.UNVERIFIED).entries
     store = connect(clean_redis, name="test")
     with FakeHosts() as hosts:
         hosts.add(DID, document(DID), car)

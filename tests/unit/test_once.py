@@ -55,9 +55,7 @@ STORE_ERRORS = {"StoreUnavailable", "StoreRejected", "DatabaseError", "DatabaseU
 HANDLERS_LEFT = {
     "indexer/accounts/checks.py": 1, "indexer/core/apply.py": 1, "indexer/role.py": 3,
     "indexer/upkeep.py": 1,
-    "ingester/listing/enumeration.py": 1, "ingester/listing/gap_repair.py": 2,
-    "ingester/live.py": 4, "ingester/release.py": 1, "ingester/report.py": 1,
-    "ingester/role.py": 1, "ingester/writer.py": 2,
+    "ingester/listing/gap_repair.py": 1, "ingester/follower.py": 1,
 }  # fmt: skip
 
 

@@ -40,11 +40,12 @@ from rsky_pipeline.network.listing import (
 from rsky_pipeline.observability.ingester import LISTED_STATUSES, IngesterMetrics
 from rsky_pipeline.runtime.backoff import Backoff
 from rsky_pipeline.runtime.boundary import Boundary
+from rsky_pipeline.runtime.errors import StoreError
 from rsky_pipeline.runtime.health_document import ListingHealth
-from rsky_pipeline.runtime.threads import StoreThread
+from rsky_pipeline.runtime.link import Link
 from rsky_pipeline.streams.append import Appended, CursorMove, Entry, append, read_cursor
 from rsky_pipeline.streams.connection import Store
-from rsky_pipeline.streams.errors import StoreRejected, StoreUnavailable
+from rsky_pipeline.streams.errors import store_reason
 from rsky_pipeline.streams.names import REPO_BACKFILL, cursor_key
 from rsky_pipeline.streams.repo_job import REPO_FIELD, RepoJob, encode_repo_job
 
@@ -85,15 +86,17 @@ class Enumerator:
     def __init__(
         self,
         source: ListingSource,
-        store: Store,
+        open_store: Callable[[], Store],
         high_water_mark: int,
         metrics: IngesterMetrics,
         pace: Pace,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._source = source
-        self._store = store
-        self._thread = StoreThread()
+        self._link = Link(
+            open_store, purpose=f"list-{source.name}-{source.endpoint.key}",
+            failed=self._store_failed,
+        )  # fmt: skip
         self._mark = high_water_mark
         self._metrics = metrics
         self._listing = ListingMetrics(metrics, source.endpoint.key, source.name)
@@ -117,10 +120,13 @@ class Enumerator:
 
     async def run(self, stopping: trio.Event) -> None:
         """List, wait and list again until `stopping`; an append in progress is finished."""
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._run)
-            await stopping.wait()
-            nursery.cancel_scope.cancel()
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._run)
+                await stopping.wait()
+                nursery.cancel_scope.cancel()
+        finally:
+            self._link.close()
 
     async def _run(self) -> None:
         while True:
@@ -128,10 +134,6 @@ class Enumerator:
                 await self._go_on()
             except HttpError as error:  # of a range that is listed again
                 await self._pause(f"{self._source.name} failed: {error}", error.retry_after)
-            except (StoreUnavailable, StoreRejected) as error:
-                kind = "unavailable" if isinstance(error, StoreUnavailable) else "rejected"
-                self._metrics.error(f"store_{kind}")
-                await self._pause(str(error), None)
             except Exception as error:  # noqa: BLE001 - see runtime.boundary
                 self._boundary.caught(error, "listing", **self._where())
                 await self._pause(f"{type(error).__name__}: {error}", None)
@@ -166,12 +168,12 @@ class Enumerator:
             await self._list_again()
 
     async def _load(self) -> None:
-        self.state.progress = await self._thread.call(
-            ListingProgress.load, self._store, self._source.name, self._source.endpoint.key
+        name, host = self._source.name, self._source.endpoint.key
+        self.state.progress = await self._link.retry(
+            lambda store: ListingProgress.load(store, name, host)
         )
-        if self._source.name == LIST_REPOS:
-            host = self._source.endpoint.key
-            self._ranges = await self._thread.call(load_ranges, self._store, host)
+        if name == LIST_REPOS:
+            self._ranges = await self._link.retry(partial(load_ranges, host=host))
         self.state.holes = len(self._ranges)
 
     async def _fetch(self, cursor: str | None, limit: int) -> Page:
@@ -210,7 +212,7 @@ class Enumerator:
             return False
         found = new_range(item.range, item.problem, self._clock())
         host = self._source.endpoint.key
-        await self._thread.call(replace_range, self._store, host, None, [found])
+        await self._link.retry(partial(replace_range, host=host, old=None, new=[found]))
         if not await self._append([], CursorMove(self._key, item.cursor, item.following)):
             return False
         self._ranges[found.start] = found
@@ -242,8 +244,9 @@ class Enumerator:
 
     async def _append_once(self, entries: Sequence[Entry], move: CursorMove | None) -> Appended:
         marks = {REPO_BACKFILL: self._mark}
-        call = partial(append, self._store, entries, cursor=move, high_water_marks=marks)
-        return await self._thread.call(call)
+        return await self._link.retry(
+            partial(append, entries=entries, cursor=move, high_water_marks=marks)
+        )
 
     async def _list_again(self) -> None:
         """List the unlistable range again that is due for the longest time, if one is due."""
@@ -257,7 +260,8 @@ class Enumerator:
             await self._append(self._entries(repos), None)
 
         left = old.after(await relist(self._fetch, old.range, take), now)
-        await self._thread.call(replace_range, self._store, self._source.endpoint.key, old, left)
+        host = self._source.endpoint.key
+        await self._link.retry(partial(replace_range, host=host, old=old, new=left))
         del self._ranges[old.start]
         self._ranges |= {each.start: each for each in left}
         self.state.holes = len(self._ranges)
@@ -299,7 +303,8 @@ class Enumerator:
 
     async def _save_progress(self) -> None:
         name, host = self._source.name, self._source.endpoint.key
-        await self._thread.call(self.state.progress.save, self._store, name, host)
+        progress = self.state.progress
+        await self._link.retry(partial(progress.save, source=name, host=host))
 
     @property
     def _key(self) -> str:
@@ -307,13 +312,17 @@ class Enumerator:
 
     async def _read_cursor(self) -> str | None:
         # An empty text is a listing that was reset.
-        return await self._thread.call(read_cursor, self._store, self._key) or None
+        return await self._link.retry(partial(read_cursor, key=self._key)) or None
 
     async def _pause(self, problem: str, wait: float | None) -> None:
         self._backoff, own_wait = self._backoff.failed(trio.current_time())
         seconds = wait or own_wait
         self._note_failure(ListingFailure(problem, seconds, self.state.stuck, searching=False))
         await trio.sleep(seconds)
+
+    def _store_failed(self, error: StoreError) -> None:
+        self._metrics.error(store_reason(error))
+        self.state.problem = str(error)
 
     def _request_failed(self, failure: ListingFailure) -> None:
         problem = f"{self._source.name} failed: {failure.problem}"

@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
+from typing import TypeVar
 
 import trio
 
@@ -18,7 +19,13 @@ from rsky_pipeline.atproto.syntax import is_tid, tid_number
 from rsky_pipeline.configuration.endpoints import Endpoint
 from rsky_pipeline.configuration.settings import Settings
 from rsky_pipeline.database.connection import Database
-from rsky_pipeline.database.errors import DatabaseError
+from rsky_pipeline.ingester.commits.states import (
+    is_inactive,
+    is_state,
+    repo_digest,
+    rev_of,
+    state_key,
+)
 from rsky_pipeline.ingester.listing.gap_table import (
     GapRow,
     claim,
@@ -27,27 +34,22 @@ from rsky_pipeline.ingester.listing.gap_table import (
     stored_revs,
     stored_statuses,
 )
-from rsky_pipeline.ingester.listing.ranges import load_ranges, new_range, replace_range
-from rsky_pipeline.ingester.repo_state import (
-    is_inactive,
-    is_state,
-    repo_digest,
-    rev_of,
-    state_key,
-)
-from rsky_pipeline.ingester.times import timestamp
+from rsky_pipeline.ingester.listing.ranges import add_range, new_range
+from rsky_pipeline.ingester.sequence import timestamp
 from rsky_pipeline.network.http import HttpError
 from rsky_pipeline.network.listing import Listed, ListedRepo, Lister, Page, Unlistable
 from rsky_pipeline.runtime.boundary import Boundary
-from rsky_pipeline.runtime.threads import StoreThread
+from rsky_pipeline.runtime.errors import StoreError
+from rsky_pipeline.runtime.link import Link
 from rsky_pipeline.streams.append import Entry, append, read_fields
 from rsky_pipeline.streams.connection import Store
-from rsky_pipeline.streams.errors import StoreRejected, StoreUnavailable
 from rsky_pipeline.streams.event import EVENT_FIELD, AccountEvent, encode_event
 from rsky_pipeline.streams.names import FIREHOSE_LIVE, REPO_BACKFILL_HIGH
 from rsky_pipeline.streams.repo_job import REPO_FIELD, FetchReason, RepoJob, encode_repo_job
 
 _log = logging.getLogger(__name__)
+Connection = TypeVar("Connection", Store, Database)
+Result = TypeVar("Result")
 _CHECK_SECONDS = 5.0
 _LOOK_SECONDS = 600.0  # for gaps whose repair failed or was interrupted
 _FULL_SECONDS = 1.0
@@ -59,25 +61,28 @@ FetchFrom = Callable[[Endpoint, str | None, int], Awaitable[Page]]
 
 @dataclass(frozen=True, slots=True)
 class GapRepair:
-    """What repairs need: both stores, the listing of a relay, and the marks of the streams."""
+    """What repairs need: both stores, the listing of a relay, and the marks of the streams.
 
-    store: Store
+    A `patient` one waits for a store that does not answer; another raises its error.
+    """
+
+    redis: Link[Store]
+    database: Link[Database]
     connect: Callable[[], Database]
     fetch: FetchFrom
     high_water_marks: Mapping[str, int]
+    patient: bool = False
     boundary: Boundary = field(default_factory=Boundary)
 
     async def watch(self, relays: Sequence[Endpoint], *, repair: bool) -> None:
         """Move gaps to PostgreSQL, and repair them if asked to, until cancelled."""
-        thread, look_at = StoreThread(), trio.current_time()
+        look_at = trio.current_time()
         while True:
             try:
-                moved = await thread.call(partial(move_gaps, self.store, self.connect))
+                moved = await self.redis.attempt(partial(move_gaps, connect=self.connect))
                 if repair and (moved or trio.current_time() >= look_at):
                     await self.repair_all(relays)
                     look_at = trio.current_time() + _LOOK_SECONDS
-            except (DatabaseError, StoreUnavailable, StoreRejected) as error:
-                _log.warning("gap repair postponed", extra={"error": str(error)})
             except Exception as error:  # noqa: BLE001 - see runtime.boundary
                 self.boundary.caught(error, "gap")
             await trio.sleep(_CHECK_SECONDS)
@@ -87,44 +92,42 @@ class GapRepair:
 
         Raises the errors of the stores; what a relay does wrong is noted with the gap.
         """
-        thread = StoreThread()
         endpoints: dict[str, Endpoint] = {endpoint.key: endpoint for endpoint in relays}
-        repaired = 0
-        database = await thread.call(self.connect)
-        try:
-            while (gap := await thread.call(claim, database, list(endpoints))) is not None:
-                repaired += await self._repair(database, thread, gap, endpoints[gap.host])
-        finally:
-            with trio.CancelScope(shield=True):
-                await thread.call(database.close)
+        take, repaired = partial(claim, hosts=list(endpoints)), 0
+        while (gap := await self._on(self.database, take)) is not None:
+            repaired += await self._repair(gap, endpoints[gap.host])
         return repaired
 
-    async def _repair(
-        self, database: Database, thread: StoreThread, gap: GapRow, endpoint: Endpoint
-    ) -> bool:
+    async def _on(self, link: Link[Connection], action: Callable[[Connection], Result]) -> Result:
+        return await (link.retry(action) if self.patient else link.call(action))
+
+    async def _repair(self, gap: GapRow, endpoint: Endpoint) -> bool:
         """Go on with a repair where it was interrupted; tell whether the gap is repaired."""
         cursor, listed, queued, error = gap.list_cursor, gap.repos_listed, gap.repos_queued, None
         _log.info("repairing a gap", extra={"host": gap.host, "kind": gap.kind, "gap": gap.id})
         status = "repairing"
 
         async def write(status: str) -> None:
-            call = partial(note, database, gap, status, listed=listed, queued=queued,
-                           cursor=cursor, error=error)  # fmt: skip
-            await thread.call(call)
+            progress = partial(note, gap=gap, status=status, listed=listed, queued=queued,
+                               cursor=cursor, error=error)  # fmt: skip
+            await self._on(self.database, progress)
 
         try:
             async for item in Lister(partial(self.fetch, endpoint), cursor, tries=_TRIES):
                 cursor = item.following
                 status = "repaired" if cursor is None else "repairing"
                 if isinstance(item, Listed):
-                    behind = await thread.call(self._behind, database, item.repos)
-                    news = await thread.call(_status_news, database, item.repos, _news_time(gap))
-                    await self._queue(thread, endpoint, behind, news)
+                    behind = await self._behind(item.repos)
+                    news = await self._on(
+                        self.database,
+                        partial(_status_news, repos=item.repos, time=_news_time(gap)),
+                    )
+                    await self._queue(endpoint, behind, news)
                     listed, queued = listed + len(item.repos), queued + len(behind)
                 else:
-                    error = await self._step_over(thread, gap, item)
+                    error = await self._step_over(gap, item)
                 await write(status)
-        except (DatabaseError, StoreUnavailable, StoreRejected):
+        except StoreError:
             raise
         except Exception as failure:  # noqa: BLE001 - see runtime.boundary
             if not isinstance(failure, HttpError):
@@ -138,21 +141,21 @@ class GapRepair:
         _log.info("gap repaired", extra=extra)
         return True
 
-    async def _step_over(self, thread: StoreThread, gap: GapRow, item: Unlistable) -> str:
+    async def _step_over(self, gap: GapRow, item: Unlistable) -> str:
         """Store an unlistable range, which the enumeration lists again; return a note of it."""
-        known = await thread.call(load_ranges, self.store, gap.host)
-        if item.range.start not in known:
-            found = new_range(item.range, item.problem, time.time())
-            await thread.call(replace_range, self.store, gap.host, None, [found])
+        found = new_range(item.range, item.problem, time.time())
+        await self._on(self.redis, partial(add_range, host=gap.host, found=found))
         _log.error("host cannot list a range of repos; gap repair continues behind it",
                    extra={"host": gap.host, "gap": gap.id, "from_cursor": item.range.start,
                           "to_cursor": item.range.end, "problem": item.problem})  # fmt: skip
         return f"repos with cursors {item.range} cannot be listed: {item.problem}"[:500]
 
-    def _behind(self, database: Database, repos: Sequence[ListedRepo]) -> list[ListedRepo]:
+    async def _behind(self, repos: Sequence[ListedRepo]) -> list[ListedRepo]:
         """Return the repos that are further than what was taken over live and what is indexed."""
-        revs = stored_revs(database, [repo.did for repo in repos])
-        states = read_fields(self.store, [state_key(repo_digest(repo.did)) for repo in repos])
+        dids = [repo.did for repo in repos]
+        revs = await self._on(self.database, partial(stored_revs, dids=dids))
+        where = [state_key(repo_digest(did)) for did in dids]
+        states = await self._on(self.redis, partial(read_fields, where=where))
         behind = []
         for repo, state in zip(repos, states, strict=True):
             live = rev_of(state) if is_state(state) else 0
@@ -166,7 +169,6 @@ class GapRepair:
 
     async def _queue(
         self,
-        thread: StoreThread,
         endpoint: Endpoint,
         repos: Sequence[ListedRepo],
         news: Sequence[Entry],
@@ -182,9 +184,9 @@ class GapRepair:
             for repo in repos
         ]  # fmt: skip
         entries += news
-        call = partial(append, self.store, entries, high_water_marks=self.high_water_marks)
+        action = partial(append, entries=entries, high_water_marks=self.high_water_marks)
         while entries:
-            if (await thread.call(call)).status != "full":
+            if (await self._on(self.redis, action)).status != "full":
                 return
             await trio.sleep(_FULL_SECONDS)
 

@@ -73,6 +73,11 @@ def load_ranges(store: Store, host: str) -> dict[int, StoredRange]:
     return found
 
 
+def add_range(store: Store, host: str, found: StoredRange) -> None:
+    """Store a range unless one with its start is stored already, with its own retries."""
+    store.call("HSETNX", ranges_key(host), str(found.start), orjson.dumps(asdict(found)))
+
+
 def replace_range(store: Store, host: str, old: StoredRange | None, new: list[StoredRange]) -> None:
     """Store what is left of a range, or a new one; what stays is written before the rest goes."""
     if new:

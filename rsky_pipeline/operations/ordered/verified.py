@@ -9,7 +9,7 @@ from rsky_pipeline.configuration.endpoints import HostKey
 from rsky_pipeline.configuration.redaction import redacted
 from rsky_pipeline.configuration.settings import Settings
 from rsky_pipeline.configuration.topology import ROLES
-from rsky_pipeline.ingester.seq_gate import CONFIRMED_BY, MAX_STEP
+from rsky_pipeline.ingester.sequence import CONFIRMED_BY, MAX_STEP
 from rsky_pipeline.operations.ordered.movement import StepFinding
 from rsky_pipeline.runtime.health_document import CursorHealth
 from rsky_pipeline.streams.append import read_cursor

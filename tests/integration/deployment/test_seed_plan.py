@@ -34,7 +34,7 @@ from tests.stores import scratch_directory
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(900)]
 
-INGESTER, READER = "ingester/commits.py", "streams/consumer.py"
+INGESTER, READER = "ingester/commits/convert.py", "streams/consumer.py"
 
 
 @dataclass(slots=True)

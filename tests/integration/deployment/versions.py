@@ -6,10 +6,10 @@ POLLUTING = """
 def _pollute() -> None:
     from rsky_pipeline.streams.event import RepoEvent
 
-    clean = RepoConverter.convert_message
+    clean = RepoConverter.convert_update
 
-    def convert_message(self, message, raw):
-        converted = clean(self, message, raw)
+    def convert_update(self, message, raw, rev):
+        converted = clean(self, message, raw, rev)
         if type(message) is CommitMessage and converted.entries:
             event = RepoEvent(
                 message.seq, message.time, message.did, str(message.commit), message.rev
@@ -18,7 +18,7 @@ def _pollute() -> None:
             converted.entries.append(entry)
         return converted
 
-    RepoConverter.convert_message = convert_message
+    RepoConverter.convert_update = convert_update
 
 
 _pollute()

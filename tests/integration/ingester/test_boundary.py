@@ -7,7 +7,7 @@ import pytest
 import trio
 
 from rsky_pipeline.atproto.frame import encode_frame
-from rsky_pipeline.ingester.judge import Judge
+from rsky_pipeline.ingester.pipeline import Admission
 from rsky_pipeline.streams.names import FIREHOSE_LIVE, LABEL_LIVE, REPO_BACKFILL_HIGH
 from tests.breaking import PARTS, break_part
 from tests.integration.backfiller.hosts import FakeHosts
@@ -85,14 +85,14 @@ async def test_an_odd_did_web_stops_nobody(
 async def test_a_frame_that_nobody_can_judge_is_fetched(
     clean_redis: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    judge = Judge.judge
+    admit = Admission.admit
 
-    def broken(self: Judge, frame: Any, verdict: Any) -> Any:
+    def broken(self: Admission, frame: Any) -> None:
         if frame.seq == 1:
             raise RuntimeError("a defect")
-        return judge(self, frame, verdict)
+        admit(self, frame)
 
-    monkeypatch.setattr(Judge, "judge", broken)
+    monkeypatch.setattr(Admission, "admit", broken)
     seen = await follow(clean_redis, "did:plc:bbbbbbbbbbbbbbbbbbbbbbbb")
     assert written(clean_redis) == [GOOD]
     assert jobs(clean_redis) == [("did:plc:bbbbbbbbbbbbbbbbbbbbbbbb", "unverified")]
@@ -104,8 +104,8 @@ async def test_a_label_whose_labeler_raises_is_unverified(
     clean_redis: str, monkeypatch: pytest.MonkeyPatch, part: str
 ) -> None:
     break_part(monkeypatch, part)
-    # A did:plc whose directory gives no answer holds its labeler's stream; see label_proof.
-    monkeypatch.setattr("rsky_pipeline.ingester.label_proof.RETRY_SECONDS", 0.01)
+    # A did:plc whose directory gives no answer holds its labeler's stream; see `labels`.
+    monkeypatch.setattr("rsky_pipeline.ingester.labels.RETRY_SECONDS", 0.01)
     bad = "did:web:bad.test"
     label = {"src": bad, "uri": GOOD, "val": "spam", "cts": TIME, "sig": b"x" * 64, "ver": 1}
     frames = [encode_frame("#labels", {"seq": seq, "labels": [label]}) for seq in (1, 2)]

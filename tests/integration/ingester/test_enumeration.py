@@ -78,17 +78,17 @@ async def listing(
     name: str = LIST_REPOS,
 ) -> AsyncIterator[Run]:
     registry, stopping = CollectorRegistry(), trio.Event()
-    store = connect(url, name="test")
     chosen = ListingSource(RELAY, name, source.fetch, AGAIN_SECONDS)
     metrics = IngesterMetrics(registry)
-    enumerator = Enumerator(chosen, store, mark, metrics, Pace(60_000), clock=lambda: now)
+    enumerator = Enumerator(
+        chosen, lambda: connect(url, name="test"), mark, metrics, Pace(60_000), clock=lambda: now
+    )  # fmt: skip
     async with trio.open_nursery() as nursery:
         nursery.start_soon(enumerator.run, stopping)
         try:
             yield Run(enumerator, registry)
         finally:
             stopping.set()
-    store.close()
 
 
 def jobs(url: str) -> list[str]:

@@ -9,7 +9,7 @@ import trio
 from trio_websocket import WebSocketConnection
 
 from rsky_pipeline.atproto.frame import encode_error_frame, encode_frame
-from rsky_pipeline.ingester import live, readiness, writer
+from rsky_pipeline.ingester import follower, report, writer
 from rsky_pipeline.operations.cursors import set_cursor
 from rsky_pipeline.runtime.backoff import Backoff
 from rsky_pipeline.streams.connection import connect
@@ -185,7 +185,7 @@ async def test_an_error_frame_means_reconnecting_from_the_cursor(
 async def test_a_future_cursor_is_left_to_the_operator(
     clean_redis: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(live, "_OPERATOR_SECONDS", 0.3)
+    monkeypatch.setattr(follower, "_OPERATOR_SECONDS", 0.3)
 
     async def refuse(relay: Relay, socket: WebSocketConnection, cursor: int | None) -> None:
         await socket.send_message(encode_error_frame("FutureCursor", "beyond the end"))
@@ -247,7 +247,7 @@ async def test_a_cursor_that_is_set_back_is_noticed_while_nothing_comes(
 async def test_a_relay_far_below_the_cursor_is_noticed(
     clean_redis: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(live, "_OPERATOR_SECONDS", 0.3)
+    monkeypatch.setattr(follower, "_OPERATOR_SECONDS", 0.3)
 
     async def ignore_the_cursor(
         relay: Relay, socket: WebSocketConnection, cursor: int | None
@@ -327,13 +327,13 @@ async def test_it_is_not_ready_before_a_socket_is_open(clean_redis: str) -> None
 async def test_a_relay_that_is_down_holds_readiness_back_for_a_moment_only(
     clean_redis: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(readiness, "PATIENCE_SECONDS", 0.3)
-    monkeypatch.setattr(live, "Backoff", lambda: Backoff(base=0.05, cap=0.1))
+    monkeypatch.setattr(report, "PATIENCE_SECONDS", 0.3)
+    monkeypatch.setattr(follower, "Backoff", lambda: Backoff(base=0.05, cap=0.1))
     port = free_port()
     async with ingesting(clean_redis, f"ws://127.0.0.1:{port}") as ingester:
         with trio.fail_after(60):
             await ingester.ready.wait()
-        await eventually(lambda: ingester.health.get("degraded") == readiness.NO_RELAY)
+        await eventually(lambda: ingester.health.get("degraded") == report.NO_RELAY)
         relay = Relay(likes(1))
         async with running(relay, port):
             await eventually(lambda: cursor(clean_redis, relay) == "1")

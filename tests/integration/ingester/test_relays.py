@@ -2,6 +2,7 @@
 
 import json
 import random
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,11 +12,12 @@ from rsky_pipeline.atproto.syntax import tid_number
 from rsky_pipeline.configuration.endpoints import Endpoint, parse_endpoint
 from rsky_pipeline.configuration.settings import Settings
 from rsky_pipeline.database.connection import Database
+from rsky_pipeline.health.rules import RELAY_STALLED, Limits
 from rsky_pipeline.ingester import report
+from rsky_pipeline.ingester.commits.states import repo_digest, rev_of, state_key
 from rsky_pipeline.ingester.listing.gap_repair import GapRepair, repair_marks
 from rsky_pipeline.ingester.listing.gap_table import list_gaps
 from rsky_pipeline.ingester.listing.ranges import load_ranges
-from rsky_pipeline.ingester.repo_state import repo_digest, rev_of, state_key
 from rsky_pipeline.network import listing as network_listing
 from rsky_pipeline.network.http import HttpError
 from rsky_pipeline.network.listing import ListedRepo, Page
@@ -25,6 +27,7 @@ from rsky_pipeline.operations.cursors import (
     list_cursors,
     set_cursor,
 )
+from rsky_pipeline.runtime.link import Link
 from rsky_pipeline.streams.connection import connect
 from tests.integration.ingester.relay import TIME, Relay, commit, like, rev, running
 from tests.integration.ingester.test_live import cursor, likes, total
@@ -161,7 +164,7 @@ async def test_a_store_that_lost_its_newest_data_loses_nothing_of_two_relays(
 async def test_the_leader_is_told_and_a_silent_relay_is_noticed(
     clean_redis: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(report, "_TROUBLE_SECONDS", 1.0)
+    monkeypatch.setattr(report, "RELAY_STALLED", replace(RELAY_STALLED, limits=Limits(warn=1.0)))
     told = story(60)
     first, second = Relay(frames(told[:40], 1)), Relay()
     async with (
@@ -249,7 +252,10 @@ async def test_a_gap_is_noted_with_the_events_behind_it_and_repaired(
             [gone, back, same],
         )
     monkeypatch.setattr(network_listing, "SEARCH_SECONDS", 0.01)
-    repair = GapRepair(store, connected, listing, repair_marks(Settings()))
+    redis = Link(lambda: connect(clean_redis, name="test"), purpose="test")
+    postgres = Link(connected, purpose="test")
+    marks = repair_marks(Settings())
+    repair = GapRepair(redis, postgres, connected, listing, marks, patient=True)
     with trio.move_on_after(20):
         async with trio.open_nursery() as nursery:
 
@@ -282,7 +288,8 @@ async def test_a_gap_is_noted_with_the_events_behind_it_and_repaired(
     assert {(event["type"], event["time"]) for event in news} == {
         ("account", "2026-07-04T20:00:00.000Z")
     }
-    store.close()
+    for connection in (store, redis, postgres):
+        connection.close()
 
 
 async def test_setting_a_cursor_refuses_what_skips_events_and_notes_a_forced_gap(

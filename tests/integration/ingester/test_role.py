@@ -12,7 +12,8 @@ from rsky_pipeline.atproto.car import read_car
 from rsky_pipeline.atproto.cid import Cid
 from rsky_pipeline.atproto.frame import decode_frame, encode_error_frame, encode_frame
 from rsky_pipeline.configuration.endpoints import Endpoint, HostKey
-from rsky_pipeline.ingester import role, verify
+from rsky_pipeline.ingester import role
+from rsky_pipeline.ingester.commits import signatures
 from rsky_pipeline.network import listing as network_listing
 from rsky_pipeline.network.http import HttpClient, HttpError
 from rsky_pipeline.network.listing import ListedRepo, Page
@@ -213,7 +214,7 @@ ELSEWHERE = {
 async def test_every_metric_moves(clean_redis: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(role, "list_repos", FakeList())
     monkeypatch.setattr(role, "MAX_EVENTS", 100)
-    monkeypatch.setattr(verify, "DIRECTORY_SECONDS", 1.0)
+    monkeypatch.setattr(signatures, "DIRECTORY_SECONDS", 1.0)
     monkeypatch.setattr(network_listing, "Backoff", lambda: Backoff(base=0.01, cap=0.02))
     relay = Relay(likes(*range(8, 3_000)), behaviour=misbehave)
     labeler = Relay([(1, label_frame(1))])

@@ -14,7 +14,7 @@ from rsky_pipeline.cli import main
 from rsky_pipeline.configuration.settings import Settings
 from rsky_pipeline.demo.simulator.clock import stepping_clock
 from rsky_pipeline.demo.simulator.world import World
-from rsky_pipeline.ingester.quarantine import MAX_BYTES, Quarantine
+from rsky_pipeline.ingester.frames import MAX_RAW_BYTES, RawDeadLetters
 from rsky_pipeline.operations.dead_letters import LETTER_STREAMS, retry, select, tally
 from rsky_pipeline.streams.append import Entry, append
 from rsky_pipeline.streams.connection import Store
@@ -37,7 +37,7 @@ def bury(store: Store, count: int, reason: str = "bad", stream: str = LIVE) -> N
 
 
 def keep_frame(store: Store, raw: bytes, reason: str = "old", stream: str | None = None) -> None:
-    quarantine = Quarantine(stream or FIREHOSE_RAW_LETTERS)
+    quarantine = RawDeadLetters(stream or FIREHOSE_RAW_LETTERS)
     entry = quarantine.entry(raw, host="relay.example.com", reason=reason, error="was refused")
     assert entry is not None
     append(store, [entry])
@@ -130,7 +130,7 @@ def test_a_raw_frame_is_converted_again_in_one_step(store: Store, clean_redis: s
     for frame in commit_frames(5):
         keep_frame(store, frame)
     keep_frame(store, b"still nonsense")
-    keep_frame(store, commit_frames(1)[0] + bytes(MAX_BYTES))
+    keep_frame(store, commit_frames(1)[0] + bytes(MAX_RAW_BYTES))
     result = run(clean_redis, "retry", "firehose_raw_dlq", "--json", "--set", "verify=none")
     assert result.exit_code == 1
     document = json.loads(result.stdout)["streams"]["firehose_raw_dlq"]

@@ -11,7 +11,8 @@ from rsky_pipeline.atproto import car, cbor, compiled, dagjson, frame, syntax
 from rsky_pipeline.atproto.cid import RAW, Cid
 from rsky_pipeline.atproto.errors import InvalidDataError
 from rsky_pipeline.atproto.mst.node import _parse_anything
-from rsky_pipeline.streams.event import encode_commit_events, encode_record_event
+from rsky_pipeline.ingester.commits.convert import encode_commit_events
+from rsky_pipeline.streams.event import encode_record_event
 from tests.data import test_data as data_at
 from tests.data_frames import corpus_frames
 from tests.unit.atproto.damaged import PLC, damage, readers, records, texts, values

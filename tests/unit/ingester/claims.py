@@ -13,7 +13,8 @@ from rsky_pipeline.atproto.crypto import PrivateKey, PublicKey
 from rsky_pipeline.atproto.frame import encode_frame
 from rsky_pipeline.atproto.identity import DidDocument
 from rsky_pipeline.atproto.syntax import tid_from
-from rsky_pipeline.ingester.convert import Claim, Converted
+from rsky_pipeline.ingester.commits.validation import CommitProof
+from rsky_pipeline.ingester.frames import PendingFrame
 
 DID = "did:plc:aaaaaaaaaaaaaaaaaaaaaaaa"
 REV = "3mptbypluud2a"
@@ -58,10 +59,10 @@ class Written:
     """Stands where the writer stands, and keeps what it is given."""
 
     def __init__(self) -> None:
-        self.frames: list[Converted] = []
+        self.frames: list[PendingFrame] = []
         self.closed = False
 
-    def put(self, frames: Iterable[Converted]) -> None:
+    def put(self, frames: Iterable[PendingFrame]) -> None:
         self.frames += frames
 
     @property
@@ -69,8 +70,8 @@ class Written:
         return [frame.seq for frame in self.frames]
 
 
-def claim(key: PrivateKey = KEY, did: str = DID) -> Claim:
-    return Claim(did, parse_commit(sign_commit(did, REV, Cid.of(b"data"), None, key)))
+def claim(key: PrivateKey = KEY, did: str = DID) -> CommitProof:
+    return CommitProof(did, parse_commit(sign_commit(did, REV, Cid.of(b"data"), None, key)))
 
 
 def frame(seq: int, did: str = DID, key: PrivateKey = KEY, padding: bytes = b"") -> bytes:

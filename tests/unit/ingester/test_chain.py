@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rsky_pipeline.atproto.cid import Cid
-from rsky_pipeline.ingester.chain import Update, follow, is_future
-from rsky_pipeline.ingester.release import merged
-from rsky_pipeline.ingester.repo_state import (
+from rsky_pipeline.ingester.commits.resync import Resyncs, merged
+from rsky_pipeline.ingester.commits.states import (
+    RepoStates,
     is_desynchronized,
     is_state,
     make_state,
@@ -18,8 +18,7 @@ from rsky_pipeline.ingester.repo_state import (
     rev_of,
     state_key,
 )
-from rsky_pipeline.ingester.resync import Resyncs
-from rsky_pipeline.ingester.states import RepoStates
+from rsky_pipeline.ingester.commits.validation import RepoUpdate, follow, is_future, is_replay
 from rsky_pipeline.streams.names import REPO_BACKFILL_HIGH, RESYNC_LATER
 from rsky_pipeline.streams.repo_job import FetchReason, RepoJob, decode_repo_job, encode_repo_job
 
@@ -30,15 +29,14 @@ def data(number: int) -> Cid:
     return Cid.of(b"tree %d" % number)
 
 
-def commit(number: int, before: int | None = None) -> Update:
+def commit(number: int, before: int | None = None) -> RepoUpdate:
     """Return the commit of a number, which follows on the one before unless another is given."""
     previous = number - 1 if before is None else before
-    return Update(DID, number, previous, data(previous), data(number))
+    return RepoUpdate(DID, number, previous, data(previous), data(number))
 
 
 def test_what_follows_breaks_nothing() -> None:
     step = follow(make_state(4, data(4)), commit(5))
-    assert step is not None
     assert step.broken is None
     assert step.state == make_state(5, data(5))
     assert not is_desynchronized(step.state)
@@ -47,7 +45,6 @@ def test_what_follows_breaks_nothing() -> None:
 @pytest.mark.parametrize(("since", "broken"), [(None, None), (4, "unseen")])
 def test_of_an_unknown_repo_the_beginning_is_fetched(since: int | None, broken: str | None) -> None:
     step = follow(None, commit(5)._replace(since=since))
-    assert step is not None
     assert step.broken == broken
     assert rev_of(step.state) == 5
 
@@ -59,29 +56,26 @@ def test_of_an_unknown_repo_the_beginning_is_fetched(since: int | None, broken: 
         (commit(5)._replace(since=None), "broken_chain"),
         (commit(5)._replace(prev_data=data(9)), "broken_chain"),
         (commit(5)._replace(prev_data=None), None),  # of before Sync 1.1
-        (Update(DID, 5, data=data(4), kind="sync"), None),  # the same tree
-        (Update(DID, 5, data=data(5), kind="sync"), "sync"),
-        (Update(DID, 5, kind="sync"), "sync"),
+        (RepoUpdate(DID, 5, data=data(4), kind="sync"), None),  # the same tree
+        (RepoUpdate(DID, 5, data=data(5), kind="sync"), "sync"),
+        (RepoUpdate(DID, 5, kind="sync"), "sync"),
         (commit(5)._replace(kind="too_big"), "too_big"),
     ],
 )
 def test_a_break_is_noticed_and_what_breaks_is_the_new_baseline(
-    update: Update, broken: str | None
+    update: RepoUpdate, broken: str | None
 ) -> None:
     step = follow(make_state(4, data(4)), update)
-    assert step is not None
     assert step.broken == broken
     assert is_desynchronized(step.state) == (broken is not None)
     if update.data is None:
         return
-    after = follow(step.state, Update(DID, update.rev + 1, update.rev, update.data, data(50)))
-    assert after is not None
+    after = follow(step.state, RepoUpdate(DID, update.rev + 1, update.rev, update.data, data(50)))
     assert after.broken is None
 
 
 def test_a_state_without_data_is_compared_by_its_rev_alone() -> None:
     step = follow(make_state(4, None), commit(5))
-    assert step is not None
     assert step.broken is None
 
 
@@ -98,10 +92,10 @@ def test_any_order_and_repetition_takes_over_each_rev_once_and_only_upwards(
 ) -> None:
     state, taken, breaks = None, list[int](), 0
     for number in numbers:
-        step = follow(state, commit(number))
         highest = max(taken, default=0)
-        assert (step is None) == (number <= highest)
-        if step is not None:
+        assert is_replay(state, number) == (number <= highest)
+        if number > highest:
+            step = follow(state, commit(number))
             follows = "broken_chain" if number != highest + 1 else None
             assert step.broken == (follows if taken else "unseen")
             breaks += step.broken == "broken_chain"

@@ -19,11 +19,11 @@ from rsky_pipeline.atproto.datetimes import format_utc
 from rsky_pipeline.atproto.frame import encode_error_frame, encode_frame
 from rsky_pipeline.atproto.syntax import tid_from
 from rsky_pipeline.configuration.settings import Verify
-from rsky_pipeline.ingester import commits
-from rsky_pipeline.ingester.chain import FUTURE_SECONDS
-from rsky_pipeline.ingester.convert import Converted
-from rsky_pipeline.ingester.times import timestamp
-from rsky_pipeline.ingester.verify import Verdict
+from rsky_pipeline.ingester.commits import convert
+from rsky_pipeline.ingester.commits.signatures import SignatureStatus
+from rsky_pipeline.ingester.commits.validation import FUTURE_SECONDS
+from rsky_pipeline.ingester.frames import PendingFrame
+from rsky_pipeline.ingester.sequence import timestamp
 from tests.unit.ingester.support import Converting
 from tests.unit.readers import readers
 
@@ -72,15 +72,15 @@ def signed(ops: list[tuple[str, str, Any]], **changes: Any) -> bytes:
     return commit(ops, commit=Cid.of(root), blocks=car, **changes)
 
 
-def events(converted: Converted) -> list[dict[str, Any]]:
+def events(converted: PendingFrame) -> list[dict[str, Any]]:
     return [json.loads(e.payload) for e in converted.entries if e.stream == "firehose_live"]
 
 
-def jobs(converted: Converted) -> list[dict[str, Any]]:
+def jobs(converted: PendingFrame) -> list[dict[str, Any]]:
     return [json.loads(e.payload) for e in converted.entries if e.stream == "repo_backfill_high"]
 
 
-def kept_aside(converted: Converted) -> list[dict[str, Any]]:
+def kept_aside(converted: PendingFrame) -> list[dict[str, Any]]:
     return [json.loads(e.payload) for e in converted.entries if e.stream == "raw"]
 
 
@@ -108,7 +108,7 @@ def test_creates_updates_and_deletes() -> None:
     ]  # fmt: skip
     assert (frame.seq, frame.time) == (5, TIME)
     assert frame.size == sum(len(entry.payload) for entry in frame.entries)
-    tally = made.tally
+    tally = made.counters
     assert (tally.creates, tally.updates, tally.deletes) == (1, 1, 1)
     assert (tally.filtered, tally.events, tally.messages) == (1, 3, 1)
     assert not tally.errors
@@ -150,7 +150,7 @@ def test_collections_are_prefixes_or_exact_names(
         commit([("create", f"{name}/{i}", {"i": i}) for i, name in enumerate(names)])
     )
     assert [event["collection"] for event in events(frame)] == kept
-    assert made.tally.filtered == len(names) - len(kept)
+    assert made.counters.filtered == len(names) - len(kept)
 
 
 def test_a_missing_block_costs_its_operation_and_has_the_repo_fetched() -> None:
@@ -168,8 +168,8 @@ def test_a_missing_block_costs_its_operation_and_has_the_repo_fetched() -> None:
             "reason": "missing_block",
         }
     ]
-    assert made.tally.errors == {"missing_block": 1}
-    assert made.tally.resyncs == {"missing_block": 1}
+    assert made.counters.errors == {"missing_block": 1}
+    assert made.counters.resyncs == {"missing_block": 1}
 
 
 def test_a_block_that_is_not_what_it_is_named_is_not_believed() -> None:
@@ -179,7 +179,7 @@ def test_a_block_that_is_not_what_it_is_named_is_not_believed() -> None:
     frame = made.convert(commit([("create", "app.bsky.feed.like/a", LIKE)], blocks=blocks))
     assert events(frame) == []
     assert len(jobs(frame)) == 1
-    assert made.tally.errors == {"hash_mismatch": 1}
+    assert made.counters.errors == {"hash_mismatch": 1}
 
 
 @pytest.mark.parametrize(
@@ -199,8 +199,8 @@ def test_a_record_that_cannot_be_read_costs_only_itself(record: bytes, reason: s
     assert [event["rkey"] for event in events(frame)] == ["b"]
     assert jobs(frame) == []
     assert [item["reason"] for item in kept_aside(frame)] == [reason]
-    assert made.tally.errors == {reason: 1}
-    assert made.tally.quarantined == 1
+    assert made.counters.errors == {reason: 1}
+    assert made.counters.quarantined == 1
 
 
 def test_a_record_of_absurd_depth_costs_only_itself() -> None:
@@ -210,7 +210,7 @@ def test_a_record_of_absurd_depth_costs_only_itself() -> None:
         commit([("create", "app.bsky.feed.post/a", deep), ("create", "app.bsky.feed.post/b", {})])
     )
     assert [event["rkey"] for event in events(frame)] == ["b"]
-    assert sum(made.tally.errors.values()) == 1
+    assert sum(made.counters.errors.values()) == 1
 
 
 @pytest.mark.parametrize("path", ["app.bsky.feed.like", "app.bsky.feed.like/", "app.bsky.x/a b"])
@@ -218,7 +218,7 @@ def test_a_path_that_is_none_costs_only_itself(path: str) -> None:
     made = converter(collections=("app.bsky.", "app.bsky.feed.like"))
     frame = made.convert(commit([("create", path, {}), ("create", "app.bsky.feed.post/b", {})]))
     assert [event["rkey"] for event in events(frame)] == ["b"]
-    assert made.tally.errors == {"invalid_path": 1}
+    assert made.counters.errors == {"invalid_path": 1}
 
 
 @pytest.mark.parametrize("blocks", [b"", b"\x05junk", b"\xff" * 50])
@@ -227,7 +227,7 @@ def test_blocks_that_cannot_be_read_have_the_repo_fetched(blocks: bytes) -> None
     frame = made.convert(commit([("create", "app.bsky.feed.like/a", LIKE)], blocks=blocks))
     assert events(frame) == []
     assert len(jobs(frame)) == len(kept_aside(frame)) == 1
-    assert made.tally.resyncs == {"invalid_blocks": 1}
+    assert made.counters.resyncs == {"invalid_blocks": 1}
     assert frame.seq == 5
 
 
@@ -236,7 +236,7 @@ def test_blocks_of_another_commit_are_refused() -> None:
     frame = made.convert(
         commit([("create", "app.bsky.feed.like/a", LIKE)], commit=Cid.of(b"another"))
     )
-    assert made.tally.errors == {"root_mismatch": 1}
+    assert made.counters.errors == {"root_mismatch": 1}
     assert len(jobs(frame)) == 1
 
 
@@ -244,26 +244,26 @@ def test_a_commit_that_is_too_big_has_the_repo_fetched() -> None:
     made = converter()
     frame = made.convert(commit([("create", "app.bsky.feed.like/a", LIKE)], tooBig=True))
     assert (events(frame), len(jobs(frame))) == ([], 1)
-    assert made.tally.resyncs == {"too_big": 1}
+    assert made.counters.resyncs == {"too_big": 1}
 
 
 def test_one_record_under_many_paths_cannot_fill_the_memory(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(commits, "MAX_FRAME_OUTPUT", 100_000)
+    monkeypatch.setattr(convert, "MAX_FRAME_OUTPUT", 100_000)
     record = {"text": "\x00" * 5_000}
     ops = [("create", f"app.bsky.feed.post/{number}", record) for number in range(200)]
     made = converter()
     frame = made.convert(commit(ops))
     assert frame.size < 200_000
     assert len(jobs(frame)) == 1
-    assert made.tally.errors == {"expands_too_much": 1}
+    assert made.counters.errors == {"expands_too_much": 1}
 
 
 def test_texts_that_would_be_repeated_are_bounded() -> None:
     made = converter()
     frame = made.convert(commit([("create", "app.bsky.feed.like/a", LIKE)], time="x" * 65))
-    assert made.tally.errors == {"text_too_long": 1}
+    assert made.counters.errors == {"text_too_long": 1}
     assert events(frame) == []
     handle = {"seq": 1, "did": DID, "time": TIME, "handle": "h" * 3_000}
     assert events(made.convert(encode_frame("#identity", handle))) == []
@@ -274,21 +274,23 @@ def test_a_defect_of_ours_costs_one_frame(monkeypatch: pytest.MonkeyPatch) -> No
         raise ZeroDivisionError
 
     made = converter()
-    monkeypatch.setattr(commits, "encode_commit_events", fail)
+    monkeypatch.setattr(convert, "encode_commit_events", fail)
     frame = made.convert(commit([("create", "app.bsky.feed.like/a", LIKE)]))
     assert [item["reason"] for item in kept_aside(frame)] == ["internal"]
-    assert made.tally.errors == {"internal": 1}
+    assert made.counters.errors == {"internal": 1}
 
 
 @pytest.mark.parametrize("verify", ["signature", "full"])
-def test_every_commit_claims_what_it_signs(verify: Verify) -> None:
+def test_every_commit_has_a_proof_of_what_it_signs(verify: Verify) -> None:
     made = converter(verify=verify).converter
     for path in ("app.bsky.feed.like/a", "com.example.thing/a"):
         frame = made.convert(signed([("create", path, {})]))
-        assert frame.claim is not None
-        assert frame.claim.commit is not None
-        assert (frame.claim.did, frame.claim.commit.rev) == (DID, REV)
-        assert (frame.claim.message is None) == (verify == "signature")
+        assert frame.update is not None
+        proof = frame.update.proof
+        assert proof is not None
+        assert proof.commit is not None
+        assert (proof.did, proof.commit.rev) == (DID, REV)
+        assert (proof.message is None) == (verify == "signature")
         assert len(frame.entries) == path.startswith("app.bsky.")
 
 
@@ -302,7 +304,7 @@ def test_the_commit_of_another_is_refused(verify: Verify, repo: str, rev: str, r
     frame = made.convert(signed([("create", "app.bsky.feed.like/a", {})], repo=repo, rev=rev))
     assert events(frame) == []
     assert len(jobs(frame)) == len(kept_aside(frame)) == 1
-    assert made.tally.errors == {reason: 1}
+    assert made.counters.errors == {reason: 1}
     assert frame.state is None
 
 
@@ -311,7 +313,7 @@ def test_a_rev_from_the_future_is_refused_and_not_remembered() -> None:
     later = tid_from(int((time.time() + 400) * 1e6))
     frame = made.convert(commit([("create", "app.bsky.feed.like/a", LIKE)], rev=later))
     assert (events(frame), jobs(frame), frame.state) == ([], [], None)
-    assert made.tally.errors == {"future_rev": 1}
+    assert made.counters.errors == {"future_rev": 1}
     soon = tid_from(int((time.time() + 200) * 1e6))
     frame = made.convert(commit([("create", "app.bsky.feed.like/a", LIKE)], rev=soon))
     assert len(events(frame)) == 1
@@ -327,7 +329,7 @@ def test_error_frames_end_the_connection_and_remarks_do_not() -> None:
     made.convert(encode_error_frame("ConsumerTooSlow", "too slow"))
     assert made.converter.ended is not None
     assert made.converter.ended.error == "ConsumerTooSlow"
-    assert made.tally.infos["OutdatedCursor"] == 1
+    assert made.counters.infos["OutdatedCursor"] == 1
 
 
 @given(st.binary(max_size=300))
@@ -346,10 +348,10 @@ def test_damage_never_raises(where: int, flip: int) -> None:
 
 @pytest.mark.parametrize(
     ("verdict", "changes"),
-    [(Verdict.FORGED, {}), (None, {"tooBig": True}), (None, {"blocks": b"junk"})],
+    [(SignatureStatus.FORGED, {}), (None, {"tooBig": True}), (None, {"blocks": b"junk"})],
 )
 def test_a_commit_that_is_not_written_leaves_its_deletions_to_the_fetch(
-    verdict: Verdict | None, changes: dict[str, Any]
+    verdict: SignatureStatus | None, changes: dict[str, Any]
 ) -> None:
     made = converter()
     operations = [
@@ -390,7 +392,7 @@ def test_an_event_of_an_account_from_the_future_has_the_time_of_the_one_before_i
                   account(4, later, active=True)]  # fmt: skip
         events = [json.loads(made.convert(raw).entries[0].payload) for raw in frames]
         assert [event["time"] for event in events] == [TIME, TIME, later]
-        assert made.tally.errors == {"future_time": 2}
+        assert made.counters.errors == {"future_time": 2}
 
 
 def test_without_a_believable_time_before_it_the_clock_stands_in() -> None:
@@ -405,4 +407,4 @@ def test_times_may_be_ahead_as_revs_may() -> None:
     soon = format_utc(datetime.fromtimestamp(time.time() + FUTURE_SECONDS - 100, UTC))
     made = converter()
     event = json.loads(made.convert(account(2, soon)).entries[0].payload)
-    assert (event["time"], dict(made.tally.errors)) == (soon, {})
+    assert (event["time"], dict(made.counters.errors)) == (soon, {})

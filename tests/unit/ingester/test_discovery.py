@@ -6,8 +6,8 @@ from typing import Any
 from rsky_pipeline.atproto.frame import encode_frame
 from rsky_pipeline.demo.simulator.accounts import make_account
 from rsky_pipeline.demo.simulator.repo import Write
-from rsky_pipeline.ingester.convert import Converted
-from rsky_pipeline.ingester.discovery import BURST, Discovery
+from rsky_pipeline.ingester.commits.resync import BURST, Discovery
+from rsky_pipeline.ingester.frames import PendingFrame
 from rsky_pipeline.streams.names import REPO_BACKFILL, REPO_BACKFILL_HIGH, RESYNC_LATER
 from tests.unit.ingester.support import Converting
 
@@ -34,11 +34,11 @@ def account_frame(active: bool, seq: int, number: int = 0) -> bytes:
 
 def discovering(per_minute: int = 600) -> Converting:
     made = Converting("none")
-    made.memory.discovery = Discovery(per_minute)
+    made.shared.discovery = Discovery(per_minute)
     return made
 
 
-def jobs(frame: Converted) -> list[tuple[str, Any]]:
+def jobs(frame: PendingFrame) -> list[tuple[str, Any]]:
     return [
         (entry.stream, json.loads(entry.payload)["reason"])
         for entry in frame.entries
@@ -50,7 +50,7 @@ def test_a_repo_whose_beginning_was_not_seen_is_queued_once() -> None:
     made, frames = discovering(), commits()
     found = [jobs(made.convert(frame)) for frame in frames[1:]]
     assert found == [[(REPO_BACKFILL, "unseen")], [], []]
-    assert made.tally.resyncs == {"unseen": 1}
+    assert made.counters.resyncs == {"unseen": 1}
 
 
 def test_a_repo_that_was_seen_from_its_first_commit_on_is_complete() -> None:
@@ -77,7 +77,7 @@ def test_above_the_limit_a_repo_waits_and_is_found_at_a_later_commit() -> None:
     assert jobs(late) == []
     assert late.entries
     assert late.state is None
-    made.memory.discovery = Discovery(600)
+    made.shared.discovery = Discovery(600)
     assert jobs(made.convert(frames[1][2])) == [(REPO_BACKFILL, "unseen")]
 
 

@@ -12,14 +12,10 @@ from rsky_pipeline.atproto.crypto import PrivateKey, PublicKey
 from rsky_pipeline.atproto.frame import LabelsMessage, decode_frame, encode_frame
 from rsky_pipeline.atproto.identity import DidDocument
 from rsky_pipeline.configuration.settings import LabelSignatures
-from rsky_pipeline.ingester import label_proof
-from rsky_pipeline.ingester.convert import Converted
-from rsky_pipeline.ingester.intake import Intake
-from rsky_pipeline.ingester.label_proof import LabelProof
-from rsky_pipeline.ingester.labels import LabelConverter
-from rsky_pipeline.ingester.quarantine import Quarantine
-from rsky_pipeline.ingester.seq_gate import SeqGate
-from rsky_pipeline.ingester.tally import Tally
+from rsky_pipeline.ingester import labels
+from rsky_pipeline.ingester.frames import FrameCounters, PendingFrame, RawDeadLetters
+from rsky_pipeline.ingester.labels import LabelConverter, LabelIntake, LabelSignatureCheck
+from rsky_pipeline.ingester.sequence import SeqGate
 from rsky_pipeline.network.directory import IdentityNotFoundError, IdentityUnavailableError
 from tests.data import test_data
 
@@ -57,7 +53,7 @@ class Written:
     closed = False
 
     def __init__(self) -> None:
-        self.frames: list[Converted] = []
+        self.frames: list[PendingFrame] = []
 
     def put(self, frames: Any) -> None:
         self.frames += frames
@@ -72,15 +68,13 @@ def label(key: PrivateKey | None = OLD, **changes: Any) -> dict[str, Any]:
 
 async def pass_through(
     documents: Documents, *labels: dict[str, Any], mode: LabelSignatures = "require"
-) -> tuple[list[str], Tally]:
+) -> tuple[list[str], FrameCounters]:
     """Return the values of the labels that are written of a frame."""
-    tally, sink = Tally(), Written()
-    converter = LabelConverter("labeler.test", tally, Quarantine("raw"))
-    async with trio.open_nursery() as nursery:
-        intake = Intake(
-            converter, sink, SeqGate(0), nursery, labels=LabelProof(documents, mode, tally)
-        )
-        await intake.take([encode_frame("#labels", {"seq": 7, "labels": list(labels)})])
+    tally, sink = FrameCounters(), Written()
+    converter = LabelConverter("labeler.test", tally, RawDeadLetters("raw"))
+    signatures = LabelSignatureCheck(documents, mode, tally)
+    intake = LabelIntake(converter, sink, SeqGate(0), signatures)
+    await intake.take([encode_frame("#labels", {"seq": 7, "labels": list(labels)})])
     [frame] = sink.frames
     assert frame.seq == 7
     written = [entry for entry in frame.entries if entry.stream == "label_live"]
@@ -140,7 +134,7 @@ async def test_what_can_neither_be_proven_nor_refuted(
 async def test_the_stream_waits_for_the_directory_but_not_for_a_strangers_host(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(label_proof, "RETRY_SECONDS", 0.001)
+    monkeypatch.setattr(labels, "RETRY_SECONDS", 0.001)
     documents = Documents(OLD.public, OLD.public)
     documents.failures = 20
     assert (await pass_through(documents, label()))[0] == ["spam"]

@@ -6,9 +6,8 @@ from typing import Any
 import pytest
 
 from rsky_pipeline.atproto.frame import encode_frame
+from rsky_pipeline.ingester.frames import FrameCounters, RawDeadLetters
 from rsky_pipeline.ingester.labels import LabelConverter
-from rsky_pipeline.ingester.quarantine import Quarantine
-from rsky_pipeline.ingester.tally import Tally
 from tests.data import test_data
 from tests.data_frames import split_frames
 
@@ -22,7 +21,7 @@ SHAPE = {"src": LABEL["src"], "uri": LABEL["uri"], "cid": None, "val": "spam", "
 
 
 def converter() -> LabelConverter:
-    return LabelConverter("labeler.test", Tally(), Quarantine("raw"))
+    return LabelConverter("labeler.test", FrameCounters(), RawDeadLetters("raw"))
 
 
 def frame(*labels: dict[str, Any], seq: int = 7) -> bytes:
@@ -37,7 +36,7 @@ def test_one_entry_a_frame_in_the_shape_of_the_rust_service() -> None:
     assert (entry.stream, entry.field) == ("label_live", b"labels")
     assert json.loads(entry.payload) == {"seq": 7, "labels": [SHAPE, SHAPE | negated]}
     assert (converted.seq, converted.size) == (7, len(entry.payload))
-    assert (made.tally.labeler_events, made.tally.messages) == (1, 0)
+    assert made.counters.messages == 1
 
 
 @pytest.mark.parametrize(
@@ -54,7 +53,7 @@ def test_a_malformed_label_costs_only_itself(change: dict[str, Any]) -> None:
     kept, entry = converted.entries
     assert kept.stream == "raw"
     assert json.loads(entry.payload)["labels"] == [SHAPE]
-    assert made.tally.errors == {"invalid_label": 1}
+    assert made.counters.errors == {"invalid_label": 1}
 
 
 def test_a_value_of_128_bytes_is_allowed() -> None:
@@ -83,4 +82,4 @@ def test_the_recorded_labels() -> None:
     ]
     assert len(labels) == 68
     assert sum(label["neg"] is True for label in labels) == 9
-    assert not made.tally.errors
+    assert not made.counters.errors

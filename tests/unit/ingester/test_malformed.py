@@ -15,11 +15,14 @@ from rsky_pipeline.atproto.cid import Cid
 from rsky_pipeline.atproto.frame import encode_frame
 from rsky_pipeline.demo.simulator.clock import stepping_clock
 from rsky_pipeline.demo.simulator.world import World
-from rsky_pipeline.ingester.commits import MAX_FRAME_OUTPUT, RepoConverter
-from rsky_pipeline.ingester.convert import FrameConverter
+from rsky_pipeline.ingester.commits.convert import MAX_FRAME_OUTPUT, RepoConverter
+from rsky_pipeline.ingester.frames import (
+    MAX_RAW_BYTES,
+    FrameConverter,
+    FrameCounters,
+    RawDeadLetters,
+)
 from rsky_pipeline.ingester.labels import LabelConverter
-from rsky_pipeline.ingester.quarantine import MAX_BYTES, Quarantine
-from rsky_pipeline.ingester.tally import Tally
 from rsky_pipeline.observability.ingester import ERROR_REASONS
 from tests.data import test_data
 from tests.unit.readers import readers
@@ -36,29 +39,30 @@ def relay() -> RepoConverter:
         "relay.test",
         "https://relay.test",
         ("app.bsky.",),
-        Tally(),
-        Quarantine("raw"),
+        FrameCounters(),
+        RawDeadLetters("raw"),
         verify="full",
     )
 
 
 def labeler() -> LabelConverter:
-    return LabelConverter("labeler.test", Tally(), Quarantine("raw"))
+    return LabelConverter("labeler.test", FrameCounters(), RawDeadLetters("raw"))
 
 
 def check(converter: FrameConverter, raw: bytes) -> None:
     """Convert a frame: whatever comes of it is bounded, and what went wrong has a known name."""
-    before = dict(converter.tally.errors)
+    before = dict(converter.counters.errors)
     converted = converter.convert(raw)
-    reasons = converter.tally.errors.keys()
+    reasons = converter.counters.errors.keys()
     assert "internal" not in reasons
     assert reasons <= set(ERROR_REASONS)
     assert (
-        sum(len(entry.payload) for entry in converted.entries) <= MAX_FRAME_OUTPUT + 40 * MAX_BYTES
+        sum(len(entry.payload) for entry in converted.entries)
+        <= MAX_FRAME_OUTPUT + 40 * MAX_RAW_BYTES
     )
-    if converted.seq is None and not converter.tally.infos and converter.ended is None:
-        kinds = converter.tally.frames
-        assert dict(converter.tally.errors) != before or kinds["unknown"] or kinds["labels"]
+    if converted.seq is None and not converter.counters.infos and converter.ended is None:
+        kinds = converter.counters.frames
+        assert dict(converter.counters.errors) != before or kinds["unknown"] or kinds["labels"]
 
 
 @cache
@@ -175,7 +179,7 @@ def test_bombs(name: str) -> None:
     for converter in (relay(), labeler()):
         for raw in (bomb, HEADER + bomb, bomb + HEADER, HEADER + inside):
             check(converter, raw)
-            assert converter.tally.frames["commit"] == 0
+            assert converter.counters.frames["commit"] == 0
 
 
 def vectors() -> Iterator[tuple[str, bytes]]:

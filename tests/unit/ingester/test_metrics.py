@@ -7,13 +7,14 @@ from pathlib import Path
 from prometheus_client import CollectorRegistry
 
 import rsky_pipeline
-from rsky_pipeline.ingester.tally import Tally
-from rsky_pipeline.ingester.verify import Verdict
+from rsky_pipeline.ingester.commits.signatures import SignatureStatus
+from rsky_pipeline.ingester.frames import FrameCounters
 from rsky_pipeline.observability.ingester import ERROR_REASONS, VERDICTS, IngesterMetrics
 
 PACKAGE = Path(rsky_pipeline.__file__).parent
 READING = ("atproto/frame.py", "atproto/cbor.py", "atproto/car.py", "atproto/cid.py",
-           "atproto/dagjson.py", "ingester/commits.py", "ingester/labels.py")  # fmt: skip
+           "atproto/dagjson.py", "ingester/commits/convert.py", "ingester/commits/validation.py",
+           "ingester/labels.py")  # fmt: skip
 
 
 def reasons(path: Path) -> Iterator[str]:
@@ -34,12 +35,12 @@ def test_every_reason_of_refusing_data_is_a_series() -> None:
 
 
 def test_verdicts_are_series() -> None:
-    assert {verdict.value for verdict in Verdict} == set(VERDICTS)
+    assert {verdict.value for verdict in SignatureStatus} == set(VERDICTS)
 
 
 def test_a_tally_is_added_once_and_starts_again_at_zero() -> None:
     registry = CollectorRegistry()
-    metrics, tally = IngesterMetrics(registry), Tally()
+    metrics, tally = IngesterMetrics(registry), FrameCounters()
     for _ in range(2):
         tally.messages += 3
         tally.creates += 2

@@ -8,11 +8,10 @@ import trio.testing
 
 from rsky_pipeline.atproto.identity import parse_did_document
 from rsky_pipeline.configuration.settings import Verify
-from rsky_pipeline.ingester import verify
-from rsky_pipeline.ingester.intake import Intake
-from rsky_pipeline.ingester.seq_gate import SeqGate
-from rsky_pipeline.ingester.tally import Tally
-from rsky_pipeline.ingester.verify import SignatureVerifier
+from rsky_pipeline.ingester.commits import signatures
+from rsky_pipeline.ingester.commits.signatures import SignatureVerifier
+from rsky_pipeline.ingester.frames import FrameCounters
+from rsky_pipeline.ingester.pipeline import FrameIntake
 from rsky_pipeline.network.directory import IdentityNotFoundError, IdentityUnavailableError
 from tests.data import test_data
 from tests.data_frames import corpus_documents, corpus_frames
@@ -30,12 +29,10 @@ from tests.unit.ingester.support import Converting
 
 def start(
     nursery: trio.Nursery, accounts: Accounts, verify: Verify = "signature"
-) -> tuple[Intake, Written, Tally]:
+) -> tuple[FrameIntake, Written, FrameCounters]:
     made, written = Converting(verify), Written()
-    intake = Intake(
-        made.converter, written, SeqGate(0), nursery, SignatureVerifier(accounts), made.judge
-    )
-    return intake, written, made.tally
+    intake = made.intake(written, 0, nursery, SignatureVerifier(accounts))
+    return intake, written, made.counters
 
 
 async def test_a_forged_commit_is_fetched_and_never_written() -> None:
@@ -57,7 +54,7 @@ async def test_many_signatures_are_checked_beside_the_reading_and_in_order() -> 
     async with trio.open_nursery() as nursery:
         intake, written, tally = start(nursery, accounts)
         await intake.take([frame(1)])
-        with trio.fail_after(60):
+        with trio.fail_after(5):
             while not written.frames:
                 await trio.testing.wait_all_tasks_blocked()
         forged = {17, 70, 199}
@@ -89,7 +86,7 @@ async def test_reading_pauses_when_what_waits_for_proof_is_large() -> None:
     async with trio.open_nursery() as nursery:
         intake, written, _ = start(nursery, accounts)
         await intake.take([frame(seq, padding=padding) for seq in range(1, 31)])
-        with trio.fail_after(60):
+        with trio.fail_after(1):
             await intake.room()
         await intake.take([frame(seq, padding=padding) for seq in range(31, 41)])
         with trio.move_on_after(0.05) as waited:
@@ -104,7 +101,7 @@ async def test_reading_pauses_when_what_waits_for_proof_is_large() -> None:
 async def test_an_account_that_cannot_be_looked_up_is_fetched_later(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(verify, "DIRECTORY_SECONDS", 1.0)
+    monkeypatch.setattr(signatures, "DIRECTORY_SECONDS", 1.0)
     accounts = Accounts()
     accounts.keys[DID] = IdentityUnavailableError("down")
     async with trio.open_nursery() as nursery:
@@ -125,7 +122,7 @@ async def test_nothing_of_an_account_that_does_not_exist_is_written(
     assert written.seqs == [1]
     assert written.frames[0].entries == []
     assert tally.verdicts == {"no_account": 1}
-    assert "left out a commit of an account that does not exist" in caplog.messages
+    assert "skipped a commit of an account that does not exist" in caplog.messages
 
 
 async def test_lookups_run_at_once_and_frames_leave_in_order() -> None:
@@ -140,7 +137,7 @@ async def test_lookups_run_at_once_and_frames_leave_in_order() -> None:
         await intake.take([identity(101)])
         await trio.testing.wait_all_tasks_blocked()
         assert written.seqs == []
-        assert accounts.most_at_once == verify.MAX_LOOKUPS
+        assert accounts.most_at_once == signatures.MAX_LOOKUPS
         for did in reversed(dids[1:]):
             accounts.slow[did].set()
         await trio.testing.wait_all_tasks_blocked()

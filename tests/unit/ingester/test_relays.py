@@ -6,30 +6,29 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rsky_pipeline.ingester.cursor import Position, parse_position
-from rsky_pipeline.ingester.gaps import MAX_SEQ_STEP, GapWatch
-from rsky_pipeline.ingester.relays import News, RelayBoard
+from rsky_pipeline.ingester.commits.relays import AccountUpdate, RelayDedup
+from rsky_pipeline.ingester.sequence import MAX_SEQ_STEP, GapWatch, Position, parse_position
 
 DID = "did:plc:aaaaaaaaaaaaaaaaaaaaaaaa"
 
 
 def test_the_first_leads_and_the_other_is_so_far_behind() -> None:
-    board = RelayBoard(["a", "b"])
-    assert RelayBoard(["a", "b"]).leader is None
+    dedup = RelayDedup(["a", "b"])
+    assert RelayDedup(["a", "b"]).leader is None
     for rev in range(1, 60):
-        board.first("a", DID, rev, float(rev))
-        assert board.repeated("b", DID, rev, rev + 2.0)
-        assert not board.repeated("a", DID, rev, rev + 2.0)
-    assert board.leader == "a"
-    assert board.behind["b"] == pytest.approx(2.0, abs=0.1)
-    assert board.behind["a"] == pytest.approx(0.0)
+        dedup.first("a", DID, rev, float(rev))
+        assert dedup.repeated("b", DID, rev, rev + 2.0)
+        assert not dedup.repeated("a", DID, rev, rev + 2.0)
+    assert dedup.leader == "a"
+    assert dedup.behind["b"] == pytest.approx(2.0, abs=0.1)
+    assert dedup.behind["a"] == pytest.approx(0.0)
     for rev in range(100, 400):
-        board.first("b", DID, rev, float(rev))
-    assert board.leader == "b"
+        dedup.first("b", DID, rev, float(rev))
+    assert dedup.leader == "b"
 
 
-def news(active: bool, time: float) -> News:
-    return News(("account", active, None), time)
+def update(active: bool, time: float) -> AccountUpdate:
+    return AccountUpdate(DID, ("account", active, None), time)
 
 
 @given(st.lists(st.booleans(), max_size=8), st.data())
@@ -37,28 +36,28 @@ def test_account_events_of_two_relays_are_taken_once_in_any_interleaving(
     told: list[bool], drawn: st.DataObject
 ) -> None:
     """Both relays tell the same story; whoever tells a part first, it is news once."""
-    board = RelayBoard(["a", "b"])
+    dedup = RelayDedup(["a", "b"])
     places, taken = {"a": 0, "b": 0}, list[bool]()
     while unfinished := [name for name, place in places.items() if place < len(told)]:
         relay = drawn.draw(st.sampled_from(unfinished))
         item = told[places[relay]]
         places[relay] += 1
-        if not board.is_repeat(relay, DID, news(item, 0.0)):
+        if not dedup.is_repeat(relay, update(item, 0.0)):
             taken.append(item)
     assert taken == told
 
 
 def test_the_same_said_much_later_is_news() -> None:
-    board = RelayBoard(["a", "b"])
-    assert not board.is_repeat("a", DID, news(False, 0.0))
-    assert not board.is_repeat("a", DID, news(True, 10.0))
-    assert not board.is_repeat("b", DID, news(False, 5_000.0))
+    dedup = RelayDedup(["a", "b"])
+    assert not dedup.is_repeat("a", update(False, 0.0))
+    assert not dedup.is_repeat("a", update(True, 10.0))
+    assert not dedup.is_repeat("b", update(False, 5_000.0))
 
 
 def test_one_relay_repeats_nothing() -> None:
-    board = RelayBoard(["a"])
-    assert not board.is_repeat("a", DID, news(True, 0.0))
-    assert not board.is_repeat("a", DID, news(True, 0.0))
+    dedup = RelayDedup(["a"])
+    assert not dedup.is_repeat("a", update(True, 0.0))
+    assert not dedup.is_repeat("a", update(True, 0.0))
 
 
 T0, SOON, LATER = "2026-07-04T10:00:00Z", "2026-07-04T10:14:00Z", "2026-07-04T10:16:00Z"

@@ -6,33 +6,35 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from rsky_pipeline.ingester.batch import Batch, Batcher, BatchRule
-from rsky_pipeline.ingester.convert import Converted
-from rsky_pipeline.ingester.cursor import (
-    InvalidCursor,
-    parse_cursor,
-    start_position,
+from rsky_pipeline.ingester.follower import Backpressure
+from rsky_pipeline.ingester.frames import (
+    MAX_RAW_BYTES,
+    MAX_RAW_LETTERS,
+    PendingFrame,
+    RawDeadLetters,
 )
-from rsky_pipeline.ingester.pressure import Pressure
-from rsky_pipeline.ingester.quarantine import MAX_BYTES, MAX_KEPT, Quarantine
-from rsky_pipeline.ingester.seq_gate import (
+from rsky_pipeline.ingester.pipeline import ReorderBuffer
+from rsky_pipeline.ingester.sequence import (
     MAX_OLD_FRAMES,
     MAX_OLD_SECONDS,
     MAX_STEP,
+    InvalidCursorError,
     Jump,
     SeqGate,
+    parse_cursor,
+    start_position,
 )
-from rsky_pipeline.ingester.window import Slot, Window
+from rsky_pipeline.ingester.writer import Batch, Batcher, BatchRule
 from rsky_pipeline.streams.append import Entry
 
 
-def frame(seq: int | None, events: int = 1, size: int = 10) -> Converted:
+def frame(seq: int | None, events: int = 1, size: int = 10) -> PendingFrame:
     entries = [Entry("s", b"f", f"{seq}/{number}".encode()) for number in range(events)]
-    return Converted(seq, f"t{seq}", entries, events * size)
+    return PendingFrame(seq, f"t{seq}", entries, events * size)
 
 
 def seq_of(batch: Batch[str]) -> int | None:
-    return batch.shares["a"].seq if "a" in batch.shares else None
+    return batch.parts["a"].seq if "a" in batch.parts else None
 
 
 RULE = BatchRule(max_events=10, max_bytes=1_000, max_age=0.5, max_cursor_age=2.0)
@@ -57,7 +59,7 @@ def test_filtered_frames_alone_are_due_after_the_cursors_own_age() -> None:
     assert batcher.deadline() == 102.0
     batch = batcher.take()
     assert batch.entries == ()
-    assert (batch.shares["a"].seq, batch.shares["a"].time) == (2, "t2")
+    assert (batch.parts["a"].seq, batch.parts["a"].time) == (2, "t2")
 
 
 def test_any_number_of_filtered_frames_takes_no_memory() -> None:
@@ -111,7 +113,7 @@ def test_stored_cursors() -> None:
     assert parse_cursor("0") == 0
     assert parse_cursor(str(2**53 - 1)) == 2**53 - 1
     for text in ("", "-1", "1.5", "soon", "٣", "9" * 17, "!ingester-done"):
-        with pytest.raises(InvalidCursor):
+        with pytest.raises(InvalidCursorError):
             parse_cursor(text)
 
 
@@ -216,7 +218,7 @@ def test_a_host_below_the_cursor_is_noticed_by_number_and_by_time() -> None:
 
 
 def test_pressure_has_two_levels_and_a_limit_in_time() -> None:
-    pressure = Pressure(max_events=100, max_bytes=1_000, patience=5.0)
+    pressure = Backpressure(max_events=100, max_bytes=1_000, patience=5.0)
     assert pressure.observe(99, 999, now=1.0)
     assert not pressure.observe(100, 0, now=2.0)
     assert pressure.active
@@ -231,50 +233,51 @@ def test_pressure_has_two_levels_and_a_limit_in_time() -> None:
 
 
 @given(st.lists(st.sampled_from(["add", "add decided", "decide"]), max_size=60), st.randoms())
-def test_frames_leave_the_window_in_the_order_they_came(steps: list[str], random: object) -> None:
-    window, number = Window[Converted](), 0
-    undecided: list[tuple[Slot[Converted], Converted]] = []
+def test_frames_leave_the_buffer_in_the_order_they_came(steps: list[str], random: object) -> None:
+    buffer, number = ReorderBuffer(), 0
+    undecided: list[PendingFrame] = []
     left: list[int | None] = []
     for step in steps:
         if step == "decide" and undecided:
-            slot, result = undecided.pop(random.randrange(len(undecided)))  # type: ignore[attr-defined]
-            slot.result = result
+            undecided.pop(random.randrange(len(undecided))).waits = False  # type: ignore[attr-defined]
         elif step != "decide":
             number += 1
-            result = frame(number)
-            slot = window.add(result.size, result if step == "add decided" else None)
-            if step == "add":
-                undecided.append((slot, result))
-        left += [item.seq for item in window.take_ready()]
+            added = frame(number)
+            added.waits = step == "add"
+            buffer.add(added)
+            if added.waits:
+                undecided.append(added)
+        left += [item.seq for item in buffer.take_ready()]
         assert left == list(range(1, len(left) + 1))
-        assert len(window) == number - len(left)
-    for slot, result in undecided:
-        slot.result = result
-    left += [item.seq for item in window.take_ready()]
+        assert len(buffer) == number - len(left)
+    for item in undecided:
+        item.waits = False
+    left += [item.seq for item in buffer.take_ready()]
     assert left == list(range(1, number + 1))
 
 
-def test_the_window_is_full_by_number_and_by_size() -> None:
-    window = Window[Converted](max_frames=2, max_bytes=100)
-    window.add(1)
-    one_left = window.full
-    window.add(1)
-    assert (one_left, window.full) == (False, True)
-    window = Window[Converted](max_frames=10, max_bytes=100)
-    slot = window.add(100)
-    full = window.full
-    slot.result = frame(1)
-    window.take_ready()
-    assert (full, window.full) == (True, False)
+def test_the_buffer_is_full_by_number_and_by_size() -> None:
+    buffer = ReorderBuffer(max_frames=2, max_bytes=100)
+    buffer.add(frame(1))
+    one_left = buffer.full
+    buffer.add(frame(2))
+    assert (one_left, buffer.full) == (False, True)
+    buffer = ReorderBuffer(max_frames=10, max_bytes=100)
+    large = frame(1, size=60)
+    buffer.add(large, 40)
+    full = buffer.full
+    large.clear()  # a frame may be emptied while it is held
+    buffer.take_ready()
+    assert (full, buffer.full) == (True, False)
 
 
-def test_the_quarantine_is_bounded() -> None:
-    quarantine = Quarantine("q")
-    entry = quarantine.entry(bytes(1_000_000), host="h", reason="r", error="e" * 9_999)
+def test_raw_dead_letters_are_bounded() -> None:
+    letters = RawDeadLetters("q")
+    entry = letters.entry(bytes(1_000_000), host="h", reason="r", error="e" * 9_999)
     assert entry is not None
-    assert len(entry.payload) < MAX_BYTES * 1.5
-    quarantine.observe_length(MAX_KEPT - 1)
-    assert quarantine.entry(b"x", host="h", reason="r", error="e") is not None
-    assert quarantine.entry(b"x", host="h", reason="r", error="e") is None
-    quarantine.observe_length(0)
-    assert quarantine.entry(b"x", host="h", reason="r", error="e") is not None
+    assert len(entry.payload) < MAX_RAW_BYTES * 1.5
+    letters.observe_length(MAX_RAW_LETTERS - 1)
+    assert letters.entry(b"x", host="h", reason="r", error="e") is not None
+    assert letters.entry(b"x", host="h", reason="r", error="e") is None
+    letters.observe_length(0)
+    assert letters.entry(b"x", host="h", reason="r", error="e") is not None

@@ -19,11 +19,13 @@ from rsky_pipeline.atproto.errors import IncompleteTreeError, InvalidDataError
 from rsky_pipeline.atproto.frame import CommitMessage, RepoOp, encode_frame
 from rsky_pipeline.atproto.identity import parse_did_document
 from rsky_pipeline.atproto.mst import Tree
-from rsky_pipeline.ingester.intake import Intake
-from rsky_pipeline.ingester.proof import check_operations, read_contents
-from rsky_pipeline.ingester.seq_gate import SeqGate
-from rsky_pipeline.ingester.tally import Tally
-from rsky_pipeline.ingester.verify import SignatureVerifier, Verdict
+from rsky_pipeline.ingester.commits.signatures import SignatureStatus, SignatureVerifier
+from rsky_pipeline.ingester.commits.validation import (
+    CommitProof,
+    check_operations,
+    read_contents,
+)
+from rsky_pipeline.ingester.frames import FrameCounters
 from rsky_pipeline.observability.ingester import ERROR_REASONS
 from rsky_pipeline.streams.names import FIREHOSE_LIVE
 from tests.data import test_data
@@ -69,7 +71,8 @@ def frame(commit: CommitMessage) -> bytes:
 def refusal(commit: CommitMessage) -> str | None:
     """Return why the operations of a commit are not believed, None if they are."""
     try:
-        check_operations(commit, read_contents(commit))
+        contents = read_contents(commit)
+        check_operations(CommitProof(commit.did, contents.commit, commit, contents.blocks))
     except IncompleteTreeError:
         return "missing_node"
     except InvalidDataError as error:
@@ -143,11 +146,11 @@ def test_published_commit_proofs_are_believed_as_live_commits() -> None:
         assert refusal(message(ops[1:], before, tree.root, blocks)) == "inversion"
         # As a frame it is believed too, but no vector brings the records that it creates.
         made = Converting("full", collections=("*",))
-        made.convert(frame(true), Verdict.VALID)
-        assert dict(made.tally.errors).keys() <= {"missing_block", "invalid_path"}
+        made.convert(frame(true), SignatureStatus.VALID)
+        assert dict(made.counters.errors).keys() <= {"missing_block", "invalid_path"}
         made = Converting("full", collections=("*",))
-        made.convert(frame(message(ops, other, tree.root, blocks)), Verdict.VALID)
-        assert made.tally.errors["inversion"] == 1
+        made.convert(frame(message(ops, other, tree.root, blocks)), SignatureStatus.VALID)
+        assert made.counters.errors["inversion"] == 1
 
 
 def scenario(name: str) -> tuple[list[bytes], Accounts, list[bool]]:
@@ -170,9 +173,7 @@ async def follow(frames: Sequence[bytes], accounts: Accounts) -> tuple[Written, 
     """Return what an ingester that checks everything writes of frames."""
     made, written = Converting("full"), Written()
     async with trio.open_nursery() as nursery:
-        intake = Intake(
-            made.converter, written, SeqGate(-1), nursery, SignatureVerifier(accounts), made.judge
-        )
+        intake = made.intake(written, -1, nursery, SignatureVerifier(accounts))
         for raw in frames:
             await intake.take([raw])
     return written, made
@@ -196,13 +197,13 @@ async def test_a_chain_of_commits_is_written_whole(
 ) -> None:
     frames, accounts, _ = scenario(name)
     written, made = await follow(frames, accounts)
-    assert made.tally.verdicts == {"valid": 6}
-    assert dict(made.tally.errors) == {}
-    assert made.tally.resyncs["broken_chain"] == made.tally.resyncs.total() == breaks
+    assert made.counters.verdicts == {"valid": 6}
+    assert dict(made.counters.errors) == {}
+    assert made.counters.resyncs["broken_chain"] == made.counters.resyncs.total() == breaks
     assert len(events(written)) == written_events
     # Where one is left out the break of the chain is noticed, and the repo fetched.
     written, made = await follow([*frames[:3], *frames[4:]], accounts)
-    assert made.tally.resyncs["broken_chain"] + made.tally.resyncs_spared == breaks + 1
+    assert made.counters.resyncs["broken_chain"] + made.counters.resyncs_spared == breaks + 1
 
 
 async def test_repeated_and_lower_numbers_are_dropped_and_no_others() -> None:
@@ -213,20 +214,20 @@ async def test_repeated_and_lower_numbers_are_dropped_and_no_others() -> None:
     expected, _ = await follow(kept, accounts)
     assert events(written) == events(expected)
     assert len(written.frames) == len(kept) == 2
-    assert made.tally.duplicates == 2
+    assert made.counters.duplicates == 2
 
 
 async def test_a_commit_is_written_only_if_its_own_account_signed_it() -> None:
     frames, accounts, _ = scenario("legacy")
     written, made = await follow(frames, accounts)
     assert [event["type"] for event in events(written)] == ["identity", "account", "create"]
-    assert made.tally.verdicts == {"valid": 1}
+    assert made.counters.verdicts == {"valid": 1}
     accounts.keys = dict.fromkeys(accounts.keys, OTHER)
     accounts.cached.clear()
     written, made = await follow(frames, accounts)
     assert [event["type"] for event in events(written)] == ["identity", "account"]
-    assert made.tally.verdicts == {"forged": 1}
-    assert made.tally.resyncs == {"forged": 1}
+    assert made.counters.verdicts == {"forged": 1}
+    assert made.counters.resyncs == {"forged": 1}
 
 
 @pytest.mark.parametrize(
@@ -237,15 +238,17 @@ def test_commits_of_before_sync_1_1_are_looked_up_in_their_tree(number: int, ops
     body = dagjson.from_json(json.loads(test_data(name).read_text()))
     assert isinstance(body, dict)
     made = Converting("full")
-    found = made.convert(encode_frame("#commit", body), Verdict.VALID)
+    found = made.convert(encode_frame("#commit", body), SignatureStatus.VALID)
     assert [entry.stream for entry in found.entries] == [FIREHOSE_LIVE] * ops
-    assert dict(made.tally.errors) == {}
+    assert dict(made.counters.errors) == {}
     # The same commit with an operation that its tree does not hold is fetched instead.
     stranger = {"action": "create", "path": "app.bsky.feed.like/x", "cid": body["ops"][0]["cid"]}
     made = Converting("full")
-    made.convert(encode_frame("#commit", body | {"ops": [*body["ops"], stranger]}), Verdict.VALID)
-    assert len(made.tally.resyncs) == 1
-    assert set(made.tally.resyncs) <= {"invalid_operation", "missing_node"}
+    made.convert(
+        encode_frame("#commit", body | {"ops": [*body["ops"], stranger]}), SignatureStatus.VALID
+    )
+    assert len(made.counters.resyncs) == 1
+    assert set(made.counters.resyncs) <= {"invalid_operation", "missing_node"}
 
 
 def test_each_strictness_vector_as_a_record_costs_only_itself() -> None:
@@ -262,10 +265,10 @@ def test_each_strictness_vector_as_a_record_costs_only_itself() -> None:
         records = [(cids[path], block) for path, block in paths.items()]
         commit = message(ops, Tree.build({}).root, tree.root, [*tree.blocks(), *records])
         made = Converting("full")
-        found = made.convert(frame(commit), Verdict.VALID)
+        found = made.convert(frame(commit), SignatureStatus.VALID)
         live = [json.loads(e.payload) for e in found.entries if e.stream == FIREHOSE_LIVE]
         assert live[0]["rkey"] == "good", name
-        assert made.tally.errors.keys() <= set(ERROR_REASONS) - {"internal"}
+        assert made.counters.errors.keys() <= set(ERROR_REASONS) - {"internal"}
         seen += 1
         try:
             is_record = isinstance(cbor.decode_strict(vector), dict)
@@ -275,7 +278,7 @@ def test_each_strictness_vector_as_a_record_costs_only_itself() -> None:
             assert len(live) == 2, name
         elif len(live) == 1:
             refused += 1
-            assert sum(made.tally.errors.values()) == 1, name
+            assert sum(made.counters.errors.values()) == 1, name
     assert seen > 800
     assert refused > 700
 
@@ -289,7 +292,7 @@ def real_window() -> tuple[tuple[bytes, ...], dict[str, PublicKey | Exception | 
     return tuple(corpus_frames(corpus)), dict(keys)
 
 
-def tell(frames: Sequence[bytes]) -> tuple[list[dict[str, Any]], Tally]:
+def tell(frames: Sequence[bytes]) -> tuple[list[dict[str, Any]], FrameCounters]:
     accounts = Accounts()
     accounts.keys = real_window()[1]
     found: list[tuple[Written, Converting]] = []
@@ -297,14 +300,12 @@ def tell(frames: Sequence[bytes]) -> tuple[list[dict[str, Any]], Tally]:
     async def main() -> None:
         made, written = Converting("full"), Written()
         async with trio.open_nursery() as nursery:
-            verifier = SignatureVerifier(accounts)
-            gate = SeqGate(FIRST - 1)
-            intake = Intake(made.converter, written, gate, nursery, verifier, made.judge)
+            intake = made.intake(written, FIRST - 1, nursery, SignatureVerifier(accounts))
             await intake.take(frames)
         found.append((written, made))
 
     trio.run(main)
-    return events(found[0][0]), found[0][1].tally
+    return events(found[0][0]), found[0][1].counters
 
 
 @settings(max_examples=40)

@@ -5,9 +5,9 @@ import trio
 import trio.testing
 
 from rsky_pipeline.atproto.crypto import check_all
-from rsky_pipeline.ingester import verify
-from rsky_pipeline.ingester.convert import Claim
-from rsky_pipeline.ingester.verify import SignatureVerifier, Verdict
+from rsky_pipeline.ingester.commits import signatures
+from rsky_pipeline.ingester.commits.signatures import SignatureStatus, SignatureVerifier
+from rsky_pipeline.ingester.commits.validation import CommitProof
 from rsky_pipeline.network.directory import IdentityNotFoundError, IdentityUnavailableError
 from tests.unit.ingester.claims import (
     DID,
@@ -18,12 +18,12 @@ from tests.unit.ingester.claims import (
 )
 
 
-def at_once(verifier: SignatureVerifier, claimed: Claim) -> Verdict | None:
+def at_once(verifier: SignatureVerifier, claimed: CommitProof) -> SignatureStatus | None:
     check = verifier.check(claimed)
     return verifier.decide_at_once(claimed, check, check is not None and check_all([check])[0])
 
 
-async def verdict(verifier: SignatureVerifier, claimed: Claim) -> Verdict:
+async def verdict(verifier: SignatureVerifier, claimed: CommitProof) -> SignatureStatus:
     return at_once(verifier, claimed) or await verifier.decide(claimed)
 
 
@@ -31,28 +31,28 @@ async def test_a_good_signature_takes_one_lookup_and_then_none() -> None:
     accounts = Accounts()
     verifier = SignatureVerifier(accounts)
     assert at_once(verifier, claim()) is None
-    assert await verifier.decide(claim()) is Verdict.VALID
-    assert at_once(verifier, claim()) is Verdict.VALID
+    assert await verifier.decide(claim()) is SignatureStatus.VALID
+    assert at_once(verifier, claim()) is SignatureStatus.VALID
     assert accounts.lookups == [(DID, False)]
 
 
 @pytest.mark.parametrize(
-    "forged", [claim(NEW_KEY), claim(did="did:plc:b")._replace(did=DID), Claim(DID, None)]
+    "forged", [claim(NEW_KEY), claim(did="did:plc:b")._replace(did=DID), CommitProof(DID, None)]
 )
-async def test_what_the_account_did_not_sign_is_forged(forged: Claim) -> None:
+async def test_what_the_account_did_not_sign_is_forged(forged: CommitProof) -> None:
     verifier = SignatureVerifier(Accounts())
-    assert await verdict(verifier, forged) is Verdict.FORGED
+    assert await verdict(verifier, forged) is SignatureStatus.FORGED
 
 
 async def test_a_new_key_is_found_by_one_forced_lookup() -> None:
     accounts = Accounts()
     verifier = SignatureVerifier(accounts)
-    assert await verdict(verifier, claim()) is Verdict.VALID
+    assert await verdict(verifier, claim()) is SignatureStatus.VALID
     accounts.keys[DID] = NEW_KEY.public
-    assert await verdict(verifier, claim(NEW_KEY)) is Verdict.VALID
+    assert await verdict(verifier, claim(NEW_KEY)) is SignatureStatus.VALID
     assert accounts.lookups == [(DID, False), (DID, True)]
     # The old key is refused now, without asking again so soon.
-    assert at_once(verifier, claim()) is Verdict.FORGED
+    assert at_once(verifier, claim()) is SignatureStatus.FORGED
 
 
 async def test_bad_signatures_ask_the_directory_once_in_a_while(
@@ -61,20 +61,20 @@ async def test_bad_signatures_ask_the_directory_once_in_a_while(
     accounts = Accounts()
     verifier = SignatureVerifier(accounts)
     for _ in range(20):
-        assert await verdict(verifier, claim(NEW_KEY)) is Verdict.FORGED
+        assert await verdict(verifier, claim(NEW_KEY)) is SignatureStatus.FORGED
     assert len(accounts.lookups) == 2
-    await trio.sleep(verify.REFRESH_SECONDS + 1)
-    assert await verdict(verifier, claim(NEW_KEY)) is Verdict.FORGED
+    await trio.sleep(signatures.REFRESH_SECONDS + 1)
+    assert await verdict(verifier, claim(NEW_KEY)) is SignatureStatus.FORGED
     assert accounts.lookups[2:] == [(DID, True)]
 
 
 async def test_an_identity_event_makes_the_next_commit_ask() -> None:
     accounts = Accounts()
     verifier = SignatureVerifier(accounts)
-    assert await verdict(verifier, claim()) is Verdict.VALID
+    assert await verdict(verifier, claim()) is SignatureStatus.VALID
     accounts.keys[DID] = NEW_KEY.public
     verifier.forget(DID)
-    assert await verdict(verifier, claim(NEW_KEY)) is Verdict.VALID
+    assert await verdict(verifier, claim(NEW_KEY)) is SignatureStatus.VALID
     assert accounts.lookups == [(DID, False), (DID, False)]
 
 
@@ -82,9 +82,9 @@ async def test_accounts_without_identity_or_key() -> None:
     accounts = Accounts()
     verifier = SignatureVerifier(accounts)
     accounts.keys[DID] = IdentityNotFoundError("gone")
-    assert await verdict(verifier, claim()) is Verdict.NO_ACCOUNT
+    assert await verdict(verifier, claim()) is SignatureStatus.NO_ACCOUNT
     accounts.keys[DID] = None
-    assert await verdict(verifier, claim()) is Verdict.NO_ACCOUNT
+    assert await verdict(verifier, claim()) is SignatureStatus.NO_ACCOUNT
 
 
 async def test_a_strangers_host_that_fails_or_hangs_costs_little_time(
@@ -95,16 +95,16 @@ async def test_a_strangers_host_that_fails_or_hangs_costs_little_time(
     down, slow = "did:web:down.test", "did:web:slow.test"
     accounts.keys[down] = IdentityUnavailableError("down")
     of_down = claim(did=down)
-    assert await verdict(verifier, of_down) is Verdict.UNVERIFIED
-    assert at_once(verifier, of_down) is Verdict.UNVERIFIED
+    assert await verdict(verifier, of_down) is SignatureStatus.UNVERIFIED
+    assert at_once(verifier, of_down) is SignatureStatus.UNVERIFIED
     assert len(accounts.lookups) == 1
     accounts.slow[slow] = trio.Event()
     before = trio.current_time()
-    assert await verdict(verifier, claim(did=slow)) is Verdict.UNVERIFIED
-    assert trio.current_time() - before == pytest.approx(verify.STRANGER_SECONDS)
+    assert await verdict(verifier, claim(did=slow)) is SignatureStatus.UNVERIFIED
+    assert trio.current_time() - before == pytest.approx(signatures.STRANGER_SECONDS)
     accounts.keys[down] = KEY.public
-    await trio.sleep(verify.UNAVAILABLE_SECONDS + 1)
-    assert await verdict(verifier, of_down) is Verdict.VALID
+    await trio.sleep(signatures.UNAVAILABLE_SECONDS + 1)
+    assert await verdict(verifier, of_down) is SignatureStatus.VALID
 
 
 async def test_our_own_directory_is_waited_for(autojump_clock: trio.testing.MockClock) -> None:
@@ -118,10 +118,10 @@ async def test_our_own_directory_is_waited_for(autojump_clock: trio.testing.Mock
             verdicts.append(await verdict(verifier, claim()))
 
         nursery.start_soon(decide)
-        await trio.sleep(verify.DIRECTORY_SECONDS / 2)
+        await trio.sleep(signatures.DIRECTORY_SECONDS / 2)
         assert verdicts == []
         accounts.keys[DID] = KEY.public
-    assert verdicts == [Verdict.VALID]
+    assert verdicts == [SignatureStatus.VALID]
 
 
 async def test_our_own_directory_is_not_waited_for_for_ever(
@@ -131,41 +131,41 @@ async def test_our_own_directory_is_not_waited_for_for_ever(
     verifier = SignatureVerifier(accounts)
     accounts.keys[DID] = IdentityUnavailableError("down")
     before = trio.current_time()
-    assert await verdict(verifier, claim()) is Verdict.UNVERIFIED
-    assert trio.current_time() - before == pytest.approx(verify.DIRECTORY_SECONDS)
+    assert await verdict(verifier, claim()) is SignatureStatus.UNVERIFIED
+    assert trio.current_time() - before == pytest.approx(signatures.DIRECTORY_SECONDS)
 
 
 async def test_a_known_key_still_proves_while_the_directory_is_down(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(verify, "DIRECTORY_SECONDS", 1.0)
+    monkeypatch.setattr(signatures, "DIRECTORY_SECONDS", 1.0)
     accounts = Accounts()
     verifier = SignatureVerifier(accounts)
-    assert await verdict(verifier, claim()) is Verdict.VALID
+    assert await verdict(verifier, claim()) is SignatureStatus.VALID
     accounts.keys[DID] = IdentityUnavailableError("down")
-    assert await verdict(verifier, claim(NEW_KEY)) is Verdict.UNVERIFIED
-    assert await verdict(verifier, claim()) is Verdict.VALID
+    assert await verdict(verifier, claim(NEW_KEY)) is SignatureStatus.UNVERIFIED
+    assert await verdict(verifier, claim()) is SignatureStatus.VALID
 
 
 async def test_keys_are_kept_in_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(verify, "MAX_KEYS", 10)
+    monkeypatch.setattr(signatures, "MAX_KEYS", 10)
     accounts = Accounts()
     verifier = SignatureVerifier(accounts)
     for number in range(50):
         did = f"did:web:host{number}.test"
         accounts.keys[did] = KEY.public
-        assert await verdict(verifier, claim(did=did)) is Verdict.VALID
+        assert await verdict(verifier, claim(did=did)) is SignatureStatus.VALID
     assert len(verifier._keys) == 10
 
 
 async def test_a_key_that_is_replaced_during_a_check_condemns_nothing() -> None:
     accounts = Accounts()
     verifier = SignatureVerifier(accounts)
-    assert await verdict(verifier, claim()) is Verdict.VALID
+    assert await verdict(verifier, claim()) is SignatureStatus.VALID
     begun = verifier.check(claim(NEW_KEY))
     assert begun is not None
     assert check_all([begun]) == [False]
     accounts.keys[DID] = NEW_KEY.public
-    assert await verdict(verifier, claim(NEW_KEY)) is Verdict.VALID
+    assert await verdict(verifier, claim(NEW_KEY)) is SignatureStatus.VALID
     assert verifier.decide_at_once(claim(NEW_KEY), begun, good=False) is None
-    assert await verifier.decide(claim(NEW_KEY)) is Verdict.VALID
+    assert await verifier.decide(claim(NEW_KEY)) is SignatureStatus.VALID

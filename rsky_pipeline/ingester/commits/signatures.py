@@ -1,14 +1,13 @@
-"""Whether a commit was made by the account that it names.
+"""Whether a commit is signed by the account that it names: keys, lookups, verdicts.
 
-`none` trusts the relay: a record only has to match its hash. `signature` checks that the commit is
-signed with the account's current key. That the record belongs to the signed tree is not checked
-here; that takes the whole of Sync 1.1.
+The signature alone is checked here, in modes `signature` and `full` of `verify`; `validation` has
+what `full` adds, and in mode `none` no commit needs a proof.
 
 A commit whose signature is wrong is never written. Nor is one whose account cannot be looked up at
 the moment, since a forger could see to that; in both cases the repo is queued to be fetched, where
-the same check is made with all the time in the world. The job names the commit's deletions, which
-the fetched tree then proves or refutes. So nothing true is lost and nothing false gets in, whether
-the key was rotated, the directory is down or somebody lies.
+the same check is made without a deadline. The job names the commit's deletions, which the fetched
+tree then proves or refutes. So nothing true is lost and nothing false gets in, whether the key was
+rotated, the PLC directory is down, or the commit is forged.
 """
 
 import logging
@@ -23,7 +22,7 @@ import trio
 from rsky_pipeline.atproto.commit import Commit, unsigned_bytes, verify_commit
 from rsky_pipeline.atproto.crypto import PublicKey, SignatureCheck
 from rsky_pipeline.atproto.identity import DidDocument
-from rsky_pipeline.ingester.convert import Claim
+from rsky_pipeline.ingester.commits.validation import CommitProof
 from rsky_pipeline.network.directory import IdentityNotFoundError, IdentityUnavailableError
 from rsky_pipeline.runtime.boundary import Boundary
 from rsky_pipeline.runtime.logging import Throttled
@@ -31,7 +30,7 @@ from rsky_pipeline.runtime.logging import Throttled
 _log = logging.getLogger(__name__)
 
 # All frames behind one wait for its lookup. The directory is the operator's choice: when it is
-# slow, reading is slow. Hosts of did:web are chosen by strangers, who must not hold everybody up.
+# slow, reading is slow. Hosts of did:web are chosen by strangers, and must not hold up all others.
 DIRECTORY_SECONDS = 20.0
 STRANGER_SECONDS = 2.0
 RETRY_SECONDS = 0.5
@@ -42,8 +41,8 @@ UNAVAILABLE_SECONDS = 60.0  # an account that could not be looked up is not trie
 REFRESH_SECONDS = 60.0  # bad signatures of an account cost the directory one request in this time
 
 
-class Verdict(StrEnum):
-    """What is known of a commit; the values are metric labels."""
+class SignatureStatus(StrEnum):
+    """The result of checking a commit's signature; the values are metric labels."""
 
     VALID = "valid"
     FORGED = "forged"  # not signed by the account, or not a commit at all
@@ -51,26 +50,8 @@ class Verdict(StrEnum):
     NO_ACCOUNT = "no_account"  # the account does not exist or has no key
 
 
-class Verifier(Protocol):
-    """Decides about commits."""
-
-    def check(self, claim: Claim) -> SignatureCheck | None:
-        """Return the check of a signature that may settle a claim, if its key is known."""
-
-    def decide_at_once(
-        self, claim: Claim, check: SignatureCheck | None, good: bool
-    ) -> Verdict | None:
-        """Return a verdict, or None if that takes a lookup; `good` is what the check has shown."""
-
-    async def decide(self, claim: Claim) -> Verdict:
-        """Return a verdict after looking up what it takes."""
-
-    def forget(self, did: str) -> None:
-        """Take note that an account's key may have changed."""
-
-
 class KeyDirectory(Protocol):
-    """What is needed of `network.directory.Directory`."""
+    """The part of `network.directory.Directory` that is needed here."""
 
     async def resolve(self, did: str, force: bool = False) -> DidDocument:
         """Return an account's document; `force` asks past every cache."""
@@ -82,9 +63,9 @@ class KeyDirectory(Protocol):
 class SignatureVerifier:
     """Checks signatures with keys from the directory, which it keeps for a while.
 
-    `count_change` is called for each key that is found to be another one than before, and told
-    "yes" or "no": whether `forget` was called for it. `boundary` counts exceptions that nobody
-    declared; a commit whose check raises one is unverified.
+    `count_change` is called for each key that has changed, with "yes" or "no": whether `forget` was
+    called for its account, as it is for an identity event. `boundary` counts undeclared exceptions;
+    a commit whose check raises one is unverified.
     """
 
     def __init__(
@@ -93,8 +74,8 @@ class SignatureVerifier:
         count_change: Callable[[str], object] = lambda _: None,
         boundary: Boundary | None = None,
     ) -> None:
-        self._boundary = boundary or Boundary()
         self._directory = directory
+        self._boundary = boundary or Boundary()
         self._count_change = count_change
         self._throttle = Throttled()
         self._keys: OrderedDict[str, tuple[PublicKey, float]] = OrderedDict()
@@ -102,52 +83,52 @@ class SignatureVerifier:
         self._unavailable = _ForAWhile()
         self._lookups = trio.CapacityLimiter(MAX_LOOKUPS)
 
-    def check(self, claim: Claim) -> SignatureCheck | None:
-        """Return the check against the key that is known, if one is."""
-        commit = claim.commit
-        if commit is None or commit.did != claim.did:
+    def check(self, proof: CommitProof) -> SignatureCheck | None:
+        """Return the check against the known key of the account, None if no key is known."""
+        commit = proof.commit
+        if commit is None or commit.did != proof.did:
             return None
-        key = self._known(claim.did)
+        key = self._known(proof.did)
         return None if key is None else SignatureCheck(key, unsigned_bytes(commit), commit.sig)
 
     def decide_at_once(
-        self, claim: Claim, check: SignatureCheck | None, good: bool
-    ) -> Verdict | None:
-        """Return what is known without a lookup, or None."""
-        commit = claim.commit
-        if commit is None or commit.did != claim.did:
-            return Verdict.FORGED
+        self, proof: CommitProof, check: SignatureCheck | None, good: bool
+    ) -> SignatureStatus | None:
+        """Return the status, or None if that takes a lookup; `good` is the result of the check."""
+        commit = proof.commit
+        if commit is None or commit.did != proof.did:
+            return SignatureStatus.FORGED
         if check is not None:
             if good:
-                return Verdict.VALID
+                return SignatureStatus.VALID
             # It may be the signature of a new key, unless this one was asked for just now.
-            if self._refreshed.has(claim.did) and self._known(claim.did) == check.key:
-                return Verdict.FORGED
-        return Verdict.UNVERIFIED if self._unavailable.has(claim.did) else None
+            if self._refreshed.has(proof.did) and self._known(proof.did) == check.key:
+                return SignatureStatus.FORGED
+        return SignatureStatus.UNVERIFIED if self._unavailable.has(proof.did) else None
 
-    async def decide(self, claim: Claim) -> Verdict:
-        """Look the key up, and past all caches if the signature does not fit the one found."""
-        commit = claim.commit
-        if commit is None or commit.did != claim.did:
-            return Verdict.FORGED
+    async def decide(self, proof: CommitProof) -> SignatureStatus:
+        """Look the key up, past all caches if the signature does not fit the one found."""
+        commit = proof.commit
+        if commit is None or commit.did != proof.did:
+            return SignatureStatus.FORGED
         try:
             async with self._lookups:
-                if self._unavailable.has(claim.did):
-                    return Verdict.UNVERIFIED
-                if not claim.did.startswith("did:plc:"):
+                if self._unavailable.has(proof.did):
+                    return SignatureStatus.UNVERIFIED
+                if not proof.did.startswith("did:plc:"):
                     with trio.fail_after(STRANGER_SECONDS):
-                        return await self._look_up(claim.did, commit)
+                        return await self._look_up(proof.did, commit)
                 with trio.fail_after(DIRECTORY_SECONDS):
-                    return await self._look_up_patiently(claim.did, commit)
+                    return await self._look_up_patiently(proof.did, commit)
         except (IdentityUnavailableError, trio.TooSlowError):
-            self._unavailable.add(claim.did, UNAVAILABLE_SECONDS)
-            return Verdict.UNVERIFIED
+            self._unavailable.add(proof.did, UNAVAILABLE_SECONDS)
+            return SignatureStatus.UNVERIFIED
         except IdentityNotFoundError:
-            return Verdict.NO_ACCOUNT
+            return SignatureStatus.NO_ACCOUNT
         except Exception as error:  # noqa: BLE001 - see runtime.boundary
-            self._boundary.caught(error, "identity", did=claim.did)
-            self._unavailable.add(claim.did, UNAVAILABLE_SECONDS)
-            return Verdict.UNVERIFIED
+            self._boundary.caught(error, "identity", did=proof.did)
+            self._unavailable.add(proof.did, UNAVAILABLE_SECONDS)
+            return SignatureStatus.UNVERIFIED
 
     def forget(self, did: str) -> None:
         """Have the account's document fetched anew for its next commit."""
@@ -157,7 +138,7 @@ class SignatureVerifier:
         self._refreshed.discard(did)
         self._unavailable.discard(did)
 
-    async def _look_up_patiently(self, did: str, commit: Commit) -> Verdict:
+    async def _look_up_patiently(self, did: str, commit: Commit) -> SignatureStatus:
         while True:
             try:
                 return await self._look_up(did, commit)
@@ -166,25 +147,29 @@ class SignatureVerifier:
                     raise
                 await trio.sleep(RETRY_SECONDS)
 
-    async def _look_up(self, did: str, commit: Commit) -> Verdict:
+    async def _look_up(self, did: str, commit: Commit) -> SignatureStatus:
         # Another frame of the account may have had it looked up while this one waited its turn.
         known = self._known(did)
         if known is not None:
             if verify_commit(commit, known):
-                return Verdict.VALID
+                return SignatureStatus.VALID
             if self._refreshed.has(did):
-                return Verdict.FORGED
+                return SignatureStatus.FORGED
         else:
             document = await self._directory.resolve(did)
             if document.signing_key is not None and verify_commit(commit, document.signing_key):
                 self._keep(did, document.signing_key)
-                return Verdict.VALID
+                return SignatureStatus.VALID
         document = await self._directory.resolve(did, force=True)
         if document.signing_key is None:
-            return Verdict.NO_ACCOUNT
+            return SignatureStatus.NO_ACCOUNT
         self._keep(did, document.signing_key)
         self._refreshed.add(did, REFRESH_SECONDS)
-        return Verdict.VALID if verify_commit(commit, document.signing_key) else Verdict.FORGED
+        return (
+            SignatureStatus.VALID
+            if verify_commit(commit, document.signing_key)
+            else SignatureStatus.FORGED
+        )
 
     def _known(self, did: str) -> PublicKey | None:
         """Return the key of an account if it was looked up lately."""
@@ -202,7 +187,7 @@ class SignatureVerifier:
             held_back = self._throttle.allow(announced)
             if held_back is not None:
                 extra = {"did": did, "announced": announced, "unlogged": held_back}
-                _log.info("an account signs with another key than before", extra=extra)
+                _log.info("signing key of an account changed", extra=extra)
         self._keys[did] = (key, trio.current_time() + KEY_SECONDS)
         while len(self._keys) > MAX_KEYS:
             self._keys.popitem(last=False)

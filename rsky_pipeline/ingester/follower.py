@@ -1,30 +1,25 @@
-"""Following one stream of one host: connect, read, convert, hand over to the writer, again.
+"""Following one stream of one host: connect, read, hand over, write, connect again.
 
-Whatever ends a connection, everything read from it is written before the next one is opened, which
-then starts at the stored cursor.
+A `Follower` is a task of its own. Whatever ends a connection, everything read from it is written
+before the next one is opened, which then starts at the stored cursor. `Follower` has no part in
+what becomes of a frame: the intake that it opens for each connection decides that.
 """
 
 import logging
 import ssl
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Protocol
 
 import trio
 
 from rsky_pipeline.atproto.frame import ErrorMessage
 from rsky_pipeline.configuration.endpoints import Endpoint
 from rsky_pipeline.configuration.settings import InitialCursor
-from rsky_pipeline.ingester.convert import Converter
-from rsky_pipeline.ingester.cursor import InvalidCursor, start_position
-from rsky_pipeline.ingester.gaps import GapWatch
-from rsky_pipeline.ingester.intake import Intake
-from rsky_pipeline.ingester.judge import Judge
-from rsky_pipeline.ingester.label_proof import LabelProof
-from rsky_pipeline.ingester.pressure import Pressure
-from rsky_pipeline.ingester.seq_gate import SeqGate
-from rsky_pipeline.ingester.verify import Verifier
-from rsky_pipeline.ingester.writer import Lane
+from rsky_pipeline.ingester.frames import FrameConverter
+from rsky_pipeline.ingester.sequence import InvalidCursorError, SeqGate, start_position
+from rsky_pipeline.ingester.writer import SourceCursor
 from rsky_pipeline.network.subscription import (
     DisconnectedError,
     DisconnectReason,
@@ -35,7 +30,7 @@ from rsky_pipeline.network.subscription import (
 from rsky_pipeline.observability.ingester import IngesterMetrics
 from rsky_pipeline.runtime.backoff import Backoff
 from rsky_pipeline.runtime.boundary import Boundary
-from rsky_pipeline.streams.errors import StoreRejected, StoreUnavailable
+from rsky_pipeline.runtime.errors import StoreError
 
 _log = logging.getLogger(__name__)
 
@@ -47,6 +42,57 @@ _ERROR_FRAMES = {
     "FutureCursor": DisconnectReason.FUTURE_CURSOR,
     "ConsumerTooSlow": DisconnectReason.CONSUMER_TOO_SLOW,
 }
+
+
+@dataclass(slots=True)
+class Backpressure:
+    """When one reader stops, goes on, and gives its connection up. Times are monotonic seconds.
+
+    A socket that is not read for long makes the host end it, late and without notice; a goodbye and
+    a new start from the cursor is better for both sides.
+    """
+
+    max_events: int
+    max_bytes: int
+    patience: float = 5.0  # of a pause, before the connection is closed
+    since: float | None = None  # start of the present pause
+
+    @property
+    def active(self) -> bool:
+        """Whether reading is held up."""
+        return self.since is not None
+
+    def observe(self, events: int, size: int, now: float) -> bool:
+        """Tell whether reading may go on with so many events and bytes in memory.
+
+        A pause ends at half of the limits, so that it is not entered again at once.
+        """
+        if self.since is None:
+            if events >= self.max_events or size >= self.max_bytes:
+                self.since = now
+        elif events <= self.max_events // 2 and size <= self.max_bytes // 2:
+            self.since = None
+        return self.since is None
+
+    def close_at(self) -> float:
+        """Return when a pause has become too long for an open connection."""
+        if self.since is None:
+            raise ValueError("reading is not held up")
+        return self.since + self.patience
+
+
+class Intake(Protocol):
+    """Takes the frames of one connection; `pipeline.FrameIntake` and `labels.LabelIntake` do."""
+
+    async def take(self, messages: Sequence[bytes]) -> None:
+        """Take frames as they came from the socket. Raises the errors of the store."""
+
+    async def room(self) -> None:
+        """Wait while too many frames wait for a decision."""
+
+
+# Returns the intake of a new connection, whose background tasks run in the nursery.
+OpenIntake = Callable[[SeqGate, trio.Nursery], Intake]
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,24 +112,20 @@ class Follower:
     def __init__(
         self,
         feed: Feed,
-        converter: Converter,
-        lane: Lane,
-        pressure: Pressure,
+        converter: FrameConverter,
+        cursor: SourceCursor,
+        pressure: Backpressure,
         metrics: IngesterMetrics,
-        verifier: Verifier | None = None,
-        judge: Judge | None = None,
-        labels: LabelProof | None = None,
+        open_intake: OpenIntake,
     ) -> None:
         self.feed = feed
-        self.lane = lane
-        self.writer = lane.writer
-        self._judge = judge
-        self._labels = labels
+        self.cursor = cursor
+        self.writer = cursor.writer
         self._converter = converter
+        self._open_intake = open_intake
         self._pressure = pressure
         self._metrics = metrics
-        self._verifier = verifier
-        self._boundary = Boundary(converter.tally.internal_error)
+        self._boundary = Boundary(converter.counters.internal_error)
         self._cursor_is_loaded = False
         self._connected_at: float | None = None
         self.connected = False
@@ -102,8 +144,8 @@ class Follower:
             following.cancel_scope.deadline = trio.current_time() + goodbye
 
     def report_counts(self) -> None:
-        """Bring the metrics up to date, also with what was decided after its frame was read."""
-        self._converter.tally.report(self._metrics, self.feed.endpoint.key)
+        """Add the counters to the metrics, also of frames that were decided after the last read."""
+        self._converter.counters.report(self._metrics, self.feed.endpoint.key)
 
     async def _follow(self, stopping: trio.Event) -> None:
         backoff = Backoff()
@@ -127,48 +169,43 @@ class Follower:
     async def _wait_for_operator(self) -> None:
         """Return when another cursor is stored, or after a while: the host may be another one."""
         self._cursor_is_loaded = False
-        seen: list[object] = []
+        before: object = None
         with trio.move_on_after(_OPERATOR_SECONDS):
-            while len(seen) < 2 or seen[-1] == seen[0]:
-                try:
-                    seen.append(await self.writer.read(self.lane.cursor_key))
-                except (StoreUnavailable, StoreRejected):
-                    self._metrics.error("store_unavailable")
+            while True:
+                stored = await self.writer.read(self.cursor.key)
+                # An operator may have been faster than the first look.
+                if stored[0] != self.cursor.text or stored != (before or stored):
+                    return
+                before = stored
                 await trio.sleep(_OPERATOR_LOOK_SECONDS)
 
     async def _load_cursor(self) -> DisconnectedError | None:
-        """Have the writer know the stored cursor; return what keeps it from it."""
+        """Load the stored cursor unless that was done; return why it is of no use, if so."""
         self._connected_at = None
-        if self._cursor_is_loaded and not self.lane.moved.is_set():
+        if self._cursor_is_loaded and not self.cursor.moved.is_set():
             return None
         try:
-            await self.lane.load_cursor()
-        except InvalidCursor as error:
+            await self.cursor.load()
+        except InvalidCursorError as error:
             self._metrics.error("invalid_cursor")
             return DisconnectedError(DisconnectReason.FUTURE_CURSOR, str(error))
-        except StoreUnavailable as error:
-            self._metrics.error("store_unavailable")
-            return DisconnectedError(DisconnectReason.STORE, str(error))
-        except StoreRejected as error:
-            self._metrics.error("store_rejected")
-            return DisconnectedError(DisconnectReason.STORE, str(error))
         self._cursor_is_loaded = True
         return None
 
     async def _session(self, stopping: trio.Event) -> DisconnectedError:
         """Connect and read until that ends; return why it did."""
-        feed, lane = self.feed, self.lane
-        position = start_position(lane.stored, lane.last_known, feed.initial)
+        feed, cursor = self.feed, self.cursor
+        position = start_position(cursor.stored, cursor.last_known, feed.initial)
         # Of the event of a stored cursor we have everything; a position asked for is included.
-        seen = lane.stored if lane.stored is not None else (position or 0) - 1
-        if lane.position is not None:
-            self._converter.time_before = lane.position.time
+        seen = cursor.stored if cursor.stored is not None else (position or 0) - 1
+        if cursor.position is not None:
+            self._converter.time_before = cursor.position.time
         try:
             async with subscribe(
                 feed.endpoint, feed.nsid, position, timeouts=feed.timeouts, ssl_context=feed.tls
             ) as subscription:
                 with self._connection(position):
-                    return await self._read_until_told(subscription, SeqGate(seen), stopping)
+                    return await self._read_until_ended(subscription, SeqGate(seen), stopping)
         except DisconnectedError as error:
             return error
         except Exception as error:  # noqa: BLE001 - see runtime.boundary
@@ -177,16 +214,13 @@ class Follower:
                 DisconnectReason.INTERNAL_ERROR, f"{type(error).__name__}: {error}"
             )
 
-    async def _read_until_told(
+    async def _read_until_ended(
         self, subscription: Subscription, gate: SeqGate, stopping: trio.Event
     ) -> DisconnectedError:
         """Read until the connection ends, another cursor is found stored, or we are to stop."""
-        ended = DisconnectedError(DisconnectReason.STOPPING, "told to stop")
+        ended = DisconnectedError(DisconnectReason.STOPPING, "stopping")
         async with trio.open_nursery() as nursery:
-            intake = Intake(
-                self._converter, self.lane, gate, nursery, self._verifier, self._judge,
-                self._gaps(), self._labels,
-            )  # fmt: skip
+            intake = self._open_intake(gate, nursery)
 
             async def end_when(event: trio.Event, why: DisconnectedError) -> None:
                 nonlocal ended
@@ -195,7 +229,7 @@ class Follower:
                 nursery.cancel_scope.cancel()
 
             moved = DisconnectedError(DisconnectReason.CURSOR_MOVED, "another cursor is stored")
-            nursery.start_soon(end_when, self.lane.moved, moved)
+            nursery.start_soon(end_when, self.cursor.moved, moved)
             nursery.start_soon(end_when, stopping, ended)
             try:
                 await self._read(subscription, intake, gate)
@@ -204,24 +238,22 @@ class Follower:
             nursery.cancel_scope.cancel()
         return ended
 
-    def _gaps(self) -> GapWatch | None:
-        """Return what looks for a gap after the stored cursor, if there is one to continue."""
-        if self.lane.stored is None or self._judge is None:
-            return None
-        return GapWatch(self.feed.endpoint.key, self.lane.stored, self.lane.position)
-
     async def _read(self, subscription: Subscription, intake: Intake, gate: SeqGate) -> None:
-        """Take what comes. Raises DisconnectedError."""
-        tally = self._converter.tally
+        """Read the socket for ever. Raises DisconnectedError."""
+        counters = self._converter.counters
         ignored = skipped = 0
         while True:
             messages = await subscription.receive()
             self.heard_at = trio.current_time()
-            await self._take(intake, messages)
+            try:
+                await intake.take(messages)
+            except StoreError as error:  # the frames are read again from the cursor
+                detail = f"the states of repos cannot be read: {error}"
+                raise DisconnectedError(DisconnectReason.STORE, detail) from error
             if (subscription.text_messages, subscription.oversize_messages) != (ignored, skipped):
-                tally.errors["text_message"] += subscription.text_messages - ignored
-                tally.errors["oversize_message"] += subscription.oversize_messages - skipped
-                _log.error("skipped messages that are texts or too big", extra=self._where())
+                counters.errors["text_message"] += subscription.text_messages - ignored
+                counters.errors["oversize_message"] += subscription.oversize_messages - skipped
+                _log.error("skipped text messages or oversize ones", extra=self._where())
                 ignored, skipped = subscription.text_messages, subscription.oversize_messages
             self.report_counts()
             if self._converter.ended is not None:
@@ -231,16 +263,6 @@ class Follower:
                 raise DisconnectedError(DisconnectReason.FUTURE_CURSOR, detail)
             await intake.room()
             await self._wait_while_full()
-
-    async def _take(self, intake: Intake, messages: list[bytes]) -> None:
-        """Hand frames over. Raises DisconnectedError if the store does not tell of their repos."""
-        try:
-            await intake.take(messages)
-        except (StoreUnavailable, StoreRejected) as error:
-            kind = "unavailable" if isinstance(error, StoreUnavailable) else "rejected"
-            self._metrics.error(f"store_{kind}")
-            detail = f"the states of repos cannot be read: {error}"
-            raise DisconnectedError(DisconnectReason.STORE, detail) from error
 
     async def _wait_while_full(self) -> None:
         """Return when the writer may be given more. Raises DisconnectedError if that takes long."""
@@ -306,8 +328,8 @@ class Follower:
             return
         if ended.reason is DisconnectReason.FUTURE_CURSOR:
             self._metrics.error("future_cursor")
-            extra |= {"cursor_key": self.lane.cursor_key, "cursor": self.lane.stored}
-            _log.error(f"the stored cursor does not fit the host: {self.advice}", extra=extra)
+            extra |= {"cursor_key": self.cursor.key, "cursor": self.cursor.stored}
+            _log.error("stored cursor does not fit the host", extra=extra | {"advice": self.advice})
             return
         self._metrics.error("error_frame" if self._converter.ended else "connection")
         _log.warning("disconnected", extra=extra)

@@ -1,0 +1,407 @@
+"""Messages of `subscribeRepos` to stream entries. No I/O.
+
+Records are taken from the commit's own blocks, and each must have the hash that it is named by.
+Where content is missing the repo is queued to be fetched. https://atproto.com/specs/sync; the wire
+forms are in `streams.event`.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from datetime import UTC, datetime
+from hashlib import sha256
+from time import perf_counter
+from typing import Any
+
+import orjson
+
+from rsky_pipeline.atproto import compiled
+from rsky_pipeline.atproto.car import MAX_BLOCK, find_blocks, usual_header
+from rsky_pipeline.atproto.cid import LENGTH, Cid
+from rsky_pipeline.atproto.commit import parse_commit
+from rsky_pipeline.atproto.dagjson import record_to_json
+from rsky_pipeline.atproto.datetimes import format_utc, normalize
+from rsky_pipeline.atproto.errors import InvalidDataError
+from rsky_pipeline.atproto.frame import (
+    AccountMessage,
+    Action,
+    CommitMessage,
+    IdentityMessage,
+    Message,
+    RepoOp,
+    SyncMessage,
+)
+from rsky_pipeline.atproto.syntax import split_path, tid_number
+from rsky_pipeline.configuration.selection import path_prefixes
+from rsky_pipeline.configuration.settings import Verify
+from rsky_pipeline.ingester.commits.relays import AccountUpdate
+from rsky_pipeline.ingester.commits.validation import (
+    FUTURE_SECONDS,
+    CommitProof,
+    RepoUpdate,
+    check_commit,
+    is_future,
+    read_contents,
+)
+from rsky_pipeline.ingester.frames import (
+    MAX_TIME,
+    FrameConverter,
+    FrameCounters,
+    PendingFrame,
+    RawDeadLetters,
+)
+from rsky_pipeline.ingester.sequence import timestamp
+from rsky_pipeline.streams.append import Entry
+from rsky_pipeline.streams.event import (
+    EVENT_FIELD,
+    AccountEvent,
+    IdentityEvent,
+    encode_event,
+    encode_record_event,
+)
+from rsky_pipeline.streams.names import FIREHOSE_LIVE
+from rsky_pipeline.streams.repo_job import REPO_FIELD, FetchReason, RepoJob, encode_repo_job
+
+_log = logging.getLogger(__name__)
+
+SUBSCRIBE_REPOS = "com.atproto.sync.subscribeRepos"
+# One record may stand under 200 paths and grow sixfold in JSON; past this the repo is fetched.
+MAX_FRAME_OUTPUT = 16 * 1024 * 1024
+_MAX_TEXT = 2_048  # no honest handle or status is longer
+
+
+class RepoConverter(FrameConverter):
+    """Converts the frames of one relay.
+
+    `verify` decides how much of a commit is read besides its records: nothing, its signed object,
+    or all of its blocks. `clock` is in seconds since 1970.
+    """
+
+    def __init__(
+        self,
+        host: str,
+        relay_url: str,
+        collections: tuple[str, ...],
+        counters: FrameCounters,
+        letters: RawDeadLetters,
+        *,
+        verify: Verify = "none",
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        super().__init__(host, counters, letters)
+        self._relay_url = relay_url
+        self._prefixes = path_prefixes(collections)
+        self._verify = verify
+        self._clock = clock
+
+    def convert_update(
+        self, message: CommitMessage | SyncMessage, raw: bytes, rev: int
+    ) -> PendingFrame:
+        """Convert a commit or sync whose rev was read; never raises because of its content."""
+        try:
+            if type(message) is CommitMessage:
+                return self._commit(message, raw, rev)
+            assert isinstance(message, SyncMessage)
+            return self._sync(message, raw, rev)
+        except InvalidDataError as error:
+            return self.unusable(raw, error.reason, str(error))
+        except Exception as error:  # noqa: BLE001
+            return self._defect(raw, error)
+
+    def convert_message(self, message: Message, raw: bytes) -> PendingFrame:
+        """Convert a decoded message of any type. Raises InvalidDataError."""
+        match message:
+            case CommitMessage() | SyncMessage():
+                return self.convert_update(message, raw, tid_number(message.rev))
+            case IdentityMessage(seq=seq, time=time, did=did, handle=handle):
+                _check_texts(time, handle)
+                time = self._plausible(time, did)
+                return self._event(IdentityEvent(seq, time, did, handle), ("identity", handle))
+            case AccountMessage(seq=seq, time=time, did=did, active=active, status=status):
+                _check_texts(time, status)
+                time = self._plausible(time, did)
+                event = AccountEvent(seq, time, did, active, status)
+                return self._event(event, ("account", active, status))
+        return super().convert_message(message, raw)
+
+    def resync(
+        self, stream: str, did: str, rev: str, reason: str, unwritten: Sequence[RepoOp]
+    ) -> Entry:
+        """Return the entry that has a repo fetched, and count it. `rev` is empty where unknown.
+
+        The creates and updates of a commit that is not written are in the repo then; its deletions
+        are not seen there, so the job names them.
+        """
+        why = FetchReason.of(reason)
+        self.counters.resyncs[why.word] += 1
+        held_back = self._throttle.allow(f"resync {reason}")
+        if held_back is not None:
+            _log.log(
+                logging.INFO if why.expected else logging.WARNING,
+                "queued resync",
+                extra={"host": self.host, "did": did, "rev": rev, "reason": reason,
+                       "unlogged": held_back},
+            )  # fmt: skip
+        deleted = tuple(
+            op.path for op in unwritten if op.cid is None and split_path(op.path) is not None
+        )
+        job = RepoJob(did, self._relay_url, rev, None, True, deleted, why)
+        return Entry(stream, REPO_FIELD, encode_repo_job(job))
+
+    def _commit(self, message: CommitMessage, raw: bytes, rev: int) -> PendingFrame:
+        if len(message.time) > MAX_TIME:
+            raise InvalidDataError("text_too_long", "a time of an absurd length")
+        if is_future(rev, self._clock()):
+            raise InvalidDataError("future_rev", f"{message.did[:100]} at {message.rev}")
+        self.time_before = message.time
+        since = None if message.since is None else _tid(message.since)
+        prefixes = self._prefixes
+        ops = tuple([op for op in message.ops if op.path.startswith(prefixes)])
+        self.counters.filtered += len(message.ops) - len(ops)
+        update = RepoUpdate(message.did, rev, since, message.prev_data, ops=ops)
+        if message.too_big or message.rebase:
+            return self._too_big(message, update)
+        try:
+            return self._with_records(message, update, raw)
+        except InvalidDataError as error:
+            return self._with_bad_blocks(message, update, raw, error)
+
+    def _with_records(self, message: CommitMessage, update: RepoUpdate, raw: bytes) -> PendingFrame:
+        """Read the commit object and the records. Raises InvalidDataError for blocks of no use."""
+        checked: Mapping[Any, bytes] | None = None
+        data = proof = None
+        if self._verify == "full":
+            begin = perf_counter()
+            commit, checked = read_contents(message)
+            self.counters.seconds["blocks"] += perf_counter() - begin
+            data, proof = commit.data, CommitProof(message.did, commit, message, checked)
+        elif self._verify == "signature":
+            block = _block(_find(message, (), message.commit), message.commit)
+            commit = check_commit(parse_commit(block), message)
+            data, proof = commit.data, CommitProof(message.did, commit)
+        frame = PendingFrame(message.seq, message.time, [], 0)
+        ops, problem = update.ops, None
+        if ops:
+            payloads = encode_commit_events(message, ops, checked, MAX_FRAME_OUTPUT)
+            if payloads is not None:
+                written = [op.action for op in ops]
+                frame.entries = [Entry(FIREHOSE_LIVE, EVENT_FIELD, item) for item in payloads]
+                frame.size = sum(map(len, payloads))
+            else:
+                writer = _OperationWriter(self, message, checked, ops, raw)
+                written, frame.entries = writer.write(ops)
+                frame.size = sum([len(entry.payload) for entry in frame.entries])
+                problem = "missing_block" if writer.incomplete else None
+            counters = self.counters
+            counters.events += len(written)
+            counters.creates += written.count("create")
+            counters.updates += written.count("update")
+            counters.deletes += written.count("delete")
+        frame.update = RepoUpdate(
+            update.did, update.rev, update.since, update.prev_data, data, "commit", ops, problem,
+            True, proof,
+        )  # fmt: skip
+        return frame
+
+    def _too_big(self, message: CommitMessage, update: RepoUpdate) -> PendingFrame:
+        """Have a repo fetched whose commit names only a part of its operations."""
+        self.counters.errors["too_big"] += 1
+        update = update._replace(kind="too_big", readable=self._verify == "none")
+        if self._verify != "none":
+            with suppress(InvalidDataError):  # it may well hold nothing
+                commit = read_contents(message).commit
+                proof = CommitProof(message.did, commit)
+                update = update._replace(data=commit.data, proof=proof, readable=True)
+        return PendingFrame(message.seq, message.time, [], 0, update=update)
+
+    def _sync(self, message: SyncMessage, raw: bytes, rev: int) -> PendingFrame:
+        _check_texts(message.time, None)
+        if is_future(rev, self._clock()):
+            raise InvalidDataError("future_rev", f"{message.did[:100]} at {message.rev}")
+        update = RepoUpdate(message.did, rev, kind="sync")
+        try:
+            commit = read_contents(message).commit
+        except InvalidDataError as error:
+            if self._verify != "none":
+                return self._with_bad_blocks(message, update, raw, error)
+            # As the Rust service, which did not read them.
+        else:
+            proof = None if self._verify == "none" else CommitProof(message.did, commit)
+            update = update._replace(data=commit.data, proof=proof)
+        return PendingFrame(message.seq, message.time, [], 0, update=update)
+
+    def _with_bad_blocks(
+        self,
+        message: CommitMessage | SyncMessage,
+        update: RepoUpdate,
+        raw: bytes,
+        error: InvalidDataError,
+    ) -> PendingFrame:
+        """Make a frame whose blocks are of no use a raw dead letter, and have the repo fetched."""
+        frame = self.unusable(raw, error.reason, str(error))
+        frame.seq, frame.time = message.seq, message.time
+        frame.update = update._replace(problem="invalid_blocks", readable=False)
+        return frame
+
+    def _event(
+        self, event: IdentityEvent | AccountEvent, content: tuple[object, ...]
+    ) -> PendingFrame:
+        entry = Entry(FIREHOSE_LIVE, EVENT_FIELD, encode_event(event))
+        self.counters.events += 1
+        account = AccountUpdate(event.did, content, timestamp(event.time) or 0.0)
+        return PendingFrame(event.seq, event.time, [entry], len(entry.payload), account=account)
+
+    def _plausible(self, time: str, did: str) -> str:
+        """Return an event's time, or the one of the event before it if it is far in the future.
+
+        The newest event of an account stands, so one from the future would stand for ever. The
+        time that replaces it is the same when the event is read again, and keeps the order.
+        """
+        latest = format_utc(datetime.fromtimestamp(self._clock() + FUTURE_SECONDS, UTC))
+        if (normalize(time) or "") <= latest:
+            self.time_before = time
+            return time
+        self.counters.errors["future_time"] += 1
+        held_back = self._throttle.allow("future_time")
+        if held_back is not None:
+            _log.warning("time of an event far in the future",
+                         extra={"host": self.host, "did": did, "time": time,
+                                "unlogged": held_back})  # fmt: skip
+        before = normalize(self.time_before or "")
+        if before is None or before > latest:
+            return format_utc(datetime.fromtimestamp(self._clock(), UTC))
+        return before
+
+
+def encode_commit_events(
+    message: CommitMessage, ops: Sequence[RepoOp], blocks: Mapping[Any, bytes] | None, most: int
+) -> list[bytes] | None:
+    """Return the JSON of the events of a commit's operations, in their order, in compiled code.
+
+    `blocks` are of its CAR, their hashes checked; without them both is done here. None leaves it to
+    `streams.event.encode_record_event`: an operation, its block or its record is wrong or only
+    unusual, or they have more than `most` bytes together.
+    """
+    shared = orjson.dumps(
+        {"seq": message.seq, "time": message.time, "did": message.did,
+         "commit": str(message.commit), "rev": message.rev}
+    )[1:-1]  # fmt: skip
+    source = message.blocks if blocks is None else blocks
+    return compiled.commit_events(
+        ops, source, usual_header(message.commit), MAX_BLOCK + LENGTH, shared, most
+    )
+
+
+class _OperationWriter:
+    """Makes the entries of one commit's operations, looking at each by itself."""
+
+    def __init__(
+        self,
+        converter: RepoConverter,
+        message: CommitMessage,
+        checked: Mapping[Any, bytes] | None,
+        ops: Sequence[RepoOp],
+        raw: bytes,
+    ) -> None:
+        """`checked`: the blocks where they were read; without, raises InvalidDataError."""
+        self._converter = converter
+        self._message = message
+        self._commit = str(message.commit)
+        self._blocks = _find(message, ops) if checked is None else checked
+        self._block = _block if checked is None else _present
+        self._raw = raw
+        self._entries: list[Entry] = []
+        self._written: list[Action] = []
+        self._size = 0
+        self.incomplete = False  # the repo has more than could be taken from the frame
+
+    def write(self, ops: Sequence[RepoOp]) -> tuple[list[Action], list[Entry]]:
+        """Return the actions that were written, and the entries, dead letters among them."""
+        for op in ops:
+            self._add(op)
+        return self._written, self._entries
+
+    def _add(self, op: RepoOp) -> None:
+        """Append the event of one operation; one that is bad costs only itself."""
+        parts = split_path(op.path)
+        if parts is None:
+            self._refuse("invalid_path", op.path[:200])
+            return
+        try:
+            record = None
+            if op.cid is not None:
+                record = orjson.Fragment(record_to_json(self._block(self._blocks, op.cid)))
+            payload = self._encode(op, parts, record)
+        except InvalidDataError as error:
+            if error.reason in {"missing_block", "hash_mismatch"}:
+                self._converter.counters.errors[error.reason] += 1
+                self.incomplete = True
+            else:
+                self._refuse(error.reason, f"{op.path}: {error}")
+            return
+        self._size += len(payload)
+        if self._size > MAX_FRAME_OUTPUT:
+            raise InvalidDataError(
+                "expands_too_much", f"more than {MAX_FRAME_OUTPUT} bytes of JSON"
+            )
+        self._entries.append(Entry(FIREHOSE_LIVE, EVENT_FIELD, payload))
+        self._written.append(op.action)
+
+    def _encode(self, op: RepoOp, parts: tuple[str, str], record: object) -> bytes:
+        message = self._message
+        return encode_record_event(
+            op.action,
+            seq=message.seq,
+            time=message.time,
+            did=message.did,
+            commit=self._commit,
+            rev=message.rev,
+            collection=parts[0],
+            rkey=parts[1],
+            cid=None if op.cid is None else str(op.cid),
+            record=record,
+        )
+
+    def _refuse(self, reason: str, error: str) -> None:
+        self._entries += self._converter.keep_raw(self._raw, reason, error)
+
+
+def _find(message: CommitMessage, ops: Sequence[RepoOp], *also: Cid) -> dict[bytes, bytes]:
+    """Return blocks of operations, and others, out of a commit's CAR. Raises InvalidDataError."""
+    wanted: set[bytes] = {op.cid for op in ops if op.cid is not None}
+    wanted.update(also)
+    if not wanted:
+        return {}
+    roots, blocks = find_blocks(message.blocks, wanted)
+    if roots[0] != message.commit:
+        raise InvalidDataError("root_mismatch", "the blocks are not those of the commit")
+    return blocks
+
+
+def _present(blocks: Mapping[Any, bytes], cid: Cid) -> bytes:
+    block = blocks.get(cid)
+    if block is None:
+        raise InvalidDataError("missing_block", str(cid))
+    return block
+
+
+def _block(blocks: Mapping[Any, bytes], cid: Cid) -> bytes:
+    """Return a block of a commit's CAR if it is there and has the hash that it is named by."""
+    block = _present(blocks, cid)
+    if sha256(block).digest() != cid[4:]:
+        raise InvalidDataError("hash_mismatch", str(cid))
+    return block
+
+
+def _tid(text: str) -> int:
+    """Return the number of a TID; -1, which no rev is, for any other text."""
+    try:
+        return tid_number(text)
+    except ValueError:
+        return -1
+
+
+def _check_texts(time: str, text: str | None) -> None:
+    if len(time) > MAX_TIME or (text is not None and len(text) > _MAX_TEXT):
+        raise InvalidDataError("text_too_long", "a time, handle or status has an absurd length")

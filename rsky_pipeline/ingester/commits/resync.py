@@ -1,0 +1,139 @@
+"""When a repo is queued to be fetched: resyncs, their pause, and repos that are new.
+
+A repo whose chain breaks is queued at once, ahead of the history of others. If it breaks again
+soon after, it waits in a stream of its own until a pause is over: whoever can make a repo look
+broken, be it with forged commits, costs its host one request in that time.
+
+A repo whose first commit was not seen is queued to be fetched as a whole, once: its state is then
+kept as any other. After a start with an empty store nearly every repo is new, and the listing finds
+them as well; so there is a limit on how fast they are queued. A repo that comes above it is not
+remembered, and found at a later commit. Nor is one that comes while the stream that they are queued
+in is at its high-water mark: live events must not wait for it.
+
+Times are monotonic seconds.
+"""
+
+import logging
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+
+import trio
+
+from rsky_pipeline.runtime.link import Link
+from rsky_pipeline.streams.connection import Store
+from rsky_pipeline.streams.event import MalformedEvent
+from rsky_pipeline.streams.names import REPO_BACKFILL_HIGH, RESYNC_LATER
+from rsky_pipeline.streams.repo_job import REPO_FIELD, RepoJob, decode_repo_job, encode_repo_job
+
+_log = logging.getLogger(__name__)
+
+BURST = 300  # new repos that may be queued at once
+_MAX_REPOS = 50_000
+_MAX_DELETING = 20  # waiting jobs that name deletions; beyond, comparing with the tree finds them
+_CHECK_SECONDS = 1.0
+_BATCH = 500  # waiting jobs
+
+
+class Resyncs:
+    """The repos that were queued lately."""
+
+    def __init__(self, pause: float) -> None:
+        self._pause = pause
+        self._queued: OrderedDict[str, tuple[float, int]] = OrderedDict()  # when, waiting jobs
+
+    def stream(self, did: str, deletes: bool, now: float) -> str | None:
+        """Return the stream for a repo's job, or None if a job that waits will do.
+
+        `deletes` says that the job names deletions.
+        """
+        queued, waiting = self._queued.get(did, (0.0, -1))
+        if waiting < 0 or now - queued >= self._pause:
+            self._queued[did] = (now, 0)
+            self._queued.move_to_end(did)
+            if len(self._queued) > _MAX_REPOS:
+                self._queued.popitem(last=False)
+            return REPO_BACKFILL_HIGH
+        if waiting >= (_MAX_DELETING if deletes else 1):
+            return None
+        self._queued[did] = (queued, waiting + 1)
+        return RESYNC_LATER
+
+    def forget(self) -> None:
+        """Forget everything, because the writer dropped what it held."""
+        self._queued.clear()
+
+
+class Discovery:
+    """How many repos may be queued now; none where repos are not wanted at all."""
+
+    def __init__(self, per_minute: int, high_water_mark: int = 0) -> None:
+        """A mark of 0 stands for none."""
+        self._rate = per_minute / 60.0
+        self._tokens = float(min(BURST, per_minute))
+        self._at = 0.0
+        self._mark = high_water_mark
+        self._length = 0  # of the stream, as far as it is known
+
+    @property
+    def enabled(self) -> bool:
+        """Whether repos are discovered at all."""
+        return self._rate > 0
+
+    def admits(self, now: float) -> bool:
+        """Tell whether one more new repo may be queued now, and count it if so."""
+        self._tokens = min(float(BURST), self._tokens + (now - self._at) * self._rate)
+        self._at = now
+        if self._tokens < 1 or (self._mark and self._length >= self._mark):
+            return False
+        self._tokens -= 1
+        self._length += 1
+        return True
+
+    def observe_length(self, length: int) -> None:
+        """Set the real length of the stream."""
+        self._length = length
+
+
+async def release_resyncs(link: Link[Store], high_water_mark: int, pause: float) -> None:
+    """Queue the waiting repos whose pause is over, until cancelled."""
+    release = partial(release_due, high_water_mark=high_water_mark, pause=pause)
+    while True:
+        moved = await link.attempt(release)
+        if moved is None or moved < _BATCH:
+            await trio.sleep(_CHECK_SECONDS)
+
+
+def release_due(store: Store, high_water_mark: int, pause: float) -> int:
+    """Queue the repos whose pause is over, each once; return how many entries that ended.
+
+    Raises StoreUnavailable and StoreRejected.
+    """
+    seconds, micros = store.call("TIME")
+    due = int(seconds) * 1_000 + int(micros) // 1_000 - int(pause * 1_000)
+    found = store.call("XRANGE", RESYNC_LATER, "-", str(due), "COUNT", _BATCH)
+    if not found:
+        return 0
+    ids = [entry_id for entry_id, _ in found]
+    payloads = merged([fields[1] for _, fields in found])
+    arguments = [high_water_mark, REPO_FIELD, len(ids), *ids, *payloads]
+    done = store.script("release", [RESYNC_LATER, REPO_BACKFILL_HIGH], arguments)
+    return 0 if done < 0 else len(ids)
+
+
+def merged(payloads: Sequence[bytes]) -> list[bytes]:
+    """Return one job for each repo, of the highest rev and with all deletions."""
+    jobs: dict[str, RepoJob] = {}
+    for payload in payloads:
+        try:
+            job = decode_repo_job(payload)
+        except MalformedEvent as error:
+            _log.error("waiting repo job unreadable", extra={"error": str(error)})
+            continue
+        before = jobs.get(job.did)
+        if before is not None:
+            deleted = tuple(dict.fromkeys((*before.deleted, *job.deleted)))
+            job = replace(job, rev=max(before.rev, job.rev), deleted=deleted)
+        jobs[job.did] = job
+    return [encode_repo_job(job) for job in jobs.values()]

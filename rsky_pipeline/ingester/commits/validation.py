@@ -1,0 +1,147 @@
+"""Validating commits: their blocks, the inversion of their operations, and each repo's chain. Pure.
+
+https://atproto.com/specs/sync#firehose-validation-best-practices and proposal 0006 (Sync 1.1).
+Signatures are checked in `signatures`; `pipeline.Admission` has the order of all checks.
+"""
+
+from collections.abc import Mapping
+from typing import Literal, NamedTuple
+
+from rsky_pipeline.atproto.car import read_car
+from rsky_pipeline.atproto.cid import Cid
+from rsky_pipeline.atproto.commit import Commit, parse_commit
+from rsky_pipeline.atproto.errors import InvalidDataError
+from rsky_pipeline.atproto.frame import CommitMessage, RepoOp, SyncMessage
+from rsky_pipeline.atproto.mst import invert, look_up
+from rsky_pipeline.ingester.commits.states import (
+    DESYNCHRONIZED,
+    RepoState,
+    has_data,
+    make_state,
+    rev_of,
+)
+
+FUTURE_SECONDS = 300.0  # a rev may be ahead of our clock by so much, as other programs have it
+
+Break = Literal["broken_chain", "sync", "too_big", "unseen"]
+
+
+class CommitProof(NamedTuple):
+    """What has to be proven of a commit: its signature, and its operations where they are given."""
+
+    did: str
+    commit: Commit | None  # None where the blocks hold no commit of this account
+    message: CommitMessage | None = None  # with `blocks`: its operations are to be proven as well
+    blocks: Mapping[Cid, bytes] | None = None  # all of the frame, each with its own hash
+
+
+class RepoUpdate(NamedTuple):
+    """What a commit or sync message says of its repo. Revs are numbers (`syntax.tid_number`)."""
+
+    did: str
+    rev: int
+    since: int | None = None
+    prev_data: Cid | None = None  # None in commits of before Sync 1.1
+    data: Cid | None = None  # the tree's root; None where the commit object was not read
+    kind: Literal["commit", "sync", "too_big"] = "commit"
+    ops: tuple[RepoOp, ...] = ()  # on collections that are kept
+    problem: str | None = None  # why the repo must be fetched, whatever else is found
+    readable: bool = True  # whether the repo may be taken to be at this commit
+    proof: CommitProof | None = None  # None where nothing is to be proven
+
+
+class ChainStep(NamedTuple):
+    """What an update means: the repo's next state, and why its content must be fetched."""
+
+    state: RepoState
+    broken: Break | None
+
+
+class Contents(NamedTuple):
+    """A commit object and the blocks that came with it, all of which have their hashes."""
+
+    commit: Commit
+    blocks: Mapping[Cid, bytes]
+
+
+def read_contents(message: CommitMessage | SyncMessage) -> Contents:
+    """Read the blocks of a message and its commit object. Raises InvalidDataError."""
+    car = read_car(message.blocks)
+    root = car.roots[0]
+    if type(message) is CommitMessage and root != message.commit:
+        raise InvalidDataError("root_mismatch", "the blocks are not those of the commit")
+    block = car.blocks.get(root)
+    if block is None:
+        raise InvalidDataError("missing_block", f"the commit {root}")
+    return Contents(check_commit(parse_commit(block), message), car.blocks)
+
+
+def check_commit(commit: Commit, message: CommitMessage | SyncMessage) -> Commit:
+    """Return a commit if it is the one that a message is about. Raises InvalidDataError."""
+    if commit.did != message.did:
+        raise InvalidDataError(
+            "commit_did", f"of {commit.did[:100]} in a message of {message.did[:100]}"
+        )
+    if commit.rev != message.rev:
+        raise InvalidDataError("commit_rev", f"{commit.rev} in a message of {message.rev}")
+    return commit
+
+
+def is_future(rev: int, now: float) -> bool:
+    """Tell whether a rev is from a time after `now`, in seconds since 1970, beyond clock skew.
+
+    Taken over once, such a rev would make all true commits replays.
+    """
+    return (rev >> 10) / 1e6 > now + FUTURE_SECONDS
+
+
+def is_replay(state: RepoState | None, rev: int) -> bool:
+    """Tell whether a commit of this rev, or a later one, was taken over before."""
+    return state is not None and rev <= int.from_bytes(state[:8], "big")
+
+
+def check_operations(proof: CommitProof) -> None:
+    """Raise InvalidDataError unless the operations are exactly the difference between two trees.
+
+    MST inversion: undone on the tree of `data`, they must lead to the tree of `prevData`. Commits
+    of before Sync 1.1 have no `prevData`: of them, only the result of each operation is looked up
+    in the signed tree. IncompleteTreeError is raised where blocks are missing.
+    """
+    commit, message, blocks = proof.commit, proof.message, proof.blocks
+    if commit is None or message is None or blocks is None:
+        return
+    if message.prev_data is None:
+        for op in message.ops:
+            if look_up(blocks, commit.data, op.path) != op.cid:
+                raise InvalidDataError("invalid_operation", f"{op.path[:100]} is not in that state")
+        return
+    before = invert(blocks, commit.data, message.ops)
+    if before != message.prev_data:
+        raise InvalidDataError("inversion", f"leads back to {before}, not to {message.prev_data}")
+
+
+def follow(state: RepoState | None, update: RepoUpdate) -> ChainStep:
+    """Return the step from a repo's state (None if unknown) to a verified update, no replay.
+
+    A verified commit is always the new baseline, whether it follows or not: the repo is fetched for
+    what lies between, and whether the next commit follows on this one is a question of its own.
+    """
+    broken = _break(state, update)
+    flags = DESYNCHRONIZED if broken else 0
+    return ChainStep(make_state(update.rev, update.data, flags), broken)
+
+
+def _break(state: RepoState | None, update: RepoUpdate) -> Break | None:
+    if update.kind == "too_big":
+        return "too_big"
+    if update.kind == "sync":
+        same = state is not None and update.data is not None and has_data(state, update.data)
+        return None if same else "sync"
+    if state is None:
+        # A repo's first commit follows on nothing; of any other one the beginning is missing.
+        return None if update.since is None else "unseen"
+    if update.since != rev_of(state):
+        return "broken_chain"
+    if update.prev_data is not None and has_data(state, update.prev_data) is False:
+        return "broken_chain"
+    return None
