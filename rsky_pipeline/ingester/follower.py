@@ -1,8 +1,8 @@
 """Following one stream of one host: connect, read, hand over, write, connect again.
 
 A `Follower` is a task of its own. Whatever ends a connection, everything read from it is written
-before the next one is opened, which then starts at the stored cursor. `Follower` has no part in
-what becomes of a frame: the intake that it opens for each connection decides that.
+before the next one is opened, which then starts at the stored cursor. The intake that it opens for
+each connection decides about the frames.
 """
 
 import logging
@@ -135,7 +135,7 @@ class Follower:
         self.ended: DisconnectedError | None = None  # why the last connection ended
 
     async def run(self, stopping: trio.Event) -> None:
-        """Follow the feed until `stopping`; the writer writes what was read."""
+        """Follow the feed until `stopping`; the writer writes the frames that were read."""
         async with trio.open_nursery() as following:
             following.start_soon(self._follow, stopping)
             await stopping.wait()
@@ -266,18 +266,15 @@ class Follower:
 
     async def _wait_while_full(self) -> None:
         """Return when the writer may be given more. Raises DisconnectedError if that takes long."""
-        if self._may_go_on():
+        writer, pressure = self.writer, self._pressure
+        if pressure.observe(writer.events, writer.bytes, trio.current_time()):
             return
-        with self._held_up(True), trio.move_on_at(self._pressure.close_at()):
-            while not self._may_go_on():
-                await self.writer.changed()
+        with self._held_up(True), trio.move_on_at(pressure.close_at()):
+            while not pressure.observe(writer.events, writer.bytes, trio.current_time()):
+                await writer.changed()
             return
-        detail = f"nothing could be written for {self._pressure.patience:g} s"
+        detail = f"nothing could be written for {pressure.patience:g} s"
         raise DisconnectedError(DisconnectReason.PRESSURE, detail)
-
-    def _may_go_on(self) -> bool:
-        writer = self.writer
-        return self._pressure.observe(writer.events, writer.bytes, trio.current_time())
 
     @contextmanager
     def _held_up(self, really: bool) -> Iterator[None]:
@@ -336,7 +333,7 @@ class Follower:
 
     @property
     def advice(self) -> str:
-        """What an operator can do about a cursor that does not fit."""
+        """The remedy for a cursor that does not fit, for operators."""
         host = self.feed.endpoint.key
         return (
             f"decide where to go on: `rsky-pipeline cursor reset {host}` starts at the initial "

@@ -1,4 +1,4 @@
-"""Frames of any event stream: decoding, counting, and keeping what cannot be used. No I/O.
+"""Frames of any event stream: decoding, counters, raw dead letters. No I/O.
 
 Whatever a frame holds, it costs at most itself: a frame that cannot be read is counted and becomes
 a raw dead letter. `commits.convert` and `labels` read the messages of relays and labelers.

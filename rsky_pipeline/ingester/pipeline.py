@@ -1,4 +1,4 @@
-"""The algorithm of the ingester: from the frames of a relay to what is written of them.
+"""The algorithm of the ingester: from the frames of a relay to entries of streams.
 
 `FrameIntake.take` runs for all frames that the socket gave at once; `Admission.admit` decides about
 one frame when its turn has come, in the order of the stream:
@@ -16,7 +16,7 @@ Three things rest on this order.
   repo may come before that. This is safe since the writer stores both in one step and in order,
   and drops all states with the commits that it has to drop (`SharedState.dropped`).
 - A replay is decided in `admit`, since two relays may have the same commit in their reorder buffers
-  at once, and only the state says which is first. `take` asks the same question early because
+  at once, and only the state tells which is first. `take` asks the same question early because
   states only rise: a replay then is a replay for ever, and reading its blocks would be for nothing.
   With two relays that is half of all frames.
 - Nothing of a commit counts before its signature is good. Else a forged commit with a high rev
@@ -80,7 +80,7 @@ _WORTH_A_THREAD = 16  # signatures; a hop costs as much as two to six
 
 @dataclass(slots=True)
 class SharedState:
-    """What all relays share. It rests on frames that may not be written yet."""
+    """State that all relays share. It rests on frames that may not be written yet."""
 
     states: RepoStates
     dedup: RelayDedup
@@ -292,7 +292,7 @@ class FrameIntake:
 
 
 class Admission:
-    """Decides what is written of the frames of one relay; see the module for the order."""
+    """Decides which entries the frames of one relay become; the module has the order."""
 
     def __init__(
         self,
@@ -310,7 +310,7 @@ class Admission:
         self._throttle = Throttled()
 
     def admit(self, frame: PendingFrame) -> None:
-        """Decide what is written of a frame, whose signature was checked where it has one.
+        """Set the entries and the state of a frame, whose signature was checked where it has one.
 
         From here on its commit counts as taken over, so that it must be given to the writer.
         """
@@ -352,7 +352,7 @@ class Admission:
             self._discover(frame, update, state)
             return
         self._take_over(frame, update, state)
-        # 5. Its records are written; what else the repo has is fetched.
+        # 5. Its records are written; the rest of the repo is fetched.
         reason = broken or update.problem
         if reason is not None:
             self._resync(frame, update, reason, update.ops if broken == "too_big" else ())

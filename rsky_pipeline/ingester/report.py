@@ -210,7 +210,7 @@ class Reporter:
 
 
 def relay_problem(follower: Follower, behind: float, now: float) -> str | None:
-    """Return what is wrong with a relay, in words, or None. Times are monotonic seconds."""
+    """Return the problem of a relay in words, None if it has none. Times are monotonic seconds."""
     quiet = now - follower.heard_at
     if follower.ended is not None and follower.ended.reason is DisconnectReason.FUTURE_CURSOR:
         return f"the stored cursor {follower.cursor.stored} does not fit it: {follower.advice}"

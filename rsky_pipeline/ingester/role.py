@@ -60,7 +60,7 @@ from rsky_pipeline.streams.repo_job import FIREHOSE_REASONS
 
 _log = logging.getLogger(__name__)
 
-# Memory for what is read and not yet written, over all relays and over all labelers.
+# Memory for frames that are read and not yet written, over all relays and over all labelers.
 MAX_EVENTS = 40_000
 MAX_BYTES = 48 * 1024 * 1024
 MAX_LABEL_BYTES = 16 * 1024 * 1024
@@ -88,7 +88,7 @@ class _Parts:
 
 
 async def run(context: WorkerContext) -> None:
-    """Run until told to stop, then write what was read; its cursor covers exactly that."""
+    """Run until `stopping`, then write the frames that were read; cursors cover exactly those."""
     settings = context.settings
     relays, labelers = settings.relays, settings.labelers
     metrics = IngesterMetrics(
@@ -137,7 +137,7 @@ def _boundary(metrics: IngesterMetrics) -> Boundary:
 
 
 async def _run_all(context: WorkerContext, parts: _Parts) -> None:
-    """Run all tasks; they end after `stopping`, each when it has written what it read."""
+    """Run all tasks; they end after `stopping`, when all frames that were read are written."""
     async with trio.open_nursery() as nursery:
         for writer in parts.writers:
             nursery.start_soon(writer.run, context.hurrying)
@@ -197,7 +197,7 @@ class _Builder:
             REPO_BACKFILL_HIGH: settings.repo_high_water_mark,
             RESYNC_LATER: settings.repo_high_water_mark * MAX_WAITING,
         }
-        # Repos that cannot be fetched yet must not stop what is live.
+        # Repos that cannot be fetched yet must not stop live events.
         overflow = {REPO_BACKFILL_HIGH: RESYNC_LATER}
         written = WriteReport()
         writer = self._writer(FIREHOSE_LIVE, marks, [parts.shared, written], overflow)
@@ -255,7 +255,7 @@ class _Builder:
         parts.labelers.append((follower, report))
 
     def gap_repair(self) -> GapRepair:
-        """Return what repairs gaps; it connects to PostgreSQL only when there is one."""
+        """Return the repair of gaps; it connects to PostgreSQL only when there is one."""
         settings = self._settings
         connect_database = partial(
             Database.connect, str(settings.database_url), schema=settings.database_schema,
@@ -320,7 +320,7 @@ class _Builder:
         )  # fmt: skip
 
     def _enumerators(self, endpoint: Endpoint) -> list[Enumerator]:
-        """Return what reads the lists of a host; listings by collection may only stand by."""
+        """Return the readers of a host's lists; listings by collection may only stand by."""
         settings, again = self._settings, self._settings.enumeration_interval_hours * 3_600.0
         pace, found = Pace(settings.enumeration_requests_per_minute), list[Enumerator]()
         main = settings.enumeration_source != "by_collection"

@@ -21,7 +21,7 @@ from rsky_pipeline.streams.names import GAPS
 
 
 class InvalidCursorError(ValueError):
-    """A stored cursor that is no number; somebody must decide what to do."""
+    """A stored cursor that is no number; an operator has to decide."""
 
 
 def parse_cursor(text: str | None) -> int | None:
@@ -62,8 +62,8 @@ def start_position(
 ) -> int | None:
     """Return the cursor to subscribe with; None means from now on, 0 the oldest event.
 
-    A stored cursor wins. When the store has forgotten it, what this process wrote last is a better
-    start than "now", but no better than a start that was asked for.
+    A stored cursor wins. When the store has lost it, the last one that this process stored is a
+    better start than "now", but no better than a start that was asked for.
     """
     if stored is not None:
         return stored
@@ -75,7 +75,7 @@ def start_position(
 # A host that sends this many old events in a row, or for this long, will not get to new ones soon.
 MAX_OLD_FRAMES = 1_000
 MAX_OLD_SECONDS = 30.0
-MAX_STEP = 10  # of numbers that are taken as they come, until one from between says otherwise
+MAX_STEP = 10  # of numbers that move the cursor at once, until one from between comes
 CONFIRMED_BY = 3  # rising numbers above a larger step, the first of them included
 
 Place = Literal["next", "ahead", "old"]
@@ -101,9 +101,9 @@ class SeqGate:
     last: int  # the highest that counts; to begin with the cursor asked for, or -1 for none
     old: int = 0  # frames at or below it since the last good one
     old_since: float = 0.0
-    jumps: list[Jump] = field(default_factory=list)  # what was decided; whoever reads it clears it
+    jumps: list[Jump] = field(default_factory=list)  # new ones; the reader clears it
     _ahead: list[int] = field(default_factory=list)  # rising, all above `last`
-    _before: int | None = None  # what `last` was before its latest step, if that was a small one
+    _before: int | None = None  # `last` before its latest step, if that was a small one
 
     def place(self, seq: int, now: float) -> Place:
         """Return the place of the next frame; `now` is in monotonic seconds."""
@@ -180,7 +180,7 @@ class GapWatch:
         known = position is not None and position.seq == stored
         self._time = position.time if position is not None and known else None
         self._first = True
-        self.outdated = False  # the host said that the cursor is older than what it keeps
+        self.outdated = False  # set by an info frame: the cursor is older than the oldest event
 
     def observe(self, seq: int, time: str | None) -> Gap | None:
         """Return the gap before an event, if there is one."""

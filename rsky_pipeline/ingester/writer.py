@@ -20,7 +20,7 @@ the batch follows on, or the worker has to go; in both cases the hosts send ever
 """
 
 import logging
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -47,7 +47,7 @@ Note = bytes | None  # `bytes` is a property of the writer
 _FULL_POLL_SECONDS = (0.05, 0.25)  # first and longest wait for room in a stream
 LOOK_SECONDS = 3.0  # between looks at the cursors while there is nothing to write
 _GIVE_UP_SECONDS = 5.0  # for a store that does not answer while the worker is stopping
-_STATE_BYTES = 100  # what an unwritten state takes in memory
+_STATE_BYTES = 100  # of memory, for an unwritten state
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +62,7 @@ class BatchRule:
 
 @dataclass(slots=True)
 class SourceBatch:
-    """What one source has in a batch."""
+    """The part of a batch that is of one source."""
 
     entries: list[Entry] = field(default_factory=list)
     seq: int | None = None  # of its newest frame
@@ -158,7 +158,7 @@ class Batcher(Generic[Source]):
         """Remove and return the next batch, due or not; empty if nothing waits."""
         entries: list[Entry] = []
         states: dict[bytes, RepoState] = {}
-        parts: dict[Source, SourceBatch] = {}
+        parts = defaultdict[Source, SourceBatch](SourceBatch)
         size = frames = 0
         while self._waiting and (not frames or self._fits(len(entries), size)):
             frame = self._waiting.popleft()
@@ -169,11 +169,11 @@ class Batcher(Generic[Source]):
             if frame.entries:
                 entries += frame.entries
             if frame.entries or frame.seq is not None:
-                _part(parts, frame.source).take(frame.entries, frame.seq, frame.time)
+                parts[frame.source].take(frame.entries, frame.seq, frame.time)
             if frame.covered is not None:
                 states.update(frame.covered.states)
                 for source, (seq, time) in frame.covered.seqs.items():
-                    _part(parts, source).take((), seq, time)
+                    parts[source].take((), seq, time)
         self.events -= len(entries)
         self.bytes -= size
         return Batch(tuple(entries), states, parts, size, frames)
@@ -189,13 +189,6 @@ class Batcher(Generic[Source]):
             events + len(frame.entries) <= self._rule.max_events
             and size + frame.size <= self._rule.max_bytes
         )
-
-
-def _part(parts: dict[Source, SourceBatch], source: Source) -> SourceBatch:
-    part = parts.get(source)
-    if part is None:
-        part = parts[source] = SourceBatch()
-    return part
 
 
 class FrameSink(Protocol):
@@ -307,7 +300,7 @@ class Writer:
 
     @property
     def bytes(self) -> int:
-        """Their size, and that of what is written with them."""
+        """Their size, and that of the states that are written with them."""
         return self._batcher.bytes + (self._in_flight.size if self._in_flight else 0)
 
     @property
@@ -326,7 +319,7 @@ class Writer:
         return await self._link.retry(partial(_read_position, key=cursor_key))
 
     async def flush(self) -> None:
-        """Write what was put in so far and wait until it is written, dropped or given up."""
+        """Wait until all frames that were put in so far are written, dropped or given up."""
         target = self._added
         self._flushing += 1
         self._wake()
@@ -381,7 +374,7 @@ class Writer:
             await self._look_at_cursors()
 
     async def _look_at_cursors(self) -> None:
-        """Compare the cursors while no host sends anything: somebody may have moved one."""
+        """Compare the cursors while no host sends anything: an operator may have moved one."""
         nothing = self._batcher.take()
         if not any(cursor.move(None) for cursor in self.cursors):
             return

@@ -4,12 +4,12 @@
 that the host cannot serve; both carry the cursor to continue at. A page that fails for ever costs
 the repos that break it and no others, so that one bad repo at a relay does not end a listing.
 
-Cursors are opaque (https://atproto.com/specs/xrpc#cursors-and-pagination), and a failed page says
-nothing about where the next one begins. `Walk` decides what to ask for: pages shrink until the
+Cursors are opaque (https://atproto.com/specs/xrpc#cursors-and-pagination), and a failed page does
+not tell where the next one begins. `Walk` decides which page is asked for: pages shrink until the
 broken repo stands alone. Where the cursor is a number, as on the relays where this happened, the
 numbers behind it are tried one by one: each leaves out one more number, and so at most one repo.
 Only after a long run of failures are larger steps taken, and the first cursor that works is then
-found by bisection. What lies between is an `UnlistableRange`, which callers store: `relist` asks
+found by bisection. Between them lies an `UnlistableRange`, which callers store: `relist` asks
 for it again.
 """
 
@@ -138,7 +138,7 @@ class Pace:
 class Lister:
     """One pass over a listing, from a cursor to its end; iterate over it.
 
-    Asking for the next item confirms the one before: store what it brought first. A request that
+    Asking for the next item confirms the one before: store its repos first. A request that
     fails is made again after a wait. With `tries` the iterator raises HttpError when the host
     serves nothing so many times in a row, or when no way around a page is known; without, it goes
     on until cancelled. `failed` is called before each wait.
@@ -219,7 +219,7 @@ class Lister:
 
 @dataclass(frozen=True, slots=True)
 class Relisted:
-    """What is left of an unlistable range: ranges that failed again, and one that was not tried."""
+    """The rest of an unlistable range: ranges that failed again, and one that was not tried."""
 
     failed: list[UnlistableRange]
     untried: UnlistableRange | None
@@ -283,9 +283,9 @@ class _Phase(Enum):
 
 
 class Walk:
-    """What a listing asks for next. Pure.
+    """The next page that a listing asks for. Pure.
 
-    Ask for `request`, then call `worked` or `failed`, and `move` when what came is stored.
+    Ask for `request`, then call `worked` or `failed`, and `move` when the page is stored.
     """
 
     def __init__(self, cursor: str | None = None, page_size: int = PAGE_SIZE) -> None:

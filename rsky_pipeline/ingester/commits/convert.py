@@ -159,15 +159,18 @@ class RepoConverter(FrameConverter):
         prefixes = self._prefixes
         ops = tuple([op for op in message.ops if op.path.startswith(prefixes)])
         self.counters.filtered += len(message.ops) - len(ops)
-        update = RepoUpdate(message.did, rev, since, message.prev_data, ops=ops)
         if message.too_big or message.rebase:
-            return self._too_big(message, update)
+            return self._too_big(message, rev, since, ops)
         try:
-            return self._with_records(message, update, raw)
+            return self._with_records(message, rev, since, ops, raw)
         except InvalidDataError as error:
+            update = RepoUpdate(message.did, rev, since, message.prev_data, ops=ops)
             return self._with_bad_blocks(message, update, raw, error)
 
-    def _with_records(self, message: CommitMessage, update: RepoUpdate, raw: bytes) -> PendingFrame:
+    def _with_records(
+        self, message: CommitMessage, rev: int, since: int | None, ops: tuple[RepoOp, ...],
+        raw: bytes,
+    ) -> PendingFrame:  # fmt: skip
         """Read the commit object and the records. Raises InvalidDataError for blocks of no use."""
         checked: Mapping[Any, bytes] | None = None
         data = proof = None
@@ -181,7 +184,7 @@ class RepoConverter(FrameConverter):
             commit = check_commit(parse_commit(block), message)
             data, proof = commit.data, CommitProof(message.did, commit)
         frame = PendingFrame(message.seq, message.time, [], 0)
-        ops, problem = update.ops, None
+        problem = None
         if ops:
             payloads = encode_commit_events(message, ops, checked, MAX_FRAME_OUTPUT)
             if payloads is not None:
@@ -199,16 +202,20 @@ class RepoConverter(FrameConverter):
             counters.updates += written.count("update")
             counters.deletes += written.count("delete")
         frame.update = RepoUpdate(
-            update.did, update.rev, update.since, update.prev_data, data, "commit", ops, problem,
-            True, proof,
+            message.did, rev, since, message.prev_data, data, "commit", ops, problem, True, proof
         )  # fmt: skip
         return frame
 
-    def _too_big(self, message: CommitMessage, update: RepoUpdate) -> PendingFrame:
+    def _too_big(
+        self, message: CommitMessage, rev: int, since: int | None, ops: tuple[RepoOp, ...]
+    ) -> PendingFrame:
         """Have a repo fetched whose commit names only a part of its operations."""
         self.counters.errors["too_big"] += 1
-        update = update._replace(kind="too_big", readable=self._verify == "none")
-        if self._verify != "none":
+        readable = self._verify == "none"
+        update = RepoUpdate(
+            message.did, rev, since, message.prev_data, None, "too_big", ops, readable=readable
+        )
+        if not readable:
             with suppress(InvalidDataError):  # it may well hold nothing
                 commit = read_contents(message).commit
                 proof = CommitProof(message.did, commit)

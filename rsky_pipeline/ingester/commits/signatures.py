@@ -57,7 +57,7 @@ class KeyDirectory(Protocol):
         """Return an account's document; `force` asks past every cache."""
 
     def forget(self, did: str) -> None:
-        """Forget what is cached of an account."""
+        """Forget the cached document of an account."""
 
 
 class SignatureVerifier:
@@ -133,7 +133,7 @@ class SignatureVerifier:
     def forget(self, did: str) -> None:
         """Have the account's document fetched anew for its next commit."""
         self._directory.forget(did)
-        if did in self._keys:  # what it was is remembered, to see that it is another one then
+        if did in self._keys:  # kept, to notice when it has changed
             self._keys[did] = (self._keys[did][0], -inf)
         self._refreshed.discard(did)
         self._unavailable.discard(did)

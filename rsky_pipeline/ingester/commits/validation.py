@@ -27,7 +27,7 @@ Break = Literal["broken_chain", "sync", "too_big", "unseen"]
 
 
 class CommitProof(NamedTuple):
-    """What has to be proven of a commit: its signature, and its operations where they are given."""
+    """The parts of a commit that prove its signature, and its operations where they are given."""
 
     did: str
     commit: Commit | None  # None where the blocks hold no commit of this account
@@ -36,7 +36,7 @@ class CommitProof(NamedTuple):
 
 
 class RepoUpdate(NamedTuple):
-    """What a commit or sync message says of its repo. Revs are numbers (`syntax.tid_number`)."""
+    """The content of a commit or sync message. Revs are numbers (`syntax.tid_number`)."""
 
     did: str
     rev: int
@@ -51,7 +51,7 @@ class RepoUpdate(NamedTuple):
 
 
 class ChainStep(NamedTuple):
-    """What an update means: the repo's next state, and why its content must be fetched."""
+    """The effect of an update: the repo's next state, and why its content must be fetched."""
 
     state: RepoState
     broken: Break | None
@@ -126,22 +126,17 @@ def follow(state: RepoState | None, update: RepoUpdate) -> ChainStep:
     A verified commit is always the new baseline, whether it follows or not: the repo is fetched for
     what lies between, and whether the next commit follows on this one is a question of its own.
     """
-    broken = _break(state, update)
-    flags = DESYNCHRONIZED if broken else 0
-    return ChainStep(make_state(update.rev, update.data, flags), broken)
-
-
-def _break(state: RepoState | None, update: RepoUpdate) -> Break | None:
+    broken: Break | None = None
     if update.kind == "too_big":
-        return "too_big"
-    if update.kind == "sync":
+        broken = "too_big"
+    elif update.kind == "sync":
         same = state is not None and update.data is not None and has_data(state, update.data)
-        return None if same else "sync"
-    if state is None:
+        broken = None if same else "sync"
+    elif state is None:
         # A repo's first commit follows on nothing; of any other one the beginning is missing.
-        return None if update.since is None else "unseen"
-    if update.since != rev_of(state):
-        return "broken_chain"
-    if update.prev_data is not None and has_data(state, update.prev_data) is False:
-        return "broken_chain"
-    return None
+        broken = None if update.since is None else "unseen"
+    elif update.since != rev_of(state) or (
+        update.prev_data is not None and has_data(state, update.prev_data) is False
+    ):
+        broken = "broken_chain"
+    return ChainStep(make_state(update.rev, update.data, DESYNCHRONIZED if broken else 0), broken)

@@ -1,1 +1,1 @@
-"""What the ingester lists: all repos of a relay (`enumeration`), and gaps of it (`gap_repair`)."""
+"""Lists of repos: all repos of a relay (`enumeration`), and repair of its gaps (`gap_repair`)."""

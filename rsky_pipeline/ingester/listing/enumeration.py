@@ -55,7 +55,7 @@ DONE = "!ingester-done"
 LIST_REPOS = "listRepos"  # the name of the source that is not a collection
 _FULL_POLL_SECONDS = 1.0
 _CHECK_SECONDS = 60.0
-# Hosts serve these although they are not active; all others refuse, until an event says otherwise.
+# Hosts serve these although they are not active, and refuse all others until an account event.
 _FETCHABLE = frozenset({"throttled", "desynchronized"})
 
 # The page of an endpoint at a cursor, of at most so many repos. Raises HttpError.
@@ -113,7 +113,7 @@ class Enumerator:
         return self._source.wanted()
 
     def health(self) -> ListingHealth:
-        """Return how far it is, for the health document."""
+        """Return the progress of the listing, for the health document."""
         source = self._source
         summary, problem = self.state.summary(), self.state.problem
         return ListingHealth(source.endpoint.key, source.name, summary, problem)
@@ -234,7 +234,7 @@ class Enumerator:
             self.state.problem = "repo_backfill is at its high-water mark"
             await trio.sleep(_FULL_POLL_SECONDS)
         if result.status == "cursor_moved":
-            # Somebody reset the listing, or Redis lost its newest data: go on from what it holds.
+            # An operator reset the listing, or Redis lost its newest data.
             self._metrics.error("cursor_moved")
             _log.warning("listing cursor moved by another writer", extra=self._where())
             return False

@@ -61,7 +61,7 @@ FetchFrom = Callable[[Endpoint, str | None, int], Awaitable[Page]]
 
 @dataclass(frozen=True, slots=True)
 class GapRepair:
-    """What repairs need: both stores, the listing of a relay, and the marks of the streams.
+    """Repairs gaps: with both stores, the listing of a relay, and the marks of the streams.
 
     A `patient` one waits for a store that does not answer; another raises its error.
     """
@@ -90,7 +90,7 @@ class GapRepair:
     async def repair_all(self, relays: Sequence[Endpoint]) -> int:
         """Repair every open gap of these relays; return how many were repaired.
 
-        Raises the errors of the stores; what a relay does wrong is noted with the gap.
+        Raises the errors of the stores; the failure of a relay is stored with its gap.
         """
         endpoints: dict[str, Endpoint] = {endpoint.key: endpoint for endpoint in relays}
         take, repaired = partial(claim, hosts=list(endpoints)), 0
@@ -151,7 +151,7 @@ class GapRepair:
         return f"repos with cursors {item.range} cannot be listed: {item.problem}"[:500]
 
     async def _behind(self, repos: Sequence[ListedRepo]) -> list[ListedRepo]:
-        """Return the repos that are further than what was taken over live and what is indexed."""
+        """Return the repos whose listed rev is above the live and the indexed one."""
         dids = [repo.did for repo in repos]
         revs = await self._on(self.database, partial(stored_revs, dids=dids))
         where = [state_key(repo_digest(did)) for did in dids]

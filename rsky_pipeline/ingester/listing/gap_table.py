@@ -1,4 +1,4 @@
-"""Gaps in PostgreSQL: moved there from Redis, and what was done about each.
+"""Gaps in PostgreSQL: moved there from Redis, with the progress of their repair.
 
 The ingester notes a gap in Redis with the events that follow it, so that it needs no database to
 go on; from there gaps are moved when PostgreSQL can be reached.
@@ -21,8 +21,8 @@ from rsky_pipeline.streams.connection import Store
 from rsky_pipeline.streams.names import GAPS
 
 _throttled = ThrottledLog(logging.getLogger(__name__), 60.0)
-_AT_ONCE = 100
-# A sweep notes its progress after every page; one that is silent for so long was interrupted.
+_BATCH = 100
+# A repair stores its progress after every page; one without progress for so long was interrupted.
 _STALE = "interval '10 minutes'"
 _COLUMNS = (
     "id, host, kind, from_seq, to_seq, from_time, to_time, detected_at, status, repos_listed, "
@@ -50,13 +50,13 @@ class GapRow:
 
 
 def move_gaps(store: Store, connect: Callable[[], Database]) -> int:
-    """Move what Redis holds to PostgreSQL; return how many gaps that were.
+    """Move gaps from Redis to PostgreSQL; return their number.
 
     Raises the errors of both. A gap is removed from Redis only when PostgreSQL has it; one that
     PostgreSQL refuses stays there and holds up no other.
     """
     moved, start = 0, "-"
-    while found := store.call("XRANGE", GAPS, start, "+", "COUNT", _AT_ONCE):
+    while found := store.call("XRANGE", GAPS, start, "+", "COUNT", _BATCH):
         with connect() as database:
             refused = apply_isolated(found, partial(_insert_gaps, database))
         for culprit in refused:
@@ -86,7 +86,7 @@ def _insert_gaps(database: Database, entries: Sequence[tuple[bytes, Sequence[byt
 
 
 def _bigint(seq: int | None) -> int | None:
-    """Bound a number that a relay made up to what the column holds."""
+    """Bound a sequence number, which may be any, to the range of the column."""
     return None if seq is None else min(seq, 2**63 - 1)
 
 

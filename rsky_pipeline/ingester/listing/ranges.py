@@ -79,7 +79,7 @@ def add_range(store: Store, host: str, found: StoredRange) -> None:
 
 
 def replace_range(store: Store, host: str, old: StoredRange | None, new: list[StoredRange]) -> None:
-    """Store what is left of a range, or a new one; what stays is written before the rest goes."""
+    """Store the rest of a range, or a new one; written before the old one is removed."""
     if new:
         fields = [item for each in new for item in (str(each.start), orjson.dumps(asdict(each)))]
         store.call("HSET", ranges_key(host), *fields)
