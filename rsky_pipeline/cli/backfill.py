@@ -193,7 +193,7 @@ def _add_listed(
     from rsky_pipeline.operations.backfill.listing import add_listed, cursor_key
 
     try:
-        endpoint = parse_endpoint(pds if pds is not None else settings.relay_hosts[0])
+        endpoint = settings.relays[0] if pds is None else parse_endpoint(pds)
     except ValueError as error:
         raise CommandError(f"--pds {pds}: {error}", ExitCode.USAGE) from error
     key = cursor_key(PRIORITIES[priority], endpoint, collection)

@@ -2,7 +2,6 @@
 
 import ipaddress
 from dataclasses import dataclass, fields
-from urllib.parse import urlsplit
 
 from rsky_pipeline.configuration.settings import Settings
 from rsky_pipeline.configuration.topology import (
@@ -29,7 +28,7 @@ def expected_band(settings: Settings) -> Band:
     """Return the configured band; the default one holds for relays of the public network only."""
     low, high = settings.expected_rate_min, settings.expected_rate_max
     defaults = (_DEFAULTS["expected_rate_min"], _DEFAULTS["expected_rate_max"])
-    if (low, high) == defaults and all(_is_local(host) for host in settings.relay_hosts):
+    if (low, high) == defaults and all(_is_local(relay.host) for relay in settings.relays):
         why = "no public relay is followed and no expected_rate_min and _max are set"
         return Band(low, high, why)
     return Band(low, high)
@@ -53,8 +52,7 @@ def expected_groups(settings: Settings) -> dict[str, str]:
 
 def _is_local(host: str) -> bool:
     """Return whether a relay is on this machine or a private network."""
-    name = urlsplit(host if "://" in host else f"//{host}").hostname or ""
     try:
-        return not ipaddress.ip_address(name).is_global
+        return not ipaddress.ip_address(host).is_global
     except ValueError:
-        return "." not in name or name.endswith(".localhost")
+        return "." not in host or host.endswith(".localhost")

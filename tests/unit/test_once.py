@@ -14,6 +14,18 @@ ROLES = ("ingester", "indexer", "backfiller")
 
 # Where a mechanism may stand: the text that gives it away, and files below the package.
 ONCE = {
+    "names of cursors": (r":cursor:", {"streams/names.py"}),
+    "hosts as the settings write them": (
+        r"\.(relay|labeler)_hosts\b", {"configuration/settings.py"},
+    ),
+    "the order of stopping": (
+        r"\bstop_order\(",
+        {
+            "configuration/topology.py", "operations/ordered/flow.py",
+            # A supervisor stops by itself too, after a signal.
+            "supervisor/control.py", "supervisor/sequence.py",
+        },
+    ),
     "commands of consumer groups": (
         r'"(XREADGROUP|XAUTOCLAIM|XCLAIM|XACK)"', {"streams/consumer.py"},
     ),
