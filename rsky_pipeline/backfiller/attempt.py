@@ -40,7 +40,7 @@ from rsky_pipeline.runtime.logging import ThrottledLog
 from rsky_pipeline.runtime.threads import in_thread
 from rsky_pipeline.streams.append import Entry
 from rsky_pipeline.streams.consumer import Delivery
-from rsky_pipeline.streams.event import MalformedEvent
+from rsky_pipeline.streams.event import MalformedEventError
 from rsky_pipeline.streams.repo_job import REPO_FIELD, FetchReason, RepoJob, decode_repo_job
 
 _log = logging.getLogger(__name__)
@@ -116,8 +116,8 @@ class Attempts:
         try:
             job = decode_repo_job(delivery.fields.get(REPO_FIELD, b""))
             if not is_did(job.did):
-                raise MalformedEvent("invalid_did", job.did[:100])
-        except MalformedEvent as error:
+                raise MalformedEventError("invalid_did", job.did[:100])
+        except MalformedEventError as error:
             self.metrics.count_failure("malformed_job")
             await self._jobs.dead_letter(delivery, error.reason, str(error), 0)
             return

@@ -301,11 +301,11 @@ def explain(error: Exception, run: Invocation) -> CommandError | None:
     # Imported only now: a command that works needs none of the clients that it does not use.
     from rsky_pipeline.database.errors import DatabaseError
     from rsky_pipeline.runtime.errors import WorkerError
-    from rsky_pipeline.streams.errors import StoreRejected, StoreUnavailable
+    from rsky_pipeline.streams.errors import StoreRejectedError, StoreUnavailableError
 
     if isinstance(error, DatabaseError):
         return _database_failed(error, run)
-    if isinstance(error, StoreUnavailable | StoreRejected):
+    if isinstance(error, StoreUnavailableError | StoreRejectedError):
         return _store_failed(error, run)
     if isinstance(error, WorkerError):
         return CommandError(str(error), error.exit_code)
@@ -314,10 +314,10 @@ def explain(error: Exception, run: Invocation) -> CommandError | None:
 
 def _store_failed(error: Exception, run: Invocation) -> CommandError:
     from rsky_pipeline.configuration.redaction import redacted
-    from rsky_pipeline.streams.errors import StoreUnavailable
+    from rsky_pipeline.streams.errors import StoreUnavailableError
 
     where = redacted(run.settings.redis_url or "") if run.is_configured else "Redis"
-    if not isinstance(error, StoreUnavailable):
+    if not isinstance(error, StoreUnavailableError):
         return CommandError(f"{where}: {error}", ExitCode.FAILED)
     hint = "check redis_url; an embedded Valkey runs only while `rsky-pipeline run` does"
     return CommandError(f"{where}: {error}; {hint}", ExitCode.UNAVAILABLE)

@@ -12,7 +12,7 @@ from rsky_pipeline.demo.simulator.control import Control, SimulationError, Simul
 from rsky_pipeline.embedded.locations import run_directory
 from rsky_pipeline.runtime.errors import WorkerError
 from rsky_pipeline.streams.connection import Store, connect
-from rsky_pipeline.streams.errors import StoreRejected, StoreUnavailable
+from rsky_pipeline.streams.errors import StoreRejectedError, StoreUnavailableError
 from rsky_pipeline.streams.lag import inspect
 from rsky_pipeline.streams.names import (
     FIREHOSE_LIVE,
@@ -101,7 +101,10 @@ class Observer:
             return {}
 
     def dead_letters(self) -> dict[str, int]:
-        """Return how many dead letters there are. Raises StoreUnavailable, StoreRejected."""
+        """Return how many dead letters there are.
+
+        Raises StoreUnavailableError, StoreRejectedError.
+        """
         names = [dead_letters(stream) for stream in (*STREAMS, *_RAW)]
         lengths = {name: int(self._connected().call("XLEN", name)) for name in names}
         return {name: length for name, length in lengths.items() if length}
@@ -110,7 +113,7 @@ class Observer:
         """Return the work that is left, in words; empty when everything is indexed."""
         try:
             return self._waiting(progress)
-        except (StoreUnavailable, StoreRejected, DatabaseError) as error:
+        except (StoreUnavailableError, StoreRejectedError, DatabaseError) as error:
             self.close()
             return [str(error)]
 
@@ -151,7 +154,7 @@ class Observer:
     def _lengths(self) -> dict[str, int]:
         try:
             return {name: int(self._connected().call("XLEN", name)) for name in STREAMS}
-        except (StoreUnavailable, StoreRejected):
+        except (StoreUnavailableError, StoreRejectedError):
             self.close()
             return {}
 

@@ -68,7 +68,7 @@ class SelfCheck:
     def look(self, store: Store, reports: Sequence[StreamReport]) -> list[RuleVerdict]:
         """Take a sample, show the findings in the metrics, log them now and then, return them.
 
-        Raises StoreUnavailable and StoreRejected; findings then stay as they were.
+        Raises StoreUnavailableError and StoreRejectedError; findings then stay as they were.
         """
         memory = server_memory(store)
         looked_at, misplaced = self._look_for_misplaced(store, reports)
@@ -132,7 +132,7 @@ def watch(
 ) -> list[StreamReport]:
     """Look at the streams once, set the gauges, judge what is found, and return it.
 
-    Raises StoreUnavailable and StoreRejected; the gauges then keep what they showed.
+    Raises StoreUnavailableError and StoreRejectedError; the gauges then keep what they showed.
     """
     reports = collect(store, streams)
     letters = [store.call("XLEN", dead_letters(report.name)) for report in reports]

@@ -296,7 +296,7 @@ class Indexer:
 def acknowledge(consumer: Consumer, batch: EntryBatch, outcome: BatchOutcome, store: Store) -> bool:
     """Make dead letters of refused entries and acknowledge the others, whose rows are committed.
 
-    May be repeated after a lost reply. Raises StoreUnavailable, StoreRejected.
+    May be repeated after a lost reply. Raises StoreUnavailableError, StoreRejectedError.
     """
     refused: dict[str, RefusedEntry] = {}
     for one in outcome.refused:  # of several labels of an entry the first counts

@@ -143,8 +143,8 @@ class FrameIntake:
     async def take(self, messages: Sequence[bytes]) -> None:
         """Take frames as they came from the socket.
 
-        Raises StoreUnavailable and StoreRejected when the states of their repos cannot be read. The
-        frames are lost then, and must be read again from the cursor.
+        Raises StoreUnavailableError and StoreRejectedError when the states of their repos cannot be
+        read. The frames are lost then, and must be read again from the cursor.
         """
         frames = self._reader.read(messages)
         dids = [message.did for message, _, _ in frames if isinstance(message, _WITH_STATE)]

@@ -127,7 +127,8 @@ def trim(
     """Remove the oldest entries: those older than `keep_seconds`, or all but `maxlen`.
 
     Without `force`, entries that a group has not read or not acknowledged stay. Raises
-    RemovalRefusedError for a stream that does not exist, StoreUnavailable and StoreRejected.
+    RemovalRefusedError for a stream that does not exist, StoreUnavailableError and
+    StoreRejectedError.
     """
     report = inspect(store, stream)
     if report.last_id is None:

@@ -27,7 +27,7 @@ from rsky_pipeline.streams.dead_letters import (
     replace_dead_letter,
     retry_dead_letters,
 )
-from rsky_pipeline.streams.event import MalformedEvent
+from rsky_pipeline.streams.event import MalformedEventError
 from rsky_pipeline.streams.names import (
     FIREHOSE_RAW_LETTERS,
     LABEL_RAW_LETTERS,
@@ -101,7 +101,7 @@ def select(
 ) -> Iterator[DeadLetter]:
     """Yield the letters of a dead-letter stream, oldest first: those there now, or until an id.
 
-    Raises StoreUnavailable and StoreRejected.
+    Raises StoreUnavailableError and StoreRejectedError.
     """
     last = until if until is not None else last_id(store, stream)
     source, wanted, after = stream.removesuffix("_dlq"), frozenset(ids), "-"
@@ -231,7 +231,7 @@ def _fresh_job(letter: DeadLetter) -> bytes | None:
     """Return the job of a repo as if nothing had failed yet; None for what is none, or is so."""
     try:
         job = decode_repo_job(letter.fields.get(REPO_FIELD, b""))
-    except MalformedEvent:
+    except MalformedEventError:
         return None
     return encode_repo_job(replace(job, attempts=0)) if job.attempts else None
 

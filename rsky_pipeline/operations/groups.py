@@ -45,8 +45,8 @@ def repair(
 ) -> list[GroupRepair]:
     """Put right what is wrong with the groups of these streams, beside running workers.
 
-    Consumers that did nothing for `idle_seconds` are taken for dead. Raises StoreUnavailable and
-    StoreRejected.
+    Consumers that did nothing for `idle_seconds` are taken for dead. Raises StoreUnavailableError
+    and StoreRejectedError.
     """
     found: list[GroupRepair] = []
     for stream, group in groups.items():

@@ -55,7 +55,7 @@ def sample_stream(
 ) -> Inspection:
     """Look at the newest entries of a stream, or at the oldest.
 
-    Raises StoreUnavailable and StoreRejected.
+    Raises StoreUnavailableError and StoreRejectedError.
     """
     length = int(store.call("XLEN", stream))
     entries = oldest(store, stream, count) if from_oldest else newest(store, stream, count)[::-1]

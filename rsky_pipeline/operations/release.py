@@ -51,7 +51,7 @@ def release(
     """Move entries that the original services would not find; the pipeline should be stopped.
 
     Interrupted or repeated it moves the rest; beside running workers it only gives them work
-    twice. Raises StoreUnavailable and StoreRejected.
+    twice. Raises StoreUnavailableError and StoreRejectedError.
     """
     moved = [_waiting(store, dry_run)]
     for stream in (REPO_BACKFILL_HIGH, REPO_BACKFILL_LOW):

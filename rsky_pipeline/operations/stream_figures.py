@@ -127,7 +127,7 @@ def measure(
 ) -> Measurement:
     """Look twice, `seconds` apart; with 0 there are no rates.
 
-    Raises StoreUnavailable and StoreRejected.
+    Raises StoreUnavailableError and StoreRejectedError.
     """
     before, then = collect(store, streams), clock()
     after = before

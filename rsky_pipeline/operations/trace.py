@@ -29,7 +29,7 @@ from rsky_pipeline.network.http import HttpClient, HttpError
 from rsky_pipeline.operations.scrape import scrape, targets
 from rsky_pipeline.streams.connection import Store, connect
 from rsky_pipeline.streams.dead_letters import find_dead_letter
-from rsky_pipeline.streams.errors import StoreRejected, StoreUnavailable
+from rsky_pipeline.streams.errors import StoreRejectedError, StoreUnavailableError
 from rsky_pipeline.streams.names import REPO_STREAMS, STREAMS, dead_letters
 from rsky_pipeline.streams.scan import StoredEntry, discard, moment, nature, newest
 
@@ -220,7 +220,7 @@ def _search(
     try:
         with closing(connect(settings.redis_url or "", name="trace")) as store:
             return search(store, subject, limit=limit, on_progress=on_progress)
-    except (StoreUnavailable, StoreRejected) as error:
+    except (StoreUnavailableError, StoreRejectedError) as error:
         return InRedis(problem=str(error))
 
 
@@ -244,7 +244,7 @@ def search(
 ) -> InRedis:
     """Look at the newest `limit` entries of every stream and its dead letters.
 
-    Raises StoreUnavailable and StoreRejected.
+    Raises StoreUnavailableError and StoreRejectedError.
     """
     entries: list[InStream] = []
     letters: list[TracedLetter] = []

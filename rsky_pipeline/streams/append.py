@@ -70,8 +70,8 @@ def append(
     """Append entries in order, all or none, and move the cursor or cursors with them.
 
     `hashes` are fields to set with the entries, by key; an empty value removes its field. With a
-    cursor, a repeated call after a lost reply appends nothing twice. Raises StoreUnavailable and
-    StoreRejected.
+    cursor, a repeated call after a lost reply appends nothing twice. Raises StoreUnavailableError
+    and StoreRejectedError.
     """
     moves = [*cursors] if cursor is None else [cursor, *cursors]
     fields = hashes or {}
@@ -120,7 +120,7 @@ def read_cursor(store: Store, key: str) -> str | None:
 def read_fields(store: Store, where: Sequence[tuple[str, bytes]]) -> list[bytes]:
     """Return the value of each field, given with its hash; b"" for a missing one.
 
-    Raises StoreUnavailable and StoreRejected.
+    Raises StoreUnavailableError and StoreRejectedError.
     """
     values: list[bytes] = []
     for start in range(0, len(where), _FIELDS_AT_ONCE):

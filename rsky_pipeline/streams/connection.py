@@ -10,7 +10,11 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from rsky_pipeline.streams.errors import StoreRejected, StoreUnavailable, WritesRefusedError
+from rsky_pipeline.streams.errors import (
+    StoreRejectedError,
+    StoreUnavailableError,
+    WritesRefusedError,
+)
 
 Argument = str | bytes | int | float
 
@@ -40,8 +44,8 @@ _WRONG_SERVER_CODES = re.compile(
 class Store:
     """One connection, for one thread at a time. Every call raises only this package's errors.
 
-    After StoreUnavailable the next call connects anew: the library would keep the connection to a
-    server that answers, even if all it answers is that it is a replica now.
+    After StoreUnavailableError the next call connects anew: the library would keep the connection
+    to a server that answers, even if all it answers is that it is a replica now.
     """
 
     def __init__(self, client: redis.Redis, timeout_seconds: float) -> None:
@@ -78,7 +82,7 @@ class Store:
         try:
             with translated_errors():
                 yield
-        except StoreUnavailable:
+        except StoreUnavailableError:
             self.close()
             raise
 
@@ -104,9 +108,11 @@ def translated_errors() -> Iterator[None]:
     try:
         yield
     except _CREDENTIALS as error:
-        raise StoreRejected(f"Redis refuses the user or password of redis_url: {error}") from error
+        raise StoreRejectedError(
+            f"Redis refuses the user or password of redis_url: {error}"
+        ) from error
     except _UNAVAILABLE as error:
-        raise StoreUnavailable(f"Redis cannot be reached: {error}") from error
+        raise StoreUnavailableError(f"Redis cannot be reached: {error}") from error
     except redis.DataError as error:
         raise ValueError(f"this cannot be sent to Redis: {error}") from error
     except redis.RedisError as error:
@@ -119,8 +125,8 @@ def translated_errors() -> Iterator[None]:
         if _REFUSES_WRITES.search(text):
             raise WritesRefusedError(f"Redis refuses writes: {text}") from error
         if isinstance(error, _WRONG_SERVER) or _WRONG_SERVER_CODES.search(text):
-            raise StoreUnavailable(f"Redis cannot serve now: {text}") from error
-        raise StoreRejected(f"Redis refused: {text}") from error
+            raise StoreUnavailableError(f"Redis cannot serve now: {text}") from error
+        raise StoreRejectedError(f"Redis refused: {text}") from error
 
 
 def connect(url: str, *, name: str, timeout_seconds: float = 10.0) -> Store:

@@ -17,7 +17,7 @@ from itertools import chain, takewhile
 from typing import Any
 
 from rsky_pipeline.streams.connection import Argument, Store
-from rsky_pipeline.streams.errors import StoreRejected
+from rsky_pipeline.streams.errors import StoreRejectedError
 from rsky_pipeline.streams.names import WAITING_KEY, dead_letters
 
 # An entry that was delivered more often may be what crashed its worker.
@@ -66,8 +66,8 @@ class Consumer:
     """One consumer of a group on a stream. It has no connection: every call is given one.
 
     `take` runs in one thread, for example as the action of a `Link`; the other calls may run in
-    other threads beside it, on connections of their own. Calls raise StoreUnavailable and
-    StoreRejected; all of them may be repeated.
+    other threads beside it, on connections of their own. Calls raise StoreUnavailableError and
+    StoreRejectedError; all of them may be repeated.
     """
 
     def __init__(
@@ -303,7 +303,7 @@ def trim(store: Store, stream: str) -> int:
     """Remove entries that every group has acknowledged; return how many.
 
     A stream without groups is left alone. At most about a million entries are removed; the rest
-    goes with the next call. Raises StoreUnavailable and StoreRejected.
+    goes with the next call. Raises StoreUnavailableError and StoreRejectedError.
     """
     total = 0
     for _ in range(_TRIM_CALLS):
@@ -341,7 +341,7 @@ class Claimed:
 
 
 class GroupReader:
-    """The commands of one consumer. Calls raise StoreUnavailable and StoreRejected."""
+    """The commands of one consumer. Calls raise StoreUnavailableError and StoreRejectedError."""
 
     def __init__(self, store: Store, stream: str, group: str, consumer: str) -> None:
         self._store = store
@@ -353,7 +353,7 @@ class GroupReader:
         """Create the group at the beginning of the stream, and the stream, where missing."""
         try:
             self._store.call("XGROUP", "CREATE", self.stream, self.group, "0", "MKSTREAM")
-        except StoreRejected as error:
+        except StoreRejectedError as error:
             if "BUSYGROUP" not in str(error):
                 raise
 
@@ -370,7 +370,7 @@ class GroupReader:
                 "XREADGROUP", "GROUP", self.group, self.consumer, "COUNT", count, *block,
                 "STREAMS", self.stream, ">",
             )  # fmt: skip
-        except StoreRejected as error:
+        except StoreRejectedError as error:
             # UNBLOCKED: the stream was deleted while we waited for it.
             if "NOGROUP" not in str(error) and "UNBLOCKED" not in str(error):
                 raise
@@ -408,7 +408,7 @@ class GroupReader:
             rows = self._store.call(
                 "XPENDING", self.stream, self.group, "IDLE", min_idle_ms, start, "+", count, *names
             )
-        except StoreRejected as error:
+        except StoreRejectedError as error:
             if "NOGROUP" not in str(error):
                 raise
             self.ensure()

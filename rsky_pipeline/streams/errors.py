@@ -3,22 +3,22 @@
 from rsky_pipeline.runtime.errors import StoreError, UnavailableError
 
 
-class StoreUnavailable(StoreError, UnavailableError):
+class StoreUnavailableError(StoreError, UnavailableError):
     """Redis did not answer or cannot serve now, or this is not the server that is wanted any more.
 
     Try again after a pause, on a new connection. The outcome of the call is unknown.
     """
 
 
-class WritesRefusedError(StoreUnavailable):
+class WritesRefusedError(StoreUnavailableError):
     """The server refuses all writes until an operator acts: its memory is full, it cannot persist,
     or it lacks replicas. The message says which."""
 
 
-class StoreRejected(StoreError):
+class StoreRejectedError(StoreError):
     """Redis refused this command, for example because the user lacks a permission."""
 
 
 def store_reason(error: StoreError) -> str:
     """Return the metric label of a failure of Redis."""
-    return "store_unavailable" if isinstance(error, StoreUnavailable) else "store_rejected"
+    return "store_unavailable" if isinstance(error, StoreUnavailableError) else "store_rejected"

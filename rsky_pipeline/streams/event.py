@@ -23,7 +23,7 @@ _MIN_SEQ, _MAX_SEQ = -(2**63), 2**63 - 1  # a signed integer of 64 bits, as the 
 Action = Literal["create", "update", "delete"]
 
 
-class MalformedEvent(ValueError):
+class MalformedEventError(ValueError):
     """An entry that is none of the wire forms; `reason` is a short stable code."""
 
     def __init__(self, reason: str, message: str = "") -> None:
@@ -167,7 +167,7 @@ def encode_labels(seq: int, labels: Sequence[dict[str, Any]]) -> bytes:
 
 
 def decode_event(payload: bytes) -> Event:
-    """Read the `event` field of a firehose stream. Raises MalformedEvent."""
+    """Read the `event` field of a firehose stream. Raises MalformedEventError."""
     body = parse_payload(payload)
     kind, seq = body.get("type"), _seq(body)
     if kind in ("create", "update", "delete"):  # a tuple: `kind` may be unhashable
@@ -180,17 +180,17 @@ def decode_event(payload: bytes) -> Event:
         case "account":
             active = body.get("active")
             if type(active) is not bool:
-                raise MalformedEvent("missing_field", "active")
+                raise MalformedEventError("missing_field", "active")
             return AccountEvent(seq, time, did, active, optional_text(body, "status"))
         case "identity":
             return IdentityEvent(seq, time, did, optional_text(body, "handle"))
-    raise MalformedEvent("unknown_type", str(kind)[:50])
+    raise MalformedEventError("unknown_type", str(kind)[:50])
 
 
 def decode_labels(
-    fields: Mapping[bytes, bytes], refused: list[MalformedEvent] | None = None
+    fields: Mapping[bytes, bytes], refused: list[MalformedEventError] | None = None
 ) -> list[LabelEvent]:
-    """Read an entry of `label_live` in either shape. Raises MalformedEvent.
+    """Read an entry of `label_live` in either shape. Raises MalformedEventError.
 
     With `refused`, a malformed label goes there and does not cost the others of its frame.
     """
@@ -201,15 +201,15 @@ def decode_labels(
         body = parse_payload(fields[EVENT_FIELD])
         labels = [body.get("label")]
     else:
-        raise MalformedEvent("missing_field", "labels")
+        raise MalformedEventError("missing_field", "labels")
     if not isinstance(labels, list):
-        raise MalformedEvent("invalid_field", "labels is not a list")
+        raise MalformedEventError("invalid_field", "labels is not a list")
     seq = _seq(body)
     events: list[LabelEvent] = []
     for label in labels:
         try:
             events.append(_label(seq, label))
-        except MalformedEvent as error:
+        except MalformedEventError as error:
             if refused is None:
                 raise
             refused.append(error)
@@ -221,7 +221,7 @@ def _record_event(kind: Action, seq: int, body: dict[str, Any], payload: bytes) 
     if kind != "delete":
         cid, record = required_text(body, "cid"), body.get("record")
         if not isinstance(record, dict):
-            raise MalformedEvent("missing_field", "record")
+            raise MalformedEventError("missing_field", "record")
         json = _record_text(payload, body)
     return RecordEvent(
         kind, seq, required_text(body, "time"), required_text(body, "did"),
@@ -232,7 +232,7 @@ def _record_event(kind: Action, seq: int, body: dict[str, Any], payload: bytes) 
 
 def _label(seq: int, label: object) -> LabelEvent:
     if not isinstance(label, dict):
-        raise MalformedEvent("invalid_field", "a label is not an object")
+        raise MalformedEventError("invalid_field", "a label is not an object")
     return LabelEvent(
         seq, required_text(label, "src"), required_text(label, "uri"),
         optional_text(label, "cid") or "", required_text(label, "val"), label.get("neg") is True,
@@ -257,15 +257,15 @@ def _record_text(payload: bytes, body: dict[str, Any]) -> str:
 
 
 def parse_payload(payload: bytes) -> dict[str, Any]:
-    """Return the JSON object of a field. Raises MalformedEvent."""
+    """Return the JSON object of a field. Raises MalformedEventError."""
     if len(payload) > MAX_PAYLOAD:
-        raise MalformedEvent("too_big", f"{len(payload)} bytes")
+        raise MalformedEventError("too_big", f"{len(payload)} bytes")
     try:
         body = orjson.loads(payload)
     except orjson.JSONDecodeError as error:
-        raise MalformedEvent("invalid_json", str(error)[:200]) from error
+        raise MalformedEventError("invalid_json", str(error)[:200]) from error
     if not isinstance(body, dict):
-        raise MalformedEvent("invalid_json", "not an object")
+        raise MalformedEventError("invalid_json", "not an object")
     _check_depth(payload, body)
     return body
 
@@ -283,21 +283,21 @@ def _check_depth(payload: bytes, body: object) -> None:
         ]
         if not level:
             return
-    raise MalformedEvent("too_deep", f"more than {MAX_DEPTH} levels")
+    raise MalformedEventError("too_deep", f"more than {MAX_DEPTH} levels")
 
 
 def _seq(body: dict[str, Any]) -> int:
     seq = body.get("seq", HISTORICAL_SEQ)
     if type(seq) is not int or not _MIN_SEQ <= seq <= _MAX_SEQ:
-        raise MalformedEvent("invalid_field", "seq is not an integer of 64 bits")
+        raise MalformedEventError("invalid_field", "seq is not an integer of 64 bits")
     return seq
 
 
 def required_text(body: dict[str, Any], key: str) -> str:
-    """Return a text of an object. Raises MalformedEvent where there is none."""
+    """Return a text of an object. Raises MalformedEventError where there is none."""
     value = body.get(key)
     if type(value) is not str:
-        raise MalformedEvent("missing_field", key)
+        raise MalformedEventError("missing_field", key)
     return value
 
 

@@ -68,8 +68,8 @@ class ServerMemory:
 def inspect(store: Store, stream: str) -> StreamReport:
     """Report on one stream; one that does not exist is empty.
 
-    Ages are by the server's clock, which also made the ids. Raises StoreUnavailable and
-    StoreRejected.
+    Ages are by the server's clock, which also made the ids. Raises StoreUnavailableError and
+    StoreRejectedError.
     """
     reply = store.script("inspect", [stream], [MAX_COUNTED])
     if not reply:
@@ -93,7 +93,7 @@ def collect(store: Store, streams: Sequence[str]) -> list[StreamReport]:
 
 
 def server_memory(store: Store) -> ServerMemory:
-    """Ask the server. Raises StoreUnavailable and StoreRejected."""
+    """Ask the server. Raises StoreUnavailableError and StoreRejectedError."""
     facts = {}
     for line in store.call("INFO", "memory").decode().splitlines():
         name, _, value = line.partition(":")

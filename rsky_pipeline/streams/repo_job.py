@@ -6,7 +6,12 @@ from typing import Any
 
 import orjson
 
-from rsky_pipeline.streams.event import MalformedEvent, optional_text, parse_payload, required_text
+from rsky_pipeline.streams.event import (
+    MalformedEventError,
+    optional_text,
+    parse_payload,
+    required_text,
+)
 
 REPO_FIELD = b"repo"
 
@@ -135,12 +140,15 @@ def encode_repo_job(job: RepoJob) -> bytes:
 
 
 def decode_repo_job(payload: bytes) -> RepoJob:
-    """Read the `repo` field of an entry, of whatever version or service. Raises MalformedEvent."""
+    """Read the `repo` field of an entry, of whatever version or service.
+
+    Raises MalformedEventError.
+    """
     body = parse_payload(payload)
     active, deleted = body.get("active", True), body.get("deleted", [])
     attempts, settles = body.get("attempts", 0), body.get("settles", 0)
     if type(deleted) is not list or not all(type(path) is str for path in deleted):
-        raise MalformedEvent("invalid_field", "deleted is not a list of texts")
+        raise MalformedEventError("invalid_field", "deleted is not a list of texts")
     return RepoJob(
         required_text(body, "did"),
         optional_text(body, "host") or "",

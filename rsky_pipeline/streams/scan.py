@@ -66,7 +66,7 @@ def pages(
 ) -> Iterator[list[StoredEntry]]:
     """Yield entries oldest first, a page at a time; `until` is included, or excluded with a `(`.
 
-    Raises StoreUnavailable and StoreRejected.
+    Raises StoreUnavailableError and StoreRejectedError.
     """
     start = "-" if after is None else f"({after}"
     while page := _entries(store.call("XRANGE", stream, start, until, "COUNT", count)):
@@ -121,8 +121,8 @@ def discard(store: Store, stream: str, ids: Sequence[str], mode: Mode) -> Discar
     """Remove at most DISCARDED_AT_ONCE entries as `mode` says, in one step of the server.
 
     `look` removes nothing, `finished` only what every group has acknowledged, `all` everything,
-    acknowledging it. A repeated call does nothing more. Raises StoreUnavailable and StoreRejected,
-    and ValueError for too many ids.
+    acknowledging it. A repeated call does nothing more. Raises StoreUnavailableError and
+    StoreRejectedError, and ValueError for too many ids.
     """
     if len(ids) > DISCARDED_AT_ONCE:
         raise ValueError(f"{len(ids)} entries at once, at most {DISCARDED_AT_ONCE}")

@@ -8,9 +8,6 @@ from pathlib import Path
 import rsky_pipeline
 
 ROOT = Path(rsky_pipeline.__file__).parent
-# Names that still mean several things, or exceptions without the suffix: none may be added.
-STILL_SHARED = {"Claimed"}
-STILL_WITHOUT_SUFFIX = {"InvalidCursor", "MalformedEvent", "StoreRejected", "StoreUnavailable"}
 
 
 def classes() -> Iterator[tuple[Path, ast.ClassDef]]:
@@ -43,10 +40,10 @@ def test_a_class_name_is_used_once() -> None:
     for path, node in classes():
         places[node.name].append(f"{path}:{node.lineno}")
     shared = {name: found for name, found in places.items() if len(found) > 1}
-    assert {name: found for name, found in shared.items() if name not in STILL_SHARED} == {}
+    assert shared == {}
 
 
 def test_an_exception_ends_in_error() -> None:
     odd = {name for name in exceptions() if not name.endswith("Error")}
-    assert odd - STILL_WITHOUT_SUFFIX == set()
+    assert odd == set()
     assert len(exceptions()) > 30

@@ -62,8 +62,10 @@ ONCE = {
 }  # fmt: skip
 
 # Handlers of the stores' errors in the roles, to be replaced by `Link`; numbers only become less.
-STORE_ERRORS = {"StoreUnavailable", "StoreRejected", "DatabaseError", "DatabaseUnavailableError",
-                "Unavailable", "StoreError"}  # fmt: skip
+STORE_ERRORS = {
+    "StoreUnavailableError", "StoreRejectedError", "DatabaseError", "DatabaseUnavailableError",
+    "UnavailableError", "StoreError",
+}  # fmt: skip
 HANDLERS_LEFT = {
     "indexer/accounts/checks.py": 1, "indexer/core/apply.py": 1, "indexer/role.py": 3,
     "indexer/upkeep.py": 1,
@@ -114,6 +116,6 @@ def test_roles_leave_the_errors_of_stores_to_their_links() -> None:
     assert {name: n for name, n in found.items() if n > HANDLERS_LEFT.get(name, 0)} == {}
 
 
-@pytest.mark.parametrize("text", ["StoreUnavailable", "(KeyError, errors.X, DatabaseError)"])
+@pytest.mark.parametrize("text", ["StoreUnavailableError", "(KeyError, errors.X, DatabaseError)"])
 def test_handlers_are_found(text: str) -> None:
     assert handlers(f"try:\n    pass\nexcept {text}:\n    pass\n") == 1

@@ -24,7 +24,7 @@ from rsky_pipeline.streams.event import (
     EVENT_FIELD,
     AccountEvent,
     IdentityEvent,
-    MalformedEvent,
+    MalformedEventError,
     RecordEvent,
     RepoEvent,
     decode_event,
@@ -100,7 +100,7 @@ def read_entry(
     try:
         payload = (fields or {}).get(EVENT_FIELD)
         if payload is None:
-            raise MalformedEvent("missing_field", "the entry has no field event")
+            raise MalformedEventError("missing_field", "the entry has no field event")
         event = decode_event(payload)
         time = normalize(event.time) or now
         _check_did(event.did)
@@ -115,7 +115,7 @@ def read_entry(
             case IdentityEvent():
                 change = IdentityChange(event.did)
                 return Reading("identity", event.did, time, change=change)
-    except MalformedEvent as error:
+    except MalformedEventError as error:
         return Reading("malformed", "", now, refused=Refusal(error.reason, str(error)))
 
 
@@ -124,12 +124,12 @@ def read_direct(event: RecordEvent, time: str, collections: Mapping[str, Collect
     try:
         _check_did(event.did)
         return _read_record(event, time, collections)
-    except MalformedEvent as error:
+    except MalformedEventError as error:
         return Reading("malformed", event.did, time, refused=Refusal(error.reason, str(error)))
 
 
 def repo_reading(did: str, commit: str, rev: str, time: str) -> Reading:
-    """Return the content of the event that closes a complete repo. Raises MalformedEvent."""
+    """Return the content of the event that closes a complete repo. Raises MalformedEventError."""
     change = _repo_rev(did, commit, rev, complete=True)
     return Reading("repo", did, time, historical=True, change=change)
 
@@ -162,7 +162,7 @@ def _read_record(event: RecordEvent, time: str, collections: Mapping[str, Collec
     refused: Refusal | None = None
     if collection is not None:
         if not is_rkey(event.rkey):
-            raise MalformedEvent("invalid_rkey", event.rkey[:100])
+            raise MalformedEventError("invalid_rkey", event.rkey[:100])
         try:
             change = _change(event, collection, time)
         except InvalidRecordError as error:
@@ -185,7 +185,7 @@ def _change(event: RecordEvent, collection: Collection, time: str) -> Put | Dele
     assert event.cid is not None
     assert event.record is not None
     if not 0 < len(event.cid) <= MAX_CID_BYTES or not event.cid.isalnum():
-        raise MalformedEvent("invalid_cid", event.cid[:100])
+        raise MalformedEventError("invalid_cid", event.cid[:100])
     json = event.json or encode(event.record)
     put = Put(event.uri, event.did, event.rkey, event.cid, event.rev, time, event.historical, json)
     if event.record.get("$type", collection.nsid) != collection.nsid:
@@ -211,12 +211,12 @@ def stored_status(active: bool, status: str | None) -> str | None:
 
 def _check_did(did: str) -> None:
     if len(did) > MAX_DID_BYTES or not is_did(did):
-        raise MalformedEvent("invalid_did", did[:100])
+        raise MalformedEventError("invalid_did", did[:100])
 
 
 def _repo_rev(did: str, commit: str, rev: str, complete: bool = False) -> RepoRev:
     if not is_tid(rev):
-        raise MalformedEvent("invalid_rev", rev[:100])
+        raise MalformedEventError("invalid_rev", rev[:100])
     if not 0 < len(commit) <= MAX_CID_BYTES or not commit.isalnum():
-        raise MalformedEvent("invalid_cid", commit[:100])
+        raise MalformedEventError("invalid_cid", commit[:100])
     return RepoRev(did, commit, rev, complete)

@@ -15,7 +15,7 @@ from rsky_pipeline.indexer.collections.fields import (
     MAX_DID_BYTES,
     MAX_REFERENCE_BYTES,
 )
-from rsky_pipeline.streams.event import LabelEvent, MalformedEvent, decode_labels
+from rsky_pipeline.streams.event import LabelEvent, MalformedEventError, decode_labels
 
 MAX_VALUE_BYTES = 128
 _UPSERT = """
@@ -58,21 +58,21 @@ class LabelReading:
     """The labels of an entry, and the reasons why others of it cannot be stored."""
 
     labels: tuple[LabelRow, ...] = ()
-    refused: tuple[MalformedEvent, ...] = ()
+    refused: tuple[MalformedEventError, ...] = ()
 
 
 def read_labels(fields: Mapping[bytes, bytes] | None) -> LabelReading:
     """Read an entry of `label_live`; labels that cannot be stored are refused one by one."""
     labels: list[LabelRow] = []
-    refused: list[MalformedEvent] = []
+    refused: list[MalformedEventError] = []
     try:
         events = decode_labels(fields or {}, refused)
-    except MalformedEvent as error:
+    except MalformedEventError as error:
         return LabelReading(refused=(error,))
     for event in events:
         try:
             labels.append(_label(event))
-        except MalformedEvent as error:
+        except MalformedEventError as error:
             refused.append(error)
     return LabelReading(tuple(labels), tuple(refused))
 
@@ -96,20 +96,22 @@ def apply_labels(database: Database, labels: Sequence[LabelRow]) -> tuple[int, i
 
 def _label(event: LabelEvent) -> LabelRow:
     if not is_did(event.src) or len(event.src) > MAX_DID_BYTES:
-        raise MalformedEvent("invalid_label", f"src is {event.src[:100]}")
+        raise MalformedEventError("invalid_label", f"src is {event.src[:100]}")
     if not event.uri.startswith(("at://", "did:")):
-        raise MalformedEvent("invalid_label", f"uri is {event.uri[:100]}")
+        raise MalformedEventError("invalid_label", f"uri is {event.uri[:100]}")
     for name, value, limit in (
         ("uri", event.uri, MAX_REFERENCE_BYTES),
         ("val", event.val, MAX_VALUE_BYTES),
         ("cid", event.cid, MAX_CID_BYTES),
     ):
         if "\0" in value or len(value.encode("utf-8", "replace")) > limit:
-            raise MalformedEvent("invalid_label", f"{name} is too long or holds a NUL character")
+            raise MalformedEventError(
+                "invalid_label", f"{name} is too long or holds a NUL character"
+            )
     if not event.val:
-        raise MalformedEvent("invalid_label", "val is empty")
+        raise MalformedEventError("invalid_label", "val is empty")
     cts = normalize(event.cts)
     exp = None if event.exp is None else normalize(event.exp)
     if cts is None or (event.exp is not None and exp is None):
-        raise MalformedEvent("invalid_label", "cts or exp is no datetime")
+        raise MalformedEventError("invalid_label", "cts or exp is no datetime")
     return LabelRow(event.src, event.uri, event.cid, event.val, event.neg, cts, exp)

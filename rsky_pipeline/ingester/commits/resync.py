@@ -23,7 +23,7 @@ import trio
 
 from rsky_pipeline.runtime.link import Link
 from rsky_pipeline.streams.connection import Store
-from rsky_pipeline.streams.event import MalformedEvent
+from rsky_pipeline.streams.event import MalformedEventError
 from rsky_pipeline.streams.names import REPO_BACKFILL_HIGH, RESYNC_LATER
 from rsky_pipeline.streams.repo_job import REPO_FIELD, RepoJob, decode_repo_job, encode_repo_job
 
@@ -108,7 +108,7 @@ async def release_resyncs(link: Link[Store], high_water_mark: int, pause: float)
 def release_due(store: Store, high_water_mark: int, pause: float) -> int:
     """Queue the repos whose pause is over, each once; return how many entries that ended.
 
-    Raises StoreUnavailable and StoreRejected.
+    Raises StoreUnavailableError and StoreRejectedError.
     """
     seconds, micros = store.call("TIME")
     due = int(seconds) * 1_000 + int(micros) // 1_000 - int(pause * 1_000)
@@ -128,7 +128,7 @@ def merged(payloads: Sequence[bytes]) -> list[bytes]:
     for payload in payloads:
         try:
             job = decode_repo_job(payload)
-        except MalformedEvent as error:
+        except MalformedEventError as error:
             _log.error("waiting repo job unreadable", extra={"error": str(error)})
             continue
         before = jobs.get(job.did)

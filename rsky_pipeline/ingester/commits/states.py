@@ -93,7 +93,7 @@ class ReadStates(Protocol):
     """Reads fields of the store, in the order they are asked for."""
 
     async def __call__(self, where: Read) -> list[bytes]:
-        """Raises StoreUnavailable and StoreRejected."""
+        """Raises StoreUnavailableError and StoreRejectedError."""
 
 
 def reader(link: Link[Store]) -> ReadStates:
@@ -124,7 +124,7 @@ class RepoStates:
     async def prefetch(self, dids: Iterable[str]) -> None:
         """Make the states of repos known, with one call for all that are not.
 
-        Raises StoreUnavailable and StoreRejected.
+        Raises StoreUnavailableError and StoreRejectedError.
         """
         names = set(dids)
         digests = [repo_digest(did) for did in names]

@@ -14,7 +14,7 @@ from pathlib import Path
 from rsky_pipeline.atproto.syntax import is_did
 from rsky_pipeline.streams.append import CursorMove, Entry, append, read_cursor
 from rsky_pipeline.streams.connection import Store
-from rsky_pipeline.streams.event import MalformedEvent
+from rsky_pipeline.streams.event import MalformedEventError
 from rsky_pipeline.streams.names import (
     REPO_BACKFILL,
     REPO_BACKFILL_HIGH,
@@ -151,7 +151,7 @@ def did_of(payload: bytes) -> str:
     """Return the account of a job's payload, empty where it cannot be read."""
     try:
         return decode_repo_job(payload).did
-    except MalformedEvent:
+    except MalformedEventError:
         return ""
 
 

@@ -64,7 +64,7 @@ class RepoQueues:
 
 
 def look(store: Store, settings: Settings) -> RepoQueues:
-    """Look at the streams once. Raises StoreUnavailable and StoreRejected."""
+    """Look at the streams once. Raises StoreUnavailableError and StoreRejectedError."""
     queued: dict[str, int] = {}
     running = letters = 0
     for name in REPO_STREAMS:

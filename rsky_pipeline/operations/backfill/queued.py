@@ -9,7 +9,7 @@ from rsky_pipeline.operations.backfill.adding import Adder, did_of
 from rsky_pipeline.streams import names
 from rsky_pipeline.streams.connection import Store
 from rsky_pipeline.streams.dead_letters import DeadLetter
-from rsky_pipeline.streams.event import MalformedEvent
+from rsky_pipeline.streams.event import MalformedEventError
 from rsky_pipeline.streams.names import REPO_STREAMS
 from rsky_pipeline.streams.repo_job import REPO_FIELD, decode_repo_job
 from rsky_pipeline.streams.scan import StoredEntry, discard, newest, pages
@@ -131,7 +131,7 @@ def _wanted(
 ) -> bool:
     try:
         job = decode_repo_job(payload)
-    except MalformedEvent:
+    except MalformedEventError:
         return False  # the backfiller makes it a dead letter
     if dids is not None and job.did not in dids:
         return False

@@ -18,7 +18,7 @@ from rsky_pipeline.operations.ordered.supervised import Supervised
 from rsky_pipeline.operations.ordered.units import Units
 from rsky_pipeline.operations.ordered.verified import outstanding, verify_stopped
 from rsky_pipeline.runtime.errors import WorkerError
-from rsky_pipeline.streams.errors import StoreRejected, StoreUnavailable
+from rsky_pipeline.streams.errors import StoreRejectedError, StoreUnavailableError
 from rsky_pipeline.systemd import systemctl
 
 LOOK_SECONDS = 1.0
@@ -138,7 +138,7 @@ def _wait_until_applied(
                 tell(f"  waiting for the {role}: {left:,} entries left")
                 told = elapsed
             time.sleep(LOOK_SECONDS / 2)
-    except (StoreUnavailable, StoreRejected) as error:
+    except (StoreUnavailableError, StoreRejectedError) as error:
         raise WorkerError(f"cannot see what the {role} has left: {error}") from error
     elapsed = time.monotonic() - began
     return MovementStep(

@@ -14,7 +14,7 @@ from rsky_pipeline.operations.ordered.movement import StepFinding
 from rsky_pipeline.runtime.health_document import CursorHealth
 from rsky_pipeline.streams.append import read_cursor
 from rsky_pipeline.streams.connection import Store, connect
-from rsky_pipeline.streams.errors import StoreRejected, StoreUnavailable
+from rsky_pipeline.streams.errors import StoreRejectedError, StoreUnavailableError
 from rsky_pipeline.streams.lag import inspect
 from rsky_pipeline.streams.names import FIREHOSE_LIVE, LABEL_LIVE, cursor_key
 from rsky_pipeline.streams.scan import newest
@@ -43,7 +43,7 @@ def verify_stopped(
 def outstanding(settings: Settings, role: str) -> int:
     """Return how many entries a role still has to read or acknowledge, over all its streams.
 
-    Raises StoreUnavailable and StoreRejected.
+    Raises StoreUnavailableError and StoreRejectedError.
     """
     [declared] = [one for one in ROLES if one.name == role]
     total = 0
@@ -66,7 +66,7 @@ def _asking(settings: Settings, look: Callable[[Store], list[StepFinding]]) -> l
     try:
         with closing(connect(url, name="ordered")) as store:
             return look(store)
-    except (StoreUnavailable, StoreRejected) as error:
+    except (StoreUnavailableError, StoreRejectedError) as error:
         return [StepFinding("note", f"not verified: {redacted(url)}: {error}")]
 
 

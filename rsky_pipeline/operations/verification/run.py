@@ -19,7 +19,7 @@ from rsky_pipeline.operations.stream_figures import Measurement, between, measur
 from rsky_pipeline.operations.verification import checks
 from rsky_pipeline.operations.verification.outside import ask_relays, check_database, check_relays
 from rsky_pipeline.streams.connection import Store, connect
-from rsky_pipeline.streams.errors import StoreRejected, StoreUnavailable
+from rsky_pipeline.streams.errors import StoreRejectedError, StoreUnavailableError
 from rsky_pipeline.streams.names import FIREHOSE_LIVE
 
 SCHEMA_VERSION = 1
@@ -126,7 +126,7 @@ def look(settings: Settings, before: Look | None = None) -> Look:
         with closing(connect(settings.redis_url or "", name="verify")) as store:
             measured = _measured(store, settings, moment, before)
             inspected = sample_stream(store, FIREHOSE_LIVE, _LOOKED_AT)
-    except (StoreUnavailable, StoreRejected) as error:
+    except (StoreUnavailableError, StoreRejectedError) as error:
         return Look(sample, scrapes, problem=str(error))
     sample = replace(
         sample,

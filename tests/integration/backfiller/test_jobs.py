@@ -13,7 +13,7 @@ from rsky_pipeline.runtime.link import Link
 from rsky_pipeline.streams.append import Entry, append
 from rsky_pipeline.streams.connection import Store, connect
 from rsky_pipeline.streams.consumer import Delivery
-from rsky_pipeline.streams.errors import StoreUnavailable
+from rsky_pipeline.streams.errors import StoreUnavailableError
 from rsky_pipeline.streams.names import REPO_BACKFILL, REPO_BACKFILL_HIGH, REPO_STREAMS
 from rsky_pipeline.streams.repo_job import REPO_FIELD, RepoJob, decode_repo_job, encode_repo_job
 
@@ -49,7 +49,7 @@ class _FailingStore:
         if fails[2]:
             self._store.call(*command)
         self._plan.fails = None
-        raise StoreUnavailable("the connection was lost")
+        raise StoreUnavailableError("the connection was lost")
 
 
 @pytest.fixture

@@ -225,12 +225,12 @@ def test_a_repo_that_is_retried_has_all_its_attempts_again(store: Store, clean_r
 @pytest.mark.parametrize("stream", ["firehose_live", "x"])
 def test_replacing_a_letter_is_all_or_nothing(store: Store, stream: str) -> None:
     from rsky_pipeline.streams.dead_letters import replace_dead_letter
-    from rsky_pipeline.streams.errors import StoreRejected
+    from rsky_pipeline.streams.errors import StoreRejectedError
 
     letter = store.call("XADD", FIREHOSE_RAW_LETTERS, "*", "frame", "{}").decode()
     store.call("SET", "other", "no stream")
     entries = [Entry(stream, b"event", b"1"), Entry("other", b"event", b"2")]
-    with pytest.raises(StoreRejected):
+    with pytest.raises(StoreRejectedError):
         replace_dead_letter(store, FIREHOSE_RAW_LETTERS, letter, entries)
     assert left(store, stream) == []
     assert replace_dead_letter(store, FIREHOSE_RAW_LETTERS, letter, entries[:1])

@@ -8,7 +8,7 @@ import pytest
 from rsky_pipeline.embedded import valkey
 from rsky_pipeline.streams.append import Appended, CursorMove, Entry, append, read_cursor
 from rsky_pipeline.streams.connection import Store, connect
-from rsky_pipeline.streams.errors import StoreRejected, StoreUnavailable
+from rsky_pipeline.streams.errors import StoreRejectedError, StoreUnavailableError
 from tests import stores
 from tests.integration.streams.support import UnreliableProxy, entries, memory_full, stored
 
@@ -82,10 +82,10 @@ def test_a_cursor_may_move_without_entries(store: Store) -> None:
 def test_a_key_of_another_type_stops_the_batch_before_its_first_write(store: Store) -> None:
     store.call("SET", "text", "x")
     for batch in ([*entries(2), *entries(1, "text")], [*entries(1, "text"), *entries(2)]):
-        with pytest.raises(StoreRejected, match="WRONGTYPE"):
+        with pytest.raises(StoreRejectedError, match="WRONGTYPE"):
             append(store, batch, cursor=CursorMove("k", None, "1"))
     store.call("XADD", "stream", "*", "a", "b")
-    with pytest.raises(StoreRejected, match="WRONGTYPE"):
+    with pytest.raises(StoreRejectedError, match="WRONGTYPE"):
         append(store, entries(2), cursor=CursorMove("stream", None, "1"))
     assert store.call("EXISTS", "s", "k") == 0
 
@@ -97,7 +97,7 @@ def test_a_lost_reply_does_not_append_twice(clean_redis: str) -> None:
     ):
         append(store, [], cursor=CursorMove("warm", None, "1"))
         proxy.answering.clear()
-        with pytest.raises(StoreUnavailable):
+        with pytest.raises(StoreUnavailableError):
             append(store, entries(5), cursor=CursorMove("k", None, "9"))
         proxy.answering.set()
         result = append(store, entries(5), cursor=CursorMove("k", None, "9"))
@@ -105,7 +105,7 @@ def test_a_lost_reply_does_not_append_twice(clean_redis: str) -> None:
 
 
 def test_a_full_server_refuses_the_whole_batch(store: Store) -> None:
-    with memory_full(store), pytest.raises(StoreUnavailable, match="memory is full"):
+    with memory_full(store), pytest.raises(StoreUnavailableError, match="memory is full"):
         append(store, entries(3), cursor=CursorMove("k", None, "1"))
     assert store.call("EXISTS", "s", "k") == 0
     assert append(store, entries(3), cursor=CursorMove("k", None, "1")).status == "appended"
@@ -171,7 +171,7 @@ def test_fields_are_set_with_the_entries_and_only_with_them(store: Store) -> Non
 
 def test_a_hash_of_another_type_stops_the_batch_before_its_first_write(store: Store) -> None:
     store.call("SET", "text", "x")
-    with pytest.raises(StoreRejected, match="WRONGTYPE"):
+    with pytest.raises(StoreRejectedError, match="WRONGTYPE"):
         append(store, entries(1), cursor=CursorMove("k", None, "1"), hashes={"text": {b"a": b"b"}})
     assert store.call("EXISTS", "s", "k") == 0
 

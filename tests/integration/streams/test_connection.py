@@ -7,7 +7,7 @@ import pytest
 from rsky_pipeline.embedded import valkey
 from rsky_pipeline.streams.append import CursorMove, append, read_cursor
 from rsky_pipeline.streams.connection import Store, connect
-from rsky_pipeline.streams.errors import StoreRejected, StoreUnavailable
+from rsky_pipeline.streams.errors import StoreRejectedError, StoreUnavailableError
 from tests import stores
 from tests.integration.streams.support import UnreliableProxy, entries, ids, own_pending, reader
 
@@ -26,7 +26,7 @@ def test_a_killed_server_loses_nothing_that_it_confirmed() -> None:
             process.kill()
             process.wait()
             for attempt in (lambda: append(store, entries(1)), lambda: own.read_new(1, 0)):
-                with pytest.raises(StoreUnavailable):
+                with pytest.raises(StoreUnavailableError):
                     attempt()
             # The same objects go on: the new server knows neither connection nor scripts.
             with stores.running(valkey.prepare(settings)):
@@ -50,7 +50,7 @@ def test_a_late_reply_is_not_taken_for_that_of_the_next_call(clean_redis: str) -
     ):
         store.call("SET", "a", "1")
         proxy.answering.clear()
-        with pytest.raises(StoreUnavailable):
+        with pytest.raises(StoreUnavailableError):
             store.call("GET", "a")
         proxy.answering.set()
         assert store.call("GET", "b") is None
@@ -64,7 +64,7 @@ def test_a_lost_reply_is_not_asked_for_again_by_the_library(clean_redis: str) ->
     ):
         store.ping()
         proxy.answering.clear()
-        with pytest.raises(StoreUnavailable):
+        with pytest.raises(StoreUnavailableError):
             store.call("INCR", "a")
         proxy.answering.set()
         assert store.call("GET", "a") == b"1"
@@ -73,14 +73,14 @@ def test_a_lost_reply_is_not_asked_for_again_by_the_library(clean_redis: str) ->
 def test_a_replica_is_unavailable_and_a_wrong_password_is_refused() -> None:
     with stores.running_valkey() as url, closing(connect(url, name="test")) as store:
         store.call("REPLICAOF", "127.0.0.1", "1")
-        with pytest.raises(StoreUnavailable):
+        with pytest.raises(StoreUnavailableError):
             append(store, entries(1))
         store.call("REPLICAOF", "NO", "ONE")
         assert append(store, entries(1)).status == "appended"
         store.call("CONFIG", "SET", "requirepass", "secret")
         with (
             closing(connect(url, name="test")) as stranger,
-            pytest.raises(StoreRejected, match="password of redis_url"),
+            pytest.raises(StoreRejectedError, match="password of redis_url"),
         ):
             stranger.ping()
         store.call("CONFIG", "SET", "requirepass", "")
@@ -88,9 +88,9 @@ def test_a_replica_is_unavailable_and_a_wrong_password_is_refused() -> None:
 
 def test_nobody_listens() -> None:
     with closing(connect("redis://127.0.0.1:1", name="test")) as store:
-        with pytest.raises(StoreUnavailable):
+        with pytest.raises(StoreUnavailableError):
             store.ping()
-        with pytest.raises(StoreUnavailable):
+        with pytest.raises(StoreUnavailableError):
             append(store, entries(1))
 
 

@@ -9,7 +9,7 @@ import pytest
 from rsky_pipeline.streams.append import append
 from rsky_pipeline.streams.connection import Store, connect
 from rsky_pipeline.streams.consumer import Claimed
-from rsky_pipeline.streams.errors import StoreUnavailable
+from rsky_pipeline.streams.errors import StoreUnavailableError
 from tests.integration.streams.support import (
     UnreliableProxy,
     entries,
@@ -187,7 +187,7 @@ def test_entries_of_a_lost_reply_are_found_again(clean_redis: str) -> None:
         append(store, entries(3))
         own = reader(store)
         proxy.answering.clear()
-        with pytest.raises(StoreUnavailable):
+        with pytest.raises(StoreUnavailableError):
             own.read_new(2, 0)
         proxy.answering.set()
         assert values(own.read_new(10, 0)) == [2]

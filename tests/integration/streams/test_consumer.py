@@ -12,7 +12,7 @@ from rsky_pipeline.streams.append import Entry, append
 from rsky_pipeline.streams.connection import Store, connect
 from rsky_pipeline.streams.consumer import Consumer, Taken
 from rsky_pipeline.streams.dead_letters import list_dead_letters
-from rsky_pipeline.streams.errors import StoreUnavailable
+from rsky_pipeline.streams.errors import StoreUnavailableError
 from rsky_pipeline.streams.waiting import count_waiting
 from tests.integration.streams.support import entries, ids, reader, stored, values
 
@@ -43,7 +43,7 @@ def fail_at(
         reply = original(self, *command)
         seen += wanted(command)
         if wanted(command) and seen == number:
-            raise StoreUnavailable("gone")
+            raise StoreUnavailableError("gone")
         return reply
 
     monkeypatch.setattr(Store, "call", call)
@@ -137,7 +137,7 @@ def test_a_lost_reply_is_found_again_on_the_next_connection(
     own = consumer()
     assert got(own.take(store, 2)) == [0, 1]
     fail_at(monkeypatch, lambda command: command[0] == "XREADGROUP")
-    with pytest.raises(StoreUnavailable):
+    with pytest.raises(StoreUnavailableError):
         own.take(store, 2)
     with closing(connect(clean_redis, name="next")) as following:
         assert got(own.take(following, 10)) == [2, 3]
@@ -152,7 +152,7 @@ def test_entries_of_a_failed_take_are_not_held(
     assert got(own.take(store, 10)) == []
     append(store, entries(3))
     fail_at(monkeypatch, lambda command: command[0] == "XREADGROUP", 2)
-    with pytest.raises(StoreUnavailable):
+    with pytest.raises(StoreUnavailableError):
         own.take(store, 10)
     assert own.held == []
     assert got(own.take(store, 10)) == [0, 1, 2]

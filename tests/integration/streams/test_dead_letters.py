@@ -14,7 +14,7 @@ from rsky_pipeline.streams.dead_letters import (
     remove_dead_letters,
     retry_dead_letters,
 )
-from rsky_pipeline.streams.errors import StoreUnavailable
+from rsky_pipeline.streams.errors import StoreUnavailableError
 from tests.integration.streams.support import (
     entries,
     ids,
@@ -88,7 +88,7 @@ def test_a_full_server_takes_dead_letters(store: Store) -> None:
     with memory_full(store):
         assert own.dead_letter(delivery, **FACTS)
         (letter,) = list_dead_letters(store, "s")
-        with pytest.raises(StoreUnavailable):
+        with pytest.raises(StoreUnavailableError):
             retry_dead_letters(store, "s", [letter.id])
     assert len(list_dead_letters(store, "s")) == 1
 

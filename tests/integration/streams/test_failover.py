@@ -12,7 +12,7 @@ from rsky_pipeline.runtime.errors import StoreError
 from rsky_pipeline.runtime.link import Link
 from rsky_pipeline.streams.append import append
 from rsky_pipeline.streams.connection import Store, connect
-from rsky_pipeline.streams.errors import StoreUnavailable
+from rsky_pipeline.streams.errors import StoreUnavailableError
 from tests import stores
 from tests.integration.streams.support import UnreliableProxy, entries, reader, stored, values
 
@@ -46,13 +46,13 @@ async def test_a_writer_reaches_the_new_primary(pair: tuple[str, str]) -> None:
         await link.retry(lambda store: append(store, entries(1)))
         demote(old)
         # The address leads to the old server still: another connection alone does not help.
-        with pytest.raises(StoreUnavailable, match="read only replica"):
+        with pytest.raises(StoreUnavailableError, match="read only replica"):
             await link.call(lambda store: append(store, entries(1, first=1)))
         proxy.switch(new)
         with trio.fail_after(30):
             await link.retry(lambda store: append(store, entries(1, first=2)))
         assert proxy.connections == 2
-        assert [type(error) for error in failures] == [StoreUnavailable]
+        assert [type(error) for error in failures] == [StoreUnavailableError]
     with closing(connect(new, name="check")) as store:
         assert list(stored(store)) == [2]
 
@@ -63,7 +63,7 @@ def test_a_store_without_a_link_reaches_it_too(pair: tuple[str, str]) -> None:
         append(store, entries(1))
         demote(old)
         proxy.switch(new)
-        with pytest.raises(StoreUnavailable, match="read only replica"):
+        with pytest.raises(StoreUnavailableError, match="read only replica"):
             append(store, entries(1, first=1))
         append(store, entries(1, first=2))
         assert list(stored(store)) == [2]
@@ -89,5 +89,5 @@ async def test_a_waiting_reader_reaches_the_new_primary(pair: tuple[str, str]) -
             proxy.switch(new)
             demote(old)
         assert found == [7]
-        assert [type(error) for error in failures] == [StoreUnavailable]
+        assert [type(error) for error in failures] == [StoreUnavailableError]
         assert "instance state changed" in str(failures[0])

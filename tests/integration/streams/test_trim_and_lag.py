@@ -11,7 +11,7 @@ from rsky_pipeline.observability.streams import StreamMetrics
 from rsky_pipeline.streams.append import append
 from rsky_pipeline.streams.connection import Store, connect
 from rsky_pipeline.streams.consumer import trim
-from rsky_pipeline.streams.errors import StoreUnavailable
+from rsky_pipeline.streams.errors import StoreUnavailableError
 from rsky_pipeline.streams.lag import MAX_COUNTED, GroupReport, collect, inspect
 from tests.integration.streams.support import entries, ids, memory_full, reader, stored
 
@@ -168,8 +168,8 @@ def test_gauges_stay_when_the_server_is_away(store: Store) -> None:
     append(store, entries(3))
     watch(store, metrics, ("s",))
     with closing(connect("redis://127.0.0.1:1", name="nowhere")) as nowhere:
-        with pytest.raises(StoreUnavailable):
+        with pytest.raises(StoreUnavailableError):
             watch(nowhere, metrics, ("s",))
-        with pytest.raises(StoreUnavailable):
+        with pytest.raises(StoreUnavailableError):
             collect(nowhere, ("s",))
     assert watched(registry, "rsky_stream_length", stream="s") == 3

@@ -17,7 +17,7 @@ from rsky_pipeline.database.errors import (
     TransactionConflictError,
 )
 from rsky_pipeline.runtime.errors import PermissionDeniedError
-from rsky_pipeline.streams.errors import StoreRejected, StoreUnavailable
+from rsky_pipeline.streams.errors import StoreRejectedError, StoreUnavailableError
 
 
 @pytest.fixture(autouse=True)
@@ -41,8 +41,8 @@ def ending(error: Exception | None, *arguments: str, code: int | None = None) ->
 @pytest.mark.parametrize(
     ("error", "code", "words"),
     [
-        (StoreUnavailable("gone"), 69, "redis://h:1: gone; check redis_url"),
-        (StoreRejected("WRONGTYPE"), 1, "redis://h:1: WRONGTYPE"),
+        (StoreUnavailableError("gone"), 69, "redis://h:1: gone; check redis_url"),
+        (StoreRejectedError("WRONGTYPE"), 1, "redis://h:1: WRONGTYPE"),
         (
             DatabaseUnavailableError("gone"),
             69,

@@ -14,7 +14,7 @@ from rsky_pipeline.database.errors import (
 )
 from rsky_pipeline.runtime.errors import StoreError
 from rsky_pipeline.runtime.link import Link
-from rsky_pipeline.streams.errors import StoreRejected, StoreUnavailable
+from rsky_pipeline.streams.errors import StoreRejectedError, StoreUnavailableError
 
 
 class Connection:
@@ -67,8 +67,8 @@ async def test_it_opens_when_it_is_needed_and_in_the_thread() -> None:
 @pytest.mark.parametrize(
     ("error", "connections"),
     [
-        (StoreUnavailable("gone"), 2),
-        (StoreRejected("refused"), 2),
+        (StoreUnavailableError("gone"), 2),
+        (StoreRejectedError("refused"), 2),
         (DatabaseUnavailableError("gone"), 2),
         (TransactionConflictError("deadlock"), 1),
         (BadDataError("NUL"), 1),
@@ -88,7 +88,11 @@ async def test_a_call_that_failed_closes_unless_only_its_transaction_did(
 
 async def test_retry_goes_on_until_it_succeeds() -> None:
     failures: list[StoreError] = []
-    errors = [StoreUnavailable("gone"), TransactionConflictError("lock"), StoreRejected("no")]
+    errors = [
+        StoreUnavailableError("gone"),
+        TransactionConflictError("lock"),
+        StoreRejectedError("no"),
+    ]
     server = Server(*errors)
     one = link(server, failures.append)
     assert await one.retry(server.act) == 3
@@ -111,7 +115,7 @@ async def test_retry_ends_when_it_is_told_to_after_one_try() -> None:
     stopping.set()
     server = Server()
     assert await link(server).retry(server.act, until=stopping) == 1
-    server.errors = [StoreUnavailable("gone")] * 2
+    server.errors = [StoreUnavailableError("gone")] * 2
     one = link(server)
     assert await one.retry(server.act, until=stopping) is None
     assert len(server.errors) == 1
@@ -120,13 +124,13 @@ async def test_retry_ends_when_it_is_told_to_after_one_try() -> None:
 
 async def test_a_server_that_refuses_connections_is_tried_again() -> None:
     server = Server()
-    server.refuses = StoreUnavailable("connection refused")
+    server.refuses = StoreUnavailableError("connection refused")
     one = link(server, lambda _: setattr(server, "refuses", None))
     assert await one.retry(server.act) == 1
 
 
 async def test_attempt_leaves_the_next_try_to_the_caller() -> None:
-    server = Server(StoreUnavailable("gone"), BadDataError("NUL"))
+    server = Server(StoreUnavailableError("gone"), BadDataError("NUL"))
     one = link(server)
     assert await one.attempt(server.act) is None
     assert one.in_trouble
@@ -137,7 +141,7 @@ async def test_attempt_leaves_the_next_try_to_the_caller() -> None:
 
 async def test_one_line_tells_of_many_failures(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.WARNING)
-    server = Server(*[StoreUnavailable("gone")] * 5)
+    server = Server(*[StoreUnavailableError("gone")] * 5)
     await link(server).retry(server.act)
     (record,) = [item for item in caplog.records if item.name == "rsky_pipeline.runtime.link"]
     assert record.getMessage() == "store failed"

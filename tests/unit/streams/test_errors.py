@@ -4,7 +4,11 @@ import pytest
 import redis
 
 from rsky_pipeline.streams.connection import translated_errors
-from rsky_pipeline.streams.errors import StoreRejected, StoreUnavailable, WritesRefusedError
+from rsky_pipeline.streams.errors import (
+    StoreRejectedError,
+    StoreUnavailableError,
+    WritesRefusedError,
+)
 
 
 @pytest.mark.parametrize(
@@ -30,7 +34,7 @@ from rsky_pipeline.streams.errors import StoreRejected, StoreUnavailable, Writes
     ],
 )
 def test_what_passes_is_unavailable(error: Exception) -> None:
-    with pytest.raises(StoreUnavailable) as raised, translated_errors():
+    with pytest.raises(StoreUnavailableError) as raised, translated_errors():
         raise error
     assert raised.value.reconnect
     assert raised.value.retryable
@@ -47,7 +51,7 @@ def test_what_passes_is_unavailable(error: Exception) -> None:
     ],
 )
 def test_a_refusal_says_why(error: Exception, text: str) -> None:
-    with pytest.raises(StoreRejected, match=text), translated_errors():
+    with pytest.raises(StoreRejectedError, match=text), translated_errors():
         raise error
 
 

@@ -14,7 +14,7 @@ from rsky_pipeline.atproto.dagjson import to_json
 from rsky_pipeline.streams.event import (
     AccountEvent,
     IdentityEvent,
-    MalformedEvent,
+    MalformedEventError,
     RecordEvent,
     RepoEvent,
     decode_event,
@@ -95,7 +95,7 @@ def test_a_repo_job_comes_back_and_tolerates_missing_status() -> None:
     again = replace(job, reason=FetchReason.SYNC, attempts=2, settles=3)
     assert decode_repo_job(encode_repo_job(again)) == again
     assert [item.forced for item in (job, proof, again)] == [False, True, True]
-    with pytest.raises(MalformedEvent, match="invalid_field"):
+    with pytest.raises(MalformedEventError, match="invalid_field"):
         decode_repo_job(b'{"did":"did:plc:abc","deleted":[1]}')
 
 
@@ -129,7 +129,7 @@ def test_both_shapes_of_labels_are_read() -> None:
     ],
 )
 def test_malformed(payload: bytes, reason: str) -> None:
-    with pytest.raises(MalformedEvent) as error:
+    with pytest.raises(MalformedEventError) as error:
         decode_event(payload)
     assert error.value.reason == reason
 
@@ -150,7 +150,7 @@ def test_wide_is_not_deep() -> None:
 @pytest.mark.parametrize("value", [None, 1, [], {}, True])
 def test_a_field_of_another_type_is_named(field: str, value: object) -> None:
     body = HEAD | {"type": "create", "cid": "b", "record": {}} | {field: value}
-    with pytest.raises(MalformedEvent, match=field) as error:
+    with pytest.raises(MalformedEventError, match=field) as error:
         decode_event(json.dumps(body).encode())
     assert error.value.reason == "missing_field"
 
@@ -159,7 +159,7 @@ def test_a_create_needs_its_record() -> None:
     records: tuple[object, ...] = (None, [], "text")
     for record in records:
         body = HEAD | {"type": "update", "cid": "b", "record": record}
-        with pytest.raises(MalformedEvent, match="record"):
+        with pytest.raises(MalformedEventError, match="record"):
             decode_event(json.dumps(body).encode())
 
 
@@ -240,7 +240,7 @@ def test_any_object_is_read_or_malformed(body: dict[str, Any]) -> None:
         reason = ""
         try:
             read(payload)
-        except MalformedEvent as error:
+        except MalformedEventError as error:
             reason = error.reason
         assert reason in {"", "missing_field", "invalid_field", "unknown_type"}
 
@@ -248,10 +248,10 @@ def test_any_object_is_read_or_malformed(body: dict[str, Any]) -> None:
 def test_a_malformed_label_does_not_cost_the_others() -> None:
     good = {"src": "did:plc:l", "uri": "at://x", "val": "spam", "cts": "2026"}
     fields = {b"labels": encode_labels(5, [good, {"src": "did:plc:l"}, good | {"val": "porn"}])}
-    refused: list[MalformedEvent] = []
+    refused: list[MalformedEventError] = []
     assert [label.val for label in decode_labels(fields, refused)] == ["spam", "porn"]
     assert [error.reason for error in refused] == ["missing_field"]
-    with pytest.raises(MalformedEvent):
+    with pytest.raises(MalformedEventError):
         decode_labels(fields)
 
 
@@ -266,7 +266,7 @@ def test_a_malformed_label_does_not_cost_the_others() -> None:
     ],
 )
 def test_malformed_labels(fields: dict[bytes, bytes], reason: str) -> None:
-    with pytest.raises(MalformedEvent) as error:
+    with pytest.raises(MalformedEventError) as error:
         decode_labels(fields)
     assert error.value.reason == reason
 
@@ -275,5 +275,5 @@ def test_malformed_labels(fields: dict[bytes, bytes], reason: str) -> None:
 @settings(max_examples=200)
 def test_garbage_is_malformed_and_nothing_worse(payload: bytes) -> None:
     for read in (decode_event, decode_repo_job, lambda data: decode_labels({b"labels": data})):
-        with pytest.raises(MalformedEvent):
+        with pytest.raises(MalformedEventError):
             read(payload)
