@@ -1,6 +1,9 @@
 """The command line: one file a command; parse, call, print.
 
-Commands are imported when they are used, so that `--help` needs neither trio nor any client.
+In: arguments, the environment, a configuration file. Out: a table or one JSON document on standard
+output, remarks on standard error, an exit code (`exit_codes`). Read `command` first: the frame of
+every command. Only `output` prints. Commands are imported when they are used, and import the
+libraries that they call when they run, so that `--help` needs neither trio nor any client.
 """
 
 from collections.abc import Iterator
@@ -69,7 +72,7 @@ class LazyGroup(click.Group):
     """Loads `rsky_pipeline.cli.NAME` when command NAME is used, and takes its `command`."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Parse what stands before the command."""
+        """Parse the options before the command."""
         with _one_line():
             return super().parse_args(ctx, args)
 

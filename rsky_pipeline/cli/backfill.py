@@ -90,7 +90,7 @@ def add(
 @click.option("--window", type=DURATION, default="5m", show_default=True, metavar="DURATION",
               help="Rates and the time left follow from the work done in it.")  # fmt: skip
 def status(run: Invocation, window: float) -> None:
-    """Show queued, running, waiting, done and failed repos by reason, rates and time left."""
+    """Show repos by state and reason, rates and the time left."""
     from rsky_pipeline.database.errors import DatabaseError
     from rsky_pipeline.operations.backfill.progress import document, look, stored
 
@@ -117,7 +117,7 @@ def status(run: Invocation, window: float) -> None:
 def retry(
     run: Invocation, reason: str | None, dids: tuple[str, ...], priority: str, no_wait: bool
 ) -> None:
-    """Try given-up repos again: dead letters, and repos that are stored as failed.
+    """Retry dead letters, and repos that are stored as failed.
 
     Accounts that are deactivated or gone, or were cancelled, are tried again only by --reason or
     --did.

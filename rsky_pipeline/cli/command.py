@@ -50,7 +50,7 @@ class CommandError(click.ClickException):
         self._more = more
 
     def show(self, file: IO[Any] | None = None) -> None:
-        """Print what is wrong."""
+        """Print the message, a line each."""
         for message in (self.message, *self._more):
             say(message)
 

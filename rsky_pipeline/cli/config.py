@@ -16,7 +16,7 @@ def command() -> None:
 
 @operator_command(command)
 def show(run: Invocation) -> None:
-    """Print every setting, its value (passwords hidden) and where it came from."""
+    """Print every setting, its value and its origin; passwords are hidden."""
     report = effective(run.loaded)
     rows = [(name, _shown(item["value"]), item["origin"]) for name, item in report.items()]
     run.answer(report, lambda: print_table(("SETTING", "VALUE", "FROM"), rows))
@@ -24,7 +24,10 @@ def show(run: Invocation) -> None:
 
 @operator_command(command)
 def check(run: Invocation) -> int:
-    """Exit with 0 if the configuration is good, or with 2 and a line for each problem."""
+    """Check the configuration.
+
+    Exit with 0 if it is valid, or with 2 and a line for each problem.
+    """
     try:
         result = run.loaded
     except ConfigurationError as error:

@@ -29,7 +29,7 @@ def command() -> None:
 
 @operator_command(command, "list")
 def list_all(run: Invocation) -> None:
-    """Show every stored cursor, and the time of the newest event that it covers."""
+    """Show stored cursors with the time of their newest event."""
     from rsky_pipeline.operations.cursors import list_cursors
 
     with run.store("cursor") as store:
@@ -46,7 +46,7 @@ def list_all(run: Invocation) -> None:
 @operator_command(command, "set")
 @click.argument("host")
 @click.argument("seq", type=click.IntRange(0, 2**53 - 1))
-@click.option("--again", is_flag=True, help="Take commits over again; the ingester is stopped.")
+@click.option("--again", is_flag=True, help="Process commits again; the ingester must be stopped.")
 @_stream
 @_force
 def set_one(run: Invocation, host: str, seq: int, again: bool, stream: Any, force: bool) -> None:
@@ -72,7 +72,10 @@ def set_one(run: Invocation, host: str, seq: int, again: bool, stream: Any, forc
 @_stream
 @_force
 def reset(run: Invocation, host: str, stream: Any, force: bool) -> None:
-    """Forget the cursor of HOST: the ingester starts at initial_cursor, as on a new host."""
+    """Forget the cursor of HOST.
+
+    The ingester starts at initial_cursor, as on a new host.
+    """
     _change(run, host, stream, None, force)
 
 

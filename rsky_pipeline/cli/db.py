@@ -30,9 +30,10 @@ def command() -> None:
 @operator_command(command)
 @click.option("--dry-run", is_flag=True, help="List what would be done; change nothing.")
 def init(run: Invocation, dry_run: bool) -> int:
-    """Create what is missing; safe to repeat, and on an official AppView's database.
+    """Create missing tables, columns and indexes.
 
-    Exit with 6 if the database still differs afterwards from what the pipeline needs.
+    Safe to repeat, and on an official AppView's database. Exit with 6 if the database still differs
+    afterwards from what the pipeline needs.
     """
     from rsky_pipeline.database import schema
 
@@ -56,10 +57,10 @@ def init(run: Invocation, dry_run: bool) -> int:
 
 @operator_command(command)
 def check(run: Invocation) -> int:
-    """Compare the schema with the expected one; exit with 6 if the pipeline misses something.
+    """Compare the schema with the expected one.
 
-    Reads only. The pipeline works in spite of a warning. Server settings that make a large
-    database slow are listed as advice.
+    Reads only. Exit with 6 if the pipeline misses something. The pipeline works in spite of a
+    warning. Server settings that make a large database slow are listed as advice.
     """
     from rsky_pipeline.database import schema
     from rsky_pipeline.database.server import advise
@@ -93,9 +94,10 @@ def check(run: Invocation) -> int:
 def recount(
     run: Invocation, dids: tuple[str, ...], uris: tuple[str, ...], everything: bool, dry_run: bool
 ) -> int:
-    """Recompute likes, replies, reposts, quotes, followers, follows and posts; repair drift.
+    """Recompute counts, and repair drift.
 
-    Safe beside running indexers; may be interrupted at any point and repeated.
+    Counts are of likes, replies, reposts, quotes, followers, follows and posts. Safe beside running
+    indexers; may be interrupted at any point and repeated.
     """
     if everything == bool(dids or uris):
         raise click.UsageError("give --did or --uri, or --all")
@@ -130,9 +132,10 @@ def recount(
 @click.option("--did", "dids", multiple=True, required=True, metavar="DID",
               help="The account; may be repeated.")  # fmt: skip
 def compare(run: Invocation, dids: tuple[str, ...]) -> int:
-    """Fetch and verify a repo; list rows that are missing, additional or different.
+    """Compare repos with their rows.
 
-    Reads only. Exit with 6 if something differs, with 1 if a repo cannot be fetched.
+    Fetches and verifies each repo, and lists rows that are missing, additional or different. Reads
+    only. Exit with 6 if something differs, with 1 if a repo cannot be fetched.
     """
     import trio
 
@@ -174,7 +177,7 @@ def rejected(
     run: Invocation, did: str | None, uri: str | None, collection: str | None,
     reason: str | None, limit: int,
 ) -> None:  # fmt: skip
-    """Count by collection and reason, and list, records that were refused and why.
+    """Count and list refused records, with the reason.
 
     A record is no longer listed once a newer state of it was indexed or it was deleted.
     """

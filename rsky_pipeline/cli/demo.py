@@ -25,7 +25,7 @@ def command(
     """Run everything on loopback for a while, stop in order, and compare every row.
 
     Needs no network, Redis or PostgreSQL, and touches no configured one. Ctrl-C ends it early.
-    Exits with 0 if the database holds exactly what was published, with 6 if not.
+    Exits with 0 if the database holds exactly the published records, with 6 if not.
     """
     from rsky_pipeline.demo.demonstration import Demonstration, terminated_like_interrupted
     from rsky_pipeline.demo.processes import DemonstrationError

@@ -119,7 +119,10 @@ def deployments() -> None:
 
 @operator_command(deployments, "list")
 def list_deployments(run: Invocation) -> None:
-    """List deployments and rollbacks, the newest last; data_dir/deployments.jsonl has them."""
+    """List deployments and rollbacks, the newest last.
+
+    The journal is data_dir/deployments.jsonl.
+    """
     from rsky_pipeline.embedded.locations import data_directory
     from rsky_pipeline.operations.deployment.journal import Journal
 

@@ -22,8 +22,8 @@ def command() -> None:
     """List, show, retry and drop dead letters: events and repos that could not be processed.
 
     STREAM is a dead-letter stream (firehose_live_dlq) or the stream it belongs to (firehose_live);
-    without one, all are meant. Exit codes: 0 done, 1 some letters stay (the output says why), 2
-    wrong option, 69 Redis cannot be reached.
+    without one, the command covers all. Exit codes: 0 done, 1 some letters stay (the output says
+    why), 2 wrong option, 69 Redis cannot be reached.
     """
 
 
@@ -59,7 +59,10 @@ def list_letters(run: Invocation, stream: str | None, reason: str | None) -> Non
 def show(
     run: Invocation, stream: str, reason: str | None, ids: tuple[str, ...], count: int
 ) -> None:
-    """Show dead letters of a stream; long texts are cut, raw frames are summarised."""
+    """Show dead letters of a stream.
+
+    Long texts are cut, raw frames are summarised.
+    """
     from itertools import islice
 
     from rsky_pipeline.operations.dead_letters import describe, select
@@ -186,7 +189,7 @@ def _confirm(lost: str, yes: bool) -> None:
     if yes:
         return
     if not sys.stdin.isatty():
-        raise CommandError("nobody to ask: --yes drops them", ExitCode.USAGE)
+        raise CommandError("standard input is no terminal: pass --yes to drop them", ExitCode.USAGE)
     if not click.confirm("Drop them?", err=True):
         raise click.exceptions.Exit(ExitCode.FAILED)
 

@@ -5,7 +5,7 @@ from enum import IntEnum
 
 
 class ExitCode(IntEnum):
-    """Why the program ended; `MEANINGS` says it for operators."""
+    """Why the program ended; `MEANINGS` has the text for operators."""
 
     OK = 0
     FAILED = 1

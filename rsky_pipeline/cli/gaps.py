@@ -37,16 +37,17 @@ def list_all(run: Invocation) -> None:
 @operator_command(command)
 @click.argument("ids", metavar="[ID]...", nargs=-1)
 def repair(run: Invocation, ids: tuple[str, ...]) -> int:
-    """List the repos of the gap's relay, and queue those whose rev is newer than ours.
+    """Repair gaps.
 
-    Without an ID, every gap that is open or whose repair failed.
+    Lists the repos of the gap's relay, and queues those whose rev is newer than ours. Without an
+    ID, every gap that is open or whose repair failed.
     """
     import trio
 
     from rsky_pipeline.operations.gaps import UnknownGapError, repair_gaps
 
     with run.store("gaps") as store:
-        say("listing the repos of each relay with an open gap; that takes as long as it has repos")
+        say("listing the repos of each relay with an open gap; this takes a while on a large relay")
         try:
             found = trio.run(repair_gaps, store, run.settings, ids)
         except UnknownGapError as error:

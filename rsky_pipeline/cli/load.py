@@ -21,7 +21,7 @@ if TYPE_CHECKING:
               help="Processes. Default: one more than there are cores.")  # fmt: skip
 @click.option("--retry-failed", is_flag=True, help="Also load files that failed in an earlier run.")
 @click.option("--no-verify-signatures", is_flag=True,
-              help="Trust that the files are what their accounts signed.")  # fmt: skip
+              help="Trust that the accounts signed the files.")  # fmt: skip
 @click.option("--max-car-mb", type=click.IntRange(1, 65_536), default=1_024, show_default=True,
               help="A larger file fails; one is held in memory as a whole.")  # fmt: skip
 @click.option("--dry-run", is_flag=True, help="Read and verify everything, and write nothing.")
@@ -32,8 +32,8 @@ def command(
     """Index all CAR files (*.car) below the directory CARS straight into PostgreSQL.
 
     The rows are those that fetching the same repos would give; nobody is notified. Stop it at any
-    moment and repeat it: it goes on where it was. A repo that is stored at the file's rev or a
-    later one is left alone. Exit codes: 0 all files are loaded or current, 1 some failed (the
+    moment and repeat it: it continues where it was. Repos already stored at the file's rev or a
+    later one are skipped. Exit codes: 0 all files are loaded or current, 1 some failed (the
     summary says why), 2 wrong option, 69 PostgreSQL cannot be used.
     """
     from rsky_pipeline.database.errors import DatabaseError, DatabaseUnavailableError
@@ -85,7 +85,7 @@ def _show(document: dict[str, Any], load: "BulkLoad") -> None:
     rate = document["records_per_second"]
     line(
         f"{files['loaded']:,} files {verb}, {files['current']:,} current already, "
-        f"{files['skipped']:,} settled before, {files['failed']:,} failed"
+        f"{files['skipped']:,} finished before, {files['failed']:,} failed"
     )
     line(
         f"{document['records']:,} records in {duration(document['seconds'])}"

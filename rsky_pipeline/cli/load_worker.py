@@ -11,7 +11,7 @@ from rsky_pipeline.cli.command import Invocation, operator_command
 
 @operator_command(name="load-worker", json=False, configuration=False)
 @click.option("--settings-fd", type=int, required=True, help="Read the settings from here.")
-@click.option("--options", required=True, help="What the operator chose, as JSON.")
+@click.option("--options", required=True, help="Options of the load, as JSON.")
 def command(run: Invocation, settings_fd: int, options: str) -> None:
     """Load files that are named on standard input."""
     import trio

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 @click.option("--every", type=DURATION, default="30s", show_default=True, metavar="DURATION",
               help="Time between two samples.")  # fmt: skip
 @click.option("--role", "roles", multiple=True, type=click.Choice(ROLE_NAMES),
-              help="What has to run here; may be repeated. Default: every role.")  # fmt: skip
+              help="Role that has to run here; may be repeated. Default: every role.")  # fmt: skip
 @click.option("--report", "report_file", type=click.Path(dir_okay=False, path_type=Path),
               help="Write the report there as Markdown, and beside it as .json.")  # fmt: skip
 def command(
@@ -65,7 +65,7 @@ def _write(path: Path, text: str) -> None:
 
 @contextmanager
 def _shown(*, live: bool) -> Iterator["Callable[[Monitoring], None]"]:
-    """Yield what shows each sample: a live table on a terminal, a line elsewhere."""
+    """Yield the view of samples: a live table on a terminal, a line elsewhere."""
     from rich.console import Console
     from rich.live import Live
 

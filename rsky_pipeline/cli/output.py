@@ -37,14 +37,14 @@ def block(text: str) -> None:
 
 
 def say(message: object) -> None:
-    """Print a line for the person at the terminal, not for whoever reads the data."""
+    """Print a remark for the operator on standard error, apart from the data."""
     click.echo(f"rsky-pipeline: {printable(message)}", err=True)
 
 
 def print_json(document: Any, *, indent: int | None = 2) -> None:
     """Print one JSON document."""
     text = json.dumps(document, indent=indent, ensure_ascii=False, default=str)
-    # json.dumps has escaped what stands below U+0020; the line breaks are its own.
+    # json.dumps has escaped all below U+0020; the line breaks are its own.
     click.echo("\n".join(_UNPRINTABLE.sub(_escape_json, each) for each in text.split("\n")))
 
 

@@ -23,7 +23,7 @@ ALL = "all"
     type=click.Choice([ALL, *ROLE_NAMES]),
     default=[ALL],
     show_default=True,
-    help="What to run here; may be repeated.",
+    help="Role to run here; may be repeated.",
 )
 @click.option(
     "--workers",
@@ -56,7 +56,10 @@ def command(run: Invocation, roles: tuple[str, ...], workers: tuple[str, ...]) -
 
 
 def prepare_database(settings: "Settings") -> list[str]:
-    """Bring the schema up to date; return what was done. Raises UnavailableError or WorkerError."""
+    """Bring the schema up to date; return a line for each change.
+
+    Raises UnavailableError or WorkerError.
+    """
     from rsky_pipeline.configuration.redaction import redacted
     from rsky_pipeline.database.errors import (
         DatabaseError,

@@ -86,8 +86,8 @@ def command(
     it is interrupted. GET /simulator/status, /simulator/stop and /simulator/truth at the relay, and
     /simulator/silence?seconds=N, which makes it silent with the socket open.
 
-    With --fault the relay is hostile: GET /simulator/faults?NAME=RATE changes and counts what it
-    does. Before it stops it lets every account be heard of once more, unharmed.
+    With --fault the relay is hostile: GET /simulator/faults?NAME=RATE changes and counts its
+    faults. Before it stops, it sends an honest event of every account once more.
     """
     from rsky_pipeline.demo.simulator.network import Network
     from rsky_pipeline.demo.simulator.recording import RecordingError, load_recording

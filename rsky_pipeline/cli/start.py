@@ -15,7 +15,11 @@ if TYPE_CHECKING:
 
 
 @operator_command(name="start")
-@click.option("--ordered", is_flag=True, help="As always: producers first, each ready before next.")
+@click.option(
+    "--ordered",
+    is_flag=True,
+    help="No effect: producers always start first, each ready before the next.",
+)
 @roles_option
 @manager_option
 def command(run: Invocation, ordered: bool, roles: tuple[str, ...], choice: str) -> int:

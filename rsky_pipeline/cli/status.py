@@ -1,4 +1,4 @@
-"""`rsky-pipeline status`: what a running pipeline does."""
+"""`rsky-pipeline status`: processes, rates, lag and streams of a running pipeline."""
 
 from typing import Any
 
@@ -76,7 +76,7 @@ def show(documents: list[dict[str, Any]]) -> None:
 
 
 def warnings(processes: list[dict[str, Any]]) -> list[str]:
-    """Return a line for each thing that a worker finds wrong by itself, with what to do."""
+    """Return a line for each finding of a worker's self-check, with its remedy."""
     from rsky_pipeline.health.rules import finding_status, rule_of
     from rsky_pipeline.runtime.health_document import read_health
 

@@ -34,7 +34,7 @@ def command() -> None:
 @click.option("--window", type=DURATION, default="2s", show_default=True, metavar="DURATION",
               help="How long rates are measured.")  # fmt: skip
 def list_streams(run: Invocation, window: float) -> None:
-    """Show length, memory, rates, lag and age of every stream, and its capacity."""
+    """Show length, memory, rates, lag and capacity of every stream."""
     from rsky_pipeline.operations.stream_figures import document, measure
 
     with run.store("streams") as store:
@@ -69,7 +69,7 @@ def trim(
     """Remove the oldest entries of a stream.
 
     Entries that a group has not read or acknowledged stay, with exit code 1, unless --force is
-    given; then the output says exactly what is lost.
+    given; then the output lists exactly the loss.
     """
     from rsky_pipeline.operations import cleaning
 
@@ -88,10 +88,10 @@ def trim(
 @_force
 @_dry_run
 def reset(run: Invocation, stream: str, force: bool, dry_run: bool) -> int:
-    """Remove all entries of a stream; groups, their positions and cursors stay.
+    """Remove all entries of a stream.
 
-    Refuses, with exit code 1, while a group has not read or acknowledged everything, unless --force
-    is given; then the output says exactly what is lost.
+    Groups, their positions and cursors stay. Refuses, with exit code 1, while a group has not read
+    or acknowledged everything, unless --force is given; then the output lists exactly the loss.
     """
     from rsky_pipeline.operations import cleaning
 
@@ -117,10 +117,10 @@ def purge(
     run: Invocation, stream: str, kinds: tuple[str, ...], after: str | None, force: bool,
     dry_run: bool,
 ) -> int:  # fmt: skip
-    """Remove polluting entries of a type, and keep all others in their order.
+    """Remove polluting entries of a type.
 
-    Works beside running producers and consumers. Only `repo` entries of firehose_live are
-    pollution; any other type is work, and needs --force.
+    Keeps all others in their order, and works beside running producers and consumers. Only `repo`
+    entries of firehose_live are pollution; any other type is work, and needs --force.
     """
     from rsky_pipeline.operations import cleaning
 
@@ -143,8 +143,9 @@ def groups() -> None:
               help="Consumers that were idle for this long are dead.")  # fmt: skip
 @_dry_run
 def repair_groups(run: Invocation, idle: float, dry_run: bool) -> int:
-    """Repair groups: missing ones, positions past the end, pending entries without a body,
-    dead consumers.
+    """Repair consumer groups.
+
+    Finds missing groups, positions past the end, pending entries without a body, dead consumers.
 
     Exit with 1 if something is left that only a running worker can repair.
     """
@@ -171,11 +172,11 @@ def repair_groups(run: Invocation, idle: float, dry_run: bool) -> int:
 @operator_command(command, "release", aliases=("hand-back",))
 @_dry_run
 def release_streams(run: Invocation, dry_run: bool) -> None:
-    """Release the streams to the original (Rust) services, so that they can continue from them.
+    """Release the streams to the original (Rust) services.
 
-    After `stop --ordered`: moves urgent, delayed and waiting repos into repo_backfill, and entries
-    that are pending with our consumers to the end of their stream. May be repeated. An earlier name
-    of this command is `streams hand-back`.
+    They can then continue from them. Run it after `stop --ordered`: it moves urgent, delayed and
+    waiting repos into repo_backfill, and entries that are pending with our consumers to the end of
+    their stream. May be repeated. An earlier name of this command is `streams hand-back`.
     """
     from rsky_pipeline.operations.release import release
 
@@ -203,7 +204,7 @@ def _refusals() -> Iterator[None]:
     try:
         yield
     except RemovalRefusedError as error:
-        message = f"refused: {error}; --force does it all the same, --dry-run shows what"
+        message = f"refused: {error}; --force does it anyway, --dry-run lists the loss"
         raise CommandError(message, ExitCode.FAILED) from error
 
 

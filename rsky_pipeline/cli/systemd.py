@@ -1,4 +1,4 @@
-"""`rsky-pipeline systemd`: put the unit files in place, remove them, show what they do."""
+"""`rsky-pipeline systemd`: install the unit files, remove them, show their state."""
 
 import subprocess
 from pathlib import Path
@@ -31,10 +31,10 @@ def command() -> None:
 @root_option
 @dry_run_option
 def install(run: Invocation, root: Path, dry_run: bool) -> None:
-    """Write the units, the account and the directories, and have systemd read them.
+    """Write the units, the account and the directories.
 
-    Changes nothing that is as it should be, and never an existing configuration. Nothing is started
-    or enabled. Units start the setting binary_path (default /usr/local/bin/rsky-pipeline).
+    Reloads systemd. Changes only files that differ, and never an existing configuration. Nothing is
+    started or enabled. Units start the setting binary_path (default /usr/local/bin/rsky-pipeline).
     """
     from rsky_pipeline.systemd import files, systemctl
 

@@ -19,9 +19,9 @@ _COLOURS = {"pass": "green", "warn": "yellow", "fail": "red", "skip": "cyan"}
 @click.option("--window", type=DURATION, default="30s", show_default=True, metavar="DURATION",
               help="How long rates are measured.")  # fmt: skip
 @click.option("--role", "roles", multiple=True, type=click.Choice(ROLE_NAMES),
-              help="What has to run here; may be repeated. Default: every role.")  # fmt: skip
+              help="Role that has to run here; may be repeated. Default: every role.")  # fmt: skip
 @click.option("--strict", is_flag=True, help="Warnings end with exit code 1.")
-@click.option("--quiet", is_flag=True, help="Show only what is not good.")
+@click.option("--quiet", is_flag=True, help="Show only warnings and failures.")
 def command(
     run: Invocation, window: float, roles: tuple[str, ...], strict: bool, quiet: bool
 ) -> int:

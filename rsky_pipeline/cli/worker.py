@@ -1,7 +1,7 @@
 """`rsky-pipeline worker`: one worker process. The supervisor starts it; people can, too.
 
 By hand, it needs redis_url and database_url, reads the configuration as every command does, and
-tells systemd about its readiness if that started it.
+notifies systemd of its readiness if that started it.
 """
 
 import sys

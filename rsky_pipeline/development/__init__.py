@@ -1,1 +1,1 @@
-"""Programs for those who work on the project; no part of what is installed."""
+"""Programs for contributors; they are not installed."""

@@ -43,7 +43,7 @@ def main() -> None:
     parser.add_argument("--python", action="append", dest="pythons", help="such as 3.12; repeated")
     parser.add_argument("--without-stores", action="store_true", help="no embedded servers")
     parser.add_argument("--pure", action="store_true", help="also without the compiled readers")
-    parser.add_argument("--set-version", help="say this version (for tests of deployments)")
+    parser.add_argument("--set-version", help="build as this version (for tests of deployments)")
     given = parser.parse_args()
     pythons = given.pythons or list(PYTHONS)
     with tempfile.TemporaryDirectory(prefix="rsky-binary-") as scratch:
@@ -164,7 +164,7 @@ def digest(path: Path) -> bytes:
 
 
 def add_program(tree: Path, other_version: str | None) -> None:
-    """Install the project itself, and write down what was built, when, from which commit."""
+    """Install the project itself, and record version, time and commit of the build."""
     shutil.rmtree(ROOT / "build", ignore_errors=True)
     run(
         *(sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"),

@@ -5,7 +5,7 @@ from rsky_pipeline.development.documents import ROOT, pages
 
 
 def main() -> None:
-    """Write what changed, and say so."""
+    """Write the pages that changed, and print their names."""
     for path, text in pages().items():
         if path.is_file() and path.read_text() == text:
             continue

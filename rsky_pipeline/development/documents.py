@@ -1,4 +1,4 @@
-"""The generated parts of the documentation: what they are, and writing or checking them.
+"""The generated parts of the documentation: making, writing and checking them.
 
 A generated part of a page stands between two marker lines, so that the prose around it stays with
 its writers. `make docs` writes; the tests check. A part is replaced whole, whatever is between its

@@ -5,9 +5,9 @@
 A simulated network and the real processes with embedded stores are started, everything is indexed,
 and then one like is published, and one repo is queued. `trace_hook` records which functions of ours
 the workers call, in which thread and which task. Printed are, for each worker, the distinct
-functions and files, and the hand-overs: how often the work goes on in another task or thread. What
-a worker calls while nothing happens (waiting, metrics, timers) is counted apart: a function that
-serves both, such as one that sends a command to Redis, belongs to `also called while idle`.
+functions and files, and the hand-overs: how often the work passes to another task or thread.
+Functions that a worker also calls while nothing happens (waiting, metrics, timers) are counted
+apart; a function that serves both, for example one that sends a command to Redis, is among them.
 
 Compiled functions are not seen. With --story the calls are printed in their order, each function
 once, indented as they call each other.
@@ -54,7 +54,7 @@ ROOT = Path(rsky_pipeline.__file__).parent
 
 
 class TraceError(Exception):
-    """The pipeline did not do what is to be traced."""
+    """The pipeline did not index the like or the repo that is traced."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,7 +203,7 @@ def _fetched_again(settings: Settings, did: str) -> bool:
 
 
 def _is_quiet(settings: Settings) -> bool:
-    """Whether repos were indexed and no stream has an entry that a group wants."""
+    """Return whether repos were indexed and no stream has an entry left for a group."""
     with closing(connect(settings.redis_url or "", name="trace")) as store:
         reports = [inspect(store, stream) for stream in STREAMS]
     groups = [group for report in reports for group in report.groups]

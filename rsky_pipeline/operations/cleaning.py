@@ -1,7 +1,7 @@
 """Removing entries of a stream safely: by age or number, all of them, or those of one type.
 
-Everything is done in small steps of the server, so that producers and consumers go on beside it,
-and every step may be repeated: what was interrupted is simply begun again.
+Each step of the server is small, so that producers and consumers continue beside it, and may be
+repeated: an interrupted command is simply run again.
 """
 
 from collections import Counter
@@ -23,7 +23,7 @@ from rsky_pipeline.streams.scan import (
     pages,
 )
 
-# What is never meant to be in a stream, so that removing it takes nothing from anybody. The live
+# Types that never belong into a stream, so that removing them costs no consumer anything. The live
 # stream carries operations on records only; elsewhere a `repo` event is the end of a backfill.
 POLLUTION = {FIREHOSE_LIVE: ("repo",)}
 
@@ -31,7 +31,7 @@ Progress = Callable[[int, int], None]  # entries looked at, entries removed
 
 
 class RemovalRefusedError(Exception):
-    """Something that needs `force`; the message says what would be lost."""
+    """The removal needs `force`; the message names the loss."""
 
 
 @dataclass(slots=True)
@@ -76,7 +76,7 @@ class Losses:
     def sentence(self) -> str:
         """Return it in words."""
         if not self.entries:
-            return "no entry that anybody still wants"
+            return "no entry that a group still needs"
         types = ", ".join(f"{count:,} {kind}" for kind, count in self.by_type.most_common())
         states = [
             f"{count:,} {state} by {group}"
@@ -91,10 +91,10 @@ class Losses:
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """What `trim`, `reset` and `purge` did, or in a dry run would do.
+    """The result of `trim`, `reset` and `purge`, or of their dry run.
 
-    `lost` were removed although somebody still wanted them; `kept` are such that were not removed.
-    `last_id` is the last entry that was looked at: go on after it.
+    `lost` entries were removed although a group still needed them; `kept` ones were not removed.
+    `last_id` is the last entry that was looked at: continue after it.
     """
 
     stream: str
@@ -153,7 +153,7 @@ def reset(
     """Remove every entry that is there now; groups, their positions and cursors stay.
 
     Without `force` nothing is removed while a group has unread or unacknowledged entries: raises
-    RemovalRefusedError, which says what would be lost.
+    RemovalRefusedError, which names the loss.
     """
     if not force and not dry_run:
         kept = trim(store, stream, maxlen=0, dry_run=True, on_progress=on_progress).kept

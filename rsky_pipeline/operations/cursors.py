@@ -33,12 +33,12 @@ CursorStream = Literal["firehose_live", "label_live"]
 
 
 class CursorRefusedError(Exception):
-    """The change would lose events, or is of something that is not there; the text says what."""
+    """The change would lose events, or its subject does not exist; the message has the reason."""
 
 
 @dataclass(frozen=True, slots=True)
 class StoredCursor:
-    """A cursor: `seq` is None where none is stored, `invalid` what is stored if it is no number."""
+    """A cursor: `seq` is None where none is stored, `invalid` is a stored text, not a number."""
 
     stream: str
     host: str
@@ -97,8 +97,8 @@ def set_cursor(
             )
         if seq is not None and seq > before.seq:
             raise CursorRefusedError(
-                f"{host} is at {before.seq}: setting {seq} skips what is between; --force does it "
-                "and has the gap repaired"
+                f"{host} is at {before.seq}: setting {seq} skips the events between; --force does "
+                "it and has the gap repaired"
             )
     key = cursor_key(stream, host)
     expected = before.invalid or ("" if before.seq is None else str(before.seq))
@@ -129,8 +129,8 @@ def forget_repos(store: Store) -> int:
     running = _WRITERS.search(store.call("CLIENT", "LIST").decode("utf-8", "replace"))
     if running is not None:
         raise CursorRefusedError(
-            f"{running[1]} is connected, and would go on writing what it remembers: stop it first, "
-            "with `rsky-pipeline stop --role ingester`"
+            f"{running[1]} is connected, and would write the states that it remembers: stop it "
+            "first, with `rsky-pipeline stop --role ingester`"
         )
     position, removed = b"0", 0
     while True:

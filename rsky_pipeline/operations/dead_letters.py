@@ -1,8 +1,8 @@
 """Dead letters of every stream: counted by reason, shown, tried again, dropped.
 
-What is asked for is what was there when the command began: a letter that comes back while it runs
-is not met twice. Every step of the server moves or removes letters as a whole, so that an
-interrupted command loses nothing and can be repeated.
+A command covers the letters that were there when it began, so that it does not meet a letter twice
+that comes back while it runs. Every step of the server moves or removes letters as a whole, so that
+an interrupted command loses nothing and can be repeated.
 """
 
 import time
@@ -67,10 +67,10 @@ class ReasonCount:
 
 @dataclass(slots=True)
 class Retried:
-    """What became of the letters that were tried again."""
+    """The outcome of retrying letters."""
 
     retried: int = 0
-    gone: int = 0  # somebody else was quicker
+    gone: int = 0  # another command was quicker
     kept: list[tuple[str, str]] = field(default_factory=list)  # id and why, the first few
     kept_count: int = 0
 
@@ -228,7 +228,7 @@ def _retry_raw(
 
 
 def _fresh_job(letter: DeadLetter) -> bytes | None:
-    """Return the job of a repo as if nothing had failed yet; None for what is none, or is so."""
+    """Return a repo job with its attempts set to 0; None for other entries, and if they are 0."""
     try:
         job = decode_repo_job(letter.fields.get(REPO_FIELD, b""))
     except MalformedEventError:

@@ -81,13 +81,13 @@ def _absent(found: Traced) -> Diagnosis:
 
 
 def _how_it_was_lost(found: Traced) -> Iterator[str]:
-    yield "the PDS has it, and it is neither in the database nor in what was searched of Redis"
+    yield "the PDS has it, and it is neither in the database nor in the searched part of Redis"
     if not found.redis.complete:
         yield "not everything in Redis was searched: see the limits, and --limit"
     if found.firehose.passed:
-        yield "the ingester has read beyond it, so it will not come by itself"
+        yield "the ingester has read beyond it, so it will not arrive by itself"
     elif found.firehose.passed is False:
-        yield "the ingester has not read so far yet: it comes"
+        yield "the ingester has not read that far yet: it will arrive"
     complete_rev, rev = found.database.complete_rev, found.pds.rev
     if complete_rev is not None:
         yield f"the repo was indexed as a whole at rev {complete_rev}; it is newer, or was refused"

@@ -1,7 +1,7 @@
 """The groups that streams should have, and repairing those that are broken.
 
 Nothing that a consumer has not processed is ever acknowledged here, except pending entries whose
-body is gone: nobody can process these.
+body is gone: no worker can process these.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -17,7 +17,7 @@ _PAGE = 500  # pending entries looked at in one step of the server
 
 @dataclass(frozen=True, slots=True)
 class GroupRepair:
-    """Something that is wrong with a group; `done` tells whether it was put right.
+    """A fault of a group; `done` if it was repaired.
 
     `what` is one of missing_group, position_past_end, phantom_entries, idle_consumer (holds
     nothing) and dead_consumer (holds entries, which only a worker can process).
@@ -43,7 +43,7 @@ def repair(
     dry_run: bool = False,
     on_step: Callable[[str], None] = lambda step: None,
 ) -> list[GroupRepair]:
-    """Put right what is wrong with the groups of these streams, beside running workers.
+    """Repair the groups of these streams, beside running workers.
 
     Consumers that did nothing for `idle_seconds` are taken for dead. Raises StoreUnavailableError
     and StoreRejectedError.

@@ -1,4 +1,4 @@
-"""What a stream holds, from a sample of its entries."""
+"""The contents of a stream, from a sample of its entries."""
 
 from collections import Counter
 from dataclasses import dataclass

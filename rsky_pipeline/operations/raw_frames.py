@@ -1,4 +1,4 @@
-"""Raw frames that the ingester put aside: what they are, and converting them again.
+"""Raw dead letters: frames that the ingester could not use. Describing, and converting again.
 
 No I/O. A frame whose commits are checked by signature is not written as it is: the repo that it
 names is queued to be fetched, which proves everything and loses nothing.
@@ -24,12 +24,12 @@ from rsky_pipeline.streams.names import FIREHOSE_RAW_LETTERS, REPO_BACKFILL_HIGH
 
 
 class NotConvertibleError(Exception):
-    """A frame that cannot be tried again, or that still cannot be used; the text says why."""
+    """A frame that cannot be tried again, or still cannot be used; the message has the reason."""
 
 
 @dataclass(frozen=True, slots=True)
 class RawFrame:
-    """A frame as it was put aside; `size` is what it had, `data` what was kept of it."""
+    """A frame as it was stored: `data` is the beginning of its `size` bytes, or all of them."""
 
     host: str
     reason: str
@@ -55,7 +55,7 @@ def parse_raw(fields: Mapping[bytes, bytes]) -> RawFrame:
 
 
 def summary(frame: RawFrame) -> dict[str, Any]:
-    """Return what a frame is, without its bytes."""
+    """Describe a frame, without its bytes."""
     found: dict[str, Any] = {"host": frame.host, "bytes": frame.size, "kept": len(frame.data)}
     try:
         message = decode_frame(frame.data)
@@ -89,7 +89,7 @@ def convert_again(stream: str, frame: RawFrame, settings: Settings) -> list[Entr
         return entries
     if entries and update.proof is None and update.problem is None:
         return entries
-    # A commit with a proof is proven from the repo; so is what the frame did not hold.
+    # The repo proves a commit with a proof, and has the operations that the frame did not hold.
     unwritten = update.ops if update.proof is not None else ()
     reason, rev = update.problem or update.kind, tid_text(update.rev)
     job = converter.resync(REPO_BACKFILL_HIGH, update.did, rev, reason, unwritten)
@@ -103,6 +103,6 @@ def _converter(stream: str, host: str, settings: Settings) -> FrameConverter:
     try:
         url = parse_endpoint(host).http_url()
     except ValueError:
-        url = ""  # it only tells where a repo to fetch was seen
+        url = ""  # a hint only: where the repo was seen
     verify = settings.verify
     return RepoConverter(host, url, settings.collections, FrameCounters(), letters, verify=verify)

@@ -24,9 +24,9 @@ from rsky_pipeline.streams.scan import newest
 
 _SAMPLE = 200  # entries whose size is looked at
 _FEW = 100  # entries below which a stream's memory is mostly its own frame
-_OVERHEAD = 1.15  # what an entry takes beyond its texts, as measured at 100,000 entries
-# Of the memory, what streams may fill: the rest is for acknowledgements, copies while the file of
-# commands is written anew, and what producers append before they notice.
+_OVERHEAD = 1.15  # memory of an entry by the size of its texts, measured at 100,000 entries
+# The share of the memory that streams may fill: the rest is for acknowledgements, copies while the
+# file of commands is written anew, and entries that producers append before they notice.
 USABLE_SHARE = 0.7
 # Without a limit of its own the server shares the machine with others.
 MACHINE_SHARE = 0.5
@@ -45,7 +45,7 @@ class StreamLoad:
 
 @dataclass(frozen=True, slots=True)
 class Advice:
-    """What one stream can hold. Hours are at the measured rate.
+    """The capacity of one stream. Hours are at the measured rate.
 
     `mark_hours` is how long consumers may stand still before the producer has to wait,
     `memory_hours` how long until the memory is used up, and `fitting_mark` the highest mark with
@@ -155,8 +155,8 @@ def between(
         )
         used = stream_bytes(store, new.name) if new.length else 0
         each = _bytes_each(store, new, used)
-        buried = int(store.call("XLEN", dead_letters(new.name)))
-        figures.append(StreamFigures(new, used, each, rate, marks.get(new.name), buried, groups))
+        letters = int(store.call("XLEN", dead_letters(new.name)))
+        figures.append(StreamFigures(new, used, each, rate, marks.get(new.name), letters, groups))
     return Measurement(elapsed, tuple(figures), server_memory(store))
 
 
@@ -173,7 +173,7 @@ def rate_in(old: StreamReport, new: StreamReport, elapsed: float) -> float | Non
 def _rate_out(
     old: StreamReport, group: GroupReport, rate: float | None, elapsed: float
 ) -> float | None:
-    """Return entries finished per second: what came in, less by how much more is waiting."""
+    """Return entries finished per second: those added, less the growth of those waiting."""
     before = old.group(group.name)
     if before is None or rate is None:
         return None

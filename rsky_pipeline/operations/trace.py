@@ -158,10 +158,10 @@ class InDatabase:
 
 @dataclass(frozen=True, slots=True)
 class Firehose:
-    """How far the ingester has read, in seconds since 1970; None where no ingester told."""
+    """How far the ingester has read, in seconds since 1970; None if no ingester reported it."""
 
     read_to: float | None = None
-    written_at: float | None = None  # when the record's key says it was written
+    written_at: float | None = None  # the time in the record's key
     selected: bool = True  # whether settings select the collection
 
     @property
@@ -381,7 +381,7 @@ async def _ask_host(settings: Settings, subject: Subject) -> AtPds:
 
 
 async def _latest(http: HttpClient, pds: str, subject: Subject) -> tuple[str | None, str | None]:
-    """Return rev and why there is none. Raises HttpError where nobody knows."""
+    """Return rev, or the reason why there is none. Raises HttpError where neither is known."""
     url = f"{pds}/xrpc/com.atproto.sync.getLatestCommit?did={quote(subject.did, safe=':')}"
     try:
         body = await http.get_json(url, total_seconds=_PDS_SECONDS)
@@ -458,7 +458,7 @@ def _rows(database: Database, subject: Subject) -> InDatabase:
 
 
 def _tables(database: Database, collection: Collection | None, uri: str) -> dict[str, int]:
-    """Count the rows of a record in the tables of its collection, and what it set off."""
+    """Count the rows of a record in the tables of its collection, and its notifications."""
     owners = {"notification": "recordUri"}
     if collection is not None and collection.table is not None:
         owners[collection.table.name] = "uri"

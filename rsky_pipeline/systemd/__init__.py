@@ -1,4 +1,4 @@
 """systemd: the unit files that this program ships, putting them in place, and asking systemctl.
 
-It knows which units a role has and nothing about what a role does.
+It has the units of each role, and nothing about the work of a role.
 """

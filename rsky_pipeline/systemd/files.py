@@ -21,14 +21,14 @@ State = Literal["missing", "current", "differs"]
 
 @dataclass(frozen=True, slots=True)
 class Shipped:
-    """A file of ours: its place below the root of the system, and what belongs there."""
+    """A file of ours: its place below the root of the system, and its contents."""
 
     path: Path
     text: str
     kept: bool = False  # the operator's own once it exists
 
     def state(self, root: Path) -> State:
-        """Tell what is there now. Raises OSError."""
+        """Return its state on this system. Raises OSError."""
         try:
             found = (root / self.path).read_text()
         except FileNotFoundError:
@@ -56,7 +56,7 @@ def _files(program: Path) -> Iterator[Shipped]:
 
 
 def install(root: Path, files: list[Shipped], *, dry_run: bool) -> list[str]:
-    """Write what is missing or differs; return a line for each change. Raises OSError."""
+    """Write files that are missing or differ; return a line for each change. Raises OSError."""
     done = []
     for file in files:
         state = file.state(root)
@@ -70,7 +70,7 @@ def install(root: Path, files: list[Shipped], *, dry_run: bool) -> list[str]:
 
 
 def uninstall(root: Path, files: list[Shipped], *, dry_run: bool) -> list[str]:
-    """Remove what was installed; return a line for each change. Raises OSError.
+    """Remove the installed files; return a line for each change. Raises OSError.
 
     The operator's own files, data, account and directories stay.
     """

@@ -16,7 +16,7 @@ _FACTS = ("Id", "LoadState", "ActiveState", "SubState", "Result", "MainPID", "Ex
 
 @dataclass(frozen=True, slots=True)
 class Unit:
-    """What systemd says of a unit; `program` is the file that its ExecStart names."""
+    """The state of a unit; `program` is the file that its ExecStart names."""
 
     name: str
     load: str  # "loaded", "not-found"
@@ -39,7 +39,7 @@ class Systemd:
         self._program = program
 
     def units(self, role: str) -> list[Unit]:
-        """Return the units of a role that systemd knows: the main one, then further workers."""
+        """Return the loaded units of a role: the main one, then further workers."""
         main = f"rsky-{role}.service"
         listed = self._run(
             *("list-units", "--all", "--plain", "--no-legend", "--type=service"),
@@ -51,7 +51,7 @@ class Systemd:
         ]
 
     def show(self, name: str) -> Unit:
-        """Return what systemd says of a unit."""
+        """Return the state of a unit."""
         text = self._run("show", f"--property={','.join(_FACTS)}", name)
         facts = dict(line.partition("=")[::2] for line in text.splitlines())
         pid = facts.get("MainPID", "0")

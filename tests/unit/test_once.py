@@ -30,6 +30,13 @@ ONCE = {
         r'"(XREADGROUP|XAUTOCLAIM|XCLAIM|XACK)"', {"streams/consumer.py"},
     ),
     "commands that append": (r'"XADD"', set[str]()),
+    "printing to the terminal": (r"click\.(echo|secho)\(|(?<![\w.\"])print\(", {
+        "cli/output.py", "development/trace.py", "development/binary.py",
+        "development/prerequisites.py",
+    }),
+    "options of every command": (
+        r'\["--(json|config|set)"|option\("--(json|config|set)"', {"cli/command.py"},
+    ),
     "pages of listRepos": (r'"listRepos(ByCollection)?\?|_page\(http', {"network/listing.py"}),
     "words of the reasons to fetch a repo": (
         r'"(unseen|reactivated|broken_chain)"',

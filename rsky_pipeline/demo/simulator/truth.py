@@ -255,7 +255,7 @@ class PostTruth:
         return _link(self._posts[uri].record, "parent")[0] or ""
 
     def _violates_thread_gate(self, entry: StandingRecord) -> Any:
-        """Gates judge what comes after them: decided only where there never was one."""
+        """Gates apply to later replies only: decided only where there never was a gate."""
         root = _link(entry.record, "root")[0]
         return ANY if root in self._state.gated and host(root or "") != entry.did else False
 

@@ -1,7 +1,7 @@
 """Deploying a program file step by step, undoing it by itself when a step fails.
 
 preflight, stop, backup, swap, migrate, clean, start, verify, watch. The journal has each step
-before it begins; what a crash interrupted is undone by the next deployment or rollback.
+before it begins; the next deployment or rollback undoes one that a crash interrupted.
 """
 
 import os
@@ -38,7 +38,7 @@ class NotHealthyError(WorkerError):
 
 
 class StepFailedError(Exception):
-    """A step did not do what it should; the deployment is undone."""
+    """A step failed; the deployment is undone."""
 
     def __init__(self, step: str, reason: str) -> None:
         super().__init__(f"{step}: {reason}")
@@ -47,7 +47,7 @@ class StepFailedError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class DeploymentOrder:
-    """What is wanted. Times are in seconds; `purge` holds pairs of a stream and a type."""
+    """A deployment as ordered. Times are in seconds; `purge` holds pairs of a stream and a type."""
 
     source: Path
     kind: Literal["deploy", "rollback"] = "deploy"
@@ -90,7 +90,7 @@ class Deployer:
         self._outcome = DeploymentOutcome("", "refused")
 
     def run(self, order: DeploymentOrder, *, dry_run: bool = False) -> DeploymentOutcome:
-        """Deploy, or say what would be done. Raises WorkerError when it cannot even be planned."""
+        """Deploy, or return the plan of a dry run. Raises WorkerError if it cannot be planned."""
         target = find_target(self.settings, self.manager)
         found = preflight(target, self._program(order.source), self._data_dir)
         stamp = files.new_stamp(target.program)
@@ -291,7 +291,7 @@ def wait_until_healthy(
 
 
 def start_all(target: DeploymentTarget, settings: Settings, tell: Tell) -> Movement:
-    """Start what ran before, from the program file as it is now."""
+    """Start the roles that ran before, from the program file as it is now."""
     manager = target.manager
     if not isinstance(manager, Supervised):
         return flow.start(manager, roles=target.roles, tell=tell)
@@ -334,7 +334,7 @@ def _checked(movement: Movement) -> dict[str, Any]:
 
 
 def _complaint(movement: Movement) -> str:
-    """Return what went wrong in a movement, in one line."""
+    """Return the failure of a movement, in one line."""
     for step in movement.steps:
         if not step.good:
             failed = [finding.text for finding in step.findings if finding.result == "fail"]

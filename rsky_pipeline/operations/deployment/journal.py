@@ -1,6 +1,6 @@
-"""What deployments did, written down before each step, so that a crash can be undone.
+"""The journal of deployments, written before each step, so that a crash can be undone.
 
-It is a file and not a table: the database may be away, may be what a migration broke, or may live
+It is a file and not a table: the database may be away, may be broken by a migration, or may live
 in the very pipeline that is stopped. Each line is one JSON object and is on the disk (fsync) before
 the step that it announces begins. The file is private: how supervisors were started may hold
 passwords. A last line that a crash cut short is ignored.
@@ -39,7 +39,7 @@ class JournalEntry:
         return any(one["step"] == step and one["state"] == "done" for one in self.steps)
 
     def document(self) -> dict[str, Any]:
-        """Return what may be shown: without how supervisors were started."""
+        """Return the public part: without the command lines of supervisors."""
         plan = {name: value for name, value in self.plan.items() if name != "launches"}
         return {
             "id": self.id, "outcome": self.outcome or "unfinished", "reason": self.reason,
@@ -103,7 +103,7 @@ class Journal:
             try:
                 record = json.loads(line)
             except ValueError:
-                continue  # cut short by a crash: what it announced had not begun
+                continue  # cut short by a crash: its step had not begun
             if isinstance(record, dict) and "id" in record:
                 records.append(record)
         return records

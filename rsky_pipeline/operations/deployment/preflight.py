@@ -1,4 +1,4 @@
-"""What must hold before anything is touched. Every check is made, so that all problems are seen."""
+"""Checks before anything is touched. Every check is made, so that all problems are seen."""
 
 import os
 import shutil
@@ -31,7 +31,7 @@ class PreflightCheck:
 
 @dataclass(frozen=True, slots=True)
 class Preflight:
-    """All checks, and what the two files say of themselves."""
+    """All checks, and the builds of both files."""
 
     checks: tuple[PreflightCheck, ...]
     old_build: dict[str, Any] | None
@@ -155,7 +155,7 @@ def _running(target: DeploymentTarget) -> Iterator[PreflightCheck]:
 
 
 def _environment(supervisors: list[client.Supervisor]) -> Iterator[PreflightCheck]:
-    """The new supervisor gets our environment; names are told, values may be secret."""
+    """The new supervisor gets our environment; names are printed, values may be secret."""
     for each in supervisors:
         try:
             raw = Path(f"/proc/{each.status['pid']}/environ").read_bytes()

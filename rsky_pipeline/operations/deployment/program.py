@@ -1,4 +1,4 @@
-"""Program files: which one is installed and runs, what a file says of itself, backups and the swap.
+"""Program files: the one that is installed and runs, the build of a file, backups and the swap.
 
 A program file may be of any version; it is asked by its own commands. Backups stand beside the
 program as `rsky-pipeline.backup.YYYYmmdd_HHMMSS`.
@@ -32,7 +32,7 @@ _STAMP = re.compile(r"\d{8}_\d{6}")
 
 @dataclass(frozen=True, slots=True)
 class DeploymentTarget:
-    """The installed program and what runs of it."""
+    """The installed program and its running roles."""
 
     program: Path
     manager: Manager
@@ -41,7 +41,7 @@ class DeploymentTarget:
 
 
 def find_target(settings: Settings, manager: Manager) -> DeploymentTarget:
-    """Look at what runs. Raises WorkerError when it is unclear which file that is."""
+    """Find the program file that runs. Raises WorkerError when it is unclear which one that is."""
     roles = manager.running()
     launches = tuple(manager.launches()) if isinstance(manager, Supervised) else ()
     program = settings.binary_path or _running_program(manager, roles, launches) or program_file()
@@ -122,7 +122,7 @@ class Program:
         answer = self.ask("version", "--json", configured=False, seconds=VERSION_SECONDS)
         document = answer.document
         if not answer.ok or not isinstance(document, dict) or "version" not in document:
-            raise WorkerError(f"{self.path} does not tell its version: {answer.complaint()}")
+            raise WorkerError(f"{self.path} does not print its version: {answer.complaint()}")
         return document
 
     def ask(
@@ -190,7 +190,7 @@ def backups(program: Path) -> dict[str, Path]:
 
 
 def prune(program: Path, kept: int) -> list[Path]:
-    """Remove all but the newest backups; return what was removed. Raises OSError."""
+    """Remove all but the newest backups; return the removed ones. Raises OSError."""
     removed = list(backups(program).values())[kept:]
     for path in removed:
         path.unlink()

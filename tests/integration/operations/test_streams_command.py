@@ -52,7 +52,7 @@ def test_refusals_have_an_exit_code_and_a_remedy(store: Store, clean_redis: str)
     assert "kept, because consumers need them: 2 entries (1 create, 1 repo" in result.stderr
     result = run(clean_redis, "reset", LIVE)
     assert result.exit_code == 1
-    assert "--force does it all the same" in result.stderr
+    assert "--force does it anyway" in result.stderr
     assert run(clean_redis, "trim", LIVE).exit_code == 2
     assert run(clean_redis, "trim", LIVE, "--keep", "soon").exit_code == 2
     assert run(clean_redis, "purge", LIVE, "--type", "create").exit_code == 1

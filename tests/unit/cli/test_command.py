@@ -71,6 +71,22 @@ def test_an_embedded_database_that_does_not_run_is_named(tmp_path: Path) -> None
     assert f"the embedded PostgreSQL in {tmp_path}/data does not run" in result.stderr
 
 
+def test_the_options_are_passed_on_to_a_command_that_is_started() -> None:
+    @operator_command(name="try")
+    @click.option("--own")
+    def command(run: Invocation, own: str) -> None:
+        assert own == "1"
+        run.answer(run.given, lambda: None)
+
+    arguments = ["--own=1", "--json", "--set", "verify=none", "--set", "log_level=info",
+                 "--relay", "a.test", "--relay", "b.test", "--data-dir", "/tmp/x y"]  # fmt: skip
+    result = CliRunner().invoke(command, arguments)
+    assert sorted(json.loads(result.stdout)) == [
+        "--data-dir=/tmp/x y", "--relay=a.test", "--relay=b.test", "--set=log_level=info",
+        "--set=verify=none",
+    ]  # fmt: skip
+
+
 def test_other_errors_are_not_hidden() -> None:
     result = ending(ZeroDivisionError("a defect"))
     assert isinstance(result.exception, ZeroDivisionError)

@@ -48,7 +48,7 @@ def test_the_seeds_missing_post() -> None:
     """At its PDS, passed by the firehose, trimmed from the stream, in no table."""
     verdict = diagnose(found())
     assert verdict.state == "missing"
-    assert "the ingester has read beyond it, so it will not come by itself" in verdict.reasons
+    assert "the ingester has read beyond it, so it will not arrive by itself" in verdict.reasons
     assert "index-repo did:plc:w4xbfzo7kqfes5zb7r6qv3rw" in verdict.remedy
 
 
