@@ -25,7 +25,7 @@ from rsky_pipeline.health.samples import Expectations, Sample, SampleWindow, exp
 from rsky_pipeline.observability.catalogue import missing_metrics
 from rsky_pipeline.observability.findings import FAILS, WARNS, FindingMetrics
 from rsky_pipeline.observability.streams import StreamMetrics
-from rsky_pipeline.runtime.logging import Throttled
+from rsky_pipeline.runtime.logging import ThrottledLog
 from rsky_pipeline.streams.connection import Store
 from rsky_pipeline.streams.lag import StreamReport, collect, server_memory
 from rsky_pipeline.streams.names import STREAMS, dead_letters
@@ -61,7 +61,7 @@ class SelfCheck:
         self._metrics = FindingMetrics(registry, finding_series(streams))
         # One worker judges the rate: the one that makes it.
         self._expected = expectations(settings, rated=role == "ingester")
-        self._quiet = Throttled(_AGAIN_SECONDS)
+        self._throttled = ThrottledLog(_log, _AGAIN_SECONDS)
         # Counters begin at 0 now; what happens before the first look is to count.
         self._samples = [Sample(clock(), workers=(exported(registry, role, METRICS),))]
 
@@ -105,14 +105,11 @@ class SelfCheck:
 
     def _report(self, found: RuleVerdict) -> None:
         finding = finding_of(found.rule)
-        if self._quiet.allow(f"{finding} {found.subject} {found.status}") is None:
-            return
         level = logging.ERROR if found.status == "fail" else logging.WARNING
-        extra = {
-            "finding": finding, "subject": found.subject, "detail": found.figure,
-            "to_do": found.to_do,
-        }  # fmt: skip
-        _log.log(level, found.rule.title, extra=extra)
+        self._throttled.log(
+            level, found.rule.title, key=f"{finding} {found.subject} {found.status}",
+            finding=finding, subject=found.subject, detail=found.figure, to_do=found.to_do,
+        )  # fmt: skip
 
     def _look_for_misplaced(self, store: Store, reports: Sequence[StreamReport]) -> tuple[int, int]:
         """Count repo events among the newest entries of the live stream; one worker looks."""

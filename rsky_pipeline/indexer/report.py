@@ -13,7 +13,7 @@ from rsky_pipeline.observability.indexer import IndexerMetrics
 from rsky_pipeline.runtime.context import WorkerContext
 from rsky_pipeline.runtime.errors import StoreError
 from rsky_pipeline.runtime.health_document import Detail
-from rsky_pipeline.runtime.logging import Throttled
+from rsky_pipeline.runtime.logging import ThrottledLog
 from rsky_pipeline.streams.names import FIREHOSE_LIVE, LABEL_LIVE
 
 RECORD_KINDS = ("create", "update", "delete")
@@ -28,7 +28,7 @@ class IndexerReport:
         self.events = 0  # entries settled since the start
         self.live_lag = 0.0  # seconds that the newest live event was old when it was applied
         self._context = context
-        self._quiet = Throttled()
+        self._throttled = ThrottledLog(_log)
         self._details: dict[str, Detail] = {}
         self._rate_from = (time.monotonic(), 0)
 
@@ -113,18 +113,16 @@ class IndexerReport:
             reading = refusal.item.reading
             collection = reading.collection if isinstance(reading, Reading) else ""
             self.metrics.refuse(refusal.reason, collection)
-            held = self._quiet.allow(refusal.reason)
-            if held is not None:
-                extra = {
-                    "reason": refusal.reason,
-                    "error": refusal.message,
-                    "entry": refusal.item.delivery.id,
-                    "collection": collection,
-                    "did": reading.did if isinstance(reading, Reading) else "",
-                    "stream": refusal.item.delivery.stream,
-                    "more": held,
-                }
-                _log.warning("entry refused", extra=extra)
+            self._throttled.warning(
+                "entry refused",
+                key=refusal.reason,
+                reason=refusal.reason,
+                error=refusal.message,
+                entry=refusal.item.delivery.id,
+                collection=collection,
+                did=reading.did if isinstance(reading, Reading) else "",
+                stream=refusal.item.delivery.stream,
+            )
 
     def _note_age(self, batch: EntryBatch) -> None:
         now = time.time()

@@ -166,13 +166,13 @@ class ThrottledLog:
         message: str,
         *,
         key: str = "",
-        error: BaseException | None = None,
+        error: BaseException | str | None = None,
         **fields: Any,
     ) -> None:
         """Log a fixed sentence and its fields unless a line of this sentence and key is recent.
 
         Keys are few and fixed, such as reasons; never data from outside. `error` adds its text as
-        a field, and for anything but a refusal of a store or worker its traceback.
+        a field, and for an exception other than those of a store or worker its traceback.
         """
         suppressed = self._throttle.allow(f"{message} {key}" if key else message)
         if suppressed is None:
@@ -181,8 +181,10 @@ class ThrottledLog:
             fields["suppressed"] = suppressed
         if error is not None:
             fields["error"] = str(error) or type(error).__name__
-        expected = error is None or isinstance(error, StoreError | WorkerError)
-        self._logger.log(level, message, extra=fields, exc_info=None if expected else error)
+        trace = error if isinstance(error, BaseException) else None
+        if isinstance(trace, StoreError | WorkerError):
+            trace = None
+        self._logger.log(level, message, extra=fields, exc_info=trace)
 
 
 def _is_journal(target: TextIO) -> bool:
