@@ -37,19 +37,6 @@ async def in_thread(
     return await trio.to_thread.run_sync(function, *args, limiter=limiter)
 
 
-class StoreThread:
-    """Serialises the calls on one blocking connection."""
-
-    def __init__(self) -> None:
-        self._limiter = trio.CapacityLimiter(1)
-
-    async def call(
-        self, function: Callable[[Unpack[Arguments]], Result], *args: *Arguments
-    ) -> Result:
-        """Call a blocking function when every earlier call has ended."""
-        return await in_thread(function, *args, limiter=self._limiter)
-
-
 def ease_collector() -> None:
     """Search for reference cycles less often, and never among the modules loaded by now."""
     gc.freeze()

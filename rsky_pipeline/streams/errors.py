@@ -20,5 +20,6 @@ class StoreRejectedError(StoreError):
 
 
 def store_reason(error: StoreError) -> str:
-    """Return the metric label of a failure of Redis."""
-    return "store_unavailable" if isinstance(error, StoreUnavailableError) else "store_rejected"
+    """Return the metric label of a failure of Redis: `store_unavailable` or `store_rejected`."""
+    away = isinstance(error, StoreUnavailableError) and not isinstance(error, WritesRefusedError)
+    return "store_unavailable" if away else "store_rejected"

@@ -68,7 +68,8 @@ ONCE = {
     ),
 }  # fmt: skip
 
-# Handlers of the stores' errors in the roles, to be replaced by `Link`; numbers only become less.
+# Handlers of the stores' errors in the roles beside `Link`: what cannot pass by waiting, and what
+# ends a connection to a relay. Numbers only become less.
 STORE_ERRORS = {
     "StoreUnavailableError", "StoreRejectedError", "DatabaseError", "DatabaseUnavailableError",
     "UnavailableError", "StoreError",

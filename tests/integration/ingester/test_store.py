@@ -154,8 +154,8 @@ async def test_a_store_without_memory_is_waited_for(clean_redis: str) -> None:
         client.config_set("maxmemory", "1")  # bytes: full, whatever the server
     try:
         async with running(relay), ingesting(clean_redis, relay.url) as ingester:
-            await eventually(lambda: total(ingester, "store_retries", action="unavailable") > 0)
-            assert total(ingester, "error_reasons", reason="store_unavailable") > 0
+            await eventually(lambda: total(ingester, "store_retries", action="rejected") > 0)
+            assert total(ingester, "error_reasons", reason="store_rejected") > 0
             with redis_client(clean_redis) as client:
                 client.config_set("maxmemory", "0")
             await eventually(lambda: cursor(clean_redis, relay) == "5")
