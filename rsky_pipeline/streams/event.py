@@ -266,14 +266,13 @@ def parse_payload(payload: bytes) -> dict[str, Any]:
         raise MalformedEventError("invalid_json", str(error)[:200]) from error
     if not isinstance(body, dict):
         raise MalformedEventError("invalid_json", "not an object")
-    _check_depth(payload, body)
+    if payload.count(b"{") + payload.count(b"[") > MAX_DEPTH:
+        _check_depth(body)
     return body
 
 
-def _check_depth(payload: bytes, body: object) -> None:
-    if payload.count(b"{") + payload.count(b"[") <= MAX_DEPTH:
-        return
-    level: list[Any] = [body]
+def _check_depth(value: object) -> None:
+    level: list[Any] = [value]
     for _ in range(MAX_DEPTH):
         level = [
             item

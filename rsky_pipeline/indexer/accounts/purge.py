@@ -13,12 +13,12 @@ from rsky_pipeline.database.connection import Database, Transaction
 from rsky_pipeline.indexer.accounts.actors import create_actors, lock_actors
 from rsky_pipeline.indexer.collections.declaration import Collection, looked_at_by_others
 from rsky_pipeline.indexer.collections.values import Delete, collection_of
-from rsky_pipeline.indexer.core.apply import write_collections
 from rsky_pipeline.indexer.core.complete_revs import raise_complete_revs
 from rsky_pipeline.indexer.core.counts import Counts
 from rsky_pipeline.indexer.core.entries import now_text
 from rsky_pipeline.indexer.core.locks import lock_references
 from rsky_pipeline.indexer.core.plan import BatchPlan
+from rsky_pipeline.indexer.core.write import write_collections
 
 BATCH = 2_000  # records of one transaction
 

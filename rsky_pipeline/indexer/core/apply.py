@@ -11,7 +11,7 @@ Blocking, for one thread. A batch may be applied again after any failure.
 
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence
 
 from rsky_pipeline.database.connection import Database, Transaction
 from rsky_pipeline.database.errors import DatabaseError, RowExistsError, TransactionConflictError
@@ -25,11 +25,9 @@ from rsky_pipeline.indexer.accounts.actors import (
     queue_handle_checks,
 )
 from rsky_pipeline.indexer.collections.declaration import (
-    Changes,
     Collection,
     looked_at_by_others,
 )
-from rsky_pipeline.indexer.collections.notifications import BatchNotifications
 from rsky_pipeline.indexer.collections.values import Delete, Put, collection_of
 from rsky_pipeline.indexer.core.batch import (
     Applied,
@@ -46,7 +44,6 @@ from rsky_pipeline.indexer.core.complete_revs import (
     raise_complete_revs,
 )
 from rsky_pipeline.indexer.core.counts import Counts
-from rsky_pipeline.indexer.core.duplicates import forget_duplicates
 from rsky_pipeline.indexer.core.entries import (
     AccountChange,
     IdentityChange,
@@ -55,11 +52,15 @@ from rsky_pipeline.indexer.core.entries import (
     now_text,
 )
 from rsky_pipeline.indexer.core.labels import LabelReading, apply_labels
-from rsky_pipeline.indexer.core.locks import ReferenceLocks, ReferencesBusyError, lock_references
-from rsky_pipeline.indexer.core.plan import BatchPlan, make_plan, segments
-from rsky_pipeline.indexer.core.record_table import empty_accounts, fetch_states, write_records
-from rsky_pipeline.indexer.core.rejected import keep_rejections, rejections
-from rsky_pipeline.indexer.core.write import Work, write_collection
+from rsky_pipeline.indexer.core.locks import ReferencesBusyError, lock_references
+from rsky_pipeline.indexer.core.plan import make_plan, segments
+from rsky_pipeline.indexer.core.rejected import keep_rejections
+from rsky_pipeline.indexer.core.write import (
+    empty_accounts,
+    fetch_states,
+    write_collections,
+    write_records,
+)
 
 RECORD_KINDS = frozenset({"create", "update", "delete"})
 MAX_CONFLICTS = 5  # tries of one transaction before the batch is given a longer pause
@@ -121,7 +122,9 @@ class Applier:
         try:
             culprits = apply_isolated(
                 present,
-                lambda part: self._apply_once(database, part, outcome),
+                lambda part: retry_conflicts(
+                    lambda: self._write(database, part, outcome), MAX_CONFLICTS
+                ),
                 source=lambda item: item.account,
                 blame_all=now - since > SYSTEMIC_SECONDS,
             )
@@ -133,32 +136,25 @@ class Applier:
             text = f"{culprit.entry.subject}: {culprit.message}"
             outcome.refused.append(RefusedEntry(culprit.entry, culprit.reason, text))
 
-    def _apply_once(
-        self, database: Database, items: Sequence[BatchItem], outcome: BatchOutcome
-    ) -> None:
-        def write() -> None:
-            try:
-                self._write(database, items, outcome)
-            except TransactionConflictError:
-                outcome.conflicts += 1
-                raise
-
-        retry_conflicts(write, MAX_CONFLICTS)
-
     def _write(self, database: Database, items: Sequence[BatchItem], outcome: BatchOutcome) -> None:
+        """Write entries in one transaction; labels, which nothing else depends on, in another."""
         readings = [item.reading for item in items if isinstance(item.reading, Reading)]
-        if readings:
-            outcome.applied.append(apply_batch(database, readings, self._collections))
         labels = [
             label
             for item in items
             if isinstance(item.reading, LabelReading)
             for label in item.reading.labels
         ]
-        if labels:
-            added, removed = apply_labels(database, labels)
-            outcome.labels_added += added
-            outcome.labels_removed += removed
+        try:
+            if readings:
+                outcome.applied.append(apply_batch(database, readings, self._collections))
+            if labels:
+                added, removed = apply_labels(database, labels)
+                outcome.labels_added += added
+                outcome.labels_removed += removed
+        except TransactionConflictError:
+            outcome.conflicts += 1
+            raise
 
 
 def apply_batch(
@@ -229,7 +225,8 @@ def apply_locked(
     changes = [reading.change for reading in readings]
     operations = [change for change in changes if isinstance(change, Put | Delete)]
     locks = lock_references(tx, operations, looked_at_by_others(collections.values()), looked_at)
-    revs = list(_revs(readings))
+    statuses = [change for change in changes if isinstance(change, AccountChange)]
+    revs = [rev for item in readings for rev in (item.rev, item.change) if isinstance(rev, RepoRev)]
     complete = newly_complete(revs)
     accounts = {item.did for item in operations}
     complete_revs = fetch_complete_revs(tx, accounts, complete)
@@ -244,10 +241,13 @@ def apply_locked(
         empty = frozenset()  # the next segment finds the rows of this one
         plans.append(plan)
     counts.write(tx)
-    apply_accounts(tx, (change for change in changes if isinstance(change, AccountChange)))
+    if statuses:
+        apply_accounts(tx, statuses)
     advance_actor_sync(tx, revs)
-    raise_complete_revs(tx, complete)
-    keep_rejections(tx, rejections(readings))
+    if complete:
+        raise_complete_revs(tx, complete)
+    if any(item.refused for item in readings):
+        keep_rejections(tx, readings)
     return Applied(
         inserted=sum(len(plan.inserts) for plan in plans),
         updated=sum(len(plan.updates) for plan in plans),
@@ -262,42 +262,6 @@ def apply_locked(
     )
 
 
-def write_collections(
-    tx: Transaction,
-    plan: BatchPlan,
-    collections: Mapping[str, Collection],
-    counts: Counts,
-    locks: ReferenceLocks,
-    arrivals: Mapping[str, int],
-    empty: Set[str] = frozenset(),
-    *,
-    purging: bool = False,
-) -> int:
-    """Write the rows of a plan beyond `record`; return how many notifications were inserted.
-
-    `empty` are accounts that had nothing before. `purging`: its records go with their account.
-    Collections that judge by the rows of others (gates, follows, lists) are written after these.
-    """
-    work: dict[str, Work] = {}
-    for put in plan.inserts:
-        work.setdefault(collection_of(put.uri), Work()).inserts.append(put)
-    for put in plan.updates:
-        work.setdefault(collection_of(put.uri), Work()).updates.append(put)
-    # Others may point at a record that never was here: its deletion counts for them too.
-    for delete in (*plan.deletes, *plan.absent):
-        work.setdefault(collection_of(delete.uri), Work()).deletes.append(delete.uri)
-    for put in plan.overtaken:
-        if collections[collection_of(put.uri)].overtaken is not None:
-            work.setdefault(collection_of(put.uri), Work()).overtaken.append(put)
-    changed = (put.uri for put in plan.updates)
-    forget_duplicates(tx, sorted([*changed, *(item.uri for item in plan.deletes)]))
-    notifications, now = BatchNotifications(), now_text()
-    for nsid in sorted(work, key=lambda nsid: (collections[nsid].written_last, nsid)):
-        changes = Changes(tx, counts, notifications, locks, now, arrivals, empty, purging)
-        write_collection(collections[nsid], changes, work[nsid])
-    return notifications.write(tx)
-
-
 def _queue_handles(
     tx: Transaction, known: Iterable[KnownActor], readings: Sequence[Reading]
 ) -> None:
@@ -310,14 +274,6 @@ def _queue_handles(
     checks = dict.fromkeys(due_handles(known, active, now_text()), False)
     changed = (item.did for item in readings if isinstance(item.change, IdentityChange))
     queue_handle_checks(tx, checks | dict.fromkeys(changed, True))
-
-
-def _revs(readings: Iterable[Reading]) -> Iterable[RepoRev]:
-    for reading in readings:
-        if reading.rev is not None:
-            yield reading.rev
-        if isinstance(reading.change, RepoRev):
-            yield reading.change
 
 
 def _is_record(one: RefusedEntry) -> bool:

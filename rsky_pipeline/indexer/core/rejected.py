@@ -86,31 +86,22 @@ class RejectionFilter:
         return text, [value for _, value in given]
 
 
-def rejections(readings: Iterable[Reading]) -> list[Rejection]:
-    """Return the refused records among readings."""
-    return [
-        Rejection(
-            refused.uri, reading.did, reading.collection, refused.rev, refused.cid,
-            refused.reason, refused.message[:MAX_MESSAGE].replace("\0", ""),
-        )
-        for reading in readings
-        if (refused := reading.refused) is not None and refused.uri
-    ]  # fmt: skip
-
-
-def keep_rejections(tx: Transaction, found: Iterable[Rejection]) -> None:
-    """Note refused records, the newest state of each."""
-    newest: dict[str, Rejection] = {}
-    for item in found:
-        known = newest.get(item.uri)
-        if known is None or known.rev <= item.rev:
-            newest[item.uri] = item
+def keep_rejections(tx: Transaction, readings: Iterable[Reading]) -> None:
+    """Store the refused records among readings, the newest state of each."""
+    newest: dict[str, tuple[str, ...]] = {}
+    for reading in readings:
+        refused = reading.refused
+        if refused is None or not refused.uri:
+            continue
+        known = newest.get(refused.uri)
+        if known is None or known[3] <= refused.rev:
+            message = refused.message[:MAX_MESSAGE].replace("\0", "")
+            newest[refused.uri] = (
+                refused.uri, reading.did, reading.collection, refused.rev, refused.cid,
+                refused.reason, message.encode("utf-8", "replace").decode(),
+            )  # fmt: skip
     if newest:
-        rows = [
-            (item.uri, item.did, item.collection, item.rev, item.cid, item.reason,
-             item.message.encode("utf-8", "replace").decode())
-            for _, item in sorted(newest.items())
-        ]  # fmt: skip
+        rows = [newest[uri] for uri in sorted(newest)]
         tx.execute(_KEEP, [list(column) for column in zip(*rows, strict=True)])
 
 

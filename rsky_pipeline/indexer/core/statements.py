@@ -23,7 +23,7 @@ def insert(
 
     A row of a table with a natural key is left out when another record stands for its key. `empty`
     are accounts that have nothing yet: where all rows are theirs, nothing can be in the way, and
-    they are copied in. Raises RowExistsError where something is (see `record_table`).
+    they are copied in. Raises RowExistsError where something is (see `write_records`).
     """
     if not puts:
         return []

@@ -1,24 +1,32 @@
-"""Writes the rows of one collection, set by set, as its declaration says.
+"""Writes the rows of a plan: `record` and tombstones, then the tables of each collection.
 
 A bounded number of statements does the work of any number of records. Everything here runs in the
 transaction of the batch and under the locks on its accounts, so the rows that are read stay as they
 are.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from collections.abc import Collection as Some
 from dataclasses import dataclass, field
 from typing import Any
 
 from rsky_pipeline.database.bulk import transpose
+from rsky_pipeline.database.connection import Transaction
 from rsky_pipeline.indexer.collections.declaration import Changes, Collection
+from rsky_pipeline.indexer.collections.notifications import BatchNotifications
 from rsky_pipeline.indexer.collections.values import (
     CollectionTable,
     Notification,
     Put,
     SideTable,
     StoredRow,
+    collection_of,
 )
-from rsky_pipeline.indexer.core.duplicates import NaturalKey, resolve_duplicates
+from rsky_pipeline.indexer.core.counts import Counts
+from rsky_pipeline.indexer.core.duplicates import NaturalKey, forget_duplicates, resolve_duplicates
+from rsky_pipeline.indexer.core.entries import now_text
+from rsky_pipeline.indexer.core.locks import ReferenceLocks
+from rsky_pipeline.indexer.core.plan import BatchPlan, StoredState
 from rsky_pipeline.indexer.core.statements import (
     delete,
     insert,
@@ -26,6 +34,33 @@ from rsky_pipeline.indexer.core.statements import (
     side_delete_sql,
     side_insert_sql,
 )
+
+_RECORDS = "SELECT uri, rev, cid FROM record WHERE uri = ANY(%b::text[])"
+_TOMBSTONES = "SELECT uri, rev FROM rsky_pipeline.tombstone WHERE uri = ANY(%b::text[])"
+_EMPTY = """
+SELECT n.did FROM unnest(%b::text[]) AS n(did)
+WHERE NOT EXISTS (SELECT FROM record r WHERE r.did = n.did)
+    AND NOT EXISTS (SELECT FROM rsky_pipeline.tombstone t WHERE t.did = n.did)
+"""
+_COPY = 'COPY record (uri, cid, did, json, "indexedAt", rev) FROM STDIN (FORMAT BINARY)'
+# takedownRef and tags belong to others and survive an update.
+_UPSERT = """
+INSERT INTO record (uri, cid, did, json, "indexedAt", rev)
+SELECT * FROM unnest(%b::text[], %b::text[], %b::text[], %b::text[], %b::text[], %b::text[])
+ON CONFLICT (uri) DO UPDATE SET
+    cid = EXCLUDED.cid, json = EXCLUDED.json, "indexedAt" = EXCLUDED."indexedAt", rev = EXCLUDED.rev
+"""
+_TOUCH = """
+UPDATE record SET rev = n.rev FROM unnest(%b::text[], %b::text[]) AS n(uri, rev)
+WHERE record.uri = n.uri
+"""
+_DELETE = "DELETE FROM record WHERE uri = ANY(%b::text[])"
+_WRITE_TOMBSTONES = """
+INSERT INTO rsky_pipeline.tombstone (uri, did, rev)
+SELECT * FROM unnest(%b::text[], %b::text[], %b::text[])
+ON CONFLICT (uri) DO UPDATE SET rev = EXCLUDED.rev, deleted_at = now()
+"""
+_REVIVE = "DELETE FROM rsky_pipeline.tombstone WHERE uri = ANY(%b::text[])"
 
 
 @dataclass(slots=True)
@@ -36,6 +71,88 @@ class Work:
     updates: list[Put] = field(default_factory=list)
     deletes: list[str] = field(default_factory=list)  # uris
     overtaken: list[Put] = field(default_factory=list)  # undone by a deletion already
+
+
+def empty_accounts(tx: Transaction, dids: Some[str]) -> frozenset[str]:
+    """Return those of these locked accounts that have neither records nor tombstones."""
+    return frozenset(row[0] for row in tx.query(_EMPTY, (sorted(dids),)))
+
+
+def fetch_states(tx: Transaction, uris: Iterable[str]) -> dict[str, StoredState]:
+    """Return the stored state of each uri that has one."""
+    wanted = sorted(set(uris))
+    if not wanted:
+        return {}
+    found = {
+        uri: StoredState(exists=True, rev=rev, cid=cid)
+        for uri, rev, cid in tx.query(_RECORDS, (wanted,))
+    }
+    for uri, rev in tx.query(_TOMBSTONES, (wanted,)):
+        record = found.get(uri, StoredState())
+        found[uri] = StoredState(record.exists, record.rev, record.cid, tombstone=rev)
+    return found
+
+
+def write_records(tx: Transaction, plan: BatchPlan) -> None:
+    """Write the rows of `record` and the tombstones as planned.
+
+    New rows are copied in, which costs PostgreSQL half of an upsert. Raises RowExistsError where a
+    writer that does not take the locks on accounts has written one of them meanwhile.
+    """
+    if plan.inserts:
+        tx.copy_in(_COPY, ("text",) * 6, _rows(plan.inserts))
+    if plan.updates:
+        tx.execute(_UPSERT, transpose(_rows(plan.updates)))
+    if plan.touches:
+        uris, revs = zip(*sorted(plan.touches), strict=True)
+        tx.execute(_TOUCH, (list(uris), list(revs)))
+    if plan.deletes:
+        tx.execute(_DELETE, (sorted(item.uri for item in plan.deletes),))
+    if plan.tombstones:
+        deletions = sorted((item.uri, item.did, item.rev) for item in plan.tombstones)
+        tx.execute(_WRITE_TOMBSTONES, transpose(deletions))
+    if plan.revived:
+        tx.execute(_REVIVE, (sorted(plan.revived),))
+
+
+def _rows(puts: Iterable[Put]) -> list[tuple[str, ...]]:
+    return sorted((put.uri, put.cid, put.did, put.json, put.indexed_at, put.rev) for put in puts)
+
+
+def write_collections(
+    tx: Transaction,
+    plan: BatchPlan,
+    collections: Mapping[str, Collection],
+    counts: Counts,
+    locks: ReferenceLocks,
+    arrivals: Mapping[str, int],
+    empty: Set[str] = frozenset(),
+    *,
+    purging: bool = False,
+) -> int:
+    """Write the rows of a plan beyond `record`; return how many notifications were inserted.
+
+    `empty` are accounts that had nothing before. `purging`: its records go with their account.
+    Collections that judge by the rows of others (gates, follows, lists) are written after these.
+    """
+    work: dict[str, Work] = {}
+    for put in plan.inserts:
+        work.setdefault(collection_of(put.uri), Work()).inserts.append(put)
+    for put in plan.updates:
+        work.setdefault(collection_of(put.uri), Work()).updates.append(put)
+    # Others may point at a record that never was here: its deletion counts for them too.
+    for deletion in (*plan.deletes, *plan.absent):
+        work.setdefault(collection_of(deletion.uri), Work()).deletes.append(deletion.uri)
+    for put in plan.overtaken:
+        if collections[collection_of(put.uri)].overtaken is not None:
+            work.setdefault(collection_of(put.uri), Work()).overtaken.append(put)
+    changed = (put.uri for put in plan.updates)
+    forget_duplicates(tx, sorted([*changed, *(item.uri for item in plan.deletes)]))
+    notifications, now = BatchNotifications(), now_text()
+    for nsid in sorted(work, key=lambda nsid: (collections[nsid].written_last, nsid)):
+        changes = Changes(tx, counts, notifications, locks, now, arrivals, empty, purging)
+        write_collection(collections[nsid], changes, work[nsid])
+    return notifications.write(tx)
 
 
 def write_collection(collection: Collection, changes: Changes, work: Work) -> None:
