@@ -25,7 +25,7 @@ class IndexerReport:
 
     def __init__(self, context: WorkerContext, metrics: IndexerMetrics) -> None:
         self.metrics = metrics
-        self.events = 0  # entries settled since the start
+        self.events = 0  # entries acknowledged since the start
         self.live_lag = 0.0  # seconds that the newest live event was old when it was applied
         self._context = context
         self._throttled = ThrottledLog(_log)

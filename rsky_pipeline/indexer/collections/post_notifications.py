@@ -159,14 +159,14 @@ def notify_of_posts(
 ) -> None:
     """Add the notifications of new and edited posts, and of replies that waited for them."""
     edited = {put.uri for put in changes.updated}
-    early = forget_pending_replies(changes.tx, edited.union(changes.deleted))
+    pending = forget_pending_replies(changes.tx, edited.union(changes.deleted))
     walks: list[AncestorWalk] = []
     sources: dict[str, Put] = {}
     for put in written:
         if put.historical and put.uri not in edited:
             continue
         # A pending reply was news: so is its edit, although it comes with history.
-        source = replace(put, historical=False) if put.uri in early else put
+        source = replace(put, historical=False) if put.uri in pending else put
         rule = rules.get(put.uri, PostRules())
         notified = _notify_named(changes, source, rule)
         parent = put.rows.facts.parent
