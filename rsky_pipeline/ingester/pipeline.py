@@ -70,6 +70,7 @@ from rsky_pipeline.runtime.logging import Throttled
 from rsky_pipeline.runtime.threads import in_thread
 from rsky_pipeline.streams.append import Entry
 from rsky_pipeline.streams.names import REPO_BACKFILL
+from rsky_pipeline.streams.repo_job import FetchReason
 
 _log = logging.getLogger(__name__)
 
@@ -333,41 +334,45 @@ class Admission:
             if frame.status is SignatureStatus.NO_ACCOUNT:
                 self._note_stranger(update)
             else:
-                self._resync(frame, update, frame.status.value, update.ops)
+                forged = frame.status is SignatureStatus.FORGED
+                reason = FetchReason.FORGED if forged else FetchReason.UNVERIFIED
+                self._resync(frame, update, reason, update.ops)
             return
         if not update.readable:  # nor is there a tree that the next commit could follow on
-            self._resync(frame, update, update.problem or update.kind, update.ops)
+            assert update.problem is not None
+            self._resync(frame, update, update.problem, update.ops)
             return
         # 3. Do its operations lead from the tree before to the signed tree?
         problem = self._inversion_problem(update.proof)
         if problem is not None:
             frame.clear()
-            self._counters.errors[problem] += 1
+            self._counters.errors[problem.word] += 1
             self._take_over(frame, update, make_state(update.rev, update.data, DESYNCHRONIZED))
             self._resync(frame, update, problem, update.ops)
             return
         # 4. Does it follow on the known state? Whether or not, it is the state from here on.
         state, broken = follow(before, update)
-        if broken == "unseen" and update.problem is None:
+        if broken is FetchReason.UNSEEN and update.problem is None:
             self._discover(frame, update, state)
             return
         self._take_over(frame, update, state)
         # 5. Its records are written; the rest of the repo is fetched.
-        reason = broken or update.problem
-        if reason is not None:
-            self._resync(frame, update, reason, update.ops if broken == "too_big" else ())
+        problem = broken or update.problem
+        if problem is not None:
+            unwritten = update.ops if problem is FetchReason.TOO_BIG else ()
+            self._resync(frame, update, problem, unwritten)
 
     def resync_unknown(self, frame: PendingFrame, update: RepoUpdate) -> None:
         """Have the repo of a commit fetched that could not be admitted; nothing else is written."""
         frame.clear()
-        self._resync(frame, update, SignatureStatus.UNVERIFIED.value, update.ops)
+        self._resync(frame, update, FetchReason.UNVERIFIED, update.ops)
 
     def note_replay(self, did: str, rev: int) -> None:
         """Count a commit that was taken over before."""
         self._counters.replays += 1
         self._shared.dedup.repeated(self._relay, did, rev, self._clock())
 
-    def _inversion_problem(self, proof: CommitProof | None) -> str | None:
+    def _inversion_problem(self, proof: CommitProof | None) -> FetchReason | None:
         """Return why a commit's operations are not those that it signs, None if they are."""
         if proof is None or proof.blocks is None:
             return None
@@ -375,9 +380,10 @@ class Admission:
         try:
             check_operations(proof)
         except IncompleteTreeError:
-            return "missing_node"
+            return FetchReason.MISSING_NODE
         except InvalidDataError as error:
-            return error.reason if error.reason == "inversion" else "invalid_operation"
+            inverted = error.reason == "inversion"
+            return FetchReason.INVERSION if inverted else FetchReason.INVALID_OPERATION
         finally:
             self._counters.seconds["operations"] += perf_counter() - begin
         return None
@@ -389,13 +395,22 @@ class Admission:
         frame.state = self.states.set(update.did, state)
 
     def _resync(
-        self, frame: PendingFrame, update: RepoUpdate, reason: str, unwritten: Sequence[RepoOp]
+        self,
+        frame: PendingFrame,
+        update: RepoUpdate,
+        reason: FetchReason,
+        unwritten: Sequence[RepoOp],
     ) -> None:
         """Have the repo fetched; `unwritten` operations of the commit are not written."""
         self._queue(frame, update.did, tid_text(update.rev), reason, unwritten)
 
     def _queue(
-        self, frame: PendingFrame, did: str, rev: str, reason: str, unwritten: Sequence[RepoOp]
+        self,
+        frame: PendingFrame,
+        did: str,
+        rev: str,
+        reason: FetchReason,
+        unwritten: Sequence[RepoOp],
     ) -> None:
         deletes = any(op.cid is None for op in unwritten)
         stream = self._shared.resyncs.stream(did, deletes, self._clock())
@@ -412,7 +427,9 @@ class Admission:
         elif discovery.admits(self._clock()):
             self._take_over(frame, update, state)
             rev = tid_text(update.rev)
-            frame.add(self._converter.resync(REPO_BACKFILL, update.did, rev, "unseen", ()))
+            frame.add(
+                self._converter.resync(REPO_BACKFILL, update.did, rev, FetchReason.UNSEEN, ())
+            )
         # Else its events are written and its state is not, so that it is new again the next time.
 
     def _admit_account(self, frame: PendingFrame, account: AccountUpdate) -> None:
@@ -433,7 +450,7 @@ class Admission:
         if is_inactive(state) == active:
             frame.state = self.states.set(did, with_activity(state, active))
         if active:
-            self._queue(frame, did, "", "reactivated", ())
+            self._queue(frame, did, "", FetchReason.REACTIVATED, ())
 
     def _note_stranger(self, update: RepoUpdate) -> None:
         held_back = self._throttle.allow("no_account")

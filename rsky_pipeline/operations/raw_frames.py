@@ -21,6 +21,7 @@ from rsky_pipeline.ingester.frames import FRAME_FIELD, FrameConverter, FrameCoun
 from rsky_pipeline.ingester.labels import LabelConverter
 from rsky_pipeline.streams.append import Entry
 from rsky_pipeline.streams.names import FIREHOSE_RAW_LETTERS, REPO_BACKFILL_HIGH
+from rsky_pipeline.streams.repo_job import FetchReason
 
 
 class NotConvertibleError(Exception):
@@ -91,7 +92,7 @@ def convert_again(stream: str, frame: RawFrame, settings: Settings) -> list[Entr
         return entries
     # The repo proves a commit with a proof, and has the operations that the frame did not hold.
     unwritten = update.ops if update.proof is not None else ()
-    reason, rev = update.problem or update.kind, tid_text(update.rev)
+    reason, rev = update.problem or FetchReason.of(update.kind), tid_text(update.rev)
     job = converter.resync(REPO_BACKFILL_HIGH, update.did, rev, reason, unwritten)
     return [job] if update.proof is not None else [*entries, job]
 

@@ -112,9 +112,9 @@ def append(
 
 
 def read_cursor(store: Store, key: str) -> str | None:
-    """Return a stored cursor, or None."""
+    """Return a stored cursor, or None; it may be any text."""
     value = store.call("GET", key)
-    return None if value is None else value.decode()
+    return None if value is None else value.decode("utf-8", "replace")
 
 
 def read_fields(store: Store, where: Sequence[tuple[str, bytes]]) -> list[bytes]:

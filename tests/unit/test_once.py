@@ -40,12 +40,7 @@ ONCE = {
     "pages of listRepos": (r'"listRepos(ByCollection)?\?|_page\(http', {"network/listing.py"}),
     "words of the reasons to fetch a repo": (
         r'"(unseen|reactivated|broken_chain)"',
-        {
-            "streams/repo_job.py",
-            # To be converted to members of FetchReason.
-            "ingester/chain.py", "ingester/judge.py", "ingester/pipeline.py",
-            "ingester/commits/validation.py",
-        },
+        {"streams/repo_job.py"},
     ),
     "limits of conditions": (r"\bLimits\((warn|fail)=", {"health/rules.py"}),
     "opening a store where it is missing": (

@@ -126,27 +126,26 @@ class RepoConverter(FrameConverter):
         return super().convert_message(message, raw)
 
     def resync(
-        self, stream: str, did: str, rev: str, reason: str, unwritten: Sequence[RepoOp]
+        self, stream: str, did: str, rev: str, reason: FetchReason, unwritten: Sequence[RepoOp]
     ) -> Entry:
         """Return the entry that has a repo fetched, and count it. `rev` is empty where unknown.
 
         The creates and updates of a commit that is not written are in the repo then; its deletions
         are not seen there, so the job names them.
         """
-        why = FetchReason.of(reason)
-        self.counters.resyncs[why.word] += 1
-        held_back = self._throttle.allow(f"resync {reason}")
+        self.counters.resyncs[reason.word] += 1
+        held_back = self._throttle.allow(f"resync {reason.word}")
         if held_back is not None:
             _log.log(
-                logging.INFO if why.expected else logging.WARNING,
+                logging.INFO if reason.expected else logging.WARNING,
                 "queued resync",
-                extra={"host": self.host, "did": did, "rev": rev, "reason": reason,
+                extra={"host": self.host, "did": did, "rev": rev, "reason": reason.word,
                        "unlogged": held_back},
             )  # fmt: skip
         deleted = tuple(
             op.path for op in unwritten if op.cid is None and split_path(op.path) is not None
         )
-        job = RepoJob(did, self._relay_url, rev, None, True, deleted, why)
+        job = RepoJob(did, self._relay_url, rev, None, True, deleted, reason)
         return Entry(stream, REPO_FIELD, encode_repo_job(job))
 
     def _commit(self, message: CommitMessage, raw: bytes, rev: int) -> PendingFrame:
@@ -195,7 +194,7 @@ class RepoConverter(FrameConverter):
                 writer = _OperationWriter(self, message, checked, ops, raw)
                 written, frame.entries = writer.write(ops)
                 frame.size = sum([len(entry.payload) for entry in frame.entries])
-                problem = "missing_block" if writer.incomplete else None
+                problem = FetchReason.MISSING_BLOCK if writer.incomplete else None
             counters = self.counters
             counters.events += len(written)
             counters.creates += written.count("create")
@@ -213,8 +212,9 @@ class RepoConverter(FrameConverter):
         self.counters.errors["too_big"] += 1
         readable = self._verify == "none"
         update = RepoUpdate(
-            message.did, rev, since, message.prev_data, None, "too_big", ops, readable=readable
-        )
+            message.did, rev, since, message.prev_data, None, "too_big", ops,
+            FetchReason.TOO_BIG, readable,
+        )  # fmt: skip
         if not readable:
             with suppress(InvalidDataError):  # it may well hold nothing
                 commit = read_contents(message).commit
@@ -248,7 +248,7 @@ class RepoConverter(FrameConverter):
         """Make a frame whose blocks are of no use a raw dead letter, and have the repo fetched."""
         frame = self.unusable(raw, error.reason, str(error))
         frame.seq, frame.time = message.seq, message.time
-        frame.update = update._replace(problem="invalid_blocks", readable=False)
+        frame.update = update._replace(problem=FetchReason.INVALID_BLOCKS, readable=False)
         return frame
 
     def _event(

@@ -20,10 +20,9 @@ from rsky_pipeline.ingester.commits.states import (
     make_state,
     rev_of,
 )
+from rsky_pipeline.streams.repo_job import FetchReason
 
 FUTURE_SECONDS = 300.0  # a rev may be ahead of our clock by so much, as other programs have it
-
-Break = Literal["broken_chain", "sync", "too_big", "unseen"]
 
 
 class CommitProof(NamedTuple):
@@ -45,8 +44,8 @@ class RepoUpdate(NamedTuple):
     data: Cid | None = None  # the tree's root; None where the commit object was not read
     kind: Literal["commit", "sync", "too_big"] = "commit"
     ops: tuple[RepoOp, ...] = ()  # on collections that are kept
-    problem: str | None = None  # why the repo must be fetched, whatever else is found
-    readable: bool = True  # whether the repo may be taken to be at this commit
+    problem: FetchReason | None = None  # why the repo must be fetched, whatever else is found
+    readable: bool = True  # False: the repo cannot be taken to be at this commit; see `problem`
     proof: CommitProof | None = None  # None where nothing is to be proven
 
 
@@ -54,7 +53,7 @@ class ChainStep(NamedTuple):
     """The effect of an update: the repo's next state, and why its content must be fetched."""
 
     state: RepoState
-    broken: Break | None
+    broken: FetchReason | None
 
 
 class Contents(NamedTuple):
@@ -126,17 +125,17 @@ def follow(state: RepoState | None, update: RepoUpdate) -> ChainStep:
     A verified commit is always the new baseline, whether it follows or not: the repo is fetched for
     what lies between, and whether the next commit follows on this one is a question of its own.
     """
-    broken: Break | None = None
+    broken: FetchReason | None = None
     if update.kind == "too_big":
-        broken = "too_big"
+        broken = FetchReason.TOO_BIG
     elif update.kind == "sync":
         same = state is not None and update.data is not None and has_data(state, update.data)
-        broken = None if same else "sync"
+        broken = None if same else FetchReason.SYNC
     elif state is None:
         # A repo's first commit follows on nothing; of any other one the beginning is missing.
-        broken = None if update.since is None else "unseen"
+        broken = None if update.since is None else FetchReason.UNSEEN
     elif update.since != rev_of(state) or (
         update.prev_data is not None and has_data(state, update.prev_data) is False
     ):
-        broken = "broken_chain"
+        broken = FetchReason.BROKEN_CHAIN
     return ChainStep(make_state(update.rev, update.data, DESYNCHRONIZED if broken else 0), broken)

@@ -9,7 +9,12 @@ from rsky_pipeline.configuration.endpoints import HostKey
 from rsky_pipeline.configuration.redaction import redacted
 from rsky_pipeline.configuration.settings import Settings
 from rsky_pipeline.configuration.topology import ROLES
-from rsky_pipeline.ingester.sequence import CONFIRMED_BY, MAX_STEP
+from rsky_pipeline.ingester.sequence import (
+    CONFIRMED_BY,
+    MAX_STEP,
+    InvalidCursorError,
+    parse_cursor,
+)
 from rsky_pipeline.operations.ordered.movement import StepFinding
 from rsky_pipeline.runtime.health_document import CursorHealth
 from rsky_pipeline.streams.append import read_cursor
@@ -106,12 +111,16 @@ def _flushed(
     hosts |= dict.fromkeys((LABEL_LIVE, labeler.key) for labeler in settings.labelers)
     for stream, host in hosts | dict.fromkeys(last):
         written = last.get((stream, host))
-        stored = read_cursor(store, cursor_key(stream, host))
+        try:
+            stored = parse_cursor(read_cursor(store, cursor_key(stream, host)))
+        except InvalidCursorError as error:
+            yield StepFinding("fail", f"{stream}: the cursor of {host} is unusable: {error}")
+            continue
         if stored is None and written is None:
             yield StepFinding("note", f"{stream}: no cursor of {host} yet")
         elif stored is None:
             yield StepFinding("fail", f"{stream}: no cursor of {host}, written was {written}")
-        elif written is not None and written > int(stored):
+        elif written is not None and written > stored:
             text = f"{stream}: the cursor of {host} is {stored}, written was {written}"
             yield StepFinding("fail", text)
         else:
@@ -125,12 +134,15 @@ def _covered(store: Store, host: HostKey) -> Iterator[StepFinding]:
 
     The first events behind a large step in the numbers are not covered until it is confirmed.
     """
-    stored = read_cursor(store, cursor_key(FIREHOSE_LIVE, host))
+    try:
+        stored = parse_cursor(read_cursor(store, cursor_key(FIREHOSE_LIVE, host)))
+    except InvalidCursorError:  # found by the check of the cursor itself
+        return
     found = set(_sequence_numbers(store))
     if stored is None or not found:
         return
-    above, highest = [seq for seq in found if seq > int(stored)], max(found)
-    behind_a_jump = len(above) < CONFIRMED_BY and min(above, default=0) > int(stored) + MAX_STEP
+    above, highest = [seq for seq in found if seq > stored], max(found)
+    behind_a_jump = len(above) < CONFIRMED_BY and min(above, default=0) > stored + MAX_STEP
     if above and not behind_a_jump:
         yield StepFinding("fail", f"{FIREHOSE_LIVE}: holds event {highest}, the cursor is {stored}")
     else:

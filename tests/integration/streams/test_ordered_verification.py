@@ -76,6 +76,19 @@ def test_a_producer_is_flushed_when_the_cursor_covers_the_data(clean_redis: str)
         assert [result for result, _ in results(settings, "ingester", told)] == ["fail", "fail"]
 
 
+@pytest.mark.parametrize("text", ["", "7.5", "-1", "9" * 5_000, "\u0661", b"\xff"])
+def test_a_cursor_that_is_no_number_fails_its_check(clean_redis: str, text: str | bytes) -> None:
+    settings = settings_for(clean_redis)
+    host = settings.relays[0].key
+    with closing(connect(clean_redis, name="test")) as store:
+        add(store, 5)
+        store.call("SET", cursor_key(FIREHOSE_LIVE, host), text)
+    for reported in ((), (CursorHealth(FIREHOSE_LIVE, host, 7),)):
+        [(result, sentence)] = results(settings, "ingester", *reported)
+        assert result == "fail"
+        assert sentence.startswith(f"{FIREHOSE_LIVE}: the cursor of {host} is unusable: ")
+
+
 SPELLINGS = [
     "bsky.example",
     "wss://bsky.example",

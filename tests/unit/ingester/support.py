@@ -54,10 +54,11 @@ class Converting:
         return frame
 
     def intake(
-        self, sink: FrameSink, last: int, nursery: trio.Nursery, verifier: SignatureVerifier
-    ) -> FrameIntake:
+        self, sink: FrameSink, last: int, nursery: trio.Nursery, verifier: SignatureVerifier,
+        gaps: GapWatch | None = None,
+    ) -> FrameIntake:  # fmt: skip
         """Return the intake of a connection that goes on behind a sequence number."""
-        gaps = GapWatch(self.converter.host, None, None)
+        gaps = gaps or GapWatch(self.converter.host, None, None)
         return FrameIntake(
             self.converter, sink, SeqGate(last), nursery, verifier, self.admission, gaps
         )

@@ -42,8 +42,10 @@ def test_what_follows_breaks_nothing() -> None:
     assert not is_desynchronized(step.state)
 
 
-@pytest.mark.parametrize(("since", "broken"), [(None, None), (4, "unseen")])
-def test_of_an_unknown_repo_the_beginning_is_fetched(since: int | None, broken: str | None) -> None:
+@pytest.mark.parametrize(("since", "broken"), [(None, None), (4, FetchReason.UNSEEN)])
+def test_of_an_unknown_repo_the_beginning_is_fetched(
+    since: int | None, broken: FetchReason | None
+) -> None:
     step = follow(None, commit(5)._replace(since=since))
     assert step.broken == broken
     assert rev_of(step.state) == 5
@@ -52,18 +54,18 @@ def test_of_an_unknown_repo_the_beginning_is_fetched(since: int | None, broken: 
 @pytest.mark.parametrize(
     ("update", "broken"),
     [
-        (commit(9, 7), "broken_chain"),
-        (commit(5)._replace(since=None), "broken_chain"),
-        (commit(5)._replace(prev_data=data(9)), "broken_chain"),
+        (commit(9, 7), FetchReason.BROKEN_CHAIN),
+        (commit(5)._replace(since=None), FetchReason.BROKEN_CHAIN),
+        (commit(5)._replace(prev_data=data(9)), FetchReason.BROKEN_CHAIN),
         (commit(5)._replace(prev_data=None), None),  # of before Sync 1.1
         (RepoUpdate(DID, 5, data=data(4), kind="sync"), None),  # the same tree
-        (RepoUpdate(DID, 5, data=data(5), kind="sync"), "sync"),
-        (RepoUpdate(DID, 5, kind="sync"), "sync"),
-        (commit(5)._replace(kind="too_big"), "too_big"),
+        (RepoUpdate(DID, 5, data=data(5), kind="sync"), FetchReason.SYNC),
+        (RepoUpdate(DID, 5, kind="sync"), FetchReason.SYNC),
+        (commit(5)._replace(kind="too_big"), FetchReason.TOO_BIG),
     ],
 )
 def test_a_break_is_noticed_and_what_breaks_is_the_new_baseline(
-    update: RepoUpdate, broken: str | None
+    update: RepoUpdate, broken: FetchReason | None
 ) -> None:
     step = follow(make_state(4, data(4)), update)
     assert step.broken == broken
@@ -96,9 +98,9 @@ def test_any_order_and_repetition_takes_over_each_rev_once_and_only_upwards(
         assert is_replay(state, number) == (number <= highest)
         if number > highest:
             step = follow(state, commit(number))
-            follows = "broken_chain" if number != highest + 1 else None
-            assert step.broken == (follows if taken else "unseen")
-            breaks += step.broken == "broken_chain"
+            follows = FetchReason.BROKEN_CHAIN if number != highest + 1 else None
+            assert step.broken == (follows if taken else FetchReason.UNSEEN)
+            breaks += step.broken is FetchReason.BROKEN_CHAIN
             taken.append(number)
             state = step.state
     assert taken == sorted(set(taken))

@@ -12,6 +12,7 @@ from rsky_pipeline.ingester.commits import signatures
 from rsky_pipeline.ingester.commits.signatures import SignatureVerifier
 from rsky_pipeline.ingester.frames import FrameCounters
 from rsky_pipeline.ingester.pipeline import FrameIntake
+from rsky_pipeline.ingester.sequence import GapWatch
 from rsky_pipeline.network.directory import IdentityNotFoundError, IdentityUnavailableError
 from tests.data import test_data
 from tests.data_frames import corpus_documents, corpus_frames
@@ -47,6 +48,21 @@ async def test_a_forged_commit_is_fetched_and_never_written() -> None:
     assert json.loads(written.frames[0].entries[0].payload)["did"] == DID
     assert tally.verdicts == {"forged": 1, "valid": 1}
     assert tally.resyncs == {"forged": 1}
+
+
+async def test_a_gap_is_noted_with_the_frame_behind_it_and_counts_in_its_size() -> None:
+    accounts, written, made = Accounts(), Written(), Converting("signature")
+    gaps = GapWatch("relay.test", 4, None)
+    gaps.outdated = True
+    async with trio.open_nursery() as nursery:
+        intake = made.intake(written, 4, nursery, SignatureVerifier(accounts), gaps)
+        await intake.take([frame(9), frame(10, key=NEW_KEY)])
+    assert [[entry.stream for entry in item.entries] for item in written.frames] == [
+        ["rsky_pipeline:gaps", "firehose_live"], ["repo_backfill_high"],
+    ]  # fmt: skip
+    for item in written.frames:
+        assert item.size == sum(len(entry.payload) for entry in item.entries)
+    assert made.counters.gaps == {"outdated_cursor": 1}
 
 
 async def test_many_signatures_are_checked_beside_the_reading_and_in_order() -> None:
