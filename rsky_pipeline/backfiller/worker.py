@@ -47,7 +47,7 @@ class Worker:
                 intake.cancel_scope.cancel()
             with trio.move_on_after(DRAIN_SECONDS):
                 # Two conditions end it, one of them a count: looking is simpler than two events.
-                while self._in_flight and not self._context.hurrying.is_set():  # noqa: ASYNC110
+                while self._in_flight and not self._context.escalated.is_set():  # noqa: ASYNC110
                     await trio.sleep(ROOM_SECONDS)
             nursery.cancel_scope.cancel()
         await self._release()

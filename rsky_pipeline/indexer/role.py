@@ -159,7 +159,7 @@ class Indexer:
         """Apply batches by priority, each until it works; hand them over to be acknowledged."""
         async with applied:
             while (batch := await self._queue.take()) is not None:
-                if self._context.hurrying.is_set():
+                if self._context.escalated.is_set():
                     continue  # the entries stay pending
                 self.metrics.active.set(1)
                 outcome = await self._apply(batch)
@@ -173,11 +173,11 @@ class Indexer:
 
     async def _apply(self, batch: EntryBatch) -> BatchOutcome | None:
         """Apply a batch, again after each failure; None when there is no time left."""
-        hurrying = self._context.hurrying
+        escalated = self._context.escalated
         with self._activity(APPLYING):
             try:
                 return await self._database.retry(
-                    lambda database: self._applier.apply(database, batch), until=hurrying
+                    lambda database: self._applier.apply(database, batch), until=escalated
                 )
             except DatabaseError as error:  # the schema: whoever starts the worker has to act
                 raise _problem(error) from error
@@ -189,7 +189,7 @@ class Indexer:
         async for batch, outcome in applied:
             action = partial(acknowledge, self._consumers[batch.stream], batch, outcome)
             with self._activity(ACKNOWLEDGING):
-                done = await self._store.retry(action, until=self._context.hurrying)
+                done = await self._store.retry(action, until=self._context.escalated)
             if done:
                 self._report.note(batch, outcome)
                 self._check_ready()

@@ -140,7 +140,7 @@ async def _run_all(context: WorkerContext, parts: _Parts) -> None:
     """Run all tasks; they end after `stopping`, when all frames that were read are written."""
     async with trio.open_nursery() as nursery:
         for writer in parts.writers:
-            nursery.start_soon(writer.run, context.hurrying)
+            nursery.start_soon(writer.run, context.escalated)
         for follower, _ in (*parts.relays, *parts.labelers):
             nursery.start_soon(follower.run, context.stopping)
         for enumerator in parts.enumerators:

@@ -338,10 +338,10 @@ class Writer:
         self._closing.set()
         self._wake()
 
-    async def run(self, hurrying: trio.Event) -> None:
+    async def run(self, escalated: trio.Event) -> None:
         """Write batches as they become due, until closed."""
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._limit_closing, hurrying)
+            nursery.start_soon(self._limit_closing, escalated)
             while not (self._closing.is_set() and self.idle) and not self.given_up:
                 if not self._is_due():
                     await self._wait_until_due()
@@ -353,11 +353,11 @@ class Writer:
                 self._wake()
             nursery.cancel_scope.cancel()
 
-    async def _limit_closing(self, hurrying: trio.Event) -> None:
-        """End the tries of a batch some time after `close`, or at once when hurrying."""
+    async def _limit_closing(self, escalated: trio.Event) -> None:
+        """End the tries of a batch some time after `close`, or at once when escalated."""
         await self._closing.wait()
         with trio.move_on_after(_GIVE_UP_SECONDS):
-            await hurrying.wait()
+            await escalated.wait()
         self._giving_up.set()
 
     def _is_due(self) -> bool:

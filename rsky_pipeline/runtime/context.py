@@ -19,7 +19,7 @@ class WorkerContext:
     the supervisor has filled in the embedded stores and the directories.
 
     A role runs until `stopping` is set, then takes nothing new, finishes or releases what it
-    holds, and returns. When `hurrying` is set as well it finishes only the write in progress.
+    holds, and returns. When `escalated` is set as well it finishes only the write in progress.
     """
 
     settings: Settings
@@ -31,4 +31,4 @@ class WorkerContext:
     activity: Callable[[str], Activity]  # enter it for work that must not stall: see `Activity`
     health: Callable[[Mapping[str, Detail]], None]  # merged into /healthz and `status`
     stopping: trio.Event = field(default_factory=trio.Event)
-    hurrying: trio.Event = field(default_factory=trio.Event)
+    escalated: trio.Event = field(default_factory=trio.Event)

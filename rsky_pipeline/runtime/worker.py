@@ -1,6 +1,6 @@
 """The harness around a role: signals, readiness, liveness, health and exit code.
 
-Signals: the first TERM or INT sets `stopping` (drain), the second `hurrying` (finish the write in
+Signals: the first TERM or INT sets `stopping` (drain), the second `escalated` (finish the write in
 progress); QUIT sets both and prints the stacks of all threads, also when the loop is stuck.
 Nothing is ever raised from a signal handler: a commit may be in progress.
 """
@@ -80,7 +80,7 @@ def run_worker(
 @dataclass(frozen=True, slots=True)
 class _Flags:
     stopping: trio.Event
-    hurrying: trio.Event
+    escalated: trio.Event
 
 
 class _Worker:
@@ -104,7 +104,7 @@ class _Worker:
 
     async def run(self) -> None:
         context = self._context()
-        flags = _Flags(context.stopping, context.hurrying)
+        flags = _Flags(context.stopping, context.escalated)
         failure: BaseException | None = None
         async with trio.open_nursery() as services:
             services.start_soon(self._events.run)
@@ -201,8 +201,8 @@ class _Worker:
                 faulthandler.register(signal.SIGQUIT, all_threads=True, chain=True)
             task_status.started()
             async for number in signals:
-                hurry = flags.stopping.is_set() or number == signal.SIGQUIT
-                self._stop(flags, signal.Signals(number).name, hurry)
+                escalate = flags.stopping.is_set() or number == signal.SIGQUIT
+                self._stop(flags, signal.Signals(number).name, escalate)
 
     async def _watch_supervisor(self, flags: _Flags) -> None:
         """Drain when the supervisor is gone; nobody is left to force us, so do it ourselves."""
@@ -213,18 +213,18 @@ class _Worker:
                 pass
         budget = self._settings.stop_timeout_seconds
         _exit_in(budget + GRACE_AFTER_HURRY_SECONDS)
-        self._stop(flags, "the supervisor is gone", hurry=False)
+        self._stop(flags, "the supervisor is gone", escalate=False)
         await trio.sleep(budget)
-        self._stop(flags, "draining took too long", hurry=True)
+        self._stop(flags, "draining took too long", escalate=True)
 
-    def _stop(self, flags: _Flags, reason: str, hurry: bool) -> None:
+    def _stop(self, flags: _Flags, reason: str, escalate: bool) -> None:
         self._health.state = "stopping"
-        what = "finishing only the write in progress" if hurry else "stopping"
+        what = "finishing only the write in progress" if escalate else "stopping"
         log.info(what, extra={"reason": reason})
         self._notifier.stopping(f"{self._role} is stopping")
         flags.stopping.set()
-        if hurry:
-            flags.hurrying.set()
+        if escalate:
+            flags.escalated.set()
 
 
 def _exit_in(seconds: float) -> None:

@@ -219,7 +219,7 @@ async def test_pending_entries_of_an_earlier_life_are_done_first(
     async with backfiller(configure()) as running:
         queue(store, "did:plc:a")
         await eventually(lambda: running.value("downloads_running") > 0)
-        running.context.hurrying.set()
+        running.context.escalated.set()
     hold.set()
     assert store.call("XLEN", "repo_backfill") == 1
     async with backfiller(configure()):
@@ -414,7 +414,7 @@ async def test_a_stop_is_no_crash_of_what_was_in_flight(
     async with backfiller(configure()) as running:
         await eventually(lambda: running.value("downloads_running") > 0)
         assert delivery_counts(store) == [2]
-        running.context.hurrying.set()
+        running.context.escalated.set()
     hold.set()
     assert delivery_counts(store) == [1]
 

@@ -252,7 +252,7 @@ async def test_work_waits_while_the_database_is_away_and_nothing_is_skipped(
         await eventually(lambda: running.value("database_errors_total") >= 2)
         await trio.sleep(0.1)
         assert output(store) == []
-        running.context.hurrying.set()
+        running.context.escalated.set()
     assert store.call("XLEN", "repo_backfill") == 1
     async with backfiller(configure()):
         await settled(store)

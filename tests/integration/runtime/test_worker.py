@@ -33,7 +33,7 @@ WAITS = """
     context.ready()
     await context.stopping.wait()
     print("drains", flush=True)
-    await context.hurrying.wait()
+    await context.escalated.wait()
     print("hurries", flush=True)
 """
 
@@ -89,7 +89,7 @@ def start(tmp_path: Path, request: pytest.FixtureRequest) -> Callable[[str], Wor
     return Started
 
 
-def test_signals_drain_then_hurry(start: Callable[[str], Worker]) -> None:
+def test_signals_drain_then_escalate(start: Callable[[str], Worker]) -> None:
     worker = start(WAITS)
     worker.until_logged("INFO    ready")
     worker.process.send_signal(signal.SIGTERM)

@@ -56,7 +56,7 @@ async def pretend(context: WorkerContext) -> None:
     with trio.move_on_after(behaviour.get("drain_seconds", 0)):
         if behaviour.get("deaf"):
             await trio.sleep_forever()
-        await context.hurrying.wait()
+        await context.escalated.wait()
         trace(context, "hurried")
     while "drain_until" in behaviour and not (data_of(context) / behaviour["drain_until"]).exists():
         await trio.sleep(0.02)

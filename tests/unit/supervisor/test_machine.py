@@ -203,7 +203,7 @@ def test_a_stop_climbs_the_ladder_in_time() -> None:
     assert driver.is_in(Phase.STOPPED)
 
 
-def test_hurry_and_kill_shorten_a_stop_and_do_nothing_otherwise() -> None:
+def test_escalation_and_kill_shorten_a_stop_and_do_nothing_otherwise() -> None:
     driver = started()
     driver.tell(m.Escalate())
     driver.tell(m.Kill())

@@ -12,7 +12,7 @@ def signals(policy: Policy) -> list[int]:
     return [stop_step.signal for stop_step in policy.escalation]
 
 
-def test_workers_drain_then_hurry_then_show_their_stacks() -> None:
+def test_workers_drain_then_escalate_then_show_their_stacks() -> None:
     policy = worker_policy(replace(Settings(), stop_timeout_seconds=7, ready_timeout_seconds=9))
     assert signals(policy) == [signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGKILL]
     assert policy.escalation[0].wait == 7
