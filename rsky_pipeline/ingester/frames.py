@@ -34,7 +34,7 @@ from rsky_pipeline.ingester.commits.states import RepoState
 from rsky_pipeline.ingester.commits.validation import RepoUpdate
 from rsky_pipeline.ingester.sequence import SeqGate
 from rsky_pipeline.observability.ingester import INFO_NAMES, IngesterMetrics
-from rsky_pipeline.runtime.logging import Throttled
+from rsky_pipeline.runtime.logging import ThrottledLog
 from rsky_pipeline.streams.append import Entry
 
 _log = logging.getLogger(__name__)
@@ -188,7 +188,7 @@ class FrameConverter:
         self.ended: ErrorMessage | None = None  # the frame after which the server closes
         self.time_before: str | None = None  # of the event before the next one
         self._letters = letters
-        self._throttle = Throttled()
+        self._log = ThrottledLog(_log)
 
     def convert(self, raw: bytes) -> PendingFrame:
         """Read and convert one frame; never raises because of its content."""
@@ -235,12 +235,10 @@ class FrameConverter:
     def keep_raw(self, raw: bytes, reason: str, error: str) -> list[Entry]:
         """Count an error and return the dead letter of its frame, if there is room for it."""
         self.counters.errors[reason] += 1
-        held_back = self._throttle.allow(reason)
-        if held_back is not None:
-            _log.warning(
-                "frame not usable, or only in part",
-                extra={"host": self.host, "reason": reason, "error": error, "unlogged": held_back},
-            )
+        self._log.warning(
+            "frame not usable, or only in part",
+            key=reason, host=self.host, reason=reason, error=error,
+        )  # fmt: skip
         entry = self._letters.entry(raw, host=self.host, reason=reason, error=error)
         if entry is None:
             return []
@@ -284,7 +282,7 @@ class FrameReader:
     def __init__(self, converter: FrameConverter, gate: SeqGate) -> None:
         self._converter = converter
         self._gate = gate
-        self._throttle = Throttled()
+        self._log = ThrottledLog(_log)
 
     def read(self, messages: Sequence[bytes]) -> list[ReadFrame]:
         """Return the new frames among those that a socket gave at once."""
@@ -307,22 +305,18 @@ class FrameReader:
 
     def _note_old(self, seq: int) -> None:
         self._converter.counters.duplicates += 1
-        held_back = self._throttle.allow("old")
-        if held_back is not None:
-            extra = {"host": self._converter.host, "seq": seq, "last": self._gate.last}
-            _log.info("skipped an event whose sequence number is not new",
-                      extra={**extra, "unlogged": held_back})  # fmt: skip
+        self._log.info(
+            "skipped an event whose sequence number is not new",
+            host=self._converter.host, seq=seq, last=self._gate.last,
+        )  # fmt: skip
 
     def _note_jumps(self) -> None:
         for jump in self._gate.jumps:
             outcome = "followed" if jump.followed else "ignored"
             self._converter.counters.jumps[outcome] += 1
-            held_back = self._throttle.allow(outcome)
-            if held_back is not None:
-                _log.warning(
-                    "followed a jump in the sequence numbers of a host" if jump.followed
-                    else "ignored a sequence number from which its host did not go on",
-                    extra={"host": self._converter.host, "before": jump.before, "seq": jump.seq,
-                           "unlogged": held_back},
-                )  # fmt: skip
+            self._log.warning(
+                "followed a jump in the sequence numbers of a host" if jump.followed
+                else "ignored a sequence number from which its host did not go on",
+                host=self._converter.host, before=jump.before, seq=jump.seq,
+            )  # fmt: skip
         self._gate.jumps.clear()

@@ -66,7 +66,7 @@ from rsky_pipeline.ingester.frames import MAX_TIME, FrameReader, PendingFrame, R
 from rsky_pipeline.ingester.sequence import GapWatch, SeqGate
 from rsky_pipeline.ingester.writer import Batch, FrameSink, SourceCursor
 from rsky_pipeline.runtime.boundary import Boundary
-from rsky_pipeline.runtime.logging import Throttled
+from rsky_pipeline.runtime.logging import ThrottledLog
 from rsky_pipeline.runtime.threads import in_thread
 from rsky_pipeline.streams.append import Entry
 from rsky_pipeline.streams.names import REPO_BACKFILL
@@ -308,7 +308,7 @@ class Admission:
         self._shared = shared
         self.states = shared.states  # that of a frame's repo must be in memory when it is admitted
         self._clock = clock
-        self._throttle = Throttled()
+        self._log = ThrottledLog(_log)
 
     def admit(self, frame: PendingFrame) -> None:
         """Set the entries and the state of a frame, whose signature was checked where it has one.
@@ -453,10 +453,9 @@ class Admission:
             self._queue(frame, did, "", FetchReason.REACTIVATED, ())
 
     def _note_stranger(self, update: RepoUpdate) -> None:
-        held_back = self._throttle.allow("no_account")
-        if held_back is not None:
-            extra = {"host": self._relay, "did": update.did, "unlogged": held_back}
-            _log.warning("skipped a commit of an account that does not exist", extra=extra)
+        self._log.warning(
+            "skipped a commit of an account that does not exist", host=self._relay, did=update.did
+        )
 
 
 class ReorderBuffer:

@@ -21,7 +21,7 @@ from rsky_pipeline.runtime.context import WorkerContext
 from rsky_pipeline.runtime.health import Activity
 from rsky_pipeline.runtime.health_document import CursorHealth, Detail
 from rsky_pipeline.runtime.link import Link
-from rsky_pipeline.runtime.logging import Throttled
+from rsky_pipeline.runtime.logging import ThrottledLog
 from rsky_pipeline.streams.connection import Store
 from rsky_pipeline.streams.lag import inspect
 from rsky_pipeline.streams.names import FIREHOSE_LIVE, LABEL_LIVE, REPO_BACKFILL
@@ -102,7 +102,7 @@ class Reporter:
         self._feeds = [*relays, *labelers]
         self._enumerators = enumerators
         self._metrics = metrics
-        self._throttle = Throttled(60.0)
+        self._log = ThrottledLog(_log, 60.0)
         metrics.events_in_memory.set_function(lambda: self._held()[0])
         metrics.bytes_in_memory.set_function(lambda: self._held()[1])
 
@@ -167,9 +167,9 @@ class Reporter:
             self._metrics.relay_behind.labels(report.host).set(dedup.behind.get(report.host, 0.0))
             if problem is not None:
                 problems.append(f"{report.host}: {problem}")
-                if self._throttle.allow(report.host) is not None:
-                    _log.warning("a relay has trouble",
-                                 extra={"host": report.host, "problem": problem})  # fmt: skip
+                self._log.warning(
+                    "relay in trouble", key=report.host, host=report.host, problem=problem
+                )
         return problems
 
     def _details(self, rate: float) -> Mapping[str, Detail]:

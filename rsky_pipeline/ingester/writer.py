@@ -36,7 +36,7 @@ from rsky_pipeline.ingester.frames import PendingFrame
 from rsky_pipeline.ingester.sequence import Position, parse_cursor, parse_position
 from rsky_pipeline.observability.ingester import IngesterMetrics
 from rsky_pipeline.runtime.link import Link
-from rsky_pipeline.runtime.logging import Throttled
+from rsky_pipeline.runtime.logging import ThrottledLog
 from rsky_pipeline.streams.append import Appended, CursorMove, Entry, append, read_cursor
 from rsky_pipeline.streams.connection import Store
 from rsky_pipeline.streams.names import CURSOR_POSITIONS
@@ -284,7 +284,7 @@ class Writer:
         self.cursors: list[SourceCursor] = []
         self.is_full = False
         self.given_up = False
-        self._throttle = Throttled()
+        self._log = ThrottledLog(_log)
 
     def cursor(self, key: str) -> SourceCursor:
         """Return a new cursor for a host's stream, stored at a key."""
@@ -463,10 +463,10 @@ class Writer:
 
     def _note_overflow(self, full: str, overflow: str) -> None:
         self._metrics.store_retries.labels("detour").inc()
-        held_back = self._throttle.allow(full)
-        if held_back is not None:
-            extra = {"stream": full, "overflow": overflow, "unlogged": held_back}
-            _log.warning("stream full, entries appended to its overflow stream", extra=extra)
+        self._log.warning(
+            "stream full, entries appended to its overflow stream",
+            key=full, stream=full, overflow=overflow,
+        )  # fmt: skip
 
     def _give_up(self) -> None:
         self.given_up = True

@@ -134,14 +134,10 @@ class RepoConverter(FrameConverter):
         are not seen there, so the job names them.
         """
         self.counters.resyncs[reason.word] += 1
-        held_back = self._throttle.allow(f"resync {reason.word}")
-        if held_back is not None:
-            _log.log(
-                logging.INFO if reason.expected else logging.WARNING,
-                "queued resync",
-                extra={"host": self.host, "did": did, "rev": rev, "reason": reason.word,
-                       "unlogged": held_back},
-            )  # fmt: skip
+        self._log.log(
+            logging.INFO if reason.expected else logging.WARNING, "queued resync",
+            key=reason.word, host=self.host, did=did, rev=rev, reason=reason.word,
+        )  # fmt: skip
         deleted = tuple(
             op.path for op in unwritten if op.cid is None and split_path(op.path) is not None
         )
@@ -270,11 +266,7 @@ class RepoConverter(FrameConverter):
             self.time_before = time
             return time
         self.counters.errors["future_time"] += 1
-        held_back = self._throttle.allow("future_time")
-        if held_back is not None:
-            _log.warning("time of an event far in the future",
-                         extra={"host": self.host, "did": did, "time": time,
-                                "unlogged": held_back})  # fmt: skip
+        self._log.warning("time of an event far in the future", host=self.host, did=did, time=time)
         before = normalize(self.time_before or "")
         if before is None or before > latest:
             return format_utc(datetime.fromtimestamp(self._clock(), UTC))

@@ -25,7 +25,7 @@ from rsky_pipeline.atproto.identity import DidDocument
 from rsky_pipeline.ingester.commits.validation import CommitProof
 from rsky_pipeline.network.directory import IdentityNotFoundError, IdentityUnavailableError
 from rsky_pipeline.runtime.boundary import Boundary
-from rsky_pipeline.runtime.logging import Throttled
+from rsky_pipeline.runtime.logging import ThrottledLog
 
 _log = logging.getLogger(__name__)
 
@@ -77,7 +77,7 @@ class SignatureVerifier:
         self._directory = directory
         self._boundary = boundary or Boundary()
         self._count_change = count_change
-        self._throttle = Throttled()
+        self._log = ThrottledLog(_log)
         self._keys: OrderedDict[str, tuple[PublicKey, float]] = OrderedDict()
         self._refreshed = _ForAWhile()
         self._unavailable = _ForAWhile()
@@ -184,10 +184,9 @@ class SignatureVerifier:
         if before is not None and before[0] != key:
             announced = "yes" if before[1] == -inf else "no"
             self._count_change(announced)
-            held_back = self._throttle.allow(announced)
-            if held_back is not None:
-                extra = {"did": did, "announced": announced, "unlogged": held_back}
-                _log.info("signing key of an account changed", extra=extra)
+            self._log.info(
+                "signing key of an account changed", key=announced, did=did, announced=announced
+            )
         self._keys[did] = (key, trio.current_time() + KEY_SECONDS)
         while len(self._keys) > MAX_KEYS:
             self._keys.popitem(last=False)
