@@ -19,6 +19,8 @@ FRESH_SECONDS = 24 * 3600.0
 MISSING_SECONDS = 300.0
 FORCED_PAUSE_SECONDS = 60.0  # a forced look-up of one DID is repeated no sooner
 MAX_DOCUMENT = 256 * 1024
+# Of the request, and so of its DID; other refusals may be of whoever asks, for a while.
+_REFUSED_DID = frozenset({400, 414, 422})
 
 
 class IdentityNotFoundError(Exception):
@@ -28,8 +30,8 @@ class IdentityNotFoundError(Exception):
 class IdentityUnavailableError(Exception):
     """The directory or host did not give a usable answer: try again later.
 
-    `of_account`: it answered, and its document of this account is unusable, so that asking again
-    in a moment is no use.
+    `of_account`: it answered, and its document of this account is unusable or the DID is one that
+    it refuses, so that asking again in a moment is no use, and nothing is wrong with others.
     """
 
     def __init__(self, message: str, *, of_account: bool = False) -> None:
@@ -128,7 +130,8 @@ class Directory:
         except HttpError as error:
             if error.kind == "status" and error.status in {404, 410}:
                 return None
-            of_account = error.kind in {"malformed", "too_big", "internal_error"}
+            unusable = error.kind in {"malformed", "too_big", "internal_error"}
+            of_account = unusable or error.status in _REFUSED_DID
             raise IdentityUnavailableError(str(error), of_account=of_account) from error
         try:
             return parse_did_document(body, did)

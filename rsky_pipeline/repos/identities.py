@@ -57,7 +57,7 @@ class Identities:
                     pause = host.state.limited(cause.retry_after, cause.limit, now)
                     message = str(error)
                     raise RepoError("rate_limited", "rate_limited", message, pause) from error
-                if isinstance(cause, HttpError) and cause.kind != "malformed":
+                if isinstance(cause, HttpError) and not error.of_account:
                     host.state.failed(str(error), now)
                 raise RepoError("transient", "did_unavailable", str(error)) from error
             host.state.succeeded(None, trio.current_time())

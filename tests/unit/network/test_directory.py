@@ -7,7 +7,7 @@ from rsky_pipeline.network.directory import (
     IdentityNotFoundError,
     IdentityUnavailableError,
 )
-from rsky_pipeline.network.http import HttpClient
+from rsky_pipeline.network.http import HttpClient, HttpError
 from tests.breaking import BAD_PLC, PARTS, break_part
 
 
@@ -56,3 +56,21 @@ async def test_a_defect_in_a_request_is_a_document_that_nobody_has_now(
         directory = Directory(http, f"http://127.0.0.1:9/{BAD_PLC}"[:18], allow_private=True)
         with pytest.raises(IdentityUnavailableError):
             await directory.resolve(PARTS[part])
+
+
+@pytest.mark.parametrize(
+    ("status", "of_account"),
+    [(400, True), (414, True), (422, True), (403, False), (429, False), (500, False)],
+)
+async def test_a_did_that_the_directory_refuses_says_nothing_of_others(
+    monkeypatch: pytest.MonkeyPatch, status: int, of_account: bool
+) -> None:
+    async def refuse(*_: object, **__: object) -> object:
+        raise HttpError("status", f"answered {status}", status=status)
+
+    monkeypatch.setattr(HttpClient, "get_json", refuse)
+    async with HttpClient(allow_private=True) as http:
+        directory = Directory(http, "http://plc.test", allow_private=True)
+        with pytest.raises(IdentityUnavailableError) as caught:
+            await directory.resolve("did:plc:x")
+    assert caught.value.of_account is of_account

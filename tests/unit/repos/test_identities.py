@@ -31,6 +31,7 @@ class Plc:
         self.refusals = refusals
         self.headers = headers
         self.asked = 0
+        self.refused: set[str] = set()
 
     async def answer(self, request: Request) -> SimulatedResponse:
         await trio.lowlevel.checkpoint()
@@ -39,6 +40,8 @@ class Plc:
             self.refusals -= 1
             return SimulatedResponse(429, b"{}", "application/json", dict(self.headers))
         did = request.path.removeprefix("/")
+        if did in self.refused:
+            return SimulatedResponse(400, b"{}", "application/json", {})
         return json_response({"id": did, "alsoKnownAs": [], "verificationMethod": []})
 
 
@@ -75,3 +78,14 @@ async def test_a_short_pause_is_waited_for_and_nothing_is_remembered_as_missing(
         assert trio.current_time() - began > 0.5
         await known.document(DID)
     assert plc.asked == 2
+
+
+async def test_dids_that_the_directory_refuses_do_not_park_it() -> None:
+    plc = Plc(0)
+    plc.refused = {f"did:plc:{number}" for number in range(8)}
+    async with identities(plc, patience=0.2) as known:
+        for did in sorted(plc.refused):
+            with pytest.raises(RepoError) as refused:
+                await known.document(did)
+            assert (refused.value.kind, refused.value.reason) == ("transient", "did_unavailable")
+        assert (await known.document(DID)).did == DID
