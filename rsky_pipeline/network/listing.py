@@ -254,8 +254,8 @@ async def relist(
             await take(page.repos)
             limit = min(PAGE_SIZE, limit * 2)
             # A cursor that is no number, and the end of the listing, lie behind the range.
-            number = page.cursor is not None and page.cursor.isdigit()
-            at = max(at + 1, int(page.cursor or 0) if number else missing.end)
+            number = None if page.cursor is None else _number(page.cursor)
+            at = missing.end if number is None else max(at + 1, number)
     return Relisted(left, UnlistableRange(at, missing.end) if at < missing.end else None)
 
 
@@ -398,12 +398,17 @@ class Walk:
         """The cursor as a number; the beginning is 0."""
         if self.cursor is None:
             return 0
-        text = self.cursor
-        return int(text) if text.isascii() and text.isdigit() and len(text) <= 15 else None
+        return _number(self.cursor)
 
     @property
     def _start(self) -> int:
         return self._number or 0
+
+
+def _number(cursor: str) -> int | None:
+    """Return a cursor as a number; None for another text, or one beyond all numbers of repos."""
+    usable = cursor.isascii() and cursor.isdigit() and len(cursor) <= 15
+    return int(cursor) if usable else None
 
 
 async def _page(

@@ -259,16 +259,24 @@ class Enumerator:
         async def take(repos: Sequence[ListedRepo]) -> None:
             await self._append(self._entries(repos), None)
 
-        left = old.after(await relist(self._fetch, old.range, take), now)
+        try:
+            left = old.after(await relist(self._fetch, old.range, take), now)
+        except Exception:
+            # The listing itself must not wait until the host answers for this range.
+            await self._replace(old, [old.put_off(now)])
+            raise
+        await self._replace(old, left)
+        self._metrics.hole_retries.labels("left" if left else "closed").inc()
+        _log.info("listed an unlistable range again",
+                  extra={**self._where(), "from_cursor": old.start, "to_cursor": old.end,
+                         "ranges_left": len(left)})  # fmt: skip
+
+    async def _replace(self, old: StoredRange, left: list[StoredRange]) -> None:
         host = self._source.endpoint.key
         await self._link.retry(partial(replace_range, host=host, old=old, new=left))
         del self._ranges[old.start]
         self._ranges |= {each.start: each for each in left}
         self.state.holes = len(self._ranges)
-        self._metrics.hole_retries.labels("left" if left else "closed").inc()
-        _log.info("listed an unlistable range again",
-                  extra={**self._where(), "from_cursor": old.start, "to_cursor": old.end,
-                         "ranges_left": len(left)})  # fmt: skip
 
     def _entries(self, repos: Sequence[ListedRepo]) -> list[Entry]:
         host = self._source.endpoint.http_url()

@@ -4,7 +4,7 @@ They stand in a hash of their own for each host: field is the first cursor, valu
 A range is stored before the listing moves behind it. (The key and the metrics call it a hole.)
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import orjson
 
@@ -46,6 +46,10 @@ class StoredRange:
                 StoredRange(rest.start, rest.end, self.problem, self.found, self.tries, int(now))
             )
         return left
+
+    def put_off(self, now: float) -> "StoredRange":
+        """Return the range as it is after an attempt that failed for another reason than it."""
+        return replace(self, retry_at=int(now) + FIRST_RETRY_SECONDS)
 
 
 def new_range(missing: UnlistableRange, problem: str, now: float) -> StoredRange:

@@ -3,6 +3,7 @@
 import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 
 import pytest
 import trio
@@ -17,7 +18,12 @@ from rsky_pipeline.ingester.listing.enumeration import (
     Enumerator,
     ListingSource,
 )
-from rsky_pipeline.ingester.listing.ranges import FIRST_RETRY_SECONDS, StoredRange, load_ranges
+from rsky_pipeline.ingester.listing.ranges import (
+    FIRST_RETRY_SECONDS,
+    StoredRange,
+    add_range,
+    load_ranges,
+)
 from rsky_pipeline.network import listing as network_listing
 from rsky_pipeline.network.http import HttpError
 from rsky_pipeline.network.listing import ListedRepo, Pace, Page
@@ -240,6 +246,32 @@ async def test_repos_that_cannot_be_listed_are_all_that_is_left_out(clean_redis:
     found = known_ranges(clean_redis)
     assert [(each.start, each.end) for each in found] == [(136, 138), (239, 240)]
     assert "500 from listRepos" in known_ranges(clean_redis)[0].problem
+
+
+@pytest.mark.parametrize("failure", [
+    HttpError("status", "503 from listRepos", status=503), HttpError("unreachable", "broke off"),
+    RuntimeError("a defect"),
+])  # fmt: skip
+async def test_a_range_that_fails_in_another_way_does_not_hold_up_the_listing(
+    clean_redis: str, failure: Exception
+) -> None:
+    stored = StoredRange(60, 61, "500", 1, 2, 1)
+    store = connect(clean_redis, name="test")
+    add_range(store, "relay.test", stored)
+    store.close()
+    source = Listing(150)
+    whole = source.fetch
+
+    async def fetch(endpoint: Endpoint, cursor: str | None, limit: int) -> Page:
+        if cursor == "60":
+            raise failure
+        return await whole(endpoint, cursor, limit)
+
+    source.fetch = fetch  # type: ignore[method-assign]
+    async with listing(clean_redis, source, now=1_000.0) as run:
+        await eventually(lambda: run.enumerator.state.done)
+    assert jobs(clean_redis) == dids(*range(1, 151))
+    assert known_ranges(clean_redis) == [replace(stored, retry_at=1_000 + FIRST_RETRY_SECONDS)]
 
 
 async def test_a_range_is_tried_again_until_the_host_lists_it(clean_redis: str) -> None:

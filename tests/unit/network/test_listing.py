@@ -202,6 +202,17 @@ async def test_a_range_is_listed_again_until_only_what_still_fails_is_left(
     assert all(missing.tries == 1 for missing in left)
 
 
+@pytest.mark.parametrize("cursor", ["²", "٣", "9" * 5_000, "", "did:plc:a", "\0", "-1"])
+async def test_a_cursor_that_is_no_number_ends_a_range(cursor: str) -> None:
+    async def fetch(_: str | None, limit: int) -> Page:
+        return Page((), cursor)
+
+    async def take(_: tuple[ListedRepo, ...]) -> None: ...
+
+    left = await relist(fetch, UnlistableRange(5, 90), take)
+    assert (left.failed, left.untried) == ([], None)
+
+
 def fetching(host: Host, down: HttpError | None = None) -> FetchPage:
     """Return what asks a host; after repo 200 it fails with `down` if that is given."""
 
