@@ -35,6 +35,18 @@ def test_a_gap_that_cannot_be_stored_holds_up_no_other(
     store.close()
 
 
+def test_many_gaps_that_cannot_be_read_hold_up_none_that_can(
+    clean_redis: str, schema_database: str
+) -> None:
+    store = connect(clean_redis, name="test")
+    for _ in range(120):
+        store.call("XADD", GAPS, "*", GAP_FIELD, b"no JSON")
+    store.call("XADD", GAPS, "*", GAP_FIELD, orjson.dumps(GAP))
+    assert move_gaps(store, partial(Database.connect, schema_database, name="test")) == 1
+    assert store.call("XLEN", GAPS) == 120
+    store.close()
+
+
 def test_what_a_host_says_is_noted_as_far_as_it_can_be(
     clean_redis: str, schema_database: str
 ) -> None:
