@@ -96,7 +96,7 @@ def append(
         size += sum(map(len, payloads))
         arguments += (numbers[stream], field, len(payloads), *payloads)
     status, detail, index, *lengths = store.script("append", keys, arguments)
-    text = detail.decode()
+    text = detail.decode("utf-8", "replace")
     if check_memory and status == b"appended":
         store.memory_check_at = now + MEMORY_CHECK_SECONDS
         store.memory_left = math.inf if index < 0 else index * MEMORY_SHARE

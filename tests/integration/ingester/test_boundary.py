@@ -14,6 +14,7 @@ from tests.integration.backfiller.hosts import FakeHosts
 from tests.integration.backfiller.kit import document
 from tests.integration.ingester.relay import KEY, TIME, Relay, like, running
 from tests.integration.ingester.worker import entries, eventually, ingesting, value
+from tests.stores import redis_client
 
 GOOD = "did:plc:aaaaaaaaaaaaaaaaaaaaaaaa"
 
@@ -120,3 +121,22 @@ async def test_a_label_whose_labeler_raises_is_unverified(
             verdicts = ingester.metric("ingester_label_verifications_total", verdict="unverified")
     assert verdicts == 2
     assert len(labeler.cursors) == 1
+
+
+async def test_a_stored_cursor_that_is_no_text_is_left_to_the_operator(clean_redis: str) -> None:
+    relay, other = Relay([(1, like(1, repo=GOOD))]), Relay([(2, like(2, repo=GOOD))])
+    async with running(relay), running(other):
+        keys = [f"firehose_live:cursor:127.0.0.1:{each.port}" for each in (relay, other)]
+        with redis_client(clean_redis) as client:
+            client.set(keys[0], b"\xff\x00")
+        async with ingesting(clean_redis, relay.url, other.url) as ingester:
+            await eventually(lambda: value(clean_redis, keys[1]) == "2")
+            assert not ingester.ended.is_set()
+            assert ingester.metric("ingester_error_reasons_total", reason="invalid_cursor") == 1
+            with redis_client(clean_redis) as client:
+                client.set(keys[1], b"\xff")  # while the writer holds another one
+            await eventually(
+                lambda: ingester.metric("ingester_error_reasons_total", reason="cursor_moved")
+            )
+            assert not ingester.ended.is_set()
+    assert relay.cursors == []
