@@ -1,8 +1,14 @@
-"""The way of one repo job: `Attempts.carry_out` reads as the algorithm, from the entry to its end.
+"""One attempt at a repo job: `Attempts.carry_out` is the algorithm, from stream entry to ack.
 
     entry -> job -> current? -> fetch -> verify -> changes -> close -> outcome -> acknowledged
 
-What stands below `Attempts` is the parts of that way which have no other user.
+The helpers below `Attempts` have no other user.
+
+Correctness rests on two orders. The outcome is written before the entry is acknowledged, so a crash
+in between repeats an attempt (which finds the repo current) but never loses an outcome. And
+`apply_repo` queues deletions, creates and the closing event in the order that `repos/changes.py`
+explains, so a crash between batches leaves the repo without a new complete rev and the next attempt
+queues everything again.
 """
 
 import logging
@@ -44,9 +50,9 @@ from rsky_pipeline.streams.event import MalformedEventError
 from rsky_pipeline.streams.repo_job import REPO_FIELD, FetchReason, RepoJob, decode_repo_job
 
 _log = logging.getLogger(__name__)
-INVALID_ATTEMPTS = 3  # a host that serves a broken repo thrice means it
-FIRST_LOOK_SECONDS, MOST_SECONDS = 2.0, 600.0  # pauses before a repo is looked at again
-SMALL_REPO = 64 * 1024  # bytes of a CAR that takes a millisecond or two
+INVALID_ATTEMPTS = 3  # a repo that is invalid three times is not a transfer error
+FIRST_LOOK_SECONDS, MOST_SECONDS = 2.0, 600.0  # backoff between two settle checks of a repo
+SMALL_REPO = 64 * 1024  # bytes of a CAR that unpacks within a millisecond or two
 _VERIFICATION = frozenset({"wrong_did", "bad_signature", "no_key"})
 Arguments = TypeVarTuple("Arguments")
 Result = TypeVar("Result")
@@ -54,10 +60,10 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True, slots=True)
 class BroughtIn:
-    """A repo is queued as a whole; `unchanged` if the stored rev was current.
+    """A successful attempt: the whole repo is queued, or it was current (`unchanged`).
 
-    `settles`: older states of its records may still be on their way, so that it must be looked at
-    again once this is stored.
+    `settles`: older states of its records may still be queued elsewhere, so the job comes back
+    once this rev is stored, to check for rows that such an event has restored.
     """
 
     rev: str
@@ -70,15 +76,15 @@ class BroughtIn:
 
 
 class NotStoredError(Exception):
-    """What was queued of a repo is not stored yet; come back after `seconds`."""
+    """The queued events of a repo are not stored yet; retry the settle check after `seconds`."""
 
     def __init__(self, seconds: float) -> None:
-        super().__init__(f"not stored yet, looked at again after {seconds:.0f} s")
+        super().__init__(f"not stored yet, next check in {seconds:.0f} s")
         self.seconds = seconds
 
 
 class Attempts:
-    """Carries out jobs, many at a time; connections and budgets are the worker's."""
+    """Runs many repo jobs concurrently, on the connections and budgets of its worker."""
 
     def __init__(
         self, settings: Settings, jobs: JobQueue, lookup: RepoLookup, fetcher: Fetcher,
@@ -91,21 +97,21 @@ class Attempts:
         self.output = output
         self._store = store
         self.metrics = metrics
-        self._boundary = Boundary()  # failures are counted by their reason
+        self._boundary = Boundary()  # no counter of its own: `_fail` counts every failure by reason
         self._log = ThrottledLog(_log)
-        self._threads = trio.CapacityLimiter(1)  # unpacking is CPU work under one lock anyway
+        self._threads = trio.CapacityLimiter(1)  # holds the GIL: more gain nothing
         self.finished = 0
 
     def report(self) -> None:
-        """Set the gauges of hosts."""
+        """Update the gauges of hosts."""
         self._fetcher.report()
 
     async def carry_out(self, delivery: Delivery) -> None:
-        """Try a repo once, and finish its entry in one way or another.
+        """Attempt a repo once, then acknowledge, postpone or dead-letter its entry.
 
-        The outcome is stored before the entry ends, so that no repo is without one: a worker that
-        is killed in between takes the same entry up again, and finds the repo current. An entry
-        whose end cannot be noted stays pending and is taken up again when it has been idle.
+        The outcome is stored before the entry is acknowledged, so every repo has one: a worker
+        killed in between gets the same entry again after its restart, and finds the repo current.
+        If the outcome cannot be stored, the entry stays pending until it is reclaimed as idle.
         """
         if delivery.fields is None:
             await self._jobs.finish(delivery)
@@ -133,7 +139,7 @@ class Attempts:
             except RepoError as failure:
                 await self._fail(delivery, job, failure, trio.current_time() - began)
             except SchemaMismatchError:
-                raise  # of no repo: nothing can be done before the schema is right
+                raise  # not the fault of this repo: no job can succeed on a wrong schema
             except Exception as error:  # noqa: BLE001 - see runtime.boundary
                 self._boundary.caught(error, "repo", did=job.did)
                 message = f"{type(error).__name__}: {error}"
@@ -143,25 +149,28 @@ class Attempts:
                 await self._succeed(delivery, job, done, trio.current_time() - began)
         except SchemaMismatchError:
             raise
-        except Exception as error:  # noqa: BLE001 - its outcome could not be noted
+        except Exception as error:  # noqa: BLE001 - its outcome could not be stored
             self._boundary.caught(error, "outcome", did=job.did)
             self._jobs.release(delivery)
 
     async def _bring_in(self, job: RepoJob) -> BroughtIn:
-        """Queue all that a job asks for. Raises RepoError, HostBusyError and NotStoredError."""
+        """Fetch, verify and queue the repo unless it is current.
+
+        Raises RepoError, HostBusyError and NotStoredError.
+        """
         stored = await self.lookup.stored(job.did)
         if job.settles:
             if await self._is_settled(job, stored):
                 return BroughtIn(job.rev, unchanged=True)
         elif (current := await self._current(job, stored)) is not None:
             return current
-        # The account's document, a turn at its host, the CAR, the commit, its signature.
+        # Resolves the DID, waits for a turn at the PDS, downloads the CAR, checks the signature.
         async with self._fetcher.fetch(job.did, fresh=job.attempts > 0) as repo:
             _require_recent(repo, job, stored)
             paths = await self.compute(repo, list_paths, repo)  # the whole tree, every record
             sink = _StreamSink(self, paths)
             named = (path for path in job.deleted if split_path(path) is not None)
-            deletes = await apply_repo(paths, sink, named)  # in an order that matters: see there
+            deletes = await apply_repo(paths, sink, named)  # its order matters: see there
         rev = repo.commit.rev
         settles = not job.settles and _may_be_late(job, stored, rev)
         return BroughtIn(rev, repo.host, sink.records, deletes, repo.size, settles=settles)
@@ -169,9 +178,10 @@ class Attempts:
     async def _current(self, job: RepoJob, stored: StoredRevs) -> BroughtIn | None:
         """Return an outcome if the repo need not be fetched. Raises RepoError and HostBusyError.
 
-        Without a complete rev it was never stored as a whole, however new its newest commit is.
-        Where a commit may be missing below the newest one, only the complete rev counts, and only
-        if it is the very rev that the PDS has.
+        A repo without a complete rev was never stored as a whole, however new its newest commit is:
+        live commits alone advance `newest`. A forced job means that a commit below the newest one
+        may be missing, so it compares only the complete rev, and skips the repo only if the PDS
+        serves exactly that rev.
         """
         if stored.complete is None:
             return None
@@ -185,10 +195,11 @@ class Attempts:
         return BroughtIn(stored.complete, host, unchanged=True) if rev == stored.complete else None
 
     async def _rev_at_pds(self, job: RepoJob) -> tuple[str | None, str]:
-        """Ask an account's PDS for the rev of its repo; None where the repo has to be fetched.
+        """Request the rev of a repo from its PDS; returns it (or None) and the host.
 
-        That is where the answer is about the account: fetching looks for a new home of it. Raises
-        RepoError where the host is in trouble, and HostBusyError.
+        None means that the error concerns the account, for example RepoNotFound: only a fetch
+        resolves the DID again and finds the PDS that the account has moved to. Raises RepoError for
+        failures of the host, and HostBusyError.
         """
         try:
             return await self._fetcher.rev(job.did)
@@ -198,11 +209,11 @@ class Attempts:
             return None, ""
 
     async def _is_settled(self, job: RepoJob, stored: StoredRevs) -> bool:
-        """Tell whether nothing is left of before a repo was stored at its rev.
+        """Return whether no row older than the stored repo is left.
 
-        From then on older states are stale whoever writes them (see `apply_repo`), but some may
-        have been stored after this worker looked for what the repo no longer holds. Raises
-        NotStoredError.
+        Once the repo is stored at `job.rev`, the indexer rejects older states as stale (see
+        `apply_repo`). One that was stored between this worker's query for absent paths and that
+        moment is found only by this check. Raises NotStoredError before the repo is stored.
         """
         if stored.complete is None or stored.complete < job.rev:
             raise NotStoredError(settle_pause(job.settles + 1))
@@ -212,7 +223,7 @@ class Attempts:
         self, delivery: Delivery, job: RepoJob, done: BroughtIn, seconds: float
     ) -> None:
         if done.unchanged and job.settles:
-            await self._jobs.finish(delivery)  # its outcome is noted already
+            await self._jobs.finish(delivery)  # the first attempt stored the outcome
             return
         outcome = RepoOutcome(
             job.did, "done", reason="unchanged" if done.unchanged else None, rev=done.rev,
@@ -232,7 +243,7 @@ class Attempts:
         self._ended("unchanged" if done.unchanged else "done")
 
     async def _put_off(self, delivery: Delivery, job: RepoJob, busy: HostBusyError) -> None:
-        """Let a job wait until its host has time; only a host that keeps failing counts."""
+        """Postpone a job until its host has a turn; counts as an attempt only if it is parked."""
         if busy.problem:
             failure = RepoError("transient", "host_parked", str(busy), busy.seconds, busy.host)
             await self._fail(delivery, job, failure, 0.0)
@@ -243,10 +254,10 @@ class Attempts:
     async def _fail(
         self, delivery: Delivery, job: RepoJob, failure: RepoError, seconds: float
     ) -> None:
-        """Do what follows from a failed attempt: wait, leave it, or a dead letter."""
+        """Apply `decide`: postpone the job, mark the repo unavailable, or dead-letter the entry."""
         decision = decide(job, failure, self.settings)
         self._count(failure)
-        # A pause that a host asks for may come again and again: it is no news for the table.
+        # Rate limits recur, and are not failures: they must not overwrite the stored outcome.
         if failure.kind != "rate_limited":
             await self._store.store(_failed(job, failure, decision, seconds))
         match decision.action:
@@ -283,7 +294,7 @@ class Attempts:
     async def compute(
         self, repo: Repo, function: Callable[[Unpack[Arguments]], Result], *args: *Arguments
     ) -> Result:
-        """Do CPU work, for a repo of some size in a thread, so that sockets are served."""
+        """Run CPU-bound work; in a thread if the repo is large, so that the event loop goes on."""
         if repo.size <= SMALL_REPO:
             await trio.lowlevel.checkpoint()
             return function(*args)
@@ -291,7 +302,7 @@ class Attempts:
 
 
 class _StreamSink:
-    """The changes of one repo on their way to `firehose_backfill`; see `RepoSink`."""
+    """Appends the changes of one repo to `firehose_backfill`; see `RepoSink`."""
 
     def __init__(self, attempts: Attempts, paths: RepoPaths) -> None:
         self._attempts = attempts
@@ -302,7 +313,7 @@ class _StreamSink:
         self.records = 0
 
     async def absent(self, after: str) -> list[str]:
-        """Ask PostgreSQL; most repos have no older row, and many are asked for at once."""
+        """Query absent paths, after a cheap batched query whether older rows exist at all."""
         commit, lookup = self._repo.commit, self._attempts.lookup
         if not after and not await lookup.has_older(commit.did, commit.rev):
             return []
@@ -337,9 +348,9 @@ class _StreamSink:
 
 @dataclass(frozen=True, slots=True)
 class RetryDecision:
-    """What becomes of a job whose attempt failed.
+    """How to continue after a failed attempt.
 
-    `attempts` have failed now; `seconds` is the pause before the next one of a job that waits.
+    `attempts` counts the failures including this one; `seconds` is the pause of "wait".
     """
 
     action: Literal["wait", "unavailable", "dead_letter"]
@@ -351,10 +362,13 @@ def decide(
     job: RepoJob, failure: RepoError, settings: Settings,
     draw: Callable[[], float] = random.random,
 ) -> RetryDecision:  # fmt: skip
-    """Decide what follows from a failed attempt: the only place that does."""
+    """Decide between retry, "unavailable" and a dead letter; no other code decides this.
+
+    Retries back off exponentially with jitter, and never come before `failure.retry_after`.
+    """
     attempts = job.attempts + (failure.kind != "rate_limited")
     if failure.kind == "permanent":
-        # Deletions that nothing else knows of must not go with a repo that cannot be fetched.
+        # `job.deleted` is recorded nowhere else: acknowledging the entry would lose the deletions.
         return RetryDecision("dead_letter" if job.deleted else "unavailable", attempts)
     most = settings.backfiller_max_attempts
     if failure.kind == "invalid":
@@ -367,7 +381,7 @@ def decide(
 
 
 def settle_pause(look: int) -> float:
-    """Return the seconds before the n-th look at a repo that is being stored."""
+    """Return the seconds before the n-th settle check of a repo."""
     return bound(look, FIRST_LOOK_SECONDS, MOST_SECONDS)
 
 
@@ -388,21 +402,25 @@ def _failed(
 
 
 def _may_be_late(job: RepoJob, stored: StoredRevs, rev: str) -> bool:
-    """Tell whether states of a repo from before a rev may be queued and not stored yet.
+    """Return whether states of a repo older than `rev` may be queued and not stored yet.
 
-    Live ones, where something was missed between commits that were followed; or those of an
-    earlier job whose closing event is not applied.
+    They are live events, if a commit was missed while the repo was followed, or events of an
+    earlier job whose closing event is not applied yet.
     """
     followed = bool(job.deleted) or job.reason.followed
     return followed or (stored.complete or "") < (stored.queued or "") < rev
 
 
 def _require_recent(repo: Repo, job: RepoJob, stored: StoredRevs) -> None:
-    """An older repo than is known of proves nothing: neither what it holds, nor what it lacks."""
+    """Reject a repo older than a rev already seen: records it holds may be deleted since, and
+    records it lacks may be newer than it.
+
+    Raises RepoError.
+    """
     rev = repo.commit.rev
     known = max(job.rev if job.deleted else "", stored.highest)
     if rev < known:
-        message = f"the PDS serves rev {rev}, and {known} is known of"
+        message = f"the PDS serves rev {rev}, older than the known rev {known}"
         raise RepoError("transient", "stale_repo", message, host=repo.host)
 
 

@@ -1,4 +1,4 @@
-"""Calls that many tasks make at once, carried out together: a hop to a store costs 240 us."""
+"""Batching of concurrent calls: one thread hop to a store costs 240 us, however many items go."""
 
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
@@ -13,29 +13,30 @@ Result = TypeVar("Result")
 @dataclass(slots=True, eq=False)
 class _Call(Generic[Item, Result]):
     item: Item
-    woken: trio.Event = field(default_factory=trio.Event)  # answered, or it has to lead
+    woken: trio.Event = field(default_factory=trio.Event)  # answered, or has to lead
     answer: tuple[Result] | None = None
 
 
 class Coalescer(Generic[Item, Result]):
-    """Joins calls: those that come while one is under way go together into the next one.
+    """Batches calls: items that arrive while a call is in flight share the next call.
 
-    Nobody waits for company, so a call that is alone costs what it costs without this.
+    No timer delays a call, so a lone call has the same latency as without the coalescer.
 
-    One of the tasks that wait leads: it makes the call for all, then another one leads.
+    There is no task of its own: one waiting task leads, makes the call for all items, then wakes
+    another to lead.
     """
 
     def __init__(
         self, carry_out: Callable[[Sequence[Item]], Awaitable[Sequence[Result]]], most: int = 500
     ) -> None:
-        """`carry_out` returns a result for each item, in order; `most` bounds the items."""
+        """`carry_out` returns a result for each item, in order; `most` bounds items per call."""
         self._carry_out = carry_out
         self._most = most
         self._calls: list[_Call[Item, Result]] = []  # not answered yet
         self._has_leader = False
 
     async def call(self, item: Item) -> Result:
-        """Have an item carried out with others; raises what `carry_out` raises."""
+        """Return the result of one item; an exception of `carry_out` is raised in every caller."""
         call: _Call[Item, Result] = _Call(item)
         self._calls.append(call)
         if self._has_leader:
@@ -59,11 +60,11 @@ class Coalescer(Generic[Item, Result]):
         for call, result in zip(batch, results, strict=True):
             call.answer = (result,)
             call.woken.set()
-        # What was given up meanwhile is gone from the list already.
+        # Calls cancelled meanwhile have left the list already.
         self._calls = [call for call in self._calls if call.answer is None]
 
     def _give_up(self, call: _Call[Item, Result], *, leading: bool = False) -> None:
-        """Leave, and let another lead if that was our part."""
+        """Remove a call; if its task was leading, wake another to lead."""
         if call in self._calls:
             self._calls.remove(call)
         if leading or (call.woken.is_set() and call.answer is None):

@@ -1,4 +1,4 @@
-"""The streams of repos as one queue: which entries are taken next, and how each of them ends."""
+"""The repo streams as one queue: which entries are read next, and how each one is finished."""
 
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -22,20 +22,20 @@ from rsky_pipeline.streams.waiting import count_waiting, wake
 
 _log = logging.getLogger(__name__)
 WEIGHTS = {REPO_BACKFILL_HIGH: 12, REPO_BACKFILL: 3, REPO_BACKFILL_LOW: 1}
-MOST_ENDINGS = 100  # entries that end in one call
-ALONE_SECONDS = 5.0  # that an entry which may be deadly is alone before others are taken
+MOST_ENDINGS = 100  # entries finished in one call
+ALONE_SECONDS = 5.0  # an entry suspected of crashing workers runs alone for so long
 Item = TypeVar("Item")
 Ending = Callable[[Store], object]
 
 
 class JobQueue:
-    """Takes entries of all streams of repos, and ends them; one connection for each of the two."""
+    """Reads and finishes entries of all repo streams, on one connection for each of the two."""
 
     def __init__(
         self, reading: Link[Store], ending: Link[Store], settings: Settings, name: str,
         metrics: BackfillerMetrics,
     ) -> None:  # fmt: skip
-        """`name` is that of this worker as a consumer."""
+        """`name` is this worker's consumer name in the consumer groups."""
         self._reading = reading
         self._ending = ending
         self._metrics = metrics
@@ -60,10 +60,10 @@ class JobQueue:
         return all(consumer.taken_up for consumer in self._consumers.values())
 
     async def take(self, count: int) -> list[Delivery] | None:
-        """Return up to `count` entries, of every stream its share; None where Redis failed.
+        """Return up to `count` entries, divided by stream weight; None if Redis failed.
 
-        Entries that were left pending come first, a stream at a time: where one crashes its worker,
-        no new entry may be taken beside it.
+        Entries left pending come first, one stream at a time. One of them may crash the worker, and
+        new entries taken beside it would then count a delivery that is not their fault.
         """
         for stream, consumer in self._consumers.items():
             if not consumer.taken_up:
@@ -78,12 +78,12 @@ class JobQueue:
         return None if taken is None else taken.deliveries
 
     async def finish(self, delivery: Delivery) -> None:
-        """Acknowledge an entry. Like all that end one, it waits for Redis, and may be repeated."""
+        """Acknowledge an entry. Retries until Redis answers, so it may be executed twice."""
         consumer = self._consumers[delivery.stream]
         await self._endings.call(partial(consumer.acknowledge, ids=[delivery.id]))
 
     async def postpone(self, delivery: Delivery, seconds: float, comes_back: RepoJob) -> None:
-        """Let an entry wait outside of its stream, over restarts."""
+        """Replace an entry by one due in `seconds`; it waits in Redis, so it survives restarts."""
         end = partial(
             self._consumers[delivery.stream].postpone, delivery=delivery, seconds=seconds,
             field=REPO_FIELD, payload=encode_repo_job(comes_back),
@@ -99,31 +99,32 @@ class JobQueue:
         await self._endings.call(end)
         self._metrics.dead_lettered.inc()
         extra = {"stream": delivery.stream, "entry": delivery.id, "reason": reason, "error": error}
-        _log.warning("repo job moved to the dead letters", extra=extra)
+        _log.warning("dead-lettered repo job", extra=extra)
 
     def release(self, delivery: Delivery) -> None:
-        """Stop holding an entry: it stays pending and is taken up again when it has been idle.
+        """Stop holding an entry: it stays pending until it is reclaimed as idle.
 
-        After too many deliveries it becomes a dead letter.
+        After `max_deliveries` it is dead-lettered.
         """
         self._consumers[delivery.stream].release([delivery.id])
 
     async def forgive(self) -> None:
-        """Let the deliveries of held entries count from one: a stop is no fault of an entry."""
+        """Reset the delivery counts of held entries: an orderly stop is not their fault."""
         for consumer in self._consumers.values():
             await self._ending.attempt(partial(consumer.hold, forgive=True))
 
     async def maintain(self) -> None:
-        """Keep held entries from being taken over, and remove finished ones and names of the gone.
+        """Renew held entries, trim finished ones, and remove consumers that are gone.
 
-        A repo may take longer than `claim_idle_seconds`, after which others would take it up.
+        A repo may take longer than `claim_idle_seconds`; without renewal another worker would
+        reclaim its entry and fetch the repo a second time.
         """
         for consumer in self._consumers.values():
             await self._ending.attempt(consumer.hold)
             await self._ending.attempt(consumer.clean)
 
     async def wake(self) -> int | None:
-        """Put what has waited long enough back into its stream; return how many still wait."""
+        """Move due postponed entries back to their streams; returns the number still waiting."""
 
         def wake_and_count(store: Store) -> tuple[int, int]:
             return wake(store, REPO_STREAMS), count_waiting(store)
@@ -144,10 +145,10 @@ class JobQueue:
 
 
 class WeightedReader:
-    """Divides every take by weights; what a stream does not need goes to the most urgent others.
+    """Divides each take among streams by weight; unused shares go to the most urgent streams.
 
-    None is starved. The fractions of small takes are carried over, so that a weight holds in the
-    long run.
+    No stream starves. For example, with weights 7, 2, 1 a take of 3 gives the last stream 0.3
+    entries: fractions are carried over to later takes, so that weights hold in the long run.
     """
 
     def __init__(self, weights: Mapping[str, int]) -> None:
@@ -157,9 +158,9 @@ class WeightedReader:
     async def take(
         self, count: int, read: Callable[[str, int], Awaitable[Sequence[Item] | None]]
     ) -> list[Item] | None:
-        """Return up to `count` entries; `read` takes up to so many from a stream at once.
+        """Return up to `count` entries, read with `read(stream, most)`.
 
-        None if `read` returned None and nothing was read before that.
+        Returns None if `read` failed (returned None) before anything was read.
         """
         total = sum(self._weights.values())
         taken: list[Item] = []

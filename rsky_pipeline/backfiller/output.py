@@ -1,4 +1,4 @@
-"""Appending to `firehose_backfill`, as fast as its consumers allow."""
+"""Appends to `firehose_backfill`, held back while the stream is full."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -13,14 +13,14 @@ from rsky_pipeline.streams.connection import Store
 from rsky_pipeline.streams.names import FIREHOSE_BACKFILL
 
 FULL_PAUSE_SECONDS = 0.25
-MOST_BATCHES = 4  # of several repos that are appended at once
+MOST_BATCHES = 4  # batches of different repos that share one append
 
 
 class Output:
-    """One connection that all repos in flight append through, a batch at a time.
+    """The one connection that all repos in flight append through.
 
-    A batch whose reply was lost is appended again: its events may stand twice in the stream,
-    which changes nothing, since applying them is idempotent.
+    A batch whose reply was lost is appended again. Its events may then be in the stream twice,
+    which is harmless because the indexer applies them idempotently.
     """
 
     def __init__(self, link: Link[Store], high_water_mark: int, metrics: BackfillerMetrics) -> None:
@@ -30,7 +30,7 @@ class Output:
         self._batches = Coalescer(self._append, most=MOST_BATCHES)
 
     async def append(self, entries: list[Entry]) -> None:
-        """Append a batch, all or none; waits for room and for Redis, and never gives up."""
+        """Append a batch atomically; waits for stream capacity and for Redis without a limit."""
         if entries:
             await self._batches.call(entries)
 

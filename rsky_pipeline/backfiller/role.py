@@ -1,4 +1,4 @@
-"""The backfiller worker, put together from its parts."""
+"""Builds and runs the backfiller worker."""
 
 from contextlib import AsyncExitStack
 from functools import partial
@@ -24,7 +24,7 @@ WATCH_SECONDS = 5.0
 
 
 async def run(context: WorkerContext) -> None:
-    """Run a backfiller until it is told to stop."""
+    """Run a backfiller until `context` requests a stop."""
     settings = context.settings
     metrics = BackfillerMetrics(context.registry)
     self_check = SelfCheck(
@@ -81,7 +81,7 @@ def _database(
 async def _watch(
     link: Link[Store], gauges: StreamMetrics, streams: tuple[str, ...], self_check: SelfCheck
 ) -> None:
-    """Keep the stream gauges true until cancelled; lag and lengths in `status` come from them."""
+    """Update the stream gauges until cancelled; `status` shows lag and lengths from them."""
     look = partial(watch, metrics=gauges, streams=streams, self_check=self_check)
     while True:
         if await link.attempt(look) is None:

@@ -1,4 +1,4 @@
-"""What the backfiller asks PostgreSQL, and `rsky_pipeline.backfill_repo`, where outcomes go."""
+"""Batched queries of the backfiller, and writes of outcomes to `rsky_pipeline.backfill_repo`."""
 
 import logging
 from collections.abc import Sequence
@@ -19,14 +19,14 @@ from rsky_pipeline.repos.stored import StoredRevs, absent_paths, have_older, sto
 from rsky_pipeline.runtime.link import Link
 
 _log = logging.getLogger(__name__)
-GATHER_SECONDS = 0.1  # how long a batch of outcomes waits for more
-MAX_TEXT_BYTES = 500  # of an error, a reason or a host that are kept
+GATHER_SECONDS = 0.1  # a batch of outcomes waits so long for more
+MAX_TEXT_BYTES = 500  # stored of an error, a reason or a host
 _COLUMNS = (
     ("did", "text"), ("status", "text"), ("kind", "text"), ("reason", "text"), ("error", "text"),
     ("rev", "text"), ("host", "text"), ("attempts", "integer"), ("next_attempt_at", "timestamptz"),
     ("records", "bigint"), ("deletes", "bigint"), ("bytes", "bigint"), ("seconds", "real"),
 )  # fmt: skip
-# An outcome that says nothing of what was queued keeps what an earlier one said.
+# COALESCE: a failed attempt has no rev and no counts, and must keep those of an earlier success.
 _WRITE = f"""
 INSERT INTO rsky_pipeline.backfill_repo AS stored
     ({", ".join(name for name, _ in _COLUMNS)}, updated_at)
@@ -64,7 +64,7 @@ class RepoOutcome:
 
 
 class RepoLookup:
-    """Questions about repos; those of many attempts go together. All wait for PostgreSQL."""
+    """Queries about repos, batched over concurrent attempts. All retry until PostgreSQL answers."""
 
     def __init__(self, link: Link[Database]) -> None:
         self._link = link
@@ -76,11 +76,11 @@ class RepoLookup:
         return await self._stored.call(did)
 
     async def has_older(self, did: str, rev: str) -> bool:
-        """Tell whether rows of an account are older than a rev."""
+        """Return whether an account has rows older than a rev."""
         return await self._older.call((did, rev))
 
     async def absent(self, paths: RepoPaths, after: str) -> list[str]:
-        """Return paths of older rows that a repo does not hold; see `stored.absent_paths`."""
+        """Return paths of older rows that are absent from a repo; see `stored.absent_paths`."""
         return await self._link.retry(lambda database: absent_paths(database, paths, after))
 
     async def _look_up(self, dids: Sequence[str]) -> list[StoredRevs]:
@@ -91,7 +91,7 @@ class RepoLookup:
 
 
 class BackfillStore:
-    """Gathers outcomes and writes them in batches; whoever has one waits until it is stored."""
+    """Writes outcomes in batches; the caller of `store` waits until its outcome is committed."""
 
     def __init__(self, link: Link[Database]) -> None:
         self._link = link
@@ -100,9 +100,10 @@ class BackfillStore:
         self._something = trio.Event()
 
     async def store(self, outcome: RepoOutcome) -> None:
-        """Store an outcome; returns when it is stored, or a newer one of the same repo is.
+        """Return once the outcome, or a newer one of the same repo, is committed.
 
-        One that PostgreSQL refuses is logged and left out: it must hold up nobody's.
+        An outcome that PostgreSQL rejects is logged and dropped, so that it cannot block the others
+        of its batch.
         """
         self._gathered[outcome.did] = outcome
         self._something.set()
@@ -117,14 +118,14 @@ class BackfillStore:
             self._gathered, self._written, self._something = {}, trio.Event(), trio.Event()
             for culprit in await self._link.retry(partial(write_outcomes, outcomes=batch)):
                 extra = {"did": culprit.entry.did, "error": culprit.message}
-                _log.error("outcome of a repo cannot be stored", extra=extra)
+                _log.error("PostgreSQL rejected the outcome of a repo", extra=extra)
             written.set()
 
 
 def write_outcomes(
     database: Database, outcomes: Sequence[RepoOutcome]
 ) -> list[Culprit[RepoOutcome]]:
-    """Store outcomes, of which there is one for each repo; return those that are refused."""
+    """Upsert outcomes, at most one per repo; returns those that PostgreSQL rejected."""
     ordered = sorted(outcomes, key=lambda outcome: outcome.did)
     return apply_isolated(ordered, partial(_write, database))
 
@@ -140,5 +141,5 @@ def _write(database: Database, outcomes: Sequence[RepoOutcome]) -> None:
 
 
 def _bounded(text: str | None) -> str | None:
-    """Bound a text and make it storable: errors, codes and hosts quote what strangers sent."""
+    """Truncate a text and strip characters that PostgreSQL rejects: it may quote remote input."""
     return None if text is None else storable(text, MAX_TEXT_BYTES)

@@ -1,4 +1,4 @@
-"""The loop of one backfiller: taking entries while there is room for them, and the drain."""
+"""The main loop of a backfiller: reads entries while slots are free, and drains on stop."""
 
 import trio
 
@@ -8,20 +8,20 @@ from rsky_pipeline.observability.backfiller import BackfillerMetrics
 from rsky_pipeline.runtime.context import WorkerContext
 from rsky_pipeline.streams.consumer import Delivery
 
-HELD_FOR_EACH_SLOT = 8  # jobs in memory, most of which wait for their host or their directory
+HELD_FOR_EACH_SLOT = 8  # jobs in memory; most wait for their PDS or the PLC directory
 LEAST_HELD = 64
-ROOM_SECONDS = 0.05  # between two looks whether there is room
-IDLE_SECONDS = 0.2  # between two looks at streams that were empty
-AWAY_SECONDS = 1.0  # the same where Redis failed
+ROOM_SECONDS = 0.05  # poll interval while all slots are taken
+IDLE_SECONDS = 0.2  # poll interval while the streams are empty
+AWAY_SECONDS = 1.0  # poll interval while Redis fails
 MAINTAIN_SECONDS = 15.0
 WAKE_SECONDS = 0.5
 HEALTH_SECONDS = 5.0
 DRAIN_SECONDS = 10.0
-RELEASE_SECONDS = 2.0  # for a store that does not answer while the worker is stopping
+RELEASE_SECONDS = 2.0  # timeout of Redis while the worker is stopping
 
 
 class Worker:
-    """Takes entries, each of which a task of its own carries out."""
+    """Reads entries and starts one task for each."""
 
     def __init__(
         self, context: WorkerContext, jobs: JobQueue, attempts: Attempts,
@@ -37,7 +37,7 @@ class Worker:
         self._most_held = max(LEAST_HELD, HELD_FOR_EACH_SLOT * concurrency)
 
     async def run(self) -> None:
-        """Work until told to stop, then let repos in flight end; the others stay pending."""
+        """Work until a stop is requested, then finish repos in flight; the others stay pending."""
         async with trio.open_nursery() as nursery:
             async with trio.open_nursery() as intake:
                 intake.start_soon(self._take_in, nursery)
@@ -46,14 +46,14 @@ class Worker:
                 await self._context.stopping.wait()
                 intake.cancel_scope.cancel()
             with trio.move_on_after(DRAIN_SECONDS):
-                # Two conditions end it, one of them a count: looking is simpler than two events.
+                # The drain ends on one of two conditions, one a count: polling is simplest.
                 while self._in_flight and not self._context.escalated.is_set():  # noqa: ASYNC110
                     await trio.sleep(ROOM_SECONDS)
             nursery.cancel_scope.cancel()
         await self._release()
 
     async def report_health(self) -> None:
-        """Publish figures until cancelled."""
+        """Publish the health document until cancelled."""
         while True:
             self._attempts.report()
             before = self._attempts.finished
@@ -69,13 +69,13 @@ class Worker:
             )
 
     async def _take_in(self, nursery: trio.Nursery) -> None:
-        """Take entries until cancelled, first those that an earlier life left pending."""
+        """Read entries until cancelled; first those left pending before the restart."""
         ready = False
         with self._context.activity("intake") as intake:
             while True:
                 intake.progress()
                 room = self._most_held - self._jobs.held
-                if room < self._most_held // 8:  # few large pages instead of many small ones
+                if room < self._most_held // 8:  # read few large pages rather than many small ones
                     await trio.sleep(ROOM_SECONDS)
                     continue
                 taken = await self._jobs.take(room)
@@ -99,7 +99,7 @@ class Worker:
             self._metrics.running.set(self._in_flight)
 
     async def _wake(self) -> None:
-        """Bring back what has waited long enough, until cancelled."""
+        """Requeue postponed entries that are due, until cancelled."""
         while True:
             waiting = await self._jobs.wake()
             if waiting is not None:
@@ -113,7 +113,7 @@ class Worker:
             await self._jobs.maintain()
 
     async def _release(self) -> None:
-        """Leave what did not end pending; the next life of this consumer takes it up."""
+        """Reset delivery counts of unfinished entries, which stay pending for the next start."""
         self._context.health({"pending": self._jobs.held})
         with trio.move_on_after(RELEASE_SECONDS):
             await self._jobs.forgive()
