@@ -46,10 +46,15 @@ def exit_code(report: "VerificationReport", *, strict: bool) -> int:
 
 def show(report: "VerificationReport", *, quiet: bool = False) -> None:
     """Print a line a check, and a remedy below each that is not good."""
-    width = max((len(check.check) for check in report.checks), default=0)
-    for check in report.checks:
-        if quiet and check.status in ("pass", "skip"):
-            continue
+    from rsky_pipeline.health.rules import PROCESS
+
+    shown = [check for check in report.checks if not quiet or check.status not in ("pass", "skip")]
+    if report.nothing_runs:
+        line("  nothing is running", label="fail", colour=_COLOURS["fail"])
+        line(f"{'':<8}to do: start it: `rsky-pipeline run` or its units")
+        shown = [check for check in shown if check.rule is not PROCESS]
+    width = max((len(check.check) for check in shown), default=0)
+    for check in shown:
         line(
             f"  {check.check:<{width}}  {check.figure}",
             label=f"{check.status:<4}",

@@ -437,15 +437,20 @@ class Admission:
 
         Hosts send an event when that changes. One that comes back may have changed meanwhile. One
         that was active as far as is known has moved, or the event before was lost: a fetch of its
-        repo failed then.
+        repo failed then. One that nothing is known of may be new, or have been away since before
+        Redis was lost or this relay was read; it is not told apart, and queued as a new repo is.
         """
         if self._shared.dedup.is_repeat(self._relay, account):
             self._counters.replays += 1
             frame.clear()
             return
         active, did = account.active, account.did
-        state = None if active is None else self.states.get(did)
-        if state is None or active is None:
+        if active is None:
+            return
+        state = self.states.get(did)
+        if state is None:
+            if active and self._shared.discovery.admits(self._clock()):
+                frame.add(self._converter.resync(REPO_BACKFILL, did, "", FetchReason.UNSEEN, ()))
             return
         if is_inactive(state) == active:
             frame.state = self.states.set(did, with_activity(state, active))

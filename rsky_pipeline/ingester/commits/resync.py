@@ -5,10 +5,12 @@ soon after, it waits in a stream of its own until a pause is over: whoever can m
 broken, be it with forged commits, costs its host one request in that time.
 
 A repo whose first commit was not seen is queued to be fetched as a whole, once: its state is then
-kept as any other. After a start with an empty store nearly every repo is new, and the listing finds
-them as well; so there is a limit on how fast they are queued. A repo that comes above it is not
-remembered, and found at a later commit. Nor is one that comes while the stream that they are queued
-in is at its high-water mark: live events must not wait for it.
+kept as any other. So is one without a state whose account is said to be active: it may have come
+back, and not commit for long. As it stays without a state, each such event queues it, which costs
+one request where its PDS has nothing new. After a start with an empty store nearly every repo is
+new, and the listing finds them as well; so there is a limit on how fast they are queued. A repo
+that comes above it is not remembered, and found at a later commit. Nor is one that comes while the
+stream that they are queued in is at its high-water mark: live events must not wait for it.
 
 Times are monotonic seconds.
 """

@@ -29,11 +29,15 @@ _ORDER: tuple[Status, ...] = ("fail", "warn", "pass", "skip")
 
 @dataclass(frozen=True, slots=True)
 class VerificationReport:
-    """All checks of one verification; `time` is the end of its window, in seconds since 1970."""
+    """All checks of one verification; `time` is the end of its window, in seconds since 1970.
+
+    `nothing_runs`: neither a supervisor nor a worker answers, which each process's check says too.
+    """
 
     time: float
     window_seconds: float
     checks: tuple[RuleVerdict, ...]
+    nothing_runs: bool = False
 
     @property
     def status(self) -> Status:
@@ -104,7 +108,14 @@ def verify(
     after = look(settings, before)
     on_progress("asking database and relays")
     found = [*compare(settings, before, after, roles), *check_outside(settings, roles)]
-    return VerificationReport(time.time(), window, tuple(found))
+    return VerificationReport(time.time(), window, tuple(found), nothing_answers(after.scrapes))
+
+
+def nothing_answers(scrapes: Sequence[Scrape]) -> bool:
+    """Tell whether the workers are assumed ones only, of which none answers."""
+    return bool(scrapes) and all(
+        each.target.state == "unknown" and each.error is not None for each in scrapes
+    )
 
 
 def check_outside(settings: Settings, roles: Sequence[str]) -> Iterator[RuleVerdict]:

@@ -109,10 +109,22 @@ def test_an_account_that_comes_back_without_having_gone_has_its_repo_fetched() -
     ]  # fmt: skip
 
 
-def test_a_new_account_is_not_fetched_because_it_is_active() -> None:
+def test_an_account_that_nothing_is_known_of_is_fetched_when_it_is_active() -> None:
+    """It may have been away when its host was listed, and Redis lost what was known of it."""
     made = discovering()
     assert jobs(made.convert(account_frame(False, 1))) == []
-    assert jobs(made.convert(account_frame(True, 2))) == []
+    active = made.convert(account_frame(True, 2))
+    assert jobs(active) == [(REPO_BACKFILL, "unseen")]
+    assert [entry.field for entry in active.entries] == [b"event", b"repo"]
+    assert active.state is None
+    assert [jobs(made.convert(frame)) for frame in commits()] == [[], [], [], []]
+
+
+def test_active_accounts_that_nothing_is_known_of_are_discovered_within_the_limit() -> None:
+    for per_minute, expected in ((0, 0), (2, 2)):
+        made = discovering(per_minute)
+        frames = [made.convert(account_frame(True, number, number)) for number in range(1, 5)]
+        assert sum(len(jobs(frame)) for frame in frames) == expected
 
 
 def test_nothing_is_discovered_while_its_stream_is_at_the_mark() -> None:

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from rsky_pipeline.cli.verify import exit_code
+from rsky_pipeline.cli.verify import exit_code, show
 from rsky_pipeline.configuration.expectations import expected_band
 from rsky_pipeline.configuration.settings import Settings
 from rsky_pipeline.health.rules import LATENCY, RATE, RuleVerdict, Status
@@ -13,7 +13,12 @@ from rsky_pipeline.observability.catalogue import shown_by
 from rsky_pipeline.operations.scrape import Scrape, ScrapeTarget
 from rsky_pipeline.operations.stream_figures import Measurement
 from rsky_pipeline.operations.verification import checks, outside
-from rsky_pipeline.operations.verification.run import Look, VerificationReport, compare
+from rsky_pipeline.operations.verification.run import (
+    Look,
+    VerificationReport,
+    compare,
+    nothing_answers,
+)
 from rsky_pipeline.runtime.health_document import read_health
 from tests.unit.operations.figures import look, measurement, scraped, stream
 
@@ -161,6 +166,21 @@ def test_a_role_without_workers_and_one_in_trouble_fail() -> None:
     for scrape in (troubled, starting, silent):
         first = next(iter(checks.check_workers([scrape], ["indexer"])))
         assert first.status == "fail"
+
+
+def test_where_nothing_runs_one_line_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    silent = tuple(replace(scraped({}, role), error="refused") for role in ("ingester", "indexer"))
+    found = tuple(checks.check_workers(silent, ["ingester", "indexer"]))
+    assert nothing_answers(silent)
+    assert not nothing_answers((*silent, scraped({}, "backfiller")))
+    listed = replace(silent[0], target=replace(silent[0].target, state="starting"))
+    assert not nothing_answers((listed, silent[1]))  # its supervisor answers
+    show(VerificationReport(1_000.0, 30.0, found, nothing_runs=True))
+    shown = capsys.readouterr().out
+    assert shown.count("nothing is running") == 1
+    assert "refused" not in shown
+    show(VerificationReport(1_000.0, 30.0, found))
+    assert capsys.readouterr().out.count("refused") == 2
 
 
 @pytest.mark.parametrize(
