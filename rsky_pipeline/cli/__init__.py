@@ -3,7 +3,8 @@
 In: arguments, the environment, a configuration file. Out: a table or one JSON document on standard
 output, remarks on standard error, an exit code (`exit_codes`). Read `command` first: the frame of
 every command. Only `output` prints. Commands are imported when they are used, and import the
-libraries that they call when they run, so that `--help` needs neither trio nor any client.
+libraries that they call when they run, so that `--help` needs neither trio nor any client. It has
+no threads, and must not contain what another program could want to call: that is in `operations`.
 """
 
 from collections.abc import Iterator

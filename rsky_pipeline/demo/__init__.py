@@ -1,6 +1,7 @@
 """The pipeline on a network of its own, compared row for row (`rsky-pipeline demo`).
 
-`simulator` serves relay, PDS, PLC directory and labeler on loopback, and works out the rows that a
-correct database holds; it knows nothing of the pipeline. The other modules run both as processes,
-watch them, and compare. Stands beside the layers: nothing of the pipeline imports it.
+In: a seed, a rate, a duration. Out: a live view, and the differences between the database and the
+rows that the simulated repos imply. Read `demonstration` first: it starts a process for the network
+(`simulator`) and one for the pipeline, reads their figures (`figures`), stops both and compares.
+It blocks in one thread. Nothing of the pipeline imports it.
 """

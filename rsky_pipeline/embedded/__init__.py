@@ -7,5 +7,6 @@ asked whether it answers, its directories made and its data initialised. The sup
 Read first `postgres.py` (with `accounts.py`, which lets it run for root) or `valkey.py`;
 `locations.py` says where everything is. The wheels' own Python code is never imported.
 
-It must not know what the stores are used for, nor supervise them.
+All calls block, without tasks or threads; the supervisor makes them in threads. It must not know
+what the stores are used for, nor supervise them.
 """

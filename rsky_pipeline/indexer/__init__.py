@@ -9,6 +9,6 @@ letters. Read `core.apply` first: an entry is read (`core.entries`), a batch is 
 Tasks of a worker: one reader a stream, one that applies and one that acknowledges (each with a
 thread and a connection of its own, so that the next batch is read and the one before acknowledged
 while one is applied), the upkeep of streams and tables, and the look-ups of handles and deleted
-accounts (`accounts`). The role must not know where entries come from, nor how a relay or a repo
-looks.
+accounts (`accounts`). The role must not know the producers of entries, nor the formats of relays
+and repos.
 """

@@ -7,7 +7,7 @@ with cursors and states of repos in the same step.
 
 Read `pipeline` first: it has the algorithm. `follower` keeps a connection open and feeds it,
 `writer` stores what it returns, `commits` and `labels` have the steps, `listing` lists repos and
-repairs gaps, `role` puts the tasks together, `report` shows how they are.
+repairs gaps, `role` puts the tasks together, `report` publishes their health.
 
 Tasks, all in one trio loop: a follower for each host (with a task that reads the socket, one that
 pings, and one for each lookup of a key), one writer for all relays and one for each labeler, one
@@ -15,5 +15,6 @@ task for each listing, and one each for gap repair, waiting resyncs, health and 
 Threads: one for each connection to a store, and one for each relay that checks signatures.
 
 It must not know tables of the AppView (gap repair reads two of them by SQL of its own), other
-roles, or who consumes its streams. A cursor is stored in the same step as the data that it covers.
+roles, or the consumers of its streams. A cursor is stored in the same step as the data that it
+covers.
 """

@@ -1,8 +1,8 @@
 """Clients of the network: relays, labelers, PDSes, the DID directory, hosts of handles.
 
-In come endpoints that the operator configured, and names that strangers wrote into DID documents;
-out come frames, pages of repos, CAR bytes and documents, or an exception of a fixed list of
-reasons. Everything has bounds: time, bytes, redirects, addresses.
+In: endpoints that the operator configured, and untrusted host names from DID documents. Out:
+frames, pages of repos, CAR bytes and documents, or an exception of a fixed list of reasons.
+Everything has bounds: time, bytes, redirects, addresses.
 
 - `subscription`: one WebSocket stream, with a reader and a heartbeat task for each connection;
   `frame_socket` is its socket.

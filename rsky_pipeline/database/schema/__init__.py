@@ -1,6 +1,10 @@
 """The tables: those of the official AppView data plane, and our own beside them.
 
-`initialise` makes or upgrades them, `check` lists the differences from the expected schema."""
+In: a database. Out: its tables, made or upgraded (`initialise`), or the list of its differences
+from the expected schema (`check`). Read `migrate` first; a step is a file `NNNN_name.sql`, and
+`expected.json` is the result of all steps. All calls block; there are no tasks and no threads. It
+must not know what a row means.
+"""
 
 from rsky_pipeline.database.schema.compare import Difference, check
 from rsky_pipeline.database.schema.migrate import initialise, pending

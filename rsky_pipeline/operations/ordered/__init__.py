@@ -1,5 +1,6 @@
 """Stopping and starting roles in the order of the data flow: `stop`, `start`, `restart`, `deploy`.
 
+In: settings, roles, time limits. Out: a `Movement`: steps, with the findings of their verification.
 The order is computed from the role graph (`configuration.topology`). `flow.py`, which is read
 first, walks it; a `Manager` (`movement.py`) moves one role, either under our own supervisors
 (`supervised.py`, by their control sockets) or as systemd units (`units.py`); `verified.py` looks in
