@@ -1,10 +1,10 @@
 """The blocks of one repo: in memory while they fit, then in a temporary file.
 
-All repos in flight share a budget of bytes in memory and one of bytes on disk. A repo goes to disk
-when the memory budget has nothing left for it, and fails when the disk budget has not either.
+All repos in flight share one budget of bytes in memory and one of bytes on disk. A repo moves to
+disk when the memory budget is exhausted, and fails when the disk budget is exhausted too.
 
-The file has no name, so that a killed worker leaves nothing behind. An index of 16 bytes a block is
-mapped from a file of its own: it costs page cache, not memory.
+The file is unlinked, so a killed worker leaves nothing behind. Its index (16 bytes per block) is
+mapped from a second file: it costs page cache, not memory.
 """
 
 import mmap
@@ -31,11 +31,11 @@ _MASK = (1 << 64) - 1
 
 
 class DiskFullError(Exception):
-    """There is no room for another block on disk, by the budget or really."""
+    """The disk budget or the file system has no room for another block."""
 
 
 class Budget:
-    """Bytes that are asked for in order, so that a large request gets in, and given back."""
+    """A byte budget; `admit` serves in order, so that small requests cannot starve a large one."""
 
     def __init__(self, total: int) -> None:
         self.total = total
@@ -53,7 +53,7 @@ class Budget:
         return size
 
     def grow(self, size: int) -> bool:
-        """Take more bytes at once; False, and nothing is taken, where there are not as many."""
+        """Take more bytes without waiting; returns False, taking nothing, if too few are free."""
         if self.used + size > self.total:
             return False
         self.used += size
@@ -100,11 +100,11 @@ class Blocks:
         return self._blocks.get(cid) if self._file is None else self._file.get(cid)
 
     def admitted(self, size: int) -> None:
-        """Take over bytes of the budget that were taken for this set."""
+        """Take ownership of bytes that the caller got from the memory budget for this set."""
         self._granted += size
 
     def fits(self, size: int, count: int) -> bool:
-        """Whether so much more can be held in memory; takes it from the budget if so."""
+        """Return whether that much more fits in memory; if so, it is taken from the budget."""
         self._held += size + count * BLOCK_OVERHEAD
         while self._held > self._granted:
             if not self._memory.grow(GRANT_BYTES):
@@ -113,14 +113,14 @@ class Blocks:
         return True
 
     def add(self, pairs: Iterable[tuple[Cid, bytes]]) -> None:
-        """Add blocks where the set is now. Raises DiskFullError."""
+        """Add blocks, in memory or to the file. Raises DiskFullError."""
         if self._file is None:
             self._blocks.update(pairs)
         else:
             self._file.add(pairs)
 
     def move_to_disk(self) -> None:
-        """Write the blocks into a file, where all others go as well. Raises DiskFullError."""
+        """Write the blocks to a file; later blocks go there too. Raises DiskFullError."""
         file = _BlockFile(self._disk, self._folder)
         try:
             file.add(self._blocks.items())
@@ -131,12 +131,12 @@ class Blocks:
         self._blocks = {}
 
     def release_memory(self) -> None:
-        """Give the memory back, after a move to disk or at the end."""
+        """Return memory to the budget, after a move to disk or at the end."""
         self._memory.give_back(self._granted)
         self._granted = 0
 
     def close(self) -> None:
-        """Forget the blocks and give everything back; the set is empty then, and can be used."""
+        """Drop the blocks and return all budgets; the set is empty afterwards, and usable."""
         self._blocks = {}
         self._held = 0
         if self._file is not None:
@@ -154,7 +154,7 @@ class _BlockFile:
         self._data: IO[bytes] = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - closed below
         self._end = 0
         self.count = 0
-        # Whoever makes blocks cannot know where they go, and so cannot pile them up in one place.
+        # A secret multiplier: the author of the blocks cannot choose CIDs whose slots collide.
         self._secret = secrets.randbits(64) | 1
         self._shift = 64 - (_FIRST_SLOTS.bit_length() - 1)
         self._slots = self._new_index(_FIRST_SLOTS)
@@ -170,7 +170,7 @@ class _BlockFile:
                 self.count += 1
         data = b"".join(out)
         if not self._budget.grow(len(data)):
-            raise DiskFullError("backfiller_disk_mb is used up by other repos")
+            raise DiskFullError("other repos use all of backfiller_disk_mb")
         self._granted += len(data)
         try:
             self._data.write(data)
@@ -186,7 +186,7 @@ class _BlockFile:
         (length,) = _HEAD.unpack_from(head)
         start = _HEAD.size + LENGTH
         if head[_HEAD.size : start] != cid:
-            return None  # another block has this part of the digest: as good as missing
+            return None  # another block with the same digest suffix
         if length <= len(head) - start:
             return head[start : start + length]
         return os.pread(self._data.fileno(), length, position - 1 + start)

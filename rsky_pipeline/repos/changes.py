@@ -1,24 +1,24 @@
-"""The order in which a repo's changes are made, wherever they go: to a stream or to PostgreSQL."""
+"""The order in which a repo's changes are applied, whether to a stream or to PostgreSQL."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Protocol
 
 from rsky_pipeline.repos.repo import RepoPaths
 
-MOST_ROUNDS = 5  # tries to reach a moment in which nothing older than the repo is left
+MOST_ROUNDS = 5  # attempts to close while older states keep arriving
 
 
 class StillChangingError(Exception):
-    """Older states kept arriving while a repo was brought up to date: try again."""
+    """Older states kept arriving while a repo was applied: retry later."""
 
 
 class RepoSink(Protocol):
-    """Where the changes of one repo go; each call returns when they are safe there."""
+    """Destination of one repo's changes; each call returns once they are durable there."""
 
     async def absent(self, after: str) -> list[str]:
-        """Return stored paths behind `after` that are older than the repo and not in its tree.
+        """Return stored paths after `after` that are older than the repo and not in its tree.
 
-        They ascend. It may return only the next few; an empty list means that there are no more.
+        Paths ascend. A call may return one page of them; an empty list ends the paging.
         """
 
     async def delete(self, paths: Sequence[str]) -> None:
@@ -28,32 +28,34 @@ class RepoSink(Protocol):
         """Put all wanted records of the tree with the repo's rev."""
 
     async def close(self) -> bool:
-        """Let the repo's rev be its complete rev.
+        """Set the complete rev to the repo's rev.
 
-        Returns False, and does nothing, where it is seen that older states have come meanwhile.
+        Returns False, changing nothing, if older states have been stored meanwhile.
         """
 
 
 async def apply_repo(paths: RepoPaths, sink: RepoSink, named: Iterable[str] = ()) -> int:
     """Bring the stored rows of an account to the state of its repo; return the number of deletions.
 
-    `named` are paths that somebody says are gone: each is deleted if the tree does not hold it.
+    `named` are paths reported as deleted, for example by a commit that could not be applied: each
+    is deleted unless the tree holds it.
 
-    Why this order. Closing sets the complete rev, below which every state of a record counts as
-    stale and is refused, whoever brings it and however late. So it must come last: after it nothing
-    repairs a record that was left out. It is also what lets a later job skip the repo.
+    Closing must come last. It sets the complete rev, and from then on the indexer rejects every
+    older state of a record as stale, from any source and however late. A record left out before
+    closing would therefore never be repaired: later jobs compare the complete rev and skip the
+    repo.
 
-    Deletions come before creates. Where a worker is killed in between, the next attempt makes the
-    rest; a record that was deleted is not shown again meanwhile by this repo, and a create and a
-    deletion of one path cannot be at odds, since a path is in the tree or not.
+    Deletions come before creates. If the worker is killed in between, the next attempt applies
+    everything again, and meanwhile this repo has not restored a deleted record. The two cannot
+    conflict, because a path either is in the tree or is not.
 
-    Between looking for older rows and closing, others may store older states: live events that were
-    queued before. A sink that can see that under the locks of the account (PostgreSQL) refuses to
-    close, and the round is repeated. A stream cannot: there the closing event is behind all live
-    events that were queued before it, but not behind those that another worker holds, so the
-    repo is looked at once more when its closing event was applied (`RepoJob.settles`).
+    Between the query for older rows and the close, live events queued earlier may store older
+    states. PostgreSQL detects that under the locks of the account: `close` returns False and the
+    round is repeated. A stream cannot detect it. The closing event follows all live events queued
+    before it, but not the events that another worker has already read and not yet applied. So the
+    job comes back once the closing event is applied, and checks for older rows (`RepoJob.settles`).
 
-    Raises StillChangingError, and what the sink raises. Repeating all of it changes nothing.
+    Raises StillChangingError, and the errors of the sink. Safe to repeat.
     """
     gone = list(absent(sorted(set(named)), paths.names())) if named else []
     if gone:
@@ -73,10 +75,9 @@ async def apply_repo(paths: RepoPaths, sink: RepoSink, named: Iterable[str] = ()
 
 
 def absent(wanted: Iterable[str], held: Iterator[str]) -> Iterator[str]:
-    """Yield the paths of `wanted` that are not among `held`; both ascend by their bytes.
+    """Yield the paths of `wanted` that are not in `held`; both ascend by bytes.
 
-    Paths are ASCII, so that the order of Python's texts is that of their bytes; another path is in
-    no tree.
+    Paths are ASCII, so Python's string order is byte order; a path that is not ASCII is in no tree.
     """
     current = next(held, None)
     for path in wanted:

@@ -1,4 +1,4 @@
-"""Changes of a repo as entries of `firehose_backfill`: creates, deletions, the closing event."""
+"""Encodes the changes of a repo as `firehose_backfill` entries: creates, deletes, closing event."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -26,10 +26,10 @@ BATCH_BYTES = 2 * 1024 * 1024
 
 @dataclass(frozen=True, slots=True)
 class RepoBatch:
-    """Some changes of a repo, ready to be appended."""
+    """A batch of encoded changes of a repo."""
 
     entries: list[Entry]
-    filtered: int = 0  # records of collections that are not wanted
+    filtered: int = 0  # records of collections that the settings exclude
     unreadable: int = 0
     is_last: bool = False
 
@@ -66,14 +66,14 @@ def delete_entries(repo: Repo, paths: Sequence[str], time: str) -> list[Entry]:
 
 
 def closing_entry(repo: Repo, time: str) -> Entry:
-    """Return the event that says that all records and deletions of the repo are queued."""
+    """Return the event that sets the complete rev; append it after all changes of the repo."""
     did, rev = repo.commit.did, repo.commit.rev
     event = RepoEvent(HISTORICAL_SEQ, time, did, str(repo.root), rev, complete=True)
     return Entry(FIREHOSE_BACKFILL, EVENT_FIELD, encode_event(event))
 
 
 def _create(repo: Repo, path: str, cid: Cid, commit: str, time: str) -> bytes | None:
-    """Return the event of a record; None if it cannot be read, which costs nothing else."""
+    """Return the create event of a record; None, skipping just this record, if it is unreadable."""
     collection, _, rkey = path.partition("/")
     block = repo.blocks.get(cid)
     assert block is not None, "list_paths has seen it"

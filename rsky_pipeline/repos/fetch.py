@@ -1,8 +1,7 @@
-"""Fetching a repo from the account's own PDS and proving that it is what the account signed.
+"""Fetches a repo from the account's PDS and verifies that the account signed it.
 
-`Fetcher.fetch` is the way of one repo: the account's document, a turn at its host, a download slot,
-the CAR into `Blocks`, the commit, the signature. What goes wrong is a RepoError, noted at the host
-where it says something of the host.
+`Fetcher.fetch` is the algorithm: DID document, turn at the host, download slot, CAR into `Blocks`,
+commit, signature. Failures raise RepoError; those caused by the host also count against the host.
 """
 
 import time
@@ -37,17 +36,18 @@ from rsky_pipeline.repos.repo import Repo, RepoError, open_repo
 from rsky_pipeline.repos.signature import check_signature
 from rsky_pipeline.runtime.threads import in_thread
 
-MAX_CACHED_ACCOUNTS = 20_000  # documents; one is needed once or twice, soon after it is fetched
-# Shorter than a firehose needs it: of one account few repos are fetched, and turns are limited.
+MAX_CACHED_ACCOUNTS = 20_000  # DID documents; each is used once or twice, soon after its look-up
+# Shorter than the ingester's: a repo is rarely fetched twice, and look-ups wait for turns anyway.
 FORCED_PAUSE_SECONDS = 5.0
 DIRECTORY_CONCURRENCY = 16
 DIRECTORY_PATIENCE_SECONDS = 60.0
-ADMITTED_BYTES = 1024 * 1024  # bytes that a download gets before it begins; most repos need no more
-SLOW_SECONDS = 10.0  # a download that takes longer,
-SLOW_RATE = 64 * 1024  # and comes with less than so many bytes a second, steps aside
-# What says that the host is in trouble, not the repo.
+ADMITTED_BYTES = 1024 * 1024  # memory granted before a download begins; enough for most repos
+# A download that is older than SLOW_SECONDS and slower than SLOW_RATE bytes/s steps aside.
+SLOW_SECONDS = 10.0
+SLOW_RATE = 64 * 1024
+# Failures of the host, not of the repo.
 HOST_REASONS = frozenset({"unreachable", "timeout", "too_slow", "server_error"})
-# What may mean that the account has moved to another PDS since its document was read.
+# The account may have moved to another PDS since its document was read.
 _MOVED_REASONS = frozenset(
     {"RepoNotFound", "NotFound", "RepoDeactivated", "RepoDeleted", "RepoInactive", "unreachable",
      "timeout", "refused", "forbidden"}
@@ -56,20 +56,20 @@ _MB = 1024 * 1024
 
 
 class DownloadSlot:
-    """A place among the downloads; leaving it early lets another download begin."""
+    """One of the download slots; `step_aside` frees it early for another download."""
 
     def __init__(self, slots: "DownloadSlots") -> None:
         self._slots = slots
         self.is_aside = False
 
     def step_aside(self) -> None:
-        """Make room for others, if there is room for one more beside the places."""
+        """Free the slot while this download continues, unless too many did so already."""
         if not self.is_aside:
             self.is_aside = self._slots.let_aside(self)
 
 
 class DownloadSlots:
-    """How many downloads run at once. Slow ones step aside, so that they hold up nobody."""
+    """Bounds concurrent downloads; slow ones step aside, so slow hosts cannot fill all slots."""
 
     def __init__(self, total: int, aside: int) -> None:
         self._limiter = trio.CapacityLimiter(total)
@@ -84,7 +84,7 @@ class DownloadSlots:
 
     @asynccontextmanager
     async def take(self) -> AsyncIterator[DownloadSlot]:
-        """Wait for a place and hold it for the length of the block."""
+        """Wait for a slot and hold it until the block ends."""
         slot = DownloadSlot(self)
         await self._limiter.acquire_on_behalf_of(slot)
         self._running += 1
@@ -98,7 +98,7 @@ class DownloadSlots:
                 self._limiter.release_on_behalf_of(slot)
 
     def let_aside(self, slot: DownloadSlot) -> bool:
-        """Give the place of a slow download to another; False where too many are aside already."""
+        """Pass a slow download's slot on; returns False if too many downloads are aside already."""
         if self.aside >= self._aside_most:
             return False
         self.aside += 1
@@ -109,7 +109,7 @@ class DownloadSlots:
 
 @dataclass(frozen=True, slots=True)
 class Fetcher:
-    """Everything that fetching needs; one for a worker or a command."""
+    """Fetches repos; a worker or command has one, which holds the limits of all hosts."""
 
     http: HttpClient
     identities: Identities
@@ -125,11 +125,11 @@ class Fetcher:
 
     @asynccontextmanager
     async def fetch(self, did: str, *, fresh: bool = False) -> AsyncIterator[Repo]:
-        """Resolve, download and verify a repo; its blocks are there for the length of the block.
+        """Resolve, download and verify a repo; its blocks are freed when the `async with` ends.
 
-        Where the PDS has nothing, or the signature is wrong, the DID is looked up again once: the
-        account may have moved or its key may have been rotated. `fresh` looks it up anyhow. Raises
-        RepoError and HostBusyError.
+        If the PDS does not have the repo or the signature is invalid, the DID is resolved once more
+        without the cache: the account may have moved, or its key may have been rotated. `fresh`
+        bypasses the cache from the start. Raises RepoError and HostBusyError.
         """
         document = await self.identities.document(did, force=fresh)
         with Blocks(self.memory, self.disk, self.folder) as blocks:
@@ -149,12 +149,12 @@ class Fetcher:
             yield repo
 
     def report(self) -> None:
-        """Set the gauges of hosts."""
+        """Update the gauges of hosts."""
         self.metrics.hosts.set(len(self.hosts))
         self.metrics.hosts_parked.set(self.hosts.parked)
 
     async def rev(self, did: str) -> tuple[str, str]:
-        """Ask the PDS of an account for the rev of its repo; return it and the PDS.
+        """Request the current rev of a repo (getLatestCommit); returns it and the PDS.
 
         Raises RepoError and HostBusyError.
         """
@@ -166,7 +166,7 @@ class Fetcher:
             return rev, pds
 
     async def _from(self, document: DidDocument, blocks: Blocks) -> Repo:
-        """Download a repo from the PDS that a document names, which may send us elsewhere."""
+        """Download a repo from the PDS in a DID document, following redirects."""
         did, pds = document.did, _pds(document)
         url = repo_url(pds, did)
         for _ in range(MAX_REDIRECTS + 1):
@@ -226,7 +226,7 @@ class Fetcher:
         await in_thread(blocks.add, found, limiter=self.files)
 
     async def _moved(self, document: DidDocument, error: RepoError) -> DidDocument | None:
-        """Look an account up again; return its document if that names another PDS now."""
+        """Resolve a DID again; returns the document if it names another PDS now."""
         if error.reason not in _MOVED_REASONS:
             return None
         again = await self.identities.document(document.did, force=True)
@@ -235,7 +235,7 @@ class Fetcher:
 
 @asynccontextmanager
 async def _accounted(host: Host, pds: str) -> AsyncIterator[None]:
-    """Turn what can go wrong with a request into RepoError, and note it at the host."""
+    """Translate request failures into RepoError, and count them against the host."""
     try:
         yield
     except InvalidDataError as error:
@@ -272,7 +272,7 @@ def _pds(document: DidDocument) -> str:
 
 @asynccontextmanager
 async def open_fetcher(settings: Settings, metrics: BackfillerMetrics) -> AsyncIterator[Fetcher]:
-    """Open a fetcher for the length of the block."""
+    """Open a fetcher, closed when the block ends."""
     async with HttpClient(
         allow_private=settings.allow_private_hosts,
         silence_seconds=settings.backfiller_http_timeout_seconds,
@@ -307,7 +307,7 @@ async def open_fetcher(settings: Settings, metrics: BackfillerMetrics) -> AsyncI
             metrics,
             trio.CapacityLimiter(2),
         )
-        # Read from other threads: nothing but numbers.
+        # Called from the metrics thread: reads only numbers.
         metrics.memory.set_function(lambda: fetcher.memory.used)
         metrics.disk.set_function(lambda: fetcher.disk.used)
         metrics.downloads.set_function(lambda: fetcher.slots.busy)
@@ -315,7 +315,7 @@ async def open_fetcher(settings: Settings, metrics: BackfillerMetrics) -> AsyncI
 
 
 def host_rules(settings: Settings) -> HostRules:
-    """Return what every PDS is asked for at most."""
+    """Return the limits for every PDS."""
     return HostRules(
         settings.backfiller_host_concurrency,
         settings.backfiller_host_rate,

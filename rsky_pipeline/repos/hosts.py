@@ -1,12 +1,12 @@
-"""Turns at the hosts that repos are fetched from: limits of each, and who waits.
+"""Turns at the hosts that repos are fetched from: rate limits, concurrency, parking.
 
-A host is known by name and port, and by the address and port that its name leads to, which many
-names may share; a request needs a turn at both. What a host says of its rate limit, and how it
-behaves, sets its pace: it is left alone while it says so, and parked after failures in a row. What
-is to be fetched from it then waits elsewhere, in Redis, so that it holds up nobody.
+Limits apply to a name and port, and to the address and port that the name resolves to, which many
+names may share; a request needs a turn at both. The rate-limit headers and the failures of a host
+set its pace: it gets no requests until its limit resets, and is parked after consecutive failures.
+Its jobs then wait in Redis, so that they occupy no slot of the worker.
 
-`HostState` is the limits of one host and has no I/O; `Host` adds who is served and who waits;
-`HostTurns` hands out turns and forgets hosts that nobody needs.
+`HostState` is the limits of one host, without I/O; `Host` adds its running and waiting requests;
+`HostTurns` grants turns and evicts idle hosts.
 """
 
 import random
@@ -23,25 +23,25 @@ import trio
 from rsky_pipeline.network.http import RateLimit
 from rsky_pipeline.runtime.backoff import bound
 
-MAX_HOSTS = 20_000  # strangers choose their names, so what is kept of them must not add up
-SHARED_ADDRESS = 4  # an address may serve so many times as much as one of the names on it
+MAX_HOSTS = 20_000  # bounds memory: anyone can make up host names
+SHARED_ADDRESS = 4  # the limits of an address are this multiple of those of one name
 PARK_AFTER = 3  # failures in a row
 LONGEST_PARKING_SECONDS = 600.0
-LIMITED_SECONDS = 10.0  # after a 429 that does not say how long; doubles
+LIMITED_SECONDS = 10.0  # after a 429 without Retry-After; doubles
 _LONGEST_LIMITED_SECONDS = 330.0
 MAX_ADDRESSES = 20_000
-FRESH_SECONDS = 300.0  # that an address is remembered
+FRESH_SECONDS = 300.0  # lifetime of a cached address
 LOOKUP_SECONDS = 5.0
 
 
 class HostBusyError(Exception):
-    """No turn soon; come back after `seconds`.
+    """No turn is available soon; retry after `seconds`.
 
     `problem` is set where the host is parked because it keeps failing.
     """
 
     def __init__(self, host: str, seconds: float, problem: str = "") -> None:
-        super().__init__(f"{host} is left alone for {seconds:.0f} s" + (problem and f": {problem}"))
+        super().__init__(f"no request to {host} for {seconds:.0f} s" + (problem and f": {problem}"))
         self.host = host
         self.seconds = seconds
         self.problem = problem
@@ -49,7 +49,7 @@ class HostBusyError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class HostRules:
-    """What a host is asked for at most: downloads at once, requests a second, pauses (seconds)."""
+    """Limits of a host: concurrent downloads, requests per second, pauses in seconds."""
 
     concurrency: int
     rate: float
@@ -60,7 +60,7 @@ class HostRules:
 
 
 class HostState:
-    """The limits of one host as they are now. All times are of one clock, in seconds."""
+    """The current limits of one host. Pure: the caller passes `now`, in seconds of one clock."""
 
     def __init__(self, rules: HostRules, now: float) -> None:
         self._rules = rules
@@ -69,25 +69,25 @@ class HostState:
         self._refilled = now
         self._rate = rules.rate
         self._learned_until = 0.0
-        self._limited = 0  # answers in a row that said so
-        self._reserved = 0.0  # until when work that waits elsewhere has been spread
-        self.failures = 0  # in a row
-        self.problem = ""  # what the last of them said
+        self._limited = 0  # consecutive 429 answers
+        self._reserved = 0.0  # latest return time given to postponed work
+        self.failures = 0  # consecutive
+        self.problem = ""  # text of the last failure
         self.paused_until = 0.0
 
     @property
     def failing(self) -> bool:
-        """Whether it failed so often that it is tried by one request at a time."""
+        """Whether it is parked: one request at a time probes it."""
         return self.failures >= PARK_AFTER
 
     def is_fresh(self, now: float) -> bool:
-        """Whether nothing is known of it that would have to be remembered."""
+        """Whether it has no failures or limits, so that evicting it loses nothing."""
         return not self.failures and not self._limited and now > max(
             self.paused_until, self._reserved, self._learned_until
         )  # fmt: skip
 
     def delay(self, now: float) -> float:
-        """Return the seconds until it may be asked again, 0 for now."""
+        """Return the seconds until the next request is allowed, 0 for now."""
         if now < self.paused_until:
             return self.paused_until - now
         self._refill(now)
@@ -99,21 +99,22 @@ class HostState:
         self._tokens -= 1.0
 
     def reserve(self, now: float, draw: Callable[[], float] = random.random) -> float:
-        """Return the seconds after which work that has to wait elsewhere should come back.
+        """Return the seconds after which postponed work should come back.
 
-        Every call is later than the one before by what a request takes at the host's rate.
+        Successive calls are spaced by the host's rate, so that postponed jobs do not return at
+        once.
         """
         first = max(now, self.paused_until)
         self._reserved = max(first + 1.0, self._reserved) + 1.0 / self._rate
         return self._reserved - now + draw()
 
     def succeeded(self, limit: RateLimit | None, now: float) -> None:
-        """Note an answer, whatever it said of the repo."""
+        """Note a complete answer of the host, including errors about the repo."""
         self.failures = self._limited = 0
         self._learn(limit, now)
 
     def failed(self, problem: str, now: float, draw: Callable[[], float] = random.random) -> None:
-        """Note that it could not be reached, broke off or had an error of its own."""
+        """Note a failed connection, an aborted transfer or a server error."""
         self.failures += 1
         self.problem = problem
         if self.failing:
@@ -122,7 +123,7 @@ class HostState:
             self.paused_until = max(self.paused_until, now + pause * (0.5 + draw() / 2))
 
     def limited(self, retry_after: float | None, limit: RateLimit | None, now: float) -> float:
-        """Note that it asked for a pause; return how long that is."""
+        """Note a rate-limit answer; returns the pause in seconds."""
         self.failures = 0
         self._limited += 1
         if retry_after is None and limit is not None and limit.remaining == 0:
@@ -139,7 +140,7 @@ class HostState:
         if limit.remaining <= 0:
             self.paused_until = max(self.paused_until, now + limit.reset_seconds)
         elif limit.reset_seconds > 0:
-            # What is left has to last until the limit is reset.
+            # Spread the remaining requests until the limit resets.
             self._rate = min(self._rules.rate, limit.remaining / limit.reset_seconds)
             self._learned_until = now + limit.reset_seconds
             self._tokens = min(self._tokens, float(limit.remaining))
@@ -152,7 +153,7 @@ class HostState:
 
 
 class Host:
-    """A host: its limits, who is being served, and who waits."""
+    """A host: its limits, running requests and waiting requests."""
 
     def __init__(self, name: str, rules: HostRules, now: float) -> None:
         self.name = name
@@ -162,17 +163,17 @@ class Host:
 
     @property
     def idle(self) -> bool:
-        """Whether nobody is served or waits."""
+        """Whether no request is running or waiting."""
         return not self.limiter.borrowed_tokens and not self.limiter.statistics().tasks_waiting
 
     @property
     def crowded(self) -> bool:
-        """Whether no more should wait for it in memory."""
+        """Whether the queue in memory is full, so that further jobs wait in Redis."""
         return self.limiter.statistics().tasks_waiting >= self.rules.waiting
 
 
 class HostTurns:
-    """All hosts that are known at the moment, by name and port, and by address and port."""
+    """All current hosts, keyed by name and port, and by address and port."""
 
     def __init__(self, rules: HostRules, clock: Callable[[], float] = trio.current_time) -> None:
         self._rules = rules
@@ -190,7 +191,7 @@ class HostTurns:
 
     @property
     def parked(self) -> int:
-        """How many hosts are left alone now."""
+        """The number of hosts that get no requests at the moment."""
         now = self._clock()
         return sum(host.state.paused_until > now for host in self._known.values())
 
@@ -206,9 +207,9 @@ class HostTurns:
 
     @asynccontextmanager
     async def turn(self, url: str, address: str | None = None) -> AsyncIterator[Host]:
-        """Hold a turn at the host of a URL; raises HostBusyError where there is none soon.
+        """Hold a turn at the host of a URL; raises HostBusyError if none is available soon.
 
-        `address` is where its name leads; many names may share one.
+        `address` is the resolved address and port; many names may share one.
         """
         host = self.of(host_key(url))
         async with AsyncExitStack() as stack:
@@ -218,14 +219,14 @@ class HostTurns:
             yield host
 
     def busy(self, host: Host) -> HostBusyError:
-        """Return the error for somebody who has to come back to a host later."""
+        """Return the HostBusyError of a host, with a return time reserved for this caller."""
         now, state = self._clock(), host.state
         problem = state.problem if state.failing else ""
         return HostBusyError(host.name, state.reserve(now), problem)
 
     async def _enter(self, stack: AsyncExitStack, host: Host) -> None:
         state, patience = host.state, host.rules.patience
-        # One that keeps failing is tried by one at a time, until it answers again.
+        # A parked host is probed by one request at a time until it answers.
         probing = state.failing and host.limiter.borrowed_tokens > 0
         if probing or host.crowded or state.delay(self._clock()) > patience:
             raise self.busy(host)
@@ -243,7 +244,7 @@ class HostTurns:
             raise self.busy(host)
 
     def _forget_some(self) -> None:
-        """Drop the host that was used longest ago and holds nothing worth remembering."""
+        """Evict the least recently used hosts that have no state to keep."""
         if len(self._known) < MAX_HOSTS:
             return
         now = self._clock()
@@ -254,7 +255,7 @@ class HostTurns:
 
 
 def host_key(url: str) -> str:
-    """Return what a host's limits are kept by: lower-case name and port."""
+    """Return the key of a host's limits: lower-case name and port."""
     parts = urlsplit(url)
     port = parts.port or (443 if parts.scheme == "https" else 80)
     return f"{(parts.hostname or '').rstrip('.')}:{port}"
@@ -268,7 +269,7 @@ class Addresses:
         self._cache: OrderedDict[tuple[str, int], tuple[str | None, float]] = OrderedDict()
 
     async def of(self, url: str) -> str | None:
-        """Return address and port; None for a name without an address: the request fails then."""
+        """Return address and port; None if the name does not resolve (the request then fails)."""
         parts = urlsplit(url)
         key = (parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80))
         cached = self._cache.get(key)
@@ -289,5 +290,5 @@ async def _look_up(name: str, port: int) -> str | None:
         found = await trio.socket.getaddrinfo(name, port, type=trio.socket.SOCK_STREAM)
     except (OSError, UnicodeError):
         return None
-    # Sorted: servers turn the order round, and a limit has to stay where it is.
+    # The minimum: DNS servers rotate the order, and the limits need a stable key.
     return f"{min(str(item[4][0]) for item in found)}:{port}" if found else None

@@ -1,4 +1,4 @@
-"""DID documents, looked up no faster than the directory and the hosts of did:web allow."""
+"""DID look-ups, within the rate limits of the PLC directory and of did:web hosts."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -19,7 +19,7 @@ _WEB = "did:web:"
 
 
 class Identities:
-    """Look-ups in the directory and at hosts of did:web, each a host with limits of its own."""
+    """Resolves DIDs; the PLC directory and every did:web host have limits like a PDS."""
 
     def __init__(self, directory: Directory, plc_url: str, plc: HostTurns, web: HostTurns) -> None:
         self._directory = directory
@@ -29,11 +29,11 @@ class Identities:
 
     @property
     def forced_pause(self) -> float:
-        """The seconds after which a document is looked up again at the earliest, if forced."""
+        """The minimum seconds between two forced look-ups of a document."""
         return self._directory.forced_pause
 
     async def document(self, did: str, force: bool = False) -> DidDocument:
-        """Return the document of a DID. Raises RepoError and HostBusyError."""
+        """Resolve a DID; `force` bypasses the cache. Raises RepoError and HostBusyError."""
         known = self._directory.known(did, force)
         if known is not None:
             return known
@@ -65,7 +65,7 @@ class Identities:
 
     @asynccontextmanager
     async def _at_directory(self) -> AsyncIterator[Host]:
-        """Hold a turn at the directory; that it is away is the fault of no repo."""
+        """Hold a turn at the directory; an outage is `rate_limited`, so no attempt counts."""
         try:
             async with self._plc.turn(self._plc_url) as host:
                 yield host

@@ -1,7 +1,7 @@
-"""A repo whose commit, tree and records were checked against their hashes, and why it may be none.
+"""A repo whose commit, tree and records match their hashes, and the errors of repos that do not.
 
 https://atproto.com/specs/repository. The blocks come from a download (`Blocks`) or from a CAR file.
-That the account signed the commit is proven apart (`signature.py`), since it needs a look-up.
+Signatures are verified in `signature.py`, since that needs the DID document.
 """
 
 from collections.abc import Iterator
@@ -16,11 +16,12 @@ from rsky_pipeline.atproto.errors import IncompleteTreeError, InvalidDataError
 from rsky_pipeline.atproto.mst import walk
 from rsky_pipeline.atproto.mst.load import BlockSource
 
-# One block may stand at many paths, which must not make a small CAR into endless events.
-REPEATED_TIMES = 4  # of the size of the CAR,
-REPEATED_BYTES = 2 * 1024 * 1024  # and so much more
-LISTED_PATHS = 50_000  # of a repo are kept; the tree of a larger one is walked again
-# A tree has as many nodes as its account has records or so; no honest account has 20 million.
+# A tree may refer to one block at many paths. Without a bound, a small CAR could expand to an
+# unlimited number of events; the total is at most REPEATED_TIMES the CAR plus REPEATED_BYTES.
+REPEATED_TIMES = 4
+REPEATED_BYTES = 2 * 1024 * 1024
+LISTED_PATHS = 50_000  # paths kept in memory; a larger tree is walked again
+# A tree has about as many nodes as records; no honest account has 20 million.
 MAX_FILE_BLOCKS = 50_000_000
 
 FailureKind = Literal["permanent", "transient", "rate_limited", "invalid"]
@@ -28,12 +29,11 @@ FAILURE_KINDS: tuple[FailureKind, ...] = ("permanent", "transient", "rate_limite
 
 
 class RepoError(Exception):
-    """A repo could not be brought in; `reason` is a short stable code, safe as a metric label.
+    """A repo could not be fetched or verified; `reason` is a stable code, safe as a metric label.
 
-    `permanent`: nothing helps until the account changes. `transient`: the host or something on the
-    way has trouble. `rate_limited`: somebody asked for a pause, which is no failure. `invalid`:
-    the bytes are not this account's complete repo. `retry_after` is in seconds; `host` is the PDS,
-    where it is known.
+    `permanent`: a retry fails until the account changes. `transient`: the host or the network
+    failed. `rate_limited`: the host asked for a pause, which is not a failure. `invalid`: the bytes
+    are not this account's complete repo. `retry_after` is in seconds; `host` is the PDS, if known.
     """
 
     def __init__(
@@ -49,17 +49,17 @@ class RepoError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Repo:
-    """A repo: its commit, and all blocks of its CAR, their hashes checked."""
+    """A repo: its commit and all blocks of its CAR, with verified hashes."""
 
     root: Cid
     commit: Commit
     blocks: BlockSource
-    host: str = ""  # the PDS that it is from
+    host: str = ""  # the PDS that served it
     size: int = 0  # bytes of the CAR
 
 
 class RepoPaths:
-    """The paths and CIDs of a repo's tree that was walked as a whole: no record is missing."""
+    """The paths and CIDs of a repo's complete tree; every record block is present."""
 
     def __init__(self, repo: Repo, listed: list[tuple[str, Cid]] | None, count: int) -> None:
         self.repo = repo
@@ -67,7 +67,7 @@ class RepoPaths:
         self._listed = listed
 
     def __iter__(self) -> Iterator[tuple[str, Cid]]:
-        """Yield them in the order of the tree: ascending bytes."""
+        """Yield paths and CIDs in tree order: ascending bytes."""
         if self._listed is not None:
             return iter(self._listed)
         return walk(self.repo.blocks, self.repo.commit.data)
@@ -80,7 +80,7 @@ class RepoPaths:
 def open_repo(
     roots: tuple[Cid, ...], blocks: BlockSource, did: str | None, host: str = "", size: int = 0
 ) -> Repo:
-    """Read the commit of a repo and check that it is this account's, None for any account's.
+    """Read the commit of a repo and check its DID (`did` None accepts any account).
 
     Raises RepoError.
     """
@@ -92,15 +92,16 @@ def open_repo(
     except InvalidDataError as error:
         raise RepoError("invalid", "invalid_commit", str(error), host=host) from error
     if did is not None and commit.did != did:
-        message = f"the repo is {commit.did}'s, not {did}'s"
+        message = f"the repo belongs to {commit.did}, not to {did}"
         raise RepoError("invalid", "wrong_did", message, host=host)
     return Repo(roots[0], commit, blocks, host, size)
 
 
 def list_paths(repo: Repo) -> RepoPaths:
-    """Walk the whole tree and make sure that every record is there.
+    """Walk the whole tree and check that every record block is present.
 
-    Raises RepoError: an incomplete tree is a failure, never a short repo.
+    Raises RepoError for an incomplete tree: taken for a short repo, it would delete the records
+    that are missing from it.
     """
     listed: list[tuple[str, Cid]] | None = []
     count, blocks, room = 0, repo.blocks, REPEATED_TIMES * repo.size + REPEATED_BYTES
@@ -112,9 +113,7 @@ def list_paths(repo: Repo) -> RepoPaths:
             count += 1
             room -= len(block)
             if room < 0:
-                raise InvalidDataError(
-                    "repeated_records", "the same records stand at too many paths"
-                )
+                raise InvalidDataError("repeated_records", "too many paths share the same records")
             if listed is not None:
                 listed.append((path, cid))
                 if count > LISTED_PATHS:
@@ -127,14 +126,14 @@ def list_paths(repo: Repo) -> RepoPaths:
 
 
 def read_car_file(path: str, max_bytes: int) -> RepoPaths:
-    """Read a repo from a CAR file and check everything that its bytes can prove.
+    """Read a repo from a CAR file and verify hashes and completeness.
 
-    A file is whoever's its commit says, which the signature has to prove. Raises RepoError.
+    The DID comes from the commit itself: only the signature proves it. Raises RepoError.
     """
     try:
         size = Path(path).stat().st_size
         if size > max_bytes:
-            message = f"{size:,} bytes, {max_bytes:,} are allowed (--max-car-mb)"
+            message = f"{size:,} bytes exceed the limit of {max_bytes:,} (--max-car-mb)"
             raise RepoError("invalid", "too_big", message)
         data = Path(path).read_bytes()
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Whether the account signed the commit of a repo. https://atproto.com/specs/repository#commit-objects"""
+"""Verifies a commit's signature. https://atproto.com/specs/repository#commit-objects"""
 
 from collections.abc import Awaitable, Callable
 
@@ -6,7 +6,7 @@ from rsky_pipeline.atproto.commit import Commit, verify_commit
 from rsky_pipeline.atproto.identity import DidDocument
 from rsky_pipeline.repos.repo import RepoError
 
-# Returns the document of a DID; looks it up anew if True. Raises RepoError.
+# Resolves a DID, bypassing the cache if True. Raises RepoError.
 LookUp = Callable[[bool], Awaitable[DidDocument]]
 
 
@@ -17,11 +17,11 @@ async def check_signature(
     retry_after: float | None = None,
     host: str = "",
 ) -> None:
-    """Check a commit against its account's key, and once more against a fresh document.
+    """Verify a commit with its account's key; on failure, once more with a fresh DID document.
 
-    The key may have been rotated since the document was read: then only a new look-up proves what
-    the account signed. Raises RepoError: after `retry_after` seconds a look-up gives another
-    document at the earliest, so a next attempt must not come sooner and be failed by the same one.
+    The cached document may predate a key rotation, so a mismatch counts only against a fresh one.
+    Raises RepoError. Its `retry_after` is the earliest time at which a forced look-up returns
+    another document: an attempt before that would fail on the same document.
     """
     if _is_signed(commit, document):
         return

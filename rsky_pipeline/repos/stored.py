@@ -1,4 +1,4 @@
-"""Queries about repos in PostgreSQL: their revs, and rows that are older than a repo. Blocking."""
+"""Queries about repos in PostgreSQL: their revs, and rows older than a repo. Blocking."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -7,8 +7,8 @@ from rsky_pipeline.database.connection import Database, Transaction
 from rsky_pipeline.repos.changes import absent
 from rsky_pipeline.repos.repo import RepoPaths
 
-SMALL_ROWS = 5_000  # of a repo are read at once; of a larger one by a cursor, as many at a time
-ABSENT_PATHS = 20_000  # are returned at once
+SMALL_ROWS = 5_000  # rows per page; a repo with more is read through a cursor
+ABSENT_PATHS = 20_000  # paths per call
 
 # `repo_floor.rev` is the complete rev.
 _REVS = """
@@ -26,7 +26,7 @@ WHERE EXISTS (
     AND (record.rev IS NULL OR record.rev COLLATE "C" < wanted.rev)
 )
 """
-# Rows that are as new as the repo or newer are of commits that it does not hold yet.
+# Rows at least as new as the repo may come from commits that the fetched repo predates.
 _OLDER = """
 SELECT uri FROM record
 WHERE did = %s AND (rev IS NULL OR rev COLLATE "C" < %s) AND uri COLLATE "C" > %s
@@ -35,11 +35,11 @@ WHERE did = %s AND (rev IS NULL OR rev COLLATE "C" < %s) AND uri COLLATE "C" > %
 
 @dataclass(frozen=True, slots=True)
 class StoredRevs:
-    """The revs of a repo in PostgreSQL; None where there is none.
+    """The revs of a repo in PostgreSQL; None if absent.
 
-    `complete` is the rev at which it was last stored as a whole (its complete rev), `newest` that
-    of its newest commit, `queued` the one at which it was last queued as a whole, or found to be
-    current.
+    `complete` is the rev at which the repo was last stored as a whole (its complete rev), `newest`
+    the rev of its newest stored commit, `queued` the rev at which the backfiller last queued it as
+    a whole or found it current.
     """
 
     complete: str | None
@@ -48,7 +48,7 @@ class StoredRevs:
 
     @property
     def highest(self) -> str:
-        """The newest rev at which anything of the repo is stored, "" for none."""
+        """The newest rev of any stored state of the repo, "" if there is none."""
         return max(self.complete or "", self.newest or "")
 
 
@@ -60,16 +60,16 @@ def stored_revs(database: Database, dids: Sequence[str]) -> list[StoredRevs]:
 
 
 def have_older(database: Database, repos: Sequence[tuple[str, str]]) -> list[bool]:
-    """Return for each (did, rev) whether rows of that account are older."""
+    """Return for each (did, rev) whether the account has rows older than the rev."""
     dids, revs = [did for did, _ in repos], [rev for _, rev in repos]
     found = {did for (did,) in database.query(_HAVE_OLDER, [dids, revs])}
     return [did in found for did in dids]
 
 
 def absent_paths(database: Database, paths: RepoPaths, after: str = "") -> list[str]:
-    """Return stored paths older than a repo that its tree does not hold, ascending, from `after`.
+    """Return stored paths older than a repo that its tree does not hold, ascending, after `after`.
 
-    At most ABSENT_PATHS are returned: call again after the last one for more.
+    Returns at most ABSENT_PATHS: for the next page, call again with the last path.
     """
     commit = paths.repo.commit
     with database.transaction() as tx:
