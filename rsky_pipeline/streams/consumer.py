@@ -23,6 +23,7 @@ from rsky_pipeline.streams.names import WAITING_KEY, dead_letters
 # An entry that was delivered more often may be what crashed its worker.
 SUSPICIOUS_DELIVERIES = 2
 MAX_ERROR = 500  # characters of an error text that a dead letter keeps
+MAX_FIELDS = 1_000  # of an entry that a dead letter keeps; Lua's unpack has a limit, ours have one
 # Notes of a dead letter beside the entry's fields; the first and third as the original services.
 NOTES = ("reason", "error", "attempts", "source_id")
 FORGOTTEN_CONSUMER_MS = 24 * 3600 * 1000  # a consumer that did nothing for so long is gone
@@ -454,10 +455,13 @@ class GroupReader:
 
         In one step of the server, which takes it also when its memory is full.
         """
+        fields = list((delivery.fields or {}).items())
+        if len(fields) > MAX_FIELDS:
+            error = f"{len(fields) - MAX_FIELDS} fields left out: {error}"
         text = error[:MAX_ERROR].encode("utf-8", "replace")
         notes: tuple[Argument, ...] = (reason, text, attempts, delivery.id)
         arguments: list[Argument] = [self.group, delivery.id]
-        arguments += chain.from_iterable((delivery.fields or {}).items())
+        arguments += chain.from_iterable(fields[:MAX_FIELDS])
         arguments += chain.from_iterable(zip(NOTES, notes, strict=True))
         keys = [self.stream, dead_letters(self.stream)]
         return bool(self._store.script("dead_letter", keys, arguments))

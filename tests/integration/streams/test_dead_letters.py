@@ -51,6 +51,18 @@ def test_a_dead_letter_keeps_the_entry_and_the_reason(store: Store) -> None:
     assert list(stored(store)) == [1]
 
 
+def test_an_entry_of_more_fields_than_a_script_can_take_is_cut(store: Store) -> None:
+    fields = [text for number in range(20_000) for text in (f"field{number}", "x")]
+    store.call("XADD", "s", "*", *fields)
+    own = reader(store)
+    (delivery,) = own.read_new(1, 0)
+    assert own.dead_letter(delivery, **FACTS)
+    (letter,) = list_dead_letters(store, "s")
+    assert list(letter.fields) == [b"field%d" % number for number in range(1_000)]
+    assert letter.error.startswith("19000 fields left out: xxx")
+    assert ids(own_pending(own)) == []
+
+
 def test_another_group_keeps_the_entry(store: Store) -> None:
     append(store, entries(1))
     own, other = reader(store), reader(store, "other")
