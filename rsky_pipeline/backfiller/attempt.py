@@ -42,6 +42,7 @@ from rsky_pipeline.repos.repo import Repo, RepoError, RepoPaths, list_paths
 from rsky_pipeline.repos.stored import StoredRevs
 from rsky_pipeline.runtime.backoff import bound
 from rsky_pipeline.runtime.boundary import Boundary
+from rsky_pipeline.runtime.errors import described
 from rsky_pipeline.runtime.logging import ThrottledLog
 from rsky_pipeline.runtime.threads import in_thread
 from rsky_pipeline.streams.append import Entry
@@ -142,7 +143,7 @@ class Attempts:
                 raise  # not the fault of this repo: no job can succeed on a wrong schema
             except Exception as error:  # noqa: BLE001 - see runtime.boundary
                 self._boundary.caught(error, "repo", did=job.did)
-                message = f"{type(error).__name__}: {error}"
+                message = described(error)
                 unknown = RepoError("transient", "internal_error", message)
                 await self._fail(delivery, job, unknown, trio.current_time() - began)
             else:

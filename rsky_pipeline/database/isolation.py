@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from rsky_pipeline.database.errors import BadDataError, DatabaseError, TransactionConflictError
+from rsky_pipeline.runtime.errors import described
 
 Entry = TypeVar("Entry")
 Result = TypeVar("Result")
@@ -87,7 +88,7 @@ def _apply(
             raise
         failure, culprit = error, ("internal_error", _described(error))
     except Exception as error:  # noqa: BLE001 - whatever it is, it must not stop the others
-        failure, culprit = error, ("internal_error", f"{type(error).__name__}: {error}")
+        failure, culprit = error, ("internal_error", described(error))
     else:
         return None
     if len(entries) > 1:

@@ -41,7 +41,7 @@ from rsky_pipeline.indexer.upkeep import StreamUpkeep, TableUpkeep
 from rsky_pipeline.observability.indexer import IndexerMetrics
 from rsky_pipeline.observability.streams import StreamMetrics
 from rsky_pipeline.runtime.context import WorkerContext
-from rsky_pipeline.runtime.errors import SettingError, StoreError
+from rsky_pipeline.runtime.errors import SettingError, StoreError, described
 from rsky_pipeline.runtime.health import Activity
 from rsky_pipeline.runtime.link import Link
 from rsky_pipeline.streams.connection import Store, connect
@@ -206,7 +206,7 @@ class Indexer:
                 return read_labels(delivery.fields)
             return read_entry(delivery.fields, self.collections, self._now())
         except Exception as error:  # noqa: BLE001 - an entry must not stop the others
-            refusal = Refusal("internal_error", f"{type(error).__name__}: {error}"[:500])
+            refusal = Refusal("internal_error", described(error)[:500])
             return Reading("malformed", "", "", refused=refusal)
 
     def is_behind(self) -> bool:

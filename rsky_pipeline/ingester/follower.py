@@ -30,7 +30,7 @@ from rsky_pipeline.network.subscription import (
 from rsky_pipeline.observability.ingester import IngesterMetrics
 from rsky_pipeline.runtime.backoff import Backoff
 from rsky_pipeline.runtime.boundary import Boundary
-from rsky_pipeline.runtime.errors import StoreError
+from rsky_pipeline.runtime.errors import StoreError, described
 
 _log = logging.getLogger(__name__)
 
@@ -210,9 +210,7 @@ class Follower:
             return error
         except Exception as error:  # noqa: BLE001 - see runtime.boundary
             self._boundary.caught(error, "stream", **self._where())
-            return DisconnectedError(
-                DisconnectReason.INTERNAL_ERROR, f"{type(error).__name__}: {error}"
-            )
+            return DisconnectedError(DisconnectReason.INTERNAL_ERROR, described(error))
 
     async def _read_until_ended(
         self, subscription: Subscription, gate: SeqGate, stopping: trio.Event

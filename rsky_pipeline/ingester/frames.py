@@ -34,6 +34,7 @@ from rsky_pipeline.ingester.commits.states import RepoState
 from rsky_pipeline.ingester.commits.validation import RepoUpdate
 from rsky_pipeline.ingester.sequence import SeqGate
 from rsky_pipeline.observability.ingester import INFO_NAMES, IngesterMetrics
+from rsky_pipeline.runtime.errors import described
 from rsky_pipeline.runtime.logging import ThrottledLog
 from rsky_pipeline.streams.append import Entry
 
@@ -253,7 +254,7 @@ class FrameConverter:
     def _defect(self, raw: bytes, error: Exception) -> PendingFrame:
         """Keep a frame that hits a defect of ours: it must not be met at every restart."""
         _log.exception("frame conversion failed", extra={"host": self.host})
-        return self.unusable(raw, "internal", repr(error))
+        return self.unusable(raw, "internal", described(error))
 
     def _note_info(self, message: InfoMessage) -> None:
         self.counters.infos[message.name] += 1

@@ -66,6 +66,7 @@ from rsky_pipeline.ingester.frames import MAX_TIME, FrameReader, PendingFrame, R
 from rsky_pipeline.ingester.sequence import GapWatch, SeqGate
 from rsky_pipeline.ingester.writer import Batch, FrameSink, SourceCursor
 from rsky_pipeline.runtime.boundary import Boundary
+from rsky_pipeline.runtime.errors import described
 from rsky_pipeline.runtime.logging import ThrottledLog
 from rsky_pipeline.runtime.threads import in_thread
 from rsky_pipeline.streams.append import Entry
@@ -175,7 +176,7 @@ class FrameIntake:
                 self._verifier.forget(frame.account.did)
         except Exception as error:  # noqa: BLE001 - see runtime.boundary
             self._boundary.caught(error, "frame", host=self._converter.host)
-            frame = self._converter.unusable(read.raw, "internal", repr(error))
+            frame = self._converter.unusable(read.raw, "internal", described(error))
         frame.seq = read.covered
         update = frame.update
         if update is None or update.proof is None:

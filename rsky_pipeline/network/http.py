@@ -31,6 +31,7 @@ from rsky_pipeline.network.pool import (
     parse_url,
 )
 from rsky_pipeline.runtime.boundary import Boundary
+from rsky_pipeline.runtime.errors import described
 
 MAX_REDIRECTS = 5
 MAX_JSON = 1_048_576  # bytes
@@ -275,7 +276,7 @@ class HttpClient:
 
     def _internal(self, error: Exception, url: str) -> HttpError:
         self._boundary.caught(error, "request", host=_host(url))
-        return HttpError("internal_error", f"{_host(url)}: {type(error).__name__}: {error}")
+        return HttpError("internal_error", f"{_host(url)}: {described(error)}")
 
 
 async def _send(pool: ConnectionPool, url: str) -> ClientResponse:

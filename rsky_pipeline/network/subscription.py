@@ -18,6 +18,7 @@ from rsky_pipeline import __version__
 from rsky_pipeline.configuration.endpoints import Endpoint
 from rsky_pipeline.network.frame_socket import FrameSocket
 from rsky_pipeline.runtime.boundary import Boundary
+from rsky_pipeline.runtime.errors import described
 
 _boundary = Boundary()
 _MAX_RETRY_AFTER = 3_600.0
@@ -122,11 +123,11 @@ class Subscription:
         except ConnectionRejected as error:
             self._ended = self._ended or _rejected(error)
         except (ProtocolError, ConnectionClosed, trio.ClosedResourceError) as error:
-            self._end(DisconnectReason.PROTOCOL_ERROR, f"{type(error).__name__}: {error}")
+            self._end(DisconnectReason.PROTOCOL_ERROR, described(error))
         except Exception as error:  # noqa: BLE001 - see runtime.boundary
             # A peer's bytes may reach any corner of the library; they cost this connection only.
             _boundary.caught(error, "websocket", host=self._host)
-            self._end(DisconnectReason.PROTOCOL_ERROR, f"{type(error).__name__}: {error}")
+            self._end(DisconnectReason.PROTOCOL_ERROR, described(error))
         finally:
             self._reader_ended = True
             closed = socket.closed

@@ -40,6 +40,15 @@ class SettingError(WorkerError):
     exit_code = CONFIGURATION
 
 
+def described(error: BaseException) -> str:
+    """Return kind and message of an exception; a library's message may itself raise."""
+    kind = type(error).__name__
+    try:
+        return f"{kind}: {error}"
+    except Exception:  # noqa: BLE001
+        return kind
+
+
 def exit_code_of(error: BaseException) -> tuple[int, str]:
     """Return the exit code and the one-line reason of the gravest error in a (group of) errors.
 
@@ -53,7 +62,7 @@ def exit_code_of(error: BaseException) -> tuple[int, str]:
     if known and len(known) == len(leaves):
         return known[0].exit_code, str(known[0])
     worst = next((leaf for leaf in leaves if not isinstance(leaf, WorkerError)), error)
-    return UNEXPECTED, f"{type(worst).__name__}: {worst}"
+    return UNEXPECTED, described(worst)
 
 
 def _leaves(error: BaseException) -> list[BaseException]:

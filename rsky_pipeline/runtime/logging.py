@@ -180,11 +180,18 @@ class ThrottledLog:
         if suppressed:
             fields["suppressed"] = suppressed
         if error is not None:
-            fields["error"] = str(error) or type(error).__name__
+            fields["error"] = error if isinstance(error, str) else _message(error)
         trace = error if isinstance(error, BaseException) else None
         if isinstance(trace, StoreError | WorkerError):
             trace = None
         self._logger.log(level, message, extra=fields, exc_info=trace)
+
+
+def _message(error: BaseException) -> str:
+    try:
+        return str(error) or type(error).__name__
+    except Exception:  # noqa: BLE001 - of a library whose message is broken
+        return type(error).__name__
 
 
 def _is_journal(target: TextIO) -> bool:

@@ -40,7 +40,7 @@ from rsky_pipeline.network.listing import (
 from rsky_pipeline.observability.ingester import LISTED_STATUSES, IngesterMetrics
 from rsky_pipeline.runtime.backoff import Backoff
 from rsky_pipeline.runtime.boundary import Boundary
-from rsky_pipeline.runtime.errors import StoreError
+from rsky_pipeline.runtime.errors import StoreError, described
 from rsky_pipeline.runtime.health_document import ListingHealth
 from rsky_pipeline.runtime.link import Link
 from rsky_pipeline.streams.append import Appended, CursorMove, Entry, append, read_cursor
@@ -136,7 +136,7 @@ class Enumerator:
                 await self._pause(f"{self._source.name} failed: {error}", error.retry_after)
             except Exception as error:  # noqa: BLE001 - see runtime.boundary
                 self._boundary.caught(error, "listing", **self._where())
-                await self._pause(f"{type(error).__name__}: {error}", None)
+                await self._pause(described(error), None)
             else:
                 self._note_success()
 

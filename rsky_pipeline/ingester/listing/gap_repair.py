@@ -39,7 +39,7 @@ from rsky_pipeline.ingester.sequence import timestamp
 from rsky_pipeline.network.http import HttpError
 from rsky_pipeline.network.listing import Listed, ListedRepo, Lister, Page, Unlistable
 from rsky_pipeline.runtime.boundary import Boundary
-from rsky_pipeline.runtime.errors import StoreError
+from rsky_pipeline.runtime.errors import StoreError, described
 from rsky_pipeline.runtime.link import Link
 from rsky_pipeline.streams.append import Entry, append, read_fields
 from rsky_pipeline.streams.connection import Store
@@ -132,7 +132,7 @@ class GapRepair:
         except Exception as failure:  # noqa: BLE001 - see runtime.boundary
             if not isinstance(failure, HttpError):
                 self.boundary.caught(failure, "listing", host=gap.host)
-            error = str(failure)[:500]
+            error = described(failure)[:500]
             await write("failed")
             _log.error("gap repair failed: the relay does not list its repos",
                        extra={"host": gap.host, "gap": gap.id, "error": error})  # fmt: skip

@@ -7,8 +7,15 @@ import pytest
 import trio
 
 from rsky_pipeline.atproto.frame import encode_frame
+from rsky_pipeline.ingester.commits.convert import RepoConverter
+from rsky_pipeline.ingester.frames import PendingFrame
 from rsky_pipeline.ingester.pipeline import Admission
-from rsky_pipeline.streams.names import FIREHOSE_LIVE, LABEL_LIVE, REPO_BACKFILL_HIGH
+from rsky_pipeline.streams.names import (
+    FIREHOSE_LIVE,
+    FIREHOSE_RAW_LETTERS,
+    LABEL_LIVE,
+    REPO_BACKFILL_HIGH,
+)
 from tests.breaking import PARTS, break_part
 from tests.integration.backfiller.hosts import FakeHosts
 from tests.integration.backfiller.kit import document
@@ -140,3 +147,26 @@ async def test_a_stored_cursor_that_is_no_text_is_left_to_the_operator(clean_red
             )
             assert not ingester.ended.is_set()
     assert relay.cursors == []
+
+
+async def test_an_exception_without_a_message_stops_nobody(
+    clean_redis: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class BrokenError(Exception):
+        def __str__(self) -> str:
+            raise ValueError("no message")
+
+        __repr__ = __str__
+
+    begin = RepoConverter.convert_update
+
+    def broken(self: RepoConverter, message: Any, raw: bytes, rev: int) -> PendingFrame:
+        if message.did != GOOD:
+            raise BrokenError
+        return begin(self, message, raw, rev)
+
+    monkeypatch.setattr(RepoConverter, "convert_update", broken)
+    seen = await follow(clean_redis, "did:plc:bbbbbbbbbbbbbbbbbbbbbbbb")
+    assert written(clean_redis) == [GOOD]
+    assert seen == {"internal": 1.0, "connections": 1.0}
+    assert len(entries(clean_redis, FIREHOSE_RAW_LETTERS)) == 1

@@ -4,7 +4,9 @@ import logging
 
 import pytest
 
+from rsky_pipeline.database.isolation import apply_isolated
 from rsky_pipeline.runtime.boundary import Boundary
+from rsky_pipeline.runtime.errors import described
 
 
 def test_each_is_counted_and_one_traceback_of_a_kind_is_logged(
@@ -24,3 +26,27 @@ def test_each_is_counted_and_one_traceback_of_a_kind_is_logged(
     ]  # fmt: skip
     assert {record.levelno for record in caplog.records} == {logging.ERROR}
     assert vars(caplog.records[0])["did"] == "did:plc:a"
+
+
+class Broken(Exception):
+    """Of a library whose message cannot be made."""
+
+    def __str__(self) -> str:
+        raise ValueError("no message")
+
+    __repr__ = __str__
+
+
+def test_an_exception_without_a_message_is_noted_too(caplog: pytest.LogCaptureFixture) -> None:
+    counted = []
+    Boundary(lambda: counted.append(1)).caught(Broken(), "identity", did="did:plc:a")
+    assert len(counted) == 1
+    assert vars(caplog.records[0])["error"] == "Broken"
+    assert described(Broken()) == "Broken"
+    assert described(ValueError("odd")) == "ValueError: odd"
+    (culprit,) = apply_isolated([1], lambda _: raise_broken())
+    assert (culprit.reason, culprit.message) == ("internal_error", "Broken")
+
+
+def raise_broken() -> None:
+    raise Broken
