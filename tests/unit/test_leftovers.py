@@ -5,6 +5,7 @@ import select
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -38,6 +39,20 @@ def ends(pid: int) -> bool:
         os.close(descriptor)
 
 
+def found_of(folder: Path, count: int) -> list[int]:
+    """Return the processes of a folder when there are so many, or those found after the limit.
+
+    `Popen` returns when the kernel has closed the pipe of the new program, which is before its
+    command line and environment can be read from /proc.
+    """
+    deadline = time.monotonic() + LIMIT_SECONDS
+    while len(found := list(leftovers.processes(str(folder)))) < count:
+        if time.monotonic() > deadline:
+            break
+        time.sleep(0.01)
+    return found
+
+
 def test_nothing_outlives_a_test_that_is_killed() -> None:
     with scratch_directory() as folder:
         result = subprocess.run(
@@ -57,7 +72,7 @@ def test_nothing_outlives_a_test_that_fails() -> None:
             command = ["sleep", "600"]
             started.append(subprocess.Popen(command, start_new_session=True))
             started.append(subprocess.Popen(command, env={}, start_new_session=True))
-            assert list(leftovers.processes(str(folder))) == [started[0].pid]
+            assert found_of(folder, len(started) - 1) == [started[0].pid]
             raise ValueError("failed")
 
     with scratch_directory() as folder, pytest.raises(ValueError, match="failed"):
