@@ -8,7 +8,7 @@ schema are waited for (`DatabaseError.follows_data`): they are raised.
 
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -40,18 +40,23 @@ def apply_isolated(
     *,
     source: Callable[[Entry], object] = lambda entry: entry,
     blame_all: bool = False,
+    earlier: Collection[object] = (),
 ) -> list[Culprit[Entry]]:
     """Apply entries in order; return those that cannot be, after everything else is applied.
 
     `apply` must be repeatable. Raises what is not about the data, and what fails for all of many
     entries; then only a part may have been applied. `source` names whose entry it is: one source
     (a repo that is brought in fills whole batches) never makes a failure systemic. `blame_all` is
-    for the caller who has waited long enough for what fails for all of them.
+    for the caller who has waited long enough for what fails for all of them. `earlier` are the
+    sources of the entries before these, all of which failed as well: where few entries come at a
+    time, they tell what is systemic.
     """
     culprits: list[Culprit[Entry]] = []
     failure = _apply(entries, apply, culprits)
-    hits_all = len(culprits) == len(entries) >= SYSTEMIC and not blame_all
-    if failure is not None and hits_all and len({source(entry) for entry in entries}) > 1:
+    hits_all = len(culprits) == len(entries) and len(entries) + len(earlier) >= SYSTEMIC
+    if failure is None or not hits_all or blame_all:
+        return culprits
+    if len({*earlier, *(source(entry) for entry in entries)}) > 1:
         raise failure
     return culprits
 

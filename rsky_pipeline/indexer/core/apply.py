@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from rsky_pipeline.database.connection import Database, Transaction
 from rsky_pipeline.database.errors import DatabaseError, RowExistsError, TransactionConflictError
-from rsky_pipeline.database.isolation import apply_isolated, retry_conflicts
+from rsky_pipeline.database.isolation import SYSTEMIC, Culprit, apply_isolated, retry_conflicts
 from rsky_pipeline.indexer.accounts.actors import (
     KnownActor,
     apply_accounts,
@@ -61,6 +61,7 @@ from rsky_pipeline.indexer.core.write import (
     write_collections,
     write_records,
 )
+from rsky_pipeline.runtime.errors import described
 
 RECORD_KINDS = frozenset({"create", "update", "delete"})
 MAX_CONFLICTS = 5  # tries of one transaction before the batch is given a longer pause
@@ -76,6 +77,8 @@ class Applier:
         self._collections = collections
         self._max_deliveries = max_deliveries
         self._systemic: tuple[str, float] | None = None  # first entry of the batch, since when
+        # The accounts of the last entries by their ids, if nothing was applied since.
+        self._refused: dict[str, str] = {}
 
     def apply(self, database: Database, batch: EntryBatch) -> BatchOutcome:
         """Apply a batch.
@@ -116,6 +119,7 @@ class Applier:
         if not present:
             return
         first, now = present[0].delivery.id, time.monotonic()
+        ids = {item.delivery.id for item in present}
         if self._systemic is not None and self._systemic[0] != first:
             self._systemic = None
         since = now if self._systemic is None else self._systemic[1]
@@ -127,14 +131,32 @@ class Applier:
                 ),
                 source=lambda item: item.account,
                 blame_all=now - since > SYSTEMIC_SECONDS,
+                earlier=[of for entry, of in self._refused.items() if entry not in ids],
             )
         except DatabaseError as error:
             self._systemic = (first, since) if error.follows_data else None
             raise
+        except Exception as error:
+            # A defect of ours that hits all of them is waited for likewise: it ends no worker.
+            self._systemic = (first, since)
+            raise DatabaseError(described(error)) from error
         self._systemic = None
+        self._note_refused(present, culprits)
         for culprit in culprits:
             text = f"{culprit.entry.subject}: {culprit.message}"
             outcome.refused.append(RefusedEntry(culprit.entry, culprit.reason, text))
+
+    def _note_refused(
+        self, present: Sequence[BatchItem], culprits: Sequence[Culprit[BatchItem]]
+    ) -> None:
+        if len(culprits) < len(present):
+            self._refused.clear()
+            return
+        for one in culprits:
+            if one.reason == "internal_error":
+                self._refused[one.entry.delivery.id] = one.entry.account
+        while len(self._refused) > SYSTEMIC:
+            del self._refused[next(iter(self._refused))]
 
     def _write(self, database: Database, items: Sequence[BatchItem], outcome: BatchOutcome) -> None:
         """Write entries in one transaction; labels, which nothing else depends on, in another."""

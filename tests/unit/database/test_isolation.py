@@ -103,3 +103,13 @@ def test_a_few_bad_entries_are_culprits_even_when_they_are_all_there_is() -> Non
     assert len(apply_isolated([0, 1], store.apply)) == 2
     everything = Store(range(50), BadDataError)
     assert len(apply_isolated(range(50), everything.apply)) == 50
+
+
+def test_few_entries_at_a_time_are_systemic_together_with_those_before() -> None:
+    store = Store(range(50), DatabaseError)
+    before = [f"did:plc:{number}" for number in range(SYSTEMIC - 2)]
+    assert len(apply_isolated([0], store.apply, earlier=before)) == 1
+    with pytest.raises(DatabaseError):
+        apply_isolated([0, 1], store.apply, earlier=before)
+    alone = {"source": lambda _: "did:plc:a", "earlier": ["did:plc:a"] * SYSTEMIC}
+    assert len(apply_isolated([0, 1], store.apply, **alone)) == 2  # type: ignore[arg-type]
