@@ -48,8 +48,8 @@ _ERROR_FRAMES = {
 class Backpressure:
     """When one reader stops, goes on, and gives its connection up. Times are monotonic seconds.
 
-    A socket that is not read for long makes the host end it, late and without notice; a goodbye and
-    a new start from the cursor is better for both sides.
+    A host drops a connection that is not read for long, late and without a close frame; closing it
+    and subscribing again from the cursor is better for both sides.
     """
 
     max_events: int
@@ -139,7 +139,7 @@ class Follower:
         async with trio.open_nursery() as following:
             following.start_soon(self._follow, stopping)
             await stopping.wait()
-            # An open socket is closed with a goodbye; anything else is simply left.
+            # An open socket is closed with a close frame; an attempt to connect is cancelled.
             goodbye = self.feed.timeouts.close + 1.0 if self.connected else 0.0
             following.cancel_scope.deadline = trio.current_time() + goodbye
 

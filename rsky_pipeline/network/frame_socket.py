@@ -93,7 +93,7 @@ class FrameSocket(WebSocketConnection):
         return taken
 
     def discard(self) -> None:
-        """Keep nothing from now on, so that a full queue cannot hold up the goodbye."""
+        """Keep nothing from now on, so that a full queue cannot hold up the close frame."""
         self.discarding = True
         self._queue.clear()
         self._room.set()

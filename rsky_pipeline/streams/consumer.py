@@ -201,8 +201,8 @@ class Consumer:
             self._reader(store).hold(held, forgive=forgive)
 
     def clean(self, store: Store) -> int:
-        """Remove what nobody wants: entries that every group has acknowledged, and names of
-        consumers of this group that are gone. Returns how many entries were removed."""
+        """Remove entries that every group has acknowledged, and names of consumers of this group
+        that are gone. Returns how many entries were removed."""
         removed = trim(store, self.stream)
         self._reader(store).remove_idle_consumers(FORGOTTEN_CONSUMER_MS)
         return removed

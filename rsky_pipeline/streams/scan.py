@@ -41,7 +41,7 @@ class Unfinished:
 
 @dataclass(frozen=True, slots=True)
 class Discarded:
-    """What one call did: how many entries it removed, and which ones somebody still wants.
+    """What one call did: how many entries it removed, and which ones a group has not finished.
 
     The latter were removed too by the mode `all`, and are still there after the others.
     """

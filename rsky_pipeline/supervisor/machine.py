@@ -159,7 +159,7 @@ class StopStep:
 class Policy:
     """Start, restart and stop rules of a kind of child; all times are seconds."""
 
-    escalation: tuple[StopStep, ...]  # from the friendliest signal to SIGKILL
+    escalation: tuple[StopStep, ...]  # from the gentlest signal to SIGKILL
     ready_timeout: float
     base: float = 1.0
     cap: float = 60.0

@@ -64,7 +64,7 @@ class WebSocket:
             await self._stream.send_all(frames)
 
     async def close(self, code: int = NORMAL_CLOSURE, reason: str = "") -> None:
-        """Say goodbye; the stream itself is closed on leaving the context."""
+        """Send a close frame; the stream itself is closed on leaving the context."""
         await self._send(self._protocol.send(CloseConnection(code=code, reason=reason)))
 
     async def read_until_closed(self) -> None:
