@@ -6,6 +6,7 @@ from typing import Generic, TypeVar
 
 import trio
 
+BATCH_ITEMS = 500
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -27,11 +28,13 @@ class Coalescer(Generic[Item, Result]):
     """
 
     def __init__(
-        self, carry_out: Callable[[Sequence[Item]], Awaitable[Sequence[Result]]], most: int = 500
+        self,
+        carry_out: Callable[[Sequence[Item]], Awaitable[Sequence[Result]]],
+        limit: int = BATCH_ITEMS,
     ) -> None:
-        """`carry_out` returns a result for each item, in order; `most` bounds items per call."""
+        """`carry_out` returns a result for each item, in order; `limit` bounds items per call."""
         self._carry_out = carry_out
-        self._most = most
+        self._limit = limit
         self._calls: list[_Call[Item, Result]] = []  # not answered yet
         self._has_leader = False
 
@@ -55,7 +58,7 @@ class Coalescer(Generic[Item, Result]):
         return call.answer[0]
 
     async def _next(self) -> None:
-        batch = self._calls[: self._most]
+        batch = self._calls[: self._limit]
         results = await self._carry_out([call.item for call in batch])
         for call, result in zip(batch, results, strict=True):
             call.answer = (result,)

@@ -22,7 +22,7 @@ from rsky_pipeline.streams.waiting import count_waiting, wake
 
 _log = logging.getLogger(__name__)
 WEIGHTS = {REPO_BACKFILL_HIGH: 12, REPO_BACKFILL: 3, REPO_BACKFILL_LOW: 1}
-MOST_ENDINGS = 100  # entries finished in one call
+BATCH_ENDINGS = 100
 ALONE_SECONDS = 5.0  # an entry suspected of crashing workers runs alone for so long
 Item = TypeVar("Item")
 Ending = Callable[[Store], object]
@@ -46,7 +46,7 @@ class JobQueue:
             )
             for stream in REPO_STREAMS
         }  # fmt: skip
-        self._endings = Coalescer(self._end_all, most=MOST_ENDINGS)
+        self._endings = Coalescer(self._end_all, limit=BATCH_ENDINGS)
         self._weighted = WeightedReader(WEIGHTS)
 
     @property

@@ -13,7 +13,7 @@ from rsky_pipeline.streams.connection import Store
 from rsky_pipeline.streams.names import FIREHOSE_BACKFILL
 
 FULL_PAUSE_SECONDS = 0.25
-MOST_BATCHES = 4  # batches of different repos that share one append
+MAX_BATCHES = 4  # batches of different repos that share one append
 
 
 class Output:
@@ -27,7 +27,7 @@ class Output:
         self._link = link
         self._marks = {FIREHOSE_BACKFILL: high_water_mark}
         self._metrics = metrics
-        self._batches = Coalescer(self._append, most=MOST_BATCHES)
+        self._batches = Coalescer(self._append, limit=MAX_BATCHES)
 
     async def append(self, entries: list[Entry]) -> None:
         """Append a batch atomically; waits for stream capacity and for Redis without a limit."""

@@ -32,7 +32,7 @@ from rsky_pipeline.streams.names import STREAMS, dead_letters
 from rsky_pipeline.streams.scan import nature, newest
 
 _log = logging.getLogger(__name__)
-_NEWEST = 50  # entries of the live stream that are looked at each time
+_PAGE_ENTRIES = 50  # the newest of the live stream
 _AGAIN_SECONDS = 60.0  # between two log lines about one finding
 
 
@@ -117,7 +117,7 @@ class SelfCheck:
             report.name == FIREHOSE_LIVE and report.length for report in reports
         ):
             return 0, 0
-        entries = newest(store, FIREHOSE_LIVE, _NEWEST)
+        entries = newest(store, FIREHOSE_LIVE, _PAGE_ENTRIES)
         return len(entries), sum(nature(entry.fields).kind == "repo" for entry in entries)
 
 

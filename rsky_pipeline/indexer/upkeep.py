@@ -14,7 +14,10 @@ import trio
 from rsky_pipeline.database.connection import Database
 from rsky_pipeline.database.errors import DatabaseError, TransactionConflictError
 from rsky_pipeline.health.self_check import SelfCheck, watch
-from rsky_pipeline.indexer.collections.post_notifications import PRUNE_BATCH, prune_pending_replies
+from rsky_pipeline.indexer.collections.post_notifications import (
+    BATCH_REPLIES,
+    prune_pending_replies,
+)
 from rsky_pipeline.indexer.core.complete_revs import prune_tombstones
 from rsky_pipeline.indexer.core.rejected import forget_superseded
 from rsky_pipeline.observability.indexer import IndexerMetrics
@@ -117,7 +120,7 @@ class TableUpkeep:
 
     def prune_replies(self, database: Database) -> bool:
         """Remove some replies that were pending for too long."""
-        return prune_pending_replies(database) == PRUNE_BATCH
+        return prune_pending_replies(database) == BATCH_REPLIES
 
     def prune_rejections(self, database: Database) -> bool:
         """Look through a page of rejections; the next round goes on with the next one."""

@@ -76,7 +76,7 @@ from rsky_pipeline.streams.repo_job import FetchReason
 _log = logging.getLogger(__name__)
 
 _WITH_STATE = (CommitMessage, SyncMessage, AccountMessage)
-_BATCH = 64  # frames, between which other tasks run
+_BATCH_FRAMES = 64  # between which other tasks run
 _WORTH_A_THREAD = 16  # signatures; a hop costs as much as two to six
 
 
@@ -151,10 +151,10 @@ class FrameIntake:
         frames = self._reader.read(messages)
         dids = [message.did for message, _, _ in frames if isinstance(message, _WITH_STATE)]
         await self._states.prefetch(dids)
-        for start in range(0, len(frames), _BATCH):
+        for start in range(0, len(frames), _BATCH_FRAMES):
             if start:
                 await trio.lowlevel.checkpoint()
-            for frame in frames[start : start + _BATCH]:
+            for frame in frames[start : start + _BATCH_FRAMES]:
                 self._buffer.add(*self._begin(frame))
             self._check_signatures()
             self._pass_on()

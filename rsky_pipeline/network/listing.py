@@ -25,7 +25,7 @@ from rsky_pipeline.configuration.endpoints import Endpoint
 from rsky_pipeline.network.http import HttpClient, HttpError
 from rsky_pipeline.runtime.backoff import Backoff
 
-PAGE_SIZE = 1_000  # the largest that the lexicon allows
+PAGE_REPOS = 1_000  # the largest that the lexicon allows
 MAX_PAGE_BYTES = 4 * 1024 * 1024
 TRIES = 3  # of a single repo, before cursors behind it are tried
 GROW_AFTER = 3  # pages in a row, before larger ones are asked for again
@@ -100,7 +100,7 @@ class ListingFailure:
 
 
 async def list_repos(
-    http: HttpClient, endpoint: Endpoint, cursor: str | None, limit: int = PAGE_SIZE
+    http: HttpClient, endpoint: Endpoint, cursor: str | None, limit: int = PAGE_REPOS
 ) -> Page:
     """Fetch a page of listRepos from a configured host.
 
@@ -149,7 +149,7 @@ class Lister:
         fetch: FetchPage,
         cursor: str | None = None,
         *,
-        page_size: int = PAGE_SIZE,
+        page_size: int = PAGE_REPOS,
         tries: int | None = None,
         failed: Callable[[ListingFailure], object] = lambda _: None,
     ) -> None:
@@ -235,7 +235,7 @@ async def relist(
     Raises HttpError where the host fails in a way that has nothing to do with a page.
     """
     left: list[UnlistableRange] = []
-    at, limit = missing.start, min(PAGE_SIZE, missing.end - missing.start)
+    at, limit = missing.start, min(PAGE_REPOS, missing.end - missing.start)
     for _ in range(MAX_RELIST_REQUESTS):
         if at >= missing.end:
             break
@@ -252,7 +252,7 @@ async def relist(
             left.append(UnlistableRange(begin, at))
         else:
             await take(page.repos)
-            limit = min(PAGE_SIZE, limit * 2)
+            limit = min(PAGE_REPOS, limit * 2)
             # A cursor that is no number, and the end of the listing, lie behind the range.
             number = None if page.cursor is None else _number(page.cursor)
             at = missing.end if number is None else max(at + 1, number)
@@ -288,7 +288,7 @@ class Walk:
     Ask for `request`, then call `worked` or `failed`, and `move` when the page is stored.
     """
 
-    def __init__(self, cursor: str | None = None, page_size: int = PAGE_SIZE) -> None:
+    def __init__(self, cursor: str | None = None, page_size: int = PAGE_REPOS) -> None:
         self.cursor = cursor
         self.failed_checks = 0  # requests for a page that is known to work, since the last page
         self._page_size = self._limit = page_size

@@ -11,9 +11,9 @@ from typing import Any
 
 from rsky_pipeline.streams.connection import Store
 from rsky_pipeline.streams.lag import inspect
+from rsky_pipeline.streams.limits import BATCH_ENTRIES
 from rsky_pipeline.streams.names import FIREHOSE_LIVE
 from rsky_pipeline.streams.scan import (
-    DISCARDED_AT_ONCE,
     Mode,
     StoredEntry,
     Unfinished,
@@ -187,7 +187,7 @@ def purge(
     looked_at = removed = 0
     lost, by_type, last = Losses(), Counter[str](), after
     mode: Mode = "look" if dry_run else "all"
-    for page in pages(store, stream, after=after, until=report.last_id, count=DISCARDED_AT_ONCE):
+    for page in pages(store, stream, after=after, until=report.last_id, count=BATCH_ENTRIES):
         found = [entry for entry in page if nature(entry.fields).kind in wanted]
         if found:
             done = discard(store, stream, [entry.id for entry in found], mode)
@@ -211,7 +211,7 @@ def _cut(
     mode: Mode = "look" if dry_run else "all" if force else "finished"
     looked_at = removed = 0
     wanted, last = Losses(), None
-    for full_page in pages(store, stream, until=until, count=DISCARDED_AT_ONCE):
+    for full_page in pages(store, stream, until=until, count=BATCH_ENTRIES):
         page = full_page[: most - looked_at]
         if not page:
             break

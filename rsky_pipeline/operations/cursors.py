@@ -27,6 +27,7 @@ from rsky_pipeline.streams.names import (
     cursor_key,
 )
 
+_PAGE_KEYS = 10_000
 # The connections by which ingesters append live events.
 _WRITERS = re.compile(rf" name=(\S*-ingester-\d+)-{FIREHOSE_LIVE} ")
 CursorStream = Literal["firehose_live", "label_live"]
@@ -134,7 +135,7 @@ def forget_repos(store: Store) -> int:
         )
     position, removed = b"0", 0
     while True:
-        position, keys = store.call("SCAN", position, "MATCH", REPO_KEYS, "COUNT", 10_000)
+        position, keys = store.call("SCAN", position, "MATCH", REPO_KEYS, "COUNT", _PAGE_KEYS)
         if keys:
             removed += int(store.call("UNLINK", *keys))
         if position == b"0":
@@ -144,7 +145,7 @@ def forget_repos(store: Store) -> int:
 def _stored_hosts(store: Store, stream: str) -> Iterator[HostKey]:
     position, start = b"0", cursor_key(stream, HostKey(""))
     while True:
-        position, keys = store.call("SCAN", position, "MATCH", f"{start}*", "COUNT", 10_000)
+        position, keys = store.call("SCAN", position, "MATCH", f"{start}*", "COUNT", _PAGE_KEYS)
         for key in keys:
             yield HostKey(key.decode("utf-8", "replace").removeprefix(start))
         if position == b"0":

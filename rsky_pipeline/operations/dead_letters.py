@@ -28,6 +28,7 @@ from rsky_pipeline.streams.dead_letters import (
     retry_dead_letters,
 )
 from rsky_pipeline.streams.event import MalformedEventError
+from rsky_pipeline.streams.limits import BATCH_LETTERS
 from rsky_pipeline.streams.names import (
     FIREHOSE_RAW_LETTERS,
     LABEL_RAW_LETTERS,
@@ -40,7 +41,6 @@ from rsky_pipeline.streams.scan import moment, newest
 RAW = (FIREHOSE_RAW_LETTERS, LABEL_RAW_LETTERS)
 LETTER_STREAMS = (*(dead_letters(stream) for stream in STREAMS), *RAW)
 MAX_SHOWN = 2_000  # characters of one field
-PAGE = 100
 _FULL_POLL_SECONDS = 0.5
 
 Progress = Callable[[str], None]
@@ -106,7 +106,7 @@ def select(
     last = until if until is not None else last_id(store, stream)
     source, wanted, after = stream.removesuffix("_dlq"), frozenset(ids), "-"
     while last:
-        page = list_dead_letters(store, source, after=after, until=last, count=PAGE)
+        page = list_dead_letters(store, source, after=after, until=last)
         if not page:
             return
         after = page[-1].id
@@ -180,7 +180,7 @@ def retry(
             _replace(store, stream, letter, [entry], settings, done, on_progress)
             continue
         waiting.append(letter.id)
-        if len(waiting) == PAGE:
+        if len(waiting) == BATCH_LETTERS:
             _put_back(store, source, waiting, settings, done, on_progress)
             waiting = []
     _put_back(store, source, waiting, settings, done, on_progress)
@@ -197,7 +197,7 @@ def drop(
     removed, waiting = 0, list[str]()
     for letter in letters:
         waiting.append(letter.id)
-        if len(waiting) == PAGE:
+        if len(waiting) == BATCH_LETTERS:
             removed += remove_dead_letters(store, stream.removesuffix("_dlq"), waiting)
             on_progress(f"{removed:,} dropped")
             waiting = []

@@ -11,8 +11,7 @@ from typing import Any
 from rsky_pipeline.streams.connection import Store
 from rsky_pipeline.streams.consumer import GroupReader
 from rsky_pipeline.streams.lag import inspect
-
-_PAGE = 500  # pending entries looked at in one step of the server
+from rsky_pipeline.streams.limits import PAGE_ENTRIES
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +88,7 @@ def _set_back(
 def _phantoms(store: Store, stream: str, group: str, dry_run: bool) -> Iterator[GroupRepair]:
     start, count, first, last = "-", 0, "", ""
     while start:
-        arguments: list[str | int] = [group, start, _PAGE, "" if dry_run else "acknowledge"]
+        arguments: list[str | int] = [group, start, PAGE_ENTRIES, "" if dry_run else "acknowledge"]
         following, *gone = store.script("phantoms", [stream], arguments)
         if gone:
             count, first, last = count + len(gone), first or gone[0].decode(), gone[-1].decode()

@@ -12,9 +12,9 @@ from functools import partial
 from rsky_pipeline.database.connection import Database, Transaction
 from rsky_pipeline.database.isolation import retry_conflicts
 
-BATCH = 500  # keys of one transaction
+BATCH_KEYS = 500  # of one transaction
 MAX_CONFLICTS = 20
-_RECORDS = f"SELECT uri FROM record WHERE did = %s AND uri > %s ORDER BY uri LIMIT {BATCH}"
+_RECORDS = f"SELECT uri FROM record WHERE did = %s AND uri > %s ORDER BY uri LIMIT {BATCH_KEYS}"
 
 # The rows of each count: the table, the column with the key, and a condition.
 _POST = {
@@ -84,8 +84,8 @@ def recount(database: Database, scope: Scope, *, repair: bool) -> Iterator[Recou
 def _batches(database: Database, scope: Scope) -> Iterator[tuple[Aggregate, list[str]]]:
     for aggregate, keys in ((POST_AGG, scope.uris), (PROFILE_AGG, scope.dids)):
         ordered = sorted(set(keys))
-        for start in range(0, len(ordered), BATCH):
-            yield aggregate, ordered[start : start + BATCH]
+        for start in range(0, len(ordered), BATCH_KEYS):
+            yield aggregate, ordered[start : start + BATCH_KEYS]
     for did in sorted(set(scope.dids)):
         yield from ((POST_AGG, keys) for keys in _pages(database, _RECORDS, [did]))
     if not scope.uris and not scope.dids:
@@ -99,10 +99,10 @@ def _all_keys(database: Database, aggregate: Aggregate) -> Iterator[list[str]]:
     sources.add((aggregate.table, aggregate.key))
     parts = [
         f"(SELECT DISTINCT {column} AS key FROM {table} WHERE {column} > %s "
-        f"ORDER BY 1 LIMIT {BATCH})"
+        f"ORDER BY 1 LIMIT {BATCH_KEYS})"
         for table, column in sorted(sources)
     ]
-    sql = f"SELECT key FROM ({' UNION '.join(parts)}) u ORDER BY key LIMIT {BATCH}"
+    sql = f"SELECT key FROM ({' UNION '.join(parts)}) u ORDER BY key LIMIT {BATCH_KEYS}"
     yield from _pages(database, sql, [], repeated=len(parts))
 
 

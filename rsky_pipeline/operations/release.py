@@ -12,6 +12,7 @@ from typing import Any
 
 from rsky_pipeline.configuration.settings import Settings
 from rsky_pipeline.streams.connection import Store
+from rsky_pipeline.streams.limits import BATCH_ENTRIES, PAGE_ENTRIES
 from rsky_pipeline.streams.names import (
     FIREHOSE_BACKFILL,
     FIREHOSE_LIVE,
@@ -22,9 +23,7 @@ from rsky_pipeline.streams.names import (
 )
 from rsky_pipeline.streams.waiting import all_waiting, count_waiting, hurry_waiting, wake
 
-_PAGE = 500
 _REPO_STREAMS = (REPO_BACKFILL, REPO_BACKFILL_HIGH, REPO_BACKFILL_LOW)
-_PART = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +70,7 @@ def _waiting(store: Store, dry_run: bool) -> ReleasedEntries:
         part = []
         for entry in all_waiting(store):
             part.append(entry)
-            if len(part) == _PART:
+            if len(part) == BATCH_ENTRIES:
                 hurry_waiting(store, part)
                 part = []
         hurry_waiting(store, part)
@@ -85,7 +84,7 @@ def _whole_stream(store: Store, stream: str, dry_run: bool) -> ReleasedEntries:
             stream, REPO_BACKFILL, "unknown_stream", int(store.call("XLEN", stream))
         )
     count = 0
-    while page := store.call("XRANGE", stream, "-", "+", "COUNT", _PAGE):
+    while page := store.call("XRANGE", stream, "-", "+", "COUNT", PAGE_ENTRIES):
         count += store.script("requeue", [stream, REPO_BACKFILL], [row[0] for row in page])
     return ReleasedEntries(stream, REPO_BACKFILL, "unknown_stream", count)
 
@@ -103,7 +102,7 @@ def _pages_of_pending(store: Store, stream: str, group: str) -> Iterator[list[by
     groups = {row[1].decode() for row in store.call("XINFO", "GROUPS", stream)}
     start = b"-"
     while group in groups:
-        rows = store.call("XPENDING", stream, group, start, "+", _PAGE)
+        rows = store.call("XPENDING", stream, group, start, "+", PAGE_ENTRIES)
         if not rows:
             return
         yield [row[0] for row in rows]

@@ -30,12 +30,12 @@ from rsky_pipeline.operations.scrape import scrape, targets
 from rsky_pipeline.streams.connection import Store, connect
 from rsky_pipeline.streams.dead_letters import find_dead_letter
 from rsky_pipeline.streams.errors import StoreRejectedError, StoreUnavailableError
+from rsky_pipeline.streams.limits import PAGE_ENTRIES
 from rsky_pipeline.streams.names import REPO_STREAMS, STREAMS, dead_letters
 from rsky_pipeline.streams.scan import StoredEntry, discard, moment, nature, newest
 
 LIMIT = 200_000  # entries of one stream
 MAX_FOUND = 50  # entries of one stream that are reported
-_PAGE = 1_000
 _PDS_SECONDS = 15.0
 _NO_RECORD = {"RecordNotFound", "InvalidRequest", "NotFound"}  # older hosts have no own name
 _FLAGS = ("invalidReplyRoot", "violatesThreadGate", "violatesEmbeddingRules")
@@ -268,7 +268,7 @@ def _search_stream(
     for page in _backwards(store, stream, min(limit, total)):
         looked_at += len(page)
         found += [entry for entry in page if _is_about(stream, entry.fields, subject)]
-        if looked_at % (50 * _PAGE) == 0:
+        if looked_at % (100 * PAGE_ENTRIES) == 0:
             on_progress(f"{stream}: {looked_at:,} of {total:,} entries searched")
         if len(found) >= MAX_FOUND:
             break
@@ -277,7 +277,7 @@ def _search_stream(
 
 def _backwards(store: Store, stream: str, most: int) -> Iterator[list[StoredEntry]]:
     before = None
-    while most > 0 and (page := newest(store, stream, min(_PAGE, most), before=before)):
+    while most > 0 and (page := newest(store, stream, min(PAGE_ENTRIES, most), before=before)):
         yield page
         most -= len(page)
         before = page[-1].id

@@ -7,8 +7,8 @@ from rsky_pipeline.database.connection import Database, Transaction
 from rsky_pipeline.repos.changes import absent
 from rsky_pipeline.repos.repo import RepoPaths
 
-SMALL_ROWS = 5_000  # rows per page; a repo with more is read through a cursor
-ABSENT_PATHS = 20_000  # paths per call
+PAGE_ROWS = 5_000  # a repo with more is read through a cursor
+PAGE_PATHS = 20_000
 
 # `repo_floor.rev` is the complete rev.
 _REVS = """
@@ -69,14 +69,14 @@ def have_older(database: Database, repos: Sequence[tuple[str, str]]) -> list[boo
 def absent_paths(database: Database, paths: RepoPaths, after: str = "") -> list[str]:
     """Return stored paths older than a repo that its tree does not hold, ascending, after `after`.
 
-    Returns at most ABSENT_PATHS: for the next page, call again with the last path.
+    Returns at most PAGE_PATHS: for the next page, call again with the last path.
     """
     commit = paths.repo.commit
     with database.transaction() as tx:
         found: list[str] = []
         for path in absent(older_paths(tx, commit.did, commit.rev, after), paths.names()):
             found.append(path)
-            if len(found) == ABSENT_PATHS:
+            if len(found) == PAGE_PATHS:
                 break
         return found
 
@@ -84,11 +84,11 @@ def absent_paths(database: Database, paths: RepoPaths, after: str = "") -> list[
 def older_paths(tx: Transaction, did: str, rev: str, after: str = "") -> Iterator[str]:
     """Yield paths of an account's rows that are older than a rev, ascending, from `after`."""
     prefix = f"at://{did}/"
-    rows = tx.query(f"{_OLDER} LIMIT {SMALL_ROWS + 1}", [did, rev, prefix + after])
-    if len(rows) <= SMALL_ROWS:
+    rows = tx.query(f"{_OLDER} LIMIT {PAGE_ROWS + 1}", [did, rev, prefix + after])
+    if len(rows) <= PAGE_ROWS:
         yield from sorted(uri[len(prefix) :] for (uri,) in rows)
         return
     ordered = f'DECLARE older NO SCROLL CURSOR FOR {_OLDER} ORDER BY uri COLLATE "C"'
     tx.execute(ordered, [did, rev, prefix + after])
-    while page := tx.query(f"FETCH {SMALL_ROWS} FROM older"):
+    while page := tx.query(f"FETCH {PAGE_ROWS} FROM older"):
         yield from (uri[len(prefix) :] for (uri,) in page)

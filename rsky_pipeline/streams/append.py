@@ -9,6 +9,7 @@ from operator import itemgetter
 from typing import Literal, NamedTuple
 
 from rsky_pipeline.streams.connection import Argument, Store
+from rsky_pipeline.streams.limits import BATCH_FIELDS
 
 
 class Entry(NamedTuple):
@@ -53,7 +54,6 @@ class Appended:
 # producer has appended this share of what was left; others append too, and entries cost more there.
 MEMORY_CHECK_SECONDS = 0.1
 MEMORY_SHARE = 0.1
-_FIELDS_AT_ONCE = 2_000  # the server does nothing else meanwhile
 _STREAM_AND_FIELD = itemgetter(0, 1)
 HashWrites = Mapping[str, Mapping[bytes, bytes]]
 
@@ -123,8 +123,8 @@ def read_fields(store: Store, where: Sequence[tuple[str, bytes]]) -> list[bytes]
     Raises StoreUnavailableError and StoreRejectedError.
     """
     values: list[bytes] = []
-    for start in range(0, len(where), _FIELDS_AT_ONCE):
-        part = where[start : start + _FIELDS_AT_ONCE]
+    for start in range(0, len(where), BATCH_FIELDS):
+        part = where[start : start + BATCH_FIELDS]
         keys = [key for key, _ in part]
         values += store.script("read_fields", keys, [field for _, field in part])
     return values

@@ -18,6 +18,7 @@ from typing import Any
 
 from rsky_pipeline.streams.connection import Argument, Store
 from rsky_pipeline.streams.errors import StoreRejectedError
+from rsky_pipeline.streams.limits import BATCH_IDS, BATCH_TRIMMED, PAGE_RECLAIMED
 from rsky_pipeline.streams.names import WAITING_KEY, dead_letters
 
 # An entry that was delivered more often may be what crashed its worker.
@@ -27,9 +28,6 @@ MAX_FIELDS = 1_000  # of an entry that a dead letter keeps; Lua's unpack has a l
 # Notes of a dead letter beside the entry's fields; the first and third as the original services.
 NOTES = ("reason", "error", "attempts", "source_id")
 FORGOTTEN_CONSUMER_MS = 24 * 3600 * 1000  # a consumer that did nothing for so long is gone
-_SLICE = 1_000  # ids of one call; Lua's unpack has a limit of some thousands
-_RECLAIM_PAGE = 100
-_TRIMMED_AT_ONCE = 10_000  # entries: a few milliseconds of the server
 _TRIM_CALLS = 100
 _FIRST_GUESS_BYTES = 4_096.0  # of an entry, before any was read
 _LEAST_GUESS_BYTES = 256.0
@@ -253,7 +251,7 @@ class Consumer:
 
     def _take_idle(self, reader: "GroupReader", taken: Taken, count: int) -> None:
         """Take over entries that were pending for long with any consumer, this one included."""
-        size = min(_RECLAIM_PAGE, self._room(taken, count))
+        size = min(PAGE_RECLAIMED, self._room(taken, count))
         claimed = reader.claim_idle(self._reclaim_idle_ms, self._reclaim_from, size, self._held)
         self.reclaimed += len(claimed.deliveries)
         self.bodiless += len(claimed.deleted)
@@ -308,7 +306,7 @@ def trim(store: Store, stream: str) -> int:
     """
     total = 0
     for _ in range(_TRIM_CALLS):
-        removed = int(store.script("trim", [stream], [_TRIMMED_AT_ONCE]))
+        removed = int(store.script("trim", [stream], [BATCH_TRIMMED]))
         total += removed
         if not removed:
             break
@@ -508,7 +506,7 @@ class GroupReader:
 
 
 def _slices(ids: Sequence[str]) -> Iterator[Sequence[str]]:
-    return (ids[start : start + _SLICE] for start in range(0, len(ids), _SLICE))
+    return (ids[start : start + BATCH_IDS] for start in range(0, len(ids), BATCH_IDS))
 
 
 def _deliveries(stream: str, page: Sequence[Any]) -> Iterator[Delivery]:

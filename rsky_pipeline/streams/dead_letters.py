@@ -9,9 +9,8 @@ from dataclasses import dataclass
 from rsky_pipeline.streams.append import Entry
 from rsky_pipeline.streams.connection import Argument, Store
 from rsky_pipeline.streams.consumer import NOTES
+from rsky_pipeline.streams.limits import BATCH_LETTERS, PAGE_LETTERS
 from rsky_pipeline.streams.names import dead_letters
-
-_AT_ONCE = 100  # letters in one step of the server
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +26,7 @@ class DeadLetter:
 
 
 def list_dead_letters(
-    store: Store, stream: str, *, after: str = "-", until: str = "+", count: int = 100
+    store: Store, stream: str, *, after: str = "-", until: str = "+", count: int = PAGE_LETTERS
 ) -> list[DeadLetter]:
     """Return dead letters of a stream, oldest first.
 
@@ -50,8 +49,8 @@ def retry_dead_letters(store: Store, stream: str, letter_ids: Sequence[str]) -> 
     A letter whose entry had lost its body stays: there is nothing to try again.
     """
     appended = 0
-    for start in range(0, len(letter_ids), _AT_ONCE):
-        part = letter_ids[start : start + _AT_ONCE]
+    for start in range(0, len(letter_ids), BATCH_LETTERS):
+        part = letter_ids[start : start + BATCH_LETTERS]
         arguments: list[Argument] = [len(NOTES), *NOTES, *part]
         keys = [stream, dead_letters(stream)]
         appended += int(store.script("dead_letter_retry", keys, arguments))

@@ -9,11 +9,11 @@ import orjson
 
 from rsky_pipeline.streams.connection import Store
 from rsky_pipeline.streams.event import EVENT_FIELD, LABELS_FIELD
+from rsky_pipeline.streams.limits import BATCH_ENTRIES, PAGE_ENTRIES
 from rsky_pipeline.streams.repo_job import REPO_FIELD
 
 UNREADABLE = "unreadable"
 Mode = Literal["look", "finished", "all"]
-DISCARDED_AT_ONCE = 500  # entries of one call: about a millisecond of the server
 _KINDS = frozenset({"create", "update", "delete", "repo", "account", "identity", "label"})
 
 
@@ -62,7 +62,12 @@ class Nature:
 
 
 def pages(
-    store: Store, stream: str, *, after: str | None = None, until: str = "+", count: int = 500
+    store: Store,
+    stream: str,
+    *,
+    after: str | None = None,
+    until: str = "+",
+    count: int = PAGE_ENTRIES,
 ) -> Iterator[list[StoredEntry]]:
     """Yield entries oldest first, a page at a time; `until` is included, or excluded with a `(`.
 
@@ -118,14 +123,14 @@ def moment(entry_id: str) -> str | None:
 
 
 def discard(store: Store, stream: str, ids: Sequence[str], mode: Mode) -> Discarded:
-    """Remove at most DISCARDED_AT_ONCE entries as `mode` says, in one step of the server.
+    """Remove at most BATCH_ENTRIES entries as `mode` says, in one step of the server.
 
     `look` removes nothing, `finished` only what every group has acknowledged, `all` everything,
     acknowledging it. A repeated call does nothing more. Raises StoreUnavailableError and
     StoreRejectedError, and ValueError for too many ids.
     """
-    if len(ids) > DISCARDED_AT_ONCE:
-        raise ValueError(f"{len(ids)} entries at once, at most {DISCARDED_AT_ONCE}")
+    if len(ids) > BATCH_ENTRIES:
+        raise ValueError(f"{len(ids)} entries at once, at most {BATCH_ENTRIES}")
     removed, *rows = store.script("discard", [stream], [mode, *ids])
     found = (Unfinished(*(item.decode() for item in row)) for row in rows)
     return Discarded(int(removed), tuple(found))

@@ -8,10 +8,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from rsky_pipeline.streams.connection import Store
+from rsky_pipeline.streams.limits import BATCH_ENTRIES, PAGE_WAITING
 from rsky_pipeline.streams.names import WAITING_KEY
-
-_AT_ONCE = 500  # entries in one step of the server
-_SCAN = 1_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +30,7 @@ class Waiting:
 def wake(store: Store, streams: Sequence[str]) -> int:
     """Put everything that is due back into these streams; return how many entries."""
     total = 0
-    while woken := int(store.script("wake", [WAITING_KEY, *streams], [_AT_ONCE])):
+    while woken := int(store.script("wake", [WAITING_KEY, *streams], [BATCH_ENTRIES])):
         total += woken
     return total
 
@@ -46,7 +44,7 @@ def all_waiting(store: Store) -> Iterator[Waiting]:
     """Yield everything that waits, some of it twice if it is moved meanwhile."""
     cursor = b"0"
     while True:
-        cursor, flat = store.call("ZSCAN", WAITING_KEY, cursor, "COUNT", _SCAN)
+        cursor, flat = store.call("ZSCAN", WAITING_KEY, cursor, "COUNT", PAGE_WAITING)
         for member, score in zip(flat[::2], flat[1::2], strict=True):
             stream, field, payload = member.split(b" ", 2)
             yield Waiting(stream.decode(), field, payload, float(score) / 1000)
@@ -57,8 +55,8 @@ def all_waiting(store: Store) -> Iterator[Waiting]:
 def remove_waiting(store: Store, entries: Sequence[Waiting]) -> int:
     """Forget entries that wait; return how many still did."""
     removed = 0
-    for start in range(0, len(entries), _AT_ONCE):
-        part = [entry.member for entry in entries[start : start + _AT_ONCE]]
+    for start in range(0, len(entries), BATCH_ENTRIES):
+        part = [entry.member for entry in entries[start : start + BATCH_ENTRIES]]
         removed += int(store.call("ZREM", WAITING_KEY, *part))
     return removed
 
@@ -66,7 +64,9 @@ def remove_waiting(store: Store, entries: Sequence[Waiting]) -> int:
 def hurry_waiting(store: Store, entries: Sequence[Waiting]) -> int:
     """Make entries that wait due at once; return how many still waited."""
     hurried = 0
-    for start in range(0, len(entries), _AT_ONCE):
-        flat = [item for entry in entries[start : start + _AT_ONCE] for item in (0, entry.member)]
+    for start in range(0, len(entries), BATCH_ENTRIES):
+        flat = [
+            item for entry in entries[start : start + BATCH_ENTRIES] for item in (0, entry.member)
+        ]
         hurried += int(store.call("ZADD", WAITING_KEY, "XX", "CH", *flat))
     return hurried

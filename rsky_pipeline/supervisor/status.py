@@ -24,7 +24,7 @@ from rsky_pipeline.supervisor.child import ChildDriver
 from rsky_pipeline.supervisor.machine import Exit, Phase
 
 SCHEMA_VERSION = 1
-PAGE = os.sysconf("SC_PAGE_SIZE")
+MEMORY_PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
 
 class Exporter:
@@ -136,7 +136,7 @@ def resident_bytes(pid: int | None) -> int | None:
     """Return the memory a process holds, or None when there is no such process."""
     try:
         with open(f"/proc/{pid}/statm") as statm:
-            return int(statm.read().split()[1]) * PAGE
+            return int(statm.read().split()[1]) * MEMORY_PAGE_BYTES
     except (OSError, ValueError, IndexError):
         return None
 

@@ -20,7 +20,7 @@ from rsky_pipeline.indexer.core.entries import now_text
 from rsky_pipeline.observability.indexer import IndexerMetrics
 
 _log = logging.getLogger(__name__)
-BATCH = 100  # checks taken together
+PAGE_CHECKS = 100
 BUSY_PAUSE_SECONDS = 0.3
 LEASE_SECONDS = 300
 STORE_TRIES = 5
@@ -166,7 +166,7 @@ class HandleChecks(AccountChecks):
         database.execute(_TAKE_BACK, (self._worker,))
 
     def _take(self, database: Database) -> list[HandleCheck]:
-        rows = database.query(_TAKE, (LEASE_SECONDS, self._worker, BATCH))
+        rows = database.query(_TAKE, (LEASE_SECONDS, self._worker, PAGE_CHECKS))
         return [HandleCheck(*row) for row in rows]
 
 

@@ -20,7 +20,7 @@ from rsky_pipeline.indexer.core.locks import lock_references
 from rsky_pipeline.indexer.core.plan import BatchPlan
 from rsky_pipeline.indexer.core.write import write_collections
 
-BATCH = 2_000  # records of one transaction
+BATCH_RECORDS = 2_000  # of one transaction
 
 _RECORDS = "SELECT uri FROM record WHERE did = %s LIMIT %s"
 _FORGET_RECORDS = "DELETE FROM record WHERE uri = ANY(%b::text[])"
@@ -61,7 +61,7 @@ def purge_account(database: Database, did: str, collections: Mapping[str, Collec
             lock_actors(tx, {did})
             removed = _purge_some(tx, did, collections)
             total += removed
-            if removed < BATCH:
+            if removed < BATCH_RECORDS:
                 for statement in _FORGET_ACCOUNT:
                     tx.execute(statement, (did,))
                 return total
@@ -75,7 +75,7 @@ def _leave_complete_rev(tx: Transaction, did: str) -> None:
 
 
 def _purge_some(tx: Transaction, did: str, collections: Mapping[str, Collection]) -> int:
-    uris = [row[0] for row in tx.query(_RECORDS, (did, BATCH))]
+    uris = [row[0] for row in tx.query(_RECORDS, (did, BATCH_RECORDS))]
     known = [uri for uri in uris if collection_of(uri) in collections]
     plan = BatchPlan(deletes=[Delete(uri, did, "") for uri in known])  # no tombstones are written
     locks = lock_references(tx, plan.deletes, looked_at_by_others(collections.values()))

@@ -21,7 +21,7 @@ from rsky_pipeline.indexer.collections.values import Notification, Put
 
 MAX_HEIGHT = 4  # posts above a reply whose authors are notified
 KEPT_FOR = timedelta(days=3)  # a post that comes later than this is no news any more
-PRUNE_BATCH = 5_000  # removed in one step, so that no transaction is long
+BATCH_REPLIES = 5_000  # removed in one step, so that no transaction is long
 
 _FORGET = """
 WITH n AS (
@@ -128,7 +128,7 @@ def remember_pending_replies(tx: Transaction, walks: Sequence[AncestorWalk]) -> 
 
 def prune_pending_replies(database: Database) -> int:
     """Remove some replies that were pending for too long; return how many."""
-    return database.execute(_PRUNE, (KEPT_FOR, PRUNE_BATCH))
+    return database.execute(_PRUNE, (KEPT_FOR, BATCH_REPLIES))
 
 
 def _join(texts: Collection[str]) -> str:

@@ -15,8 +15,8 @@ from collections.abc import Collection, Iterable, Mapping
 from rsky_pipeline.database.connection import Database, Transaction
 from rsky_pipeline.indexer.core.entries import RepoRev
 
-PRUNE_REPOS_BATCH = 200  # repos that are looked at in one step
-PRUNE_BATCH = 5_000  # tombstones removed in one step, so that no transaction is long
+PAGE_REPOS = 200
+BATCH_TOMBSTONES = 5_000  # so that no transaction is long
 
 _FETCH = "SELECT did, rev FROM rsky_pipeline.repo_floor WHERE did = ANY(%b::text[])"
 _RAISE = """
@@ -93,11 +93,11 @@ def advance_actor_sync(tx: Transaction, revs: Iterable[RepoRev]) -> None:
 def prune_tombstones(database: Database) -> int | None:
     """Remove some tombstones below complete revs; None when there are no more of them."""
     with database.transaction() as tx:
-        repos = tx.query(_UNPRUNED, (PRUNE_REPOS_BATCH,))
+        repos = tx.query(_UNPRUNED, (PAGE_REPOS,))
         if not repos:
             return None
         columns = [list(column) for column in zip(*repos, strict=True)]
-        removed = tx.execute(_PRUNE, [*columns, PRUNE_BATCH])
-        if removed < PRUNE_BATCH:
+        removed = tx.execute(_PRUNE, [*columns, BATCH_TOMBSTONES])
+        if removed < BATCH_TOMBSTONES:
             tx.execute(_PRUNED, columns)
         return removed

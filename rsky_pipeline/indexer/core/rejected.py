@@ -11,7 +11,7 @@ from rsky_pipeline.database.connection import Database, Transaction
 from rsky_pipeline.indexer.core.entries import Reading
 
 MAX_MESSAGE = 500
-FORGET_BATCH = 2_000  # looked through in one step
+PAGE_REJECTIONS = 2_000
 
 _KEEP = """
 INSERT INTO rsky_pipeline.rejected_record AS known
@@ -110,8 +110,8 @@ def forget_superseded(database: Database, after: str = "") -> str:
 
     Returns where the next page begins; an empty text is the beginning.
     """
-    ((last, looked, _),) = database.query(_FORGET, (after, FORGET_BATCH))
-    return str(last) if looked == FORGET_BATCH else ""
+    ((last, looked, _),) = database.query(_FORGET, (after, PAGE_REJECTIONS))
+    return str(last) if looked == PAGE_REJECTIONS else ""
 
 
 def list_rejections(

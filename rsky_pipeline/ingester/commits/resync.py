@@ -35,7 +35,7 @@ BURST = 300  # new repos that may be queued at once
 _MAX_REPOS = 50_000
 _MAX_DELETING = 20  # waiting jobs that name deletions; beyond, comparing with the tree finds them
 _CHECK_SECONDS = 1.0
-_BATCH = 500  # waiting jobs
+_BATCH_JOBS = 500
 
 
 class Resyncs:
@@ -103,7 +103,7 @@ async def release_resyncs(link: Link[Store], high_water_mark: int, pause: float)
     release = partial(release_due, high_water_mark=high_water_mark, pause=pause)
     while True:
         moved = await link.attempt(release)
-        if moved is None or moved < _BATCH:
+        if moved is None or moved < _BATCH_JOBS:
             await trio.sleep(_CHECK_SECONDS)
 
 
@@ -114,7 +114,7 @@ def release_due(store: Store, high_water_mark: int, pause: float) -> int:
     """
     seconds, micros = store.call("TIME")
     due = int(seconds) * 1_000 + int(micros) // 1_000 - int(pause * 1_000)
-    found = store.call("XRANGE", RESYNC_LATER, "-", str(due), "COUNT", _BATCH)
+    found = store.call("XRANGE", RESYNC_LATER, "-", str(due), "COUNT", _BATCH_JOBS)
     if not found:
         return 0
     ids = [entry_id for entry_id, _ in found]

@@ -27,7 +27,7 @@ from rsky_pipeline.ingester.listing.ranges import (
 )
 from rsky_pipeline.network.http import HttpError
 from rsky_pipeline.network.listing import (
-    PAGE_SIZE,
+    PAGE_REPOS,
     Listed,
     ListedRepo,
     Lister,
@@ -154,7 +154,7 @@ class Enumerator:
             return
         if cursor is None and not self.state.progress.running:
             await self._note_beginning()
-        lister = Lister(self._fetch, cursor, page_size=PAGE_SIZE, failed=self._request_failed)
+        lister = Lister(self._fetch, cursor, page_size=PAGE_REPOS, failed=self._request_failed)
         async for item in lister:
             if isinstance(item, Listed):
                 moved = await self._write(item)

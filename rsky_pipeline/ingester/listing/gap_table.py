@@ -21,7 +21,7 @@ from rsky_pipeline.streams.connection import Store
 from rsky_pipeline.streams.names import GAPS
 
 _throttled = ThrottledLog(logging.getLogger(__name__), 60.0)
-_BATCH = 100
+_PAGE_GAPS = 100
 # A repair stores its progress after every page; one without progress for so long was interrupted.
 _STALE = "interval '10 minutes'"
 _COLUMNS = (
@@ -56,7 +56,7 @@ def move_gaps(store: Store, connect: Callable[[], Database]) -> int:
     PostgreSQL refuses stays there and holds up no other.
     """
     moved, start = 0, "-"
-    while found := store.call("XRANGE", GAPS, start, "+", "COUNT", _BATCH):
+    while found := store.call("XRANGE", GAPS, start, "+", "COUNT", _PAGE_GAPS):
         with connect() as database:
             # Those that are refused stay, so that all of them may be: none is lost by it.
             refused = apply_isolated(found, partial(_insert_gaps, database), blame_all=True)

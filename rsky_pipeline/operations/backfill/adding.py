@@ -32,7 +32,7 @@ from rsky_pipeline.streams.scan import pages
 from rsky_pipeline.streams.waiting import all_waiting
 
 PRIORITIES = {"high": REPO_BACKFILL_HIGH, "normal": REPO_BACKFILL, "low": REPO_BACKFILL_LOW}
-_BATCH = 500  # accounts that are queued at once
+_BATCH_JOBS = 500
 _FULL_POLL_SECONDS = 0.5
 _REMEMBERED = 5_000_000  # accounts; one that comes again after more is queued again, which is safe
 _EXAMPLES = 5
@@ -86,7 +86,7 @@ class Adder:
     def add(self, dids: Iterable[str]) -> None:
         """Queue accounts. Raises QueueFullError; those before are queued then."""
         jobs = (RepoJob(did, "", "", None, True, reason=self.reason) for did in dids)
-        while page := list(islice(jobs, _BATCH)):
+        while page := list(islice(jobs, _BATCH_JOBS)):
             self._append(self._fresh(page), None)
 
     def add_page(self, jobs: Sequence[RepoJob], cursor_key: str, following: str) -> None:

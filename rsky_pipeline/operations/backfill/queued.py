@@ -15,8 +15,6 @@ from rsky_pipeline.streams.repo_job import REPO_FIELD, decode_repo_job
 from rsky_pipeline.streams.scan import StoredEntry, discard, newest, pages
 from rsky_pipeline.streams.waiting import Waiting, all_waiting, hurry_waiting, remove_waiting
 
-_PAGE = 100  # entries that are looked at at once
-
 
 @dataclass(slots=True)
 class RetriedRepos:
@@ -94,7 +92,7 @@ def cancel(
     done = CancelledJobs()
     for stream in REPO_STREAMS:
         last = newest(store, stream, 1)
-        for page in pages(store, stream, until=last[0].id, count=_PAGE) if last else ():
+        for page in pages(store, stream, until=last[0].id) if last else ():
             _cancel_page(store, stream, page, dids, resyncs, done)
             tell(f"{len(done.dids):,} cancelled")
     waiting = [each for each in all_waiting(store) if _wanted(each.payload, dids, resyncs, done)]

@@ -24,7 +24,7 @@ from rsky_pipeline.streams.lag import inspect
 from rsky_pipeline.streams.names import FIREHOSE_LIVE, LABEL_LIVE, cursor_key
 from rsky_pipeline.streams.scan import newest
 
-_LOOKED_AT = 200  # newest entries whose seq the cursor must cover
+_PAGE_ENTRIES = 200  # the newest, whose seq the cursor must cover
 
 
 def verify_stopped(
@@ -152,7 +152,7 @@ def _covered(store: Store, host: HostKey) -> Iterator[StepFinding]:
 
 
 def _sequence_numbers(store: Store) -> Iterator[int]:
-    for entry in newest(store, FIREHOSE_LIVE, _LOOKED_AT):
+    for entry in newest(store, FIREHOSE_LIVE, _PAGE_ENTRIES):
         for payload in entry.fields.values():
             try:
                 event = json.loads(payload)

@@ -20,9 +20,9 @@ from rsky_pipeline.operations.verification.probe import probe_rev_guard
 TIMEOUT_SECONDS = 10.0
 _PATH = "/xrpc/com.atproto.sync.listRepos?limit=1"
 _MAX_BYTES = 1_000_000
-_TOMBSTONES = 10_000  # that are looked at for records that came back
+_PAGE_TOMBSTONES = 10_000  # that are looked at for records that came back
 _RESURRECTED = f"""
-    SELECT count(*) FROM (SELECT uri, rev FROM rsky_pipeline.tombstone LIMIT {_TOMBSTONES}) t
+    SELECT count(*) FROM (SELECT uri, rev FROM rsky_pipeline.tombstone LIMIT {_PAGE_TOMBSTONES}) t
     JOIN record r ON r.uri = t.uri WHERE r.rev <= t.rev"""
 
 
@@ -110,7 +110,7 @@ def _guard(database: Database) -> RuleVerdict:
 
 def _resurrected(database: Database) -> RuleVerdict:
     count = int(database.query(_RESURRECTED)[0][0])
-    figure = f"{count:,} of up to {_TOMBSTONES:,} deleted records are there in an older state"
+    figure = f"{count:,} of up to {_PAGE_TOMBSTONES:,} deleted records are there in an older state"
     return judged(rules.RESURRECTED, "", count, figure)
 
 

@@ -23,7 +23,7 @@ from rsky_pipeline.streams.errors import StoreRejectedError, StoreUnavailableErr
 from rsky_pipeline.streams.names import FIREHOSE_LIVE
 
 SCHEMA_VERSION = 1
-_LOOKED_AT = 1_000  # newest entries of the live stream
+_PAGE_ENTRIES = 1_000  # the newest of the live stream
 _ORDER: tuple[Status, ...] = ("fail", "warn", "pass", "skip")
 
 
@@ -136,7 +136,7 @@ def look(settings: Settings, before: Look | None = None) -> Look:
     try:
         with closing(connect(settings.redis_url or "", name="verify")) as store:
             measured = _measured(store, settings, moment, before)
-            inspected = sample_stream(store, FIREHOSE_LIVE, _LOOKED_AT)
+            inspected = sample_stream(store, FIREHOSE_LIVE, _PAGE_ENTRIES)
     except (StoreUnavailableError, StoreRejectedError) as error:
         return Look(sample, scrapes, problem=str(error))
     sample = replace(

@@ -76,8 +76,8 @@ async def test_very_many_rows_are_compared_in_pages(
     store: Store, configure: Configure, hosts: FakeHosts, database: Database,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr("rsky_pipeline.repos.stored.SMALL_ROWS", 10)
-    monkeypatch.setattr("rsky_pipeline.repos.stored.ABSENT_PATHS", 7)
+    monkeypatch.setattr("rsky_pipeline.repos.stored.PAGE_ROWS", 10)
+    monkeypatch.setattr("rsky_pipeline.repos.stored.PAGE_PATHS", 7)
     monkeypatch.setattr("rsky_pipeline.repos.repo.LISTED_PATHS", 5)
     hosts.add(DID, document(DID), make_repo(DID, 40)[0])
     for number in range(0, 60, 2):

@@ -5,7 +5,7 @@ import threading
 from rsky_pipeline.database.connection import Database
 from rsky_pipeline.indexer.collections import registry
 from rsky_pipeline.indexer.core.apply import apply_batch
-from rsky_pipeline.indexer.core.complete_revs import PRUNE_BATCH, prune_tombstones
+from rsky_pipeline.indexer.core.complete_revs import BATCH_TOMBSTONES, prune_tombstones
 from rsky_pipeline.indexer.upkeep import count_rows
 from tests.integration.indexer.kit import Network, Tables, did_of, read, repo, rev_of
 
@@ -61,9 +61,9 @@ def test_many_tombstones_go_in_steps(tables: Tables, net: Network) -> None:
     tables.database.execute(
         "INSERT INTO rsky_pipeline.tombstone (uri, did, rev) SELECT "
         "'at://' || %s || '/app.bsky.feed.like/' || n, %s, %s FROM generate_series(1, %s) n",
-        (did_of("ann"), did_of("ann"), rev_of(1), PRUNE_BATCH + 10),
+        (did_of("ann"), did_of("ann"), rev_of(1), BATCH_TOMBSTONES + 10),
     )
-    assert prune_tombstones(tables.database) == PRUNE_BATCH
+    assert prune_tombstones(tables.database) == BATCH_TOMBSTONES
     assert prune_tombstones(tables.database) == 10
     assert prune_tombstones(tables.database) is None
 

@@ -95,7 +95,7 @@ def test_rejections_that_were_overtaken_are_forgotten(tables: Tables, net: Netwo
 def test_rejections_are_looked_through_page_by_page(
     tables: Tables, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(rejections, "FORGET_BATCH", 2)
+    monkeypatch.setattr(rejections, "PAGE_REJECTIONS", 2)
     net = Network()
     puts = [bad(net, "ann", rkey=f"r{number}") for number in range(5)]
     refuse(tables, *puts)

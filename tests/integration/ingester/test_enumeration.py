@@ -117,7 +117,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(network_listing, "SEARCH_SECONDS", 0.01)
     monkeypatch.setattr(network_listing, "STUCK_SECONDS", (0.02, 0.02))
     monkeypatch.setattr(network_listing, "Backoff", lambda: Backoff(base=0.01, cap=0.02))
-    monkeypatch.setattr(enumeration, "PAGE_SIZE", 100)
+    monkeypatch.setattr(enumeration, "PAGE_REPOS", 100)
     monkeypatch.setattr(enumeration, "_FULL_POLL_SECONDS", 0.02)
     monkeypatch.setattr(enumeration, "_CHECK_SECONDS", 0.02)
     monkeypatch.setattr(enumeration, "Backoff", lambda: Backoff(base=0.01, cap=0.02))

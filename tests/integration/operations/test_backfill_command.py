@@ -14,7 +14,7 @@ from rsky_pipeline.backfiller.store import RepoOutcome, write_outcomes
 from rsky_pipeline.cli import main
 from rsky_pipeline.database.connection import Database
 from rsky_pipeline.network import listing as network_listing
-from rsky_pipeline.network.listing import PAGE_SIZE
+from rsky_pipeline.network.listing import PAGE_REPOS
 from rsky_pipeline.streams.append import Entry, append
 from rsky_pipeline.streams.connection import Store
 from rsky_pipeline.streams.consumer import GroupReader
@@ -162,13 +162,13 @@ def test_at_the_mark_it_stops_and_goes_on(commands: Commands, store: Store, tmp_
 def test_a_pds_is_listed_and_an_interrupted_listing_goes_on(
     commands: Commands, store: Store
 ) -> None:
-    count = 2 * PAGE_SIZE + 10
+    count = 2 * PAGE_REPOS + 10
     with Listing(count) as pds:
         pds.broken_after = 2
         result = commands.run("add", "--pds", pds.url)
         assert result.exit_code == 69
         assert "repeat the command to go on" in result.stderr
-        assert len(dids(store)) == 2 * PAGE_SIZE - 1  # one is inactive
+        assert len(dids(store)) == 2 * PAGE_REPOS - 1  # one is inactive
         pds.broken_after = 10**9
         document = commands.json("add", "--pds", pds.url)
         assert (document["queued"], document["pages"], document["complete"]) == (10, 1, True)
@@ -180,14 +180,14 @@ def test_a_pds_is_listed_and_an_interrupted_listing_goes_on(
 def test_a_page_that_the_host_cannot_list_is_stepped_over_and_reported(
     commands: Commands, store: Store
 ) -> None:
-    with Listing(3 * PAGE_SIZE) as pds:
+    with Listing(3 * PAGE_REPOS) as pds:
         pds.broken_at = 1_000
         result = commands.run("add", "--pds", pds.url, "--json")
         assert result.exit_code == 1
         document = json.loads(result.stdout)
         assert (document["complete"], document["unlistable"]) == (True, ["1000 to 1001"])
         assert "could not list the accounts with cursors 1000 to 1001" in result.stderr
-        expected = {did(number) for number in range(3 * PAGE_SIZE) if number not in {7, 1_000}}
+        expected = {did(number) for number in range(3 * PAGE_REPOS) if number not in {7, 1_000}}
         assert set(dids(store)) == expected
         pds.broken_at = None
         again = commands.json("add", "--pds", pds.url, "--restart")

@@ -24,7 +24,7 @@ class Doubler:
 
 async def test_what_comes_during_a_call_goes_into_the_next() -> None:
     doubler, answers = Doubler(), dict[int, int]()
-    coalescer = Coalescer(doubler.carry_out, most=3)
+    coalescer = Coalescer(doubler.carry_out, limit=3)
 
     async def ask(item: int) -> None:
         answers[item] = await coalescer.call(item)
@@ -75,7 +75,7 @@ async def test_a_task_that_is_cancelled_holds_up_nobody() -> None:
 
 async def test_a_failure_reaches_whoever_led_and_the_others_try_again() -> None:
     doubler = Doubler()
-    coalescer, answers = Coalescer(doubler.carry_out, most=1), list[int]()
+    coalescer, answers = Coalescer(doubler.carry_out, limit=1), list[int]()
 
     async def ask(item: int) -> None:
         answers.append(await coalescer.call(item))
