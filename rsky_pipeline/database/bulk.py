@@ -9,14 +9,14 @@ from typing import Any
 from rsky_pipeline.database.connection import Row
 
 
-def unnest_sql(columns: Sequence[tuple[str, str]], alias: str = "incoming") -> str:
+def unnest_sql(columns: Sequence[tuple[str, str]]) -> str:
     """Return `unnest(%b::text[], ...) AS incoming("name", ...)` for a FROM clause.
 
     `columns` are (name, SQL type) pairs; the parameters are one list for each of them, see
     `transpose`.
     """
     arrays = ", ".join(f"%b::{sql_type}[]" for _, sql_type in columns)
-    return f"unnest({arrays}) AS {alias}({quoted(name for name, _ in columns)})"
+    return f"unnest({arrays}) AS incoming({quoted(name for name, _ in columns)})"
 
 
 def transpose(rows: Iterable[Row], width: int = 0) -> list[list[Any]]:

@@ -6,7 +6,7 @@ traffic flows or not.
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import dropwhile
 
 from prometheus_client import CollectorRegistry
@@ -53,17 +53,15 @@ class SelfCheck:
         role: str,
         settings: Settings,
         streams: Sequence[str],
-        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._registry = registry
         self._role = role
-        self._clock = clock
         self._metrics = FindingMetrics(registry, finding_series(streams))
         # One worker judges the rate: the one that makes it.
         self._expected = expectations(settings, rated=role == "ingester")
         self._throttled = ThrottledLog(_log, _AGAIN_SECONDS)
         # Counters begin at 0 now; what happens before the first look is to count.
-        self._samples = [Sample(clock(), workers=(exported(registry, role, METRICS),))]
+        self._samples = [Sample(time.monotonic(), workers=(exported(registry, role, METRICS),))]
 
     def look(self, store: Store, reports: Sequence[StreamReport]) -> list[RuleVerdict]:
         """Take a sample, show the findings in the metrics, log them now and then, return them.
@@ -74,7 +72,7 @@ class SelfCheck:
         looked_at, misplaced = self._look_for_misplaced(store, reports)
         return self.observe(
             Sample(
-                self._clock(),
+                time.monotonic(),
                 tuple(reports),
                 looked_at=looked_at,
                 misplaced=misplaced,

@@ -278,10 +278,9 @@ class Indexer:
         """Return a new connection; before there was one, a refusal is a fault of the settings."""
         try:
             return self.open_database()
-        except (DatabaseUnavailableError, TransactionConflictError):
-            raise
         except DatabaseError as error:
-            if self._was_connected:
+            passes = isinstance(error, DatabaseUnavailableError | TransactionConflictError)
+            if passes or self._was_connected:
                 raise
             raise _problem(error) from error
 

@@ -1,6 +1,5 @@
 """The ingester: a task for each relay's firehose, each relay's list of repos and each labeler."""
 
-import logging
 import ssl
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
@@ -57,8 +56,6 @@ from rsky_pipeline.streams.names import (
     cursor_key,
 )
 from rsky_pipeline.streams.repo_job import FIREHOSE_REASONS
-
-_log = logging.getLogger(__name__)
 
 # Memory for frames that are read and not yet written, over all relays and over all labelers.
 MAX_EVENTS = 40_000

@@ -2,7 +2,6 @@
 
 import time
 from collections import OrderedDict
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from urllib.parse import quote
@@ -56,14 +55,12 @@ class Directory:
         allow_private: bool = False,
         max_cached: int = MAX_CACHED,
         forced_pause: float = FORCED_PAUSE_SECONDS,
-        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._http = http
         self._plc = parse_endpoint(plc_url)
         self._allow_private = allow_private
         self._max_cached = max_cached  # accounts, of about 900 bytes each
         self.forced_pause = forced_pause
-        self._clock = clock
         self._cache: OrderedDict[str, _Cached] = OrderedDict()
         self._running: dict[str, trio.Event] = {}
 
@@ -84,7 +81,7 @@ class Directory:
         finally:
             del self._running[did]
             done.set()
-        cached = self._cache[did] = _Cached(document, self._clock())
+        cached = self._cache[did] = _Cached(document, time.monotonic())
         self._cache.move_to_end(did)
         while len(self._cache) > self._max_cached:
             self._cache.popitem(last=False)
@@ -116,7 +113,7 @@ class Directory:
         self._cache.pop(did, None)
 
     def _usable(self, cached: _Cached, force: bool) -> bool:
-        age = self._clock() - cached.fetched
+        age = time.monotonic() - cached.fetched
         if force:
             return age < self.forced_pause
         return age < (MISSING_SECONDS if cached.document is None else FRESH_SECONDS)

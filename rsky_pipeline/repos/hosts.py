@@ -175,7 +175,7 @@ class Host:
 class HostTurns:
     """All current hosts, keyed by name and port, and by address and port."""
 
-    def __init__(self, rules: HostRules, clock: Callable[[], float] = trio.current_time) -> None:
+    def __init__(self, rules: HostRules) -> None:
         self._rules = rules
         self._shared = replace(
             rules,
@@ -183,7 +183,6 @@ class HostTurns:
             rate=rules.rate * SHARED_ADDRESS,
             waiting=rules.waiting * SHARED_ADDRESS,
         )
-        self._clock = clock
         self._known: OrderedDict[str, Host] = OrderedDict()
 
     def __len__(self) -> int:
@@ -192,7 +191,7 @@ class HostTurns:
     @property
     def parked(self) -> int:
         """The number of hosts that get no requests at the moment."""
-        now = self._clock()
+        now = trio.current_time()
         return sum(host.state.paused_until > now for host in self._known.values())
 
     def of(self, name: str, *, shared: bool = False) -> Host:
@@ -201,7 +200,7 @@ class HostTurns:
         if host is None:
             self._forget_some()
             rules = self._shared if shared else self._rules
-            host = self._known[name] = Host(name, rules, self._clock())
+            host = self._known[name] = Host(name, rules, trio.current_time())
         self._known.move_to_end(name)
         return host
 
@@ -220,7 +219,7 @@ class HostTurns:
 
     def busy(self, host: Host) -> HostBusyError:
         """Return the HostBusyError of a host, with a return time reserved for this caller."""
-        now, state = self._clock(), host.state
+        now, state = trio.current_time(), host.state
         problem = state.problem if state.failing else ""
         return HostBusyError(host.name, state.reserve(now), problem)
 
@@ -228,17 +227,17 @@ class HostTurns:
         state, patience = host.state, host.rules.patience
         # A parked host is probed by one request at a time until it answers.
         probing = state.failing and host.limiter.borrowed_tokens > 0
-        if probing or host.crowded or state.delay(self._clock()) > patience:
+        if probing or host.crowded or state.delay(trio.current_time()) > patience:
             raise self.busy(host)
         token = object()
         with trio.move_on_after(patience) as scope:
             await host.limiter.acquire_on_behalf_of(token)
             stack.callback(host.limiter.release_on_behalf_of, token)
-            while (delay := state.delay(self._clock())) > 0:
+            while (delay := state.delay(trio.current_time())) > 0:
                 if delay > patience:
                     raise self.busy(host)
                 await trio.sleep(delay)
-            state.ask(self._clock())
+            state.ask(trio.current_time())
             return
         if scope.cancelled_caught:
             raise self.busy(host)
@@ -247,7 +246,7 @@ class HostTurns:
         """Evict the least recently used hosts that have no state to keep."""
         if len(self._known) < MAX_HOSTS:
             return
-        now = self._clock()
+        now = trio.current_time()
         idle = [host for host in islice(self._known.values(), 200) if host.idle]
         fresh = (host for host in idle if host.state.is_fresh(now))
         if (victim := next(fresh, None) or next(iter(idle), None)) is not None:
@@ -264,8 +263,7 @@ def host_key(url: str) -> str:
 class Addresses:
     """First addresses of hosts, each with its port, cached for some minutes."""
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
+    def __init__(self) -> None:
         self._cache: OrderedDict[tuple[str, int], tuple[str | None, float]] = OrderedDict()
 
     async def of(self, url: str) -> str | None:
@@ -273,12 +271,12 @@ class Addresses:
         parts = urlsplit(url)
         key = (parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80))
         cached = self._cache.get(key)
-        if cached is not None and self._clock() - cached[1] < FRESH_SECONDS:
+        if cached is not None and time.monotonic() - cached[1] < FRESH_SECONDS:
             return cached[0]
         found: str | None = None
         with trio.move_on_after(LOOKUP_SECONDS):
             found = await _look_up(*key)
-        self._cache[key] = (found, self._clock())
+        self._cache[key] = (found, time.monotonic())
         self._cache.move_to_end(key)
         while len(self._cache) > MAX_ADDRESSES:
             self._cache.popitem(last=False)

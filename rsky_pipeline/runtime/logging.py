@@ -106,31 +106,6 @@ class JsonLines(logging.Formatter):
         return prefix + json.dumps(body, default=str)
 
 
-class Throttled:
-    """Lets a log line through once in a while for each key, and counts what it held back."""
-
-    def __init__(
-        self, interval_seconds: float = 10.0, clock: Callable[[], float] = time.monotonic
-    ) -> None:
-        self._interval = interval_seconds
-        self._clock = clock
-        self._last: dict[str, float] = {}
-        self._held: dict[str, int] = {}
-
-    def allow(self, key: str) -> int | None:
-        """Return how many were held back since the last line if one may be written now, or None.
-
-        Keys are few and fixed, such as reasons; never data from outside.
-        """
-        now = self._clock()
-        last = self._last.get(key)
-        if last is not None and now - last < self._interval:
-            self._held[key] = self._held.get(key, 0) + 1
-            return None
-        self._last[key] = now
-        return self._held.pop(key, 0)
-
-
 class ThrottledLog:
     """A logger for lines that a flood of input would repeat: one for each key and interval.
 
@@ -146,7 +121,10 @@ class ThrottledLog:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._logger = logger
-        self._throttle = Throttled(interval_seconds, clock)
+        self._interval = interval_seconds
+        self._clock = clock
+        self._last: dict[str, float] = {}
+        self._suppressed: dict[str, int] = {}
 
     def info(self, message: str, *, key: str = "", **fields: Any) -> None:
         """Log for information; see `log`."""
@@ -174,10 +152,13 @@ class ThrottledLog:
         Keys are few and fixed, such as reasons; never data from outside. `error` adds its text as
         a field, and for an exception other than those of a store or worker its traceback.
         """
-        suppressed = self._throttle.allow(f"{message} {key}" if key else message)
-        if suppressed is None:
+        line, now = f"{message} {key}" if key else message, self._clock()
+        last = self._last.get(line)
+        if last is not None and now - last < self._interval:
+            self._suppressed[line] = self._suppressed.get(line, 0) + 1
             return
-        if suppressed:
+        self._last[line] = now
+        if suppressed := self._suppressed.pop(line, 0):
             fields["suppressed"] = suppressed
         if error is not None:
             fields["error"] = error if isinstance(error, str) else _message(error)

@@ -156,7 +156,6 @@ class Subscribers:
         self._scopes: set[trio.CancelScope] = set()
         self.accepted = 0
         self.too_slow = 0
-        self.silences = 0
         self._silent_until = self._fell_silent = 0.0
 
     def __len__(self) -> int:
@@ -167,7 +166,6 @@ class Subscribers:
 
         A subscriber that comes anew is served.
         """
-        self.silences += 1
         self._fell_silent = trio.current_time()
         self._silent_until = self._fell_silent + seconds
 

@@ -67,8 +67,8 @@ def _read(put: Put, record: Record) -> Rows:
     quoted = read_embed(put, record, created, side)
     sort_at = put.sort_at(created)
     side["feed_item"] = [(put.cid, "post", put.uri, put.did, sort_at)]
-    langs = _texts(record, "langs", MAX_LANGS, MAX_TAG_BYTES)
-    tags = _texts(record, "tags", MAX_TAGS, MAX_TAG_BYTES)
+    langs = _texts(record, "langs", MAX_LANGS)
+    tags = _texts(record, "tags", MAX_TAGS)
     main = (body, root, root_cid, parent, parent_cid, created, langs, tags)
     facts = PostFacts(sort_at, _mentions(record), root, parent, quoted)
     looks_at = looked_at(root, parent, quoted) if root or quoted else ()
@@ -82,12 +82,12 @@ def _reply(record: Record) -> tuple[str | None, str | None, str | None, str | No
     return *strong_reference(reply, "root"), *strong_reference(reply, "parent")
 
 
-def _texts(record: Record, key: str, max_items: int, max_bytes: int) -> str | None:
+def _texts(record: Record, key: str, max_items: int) -> str | None:
     found = items(record, key, max_items)
     for item in found:
         if not isinstance(item, str):
             raise InvalidRecordError("wrong_type", f"{key} holds something that is not a text")
-        check_length(key, item, max_bytes)
+        check_length(key, item, MAX_TAG_BYTES)
     # jsonb refuses NUL characters, also as escapes
     return orjson.dumps([clean(str(item)) for item in found]).decode() if found else None
 

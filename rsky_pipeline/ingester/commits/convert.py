@@ -63,8 +63,6 @@ from rsky_pipeline.streams.event import (
 from rsky_pipeline.streams.names import FIREHOSE_LIVE
 from rsky_pipeline.streams.repo_job import REPO_FIELD, FetchReason, RepoJob, encode_repo_job
 
-_log = logging.getLogger(__name__)
-
 SUBSCRIBE_REPOS = "com.atproto.sync.subscribeRepos"
 # One record may stand under 200 paths and grow sixfold in JSON; past this the repo is fetched.
 MAX_FRAME_OUTPUT = 16 * 1024 * 1024

@@ -64,11 +64,6 @@ def rev_of(state: RepoState) -> int:
     return int.from_bytes(state[:8], "big")
 
 
-def is_desynchronized(state: RepoState) -> bool:
-    """Tell whether the last commit did not follow on the one before."""
-    return bool(state[8] & DESYNCHRONIZED)
-
-
 def is_inactive(state: RepoState) -> bool:
     """Tell whether the account was last said to be inactive, and no commit came since."""
     return bool(state[8] & INACTIVE)

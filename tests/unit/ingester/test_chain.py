@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from rsky_pipeline.atproto.cid import Cid
 from rsky_pipeline.ingester.commits.resync import Resyncs, merged
 from rsky_pipeline.ingester.commits.states import (
+    DESYNCHRONIZED,
+    RepoState,
     RepoStates,
-    is_desynchronized,
     is_state,
     make_state,
     repo_digest,
@@ -33,6 +34,10 @@ def commit(number: int, before: int | None = None) -> RepoUpdate:
     """Return the commit of a number, which follows on the one before unless another is given."""
     previous = number - 1 if before is None else before
     return RepoUpdate(DID, number, previous, data(previous), data(number))
+
+
+def is_desynchronized(state: RepoState) -> bool:
+    return bool(state[8] & DESYNCHRONIZED)
 
 
 def test_what_follows_breaks_nothing() -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from rsky_pipeline.runtime.errors import UnavailableError
-from rsky_pipeline.runtime.logging import MAX_MESSAGE, Throttled, ThrottledLog, configure, get
+from rsky_pipeline.runtime.logging import MAX_MESSAGE, ThrottledLog, configure, get
 
 
 @pytest.fixture(autouse=True)
@@ -105,15 +105,6 @@ def test_the_journal_gets_priorities(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_a_level_hides_what_is_below() -> None:
     assert len(lines("json", "debug")) == 2
     assert lines("json", "error") == []
-
-
-def test_throttled_lines_are_counted() -> None:
-    now = 0.0
-    throttled = Throttled(10, clock=lambda: now)
-    assert [throttled.allow("a") for _ in range(3)] == [0, None, None]
-    assert throttled.allow("b") == 0
-    now = 11.0
-    assert throttled.allow("a") == 2
 
 
 def test_a_throttled_line_says_how_many_were_left_out(caplog: pytest.LogCaptureFixture) -> None:
