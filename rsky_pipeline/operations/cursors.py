@@ -133,21 +133,22 @@ def forget_repos(store: Store) -> int:
             f"{running[1]} is connected, and would write the states that it remembers: stop it "
             "first, with `rsky-pipeline stop --role ingester`"
         )
-    position, removed = b"0", 0
-    while True:
-        position, keys = store.call("SCAN", position, "MATCH", REPO_KEYS, "COUNT", _PAGE_KEYS)
-        if keys:
-            removed += int(store.call("UNLINK", *keys))
-        if position == b"0":
-            return removed
+    return sum(int(store.call("UNLINK", *keys)) for keys in _pages_of_keys(store, REPO_KEYS))
 
 
 def _stored_hosts(store: Store, stream: str) -> Iterator[HostKey]:
-    position, start = b"0", cursor_key(stream, HostKey(""))
-    while True:
-        position, keys = store.call("SCAN", position, "MATCH", f"{start}*", "COUNT", _PAGE_KEYS)
+    start = cursor_key(stream, HostKey(""))
+    for keys in _pages_of_keys(store, f"{start}*"):
         for key in keys:
             yield HostKey(key.decode("utf-8", "replace").removeprefix(start))
+
+
+def _pages_of_keys(store: Store, pattern: str) -> Iterator[list[bytes]]:
+    position = b"0"
+    while True:
+        position, keys = store.call("SCAN", position, "MATCH", pattern, "COUNT", _PAGE_KEYS)
+        if keys:
+            yield keys
         if position == b"0":
             return
 
