@@ -30,6 +30,7 @@ MAX_PAGE_BYTES = 4 * 1024 * 1024
 TRIES = 3  # of a single repo, before cursors behind it are tried
 GROW_AFTER = 3  # pages in a row, before larger ones are asked for again
 LINEAR = 1_000  # cursors that are tried one by one
+SUSPECT_AFTER = 10  # failures in a row of any kind, after which the page may be what fails
 CHECK_EVERY = 50  # failures in a row after which another page is asked for
 MAX_RELIST_REQUESTS = 200  # of one attempt at an unlistable range
 SEARCH_SECONDS = 1.0  # longest wait between requests that look for the end of a range
@@ -159,6 +160,7 @@ class Lister:
         self._failed = failed
         self._backoff = Backoff()
         self._unanswered = 0  # failures in a row that another page would not have avoided
+        self._suspected = False  # such failures lasted, so that the page may be their reason
         self._visited = {hash(cursor)}
         self._last: Listed | Unlistable | None = None
 
@@ -172,6 +174,7 @@ class Lister:
             if last.following is None:
                 raise StopAsyncIteration
             self._walk.move(last.following, good=isinstance(last, Listed))
+            self._suspected = False
         self._last = await self._next()
         return self._last
 
@@ -183,7 +186,7 @@ class Lister:
             try:
                 page = await self._fetch(request.cursor, request.limit)
             except HttpError as error:
-                missing = walk.failed() if may_be_the_page(error) else None
+                missing = walk.failed() if self._is_the_page(error) else None
                 if missing is not None:
                     return Unlistable(walk.cursor, str(missing.end), missing, str(error)[:300])
                 await self._wait(error)
@@ -191,6 +194,14 @@ class Lister:
             self._backoff, self._unanswered = Backoff(), 0
             if walk.worked():
                 return Listed(walk.cursor, self._following(page.cursor), page.repos)
+
+    def _is_the_page(self, error: HttpError) -> bool:
+        """Whether to look for another page that works; a host that is down makes no range so."""
+        if may_be_the_page(error):
+            return True
+        # A page that breaks the host's process, or that a proxy refuses, looks like an outage.
+        self._suspected |= self._unanswered >= SUSPECT_AFTER
+        return self._suspected and self._walk.numbered and error.status != 429
 
     def _following(self, cursor: str | None) -> str | None:
         """Return the cursor to go on at; None for one that was met before: an endless list."""
@@ -302,6 +313,11 @@ class Walk:
     def stuck(self) -> bool:
         """Whether one repo fails and no cursor behind it can be worked out."""
         return self._limit == 1 and self._failures >= TRIES and self._number is None
+
+    @property
+    def numbered(self) -> bool:
+        """Whether cursors behind the present one can be worked out."""
+        return self._number is not None
 
     @property
     def searching(self) -> bool:

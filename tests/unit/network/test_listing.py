@@ -264,6 +264,49 @@ async def test_a_lister_with_tries_gives_up_at_a_host_that_fails_whatever_is_ask
     assert host.requests == 2 + 5
 
 
+@pytest.mark.parametrize(
+    "failure",
+    [
+        HttpError("unreachable", "broke off"),
+        HttpError("too_slow", "sends too slowly"),
+        HttpError("status", "503", status=503),
+        HttpError("status", "524", status=524),
+        HttpError("status", "500", status=500, retry_after=5.0),
+    ],
+)
+async def test_a_lister_gets_past_a_page_that_fails_as_if_the_host_were_down(
+    failure: HttpError, autojump_clock: trio.testing.MockClock
+) -> None:
+    host, down = Host(set(range(1, 400)), {200}), False
+
+    async def fetch(cursor: str | None, limit: int) -> Page:
+        if down:
+            raise failure
+        try:
+            return host.page(cursor, limit)
+        except HttpError:
+            raise failure from None
+
+    items = [item async for item in Lister(fetch, page_size=100)]
+    assert [str(item.range) for item in items if isinstance(item, Unlistable)] == ["199 to 200"]
+    repos = [repo.rev for item in items if isinstance(item, Listed) for repo in item.repos]
+    assert repos == [str(number) for number in range(1, 400) if number != 200]
+    assert trio.current_time() < 2 * 3_600
+
+    host.broken, down, items = set(), True, []
+
+    async def list_all() -> None:
+        items.extend([item async for item in Lister(fetch, "100", page_size=100)])
+
+    async with trio.open_nursery() as nursery:  # a host that is really down for two days
+        nursery.start_soon(list_all)
+        await trio.sleep(2 * 86_400)
+        down = False
+    assert not any(isinstance(item, Unlistable) for item in items)
+    repos = [repo.rev for item in items if isinstance(item, Listed) for repo in item.repos]
+    assert repos == [str(number) for number in range(101, 400)]
+
+
 async def test_a_lister_with_tries_gives_up_where_no_page_is_served(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
