@@ -1,7 +1,7 @@
 """A PostgreSQL connection with the session settings that all of our SQL relies on.
 
-Blocking, one thread at a time; a worker gives each connection a thread of its own. Nothing
-reconnects by itself: after DatabaseUnavailableError the caller closes, waits, and connects again.
+Blocking, for one thread at a time. It never reconnects: after DatabaseUnavailableError the caller
+closes it and opens another (`runtime.link` does both).
 """
 
 import contextlib
@@ -19,19 +19,19 @@ from rsky_pipeline.database.texts import TextArrayDumper, copied_rows
 
 _CONNECT_TIMEOUT_SECONDS = 10
 _TCP_USER_TIMEOUT_MS = 30_000
-_MAX_PREPARED = 1_000  # more than there are: a batch has about 130, and the library keeps 100
+_MAX_PREPARED = 1_000  # above the 130 statements of a batch; psycopg's default is 100
 _IDLE_IN_TRANSACTION_TIMEOUT_MS = 120_000  # a hung client must not hold its row locks for ever
-# The server keeps a plan for as long as its statement stays prepared. One that was made while a
-# table was small may read all of it, and goes on so when it has grown, until the next ANALYZE.
+# The server keeps the plan of a prepared statement. A plan made while a table was small may be a
+# sequential scan, and remains one when the table has grown, until the next ANALYZE.
 _BY_KEY = {
     "enable_seqscan": "off",
     "enable_hashjoin": "off",
     "enable_mergejoin": "off",
     "random_page_cost": "1.1",
 }
-# How values are written and read, whatever the server, the database or the role has by default.
-# default_transaction_read_only is left alone: providers set it where a disk is full, and what is
-# refused for it is waited for.
+# Formats of values, whatever the defaults of the server, the database or the role.
+# default_transaction_read_only is left alone: providers set it when a disk is full, and writes
+# rejected for it are retried until they succeed.
 _VALUES = {
     "timezone": "UTC",  # the AppView compares zone-less instants with now()
     "datestyle": "ISO, YMD",
@@ -44,8 +44,8 @@ _VALUES = {
     "default_transaction_isolation": "read committed",
     "default_transaction_deferrable": "off",
 }
-# An entry is acknowledged when its rows are committed, so a commit must be on the disk. What waits
-# for a standby besides is left as it is.
+# Entries are acknowledged after the commit of their rows, so commits must be flushed to disk. Only
+# "off" is changed: settings that also wait for a standby stay.
 _DURABLE = (
     "CASE current_setting('synchronous_commit') WHEN 'off' "
     "THEN set_config('synchronous_commit', 'on', false) END"
@@ -65,7 +65,7 @@ class Transaction:
         self._open: psycopg.Connection[Row] | None = connection
 
     def end(self) -> None:
-        """Refuse further statements: they would be outside of any transaction."""
+        """Make further statements raise: they would run outside of any transaction."""
         self._open = None
 
     @property
@@ -75,10 +75,10 @@ class Transaction:
         return self._open
 
     def execute(self, sql: str, params: Sequence[Any] = ()) -> int:
-        """Run a statement and return the number of rows it touched.
+        """Run a statement and return the number of affected rows.
 
-        Placeholders are `%s` (text) and `%b` (binary, for arrays); without params none are
-        interpreted, and several statements may follow each other.
+        Placeholders are `%s` (text) and `%b` (binary, for arrays). Without params none are
+        interpreted, and the text may hold several statements.
         """
         with translated(self._connection, sql):
             return _execute(self._connection, sql, params).rowcount
@@ -127,10 +127,10 @@ class Database:
         lock_timeout_ms: int = 15_000,
         by_key: bool = False,
     ) -> Self:
-        """Open a connection, in pg_stat_activity as `rsky-pipeline NAME`; timeout 0 means none.
+        """Open a connection; pg_stat_activity shows it as `rsky-pipeline NAME`; timeout 0 is none.
 
-        `by_key` is for statements that find their rows by keys: no plan may read a whole table.
-        Raises DatabaseUnavailableError when the server cannot be reached or refuses us.
+        `by_key` disables plans that read whole tables, for statements that find rows by key.
+        Raises DatabaseUnavailableError if the server is unreachable or rejects the connection.
         """
         settings = {
             "search_path": f"{quote_schema(schema)}, public",
@@ -162,9 +162,9 @@ class Database:
     def transaction(self) -> Iterator[Transaction]:
         """Commit when the block ends, roll back when it raises.
 
-        A rollback makes the library forget all prepared statements, which every batch needs: what
-        happens often should not raise. Raises ValueError inside another one: its end would commit
-        nothing.
+        Roll back only in rare cases: psycopg then discards all prepared statements, which the next
+        batch has to prepare again. Raises ValueError in a nested use: leaving the inner block would
+        not commit.
         """
         if self._connection.info.transaction_status == TransactionStatus.INTRANS:
             raise ValueError("a transaction is open already")
@@ -196,7 +196,7 @@ class Database:
 
 
 class _JsonTextDumper(JsonbBinaryDumper):
-    """Lets COPY take JSON that is encoded already, as `%s` and arrays do."""
+    """Lets COPY accept encoded JSON, as `%s` and arrays do."""
 
     def dump(self, obj: object) -> bytes:
         """Return the wire form: a version byte, then the text."""
@@ -225,11 +225,11 @@ def _connection_string(url: str, name: str) -> str:
     try:
         parts = conninfo_to_dict(url)
     except psycopg.Error:
-        # libpq quotes the text, password included: neither its message nor the cause is shown.
+        # libpq quotes the URL with its password, so neither its message nor the cause is shown.
         raise DatabaseError("database_url is not a PostgreSQL URL (postgresql://...)") from None
     parts.setdefault("connect_timeout", _CONNECT_TIMEOUT_SECONDS)
-    # A dead peer is noticed within about a minute while we wait for its answer; within half of that
-    # while it owes us an acknowledgement, when no keepalives are sent.
+    # Keepalives detect a dead peer within about a minute while a reply is awaited. None are sent
+    # while data is unacknowledged; there TCP_USER_TIMEOUT detects it in half of that.
     parts.setdefault("tcp_user_timeout", _TCP_USER_TIMEOUT_MS)
     parts.setdefault("keepalives_idle", 20)
     parts.setdefault("keepalives_interval", 10)

@@ -1,4 +1,4 @@
-"""Errors of PostgreSQL, sorted by what the caller has to do about them.
+"""Errors of PostgreSQL, classified by the caller's reaction: reconnect, retry, isolate, give up.
 
 Every public function of this package raises only these (and ValueError for misuse).
 """
@@ -12,9 +12,9 @@ _MAX_STATEMENT = 60  # characters: the verb and the table
 
 
 class DatabaseError(StoreError):
-    """A refusal of no other kind: a missing privilege, or a defect of ours or of the server.
+    """An error of no other class: a missing privilege, or a defect of this program or the server.
 
-    `statement` is the beginning of the SQL that was refused, where it is known.
+    `statement` is the beginning of the rejected SQL, if known.
     """
 
     def __init__(self, message: str, *, sqlstate: str | None = None, statement: str = "") -> None:
@@ -24,11 +24,11 @@ class DatabaseError(StoreError):
 
     @property
     def follows_data(self) -> bool:
-        """Whether the data of a statement can be the cause, so that other data may pass.
+        """Whether the data of the statement may be the cause, so that other data could succeed.
 
-        Only errors of the connection, the server or the schema cannot: they hit whatever is sent.
-        Any other class may be met by the rows of one account alone, also those that only a defect
-        of ours explains.
+        False for errors of the connection, the server or the schema: they hit every statement. All
+        other classes count, even those that only a defect of ours explains, because the rows of a
+        single account may trigger them.
         """
         if isinstance(
             self, DatabaseUnavailableError | TransactionConflictError | SchemaMismatchError
@@ -38,27 +38,27 @@ class DatabaseError(StoreError):
 
 
 class DatabaseUnavailableError(DatabaseError, UnavailableError):
-    """The server is gone, starting, stopping, full or read-only: connect again, with back-off.
+    """The server is gone, starting, stopping, full or read-only: reconnect with back-off.
 
-    After one during a commit it is unknown whether the commit took place.
+    If it is raised by a commit, the outcome of the commit is unknown.
     """
 
 
 class TransactionConflictError(DatabaseError):
-    """Deadlock, serialization failure, lock or statement timeout: roll back, run it again."""
+    """Deadlock, serialization failure, lock or statement timeout: roll back and run it again."""
 
     reconnect = False
 
 
 class BadDataError(DatabaseError):
-    """A value that the database cannot store: the batch holds a poison row."""
+    """A value that PostgreSQL cannot store: one row of the batch has to be isolated."""
 
     reconnect = False
     retryable = False
 
 
 class RowExistsError(BadDataError):
-    """A unique index has the key of a new row already."""
+    """A row with the same unique key exists."""
 
 
 class SchemaMismatchError(DatabaseError):
@@ -100,11 +100,11 @@ _NOT_OF_DATA = ("25", "26", "28", "3D", "42501", "42P05", "57", "F0")
 def translate(
     error: psycopg.Error | UnicodeEncodeError, *, connected: bool = True, statement: str = ""
 ) -> DatabaseError:
-    """Return the error of ours for one of psycopg's; `connected` is whether the connection lives.
+    """Map a psycopg error to one of this module; `connected` is whether the connection is open.
 
-    `statement` is the SQL that failed; its beginning is kept.
+    `statement` is the failed SQL; its beginning is kept.
 
-    Text that is no valid Unicode (lone surrogates) fails in the client with UnicodeEncodeError.
+    Lone surrogates fail in the client with UnicodeEncodeError, which maps to BadDataError.
     """
     statement = " ".join(statement.split())[:_MAX_STATEMENT]
     if isinstance(error, UnicodeEncodeError):

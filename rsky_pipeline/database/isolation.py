@@ -1,9 +1,12 @@
-"""Keeps one bad entry from stopping the others, for every batch that goes to PostgreSQL.
+"""Isolates entries that PostgreSQL or our own code rejects, so that the rest of a batch is applied.
 
-A transaction that PostgreSQL refuses, or that our own code cannot make, is halved until the
-culprits are found; everything else is applied. The class of the error does not matter: an entry
-that fails again when it is alone is a culprit. Only errors of the connection, the server or the
-schema are waited for (`DatabaseError.follows_data`): they are raised.
+A batch that fails is split in halves, recursively, until single entries are left; an entry that
+fails alone is a culprit. The class of the error does not matter, with one exception: errors of the
+connection, the server or the schema (`DatabaseError.follows_data` is false) hit every entry and are
+raised, so that the caller retries the batch instead of dead-lettering all of it.
+
+For example, one unstorable record among 1,000 costs about 20 failed or smaller transactions, and
+999 records are stored.
 """
 
 import random
@@ -18,16 +21,17 @@ from rsky_pipeline.runtime.errors import described
 Entry = TypeVar("Entry")
 Result = TypeVar("Result")
 
-CONFLICT_PAUSE_SECONDS = 0.05  # at most, after the first conflict; grows with each
+CONFLICT_PAUSE_SECONDS = 0.05  # upper bound after the first conflict; grows linearly
 
-# A failure that is not plainly about values, and that hits every one of this many entries, is not
-# about one of them: a function that is missing, a defect of a new version.
+# An error other than BadDataError that hits each of at least this many entries has a common cause,
+# for example a missing function or a defect of a new version. Dead-lettering all entries for it
+# would empty the streams into the dead letters, so it is raised.
 SYSTEMIC = 10
 
 
 @dataclass(frozen=True, slots=True)
 class Culprit(Generic[Entry]):
-    """An entry that cannot be applied, and why; `reason` is `bad_data` or `internal_error`."""
+    """A rejected entry; `reason` is `bad_data` or `internal_error`, `message` the error."""
 
     entry: Entry
     reason: str
@@ -42,14 +46,15 @@ def apply_isolated(
     blame_all: bool = False,
     earlier: Collection[object] = (),
 ) -> list[Culprit[Entry]]:
-    """Apply entries in order; return those that cannot be, after everything else is applied.
+    """Apply entries in order; returns the rejected ones after all others are applied.
 
-    `apply` must be repeatable. Raises what is not about the data, and what fails for all of many
-    entries; then only a part may have been applied. `source` names whose entry it is: one source
-    (a repo that is brought in fills whole batches) never makes a failure systemic. `blame_all` is
-    for the caller who has waited long enough for what fails for all of them. `earlier` are the
-    sources of the entries before these, all of which failed as well: where few entries come at a
-    time, they tell what is systemic.
+    `apply` must be safe to repeat. Raises errors that do not follow the data, and an error that
+    hits all of SYSTEMIC or more entries; the batch may then be partly applied. `source` returns the
+    owner of an entry: if all entries have one owner, for example a backfilled repo that fills whole
+    batches, the error is its own and not systemic. A caller that has retried a systemic error for
+    long enough passes `blame_all`, which returns all entries as culprits.
+    `earlier` are the owners of preceding entries that all failed too: they count as hit, for
+    callers that apply few entries at a time.
     """
     culprits: list[Culprit[Entry]] = []
     failure = _apply(entries, apply, culprits)
@@ -62,9 +67,9 @@ def apply_isolated(
 
 
 def retry_conflicts(transaction: Callable[[], Result], tries: int) -> Result:
-    """Run a transaction again after a conflict with another one; blocking, with short pauses.
+    """Run a transaction up to `tries` times while it conflicts with others; blocks between tries.
 
-    Raises the last TransactionConflictError, after which the caller should pause for longer.
+    Raises the last TransactionConflictError; the caller should then back off for longer.
     """
     for attempt in range(1, tries):
         try:
@@ -81,7 +86,7 @@ def _apply(
     *,
     repeated: bool = False,
 ) -> Exception | None:
-    """Return the last failure that may be systemic, None if there was none."""
+    """Collect culprits; returns a failure that may be systemic, or None."""
     failure: Exception | None = None
     culprit: tuple[str, str]
     try:
@@ -92,7 +97,7 @@ def _apply(
         if not error.follows_data:
             raise
         failure, culprit = error, ("internal_error", _described(error))
-    except Exception as error:  # noqa: BLE001 - whatever it is, it must not stop the others
+    except Exception as error:  # noqa: BLE001 - one entry must not stop the others
         failure, culprit = error, ("internal_error", described(error))
     else:
         return None
@@ -100,7 +105,7 @@ def _apply(
         middle = len(entries) // 2
         first = _apply(entries[:middle], apply, culprits, repeated=True)
         return _apply(entries[middle:], apply, culprits, repeated=True) or first
-    if failure is not None and not repeated:  # alone from the start: it may have been a moment's
+    if failure is not None and not repeated:  # a single entry, not retried yet: may be transient
         return _apply(entries, apply, culprits, repeated=True)
     culprits.append(Culprit(entries[0], *culprit))
     return failure

@@ -1,4 +1,4 @@
-"""Settings of a PostgreSQL server that the pipeline's promises or its speed rest on."""
+"""Server settings that durability or speed depend on."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -8,10 +8,10 @@ from rsky_pipeline.database.connection import Database, Transaction
 _SETTINGS = """
 SELECT name, setting, unit FROM pg_settings WHERE name = ANY(%s)
 """
-# A commit must survive the death of the server and of its machine: its entries are acknowledged
-# afterwards, and nobody sends them again.
+# A commit must survive a crash of the server and of its machine: its entries are acknowledged
+# afterwards, and are not delivered again.
 _PROMISED = {
-    "fsync": "a crash of the machine can destroy the database, and what was acknowledged with it",
+    "fsync": "a crash of the machine can destroy the database, and acknowledged events with it",
     "full_page_writes": "a crash of the machine can leave torn pages, and destroy the database",
 }
 ADVISED_WAL_MB = 20 * 1024
@@ -24,9 +24,9 @@ _WAL_ADVICE = (
 
 @dataclass(frozen=True, slots=True)
 class ServerSetting:
-    """A setting that should be another one.
+    """A setting with an unsuitable value.
 
-    `error`: data can be lost, `advice`: a large database becomes slow.
+    `error`: data can be lost; `advice`: a large database becomes slow.
     """
 
     severity: Literal["error", "advice"]
@@ -37,7 +37,7 @@ class ServerSetting:
 
 
 def check_server(tx: Transaction) -> list[ServerSetting]:
-    """Return the settings of the server that should be others, errors first."""
+    """Return unsuitable settings of the server, errors first."""
     names = [*_PROMISED, "wal_compression", "max_wal_size", "checkpoint_timeout"]
     found = {name: (setting, unit) for name, setting, unit in tx.query(_SETTINGS, [names])}
     bad = [
@@ -62,6 +62,6 @@ def check_server(tx: Transaction) -> list[ServerSetting]:
 
 
 def advise(url: str) -> list[ServerSetting]:
-    """Return the settings that make a large database slow. Raises DatabaseError."""
+    """Return settings that slow down a large database. Raises DatabaseError."""
     with Database.connect(url, name="db") as database, database.transaction() as tx:
         return [item for item in check_server(tx) if item.severity == "advice"]

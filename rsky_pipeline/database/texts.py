@@ -1,7 +1,7 @@
-"""Texts on their way to PostgreSQL: made storable, and packed into its binary forms.
+"""Texts for PostgreSQL: made storable, and encoded as binary arrays and COPY rows.
 
-The library makes a call for each text of an array or row. `native` makes the same bytes in a tenth
-of the time where it could be built; every other kind of array and row is left to the library.
+psycopg makes a call per text of an array or row. The compiled `native` module, if built, produces
+the same bytes in a tenth of the time; arrays and rows of other types are left to psycopg.
 """
 
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ except ImportError:  # for want of a C compiler
 
         pack_rows = pack_texts
 
-# An index entry of a B-tree has at most 2,704 bytes, which may have to hold two texts.
+# A B-tree index entry has at most 2,704 bytes, and may hold two texts.
 MOST_BYTES = 1_000
 TEXT_OID = 25
 _HEAD = Struct("!iiIii")  # dimensions, whether there are nulls, element type, length, lower bound
@@ -31,10 +31,10 @@ _COPY_END = b"\xff\xff"
 
 
 def storable(text: str, most_bytes: int = MOST_BYTES) -> str:
-    """Return a stranger's text as PostgreSQL can hold and index it.
+    """Return an untrusted text without NUL and lone surrogates, truncated to an indexable length.
 
-    NUL and lone surrogates have no place in it, and an index entry is bounded. For what describes
-    (errors, hosts, reasons); a text that names something else when it is changed must be refused.
+    For descriptions only (errors, hosts, reasons). Reject an identifier instead: a changed one
+    would name something else.
     """
     if text.isascii() and "\0" not in text and len(text) <= most_bytes:
         return text
@@ -54,18 +54,18 @@ class TextArrayDumper(ListBinaryDumper):
 
 
 def text_array(items: Sequence[Any]) -> bytes | None:
-    """Return the binary form of an array of texts and nulls; None if it holds anything else.
+    """Return the binary form of an array of texts and nulls; None if it holds other types.
 
-    Raises UnicodeEncodeError for a text that has no UTF-8 form.
+    Raises UnicodeEncodeError for lone surrogates.
     """
     packed = pack_texts(items)
     return _array(items) if packed is None else packed
 
 
 def copied_rows(rows: Sequence[Sequence[Any]]) -> bytes | None:
-    """Return all that `COPY ... (FORMAT BINARY)` reads; None if not all values are texts or nulls.
+    """Return rows as the input of `COPY ... (FORMAT BINARY)`; None if a value is no text or null.
 
-    Raises UnicodeEncodeError for a text that has no UTF-8 form.
+    Raises UnicodeEncodeError for lone surrogates.
     """
     packed = pack_rows(rows)
     return None if packed is None else _COPY_START + packed + _COPY_END

@@ -1,8 +1,8 @@
-"""The boundary around work on one item of a stranger: an account, label, repo, host or listing.
+"""The exception boundary around work on one untrusted item: account, label, repo, host or listing.
 
-Whatever such an item makes our code or a library raise, it costs that item alone. Otherwise the
-exception ends the worker, and the item is met again after each restart: one text of a stranger
-would stop a role for everybody. So the outermost point of the work on one item is
+An unexpected exception fails that item only. Without the boundary it would end the worker, and the
+same item would end it again after each restart: one hostile text could stop a role for good. The
+outermost function that works on one item therefore reads
 
     try:
         return await work_on(item)
@@ -10,9 +10,9 @@ would stop a role for everybody. So the outermost point of the work on one item 
         boundary.caught(error, "identity", did=item.did)
     return UNKNOWN
 
-where UNKNOWN is the outcome of an item that could not be judged: unverified, a handle to look up
-later, a failed attempt. Errors that somebody above handles (of a store that is away) pass first.
-Never catch BaseException here: a cancelled task has to end.
+where UNKNOWN is the item's own outcome for "not determined": unverified, a handle to look up later,
+a failed attempt. Re-raise errors that a caller handles (an unavailable store) before this clause.
+Never catch BaseException here: it would swallow trio.Cancelled.
 """
 
 import logging
@@ -24,11 +24,11 @@ _log = logging.getLogger(__name__)
 
 
 def _count_nothing() -> None:
-    """Stand in where the item's outcome is counted already."""
+    """Default `count`, for callers that count the item's outcome themselves."""
 
 
 class Boundary:
-    """Counts exceptions that nobody declared, and logs a traceback once in a while for each kind.
+    """Counts unexpected exceptions, and logs a throttled traceback for each kind.
 
     `count` increments the role's metric of errors with the reason `internal_error`.
     """
@@ -38,7 +38,7 @@ class Boundary:
         self._log = ThrottledLog(_log)
 
     def caught(self, error: Exception, kind: str, **subject: str) -> None:
-        """Note an exception; `kind` is one of few words, `subject` the item, such as `did=`."""
+        """Count and log an exception; `kind` is from a fixed set, `subject` the item (`did=`)."""
         self._count()
         key = f"{kind} {type(error).__name__}"
         self._log.error("internal error: item skipped", key=key, error=error, kind=kind, **subject)

@@ -1,8 +1,8 @@
-"""What passes between a supervisor and a worker over inherited pipes.
+"""The protocol between a supervisor and a worker over inherited pipes.
 
-Settings come in as one JSON document (not in arguments or the environment: they hold passwords).
-Events go out as JSON lines: `started`, `ready`, `status`, `exit`. The liveness pipe carries
-nothing; its end of file means that the supervisor is gone.
+The worker reads its settings as one JSON document (they hold passwords, so they are not passed as
+arguments or environment), and writes events as JSON lines: `started`, `ready`, `status`, `exit`.
+The liveness pipe carries no data; its end of file means that the supervisor is gone.
 """
 
 import json
@@ -26,7 +26,7 @@ Event = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class WorkerPipes:
-    """File descriptors a worker inherits; None for a worker that somebody runs by hand."""
+    """File descriptors that a worker inherits; None if it runs without a supervisor."""
 
     events: int | None = None
     liveness: int | None = None
@@ -60,12 +60,12 @@ def read_settings(descriptor: int) -> Settings:
 
 
 def encode_event(event: Mapping[str, Any]) -> bytes:
-    """Return an event as one line of JSON; values that JSON lacks are written as text."""
+    """Return an event as one line of JSON; unsupported values are written with `str`."""
     return json.dumps(event, default=str, separators=(",", ":")).encode() + b"\n"
 
 
 def decode_event(line: bytes) -> Event | None:
-    """Return the event of a line, or None for a line that is none."""
+    """Return the event of a line, or None if the line is not an event."""
     try:
         event = json.loads(line)
     except ValueError:
@@ -74,7 +74,7 @@ def decode_event(line: bytes) -> Event | None:
 
 
 class EventSender:
-    """Sends events to the supervisor in order; drops `status` events while it does not read."""
+    """Sends events in order; drops `status` events while the supervisor does not read."""
 
     def __init__(self, descriptor: int | None) -> None:
         self._descriptor = descriptor
@@ -88,11 +88,11 @@ class EventSender:
         self._send.send_nowait(encode_event({"event": kind, **details}))
 
     def finish(self) -> None:
-        """Let `run` end when everything queued is written."""
+        """Make `run` return once all queued events are written."""
         self._send.close()
 
     async def run(self) -> None:
-        """Write queued events until `finish`; a supervisor that is gone is no error here."""
+        """Write queued events until `finish`; a broken pipe (supervisor gone) is ignored."""
         if self._descriptor is None:
             return
         async with trio.lowlevel.FdStream(self._descriptor) as pipe, self._receive:

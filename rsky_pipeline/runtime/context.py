@@ -1,4 +1,4 @@
-"""The surroundings of a role, as the worker process that runs it hands them over."""
+"""The interface between a worker process and the role that it runs."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -13,22 +13,22 @@ from rsky_pipeline.runtime.health_document import Detail
 
 @dataclass(frozen=True, slots=True)
 class WorkerContext:
-    """The surroundings of one worker: settings in, readiness and health out.
+    """The environment of one role: settings and stop events in, readiness and health out.
 
     `settings.redis_url`, `settings.database_url`, `data_dir` and `run_dir` are always set here:
     the supervisor has filled in the embedded stores and the directories.
 
-    A role runs until `stopping` is set, then takes nothing new, finishes or releases what it
-    holds, and returns. When `escalated` is set as well it finishes only the write in progress.
+    A role runs until `stopping` is set. It then reads no new entries, finishes or releases those it
+    holds, and returns. Once `escalated` is set too, it finishes only the write in progress.
     """
 
     settings: Settings
     role: str
     instance: int  # 1 for the first worker of a role
-    consumer: str  # stable over restarts, unique on this Redis: host, role and instance
+    consumer: str  # host, role and instance: stable over restarts, unique per Redis
     registry: CollectorRegistry
-    ready: Callable[[], None]  # call once: stores connected, own pending recovered, socket open
-    activity: Callable[[str], Activity]  # enter it for work that must not stall: see `Activity`
+    ready: Callable[[], None]  # call once: stores connected, own pending read, socket open
+    activity: Callable[[str], Activity]  # for work that must not stall: see `Activity`
     health: Callable[[Mapping[str, Detail]], None]  # merged into /healthz and `status`
     stopping: trio.Event = field(default_factory=trio.Event)
     escalated: trio.Event = field(default_factory=trio.Event)

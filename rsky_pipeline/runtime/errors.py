@@ -5,37 +5,39 @@ FORCED = 5
 UNAVAILABLE = 69
 NO_PERMISSION = 77
 CONFIGURATION = 78
-FINAL_CODES = frozenset({NO_PERMISSION, CONFIGURATION})  # trying again cannot help
+FINAL_CODES = frozenset({NO_PERMISSION, CONFIGURATION})  # a restart cannot help
 
 
 class WorkerError(Exception):
-    """Ends the worker; the message is for people: what, where, what to do."""
+    """Ends the worker; the message names the failure, its place and the remedy."""
 
     exit_code = UNEXPECTED
 
 
 class StoreError(Exception):
-    """A store (Redis, PostgreSQL) did not do what it was asked; `streams` and `database` derive
-    theirs from it. Two facts of each class say what a caller has to do (see `runtime.link`)."""
+    """A call to Redis or PostgreSQL failed; base of the errors of `streams` and `database`.
+
+    `runtime.link` reacts by the two attributes of the class.
+    """
 
     reconnect = True  # the connection must not be used again
-    retryable = True  # the same call can succeed later, by itself or when an operator acts
+    retryable = True  # the same call can succeed later, by itself or after an operator acts
 
 
 class UnavailableError(WorkerError):
-    """A store or host is needed and cannot be reached; worth trying again later."""
+    """A required store or host is unreachable; retry later."""
 
     exit_code = UNAVAILABLE
 
 
 class PermissionDeniedError(WorkerError):
-    """The operating system or a store refuses us; final until a person changes it."""
+    """The operating system or a store denies access; final until an operator acts."""
 
     exit_code = NO_PERMISSION
 
 
 class SettingError(WorkerError):
-    """A setting cannot work; final until a person changes it."""
+    """A setting is unusable; final until an operator changes it."""
 
     exit_code = CONFIGURATION
 
@@ -50,9 +52,9 @@ def described(error: BaseException) -> str:
 
 
 def exit_code_of(error: BaseException) -> tuple[int, str]:
-    """Return the exit code and the one-line reason of the gravest error in a (group of) errors.
+    """Return exit code and one-line reason of the most severe error of an exception group.
 
-    A final code wins over any other: restarting would meet it again.
+    A final code takes precedence: the error would recur after a restart.
     """
     leaves = list(_leaves(error))
     known = [leaf for leaf in leaves if isinstance(leaf, WorkerError)]

@@ -12,19 +12,19 @@ State = Literal["starting", "ready", "stopping"]
 
 
 class Activity:
-    """Work that has to go on while its `with` block lasts; where it stalls, the worker is ill.
+    """Work that must progress during its `with` block; if it stalls, the worker is unhealthy.
 
-    It can only be begun by a `with` statement, so that whatever ends the work (also an exception or
-    a cancellation) ends what is expected of it.
+    It starts only with a `with` statement, so that an exception or a cancellation, too, ends the
+    obligation to progress.
     """
 
     def __init__(self, name: str, health: "Health") -> None:
         self.name = name
-        self.last = 0.0  # when it last progressed, by the clock of `health`
+        self.last = 0.0  # time of the last progress, by the clock of `health`
         self._health = health
 
     def progress(self) -> None:
-        """Note a unit of work, or that there was none to do."""
+        """Note that a unit of work was done, or that none was due."""
         self.last = self._health.now()
 
     def __enter__(self) -> Self:
@@ -39,9 +39,9 @@ class Activity:
 
 
 class Health:
-    """The state of one worker: its phase, the age of its heartbeat, what its role reports.
+    """The state of one worker: phase, age of the heartbeat, details reported by the role.
 
-    Only whole values are replaced, so the metrics thread may read at any time.
+    Every update replaces a whole value, so the metrics thread may read without a lock.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class Health:
         self.now = clock
         self._began = clock()
         self._beat = self._began
-        self.activities: tuple[Activity, ...] = ()  # that are under way
+        self.activities: tuple[Activity, ...] = ()  # in progress
         self._observed: Mapping[str, object] = {}
         self._details: Mapping[str, object] = {}
         self.state: State = "starting"
@@ -61,11 +61,11 @@ class Health:
         self._beat = self.now()
 
     def activity(self, name: str) -> Activity:
-        """Return work to do in a `with` block, with `progress` at least once a minute."""
+        """Return a context manager for work that calls `progress` at least once a minute."""
         return Activity(name, self)
 
     def observe(self, **figures: object) -> None:
-        """Note figures that hold unless the role reports better ones."""
+        """Set default details; those that the role reports override them."""
         self._observed = figures
 
     def report(self, details: Mapping[str, object]) -> None:
@@ -73,10 +73,10 @@ class Health:
         self._details = {**self._details, **details}
 
     def trouble(self) -> str | None:
-        """Return why the worker cannot be relied on now, or None."""
+        """Return the reason why the worker is unhealthy, or None."""
         now = self.now()
         if HEARTBEAT.verdict(now - self._beat) == "fail":
-            return f"the event loop has been stuck for {now - self._beat:.0f} s"
+            return f"event loop stuck for {now - self._beat:.0f} s"
         if self.state == "starting":
             return "starting"
         for name, age in self._progress_ages().items():
@@ -85,7 +85,7 @@ class Health:
         return None
 
     def document(self) -> dict[str, Any]:
-        """Return the health document: the role's details, and on top of them what we know."""
+        """Return the health document: the role's details, overridden by those of the harness."""
         now = self.now()
         return {
             **self._observed,
@@ -101,7 +101,7 @@ class Health:
         }
 
     def _progress_ages(self) -> dict[str, float]:
-        """Return by name how long ago the activities under way progressed, the longest of each."""
+        """Return the seconds since the last progress, the maximum per activity name."""
         now = self.now()
         oldest: dict[str, float] = {}
         for activity in sorted(self.activities, key=lambda each: each.name):

@@ -27,7 +27,7 @@ class CursorHealth:
 
 @dataclass(frozen=True, slots=True)
 class ListingHealth:
-    """How far one list of a host is; `problem` is why it does not go on, or None."""
+    """Progress of one listing of a host; `problem` is the reason why it is stopped, or None."""
 
     host: HostKey
     source: str  # listRepos, or a collection
@@ -40,26 +40,26 @@ Detail = str | int | float | bool | None | tuple[CursorHealth, ...] | tuple[List
 
 @dataclass(frozen=True, slots=True)
 class WorkerHealth:
-    """What a worker reported about itself last. Unknown values are None or empty."""
+    """The last health document of a worker. Unknown values are None or empty."""
 
     state: str | None = None
-    trouble: str | None = None  # why it cannot be relied on now
-    degraded: str | None = None  # some of its relays are away
-    problem: str | None = None  # what a relay does wrong
+    trouble: str | None = None  # the reason why it is unhealthy
+    degraded: str | None = None  # some of its relays are unreachable
+    problem: str | None = None  # a fault of a relay
     uptime_seconds: float | None = None
     rate: float | None = None  # events per second
-    lag: int | None = None  # entries that wait, of a consumer
+    lag: int | None = None  # entries not yet read, of a consumer
     lag_seconds: float | None = None  # age of the newest event, of the ingester
     pending: int | None = None  # entries held when it stopped
     findings: tuple[str, ...] = ()  # `KIND` or `KIND SUBJECT`
-    failing: tuple[str, ...] = ()  # those of them that are no warnings
+    failing: tuple[str, ...] = ()  # those with the verdict "fail"
     streams: Mapping[str, int] = field(default_factory=dict)
     cursors: tuple[CursorHealth, ...] = ()
     document: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def complaint(self) -> str | None:
-        """The most important of trouble, degraded and problem; None for a worker that is well."""
+        """The most severe of trouble, degraded and problem; None for a healthy worker."""
         return self.trouble or self.degraded or self.problem
 
 

@@ -1,13 +1,14 @@
-"""One connection to one store, its worker thread, and what happens when the store fails.
+"""One connection to one store, its worker thread, and its recovery from failures of the store.
 
-A connection is a lease: no correctness rests on one that outlives a call. `Link` opens it when it
-is first needed, in the thread that uses it, and closes it after every failure after which it must
-not be used again; the next call opens another. That is what brings a worker through a fail-over:
-a server that became a replica behind its address goes on answering (with refusals) for as long as
-the old connection is kept.
+A connection is a lease: nothing that must survive a call is kept in it. `Link` opens it at the
+first call, in the thread that uses it, and closes it after any error with `reconnect`; the next
+call opens a new one. This is how a worker survives a fail-over. Example: the primary behind a
+virtual address becomes a replica. It keeps the old TCP connection open and rejects every write, so
+a client that kept the connection would be rejected for ever; a new connection reaches the new
+primary.
 
-Every user of Redis or PostgreSQL in a long-lived worker goes through a link. Nobody else catches
-the stores' errors to wait or to connect again.
+Every user of Redis or PostgreSQL in a long-lived worker goes through a link. No other code catches
+store errors in order to wait or to reconnect.
 """
 
 import logging
@@ -22,15 +23,15 @@ from rsky_pipeline.runtime.logging import ThrottledLog
 from rsky_pipeline.runtime.threads import in_thread
 
 _log = logging.getLogger(__name__)
-LEAST_PAUSE_SECONDS = 0.05  # full jitter may draw next to nothing
-BASE_SECONDS, CAP_SECONDS = 0.2, 10.0  # of the pauses between tries
+LEAST_PAUSE_SECONDS = 0.05  # full jitter may draw almost 0
+BASE_SECONDS, CAP_SECONDS = 0.2, 10.0  # bounds of the back-off
 
 
 class Closable(Protocol):
     """A connection of a blocking client."""
 
     def close(self) -> None:
-        """Close it, whatever state it is in; never raises."""
+        """Close it in any state; never raises."""
 
 
 Connection = TypeVar("Connection", bound=Closable)
@@ -38,15 +39,17 @@ Result = TypeVar("Result")
 
 
 class Link(Generic[Connection]):
-    """One connection and its thread; calls wait for each other.
+    """One connection and its thread; concurrent calls run one after another.
 
-    An action is a blocking function of the connection. It runs in a thread, which cannot be
-    cancelled, so the server has to bound it in time (`XREADGROUP BLOCK`, `statement_timeout`), and
-    a cancelled call returns when its action has ended. A hop costs about 240 us: act on batches.
-    An action that `retry` repeats must be safe to repeat after a lost reply.
+    An action is a blocking function of the connection. It runs in a thread, and threads cannot be
+    cancelled: the server must bound its duration (`XREADGROUP BLOCK`, `statement_timeout`), and a
+    cancelled call returns only when its action has ended. A thread hop costs about 240 us, so an
+    action should process a batch. Actions passed to `retry` must be idempotent: after a lost reply
+    the first execution may have taken effect.
 
-    `StoreError.reconnect` and `.retryable` of an error decide what follows. Any other exception
-    closes the connection too, since a part of a reply may be left unread on it.
+    `StoreError.reconnect` decides whether an error closes the connection, `StoreError.retryable`
+    whether `retry` goes on. Any other exception closes the connection too: part of a reply may be
+    unread, and the next call would take it for its own.
     """
 
     def __init__(
@@ -59,7 +62,7 @@ class Link(Generic[Connection]):
         cap: float = CAP_SECONDS,
     ) -> None:
         """`purpose` names the connection in the log. `failed` is called in the event loop for
-        every failure of the store, to count it and to note that the activity only waits."""
+        every store error, for example to count it and to keep an `Activity` from stalling."""
         self.purpose = purpose
         self._open_connection = open_connection
         self._failed = failed
@@ -71,13 +74,13 @@ class Link(Generic[Connection]):
 
     @property
     def in_trouble(self) -> bool:
-        """Whether the last call failed because of the store: work that waits is not to blame."""
+        """Whether the last call failed because of the store, not because of its work."""
         return self._trouble
 
     async def call(self, action: Callable[[Connection], Result]) -> Result:
-        """Carry out an action once. Raises what it raises, and what opening a connection raises.
+        """Run an action once. Raises its errors, and those of opening the connection.
 
-        Failures of the store are counted and logged here already.
+        Store errors are counted and logged here; callers need not repeat that.
         """
         try:
             result = await in_thread(self._act, action, limiter=self._limiter)
@@ -93,9 +96,9 @@ class Link(Generic[Connection]):
         return result
 
     async def attempt(self, action: Callable[[Connection], Result]) -> Result | None:
-        """Carry out an action once; None after a failure that a later call may not meet.
+        """Run an action once; returns None after a retryable error.
 
-        For work that comes round again anyway, such as looking at the streams every few seconds.
+        For periodic work, such as measuring the streams every few seconds.
         """
         try:
             return await self.call(action)
@@ -115,9 +118,9 @@ class Link(Generic[Connection]):
     async def retry(
         self, action: Callable[[Connection], Result], *, until: trio.Event | None = None
     ) -> Result | None:
-        """Carry out an action until it succeeds, with growing pauses; raises what cannot pass.
+        """Run an action until it succeeds, with back-off; raises errors that are not retryable.
 
-        It is tried at least once. Returns None when `until` is set before a further try.
+        The action runs at least once. Returns None if `until` is set before a further try.
         """
         backoff = Backoff(self._base, self._cap)
         while True:
@@ -137,9 +140,9 @@ class Link(Generic[Connection]):
                 return None
 
     def close(self) -> None:
-        """Close the connection, if there is one; a later call opens another.
+        """Close the connection, if open; a later call opens another.
 
-        Not while a call is under way.
+        Must not be called while an action runs.
         """
         connection, self._connection = self._connection, None
         if connection is not None:

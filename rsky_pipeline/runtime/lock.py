@@ -1,8 +1,8 @@
-"""Locks that end with the process that holds them, and notes about the holder.
+"""Locks that the kernel releases when the holding process ends, and the pid of the holder.
 
-A lock is an flock(2) on an open file. A child inherits the open file, so that the lock lives as
-long as the child does, whatever becomes of the supervisor. The pid in the file is information for
-people and for ending a survivor; the lock alone decides.
+A lock is an flock(2) on an open file. A child inherits the file, so the lock is held until the
+child ends, even if the supervisor dies first. The pid in the file only serves messages and killing
+a surviving child; ownership is decided by the lock.
 """
 
 import fcntl
@@ -34,13 +34,13 @@ class Lock:
         self.descriptor = descriptor
 
     def name_holder(self, pid: int) -> None:
-        """Write down which process holds the lock from now on."""
+        """Write the pid of the new holder to the file."""
         note = json.dumps({"pid": pid, "started": start_ticks(pid) or 0}).encode()
         os.pwrite(self.descriptor, note + b"\n", 0)
         os.ftruncate(self.descriptor, len(note) + 1)
 
     def name_us(self) -> None:
-        """Write down that this process holds the lock."""
+        """Write the pid of this process to the file."""
         self.name_holder(os.getpid())
 
     def let_go(self) -> None:
@@ -51,9 +51,9 @@ class Lock:
 
 
 def acquire(path: Path) -> Lock | None:
-    """Take the lock at once, or return None when somebody holds it.
+    """Take the lock without waiting; returns None if another process holds it.
 
-    Raises PermissionDeniedError when the file cannot be made.
+    Raises PermissionDeniedError if the file cannot be created.
     """
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -72,7 +72,7 @@ def acquire(path: Path) -> Lock | None:
 
 
 def is_held(path: Path) -> bool:
-    """Return whether a process holds the lock; a file that does not exist is not held."""
+    """Return whether a process holds the lock; False if the file does not exist."""
     if not path.exists():
         return False
     lock = acquire(path)
@@ -82,7 +82,7 @@ def is_held(path: Path) -> bool:
 
 
 def holder(path: Path) -> Holder | None:
-    """Return the process that the lock file names, if it names one."""
+    """Return the process named in the lock file, if any."""
     try:
         note = json.loads(path.read_bytes()[:200])
         return Holder(int(note["pid"]), int(note["started"]))
@@ -91,7 +91,7 @@ def holder(path: Path) -> Holder | None:
 
 
 def start_ticks(pid: int) -> int | None:
-    """Return when a process started (ticks since boot), or None when there is none."""
+    """Return the start time of a process in ticks since boot, or None if it does not exist."""
     try:
         with open(f"/proc/{pid}/stat", "rb") as stat:
             # The name in parentheses may hold spaces; the 22nd field is the 20th after it.

@@ -1,8 +1,8 @@
 """Log lines: one coloured line on a terminal, JSON otherwise.
 
-Under systemd, JSON lines begin with a priority (`<6>`) that the journal takes away again.
+Under systemd, JSON lines begin with a priority (`<6>`), which the journal strips.
 
-Code logs a fixed sentence and puts figures into `extra`, so that lines can be searched and counted:
+Messages are fixed texts with values in `extra`, so that lines can be searched and counted:
 `log.info("batch applied", extra={"rows": 5})`.
 """
 
@@ -20,7 +20,7 @@ from rsky_pipeline.runtime.errors import StoreError, WorkerError
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 _COLOURS = {"DEBUG": "2", "INFO": "32", "WARNING": "33", "ERROR": "31", "CRITICAL": "31;1"}
 _ROLE_COLOURS = {"ingester": "36", "backfiller": "35", "indexer": "34"}
-MAX_VALUE = 500  # characters of one field; what comes from outside must not flood the log
+MAX_VALUE = 500  # characters of one field; remote input must not flood the log
 MAX_MESSAGE = 2_000  # characters of a message; ours are short, those of libraries may not be
 _PRIORITIES = {"DEBUG": 7, "INFO": 6, "WARNING": 4, "ERROR": 3, "CRITICAL": 2}  # syslog(3)
 
@@ -38,7 +38,7 @@ def configure(
     instance: int = 1,
     stream: TextIO | None = None,
 ) -> None:
-    """Send the log of this process to standard error, marked with its role."""
+    """Log to standard error, with the role in every line."""
     target = stream or sys.stderr
     terminal = target.isatty()
     as_text = format == "text" or (format == "auto" and terminal)
@@ -107,10 +107,10 @@ class JsonLines(logging.Formatter):
 
 
 class ThrottledLog:
-    """A logger for lines that a flood of input would repeat: one for each key and interval.
+    """A logger for lines that a flood of input would repeat: one line per key and interval.
 
-    The next line of a key says in its field `suppressed` how many were left out before it. Keep
-    one for each component: `self._log = ThrottledLog(_log)`, then
+    The field `suppressed` counts the lines dropped since the last one. Keep one instance per
+    component: `self._log = ThrottledLog(_log)`, then
     `self._log.warning("frame refused", key=reason, host=host)`.
     """
 
@@ -147,10 +147,10 @@ class ThrottledLog:
         error: BaseException | str | None = None,
         **fields: Any,
     ) -> None:
-        """Log a fixed sentence and its fields unless a line of this sentence and key is recent.
+        """Log a fixed message with fields, unless the same message and key were logged recently.
 
-        Keys are few and fixed, such as reasons; never data from outside. `error` adds its text as
-        a field, and for an exception other than those of a store or worker its traceback.
+        Keys must come from a small fixed set, such as reasons; never from remote input. `error`
+        adds its text as a field, and a traceback unless it is a StoreError or WorkerError.
         """
         line, now = f"{message} {key}" if key else message, self._clock()
         last = self._last.get(line)
@@ -185,7 +185,7 @@ def _is_journal(target: TextIO) -> bool:
 
 
 def _one_line(text: str) -> str:
-    """Return a text whose control characters can neither start a line nor steer a terminal."""
+    """Escape control characters, so that a text cannot start a line or control a terminal."""
     return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
 
 

@@ -1,4 +1,4 @@
-"""Which port a worker serves its metrics on."""
+"""Chooses the port on which a worker serves its metrics."""
 
 import errno
 import logging
@@ -40,8 +40,8 @@ def open_metrics_server(
 ) -> MetricsServer:
     """Serve on the first candidate that is free.
 
-    A port that somebody else holds is no reason to stop the pipeline: it is logged, and the next
-    one is used. An address that is not ours is a SettingError.
+    An occupied port is logged and skipped: it must not stop the pipeline. An address that does not
+    belong to this host raises SettingError.
     """
     for port in candidates(settings, role, instance):
         try:
@@ -52,7 +52,7 @@ def open_metrics_server(
                     f"cannot serve metrics on {settings.metrics_host}:{port}: {error.strerror}; "
                     f"change metrics_host or {role}_metrics_port"
                 ) from error
-            log.warning("metrics port is taken, trying the next one", extra={"port": port})
+            log.warning("metrics port in use, trying the next one", extra={"port": port})
     raise SettingError(
         f"no free metrics port from {settings.metrics_port(role)} on; change {role}_metrics_port"
     )

@@ -13,7 +13,7 @@ SERVICE_VARIABLES = (
 
 @dataclass(slots=True)
 class Notifier:
-    """Sends service states; does nothing where nobody listens. Failures are counted, not raised."""
+    """Sends service states; a no-op without NOTIFY_SOCKET. Failures are counted, not raised."""
 
     address: str | None
     watchdog_seconds: float | None = None  # systemd restarts us after this long without a ping
@@ -35,11 +35,11 @@ class Notifier:
         return True
 
     def ready(self, status: str) -> None:
-        """Report that start-up is done."""
+        """Report that start-up is complete (READY=1)."""
         self.send(READY=1, STATUS=status)
 
     def status(self, status: str) -> None:
-        """Describe what goes on, for `systemctl status`."""
+        """Set the status line of `systemctl status`."""
         self.send(STATUS=status)
 
     def watchdog(self) -> None:
@@ -51,12 +51,12 @@ class Notifier:
         self.send(STOPPING=1, STATUS=status)
 
     def extend(self, seconds: float) -> None:
-        """Ask for more time before the current start or stop counts as hung."""
+        """Extend the timeout of the current start or stop."""
         self.send(EXTEND_TIMEOUT_USEC=int(seconds * 1_000_000))
 
 
 def from_environment(environment: Mapping[str, str] = os.environ) -> Notifier:
-    """Return the notifier that systemd asks for, or one that does nothing."""
+    """Return a notifier for NOTIFY_SOCKET, or a no-op one if it is unset."""
     address = environment.get("NOTIFY_SOCKET", "")
     if not address.startswith(("/", "@")):
         return Notifier(None)
@@ -69,7 +69,7 @@ def from_environment(environment: Mapping[str, str] = os.environ) -> Notifier:
 
 
 def strip(environment: MutableMapping[str, str]) -> None:
-    """Remove what systemd meant for us alone, so that no child answers in our place."""
+    """Remove systemd's variables, so that no child sends notifications in our name."""
     for name in SERVICE_VARIABLES:
         environment.pop(name, None)
 

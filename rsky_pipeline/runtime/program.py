@@ -1,4 +1,4 @@
-"""How this program was started: from one executable file, or as an installed package."""
+"""Detects whether this program runs from one executable file or as an installed package."""
 
 import os
 import sys
@@ -8,13 +8,13 @@ from pathlib import Path
 
 
 def program_file() -> Path | None:
-    """Return the executable file (`make binary`) that runs, or None for an installed package."""
+    """Return the running executable file (`make binary`), or None for an installed package."""
     path = Path(sys.argv[0]).absolute()
     return path if path.is_file() and zipfile.is_zipfile(path) else None
 
 
 def program_command() -> tuple[str, ...]:
-    """Return how to start this program again, before its arguments."""
+    """Return the command that starts this program, without arguments."""
     file = program_file()
     if file is not None:
         return (sys.executable, str(file))
@@ -22,9 +22,10 @@ def program_command() -> tuple[str, ...]:
 
 
 def clean_environment(environment: Mapping[str, str]) -> dict[str, str]:
-    """Return an environment in which another program file finds its own packages, not ours.
+    """Return an environment without our packages, to start another program file (`deploy`).
 
-    A file hands its packages to its workers by PYTHONPATH, where they would hide another's.
+    An executable file passes its packages to its workers in PYTHONPATH, where they would shadow
+    those of the other file.
     """
     if program_file() is None:
         return dict(environment)

@@ -1,8 +1,8 @@
-"""Threads beside the event loop: blocking clients, one thread at a time for each connection.
+"""Threads for blocking clients, one at a time per connection.
 
-A hop costs about 240 us, so call it once a batch. A thread cannot be cancelled: the server must
-bound every call in time (`XREADGROUP BLOCK`, `statement_timeout`). Never use trio's default
-limiter: a database that hangs would starve DNS lookups and everything else.
+A hop costs about 240 us, so make one per batch. A thread cannot be cancelled: the server must
+bound the duration of every call (`XREADGROUP BLOCK`, `statement_timeout`). Never use trio's default
+limiter: a hung database would then starve DNS look-ups and all other thread calls.
 """
 
 import gc
@@ -12,11 +12,11 @@ from typing import TypeVar, TypeVarTuple, Unpack
 
 import trio
 
-# A thread that comes back from a store waits for the others' Python code this long at most. With
-# Python's own 5 ms, reading the indexer's next batch doubled the time of the current one.
+# The GIL switch interval: a thread that returns from a store waits at most this long for the GIL.
+# With Python's default of 5 ms, reading the indexer's next batch doubled the current one's time.
 _SWITCH_SECONDS = 0.0001
-# Python looks for reference cycles after every 700 objects more. A batch of events is a hundred
-# thousand, and hardly any of them is in a cycle: the search cost a tenth of reading events.
+# By default the cyclic garbage collector runs after every 700 new objects. A batch of events has
+# about 100,000 objects, hardly any in a cycle: the collector took a tenth of the decoding time.
 _YOUNG, _MIDDLE, _OLD = 50_000, 20, 100
 
 Arguments = TypeVarTuple("Arguments")
@@ -24,7 +24,7 @@ Result = TypeVar("Result")
 
 
 def take_turns_quickly() -> None:
-    """Let the threads of this process wait less for each other."""
+    """Shorten the GIL switch interval of this process."""
     sys.setswitchinterval(_SWITCH_SECONDS)
 
 
@@ -33,11 +33,11 @@ async def in_thread(
     *args: *Arguments,
     limiter: trio.CapacityLimiter,
 ) -> Result:
-    """Call a blocking function in a thread and wait for its end, also when cancelled."""
+    """Call a blocking function in a thread; waits for its end even if cancelled."""
     return await trio.to_thread.run_sync(function, *args, limiter=limiter)
 
 
 def ease_collector() -> None:
-    """Search for reference cycles less often, and never among the modules loaded by now."""
+    """Run the garbage collector less often, and exempt all objects that exist now (gc.freeze)."""
     gc.freeze()
     gc.set_threshold(_YOUNG, _MIDDLE, _OLD)

@@ -1,8 +1,8 @@
 """The harness around a role: signals, readiness, liveness, health and exit code.
 
 Signals: the first TERM or INT sets `stopping` (drain), the second `escalated` (finish the write in
-progress); QUIT sets both and prints the stacks of all threads, also when the loop is stuck.
-Nothing is ever raised from a signal handler: a commit may be in progress.
+progress); QUIT sets both and prints the stacks of all threads, even if the event loop is stuck.
+Signal handlers never raise: a commit may be in progress.
 """
 
 import faulthandler
@@ -58,7 +58,7 @@ def run_worker(
 ) -> int:
     """Run a role until a signal stops it; return the exit code of the process.
 
-    Without pipes it runs standalone: no supervisor, readiness goes to systemd alone.
+    Without pipes it runs standalone: no supervisor, and only systemd is notified of readiness.
     """
     log_setup.configure(settings.log_level, settings.log_format, role=role, instance=instance)
     faulthandler.enable()
@@ -129,7 +129,7 @@ class _Worker:
             nursery.start_soon(self._beat, context.registry)
             nursery.start_soon(self._role_task, context, nursery.cancel_scope)
             # The role declares its metrics before its first await: let it get there, so that the
-            # first scrape already sees every one of them.
+            # first scrape includes all of them.
             await trio.lowlevel.checkpoint()
             await trio.lowlevel.checkpoint()
             self._serve_metrics(context.registry)
@@ -167,7 +167,7 @@ class _Worker:
         self._announce()
 
     def _announce(self) -> None:
-        """Say ready when the role is and the metrics are served, whichever comes last."""
+        """Announce readiness once the role is ready and its metrics are served."""
         served = self._server is not None
         if not served or not self._role_is_ready or self._health.state != "starting":
             return
@@ -178,7 +178,7 @@ class _Worker:
         log.info("ready")
 
     async def _beat(self, registry: CollectorRegistry) -> None:
-        """Report health while the loop runs, during the drain too."""
+        """Report health while the event loop runs, including the drain."""
         while True:
             self._health.beat()
             self._health.observe(
@@ -196,7 +196,7 @@ class _Worker:
         self, flags: _Flags, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
     ) -> None:
         with trio.open_signal_receiver(*STOP_SIGNALS) as signals:
-            # Registered after trio's handler, so that it runs first and then passes the signal on.
+            # Registered after trio's handler, so it runs first and then chains to it.
             if _has_descriptor(sys.stderr):
                 faulthandler.register(signal.SIGQUIT, all_threads=True, chain=True)
             task_status.started()
@@ -205,7 +205,7 @@ class _Worker:
                 self._stop(flags, signal.Signals(number).name, escalate)
 
     async def _watch_supervisor(self, flags: _Flags) -> None:
-        """Drain when the supervisor is gone; nobody is left to force us, so do it ourselves."""
+        """Drain if the supervisor is gone; then escalate and exit, as it can no longer kill us."""
         if self._liveness is None:
             return
         async with trio.lowlevel.FdStream(self._liveness) as pipe:
@@ -215,7 +215,7 @@ class _Worker:
         _exit_in(budget + GRACE_AFTER_HURRY_SECONDS)
         self._stop(flags, "the supervisor is gone", escalate=False)
         await trio.sleep(budget)
-        self._stop(flags, "draining took too long", escalate=True)
+        self._stop(flags, "drain timed out", escalate=True)
 
     def _stop(self, flags: _Flags, reason: str, escalate: bool) -> None:
         self._health.state = "stopping"
@@ -228,7 +228,7 @@ class _Worker:
 
 
 def _exit_in(seconds: float) -> None:
-    """End the process after this long whatever the loop does: it may be stuck in a thread."""
+    """Exit after this long in any case: the event loop may be stuck in a thread."""
     timer = threading.Timer(seconds, os._exit, (FORCED,))
     timer.daemon = True
     timer.start()

@@ -1,4 +1,4 @@
-"""What PostgreSQL reports about tables, in a form that can be compared and stored as JSON."""
+"""Reads table definitions from PostgreSQL's catalogue, comparable and storable as JSON."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -33,20 +33,20 @@ ORDER BY c.relname, i.relname"""
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """A table or materialized view; every value is the definition by name, in physical order."""
+    """A table or materialized view: definitions by name, in physical order."""
 
     columns: dict[str, str] = field(default_factory=dict)
     constraints: dict[str, str] = field(default_factory=dict)
-    indexes: dict[str, str] = field(default_factory=dict)  # without those behind constraints
+    indexes: dict[str, str] = field(default_factory=dict)  # except indexes of constraints
 
 
 Catalogue = dict[str, Table]
 
 
 def read_catalogue(tx: Transaction, schema: str) -> Catalogue:
-    """Return the tables of a schema, without its name in the definitions; {} if there is none.
+    """Return the tables of a schema; {} if it does not exist.
 
-    Definitions are those of a search_path that begins with the schema.
+    Definitions are read with the schema first in search_path, so its name is not in them.
     """
     quoted = quote_schema(schema)
     if not tx.query("SELECT 1 FROM pg_namespace WHERE nspname = %s", [schema]):
@@ -72,7 +72,7 @@ def to_json(catalogue: Catalogue) -> dict[str, dict[str, dict[str, str]]]:
 
 
 def from_json(document: Mapping[str, Mapping[str, dict[str, str]]]) -> Catalogue:
-    """Return the catalogue that `to_json` made a document of."""
+    """Return the catalogue of a `to_json` document."""
     return {name: Table(**table) for name, table in document.items()}
 
 

@@ -1,4 +1,4 @@
-"""Comparing a database with the schema this version expects, without changing anything."""
+"""Compares a database with the schema that this version expects; read-only."""
 
 import json
 from dataclasses import dataclass, replace
@@ -11,14 +11,14 @@ from rsky_pipeline.database.schema.catalogue import Catalogue, Table, from_json,
 from rsky_pipeline.database.schema.migrate import PIPELINE_SCHEMA, migrations
 from rsky_pipeline.database.server import check_server
 
-# What `catalogue.to_json` gave for a database that `initialise` made; a test keeps it up to date.
+# `catalogue.to_json` of a database made by `initialise`; a test keeps it up to date.
 EXPECTED_FILE = "expected.json"
 
 _INITIALISE = "run `rsky-pipeline db init`"
 _OFFICIAL = "let the official data plane migrate the database (its migrations, not ours, own this)"
 _OFFICIAL_LATER = f"the pipeline works without it; {_OFFICIAL}"
-# What only others use, the AppView or its operators: the pipeline works whatever becomes of it, and
-# newer official migrations change some of it.
+# Used only by the AppView or its operators: the pipeline works without them, and newer official
+# migrations change some of them.
 _OF_OTHERS = frozenset({
     "activity_subscription", "actor_state", "algo_whats_hot_view", "blob_takedown", "bookmark",
     "did_cache", "draft", "kysely_migration", "kysely_migration_lock", "list_mute",
@@ -37,7 +37,7 @@ _OUR_ADDITIONS = {"record": {"rev"}, "op_thread_reply": {"op_thread_reply_uri_id
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """One thing that is not as expected, and what to do about it."""
+    """A deviation from the expected schema, and the advice for it."""
 
     severity: Literal["error", "warning"]  # the pipeline works in spite of a warning
     subject: str  # "column bsky.record.rev"
@@ -67,9 +67,9 @@ def expected() -> Expected:
 
 
 def check(url: str, schema: str = "bsky") -> list[Difference]:
-    """Return every difference, errors first; [] if the database is as expected.
+    """Return all differences, errors first; [] if the database is as expected.
 
-    Needs only the right to connect and to read the catalogue and the bookkeeping tables.
+    Needs only the privileges to connect and to read the catalogue and the bookkeeping tables.
     """
     with (
         Database.connect(url, schema=schema, name="db") as db,
@@ -105,7 +105,7 @@ def _compare(schema: str, wanted: Catalogue, found: Catalogue, *, behind: bool) 
 
 
 def _without_others(schema: str, differences: list[Difference], *, newer: bool) -> list[Difference]:
-    """Judge what only others use: a warning, or nothing where official migrations are newer."""
+    """Reduce differences in parts used by others to warnings; drop them if migrations are newer."""
     judged: list[Difference] = []
     for item in differences:
         kind, _, path = item.subject.partition(" ")
@@ -145,14 +145,14 @@ def _compare_table(name: str, wanted: Table, found: Table, behind: bool) -> list
 
 
 def _unmigrated(kind: str, subject: str, wanted: str) -> Difference:
-    """Return the difference for a part that an official migration has yet to make."""
+    """Return the difference for a part that a pending official migration creates."""
     if kind == "index" and not wanted.startswith("CREATE UNIQUE"):
         return Difference("warning", subject, wanted, None, _OFFICIAL_LATER)
     return _missing(subject, wanted, _OFFICIAL)
 
 
 def _recreate(kind: str, definition: str) -> str:
-    """Advise on a part that is missing although, or because, its migration has (not) run."""
+    """Return the advice for a missing part: run `db init`, else create it by hand."""
     how = f"execute: {definition}" if kind == "index" else f"add it as: {definition}"
     return f"{_INITIALISE}; if it remains, {how}"
 

@@ -1,8 +1,8 @@
-"""Making and upgrading the schema: forward only, all or nothing, one at a time.
+"""Creates and upgrades the schema: forward only, in one transaction, under an advisory lock.
 
-The AppView's tables belong to the official migrator. Where it has made them they are left as they
-are, and only what the pipeline needs besides is added. Applied steps are recorded in
-`rsky_pipeline.schema_version`, never in the official bookkeeping: the official migrator refuses a
+The AppView's tables belong to the official migrator. Tables it has created stay untouched; only the
+pipeline's own tables and indexes are added. Applied steps are recorded in
+`rsky_pipeline.schema_version`, never in the official bookkeeping: the official migrator rejects a
 database with an unknown migration.
 """
 
@@ -16,7 +16,7 @@ from rsky_pipeline.database.errors import SchemaMismatchError
 
 OLDEST_SERVER = 14
 PIPELINE_SCHEMA = "rsky_pipeline"
-APPVIEW_VERSION = 1  # the migration that makes the AppView's tables
+APPVIEW_VERSION = 1  # the step that creates the AppView's tables
 _BREAKING = "-- breaks older programs"
 _LOCK = 0x72736B79  # "rsky": the advisory lock that concurrent initialisations wait for
 
@@ -39,7 +39,7 @@ class Migration:
 
     @property
     def breaks_older(self) -> bool:
-        """Whether programs without this step cannot use the database any more."""
+        """Whether programs that lack this step cannot use the database once it is applied."""
         return _BREAKING in self.sql
 
 
@@ -57,11 +57,11 @@ def migrations() -> tuple[Migration, ...]:
 def initialise(
     url: str, schema: str = "bsky", *, steps: Sequence[Migration] | None = None
 ) -> list[str]:
-    """Bring the database to this version's schema; return what was done, [] if nothing was.
+    """Upgrade the database to this version's schema; returns the changes made, [] if none.
 
-    Waits for a concurrent initialisation. Raises SchemaMismatchError, having changed nothing, when
-    the database cannot be used: too old a server, tables of another origin, a newer version of ours
-    that older programs cannot use. (Steps usually add only, so that the previous one can.)
+    Waits for a concurrent initialisation. Raises SchemaMismatchError, changing nothing, if the
+    database is unusable: the server is too old, the tables have another origin, or a newer version
+    has applied a step that breaks older programs. (Most steps only add, and do not.)
     """
     with (
         Database.connect(url, schema=schema, name="db", statement_timeout_ms=0) as db,
@@ -71,7 +71,7 @@ def initialise(
 
 
 def migrate(tx: Transaction, schema: str, steps: Sequence[Migration]) -> list[str]:
-    """Do what `initialise` says within a transaction."""
+    """Apply missing steps in an open transaction; see `initialise`."""
     tx.query("SELECT pg_advisory_xact_lock(%s)", [_LOCK])
     _check_server(tx)
     done: list[str] = []
@@ -96,7 +96,7 @@ def migrate(tx: Transaction, schema: str, steps: Sequence[Migration]) -> list[st
 
 
 def pending(url: str, schema: str = "bsky") -> list[str]:
-    """Return what `initialise` would do, having changed nothing. Raises what it would raise."""
+    """Dry run of `initialise`: the same result and errors, without changes."""
     with (
         Database.connect(url, schema=schema, name="db") as db,
         db.transaction() as tx,
@@ -109,9 +109,9 @@ def pending(url: str, schema: str = "bsky") -> list[str]:
 
 
 def _missing(tx: Transaction, schema: str, steps: Sequence[Migration]) -> list[Migration]:
-    """Return the steps that are still to do.
+    """Return the steps not yet applied.
 
-    Raises SchemaMismatchError for one that we must know.
+    Raises SchemaMismatchError if the database has an unknown step that breaks older programs.
     """
     applied = _applied(tx, schema)
     known = {step.version for step in steps}
@@ -151,7 +151,7 @@ def _make_appview(tx: Transaction, schema: str, step: Migration) -> list[str]:
 
 
 def _make_extension(tx: Transaction) -> list[str]:
-    """Provide pg_trgm where the official migrator and our search_path look for it."""
+    """Create pg_trgm in `public`, where the official migrator and our search_path expect it."""
     found = tx.query(
         "SELECT nspname FROM pg_extension JOIN pg_namespace n ON n.oid = extnamespace "
         "WHERE extname = 'pg_trgm'"
@@ -182,10 +182,10 @@ def _check_server(tx: Transaction) -> None:
 
 
 def _applied(tx: Transaction, schema: str) -> dict[int, bool]:
-    """Return the steps that were done, and of each whether it breaks programs without it."""
+    """Return applied steps by version, and whether each breaks programs that lack it."""
     if not _exists(tx, PIPELINE_SCHEMA, "schema_version"):
         return {}
-    # As JSON, because the column is itself a step (0006).
+    # Read through JSON, because step 0006 adds the column.
     rows = tx.query(
         "SELECT version, appview_schema, coalesce((to_jsonb(v)->>'breaks_older')::boolean, false) "
         f"FROM {PIPELINE_SCHEMA}.schema_version v"
