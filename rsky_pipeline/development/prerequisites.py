@@ -1,4 +1,4 @@
-"""What `make` needs of the system before it makes its virtual environment; runs on any Python 3.
+"""Checks the system requirements of `make`, before the virtual environment; runs on any Python 3.
 
 On Debian and Ubuntu the module that makes virtual environments and the headers of Python are
 packages of their own, which the messages of pip and venv do not name.
@@ -13,7 +13,7 @@ import sys
 import sysconfig
 
 OLDEST = (3, 11)
-# What to type, by the ID of os-release(5); the README has the same lines.
+# Installation commands by the ID of os-release(5); the README has the same lines.
 INSTALL = {
     "debian": "sudo apt-get install git make gcc python3 python3-venv python3-dev",
     "ubuntu": "sudo apt-get install git make gcc python3 python3-venv python3-dev",
@@ -23,7 +23,7 @@ INSTALL = {
 
 
 def needed() -> list[str]:
-    """Return what is missing that nothing can be made without."""
+    """Return missing packages that the virtual environment requires."""
     found = [f"the module {name}" for name in ("venv", "ensurepip") if not _has_module(name)]
     if tuple(sys.version_info) < OLDEST:
         found.append("Python 3.11 or later (choose one with: make PYTHON=/path/to/python3.11)")
@@ -31,7 +31,7 @@ def needed() -> list[str]:
 
 
 def needed_to_compile() -> list[str]:
-    """Return what is missing for the compiled readers, without which everything works, slower."""
+    """Return missing packages of the compiled readers; the program works without them, slower."""
     header = os.path.join(sysconfig.get_path("include"), "Python.h")
     found = [] if os.path.exists(header) else [header]
     compiler = os.environ.get("CC") or sysconfig.get_config_var("CC") or "cc"
@@ -54,7 +54,7 @@ def system(release: str = "/etc/os-release") -> str | None:
 
 
 def main() -> int:
-    """Print what is missing and what to type; return 2 if nothing can be made."""
+    """Print missing packages and the command to install them; returns 2 if `make` cannot go on."""
     essential, compiling = needed(), needed_to_compile()
     if not essential and not compiling:
         return 0

@@ -1,7 +1,7 @@
-"""The account a server runs as when we are root, and the permissions it needs on the way.
+"""The account of an embedded server if we are root, and the permissions that it needs.
 
-PostgreSQL refuses to run as root. Its files must then belong to an unprivileged account, and every
-directory above them and above its programs must let that account through.
+PostgreSQL refuses to run as root. Its files must then belong to an unprivileged account, and that
+account needs search permission on every directory above them and above its programs.
 """
 
 import logging
@@ -31,7 +31,7 @@ class SystemAccount:
 
 
 def unprivileged_account(owned: Path) -> SystemAccount | None:
-    """Return the account to run as, or None when we are not root and stay what we are.
+    """Return the account to run as, or None if we are not root (no change of account).
 
     An existing directory `owned` keeps its owner. Otherwise the account `rsky-pipeline` is used,
     created when it is missing; where that is impossible, `nobody`.
@@ -62,7 +62,7 @@ def give(path: Path, account: SystemAccount | None, mode: int) -> None:
 
 
 def let_through(path: Path, account: SystemAccount) -> None:
-    """Make every directory above `path` passable for the account; say so where that changes one."""
+    """Grant the account search permission on all directories above `path`; logs every change."""
     for parent in path.resolve().parents:
         status = parent.stat()
         if status.st_uid == account.uid or status.st_mode & stat.S_IXOTH:
@@ -75,7 +75,7 @@ def let_through(path: Path, account: SystemAccount) -> None:
 
 
 def let_read(folder: Path) -> None:
-    """Make a folder of programs readable for everybody, and what its owner may run executable."""
+    """Make a folder readable by all accounts, and executable where its owner may execute."""
     for directory, _, names in os.walk(folder):
         _add_mode(Path(directory), 0o005)
         for name in names:

@@ -1,8 +1,8 @@
-"""Errors before an embedded store runs."""
+"""Errors of preparing an embedded store."""
 
 
 class EmbeddedStoreError(Exception):
-    """An embedded store cannot be used; the message says why and what to do."""
+    """An embedded store cannot be used; the message has the reason and the remedy."""
 
 
 class WheelMissingError(EmbeddedStoreError):

@@ -1,8 +1,8 @@
 """Ends an embedded store whose supervisor was killed: `python -m rsky_pipeline.embedded.guard`.
 
-A server from a wheel does not watch our liveness pipe, so this small process does. When
-the supervisor is gone it waits until the workers have drained (they need the store to do so, and
-hold locks as long as they live), then stops the store in order.
+A server from a wheel does not watch our liveness pipe, so this small process does. When the
+supervisor is gone, the guard waits until the workers have drained and released their locks (they
+need the store for that), then stops the store.
 """
 
 import argparse
@@ -21,7 +21,7 @@ POLL_SECONDS = 0.2
 def arguments(
     *, pid: int, liveness: int, stop_signal: int, locks: Path, patience: float
 ) -> list[str]:
-    """Return the command line of a guard. `patience` is how long it waits for the workers."""
+    """Return the command line of a guard; it waits up to `patience` seconds for the workers."""
     return [
         *(sys.executable, "-P", "-m", "rsky_pipeline.embedded.guard"),
         *("--pid", str(pid)),
@@ -42,7 +42,7 @@ def main() -> None:
     parser.add_argument("--patience", type=float, required=True)
     given = parser.parse_args()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)  # a stop of the whole group is not meant for us
+        signal.signal(number, signal.SIG_IGN)  # signals to the process group are ignored
     try:
         store = os.pidfd_open(given.pid)
     except ProcessLookupError:
@@ -62,7 +62,7 @@ def main() -> None:
 def _store_ends_first(store: int, liveness: int) -> bool:
     watched = select.poll()
     watched.register(store, select.POLLIN)
-    watched.register(liveness, select.POLLIN)  # nothing is ever written: only its end is reported
+    watched.register(liveness, select.POLLIN)  # never written to: only its end of file is reported
     return any(descriptor == store for descriptor, _ in watched.poll())
 
 

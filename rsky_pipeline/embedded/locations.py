@@ -1,7 +1,7 @@
-"""Where files, sockets and programs are.
+"""Paths of files, sockets and programs.
 
 Layout of the data directory: `valkey/` and `postgres/` hold a store each (data, log, socket),
-`run/` the control sockets and locks unless `run_dir` says otherwise.
+`run/` the control sockets and locks unless `run_dir` is set.
 """
 
 import hashlib
@@ -31,7 +31,7 @@ def resolve_directories(settings: Settings) -> Settings:
 
 
 def store_urls(settings: Settings) -> Settings:
-    """Return the settings with the URLs of the embedded stores where none is set."""
+    """Return the settings with URLs that are not set replaced by those of embedded stores."""
     data = data_directory(settings)
     changes: dict[str, str] = {}
     if settings.redis_url is None:
@@ -75,10 +75,10 @@ def fits(directory: Path) -> bool:
 
 
 def socket_directory(directory: Path) -> Path:
-    """Return where the sockets of a directory are: there, or in /tmp when its path is too long.
+    """Return the directory for the sockets of `directory`: itself, or one in /tmp if too long.
 
-    The name in /tmp follows from the directory and the owner of its parent (a store's directory may
-    belong to an account of its own), so that every process, root included, finds the same one.
+    The name in /tmp is derived from the directory and the owner of its parent (a store's directory
+    may belong to another account), so that every process, including root, computes the same one.
     """
     if fits(directory):
         return directory
@@ -155,7 +155,7 @@ def _program(path: Path, setting: str) -> Path:
 
 
 def _first_of(variable: str) -> Path | None:
-    """Read a directory that systemd passes; several are separated by colons."""
+    """Return the first directory of a systemd variable, which may hold several, colon-separated."""
     value = os.environ.get(variable, "").split(":")[0]
     return Path(value) if value else None
 

@@ -16,20 +16,20 @@ from rsky_pipeline.embedded.errors import EmbeddedStoreError
 from rsky_pipeline.embedded.program import StoreProgram
 
 # Written to postgresql.conf once, so that an operator can edit them there. synchronous_commit stays
-# on: a batch that was acknowledged in Redis must survive the server's death.
+# on: a batch acknowledged in Redis must survive a crash of the server.
 INITIAL_OPTIONS: Mapping[str, str] = {
     "shared_buffers": "256MB",
     "work_mem": "16MB",
     "maintenance_work_mem": "128MB",
     "effective_cache_size": "1GB",
-    # Each first change of a page after a checkpoint writes all of it into the log, about eleven
-    # pages an event: in a database of some size that costs more than all of the rest. So there are
-    # few checkpoints. The price: a crash takes minutes to recover from, and `max_wal_size` of disk.
+    # The first change of a page after a checkpoint writes the full page to the WAL, about eleven
+    # pages per event: in a large database, most of the write load. So checkpoints are rare, at the
+    # price of minutes of recovery after a crash and `max_wal_size` of disk.
     "checkpoint_timeout": "30min",
     "checkpoint_completion_target": "0.9",
-    # pglz would take three to four times the processor time of the whole server.
+    # Compression with pglz would take three to four times the CPU time of the whole server.
     "wal_compression": "off",
-    "wal_writer_delay": "20ms",  # a commit finds most of its log on the disk already
+    "wal_writer_delay": "20ms",  # most WAL is already flushed when a commit needs it
     "synchronous_commit": "on",
     "max_locks_per_transaction": "256",
     "random_page_cost": "1.1",
@@ -38,7 +38,7 @@ INITIAL_OPTIONS: Mapping[str, str] = {
     "log_timezone": "UTC",
     "log_line_prefix": "%m [%p] ",
 }
-# These cannot be changed in postgresql.conf: the rest of the program depends on them.
+# Set on the command line, which overrides postgresql.conf: the program depends on them.
 FIXED_OPTIONS: Mapping[str, str] = {
     "listen_addresses": "",
     "port": "5432",  # only part of the socket's name
@@ -48,13 +48,13 @@ FIXED_OPTIONS: Mapping[str, str] = {
 INITIALISE_TIMEOUT_SECONDS = 120
 _GB = 1024**3
 LEAST_WAL_GB, MOST_WAL_GB = 1, 20
-WAL_SHARE = 8  # of the free disk, one part of so many
+WAL_SHARE = 8  # divisor: `max_wal_size` is this fraction of the free disk
 
 log = logging.getLogger(__name__)
 
 
 def prepare(settings: Settings, options: Mapping[str, str] | None = None) -> StoreProgram:
-    """Create the cluster and its database if there is none, and return how to run the server.
+    """Create the cluster and its database if missing; returns the program to start.
 
     Blocking; the first call takes some seconds. `options` are further server settings.
     Raises EmbeddedStoreError.
@@ -92,7 +92,7 @@ def answers(installation: Path, sockets: Path) -> bool:
 
 
 def _directories(root: Path, home: Path, installation: Path, account: SystemAccount | None) -> Path:
-    """Make the server's directories and everything on the way to them usable by its account."""
+    """Create the server's directories and make their paths accessible to its account."""
     accounts.give(home, account, 0o700)
     sockets = locations.postgres_socket_directory(root)
     if sockets.parent != home:
@@ -106,7 +106,7 @@ def _directories(root: Path, home: Path, installation: Path, account: SystemAcco
 
 
 def _create_cluster(installation: Path, home: Path, account: SystemAccount | None) -> None:
-    """Make the cluster beside its final place and rename it: a half-made one is never used."""
+    """Create the cluster under a temporary name and rename it, so that none is half-made."""
     log.info("creating the embedded PostgreSQL", extra={"directory": str(home)})
     unfinished = home / "data.new"
     shutil.rmtree(unfinished, ignore_errors=True)
@@ -118,7 +118,7 @@ def _create_cluster(installation: Path, home: Path, account: SystemAccount | Non
     initdb = [
         *(str(programs / "initdb"), "--pgdata", str(unfinished)),
         *("--username", locations.DATABASE_USER, "--auth", "trust", "--encoding", "UTF8"),
-        # Code-point order, and upper and lower case of all of Unicode, whatever libc is there.
+        # Code-point order and full Unicode case mapping, independent of the libc.
         *("--locale", "C", "--locale-provider", "builtin", "--builtin-locale", "C.UTF-8"),
         *("--no-instructions", "--no-sync"),
         *(part for name, value in options.items() for part in ("--set", f"{name}={value}")),

@@ -1,4 +1,4 @@
-"""How to run a store: everything a starter needs, as a value."""
+"""A prepared embedded store as a value: everything needed to start it."""
 
 import os
 import subprocess
@@ -13,7 +13,7 @@ MAX_LOG_BYTES = 10_000_000
 
 @dataclass(frozen=True, slots=True)
 class StoreProgram:
-    """A prepared store server: its directories exist, only the process is missing."""
+    """A prepared store server: its directories exist, its process is not started."""
 
     name: str
     arguments: tuple[str, ...]

@@ -9,9 +9,9 @@ from rsky_pipeline.configuration.settings import Settings
 from rsky_pipeline.embedded import locations
 from rsky_pipeline.embedded.program import StoreProgram
 
-# appendfsync everysec: a reply is sent after write(), so what was acknowledged survives the death
-# of the server; a power failure may take the last second, which the ingester notices by the cursor
-# and reads again.
+# appendfsync everysec: a reply is sent after write(), so acknowledged writes survive a crash of the
+# server. A power failure may lose the last second; the ingester detects that by the cursor, which
+# is lower than expected, and reads those events again.
 OPTIONS: tuple[str, ...] = (
     *("--port", "0"),
     *("--unixsocketperm", "700"),
@@ -26,7 +26,7 @@ OPTIONS: tuple[str, ...] = (
 
 
 def prepare(settings: Settings, options: tuple[str, ...] = ()) -> StoreProgram:
-    """Create the directories of the embedded Valkey and return how to run it.
+    """Create the directories of the embedded Valkey; returns the program to start.
 
     `options` are further arguments of the server. Raises EmbeddedStoreError.
     """

@@ -1,8 +1,8 @@
 """The conditions of the watched rules: samples in, diagnoses out. Pure.
 
-Each function looks at one condition and yields a verdict for each subject that it could judge,
-good ones included. Workers run all of them over the samples of the last minutes, `verify` over the
-two samples of its window; a window that is shorter than a rule's time judges nothing of it.
+Each function evaluates one condition and yields a verdict for each subject with enough data,
+including good ones. Workers run all of them over the samples of the last minutes, `verify` over the
+two samples of its window; a rule is not evaluated over a window shorter than its `seconds`.
 """
 
 from collections.abc import Callable, Iterator
@@ -16,7 +16,7 @@ from rsky_pipeline.streams.lag import StreamReport
 LISTING = "listing"  # the check of all listings together
 Condition = Callable[[SampleWindow], Iterator[RuleVerdict]]
 
-# Activities that may turn in circles: the counters of tries and failures, and those of progress.
+# Activities that may retry for ever: the counters of tries and failures, and those of progress.
 # A listing is a loop for each host and source, see `_listings`.
 _LOOPS: dict[str, tuple[tuple[tuple[str, dict[str, str]], ...], tuple[str, ...]]] = {
     "appending to Redis": (
@@ -44,7 +44,7 @@ _WAITED, _LAG = "ingester_backpressure_seconds_total", "ingester_event_lag_secon
 _MESSAGES, _CURSOR = "ingester_firehose_messages_total", "ingester_cursor_seq"
 _STALE, _EVENTS = "indexer_stale_writes_total", "indexer_batch_events_sum"
 _MISPLACED = "indexer_misplaced_events_total"
-# What a worker has to read of its own metrics.
+# The metrics that a worker reads of itself.
 METRICS = (
     *(name for tried, done in _LOOPS.values() for name in (*(each for each, _ in tried), *done)),
     *(_FAILURES, _PAGES, _SKIPS, _DONE, _WAITED, _LAG, _MESSAGES, _CURSOR, _STALE, _EVENTS),
@@ -78,7 +78,7 @@ def _metrics(window: SampleWindow) -> Iterator[RuleVerdict]:
 
 
 def _polluted(window: SampleWindow) -> Iterator[RuleVerdict]:
-    """Look for entries in the live stream that belong elsewhere: there, or met by an indexer."""
+    """Find misplaced entries in the live stream: by sampling it, or counted by an indexer."""
     now, then = window.now, window.over(rules.POLLUTED.seconds)
     met = window.grown(then, _MISPLACED)
     figure = (
@@ -90,9 +90,9 @@ def _polluted(window: SampleWindow) -> Iterator[RuleVerdict]:
 
 
 def _rate(window: SampleWindow) -> Iterator[RuleVerdict]:
-    """Hold the events added to the live stream against the band.
+    """Compare the rate of the live stream with the expected band.
 
-    Old events are read faster, and a pause of reading is another condition.
+    Not judged while the ingester catches up (a higher rate) or is held up (another rule).
     """
     band, why_not = window.expected.band, window.expected.why_no_band
     if band is None and not why_not:
@@ -125,9 +125,9 @@ def _rate(window: SampleWindow) -> Iterator[RuleVerdict]:
 
 
 def _stale(window: SampleWindow) -> Iterator[RuleVerdict]:
-    """Find history that is older than the stored state.
+    """Find backfilled states that are older than the stored ones.
 
-    Live events are older whenever their repo was fetched before they were read: that is no sign.
+    Live events do not count: they are stale whenever their repo was fetched before they were read.
     """
     rule, then = rules.STALE_WRITES, window.over(rules.STALE_WRITES.seconds)
     stale = window.grown(then, _STALE, stream=FIREHOSE_BACKFILL)
@@ -139,7 +139,7 @@ def _stale(window: SampleWindow) -> Iterator[RuleVerdict]:
 
 
 def _progress(window: SampleWindow) -> Iterator[RuleVerdict]:
-    """Find activities that are tried again and again and have not come any further meanwhile."""
+    """Find activities that retry without progress."""
     for name, (tried, done) in _LOOPS.items():
         yield from _loop(
             window, name,
@@ -150,10 +150,9 @@ def _progress(window: SampleWindow) -> Iterator[RuleVerdict]:
 
 
 def _listings(window: SampleWindow) -> Iterator[RuleVerdict]:
-    """Each listing is a loop of its own: one that moves must not hide one that does not.
+    """Judge each listing separately, so that one with progress cannot hide one without.
 
-    One at its end is left out: only the repos are still tried then that its host cannot list,
-    which is meant.
+    A finished listing is skipped: it only retries the ranges that its host cannot list.
     """
     stuck = []
     for _, labels, done in window.now.series(_DONE):
@@ -189,7 +188,7 @@ def _loop(
     before = [tries for _, tries, came in recent if came != done_now]
     began, first = next((item, tries) for item, tries, came in recent if came == done_now)
     seconds = now.moment - began.moment
-    # Waits between tries grow, so the tries right after the last progress count as well.
+    # Back-off spaces the tries, so those right after the last progress count too.
     tries = tries_now - (before[-1] if before else first)
     if tries_now > first and seconds >= rule.seconds and rule.verdict(tries) == "fail":
         figure = f"{name}: {tries:,.0f} tries in {seconds:.0f} s and no progress"
@@ -220,7 +219,7 @@ def _back_pressure(window: SampleWindow) -> Iterator[RuleVerdict]:
 
 
 def _held_up(window: SampleWindow) -> Iterator[RuleVerdict]:
-    """Judge the share of time that reading was held up; a short history counts as a long one."""
+    """Judge the share of time for which reading was held up; a short history counts in full."""
     rule = rules.HELD_UP
     if not window.now.values(_WAITED):
         return
@@ -268,7 +267,7 @@ def _removed(window: SampleWindow) -> Iterator[RuleVerdict]:
 
 
 def _removed_unread(stream: StreamReport | None, group: str) -> int | None:
-    """Return how many entries more were removed than the group was given, at least."""
+    """Return the least number of entries removed before they were delivered to the group."""
     found = stream.group(group) if stream else None
     if stream is None or found is None or found.read is None or not stream.counts_added:
         return None

@@ -1,10 +1,9 @@
 """Every rule about the health of the pipeline: thresholds, remedies, alerts.
 
-A rule judges one value: seconds, a share, a count. `Limits` are the least values that warn and that
-fail; streams of history have limits of their own, because they wait while live events go first.
-Workers evaluate the rules that are `watched` every few seconds (a finding, by its name in
-`rsky_finding`), `verify` evaluates them over its window, and Prometheus by the alerts: a condition
-has one threshold and one verdict wherever it is looked at.
+A rule judges one value: seconds, a share, a count. `Limits` are the thresholds that warn and fail;
+history streams have their own, because they wait while live events take precedence. Workers
+evaluate the `watched` rules every few seconds (as findings, named as in `rsky_finding`), `verify`
+evaluates them over its window, and Prometheus through the alerts, all with the same thresholds.
 """
 
 from collections.abc import Iterable, Iterator
@@ -23,7 +22,7 @@ HISTORY_SECONDS = 300.0
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """The least value that warns, and the least that fails; None where there is none."""
+    """The thresholds that warn and fail; None if there is none."""
 
     warn: float | None = None
     fail: float | None = None
@@ -31,7 +30,7 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Alert:
-    """An alert of a rule. In `expr`, `{warn}`, `{fail}`, `{least}` and `{minutes}` are the rule's.
+    """An alert of a rule; `{warn}`, `{fail}`, `{least}`, `{minutes}` in `expr` are the rule's.
 
     `page` is a section of docs/runbook.md or a page of docs/.
     """
@@ -53,8 +52,8 @@ class Rule:
     remedy: str
     limits: Limits = Limits()
     history: Limits | None = None  # of streams of history, where they differ
-    seconds: float = 0.0  # the time that a value is taken over
-    least: float = 0.0  # how much has to happen before a share or a difference counts
+    seconds: float = 0.0  # the window of a value
+    least: float = 0.0  # the minimum count below which a share or a difference is not judged
     watched: bool = False  # by every worker, as a finding
     of_stream: bool = False
     finding: str = ""  # in `rsky_finding`, if it is not `name`
@@ -86,7 +85,7 @@ class Rule:
 
 @dataclass(frozen=True, slots=True)
 class RuleVerdict:
-    """The verdict of a rule on a subject now, and the figure that it rests on, for people."""
+    """The verdict of a rule on a subject, and its figure as text."""
 
     rule: Rule
     subject: str
@@ -113,7 +112,7 @@ class RuleVerdict:
 
 
 def judged(rule: Rule, subject: str, value: float, figure: str) -> RuleVerdict:
-    """Return a diagnosis whose status follows from the value."""
+    """Return the verdict of a rule for a value."""
     return RuleVerdict(rule, subject, rule.verdict(value, subject), figure, value)
 
 
@@ -435,8 +434,8 @@ FAILED_REPOS = Rule(
 
 RULES = tuple(value for value in list(globals().values()) if isinstance(value, Rule))
 WATCHED = tuple(rule for rule in RULES if rule.watched)
-# The alerts of what workers find by themselves, where the rule has none of its own. A finding's
-# value is 1 where it warns and 2 where it fails.
+# Alerts of findings whose rules have no alert of their own. A finding's value is 1 for a warning
+# and 2 for a failure.
 FINDING_ALERTS = (
     Alert(
         "RskyGraveFinding", "critical", "0m",

@@ -1,7 +1,7 @@
-"""What rules look at: samples of the streams, of Redis, and of the metrics of workers.
+"""The inputs of rules: samples of the streams, of Redis, and of the metrics of workers.
 
-A worker takes a sample of itself every few seconds, `verify` one of all workers before and after
-its window. Moments are monotonic seconds.
+A worker samples itself every few seconds, `verify` all workers before and after its window. Times
+are monotonic seconds.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -17,7 +17,7 @@ Samples = Mapping[str, Mapping[Labels, float]]
 
 @dataclass(frozen=True, slots=True)
 class Exported:
-    """What one worker exports at one moment: the values of its series by name and labels."""
+    """The metrics of one worker at one moment: the values of its series by name and labels."""
 
     worker: str
     samples: Samples = field(default_factory=dict)
@@ -33,7 +33,7 @@ class Exported:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """Everything that was seen at one moment; unknown figures keep their defaults."""
+    """All figures of one moment; unknown ones keep their defaults."""
 
     moment: float
     streams: tuple[StreamReport, ...] = ()
@@ -45,11 +45,11 @@ class Sample:
     missing_metrics: tuple[str, ...] = ()
 
     def stream(self, name: str) -> StreamReport | None:
-        """Return a stream, None where it was not looked at."""
+        """Return the report of a stream, None if it was not sampled."""
         return next((item for item in self.streams if item.name == name), None)
 
     def group(self, stream: str, name: str) -> GroupReport | None:
-        """Return a group of a stream, None where it was not looked at or is not there."""
+        """Return the report of a group, None if it does not exist or was not sampled."""
         report = self.stream(stream)
         return report.group(name) if report else None
 
@@ -71,7 +71,7 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Expectations:
-    """What the settings expect; the rate of live events is not judged where `band` is None."""
+    """Expected values from the settings; `band` None means any rate of live events."""
 
     band: tuple[float, float] | None = None
     why_no_band: str = ""
@@ -79,7 +79,7 @@ class Expectations:
 
 
 class SampleWindow:
-    """Samples in order, the newest last, and the expectations that they are held against."""
+    """Samples in order, the newest last, and the expected values."""
 
     def __init__(self, samples: Sequence[Sample], expected: Expectations) -> None:
         self.samples = samples
@@ -89,11 +89,11 @@ class SampleWindow:
 
     @property
     def seconds(self) -> float:
-        """How much time the samples cover."""
+        """The seconds that the samples cover."""
         return self.now.moment - self.first.moment
 
     def before(self, seconds: float) -> Sample | None:
-        """Return the newest sample that is at least so old, None if there is none."""
+        """Return the newest sample at least `seconds` old, None if there is none."""
         limit = self.now.moment - seconds
         return next((item for item in reversed(self.samples) if item.moment <= limit), None)
 
@@ -102,15 +102,15 @@ class SampleWindow:
         return self.before(seconds) or self.first
 
     def grown(self, then: Sample, name: str, **labels: str) -> float:
-        """Return by how much a counter grew since, over all workers; one that restarted began at 0.
+        """Return the increase of a counter since `then`, over all workers.
 
-        A worker that was not there `then` counts from 0.
+        A worker that restarted, or that is missing in `then`, counts from 0.
         """
         return grown(then, self.now, name, **labels)
 
 
 def grown(then: Sample, now: Sample, name: str, **labels: str) -> float:
-    """Return by how much a counter grew between two samples, over all workers."""
+    """Return the increase of a counter between two samples, over all workers."""
     earlier = {worker.worker: worker for worker in then.workers}
     total = 0.0
     for worker in now.workers:

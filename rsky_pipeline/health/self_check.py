@@ -1,7 +1,7 @@
-"""A worker's look at the streams and at itself: gauges, findings, and log lines.
+"""A worker's check of the streams and of itself: gauges, findings and log lines.
 
-`watch` runs in the store thread of the task that every role has for it, every few seconds, whether
-traffic flows or not.
+Every role has a task that runs `watch` in its store thread every few seconds, with or without
+traffic.
 """
 
 import logging
@@ -33,7 +33,7 @@ from rsky_pipeline.streams.scan import nature, newest
 
 _log = logging.getLogger(__name__)
 _PAGE_ENTRIES = 50  # the newest of the live stream
-_AGAIN_SECONDS = 60.0  # between two log lines about one finding
+_AGAIN_SECONDS = 60.0  # minimum interval of log lines about one finding
 
 
 def expectations(settings: Settings, *, rated: bool = True) -> Expectations:
@@ -57,16 +57,16 @@ class SelfCheck:
         self._registry = registry
         self._role = role
         self._metrics = FindingMetrics(registry, finding_series(streams))
-        # One worker judges the rate: the one that makes it.
+        # Only the producer of live events judges their rate.
         self._expected = expectations(settings, rated=role == "ingester")
         self._throttled = ThrottledLog(_log, _AGAIN_SECONDS)
-        # Counters begin at 0 now; what happens before the first look is to count.
+        # A sample before any work, so that events before the first check count as an increase.
         self._samples = [Sample(time.monotonic(), workers=(exported(registry, role, METRICS),))]
 
     def look(self, store: Store, reports: Sequence[StreamReport]) -> list[RuleVerdict]:
-        """Take a sample, show the findings in the metrics, log them now and then, return them.
+        """Take a sample and evaluate the rules; findings go to metrics and log, and are returned.
 
-        Raises StoreUnavailableError and StoreRejectedError; findings then stay as they were.
+        Raises StoreUnavailableError and StoreRejectedError; the metrics then keep their values.
         """
         memory = server_memory(store)
         looked_at, misplaced = self._look_for_misplaced(store, reports)
@@ -110,7 +110,7 @@ class SelfCheck:
         )  # fmt: skip
 
     def _look_for_misplaced(self, store: Store, reports: Sequence[StreamReport]) -> tuple[int, int]:
-        """Count repo events among the newest entries of the live stream; one worker looks."""
+        """Count repo events among the newest entries of the live stream; only one worker does."""
         if self._role != "ingester" or not any(
             report.name == FIREHOSE_LIVE and report.length for report in reports
         ):
@@ -125,9 +125,9 @@ def watch(
     streams: Sequence[str] = STREAMS,
     self_check: SelfCheck | None = None,
 ) -> list[StreamReport]:
-    """Look at the streams once, set the gauges, judge what is found, and return it.
+    """Measure the streams once, set the gauges, and return the findings.
 
-    Raises StoreUnavailableError and StoreRejectedError; the gauges then keep what they showed.
+    Raises StoreUnavailableError and StoreRejectedError; the gauges then keep their values.
     """
     reports = collect(store, streams)
     letters = [store.call("XLEN", dead_letters(report.name)) for report in reports]

@@ -1,7 +1,7 @@
-"""Which build of the program runs: version, commit and time, as far as they are recorded.
+"""The version, commit and build time of the running program, as far as they are recorded.
 
-A built file (`make binary`) carries them in `build.json`. Otherwise the commit is what pip recorded
-of an installation from git, or that of the working copy we run from, and there is no build time.
+An executable file (`make binary`) has them in `build.json`. Otherwise the commit is the one that
+pip recorded for an installation from git, or that of the working copy, without a build time.
 """
 
 import json
@@ -47,7 +47,7 @@ def commit() -> str:
 
 
 def has_compiled_readers() -> bool:
-    """Return whether frames, trees and records are read by compiled code, as far as it goes."""
+    """Return which of the compiled readers (frames, trees, records) are in use, as text."""
     try:
         import_module("rsky_pipeline.atproto.native.trees")
     except ImportError:  # not built, or not for this machine

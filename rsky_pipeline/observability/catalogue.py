@@ -20,7 +20,7 @@ from rsky_pipeline.observability.server import add_process_metrics
 from rsky_pipeline.observability.streams import StreamMetrics
 from rsky_pipeline.observability.supervisor import ChildSample, SupervisorCollector
 
-# The metrics to look at first, and what they answer. Everything else explains one of these.
+# The metrics to look at first, with the question that each answers; the others give details.
 VITAL: Mapping[str, str] = {
     "rsky_process_up": "does every process run and is it ready",
     "rsky_process_crash_looping": "does one end again and again",

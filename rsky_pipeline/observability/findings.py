@@ -1,4 +1,4 @@
-"""What a running worker finds wrong by itself, as metrics: which series exist is for its rules."""
+"""The findings of a worker's self-check as metrics; the rules define which series exist."""
 
 from collections.abc import Iterable, Mapping
 
@@ -29,7 +29,7 @@ class FindingMetrics:
         self._now: set[Series] = set()
 
     def show(self, levels: Mapping[Series, int]) -> list[Series]:
-        """Let the metrics show these findings; return those that were not active before."""
+        """Set the metrics to these findings; returns the newly active ones."""
         for series in self._series:
             self.active.labels(*series).set(levels.get(series, 0))
         new = [series for series in levels if series not in self._now]

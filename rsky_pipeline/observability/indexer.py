@@ -10,14 +10,14 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 KINDS = ("create", "update", "delete", "repo", "account", "identity")
 OUTCOMES = ("inserted", "updated", "deleted", "touched", "stale")
-# Why a record is refused: for what it holds, or for what it does to the database or to us.
+# Reasons to reject a record: its content, an error of PostgreSQL, or an error of our own code.
 RECORD_REFUSALS = (
     "missing_field", "wrong_type", "too_long", "too_short", "too_many_items", "invalid_did",
     "invalid_uri", "invalid_cid", "invalid_blob", "invalid_handle", "foreign_list", "foreign_post",
     "invalid_datetime", "invalid_language", "invalid_nsid", "out_of_range", "too_deep",
     "bad_data", "internal_error", "crashes_worker", "other",
 )  # fmt: skip
-# Why an entry is refused that is no readable record.
+# Reasons to reject an entry that is not a readable record.
 ENTRY_REFUSALS = (
     "invalid_json", "invalid_field", "unknown_type", "too_big", "invalid_rkey", "invalid_rev",
     "invalid_label",
@@ -154,11 +154,11 @@ class IndexerMetrics:
             self.rejected.labels(collection, known).inc()
 
     def internal_error(self) -> None:
-        """Count an exception that nobody declared, in the work on one account."""
+        """Count an unexpected exception in the work on one account."""
         self.fail(self.refusals.labels("internal_error"))
 
     def fail(self, counter: Counter) -> None:
-        """Count a failure that is nobody's data's fault."""
+        """Count a failure that is not caused by data."""
         self.errors.inc()
         self.unexpected.inc()
         counter.inc()

@@ -20,7 +20,7 @@ ERROR_REASONS = (
     # the blocks of a commit
     "invalid_car_header", "invalid_varint", "truncated_car", "block_too_big", "hash_mismatch",
     "root_mismatch", "missing_block", "too_big", "expands_too_much", "too_many_blocks",
-    # the commit itself, and what it changed
+    # the commit itself and its operations
     "commit_version", "commit_fields", "not_canonical", "commit_did", "commit_rev", "future_rev",
     "missing_node", "inversion", "invalid_operation",
     # one operation, one label
@@ -218,7 +218,7 @@ class IngesterMetrics:
         self.listing_holes.labels(host)
 
     def error(self, reason: str, count: int = 1) -> None:
-        """Count something that went wrong; a reason that is not in the list counts as other."""
+        """Count an error; a reason that is not declared counts as `other`."""
         self.errors.inc(count)
         self.error_reasons.labels(reason if reason in ERROR_REASONS else "other").inc(count)
 

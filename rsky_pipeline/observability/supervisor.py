@@ -11,7 +11,7 @@ STATES = ("stopped", "starting", "ready", "stopping", "backoff", "crashloop", "f
 
 @dataclass(frozen=True, slots=True)
 class ChildSample:
-    """What is exported of one child."""
+    """The exported state of one child."""
 
     name: str
     role: str

@@ -58,7 +58,7 @@ class Comparison:
     did: str
     rev: str
     collections: dict[str, Found]
-    counts: list[Drift]  # counts of the account that are not what its rows add up to
+    counts: list[Drift]  # counts of the account that differ from its rows
 
     @property
     def differences(self) -> int:
@@ -100,7 +100,7 @@ def compare_repo(
 
 
 def _kind(cid: str | None, row: tuple[str, str] | None, rev: str, rejected: str | None) -> str:
-    """Name what a record is, by its CID in the tree and its row's CID and rev."""
+    """Classify a record by its CID in the tree and by the CID and rev of its row."""
     if row is not None and row[0] == cid:
         return "equal"
     if row is not None and row[1] > rev:

@@ -1,4 +1,4 @@
-"""What the places of a trace together mean: is it visible, and if not, why and what to do. Pure."""
+"""Diagnoses a trace: whether the record is visible, and if not, the reason and remedy. Pure."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ State = Literal[
 
 @dataclass(frozen=True, slots=True)
 class Diagnosis:
-    """The answer: a state for programs, the reasons, and what to do."""
+    """The result: a machine-readable state, the reasons, and the remedy."""
 
     state: State
     reasons: tuple[str, ...]

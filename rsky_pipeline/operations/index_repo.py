@@ -39,7 +39,7 @@ MOST_CONFLICTS = 20
 
 @dataclass(slots=True)
 class Indexed:
-    """What bringing a repo up to date did, in records."""
+    """The effects of indexing a repo, in records."""
 
     did: str
     rev: str
@@ -56,7 +56,7 @@ class Indexed:
         return self.records - self.inserted - self.updated - self.refused.total()
 
     def note(self, applied: Applied) -> None:
-        """Add what a batch did."""
+        """Add the counts of a batch."""
         self.inserted += applied.inserted
         self.updated += applied.updated
         self.deleted += applied.deleted
@@ -142,7 +142,7 @@ class _DatabaseSink:
         return bool(some)
 
     def _write(self, readings: Sequence[Reading]) -> None:
-        """Apply; note what PostgreSQL refuses."""
+        """Apply readings; count the records that PostgreSQL rejects."""
 
         def apply(part: Sequence[Reading]) -> None:
             attempt = lambda: apply_batch(self._database, part, self._collections)  # noqa: E731

@@ -20,10 +20,10 @@ from rsky_pipeline.operations.verification.run import (
     look,
 )
 
-# What stands outside of the pipeline is asked less often: at the first sample, each so many
-# samples, and at the last one.
+# Systems outside of the pipeline are checked less often: at the first sample, at every
+# OUTSIDE_EVERY-th, and at the last.
 OUTSIDE_EVERY = 10
-LASTING = 2  # samples in a row that a check fails before it counts: one may be a moment's peak
+LASTING = 2  # consecutive failing samples before a check counts as failed: one may be a peak
 # The figures that are kept, by the check whose value they are.
 FIGURES = {
     "rate:firehose_live": "live events/s",
@@ -50,7 +50,7 @@ class MonitoredFailure:
 
 @dataclass(slots=True)
 class Monitoring:
-    """The samples of one period, and what follows from them. `ended_early` if somebody stopped."""
+    """The samples of one period and their evaluation; `ended_early` after an interrupt."""
 
     began: float  # seconds since 1970
     every: float
@@ -128,10 +128,10 @@ def monitor(
     on_sample: Callable[[Monitoring], None] = lambda so_far: None,
     sleep: Callable[[float], None] = time.sleep,
 ) -> Monitoring:
-    """Watch for `seconds`, a sample `every` so many; each covers the time since the one before.
+    """Sample every `every` seconds, for `seconds`; a sample covers the time since the previous one.
 
-    KeyboardInterrupt ends it early, with what there is. Blocking, and not for use within a trio
-    loop; the settings are those of `verify`.
+    KeyboardInterrupt ends it early and returns the samples so far. Blocking, not for use within a
+    trio loop; the settings are those of `verify`.
     """
     result = Monitoring(time.time(), every)
     number = max(1, round(seconds / every))

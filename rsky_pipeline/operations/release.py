@@ -1,9 +1,9 @@
-"""Releasing the streams to the original (Rust) services, so that they can continue from them.
+"""Releases the streams to the original (Rust) services, so that they can continue from them.
 
-They know neither our streams of high and low priority nor repos that wait for another attempt, and
-never look at entries that another consumer was given (or acknowledge them unprocessed). All of
-these go to the end of the stream that they read. They ignore dead letters, cursors and our keys,
-which stay.
+The original services do not read our high and low priority streams or postponed jobs, and skip
+entries pending with another consumer (or acknowledge them unprocessed). All of these are moved to
+the end of the stream that they read. Dead letters, cursors and our own keys stay; the original
+services ignore them.
 """
 
 from collections.abc import Callable, Iterator

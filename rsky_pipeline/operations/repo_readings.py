@@ -65,5 +65,5 @@ def deletion_reading(commit: Commit, path: str, time: str) -> Reading:
 
 
 def closing_reading(repo: Repo, time: str) -> Reading:
-    """Return the event that says that the repo is complete."""
+    """Return the closing event of a repo, which sets its complete rev."""
     return repo_reading(repo.commit.did, str(repo.root), repo.commit.rev, time)

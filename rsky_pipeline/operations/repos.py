@@ -22,7 +22,7 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True, slots=True)
 class RepoResult(Generic[Result]):
-    """What became of a repo: a result, or why there is none."""
+    """The outcome for a repo: a result, or the reason of its failure."""
 
     did: str
     result: Result | None = None
@@ -36,10 +36,9 @@ async def each_repo(
     work: Callable[[Repo], Awaitable[Result]],
     report: Callable[[RepoResult[Result]], None],
 ) -> None:
-    """Fetch and verify each repo, `work` on one at a time, and report.
+    """Fetch and verify repos concurrently, run `work` on one at a time, and report each outcome.
 
-    A repo that cannot be fetched costs itself. What `work` raises ends everything, except for
-    RepoError.
+    RepoError, of a fetch or of `work`, fails that repo only; other errors of `work` end the call.
     """
     one_at_a_time = trio.Lock()
     failures: list[Exception] = []

@@ -33,7 +33,7 @@ class ScrapeTarget:
 
 @dataclass(frozen=True, slots=True)
 class Scrape:
-    """What a worker exported at one moment; `error` says why there is nothing."""
+    """The exported metrics of a worker at one moment, or the `error` of the request."""
 
     target: ScrapeTarget
     samples: Mapping[str, Mapping[Labels, float]] = field(default_factory=dict)
@@ -91,7 +91,7 @@ def _get(host: str, port: int, path: str) -> bytes:
         connection.request("GET", path)
         response = connection.getresponse()
         body = response.read(_MAX_BYTES)
-        # An unhealthy worker answers /healthz with 503 and says why.
+        # An unhealthy worker answers /healthz with 503 and the reason.
         if response.status not in (200, 503):
             raise ValueError(f"{path} answered {response.status}")
         return body

@@ -1,6 +1,6 @@
-"""Measuring the streams over a short window: lengths, memory, rates, lag, age, capacity.
+"""Measures the streams over a short window: lengths, memory, rates, lag, age, capacity.
 
-`measure` and `between` ask Redis; what follows from two looks and the advice are pure.
+`measure` and `between` query Redis; the evaluation of two measurements and the advice are pure.
 """
 
 import time
@@ -93,7 +93,7 @@ class StreamFigures:
 
     @property
     def load(self) -> StreamLoad:
-        """What capacity follows from."""
+        """The inputs of the capacity calculation."""
         length = self.report.length
         return StreamLoad(self.name, length, self.bytes_each, self.rate_in, self.mark)
 
@@ -236,7 +236,7 @@ def _rounded(value: float | None) -> float | None:
     return None if value is None else round(value, 1)
 
 
-# --- capacity: how long streams can hold what comes in, and which marks fit. Pure. ----------------
+# --- capacity: how long the streams can buffer the input, and which marks fit in memory. Pure. ----
 
 
 def usable_bytes(limit: int, machine: int) -> int:

@@ -1,4 +1,4 @@
-"""Appending a batch, and moving cursors and setting state with it, in one step of the server."""
+"""Appends a batch, moves cursors and sets state fields, atomically in one script."""
 
 import math
 import time
@@ -13,7 +13,7 @@ from rsky_pipeline.streams.limits import BATCH_FIELDS
 
 
 class Entry(NamedTuple):
-    """One entry to append: its stream, the name of its field, and the value."""
+    """One entry to append: stream, field name and value."""
 
     stream: str
     field: bytes
@@ -22,10 +22,10 @@ class Entry(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class CursorMove:
-    """A cursor that moves with a batch; `expected` is None where none is stored yet.
+    """A compare-and-set of a cursor along with a batch; `expected` None means that none is stored.
 
-    One whose `new` is what is expected (None for none) stays, but the batch is written only if it
-    is really stored.
+    If `new` equals `expected`, the cursor stays, and the batch is still written only if the stored
+    cursor equals `expected`.
     """
 
     key: str
@@ -35,23 +35,24 @@ class CursorMove:
 
 @dataclass(frozen=True, slots=True)
 class Appended:
-    """What became of a batch.
+    """The result of an append.
 
     `full`: a stream is at its high-water mark, or (`full_stream` is None) the server's memory is
-    nearly used up; nothing was written, try again later.
-    `cursor_moved`: another cursor is stored than expected; nothing was written. A lower one means
-    that Redis lost its newest data, and that the source must be read again from there.
+    nearly exhausted; nothing was written, retry later.
+    `cursor_moved`: the stored cursor differs from the expected one; nothing was written. A lower
+    one means that Redis lost its newest writes: the source must be read again from there.
     """
 
     status: Literal["appended", "full", "cursor_moved"]
     full_stream: str | None
     stored_cursor: str | None
     lengths: Mapping[str, int]
-    moved_key: str | None = None  # of the first cursor that is another than expected
+    moved_key: str | None = None  # of the first cursor that differs
 
 
-# The server's memory is not asked for with every batch: the answer holds for so long, and until one
-# producer has appended this share of what was left; others append too, and entries cost more there.
+# INFO memory is not called for every batch. Its result is reused for MEMORY_CHECK_SECONDS, or until
+# this producer has appended MEMORY_SHARE of the free memory: other producers append too, and an
+# entry takes more memory on the server than its bytes.
 MEMORY_CHECK_SECONDS = 0.1
 MEMORY_SHARE = 0.1
 _STREAM_AND_FIELD = itemgetter(0, 1)
@@ -67,11 +68,11 @@ def append(
     hashes: HashWrites | None = None,
     high_water_marks: Mapping[str, int] | None = None,
 ) -> Appended:
-    """Append entries in order, all or none, and move the cursor or cursors with them.
+    """Append entries in order, all or none, and move the cursors with them.
 
-    `hashes` are fields to set with the entries, by key; an empty value removes its field. With a
-    cursor, a repeated call after a lost reply appends nothing twice. Raises StoreUnavailableError
-    and StoreRejectedError.
+    `hashes` are hash fields to set along, by key; an empty value removes the field. With a cursor,
+    a retry after a lost reply appends nothing twice, because the first call has moved the cursor.
+    Raises StoreUnavailableError and StoreRejectedError.
     """
     moves = [*cursors] if cursor is None else [cursor, *cursors]
     fields = hashes or {}
@@ -90,7 +91,7 @@ def append(
             arguments += item
     numbers = {stream: number for number, stream in enumerate(streams, start=1)}
     size = 0
-    # A name for each entry would cost as much time as the entry.
+    # Stream and field names are sent once: repeating them would double the cost of small entries.
     for (stream, field), run in groupby(entries, key=_STREAM_AND_FIELD):
         payloads = [payload for _, _, payload in run]
         size += sum(map(len, payloads))
@@ -112,13 +113,13 @@ def append(
 
 
 def read_cursor(store: Store, key: str) -> str | None:
-    """Return a stored cursor, or None; it may be any text."""
+    """Return a stored cursor, or None; the text is not validated."""
     value = store.call("GET", key)
     return None if value is None else value.decode("utf-8", "replace")
 
 
 def read_fields(store: Store, where: Sequence[tuple[str, bytes]]) -> list[bytes]:
-    """Return the value of each field, given with its hash; b"" for a missing one.
+    """Return the values of (hash key, field) pairs; b"" for missing ones.
 
     Raises StoreUnavailableError and StoreRejectedError.
     """

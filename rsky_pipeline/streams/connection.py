@@ -1,4 +1,4 @@
-"""Connections to Redis or Valkey, without the retries that would append twice."""
+"""Connections to Redis or Valkey, without redis-py's retries, which would append twice."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -20,11 +20,11 @@ Argument = str | bytes | int | float
 
 _UNAVAILABLE = (redis.ConnectionError, redis.TimeoutError, OSError)
 _CREDENTIALS = (redis.AuthenticationError, redis.exceptions.AuthorizationError)
-# Refusals that are about the server and not about the command: it is a replica now (fail-over
-# behind one address), starts, has no replicas or disk or memory, or the key has moved to another.
-# A pause helps, or a new connection, which may lead to another server; redis-py keeps the old one.
-# The client cuts the code off in some of its own exceptions, and Redis 6.2 puts the code of a
-# command within a script behind a text of its own.
+# Errors caused by the state of the server, not by the command: it became a replica (fail-over
+# behind one address), is loading, lacks replicas, disk or memory, or the key moved to another node.
+# A pause helps, or a new connection, which may reach another server; redis-py keeps the old one.
+# redis-py strips the code in some of its exceptions, and Redis 6.2 prefixes the code of a command
+# within a script by a text of its own.
 _WRONG_SERVER = (
     redis.exceptions.BusyLoadingError,
     redis.exceptions.ReadOnlyError,
@@ -42,17 +42,17 @@ _WRONG_SERVER_CODES = re.compile(
 
 
 class Store:
-    """One connection, for one thread at a time. Every call raises only this package's errors.
+    """One connection, for one thread at a time. Calls raise only this package's errors.
 
-    After StoreUnavailableError the next call connects anew: the library would keep the connection
-    to a server that answers, even if all it answers is that it is a replica now.
+    After StoreUnavailableError the next call reconnects: redis-py would keep the connection to a
+    server that only answers READONLY since it became a replica.
     """
 
     def __init__(self, client: redis.Redis, timeout_seconds: float) -> None:
         self._client = client
         self._digests: dict[str, bytes] = {}
         self.timeout_seconds = timeout_seconds
-        # Of `append`: when it asks for the server's memory again, or after how many bytes more.
+        # Of `append`: the time, or the number of bytes left, until the next INFO memory.
         self.memory_check_at, self.memory_left = 0.0, 0.0
 
     def call(self, *command: Argument) -> Any:
@@ -61,16 +61,16 @@ class Store:
             return self._send(*command)
 
     def script(self, name: str, keys: Sequence[str], arguments: Sequence[Argument]) -> Any:
-        """Run `NAME.lua` of this package on the server, loading it where it is not known."""
+        """Run `NAME.lua` of this package on the server (EVALSHA), loading it if necessary."""
         with self._translated():
             digest = self._digests.get(name) or self._load(name)
             try:
                 return self._send("EVALSHA", digest, len(keys), *keys, *arguments)
-            except redis.exceptions.NoScriptError:  # the server was restarted; nothing has run
+            except redis.exceptions.NoScriptError:  # the server restarted; nothing has run
                 return self._send("EVALSHA", self._load(name), len(keys), *keys, *arguments)
 
     def ping(self) -> None:
-        """Make sure that the server answers."""
+        """Check that the server answers."""
         self.call("PING")
 
     def close(self) -> None:
@@ -93,7 +93,7 @@ class Store:
         except redis.ResponseError as error:
             if "near '#'" not in str(error):
                 raise
-            # Before Redis 7 there was no line with flags, and what they ask for was the rule.
+            # Redis 6.2 rejects the line with script flags; its defaults are the same.
             digest = self._send("SCRIPT", "LOAD", text.partition("\n")[2])
         self._digests[name] = digest
         return digest
@@ -104,17 +104,17 @@ class Store:
 
 @contextmanager
 def translated_errors() -> Iterator[None]:
-    """Turn the client's errors into this package's."""
+    """Translate redis-py's errors into this package's."""
     try:
         yield
     except _CREDENTIALS as error:
         raise StoreRejectedError(
-            f"Redis refuses the user or password of redis_url: {error}"
+            f"Redis rejects the user or password of redis_url: {error}"
         ) from error
     except _UNAVAILABLE as error:
         raise StoreUnavailableError(f"Redis cannot be reached: {error}") from error
     except redis.DataError as error:
-        raise ValueError(f"this cannot be sent to Redis: {error}") from error
+        raise ValueError(f"value cannot be sent to Redis: {error}") from error
     except redis.RedisError as error:
         text = str(error)
         if isinstance(error, redis.exceptions.OutOfMemoryError) or "OOM command" in text:
@@ -132,10 +132,10 @@ def translated_errors() -> Iterator[None]:
 def connect(url: str, *, name: str, timeout_seconds: float = 10.0) -> Store:
     """Return a store that connects when it is first used.
 
-    `timeout_seconds` bounds every reply; a blocking read must block for less. Raises ValueError
-    for a malformed URL.
+    `timeout_seconds` bounds the wait for every reply, so a blocking read must block for less.
+    Raises ValueError for a malformed URL.
     """
-    # The library repeats a command whose reply was lost, which would append its entries twice.
+    # No retries: redis-py would repeat a command whose reply was lost, and append entries twice.
     client = redis.Redis.from_url(
         url,
         client_name=name,
@@ -147,6 +147,6 @@ def connect(url: str, *, name: str, timeout_seconds: float = 10.0) -> Store:
         decode_responses=False,
         max_connections=2,
     )
-    # Replies stay as the server sends them: the library's own shapes differ between its versions.
+    # Raw replies: redis-py's parsed forms differ between its versions.
     client.response_callbacks.clear()
     return Store(client, timeout_seconds)

@@ -1,12 +1,17 @@
-"""One consumer of one group on one stream: reading, holding, finishing and leaving entries.
+"""One consumer of one group on one stream: reads, holds, finishes and releases entries.
 
 The only file, with the scripts beside it, that calls XREADGROUP, XAUTOCLAIM, XCLAIM or XACK. The
-server keeps each delivered entry pending with its consumer until it is acknowledged, so a consumer
-may die at any moment: its next life, or after a while another consumer, gets the same entries
-again. `Consumer` holds the order of reading; `GroupReader` is the commands.
+server keeps a delivered entry pending with its consumer until it is acknowledged, so a consumer may
+die at any moment: after its restart it reads the same entries again, and if it never restarts,
+another consumer reclaims them. `Consumer` decides the order of reading; `GroupReader` wraps the
+commands.
 
 Each entry that a consumer took ends in one of four ways, all safe to repeat after a lost reply:
 `acknowledge`, `dead_letter`, `postpone` (it comes back later), or `release` (it stays pending).
+
+Example: indexer-1 takes entries 5, 6 and 7, commits the rows of 5 and 6, and is killed before it
+acknowledges them. It restarts under the same consumer name, and `take` first returns 5, 6 and 7
+again as its own pending entries. Applying 5 and 6 a second time changes no row.
 """
 
 import math
@@ -21,24 +26,24 @@ from rsky_pipeline.streams.errors import StoreRejectedError
 from rsky_pipeline.streams.limits import BATCH_IDS, BATCH_TRIMMED, PAGE_RECLAIMED
 from rsky_pipeline.streams.names import WAITING_KEY, dead_letters
 
-# An entry that was delivered more often may be what crashed its worker.
+# An entry delivered more often than this may have crashed its worker, and is then taken alone.
 SUSPICIOUS_DELIVERIES = 2
-MAX_ERROR = 500  # characters of an error text that a dead letter keeps
+MAX_ERROR = 500  # characters of the error text of a dead letter
 MAX_FIELDS = 1_000  # of an entry that a dead letter keeps; Lua's unpack has a limit, ours have one
-# Notes of a dead letter beside the entry's fields; the first and third as the original services.
+# Notes of a dead letter beside the entry's fields; two are those of the original services.
 NOTES = ("reason", "error", "attempts", "source_id")
-FORGOTTEN_CONSUMER_MS = 24 * 3600 * 1000  # a consumer that did nothing for so long is gone
+FORGOTTEN_CONSUMER_MS = 24 * 3600 * 1000  # an idle consumer without pending entries is removed
 _TRIM_CALLS = 100
-_FIRST_GUESS_BYTES = 4_096.0  # of an entry, before any was read
+_FIRST_GUESS_BYTES = 4_096.0  # size of an entry, before any was read
 _LEAST_GUESS_BYTES = 256.0
-_WAIT_SECONDS = 0.02  # between two looks whether a suspicious entry is finished
+_WAIT_SECONDS = 0.02  # poll interval while a suspicious entry is in progress
 
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
-    """An entry that was delivered to this consumer; `fields` is None if its body is gone.
+    """An entry delivered to this consumer; `fields` is None if its body was deleted.
 
-    `deliveries` counts all of them, this one included, to whichever consumer of the group.
+    `deliveries` counts deliveries to any consumer of the group, including this one.
     """
 
     stream: str
@@ -48,25 +53,25 @@ class Delivery:
 
     @property
     def suspicious(self) -> bool:
-        """Whether it was delivered so often that it may be what crashed its worker."""
+        """Whether it was delivered so often that it may have crashed its workers."""
         return self.deliveries > SUSPICIOUS_DELIVERIES
 
 
 @dataclass(slots=True)
 class Taken:
-    """What one `Consumer.take` returned. `more`: it is full, so more is probably there to read."""
+    """The result of `Consumer.take`. `more`: it is full, so the stream probably holds more."""
 
     deliveries: list[Delivery] = field(default_factory=list)
-    size: int = 0  # bytes of the values of their fields
+    size: int = 0  # bytes of all field values
     more: bool = False
 
 
 class Consumer:
-    """One consumer of a group on a stream. It has no connection: every call is given one.
+    """One consumer of a group on a stream. It has no connection: callers pass one to every call.
 
-    `take` runs in one thread, for example as the action of a `Link`; the other calls may run in
-    other threads beside it, on connections of their own. Calls raise StoreUnavailableError and
-    StoreRejectedError; all of them may be repeated.
+    `take` must run in one thread at a time, for example as the action of a `Link`; the other calls
+    may run in other threads meanwhile, on connections of their own. Calls raise
+    StoreUnavailableError and StoreRejectedError, and are safe to repeat.
     """
 
     def __init__(
@@ -82,17 +87,17 @@ class Consumer:
         alone_seconds: float = math.inf,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`name` is the same in the next life of this worker, and unique in the group.
+        """`name` must be unique in the group, and the same after a restart of the worker.
 
-        `reclaim_idle_ms`: entries that nobody worked on for so long are taken over.
-        `max_bytes`: about how much one `take` returns (0: no bound).
-        `block_ms`: how long `take` waits for a first new entry (0: not at all).
-        `linger_seconds`: how long it waits for more when few entries came.
-        `alone_seconds`: how long a suspicious entry is alone at most, before others are taken.
+        `reclaim_idle_ms`: entries pending for longer without a `hold` are taken over.
+        `max_bytes`: approximate bound of the bytes that one `take` returns (0: none).
+        `block_ms`: `take` waits so long for a first new entry (0: not at all).
+        `linger_seconds`: it waits so long for more if few entries came.
+        `alone_seconds`: a suspicious entry is alone for at most so long, then others are taken too.
         """
         self.stream, self.group, self.name = stream, group, name
-        self.reclaimed = 0  # entries taken over from other consumers, or found again
-        self.bodiless = 0  # entries that were pending and no longer exist
+        self.reclaimed = 0  # entries taken over by XAUTOCLAIM, from any consumer
+        self.bodiless = 0  # pending entries whose bodies were deleted
         self._reclaim_idle_ms = reclaim_idle_ms
         self._max_bytes = max_bytes
         self._block_ms = block_ms
@@ -101,9 +106,9 @@ class Consumer:
         self._clock = clock
         self._store: Store | None = None
         self._held: set[str] = set()
-        self._recovered: set[str] = set()  # own pending entries that are still held
-        self._own: str | None = "-"  # where own pending entries are read on; None: all were read
-        self._alone: str | None = None  # a suspicious entry that was taken and may not have ended
+        self._recovered: set[str] = set()  # own pending entries still held
+        self._own: str | None = "-"  # next position in own pending entries; None: all were read
+        self._alone: str | None = None  # a suspicious entry that may be in progress
         self._last_taken = -math.inf
         self._reclaim_at = 0.0
         self._reclaim_from = "0-0"
@@ -111,26 +116,26 @@ class Consumer:
 
     @property
     def held(self) -> list[str]:
-        """Ids of the entries that were taken and have not ended in one of the four ways."""
+        """Ids of the entries that were taken and are not finished."""
         return list(self._held)
 
     @property
     def taken_up(self) -> bool:
-        """Whether all entries that were pending with this consumer at the start were taken."""
+        """Whether all entries pending with this consumer at its start were taken."""
         return self._own is None
 
     @property
     def recovered(self) -> bool:
-        """Whether all of them have ended in one of the four ways."""
+        """Whether all entries pending with this consumer at its start are finished."""
         return self._own is None and not self._recovered
 
     def take(self, store: Store, count: int) -> Taken:
-        """Return the next entries, at most `count`: none when nothing came for a while.
+        """Return the next entries, at most `count`; none if no entry came within `block_ms`.
 
-        First what this consumer was given before and did not finish, now and then what other
-        consumers left behind, then new entries. After a failure and on another connection the own
-        pending entries come first again, since a reply may have been lost on its way; those still
-        held are left out.
+        Own pending entries come first, then new ones; at intervals, entries that other consumers
+        left pending are reclaimed. After a failure, and on a new connection, own pending entries
+        are read again: a lost reply may have delivered entries that this object has never seen.
+        Entries still held are skipped.
         """
         taken = Taken()
         try:
@@ -142,7 +147,7 @@ class Consumer:
                 self._alone = None
                 self._fill(reader, taken, count)
         except BaseException:
-            # Nobody will see these: they count as pending, not as worked on.
+            # The caller never gets these entries: they are pending, but not held.
             self._store = None
             self.release(item.id for item in taken.deliveries)
             raise
@@ -151,7 +156,7 @@ class Consumer:
         return taken
 
     def release(self, ids: Iterable[str]) -> None:
-        """Note that entries are not worked on any more; they stay pending with this consumer."""
+        """Stop holding entries; they stay pending with this consumer until they are reclaimed."""
         ids = list(ids)
         self._held.difference_update(ids)
         self._recovered.difference_update(ids)
@@ -165,9 +170,9 @@ class Consumer:
     def dead_letter(
         self, store: Store, delivery: Delivery, *, reason: str, error: str, attempts: int
     ) -> bool:
-        """Move an entry into its dead-letter stream, in one step of the server.
+        """Move an entry to its dead-letter stream, atomically.
 
-        Returns whether it was still pending; a repeated call moves nothing twice.
+        Returns False if it was no longer pending, for example when a retry follows a lost reply.
         """
         moved = self._reader(store).dead_letter(
             delivery, reason=reason, error=error, attempts=attempts
@@ -178,9 +183,9 @@ class Consumer:
     def postpone(
         self, store: Store, delivery: Delivery, *, seconds: float, field: bytes, payload: bytes
     ) -> bool:
-        """Take an entry out of its stream for so many seconds; it comes back as `payload`.
+        """Move an entry out of its stream; it comes back as `payload` after `seconds`.
 
-        Returns whether it was still pending; a repeated call moves nothing twice.
+        Returns False if it was no longer pending, for example when a retry follows a lost reply.
         """
         moved = self._reader(store).postpone(
             delivery, seconds=seconds, field=field, payload=payload
@@ -189,18 +194,18 @@ class Consumer:
         return moved
 
     def hold(self, store: Store, *, forgive: bool = False) -> None:
-        """Keep other consumers from taking over held entries while work on them takes long.
+        """Reset the idle time of held entries, so that other consumers do not reclaim them.
 
-        `forgive` lets its deliveries count from one again, for work that is held up by something
-        else than the entries: a database that is away must not make them suspicious, nor a worker
-        that is told to stop.
+        Call it more often than `reclaim_idle_ms` while work takes long. `forgive` resets the
+        delivery counts too, for interruptions that are not the fault of the entries: an unavailable
+        database or an orderly stop must not make them suspicious.
         """
         if held := self.held:
             self._reader(store).hold(held, forgive=forgive)
 
     def clean(self, store: Store) -> int:
-        """Remove entries that every group has acknowledged, and names of consumers of this group
-        that are gone. Returns how many entries were removed."""
+        """Remove entries that every group has acknowledged, and consumers of this group that are
+        gone. Returns the number of removed entries."""
         removed = trim(store, self.stream)
         self._reader(store).remove_idle_consumers(FORGOTTEN_CONSUMER_MS)
         return removed
@@ -217,7 +222,7 @@ class Consumer:
             self._take_new(reader, taken, count)
 
     def _must_wait(self, entries: Collection[str]) -> bool:
-        """Return whether some of these entries are still worked on, after a short wait if so."""
+        """Return whether some of these entries are still in progress; if so, after a short wait."""
         if not entries or self._clock() >= self._last_taken + self._alone_seconds:
             return False
         if self._block_ms:
@@ -225,12 +230,13 @@ class Consumer:
         return True
 
     def _take_own(self, reader: "GroupReader", taken: Taken, count: int) -> None:
-        """Take own pending entries, a suspicious one alone.
+        """Take own pending entries; a suspicious one alone.
 
-        Taking counts as a delivery. Where an entry crashes its worker each time, those that were
-        taken together with it would become suspicious too, and in the end be given up for it. So
-        counts are looked at before anything is delivered, a suspicious entry is taken when nothing
-        is held, and nothing else until it has ended.
+        A claim counts as a delivery. If one entry crashes its worker at every attempt, the entries
+        claimed together with it would reach the delivery limit too, and be dead-lettered without
+        fault. So the counts are read (XPENDING) before anything is claimed. A suspicious entry is
+        claimed only when no other entry is held, and no other is taken until it is finished or
+        `alone_seconds` have passed.
         """
         while self._own is not None and not taken.deliveries:
             rows = reader.pending(self._own, self._room(taken, count), consumer=self.name)
@@ -241,7 +247,7 @@ class Consumer:
                     return
                 chosen = fresh[:1]
                 self._alone = chosen[0].id
-            # Not what somebody else took over since: that was idle for less.
+            # The minimum idle time skips entries that another consumer has reclaimed since.
             claimed = reader.claim(chosen, min((row.idle_ms for row in chosen), default=0))
             self._recovered.update(item.id for item in claimed.deliveries)
             self.bodiless += len(claimed.deleted)
@@ -250,7 +256,7 @@ class Consumer:
             self._own = f"({last.id}" if last is not None else None
 
     def _take_idle(self, reader: "GroupReader", taken: Taken, count: int) -> None:
-        """Take over entries that were pending for long with any consumer, this one included."""
+        """Reclaim entries pending for long with any consumer, including this one."""
         size = min(PAGE_RECLAIMED, self._room(taken, count))
         claimed = reader.claim_idle(self._reclaim_idle_ms, self._reclaim_from, size, self._held)
         self.reclaimed += len(claimed.deliveries)
@@ -273,9 +279,9 @@ class Consumer:
                 time.sleep(self._linger_seconds)
 
     def _room(self, taken: Taken, count: int) -> int:
-        """Return how many more entries to ask for, so that the bounds hold.
+        """Return the number of entries to request within the bounds on entries and bytes.
 
-        Sizes are known only afterwards, so pages are as small as the entries before were large.
+        Sizes are known only after reading, so the page size is derived from the mean size before.
         """
         room = count - len(taken.deliveries)
         if not self._max_bytes:
@@ -293,16 +299,16 @@ class Consumer:
         taken.deliveries += page
         self._last_taken = self._clock()
         taken.size += size
-        # Growth counts at once, shrinking slowly: large entries come in bursts.
+        # The estimate grows at once and shrinks slowly, because large entries come in bursts.
         average = max(size / len(page), _LEAST_GUESS_BYTES)
         self._entry_bytes = max(average, 0.8 * self._entry_bytes + 0.2 * average)
 
 
 def trim(store: Store, stream: str) -> int:
-    """Remove entries that every group has acknowledged; return how many.
+    """Remove entries that every group has acknowledged; returns their number.
 
-    A stream without groups is left alone. At most about a million entries are removed; the rest
-    goes with the next call. Raises StoreUnavailableError and StoreRejectedError.
+    A stream without groups is not trimmed. One call removes at most about a million entries; the
+    next one continues. Raises StoreUnavailableError and StoreRejectedError.
     """
     total = 0
     for _ in range(_TRIM_CALLS):
@@ -315,10 +321,10 @@ def trim(store: Store, stream: str) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Pending:
-    """An entry that was delivered and not acknowledged."""
+    """A delivered entry that is not acknowledged (a row of XPENDING)."""
 
     id: str
-    idle_ms: int  # since it was delivered or held
+    idle_ms: int  # since the last delivery or `hold`
     deliveries: int
 
     @property
@@ -329,9 +335,9 @@ class Pending:
 
 @dataclass(frozen=True, slots=True)
 class Claimed:
-    """One page of taken-over entries.
+    """One page of reclaimed entries.
 
-    `deleted` are ids whose bodies no longer existed; they are acknowledged already.
+    `deleted` are ids whose bodies no longer exist; they are already acknowledged.
     """
 
     next_start: str
@@ -349,7 +355,7 @@ class GroupReader:
         self.consumer = consumer
 
     def ensure(self) -> None:
-        """Create the group at the beginning of the stream, and the stream, where missing."""
+        """Create the stream and the group, at the beginning of the stream, if missing."""
         try:
             self._store.call("XGROUP", "CREATE", self.stream, self.group, "0", "MKSTREAM")
         except StoreRejectedError as error:
@@ -357,12 +363,12 @@ class GroupReader:
                 raise
 
     def read_new(self, count: int, block_ms: int) -> list[Delivery]:
-        """Return entries that no consumer of the group was given yet, waiting for the first.
+        """Read entries not yet delivered to the group; waits up to `block_ms` for the first.
 
-        `block_ms` 0 does not wait. Raises ValueError for a wait that the connection would cut off.
+        `block_ms` 0 does not wait. Raises ValueError if it exceeds the timeout of the connection.
         """
         if block_ms >= self._store.timeout_seconds * 1000:
-            raise ValueError(f"a read cannot wait {block_ms} ms on this connection")
+            raise ValueError(f"block_ms {block_ms} exceeds the timeout of the connection")
         block: list[Argument] = ["BLOCK", block_ms] if block_ms else []
         try:
             reply = self._store.call(
@@ -370,10 +376,10 @@ class GroupReader:
                 "STREAMS", self.stream, ">",
             )  # fmt: skip
         except StoreRejectedError as error:
-            # UNBLOCKED: the stream was deleted while we waited for it.
+            # UNBLOCKED: the stream was deleted during the wait.
             if "NOGROUP" not in str(error) and "UNBLOCKED" not in str(error):
                 raise
-            # The stream or group was deleted under us; from the beginning nothing is missed.
+            # The stream or group was deleted; a group created at the beginning misses no entry.
             self.ensure()
             return []
         return list(_deliveries(self.stream, reply[0][1])) if reply else []
@@ -385,10 +391,10 @@ class GroupReader:
         count: int,
         held: Collection[str] = (),
     ) -> Claimed:
-        """Take over entries that were pending for long with any consumer of the group.
+        """Reclaim entries pending for long with any consumer of the group (XAUTOCLAIM).
 
-        That includes this one, for entries that it lost sight of; `held` are the ids that it still
-        works on. Begin with "0-0" and read on from `next_start` until that is "0-0" again.
+        This consumer's own are included, for example those of a lost reply, except the ids in
+        `held`. Start with "0-0" and continue at `next_start` until it is "0-0" again.
         """
         rows = self.pending("-" if start == "0-0" else start, count, min_idle_ms)
         found = self.claim([row for row in rows if row.id not in held], min_idle_ms)
@@ -398,9 +404,9 @@ class GroupReader:
     def pending(
         self, start: str, count: int, min_idle_ms: int = 0, *, consumer: str | None = None
     ) -> list[Pending]:
-        """Return pending entries in the order of their ids, without delivering them.
+        """Return pending entries in id order, without delivering them.
 
-        `start` is "-", or "(" and the last id of the page before; `consumer` None means any.
+        `start` is "-", or "(" and the last id of the previous page; `consumer` None means any.
         """
         names = [] if consumer is None else [consumer]
         try:
@@ -415,9 +421,9 @@ class GroupReader:
         return [Pending(entry_id.decode(), int(idle), int(n)) for entry_id, _, idle, n in rows]
 
     def claim(self, rows: Sequence[Pending], min_idle_ms: int) -> Claimed:
-        """Let these entries be delivered to this consumer, those that are idle for so long still.
+        """Claim those of the entries that are still idle for `min_idle_ms`; counts a delivery.
 
-        The ones whose bodies are gone are acknowledged.
+        Entries whose bodies are gone are acknowledged.
         """
         counts = {row.id: row.deliveries for row in rows}
         deliveries = [
@@ -428,20 +434,19 @@ class GroupReader:
         return Claimed("0-0", deliveries, self._bodiless([i for i in counts if i not in taken]))
 
     def hold(self, ids: Sequence[str], *, forgive: bool = False) -> None:
-        """Keep entries from being claimed by others while work on them takes long.
+        """Reset the idle time of entries; `forgive` resets their delivery counts too.
 
-        `forgive` lets their deliveries count from one again, for work that is held up by
-        something else than the entries: a database that is away must not make them suspicious.
+        See `Consumer.hold`.
         """
         options = ("RETRYCOUNT", 1, "JUSTID") if forgive else ("JUSTID",)
         for part in _slices(ids):
             self._store.call("XCLAIM", self.stream, self.group, self.consumer, 0, *part, *options)
 
     def acknowledge(self, ids: Sequence[str]) -> int:
-        """Acknowledge entries and return how many were pending.
+        """Acknowledge entries; returns the number that were pending.
 
-        They are deleted too where this is the only group; otherwise trimming removes them once
-        every group has acknowledged them.
+        If this is the only group, they are deleted too; otherwise `trim` removes them once every
+        group has acknowledged them.
         """
         return sum(
             int(self._store.script("acknowledge", [self.stream], [self.group, *part]))
@@ -449,9 +454,9 @@ class GroupReader:
         )
 
     def dead_letter(self, delivery: Delivery, *, reason: str, error: str, attempts: int) -> bool:
-        """Move a pending entry with notes into its dead-letter stream; False if it is not pending.
+        """Move a pending entry with notes to its dead-letter stream; False if it is not pending.
 
-        In one step of the server, which takes it also when its memory is full.
+        One script, which the server also accepts at its memory limit.
         """
         fields = list((delivery.fields or {}).items())
         if len(fields) > MAX_FIELDS:
@@ -465,13 +470,13 @@ class GroupReader:
         return bool(self._store.script("dead_letter", keys, arguments))
 
     def postpone(self, delivery: Delivery, *, seconds: float, field: bytes, payload: bytes) -> bool:
-        """Move a pending entry to those that wait (see `waiting`); False if it is not pending."""
+        """Move a pending entry to the postponed ones (`waiting`); False if it is not pending."""
         due = max(0, int(seconds * 1000))
         arguments: list[Argument] = [self.group, delivery.id, due, field, payload]
         return bool(self._store.script("postpone", [self.stream, WAITING_KEY], arguments))
 
     def pending_count(self) -> int:
-        """Return how many entries this consumer holds."""
+        """Return the number of entries pending with this consumer."""
         for consumer in self._store.call("XINFO", "CONSUMERS", self.stream, self.group):
             facts = dict(zip(consumer[::2], consumer[1::2], strict=True))
             if facts[b"name"].decode() == self.consumer:
@@ -479,23 +484,23 @@ class GroupReader:
         return 0
 
     def remove_idle_consumers(self, min_idle_ms: int) -> list[str]:
-        """Forget other consumers that hold nothing and did nothing for long; return their names."""
+        """Delete other consumers that are idle and have no pending entries; returns their names."""
         arguments: list[Argument] = [self.group, self.consumer, min_idle_ms]
         removed = self._store.script("remove_consumers", [self.stream], arguments)
         return [name.decode() for name in removed]
 
     def _claim(self, ids: Sequence[str], min_idle_ms: int) -> Iterator[Delivery]:
         for part in _slices(ids):
-            # Somebody else may be quicker: the server compares the idle time once more.
+            # The script compares the idle time again: the consumer may have become active.
             reply = self._store.call(
                 "XCLAIM", self.stream, self.group, self.consumer, min_idle_ms, *part
             )
-            # Redis 6.2 has nil where the body is gone, later ones leave the entry out.
+            # Redis 6.2 returns nil if the body is gone, later versions omit the entry.
             found = [item for item in reply if item is not None and item[1] is not None]
             yield from _deliveries(self.stream, found)
 
     def _bodiless(self, ids: Sequence[str]) -> list[str]:
-        """Return and acknowledge those whose bodies are gone; the others were claimed by others."""
+        """Acknowledge and return ids whose bodies are gone; others have another consumer now."""
         gone = [
             entry_id
             for entry_id in ids
@@ -511,7 +516,7 @@ def _slices(ids: Sequence[str]) -> Iterator[Sequence[str]]:
 
 def _deliveries(stream: str, page: Sequence[Any]) -> Iterator[Delivery]:
     for entry_id, flat in page:
-        if flat and len(flat) == 2:  # all of ours
+        if flat and len(flat) == 2:  # entries of this program
             yield Delivery(stream, entry_id.decode(), {flat[0]: flat[1]})
             continue
         fields = dict(zip(flat[::2], flat[1::2], strict=True)) if flat else None

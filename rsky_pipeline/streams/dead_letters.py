@@ -1,6 +1,6 @@
-"""Dead letters: entries that could not be processed, until an operator decides about them.
+"""Dead letters: rejected entries, kept until an operator retries or removes them.
 
-`Consumer.dead_letter` puts one here.
+`Consumer.dead_letter` adds one.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,7 +15,7 @@ from rsky_pipeline.streams.names import dead_letters
 
 @dataclass(frozen=True, slots=True)
 class DeadLetter:
-    """An entry of a dead-letter stream: the original fields, and why it is there."""
+    """An entry of a dead-letter stream: the original fields, and the reason for its rejection."""
 
     id: str
     source_id: str  # empty for letters of the original services
@@ -30,7 +30,7 @@ def list_dead_letters(
 ) -> list[DeadLetter]:
     """Return dead letters of a stream, oldest first.
 
-    `after` is the last id of the page before, `until` the last id that is wanted.
+    `after` is the last id of the previous page, `until` the last id to return.
     """
     start = after if after == "-" else f"({after}"
     reply = store.call("XRANGE", dead_letters(stream), start, until, "COUNT", count)
@@ -44,9 +44,9 @@ def find_dead_letter(store: Store, stream: str, letter_id: str) -> DeadLetter | 
 
 
 def retry_dead_letters(store: Store, stream: str, letter_ids: Sequence[str]) -> int:
-    """Append dead letters to their stream again and remove them; return how many that were.
+    """Move dead letters back to their stream; returns the number moved.
 
-    A letter whose entry had lost its body stays: there is nothing to try again.
+    A letter without a body (its entry was deleted before the rejection) stays.
     """
     appended = 0
     for start in range(0, len(letter_ids), BATCH_LETTERS):
@@ -58,16 +58,16 @@ def retry_dead_letters(store: Store, stream: str, letter_ids: Sequence[str]) -> 
 
 
 def remove_dead_letters(store: Store, stream: str, letter_ids: Sequence[str]) -> int:
-    """Remove dead letters for good; return how many there were."""
+    """Delete dead letters; returns the number deleted."""
     return int(store.call("XDEL", dead_letters(stream), *letter_ids)) if letter_ids else 0
 
 
 def replace_dead_letter(
     store: Store, letters: str, letter_id: str, entries: Sequence[Entry]
 ) -> bool:
-    """Append entries in the place of one dead letter of the stream `letters`, all or none.
+    """Replace one dead letter of the stream `letters` by entries, all or none.
 
-    Returns whether the letter was still there; a repeated call appends nothing twice.
+    Returns False, appending nothing, if the letter is gone, for example in a retry.
     """
     streams = list(dict.fromkeys(entry.stream for entry in entries))
     arguments: list[Argument] = [letter_id]

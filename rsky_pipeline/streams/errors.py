@@ -1,22 +1,22 @@
-"""Errors of Redis, sorted by what the caller has to do about them."""
+"""Errors of Redis, classified by the caller's reaction: reconnect and retry, or give up."""
 
 from rsky_pipeline.runtime.errors import StoreError, UnavailableError
 
 
 class StoreUnavailableError(StoreError, UnavailableError):
-    """Redis did not answer or cannot serve now, or this is not the server that is wanted any more.
+    """Redis did not answer, cannot serve now, or is not the primary any more.
 
-    Try again after a pause, on a new connection. The outcome of the call is unknown.
+    Retry after a pause, on a new connection. The call may have taken effect.
     """
 
 
 class WritesRefusedError(StoreUnavailableError):
-    """The server refuses all writes until an operator acts: its memory is full, it cannot persist,
-    or it lacks replicas. The message says which."""
+    """The server rejects all writes until an operator acts: its memory is full, it cannot persist,
+    or it lacks replicas. The message names the cause."""
 
 
 class StoreRejectedError(StoreError):
-    """Redis refused this command, for example because the user lacks a permission."""
+    """Redis rejected this command, for example because the user lacks a permission."""
 
 
 def store_reason(error: StoreError) -> str:

@@ -1,7 +1,7 @@
-"""The wire forms of stream entries: JSON as the original services wrote it.
+"""The wire forms of stream entries: JSON, compatible with the original services.
 
-Readers ignore keys that they do not know, take a negative or missing `seq` for a historical event,
-and accept both shapes of label entries (a frame of labels, or one label).
+Readers ignore unknown keys, treat a negative or missing `seq` as a historical event, and accept
+both shapes of label entries (a frame of labels, or one label).
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,15 +16,15 @@ EVENT_FIELD = b"event"
 LABELS_FIELD = b"labels"
 HISTORICAL_SEQ = -1
 MAX_PAYLOAD = 8 * 1024 * 1024
-MAX_DEPTH = 200  # levels of JSON; the library writes 254, and records come with 128 at most
+MAX_DEPTH = 200  # levels of JSON; orjson writes up to 254, records have at most 128
 _RECORD_KEY = b',"record":'
-_MIN_SEQ, _MAX_SEQ = -(2**63), 2**63 - 1  # a signed integer of 64 bits, as the producers have it
+_MIN_SEQ, _MAX_SEQ = -(2**63), 2**63 - 1  # int64, as in the producers
 
 Action = Literal["create", "update", "delete"]
 
 
 class MalformedEventError(ValueError):
-    """An entry that is none of the wire forms; `reason` is a short stable code."""
+    """An entry that matches none of the wire forms; `reason` is a short stable code."""
 
     def __init__(self, reason: str, message: str = "") -> None:
         super().__init__(f"{reason}: {message}" if message else reason)
@@ -34,7 +34,7 @@ class MalformedEventError(ValueError):
 class RecordEvent(NamedTuple):  # made for each event: three times faster than a frozen dataclass
     """A record was created, updated or deleted; `record` is its JSON form, None for a delete.
 
-    `json` is the same as text, where it is at hand.
+    `json` is the same as text, if it could be taken from the payload without encoding it again.
     """
 
     action: Action
@@ -51,7 +51,7 @@ class RecordEvent(NamedTuple):  # made for each event: three times faster than a
 
     @property
     def uri(self) -> str:
-        """The record's identity."""
+        """The AT URI of the record."""
         return f"at://{self.did}/{self.collection}/{self.rkey}"
 
     @property
@@ -62,10 +62,10 @@ class RecordEvent(NamedTuple):  # made for each event: three times faster than a
 
 @dataclass(frozen=True, slots=True)
 class RepoEvent:
-    """All records of a repo at this rev have been queued.
+    """All records of a repo at this rev have been queued (the closing event).
 
-    `complete` says that deletions are queued too, so that what the repo does not hold at this rev
-    is gone. The key is ours: the original services close a repo after each part of it.
+    `complete`: all deletions are queued too, so the rev becomes the repo's complete rev. The key is
+    ours; the original services send an event without it after each part of a repo.
     """
 
     seq: int
@@ -104,7 +104,7 @@ class IdentityEvent:
 
 @dataclass(frozen=True, slots=True)
 class LabelEvent:
-    """One label; `cid` is empty where it is for whatever version of the subject."""
+    """One label; an empty `cid` labels all versions of the subject."""
 
     seq: int
     src: str
@@ -147,7 +147,7 @@ def encode_record_event(
 
 
 def encode_event(event: RepoEvent | AccountEvent | IdentityEvent) -> bytes:
-    """Return the JSON of an event that is not about a record."""
+    """Return the JSON of a repo, account or identity event."""
     body: dict[str, Any] = {"seq": event.seq, "time": event.time, "did": event.did}
     match event:
         case RepoEvent():
@@ -192,7 +192,7 @@ def decode_labels(
 ) -> list[LabelEvent]:
     """Read an entry of `label_live` in either shape. Raises MalformedEventError.
 
-    With `refused`, a malformed label goes there and does not cost the others of its frame.
+    With `refused`, a malformed label is added there, and the others of its frame are returned.
     """
     if LABELS_FIELD in fields:
         body = parse_payload(fields[LABELS_FIELD])
@@ -241,10 +241,10 @@ def _label(seq: int, label: object) -> LabelEvent:
 
 
 def _record_text(payload: bytes, body: dict[str, Any]) -> str:
-    """Return the JSON of an event's record as it was written, or nothing where it is elsewhere.
+    """Return the record's JSON as a slice of the payload, or "" if it is not at the end.
 
-    Our events end with their record, and it is the first object in them: with its key before it,
-    it can only be the value of that key of the event itself.
+    Our encoder writes `record` last, and it is the first object in the event. So the first
+    `"record":{` of the payload is the event's own key, and cannot be inside a nested object.
     """
     place = payload.find(b"{", 1)
     if (
@@ -282,7 +282,7 @@ def _check_depth(value: object) -> None:
         ]
         if not level:
             return
-    raise MalformedEventError("too_deep", f"more than {MAX_DEPTH} levels")
+    raise MalformedEventError("too_deep", f"nested deeper than {MAX_DEPTH} levels")
 
 
 def _seq(body: dict[str, Any]) -> int:
@@ -293,7 +293,7 @@ def _seq(body: dict[str, Any]) -> int:
 
 
 def required_text(body: dict[str, Any], key: str) -> str:
-    """Return a text of an object. Raises MalformedEventError where there is none."""
+    """Return a text field of an object. Raises MalformedEventError if it is missing."""
     value = body.get(key)
     if type(value) is not str:
         raise MalformedEventError("missing_field", key)
@@ -301,6 +301,6 @@ def required_text(body: dict[str, Any], key: str) -> str:
 
 
 def optional_text(body: dict[str, Any], key: str) -> str | None:
-    """Return a text of an object, or None."""
+    """Return a text field of an object, or None if it is missing."""
     value = body.get(key)
     return value if type(value) is str else None

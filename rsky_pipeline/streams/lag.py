@@ -1,7 +1,4 @@
-"""How far consumers are behind and how full streams and server are.
-
-Lag is counted so that deleted entries do not spoil it.
-"""
+"""Measures consumer lag, stream lengths and the server's memory; deleted entries do not count."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,8 +6,8 @@ from typing import Any
 
 from rsky_pipeline.streams.connection import Store
 
-# The server stops knowing a group's lag when entries behind its position were deleted. Counting
-# reads them, so it has a limit; beyond it an upper bound is good enough.
+# Redis reports no lag for a group after entries beyond its position were deleted. They are then
+# counted by reading them, up to a limit; above it, an upper bound suffices.
 MAX_COUNTED = 5_000
 
 
@@ -18,30 +15,30 @@ MAX_COUNTED = 5_000
 class GroupReport:
     """A consumer group's position on a stream.
 
-    `lag` is exact, or an upper bound where the server cannot give it and more than MAX_COUNTED
-    entries are waiting.
+    `lag` is exact, or an upper bound if the server does not report it and more than MAX_COUNTED
+    entries are unread.
     """
 
     name: str
     pending: int  # delivered, not acknowledged
     lag: int  # not yet delivered
-    oldest_unacked_age_seconds: float  # of the oldest entry that the group has to finish
+    oldest_unacked_age_seconds: float  # of the oldest entry not acknowledged by the group
     last_delivered_id: str
     consumers: int
     oldest_pending_id: str | None = None
-    read: int | None = None  # entries delivered so far; None where the server does not count
+    read: int | None = None  # entries delivered so far; None if the server does not count
 
 
 @dataclass(frozen=True, slots=True)
 class StreamReport:
-    """A stream's length and groups; ids are None for a stream without entries."""
+    """Length and groups of a stream; ids are None for an empty stream."""
 
     name: str
     length: int
     added: int  # entries ever added; the length on servers that do not count (before Redis 7)
     first_id: str | None
-    last_id: str | None  # of the newest entry, also if that was deleted
-    oldest_age_seconds: float  # of the first entry, whoever has read it
+    last_id: str | None  # of the newest entry ever added, even if deleted
+    oldest_age_seconds: float  # of the first entry, read or not
     groups: tuple[GroupReport, ...]
     counts_added: bool = True  # whether the server counted `added`
 
@@ -57,7 +54,7 @@ class ServerMemory:
     used: int
     limit: int
     machine: int
-    policy: str  # what the server does at its limit; anything but noeviction loses queue data
+    policy: str  # maxmemory-policy; anything but noeviction loses queue data
 
     @property
     def share(self) -> float | None:
@@ -66,9 +63,9 @@ class ServerMemory:
 
 
 def inspect(store: Store, stream: str) -> StreamReport:
-    """Report on one stream; one that does not exist is empty.
+    """Measure one stream; a missing stream counts as empty.
 
-    Ages are by the server's clock, which also made the ids. Raises StoreUnavailableError and
+    Ages use the server's clock, which also generated the ids. Raises StoreUnavailableError and
     StoreRejectedError.
     """
     reply = store.script("inspect", [stream], [MAX_COUNTED])
@@ -88,12 +85,12 @@ def inspect(store: Store, stream: str) -> StreamReport:
 
 
 def collect(store: Store, streams: Sequence[str]) -> list[StreamReport]:
-    """Report on several streams."""
+    """Measure several streams; see `inspect`."""
     return [inspect(store, stream) for stream in streams]
 
 
 def server_memory(store: Store) -> ServerMemory:
-    """Ask the server. Raises StoreUnavailableError and StoreRejectedError."""
+    """Read INFO memory. Raises StoreUnavailableError and StoreRejectedError."""
     facts = {}
     for line in store.call("INFO", "memory").decode().splitlines():
         name, _, value = line.partition(":")
@@ -107,7 +104,7 @@ def server_memory(store: Store) -> ServerMemory:
 
 
 def stream_bytes(store: Store, stream: str) -> int:
-    """Return about how many bytes a stream takes, its groups included; 0 if there is none."""
+    """Estimate the memory of a stream and its groups in bytes; 0 if it does not exist."""
     return int(store.call("MEMORY", "USAGE", stream) or 0)
 
 
@@ -123,6 +120,6 @@ def _group(row: Sequence[Any], length: int, now_ms: int) -> GroupReport:
 
 
 def _age_seconds(now_ms: int, ids: Sequence[bytes]) -> float:
-    """Return the age of the oldest of these entries; an empty id is no entry."""
+    """Return the age of the oldest of these entries; empty ids are ignored."""
     times = [int(entry.partition(b"-")[0]) for entry in ids if entry]
     return max(0, now_ms - min(times)) / 1000 if times else 0.0

@@ -12,7 +12,7 @@ from rsky_pipeline.configuration.topology import (
     STREAMS,
 )
 
-# Raw frames that could not be used, each as JSON with its reason.
+# Rejected frames, each as JSON with its reason.
 FIREHOSE_RAW_LETTERS = "firehose_raw_dlq"
 LABEL_RAW_LETTERS = "label_raw_dlq"
 
@@ -35,18 +35,18 @@ __all__ = [
     "dead_letters",
 ]
 
-# A hash: what each stored cursor covers, by the cursor's key.
+# A hash: the coverage of each stored cursor, by cursor key.
 CURSOR_POSITIONS = "rsky_pipeline:cursors"
-# A stream: gaps that were noticed, on their way to `rsky_pipeline.gap` in PostgreSQL.
+# A stream: detected gaps, to be written to `rsky_pipeline.gap` in PostgreSQL.
 GAPS = "rsky_pipeline:gaps"
-# A stream: repos that are to be fetched again, but not so soon.
+# A stream: repos to fetch again after a delay.
 RESYNC_LATER = "rsky_pipeline:resync_later"
-# A sorted set: repo jobs that wait for their time (`streams/waiting.py`).
+# A sorted set: postponed repo jobs by due time (`streams/waiting.py`).
 WAITING_KEY = "rsky_pipeline:repos_waiting"
 
 
 def dead_letters(stream: str) -> str:
-    """Return the stream that holds what could not be processed of another one."""
+    """Return the name of a stream's dead-letter stream."""
     return f"{stream}_dlq"
 
 

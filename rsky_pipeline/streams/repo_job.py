@@ -1,4 +1,4 @@
-"""Repos to fetch: the entries of `repo_backfill` and its siblings, and why a repo is fetched."""
+"""Repo jobs: the entries of `repo_backfill` and its siblings, and the reasons for a fetch."""
 
 from dataclasses import dataclass
 from enum import Enum
@@ -18,7 +18,7 @@ REPO_FIELD = b"repo"
 
 @dataclass(frozen=True, slots=True)
 class _Traits:
-    """A reason's word, and how it differs from that of a commit which could not be followed."""
+    """The word and properties of a reason; the defaults are those of a commit not applied."""
 
     word: str
     forced: bool = True
@@ -29,32 +29,31 @@ class _Traits:
 
 
 class FetchReason(Enum):
-    """Why a repo is fetched, and all that follows from that, wherever it is asked.
+    """Why a repo is fetched, with every decision that depends on the reason.
 
-    `forced`: fetch it even if the stored revs look current, because commits that came later may
-    have been applied while one in between is missing. Without it, a repo is current if it was
-    stored as a whole once and its stored rev is at least the job's (its PDS's, where the job has
-    none).
-    `confirmable`: forced, but not fetched if its PDS has the very rev at which the repo was last
-    stored as a whole. That nothing was known of a repo any more (Redis was lost), or that its
-    account was away, is no sign that anything is missing.
-    `repair`: nothing else finds again what is missing, so `backfill cancel --all` keeps it.
-    `expected`: happens on a healthy network; it is logged as information.
-    `followed`: earlier commits of the repo were written. Some of them may still be queued, so that
-    the repo is looked at once more when it is stored.
+    `forced`: fetch even if the stored rev is current, because later commits may have been applied
+    while one in between is missing. Without it, a repo is current if it was once stored as a whole
+    and its stored rev is at least the job's rev (or that of its PDS, if the job has none).
+    `confirmable`: forced, but skipped if the PDS serves exactly the rev at which the repo was last
+    stored as a whole. Lost state (Redis was flushed) or a reactivated account do not imply that a
+    commit is missing.
+    `repair`: no other mechanism would find the missing commit, so `backfill cancel --all` keeps it.
+    `expected`: occurs on a healthy network, so it is logged at level INFO.
+    `followed`: earlier commits of the repo were written and some may still be queued, so the repo
+    is checked again after it is stored (see `RepoJob.settles`).
 
-    The words are those of the entries and of `ingester_resyncs_total`. A word of another version
-    that is not known here is OTHER, which is fetched and kept in any case.
+    The words are those of the entries and of `ingester_resyncs_total`. An unknown word, written by
+    another version, is OTHER: always fetched and always kept.
     """
 
-    # A listing or an operator named it, or an original service: nothing is known to be wrong.
+    # Named by a listing, an operator or an original service; no commit is known to be missing.
     LISTED = _Traits("", forced=False, repair=False, expected=True, followed=False)
-    OPERATOR = _Traits("operator", repair=False, expected=True)  # asked for by force
+    OPERATOR = _Traits("operator", repair=False, expected=True)  # `backfill add --force`
     GAP = _Traits("gap", expected=True)  # listed after events were lost
     UNSEEN = _Traits("unseen", confirmable=True, repair=False, expected=True, followed=False)
     REACTIVATED = _Traits("reactivated", confirmable=True, expected=True)
-    SYNC = _Traits("sync", expected=True)  # its host says that it was changed as a whole
-    # A commit that was not written, or not as a whole:
+    SYNC = _Traits("sync", expected=True)  # a #sync event: the repo was replaced as a whole
+    # A commit was not written, or only in part:
     TOO_BIG = _Traits("too_big")
     MISSING_BLOCK = _Traits("missing_block")
     INVALID_BLOCKS = _Traits("invalid_blocks")
@@ -63,9 +62,9 @@ class FetchReason(Enum):
     MISSING_NODE = _Traits("missing_node")
     INVERSION = _Traits("inversion")
     INVALID_OPERATION = _Traits("invalid_operation")
-    BROKEN_CHAIN = _Traits("broken_chain")  # one before it is missing
-    COMMIT = _Traits("commit", expected=True)  # of the raw dead letters, tried again
-    SETTLE = _Traits("settle", expected=True)  # was queued as a whole, see `RepoJob.settles`
+    BROKEN_CHAIN = _Traits("broken_chain")  # the preceding commit is missing
+    COMMIT = _Traits("commit", expected=True)  # retried from the raw dead letters
+    SETTLE = _Traits("settle", expected=True)  # queued as a whole; see `RepoJob.settles`
     OTHER = _Traits("other")
 
     def __init__(self, traits: _Traits) -> None:
@@ -78,7 +77,7 @@ class FetchReason(Enum):
 
     @staticmethod
     def of(word: str) -> "FetchReason":
-        """Return the reason of an entry's word, whoever wrote it."""
+        """Return the reason for the word of an entry; OTHER if it is unknown."""
         return _BY_WORD.get(word, FetchReason.OTHER)
 
 
@@ -92,13 +91,12 @@ FIREHOSE_REASONS = tuple(reason for reason in FetchReason if reason not in _OTHE
 
 @dataclass(frozen=True, slots=True)
 class RepoJob:
-    """A repo to fetch; `host` is the relay or PDS that named it, as a URL.
+    """A repo to fetch; `host` is the URL of the relay or PDS that named it.
 
-    Four keys are ours, the original services neither write nor read them. `deleted` are paths
-    that a commit which was not written says are gone. `reason` is why it was queued. `attempts` is
-    how many attempts have failed so far. `settles` is not 0 for a repo that was queued as a whole
-    at `rev`, and is looked at once more when that is stored: how many looks there were, this one
-    included.
+    The other keys are unknown to the original services. `deleted` are paths that a commit deleted
+    which was not written. `reason` is why the job was queued. `attempts` is the number of failed
+    attempts. `settles` is 0 for a job that fetches. Otherwise the repo was queued as a whole at
+    `rev`, the job checks for older rows once that rev is stored, and `settles` numbers the check.
     """
 
     did: str
@@ -113,12 +111,12 @@ class RepoJob:
 
     @property
     def forced(self) -> bool:
-        """Whether to fetch the repo even if the stored revs look current."""
+        """Whether to fetch the repo even if the stored rev is current."""
         return bool(self.deleted) or self.reason.forced
 
     @property
     def repair(self) -> bool:
-        """Whether nothing else finds again what is missing, deletions among it."""
+        """Whether cancelling the job would lose a repair or deletions for good."""
         return bool(self.deleted) or self.reason.repair
 
 
@@ -140,7 +138,7 @@ def encode_repo_job(job: RepoJob) -> bytes:
 
 
 def decode_repo_job(payload: bytes) -> RepoJob:
-    """Read the `repo` field of an entry, of whatever version or service.
+    """Read the `repo` field of an entry, of any version of this or the original services.
 
     Raises MalformedEventError.
     """

@@ -1,4 +1,4 @@
-"""Looking through entries in bounded pages, and removing chosen ones beside running consumers."""
+"""Reads entries in bounded pages, and removes chosen ones while consumers run."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ _KINDS = frozenset({"create", "update", "delete", "repo", "account", "identity",
 
 @dataclass(frozen=True, slots=True)
 class StoredEntry:
-    """An entry as it stands in a stream."""
+    """An entry of a stream."""
 
     id: str
     fields: Mapping[bytes, bytes]
@@ -32,18 +32,18 @@ class StoredEntry:
 
 @dataclass(frozen=True, slots=True)
 class Unfinished:
-    """An entry that a group has not been given (`unread`) or has not acknowledged (`pending`)."""
+    """An entry not yet delivered to a group (`unread`) or not acknowledged by it (`pending`)."""
 
     id: str
-    group: str  # empty where the stream has no groups, so that nobody has read it
+    group: str  # empty if the stream has no groups
     state: str
 
 
 @dataclass(frozen=True, slots=True)
 class Discarded:
-    """What one call did: how many entries it removed, and which ones a group has not finished.
+    """The result of `discard`: the number of removed entries, and the unfinished ones.
 
-    The latter were removed too by the mode `all`, and are still there after the others.
+    Unfinished entries are removed only by the mode `all`.
     """
 
     removed: int
@@ -52,9 +52,9 @@ class Discarded:
 
 @dataclass(frozen=True, slots=True)
 class Nature:
-    """What an entry is: its type, and the collection of a record event (else empty).
+    """The type of an entry, and the collection of a record event (otherwise empty).
 
-    Types are those of events, `labels` and `label`, `job` for a repo to fetch, and `unreadable`.
+    Types are the event types, `labels`, `label`, `job` for a repo job, and `unreadable`.
     """
 
     kind: str
@@ -69,7 +69,7 @@ def pages(
     until: str = "+",
     count: int = PAGE_ENTRIES,
 ) -> Iterator[list[StoredEntry]]:
-    """Yield entries oldest first, a page at a time; `until` is included, or excluded with a `(`.
+    """Yield pages of entries, oldest first; `until` is inclusive, or exclusive after a `(`.
 
     Raises StoreUnavailableError and StoreRejectedError.
     """
@@ -82,7 +82,7 @@ def pages(
 def newest(
     store: Store, stream: str, count: int, *, before: str | None = None
 ) -> list[StoredEntry]:
-    """Return the newest entries (before an id), newest first."""
+    """Return the newest entries (older than `before`, if given), newest first."""
     end = "+" if before is None else f"({before}"
     return _entries(store.call("XREVRANGE", stream, end, "-", "COUNT", count))
 
@@ -93,7 +93,7 @@ def oldest(store: Store, stream: str, count: int) -> list[StoredEntry]:
 
 
 def nature(fields: Mapping[bytes, bytes]) -> Nature:
-    """Return the kind of an entry, judged by its fields; nothing else of it is checked."""
+    """Classify an entry by its fields, without validating the rest."""
     if LABELS_FIELD in fields:
         return Nature("labels")
     if REPO_FIELD in fields:
@@ -110,12 +110,12 @@ def nature(fields: Mapping[bytes, bytes]) -> Nature:
 
 
 def milliseconds(entry_id: str) -> int:
-    """Return when an entry was appended, in ms since 1970 by the server's clock."""
+    """Return the Unix time of an entry in ms, by the server's clock."""
     return int(entry_id.partition("-")[0])
 
 
 def moment(entry_id: str) -> str | None:
-    """Return when an entry was appended, as a UTC time; None for no id."""
+    """Return the UTC time of an entry as text; None for an empty id."""
     if not entry_id:
         return None
     when = datetime.fromtimestamp(milliseconds(entry_id) / 1000, UTC)
@@ -123,10 +123,10 @@ def moment(entry_id: str) -> str | None:
 
 
 def discard(store: Store, stream: str, ids: Sequence[str], mode: Mode) -> Discarded:
-    """Remove at most BATCH_ENTRIES entries as `mode` says, in one step of the server.
+    """Remove entries atomically, at most BATCH_ENTRIES per call.
 
-    `look` removes nothing, `finished` only what every group has acknowledged, `all` everything,
-    acknowledging it. A repeated call does nothing more. Raises StoreUnavailableError and
+    Mode `look` removes nothing, `finished` only entries that every group has acknowledged, `all`
+    acknowledges and removes all of them. Safe to repeat. Raises StoreUnavailableError and
     StoreRejectedError, and ValueError for too many ids.
     """
     if len(ids) > BATCH_ENTRIES:

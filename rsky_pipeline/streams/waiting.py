@@ -1,7 +1,7 @@
-"""Entries that wait for their time outside of their streams: a pause that survives restarts.
+"""Postponed entries: kept in Redis until they are due, so that the pause survives restarts.
 
-They are kept in one sorted set by the time they are due, by the server's clock. A waiting entry
-occupies no consumer, and its stream moves on without it. `Consumer.postpone` puts one here.
+One sorted set holds them by due time, on the server's clock. A postponed entry occupies no consumer
+and does not block its stream. `Consumer.postpone` adds one.
 """
 
 from collections.abc import Iterator, Sequence
@@ -14,7 +14,7 @@ from rsky_pipeline.streams.names import WAITING_KEY
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
-    """An entry that waits: where it goes back to, its field and value, and when (Unix seconds)."""
+    """A postponed entry: its stream, field and value, and due time (Unix seconds)."""
 
     stream: str
     field: bytes
@@ -23,12 +23,12 @@ class Waiting:
 
     @property
     def member(self) -> bytes:
-        """What stands for it in the sorted set."""
+        """Its member in the sorted set."""
         return b"%s %s %s" % (self.stream.encode(), self.field, self.payload)
 
 
 def wake(store: Store, streams: Sequence[str]) -> int:
-    """Put everything that is due back into these streams; return how many entries."""
+    """Append due entries to these streams; returns their number."""
     total = 0
     while woken := int(store.script("wake", [WAITING_KEY, *streams], [BATCH_ENTRIES])):
         total += woken
@@ -36,12 +36,12 @@ def wake(store: Store, streams: Sequence[str]) -> int:
 
 
 def count_waiting(store: Store) -> int:
-    """Return how many entries wait."""
+    """Return the number of postponed entries."""
     return int(store.call("ZCARD", WAITING_KEY))
 
 
 def all_waiting(store: Store) -> Iterator[Waiting]:
-    """Yield everything that waits, some of it twice if it is moved meanwhile."""
+    """Yield all postponed entries; one rescheduled meanwhile may come twice (ZSCAN)."""
     cursor = b"0"
     while True:
         cursor, flat = store.call("ZSCAN", WAITING_KEY, cursor, "COUNT", PAGE_WAITING)
@@ -53,7 +53,7 @@ def all_waiting(store: Store) -> Iterator[Waiting]:
 
 
 def remove_waiting(store: Store, entries: Sequence[Waiting]) -> int:
-    """Forget entries that wait; return how many still did."""
+    """Delete postponed entries; returns the number that were still postponed."""
     removed = 0
     for start in range(0, len(entries), BATCH_ENTRIES):
         part = [entry.member for entry in entries[start : start + BATCH_ENTRIES]]
@@ -62,7 +62,7 @@ def remove_waiting(store: Store, entries: Sequence[Waiting]) -> int:
 
 
 def hurry_waiting(store: Store, entries: Sequence[Waiting]) -> int:
-    """Make entries that wait due at once; return how many still waited."""
+    """Make postponed entries due now; returns the number that were still postponed."""
     hurried = 0
     for start in range(0, len(entries), BATCH_ENTRIES):
         flat = [

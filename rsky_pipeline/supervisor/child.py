@@ -1,7 +1,7 @@
 """Drives one child: feeds the state machine, performs its effects, listens to the process.
 
-One task a child (`ChildDriver.run`) for the life of the supervisor; while there is a process, a
-second task waits for its end and a third reads its event pipe (a store is probed instead).
+One task per child (`ChildDriver.run`) runs as long as the supervisor. While there is a process, a
+second task waits for its exit and a third reads its event pipe (a store is probed instead).
 """
 
 import logging
@@ -18,7 +18,7 @@ from rsky_pipeline.supervisor import machine as m
 from rsky_pipeline.supervisor.machine import AT_REST, Child, Phase, Policy, step
 from rsky_pipeline.supervisor.spawn import ChildProcess
 
-SILENCE_SECONDS = 30.0  # a worker reports every second; twice this long without is a stuck loop
+SILENCE_SECONDS = 30.0  # a worker reports every second; twice this silence is a stuck loop
 PROBE_SECONDS = 0.05
 LAST_WORDS_SECONDS = 1.0
 
@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 
 class ChildDriver:
-    """One child for the whole life of the supervisor; processes come and go."""
+    """One child, over all of its processes."""
 
     def __init__(
         self,
@@ -36,8 +36,8 @@ class ChildDriver:
         launch: Callable[[], ChildProcess],
         answers: Callable[[], bool] | None = None,
     ) -> None:
-        """`launch` raises OSError or ValueError when there can be no process; `answers` asks a
-        store whether it is ready. A worker reports readiness itself."""
+        """`launch` raises OSError or ValueError if the process cannot be created; `answers` probes
+        whether a store is ready. A worker reports readiness itself."""
         self.role = role
         self.instance = instance
         self.name = role if instance is None else f"{role}-{instance}"
@@ -54,16 +54,16 @@ class ChildDriver:
 
     @property
     def at_rest(self) -> bool:
-        """No process, and none to come by itself."""
+        """Whether there is no process and none will start without an operator."""
         return self.state.phase in AT_REST
 
     @property
     def is_ready(self) -> bool:
-        """The process has reported that it is ready."""
+        """Whether the process has reported readiness."""
         return self.state.phase is Phase.READY
 
     def send(self, event: m.Input) -> None:
-        """Give an input to the state machine; it is handled by the task `run`."""
+        """Queue an input of the state machine, which the task `run` handles."""
         self._send.send_nowait(event)
 
     async def until(self, condition: Callable[["ChildDriver"], bool]) -> None:
@@ -72,7 +72,7 @@ class ChildDriver:
             await self._changed.wait()
 
     async def run(self) -> None:
-        """Drive the child until cancelled. Processes that run then see their liveness pipe end."""
+        """Drive the child until cancelled; a running process then sees its liveness pipe close."""
         async with trio.open_nursery() as nursery:
             while True:
                 self._apply(await self._next_input(), nursery)
@@ -140,10 +140,10 @@ class ChildDriver:
                 chunk = await pipe.receive_some(MAX_EVENT_BYTES)
             if chunk is None:
                 silences += 1
-                # Two in a row: the first may only mean that we ourselves were suspended.
+                # Two in a row: one may mean that this process itself was suspended.
                 if silences == 2:
                     limit = 2 * SILENCE_SECONDS
-                    self.send(m.Unresponsive(f"no sign of life for {limit:.0f} s"))
+                    self.send(m.Unresponsive(f"no report for {limit:.0f} s"))
                 continue
             silences = 0
             if not chunk:
@@ -168,7 +168,7 @@ class ChildDriver:
                 self._last_words = event.get("reason")
 
     async def _probe(self) -> None:
-        """Ask a store until it answers."""
+        """Probe a store until it answers."""
         limiter = trio.CapacityLimiter(1)
         ready = self._answers is None
         while self._answers is not None and not ready:

@@ -1,6 +1,6 @@
 """The children of a supervisor: embedded stores, then the workers of its roles.
 
-For each kind: its lock, how it is started, and its policy.
+For each kind: its lock, its command and its policy.
 """
 
 import signal
@@ -57,12 +57,12 @@ def uses_database(roles: Sequence[str]) -> bool:
 
 
 def store_lock(settings: Settings, name: str) -> Path:
-    """Return the lock that a running store holds; one server a directory."""
+    """Return the lock of a running store: one server per directory."""
     return locations.data_directory(settings) / "locks" / f"{name}.lock"
 
 
 def worker_lock(run_dir: Path, role: str, instance: int) -> Path:
-    """Return the lock that a running worker holds; one process a consumer name."""
+    """Return the lock of a running worker: one process per consumer name."""
     return run_dir / "locks" / f"{role}-{instance}.lock"
 
 
@@ -113,8 +113,8 @@ def worker_policy(settings: Settings) -> Policy:
 
 
 def store_policy(stop_signal: int, settings: Settings) -> Policy:
-    """Return the rules for an embedded store: everything waits for it, so it is restarted sooner,
-    and what it holds on disk is worth a longer stop."""
+    """Return the rules for an embedded store: restarted sooner than a worker, because all workers
+    wait for it, and given more time to stop, because it writes its data to disk."""
     gentle = StopStep(signal.Signals(stop_signal), 60.0)
     immediate = StopStep(
         signal.SIGQUIT, 10.0

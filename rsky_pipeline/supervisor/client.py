@@ -1,4 +1,4 @@
-"""The asking end of the control sockets. Blocking and small: `status` needs no event loop."""
+"""The client of the control sockets. Blocking: `status` needs no event loop."""
 
 import json
 import socket
@@ -37,8 +37,8 @@ def ask(
 ) -> dict[str, Any]:
     """Send a request; call `on_step` for each step; return the closing object.
 
-    `wait_seconds` bounds the silence between two lines; None waits for ever. Raises
-    NotRunningError when nobody listens, NoAnswerError, or RequestRefusedError.
+    `wait_seconds` bounds the time between two lines; None waits for ever. Raises NotRunningError if
+    no process listens, NoAnswerError, or RequestRefusedError.
     """
     request = encode({"command": command, "version": VERSION, **arguments})
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
@@ -101,7 +101,7 @@ def _connect(connection: socket.socket, path: Path) -> None:
     try:
         connection.connect(str(path))
     except (FileNotFoundError, ConnectionRefusedError) as error:
-        raise NotRunningError(f"nobody listens on {path}") from error
+        raise NotRunningError(f"no supervisor listens on {path}") from error
     except OSError as error:
         raise NoAnswerError(f"cannot connect to {path}: {error.strerror or error}") from error
 

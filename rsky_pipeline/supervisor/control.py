@@ -1,7 +1,7 @@
-"""The serving end of the control socket: who may ask, and what each command does.
+"""The server of the control socket: permissions and commands.
 
-One request a connection, local and of our own uid (or root) only. `ControlServer` reads requests
-and sends answers; `ControlCommands` carries them out on the workers of this supervisor.
+One request per connection, only from local processes of our own uid or root. `ControlServer` reads
+requests and sends answers; `ControlCommands` executes them on the workers of this supervisor.
 """
 
 import logging
@@ -38,7 +38,7 @@ from rsky_pipeline.supervisor.sequence import (
 )
 
 Send = Callable[[str], Awaitable[None]]
-# Answers a request: calls the function it is given for each step, returns the closing object.
+# Answers a request: calls `send` for each step, returns the closing object.
 Handler = Callable[[ControlRequest, Send], Awaitable[dict[str, Any]]]
 BACKLOG = 16
 MAX_CONNECTIONS = 32
@@ -47,7 +47,7 @@ log = logging.getLogger(__name__)
 
 
 class ControlCommands:
-    """Carries out requests on the workers of one supervisor."""
+    """Executes requests on the workers of one supervisor."""
 
     def __init__(
         self,
@@ -64,7 +64,7 @@ class ControlCommands:
         self.forced = False
 
     async def handle(self, request: ControlRequest, send: Send) -> dict[str, Any]:
-        """Carry out a request; return the closing object. Raises BadRequestError for a refusal."""
+        """Execute a request; returns the closing object. Raises BadRequestError to refuse it."""
         foreign = [role for role in request.roles if role not in self._workers]
         if foreign:
             raise BadRequestError(f"this supervisor does not run {', '.join(foreign)}")
@@ -82,7 +82,7 @@ class ControlCommands:
                 return {"ok": True}
 
     def finish(self, forced: bool) -> None:
-        """Close the answers of those who wait for the whole stop; `forced` if it had to kill."""
+        """Finish the answers to requests that wait for the whole stop; `forced` if it killed."""
         self.forced = self.forced or forced
         self._steps.finish()
 
@@ -146,11 +146,11 @@ class ControlCommands:
         with self._alone(roles):
             await _narrate(work, send)
         if not done:
-            raise BadRequestError("the restart was given up")
+            raise BadRequestError("restart aborted")
 
     @contextmanager
     def _alone(self, roles: Sequence[str]) -> Iterator[None]:
-        """Let nobody else start these roles meanwhile. Raises BadRequestError."""
+        """Exclude other starts of these roles meanwhile. Raises BadRequestError."""
         taken = self._busy.intersection(roles)
         if taken:
             raise BadRequestError(f"a restart of {', '.join(sorted(taken))} is in progress")
@@ -195,7 +195,7 @@ def close_socket(path: Path) -> None:
         if stat.S_ISSOCK(path.lstat().st_mode):
             path.unlink()
     except OSError:
-        log.debug("the control socket is gone already", extra={"path": str(path)})
+        log.debug("control socket already removed", extra={"path": str(path)})
 
 
 def peer_uid(connection: trio.SocketStream) -> int:
@@ -230,7 +230,7 @@ class ControlServer:
             close_socket(self._path)
 
     async def until_idle(self) -> None:
-        """Wait until no client waits for the end of its answer."""
+        """Wait until all answers in progress are sent."""
         while self._open:
             await self._idle.wait()
 
@@ -242,7 +242,7 @@ class ControlServer:
             try:
                 await _answer(connection, self._handler)
             except (trio.BrokenResourceError, trio.ClosedResourceError):
-                log.debug("a control client went away")
+                log.debug("control client disconnected")
             finally:
                 self._open -= 1
                 self._idle.set()
@@ -252,7 +252,7 @@ class ControlServer:
 async def _answer(connection: trio.SocketStream, handler: Handler) -> None:
     uid = peer_uid(connection)
     if not is_allowed(uid, os.geteuid()):
-        log.warning("refused a control request of another account", extra={"uid": uid})
+        log.warning("control request of another account refused", extra={"uid": uid})
         await connection.send_all(encode({"ok": False, "error": "not permitted"}))
         return
 
@@ -282,7 +282,7 @@ async def _read_line(connection: trio.SocketStream) -> bytes:
 
 
 async def _narrate(work: Callable[[StepLog], Awaitable[None]], send: Send) -> None:
-    """Do some work and send its steps as they are added."""
+    """Run `work` and send its steps as they are added."""
     steps = StepLog()
 
     async def forward() -> None:

@@ -1,4 +1,4 @@
-"""Why a supervisor does not run, or cannot be asked."""
+"""Errors of starting a supervisor, and of requests to one."""
 
 from rsky_pipeline.runtime.errors import WorkerError
 
@@ -8,13 +8,13 @@ ALREADY_RUNNING = 75
 
 
 class AlreadyRunningError(WorkerError):
-    """Another process does this job on these directories."""
+    """Another process runs the same roles or stores on these directories."""
 
     exit_code = ALREADY_RUNNING
 
 
 class StartFailedError(WorkerError):
-    """A child that everything depends on did not come up."""
+    """A required child, such as an embedded store, did not start."""
 
     def __init__(self, message: str, exit_code: int) -> None:
         super().__init__(message)
@@ -28,10 +28,10 @@ class NotRunningError(WorkerError):
 
 
 class NoAnswerError(WorkerError):
-    """A supervisor listens and does not answer, or not sensibly."""
+    """A supervisor listens, but gives no answer or an invalid one."""
 
     exit_code = UNREACHABLE
 
 
 class RequestRefusedError(WorkerError):
-    """The supervisor understood the request and will not do it."""
+    """The supervisor refused the request."""

@@ -22,7 +22,7 @@ class Exit:
 
     code: int | None = None
     signal: int | None = None
-    reason: str | None = None  # the child's own words, or why it could not be started
+    reason: str | None = None  # reported by the child, or the error of starting it
 
     def describe(self) -> str:
         """Return one line for people."""
@@ -40,27 +40,27 @@ class Exit:
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """The operator wants the child to run."""
+    """Request: run the child."""
 
 
 @dataclass(frozen=True, slots=True)
 class Stop:
-    """The operator wants the child to end in order."""
+    """Request: stop the child, beginning with the gentlest signal."""
 
 
 @dataclass(frozen=True, slots=True)
 class Restart:
-    """The operator wants a fresh process."""
+    """Request: replace the process by a new one."""
 
 
 @dataclass(frozen=True, slots=True)
 class Escalate:
-    """The operator does not want to wait for a drain in progress."""
+    """Request: skip the rest of a drain in progress."""
 
 
 @dataclass(frozen=True, slots=True)
 class Kill:
-    """The operator wants it gone now."""
+    """Request: kill the process now."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +72,7 @@ class Spawned:
 
 @dataclass(frozen=True, slots=True)
 class SpawnFailed:
-    """The process could not be made; goes the same way as an exit."""
+    """The process could not be created; handled like an exit."""
 
     reason: str
     draw: float = 0.5
@@ -80,7 +80,7 @@ class SpawnFailed:
 
 @dataclass(frozen=True, slots=True)
 class BecameReady:
-    """The child said that it is ready."""
+    """The child reported readiness."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +135,7 @@ class Send:
 
 @dataclass(frozen=True, slots=True)
 class Announce:
-    """Log it for people; `what` is a stable name."""
+    """Log a change of state; `what` is its stable name."""
 
     what: str
     detail: str = ""
@@ -149,7 +149,7 @@ Effect = Spawn | Send | Announce
 
 @dataclass(frozen=True, slots=True)
 class StopStep:
-    """A step of making a child end: the signal, and how long (seconds) it gets to act on it."""
+    """A step of stopping a child: the signal, and the seconds until the next step."""
 
     signal: signal.Signals
     wait: float
@@ -167,18 +167,18 @@ class Policy:
     crash_budget: int = 5  # this many unplanned exits within `crash_window` are a crash loop
     crash_window: float = 300.0
     final_codes: frozenset[int] = FINAL_CODES
-    dependency_codes: frozenset[int] = frozenset({UNAVAILABLE})  # no fault of the child itself
+    dependency_codes: frozenset[int] = frozenset({UNAVAILABLE})  # not the child's fault
 
 
 class Phase(StrEnum):
-    """Where a child is in its life. `status` shows these words."""
+    """The state of a child; `status` shows these words."""
 
     STOPPED = "stopped"
     STARTING = "starting"
     READY = "ready"
     STOPPING = "stopping"
     BACKOFF = "backoff"  # waits before the next start
-    CRASHLOOP = "crashloop"  # waits too, having failed too often of late
+    CRASHLOOP = "crashloop"  # waits too, after too many recent failures
     FAILED = "failed"  # final: only an operator starts it again
 
 
@@ -189,11 +189,11 @@ ALIVE = frozenset({Phase.STARTING, Phase.READY, Phase.STOPPING})  # there is a p
 
 @dataclass(frozen=True, slots=True)
 class Child:
-    """Everything the supervisor remembers of a child."""
+    """The supervisor's state of a child."""
 
     phase: Phase = Phase.STOPPED
     since: float = 0.0
-    wanted: bool = False  # the operator's will; a child stopped on purpose is never restarted
+    wanted: bool = False  # requested to run; a child stopped on request is never restarted
     pid: int | None = None
     timer: float | None = None
     stop_step: int = 0  # how far a stop has escalated
@@ -206,7 +206,7 @@ class Child:
     last_exit: Exit | None = None
 
     def crash_looping(self, policy: Policy) -> bool:
-        """Return whether it failed too often of late."""
+        """Return whether it has failed too often recently."""
         return len(self.failed_at) >= policy.crash_budget
 
 

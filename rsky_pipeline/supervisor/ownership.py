@@ -1,9 +1,9 @@
-"""What a supervisor must own before it starts a child: its directories, roles and stores.
+"""Ownership of directories, roles and stores, which a supervisor takes before it starts a child.
 
-Locks keep two supervisors apart. Workers and stores that outlived their supervisor hold locks of
-their own: they saw the end of their liveness pipe and are draining. Starting beside them would give
-two processes one name in the consumer groups, or two servers one directory, so they are waited
-for, and killed when they take too long.
+Locks exclude two supervisors of the same roles. Workers and stores that outlive their supervisor
+keep locks of their own: their liveness pipe has closed and they are draining. Starting new ones
+beside them would give two processes one consumer name, or two servers one directory. So the
+supervisor waits for them, and kills them when they take too long.
 """
 
 import logging

@@ -149,10 +149,9 @@ async def start_store(
 async def prepare_database(
     prepare: Callable[[Settings], list[str]], settings: Settings, steps: StepLog
 ) -> None:
-    """Bring the schema up to date, waiting for a database that is not reachable yet.
+    """Upgrade the schema, waiting for a database that is not reachable yet.
 
-    `prepare` blocks and returns what it did; it raises UnavailableError when trying again makes
-    sense.
+    `prepare` blocks and returns the changes made; it raises UnavailableError if a retry may help.
     """
     limiter = trio.CapacityLimiter(1)
     attempt = 0

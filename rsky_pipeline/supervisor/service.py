@@ -39,10 +39,10 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class PipelinePlan:
-    """What a supervisor runs. `program` starts a worker: the role's name and options follow it.
+    """The input of a supervisor. `program` starts a worker: role name and options are appended.
 
-    `prepare_database` brings the schema up to date (blocking) and returns what it changed; it
-    raises UnavailableError while the database cannot be reached.
+    `prepare_database` upgrades the schema (blocking) and returns the changes; it raises
+    UnavailableError while the database is unreachable.
     """
 
     settings: Settings
@@ -54,8 +54,8 @@ class PipelinePlan:
 def supervise(plan: PipelinePlan) -> int:
     """Run a pipeline in the foreground until it is stopped; return the exit code.
 
-    Raises WorkerError when it cannot even begin: AlreadyRunningError, PermissionDeniedError,
-    SettingError. What fails later is logged and becomes the exit code.
+    Raises WorkerError if it cannot begin: AlreadyRunningError, PermissionDeniedError, SettingError.
+    Later failures are logged and determine the exit code.
     """
     settings = locations.resolve_directories(plan.settings)
     kinds = children.embedded_stores(settings, plan.roles)

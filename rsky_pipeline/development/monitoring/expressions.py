@@ -53,7 +53,7 @@ def names_in(expression: str) -> set[str]:
 
 
 def checked(expression: str, recorded: frozenset[str] = frozenset()) -> str:
-    """Return an expression. Raises ValueError if it reads what is neither declared nor recorded."""
+    """Return an expression. Raises ValueError if it reads an undeclared metric or recording."""
     unknown = names_in(expression) - DECLARED.keys() - recorded
     if unknown:
         raise ValueError(f"{expression}: nobody declares {', '.join(sorted(unknown))}")
@@ -75,7 +75,7 @@ def natural(metric: Declared) -> str:
 
 
 def unit(metric: Declared) -> str:
-    """Return Grafana's unit of what `natural` shows."""
+    """Return the Grafana unit of the expression of `natural`."""
     if "_bytes" in metric.name:
         return "Bps" if metric.kind == "counter" else "bytes"
     if metric.kind == "counter":

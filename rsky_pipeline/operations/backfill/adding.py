@@ -41,7 +41,7 @@ _METHODS = ("did:plc:", "did:web:")
 
 
 class QueueFullError(Exception):
-    """The stream is at its high-water mark, and the command was told not to wait."""
+    """The stream is at its high-water mark and the command was run without waiting."""
 
 
 class ListingMovedError(Exception):
@@ -50,7 +50,7 @@ class ListingMovedError(Exception):
 
 @dataclass(slots=True)
 class AddedRepos:
-    """What became of the accounts that were named."""
+    """The outcome for the requested accounts."""
 
     queued: int = 0
     duplicates: int = 0  # named more than once
@@ -157,7 +157,7 @@ def did_of(payload: bytes) -> str:
 
 @dataclass(slots=True)
 class RefusedNames:
-    """What names no account that can be fetched: how many, and the first few."""
+    """Inputs that are no DID of a supported method: their number and the first few."""
 
     count: int = 0
     examples: list[str] = field(default_factory=list)

@@ -1,4 +1,4 @@
-"""How far the backfill is: the streams, what waits, the table of outcomes, and the workers."""
+"""Progress of the backfill: streams, postponed jobs, stored outcomes and workers."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -38,7 +38,7 @@ SET status = EXCLUDED.status, kind = NULL, reason = NULL, error = NULL, next_att
 
 @dataclass(frozen=True, slots=True)
 class StoredOutcomes:
-    """What the table says: repos by status and reason, and how many were done lately."""
+    """Figures of `backfill_repo`: repos by status and reason, and recent rates."""
 
     by_status: dict[str, int]
     by_reason: dict[str, dict[str, int]]  # status -> reason -> repos
@@ -49,7 +49,7 @@ class StoredOutcomes:
 
 @dataclass(frozen=True, slots=True)
 class RepoQueues:
-    """What Redis holds of the backfill."""
+    """Repo jobs in Redis."""
 
     queued: dict[str, int]  # by stream: nobody has read them
     running: int  # a worker holds them

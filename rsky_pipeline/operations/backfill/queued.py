@@ -1,4 +1,4 @@
-"""Jobs that are known already: trying again what failed, and taking out what nobody has begun."""
+"""Existing repo jobs: retries failed ones, and cancels those that no worker has begun."""
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -40,9 +40,9 @@ def retry(
     dids: Sequence[str],
     tell: Callable[[str], None] = lambda _: None,
 ) -> RetriedRepos:
-    """Put dead letters back, let what waits be due, and queue `given_up` accounts.
+    """Requeue dead letters, make postponed jobs due, and queue `given_up` accounts.
 
-    `reason` and `dids` choose among dead letters; what waits is chosen by name only.
+    `reason` and `dids` select dead letters; postponed jobs are selected by DID only.
     Raises QueueFullError.
     """
     done, wanted = RetriedRepos(), frozenset(dids)
@@ -70,7 +70,7 @@ def retry(
 
 @dataclass(slots=True)
 class CancelledJobs:
-    """What was taken out, and what was not."""
+    """The cancelled jobs, and those that were kept."""
 
     dids: list[str] = field(default_factory=list)
     running: int = 0  # a worker holds them: they end
@@ -84,10 +84,10 @@ def cancel(
     resyncs: bool = False,
     tell: Callable[[str], None] = lambda _: None,
 ) -> CancelledJobs:
-    """Remove the jobs of these accounts, or of all, that nobody has begun, and that are there now.
+    """Remove jobs, of these accounts or of all, that no worker has begun; one pass.
 
-    Repairs of what live indexing missed stay unless `resyncs`: nothing else finds that again.
-    History does not, be it of a repo that was listed or that a firehose named first.
+    Repairs of commits that live indexing missed stay unless `resyncs`, because nothing else would
+    find those commits again. Jobs for history are removed: listing the repos again queues them.
     """
     done = CancelledJobs()
     for stream in REPO_STREAMS:

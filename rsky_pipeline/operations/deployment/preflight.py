@@ -130,7 +130,7 @@ def _space(program: Path, new: Path, data_dir: Path) -> Iterator[PreflightCheck]
 
 
 def unpack_folder() -> Path:
-    """Return where program files unpack themselves, as far as this process knows."""
+    """Return the folder where program files unpack, derived from this process's environment."""
     return Path(os.environ.get("SHIV_ROOT") or Path.home() / ".shiv")
 
 

@@ -79,7 +79,7 @@ def launches_document(launches: tuple[Launch, ...]) -> list[dict[str, Any]]:
 
 
 def launches_from(document: list[dict[str, Any]]) -> tuple[Launch, ...]:
-    """Return what `launches_document` wrote."""
+    """Return the launches of a `launches_document`."""
     return tuple(
         Launch(
             Path(each["program"]) if each["program"] else None,

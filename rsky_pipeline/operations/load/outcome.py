@@ -1,4 +1,4 @@
-"""What became of each file: while it is loaded, and in `rsky_pipeline.load_file` for later runs."""
+"""Outcomes of files: during a load, and in `rsky_pipeline.load_file` for later runs."""
 
 import logging
 from collections import Counter
@@ -16,8 +16,8 @@ from rsky_pipeline.operations.load.files import CarFile
 _log = logging.getLogger(__name__)
 LOADED = "loaded"  # every record is in the tables
 CURRENT = "current"  # the stored rev is the file's or a newer one
-FAILED = "failed"  # nothing of it counts as loaded; `reason` says why
-MAX_TEXT_BYTES = 500  # of an error that is kept
+FAILED = "failed"  # the file counts as not loaded; see `reason`
+MAX_TEXT_BYTES = 500  # stored of an error
 
 _KNOWN = """
 SELECT path, size, mtime_ns, status FROM rsky_pipeline.load_file WHERE path = ANY(%b::text[])

@@ -1,7 +1,7 @@
-"""The processes of a load. Each is given a task at a time; one that dies costs only what it had.
+"""The worker processes of a load. Each runs one task at a time; a crash loses only that task.
 
-A thread a process hands over tasks and reads outcomes. When a process dies, the files of its task
-are tried one by one; one that kills its process alone is at fault.
+One thread per process sends tasks and reads outcomes. When a process dies, the files of its task
+are retried one by one; a file that crashes a process alone is reported as failed.
 """
 
 import contextlib
@@ -28,7 +28,7 @@ Task = Sequence[CarFile]
 
 
 class LoadStoppedError(Exception):
-    """The load cannot go on; the text says why."""
+    """The load cannot continue; the message is the reason."""
 
 
 @dataclass(slots=True)
@@ -36,7 +36,7 @@ class _LoadProcess:
     popen: "subprocess.Popen[str]"
 
     def end(self) -> None:
-        """Let it finish, which it does at the end of its input, or free what is left of it."""
+        """Close its pipes, so that it ends at the end of its input, and reap it."""
         for pipe in (self.popen.stdin, self.popen.stdout):
             if pipe is not None:
                 with contextlib.suppress(BrokenPipeError):  # it died with something unread
@@ -66,7 +66,7 @@ class LoadPool:
         self._stopping = threading.Event()
 
     def run(self, tasks: Iterator[Task]) -> Iterator[FileOutcome]:
-        """Yield the outcome of every file. Raises LoadStoppedError, and what `tasks` raises."""
+        """Yield the outcome of every file. Raises LoadStoppedError, and errors of `tasks`."""
         self._tasks = tasks
         threads = [threading.Thread(target=self._work, daemon=True) for _ in range(self._jobs)]
         for thread in threads:

@@ -1,7 +1,7 @@
 """One process of a load: tasks come in as lines, outcomes go out as lines.
 
-A task is a list of files. The process ends when its input does, so that none is left behind by a
-load that was killed; what it was writing then is finished or rolled back by PostgreSQL.
+A task is a list of files. The process ends at the end of its input, so a killed load leaves no
+process behind; PostgreSQL commits or rolls back the transaction in progress.
 """
 
 import json
@@ -52,7 +52,7 @@ STATEMENT_TIMEOUT_MS = 300_000  # large transactions on a busy server
 
 @dataclass(frozen=True, slots=True)
 class LoadOptions:
-    """What the operator chose; `time` stands in for the clock in tests."""
+    """Options of the command; `time` replaces the clock in tests."""
 
     verify: bool = True
     dry_run: bool = False
@@ -144,7 +144,7 @@ class Loader:
             try:
                 await apply_repo(paths, sink)
             except _BatchRefusedError:
-                pass  # its outcome says so
+                pass  # recorded in its outcome
             except DatabaseError:
                 raise
             except Exception as error:  # noqa: BLE001 - as in `_read`

@@ -1,6 +1,6 @@
-"""Writes repos in large transactions, and finds out what must not be among them.
+"""Writes repos in large transactions, and isolates records that PostgreSQL rejects.
 
-Blocking. Writing can be repeated at any point: rows that are there already do not change.
+Blocking. Writes are idempotent: rows that already exist do not change.
 """
 
 import random
@@ -37,9 +37,9 @@ class LoadWriter:
         self._database: Database | None = None
 
     def write(self, readings: Sequence[Reading]) -> dict[str, Counter[str]]:
-        """Write what was read; return by DID and reason how many records PostgreSQL refused.
+        """Write readings; returns the number of rejected records by DID and reason.
 
-        Raises DatabaseError when the server stays away or refuses everything.
+        Raises DatabaseError if the server stays unavailable or rejects all records.
         """
         refused: dict[str, Counter[str]] = {}
 
@@ -52,9 +52,9 @@ class LoadWriter:
         return refused
 
     def _parts(self, readings: Sequence[Reading]) -> tuple[list[Reading], list[Reading]]:
-        """Part likes, follows and the like from posts, for which processes wait for each other.
+        """Split readings into those that need no locks shared with other processes, and others.
 
-        What closes a repo comes last.
+        Posts and closing readings are in the second list, closing readings last.
         """
         free: list[Reading] = []
         others: list[Reading] = []

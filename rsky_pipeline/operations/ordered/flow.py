@@ -47,12 +47,12 @@ def stop(
     verify: bool = True,
     tell: Tell,
 ) -> Movement:
-    """Stop roles that run, consumers first, each gone everywhere before the next is signalled.
+    """Stop running roles, consumers first; each has ended everywhere before the next is signalled.
 
-    After `deadline` seconds a role is forced, and after `total` seconds all that are left. `verify`
-    looks in Redis what each role left behind. `drain` is the other order: producers first, and each
-    consumer only when it has nothing left to read, within `deadline` seconds for each role.
-    Supervisors and stores are left (`close`).
+    After `deadline` seconds a role is forced to end, after `total` seconds all remaining ones.
+    `verify` checks in Redis that each role left its entries and cursors in order. `drain` reverses
+    the order: producers first, and each consumer once its streams are read to the end, within
+    `deadline` seconds per role. Supervisors and stores keep running (see `close`).
     """
     movement = Movement(manager.name)
     started = time.monotonic()
@@ -139,7 +139,7 @@ def _wait_until_applied(
                 told = elapsed
             time.sleep(LOOK_SECONDS / 2)
     except (StoreUnavailableError, StoreRejectedError) as error:
-        raise WorkerError(f"cannot see what the {role} has left: {error}") from error
+        raise WorkerError(f"cannot measure the entries left for the {role}: {error}") from error
     elapsed = time.monotonic() - began
     return MovementStep(
         "drain", role, elapsed, findings=(StepFinding("pass", "nothing is left to read"),)

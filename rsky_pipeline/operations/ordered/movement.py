@@ -1,7 +1,7 @@
-"""What an ordered stop or start did, step by step, and the interface of the two ways of running.
+"""The steps of an ordered stop or start, and the interface of process managers.
 
-A `Manager` moves one role (our supervisors, or systemd units); `flow` decides the order and makes
-a `Movement` of `MovementStep`s from each `RoleMove` and its verification in Redis.
+A `Manager` stops or starts one role (our supervisors, or systemd units). `flow` decides the order,
+and records each `RoleMove` and its verification in Redis as `MovementStep`s of a `Movement`.
 """
 
 from collections.abc import Callable
@@ -125,5 +125,5 @@ class Manager(Protocol):
         ...
 
     def close(self, tell: Tell, deadline: float | None = None) -> RoleMove:
-        """End what is left when no role runs: supervisors and their embedded stores."""
+        """End the supervisors and their embedded stores, once no role runs."""
         ...

@@ -57,7 +57,7 @@ class Units:
         return RoleMove(tuple(lines), forced, not up, cursors)
 
     def start(self, role: str, tell: Tell) -> RoleMove:
-        """Start the main unit of a role, further ones that systemd knows, and what we stopped."""
+        """Start the main unit of a role, its further loaded units, and units that we stopped."""
         known = [unit.name for unit in self.units(role)]
         names = list(dict.fromkeys([*known, *self._stopped.get(role, [])]))
         if not names:

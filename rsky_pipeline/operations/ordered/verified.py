@@ -76,7 +76,7 @@ def _asking(settings: Settings, look: Callable[[Store], list[StepFinding]]) -> l
 
 
 def _drained(store: Store, settings: Settings, role: str, stream: str) -> StepFinding:
-    """What consumers of this host leave pending goes to the same names again at the next start."""
+    """Check pending entries: this host's consumers get theirs again under the same names."""
     group = group_of(settings, role)
     report = inspect(store, stream).group(group)
     if report is None:

@@ -71,7 +71,7 @@ def check_findings(scrapes: Sequence[Scrape]) -> Iterator[RuleVerdict]:
 
 
 def check_figures(window: SampleWindow, measured: Measurement) -> Iterator[RuleVerdict]:
-    """Check what only a window shows: ages, balance, dead letters, capacity, errors."""
+    """Check figures that need a window: ages, balance, dead letters, capacity, errors."""
     yield from _ages(measured)
     yield from _balance(window, measured)
     yield from _dead_letters(window)

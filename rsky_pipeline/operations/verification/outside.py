@@ -1,4 +1,4 @@
-"""Checks of what stands outside: PostgreSQL (schema, stale writes), relays, and our clock."""
+"""Checks of systems outside of the pipeline: PostgreSQL (schema, stale writes), relays, clock."""
 
 import time
 from collections.abc import Callable, Iterator

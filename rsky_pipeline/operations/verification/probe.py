@@ -39,14 +39,14 @@ class _Inside:
 
 
 def probe_rev_guard(database: Database) -> list[str]:
-    """Write states of one record in every wrong order; return what went wrong, [] if nothing.
+    """Write states of one record in every wrong order; returns the failures, [] if none.
 
     Raises DatabaseError.
     """
     failures: list[str] = []
     try:
         with database.transaction() as tx:
-            inside: Any = _Inside(database, tx)  # has what `apply_batch` needs of a Database
+            inside: Any = _Inside(database, tx)  # the part of Database that `apply_batch` uses
             failures = _probe(inside, tx)
             raise _RolledBackError
     except _RolledBackError:

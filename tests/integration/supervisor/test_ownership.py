@@ -140,7 +140,7 @@ def test_another_account_is_refused_by_the_kernels_word(pipeline: Pipeline) -> N
     if result.returncode != 0:
         pytest.skip(f"no interpreter for another account: {result.stderr.strip()[-200:]}")
     assert "not permitted" in result.stdout
-    assert running.logged("refused a control request of another account uid=")
+    assert running.logged("control request of another account refused uid=")
     assert running.process.poll() is None
 
 
