@@ -298,15 +298,14 @@ def _explained(run: Invocation) -> Iterator[None]:
 
 def explain(error: Exception, run: Invocation) -> CommandError | None:
     """Return how a command ends for an error of a store or a supervisor; None for any other."""
-    # Imported only now: a command that works needs none of the clients that it does not use.
-    from rsky_pipeline.database.errors import DatabaseError
-    from rsky_pipeline.runtime.errors import WorkerError
-    from rsky_pipeline.streams.errors import StoreRejectedError, StoreUnavailableError
+    from rsky_pipeline.runtime.errors import StoreError, WorkerError
 
-    if isinstance(error, DatabaseError):
-        return _database_failed(error, run)
-    if isinstance(error, StoreUnavailableError | StoreRejectedError):
-        return _store_failed(error, run)
+    if isinstance(error, StoreError):
+        # Imported only now: `status` of a pipeline that is not running needs no client.
+        from rsky_pipeline.database.errors import DatabaseError
+
+        failed = _database_failed if isinstance(error, DatabaseError) else _store_failed
+        return failed(error, run)
     if isinstance(error, WorkerError):
         return CommandError(str(error), error.exit_code)
     return None
