@@ -25,7 +25,7 @@ def deployment_options(command: Command) -> Command:
     options = (
         click.option("--watch", type=DURATION, default="5m", show_default=True, metavar="DURATION",
                      help="How long it must stay well afterwards; 0 does not wait."),
-        click.option("--verify-window", type=DURATION, default="10s", show_default=True,
+        click.option("--verify-window", type=DURATION, default="30s", show_default=True,
                      metavar="DURATION", help="How long `verify` measures rates."),
         click.option("--verify-for", type=DURATION, default="3m", show_default=True,
                      metavar="DURATION", help="How long it may take to become well."),

@@ -2,7 +2,8 @@
 
 Each function evaluates one condition and yields a verdict for each subject with enough data,
 including good ones. Workers run all of them over the samples of the last minutes, `verify` over the
-two samples of its window; a rule is not evaluated over a window shorter than its `seconds`.
+two samples of its window, beside the findings of the workers. A window that is too short for a rule
+yields "skip" or nothing, and never "pass".
 """
 
 from collections.abc import Callable, Iterator
@@ -10,7 +11,7 @@ from collections.abc import Callable, Iterator
 from rsky_pipeline.configuration.topology import FIREHOSE_BACKFILL, FIREHOSE_LIVE
 from rsky_pipeline.health import rules
 from rsky_pipeline.health.rules import Rule, RuleVerdict, judged
-from rsky_pipeline.health.samples import Sample, SampleWindow, grown
+from rsky_pipeline.health.samples import Sample, SampleWindow
 from rsky_pipeline.streams.lag import StreamReport
 
 LISTING = "listing"  # the check of all listings together
@@ -117,7 +118,7 @@ def _rate(window: SampleWindow) -> Iterator[RuleVerdict]:
     figure = f"{rate:,.1f} events/s over {seconds:.0f} s, expected {low:,.0f} to {high:,.0f}"
     lag = max(window.now.values(_LAG), default=0.0)
     outside = not low <= rate <= high
-    if rate > high and lag > rules.RATE.least:
+    if rate > high and lag > rules.CATCHING_UP_SECONDS:
         outside, figure = False, f"{figure}; it catches up with {lag:,.0f} s"
     if rate < low and window.grown(then, _WAITED) > 0:
         outside, figure = False, f"{figure}; reading was held up"
@@ -182,7 +183,7 @@ def _loop(
     done: Callable[[Sample], float],
 ) -> Iterator[RuleVerdict]:
     rule, now = rules.NO_PROGRESS, window.now
-    oldest = now.moment - rule.least
+    oldest = window.over(rules.LOOP_SECONDS).moment
     recent = [(item, tried(item), done(item)) for item in window.samples if item.moment >= oldest]
     _, tries_now, done_now = recent[-1]
     before = [tries for _, tries, came in recent if came != done_now]
@@ -243,10 +244,12 @@ def _stalls(window: SampleWindow) -> Iterator[RuleVerdict]:
                 and group.lag > 0
                 and before.last_delivered_id == group.last_delivered_id
             )
+            verdict = rules.CONSUMER_STALL.verdict(seconds if stands else 0.0, stream.name)
             figure = f"{group.name} is given entries, {group.lag:,} wait"
             if stands:
                 figure = f"{group.lag:,} wait for {group.name}, none delivered for {seconds:.0f} s"
-            verdict = rules.CONSUMER_STALL.verdict(seconds if stands else 0.0, stream.name)
+            if stands and verdict == "pass":
+                verdict, figure = "skip", f"{figure}: it takes {limit:.0f} s to judge it"
             yield RuleVerdict(rules.CONSUMER_STALL, stream.name, verdict, figure, group.lag)
 
 
@@ -262,7 +265,7 @@ def _removed(window: SampleWindow) -> Iterator[RuleVerdict]:
             known = [count for count in lost if count is not None]
             if known and lost[-1] is not None and known[-1] > known[0]:
                 count = known[-1] - known[0]
-                figure = f"{count:,} that {group.name} had not read"
+                figure = f"{count:,} removed before {group.name} read them"
                 yield judged(rules.UNREAD_REMOVED, stream.name, count, figure)
 
 
@@ -293,5 +296,3 @@ CONDITIONS: dict[tuple[Rule, ...], Condition] = {
     (rules.CONSUMER_STALL,): _stalls,
     (rules.UNREAD_REMOVED, rules.PENDING_WITHOUT_BODY): _removed,
 }
-
-__all__ = ["CONDITIONS", "LISTING", "METRICS", "diagnose", "grown"]

@@ -16,8 +16,10 @@ Status = Literal["pass", "warn", "fail", "skip"]
 Severity = Literal["warning", "critical"]  # look today; look now
 LIVE_STREAMS = (FIREHOSE_LIVE, LABEL_LIVE)
 
-# How far back the samples of a worker go.
-HISTORY_SECONDS = 300.0
+HISTORY_SECONDS = 300.0  # how far back the samples of a worker go
+LOOP_SECONDS = 120.0  # how far back tries without progress are counted
+# The age of live events from which the ingester catches up, and reads them faster than they come.
+CATCHING_UP_SECONDS = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,11 +124,11 @@ HEARTBEAT = Rule(
     "heartbeat", "the event loop of a worker is stuck", "see the worker's log", Limits(fail=15.0)
 )
 PROGRESS = Rule(
-    "progress", "work that is under way does not progress", "see the worker's log",
+    "progress", "an activity of a worker does not progress", "see the worker's log",
     Limits(fail=120.0),
 )  # fmt: skip
 PROCESS = Rule(
-    "process", "a process does not run or cannot be relied on",
+    "process", "a process does not run, or is unhealthy",
     "see `rsky-pipeline status` and the worker's log", least=3, seconds=900.0,
     alerts=(
         Alert(
@@ -168,7 +170,7 @@ MISSING_METRICS = Rule(
     "the worker is of another version than this command, or was built wrongly: deploy again",
     Limits(fail=1), watched=True, check="metrics",
 )  # fmt: skip
-FINDINGS = Rule("findings", "a worker finds something wrong by itself", "see its log")
+FINDINGS = Rule("findings", "the self-check of a worker finds a fault", "see its log")
 
 # --- stores -----------------------------------------------------------------------------------
 
@@ -178,7 +180,7 @@ REDIS = Rule(
         Alert(
             "RskyRedisUnavailable", "critical", "1m",
             "sum(rate(rsky_stream_poll_errors_total[1m])) > 0",
-            "Workers cannot look at the streams", "runbook.md#lose-redis",
+            "Workers cannot read the state of the streams", "runbook.md#lose-redis",
         ),
     ),
 )  # fmt: skip
@@ -193,13 +195,13 @@ EVICTION = Rule(
 )  # fmt: skip
 CAPACITY = Rule("capacity", "a high-water mark is more than the memory holds", "lower the mark")
 APPENDS = Rule(
-    "appends", "Redis refuses what the ingester appends", "see the ingester's log",
+    "appends", "Redis rejects entries of the ingester", "see the ingester's log",
     Limits(fail=1), seconds=120.0,
     alerts=(
         Alert(
             "RskyRedisRefusesWrites", "critical", "2m",
             'sum(rate(ingester_store_retries_total{action="rejected"}[{minutes}])) > 0',
-            "Redis refuses what the ingester appends; its memory may be full",
+            "Redis rejects entries of the ingester; its memory may be full",
             "runbook.md#lose-redis",
         ),
     ),
@@ -223,7 +225,7 @@ REV_GUARD = Rule(
     "stop the indexers: older states overwrite newer ones", Limits(fail=1),
 )  # fmt: skip
 RESURRECTED = Rule(
-    "deleted_stays_deleted", "deleted records are there again",
+    "deleted_stays_deleted", "deleted records exist again",
     "something else writes to `record`: stop it, then index these repos again", Limits(fail=1),
 )  # fmt: skip
 # --- live events ------------------------------------------------------------------------------
@@ -253,19 +255,19 @@ CLOCK = Rule(
 )  # fmt: skip
 RATE = Rule(
     "rate_out_of_band",
-    "live events come at a rate outside of expected_rate_min to expected_rate_max",
+    "the rate of live events is outside of expected_rate_min to expected_rate_max",
     "`rsky-pipeline streams inspect firehose_live`; see connections and errors of the ingester",
-    Limits(fail=1), seconds=10.0, least=60.0, watched=True, check="rate:firehose_live",
+    Limits(fail=1), seconds=10.0, watched=True, check="rate:firehose_live",
 )  # fmt: skip
 POLLUTED = Rule(
     "polluted_stream",
     "repo events are in the live stream, where only operations on records belong",
-    "stop what writes them; `rsky-pipeline streams inspect {subject}` shows them, "
+    "stop the program that writes them; `rsky-pipeline streams inspect {subject}` shows them, "
     "`rsky-pipeline streams purge {subject} --type repo` removes them",
     Limits(fail=1), seconds=30.0, watched=True, of_stream=True, check="pollution",
 )  # fmt: skip
 CURSOR_STUCK = Rule(
-    "cursor_stuck", "messages come from the relay and the cursor does not move",
+    "cursor_stuck", "a relay sends messages, and the cursor does not advance",
     "see the ingester's log", Limits(fail=1), seconds=20.0, watched=True,
 )  # fmt: skip
 LATENCY = Rule(
@@ -293,7 +295,7 @@ BACK_PRESSURE = Rule(
 )  # fmt: skip
 HELD_UP = Rule(
     "held_up", "reading the relays is held up",
-    "consumers do not keep up, or Redis is near its limit", Limits(warn=1 / 6), seconds=30.0,
+    "see rate and lag of the consumers, and the memory of Redis", Limits(warn=1 / 6), seconds=30.0,
     watched=True, of_stream=True, finding="back_pressure", check="back_pressure",
     alerts=(
         Alert(
@@ -333,18 +335,18 @@ OLDEST = Rule(
     ),
 )  # fmt: skip
 BALANCE = Rule(
-    "balance", "more comes in than goes out",
+    "balance", "entries arrive faster than they are consumed",
     "consumers do not keep up: add workers, or wait for the peak to end", Limits(warn=0.1),
     least=1_000,
 )  # fmt: skip
 UNREAD_REMOVED = Rule(
-    "unread_removed", "entries were removed that a group had not read",
-    "see who trims the stream; what is lost comes again by backfill of the repos",
+    "unread_removed", "entries were removed before a consumer group read them",
+    "find the program that trims the stream; backfill the repos whose entries are lost",
     Limits(warn=1), watched=True, of_stream=True,
 )  # fmt: skip
 PENDING_WITHOUT_BODY = Rule(
-    "pending_without_body", "entries were removed that a consumer still works on",
-    "see who trims the stream; `rsky-pipeline streams groups repair`",
+    "pending_without_body", "entries were removed while a consumer held them",
+    "find the program that trims the stream; `rsky-pipeline streams groups repair`",
     Limits(warn=1), watched=True, of_stream=True,
 )  # fmt: skip
 DEAD_LETTERS = Rule(
@@ -359,7 +361,7 @@ DEAD_LETTERS = Rule(
     ),
 )  # fmt: skip
 DEAD_LETTERS_GROW = Rule(
-    "dead_letters_grow", "many entries at a time could not be processed",
+    "dead_letters_grow", "many entries could not be processed in a short time",
     "look at their reasons: `rsky-pipeline dlq list {subject}`", Limits(fail=100), seconds=900.0,
     check="dead_letters",
     alerts=(
@@ -376,25 +378,25 @@ DEAD_LETTERS_GROW = Rule(
 # --- work that fails --------------------------------------------------------------------------
 
 NO_PROGRESS = Rule(
-    "no_progress", "something is tried again and again and never succeeds",
-    "see the worker's log for the reason; of a listing, for the cursor, or set enumerate_repos to "
-    "false",
-    Limits(fail=3), seconds=15.0, least=120.0, watched=True,
+    "no_progress", "an activity fails again and again, without progress",
+    "see the worker's log for the reason; if a listing fails, for its cursor, or set "
+    "enumerate_repos to false",
+    Limits(fail=3), seconds=15.0, watched=True,
 )  # fmt: skip
 STALE_WRITES = Rule(
     "stale_writes",
-    "much of the history that comes is older than the stored state, and was refused",
+    "many backfilled writes are older than the stored state, and were refused",
     "see whether something queues old states again and again",
-    Limits(warn=0.2), seconds=30.0, least=20, watched=True, of_stream=True,
+    Limits(warn=0.2), seconds=30.0, least=20, watched=True, of_stream=True, check="stale_writes",
 )  # fmt: skip
 INDEXER_ERRORS = Rule(
-    "indexer_errors", "the indexer meets errors that are not the data's fault",
+    "indexer_errors", "the indexer fails for reasons other than its data",
     "see the indexer's log", Limits(warn=0.1), seconds=300.0,
     alerts=(
         Alert(
             "RskyUnexpectedErrors", "warning", "5m",
             "sum(rate(indexer_unexpected_errors_total[{minutes}])) > {warn}",
-            "The indexer meets errors that are not the data's fault", "troubleshooting.md",
+            "The indexer fails for reasons other than its data", "troubleshooting.md",
         ),
     ),
 )  # fmt: skip

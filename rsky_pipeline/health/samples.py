@@ -106,19 +106,14 @@ class SampleWindow:
 
         A worker that restarted, or that is missing in `then`, counts from 0.
         """
-        return grown(then, self.now, name, **labels)
-
-
-def grown(then: Sample, now: Sample, name: str, **labels: str) -> float:
-    """Return the increase of a counter between two samples, over all workers."""
-    earlier = {worker.worker: worker for worker in then.workers}
-    total = 0.0
-    for worker in now.workers:
-        new = worker.value(name, **labels) or 0.0
-        before = earlier.get(worker.worker)
-        old = (before.value(name, **labels) if before else None) or 0.0
-        total += new - old if new >= old else new
-    return total
+        earlier = {worker.worker: worker for worker in then.workers}
+        total = 0.0
+        for worker in self.now.workers:
+            new = worker.value(name, **labels) or 0.0
+            before = earlier.get(worker.worker)
+            old = (before.value(name, **labels) if before else None) or 0.0
+            total += new - old if new >= old else new
+        return total
 
 
 def exported(registry: CollectorRegistry, worker: str, names: Iterable[str]) -> Exported:

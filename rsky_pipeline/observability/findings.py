@@ -15,7 +15,7 @@ class FindingMetrics:
 
     def __init__(self, registry: CollectorRegistry, series: Iterable[Series]) -> None:
         self.active = Gauge(
-            ACTIVE, "1 while this worker warns of something, 2 while it fails",
+            ACTIVE, "1 while a rule warns, 2 while it fails",
             ["finding", "subject"], registry=registry,
         )  # fmt: skip
         self.begun = Counter(
@@ -29,7 +29,7 @@ class FindingMetrics:
         self._now: set[Series] = set()
 
     def show(self, levels: Mapping[Series, int]) -> list[Series]:
-        """Set the metrics to these findings; returns the newly active ones."""
+        """Set the metrics to these findings, and return the newly active ones."""
         for series in self._series:
             self.active.labels(*series).set(levels.get(series, 0))
         new = [series for series in levels if series not in self._now]

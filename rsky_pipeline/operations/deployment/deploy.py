@@ -52,7 +52,7 @@ class DeploymentOrder:
     source: Path
     kind: Literal["deploy", "rollback"] = "deploy"
     purge: tuple[tuple[str, str], ...] = ()
-    verify_window: float = 10.0
+    verify_window: float = 30.0  # a stall of live events takes 20 s to judge
     verify_limit: float = 180.0
     watch: float = 300.0
     accept: tuple[str, ...] = ()

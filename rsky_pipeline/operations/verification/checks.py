@@ -160,8 +160,12 @@ def _backfill(window: SampleWindow) -> RuleVerdict:
     )
     finished = window.grown(window.first, "backfiller_repos_processed_total")
     figure = f"{finished:,.0f} repos finished in the window, {waiting:,} wait"
-    seconds = window.seconds if waiting and not finished else 0.0
-    return RuleVerdict(rules.BACKFILL, "", rules.BACKFILL.verdict(seconds), figure, finished)
+    if not waiting or finished:
+        return RuleVerdict(rules.BACKFILL, "", "pass", figure, finished)
+    verdict = rules.BACKFILL.verdict(window.seconds)
+    if verdict == "pass":
+        verdict, figure = "skip", f"{figure}: it takes {rules.BACKFILL.seconds:.0f} s to judge it"
+    return RuleVerdict(rules.BACKFILL, "", verdict, figure, finished)
 
 
 def _waiting(group: GroupFigures) -> int:

@@ -24,7 +24,7 @@ from rsky_pipeline.streams.names import FIREHOSE_LIVE
 
 SCHEMA_VERSION = 1
 _PAGE_ENTRIES = 1_000  # the newest of the live stream
-_ORDER: tuple[Status, ...] = ("fail", "warn", "pass", "skip")
+_ORDER: tuple[Status, ...] = ("fail", "warn", "skip", "pass")  # worst first
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,4 +180,4 @@ def compare(
 
 def _is_shown(found: RuleVerdict) -> bool:
     """Return whether a rule is a check of its own also while nothing is wrong."""
-    return bool(found.rule.check or found.name) or found.rule is rules.STALE_WRITES
+    return bool(found.rule.check or found.name)
