@@ -21,7 +21,8 @@ class _Call(Generic[Item, Result]):
 class Coalescer(Generic[Item, Result]):
     """Batches calls: items that arrive while a call is in flight share the next call.
 
-    No timer delays a call, so a lone call has the same latency as without the coalescer.
+    No timer delays a call, so a lone call has the same latency as without the coalescer; but with
+    `gather_seconds` each batch waits so long for more items, where a call costs as much as a commit.
 
     There is no task of its own: one waiting task leads, makes the call for all items, then wakes
     another to lead.
@@ -31,15 +32,21 @@ class Coalescer(Generic[Item, Result]):
         self,
         carry_out: Callable[[Sequence[Item]], Awaitable[Sequence[Result]]],
         limit: int = BATCH_ITEMS,
+        *,
+        gather_seconds: float = 0.0,
     ) -> None:
         """`carry_out` returns a result for each item, in order; `limit` bounds items per call."""
         self._carry_out = carry_out
         self._limit = limit
+        self._gather_seconds = gather_seconds
         self._calls: list[_Call[Item, Result]] = []  # not answered yet
         self._has_leader = False
 
     async def call(self, item: Item) -> Result:
-        """Return the result of one item; an exception of `carry_out` is raised in every caller."""
+        """Return the result of one item.
+
+        An exception of `carry_out` is raised in the task that leads; the others try again.
+        """
         call: _Call[Item, Result] = _Call(item)
         self._calls.append(call)
         if self._has_leader:
@@ -58,6 +65,8 @@ class Coalescer(Generic[Item, Result]):
         return call.answer[0]
 
     async def _next(self) -> None:
+        if self._gather_seconds:
+            await trio.sleep(self._gather_seconds)
         batch = self._calls[: self._limit]
         results = await self._carry_out([call.item for call in batch])
         for call, result in zip(batch, results, strict=True):

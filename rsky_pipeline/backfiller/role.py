@@ -46,7 +46,6 @@ async def run(context: WorkerContext) -> None:
         gauges = StreamMetrics(context.registry, "backfiller", groups)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_watch, redis("watch"), gauges, tuple(groups), self_check)
-            nursery.start_soon(store.run)
             nursery.start_soon(worker.report_health)
             await worker.run()
             nursery.cancel_scope.cancel()

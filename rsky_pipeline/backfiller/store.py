@@ -7,8 +7,6 @@ from datetime import datetime
 from functools import partial
 from typing import Literal
 
-import trio
-
 from rsky_pipeline.backfiller.coalescer import Coalescer
 from rsky_pipeline.database.bulk import transpose, unnest_sql
 from rsky_pipeline.database.connection import Database
@@ -95,31 +93,22 @@ class BackfillStore:
 
     def __init__(self, link: Link[Database]) -> None:
         self._link = link
-        self._gathered: dict[str, RepoOutcome] = {}
-        self._written = trio.Event()
-        self._something = trio.Event()
+        self._outcomes = Coalescer(self._write, gather_seconds=GATHER_SECONDS)
 
     async def store(self, outcome: RepoOutcome) -> None:
         """Return once the outcome, or a newer one of the same repo, is committed.
 
         An outcome that PostgreSQL rejects is logged and dropped, so that it cannot block the others
-        of its batch.
+        of its batch. Raises an error that hits many outcomes at once, for example of a defect.
         """
-        self._gathered[outcome.did] = outcome
-        self._something.set()
-        await self._written.wait()
+        await self._outcomes.call(outcome)
 
-    async def run(self) -> None:
-        """Write until cancelled."""
-        while True:
-            await self._something.wait()
-            await trio.sleep(GATHER_SECONDS)
-            batch, written = list(self._gathered.values()), self._written
-            self._gathered, self._written, self._something = {}, trio.Event(), trio.Event()
-            for culprit in await self._link.retry(partial(write_outcomes, outcomes=batch)):
-                extra = {"did": culprit.entry.did, "error": culprit.message}
-                _log.error("PostgreSQL rejected the outcome of a repo", extra=extra)
-            written.set()
+    async def _write(self, outcomes: Sequence[RepoOutcome]) -> Sequence[None]:
+        newest = list({outcome.did: outcome for outcome in outcomes}.values())
+        for culprit in await self._link.retry(partial(write_outcomes, outcomes=newest)):
+            extra = {"did": culprit.entry.did, "error": culprit.message}
+            _log.error("PostgreSQL rejected the outcome of a repo", extra=extra)
+        return [None] * len(outcomes)
 
 
 def write_outcomes(

@@ -2,6 +2,7 @@
 
 import pytest
 
+from rsky_pipeline.backfiller import store as outcomes
 from rsky_pipeline.streams.connection import Store
 from tests.breaking import BAD_WEB, PARTS, break_part
 from tests.integration.backfiller.hosts import FakeHosts
@@ -9,6 +10,7 @@ from tests.integration.backfiller.kit import (
     Configure,
     backfiller,
     document,
+    eventually,
     letters,
     make_repo,
     output,
@@ -95,3 +97,26 @@ async def test_odd_hosts_and_redirects_cost_their_own_repos(
     given_up = {letter.error.split(": ")[0] for letter in letters(store)}
     assert set(moved) <= given_up
     assert BAD_WEB not in given_up
+
+
+async def test_a_defect_that_hits_every_outcome_leaves_the_worker_running(
+    store: Store, configure: Configure, hosts: FakeHosts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without its outcome a repo stays pending, until it is reclaimed as idle."""
+    bad = [f"did:plc:{letter * 24}" for letter in "bcd"]
+    for did in (GOOD, *bad):
+        host(hosts, did)
+
+    def broken(*_: object, **__: object) -> None:
+        raise RuntimeError("a defect")
+
+    def all_queued() -> bool:
+        return {event["did"] for event in output(store) if event["type"] == "repo"} == set(bad)
+
+    async with backfiller(configure()) as running:
+        with monkeypatch.context() as patched:
+            patched.setattr(outcomes, "write_outcomes", broken)
+            queue(store, *bad)
+            await eventually(lambda: all_queued() and not running.value("repos_running"))
+        queue(store, GOOD)
+        await eventually(lambda: store.call("XLEN", "repo_backfill") == len(bad))

@@ -4,6 +4,7 @@ from datetime import UTC, datetime
 from functools import partial
 
 import trio
+import trio.testing
 
 from rsky_pipeline.backfiller.store import BackfillStore, RepoOutcome
 from rsky_pipeline.database.connection import Database
@@ -23,14 +24,26 @@ async def test_an_unstorable_outcome_holds_up_no_other(schema_database: str) -> 
     ]
     with trio.fail_after(60):
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(store.run)
-            async with trio.open_nursery() as waiting:
-                for outcome in outcomes:
-                    waiting.start_soon(store.store, outcome)
-            nursery.cancel_scope.cancel()
+            for outcome in outcomes:
+                nursery.start_soon(store.store, outcome)
     with Database.connect(schema_database, name="test") as database:
         rows = database.query("SELECT did, host FROM rsky_pipeline.backfill_repo")
     stored: dict[str, str | None] = dict(rows)
     assert stored.keys() == {outcome.did for outcome in outcomes} - {"did:plc:\0"}
     assert stored["did:plc:nul"] == "a\ufffdb.com"
+    link.close()
+
+
+async def test_the_newest_outcome_of_a_repo_stands(schema_database: str) -> None:
+    link = Link(partial(Database.connect, schema_database, name="test"), purpose="outcomes")
+    store = BackfillStore(link)
+    with trio.fail_after(60):
+        async with trio.open_nursery() as nursery:
+            for attempts in range(3):
+                outcome = RepoOutcome("did:plc:a", "waiting", attempts=attempts)
+                nursery.start_soon(store.store, outcome)
+                await trio.testing.wait_all_tasks_blocked()
+    with Database.connect(schema_database, name="test") as database:
+        rows = database.query("SELECT did, attempts FROM rsky_pipeline.backfill_repo")
+    assert rows == [("did:plc:a", 2)]
     link.close()
