@@ -21,8 +21,8 @@ class _Call(Generic[Item, Result]):
 class Coalescer(Generic[Item, Result]):
     """Batches calls: items that arrive while a call is in flight share the next call.
 
-    No timer delays a call, so a lone call has the same latency as without the coalescer; but with
-    `gather_seconds` each batch waits so long for more items, where a call costs as much as a commit.
+    No timer delays a call, so a lone call has the same latency as without the coalescer. Where a
+    call is dear (a commit), each batch waits `gather_seconds` for more items.
 
     There is no task of its own: one waiting task leads, makes the call for all items, then wakes
     another to lead.

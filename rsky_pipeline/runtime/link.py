@@ -58,15 +58,12 @@ class Link(Generic[Connection]):
         *,
         purpose: str,
         failed: Callable[[StoreError], object] | None = None,
-        base: float = BASE_SECONDS,
-        cap: float = CAP_SECONDS,
     ) -> None:
         """`purpose` names the connection in the log. `failed` is called in the event loop for
         every store error, for example to count it and to keep an `Activity` from stalling."""
         self.purpose = purpose
         self._open_connection = open_connection
         self._failed = failed
-        self._base, self._cap = base, cap
         self._connection: Connection | None = None
         self._limiter = trio.CapacityLimiter(1)
         self._throttled = ThrottledLog(_log)
@@ -122,7 +119,7 @@ class Link(Generic[Connection]):
 
         The action runs at least once. Returns None if `until` is set before a further try.
         """
-        backoff = Backoff(self._base, self._cap)
+        backoff = Backoff(BASE_SECONDS, CAP_SECONDS)
         while True:
             try:
                 return await self.call(action)

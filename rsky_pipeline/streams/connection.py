@@ -44,8 +44,8 @@ _WRONG_SERVER_CODES = re.compile(
 class Store:
     """One connection, for one thread at a time. Calls raise only this package's errors.
 
-    After StoreUnavailableError the next call reconnects: redis-py would keep the connection to a
-    server that only answers READONLY since it became a replica.
+    After StoreUnavailableError it must be closed (`runtime.link` does): redis-py would keep the
+    connection to a server that only answers READONLY since it became a replica.
     """
 
     def __init__(self, client: redis.Redis, timeout_seconds: float) -> None:
@@ -57,12 +57,12 @@ class Store:
 
     def call(self, *command: Argument) -> Any:
         """Send one command and return its reply, in bytes. Raises the errors of this package."""
-        with self._translated():
+        with translated_errors():
             return self._send(*command)
 
     def script(self, name: str, keys: Sequence[str], arguments: Sequence[Argument]) -> Any:
         """Run `NAME.lua` of this package on the server (EVALSHA), loading it if necessary."""
-        with self._translated():
+        with translated_errors():
             digest = self._digests.get(name) or self._load(name)
             try:
                 return self._send("EVALSHA", digest, len(keys), *keys, *arguments)
@@ -76,15 +76,6 @@ class Store:
     def close(self) -> None:
         """Close the connection."""
         self._client.close()
-
-    @contextmanager
-    def _translated(self) -> Iterator[None]:
-        try:
-            with translated_errors():
-                yield
-        except StoreUnavailableError:
-            self.close()
-            raise
 
     def _load(self, name: str) -> bytes:
         text = (files(__package__) / f"{name}.lua").read_text(encoding="utf-8")

@@ -12,6 +12,7 @@ from rsky_pipeline.database.errors import (
     DatabaseUnavailableError,
     TransactionConflictError,
 )
+from rsky_pipeline.runtime import link as module
 from rsky_pipeline.runtime.errors import StoreError
 from rsky_pipeline.runtime.link import Link
 from rsky_pipeline.streams.errors import StoreRejectedError, StoreUnavailableError
@@ -48,7 +49,12 @@ class Server:
 
 
 def link(server: Server, failed: Callable[[StoreError], object] | None = None) -> Link[Connection]:
-    return Link(server.open, purpose="test", failed=failed, base=0.0)
+    return Link(server.open, purpose="test", failed=failed)
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "BASE_SECONDS", 0.0)
 
 
 async def test_it_opens_when_it_is_needed_and_in_the_thread() -> None:
