@@ -21,6 +21,7 @@ from rsky_pipeline.streams.names import (
     REPO_BACKFILL_HIGH,
     REPO_BACKFILL_LOW,
 )
+from rsky_pipeline.streams.scan import pages
 from rsky_pipeline.streams.waiting import all_waiting, count_waiting, hurry_waiting, wake
 
 _REPO_STREAMS = (REPO_BACKFILL, REPO_BACKFILL_HIGH, REPO_BACKFILL_LOW)
@@ -84,8 +85,8 @@ def _whole_stream(store: Store, stream: str, dry_run: bool) -> ReleasedEntries:
             stream, REPO_BACKFILL, "unknown_stream", int(store.call("XLEN", stream))
         )
     count = 0
-    while page := store.call("XRANGE", stream, "-", "+", "COUNT", PAGE_ENTRIES):
-        count += store.script("requeue", [stream, REPO_BACKFILL], [row[0] for row in page])
+    for page in pages(store, stream):
+        count += store.script("requeue", [stream, REPO_BACKFILL], [entry.id for entry in page])
     return ReleasedEntries(stream, REPO_BACKFILL, "unknown_stream", count)
 
 

@@ -463,17 +463,13 @@ class GroupReader:
             error = f"{len(fields) - MAX_FIELDS} fields left out: {error}"
         text = error[:MAX_ERROR].encode("utf-8", "replace")
         notes: tuple[Argument, ...] = (reason, text, attempts, delivery.id)
-        arguments: list[Argument] = [self.group, delivery.id]
-        arguments += chain.from_iterable(fields[:MAX_FIELDS])
-        arguments += chain.from_iterable(zip(NOTES, notes, strict=True))
-        keys = [self.stream, dead_letters(self.stream)]
-        return bool(self._store.script("dead_letter", keys, arguments))
+        letter: list[Argument] = [*chain.from_iterable(fields[:MAX_FIELDS])]
+        letter += chain.from_iterable(zip(NOTES, notes, strict=True))
+        return self._move(delivery, dead_letters(self.stream), "", letter)
 
     def postpone(self, delivery: Delivery, *, seconds: float, field: bytes, payload: bytes) -> bool:
         """Move a pending entry to the postponed ones (`waiting`); False if it is not pending."""
-        due = max(0, int(seconds * 1000))
-        arguments: list[Argument] = [self.group, delivery.id, due, field, payload]
-        return bool(self._store.script("postpone", [self.stream, WAITING_KEY], arguments))
+        return self._move(delivery, WAITING_KEY, max(0, int(seconds * 1000)), [field, payload])
 
     def pending_count(self) -> int:
         """Return the number of entries pending with this consumer."""
@@ -488,6 +484,12 @@ class GroupReader:
         arguments: list[Argument] = [self.group, self.consumer, min_idle_ms]
         removed = self._store.script("remove_consumers", [self.stream], arguments)
         return [name.decode() for name in removed]
+
+    def _move(
+        self, delivery: Delivery, target: str, due: Argument, fields: Sequence[Argument]
+    ) -> bool:
+        arguments = [self.group, delivery.id, due, *fields]
+        return bool(self._store.script("move_pending", [self.stream, target], arguments))
 
     def _claim(self, ids: Sequence[str], min_idle_ms: int) -> Iterator[Delivery]:
         for part in _slices(ids):

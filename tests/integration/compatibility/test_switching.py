@@ -145,3 +145,21 @@ def test_going_back_leaves_all_work_where_they_find_it(
     assert count_waiting(store) == 0
     assert sorted(event["seq"] for event in reader.processed) == [1, 2]
     assert release(store, configure()) == []
+
+
+def test_an_entry_of_more_fields_than_a_script_can_move_stays_alone(
+    store: Store, configure: Configure
+) -> None:
+    wide = [text for number in range(20_000) for text in (f"field{number}", "x")]
+    for stream in ("repo_backfill_high", "repo_backfill"):
+        store.call("XADD", stream, "1-1", *wide)
+        append(store, [Entry(stream, REPO_FIELD, b"{}")] * 2)
+    ours = GroupReader(store, "repo_backfill", rust.REPO_GROUP, "ours")
+    ours.ensure()
+    assert len(ours.read_new(3, 0)) == 3
+    moved = release(store, configure())
+    assert [(item.source, item.count) for item in moved] == [
+        ("repo_backfill_high", 2), ("repo_backfill", 2),
+    ]  # fmt: skip
+    assert store.call("XLEN", "repo_backfill_high") == 1
+    assert ours.pending_count() == 1

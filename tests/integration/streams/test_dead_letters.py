@@ -154,6 +154,16 @@ def test_letters_of_the_original_services_are_understood(store: Store) -> None:
     assert delivery.fields == {b"repo": b"{}"}
 
 
+def test_a_letter_of_more_fields_than_a_script_can_take_stays_alone(store: Store) -> None:
+    fields = [text for number in range(20_000) for text in (f"field{number}", "x")]
+    store.call("XADD", "s_dlq", "1-1", *fields)
+    bury(store, 2)
+    every = [letter.id for letter in list_dead_letters(store, "s")]
+    assert retry_dead_letters(store, "s", every) == 2
+    assert [letter.id for letter in list_dead_letters(store, "s")] == ["1-1"]
+    assert list(stored(store)) == [0, 1]
+
+
 def test_foreign_letters_do_not_stop_the_list(store: Store) -> None:
     store.call("XADD", "s_dlq", "*", "attempts", "many", "error", b"\xff")
     (letter,) = list_dead_letters(store, "s")

@@ -1,10 +1,10 @@
 #!lua flags=allow-oom,allow-cross-slot-keys
--- Take one pending entry out of its stream until later, in one step. A full server must take it:
--- what waits is no larger than the entry was.
+-- Move one pending entry out of its stream, in one step: to the dead letters, or to the entries that
+-- wait. A full server must take it, since it frees about as much as it uses.
 --
--- KEYS  1: the stream   2: the sorted set of what waits
--- ARGV  1: the group   2: the entry's id   3: when it is due, in milliseconds from now
---       4: the name of the field   5: its new value
+-- KEYS  1: the stream   2: the stream of dead letters, or the sorted set of waiting entries
+-- ARGV  1: the group   2: the entry's id   3: when it is due, in milliseconds from now; '' for a dead
+--       letter   then fields and values of the dead letter, or the one field that waits and its value
 -- Returns 1, or 0 if the entry was not pending any more (an earlier try moved it).
 if redis.call('EXISTS', KEYS[1]) == 0 then
   return 0
@@ -18,11 +18,15 @@ if not known or #redis.call('XPENDING', KEYS[1], ARGV[1], ARGV[2], ARGV[2], 1) =
   return 0
 end
 local now = redis.call('TIME')
-local due = now[1] * 1000 + math.floor(now[2] / 1000) + ARGV[3]
 -- Before Redis 7 a script may exceed maxmemory only after its first write: this one changes nothing.
 redis.call('XDEL', KEYS[1], '0-0')
 -- Written first: a server that refuses it must not have forgotten the entry.
-redis.call('ZADD', KEYS[2], due, KEYS[1] .. ' ' .. ARGV[4] .. ' ' .. ARGV[5])
+if ARGV[3] == '' then
+  redis.call('XADD', KEYS[2], '*', unpack(ARGV, 4))
+else
+  local due = now[1] * 1000 + math.floor(now[2] / 1000) + ARGV[3]
+  redis.call('ZADD', KEYS[2], due, KEYS[1] .. ' ' .. ARGV[4] .. ' ' .. ARGV[5])
+end
 redis.call('XACK', KEYS[1], ARGV[1], ARGV[2])
 if #groups == 1 then
   redis.call('XDEL', KEYS[1], ARGV[2])
