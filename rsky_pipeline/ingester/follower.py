@@ -29,8 +29,8 @@ from rsky_pipeline.network.subscription import (
 )
 from rsky_pipeline.observability.ingester import IngesterMetrics
 from rsky_pipeline.runtime.backoff import Backoff
-from rsky_pipeline.runtime.boundary import Boundary
 from rsky_pipeline.runtime.errors import StoreError, described
+from rsky_pipeline.runtime.logging import ThrottledLog
 
 _log = logging.getLogger(__name__)
 
@@ -125,7 +125,7 @@ class Follower:
         self._open_intake = open_intake
         self._pressure = pressure
         self._metrics = metrics
-        self._boundary = Boundary(converter.counters.internal_error)
+        self._log = ThrottledLog(_log)
         self._cursor_is_loaded = False
         self._connected_at: float | None = None
         self.connected = False
@@ -209,7 +209,7 @@ class Follower:
         except DisconnectedError as error:
             return error
         except Exception as error:  # noqa: BLE001 - see runtime.boundary
-            self._boundary.caught(error, "stream", **self._where())
+            self._converter.boundary.caught(error, "stream", **self._where())
             return DisconnectedError(DisconnectReason.INTERNAL_ERROR, described(error))
 
     async def _read_until_ended(
@@ -251,7 +251,7 @@ class Follower:
             if (subscription.text_messages, subscription.oversize_messages) != (ignored, skipped):
                 counters.errors["text_message"] += subscription.text_messages - ignored
                 counters.errors["oversize_message"] += subscription.oversize_messages - skipped
-                _log.error("skipped text messages or oversize ones", extra=self._where())
+                self._log.error("skipped text messages or oversize ones", **self._where())
                 ignored, skipped = subscription.text_messages, subscription.oversize_messages
             self.report_counts()
             if self._converter.ended is not None:

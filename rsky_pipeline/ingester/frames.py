@@ -34,6 +34,7 @@ from rsky_pipeline.ingester.commits.states import RepoState
 from rsky_pipeline.ingester.commits.validation import RepoUpdate
 from rsky_pipeline.ingester.sequence import SeqGate
 from rsky_pipeline.observability.ingester import INFO_NAMES, IngesterMetrics
+from rsky_pipeline.runtime.boundary import Boundary
 from rsky_pipeline.runtime.errors import described
 from rsky_pipeline.runtime.logging import ThrottledLog
 from rsky_pipeline.streams.append import Entry
@@ -181,11 +182,13 @@ class FrameConverter:
     """The part of converting frames that relays and labelers have in common.
 
     Info and error frames, unknown and unreadable ones. Subclasses convert the messages of theirs.
+    All work on the frames of a host shares `boundary`.
     """
 
     def __init__(self, host: str, counters: FrameCounters, letters: RawDeadLetters) -> None:
         self.host = host
         self.counters = counters
+        self.boundary = Boundary(counters.internal_error)
         self.ended: ErrorMessage | None = None  # the frame after which the server closes
         self.time_before: str | None = None  # of the event before the next one
         self._letters = letters
@@ -203,20 +206,16 @@ class FrameConverter:
             message = decode_frame(raw)
             self.counters.frames[_FRAME_TYPES[type(message)]] += 1
             return message
-        except InvalidDataError as error:
+        except Exception as error:  # noqa: BLE001 - see runtime.boundary
             self.counters.frames["undecodable"] += 1
-            return self.unusable(raw, error.reason, str(error))
-        except Exception as error:  # noqa: BLE001
-            return self._defect(raw, error)
+            return self.failed(raw, error)
 
     def convert_read(self, message: Message, raw: bytes) -> PendingFrame:
         """Convert a frame that was read; never raises because of its content."""
         try:
             return self.convert_message(message, raw)
-        except InvalidDataError as error:
-            return self.unusable(raw, error.reason, str(error))
-        except Exception as error:  # noqa: BLE001
-            return self._defect(raw, error)
+        except Exception as error:  # noqa: BLE001 - see runtime.boundary
+            return self.failed(raw, error)
 
     def convert_message(self, message: Message, raw: bytes) -> PendingFrame:
         """Convert a decoded message of any type. Raises InvalidDataError."""
@@ -251,22 +250,26 @@ class FrameConverter:
         entries = self.keep_raw(raw, reason, error)
         return PendingFrame(None, None, entries, sum(len(entry.payload) for entry in entries))
 
-    def _defect(self, raw: bytes, error: Exception) -> PendingFrame:
-        """Keep a frame that hits a defect of ours: it must not be met at every restart."""
-        _log.exception("frame conversion failed", extra={"host": self.host})
+    def failed(self, raw: bytes, error: Exception) -> PendingFrame:
+        """Return the frame of a conversion that raised: for bad data, or by a defect of ours.
+
+        The frame must not be met again at every restart, whichever it was.
+        """
+        if isinstance(error, InvalidDataError):
+            return self.unusable(raw, error.reason, str(error))
+        self.boundary.caught(error, "frame", host=self.host)
         return self.unusable(raw, "internal", described(error))
 
     def _note_info(self, message: InfoMessage) -> None:
         self.counters.infos[message.name] += 1
-        extra = {
-            "host": self.host,
-            "info": message.name[:50],
-            "note": (message.message or "")[:200],
-        }
+        fields = {"info": message.name[:50], "note": (message.message or "")[:200]}
         if message.name == "OutdatedCursor":
-            _log.error("events lost: cursor older than the oldest event of the host", extra=extra)
+            self._log.error(
+                "events lost: cursor older than the oldest event of the host",
+                host=self.host, **fields,
+            )  # fmt: skip
         else:
-            _log.warning("info frame from host", extra=extra)
+            self._log.warning("info frame from host", host=self.host, **fields)
 
 
 class ReadFrame(NamedTuple):

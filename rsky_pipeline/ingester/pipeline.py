@@ -65,7 +65,6 @@ from rsky_pipeline.ingester.commits.validation import (
 from rsky_pipeline.ingester.frames import MAX_TIME, FrameReader, PendingFrame, ReadFrame
 from rsky_pipeline.ingester.sequence import GapWatch, SeqGate
 from rsky_pipeline.ingester.writer import Batch, FrameSink, SourceCursor
-from rsky_pipeline.runtime.boundary import Boundary
 from rsky_pipeline.runtime.errors import described
 from rsky_pipeline.runtime.logging import ThrottledLog
 from rsky_pipeline.runtime.threads import in_thread
@@ -126,7 +125,6 @@ class FrameIntake:
         admission: "Admission",
         gaps: GapWatch,
     ) -> None:
-        self._states = admission.states
         self._converter = converter
         self._reader = FrameReader(converter, gate)
         self._sink = sink
@@ -139,7 +137,7 @@ class FrameIntake:
         self._buffer = ReorderBuffer()
         self._undecided: list[Undecided] = []
         self._checking = trio.CapacityLimiter(1)
-        self._boundary = Boundary(converter.counters.internal_error)
+        self._boundary = converter.boundary
         self._room = trio.Event()
 
     async def take(self, messages: Sequence[bytes]) -> None:
@@ -150,7 +148,7 @@ class FrameIntake:
         """
         frames = self._reader.read(messages)
         dids = [message.did for message, _, _ in frames if isinstance(message, _WITH_STATE)]
-        await self._states.prefetch(dids)
+        await self._admission.states.prefetch(dids)
         for start in range(0, len(frames), _BATCH_FRAMES):
             if start:
                 await trio.lowlevel.checkpoint()
@@ -175,8 +173,7 @@ class FrameIntake:
             if frame.account is not None:
                 self._verifier.forget(frame.account.did)
         except Exception as error:  # noqa: BLE001 - see runtime.boundary
-            self._boundary.caught(error, "frame", host=self._converter.host)
-            frame = self._converter.unusable(read.raw, "internal", described(error))
+            frame = self._converter.failed(read.raw, error)
         frame.seq = read.covered
         update = frame.update
         if update is None or update.proof is None:
@@ -196,13 +193,13 @@ class FrameIntake:
             self._watch_for_gap(message, covered)
         if type(message) is CommitMessage or type(message) is SyncMessage:
             rev = tid_number(message.rev)
-            if is_replay(self._states.get(message.did), rev):
+            if is_replay(self._admission.states.get(message.did), rev):
                 self._admission.note_replay(message.did, rev)
                 return PendingFrame(covered, message.time[:MAX_TIME], [], 0)
             return self._converter.convert_update(message, raw, rev)
         if isinstance(message, PendingFrame):  # an unreadable one
             return message
-        return self._converter.convert_read(message, raw)
+        return self._converter.convert_message(message, raw)
 
     def _check_signatures(self) -> None:
         """Check the signatures of the frames that were taken: many in a thread, a few here."""
@@ -264,7 +261,7 @@ class FrameIntake:
                 except Exception as error:  # noqa: BLE001 - see runtime.boundary
                     self._boundary.caught(error, "commit", host=self._converter.host)
                     if update is not None:
-                        self._admission.resync_unknown(frame, update)
+                        self._admission.put_off(frame, update)
             if self._gap_entries:
                 # With the first event after the gap, or one before it: never behind its cursor.
                 first, gaps = ready[0], self._gap_entries
@@ -307,14 +304,15 @@ class Admission:
         self._converter = converter
         self._counters = converter.counters
         self._shared = shared
-        self.states = shared.states  # that of a frame's repo must be in memory when it is admitted
+        self.states = shared.states  # that of a frame's repo must be in memory, see `prefetch`
         self._clock = clock
         self._log = ThrottledLog(_log)
 
     def admit(self, frame: PendingFrame) -> None:
         """Set the entries and the state of a frame, whose signature was checked where it has one.
 
-        From here on its commit counts as taken over, so that it must be given to the writer.
+        From here on its commit counts as taken over, so that it must be given to the writer. The
+        state is set last: a commit over which this raises does not count.
         """
         update, frame.update = frame.update, None
         if frame.status is not None:
@@ -348,25 +346,37 @@ class Admission:
         if problem is not None:
             frame.clear()
             self._counters.errors[problem.word] += 1
-            self._take_over(frame, update, make_state(update.rev, update.data, DESYNCHRONIZED))
             self._resync(frame, update, problem, update.ops)
+            self._take_over(frame, update, make_state(update.rev, update.data, DESYNCHRONIZED))
             return
         # 4. Does it follow on the known state? Whether or not, it is the state from here on.
         state, broken = follow(before, update)
         if broken is FetchReason.UNSEEN and update.problem is None:
             self._discover(frame, update, state)
             return
-        self._take_over(frame, update, state)
         # 5. Its records are written; the rest of the repo is fetched.
         problem = broken or update.problem
         if problem is not None:
             unwritten = update.ops if problem is FetchReason.TOO_BIG else ()
             self._resync(frame, update, problem, unwritten)
+        self._take_over(frame, update, state)
 
-    def resync_unknown(self, frame: PendingFrame, update: RepoUpdate) -> None:
-        """Have the repo of a commit fetched that could not be admitted; nothing else is written."""
+    def put_off(self, frame: PendingFrame, update: RepoUpdate) -> None:
+        """Have the repo of a commit fetched over which `admit` raised; nothing else is written.
+
+        If that raises as well, a dead letter names the commit. Its state is still the one before,
+        so that the chain breaks at the next commit, which has the repo fetched.
+        """
         frame.clear()
-        self._resync(frame, update, FetchReason.UNVERIFIED, update.ops)
+        self._shared.resyncs.discard(update.did)
+        try:
+            self._resync(frame, update, FetchReason.UNVERIFIED, update.ops)
+        except Exception as error:  # noqa: BLE001 - see runtime.boundary
+            self._shared.resyncs.discard(update.did)
+            self._converter.boundary.caught(error, "resync", host=self._relay, did=update.did)
+            commit = f"{update.did} at {tid_text(update.rev)}"
+            for entry in self._converter.keep_raw(b"", "internal", f"{commit}: {described(error)}"):
+                frame.add(entry)
 
     def note_replay(self, did: str, rev: int) -> None:
         """Count a commit that was taken over before."""
@@ -426,11 +436,11 @@ class Admission:
         if not discovery.enabled:
             self._take_over(frame, update, make_state(update.rev, update.data))
         elif discovery.admits(self._clock()):
-            self._take_over(frame, update, state)
             rev = tid_text(update.rev)
             frame.add(
                 self._converter.resync(REPO_BACKFILL, update.did, rev, FetchReason.UNSEEN, ())
             )
+            self._take_over(frame, update, state)
         # Else its events are written and its state is not, so that it is new again the next time.
 
     def _admit_account(self, frame: PendingFrame, account: AccountUpdate) -> None:
@@ -453,10 +463,10 @@ class Admission:
             if active and self._shared.discovery.admits(self._clock()):
                 frame.add(self._converter.resync(REPO_BACKFILL, did, "", FetchReason.UNSEEN, ()))
             return
-        if is_inactive(state) == active:
-            frame.state = self.states.set(did, with_activity(state, active))
         if active:
             self._queue(frame, did, "", FetchReason.REACTIVATED, ())
+        if is_inactive(state) == active:
+            frame.state = self.states.set(did, with_activity(state, active))
 
     def _note_stranger(self, update: RepoUpdate) -> None:
         self._log.warning(

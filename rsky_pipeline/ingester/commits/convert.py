@@ -96,16 +96,11 @@ class RepoConverter(FrameConverter):
     def convert_update(
         self, message: CommitMessage | SyncMessage, raw: bytes, rev: int
     ) -> PendingFrame:
-        """Convert a commit or sync whose rev was read; never raises because of its content."""
-        try:
-            if type(message) is CommitMessage:
-                return self._commit(message, raw, rev)
-            assert isinstance(message, SyncMessage)
-            return self._sync(message, raw, rev)
-        except InvalidDataError as error:
-            return self.unusable(raw, error.reason, str(error))
-        except Exception as error:  # noqa: BLE001
-            return self._defect(raw, error)
+        """Convert a commit or sync whose rev was read. Raises InvalidDataError."""
+        if type(message) is CommitMessage:
+            return self._commit(message, raw, rev)
+        assert isinstance(message, SyncMessage)
+        return self._sync(message, raw, rev)
 
     def convert_message(self, message: Message, raw: bytes) -> PendingFrame:
         """Convert a decoded message of any type. Raises InvalidDataError."""

@@ -62,6 +62,10 @@ class Resyncs:
         self._queued[did] = (queued, waiting + 1)
         return RESYNC_LATER
 
+    def discard(self, did: str) -> None:
+        """Forget a repo whose job may not have been queued."""
+        self._queued.pop(did, None)
+
     def forget(self) -> None:
         """Forget everything, because the writer dropped what it held."""
         self._queued.clear()

@@ -269,17 +269,6 @@ def test_texts_that_would_be_repeated_are_bounded() -> None:
     assert events(made.convert(encode_frame("#identity", handle))) == []
 
 
-def test_a_defect_of_ours_costs_one_frame(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*_: object) -> None:
-        raise ZeroDivisionError
-
-    made = converter()
-    monkeypatch.setattr(convert, "encode_commit_events", fail)
-    frame = made.convert(commit([("create", "app.bsky.feed.like/a", LIKE)]))
-    assert [item["reason"] for item in kept_aside(frame)] == ["internal"]
-    assert made.counters.errors == {"internal": 1}
-
-
 @pytest.mark.parametrize("verify", ["signature", "full"])
 def test_every_commit_has_a_proof_of_what_it_signs(verify: Verify) -> None:
     made = converter(verify=verify).converter
