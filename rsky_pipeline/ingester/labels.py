@@ -5,7 +5,8 @@ One frame becomes one entry of `label_live`. The fields are those of the Rust se
 Every label is signed by its `src` with the key `#atproto_label` of its DID document, never with the
 key of its repo; so a label is proven whatever stream carries it. A key may have changed: before a
 signature is called wrong the document is fetched anew, once in a while for each labeler. While the
-directory does not answer, the labeler's stream waits; each has a connection of its own.
+directory does not answer, the labeler's stream waits; each has a connection of its own. The wait
+ends where the directory answers for others, and after an hour: the label is unverified then.
 https://atproto.com/specs/label#signatures
 """
 
@@ -40,6 +41,7 @@ from rsky_pipeline.streams.names import LABEL_LIVE
 
 SUBSCRIBE_LABELS = "com.atproto.label.subscribeLabels"
 RETRY_SECONDS = 2.0
+PATIENCE_SECONDS = 3_600.0  # for a directory that answers nobody
 STRANGER_TRIES = 3  # for hosts of did:web, which may be anybody's, and unusable documents
 _MAX_VALUE_BYTES = 128  # lexicon com.atproto.label.defs#label
 _MAX_URI = 8_192
@@ -215,13 +217,13 @@ class LabelSignatureCheck:
         return LabelStatus.VALID if label.verify(document.label_key) else LabelStatus.FORGED
 
     async def _resolve(self, did: str, *, force: bool) -> DidDocument:
-        tries = 0
+        tries, give_up_at = 0, trio.current_time() + PATIENCE_SECONDS
         while True:
             try:
                 return await self._directory.resolve(did, force)
             except IdentityUnavailableError as error:
                 tries += 1
                 stranger = error.of_account or not did.startswith("did:plc:")
-                if stranger and tries >= STRANGER_TRIES:
+                if (stranger and tries >= STRANGER_TRIES) or trio.current_time() >= give_up_at:
                     raise
             await trio.sleep(RETRY_SECONDS)

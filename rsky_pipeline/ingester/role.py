@@ -61,7 +61,6 @@ from rsky_pipeline.streams.repo_job import FIREHOSE_REASONS
 MAX_EVENTS = 40_000
 MAX_BYTES = 48 * 1024 * 1024
 MAX_LABEL_BYTES = 16 * 1024 * 1024
-MAX_LABELERS = 2_000
 # Repos that may wait to be fetched again, as a multiple of those that may be queued. Each is about
 # 250 bytes; beyond that, reading is held up.
 MAX_WAITING = 5
@@ -166,7 +165,11 @@ class _Builder:
         self._tls = None
         if any(endpoint.secure for endpoint in endpoints):
             self._tls = ssl.create_default_context()
-        self._labelers = self._directory(MAX_LABELERS)  # documents of labelers, for all of them
+        # One for repos and labelers: an answer for one account shows that it answers at all.
+        self._directory = Directory(
+            http, self._settings.plc_url, allow_private=self._settings.allow_private_hosts,
+            max_cached=MAX_KEYS, forced_pause=FORCED_PAUSE_SECONDS,
+        )  # fmt: skip
         self.letters = RawDeadLetters(FIREHOSE_RAW_LETTERS)
         self.label_letters = RawDeadLetters(LABEL_RAW_LETTERS)
 
@@ -240,7 +243,7 @@ class _Builder:
         feed = Feed(endpoint, SUBSCRIBE_LABELS, "oldest", timeouts, self._tls)
         cursor = writer.cursor(cursor_key(LABEL_LIVE, host))
         counters, mode = FrameCounters(of_labeler=True), self._settings.label_signatures
-        check = None if mode == "none" else LabelSignatureCheck(self._labelers, mode, counters)
+        check = None if mode == "none" else LabelSignatureCheck(self._directory, mode, counters)
         converter = LabelConverter(host, counters, self.label_letters)
         follower = Follower(
             feed, converter, cursor,
@@ -305,15 +308,8 @@ class _Builder:
     def _verifier(self) -> SignatureVerifier:
         changes = self._metrics.key_changes
         return SignatureVerifier(
-            self._directory(MAX_KEYS), lambda how: changes.labels(how).inc(),
+            self._directory, lambda how: changes.labels(how).inc(),
             _boundary(self._metrics),
-        )  # fmt: skip
-
-    def _directory(self, max_cached: int) -> Directory:
-        settings = self._settings
-        return Directory(
-            self._http, settings.plc_url, allow_private=settings.allow_private_hosts,
-            max_cached=max_cached, forced_pause=FORCED_PAUSE_SECONDS,
         )  # fmt: skip
 
     def _enumerators(self, endpoint: Endpoint) -> list[Enumerator]:

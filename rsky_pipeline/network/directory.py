@@ -18,6 +18,9 @@ FRESH_SECONDS = 24 * 3600.0
 MISSING_SECONDS = 300.0
 FORCED_PAUSE_SECONDS = 60.0  # a forced look-up of one DID is repeated no sooner
 MAX_DOCUMENT = 256 * 1024
+MAX_FAILING = 10_000  # accounts whose failures are remembered
+ALONE_SECONDS = 60.0  # of failures for one account, while the directory answers for others
+_RUN_SECONDS = 600.0  # failures that are further apart have nothing to do with each other
 # Of the request, and so of its DID; other refusals may be of whoever asks, for a while.
 _REFUSED_DID = frozenset({400, 414, 422})
 
@@ -29,8 +32,9 @@ class IdentityNotFoundError(Exception):
 class IdentityUnavailableError(Exception):
     """The directory or host did not give a usable answer: try again later.
 
-    `of_account`: it answered, and its document of this account is unusable or the DID is one that
-    it refuses, so that asking again in a moment is no use, and nothing is wrong with others.
+    `of_account`: asking again in a moment is no use, and nothing is wrong with others. It answered,
+    and its document of this account is unusable or the DID is one that it refuses; or it has failed
+    for this account for a while, and answered for others meanwhile.
     """
 
     def __init__(self, message: str, *, of_account: bool = False) -> None:
@@ -42,6 +46,15 @@ class IdentityUnavailableError(Exception):
 class _Cached:
     document: DidDocument | None
     fetched: float
+
+
+@dataclass(slots=True)
+class _Failing:
+    """A run of failures for one account; times are monotonic seconds."""
+
+    since: float
+    answers: int  # of the directory before
+    latest: float = 0.0
 
 
 class Directory:
@@ -63,6 +76,8 @@ class Directory:
         self.forced_pause = forced_pause
         self._cache: OrderedDict[str, _Cached] = OrderedDict()
         self._running: dict[str, trio.Event] = {}
+        self._answers = 0  # documents that the PLC directory has served
+        self._failing: OrderedDict[str, _Failing] = OrderedDict()
 
     async def resolve(self, did: str, force: bool = False) -> DidDocument:
         """Return the document of a DID, from the cache unless forced.
@@ -129,11 +144,29 @@ class Directory:
                 return None
             unusable = error.kind in {"malformed", "too_big", "internal_error"}
             of_account = unusable or error.status in _REFUSED_DID
+            if trusted and not of_account and error.status != 429:  # a limit is of whoever asks
+                of_account = self._fails_alone(did)
             raise IdentityUnavailableError(str(error), of_account=of_account) from error
         try:
-            return parse_did_document(body, did)
+            document = parse_did_document(body, did)
         except InvalidDataError as error:
             raise IdentityUnavailableError(f"{url}: {error}", of_account=True) from error
+        if trusted:
+            self._answers += 1
+            self._failing.pop(did, None)
+        return document
+
+    def _fails_alone(self, did: str) -> bool:
+        """Note that the PLC directory failed for a DID; tell whether it does for this one alone."""
+        now = time.monotonic()
+        run = self._failing.pop(did, None)
+        if run is None or now - run.latest > _RUN_SECONDS:
+            run = _Failing(now, self._answers)
+        run.latest = now
+        self._failing[did] = run
+        if len(self._failing) > MAX_FAILING:
+            self._failing.popitem(last=False)
+        return now - run.since >= ALONE_SECONDS and self._answers > run.answers
 
     def _url(self, did: str) -> tuple[str, bool]:
         if did.startswith("did:plc:"):

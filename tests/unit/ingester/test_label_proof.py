@@ -16,7 +16,13 @@ from rsky_pipeline.ingester import labels
 from rsky_pipeline.ingester.frames import FrameCounters, PendingFrame, RawDeadLetters
 from rsky_pipeline.ingester.labels import LabelConverter, LabelIntake, LabelSignatureCheck
 from rsky_pipeline.ingester.sequence import SeqGate
-from rsky_pipeline.network.directory import IdentityNotFoundError, IdentityUnavailableError
+from rsky_pipeline.network import directory
+from rsky_pipeline.network.directory import (
+    Directory,
+    IdentityNotFoundError,
+    IdentityUnavailableError,
+)
+from rsky_pipeline.network.http import HttpClient, HttpError
 from tests.data import test_data
 
 SRC = "did:plc:aaaaaaaaaaaaaaaaaaaaaaaa"
@@ -140,6 +146,60 @@ async def test_the_stream_waits_for_the_directory_but_not_for_a_strangers_host(
     assert (await pass_through(documents, label()))[0] == ["spam"]
     documents.failures = 20
     written, tally = await pass_through(documents, label(src="did:web:stranger.test"))
+    assert written == []
+    assert tally.label_verdicts == {"unverified": 1}
+
+
+async def test_a_labeler_for_which_alone_the_directory_fails_holds_nobody_up_for_ever(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(labels, "RETRY_SECONDS", 0.001)
+    monkeypatch.setattr(directory, "ALONE_SECONDS", 0.0)
+    other, third = (f"did:plc:{letter * 24}" for letter in "bc")
+    refusals, tried = 0, trio.Event()
+
+    async def answer(self: HttpClient, url: str, **_: Any) -> Any:
+        nonlocal refusals
+        await trio.lowlevel.checkpoint()
+        if url.endswith(SRC):
+            refusals += 1
+            if refusals > 2 * labels.STRANGER_TRIES:
+                tried.set()
+            raise HttpError("status", "answered 403", status=403)
+        did = url.rpartition("/")[2]
+        method = {"id": f"{did}#atproto_label", "type": "Multikey", "controller": did,
+                  "publicKeyMultibase": OLD.multibase}  # fmt: skip
+        return {"id": did, "verificationMethod": [method]}
+
+    monkeypatch.setattr(HttpClient, "get_json", answer)
+    tally, sink = FrameCounters(), Written()
+    async with HttpClient(allow_private=True) as http:
+        shared = Directory(http, "http://plc.test")
+        check = LabelSignatureCheck(shared, "require", tally)
+        converter = LabelConverter("labeler.test", tally, RawDeadLetters("raw"))
+        intake = LabelIntake(converter, sink, SeqGate(0), check)
+        frames = [
+            encode_frame("#labels", {"seq": seq, "labels": [label(src=src)]})
+            for seq, src in enumerate((other, SRC, other), 1)
+        ]
+        with trio.fail_after(5):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(intake.take, frames)
+                await tried.wait()
+                assert [frame.seq for frame in sink.frames] == [1], "it may be down for everybody"
+                await shared.resolve(third)
+    streams = [[entry.stream for entry in frame.entries] for frame in sink.frames]
+    assert streams == [["label_live"], ["raw"], ["label_live"]]
+    assert tally.label_verdicts == {"valid": 2, "unverified": 1}
+
+
+async def test_the_wait_for_the_directory_has_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(labels, "RETRY_SECONDS", 0.001)
+    monkeypatch.setattr(labels, "PATIENCE_SECONDS", 0.05)
+    documents = Documents(OLD.public, OLD.public)
+    documents.failures = 1_000_000
+    with trio.fail_after(5):
+        written, tally = await pass_through(documents, label())
     assert written == []
     assert tally.label_verdicts == {"unverified": 1}
 

@@ -2,6 +2,7 @@
 
 import pytest
 
+from rsky_pipeline.network import directory as module
 from rsky_pipeline.network.directory import (
     Directory,
     IdentityNotFoundError,
@@ -74,3 +75,47 @@ async def test_a_did_that_the_directory_refuses_says_nothing_of_others(
         with pytest.raises(IdentityUnavailableError) as caught:
             await directory.resolve("did:plc:x")
     assert caught.value.of_account is of_account
+
+
+async def failures(*answers: tuple[str, int]) -> list[bool]:
+    """Ask a directory for each DID, and have it answer so; return whose fault failures are."""
+    found: list[bool] = []
+    did, status = "", 200
+
+    async def answer(*_: object, **__: object) -> object:
+        if status != 200:
+            raise HttpError("status", f"answered {status}", status=status)
+        return {"id": did}
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(HttpClient, "get_json", answer)
+        async with HttpClient(allow_private=True) as http:
+            directory = Directory(http, "http://plc.test", forced_pause=0.0)
+            for each in answers:
+                did, status = each
+                try:
+                    await directory.resolve(did, force=True)
+                except IdentityUnavailableError as error:
+                    found.append(error.of_account)
+    return found
+
+
+async def test_a_directory_that_goes_on_answering_for_others_fails_for_one_account(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "ALONE_SECONDS", 0.0)
+    a, b, c = (f"did:plc:{letter}" for letter in "abc")
+    assert await failures((b, 200), (a, 403), (a, 503), (a, 503)) == [False] * 3, "all may fail"
+    assert await failures((a, 403), (b, 200), (a, 503)) == [False, True]
+    assert await failures((a, 503), (b, 503), (a, 503)) == [False] * 3
+    assert await failures((a, 503), ("did:web:b.test", 200), (a, 503)) == [False] * 2
+    assert await failures((a, 503), (b, 200), (a, 429)) == [False] * 2, "a limit is of who asks"
+    monkeypatch.setattr(module, "ALONE_SECONDS", 60.0)
+    assert await failures((a, 403), (b, 200), (a, 503)) == [False] * 2, "too soon to know"
+    assert await failures((a, 403), (b, 200), (c, 503)) == [False] * 2
+
+
+async def test_an_answer_ends_the_failures_of_an_account(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "ALONE_SECONDS", 0.0)
+    a, b = "did:plc:a", "did:plc:b"
+    assert await failures((a, 503), (b, 200), (a, 503), (a, 200), (a, 503)) == [False, True, False]
