@@ -10,7 +10,7 @@ from typing import Literal
 from rsky_pipeline.backfiller.coalescer import Coalescer
 from rsky_pipeline.database.bulk import transpose, unnest_sql
 from rsky_pipeline.database.connection import Database
-from rsky_pipeline.database.isolation import Culprit, apply_isolated
+from rsky_pipeline.database.isolation import Culprit, Isolation
 from rsky_pipeline.database.texts import storable
 from rsky_pipeline.repos.repo import RepoPaths
 from rsky_pipeline.repos.stored import StoredRevs, absent_paths, have_older, stored_revs
@@ -93,30 +93,32 @@ class BackfillStore:
 
     def __init__(self, link: Link[Database]) -> None:
         self._link = link
+        self._isolation: Isolation[RepoOutcome] = Isolation(lambda outcome: outcome.did)
         self._outcomes = Coalescer(self._write, gather_seconds=GATHER_SECONDS)
 
     async def store(self, outcome: RepoOutcome) -> None:
         """Return once the outcome, or a newer one of the same repo, is committed.
 
         An outcome that PostgreSQL rejects is logged and dropped, so that it cannot block the others
-        of its batch. Raises an error that hits many outcomes at once, for example of a defect.
+        of its batch. One that hits outcomes of many repos in a row is waited for, with a bound.
         """
         await self._outcomes.call(outcome)
 
     async def _write(self, outcomes: Sequence[RepoOutcome]) -> Sequence[None]:
         newest = list({outcome.did: outcome for outcome in outcomes}.values())
-        for culprit in await self._link.retry(partial(write_outcomes, outcomes=newest)):
+        write = partial(write_outcomes, outcomes=newest, isolation=self._isolation)
+        for culprit in await self._link.retry(write):
             extra = {"did": culprit.entry.did, "error": culprit.message}
             _log.error("PostgreSQL rejected the outcome of a repo", extra=extra)
         return [None] * len(outcomes)
 
 
 def write_outcomes(
-    database: Database, outcomes: Sequence[RepoOutcome]
+    database: Database, outcomes: Sequence[RepoOutcome], isolation: Isolation[RepoOutcome]
 ) -> list[Culprit[RepoOutcome]]:
     """Upsert outcomes, at most one per repo; returns those that PostgreSQL rejected."""
     ordered = sorted(outcomes, key=lambda outcome: outcome.did)
-    return apply_isolated(ordered, partial(_write, database))
+    return isolation.apply([ordered], partial(_write, database))
 
 
 def _write(database: Database, outcomes: Sequence[RepoOutcome]) -> None:

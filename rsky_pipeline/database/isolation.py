@@ -7,11 +7,16 @@ raised, so that the caller retries the batch instead of dead-lettering all of it
 
 For example, one unstorable record among 1,000 costs about 20 failed or smaller transactions, and
 999 records are stored.
+
+An error of another class may hit every entry too, for example where a function is missing or a new
+version has a defect. No entry alone shows that, only a row of them: `Isolation` remembers it from
+batch to batch.
 """
 
 import random
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections import deque
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -22,11 +27,10 @@ Entry = TypeVar("Entry")
 Result = TypeVar("Result")
 
 CONFLICT_PAUSE_SECONDS = 0.05  # upper bound after the first conflict; grows linearly
-
-# An error other than BadDataError that hits each of at least this many entries has a common cause,
-# for example a missing function or a defect of a new version. Dead-lettering all entries for it
-# would empty the streams into the dead letters, so it is raised.
-SYSTEMIC = 10
+SYSTEMIC = 10  # entries of several owners in a row that fail: none of them is to blame
+# A batch waits for so long (a function may be missing while somebody upgrades the database), and
+# is given up then: it must not stop the others for ever.
+SYSTEMIC_SECONDS = 600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,31 +42,71 @@ class Culprit(Generic[Entry]):
     message: str
 
 
-def apply_isolated(
-    entries: Sequence[Entry],
-    apply: Callable[[Sequence[Entry]], object],
-    *,
-    source: Callable[[Entry], object] = lambda entry: entry,
-    blame_all: bool = False,
-    earlier: Collection[object] = (),
-) -> list[Culprit[Entry]]:
-    """Apply entries in order; returns the rejected ones after all others are applied.
+class Isolation(Generic[Entry]):
+    """Applies batches, and gives up no more than a few entries to an error that hits all of them.
 
-    `apply` must be safe to repeat. Raises errors that do not follow the data, and an error that
-    hits all of SYSTEMIC or more entries; the batch may then be partly applied. `source` returns the
-    owner of an entry: if all entries have one owner, for example a backfilled repo that fills whole
-    batches, the error is its own and not systemic. A caller that has retried a systemic error for
-    long enough passes `blame_all`, which returns all entries as culprits.
-    `earlier` are the owners of preceding entries that all failed too: they count as hit, for
-    callers that apply few entries at a time.
+    Such an error is systemic: since the last entry that was applied it hit at least SYSTEMIC
+    entries of more than one owner. Entries of a single owner, for example a backfilled repo that
+    fills whole batches, may all be at fault. Values that PostgreSQL cannot store always are.
+    """
+
+    def __init__(
+        self, owner: Callable[[Entry], object], patience_seconds: float = SYSTEMIC_SECONDS
+    ) -> None:
+        """`patience_seconds` bounds the wait of one batch for a systemic error to go away."""
+        self._owner = owner
+        self._patience = patience_seconds
+        self._given_up: deque[object] = deque(maxlen=SYSTEMIC)  # owners, since one was applied
+        self._since: float | None = None  # when the present batch met a systemic error first
+
+    def apply(
+        self, groups: Sequence[Sequence[Entry]], apply: Callable[[Sequence[Entry]], object]
+    ) -> list[Culprit[Entry]]:
+        """Apply a batch, each group on its own; returns the culprits after all others are applied.
+
+        `apply` must be safe to repeat. Raises errors that do not follow the data, and a systemic
+        one as DatabaseError; the batch may then be partly applied. The caller waits and applies
+        the same batch again; when it has waited for longer than its patience, all are culprits.
+        """
+        culprits: list[Culprit[Entry]] = []
+        failure: Exception | None = None
+        try:
+            for group in groups:
+                if group:
+                    failure = _apply(group, apply, culprits) or failure
+        except DatabaseError:
+            self._since = None  # another error: the wait for a systemic one is over
+            raise
+        if len(culprits) < sum(map(len, groups)):
+            self._given_up.clear()
+            self._since = None
+            return culprits
+        hit = [self._owner(one.entry) for one in culprits if one.reason == "internal_error"]
+        if failure is not None and self._is_systemic(hit):
+            now = time.monotonic()
+            self._since = now if self._since is None else self._since
+            if now - self._since <= self._patience:
+                raise _as_database_error(failure) from failure
+        self._given_up.extend(hit)
+        self._since = None  # the next batch waits anew
+        return culprits
+
+    def _is_systemic(self, hit: Sequence[object]) -> bool:
+        owners = [*self._given_up, *hit]
+        return len(owners) >= SYSTEMIC and len(set(owners)) > 1
+
+
+def apply_isolated(
+    entries: Sequence[Entry], apply: Callable[[Sequence[Entry]], object]
+) -> list[Culprit[Entry]]:
+    """Apply entries in order; returns the culprits, maybe all, after all others are applied.
+
+    For callers that lose nothing with an entry. `apply` must be safe to repeat. Raises errors that
+    do not follow the data; the entries may then be partly applied.
     """
     culprits: list[Culprit[Entry]] = []
-    failure = _apply(entries, apply, culprits)
-    hits_all = len(culprits) == len(entries) and len(entries) + len(earlier) >= SYSTEMIC
-    if failure is None or not hits_all or blame_all:
-        return culprits
-    if len({*earlier, *(source(entry) for entry in entries)}) > 1:
-        raise failure
+    if entries:
+        _apply(entries, apply, culprits)
     return culprits
 
 
@@ -86,7 +130,7 @@ def _apply(
     *,
     repeated: bool = False,
 ) -> Exception | None:
-    """Collect culprits; returns a failure that may be systemic, or None."""
+    """Collect culprits; returns a failure that is not of bad data, or None."""
     failure: Exception | None = None
     culprit: tuple[str, str]
     try:
@@ -109,6 +153,10 @@ def _apply(
         return _apply(entries, apply, culprits, repeated=True)
     culprits.append(Culprit(entries[0], *culprit))
     return failure
+
+
+def _as_database_error(failure: Exception) -> DatabaseError:
+    return failure if isinstance(failure, DatabaseError) else DatabaseError(described(failure))
 
 
 def _described(error: DatabaseError) -> str:

@@ -148,7 +148,7 @@ class _DatabaseSink:
             attempt = lambda: apply_batch(self._database, part, self._collections)  # noqa: E731
             self.done.note(retry_conflicts(attempt, MOST_CONFLICTS))
 
-        for culprit in apply_isolated(readings, apply, source=lambda reading: reading.did):
+        for culprit in apply_isolated(readings, apply):
             change = culprit.entry.change
             uri = change.uri if isinstance(change, Put | Delete) else ""
             extra = {"did": self.done.did, "uri": uri, "error": culprit.message}

@@ -72,8 +72,6 @@ STORE_ERRORS = {
 HANDLERS_LEFT = {
     # The link counted and logged it; no defect, and the checks come again after their lease.
     "indexer/accounts/checks.py": 1,
-    # Notes since when a batch as a whole is refused, and passes the error on.
-    "indexer/core/apply.py": 1,
     # Two refusals that only an operator can end, at the start and of the schema, end the worker.
     "indexer/role.py": 2,
     # A refusal of one step of cleaning must not keep the other steps.

@@ -179,7 +179,6 @@ def _store(database: Database, results: Sequence[HandleResult]) -> int:
     culprits = apply_isolated(
         results,
         lambda part: retry_conflicts(lambda: _store_once(database, part), STORE_TRIES),
-        blame_all=True,
     )
     for culprit in culprits:
         check = culprit.entry.check

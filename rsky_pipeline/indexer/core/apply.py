@@ -1,10 +1,11 @@
 """From a batch of entries to committed rows.
 
 `Applier.apply` takes a batch apart: entries that cannot be read are refused, the others go into one
-transaction. `apply_batch` opens it and begins again where it has to. `apply_locked` is the decision
-itself, step by step. Whoever calls acknowledges the batch after all of this has returned: an entry
-that is acknowledged before its rows are committed is lost with the worker, one that is committed
-and not acknowledged is applied once more, which changes nothing.
+transaction, and in halves down to the culprits where that fails. `apply_batch` opens it and begins
+again where it has to. `apply_locked` is the decision itself, step by step. Whoever calls
+acknowledges the batch after all of this has returned: an entry that is acknowledged before its rows
+are committed is lost with the worker, one that is committed and not acknowledged is applied once
+more, which changes nothing.
 
 Blocking, for one thread. A batch may be applied again after any failure.
 """
@@ -14,8 +15,8 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
 from rsky_pipeline.database.connection import Database, Transaction
-from rsky_pipeline.database.errors import DatabaseError, RowExistsError, TransactionConflictError
-from rsky_pipeline.database.isolation import SYSTEMIC, Culprit, apply_isolated, retry_conflicts
+from rsky_pipeline.database.errors import RowExistsError, TransactionConflictError
+from rsky_pipeline.database.isolation import Isolation, retry_conflicts
 from rsky_pipeline.indexer.accounts.actors import (
     KnownActor,
     apply_accounts,
@@ -61,13 +62,9 @@ from rsky_pipeline.indexer.core.write import (
     write_collections,
     write_records,
 )
-from rsky_pipeline.runtime.errors import described
 
 RECORD_KINDS = frozenset({"create", "update", "delete"})
 MAX_CONFLICTS = 5  # tries of one transaction before the batch is given a longer pause
-# A failure of all entries of a batch is waited for so long (a function that is missing while
-# somebody upgrades the database), and then costs this batch: it must not stop the others for ever.
-SYSTEMIC_SECONDS = 600.0
 
 
 class Applier:
@@ -76,9 +73,7 @@ class Applier:
     def __init__(self, collections: Mapping[str, Collection], max_deliveries: int) -> None:
         self._collections = collections
         self._max_deliveries = max_deliveries
-        self._systemic: tuple[str, float] | None = None  # first entry of the batch, since when
-        # The accounts of the last entries by their ids, if nothing was applied since.
-        self._refused: dict[str, str] = {}
+        self._isolation: Isolation[BatchItem] = Isolation(lambda item: item.account)
 
     def apply(self, database: Database, batch: EntryBatch) -> BatchOutcome:
         """Apply a batch.
@@ -92,9 +87,23 @@ class Applier:
         # entries have no effect.
         hopeless = {id(one.item) for one in refused if not _is_record(one)}
         outcome.refused += refused
-        for group in groups(batch):
-            items = [item for item in group if id(item) not in hopeless]
-            self._apply_group(database, items, outcome)
+        parts = [
+            [
+                item
+                for item in group
+                if item.delivery.fields is not None and id(item) not in hopeless
+            ]
+            for group in groups(batch)
+        ]
+        culprits = self._isolation.apply(
+            parts,
+            lambda part: retry_conflicts(
+                lambda: self._write(database, part, outcome), MAX_CONFLICTS
+            ),
+        )
+        for culprit in culprits:
+            text = f"{culprit.entry.subject}: {culprit.message}"
+            outcome.refused.append(RefusedEntry(culprit.entry, culprit.reason, text))
         outcome.refused += _refused_labels(batch.items)
         outcome.bodiless = sum(item.delivery.fields is None for item in batch.items)
         outcome.seconds = time.monotonic() - started
@@ -110,53 +119,6 @@ class Applier:
         if isinstance(item.reading, Reading) and item.reading.refused is not None:
             return RefusedEntry(item, item.reading.refused.reason, item.reading.refused.message)
         return None
-
-    def _apply_group(
-        self, database: Database, items: Sequence[BatchItem], outcome: BatchOutcome
-    ) -> None:
-        """Apply entries together; where PostgreSQL refuses them, in halves, down to the culprit."""
-        present = [item for item in items if item.delivery.fields is not None]
-        if not present:
-            return
-        first, now = present[0].delivery.id, time.monotonic()
-        ids = {item.delivery.id for item in present}
-        if self._systemic is not None and self._systemic[0] != first:
-            self._systemic = None
-        since = now if self._systemic is None else self._systemic[1]
-        try:
-            culprits = apply_isolated(
-                present,
-                lambda part: retry_conflicts(
-                    lambda: self._write(database, part, outcome), MAX_CONFLICTS
-                ),
-                source=lambda item: item.account,
-                blame_all=now - since > SYSTEMIC_SECONDS,
-                earlier=[of for entry, of in self._refused.items() if entry not in ids],
-            )
-        except DatabaseError as error:
-            self._systemic = (first, since) if error.follows_data else None
-            raise
-        except Exception as error:
-            # A defect of ours that hits all of them is waited for likewise: it ends no worker.
-            self._systemic = (first, since)
-            raise DatabaseError(described(error)) from error
-        self._systemic = None
-        self._note_refused(present, culprits)
-        for culprit in culprits:
-            text = f"{culprit.entry.subject}: {culprit.message}"
-            outcome.refused.append(RefusedEntry(culprit.entry, culprit.reason, text))
-
-    def _note_refused(
-        self, present: Sequence[BatchItem], culprits: Sequence[Culprit[BatchItem]]
-    ) -> None:
-        if len(culprits) < len(present):
-            self._refused.clear()
-            return
-        for one in culprits:
-            if one.reason == "internal_error":
-                self._refused[one.entry.delivery.id] = one.entry.account
-        while len(self._refused) > SYSTEMIC:
-            del self._refused[next(iter(self._refused))]
 
     def _write(self, database: Database, items: Sequence[BatchItem], outcome: BatchOutcome) -> None:
         """Write entries in one transaction; labels, which nothing else depends on, in another."""

@@ -58,8 +58,7 @@ def move_gaps(store: Store, connect: Callable[[], Database]) -> int:
     moved, start = 0, "-"
     while found := store.call("XRANGE", GAPS, start, "+", "COUNT", _PAGE_GAPS):
         with connect() as database:
-            # Those that are refused stay, so that all of them may be: none is lost by it.
-            refused = apply_isolated(found, partial(_insert_gaps, database), blame_all=True)
+            refused = apply_isolated(found, partial(_insert_gaps, database))
         for culprit in refused:
             _throttled.error("gap cannot be stored", gap=culprit.entry[0], reason=culprit.message)
         left = {culprit.entry[0] for culprit in refused}

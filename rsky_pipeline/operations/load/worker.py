@@ -22,7 +22,7 @@ from rsky_pipeline.database.connection import Database
 from rsky_pipeline.database.errors import DatabaseError
 from rsky_pipeline.indexer.collections import registry
 from rsky_pipeline.indexer.collections.declaration import Collection
-from rsky_pipeline.indexer.collections.values import collection_of
+from rsky_pipeline.indexer.collections.values import Put, collection_of
 from rsky_pipeline.indexer.core.entries import Reading, now_text
 from rsky_pipeline.network.directory import (
     Directory,
@@ -42,8 +42,10 @@ from rsky_pipeline.repos.changes import absent, apply_repo
 from rsky_pipeline.repos.repo import RepoError, RepoPaths, read_car_file
 from rsky_pipeline.repos.signature import check_signature
 from rsky_pipeline.repos.stored import absent_paths, have_older, stored_revs
+from rsky_pipeline.runtime.logging import ThrottledLog
 
 _log = logging.getLogger(__name__)
+_throttled = ThrottledLog(_log)
 LOOKUPS = 16  # DID documents at once
 LOOKUP_TRIES = 4
 LOOKUP_PAUSE_SECONDS = 1.0
@@ -143,8 +145,6 @@ class Loader:
             sink = _LoadSink(self, paths, outcome, rows.get(paths.repo.commit.did, {}), time)
             try:
                 await apply_repo(paths, sink)
-            except _BatchRefusedError:
-                pass  # recorded in its outcome
             except DatabaseError:
                 raise
             except Exception as error:  # noqa: BLE001 - as in `_read`
@@ -173,39 +173,32 @@ class Loader:
                         self._batch.append(deletion_reading(paths.repo.commit, path, time))
                 self._flush()
 
-    def add(self, reading: Reading, outcome: FileOutcome) -> None:
-        """Write a reading with others. Raises _BatchRefusedError where that cost its repo."""
+    def add(self, reading: Reading) -> None:
+        """Write a reading with others."""
         self._batch.append(reading)
         if len(self._batch) >= BATCH_RECORDS:
             self._flush()
-            if outcome.reason is not None:
-                raise _BatchRefusedError
 
     def _flush(self) -> None:
         batch, self._batch = self._batch, []
         if not batch or self._options.dry_run:
             return
-        try:
-            refused = self._writer.write(batch)
-        except DatabaseError:
-            raise
-        except Exception as error:  # noqa: BLE001 - hits all of the batch: a defect of ours
-            _log.exception("batch cannot be written")
-            for did in {reading.did for reading in batch}:
-                self._outcomes[did].fail("internal_error", f"{type(error).__name__}: {error}")
-            return
-        for did, counts in refused.items():
-            outcome = self._outcomes[did]
-            outcome.records -= counts.total()
-            outcome.refused = dict(Counter(outcome.refused) + counts)
+        for culprit in self._writer.write(batch):
+            outcome, change = self._outcomes[culprit.entry.did], culprit.entry.change
+            uri = change.uri if isinstance(change, Put) else ""
+            _throttled.warning(
+                "PostgreSQL refused a part of a repo", key=culprit.reason,
+                did=outcome.did, uri=uri, error=culprit.message,
+            )  # fmt: skip
+            if isinstance(change, Put):
+                outcome.records -= 1
+                outcome.refused[culprit.reason] = outcome.refused.get(culprit.reason, 0) + 1
+            else:  # its complete rev, or a deletion below it
+                outcome.fail(culprit.reason, culprit.message)
 
 
 def _absent(paths: RepoPaths, after: str, database: Database) -> list[str]:
     return absent_paths(database, paths, after)
-
-
-class _BatchRefusedError(Exception):
-    """A batch with readings of a repo was not written, so that the repo is not loaded."""
 
 
 class _LoadSink:
@@ -256,13 +249,14 @@ class _LoadSink:
         outcome.refused = dict(Counter(outcome.refused) + refused)
 
     async def close(self) -> bool:
-        """Set the complete rev in the last transaction of the repo."""
-        self._outcome.status = LOADED  # which it is when that is written
-        self._add(closing_reading(self._paths.repo, self._time))
+        """Set the complete rev in the last transaction of the repo, unless a part was refused."""
+        if self._outcome.reason is None:
+            self._outcome.status = LOADED  # which it is when that is written
+            self._add(closing_reading(self._paths.repo, self._time))
         return True
 
     def _add(self, reading: Reading) -> None:
-        self._loader.add(reading, self._outcome)
+        self._loader.add(reading)
 
 
 async def check_signatures(

@@ -3,15 +3,14 @@
 Blocking. Writes are idempotent: rows that already exist do not change.
 """
 
-import random
 import time
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import TypeVar
 
 from rsky_pipeline.database.connection import Database
-from rsky_pipeline.database.errors import DatabaseUnavailableError, TransactionConflictError
-from rsky_pipeline.database.isolation import apply_isolated
+from rsky_pipeline.database.errors import DatabaseUnavailableError
+from rsky_pipeline.database.isolation import Culprit, Isolation, retry_conflicts
 from rsky_pipeline.indexer.collections.declaration import Collection, looked_at_by_others
 from rsky_pipeline.indexer.collections.values import Delete, Put
 from rsky_pipeline.indexer.core.apply import apply_batch
@@ -35,21 +34,21 @@ class LoadWriter:
         self._collections = collections
         self._looked_at = looked_at_by_others(collections.values())
         self._database: Database | None = None
+        # Nobody waits beside a command: whoever runs it acts on the error, and loads again.
+        self._isolation: Isolation[Reading] = Isolation(lambda reading: reading.did, 0.0)
 
-    def write(self, readings: Sequence[Reading]) -> dict[str, Counter[str]]:
-        """Write readings; returns the number of rejected records by DID and reason.
+    def write(self, readings: Sequence[Reading]) -> list[Culprit[Reading]]:
+        """Write readings; returns the rejected ones.
 
-        Raises DatabaseError if the server stays unavailable or rejects all records.
+        Raises DatabaseError if the server stays unavailable, or for an error that hits all
+        readings of several accounts in a row.
         """
-        refused: dict[str, Counter[str]] = {}
-
-        def apply(part: Sequence[Reading]) -> None:
-            self.run(lambda database: apply_batch(database, part, self._collections, bulk=True))
-
-        for part in self._parts(readings):
-            for culprit in apply_isolated(part, apply, source=lambda reading: reading.did):
-                refused.setdefault(culprit.entry.did, Counter())[culprit.reason] += 1
-        return refused
+        return self._isolation.apply(
+            self._parts(readings),
+            lambda part: self.run(
+                lambda database: apply_batch(database, part, self._collections, bulk=True)
+            ),
+        )
 
     def _parts(self, readings: Sequence[Reading]) -> tuple[list[Reading], list[Reading]]:
         """Split readings into those that need no locks shared with other processes, and others.
@@ -74,17 +73,11 @@ class LoadWriter:
 
     def run(self, action: Callable[[Database], Result]) -> Result:
         """Call with a connection; again after a conflict, and for a minute while it is away."""
-        conflicts, deadline = 0, time.monotonic() + _UNAVAILABLE_SECONDS
+        deadline = time.monotonic() + _UNAVAILABLE_SECONDS
         while True:
             try:
-                if self._database is None:
-                    self._database = self._open_database()
-                return action(self._database)
-            except TransactionConflictError:
-                conflicts += 1
-                if conflicts > _MAX_CONFLICTS:
-                    raise
-                time.sleep(random.uniform(0.0, 0.1 * conflicts))
+                database = self._database = self._database or self._open_database()
+                return retry_conflicts(partial(action, database), _MAX_CONFLICTS)
             except DatabaseUnavailableError:
                 self.close()
                 if time.monotonic() > deadline:

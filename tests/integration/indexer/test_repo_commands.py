@@ -27,6 +27,7 @@ from tests.integration.indexer.kit import (
     state,
 )
 from tests.integration.indexer.recorded import expected_rows, refused_uris
+from tests.stores import execute
 
 KEY = PrivateKey.from_seed("k256", b"account")
 
@@ -175,6 +176,27 @@ def test_a_file_of_repos_goes_on_past_failures(
     assert run("index-repo", "ann.test").exit_code == 2
     assert run("index-repo", "--file", str(tmp_path / "none.csv")).exit_code == 2
     assert run("db", "compare", "--did", did_of("cyd")).exit_code == 1
+
+
+def test_a_server_that_refuses_every_statement_settles_no_repo(
+    run: Any, tables: Tables, hosts: FakeHosts, net: Network
+) -> None:
+    execute(
+        tables.url,
+        "CREATE FUNCTION bsky.refuse() RETURNS trigger LANGUAGE plpgsql AS "
+        "$$ BEGIN RAISE EXCEPTION 'out of order' USING ERRCODE = 'XX000'; END $$",
+    )
+    for table in ("bsky.record", "rsky_pipeline.repo_floor"):
+        execute(
+            tables.url,
+            f"CREATE TRIGGER refuse BEFORE INSERT ON {table} "
+            "FOR EACH ROW EXECUTE FUNCTION bsky.refuse()",
+        )
+    serve(hosts, "ann", [net.post("ann"), net.follow("ann", "bob")], 50)
+    result = run("index-repo", did_of("ann"), "--json")
+    assert result.exit_code != 0
+    assert "out of order (SQLSTATE XX000)" in result.stderr
+    assert tables.database.query("SELECT did FROM rsky_pipeline.repo_floor") == []
 
 
 def test_refused_records_are_found_by_reason(

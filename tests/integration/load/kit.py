@@ -2,7 +2,8 @@
 
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -65,14 +66,27 @@ def host(made: World, hosts: FakeHosts) -> None:
             hosts.add(account.did, document, account.repo.car())
 
 
-def load(url: str, files: Sequence[CarFile], **options: Any) -> list[FileOutcome]:
-    """Load files in this process, unverified."""
+@contextmanager
+def loading(url: str, **options: Any) -> Iterator[Loader]:
+    """Yield a loader of this process, which verifies no signatures."""
     writer = LoadWriter(lambda: Database.connect(url, name="load"), registry.load())
-    loader = Loader(writer, registry.load(), SELECTION, None, LoadOptions(verify=False, **options))
     try:
-        return trio.run(loader.load, list(files))
+        yield Loader(writer, registry.load(), SELECTION, None, LoadOptions(verify=False, **options))
     finally:
         writer.close()
+
+
+def load(url: str, files: Sequence[CarFile], **options: Any) -> list[FileOutcome]:
+    """Load files in this process, unverified."""
+    with loading(url, **options) as loader:
+        return trio.run(loader.load, list(files))
+
+
+def load_one_by_one(url: str, folder: Path, outcomes: list[FileOutcome]) -> None:
+    """Load the files of a folder, each in a task of its own, by one loader."""
+    with loading(url) as loader:
+        for file in scan(folder):
+            outcomes += trio.run(loader.load, [file])
 
 
 def files_of(folder: Path, dids: Iterable[str]) -> list[CarFile]:

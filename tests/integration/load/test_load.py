@@ -23,6 +23,7 @@ from rsky_pipeline.atproto.crypto import PrivateKey
 from rsky_pipeline.atproto.mst import Tree
 from rsky_pipeline.configuration.settings import Settings
 from rsky_pipeline.database.connection import Database
+from rsky_pipeline.database.errors import DatabaseError
 from rsky_pipeline.indexer.core.rejected import RejectionFilter, list_rejections
 from rsky_pipeline.operations.load.files import CarFile, scan, tasks
 from rsky_pipeline.operations.load.outcome import FileOutcome
@@ -31,7 +32,15 @@ from rsky_pipeline.operations.load.worker import LoadOptions, serve
 from rsky_pipeline.operations.load.writing import LoadWriter
 from tests.data import test_data
 from tests.integration.backfiller.hosts import FakeHosts
-from tests.integration.load.kit import differences, host, load_folder, rows, save, world
+from tests.integration.load.kit import (
+    differences,
+    host,
+    load_folder,
+    load_one_by_one,
+    rows,
+    save,
+    world,
+)
 from tests.stores import execute, fresh_database
 
 DID = "did:plc:w4xbfzo7kqfes5zb7r6qv3rw"
@@ -135,6 +144,40 @@ def test_a_record_that_cannot_be_stored_costs_itself(schema_database: str, tmp_p
     assert (outcome.status, outcome.records) == ("loaded", 1)
     assert outcome.refused == {"invalid_did": 1, "bad_data": 1}
     assert len(rows(schema_database)["bsky.actor_sync"]) == 1
+
+
+REFUSE = """
+CREATE FUNCTION bsky.refuse() RETURNS trigger LANGUAGE plpgsql AS
+$$ BEGIN RAISE EXCEPTION 'out of order' USING ERRCODE = 'XX000'; END $$;
+CREATE TRIGGER refuse BEFORE INSERT ON {} FOR EACH ROW EXECUTE FUNCTION bsky.refuse();
+"""
+
+
+def test_a_repo_that_cannot_be_closed_is_not_loaded(schema_database: str, tmp_path: Path) -> None:
+    execute(schema_database, REFUSE.format("rsky_pipeline.repo_floor"))
+    (tmp_path / "a.car").write_bytes(car(follows("ann", "bob")))
+    (outcome,) = load_folder(schema_database, tmp_path)
+    assert (outcome.status, outcome.reason) == ("failed", "internal_error")
+    assert "out of order (SQLSTATE XX000)" in (outcome.error or "")
+    execute(schema_database, "DROP TRIGGER refuse ON rsky_pipeline.repo_floor")
+    (outcome,) = load_folder(schema_database, tmp_path)
+    assert (outcome.status, outcome.records, outcome.refused) == ("loaded", 2, {})
+
+
+def test_a_server_that_refuses_every_statement_ends_the_load(
+    schema_database: str, tmp_path: Path
+) -> None:
+    """However few records each task has: no more than a few files are given up, as failed."""
+    execute(schema_database, REFUSE.format("bsky.record"))
+    execute(schema_database, REFUSE.format("rsky_pipeline.repo_floor").split(";\n", 1)[1])
+    for number in range(20):
+        repo = car(follows("ann", "bob"), did=f"did:plc:{number:024}")
+        (tmp_path / f"{number:02}.car").write_bytes(repo)
+    outcomes: list[FileOutcome] = []
+    with pytest.raises(DatabaseError, match="out of order"):
+        load_one_by_one(schema_database, tmp_path, outcomes)
+    assert len(outcomes) == 3  # three entries each: the fourth file makes ten in a row
+    assert {outcome.status for outcome in outcomes} == {"failed"}
 
 
 async def test_what_is_refused_depends_on_validation_and_can_be_listed(

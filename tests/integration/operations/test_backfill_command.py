@@ -13,6 +13,7 @@ from rsky_pipeline.atproto.syntax import tid_from
 from rsky_pipeline.backfiller.store import RepoOutcome, write_outcomes
 from rsky_pipeline.cli import main
 from rsky_pipeline.database.connection import Database
+from rsky_pipeline.database.isolation import Isolation
 from rsky_pipeline.network import listing as network_listing
 from rsky_pipeline.network.listing import PAGE_REPOS
 from rsky_pipeline.streams.append import Entry, append
@@ -211,12 +212,13 @@ def test_status_adds_up_streams_and_table(
     reader(store).read_new(2, 0)
     queue(store, job(9), stream=REPO_BACKFILL_LOW)
     with Database.connect(schema_database, name="test") as database:
-        write_outcomes(database, [
+        outcomes = [
             RepoOutcome(did(20), "done", rev="r", records=70),
             RepoOutcome(did(21), "done", records=30),
             RepoOutcome(did(22), "failed", "invalid", "bad_signature", "no"),
             RepoOutcome(did(23), "unavailable", "permanent", "RepoDeactivated"),
-        ])  # fmt: skip
+        ]  # fmt: skip
+        write_outcomes(database, outcomes, Isolation(lambda outcome: outcome.did))
     found = commands.json("status")
     assert found["queued"] == {REPO_BACKFILL_HIGH: 0, REPO_BACKFILL: 3, REPO_BACKFILL_LOW: 1}
     assert (found["running"], found["left"]) == (2, 6)
@@ -238,11 +240,12 @@ def test_retry_takes_letters_and_what_the_table_gave_up(
         reason = "bad_signature" if number else "timeout"
         own.dead_letter(item, reason=reason, error="x", attempts=3)
     with Database.connect(schema_database, name="test") as database:
-        write_outcomes(database, [
+        outcomes = [
             RepoOutcome(did(1), "failed", "invalid", "bad_signature"),
             RepoOutcome(did(5), "failed", "invalid", "bad_signature"),
             RepoOutcome(did(6), "unavailable", "permanent", "RepoNotFound"),
-        ])  # fmt: skip
+        ]  # fmt: skip
+        write_outcomes(database, outcomes, Isolation(lambda outcome: outcome.did))
     found = commands.json("retry", "--reason", "bad_signature")
     assert (found["letters"], found["given_up"], found["total"]) == (2, 1, 3)
     assert sorted(dids(store)) == sorted([did(1), did(2), did(5)])

@@ -12,7 +12,7 @@ from rsky_pipeline.database.errors import (
     DatabaseUnavailableError,
     TransactionConflictError,
 )
-from rsky_pipeline.database.isolation import SYSTEMIC, apply_isolated
+from rsky_pipeline.database.isolation import SYSTEMIC, Isolation, apply_isolated
 
 
 class Store:
@@ -81,35 +81,89 @@ def test_an_entry_alone_is_tried_twice() -> None:
     assert store.calls == 2
 
 
-def test_a_failure_that_hits_everything_is_raised_and_buries_nothing() -> None:
-    store = Store(range(SYSTEMIC), TypeError)
-    with pytest.raises(TypeError):
-        apply_isolated(range(SYSTEMIC), store.apply)
-
-
-def test_entries_of_one_source_are_culprits_however_many_they_are() -> None:
+def test_callers_that_lose_nothing_get_every_entry_back() -> None:
     store = Store(range(50), DatabaseError)
-    culprits = apply_isolated(range(50), store.apply, source=lambda _: "did:plc:a")
-    assert len(culprits) == 50
+    assert len(apply_isolated(range(50), store.apply)) == 50
+    assert apply_isolated([], store.apply) == []
 
 
-def test_who_has_waited_long_enough_blames_all() -> None:
-    store = Store(range(50), DatabaseError)
-    assert len(apply_isolated(range(50), store.apply, blame_all=True)) == 50
+def isolation() -> Isolation[int]:
+    """Entries have an owner for each hundred."""
+    return Isolation(lambda entry: entry // 100, 600.0)
+
+
+@pytest.mark.parametrize("error", [TypeError, DatabaseError])
+def test_a_failure_that_hits_everything_is_raised_and_buries_nothing(
+    error: Callable[[str], Exception],
+) -> None:
+    everything = range(95, 95 + SYSTEMIC)
+    with pytest.raises(DatabaseError, match="entry 104") as raised:
+        isolation().apply([everything], Store(everything, error).apply)
+    assert raised.value.retryable
+
+
+def test_entries_of_one_owner_are_culprits_however_many_they_are() -> None:
+    one = isolation()
+    for _ in range(3):
+        assert len(one.apply([range(50)], Store(range(50), DatabaseError).apply)) == 50
+    with pytest.raises(DatabaseError):  # one entry of another owner shows that it is not theirs
+        one.apply([[100]], Store([100], DatabaseError).apply)
 
 
 def test_a_few_bad_entries_are_culprits_even_when_they_are_all_there_is() -> None:
-    store = Store([0, 1], TypeError)
-    assert len(apply_isolated([0, 1], store.apply)) == 2
-    everything = Store(range(50), BadDataError)
-    assert len(apply_isolated(range(50), everything.apply)) == 50
+    few = [99, 100]
+    assert len(isolation().apply([few], Store(few, TypeError).apply)) == 2
 
 
-def test_few_entries_at_a_time_are_systemic_together_with_those_before() -> None:
-    store = Store(range(50), DatabaseError)
-    before = [f"did:plc:{number}" for number in range(SYSTEMIC - 2)]
-    assert len(apply_isolated([0], store.apply, earlier=before)) == 1
-    with pytest.raises(DatabaseError):
-        apply_isolated([0, 1], store.apply, earlier=before)
-    alone = {"source": lambda _: "did:plc:a", "earlier": ["did:plc:a"] * SYSTEMIC}
-    assert len(apply_isolated([0, 1], store.apply, **alone)) == 2  # type: ignore[arg-type]
+def test_bad_data_is_never_systemic() -> None:
+    everything = range(0, 5_000, 100)
+    one = isolation()
+    for _ in range(3):
+        assert len(one.apply([everything], Store(everything).apply)) == 50
+
+    def apply(entries: Sequence[int]) -> None:
+        """Refuse all values but those of one entry, which fails for another reason."""
+        raise TypeError if list(entries) == [100] else BadDataError("x")
+
+    assert len(one.apply([everything], apply)) == 50
+
+
+def test_few_entries_at_a_time_count_together_until_one_is_applied() -> None:
+    one, store = isolation(), Store(range(10_000), DatabaseError)
+    for number in range(SYSTEMIC - 1):
+        assert len(one.apply([[number * 100]], store.apply)) == 1
+    for _ in range(3):
+        with pytest.raises(DatabaseError):
+            one.apply([[9_000]], store.apply)
+    assert [culprit.entry for culprit in one.apply([[10_000], [9_000]], store.apply)] == [9_000]
+    assert len(one.apply([[9_100]], store.apply)) == 1
+
+
+def test_a_batch_is_given_up_as_a_whole_when_it_has_waited_long_enough(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Also where its entries do not share their transactions; the next batch waits anew."""
+    now = 1_000.0
+    monkeypatch.setattr("time.monotonic", lambda: now)
+    one, store = isolation(), Store(range(10_000), DatabaseError)
+    groups = [[number * 100] for number in range(SYSTEMIC)]
+    for batch in (groups, groups):
+        for seconds in (0.0, 599.0):
+            now += seconds
+            with pytest.raises(DatabaseError):
+                one.apply(batch, store.apply)
+        now += 2.0
+        assert len(one.apply(batch, store.apply)) == SYSTEMIC
+
+
+def test_the_wait_begins_anew_after_an_error_of_another_kind(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = 1_000.0
+    monkeypatch.setattr("time.monotonic", lambda: now)
+    one, everything = isolation(), range(95, 110)
+    failing, gone = Store(everything, TypeError), Store(everything, DatabaseUnavailableError)
+    for store in (failing, gone, failing):
+        with pytest.raises(DatabaseError):
+            one.apply([everything], store.apply)
+        now += 500.0

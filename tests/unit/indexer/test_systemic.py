@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 
 from rsky_pipeline.database.errors import BadDataError, DatabaseError
-from rsky_pipeline.database.isolation import SYSTEMIC
+from rsky_pipeline.database.isolation import SYSTEMIC, SYSTEMIC_SECONDS
 from rsky_pipeline.indexer.core import apply as module
-from rsky_pipeline.indexer.core.apply import SYSTEMIC_SECONDS, Applier
+from rsky_pipeline.indexer.core.apply import Applier
 from rsky_pipeline.indexer.core.batch import Applied, BatchItem, EntryBatch
 from rsky_pipeline.indexer.core.entries import Reading
 from rsky_pipeline.streams.consumer import Delivery
