@@ -32,8 +32,7 @@ from rsky_pipeline.observability.backfiller import BackfillerMetrics
 from rsky_pipeline.repos.blocks import Blocks, Budget, DiskFullError
 from rsky_pipeline.repos.hosts import LONGEST_PARKING_SECONDS, Addresses, Host, HostRules, HostTurns
 from rsky_pipeline.repos.identities import Identities
-from rsky_pipeline.repos.repo import Repo, RepoError, open_repo
-from rsky_pipeline.repos.signature import check_signature
+from rsky_pipeline.repos.repo import Repo, RepoError, check_signature, open_repo
 from rsky_pipeline.runtime.threads import in_thread
 
 MAX_CACHED_ACCOUNTS = 20_000  # DID documents; each is used once or twice, soon after its look-up

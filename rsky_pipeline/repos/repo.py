@@ -1,18 +1,18 @@
 """A repo whose commit, tree and records match their hashes, and the errors of repos that do not.
 
 https://atproto.com/specs/repository. The blocks come from a download (`Blocks`) or from a CAR file.
-Signatures are verified in `signature.py`, since that needs the DID document.
 """
 
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from rsky_pipeline.atproto.car import read_car
 from rsky_pipeline.atproto.cid import Cid
-from rsky_pipeline.atproto.commit import Commit, parse_commit
+from rsky_pipeline.atproto.commit import Commit, parse_commit, verify_commit
 from rsky_pipeline.atproto.errors import IncompleteTreeError, InvalidDataError
+from rsky_pipeline.atproto.identity import DidDocument
 from rsky_pipeline.atproto.mst import walk
 from rsky_pipeline.atproto.mst.load import BlockSource
 
@@ -25,7 +25,8 @@ LISTED_PATHS = 50_000  # paths kept in memory; a larger tree is walked again
 MAX_FILE_BLOCKS = 50_000_000
 
 FailureKind = Literal["permanent", "transient", "rate_limited", "invalid"]
-FAILURE_KINDS: tuple[FailureKind, ...] = ("permanent", "transient", "rate_limited", "invalid")
+# Resolves a DID, bypassing the cache if True. Raises RepoError.
+LookUp = Callable[[bool], Awaitable[DidDocument]]
 
 
 class RepoError(Exception):
@@ -143,3 +144,30 @@ def read_car_file(path: str, max_bytes: int) -> RepoPaths:
     except InvalidDataError as error:
         raise RepoError("invalid", "invalid_car", str(error)) from error
     return list_paths(open_repo(car.roots, car.blocks, None, size=size))
+
+
+async def check_signature(
+    commit: Commit,
+    document: DidDocument,
+    look_up: LookUp,
+    retry_after: float | None = None,
+    host: str = "",
+) -> None:
+    """Verify a commit with its account's key; on failure, once more with a fresh DID document.
+
+    The cached document may predate a key rotation, so a mismatch counts only against a fresh one.
+    Raises RepoError. Its `retry_after` is the earliest time at which a forced look-up returns
+    another document: an attempt before that would fail on the same document.
+    """
+    if _is_signed(commit, document):
+        return
+    document = await look_up(True)
+    if not _is_signed(commit, document):
+        reason = "no_key" if document.signing_key is None else "bad_signature"
+        message = "the commit is not signed with the account's key"
+        raise RepoError("invalid", reason, message, retry_after, host)
+
+
+def _is_signed(commit: Commit, document: DidDocument) -> bool:
+    key = document.signing_key
+    return key is not None and verify_commit(commit, key)

@@ -39,8 +39,7 @@ from rsky_pipeline.operations.repo_readings import (
     record_readings,
 )
 from rsky_pipeline.repos.changes import absent, apply_repo
-from rsky_pipeline.repos.repo import RepoError, RepoPaths, read_car_file
-from rsky_pipeline.repos.signature import check_signature
+from rsky_pipeline.repos.repo import RepoError, RepoPaths, check_signature, read_car_file
 from rsky_pipeline.repos.stored import absent_paths, have_older, stored_revs
 from rsky_pipeline.runtime.logging import ThrottledLog
 
