@@ -110,8 +110,12 @@ class JobQueue:
 
     async def forgive(self) -> None:
         """Reset the delivery counts of held entries: an orderly stop is not their fault."""
-        for consumer in self._consumers.values():
-            await self._ending.attempt(partial(consumer.hold, forgive=True))
+
+        def forgive_all(store: Store) -> None:
+            for consumer in self._consumers.values():
+                consumer.hold(store, forgive=True)
+
+        await self._ending.attempt(forgive_all)
 
     async def maintain(self) -> None:
         """Renew held entries, trim finished ones, and remove consumers that are gone.
@@ -119,9 +123,14 @@ class JobQueue:
         A repo may take longer than `claim_idle_seconds`; without renewal another worker would
         reclaim its entry and fetch the repo a second time.
         """
-        for consumer in self._consumers.values():
-            await self._ending.attempt(consumer.hold)
-            await self._ending.attempt(consumer.clean)
+
+        def hold_and_clean(store: Store) -> None:
+            for consumer in self._consumers.values():
+                consumer.hold(store)
+            for consumer in self._consumers.values():
+                consumer.clean(store)
+
+        await self._ending.attempt(hold_and_clean)
 
     async def wake(self) -> int | None:
         """Move due postponed entries back to their streams; returns the number still waiting."""
