@@ -16,7 +16,6 @@ class Notifier:
     """Sends service states; a no-op without NOTIFY_SOCKET. Failures are counted, not raised."""
 
     address: str | None
-    watchdog_seconds: float | None = None  # systemd restarts us after this long without a ping
     failures: int = field(default=0, init=False)
 
     def send(self, **states: str | int) -> bool:
@@ -58,14 +57,7 @@ class Notifier:
 def from_environment(environment: Mapping[str, str] = os.environ) -> Notifier:
     """Return a notifier for NOTIFY_SOCKET, or a no-op one if it is unset."""
     address = environment.get("NOTIFY_SOCKET", "")
-    if not address.startswith(("/", "@")):
-        return Notifier(None)
-    pid = environment.get("WATCHDOG_PID")
-    interval = environment.get("WATCHDOG_USEC", "")
-    meant_for_us = pid is None or pid == str(os.getpid())
-    if interval.isdigit() and int(interval) > 0 and meant_for_us:
-        return Notifier(address, int(interval) / 1_000_000)
-    return Notifier(address)
+    return Notifier(address if address.startswith(("/", "@")) else None)
 
 
 def strip(environment: MutableMapping[str, str]) -> None:

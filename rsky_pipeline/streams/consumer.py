@@ -471,14 +471,6 @@ class GroupReader:
         """Move a pending entry to the postponed ones (`waiting`); False if it is not pending."""
         return self._move(delivery, WAITING_KEY, max(0, int(seconds * 1000)), [field, payload])
 
-    def pending_count(self) -> int:
-        """Return the number of entries pending with this consumer."""
-        for consumer in self._store.call("XINFO", "CONSUMERS", self.stream, self.group):
-            facts = dict(zip(consumer[::2], consumer[1::2], strict=True))
-            if facts[b"name"].decode() == self.consumer:
-                return int(facts[b"pending"])
-        return 0
-
     def remove_idle_consumers(self, min_idle_ms: int) -> list[str]:
         """Delete other consumers that are idle and have no pending entries; returns their names."""
         arguments: list[Argument] = [self.group, self.consumer, min_idle_ms]

@@ -27,6 +27,7 @@ from tests.integration.indexer.kit import Tables, cid_of, rev_of
 from tests.integration.indexer.worker import entries, eventually, indexing
 from tests.integration.ingester.relay import Relay, like, running
 from tests.integration.ingester.worker import ingesting, value
+from tests.integration.streams.support import pending_count
 from tests.stores import redis_client
 
 __all__ = ["configure", "hosts", "store", "tables"]
@@ -162,4 +163,4 @@ def test_an_entry_of_more_fields_than_a_script_can_move_stays_alone(
         ("repo_backfill_high", 2), ("repo_backfill", 2),
     ]  # fmt: skip
     assert store.call("XLEN", "repo_backfill_high") == 1
-    assert ours.pending_count() == 1
+    assert pending_count(ours) == 1

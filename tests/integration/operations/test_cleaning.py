@@ -19,6 +19,7 @@ from tests.integration.operations.entries import (
     phantoms,
     post,
 )
+from tests.integration.streams.support import pending_count
 
 
 def polluted(store: Store, count: int = 1_300) -> list[bytes]:
@@ -44,7 +45,7 @@ def test_purge_removes_only_the_polluting_entries(store: Store) -> None:
     assert seen[-1] == 1_300
     assert len(seen) > 2
     assert phantoms(store) == 0
-    assert reader.pending_count() == 300
+    assert pending_count(reader) == 300
     assert purge(store, LIVE, ["repo"]).removed == 0
 
 

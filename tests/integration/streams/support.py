@@ -28,6 +28,11 @@ def own_pending(own: GroupReader, count: int = 10, start: str = "-") -> list[Del
     return own.claim(own.pending(start, count, consumer=own.consumer), 0).deliveries
 
 
+def pending_count(own: GroupReader) -> int:
+    """Return how many entries are pending with a consumer."""
+    return len(own.pending("-", 10_000, consumer=own.consumer))
+
+
 def values(deliveries: Iterable[Delivery]) -> list[int]:
     """Return the payloads of those that have a body."""
     return [int(item.fields[b"event"]) for item in deliveries if item.fields is not None]

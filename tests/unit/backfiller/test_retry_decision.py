@@ -1,10 +1,13 @@
 """What follows from a failed attempt at a repo: wait, leave it, or a dead letter."""
 
+from typing import get_args
+
 import pytest
 
 from rsky_pipeline.backfiller.attempt import INVALID_ATTEMPTS, RetryDecision, decide
 from rsky_pipeline.configuration.settings import Settings
-from rsky_pipeline.repos.repo import FAILURE_KINDS, FailureKind, RepoError
+from rsky_pipeline.observability.backfiller import FAILURE_KINDS
+from rsky_pipeline.repos.repo import FailureKind, RepoError
 from rsky_pipeline.streams.repo_job import RepoJob
 
 SETTINGS = Settings(
@@ -42,7 +45,11 @@ def test_a_pause_that_a_host_asks_for_is_no_failed_attempt() -> None:
     assert found == RetryDecision("wait", 4, 90.0)
 
 
-@pytest.mark.parametrize("kind", FAILURE_KINDS)
+def test_every_kind_of_failure_has_its_metric() -> None:
+    assert get_args(FailureKind) == FAILURE_KINDS
+
+
+@pytest.mark.parametrize("kind", get_args(FailureKind))
 def test_nobody_comes_back_sooner_than_a_host_asks(kind: FailureKind) -> None:
     found = decided(kind, retry_after=90.0)
     assert found.action == "unavailable" or found.seconds == 90.0
