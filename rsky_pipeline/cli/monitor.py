@@ -11,6 +11,7 @@ import click
 from rsky_pipeline.cli.command import DURATION, CommandError, Invocation, operator_command
 from rsky_pipeline.cli.exit_codes import ExitCode
 from rsky_pipeline.cli.output import block, printable, say
+from rsky_pipeline.cli.verify import COLOURS
 from rsky_pipeline.configuration.topology import ROLE_NAMES
 
 if TYPE_CHECKING:
@@ -80,12 +81,12 @@ def _shown(*, live: bool) -> Iterator["Callable[[Monitoring], None]"]:
 def _line(found: "Monitoring") -> None:
     report = found.reports[-1]
     parts = [
-        f"{check.name} {check.value:,.1f}"
+        f"{check.check} {check.value:,.1f}"
         for check in report.checks
-        if check.name in ("rate:firehose_live", "latency", "oldest:firehose_live")
+        if check.check in ("rate:firehose_live", "latency", "oldest:firehose_live")
         and check.value is not None
     ]
-    parts += [f"{check.name}: {check.figure}" for check in report.of("fail")]
+    parts += [f"{check.check}: {check.figure}" for check in report.of("fail")]
     say(f"{found.seconds:.0f} s {report.status}: {'; '.join(parts)}")
 
 
@@ -97,9 +98,8 @@ def _table(found: "Monitoring") -> "RenderableType":
     from rsky_pipeline.operations.monitoring import FIGURES, sparkline
 
     report = found.reports[-1]
-    colour = {"pass": "green", "warn": "yellow", "fail": "red", "skip": "cyan"}
     head = Text.assemble(
-        (f"{found.seconds:.0f} s  ", "bold"), (report.status, colour[report.status]),
+        (f"{found.seconds:.0f} s  ", "bold"), (report.status, COLOURS[report.status]),
         f"  {len(found.reports)} samples",
     )  # fmt: skip
     figures = Table(box=None, pad_edge=False)
@@ -110,7 +110,9 @@ def _table(found: "Monitoring") -> "RenderableType":
         if values:
             figures.add_row(meaning, f"{values[-1]:,.1f}", sparkline(values))
     wrong = [
-        Text(printable(f"{check.status}  {check.name}: {check.figure}"), style=colour[check.status])
+        Text(
+            printable(f"{check.status}  {check.check}: {check.figure}"), style=COLOURS[check.status]
+        )
         for check in (*report.of("fail"), *report.of("warn"))
     ]
     return Group(head, figures, *wrong)

@@ -12,7 +12,7 @@ from rsky_pipeline.configuration.topology import ROLE_NAMES
 if TYPE_CHECKING:
     from rsky_pipeline.operations.verification.run import VerificationReport
 
-_COLOURS = {"pass": "green", "warn": "yellow", "fail": "red", "skip": "cyan"}
+COLOURS = {"pass": "green", "warn": "yellow", "fail": "red", "skip": "cyan"}
 
 
 @operator_command(name="verify")
@@ -50,7 +50,7 @@ def show(report: "VerificationReport", *, quiet: bool = False) -> None:
 
     shown = [check for check in report.checks if not quiet or check.status not in ("pass", "skip")]
     if report.nothing_runs:
-        line("  nothing is running", label="fail", colour=_COLOURS["fail"])
+        line("  nothing is running", label="fail", colour=COLOURS["fail"])
         line(f"{'':<8}to do: start it: `rsky-pipeline run` or its units")
         shown = [check for check in shown if check.rule is not PROCESS]
     width = max((len(check.check) for check in shown), default=0)
@@ -58,7 +58,7 @@ def show(report: "VerificationReport", *, quiet: bool = False) -> None:
         line(
             f"  {check.check:<{width}}  {check.figure}",
             label=f"{check.status:<4}",
-            colour=_COLOURS[check.status],
+            colour=COLOURS[check.status],
         )
         if check.to_do:
             line(f"{'':<{width + 8}}to do: {check.to_do}")

@@ -94,14 +94,14 @@ class RuleVerdict:
     status: Status
     figure: str
     value: float | None = None
-    name: str = ""  # in `verify`, if it is not the rule's
+    alias: str = ""  # its name in `verify`, if it does not follow from rule and subject
     remedy: str = ""  # if it is not the rule's
 
     @property
     def check(self) -> str:
         """Return its name in `verify`: KIND or KIND:SUBJECT."""
-        if self.name:
-            return self.name
+        if self.alias:
+            return self.alias
         kind = self.rule.check or self.rule.name
         return f"{kind}:{self.subject}" if self.subject else kind
 

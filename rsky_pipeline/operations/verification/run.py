@@ -180,4 +180,4 @@ def compare(
 
 def _is_shown(found: RuleVerdict) -> bool:
     """Return whether a rule is a check of its own also while nothing is wrong."""
-    return bool(found.rule.check or found.name)
+    return bool(found.rule.check or found.alias)
