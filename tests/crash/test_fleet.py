@@ -15,13 +15,13 @@ import pytest
 import trio
 
 from rsky_pipeline.database.connection import Database
-from rsky_pipeline.demo.simulator.fleet import COMPLETE, GONE, REV, Behaviour, Fleet
 from rsky_pipeline.streams.append import Entry, append
 from rsky_pipeline.streams.connection import Store, connect
 from rsky_pipeline.streams.dead_letters import list_dead_letters
 from rsky_pipeline.streams.names import REPO_BACKFILL, REPO_STREAMS
 from rsky_pipeline.streams.repo_job import REPO_FIELD, RepoJob, decode_repo_job, encode_repo_job
 from rsky_pipeline.streams.waiting import count_waiting
+from tests.crash.fleet import COMPLETE, GONE, REV, Behaviour, Fleet
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(600)]
 
