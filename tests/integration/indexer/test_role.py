@@ -1,8 +1,17 @@
 """The indexer between a real Redis and a real PostgreSQL."""
 
+import threading
+from typing import Any
+
 import orjson
+import pytest
 import trio
 
+from rsky_pipeline.database.errors import DatabaseUnavailableError
+from rsky_pipeline.indexer import role
+from rsky_pipeline.indexer.core.apply import Applier
+from rsky_pipeline.runtime.errors import StoreError
+from rsky_pipeline.streams.errors import StoreUnavailableError
 from rsky_pipeline.streams.names import FIREHOSE_BACKFILL, FIREHOSE_LIVE, LABEL_LIVE, STREAMS
 from tests.integration.indexer.kit import Event, Network, Tables, account, did_of, repo
 from tests.integration.indexer.worker import GROUP, entries, eventually, feed, indexing
@@ -191,6 +200,36 @@ async def test_a_batch_is_pending_until_it_is_committed(clean_redis: str, tables
             assert len(entries(clean_redis, FIREHOSE_LIVE)) == pending(clean_redis) == 1
         await eventually(lambda: not entries(clean_redis, FIREHOSE_LIVE))
     assert tables.rows("post", "uri", f"uri = '{second.uri}'") == [(second.uri,)]
+
+
+@pytest.mark.parametrize(
+    ("owner", "step", "failure", "written"),
+    [
+        (Applier, "apply", DatabaseUnavailableError("gone"), 0),
+        (role, "acknowledge", StoreUnavailableError("gone"), 1),
+    ],
+)
+async def test_an_escalated_stop_acknowledges_nothing_that_is_not_committed(
+    clean_redis: str, tables: Tables, monkeypatch: pytest.MonkeyPatch,
+    owner: object, step: str, failure: StoreError, written: int,
+) -> None:  # fmt: skip
+    def fail(*_: Any) -> None:
+        failed.set()
+        raise failure
+
+    failed, net = threading.Event(), Network()
+    feed(clean_redis, *(net.post("ann") for _ in range(4)))
+    with monkeypatch.context() as broken:
+        broken.setattr(owner, step, fail)
+        async with indexing(clean_redis, tables.url, indexer_batch_size=1) as worker:
+            await eventually(failed.is_set)
+            await eventually(lambda: pending(clean_redis) >= 2)
+            worker.context.escalated.set()
+        assert len(entries(clean_redis, FIREHOSE_LIVE)) == 4
+    assert len(tables.rows("post", "uri")) >= written
+    async with indexing(clean_redis, tables.url):
+        await eventually(lambda: not entries(clean_redis, FIREHOSE_LIVE))
+    assert len(tables.rows("post", "uri")) == 4
 
 
 async def test_a_lost_database_connection_is_made_again(clean_redis: str, tables: Tables) -> None:

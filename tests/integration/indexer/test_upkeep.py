@@ -1,27 +1,56 @@
-"""What runs beside the workers: recounting, and forgetting rejections that say nothing any more."""
+"""The tasks beside the workers: holding entries, recounting, forgetting superseded rejections."""
 
 import random
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from functools import partial
 from typing import Any
 
 import pytest
 from prometheus_client import CollectorRegistry
 
+from rsky_pipeline.configuration.settings import Settings
 from rsky_pipeline.database.connection import Database, Transaction
+from rsky_pipeline.health.self_check import SelfCheck
 from rsky_pipeline.indexer.collections import registry
 from rsky_pipeline.indexer.core import rejected as rejections
 from rsky_pipeline.indexer.core.apply import apply_batch
 from rsky_pipeline.indexer.core.entries import read_entry
 from rsky_pipeline.indexer.core.rejected import forget_superseded
-from rsky_pipeline.indexer.upkeep import TableUpkeep
+from rsky_pipeline.indexer.upkeep import StreamUpkeep, TableUpkeep
 from rsky_pipeline.observability.indexer import IndexerMetrics
+from rsky_pipeline.observability.streams import StreamMetrics
 from rsky_pipeline.operations.recount import Scope, recount
+from rsky_pipeline.streams.connection import connect
+from rsky_pipeline.streams.consumer import Consumer, GroupReader
+from rsky_pipeline.streams.names import FIREHOSE_LIVE
 from tests.integration.indexer.kit import NOW, Network, Put, Tables, did_of, read, recounted, repo
 from tests.integration.indexer.story import Story
 from tests.integration.indexer.test_order import in_parallel, work
+from tests.integration.indexer.worker import GROUP, feed
+
+
+@pytest.mark.parametrize(("is_waiting", "deliveries"), [(False, 4), (True, 1)])
+def test_entries_in_work_are_held_and_forgiven_while_a_store_is_away(
+    clean_redis: str, is_waiting: bool, deliveries: int
+) -> None:
+    hour, exported = 3_600_000, CollectorRegistry()
+    (entry_id,) = feed(clean_redis, Network().post("ann"))
+    with closing(connect(clean_redis, name="test")) as store:
+        for _ in range(4):  # lives of the worker
+            own = Consumer(FIREHOSE_LIVE, GROUP, "c", reclaim_idle_ms=hour)
+            own.take(store, 1)
+        store.call("XCLAIM", FIREHOSE_LIVE, GROUP, "c", 0, entry_id, "IDLE", hour, "JUSTID")
+        gauges = StreamMetrics(exported, "indexer", {FIREHOSE_LIVE: (GROUP,)})
+        check = SelfCheck(exported, "indexer", Settings(), [FIREHOSE_LIVE])
+        metrics = IndexerMetrics(exported, [FIREHOSE_LIVE], [])
+        upkeep = StreamUpkeep(lambda: store, [own], gauges, metrics, check, lambda: is_waiting)
+        upkeep.look(store)
+        (row,) = GroupReader(store, FIREHOSE_LIVE, GROUP, "c").pending("-", 9)
+    assert row.idle_ms < hour
+    assert row.deliveries == deliveries
 
 
 def test_recounting_beside_workers_leaves_counts_exact(tables: Tables) -> None:

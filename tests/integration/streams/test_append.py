@@ -171,9 +171,10 @@ def test_fields_are_set_with_the_entries_and_only_with_them(store: Store) -> Non
 
 def test_a_hash_of_another_type_stops_the_batch_before_its_first_write(store: Store) -> None:
     store.call("SET", "text", "x")
+    hashes = {"h": {b"a": b"b"}, "text": {b"a": b"b"}}
     with pytest.raises(StoreRejectedError, match="WRONGTYPE"):
-        append(store, entries(1), cursor=CursorMove("k", None, "1"), hashes={"text": {b"a": b"b"}})
-    assert store.call("EXISTS", "s", "k") == 0
+        append(store, entries(1), cursor=CursorMove("k", None, "1"), hashes=hashes)
+    assert store.call("EXISTS", "s", "k", "h") == 0
 
 
 def test_a_cursor_that_stays_must_be_the_stored_one(store: Store) -> None:

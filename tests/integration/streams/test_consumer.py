@@ -10,7 +10,7 @@ import pytest
 from rsky_pipeline.streams import consumer as module
 from rsky_pipeline.streams.append import Entry, append
 from rsky_pipeline.streams.connection import Store, connect
-from rsky_pipeline.streams.consumer import Consumer, Taken
+from rsky_pipeline.streams.consumer import Consumer, GroupReader, Pending, Taken
 from rsky_pipeline.streams.dead_letters import list_dead_letters
 from rsky_pipeline.streams.errors import StoreUnavailableError
 from rsky_pipeline.streams.waiting import count_waiting
@@ -172,6 +172,25 @@ def test_entries_of_a_dead_consumer_are_taken_over_and_held_ones_are_not(store: 
     time.sleep(0.03)
     now = 2.0
     assert got(own.take(store, 10)) == []
+
+
+def test_an_entry_that_another_consumer_takes_over_meanwhile_is_left_to_it(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    append(store, entries(2))
+    consumer().take(store, 2)
+    time.sleep(0.03)
+    original, other = GroupReader.pending, reader(store, consumer="other")
+
+    def pending(self: GroupReader, *args: Any, **options: Any) -> list[Pending]:
+        rows = original(self, *args, **options)
+        if rows and not other.pending_count():
+            other.claim(rows[:1], 0)
+        return rows
+
+    monkeypatch.setattr(GroupReader, "pending", pending)
+    assert got(consumer().take(store, 10)) == [1]
+    assert other.pending_count() == 1
 
 
 def test_pending_entries_without_a_body_are_acknowledged(store: Store) -> None:
