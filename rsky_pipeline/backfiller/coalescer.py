@@ -1,4 +1,4 @@
-"""Batching of concurrent calls: one thread hop to a store costs 240 us, however many items go."""
+"""Batching of concurrent calls: one thread hop to a store, however many items go."""
 
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field

@@ -43,9 +43,9 @@ class Link(Generic[Connection]):
 
     An action is a blocking function of the connection. It runs in a thread, and threads cannot be
     cancelled: the server must bound its duration (`XREADGROUP BLOCK`, `statement_timeout`), and a
-    cancelled call returns only when its action has ended. A thread hop costs about 240 us, so an
-    action should process a batch. Actions passed to `retry` must be idempotent: after a lost reply
-    the first execution may have taken effect.
+    cancelled call returns only when its action has ended. Each call is a thread hop, so an action
+    should process a batch. Actions passed to `retry` must be idempotent: after a lost reply the
+    first execution may have taken effect.
 
     `StoreError.reconnect` decides whether an error closes the connection, `StoreError.retryable`
     whether `retry` goes on. Any other exception closes the connection too: part of a reply may be
