@@ -5,13 +5,14 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 NATIVE := $(wildcard rsky_pipeline/*/*.pyx rsky_pipeline/*/*/*.pyx)
 
-.PHONY: demo run test test-fast test-long lint format docs bench binary lock clean help
+.PHONY: demo run test test-fast test-long test-real lint format docs bench binary lock clean help
 
 help:
 	@echo "make demo    the whole pipeline on a simulated network, about a minute, offline"
 	@echo "make run     all roles against the configured relays (default: bsky.network)"
 	@echo "make test    the tests"
 	@echo "make test-long  the tests that take minutes each"
+	@echo "make test-real  the pipeline on PostgreSQL, Redis, poolers and proxies of Debian's packages"
 	@echo "make lint    ruff and mypy"
 	@echo "make docs    write the generated parts of docs/"
 	@echo "make binary  dist/rsky-pipeline, one executable file to deploy (PURE=1: without compiled readers)"
@@ -40,6 +41,11 @@ test-fast: $(STAMP)
 # What takes minutes and the whole machine: real program files under load, thousands of repos.
 test-long: $(STAMP)
 	$(BIN)/python -m pytest -m long
+
+# Real servers of Debian's packages, about fifteen minutes, as root. A program that is missing is a
+# failure; SKIP=name,name leaves scenarios out.
+test-real: $(STAMP)
+	SKIP=$(SKIP) $(BIN)/python -m pytest -m real tests/real
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -1,13 +1,16 @@
 """The whole pipeline in processes of its own, on a network that a simulator serves."""
 
+import subprocess
+import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from rsky_pipeline.configuration.load import load
 from rsky_pipeline.configuration.settings import Settings
+from rsky_pipeline.configuration.sources import PREFIX
 from rsky_pipeline.demo.figures import Observer
 from rsky_pipeline.demo.processes import PipelineProcess, Simulation, pipeline_environment
 from rsky_pipeline.demo.simulator.compare import TableReport, compare
@@ -30,8 +33,11 @@ class Running:
 
     @classmethod
     def start(cls, folder: Path, simulation: Simulation, changes: dict[str, str]) -> "Running":
-        """Start a pipeline."""
+        """Start a pipeline; stores of one's own are set up as the documentation says before."""
         environ = pipeline_environment(folder, simulation) | changes
+        if f"{PREFIX}DATABASE_URL" in changes:
+            command_succeeds(environ, "config", "check")
+            command_succeeds(environ, "db", "init")
         settings = store_urls(resolve_directories(load(None, environ, {}).settings))
         control, log = simulation.control, folder / "pipeline.log"
         observer = Observer(settings, control, simulation.relay, simulation.labeler)
@@ -75,6 +81,16 @@ class Running:
                 waiting = self.observer.waiting(self.simulation.control.progress())
                 raise AssertionError(f"still not true after {seconds:.0f} s; waiting: {waiting}")
             time.sleep(0.3)
+
+
+def command_succeeds(environ: Mapping[str, str], *command: str) -> str:
+    """Run a command of the program and return its output."""
+    result = subprocess.run(
+        [sys.executable, "-P", "-m", "rsky_pipeline", *command],
+        env=environ, capture_output=True, text=True, timeout=180, check=False,
+    )  # fmt: skip
+    assert result.returncode == 0, f"{' '.join(command)}: {result.stdout}{result.stderr}"
+    return result.stdout
 
 
 @contextmanager

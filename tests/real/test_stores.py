@@ -1,0 +1,293 @@
+"""The whole pipeline on PostgreSQL and Redis as operators run them: poolers, fail-over, TLS."""
+
+import os
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from urllib.parse import quote
+
+import psycopg
+import pytest
+from redis import RedisError
+
+from rsky_pipeline.embedded import locations
+from tests.pipelines import Running, command_succeeds, pipeline_on
+from tests.real.conftest import Tally
+from tests.real.servers import (
+    USER,
+    PostgresServer,
+    RedisServer,
+    Servers,
+    program,
+    servers,
+    wait_until,
+)
+from tests.stores import redis_client
+
+pytestmark = [pytest.mark.real, pytest.mark.timeout(900)]
+WORKERS = {"ingester-1", "backfiller-1", "indexer-1"}
+NETWORK = ("--rate=200", "--history=20", "--accounts=120")
+WAIT_SECONDS = 240.0
+ENOUGH = 300  # records between two disturbances
+
+
+@pytest.fixture
+def real() -> Iterator[Servers]:
+    with servers() as found:
+        yield found
+
+
+@contextmanager
+def following(tally: Tally, redis_url: str, database_url: str, **environ: str) -> Iterator[Running]:
+    """Run the pipeline on stores of one's own; they must be all right before and after."""
+    changes = {"REDIS_URL": redis_url, "DATABASE_URL": database_url, **environ}
+    with pipeline_on(
+        *NETWORK, **{f"RSKY_PIPELINE_{name}": v for name, v in changes.items()}
+    ) as running:
+        running.wait_for(lambda: running.pids().keys() == WORKERS, WAIT_SECONDS)
+        wait_for_records(running)
+        yield running
+        ends_well(running)
+        tally.events += running.simulation.control.progress().seq
+
+
+def wait_for_records(running: Running, more: int = ENOUGH) -> None:
+    """Return when so many records have come in since now."""
+    before = running.observer.rows().get("record", 0)
+    running.wait_for(
+        lambda: running.observer.rows().get("record", 0) >= before + more, WAIT_SECONDS
+    )
+
+
+def ends_well(running: Running) -> None:
+    """Check that nothing is missing, and that the pipeline is healthy without a hand."""
+    wait_for_records(running)
+    running.simulation.control.stop()
+    running.wait_until_indexed(WAIT_SECONDS)
+    assert running.differences() == []
+    assert running.observer.dead_letters() == {}
+    assert running.pids().keys() == WORKERS
+    command_succeeds(running.environ, "verify", "--window", "5s", "--quiet")
+
+
+# --- PostgreSQL behind a pooler ----------------------------------------------------------------
+
+
+def newer_pgbouncer() -> str:
+    """Return the path of a pgbouncer that can do prepared statements (1.21 or newer)."""
+    path = os.environ.get("RSKY_TEST_PGBOUNCER", "")
+    if not path:
+        pytest.fail("RSKY_TEST_PGBOUNCER names no pgbouncer >= 1.21", pytrace=False)
+    return path
+
+
+POOLERS = {
+    "pgbouncer_of_debian": (False, ()),
+    "newer_pgbouncer_without_prepared_statements": (True, ("max_prepared_statements = 0",)),
+    "newer_pgbouncer_with_prepared_statements": (True, ("max_prepared_statements = 1000",)),
+}
+SESSION = (
+    "search_path", "enable_seqscan", "enable_hashjoin", "enable_mergejoin", "random_page_cost",
+    "lock_timeout", "statement_timeout", "idle_in_transaction_session_timeout", "DateStyle",
+    "TimeZone", "default_transaction_isolation", "client_min_messages", "extra_float_digits",
+)  # fmt: skip
+
+
+def session_of(url: str) -> dict[str, str]:
+    """Return the settings that a client without wishes sees."""
+    with psycopg.connect(url, autocommit=True, prepare_threshold=None) as connection:
+        rows = connection.execute("SELECT name, setting FROM pg_settings").fetchall()
+    return {name: setting for name, setting in rows if name in SESSION}
+
+
+@pytest.mark.parametrize("kind", POOLERS)
+def test_behind_a_transaction_pooler(kind: str, real: Servers, tally: Tally) -> None:
+    newer, options = POOLERS[kind]
+    store, server = real.redis(), real.postgres()
+    pooler = real.pgbouncer(server, *options, binary=newer_pgbouncer() if newer else None)
+    url, fresh = server.url(USER, port=pooler.port), session_of(server.url(USER))
+    with following(tally, store.url, url) as running:
+        for _ in range(30):
+            assert session_of(url) == fresh, "another client of the pool sees our settings"
+        pooler.kill()
+        tally.kills += 1
+        pooler.start_again()
+        wait_for_records(running)
+        server.value("SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity "
+                     f"WHERE usename = '{USER}'")  # fmt: skip
+        wait_for_records(running)
+        for _ in range(30):
+            assert session_of(url) == fresh, "another client of the pool sees our settings"
+
+
+# --- Fail-over of Redis ------------------------------------------------------------------------
+
+
+def valkey() -> str:
+    return str(locations.valkey_program())
+
+
+@pytest.mark.parametrize("kind", ["redis", "valkey"])
+def test_a_replica_is_promoted_behind_one_address(kind: str, real: Servers, tally: Tally) -> None:
+    program = valkey() if kind == "valkey" else None
+    first = real.redis(valkey=program, password="secret/1")
+    second = real.redis(valkey=program, password="secret/1", replica_of=first)
+    proxy = real.haproxy(first, second)
+    url = f"redis://:{quote('secret/1', safe='')}@127.0.0.1:{proxy.port}/0"
+    with following(tally, url, real.postgres().url(USER)) as running:
+        for old, new, name in ((first, second, "s1"), (second, first, "s0")):
+            # As managed services do: the old primary keeps its connections, and is read-only.
+            proxy.switch(name)
+            wait_until(lambda new=new, old=old: new.has_caught_up(old), "replica")  # type: ignore[misc]
+            new.promote(old)
+            tally.fail_overs += 1
+            wait_for_records(running)
+
+
+def test_sentinels_promote_a_replica(real: Servers, tally: Tally) -> None:
+    first = real.redis(password="secret")
+    second = real.redis(password="secret", replica_of=first)
+    sentinels = real.sentinels(first, "main", password="other")
+    hosts = ",".join(f"127.0.0.1:{each.port}" for each in sentinels)
+    url = f"redis+sentinel://:secret@{hosts}/main?sentinel_password=other"
+    with following(tally, url, real.postgres().url(USER)) as running:
+        first.kill()
+        tally.kills += 1
+        wait_until(lambda: role_of(second) == "master", "the replica is not promoted", 60)
+        tally.fail_overs += 1
+        wait_for_records(running)
+        sentinels[0].kill()
+        tally.kills += 1
+        first.start_again()
+        wait_until(lambda: role_of(first) == "slave", "the old primary is no replica", 60)
+        wait_until(lambda: first.has_caught_up(second), "the old primary does not follow", 60)
+        second.kill()
+        tally.kills += 1
+        wait_until(lambda: role_of(first) == "master", "the replica is not promoted", 90)
+        tally.fail_overs += 1
+        wait_for_records(running)
+
+
+def role_of(server: RedisServer) -> str:
+    try:
+        with redis_client(server.url) as client:
+            return str(client.info("replication")["role"])
+    except RedisError:
+        return "away"
+
+
+# --- Fail-over of PostgreSQL -------------------------------------------------------------------
+
+
+def test_a_standby_is_promoted_behind_one_address(real: Servers, tally: Tally) -> None:
+    primary = real.postgres()
+    standby = real.standby(primary)
+    proxy = real.haproxy(primary, standby)
+    with following(tally, real.redis().url, primary.url(USER, port=proxy.port)) as running:
+        primary.kill_all()
+        tally.kills += 1
+        proxy.switch("s1", cut=True)
+        standby.promote()
+        tally.fail_overs += 1
+        wait_for_records(running)
+
+
+def test_a_standby_behind_the_address_is_waited_for(real: Servers, tally: Tally) -> None:
+    primary = real.postgres()
+    standby = real.standby(primary)
+    proxy = real.haproxy(primary, standby)
+    with following(tally, real.redis().url, primary.url(USER, port=proxy.port)) as running:
+        proxy.switch("s1", cut=True)  # which is read-only until somebody promotes it
+        time.sleep(20)
+        assert running.pids().keys() == WORKERS
+        wait_until(lambda: has_caught_up(standby, primary), "the standby does not follow")
+        primary.kill_all()
+        tally.kills += 1
+        standby.promote()
+        tally.fail_overs += 1
+        wait_for_records(running)
+
+
+def test_a_promoted_standby_lacks_the_last_25_seconds(real: Servers, tally: Tally) -> None:
+    primary = real.postgres()
+    standby = real.standby(primary)
+    proxy = real.haproxy(primary, standby)
+    with following(tally, real.redis().url, primary.url(USER, port=proxy.port)) as running:
+        standby.stop_following()
+        behind_until = time.monotonic() + 25
+        wait_for_records(running, 2_000)
+        running.wait_for(lambda: time.monotonic() > behind_until)
+        primary.kill_all()
+        tally.kills += 1
+        standby.promote()
+        proxy.switch("s1", cut=True)
+        tally.fail_overs += 1
+        wait_for_records(running)
+
+
+def has_caught_up(standby: PostgresServer, primary: PostgresServer) -> bool:
+    written = primary.value("SELECT pg_current_wal_lsn()")
+    return bool(standby.value(f"SELECT pg_last_wal_replay_lsn() >= '{written}'"))
+
+
+def test_packets_to_the_server_vanish(real: Servers, tally: Tally) -> None:
+    server = real.postgres()
+    with (
+        following(tally, real.redis().url, server.url(USER)) as running,
+        vanishing(server.port),
+    ):
+        tally.fail_overs += 1
+        wait_for_records(running)
+
+
+@contextmanager
+def vanishing(port: int) -> Iterator[None]:
+    """Drop the packets of all connections that exist now, as a forgetful firewall does."""
+    rules = "table inet rsky_real { chain in { type filter hook input priority 0; } }"
+    subprocess.run([program("nft"), "-f", "-"], input=rules, text=True, check=True)
+    try:
+        for own in established(port):
+            for match in (f"tcp sport {own} tcp dport {port}", f"tcp sport {port} tcp dport {own}"):
+                rule = f"add rule inet rsky_real in {match} drop"
+                subprocess.run([program("nft"), *rule.split()], check=True)
+        yield
+    finally:
+        subprocess.run([program("nft"), "delete", "table", "inet", "rsky_real"], check=True)
+
+
+def established(port: int) -> list[int]:
+    """Return the client's ports of the connections to a port."""
+    command = ["ss", "-Htn", "state", "established", f"dport = :{port}"]
+    lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    return [int(line.split()[2].rpartition(":")[2]) for line in lines]
+
+
+# --- Other ways to set them up -----------------------------------------------------------------
+
+
+def test_icu_collation_and_a_role_without_rights(real: Servers, tally: Tally) -> None:
+    server = real.postgres(
+        "--locale-provider=icu", "--icu-locale=de-DE", "--locale=C.UTF-8",
+        options={"DateStyle": "SQL, DMY", "TimeZone": "Asia/Kathmandu", "bytea_output": "escape",
+                 "IntervalStyle": "sql_standard", "default_transaction_isolation": "serializable",
+                 "synchronous_commit": "off"},
+    )  # fmt: skip
+    with following(tally, real.redis().url, server.url(USER)) as running:
+        wait_for_records(running)
+
+
+def test_tls_with_an_authority_of_ones_own(real: Servers, tally: Tally) -> None:
+    files = real.certificates()
+    tls = real.redis(password="secret", certificates=files)
+    server = real.postgres(
+        options={"ssl": "on", "ssl_cert_file": str(files.server), "ssl_key_file": str(files.key)}
+    )
+    url = f"{server.url(USER)}?sslmode=verify-full&sslrootcert={files.authority}"
+    with following(tally, tls.url, url) as running:
+        server.kill_all()
+        server.start_again()
+        tls.kill()
+        tls.start_again()
+        tally.kills += 2
+        wait_for_records(running)
