@@ -25,7 +25,7 @@ WEIGHTS = {REPO_BACKFILL_HIGH: 12, REPO_BACKFILL: 3, REPO_BACKFILL_LOW: 1}
 BATCH_ENDINGS = 100
 ALONE_SECONDS = 5.0  # an entry suspected of crashing workers runs alone for so long
 Item = TypeVar("Item")
-Ending = Callable[[Store], object]
+Ending = Callable[[Store], object]  # returns whether it moved its entry
 
 
 class JobQueue:
@@ -91,12 +91,13 @@ class JobQueue:
         await self._endings.call(end)
 
     async def dead_letter(self, delivery: Delivery, reason: str, error: str, attempts: int) -> None:
-        """Move an entry into the dead letters of its stream."""
+        """Move an entry into the dead letters of its stream; it stays pending if Redis refuses."""
         end = partial(
             self._consumers[delivery.stream].dead_letter, delivery=delivery, reason=reason,
             error=error, attempts=attempts,
         )  # fmt: skip
-        await self._endings.call(end)
+        if not await self._endings.call(end):
+            return
         self._metrics.dead_lettered.inc()
         extra = {"stream": delivery.stream, "entry": delivery.id, "reason": reason, "error": error}
         _log.warning("dead-lettered repo job", extra=extra)
@@ -144,13 +145,16 @@ class JobQueue:
         self._metrics.woken.inc(counts[0])
         return counts[1]
 
-    async def _end_all(self, endings: Sequence[Ending]) -> Sequence[None]:
+    async def _end_all(self, endings: Sequence[Ending]) -> Sequence[bool]:
+        moved = [False] * len(endings)
+
         def end_all(store: Store) -> None:
-            for end in endings:
-                end(store)
+            for number, end in enumerate(endings):
+                # After a lost reply, those that took effect before return False.
+                moved[number] = bool(end(store)) or moved[number]
 
         await self._ending.retry(end_all)
-        return [None] * len(endings)
+        return moved
 
 
 class WeightedReader:

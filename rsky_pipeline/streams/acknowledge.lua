@@ -4,7 +4,7 @@
 -- KEYS  1: the stream
 -- ARGV  1: the group, then the ids
 -- Returns how many were pending; 0 too where the stream or the group is gone.
-if redis.call('EXISTS', KEYS[1]) == 0 then
+if redis.call('TYPE', KEYS[1]).ok ~= 'stream' then
   return 0
 end
 local ids = {unpack(ARGV, 2)}

@@ -8,24 +8,29 @@ commands.
 
 Each entry that a consumer took ends in one of four ways, all safe to repeat after a lost reply:
 `acknowledge`, `dead_letter`, `postpone` (it comes back later), or `release` (it stays pending).
+Where Redis refuses to move one entry, that entry is released, so that it cannot hold up the others.
 
 Example: indexer-1 takes entries 5, 6 and 7, commits the rows of 5 and 6, and is killed before it
 acknowledges them. It restarts under the same consumer name, and `take` first returns 5, 6 and 7
 again as its own pending entries. Applying 5 and 6 a second time changes no row.
 """
 
+import logging
 import math
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import chain, takewhile
 from typing import Any
 
+from rsky_pipeline.runtime.logging import ThrottledLog
 from rsky_pipeline.streams.connection import Argument, Store
 from rsky_pipeline.streams.errors import StoreRejectedError
 from rsky_pipeline.streams.limits import BATCH_IDS, BATCH_TRIMMED, PAGE_RECLAIMED
 from rsky_pipeline.streams.names import WAITING_KEY, dead_letters
 
+_log = logging.getLogger(__name__)
 # An entry delivered more often than this may have crashed its worker, and is then taken alone.
 SUSPICIOUS_DELIVERIES = 2
 MAX_ERROR = 500  # characters of the error text of a dead letter
@@ -96,6 +101,7 @@ class Consumer:
         `alone_seconds`: a suspicious entry is alone for at most so long, then others are taken too.
         """
         self.stream, self.group, self.name = stream, group, name
+        self._log = ThrottledLog(_log)
         self.reclaimed = 0  # entries taken over by XAUTOCLAIM, from any consumer
         self.bodiless = 0  # pending entries whose bodies were deleted
         self._reclaim_idle_ms = reclaim_idle_ms
@@ -172,24 +178,41 @@ class Consumer:
     ) -> bool:
         """Move an entry to its dead-letter stream, atomically.
 
-        Returns False if it was no longer pending, for example when a retry follows a lost reply.
+        Returns False if it was no longer pending, for example when a retry follows a lost reply, or
+        if Redis refuses to move it: then it stays pending, and is tried again after a reclaim.
         """
-        moved = self._reader(store).dead_letter(
-            delivery, reason=reason, error=error, attempts=attempts
-        )
-        self.release([delivery.id])
-        return moved
+        reader = self._reader(store)
+        move = partial(reader.dead_letter, delivery, reason=reason, error=error, attempts=attempts)
+        return self._move(reader, delivery, move)
 
     def postpone(
         self, store: Store, delivery: Delivery, *, seconds: float, field: bytes, payload: bytes
     ) -> bool:
         """Move an entry out of its stream; it comes back as `payload` after `seconds`.
 
-        Returns False if it was no longer pending, for example when a retry follows a lost reply.
+        Returns False in the same cases as `dead_letter`.
         """
-        moved = self._reader(store).postpone(
-            delivery, seconds=seconds, field=field, payload=payload
-        )
+        reader = self._reader(store)
+        move = partial(reader.postpone, delivery, seconds=seconds, field=field, payload=payload)
+        return self._move(reader, delivery, move)
+
+    def _move(self, reader: "GroupReader", delivery: Delivery, move: Callable[[], bool]) -> bool:
+        """Move one entry, or release it if Redis refuses this move but not others.
+
+        Such a refusal recurs at every try, for example while the target key has another type. The
+        caller would retry for ever, with all endings behind this one. A user who may not end any
+        entry is told apart by acknowledging an id that no entry has: that refusal is raised, so
+        that all entries stay held until the operator acts, and no delivery is counted.
+        """
+        moved = False
+        try:
+            moved = move()
+        except StoreRejectedError as error:
+            reader.acknowledge(["0-1"])
+            self._log.error(
+                "entry stays pending", key=self.stream, error=error, stream=self.stream,
+                entry=delivery.id,
+            )  # fmt: skip
         self.release([delivery.id])
         return moved
 
@@ -439,8 +462,15 @@ class GroupReader:
         See `Consumer.hold`.
         """
         options = ("RETRYCOUNT", 1, "JUSTID") if forgive else ("JUSTID",)
-        for part in _slices(ids):
-            self._store.call("XCLAIM", self.stream, self.group, self.consumer, 0, *part, *options)
+        try:
+            for part in _slices(ids):
+                self._store.call(
+                    "XCLAIM", self.stream, self.group, self.consumer, 0, *part, *options
+                )
+        except StoreRejectedError as error:
+            if "NOGROUP" not in str(error):
+                raise
+            # Nothing is pending in a group that is gone; `read_new` creates another.
 
     def acknowledge(self, ids: Sequence[str]) -> int:
         """Acknowledge entries; returns the number that were pending.

@@ -6,7 +6,7 @@
 -- ARGV  1: the group   2: the entry's id   3: when it is due, in milliseconds from now; '' for a dead
 --       letter   then fields and values of the dead letter, or the one field that waits and its value
 -- Returns 1, or 0 if the entry was not pending any more (an earlier try moved it).
-if redis.call('EXISTS', KEYS[1]) == 0 then
+if redis.call('TYPE', KEYS[1]).ok ~= 'stream' then
   return 0
 end
 local groups = redis.call('XINFO', 'GROUPS', KEYS[1])

@@ -5,10 +5,14 @@
 -- ARGV  1: the group   2: the consumer that asks and stays   3: the least idle time in ms
 -- Returns the names of those removed.
 local removed = {}
-if redis.call('EXISTS', KEYS[1]) == 0 then
+if redis.call('TYPE', KEYS[1]).ok ~= 'stream' then
   return removed
 end
-for _, row in ipairs(redis.call('XINFO', 'CONSUMERS', KEYS[1], ARGV[1])) do
+local known = false
+for _, group in ipairs(redis.call('XINFO', 'GROUPS', KEYS[1])) do
+  known = known or group[2] == ARGV[1]
+end
+for _, row in ipairs(known and redis.call('XINFO', 'CONSUMERS', KEYS[1], ARGV[1]) or {}) do
   local facts = {}
   for index = 1, #row, 2 do
     facts[row[index]] = row[index + 1]

@@ -20,7 +20,7 @@ local function next_id(id)
   return ms .. '-' .. string.format('%.0f', tonumber(seq) + 1)
 end
 
-if redis.call('EXISTS', KEYS[1]) == 0 then
+if redis.call('TYPE', KEYS[1]).ok ~= 'stream' then
   return 0
 end
 local floor = nil

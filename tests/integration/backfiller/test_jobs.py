@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+import trio
 from prometheus_client import CollectorRegistry
 
 from rsky_pipeline.backfiller.jobs import JobQueue
@@ -14,7 +15,12 @@ from rsky_pipeline.streams.append import Entry, append
 from rsky_pipeline.streams.connection import Store, connect
 from rsky_pipeline.streams.consumer import Delivery
 from rsky_pipeline.streams.errors import StoreUnavailableError
-from rsky_pipeline.streams.names import REPO_BACKFILL, REPO_BACKFILL_HIGH, REPO_STREAMS
+from rsky_pipeline.streams.names import (
+    REPO_BACKFILL,
+    REPO_BACKFILL_HIGH,
+    REPO_STREAMS,
+    dead_letters,
+)
 from rsky_pipeline.streams.repo_job import REPO_FIELD, RepoJob, decode_repo_job, encode_repo_job
 
 GROUP = Settings().backfiller_group
@@ -63,14 +69,17 @@ def store(clean_redis: str) -> Iterator[Store]:
 def make(clean_redis: str) -> Iterator[Callable[..., JobQueue]]:
     links: list[Link[Store]] = []
 
-    def made(name: str, plan: Failing | None = None, settings: Settings | None = None) -> JobQueue:
+    def made(
+        name: str, plan: Failing | None = None, settings: Settings | None = None,
+        registry: CollectorRegistry | None = None,
+    ) -> JobQueue:  # fmt: skip
         def open_store() -> Store:
             return connect(clean_redis, name=name)
 
         reading = Link(plan.open if plan else open_store, purpose="read")
         ending = Link(open_store, purpose="settle")
         links.extend((reading, ending))
-        metrics = BackfillerMetrics(CollectorRegistry())
+        metrics = BackfillerMetrics(registry or CollectorRegistry())
         return JobQueue(reading, ending, settings or Settings(), name, metrics)
 
     yield made
@@ -128,6 +137,30 @@ async def test_entries_of_a_worker_that_is_gone_are_taken_over(
     jobs = make("test-1", plan, settings)
     plan.fails = ("XPENDING", REPO_BACKFILL, False)
     assert await take_all(jobs) == ["did:plc:a"]
+
+
+async def test_an_ending_that_redis_refuses_holds_up_no_other(
+    store: Store, make: Callable[..., JobQueue]
+) -> None:
+    queue(store, REPO_BACKFILL_HIGH, "did:plc:a", "did:plc:b", "did:plc:c")
+    store.call("SET", dead_letters(REPO_BACKFILL_HIGH), "not a stream")
+    registry = CollectorRegistry()
+    jobs = make("test-1", registry=registry)
+    taken: list[Delivery] = []
+    while len(taken) < 3:
+        taken += await jobs.take(32) or ()
+    first, *others = taken
+    with trio.fail_after(30):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(jobs.dead_letter, first, "bad", "", 1)
+            nursery.start_soon(jobs.dead_letter, first, "bad", "", 1)
+            for delivery in others:
+                nursery.start_soon(jobs.finish, delivery)
+        await jobs.dead_letter(first, "bad", "", 1)
+    assert jobs.held == 0
+    rows = store.call("XPENDING", REPO_BACKFILL_HIGH, GROUP, "-", "+", 10)
+    assert [row[0].decode() for row in rows] == [first.id]
+    assert registry.get_sample_value("backfiller_repos_dead_lettered_total") == 0
 
 
 async def test_names_of_consumers_that_are_gone_are_forgotten(

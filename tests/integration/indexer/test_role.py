@@ -202,6 +202,23 @@ async def test_a_batch_is_pending_until_it_is_committed(clean_redis: str, tables
     assert tables.rows("post", "uri", f"uri = '{second.uri}'") == [(second.uri,)]
 
 
+async def test_a_dead_letter_that_redis_refuses_holds_up_no_other_entry(
+    clean_redis: str, tables: Tables
+) -> None:
+    with redis_client(clean_redis) as client:
+        client.set(f"{FIREHOSE_LIVE}_dlq", "not a stream")
+    net = Network()
+    malformed, post, later = b"{", net.post("ann"), net.post("bob")
+    feed(clean_redis, malformed, post)
+    async with indexing(clean_redis, tables.url):
+        await eventually(lambda: len(entries(clean_redis, FIREHOSE_LIVE)) == 1)
+        feed(clean_redis, later)
+        await eventually(lambda: len(tables.rows("post", "uri")) == 2)
+        await eventually(lambda: len(entries(clean_redis, FIREHOSE_LIVE)) == 1)
+        assert entries(clean_redis, FIREHOSE_LIVE)[0][b"event"] == malformed
+        assert pending(clean_redis) == 1
+
+
 @pytest.mark.parametrize(
     ("owner", "step", "failure", "written"),
     [

@@ -12,9 +12,17 @@ from rsky_pipeline.streams.append import Entry, append
 from rsky_pipeline.streams.connection import Store, connect
 from rsky_pipeline.streams.consumer import Consumer, GroupReader, Pending, Taken
 from rsky_pipeline.streams.dead_letters import list_dead_letters
-from rsky_pipeline.streams.errors import StoreUnavailableError
+from rsky_pipeline.streams.errors import StoreRejectedError, StoreUnavailableError
+from rsky_pipeline.streams.names import WAITING_KEY
 from rsky_pipeline.streams.waiting import count_waiting
-from tests.integration.streams.support import entries, ids, reader, stored, values
+from tests.integration.streams.support import (
+    entries,
+    ids,
+    own_pending,
+    reader,
+    stored,
+    values,
+)
 
 
 def consumer(name: str = "c", **options: Any) -> Consumer:
@@ -259,3 +267,62 @@ def test_cleaning_removes_what_every_group_has_acknowledged(store: Store) -> Non
     other.acknowledge([stored(store)[0]])
     assert own.clean(store) == 1
     assert list(stored(store)) == [1, 2]
+
+
+@pytest.mark.parametrize("target", ["s_dlq", WAITING_KEY])
+def test_a_move_that_redis_refuses_leaves_its_entry_pending(store: Store, target: str) -> None:
+    append(store, entries(3))
+    own = consumer()
+    one, two, three = own.take(store, 3).deliveries
+    store.call("SET", target, "not what it should be")
+    dead = own.dead_letter(store, one, reason="bad", error="", attempts=1)
+    later = own.postpone(store, two, seconds=60, field=b"event", payload=b"7")
+    assert (dead, later) == (target != "s_dlq", target == "s_dlq")
+    refused = two.id if dead else one.id
+    assert own.held == [three.id]
+    assert own.acknowledge(store, [three.id]) == 1
+    assert ids(own_pending(reader(store))) == [refused]
+    store.call("DEL", target)
+    assert own.dead_letter(store, one, reason="bad", error="", attempts=2) is (refused == one.id)
+
+
+def test_a_user_who_may_end_nothing_keeps_all_entries_held(store: Store, clean_redis: str) -> None:
+    append(store, entries(2))
+    own = consumer()
+    one, two = own.take(store, 2).deliveries
+    store.call("ACL", "SETUSER", "reading", "on", ">secret", "~*", "+@all", "-evalsha")
+    try:
+        with closing(connect(clean_redis, name="reading")) as refused:
+            refused.call("AUTH", "reading", "secret")
+            with pytest.raises(StoreRejectedError):
+                own.dead_letter(refused, one, reason="bad", error="", attempts=1)
+            with pytest.raises(StoreRejectedError):
+                own.postpone(refused, two, seconds=60, field=b"event", payload=b"7")
+    finally:
+        store.call("ACL", "DELUSER", "reading")
+    assert sorted(own.held) == [one.id, two.id]
+    assert own.dead_letter(store, one, reason="bad", error="", attempts=1)
+
+
+def test_entries_of_a_key_that_is_no_stream_any_more_have_ended(store: Store) -> None:
+    append(store, entries(3))
+    own = consumer()
+    one, two, three = own.take(store, 3).deliveries
+    store.call("SET", "s", "not a stream")
+    assert not own.dead_letter(store, one, reason="bad", error="", attempts=1)
+    assert not own.postpone(store, two, seconds=60, field=b"event", payload=b"7")
+    assert own.acknowledge(store, [three.id]) == 0
+    assert own.held == []
+
+
+def test_entries_of_a_group_that_is_gone_can_be_held_and_ended(store: Store) -> None:
+    append(store, entries(2))
+    own = consumer()
+    one, two = own.take(store, 2).deliveries
+    store.call("XGROUP", "DESTROY", "s", "g")
+    own.hold(store)
+    own.hold(store, forgive=True)
+    own.clean(store)
+    assert not own.postpone(store, one, seconds=60, field=b"event", payload=b"7")
+    assert own.acknowledge(store, [two.id]) == 0
+    assert got(own.take(store, 2)) == [0, 1]
