@@ -12,13 +12,14 @@ store errors in order to wait or to reconnect.
 """
 
 import logging
+import time
 from collections.abc import Callable
 from typing import Generic, Protocol, TypeVar, overload
 
 import trio
 
 from rsky_pipeline.runtime.backoff import Backoff
-from rsky_pipeline.runtime.errors import StoreError
+from rsky_pipeline.runtime.errors import StoreError, UnavailableError
 from rsky_pipeline.runtime.logging import ThrottledLog
 from rsky_pipeline.runtime.threads import in_thread
 
@@ -135,6 +136,23 @@ class Link(Generic[Connection]):
                 await until.wait()
             if until.is_set():
                 return None
+
+    def insist(self, action: Callable[[Connection], Result], *, seconds: float) -> Result:
+        """Run an action in this thread, and again while the store is unavailable.
+
+        For commands, which have no event loop. Raises any other error at once, and the last one
+        after `seconds`: an operator is waiting, and can start the command again.
+        """
+        backoff, deadline = Backoff(BASE_SECONDS, CAP_SECONDS), time.monotonic() + seconds
+        while True:
+            try:
+                return self._act(action)
+            except StoreError as error:
+                now = time.monotonic()
+                if not isinstance(error, UnavailableError) or now >= deadline:
+                    raise
+            backoff, pause = backoff.failed(now)
+            time.sleep(max(pause, LEAST_PAUSE_SECONDS))
 
     def close(self) -> None:
         """Close the connection, if open; a later call opens another.

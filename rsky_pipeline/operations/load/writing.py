@@ -3,19 +3,18 @@
 Blocking. Writes are idempotent: rows that already exist do not change.
 """
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TypeVar
 
 from rsky_pipeline.database.connection import Database
-from rsky_pipeline.database.errors import DatabaseUnavailableError
 from rsky_pipeline.database.isolation import Culprit, Isolation, retry_conflicts
 from rsky_pipeline.indexer.collections.declaration import Collection, looked_at_by_others
 from rsky_pipeline.indexer.collections.values import Delete, Put
 from rsky_pipeline.indexer.core.apply import apply_batch
 from rsky_pipeline.indexer.core.entries import Reading
 from rsky_pipeline.indexer.core.locks import needs_locks
+from rsky_pipeline.runtime.link import Link
 
 BATCH_RECORDS = 4_000  # records of one transaction, or a little more
 _MAX_CONFLICTS = 20
@@ -25,15 +24,14 @@ Result = TypeVar("Result")
 
 
 class LoadWriter:
-    """One connection, made again when it is lost."""
+    """Writes over one connection, which is opened again when it is lost."""
 
     def __init__(
         self, open_database: Callable[[], Database], collections: Mapping[str, Collection]
     ) -> None:
-        self._open_database = open_database
+        self._link = Link(open_database, purpose="load")
         self._collections = collections
         self._looked_at = looked_at_by_others(collections.values())
-        self._database: Database | None = None
         # Nobody waits beside a command: whoever runs it acts on the error, and loads again.
         self._isolation: Isolation[Reading] = Isolation(lambda reading: reading.did, 0.0)
 
@@ -72,20 +70,12 @@ class LoadWriter:
         return found
 
     def run(self, action: Callable[[Database], Result]) -> Result:
-        """Call with a connection; again after a conflict, and for a minute while it is away."""
-        deadline = time.monotonic() + _UNAVAILABLE_SECONDS
-        while True:
-            try:
-                database = self._database = self._database or self._open_database()
-                return retry_conflicts(partial(action, database), _MAX_CONFLICTS)
-            except DatabaseUnavailableError:
-                self.close()
-                if time.monotonic() > deadline:
-                    raise
-                time.sleep(1.0)
+        """Call with a connection; again after a conflict, and while PostgreSQL is unavailable."""
+        return self._link.insist(
+            lambda database: retry_conflicts(partial(action, database), _MAX_CONFLICTS),
+            seconds=_UNAVAILABLE_SECONDS,
+        )
 
     def close(self) -> None:
         """Close the connection."""
-        database, self._database = self._database, None
-        if database is not None:
-            database.close()
+        self._link.close()

@@ -116,6 +116,18 @@ async def test_retry_raises_what_cannot_pass() -> None:
     assert not one.in_trouble
 
 
+def test_a_command_insists_without_an_event_loop() -> None:
+    server = Server(DatabaseUnavailableError("starting"), StoreUnavailableError("gone"))
+    one = link(server)
+    assert one.insist(server.act, seconds=60.0) == 3
+    assert [each.closed for each in server.opened] == [True, True, False]
+    server.errors = [TransactionConflictError("deadlock"), DatabaseUnavailableError("gone")]
+    with pytest.raises(TransactionConflictError):
+        one.insist(server.act, seconds=60.0)
+    with pytest.raises(DatabaseUnavailableError):
+        one.insist(server.act, seconds=0.0)
+
+
 async def test_retry_ends_when_it_is_told_to_after_one_try() -> None:
     stopping = trio.Event()
     stopping.set()
