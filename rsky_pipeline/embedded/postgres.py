@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -45,6 +46,13 @@ FIXED_OPTIONS: Mapping[str, str] = {
     "unix_socket_permissions": "0700",
     "logging_collector": "off",
 }
+# The values that older versions wrote, replaced at each start in a cluster that still has them. A
+# value of an operator stays; whoever wants one of these sets it with ALTER SYSTEM.
+FORMER_OPTIONS: Mapping[str, str] = {
+    "max_wal_size": "2GB",
+    "checkpoint_timeout": "10min",
+    "wal_compression": "pglz",
+}
 INITIALISE_TIMEOUT_SECONDS = 120
 _GB = 1024**3
 LEAST_WAL_GB, MOST_WAL_GB = 1, 20
@@ -65,7 +73,9 @@ def prepare(settings: Settings, options: Mapping[str, str] | None = None) -> Sto
     locations.make_private(root, 0o711 if os.geteuid() == 0 else 0o700)
     account = accounts.unprivileged_account(home)
     sockets = _directories(root, home, installation, account)
-    if not (home / "data" / "PG_VERSION").exists():
+    if (home / "data" / "PG_VERSION").exists():
+        _replace_former_options(home)
+    else:
         _create_cluster(installation, home, account)
     switches = {**FIXED_OPTIONS, "unix_socket_directories": str(sockets), **(options or {})}
     return StoreProgram(
@@ -111,23 +121,49 @@ def _create_cluster(installation: Path, home: Path, account: SystemAccount | Non
     unfinished = home / "data.new"
     shutil.rmtree(unfinished, ignore_errors=True)
     programs = installation / "bin"
-    options = {
-        **INITIAL_OPTIONS,
-        "max_wal_size": f"{wal_gigabytes(shutil.disk_usage(home).free)}GB",
-    }
     initdb = [
         *(str(programs / "initdb"), "--pgdata", str(unfinished)),
         *("--username", locations.DATABASE_USER, "--auth", "trust", "--encoding", "UTF8"),
         # Code-point order and full Unicode case mapping, independent of the libc.
         *("--locale", "C", "--locale-provider", "builtin", "--builtin-locale", "C.UTF-8"),
         *("--no-instructions", "--no-sync"),
-        *(part for name, value in options.items() for part in ("--set", f"{name}={value}")),
+        *(
+            part
+            for name, value in _initial_options(home).items()
+            for part in ("--set", f"{name}={value}")
+        ),
     ]
     _run(initdb, account)
     single = [str(programs / "postgres"), "--single", "-D", str(unfinished), "postgres"]
     _run(single, account, f"CREATE DATABASE {locations.DATABASE}\n")
     _run([str(programs / "initdb"), "--sync-only", "--pgdata", str(unfinished)], account)
     unfinished.rename(home / "data")
+
+
+def _initial_options(home: Path) -> Mapping[str, str]:
+    return {
+        **INITIAL_OPTIONS,
+        "max_wal_size": f"{wal_gigabytes(shutil.disk_usage(home).free)}GB",
+    }
+
+
+def _replace_former_options(home: Path) -> None:
+    """Give a cluster of an older version the present values; written only where one changes."""
+    path = home / "data" / "postgresql.conf"
+    before = text = path.read_bytes().decode(errors="surrogateescape")
+    options = _initial_options(home)
+    for name, value in FORMER_OPTIONS.items():
+        line = rf"^(\s*{name}\s*=\s*)'?{value}'?(?=[\s#]|$)"
+        text = re.sub(line, rf"\g<1>{options[name]}", text, flags=re.MULTILINE | re.IGNORECASE)
+    if text == before:
+        return
+    log.info("replacing settings of an older version", extra={"file": str(path)})
+    replaced = path.with_suffix(".new")
+    replaced.write_bytes(text.encode(errors="surrogateescape"))
+    status = path.stat()
+    os.chown(replaced, status.st_uid, status.st_gid)
+    replaced.chmod(status.st_mode)
+    replaced.replace(path)
 
 
 def wal_gigabytes(free: int) -> int:

@@ -1,6 +1,7 @@
 """The embedded servers survive what an operator's machine does to them."""
 
 import os
+import re
 import shutil
 import signal
 import stat
@@ -13,6 +14,7 @@ import pytest
 from rsky_pipeline.configuration.settings import Settings
 from rsky_pipeline.embedded import accounts, locations, postgres, valkey
 from rsky_pipeline.embedded.errors import EmbeddedStoreError
+from rsky_pipeline.embedded.program import StoreProgram
 from tests.stores import redis_client, running, scratch_directory, wait_until_it_answers
 
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root has to change accounts")
@@ -51,6 +53,30 @@ def test_committed_rows_survive_kill_9_of_postgres() -> None:
         with running(again), psycopg.connect(again.url) as connection:
             row = connection.execute("SELECT count(*) FROM kept").fetchone()
             assert row == (1000,)
+
+
+def test_a_cluster_of_an_older_version_gets_the_present_settings() -> None:
+    """Except where an operator changed them."""
+
+    def shown(program: StoreProgram, *names: str) -> list[str]:
+        with running(program), psycopg.connect(program.url) as connection:
+            return [connection.execute(f"SHOW {name}").fetchone()[0] for name in names]  # type: ignore[index]
+
+    former = postgres.FORMER_OPTIONS
+    with scratch_directory() as folder:
+        postgres.prepare(settings_in(folder))
+        path = folder / "postgres" / "data" / "postgresql.conf"
+        status, text = path.stat(), path.read_text()
+        for name, value in former.items():
+            text, count = re.subn(rf"(?m)^{name} = \S+", f"{name} = {value}", text)
+            assert count == 1
+        path.write_text(text.replace("jit = off", "jit = on"))
+        found = shown(postgres.prepare(settings_in(folder)), *former, "jit")
+        gigabytes = postgres.wal_gigabytes(shutil.disk_usage(folder).free)
+        assert found == [f"{gigabytes}GB", "30min", "off", "on"]
+        assert (path.stat().st_uid, path.stat().st_mode) == (status.st_uid, status.st_mode)
+        path.write_text(path.read_text().replace("timeout = 30min", "timeout = 5min"))
+        assert shown(postgres.prepare(settings_in(folder)), "checkpoint_timeout") == ["5min"]
 
 
 def test_stopping_postgres_is_orderly() -> None:
