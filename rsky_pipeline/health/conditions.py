@@ -93,7 +93,8 @@ def _polluted(window: SampleWindow) -> Iterator[RuleVerdict]:
 def _rate(window: SampleWindow) -> Iterator[RuleVerdict]:
     """Compare the rate of the live stream with the expected band.
 
-    Not judged while the ingester catches up (a higher rate) or is held up (another rule).
+    A higher rate is right while the ingester catches up. A lower one while it is held up has a
+    finding of its own, `HELD_UP`.
     """
     band, why_not = window.expected.band, window.expected.why_no_band
     if band is None and not why_not:
@@ -120,7 +121,7 @@ def _rate(window: SampleWindow) -> Iterator[RuleVerdict]:
     outside = not low <= rate <= high
     if rate > high and lag > rules.CATCHING_UP_SECONDS:
         outside, figure = False, f"{figure}; it catches up with {lag:,.0f} s"
-    if rate < low and window.grown(then, _WAITED) > 0:
+    if rate < low and rules.HELD_UP.verdict(_held_share(window)) != "pass":
         outside, figure = False, f"{figure}; reading was held up"
     yield RuleVerdict(rules.RATE, "", rules.RATE.verdict(float(outside)), figure, rate)
 
@@ -220,15 +221,18 @@ def _back_pressure(window: SampleWindow) -> Iterator[RuleVerdict]:
 
 
 def _held_up(window: SampleWindow) -> Iterator[RuleVerdict]:
-    """Judge the share of time for which reading was held up; a short history counts in full."""
     rule = rules.HELD_UP
-    if not window.now.values(_WAITED):
-        return
-    then = window.over(rule.seconds)
-    held = window.grown(then, _WAITED)
-    share = held / max(window.now.moment - then.moment, rule.seconds)
-    figure = f"reading was held up for {held:,.1f} s"
-    yield RuleVerdict(rule, FIREHOSE_LIVE, rule.verdict(share), figure, held, rule.check)
+    if window.now.values(_WAITED):
+        held = window.grown(window.over(rule.seconds), _WAITED)
+        figure, status = f"reading was held up for {held:,.1f} s", rule.verdict(_held_share(window))
+        yield RuleVerdict(rule, FIREHOSE_LIVE, status, figure, held, rule.check)
+
+
+def _held_share(window: SampleWindow) -> float:
+    """Return the share of time for which reading was held up, as if history were never short."""
+    then = window.over(rules.HELD_UP.seconds)
+    seconds = max(window.now.moment - then.moment, rules.HELD_UP.seconds)
+    return window.grown(then, _WAITED) / seconds
 
 
 def _stalls(window: SampleWindow) -> Iterator[RuleVerdict]:

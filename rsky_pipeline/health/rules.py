@@ -412,7 +412,7 @@ REFUSED_RECORDS = Rule(
 )  # fmt: skip
 BACKFILL = Rule(
     "backfill", "repos wait and none is finished",
-    "see backfiller_failures_total by reason and the backfiller's log", Limits(warn=900.0),
+    "see backfiller_failures_total by reason and the backfiller's log", Limits(warn=1),
     seconds=900.0,
     alerts=(
         Alert(

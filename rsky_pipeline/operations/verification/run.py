@@ -167,7 +167,8 @@ def compare(
         problem = before.problem or after.problem
         return [*found, RuleVerdict(rules.REDIS, "", "fail", problem)]
     window = SampleWindow([before.sample, after.sample], expectations(settings))
-    found += [each for each in diagnose(window) if each.status != "pass" or _is_shown(each)]
+    diagnosed = (_suspected(each) for each in diagnose(window))
+    found += [each for each in diagnosed if each.status != "pass" or _is_shown(each)]
     found += checks.check_figures(window, after.measured)
     found += checks.check_findings(after.scrapes)
     worst: dict[str, RuleVerdict] = {}
@@ -176,6 +177,17 @@ def compare(
         if _ORDER.index(each.status) < _ORDER.index(known.status):
             worst[each.check] = each
     return list(worst.values())
+
+
+def _suspected(found: RuleVerdict) -> RuleVerdict:
+    """Warn of a group that stood still, also where the window is too short to be certain.
+
+    A worker goes on watching until it is certain; `verify` has one answer, and must not keep silent
+    about an indexer that has just stopped reading.
+    """
+    if found.rule is rules.CONSUMER_STALL and found.status == "skip":
+        return replace(found, status="warn")
+    return found
 
 
 def _is_shown(found: RuleVerdict) -> bool:

@@ -103,11 +103,15 @@ def test_a_rate_out_of_the_band(rate: float, lag: float, expected: bool) -> None
 
 
 def test_no_rate_is_expected_while_reading_is_held_up() -> None:
-    held = [
-        replace(each, workers=exporting((WAITED, 0.5 * n, {}), (LAG, 0.0, {})))
-        for n, each in enumerate(rates(0.0, 6))
-    ]
-    assert found(held, RATED) == []
+    def held(seconds: float) -> list[tuple[str, str]]:
+        samples = [
+            replace(each, workers=exporting((WAITED, seconds * n, {}), (LAG, 0.0, {})))
+            for n, each in enumerate(rates(0.0, 6))
+        ]
+        return found(samples, RATED)
+
+    assert held(2.0) == [("back_pressure", LIVE)]
+    assert held(0.1) == [("rate_out_of_band", "")]  # too short to explain it
 
 
 def test_much_old_history_is_told_and_a_little_or_live_events_are_not() -> None:
