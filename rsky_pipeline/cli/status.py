@@ -83,9 +83,10 @@ def warnings(processes: list[dict[str, Any]]) -> list[str]:
     lines = []
     for process in processes:
         health = read_health(process.get("health"))
-        for finding in health.findings:
+        for finding in health.get("findings", ()):
             kind, _, subject = finding.partition(" ")
-            rule, status = rule_of(kind), finding_status(kind, failing=finding in health.failing)
+            failing = finding in health.get("failing", ())
+            rule, status = rule_of(kind), finding_status(kind, failing=failing)
             word = "failure" if status == "fail" else "warning"
             text = "unknown finding"
             if rule:

@@ -12,7 +12,7 @@ from rsky_pipeline.indexer.core.labels import LabelReading
 from rsky_pipeline.observability.indexer import IndexerMetrics
 from rsky_pipeline.runtime.context import WorkerContext
 from rsky_pipeline.runtime.errors import StoreError
-from rsky_pipeline.runtime.health_document import Detail
+from rsky_pipeline.runtime.health_document import RoleHealth
 from rsky_pipeline.runtime.logging import ThrottledLog
 from rsky_pipeline.streams.names import FIREHOSE_LIVE, LABEL_LIVE
 
@@ -29,7 +29,7 @@ class IndexerReport:
         self.live_lag = 0.0  # seconds that the newest live event was old when it was applied
         self._context = context
         self._throttled = ThrottledLog(_log)
-        self._details: dict[str, Detail] = {}
+        self._details = RoleHealth()
         self._rate_from = (time.monotonic(), 0)
 
     def note(self, batch: EntryBatch, outcome: BatchOutcome) -> None:
@@ -140,4 +140,6 @@ class IndexerReport:
         self.metrics.lag.labels(stream).set(lag)
         if stream == FIREHOSE_LIVE:
             self.live_lag = lag
-        self._details[f"{stream}_event_lag_seconds"] = round(lag, 1)
+            self._details["firehose_live_event_lag_seconds"] = round(lag, 1)
+        else:
+            self._details["firehose_backfill_event_lag_seconds"] = round(lag, 1)

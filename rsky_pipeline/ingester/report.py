@@ -19,7 +19,7 @@ from rsky_pipeline.network.subscription import DisconnectReason
 from rsky_pipeline.observability.ingester import IngesterMetrics
 from rsky_pipeline.runtime.context import WorkerContext
 from rsky_pipeline.runtime.health import Activity
-from rsky_pipeline.runtime.health_document import CursorHealth, Detail
+from rsky_pipeline.runtime.health_document import CursorHealth, RoleHealth
 from rsky_pipeline.runtime.link import Link
 from rsky_pipeline.runtime.logging import ThrottledLog
 from rsky_pipeline.streams.connection import Store
@@ -172,10 +172,10 @@ class Reporter:
                 )
         return problems
 
-    def _details(self, rate: float) -> Mapping[str, Detail]:
+    def _details(self, rate: float) -> RoleHealth:
         lags = [report.lag_seconds for _, report in self._relays if report.lag_seconds is not None]
         problems = self._relay_problems()
-        details: dict[str, Detail] = {
+        return {
             "rate": round(rate, 1),
             "lag_seconds": round(max(lags), 3) if lags else None,
             "degraded": degradation([follower for follower, _ in self._relays]),
@@ -189,13 +189,12 @@ class Reporter:
             "repos_listed": sum(enumerator.state.repos for enumerator in self._enumerators),
             "listing_done": self._all_listed(),
             "listing_holes": sum(enumerator.state.holes for enumerator in self._enumerators),
+            "cursors": [
+                CursorHealth(stream=report.stream, host=report.host, seq=follower.cursor.stored)
+                for follower, report in self._feeds
+            ],
+            "listings": [each.health() for each in self._enumerators if each.active],
         }
-        details["cursors"] = tuple(
-            CursorHealth(report.stream, report.host, follower.cursor.stored)
-            for follower, report in self._feeds
-        )
-        details["listings"] = tuple(each.health() for each in self._enumerators if each.active)
-        return details
 
     def _all_listed(self) -> bool:
         """Tell whether every listing that is read now is at its end."""

@@ -8,10 +8,9 @@ import json
 import logging
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from socketserver import TCPServer
-from typing import Any
 
 from prometheus_client import (
     CollectorRegistry,
@@ -24,7 +23,7 @@ from prometheus_client import (
 from rsky_pipeline import __version__
 from rsky_pipeline.observability.build import build, has_compiled_readers
 
-Health = Callable[[], tuple[int, dict[str, Any]]]
+Health = Callable[[], tuple[int, Mapping[str, object]]]
 _TIMEOUT_SECONDS = 10
 
 log = logging.getLogger(__name__)

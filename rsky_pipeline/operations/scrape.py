@@ -12,7 +12,7 @@ from rsky_pipeline.configuration.topology import ROLE_NAMES
 from rsky_pipeline.embedded.locations import run_directory
 from rsky_pipeline.health.samples import Exported, Labels
 from rsky_pipeline.runtime.errors import WorkerError
-from rsky_pipeline.runtime.health_document import WorkerHealth, read_health
+from rsky_pipeline.runtime.health_document import HealthDocument, read_health
 from rsky_pipeline.supervisor import client
 
 _TIMEOUT_SECONDS = 5.0
@@ -37,7 +37,7 @@ class Scrape:
 
     target: ScrapeTarget
     samples: Mapping[str, Mapping[Labels, float]] = field(default_factory=dict)
-    health: WorkerHealth = field(default_factory=WorkerHealth)
+    health: HealthDocument = field(default_factory=HealthDocument)
     error: str | None = None
 
     def value(self, name: str, **labels: str) -> float | None:

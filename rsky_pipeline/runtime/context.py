@@ -1,6 +1,6 @@
 """The interface between a worker process and the role that it runs."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import trio
@@ -8,7 +8,7 @@ from prometheus_client import CollectorRegistry
 
 from rsky_pipeline.configuration.settings import Settings
 from rsky_pipeline.runtime.health import Activity
-from rsky_pipeline.runtime.health_document import Detail
+from rsky_pipeline.runtime.health_document import RoleHealth
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +29,6 @@ class WorkerContext:
     registry: CollectorRegistry
     ready: Callable[[], None]  # call once: stores connected, own pending read, socket open
     activity: Callable[[str], Activity]  # for work that must not stall: see `Activity`
-    health: Callable[[Mapping[str, Detail]], None]  # merged into /healthz and `status`
+    health: Callable[[RoleHealth], None]  # merged into /healthz and `status`
     stopping: trio.Event = field(default_factory=trio.Event)
     escalated: trio.Event = field(default_factory=trio.Event)

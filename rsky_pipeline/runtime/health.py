@@ -2,11 +2,11 @@
 
 import os
 import time
-from collections.abc import Callable, Mapping
-from typing import Any, Literal, Self
+from collections.abc import Callable
+from typing import Literal, Self
 
 from rsky_pipeline.health.rules import HEARTBEAT, PROGRESS
-from rsky_pipeline.runtime.health_document import encoded
+from rsky_pipeline.runtime.health_document import HealthDocument, RoleHealth
 
 State = Literal["starting", "ready", "stopping"]
 
@@ -47,13 +47,13 @@ class Health:
     def __init__(
         self, role: str, instance: int, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        self._base = {"role": role, "instance": instance, "pid": os.getpid()}
+        self._base = HealthDocument(role=role, instance=instance, pid=os.getpid())
         self.now = clock
         self._began = clock()
         self._beat = self._began
         self.activities: tuple[Activity, ...] = ()  # in progress
-        self._observed: Mapping[str, object] = {}
-        self._details: Mapping[str, object] = {}
+        self._observed = HealthDocument()
+        self._reported = RoleHealth()
         self.state: State = "starting"
 
     def beat(self) -> None:
@@ -64,13 +64,13 @@ class Health:
         """Return a context manager for work that calls `progress` at least once a minute."""
         return Activity(name, self)
 
-    def observe(self, **figures: object) -> None:
-        """Set default details; those that the role reports override them."""
+    def observe(self, figures: HealthDocument) -> None:
+        """Set the figures of the harness; those that the role reports override them."""
         self._observed = figures
 
-    def report(self, details: Mapping[str, object]) -> None:
+    def report(self, details: RoleHealth) -> None:
         """Merge details of the role into the document."""
-        self._details = {**self._details, **details}
+        self._reported = {**self._reported, **details}
 
     def trouble(self) -> str | None:
         """Return the reason why the worker is unhealthy, or None."""
@@ -84,12 +84,12 @@ class Health:
                 return f"no progress of {name} for {age:.0f} s"
         return None
 
-    def document(self) -> dict[str, Any]:
-        """Return the health document: the role's details, overridden by those of the harness."""
+    def document(self) -> HealthDocument:
+        """Return the health document."""
         now = self.now()
         return {
             **self._observed,
-            **encoded(self._details),
+            **self._reported,
             **self._base,
             "state": self.state,
             "trouble": self.trouble(),
@@ -108,6 +108,6 @@ class Health:
             oldest[activity.name] = max(oldest.get(activity.name, 0.0), now - activity.last)
         return oldest
 
-    def answer(self) -> tuple[int, dict[str, Any]]:
+    def answer(self) -> tuple[int, HealthDocument]:
         """Return the HTTP status and document of /healthz."""
         return (200 if self.trouble() is None else 503), self.document()

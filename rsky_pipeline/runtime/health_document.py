@@ -1,14 +1,14 @@
-"""The health document of a worker as typed values: `/healthz`, the event pipe, `status --json`.
+"""The health document of a worker: `/healthz`, the event pipe, `status --json`.
 
-`Health.document` writes it, and supervisors and commands read it back with `read_health`. A reader
-takes documents of other versions too (`deploy` stops the workers of the version before): a field
-that is missing or has another form reads as unknown, and fields nobody here reads stay in
-`document`.
+Roles and their harness write it by these definitions, and `read_health` checks received documents
+against the same ones. A reader takes documents of other versions too (`deploy` stops the workers of
+the version before): a field that is missing or has another form is unknown, and fields that only
+another version defines are kept.
 """
 
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field, is_dataclass
-from typing import Any
+from collections.abc import Mapping
+from types import UnionType
+from typing import Any, TypedDict, cast, get_args, get_origin, get_type_hints, is_typeddict
 
 from rsky_pipeline.configuration.endpoints import HostKey
 
@@ -16,8 +16,7 @@ from rsky_pipeline.configuration.endpoints import HostKey
 _OLD_CURSOR = "cursor["
 
 
-@dataclass(frozen=True, slots=True)
-class CursorHealth:
+class CursorHealth(TypedDict):
     """The cursor of a host as its writer last stored it; `seq` is None before the first event."""
 
     stream: str
@@ -25,8 +24,7 @@ class CursorHealth:
     seq: int | None
 
 
-@dataclass(frozen=True, slots=True)
-class ListingHealth:
+class ListingHealth(TypedDict):
     """Progress of one listing of a host; `problem` is the reason why it is stopped, or None."""
 
     host: HostKey
@@ -35,93 +33,102 @@ class ListingHealth:
     problem: str | None
 
 
-Detail = str | int | float | bool | None | tuple[CursorHealth, ...] | tuple[ListingHealth, ...]
+class RoleHealth(TypedDict, total=False):
+    """The fields that roles report, each role some of them."""
+
+    rate: float  # events per second; repos, of the backfiller
+    pending: int  # entries held
+    lag: int | None  # entries not yet read, of a consumer
+    # Ingester
+    lag_seconds: float | None  # age of the newest event
+    degraded: str | None  # the reason why it cannot do all of its work
+    problem: str | None  # faults of relays
+    relays: int
+    connected_relays: int
+    connected_sockets: int  # of relays and labelers
+    leading_relay: str | None
+    held_up: bool  # by back-pressure
+    events_in_memory: int
+    repos_listed: int
+    listing_done: bool
+    listing_holes: int
+    cursors: list[CursorHealth]
+    listings: list[ListingHealth]
+    # Indexer
+    events: int  # since its start
+    firehose_live_event_lag_seconds: float
+    firehose_backfill_event_lag_seconds: float
+    # Backfiller
+    running: int
+    waiting: int
+    finished: int
 
 
-@dataclass(frozen=True, slots=True)
-class WorkerHealth:
-    """The last health document of a worker. Unknown values are None or empty."""
+class HealthDocument(RoleHealth, total=False):
+    """The whole document: the fields of the role, and those of its harness."""
 
-    state: str | None = None
-    trouble: str | None = None  # the reason why it is unhealthy
-    degraded: str | None = None  # some of its relays are unreachable
-    problem: str | None = None  # a fault of a relay
-    uptime_seconds: float | None = None
-    rate: float | None = None  # events per second
-    lag: int | None = None  # entries not yet read, of a consumer
-    lag_seconds: float | None = None  # age of the newest event, of the ingester
-    pending: int | None = None  # entries held when it stopped
-    findings: tuple[str, ...] = ()  # `KIND` or `KIND SUBJECT`
-    failing: tuple[str, ...] = ()  # those with the verdict "fail"
-    streams: Mapping[str, int] = field(default_factory=dict)
-    cursors: tuple[CursorHealth, ...] = ()
-    document: Mapping[str, Any] = field(default_factory=dict)
-
-    @property
-    def complaint(self) -> str | None:
-        """The most severe of trouble, degraded and problem; None for a healthy worker."""
-        return self.trouble or self.degraded or self.problem
+    role: str
+    instance: int
+    pid: int
+    state: str
+    trouble: str | None  # the reason why it is unhealthy
+    uptime_seconds: float
+    heartbeat_age_seconds: float
+    progress_age_seconds: dict[str, float]
+    streams: dict[str, int]  # their lengths
+    findings: list[str]  # `KIND` or `KIND SUBJECT`
+    failing: list[str]  # those with the verdict "fail"
 
 
-def encoded(details: Mapping[str, object]) -> dict[str, Any]:
-    """Return details of a role as JSON values."""
-    return {name: _encoded(value) for name, value in details.items()}
+_FORMS = get_type_hints(HealthDocument)
 
 
-def read_health(document: object) -> WorkerHealth:
-    """Return a health document as typed values."""
+def complaint(health: HealthDocument) -> str | None:
+    """Return the most severe of trouble, degraded and problem; None for a healthy worker."""
+    return health.get("trouble") or health.get("degraded") or health.get("problem")
+
+
+def read_health(document: object) -> HealthDocument:
+    """Return a received document without the fields that have another form."""
     if not isinstance(document, Mapping):
-        return WorkerHealth()
-    streams = document.get("streams")
-    return WorkerHealth(
-        state=_text(document, "state"),
-        trouble=_text(document, "trouble"),
-        degraded=_text(document, "degraded"),
-        problem=_text(document, "problem"),
-        uptime_seconds=_number(document, "uptime_seconds"),
-        rate=_number(document, "rate"),
-        lag=_whole(document.get("lag")),
-        lag_seconds=_number(document, "lag_seconds"),
-        pending=_whole(document.get("pending")),
-        findings=tuple(str(each) for each in _list(document, "findings")),
-        failing=tuple(str(each) for each in _list(document, "failing")),
-        streams=streams if isinstance(streams, Mapping) else {},
-        cursors=tuple(_cursors(document)),
-        document=document,
-    )
+        return {}
+    fields = {
+        name: value
+        for name, value in document.items()
+        if name not in _FORMS or _fits(value, _FORMS[name])
+    }
+    if "cursors" not in fields:
+        fields["cursors"] = _old_cursors(document)
+    return cast(HealthDocument, fields)
 
 
-def _cursors(document: Mapping[str, Any]) -> Iterator[CursorHealth]:
-    for each in _list(document, "cursors"):
-        if isinstance(each, Mapping) and "stream" in each and "host" in each:
-            host = HostKey(str(each["host"]))
-            yield CursorHealth(str(each["stream"]), host, _whole(each.get("seq")))
-    for name, value in document.items():
+def _old_cursors(document: Mapping[str, Any]) -> list[CursorHealth]:
+    found = []
+    for name, seq in document.items():
         if name.startswith(_OLD_CURSOR):
-            stream, _, key = name.removeprefix(_OLD_CURSOR).removesuffix("]").partition(":")
-            yield CursorHealth(stream, HostKey(key), _whole(value))
+            stream, _, host = name.removeprefix(_OLD_CURSOR).removesuffix("]").partition(":")
+            number = seq if isinstance(seq, int) else None
+            found.append(CursorHealth(stream=stream, host=HostKey(host), seq=number))
+    return found
 
 
-def _encoded(value: object) -> object:
-    if isinstance(value, tuple):
-        return [_encoded(each) for each in value]
-    return asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
-
-
-def _text(document: Mapping[str, Any], name: str) -> str | None:
-    value = document.get(name)
-    return None if value is None else str(value)
-
-
-def _number(document: Mapping[str, Any], name: str) -> float | None:
-    value = document.get(name)
-    return value if isinstance(value, int | float) and not isinstance(value, bool) else None
-
-
-def _whole(value: object) -> int | None:
-    return value if isinstance(value, int) and not isinstance(value, bool) else None
-
-
-def _list(document: Mapping[str, Any], name: str) -> list[Any]:
-    value = document.get(name)
-    return value if isinstance(value, list) else []
+def _fits(value: object, form: Any) -> bool:
+    """Return whether a JSON value has the form of a type that the definitions use."""
+    form = getattr(form, "__supertype__", form)
+    if is_typeddict(form):
+        fields = get_type_hints(form)
+        return isinstance(value, Mapping) and all(
+            name in value and _fits(value[name], fields[name]) for name in fields
+        )
+    kind, arguments = get_origin(form), get_args(form)
+    if kind is UnionType:
+        return any(_fits(value, each) for each in arguments)
+    if kind is list:
+        return isinstance(value, list) and all(_fits(each, arguments[0]) for each in value)
+    if kind is dict:
+        return isinstance(value, Mapping) and all(
+            _fits(each, arguments[1]) for each in value.values()
+        )
+    if isinstance(value, bool):
+        return form is bool
+    return isinstance(value, int | float if form is float else form)

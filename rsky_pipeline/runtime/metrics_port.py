@@ -2,8 +2,7 @@
 
 import errno
 import logging
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
 
 from prometheus_client import CollectorRegistry
 
@@ -36,7 +35,7 @@ def open_metrics_server(
     role: str,
     instance: int,
     registry: CollectorRegistry,
-    health: Callable[[], tuple[int, dict[str, Any]]],
+    health: Callable[[], tuple[int, Mapping[str, object]]],
 ) -> MetricsServer:
     """Serve on the first candidate that is free.
 

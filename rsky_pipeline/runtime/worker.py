@@ -182,10 +182,12 @@ class _Worker:
         while True:
             self._health.beat()
             self._health.observe(
-                streams=stream_lengths(registry),
-                lag=entries_waiting(registry, self._consumes),
-                findings=active_findings(registry),
-                failing=active_findings(registry, FAILS),
+                {
+                    "streams": stream_lengths(registry),
+                    "lag": entries_waiting(registry, self._consumes),
+                    "findings": active_findings(registry),
+                    "failing": active_findings(registry, FAILS),
+                }
             )
             self._events.send("status", health=self._health.document())
             if self._health.trouble() in (None, "starting"):

@@ -13,7 +13,7 @@ from dataclasses import replace
 import trio
 
 from rsky_pipeline.runtime.channel import MAX_EVENT_BYTES, Event, decode_event
-from rsky_pipeline.runtime.health_document import WorkerHealth, read_health
+from rsky_pipeline.runtime.health_document import HealthDocument, read_health
 from rsky_pipeline.supervisor import machine as m
 from rsky_pipeline.supervisor.machine import AT_REST, Child, Phase, Policy, step
 from rsky_pipeline.supervisor.spawn import ChildProcess
@@ -43,7 +43,7 @@ class ChildDriver:
         self.name = role if instance is None else f"{role}-{instance}"
         self.policy = policy
         self.state = Child()
-        self.health = WorkerHealth()
+        self.health = HealthDocument()
         self.metrics_port: int | None = None
         self._launch = launch
         self._answers = answers
@@ -102,7 +102,7 @@ class ChildDriver:
         self._changed = trio.Event()
 
     def _spawn(self, nursery: trio.Nursery) -> m.Input:
-        self.health = WorkerHealth()
+        self.health = HealthDocument()
         self.metrics_port = None
         self._last_words = None
         try:

@@ -81,7 +81,7 @@ def reported_cursors(supervisors: Iterable[Supervisor], role: str) -> tuple[Curs
         for each in supervisors
         for child in each.status["processes"]
         if child["role"] == role
-        for cursor in read_health(child["health"]).cursors
+        for cursor in read_health(child["health"]).get("cursors", ())
     )
 
 

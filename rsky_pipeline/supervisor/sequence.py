@@ -279,7 +279,7 @@ async def _press(children: Sequence[ChildDriver], request: StopRequest) -> None:
 def _describe(name: str, children: Sequence[ChildDriver], elapsed: float, killed: bool) -> str:
     who = name if len(children) == 1 else f"{name} ({len(children)} workers)"
     figures = [f"{elapsed:.1f} s"]
-    pending = [held for child in children if (held := child.health.pending) is not None]
+    pending = [held for child in children if (held := child.health.get("pending")) is not None]
     if pending:
         figures.append(f"{sum(pending)} pending")
     if killed:

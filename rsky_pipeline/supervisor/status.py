@@ -19,6 +19,7 @@ from rsky_pipeline.configuration.settings import Settings
 from rsky_pipeline.health.rules import HEARTBEAT
 from rsky_pipeline.observability.build import build
 from rsky_pipeline.observability.supervisor import ChildSample, SupervisorCollector
+from rsky_pipeline.runtime.health_document import complaint
 from rsky_pipeline.runtime.metrics_port import SUPERVISOR, open_metrics_server
 from rsky_pipeline.supervisor.child import ChildDriver
 from rsky_pipeline.supervisor.machine import Exit, Phase
@@ -89,18 +90,18 @@ def child_document(child: ChildDriver) -> dict[str, Any]:
         "state": state.phase.value,
         "state_seconds": round(trio.current_time() - state.since, 1),
         "wanted": state.wanted,
-        "uptime_seconds": health.uptime_seconds if child.instance else _age(child),
+        "uptime_seconds": health.get("uptime_seconds") if child.instance else _age(child),
         "restarts": state.restarts,
         "kills": state.kills,
         "crash_looping": state.crash_looping(child.policy),
         "last_exit": _exit(state.last_exit),
         "metrics_port": child.metrics_port,
         "rss_bytes": resident_bytes(state.pid),
-        "rate": health.rate,
-        "lag": health.lag,
-        "lag_seconds": health.lag_seconds,
-        "trouble": health.complaint,
-        "health": health.document,
+        "rate": health.get("rate"),
+        "lag": health.get("lag"),
+        "lag_seconds": health.get("lag_seconds"),
+        "trouble": complaint(health),
+        "health": health,
     }
 
 
@@ -111,7 +112,7 @@ def document(
     processes = [child_document(child) for child in children]
     streams: dict[str, int] = {}
     for child in children:
-        streams.update(child.health.streams)
+        streams.update(child.health.get("streams", {}))
     return {
         "schema_version": SCHEMA_VERSION,
         "version": build().version,

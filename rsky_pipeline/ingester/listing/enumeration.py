@@ -114,9 +114,12 @@ class Enumerator:
 
     def health(self) -> ListingHealth:
         """Return the progress of the listing, for the health document."""
-        source = self._source
-        summary, problem = self.state.summary(), self.state.problem
-        return ListingHealth(source.endpoint.key, source.name, summary, problem)
+        return ListingHealth(
+            host=self._source.endpoint.key,
+            source=self._source.name,
+            summary=self.state.summary(),
+            problem=self.state.problem,
+        )
 
     async def run(self, stopping: trio.Event) -> None:
         """List, wait and list again until `stopping`; an append in progress is finished."""

@@ -106,7 +106,7 @@ def _flushed(
     A host that was reported and is no longer configured is checked as well: its events were
     written by the process that was stopped.
     """
-    last = {(each.stream, each.host): each.seq for each in reported}
+    last = {(each["stream"], each["host"]): each["seq"] for each in reported}
     hosts = dict.fromkeys((FIREHOSE_LIVE, relay.key) for relay in settings.relays)
     hosts |= dict.fromkeys((LABEL_LIVE, labeler.key) for labeler in settings.labelers)
     for stream, host in hosts | dict.fromkeys(last):

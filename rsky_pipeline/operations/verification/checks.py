@@ -30,12 +30,13 @@ def _process(scrape: Scrape) -> RuleVerdict:
     name, health = scrape.target.name, scrape.health
     if scrape.error is not None:
         return RuleVerdict(rules.PROCESS, name, "fail", scrape.error)
-    if health.trouble:
-        return RuleVerdict(rules.PROCESS, name, "fail", f"{health.state}: {health.trouble}")
-    if health.state != "ready":
+    state, trouble = health.get("state"), health.get("trouble")
+    if trouble:
+        return RuleVerdict(rules.PROCESS, name, "fail", f"{state}: {trouble}")
+    if state != "ready":
         remedy = "wait until it is ready, or see its log"
-        return RuleVerdict(rules.PROCESS, name, "fail", f"is {health.state}", remedy=remedy)
-    uptime = health.uptime_seconds or 0.0
+        return RuleVerdict(rules.PROCESS, name, "fail", f"is {state}", remedy=remedy)
+    uptime = health.get("uptime_seconds", 0.0)
     figure = f"ready for {uptime:,.0f} s, port {scrape.target.port} answers"
     return RuleVerdict(rules.PROCESS, name, "pass", figure, uptime)
 
@@ -57,11 +58,14 @@ def check_findings(scrapes: Sequence[Scrape]) -> Iterator[RuleVerdict]:
         if scrape.error is not None:
             continue
         name, health = scrape.target.name, scrape.health
-        if not health.findings:
+        if not health.get("findings"):
             yield RuleVerdict(rules.FINDINGS, name, "pass", "it finds nothing wrong", 0)
-        for finding in health.findings:
+        for finding in health.get("findings", ()):
             kind, _, subject = finding.partition(" ")
-            rule, status = rule_of(kind), finding_status(kind, failing=finding in health.failing)
+            rule, status = (
+                rule_of(kind),
+                finding_status(kind, failing=finding in health.get("failing", ())),
+            )
             if rule is None:
                 yield RuleVerdict(rules.FINDINGS, name, status, f"{finding}, of another version")
             else:
@@ -151,7 +155,7 @@ def _latency(window: SampleWindow) -> RuleVerdict:
 
 
 def _backfill(window: SampleWindow) -> RuleVerdict:
-    """Check that repos are finished while some wait; a large one may take minutes."""
+    """Check that repos are finished, or records of a large one extracted, while some wait."""
     waiting = sum(
         group.lag + group.pending
         for stream in window.now.streams
@@ -159,13 +163,10 @@ def _backfill(window: SampleWindow) -> RuleVerdict:
         for group in stream.groups
     )
     finished = window.grown(window.first, "backfiller_repos_processed_total")
+    records = window.grown(window.first, "backfiller_records_extracted_total")
     figure = f"{finished:,.0f} repos finished in the window, {waiting:,} wait"
-    if not waiting or finished:
-        return RuleVerdict(rules.BACKFILL, "", "pass", figure, finished)
-    verdict = rules.BACKFILL.verdict(window.seconds)
-    if verdict == "pass":
-        verdict, figure = "skip", f"{figure}: it takes {rules.BACKFILL.seconds:.0f} s to judge it"
-    return RuleVerdict(rules.BACKFILL, "", verdict, figure, finished)
+    status = rules.BACKFILL.verdict(0 if finished or records else waiting)
+    return RuleVerdict(rules.BACKFILL, "", status, figure, finished)
 
 
 def _waiting(group: GroupFigures) -> int:

@@ -312,7 +312,7 @@ async def test_where_no_way_around_is_known_the_listing_waits_and_says_so(
         await eventually(lambda: run.enumerator.state.stuck)
         where = {"host": "relay.test", "source": "listRepos"}
         await eventually(lambda: run.metric("listing_stuck", **where) == 1)
-        assert "stuck" in run.enumerator.health().summary
+        assert "stuck" in run.enumerator.health()["summary"]
         assert value(clean_redis, KEY) == "opaque-100"
         broken = False
         await eventually(lambda: run.enumerator.state.done)

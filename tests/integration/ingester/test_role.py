@@ -134,8 +134,10 @@ async def test_health_tells_what_an_operator_asks_for(clean_redis: str) -> None:
     relay = Relay(likes(*range(1, 11)))
     async with running(relay), ingesting(clean_redis, relay.url) as ingester:
         await ingester.ready.wait()
-        stored = CursorHealth("firehose_live", HostKey(f"127.0.0.1:{relay.port}"), 10)
-        await eventually(lambda: ingester.health.get("cursors") == (stored,))
+        stored = CursorHealth(
+            stream="firehose_live", host=HostKey(f"127.0.0.1:{relay.port}"), seq=10
+        )
+        await eventually(lambda: ingester.health.get("cursors") == [stored])
         assert ingester.health["connected_relays"] == ingester.health["relays"] == 1
         assert ingester.health["lag_seconds"] > 1_000
         assert ingester.health["held_up"] is False

@@ -9,7 +9,7 @@ import pytest
 
 from rsky_pipeline.configuration.settings import Settings
 from rsky_pipeline.operations.ordered.verified import outstanding, verify_stopped
-from rsky_pipeline.runtime.health_document import CursorHealth, encoded, read_health
+from rsky_pipeline.runtime.health_document import CursorHealth, read_health
 from rsky_pipeline.streams.connection import Store, connect
 from rsky_pipeline.streams.names import FIREHOSE_LIVE, LABEL_LIVE, cursor_key
 
@@ -60,7 +60,7 @@ def test_a_producer_is_flushed_when_the_cursor_covers_the_data(clean_redis: str)
     settings = settings_for(clean_redis)
     host = settings.relays[0].key
     key = cursor_key(FIREHOSE_LIVE, host)
-    told = CursorHealth(FIREHOSE_LIVE, host, 7)
+    told = CursorHealth(stream=FIREHOSE_LIVE, host=host, seq=7)
     with closing(connect(clean_redis, name="test")) as store:
         assert results(settings, "ingester")[0][0] == "note"
         add(store, 5)
@@ -83,7 +83,7 @@ def test_a_cursor_that_is_no_number_fails_its_check(clean_redis: str, text: str 
     with closing(connect(clean_redis, name="test")) as store:
         add(store, 5)
         store.call("SET", cursor_key(FIREHOSE_LIVE, host), text)
-    for reported in ((), (CursorHealth(FIREHOSE_LIVE, host, 7),)):
+    for reported in ((), (CursorHealth(stream=FIREHOSE_LIVE, host=host, seq=7),)):
         [(result, sentence)] = results(settings, "ingester", *reported)
         assert result == "fail"
         assert sentence.startswith(f"{FIREHOSE_LIVE}: the cursor of {host} is unusable: ")
@@ -111,19 +111,19 @@ def test_a_cursor_behind_the_ingesters_report_fails_however_its_host_is_written(
         hosts = {"relay_hosts": ("relay.example",), "labeler_hosts": (written,)}
     settings = replace(settings_for(clean_redis), **hosts)  # type: ignore[arg-type]
     [endpoint] = settings.labelers if stream == LABEL_LIVE else settings.relays
-    reports = {seq: CursorHealth(stream, endpoint.key, seq) for seq in (100, 200)}
+    reports = {seq: CursorHealth(stream=stream, host=endpoint.key, seq=seq) for seq in (100, 200)}
     with closing(connect(clean_redis, name="test")) as store:
         store.call("SET", cursor_key(stream, endpoint.key), "100")
     for seq, expected in ((100, "pass"), (200, "fail")):
-        document = json.loads(json.dumps(encoded({"cursors": (reports[seq],)})))
-        found = results(settings, "ingester", *read_health(document).cursors)
+        document = json.loads(json.dumps({"cursors": [reports[seq]]}))
+        found = results(settings, "ingester", *read_health(document)["cursors"])
         assert [result for result, text in found if text.startswith(stream)] == [expected]
 
 
 def test_a_report_of_the_version_before_is_understood(clean_redis: str) -> None:
     settings = replace(settings_for(clean_redis), relay_hosts=("ws://127.0.0.1:2470",))
     key = cursor_key(FIREHOSE_LIVE, settings.relays[0].key)
-    old = read_health({"cursor[firehose_live:127.0.0.1:2470]": 200}).cursors
+    old = read_health({"cursor[firehose_live:127.0.0.1:2470]": 200})["cursors"]
     with closing(connect(clean_redis, name="test")) as store:
         assert results(settings, "ingester", *old)[0][0] == "fail"  # stored nothing
         store.call("SET", key, "100")

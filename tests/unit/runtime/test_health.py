@@ -1,8 +1,18 @@
 """Health is bad while starting, when the loop hangs, and when work stands still."""
 
+import json
 from contextlib import suppress
 
+import pytest
+
+from rsky_pipeline.configuration.endpoints import HostKey
 from rsky_pipeline.runtime.health import Health
+from rsky_pipeline.runtime.health_document import (
+    CursorHealth,
+    ListingHealth,
+    RoleHealth,
+    read_health,
+)
 
 
 class Clock:
@@ -30,7 +40,7 @@ def test_starting_is_not_healthy() -> None:
 def test_ready_is_healthy_and_shows_the_roles_details() -> None:
     health, _ = ready_health()
     health.report({"rate": 5})
-    health.report({"lag": 7, "role": "impostor"})
+    health.report({"lag": 7, "role": "impostor"})  # type: ignore[typeddict-unknown-key]
     status, document = health.answer()
     assert status == 200
     assert (document["rate"], document["lag"]) == (5, 7)
@@ -88,3 +98,36 @@ def test_draining_is_healthy() -> None:
     health, _ = ready_health()
     health.state = "stopping"
     assert health.answer()[0] == 200
+
+
+def test_a_document_is_read_as_it_was_written() -> None:
+    health, _ = ready_health()
+    host = HostKey("relay.test")
+    health.observe({"streams": {"firehose_live": 3}, "findings": ["redis_memory"]})
+    health.report(
+        RoleHealth(
+            rate=5, degraded=None, held_up=True,
+            cursors=[CursorHealth(stream="firehose_live", host=host, seq=None)],
+            listings=[ListingHealth(host=host, source="listRepos", summary="", problem=None)],
+        )
+    )  # fmt: skip
+    document = health.document()
+    assert read_health(json.loads(json.dumps(document))) == document
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("rate", "5"), ("rate", True), ("held_up", 1), ("pending", 2.5), ("trouble", 7),
+        ("streams", [1]), ("streams", {"firehose_live": "3"}), ("findings", "redis_memory"),
+        ("failing", [None]), ("cursors", {}), ("listings", [{"host": "relay.test"}]),
+    ],
+)  # fmt: skip
+def test_a_field_of_another_form_is_unknown(name: str, value: object) -> None:
+    read = read_health({name: value, "state": "ready", "of_a_later_version": [1]})
+    assert read == {"state": "ready", "of_a_later_version": [1], "cursors": []}
+
+
+@pytest.mark.parametrize("document", [None, [], "ready", 7])
+def test_a_document_that_is_no_object_is_empty(document: object) -> None:
+    assert read_health(document) == {}
