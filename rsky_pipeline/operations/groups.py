@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from rsky_pipeline.streams.connection import Store
-from rsky_pipeline.streams.consumer import GroupReader
+from rsky_pipeline.streams.consumer import ensure_group
 from rsky_pipeline.streams.lag import inspect
 from rsky_pipeline.streams.limits import PAGE_ENTRIES
 
@@ -67,7 +67,7 @@ def repair(
 
 def _make_missing(store: Store, stream: str, group: str, length: int, dry_run: bool) -> GroupRepair:
     if not dry_run:
-        GroupReader(store, stream, group, "repair").ensure()
+        ensure_group(store, stream, group)
     detail = f"created at the beginning, {length:,} entries are unread"
     return GroupRepair(stream, group, "missing_group", detail, 1, not dry_run)
 

@@ -3,8 +3,7 @@
 The only file, with the scripts beside it, that calls XREADGROUP, XAUTOCLAIM, XCLAIM or XACK. The
 server keeps a delivered entry pending with its consumer until it is acknowledged, so a consumer may
 die at any moment: after its restart it reads the same entries again, and if it never restarts,
-another consumer reclaims them. `Consumer` decides the order of reading; `GroupReader` wraps the
-commands.
+another consumer reclaims them.
 
 Each entry that a consumer took ends in one of four ways, all safe to repeat after a lost reply:
 `acknowledge`, `dead_letter`, `postpone` (it comes back later), or `release` (it stays pending).
@@ -20,7 +19,6 @@ import math
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from itertools import chain, takewhile
 from typing import Any
 
@@ -69,6 +67,32 @@ class Taken:
     deliveries: list[Delivery] = field(default_factory=list)
     size: int = 0  # bytes of all field values
     more: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Pending:
+    """A delivered entry that is not acknowledged (a row of XPENDING)."""
+
+    id: str
+    idle_ms: int  # since the last delivery or `hold`
+    deliveries: int
+
+    @property
+    def suspicious_next(self) -> bool:
+        """Whether the next delivery would be suspicious."""
+        return self.deliveries >= SUSPICIOUS_DELIVERIES
+
+
+@dataclass(frozen=True, slots=True)
+class Claimed:
+    """One page of reclaimed entries.
+
+    `deleted` are ids whose bodies no longer exist; they are already acknowledged.
+    """
+
+    next_start: str
+    deliveries: list[Delivery]
+    deleted: list[str]
 
 
 class Consumer:
@@ -145,13 +169,12 @@ class Consumer:
         """
         taken = Taken()
         try:
-            reader = GroupReader(store, self.stream, self.group, self.name)
             if store is not self._store:
-                reader.ensure()
+                ensure_group(store, self.stream, self.group)
                 self._own, self._store = "-", store
             if self._alone not in self._held or not self._must_wait((self._alone,)):
                 self._alone = None
-                self._fill(reader, taken, count)
+                self._fill(store, taken, count)
         except BaseException:
             # The caller never gets these entries: they are pending, but not held.
             self._store = None
@@ -168,35 +191,73 @@ class Consumer:
         self._recovered.difference_update(ids)
 
     def acknowledge(self, store: Store, ids: Sequence[str]) -> int:
-        """Acknowledge entries; return how many were pending. See `GroupReader.acknowledge`."""
-        count = self._reader(store).acknowledge(ids)
+        """Acknowledge entries; returns the number that were pending.
+
+        If this is the only group, they are deleted too; otherwise `trim` removes them once every
+        group has acknowledged them.
+        """
+        count = 0
+        for part in _slices(ids):
+            count += int(store.script("acknowledge", [self.stream], [self.group, *part]))
         self.release(ids)
         return count
 
     def dead_letter(
         self, store: Store, delivery: Delivery, *, reason: str, error: str, attempts: int
     ) -> bool:
-        """Move an entry to its dead-letter stream, atomically.
+        """Move an entry with notes to its dead-letter stream, atomically.
 
-        Returns False if it was no longer pending, for example when a retry follows a lost reply, or
-        if Redis refuses to move it: then it stays pending, and is tried again after a reclaim.
+        The server accepts it at its memory limit, too. Returns False if the entry was no longer
+        pending, for example when a retry follows a lost reply, or if Redis refuses to move it: then
+        it stays pending, and is tried again after a reclaim.
         """
-        reader = self._reader(store)
-        move = partial(reader.dead_letter, delivery, reason=reason, error=error, attempts=attempts)
-        return self._move(reader, delivery, move)
+        fields = list((delivery.fields or {}).items())
+        if len(fields) > MAX_FIELDS:
+            error = f"{len(fields) - MAX_FIELDS} fields left out: {error}"
+        text = error[:MAX_ERROR].encode("utf-8", "replace")
+        notes: tuple[Argument, ...] = (reason, text, attempts, delivery.id)
+        letter: list[Argument] = [*chain.from_iterable(fields[:MAX_FIELDS])]
+        letter += chain.from_iterable(zip(NOTES, notes, strict=True))
+        return self._move(store, delivery, dead_letters(self.stream), "", letter)
 
     def postpone(
         self, store: Store, delivery: Delivery, *, seconds: float, field: bytes, payload: bytes
     ) -> bool:
-        """Move an entry out of its stream; it comes back as `payload` after `seconds`.
+        """Move an entry to the postponed ones (`waiting`); it comes back as `payload`.
 
         Returns False in the same cases as `dead_letter`.
         """
-        reader = self._reader(store)
-        move = partial(reader.postpone, delivery, seconds=seconds, field=field, payload=payload)
-        return self._move(reader, delivery, move)
+        due = max(0, int(seconds * 1000))
+        return self._move(store, delivery, WAITING_KEY, due, [field, payload])
 
-    def _move(self, reader: "GroupReader", delivery: Delivery, move: Callable[[], bool]) -> bool:
+    def hold(self, store: Store, *, forgive: bool = False) -> None:
+        """Reset the idle time of held entries, so that other consumers do not reclaim them.
+
+        Call it more often than `reclaim_idle_ms` while work takes long. `forgive` resets the
+        delivery counts too, for interruptions that are not the fault of the entries: an unavailable
+        database or an orderly stop must not make them suspicious.
+        """
+        options = ("RETRYCOUNT", 1, "JUSTID") if forgive else ("JUSTID",)
+        try:
+            for part in _slices(self.held):
+                store.call("XCLAIM", self.stream, self.group, self.name, 0, *part, *options)
+        except StoreRejectedError as error:
+            if "NOGROUP" not in str(error):
+                raise
+            # Nothing is pending in a group that is gone; the next `take` creates another.
+
+    def clean(self, store: Store) -> int:
+        """Remove entries that every group has acknowledged, and consumers of this group that are
+        gone. Returns the number of removed entries."""
+        removed = trim(store, self.stream)
+        arguments: list[Argument] = [self.group, self.name, FORGOTTEN_CONSUMER_MS]
+        store.script("remove_consumers", [self.stream], arguments)
+        return removed
+
+    def _move(
+        self, store: Store, delivery: Delivery, target: str, due: Argument,
+        fields: Sequence[Argument],
+    ) -> bool:  # fmt: skip
         """Move one entry, or release it if Redis refuses this move but not others.
 
         Such a refusal recurs at every try, for example while the target key has another type. The
@@ -206,9 +267,10 @@ class Consumer:
         """
         moved = False
         try:
-            moved = move()
+            arguments = [self.group, delivery.id, due, *fields]
+            moved = bool(store.script("move_pending", [self.stream, target], arguments))
         except StoreRejectedError as error:
-            reader.acknowledge(["0-1"])
+            self.acknowledge(store, ["0-1"])
             self._log.error(
                 "entry stays pending", key=self.stream, error=error, stream=self.stream,
                 entry=delivery.id,
@@ -216,33 +278,13 @@ class Consumer:
         self.release([delivery.id])
         return moved
 
-    def hold(self, store: Store, *, forgive: bool = False) -> None:
-        """Reset the idle time of held entries, so that other consumers do not reclaim them.
-
-        Call it more often than `reclaim_idle_ms` while work takes long. `forgive` resets the
-        delivery counts too, for interruptions that are not the fault of the entries: an unavailable
-        database or an orderly stop must not make them suspicious.
-        """
-        if held := self.held:
-            self._reader(store).hold(held, forgive=forgive)
-
-    def clean(self, store: Store) -> int:
-        """Remove entries that every group has acknowledged, and consumers of this group that are
-        gone. Returns the number of removed entries."""
-        removed = trim(store, self.stream)
-        self._reader(store).remove_idle_consumers(FORGOTTEN_CONSUMER_MS)
-        return removed
-
-    def _reader(self, store: Store) -> "GroupReader":
-        return GroupReader(store, self.stream, self.group, self.name)
-
-    def _fill(self, reader: "GroupReader", taken: Taken, count: int) -> None:
+    def _fill(self, store: Store, taken: Taken, count: int) -> None:
         if self._own is not None:
-            self._take_own(reader, taken, count)
+            self._take_own(store, taken, count)
         elif self._clock() >= self._reclaim_at:
-            self._take_idle(reader, taken, count)
+            self._take_idle(store, taken, count)
         if not taken.deliveries and self._own is None:
-            self._take_new(reader, taken, count)
+            self._take_new(store, taken, count)
 
     def _must_wait(self, entries: Collection[str]) -> bool:
         """Return whether some of these entries are still in progress; if so, after a short wait."""
@@ -252,7 +294,7 @@ class Consumer:
             time.sleep(_WAIT_SECONDS)
         return True
 
-    def _take_own(self, reader: "GroupReader", taken: Taken, count: int) -> None:
+    def _take_own(self, store: Store, taken: Taken, count: int) -> None:
         """Take own pending entries; a suspicious one alone.
 
         A claim counts as a delivery. If one entry crashes its worker at every attempt, the entries
@@ -262,7 +304,7 @@ class Consumer:
         `alone_seconds` have passed.
         """
         while self._own is not None and not taken.deliveries:
-            rows = reader.pending(self._own, self._room(taken, count), consumer=self.name)
+            rows = self._pending(store, self._own, self._room(taken, count), own=True)
             fresh = [row for row in rows if row.id not in self._held]
             chosen = list(takewhile(lambda row: not row.suspicious_next, fresh))
             if fresh and not chosen:
@@ -271,17 +313,17 @@ class Consumer:
                 chosen = fresh[:1]
                 self._alone = chosen[0].id
             # The minimum idle time skips entries that another consumer has reclaimed since.
-            claimed = reader.claim(chosen, min((row.idle_ms for row in chosen), default=0))
+            claimed = self._claim(store, chosen, min((row.idle_ms for row in chosen), default=0))
             self._recovered.update(item.id for item in claimed.deliveries)
             self.bodiless += len(claimed.deleted)
             self._add(taken, claimed.deliveries)
             last = chosen[-1] if chosen else rows[-1] if rows else None
             self._own = f"({last.id}" if last is not None else None
 
-    def _take_idle(self, reader: "GroupReader", taken: Taken, count: int) -> None:
+    def _take_idle(self, store: Store, taken: Taken, count: int) -> None:
         """Reclaim entries pending for long with any consumer, including this one."""
         size = min(PAGE_RECLAIMED, self._room(taken, count))
-        claimed = reader.claim_idle(self._reclaim_idle_ms, self._reclaim_from, size, self._held)
+        claimed = self._claim_idle(store, self._reclaim_idle_ms, self._reclaim_from, size)
         self.reclaimed += len(claimed.deliveries)
         self.bodiless += len(claimed.deleted)
         self._add(taken, claimed.deliveries)
@@ -289,11 +331,11 @@ class Consumer:
         if claimed.next_start == "0-0":
             self._reclaim_at = self._clock() + self._reclaim_idle_ms / 2_000
 
-    def _take_new(self, reader: "GroupReader", taken: Taken, count: int) -> None:
-        self._add(taken, reader.read_new(self._room(taken, count), self._block_ms))
+    def _take_new(self, store: Store, taken: Taken, count: int) -> None:
+        self._add(taken, self._read_new(store, self._room(taken, count), self._block_ms))
         lingered = False
         while self._linger_seconds and taken.deliveries and (room := self._room(taken, count)) > 0:
-            page = reader.read_new(room, 0)
+            page = self._read_new(store, room, 0)
             self._add(taken, page)
             if len(page) < room:
                 if lingered or len(taken.deliveries) >= count // 2:
@@ -326,6 +368,91 @@ class Consumer:
         average = max(size / len(page), _LEAST_GUESS_BYTES)
         self._entry_bytes = max(average, 0.8 * self._entry_bytes + 0.2 * average)
 
+    def _read_new(self, store: Store, count: int, block_ms: int) -> list[Delivery]:
+        """Read entries not yet delivered to the group; waits up to `block_ms` for the first.
+
+        `block_ms` 0 does not wait. Raises ValueError if it exceeds the timeout of the connection.
+        """
+        if block_ms >= store.timeout_seconds * 1000:
+            raise ValueError(f"block_ms {block_ms} exceeds the timeout of the connection")
+        block: list[Argument] = ["BLOCK", block_ms] if block_ms else []
+        try:
+            reply = store.call(
+                "XREADGROUP", "GROUP", self.group, self.name, "COUNT", count, *block,
+                "STREAMS", self.stream, ">",
+            )  # fmt: skip
+        except StoreRejectedError as error:
+            # UNBLOCKED: the stream was deleted during the wait.
+            if "NOGROUP" not in str(error) and "UNBLOCKED" not in str(error):
+                raise
+            # The stream or group was deleted; a group created at the beginning misses no entry.
+            ensure_group(store, self.stream, self.group)
+            return []
+        return list(_deliveries(self.stream, reply[0][1])) if reply else []
+
+    def _claim_idle(self, store: Store, min_idle_ms: int, start: str, count: int) -> Claimed:
+        """Reclaim entries pending for long with any consumer of the group.
+
+        This consumer's own are included, for example those of a lost reply, except held ones.
+        Start with "0-0" and continue at `next_start` until it is "0-0" again.
+        """
+        rows = self._pending(store, "-" if start == "0-0" else start, count, min_idle_ms)
+        found = self._claim(store, [row for row in rows if row.id not in self._held], min_idle_ms)
+        next_start = f"({rows[-1].id}" if len(rows) == count else "0-0"
+        return replace(found, next_start=next_start)
+
+    def _pending(
+        self, store: Store, start: str, count: int, min_idle_ms: int = 0, *, own: bool = False
+    ) -> list[Pending]:
+        """Return pending entries of any consumer or of this one in id order, without delivering.
+
+        `start` is "-", or "(" and the last id of the previous page.
+        """
+        names = [self.name] if own else []
+        try:
+            rows = store.call(
+                "XPENDING", self.stream, self.group, "IDLE", min_idle_ms, start, "+", count, *names
+            )
+        except StoreRejectedError as error:
+            if "NOGROUP" not in str(error):
+                raise
+            ensure_group(store, self.stream, self.group)
+            return []
+        return [Pending(entry_id.decode(), int(idle), int(n)) for entry_id, _, idle, n in rows]
+
+    def _claim(self, store: Store, rows: Sequence[Pending], min_idle_ms: int) -> Claimed:
+        """Claim those of the entries that are still idle for `min_idle_ms`; counts a delivery.
+
+        Entries whose bodies are gone are acknowledged.
+        """
+        counts = {row.id: row.deliveries for row in rows}
+        found: list[Delivery] = []
+        for part in _slices(list(counts)):
+            reply = store.call("XCLAIM", self.stream, self.group, self.name, min_idle_ms, *part)
+            # Redis 6.2 returns nil if the body is gone, later versions omit the entry.
+            bodies = [item for item in reply if item is not None and item[1] is not None]
+            found += (
+                replace(item, deliveries=counts[item.id] + 1)
+                for item in _deliveries(self.stream, bodies)
+            )
+        taken = {item.id for item in found}
+        # The others have another consumer now, unless their bodies are gone.
+        gone = [
+            entry_id for entry_id in counts
+            if entry_id not in taken and not store.call("XRANGE", self.stream, entry_id, entry_id)
+        ]  # fmt: skip
+        self.acknowledge(store, gone)
+        return Claimed("0-0", found, gone)
+
+
+def ensure_group(store: Store, stream: str, group: str) -> None:
+    """Create the stream and the group, at the beginning of the stream, if missing."""
+    try:
+        store.call("XGROUP", "CREATE", stream, group, "0", "MKSTREAM")
+    except StoreRejectedError as error:
+        if "BUSYGROUP" not in str(error):
+            raise
+
 
 def trim(store: Store, stream: str) -> int:
     """Remove entries that every group has acknowledged; returns their number.
@@ -340,198 +467,6 @@ def trim(store: Store, stream: str) -> int:
         if not removed:
             break
     return total
-
-
-@dataclass(frozen=True, slots=True)
-class Pending:
-    """A delivered entry that is not acknowledged (a row of XPENDING)."""
-
-    id: str
-    idle_ms: int  # since the last delivery or `hold`
-    deliveries: int
-
-    @property
-    def suspicious_next(self) -> bool:
-        """Whether the next delivery would be suspicious."""
-        return self.deliveries >= SUSPICIOUS_DELIVERIES
-
-
-@dataclass(frozen=True, slots=True)
-class Claimed:
-    """One page of reclaimed entries.
-
-    `deleted` are ids whose bodies no longer exist; they are already acknowledged.
-    """
-
-    next_start: str
-    deliveries: list[Delivery]
-    deleted: list[str]
-
-
-class GroupReader:
-    """The commands of one consumer. Calls raise StoreUnavailableError and StoreRejectedError."""
-
-    def __init__(self, store: Store, stream: str, group: str, consumer: str) -> None:
-        self._store = store
-        self.stream = stream
-        self.group = group
-        self.consumer = consumer
-
-    def ensure(self) -> None:
-        """Create the stream and the group, at the beginning of the stream, if missing."""
-        try:
-            self._store.call("XGROUP", "CREATE", self.stream, self.group, "0", "MKSTREAM")
-        except StoreRejectedError as error:
-            if "BUSYGROUP" not in str(error):
-                raise
-
-    def read_new(self, count: int, block_ms: int) -> list[Delivery]:
-        """Read entries not yet delivered to the group; waits up to `block_ms` for the first.
-
-        `block_ms` 0 does not wait. Raises ValueError if it exceeds the timeout of the connection.
-        """
-        if block_ms >= self._store.timeout_seconds * 1000:
-            raise ValueError(f"block_ms {block_ms} exceeds the timeout of the connection")
-        block: list[Argument] = ["BLOCK", block_ms] if block_ms else []
-        try:
-            reply = self._store.call(
-                "XREADGROUP", "GROUP", self.group, self.consumer, "COUNT", count, *block,
-                "STREAMS", self.stream, ">",
-            )  # fmt: skip
-        except StoreRejectedError as error:
-            # UNBLOCKED: the stream was deleted during the wait.
-            if "NOGROUP" not in str(error) and "UNBLOCKED" not in str(error):
-                raise
-            # The stream or group was deleted; a group created at the beginning misses no entry.
-            self.ensure()
-            return []
-        return list(_deliveries(self.stream, reply[0][1])) if reply else []
-
-    def claim_idle(
-        self,
-        min_idle_ms: int,
-        start: str,
-        count: int,
-        held: Collection[str] = (),
-    ) -> Claimed:
-        """Reclaim entries pending for long with any consumer of the group (XAUTOCLAIM).
-
-        This consumer's own are included, for example those of a lost reply, except the ids in
-        `held`. Start with "0-0" and continue at `next_start` until it is "0-0" again.
-        """
-        rows = self.pending("-" if start == "0-0" else start, count, min_idle_ms)
-        found = self.claim([row for row in rows if row.id not in held], min_idle_ms)
-        next_start = f"({rows[-1].id}" if len(rows) == count else "0-0"
-        return replace(found, next_start=next_start)
-
-    def pending(
-        self, start: str, count: int, min_idle_ms: int = 0, *, consumer: str | None = None
-    ) -> list[Pending]:
-        """Return pending entries in id order, without delivering them.
-
-        `start` is "-", or "(" and the last id of the previous page; `consumer` None means any.
-        """
-        names = [] if consumer is None else [consumer]
-        try:
-            rows = self._store.call(
-                "XPENDING", self.stream, self.group, "IDLE", min_idle_ms, start, "+", count, *names
-            )
-        except StoreRejectedError as error:
-            if "NOGROUP" not in str(error):
-                raise
-            self.ensure()
-            return []
-        return [Pending(entry_id.decode(), int(idle), int(n)) for entry_id, _, idle, n in rows]
-
-    def claim(self, rows: Sequence[Pending], min_idle_ms: int) -> Claimed:
-        """Claim those of the entries that are still idle for `min_idle_ms`; counts a delivery.
-
-        Entries whose bodies are gone are acknowledged.
-        """
-        counts = {row.id: row.deliveries for row in rows}
-        deliveries = [
-            replace(item, deliveries=counts[item.id] + 1)
-            for item in self._claim(list(counts), min_idle_ms)
-        ]
-        taken = {item.id for item in deliveries}
-        return Claimed("0-0", deliveries, self._bodiless([i for i in counts if i not in taken]))
-
-    def hold(self, ids: Sequence[str], *, forgive: bool = False) -> None:
-        """Reset the idle time of entries; `forgive` resets their delivery counts too.
-
-        See `Consumer.hold`.
-        """
-        options = ("RETRYCOUNT", 1, "JUSTID") if forgive else ("JUSTID",)
-        try:
-            for part in _slices(ids):
-                self._store.call(
-                    "XCLAIM", self.stream, self.group, self.consumer, 0, *part, *options
-                )
-        except StoreRejectedError as error:
-            if "NOGROUP" not in str(error):
-                raise
-            # Nothing is pending in a group that is gone; `read_new` creates another.
-
-    def acknowledge(self, ids: Sequence[str]) -> int:
-        """Acknowledge entries; returns the number that were pending.
-
-        If this is the only group, they are deleted too; otherwise `trim` removes them once every
-        group has acknowledged them.
-        """
-        return sum(
-            int(self._store.script("acknowledge", [self.stream], [self.group, *part]))
-            for part in _slices(ids)
-        )
-
-    def dead_letter(self, delivery: Delivery, *, reason: str, error: str, attempts: int) -> bool:
-        """Move a pending entry with notes to its dead-letter stream; False if it is not pending.
-
-        One script, which the server also accepts at its memory limit.
-        """
-        fields = list((delivery.fields or {}).items())
-        if len(fields) > MAX_FIELDS:
-            error = f"{len(fields) - MAX_FIELDS} fields left out: {error}"
-        text = error[:MAX_ERROR].encode("utf-8", "replace")
-        notes: tuple[Argument, ...] = (reason, text, attempts, delivery.id)
-        letter: list[Argument] = [*chain.from_iterable(fields[:MAX_FIELDS])]
-        letter += chain.from_iterable(zip(NOTES, notes, strict=True))
-        return self._move(delivery, dead_letters(self.stream), "", letter)
-
-    def postpone(self, delivery: Delivery, *, seconds: float, field: bytes, payload: bytes) -> bool:
-        """Move a pending entry to the postponed ones (`waiting`); False if it is not pending."""
-        return self._move(delivery, WAITING_KEY, max(0, int(seconds * 1000)), [field, payload])
-
-    def remove_idle_consumers(self, min_idle_ms: int) -> list[str]:
-        """Delete other consumers that are idle and have no pending entries; returns their names."""
-        arguments: list[Argument] = [self.group, self.consumer, min_idle_ms]
-        removed = self._store.script("remove_consumers", [self.stream], arguments)
-        return [name.decode() for name in removed]
-
-    def _move(
-        self, delivery: Delivery, target: str, due: Argument, fields: Sequence[Argument]
-    ) -> bool:
-        arguments = [self.group, delivery.id, due, *fields]
-        return bool(self._store.script("move_pending", [self.stream, target], arguments))
-
-    def _claim(self, ids: Sequence[str], min_idle_ms: int) -> Iterator[Delivery]:
-        for part in _slices(ids):
-            # The script compares the idle time again: the consumer may have become active.
-            reply = self._store.call(
-                "XCLAIM", self.stream, self.group, self.consumer, min_idle_ms, *part
-            )
-            # Redis 6.2 returns nil if the body is gone, later versions omit the entry.
-            found = [item for item in reply if item is not None and item[1] is not None]
-            yield from _deliveries(self.stream, found)
-
-    def _bodiless(self, ids: Sequence[str]) -> list[str]:
-        """Acknowledge and return ids whose bodies are gone; others have another consumer now."""
-        gone = [
-            entry_id
-            for entry_id in ids
-            if not self._store.call("XRANGE", self.stream, entry_id, entry_id)
-        ]
-        self.acknowledge(gone)
-        return gone
 
 
 def _slices(ids: Sequence[str]) -> Iterator[Sequence[str]]:

@@ -15,12 +15,12 @@ from rsky_pipeline.demo.simulator.world import World
 from rsky_pipeline.runtime.threads import ease_collector, take_turns_quickly
 from rsky_pipeline.streams.append import Entry, append
 from rsky_pipeline.streams.connection import connect
-from rsky_pipeline.streams.consumer import GroupReader
 from tests import stores
 from tests.benchmarks.backfill import bench_backfill
 from tests.benchmarks.ingest import bench_ingest
 from tests.benchmarks.load import bench_load
 from tests.benchmarks.pipeline import bench_pipeline
+from tests.consumers import GroupReader
 
 Result = TypeVar("Result")
 FRAMES = 3_000

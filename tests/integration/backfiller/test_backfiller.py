@@ -14,9 +14,9 @@ from rsky_pipeline.configuration.settings import Settings
 from rsky_pipeline.health.rules import PROGRESS
 from rsky_pipeline.streams.append import Entry, append
 from rsky_pipeline.streams.connection import Store
-from rsky_pipeline.streams.consumer import GroupReader
 from rsky_pipeline.streams.repo_job import REPO_FIELD, decode_repo_job
 from rsky_pipeline.streams.waiting import all_waiting, hurry_waiting
+from tests.consumers import GroupReader
 from tests.data import test_data
 from tests.integration.backfiller.hosts import FakeHosts, refusal
 from tests.integration.backfiller.kit import (

@@ -9,9 +9,9 @@ import pytest
 from rsky_pipeline.operations.release import release
 from rsky_pipeline.streams.append import Entry, append
 from rsky_pipeline.streams.connection import Store
-from rsky_pipeline.streams.consumer import GroupReader
 from rsky_pipeline.streams.repo_job import REPO_FIELD, FetchReason, RepoJob, encode_repo_job
 from rsky_pipeline.streams.waiting import count_waiting
+from tests.consumers import GroupReader
 from tests.integration.backfiller.conftest import configure, hosts, store
 from tests.integration.backfiller.hosts import FakeHosts
 from tests.integration.backfiller.kit import (

@@ -30,15 +30,15 @@ SLOW = """
 def _slow_down() -> None:
     import time
 
-    quick = GroupReader.read_new
+    quick = Consumer._read_new
 
-    def read_new(self, count, block_ms):
+    def read_new(self, store, count, block_ms):
         if self.stream != "firehose_live":
-            return quick(self, count, block_ms)
+            return quick(self, store, count, block_ms)
         time.sleep(0.5)
-        return quick(self, min(count, 50), block_ms)
+        return quick(self, store, min(count, 50), block_ms)
 
-    GroupReader.read_new = read_new
+    Consumer._read_new = read_new
 
 
 _slow_down()

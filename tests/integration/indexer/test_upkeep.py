@@ -24,8 +24,9 @@ from rsky_pipeline.observability.indexer import IndexerMetrics
 from rsky_pipeline.observability.streams import StreamMetrics
 from rsky_pipeline.operations.recount import Scope, recount
 from rsky_pipeline.streams.connection import connect
-from rsky_pipeline.streams.consumer import Consumer, GroupReader
+from rsky_pipeline.streams.consumer import Consumer
 from rsky_pipeline.streams.names import FIREHOSE_LIVE
+from tests.consumers import GroupReader
 from tests.integration.indexer.kit import NOW, Network, Put, Tables, did_of, read, recounted, repo
 from tests.integration.indexer.story import Story
 from tests.integration.indexer.test_order import in_parallel, work

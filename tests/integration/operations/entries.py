@@ -5,13 +5,13 @@ from collections.abc import Sequence
 from rsky_pipeline.atproto.syntax import tid_from
 from rsky_pipeline.streams.append import Entry, append
 from rsky_pipeline.streams.connection import Store
-from rsky_pipeline.streams.consumer import GroupReader
 from rsky_pipeline.streams.event import (
     EVENT_FIELD,
     RepoEvent,
     encode_event,
     encode_record_event,
 )
+from tests.consumers import GroupReader
 
 DID = "did:plc:w4xbfzo7kqfes5zb7r6qv3rw"
 TIME = "2026-11-26T10:00:00.000Z"

@@ -18,7 +18,6 @@ from rsky_pipeline.network import listing as network_listing
 from rsky_pipeline.network.listing import PAGE_REPOS
 from rsky_pipeline.streams.append import Entry, append
 from rsky_pipeline.streams.connection import Store
-from rsky_pipeline.streams.consumer import GroupReader
 from rsky_pipeline.streams.names import REPO_BACKFILL, REPO_BACKFILL_HIGH, REPO_BACKFILL_LOW
 from rsky_pipeline.streams.repo_job import (
     REPO_FIELD,
@@ -28,6 +27,7 @@ from rsky_pipeline.streams.repo_job import (
     encode_repo_job,
 )
 from rsky_pipeline.streams.waiting import count_waiting
+from tests.consumers import GroupReader
 from tests.integration.backfiller.hosts import FakeHosts, Reply
 from tests.integration.operations.entries import left
 from tests.integration.streams.support import own_pending

@@ -18,9 +18,9 @@ from rsky_pipeline.ingester.frames import MAX_RAW_BYTES, RawDeadLetters
 from rsky_pipeline.operations.dead_letters import LETTER_STREAMS, retry, select, tally
 from rsky_pipeline.streams.append import Entry, append
 from rsky_pipeline.streams.connection import Store
-from rsky_pipeline.streams.consumer import GroupReader
 from rsky_pipeline.streams.names import FIREHOSE_RAW_LETTERS, LABEL_RAW_LETTERS
 from rsky_pipeline.streams.repo_job import RepoJob, decode_repo_job, encode_repo_job
+from tests.consumers import GroupReader
 from tests.integration.operations.entries import LIVE, fill, left, post
 
 

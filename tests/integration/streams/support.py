@@ -8,7 +8,8 @@ from pathlib import Path
 
 from rsky_pipeline.streams.append import Entry
 from rsky_pipeline.streams.connection import Store
-from rsky_pipeline.streams.consumer import Delivery, GroupReader
+from rsky_pipeline.streams.consumer import Delivery
+from tests.consumers import GroupReader
 
 
 def entries(count: int, stream: str = "s", first: int = 0) -> list[Entry]:
@@ -25,12 +26,12 @@ def reader(store: Store, group: str = "g", consumer: str = "c") -> GroupReader:
 
 def own_pending(own: GroupReader, count: int = 10, start: str = "-") -> list[Delivery]:
     """Let what is pending with a consumer be delivered to it again; return it."""
-    return own.claim(own.pending(start, count, consumer=own.consumer), 0).deliveries
+    return own.claim(own.pending(start, count, own=True), 0).deliveries
 
 
 def pending_count(own: GroupReader) -> int:
     """Return how many entries are pending with a consumer."""
-    return len(own.pending("-", 10_000, consumer=own.consumer))
+    return len(own.pending("-", 10_000, own=True))
 
 
 def values(deliveries: Iterable[Delivery]) -> list[int]:

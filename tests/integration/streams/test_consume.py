@@ -117,7 +117,7 @@ def test_bodies_that_are_gone_are_reported_and_do_not_come_again(store: Store) -
     own = reader(store)
     taken = own.read_new(10, 0)
     store.call("XDEL", "s", taken[1].id)
-    claimed = own.claim(own.pending("-", 10, consumer="c"), 0)
+    claimed = own.claim(own.pending("-", 10, own=True), 0)
     assert (values(claimed.deliveries), claimed.deleted) == ([0, 2], [taken[1].id])
     assert values(own_pending(own)) == [0, 2]
     assert pending_count(own) == 2

@@ -15,8 +15,9 @@ from hypothesis.stateful import run_state_machine_as_test as run
 
 from rsky_pipeline.streams.append import append
 from rsky_pipeline.streams.connection import connect
-from rsky_pipeline.streams.consumer import Delivery, GroupReader, trim
+from rsky_pipeline.streams.consumer import Delivery, trim
 from rsky_pipeline.streams.lag import inspect
+from tests.consumers import GroupReader
 from tests.integration.streams.support import entries, ids, own_pending, stored, values
 
 WHO = st.sampled_from([(group, name) for group in ("g1", "g2") for name in ("a", "b", "c")])

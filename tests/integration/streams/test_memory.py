@@ -7,9 +7,10 @@ import pytest
 from rsky_pipeline.embedded import valkey
 from rsky_pipeline.streams.append import CursorMove, Entry, append, read_cursor
 from rsky_pipeline.streams.connection import connect
-from rsky_pipeline.streams.consumer import GroupReader, trim
+from rsky_pipeline.streams.consumer import trim
 from rsky_pipeline.streams.lag import server_memory
 from tests import stores
+from tests.consumers import GroupReader
 
 LIMIT = 12 * 1024 * 1024
 
