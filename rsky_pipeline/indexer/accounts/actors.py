@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from rsky_pipeline.atproto.datetimes import format_utc
+from rsky_pipeline.database.bulk import transpose
 from rsky_pipeline.database.connection import Transaction
 from rsky_pipeline.indexer.core.entries import AccountChange
 
@@ -83,12 +84,17 @@ def _before(time: str, age: timedelta) -> str:
         return ""  # the year 0, or the first day of the year 1: nothing is due
 
 
-def create_actors(tx: Transaction, dids: Iterable[str], seen: Mapping[str, str], now: str) -> int:
-    """Make rows without a handle for new accounts and queue their handles to be looked up."""
+def create_actors(
+    tx: Transaction, dids: Iterable[str], seen: Mapping[str, str], now: str
+) -> list[str]:
+    """Make rows without a handle for new accounts and queue their handles to be looked up.
+
+    Returns the accounts that had none before.
+    """
     rows = [(did, seen.get(did, now)) for did in sorted(dids)]
-    created = tx.query(_CREATE, [list(column) for column in zip(*rows, strict=True)])
-    queue_handle_checks(tx, dict.fromkeys((row[0] for row in created), False))
-    return len(created)
+    created = [row[0] for row in tx.query(_CREATE, transpose(rows))]
+    queue_handle_checks(tx, dict.fromkeys(created, False))
+    return created
 
 
 def queue_handle_checks(tx: Transaction, forced: Mapping[str, bool]) -> None:

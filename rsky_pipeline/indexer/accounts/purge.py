@@ -2,22 +2,32 @@
 
 The account's records go the way of deleted records, so that counts, duplicates and notifications
 of others come out right; reposts and quotes that others made of its posts stay theirs. Instead of
-tombstones a complete rev is left above all that was known: old events stay without effect, and the
-account may come back elsewhere with a newer repo. Only what `outlives_complete_rev` is kept.
+tombstones a complete rev is left above all that was known and all that can have been written before
+the deletion: old events stay without effect (`without_overtaken`), and the account may come back
+elsewhere with a newer repo. Only what `outlives_complete_rev` is kept.
 """
 
+from collections.abc import Collection as Some
 from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
 
 from rsky_pipeline.atproto.syntax import is_tid, tid_from, tid_microseconds
 from rsky_pipeline.database.connection import Database, Transaction
 from rsky_pipeline.indexer.accounts.actors import create_actors, lock_actors
 from rsky_pipeline.indexer.collections.declaration import Collection, looked_at_by_others
-from rsky_pipeline.indexer.collections.values import Delete, collection_of
+from rsky_pipeline.indexer.collections.values import Delete, Put, collection_of
 from rsky_pipeline.indexer.core.complete_revs import raise_complete_revs
 from rsky_pipeline.indexer.core.counts import Counts
-from rsky_pipeline.indexer.core.entries import now_text
+from rsky_pipeline.indexer.core.entries import (
+    AccountChange,
+    IdentityChange,
+    Reading,
+    RepoRev,
+    now_text,
+)
 from rsky_pipeline.indexer.core.locks import lock_references
-from rsky_pipeline.indexer.core.plan import BatchPlan
+from rsky_pipeline.indexer.core.plan import BatchPlan, outlives_complete_rev
 from rsky_pipeline.indexer.core.write import write_collections
 
 BATCH_RECORDS = 2_000  # of one transaction
@@ -33,6 +43,7 @@ SELECT max(rev) FROM (
     UNION ALL SELECT max(rev) FROM record WHERE did = %s
 ) known
 """
+_DELETED_AT = "SELECT event_time FROM rsky_pipeline.account_event WHERE did = %s"
 _MARK_PURGED = "UPDATE rsky_pipeline.repo_floor SET purged = true WHERE did = %s"
 _FORGET_ACCOUNT = (
     "DELETE FROM notification WHERE did = %s",
@@ -68,10 +79,26 @@ def purge_account(database: Database, did: str, collections: Mapping[str, Collec
 
 
 def _leave_complete_rev(tx: Transaction, did: str) -> None:
+    """Raise the complete rev above what is known, and to the time of the deletion.
+
+    Revs and the times of account events are of one clock, that of the account's host. Entries that
+    another worker has not applied yet are below it as well.
+    """
     ((newest,),) = tx.query(_NEWEST, (did, did, did, did))
-    if newest is not None and is_tid(newest):
-        raise_complete_revs(tx, {did: tid_from(tid_microseconds(newest) + 1)})
+    above = tid_microseconds(newest) + 1 if newest is not None and is_tid(newest) else 0
+    for (event_time,) in tx.query(_DELETED_AT, (did,)):
+        above = max(above, _microseconds(min(event_time or "", now_text())))
+    if above:
+        raise_complete_revs(tx, {did: tid_from(above)})
         tx.execute(_MARK_PURGED, (did,))
+
+
+def _microseconds(time: str) -> int:
+    """Return the first microsecond after a time in its normal form, 0 for one that is absurd."""
+    try:
+        return max(0, int(datetime.fromisoformat(time).timestamp() * 1_000) + 1) * 1_000
+    except (ValueError, OverflowError):
+        return 0
 
 
 def _purge_some(tx: Transaction, did: str, collections: Mapping[str, Collection]) -> int:
@@ -87,3 +114,66 @@ def _purge_some(tx: Transaction, did: str, collections: Mapping[str, Collection]
     if uris:
         tx.execute(_FORGET_THREADS, (uris,))
     return len(uris)
+
+
+@dataclass(frozen=True, slots=True)
+class Purge:
+    """What a purge left of an account: the complete rev, and the account event that stands."""
+
+    rev: str
+    time: str
+    seq: int
+
+
+_PURGES = """
+SELECT f.did, f.rev, COALESCE(e.event_time, ''), COALESCE(e.seq, -1)
+FROM rsky_pipeline.repo_floor f LEFT JOIN rsky_pipeline.account_event e ON e.did = f.did
+WHERE f.did = ANY(%b::text[]) AND f.purged
+"""
+_FORGET_ACTORS = "DELETE FROM actor WHERE did = ANY(%b::text[])"
+_FORGET_CHECKS = "DELETE FROM rsky_pipeline.handle_check WHERE did = ANY(%b::text[])"
+
+
+def without_overtaken(
+    tx: Transaction, readings: list[Reading], created: Some[str]
+) -> tuple[list[Reading], set[str]]:
+    """Leave out what a purge has overtaken; for accounts whose rows this transaction has created.
+
+    Pending entries of a worker that died, history that waited in its stream and dead letters come
+    at any time. Returns the readings that are left, and the accounts that need no row for them: the
+    rows are removed again. Asked after the rows were created, since a purge that began before has
+    left its mark by then, and one that begins later finds and removes the rows.
+
+    Deletions of posts are left in: reposts by others may ask for their tombstones at any time, and
+    nothing else of the account is there to be locked.
+    """
+    purges = {row[0]: Purge(*row[1:]) for row in tx.query(_PURGES, (sorted(created),))}
+    if not purges:
+        return readings, set()
+    left: list[Reading] = []
+    gone = set(purges)
+    for reading in readings:
+        purge = purges.get(reading.did)
+        if purge is None or not _is_overtaken(reading, purge):
+            left.append(reading)
+            gone.discard(reading.did)
+        elif isinstance(reading.change, Delete) and outlives_complete_rev(reading.change.uri):
+            left.append(reading._replace(rev=None))
+    if gone:
+        tx.execute(_FORGET_ACTORS, (sorted(gone),))
+        tx.execute(_FORGET_CHECKS, (sorted(gone),))
+    return left, gone
+
+
+def _is_overtaken(reading: Reading, purge: Purge) -> bool:
+    """Return whether an event is of before the deletion."""
+    change, refused = reading.change, reading.refused
+    if isinstance(change, AccountChange):
+        return (change.time, change.seq) <= (purge.time, purge.seq)
+    if isinstance(change, IdentityChange):
+        return reading.time <= purge.time
+    if reading.rev is not None:
+        return reading.rev.rev < purge.rev
+    if isinstance(change, Put | Delete | RepoRev):
+        return change.rev < purge.rev
+    return refused is not None and refused.rev < purge.rev

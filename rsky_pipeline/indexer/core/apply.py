@@ -25,6 +25,7 @@ from rsky_pipeline.indexer.accounts.actors import (
     lock_actors,
     queue_handle_checks,
 )
+from rsky_pipeline.indexer.accounts.purge import without_overtaken
 from rsky_pipeline.indexer.collections.declaration import (
     Collection,
     looked_at_by_others,
@@ -156,12 +157,13 @@ def apply_batch(
     Every account of the batch is locked first, in the order of DIDs, so that workers with
     overlapping batches wait for each other and never in a circle. Accounts without a row get one
     in a transaction of its own, before: inserting while other rows are locked could make two
-    workers wait for each other. Then the transaction begins again.
+    workers wait for each other. Then the transaction begins again. An account that was purged gets
+    none because of an event of before its deletion.
     """
     wanted = [item for item in readings if item.change is not None or item.rev or item.refused]
     if not wanted:
         return Applied()
-    dids = {reading.did for reading in wanted}
+    dids = {reading.did for reading in wanted}  # of accounts to lock
     created = 0
     looked_at: set[str] = set()
     seen_twice = False
@@ -177,7 +179,10 @@ def apply_batch(
             missing = dids.difference(actor.did for actor in known)
             seen = {reading.did: reading.time for reading in reversed(wanted)}
             with database.transaction() as tx:
-                created += create_actors(tx, missing, seen, now_text())
+                new = create_actors(tx, missing, seen, now_text())
+                wanted, gone = without_overtaken(tx, wanted, new)
+                dids -= gone
+                created += len(new) - len(gone)
         except RowExistsError:  # of another writer, which does not take our locks
             if seen_twice:
                 raise
@@ -211,9 +216,13 @@ def apply_locked(
     locks = lock_references(tx, operations, looked_at_by_others(collections.values()), looked_at)
     statuses = [change for change in changes if isinstance(change, AccountChange)]
     revs = [rev for item in readings for rev in (item.rev, item.change) if isinstance(rev, RepoRev)]
-    complete = newly_complete(revs)
     accounts = {item.did for item in operations}
-    complete_revs = fetch_complete_revs(tx, accounts, complete)
+    complete = newly_complete(revs)
+    complete_revs, purged = fetch_complete_revs(
+        tx, accounts.union(rev.did for rev in revs), complete
+    )
+    if purged:
+        revs = [rev for rev in revs if rev.did not in purged or rev.rev >= complete_revs[rev.did]]
     empty = empty_accounts(tx, accounts) if bulk else frozenset()
     counts, notified, plans = Counts(), 0, []
     for segment in segments(operations):

@@ -18,7 +18,7 @@ from rsky_pipeline.indexer.core.entries import RepoRev
 PAGE_REPOS = 200
 BATCH_TOMBSTONES = 5_000  # so that no transaction is long
 
-_FETCH = "SELECT did, rev FROM rsky_pipeline.repo_floor WHERE did = ANY(%b::text[])"
+_FETCH = "SELECT did, rev, purged FROM rsky_pipeline.repo_floor WHERE did = ANY(%b::text[])"
 _RAISE = """
 INSERT INTO rsky_pipeline.repo_floor AS known (did, rev)
 SELECT * FROM unnest(%b::text[], %b::text[])
@@ -61,14 +61,21 @@ def newly_complete(revs: Iterable[RepoRev]) -> dict[str, str]:
 
 def fetch_complete_revs(
     tx: Transaction, dids: Collection[str], raised: Mapping[str, str]
-) -> dict[str, str]:
-    """Return the complete revs of repos, where the batch itself raises one the higher."""
-    if not dids:
-        return dict(raised)
-    found: dict[str, str] = dict(tx.query(_FETCH, (sorted(dids),)))
+) -> tuple[dict[str, str], set[str]]:
+    """Return the complete revs of repos, where the batch itself raises one the higher.
+
+    And the accounts among them that were purged at this rev (see `accounts.purge`).
+    """
+    found: dict[str, str] = {}
+    purged: set[str] = set()
+    if dids:
+        for did, rev, of_purge in tx.query(_FETCH, (sorted(dids),)):
+            found[did] = rev
+            if of_purge:
+                purged.add(did)
     for did, rev in raised.items():
         found[did] = max(rev, found.get(did, ""))
-    return found
+    return found, purged
 
 
 def raise_complete_revs(tx: Transaction, revs: Mapping[str, str]) -> None:

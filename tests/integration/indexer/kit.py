@@ -4,10 +4,12 @@ import itertools
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any
 
 from rsky_pipeline.atproto import cbor
 from rsky_pipeline.atproto.cid import Cid
+from rsky_pipeline.atproto.datetimes import format_utc
 from rsky_pipeline.atproto.syntax import tid_from
 from rsky_pipeline.database.connection import Database
 from rsky_pipeline.indexer.collections import registry
@@ -39,7 +41,7 @@ def rev_of(number: int) -> str:
 
 def time_of(number: int) -> str:
     """Return the time of the rev with this number."""
-    return f"2023-11-14T22:{number // 60 % 60:02d}:{number % 60:02d}.000Z"
+    return format_utc(datetime.fromtimestamp(_BASE / 1_000_000 + number, UTC))
 
 
 def cid_of(content: object) -> str:

@@ -17,13 +17,25 @@ from rsky_pipeline.indexer.accounts.checks import (
 from rsky_pipeline.indexer.accounts.deletions import DeletionChecks, Hosted
 from rsky_pipeline.indexer.accounts.lookups import Lookup
 from rsky_pipeline.indexer.collections import registry
+from rsky_pipeline.indexer.core.apply import apply_batch
+from rsky_pipeline.indexer.core.entries import read_entry
 from rsky_pipeline.network.directory import Directory
 from rsky_pipeline.network.handles import Handles
 from rsky_pipeline.network.http import HttpClient
 from rsky_pipeline.observability.indexer import IndexerMetrics
 from tests.integration.backfiller.hosts import FakeHosts, refusal
 from tests.integration.backfiller.kit import document
-from tests.integration.indexer.kit import Network, Tables, account, did_of, recounted, repo
+from tests.integration.indexer.kit import (
+    STATE_TABLES,
+    Network,
+    Tables,
+    account,
+    did_of,
+    identity,
+    recounted,
+    repo,
+    rev_of,
+)
 
 NOON = "2026-05-02T12:00:00.000Z"
 
@@ -135,6 +147,109 @@ async def test_an_account_that_came_back_meanwhile_is_kept(tables: Tables, net: 
     tables.apply(account("ann", 21, active=True))
     await check_deletions(tables, None)
     assert len(tables.rows("post")) == 1
+
+
+OLD = {
+    "live": lambda net: net.post("ann"),
+    "edited": lambda net: net.update(net.post("ann"), {"text": "edited"}),
+    "like": lambda net: net.like("ann", net.post("bob")),
+    "of a collection that nobody indexes": lambda net: net.put("ann", "app.bsky.never.heard", {}),
+    "deleted": lambda net: net.delete(net.like("ann", net.post("bob"))),
+    "history": lambda _: Network(history=True).post("ann"),
+    "closing": lambda _: repo("ann", 11),
+    "complete": lambda _: repo("ann", 11, complete=True),
+    "identity": lambda _: identity("ann", 12),
+    "active": lambda _: account("ann", 13, active=True),
+    "the deletion again": lambda _: account("ann", 20, active=False, status="deleted"),
+}
+
+
+@pytest.mark.parametrize("late", [pytest.param(make, id=name) for name, make in OLD.items()])
+@pytest.mark.parametrize("known", [True, False])
+@pytest.mark.parametrize("returned", [True, False])
+async def test_an_event_of_before_the_deletion_leaves_nothing_after_the_purge(
+    tables: Tables, net: Network, late: Any, known: bool, returned: bool
+) -> None:
+    """Pending entries of a killed worker come late, and history that waits in its stream.
+
+    `known`: something of the account was indexed. `returned`: it has come back meanwhile.
+    """
+    if known:
+        tables.apply(net.post("ann"))
+    event = late(net)
+    tables.apply(account("ann", 20, active=False, status="deleted"))
+    await check_deletions(tables, None)
+    if returned:
+        tables.apply(account("ann", 30, active=True))
+    before = everything(tables)
+    tables.apply(event)
+    tables.apply(event, net.post("bob"))
+    tables.apply(repo("bob", 5), event)
+    after = everything(tables)
+    if returned:  # one more look at a handle does no harm
+        del before["handle_check"], after["handle_check"]
+    assert after == before
+
+
+async def test_a_refused_record_of_before_the_deletion_makes_no_account(
+    tables: Tables, net: Network
+) -> None:
+    tables.apply(account("ann", 20, active=False, status="deleted"))
+    await check_deletions(tables, None)
+    bad = net.put("ann", "app.bsky.feed.like", {"subject": "nothing"})
+    reading = read_entry({b"event": bad.payload}, registry.load(), NOON)
+    assert reading.refused is not None
+    apply_batch(tables.database, [reading], registry.load())
+    assert everything(tables) == {}
+
+
+async def test_a_deleted_post_stays_deleted_for_others_after_the_purge(
+    tables: Tables, net: Network
+) -> None:
+    """A repost of a deleted post is no feed item, whenever its deletion came."""
+    post = net.post("ann")
+    deletion, repost = net.delete(post), net.repost("bob", post)
+    tables.apply(account("ann", 20, active=False, status="deleted"))
+    await check_deletions(tables, None)
+    tables.apply(deletion)
+    assert everything(tables) == {}
+    tables.apply(repost)
+    assert tables.rows("feed_item") == []
+
+
+@pytest.mark.parametrize(
+    "late",
+    [
+        lambda _: account("ann", 21, active=True),
+        lambda _: identity("ann", 21),
+        lambda net: net.put("ann", "app.bsky.feed.post", {"text": "back"}, number=21),
+        lambda _: repo("ann", 21),
+    ],
+)
+@pytest.mark.parametrize("old", OLD.values(), ids=OLD.keys())
+async def test_an_account_comes_back_with_what_is_newer(
+    tables: Tables, net: Network, late: Any, old: Any
+) -> None:
+    event = old(net)
+    tables.apply(account("ann", 20, active=False, status="deleted"))
+    await check_deletions(tables, None)
+    tables.apply(event, late(net))
+    assert [row[0] for row in tables.rows("actor", "did")] == [did_of("ann")]
+    revs = {row["rev"] for row in tables.dicts("record")}
+    revs.update(row["repoRev"] for row in tables.dicts("actor_sync"))
+    assert revs <= {rev_of(21)}
+
+
+def everything(tables: Tables) -> dict[str, list[Any]]:
+    """Return the rows of an account in the tables where a late event could leave one."""
+    found: dict[str, list[Any]] = {
+        table: [row for row in tables.dicts(table) if did_of("ann") in str(row)]
+        for table in (*STATE_TABLES, "actor", "op_thread_reply", "notification")
+    }
+    for table in ("handle_check", "deletion_check", "rejected_record"):
+        query = f"SELECT row_to_json(t) FROM rsky_pipeline.{table} t WHERE did = %s"
+        found[table] = tables.database.query(query, (did_of("ann"),))
+    return {table: rows for table, rows in found.items() if rows}
 
 
 async def test_what_hosts_say_of_an_account() -> None:
