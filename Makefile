@@ -45,7 +45,7 @@ test-long: $(STAMP)
 # Real servers of Debian's packages, about fifteen minutes, as root. A program that is missing is a
 # failure; SKIP=name,name leaves scenarios out.
 test-real: $(STAMP)
-	SKIP=$(SKIP) $(BIN)/python -m pytest -m real tests/real
+	SKIP=$(SKIP) $(BIN)/python -m pytest -m real -o faulthandler_timeout=0 tests/real
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -118,7 +118,7 @@ class RedisServer(Server):
     @property
     def url(self) -> str:
         """The URL of its database 0."""
-        login = f":{self.password}@" if self.password else ""
+        login = f":{quote(self.password, safe='')}@" if self.password else ""
         return f"{self.scheme}://{login}127.0.0.1:{self.port}/0{self.options}"
 
     def command(self, *words: str | int) -> object:

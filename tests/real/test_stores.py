@@ -29,6 +29,7 @@ pytestmark = [pytest.mark.real, pytest.mark.timeout(900)]
 WORKERS = {"ingester-1", "backfiller-1", "indexer-1"}
 NETWORK = ("--rate=200", "--history=20", "--accounts=120")
 WAIT_SECONDS = 240.0
+TABLE = "rsky_real"  # of the kernel's packet filter
 ENOUGH = 300  # records between two disturbances
 
 
@@ -244,16 +245,20 @@ def test_packets_to_the_server_vanish(real: Servers, tally: Tally) -> None:
 @contextmanager
 def vanishing(port: int) -> Iterator[None]:
     """Drop the packets of all connections that exist now, as a forgetful firewall does."""
-    rules = "table inet rsky_real { chain in { type filter hook input priority 0; } }"
-    subprocess.run([program("nft"), "-f", "-"], input=rules, text=True, check=True)
+    nft = program("nft")
+
+    def change(*words: str) -> None:
+        subprocess.run([nft, *words], check=True)
+
+    change("add", "table", "inet", TABLE)
     try:
+        change("add", "chain", "inet", TABLE, "in", "{ type filter hook input priority 0; }")
         for own in established(port):
             for match in (f"tcp sport {own} tcp dport {port}", f"tcp sport {port} tcp dport {own}"):
-                rule = f"add rule inet rsky_real in {match} drop"
-                subprocess.run([program("nft"), *rule.split()], check=True)
+                change("add", "rule", "inet", TABLE, "in", *match.split(), "drop")
         yield
     finally:
-        subprocess.run([program("nft"), "delete", "table", "inet", "rsky_real"], check=True)
+        change("delete", "table", "inet", TABLE)
 
 
 def established(port: int) -> list[int]:
