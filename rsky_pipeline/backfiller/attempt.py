@@ -13,25 +13,26 @@ queues everything again.
 
 import logging
 import random
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
-from typing import Literal, TypeVar, TypeVarTuple, Unpack
+from functools import partial
+from typing import Literal, TypeVar
 
 import trio
 
 from rsky_pipeline.atproto.datetimes import format_utc
 from rsky_pipeline.atproto.syntax import is_did, split_path
+from rsky_pipeline.backfiller.coalescer import Coalescer
 from rsky_pipeline.backfiller.jobs import JobQueue
-from rsky_pipeline.backfiller.output import Output
-from rsky_pipeline.backfiller.store import BackfillStore, RepoLookup, RepoOutcome
+from rsky_pipeline.backfiller.store import Output, RepoOutcome
 from rsky_pipeline.configuration.settings import Settings
+from rsky_pipeline.database.connection import Database
 from rsky_pipeline.database.errors import SchemaMismatchError
 from rsky_pipeline.observability.backfiller import BackfillerMetrics
 from rsky_pipeline.repos.changes import apply_repo
 from rsky_pipeline.repos.entries import (
     BATCH_RECORDS,
-    RepoBatch,
     closing_entry,
     create_entries,
     delete_entries,
@@ -39,10 +40,11 @@ from rsky_pipeline.repos.entries import (
 from rsky_pipeline.repos.fetch import HOST_REASONS, Fetcher
 from rsky_pipeline.repos.hosts import HostBusyError
 from rsky_pipeline.repos.repo import Repo, RepoError, RepoPaths, list_paths
-from rsky_pipeline.repos.stored import StoredRevs
+from rsky_pipeline.repos.stored import StoredRevs, absent_paths, have_older, stored_revs
 from rsky_pipeline.runtime.backoff import bound
 from rsky_pipeline.runtime.boundary import Boundary
 from rsky_pipeline.runtime.errors import described
+from rsky_pipeline.runtime.link import Link
 from rsky_pipeline.runtime.logging import ThrottledLog
 from rsky_pipeline.runtime.threads import in_thread
 from rsky_pipeline.streams.append import Entry
@@ -55,7 +57,6 @@ INVALID_ATTEMPTS = 3  # a repo that is invalid three times is not a transfer err
 FIRST_LOOK_SECONDS, MOST_SECONDS = 2.0, 600.0  # backoff between two settle checks of a repo
 SMALL_REPO = 64 * 1024  # bytes of a CAR that unpacks within a millisecond or two
 _VERIFICATION = frozenset({"wrong_did", "bad_signature", "no_key"})
-Arguments = TypeVarTuple("Arguments")
 Result = TypeVar("Result")
 
 
@@ -88,24 +89,26 @@ class Attempts:
     """Runs many repo jobs concurrently, on the connections and budgets of its worker."""
 
     def __init__(
-        self, settings: Settings, jobs: JobQueue, lookup: RepoLookup, fetcher: Fetcher,
-        output: Output, store: BackfillStore, metrics: BackfillerMetrics,
+        self, settings: Settings, jobs: JobQueue, lookups: Link[Database], fetcher: Fetcher,
+        output: Output, outcomes: Coalescer[RepoOutcome, None], metrics: BackfillerMetrics,
     ) -> None:  # fmt: skip
         self.settings = settings
         self._jobs = jobs
-        self.lookup = lookup
-        self._fetcher = fetcher
+        self.lookups = lookups
+        self._stored: Coalescer[str, StoredRevs] = Coalescer(
+            lambda dids: lookups.retry(lambda database: stored_revs(database, dids))
+        )
+        self.have_older: Coalescer[tuple[str, str], bool] = Coalescer(
+            lambda repos: lookups.retry(lambda database: have_older(database, repos))
+        )
+        self.fetcher = fetcher
         self.output = output
-        self._store = store
+        self._outcomes = outcomes
         self.metrics = metrics
         self._boundary = Boundary()  # no counter of its own: `_fail` counts every failure by reason
         self._log = ThrottledLog(_log)
         self._threads = trio.CapacityLimiter(1)  # holds the GIL: more gain nothing
         self.finished = 0
-
-    def report(self) -> None:
-        """Update the gauges of hosts."""
-        self._fetcher.report()
 
     async def carry_out(self, delivery: Delivery) -> None:
         """Attempt a repo once, then acknowledge, postpone or dead-letter its entry.
@@ -159,21 +162,31 @@ class Attempts:
 
         Raises RepoError, HostBusyError and NotStoredError.
         """
-        stored = await self.lookup.stored(job.did)
+        stored = await self._stored.call(job.did)
         if job.settles:
             if await self._is_settled(job, stored):
                 return BroughtIn(job.rev, unchanged=True)
         elif (current := await self._current(job, stored)) is not None:
             return current
         # Resolves the DID, waits for a turn at the PDS, downloads the CAR, checks the signature.
-        async with self._fetcher.fetch(job.did, fresh=job.attempts > 0) as repo:
-            _require_recent(repo, job, stored)
-            paths = await self.compute(repo, list_paths, repo)  # the whole tree, every record
+        async with self.fetcher.fetch(job.did, fresh=job.attempts > 0) as repo:
+            rev = repo.commit.rev
+            known = max(job.rev if job.deleted else "", stored.highest)
+            if rev < known:
+                # Records it holds may be deleted since, records it lacks may be newer than it.
+                message = f"the PDS serves rev {rev}, older than the known rev {known}"
+                raise RepoError("transient", "stale_repo", message, host=repo.host)
+            paths = await self.compute(
+                repo, partial(list_paths, repo)
+            )  # the whole tree, every record
             sink = _StreamSink(self, paths)
             named = (path for path in job.deleted if split_path(path) is not None)
             deletes = await apply_repo(paths, sink, named)  # its order matters: see there
-        rev = repo.commit.rev
-        settles = not job.settles and _may_be_late(job, stored, rev)
+        # States older than `rev` may be queued and not stored yet: live events, if a commit was
+        # missed while the repo was followed, or events of an earlier job that is not closed yet.
+        followed = bool(job.deleted) or job.reason.followed
+        late = followed or (stored.complete or "") < (stored.queued or "") < rev
+        settles = late and not job.settles
         return BroughtIn(rev, repo.host, sink.records, deletes, repo.size, settles=settles)
 
     async def _current(self, job: RepoJob, stored: StoredRevs) -> BroughtIn | None:
@@ -203,7 +216,7 @@ class Attempts:
         failures of the host, and HostBusyError.
         """
         try:
-            return await self._fetcher.rev(job.did)
+            return await self.fetcher.rev(job.did)
         except RepoError as failure:
             if failure.kind == "rate_limited" or failure.reason in HOST_REASONS:
                 raise
@@ -218,7 +231,7 @@ class Attempts:
         """
         if stored.complete is None or stored.complete < job.rev:
             raise NotStoredError(settle_pause(job.settles + 1))
-        return not await self.lookup.has_older(job.did, stored.complete)
+        return not await self.have_older.call((job.did, stored.complete))
 
     async def _succeed(
         self, delivery: Delivery, job: RepoJob, done: BroughtIn, seconds: float
@@ -233,7 +246,7 @@ class Attempts:
             deletes=None if done.unchanged else done.deletes,
             bytes=None if done.unchanged else done.bytes, seconds=seconds,
         )  # fmt: skip
-        await self._store.store(outcome)
+        await self._outcomes.call(outcome)
         if done.settles:
             again = replace(
                 job, rev=done.rev, deleted=(), reason=FetchReason.SETTLE, attempts=0, settles=1
@@ -260,7 +273,7 @@ class Attempts:
         self._count(failure)
         # Rate limits recur, and are not failures: they must not overwrite the stored outcome.
         if failure.kind != "rate_limited":
-            await self._store.store(_failed(job, failure, decision, seconds))
+            await self._outcomes.call(_failed(job, failure, decision, seconds))
         match decision.action:
             case "wait":
                 again = replace(job, attempts=decision.attempts)
@@ -292,58 +305,56 @@ class Attempts:
         else:
             metrics.fetch_errors.inc()
 
-    async def compute(
-        self, repo: Repo, function: Callable[[Unpack[Arguments]], Result], *args: *Arguments
-    ) -> Result:
+    async def compute(self, repo: Repo, function: Callable[[], Result]) -> Result:
         """Run CPU-bound work; in a thread if the repo is large, so that the event loop goes on."""
         if repo.size <= SMALL_REPO:
             await trio.lowlevel.checkpoint()
-            return function(*args)
-        return await in_thread(function, *args, limiter=self._threads)
+            return function()
+        return await in_thread(function, limiter=self._threads)
 
 
+@dataclass(slots=True)
 class _StreamSink:
     """Appends the changes of one repo to `firehose_backfill`; see `RepoSink`."""
 
-    def __init__(self, attempts: Attempts, paths: RepoPaths) -> None:
-        self._attempts = attempts
-        self._paths = paths
-        self._repo = paths.repo
-        self._time = format_utc(datetime.now(UTC))
-        self._last: list[Entry] = []
-        self.records = 0
+    attempts: Attempts
+    paths: RepoPaths
+    time: str = field(default_factory=lambda: format_utc(datetime.now(UTC)))
+    last: list[Entry] = field(default_factory=list)  # the batch of creates that `close` appends
+    records: int = 0
 
     async def absent(self, after: str) -> list[str]:
         """Query absent paths, after a cheap batched query whether older rows exist at all."""
-        commit, lookup = self._repo.commit, self._attempts.lookup
-        if not after and not await lookup.has_older(commit.did, commit.rev):
+        commit = self.paths.repo.commit
+        if not after and not await self.attempts.have_older.call((commit.did, commit.rev)):
             return []
-        return await lookup.absent(self._paths, after)
+        query = partial(absent_paths, paths=self.paths, after=after)
+        return await self.attempts.lookups.retry(query)
 
     async def delete(self, paths: Sequence[str]) -> None:
         """Queue deletions."""
         for start in range(0, len(paths), BATCH_RECORDS):
             part = paths[start : start + BATCH_RECORDS]
-            await self._attempts.output.append(delete_entries(self._repo, part, self._time))
-        self._attempts.metrics.deletes.inc(len(paths))
+            await self.attempts.output.append(delete_entries(self.paths.repo, part, self.time))
+        self.attempts.metrics.deletes.inc(len(paths))
 
     async def put(self) -> None:
         """Queue the creates; the last batch is kept for `close`."""
-        metrics, selection = self._attempts.metrics, self._attempts.settings.collections
-        source = create_entries(self._repo, self._paths, selection, self._time)
-        while batch := await self._attempts.compute(self._repo, _next, source):
+        repo, metrics = self.paths.repo, self.attempts.metrics
+        source = create_entries(repo, self.paths, self.attempts.settings.collections, self.time)
+        while batch := await self.attempts.compute(repo, lambda: next(source, None)):
             self.records += len(batch.entries)
             if batch.is_last:
-                self._last = batch.entries
+                self.last = batch.entries
             else:
-                await self._attempts.output.append(batch.entries)
+                await self.attempts.output.append(batch.entries)
             metrics.filtered.inc(batch.filtered)
             metrics.unreadable.inc(batch.unreadable)
 
     async def close(self) -> bool:
         """Queue the last creates and the closing event, all or none."""
-        await self._attempts.output.append([*self._last, closing_entry(self._repo, self._time)])
-        self._attempts.metrics.records.inc(self.records)
+        await self.attempts.output.append([*self.last, closing_entry(self.paths.repo, self.time)])
+        self.attempts.metrics.records.inc(self.records)
         return True
 
 
@@ -400,30 +411,3 @@ def _failed(
         case "unavailable":
             return replace(base, status="unavailable")
     return base
-
-
-def _may_be_late(job: RepoJob, stored: StoredRevs, rev: str) -> bool:
-    """Return whether states of a repo older than `rev` may be queued and not stored yet.
-
-    They are live events, if a commit was missed while the repo was followed, or events of an
-    earlier job whose closing event is not applied yet.
-    """
-    followed = bool(job.deleted) or job.reason.followed
-    return followed or (stored.complete or "") < (stored.queued or "") < rev
-
-
-def _require_recent(repo: Repo, job: RepoJob, stored: StoredRevs) -> None:
-    """Reject a repo older than a rev already seen: records it holds may be deleted since, and
-    records it lacks may be newer than it.
-
-    Raises RepoError.
-    """
-    rev = repo.commit.rev
-    known = max(job.rev if job.deleted else "", stored.highest)
-    if rev < known:
-        message = f"the PDS serves rev {rev}, older than the known rev {known}"
-        raise RepoError("transient", "stale_repo", message, host=repo.host)
-
-
-def _next(source: Iterator[RepoBatch]) -> RepoBatch | None:
-    return next(source, None)

@@ -49,37 +49,27 @@ class Coalescer(Generic[Item, Result]):
         """
         call: _Call[Item, Result] = _Call(item)
         self._calls.append(call)
-        if self._has_leader:
-            try:
+        leads = not self._has_leader
+        try:
+            if not leads:
                 await call.woken.wait()
-            except trio.Cancelled:
-                self._give_up(call)
-                raise
-        if call.answer is None:
-            self._has_leader = True
-            try:
-                while call.answer is None:
-                    await self._next()
-            finally:
-                self._give_up(call, leading=True)
-        return call.answer[0]
-
-    async def _next(self) -> None:
-        if self._gather_seconds:
-            await trio.sleep(self._gather_seconds)
-        batch = self._calls[: self._limit]
-        results = await self._carry_out([call.item for call in batch])
-        for call, result in zip(batch, results, strict=True):
-            call.answer = (result,)
-            call.woken.set()
-        # Calls cancelled meanwhile have left the list already.
-        self._calls = [call for call in self._calls if call.answer is None]
-
-    def _give_up(self, call: _Call[Item, Result], *, leading: bool = False) -> None:
-        """Remove a call; if its task was leading, wake another to lead."""
-        if call in self._calls:
-            self._calls.remove(call)
-        if leading or (call.woken.is_set() and call.answer is None):
-            self._has_leader = bool(self._calls)
-            if self._calls:
-                self._calls[0].woken.set()
+            while call.answer is None:
+                leads = self._has_leader = True
+                if self._gather_seconds:
+                    await trio.sleep(self._gather_seconds)
+                batch = self._calls[: self._limit]
+                results = await self._carry_out([other.item for other in batch])
+                for other, result in zip(batch, results, strict=True):
+                    other.answer = (result,)
+                    other.woken.set()
+                # Calls cancelled meanwhile have left the list already.
+                self._calls = [other for other in self._calls if other.answer is None]
+            return call.answer[0]
+        finally:
+            if call.answer is None and call in self._calls:
+                self._calls.remove(call)
+            # One that was woken to lead, and cancelled before it did, passes the lead on too.
+            if leads or (call.woken.is_set() and call.answer is None):
+                self._has_leader = bool(self._calls)
+                if self._calls:
+                    self._calls[0].woken.set()

@@ -46,7 +46,10 @@ class JobQueue:
             )
             for stream in REPO_STREAMS
         }  # fmt: skip
-        self._endings = Coalescer(self._end_all, limit=BATCH_ENDINGS)
+        self._endings: Coalescer[Ending, bool] = Coalescer(
+            lambda endings: ending.retry(partial(_end_all, endings, [False] * len(endings))),
+            limit=BATCH_ENDINGS,
+        )
         self._weighted = WeightedReader(WEIGHTS)
 
     @property
@@ -145,17 +148,6 @@ class JobQueue:
         self._metrics.woken.inc(counts[0])
         return counts[1]
 
-    async def _end_all(self, endings: Sequence[Ending]) -> Sequence[bool]:
-        moved = [False] * len(endings)
-
-        def end_all(store: Store) -> None:
-            for number, end in enumerate(endings):
-                # After a lost reply, those that took effect before return False.
-                moved[number] = bool(end(store)) or moved[number]
-
-        await self._ending.retry(end_all)
-        return moved
-
 
 class WeightedReader:
     """Divides each take among streams by weight; unused shares go to the most urgent streams.
@@ -192,3 +184,10 @@ class WeightedReader:
             if len(taken) < count:
                 taken += await read(stream, count - len(taken)) or ()
         return taken
+
+
+def _end_all(endings: Sequence[Ending], moved: list[bool], store: Store) -> list[bool]:
+    """End entries; `moved` keeps the results of earlier tries, since a repeated ending is False."""
+    for number, end in enumerate(endings):
+        moved[number] = bool(end(store)) or moved[number]
+    return moved

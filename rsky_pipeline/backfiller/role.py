@@ -7,8 +7,7 @@ import trio
 
 from rsky_pipeline.backfiller.attempt import Attempts
 from rsky_pipeline.backfiller.jobs import JobQueue
-from rsky_pipeline.backfiller.output import Output
-from rsky_pipeline.backfiller.store import BackfillStore, RepoLookup
+from rsky_pipeline.backfiller.store import Output, outcome_writer
 from rsky_pipeline.backfiller.worker import Worker
 from rsky_pipeline.database.connection import Database
 from rsky_pipeline.health.self_check import SelfCheck, watch
@@ -36,9 +35,9 @@ async def run(context: WorkerContext) -> None:
         fetcher = await stack.enter_async_context(open_fetcher(settings, metrics))
         jobs = JobQueue(redis("read"), redis("settle"), settings, context.consumer, metrics)
         output = Output(redis("append"), settings.backfill_high_water_mark, metrics)
-        store = BackfillStore(database("outcomes"))
+        outcomes = outcome_writer(database("outcomes"))
         attempts = Attempts(
-            settings, jobs, RepoLookup(database("look-ups")), fetcher, output, store, metrics
+            settings, jobs, database("look-ups"), fetcher, output, outcomes, metrics
         )
         worker = Worker(context, jobs, attempts, metrics)
         groups = dict.fromkeys(REPO_STREAMS, (settings.backfiller_group,))

@@ -1,4 +1,7 @@
-"""Batched queries of the backfiller, and writes of outcomes to `rsky_pipeline.backfill_repo`."""
+"""Writes of the backfiller, batched over all jobs in flight.
+
+Outcomes go to `rsky_pipeline.backfill_repo`, events to `firehose_backfill`.
+"""
 
 import logging
 from collections.abc import Sequence
@@ -7,18 +10,24 @@ from datetime import datetime
 from functools import partial
 from typing import Literal
 
+import trio
+
 from rsky_pipeline.backfiller.coalescer import Coalescer
 from rsky_pipeline.database.bulk import transpose, unnest_sql
 from rsky_pipeline.database.connection import Database
-from rsky_pipeline.database.isolation import Culprit, Isolation
+from rsky_pipeline.database.isolation import Isolation
 from rsky_pipeline.database.texts import storable
-from rsky_pipeline.repos.repo import RepoPaths
-from rsky_pipeline.repos.stored import StoredRevs, absent_paths, have_older, stored_revs
+from rsky_pipeline.observability.backfiller import BackfillerMetrics
 from rsky_pipeline.runtime.link import Link
+from rsky_pipeline.streams.append import Entry, append
+from rsky_pipeline.streams.connection import Store
+from rsky_pipeline.streams.names import FIREHOSE_BACKFILL
 
 _log = logging.getLogger(__name__)
 GATHER_SECONDS = 0.1  # a batch of outcomes waits so long for more
 MAX_TEXT_BYTES = 500  # stored of an error, a reason or a host
+FULL_PAUSE_SECONDS = 0.25
+MAX_BATCHES = 4  # batches of different repos that share one append
 _COLUMNS = (
     ("did", "text"), ("status", "text"), ("kind", "text"), ("reason", "text"), ("error", "text"),
     ("rev", "text"), ("host", "text"), ("attempts", "integer"), ("next_attempt_at", "timestamptz"),
@@ -61,76 +70,61 @@ class RepoOutcome:
     seconds: float | None = None
 
 
-class RepoLookup:
-    """Queries about repos, batched over concurrent attempts. All retry until PostgreSQL answers."""
+def outcome_writer(link: Link[Database]) -> Coalescer[RepoOutcome, None]:
+    """Return a coalescer; its calls return once the outcome, or a newer one of its repo, is stored.
 
-    def __init__(self, link: Link[Database]) -> None:
-        self._link = link
-        self._stored = Coalescer(self._look_up)
-        self._older = Coalescer(self._look_for_older)
-
-    async def stored(self, did: str) -> StoredRevs:
-        """Return the stored revs of a repo."""
-        return await self._stored.call(did)
-
-    async def has_older(self, did: str, rev: str) -> bool:
-        """Return whether an account has rows older than a rev."""
-        return await self._older.call((did, rev))
-
-    async def absent(self, paths: RepoPaths, after: str) -> list[str]:
-        """Return paths of older rows that are absent from a repo; see `stored.absent_paths`."""
-        return await self._link.retry(lambda database: absent_paths(database, paths, after))
-
-    async def _look_up(self, dids: Sequence[str]) -> list[StoredRevs]:
-        return await self._link.retry(lambda database: stored_revs(database, dids))
-
-    async def _look_for_older(self, repos: Sequence[tuple[str, str]]) -> list[bool]:
-        return await self._link.retry(lambda database: have_older(database, repos))
-
-
-class BackfillStore:
-    """Writes outcomes in batches; the caller of `store` waits until its outcome is committed."""
-
-    def __init__(self, link: Link[Database]) -> None:
-        self._link = link
-        self._isolation: Isolation[RepoOutcome] = Isolation(lambda outcome: outcome.did)
-        self._outcomes = Coalescer(self._write, gather_seconds=GATHER_SECONDS)
-
-    async def store(self, outcome: RepoOutcome) -> None:
-        """Return once the outcome, or a newer one of the same repo, is committed.
-
-        An outcome that PostgreSQL rejects is logged and dropped, so that it cannot block the others
-        of its batch. One that hits outcomes of many repos in a row is waited for, with a bound.
-        """
-        await self._outcomes.call(outcome)
-
-    async def _write(self, outcomes: Sequence[RepoOutcome]) -> Sequence[None]:
-        newest = list({outcome.did: outcome for outcome in outcomes}.values())
-        write = partial(write_outcomes, outcomes=newest, isolation=self._isolation)
-        for culprit in await self._link.retry(write):
-            extra = {"did": culprit.entry.did, "error": culprit.message}
-            _log.error("PostgreSQL rejected the outcome of a repo", extra=extra)
-        return [None] * len(outcomes)
+    An outcome that PostgreSQL rejects is logged and dropped, so that it cannot block the others of
+    its batch. One that hits outcomes of many repos in a row is waited for, with a bound.
+    """
+    isolation: Isolation[RepoOutcome] = Isolation(lambda outcome: outcome.did)
+    return Coalescer(
+        lambda outcomes: link.retry(lambda database: write_outcomes(database, outcomes, isolation)),
+        gather_seconds=GATHER_SECONDS,
+    )
 
 
 def write_outcomes(
     database: Database, outcomes: Sequence[RepoOutcome], isolation: Isolation[RepoOutcome]
-) -> list[Culprit[RepoOutcome]]:
-    """Upsert outcomes, at most one per repo; returns those that PostgreSQL rejected."""
-    ordered = sorted(outcomes, key=lambda outcome: outcome.did)
-    return isolation.apply([ordered], partial(_write, database))
+) -> list[None]:
+    """Upsert outcomes, the last one of each repo; logs those that PostgreSQL rejects."""
+    newest = {outcome.did: outcome for outcome in outcomes}
+    ordered = [newest[did] for did in sorted(newest)]
+    for culprit in isolation.apply([ordered], partial(_write, database)):
+        extra = {"did": culprit.entry.did, "error": culprit.message}
+        _log.error("PostgreSQL rejected the outcome of a repo", extra=extra)
+    return [None] * len(outcomes)
 
 
 def _write(database: Database, outcomes: Sequence[RepoOutcome]) -> None:
+    # The texts may quote remote input: PostgreSQL rejects some characters.
     rows = [
-        (each.did, each.status, each.kind, _bounded(each.reason), _bounded(each.error), each.rev,
-         _bounded(each.host), each.attempts, each.next_attempt_at, each.records, each.deletes,
-         each.bytes, each.seconds)
+        (each.did, each.status, each.kind,
+         *(text and storable(text, MAX_TEXT_BYTES) for text in (each.reason, each.error)), each.rev,
+         each.host and storable(each.host, MAX_TEXT_BYTES), each.attempts, each.next_attempt_at,
+         each.records, each.deletes, each.bytes, each.seconds)
         for each in outcomes
     ]  # fmt: skip
     database.execute(_WRITE, transpose(rows, len(_COLUMNS)))
 
 
-def _bounded(text: str | None) -> str | None:
-    """Truncate a text and strip characters that PostgreSQL rejects: it may quote remote input."""
-    return None if text is None else storable(text, MAX_TEXT_BYTES)
+class Output:
+    """Appends to `firehose_backfill` for all repos in flight, held back while the stream is full.
+
+    A batch whose reply was lost is appended again. Its events may then be in the stream twice,
+    which is harmless because the indexer applies them idempotently.
+    """
+
+    def __init__(self, link: Link[Store], high_water_mark: int, metrics: BackfillerMetrics) -> None:
+        self._link = link
+        self._marks = {FIREHOSE_BACKFILL: high_water_mark}
+        self._metrics = metrics
+        # Appends a batch atomically; waits for stream capacity and for Redis without a limit.
+        self.append = Coalescer(self._append, limit=MAX_BATCHES).call
+
+    async def _append(self, batches: Sequence[list[Entry]]) -> list[None]:
+        entries = [entry for batch in batches for entry in batch]
+        write = partial(append, entries=entries, high_water_marks=self._marks)
+        while (await self._link.retry(write)).status != "appended":
+            self._metrics.backpressure.inc()
+            await trio.sleep(FULL_PAUSE_SECONDS)
+        return [None] * len(batches)

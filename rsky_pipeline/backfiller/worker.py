@@ -6,7 +6,6 @@ from rsky_pipeline.backfiller.attempt import Attempts
 from rsky_pipeline.backfiller.jobs import JobQueue
 from rsky_pipeline.observability.backfiller import BackfillerMetrics
 from rsky_pipeline.runtime.context import WorkerContext
-from rsky_pipeline.streams.consumer import Delivery
 
 HELD_FOR_EACH_SLOT = 8  # jobs in memory; most wait for their PDS or the PLC directory
 LEAST_HELD = 64
@@ -31,10 +30,10 @@ class Worker:
         self._jobs = jobs
         self._attempts = attempts
         self._metrics = metrics
-        self._in_flight = 0
         self._waiting = 0
         concurrency = context.settings.backfiller_concurrency
         self._most_held = max(LEAST_HELD, HELD_FOR_EACH_SLOT * concurrency)
+        metrics.running.set_function(lambda: jobs.held)
 
     async def run(self) -> None:
         """Work until a stop is requested, then finish repos in flight; the others stay pending."""
@@ -47,7 +46,7 @@ class Worker:
                 intake.cancel_scope.cancel()
             with trio.move_on_after(DRAIN_SECONDS):
                 # The drain ends on one of two conditions, one a count: polling is simplest.
-                while self._in_flight and not self._context.escalated.is_set():  # noqa: ASYNC110
+                while nursery.child_tasks and not self._context.escalated.is_set():  # noqa: ASYNC110
                     await trio.sleep(ROOM_SECONDS)
             nursery.cancel_scope.cancel()
         await self._release()
@@ -55,14 +54,14 @@ class Worker:
     async def report_health(self) -> None:
         """Publish the health document until cancelled."""
         while True:
-            self._attempts.report()
+            self._attempts.fetcher.report()
             before = self._attempts.finished
             await trio.sleep(HEALTH_SECONDS)
             finished = self._attempts.finished
             self._context.health(
                 {
                     "rate": round((finished - before) / HEALTH_SECONDS, 2),
-                    "running": self._in_flight,
+                    "running": self._jobs.held,
                     "waiting": self._waiting,
                     "finished": finished,
                 }
@@ -79,24 +78,14 @@ class Worker:
                     await trio.sleep(ROOM_SECONDS)
                     continue
                 taken = await self._jobs.take(room)
-                for delivery in taken or ():
-                    nursery.start_soon(self._carry_out, delivery)
+                # Entries that arrive after the stop was requested stay pending.
+                for delivery in () if self._context.stopping.is_set() else taken or ():
+                    nursery.start_soon(self._attempts.carry_out, delivery)
                 if not ready and self._jobs.taken_up:
                     ready = True
                     self._context.ready()
                 if not taken:
                     await trio.sleep(AWAY_SECONDS if taken is None else IDLE_SECONDS)
-
-    async def _carry_out(self, delivery: Delivery) -> None:
-        if self._context.stopping.is_set():
-            return
-        self._in_flight += 1
-        self._metrics.running.set(self._in_flight)
-        try:
-            await self._attempts.carry_out(delivery)
-        finally:
-            self._in_flight -= 1
-            self._metrics.running.set(self._in_flight)
 
     async def _wake(self) -> None:
         """Requeue postponed entries that are due, until cancelled."""

@@ -14,7 +14,7 @@ import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from struct import Struct
-from typing import IO, Self
+from typing import IO
 
 import trio
 
@@ -78,12 +78,6 @@ class Blocks:
         self._blocks: dict[Cid, bytes] = {}
         self._file: _BlockFile | None = None
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
     @property
     def on_disk(self) -> bool:
         """Whether the blocks are in a file."""
@@ -103,14 +97,17 @@ class Blocks:
         """Take ownership of bytes that the caller got from the memory budget for this set."""
         self._granted += size
 
-    def fits(self, size: int, count: int) -> bool:
-        """Return whether that much more fits in memory; if so, it is taken from the budget."""
-        self._held += size + count * BLOCK_OVERHEAD
-        while self._held > self._granted:
+    def keep(self, found: list[tuple[Cid, bytes]], size: int) -> bool:
+        """Add blocks of a part of `size` bytes in memory; returns False, adding nothing, if they
+        do not fit or earlier ones are on disk already."""
+        self._held += size + len(found) * BLOCK_OVERHEAD
+        while self._file is None and self._held > self._granted:
             if not self._memory.grow(GRANT_BYTES):
                 return False
             self._granted += GRANT_BYTES
-        return True
+        if self._file is None:
+            self._blocks.update(found)
+        return self._file is None
 
     def add(self, pairs: Iterable[tuple[Cid, bytes]]) -> None:
         """Add blocks, in memory or to the file. Raises DiskFullError."""

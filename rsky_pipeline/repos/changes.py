@@ -6,6 +6,7 @@ from typing import Protocol
 from rsky_pipeline.repos.repo import RepoPaths
 
 MOST_ROUNDS = 5  # attempts to close while older states keep arriving
+_END = (None, None)
 
 
 class StillChangingError(Exception):
@@ -57,7 +58,7 @@ async def apply_repo(paths: RepoPaths, sink: RepoSink, named: Iterable[str] = ()
 
     Raises StillChangingError, and the errors of the sink. Safe to repeat.
     """
-    gone = list(absent(sorted(set(named)), paths.names())) if named else []
+    gone = list(absent(sorted(set(named)), paths)) if named else []
     if gone:
         await sink.delete(gone)
     deleted = len(gone)
@@ -74,14 +75,15 @@ async def apply_repo(paths: RepoPaths, sink: RepoSink, named: Iterable[str] = ()
     raise StillChangingError(f"older states of {paths.repo.commit.did} keep arriving")
 
 
-def absent(wanted: Iterable[str], held: Iterator[str]) -> Iterator[str]:
-    """Yield the paths of `wanted` that are not in `held`; both ascend by bytes.
+def absent(wanted: Iterable[str], held: RepoPaths) -> Iterator[str]:
+    """Yield the paths of `wanted`, which ascend by bytes, that a tree does not hold.
 
     Paths are ASCII, so Python's string order is byte order; a path that is not ASCII is in no tree.
     """
-    current = next(held, None)
+    tree = iter(held)
+    current, _ = next(tree, _END)
     for path in wanted:
         while current is not None and current < path:
-            current = next(held, None)
+            current, _ = next(tree, _END)
         if current != path:
             yield path

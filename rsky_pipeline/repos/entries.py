@@ -39,15 +39,23 @@ def create_entries(
 ) -> Iterator[RepoBatch]:
     """Yield the creates of all records in the wanted collections; the last batch may be empty."""
     prefixes = path_prefixes(selection)
-    commit = str(repo.root)
+    did, rev, commit = repo.commit.did, repo.commit.rev, str(repo.root)
     entries: list[Entry] = []
     size = filtered = unreadable = 0
     for path, cid in paths:
         if not path.startswith(prefixes):
             filtered += 1
             continue
-        payload = _create(repo, path, cid, commit, time)
-        if payload is None:
+        block = repo.blocks.get(cid)
+        assert block is not None, "list_paths has seen it"
+        collection, _, rkey = path.partition("/")
+        try:
+            payload = encode_record_event(
+                "create", seq=HISTORICAL_SEQ, time=time, did=did, commit=commit, rev=rev,
+                collection=collection, rkey=rkey, cid=str(cid),
+                record=orjson.Fragment(record_to_json(block)),
+            )  # fmt: skip
+        except InvalidDataError:
             unreadable += 1
             continue
         entries.append(Entry(FIREHOSE_BACKFILL, EVENT_FIELD, payload))
@@ -70,21 +78,6 @@ def closing_entry(repo: Repo, time: str) -> Entry:
     did, rev = repo.commit.did, repo.commit.rev
     event = RepoEvent(HISTORICAL_SEQ, time, did, str(repo.root), rev, complete=True)
     return Entry(FIREHOSE_BACKFILL, EVENT_FIELD, encode_event(event))
-
-
-def _create(repo: Repo, path: str, cid: Cid, commit: str, time: str) -> bytes | None:
-    """Return the create event of a record; None, skipping just this record, if it is unreadable."""
-    collection, _, rkey = path.partition("/")
-    block = repo.blocks.get(cid)
-    assert block is not None, "list_paths has seen it"
-    try:
-        return encode_record_event(
-            "create", seq=HISTORICAL_SEQ, time=time, did=repo.commit.did, commit=commit,
-            rev=repo.commit.rev, collection=collection, rkey=rkey, cid=str(cid),
-            record=orjson.Fragment(record_to_json(block)),
-        )  # fmt: skip
-    except InvalidDataError:
-        return None
 
 
 def _delete(repo: Repo, path: str, commit: str, time: str) -> bytes:

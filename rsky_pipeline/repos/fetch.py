@@ -6,7 +6,7 @@ commit, signature. Failures raise RepoError; those caused by the host also count
 
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -21,7 +21,6 @@ from rsky_pipeline.configuration.settings import Settings
 from rsky_pipeline.network.directory import Directory
 from rsky_pipeline.network.http import (
     MAX_REDIRECTS,
-    Download,
     HttpClient,
     HttpError,
     RedirectError,
@@ -54,17 +53,17 @@ _MOVED_REASONS = frozenset(
 _MB = 1024 * 1024
 
 
+@dataclass(slots=True, eq=False)
 class DownloadSlot:
     """One of the download slots; `step_aside` frees it early for another download."""
 
-    def __init__(self, slots: "DownloadSlots") -> None:
-        self._slots = slots
-        self.is_aside = False
+    slots: "DownloadSlots"
+    is_aside: bool = False
 
     def step_aside(self) -> None:
         """Free the slot while this download continues, unless too many did so already."""
         if not self.is_aside:
-            self.is_aside = self._slots.let_aside(self)
+            self.is_aside = self.slots.let_aside(self)
 
 
 class DownloadSlots:
@@ -131,7 +130,7 @@ class Fetcher:
         bypasses the cache from the start. Raises RepoError and HostBusyError.
         """
         document = await self.identities.document(did, force=fresh)
-        with Blocks(self.memory, self.disk, self.folder) as blocks:
+        with closing(Blocks(self.memory, self.disk, self.folder)) as blocks:
             try:
                 repo = await self._from(document, blocks)
             except RepoError as error:
@@ -143,7 +142,7 @@ class Fetcher:
                 repo = await self._from(document, blocks)
             await check_signature(
                 repo.commit, document, partial(self.identities.document, did),
-                self.identities.forced_pause, repo.host,
+                FORCED_PAUSE_SECONDS, repo.host,
             )  # fmt: skip
             yield repo
 
@@ -159,7 +158,8 @@ class Fetcher:
         """
         document = await self.identities.document(did)
         pds = _pds(document)
-        async with self._turn(pds) as host, _accounted(host, pds):
+        address = await self.addresses.of(pds)
+        async with self.hosts.turn(pds, address) as host, _accounted(host, pds):
             rev = await latest_rev(self.http, pds, did)
             host.state.succeeded(None, trio.current_time())
             return rev, pds
@@ -170,7 +170,8 @@ class Fetcher:
         url = repo_url(pds, did)
         for _ in range(MAX_REDIRECTS + 1):
             try:
-                async with self._turn(url) as host, _accounted(host, pds):
+                address = await self.addresses.of(url)
+                async with self.hosts.turn(url, address) as host, _accounted(host, pds):
                     roots, size = await self._download(url, host, blocks)
                 return open_repo(roots, blocks, did, pds, size)
             except RedirectError as elsewhere:
@@ -178,44 +179,30 @@ class Fetcher:
         message = f"more than {MAX_REDIRECTS} redirects, the last to {url[:200]}"
         raise RepoError("invalid", "forbidden", message, host=pds)
 
-    @asynccontextmanager
-    async def _turn(self, url: str) -> AsyncIterator[Host]:
-        address = await self.addresses.of(url)
-        async with self.hosts.turn(url, address) as host:
-            yield host
-
     async def _download(self, url: str, host: Host, blocks: Blocks) -> tuple[tuple[Cid, ...], int]:
         """Read a CAR into blocks; return its roots and size."""
         settings = self.settings
         async with self.slots.take() as slot:
             blocks.admitted(await self.memory.admit(ADMITTED_BYTES))
             async with self.http.get(
-                url, max_bytes=settings.backfiller_max_repo_mb * 1024 * 1024,
+                url, max_bytes=settings.backfiller_max_repo_mb * _MB,
                 total_seconds=settings.backfiller_repo_timeout_seconds,
                 min_rate=settings.backfiller_min_rate, stay=True,
             ) as answer:  # fmt: skip
-                roots, size = await self._read(answer, slot, blocks)
+                reader, size, began = CarReader(), 0, trio.current_time()
+                async for part in answer.chunks:
+                    size += len(part)
+                    self.metrics.bytes.inc(len(part))
+                    found = reader.feed(part)
+                    if not blocks.keep(found, len(part)):
+                        await self._to_disk(blocks, found)
+                    elapsed = trio.current_time() - began
+                    if elapsed > SLOW_SECONDS and size < SLOW_RATE * elapsed:
+                        slot.step_aside()
+                roots = reader.finish()
             limit = read_rate_limit(answer.headers, time.time())
             host.state.succeeded(limit, trio.current_time())
             return roots, size
-
-    async def _read(
-        self, answer: Download, slot: DownloadSlot, blocks: Blocks
-    ) -> tuple[tuple[Cid, ...], int]:
-        reader = CarReader()
-        size, began = 0, trio.current_time()
-        async for part in answer.chunks:
-            size += len(part)
-            self.metrics.bytes.inc(len(part))
-            found = reader.feed(part)
-            if blocks.on_disk or not blocks.fits(len(part), len(found)):
-                await self._to_disk(blocks, found)
-            else:
-                blocks.add(found)
-            elapsed = trio.current_time() - began
-            if elapsed > SLOW_SECONDS and size < SLOW_RATE * elapsed:
-                slot.step_aside()
-        return reader.finish(), size
 
     async def _to_disk(self, blocks: Blocks, found: list[tuple[Cid, bytes]]) -> None:
         if not blocks.on_disk:

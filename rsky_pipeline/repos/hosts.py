@@ -90,12 +90,14 @@ class HostState:
         """Return the seconds until the next request is allowed, 0 for now."""
         if now < self.paused_until:
             return self.paused_until - now
-        self._refill(now)
+        self._tokens = min(self._burst, self._tokens + (now - self._refilled) * self._rate)
+        self._refilled = now
+        if now >= self._learned_until:
+            self._rate = self._rules.rate
         return 0.0 if self._tokens >= 1.0 else (1.0 - self._tokens) / self._rate
 
-    def ask(self, now: float) -> None:
-        """Note that a request is sent."""
-        self._refill(now)
+    def ask(self) -> None:
+        """Note that a request is sent, after `delay` was 0."""
         self._tokens -= 1.0
 
     def reserve(self, now: float, draw: Callable[[], float] = random.random) -> float:
@@ -145,12 +147,6 @@ class HostState:
             self._learned_until = now + limit.reset_seconds
             self._tokens = min(self._tokens, float(limit.remaining))
 
-    def _refill(self, now: float) -> None:
-        self._tokens = min(self._burst, self._tokens + (now - self._refilled) * self._rate)
-        self._refilled = now
-        if now >= self._learned_until:
-            self._rate = self._rules.rate
-
 
 class Host:
     """A host: its limits, running requests and waiting requests."""
@@ -165,11 +161,6 @@ class Host:
     def idle(self) -> bool:
         """Whether no request is running or waiting."""
         return not self.limiter.borrowed_tokens and not self.limiter.statistics().tasks_waiting
-
-    @property
-    def crowded(self) -> bool:
-        """Whether the queue in memory is full, so that further jobs wait in Redis."""
-        return self.limiter.statistics().tasks_waiting >= self.rules.waiting
 
 
 class HostTurns:
@@ -227,7 +218,9 @@ class HostTurns:
         state, patience = host.state, host.rules.patience
         # A parked host is probed by one request at a time until it answers.
         probing = state.failing and host.limiter.borrowed_tokens > 0
-        if probing or host.crowded or state.delay(trio.current_time()) > patience:
+        # If the queue in memory is full, further jobs wait in Redis.
+        crowded = host.limiter.statistics().tasks_waiting >= host.rules.waiting
+        if probing or crowded or state.delay(trio.current_time()) > patience:
             raise self.busy(host)
         token = object()
         with trio.move_on_after(patience) as scope:
@@ -237,7 +230,7 @@ class HostTurns:
                 if delay > patience:
                     raise self.busy(host)
                 await trio.sleep(delay)
-            state.ask(trio.current_time())
+            state.ask()
             return
         if scope.cancelled_caught:
             raise self.busy(host)

@@ -27,11 +27,6 @@ class Identities:
         self._plc = plc
         self._web = web
 
-    @property
-    def forced_pause(self) -> float:
-        """The minimum seconds between two forced look-ups of a document."""
-        return self._directory.forced_pause
-
     async def document(self, did: str, force: bool = False) -> DidDocument:
         """Resolve a DID; `force` bypasses the cache. Raises RepoError and HostBusyError."""
         known = self._directory.known(did, force)

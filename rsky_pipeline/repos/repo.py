@@ -59,23 +59,19 @@ class Repo:
     size: int = 0  # bytes of the CAR
 
 
+@dataclass(frozen=True, slots=True)
 class RepoPaths:
     """The paths and CIDs of a repo's complete tree; every record block is present."""
 
-    def __init__(self, repo: Repo, listed: list[tuple[str, Cid]] | None, count: int) -> None:
-        self.repo = repo
-        self.count = count
-        self._listed = listed
+    repo: Repo
+    count: int
+    listed: list[tuple[str, Cid]] | None  # None: too many to keep
 
     def __iter__(self) -> Iterator[tuple[str, Cid]]:
         """Yield paths and CIDs in tree order: ascending bytes."""
-        if self._listed is not None:
-            return iter(self._listed)
+        if self.listed is not None:
+            return iter(self.listed)
         return walk(self.repo.blocks, self.repo.commit.data)
-
-    def names(self) -> Iterator[str]:
-        """Yield the paths without the CIDs, ascending."""
-        return (path for path, _ in self)
 
 
 def open_repo(
@@ -123,7 +119,7 @@ def list_paths(repo: Repo) -> RepoPaths:
         raise RepoError("invalid", "incomplete", str(error), host=repo.host) from error
     except InvalidDataError as error:
         raise RepoError("invalid", "invalid_tree", str(error), host=repo.host) from error
-    return RepoPaths(repo, listed, count)
+    return RepoPaths(repo, count, listed)
 
 
 def read_car_file(path: str, max_bytes: int) -> RepoPaths:
@@ -159,15 +155,10 @@ async def check_signature(
     Raises RepoError. Its `retry_after` is the earliest time at which a forced look-up returns
     another document: an attempt before that would fail on the same document.
     """
-    if _is_signed(commit, document):
-        return
-    document = await look_up(True)
-    if not _is_signed(commit, document):
-        reason = "no_key" if document.signing_key is None else "bad_signature"
-        message = "the commit is not signed with the account's key"
-        raise RepoError("invalid", reason, message, retry_after, host)
-
-
-def _is_signed(commit: Commit, document: DidDocument) -> bool:
     key = document.signing_key
-    return key is not None and verify_commit(commit, key)
+    if key is None or not verify_commit(commit, key):
+        key = (await look_up(True)).signing_key
+        if key is None or not verify_commit(commit, key):
+            reason = "no_key" if key is None else "bad_signature"
+            message = "the commit is not signed with the account's key"
+            raise RepoError("invalid", reason, message, retry_after, host)

@@ -74,7 +74,7 @@ def absent_paths(database: Database, paths: RepoPaths, after: str = "") -> list[
     commit = paths.repo.commit
     with database.transaction() as tx:
         found: list[str] = []
-        for path in absent(older_paths(tx, commit.did, commit.rev, after), paths.names()):
+        for path in absent(older_paths(tx, commit.did, commit.rev, after), paths):
             found.append(path)
             if len(found) == PAGE_PATHS:
                 break

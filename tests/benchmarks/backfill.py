@@ -2,6 +2,7 @@
 
 import multiprocessing
 import time
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -15,7 +16,7 @@ from rsky_pipeline.atproto.cid import Cid
 from rsky_pipeline.atproto.commit import sign_commit
 from rsky_pipeline.atproto.crypto import PrivateKey
 from rsky_pipeline.atproto.mst import Tree
-from rsky_pipeline.backfiller.output import Output
+from rsky_pipeline.backfiller.store import Output
 from rsky_pipeline.observability.backfiller import BackfillerMetrics
 from rsky_pipeline.repos.blocks import Blocks, Budget
 from rsky_pipeline.repos.entries import closing_entry, create_entries
@@ -93,7 +94,7 @@ async def bring_in(url: str, car: bytes) -> None:
     output = Output(link, 0, BackfillerMetrics(CollectorRegistry()))
 
     async def one(folder: Path) -> None:
-        with Blocks(Budget(2**28), Budget(2**28), folder) as blocks:
+        with closing(Blocks(Budget(2**28), Budget(2**28), folder)) as blocks:
             reader = CarReader()
             for start in range(0, len(car), _PART):
                 blocks.add(reader.feed(car[start : start + _PART]))

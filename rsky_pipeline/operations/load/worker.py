@@ -225,7 +225,7 @@ class _LoadSink:
             for uri, known in self._rows.items()
             if (known is None or known < rev) and collection_of(uri) in self._loader.collections
         )
-        return list(absent(older, self._paths.names()))
+        return list(absent(older, self._paths))
 
     async def delete(self, paths: Sequence[str]) -> None:
         """Delete rows."""

@@ -6,7 +6,7 @@ from functools import partial
 import trio
 import trio.testing
 
-from rsky_pipeline.backfiller.store import BackfillStore, RepoOutcome
+from rsky_pipeline.backfiller.store import RepoOutcome, outcome_writer
 from rsky_pipeline.database.connection import Database
 from rsky_pipeline.runtime.link import Link
 
@@ -14,7 +14,7 @@ from rsky_pipeline.runtime.link import Link
 async def test_an_unstorable_outcome_holds_up_no_other(schema_database: str) -> None:
     """The endpoint that a PLC document names has a NUL, the code of an error is very long."""
     link = Link(partial(Database.connect, schema_database, name="test"), purpose="outcomes")
-    store = BackfillStore(link)
+    writer = outcome_writer(link)
     outcomes = [RepoOutcome(f"did:plc:{number}", "done", rev="3abc") for number in range(61)]
     outcomes += [
         RepoOutcome("did:plc:nul", "failed", "permanent", "pds", host="a\0b.com"),
@@ -25,7 +25,7 @@ async def test_an_unstorable_outcome_holds_up_no_other(schema_database: str) -> 
     with trio.fail_after(60):
         async with trio.open_nursery() as nursery:
             for outcome in outcomes:
-                nursery.start_soon(store.store, outcome)
+                nursery.start_soon(writer.call, outcome)
     with Database.connect(schema_database, name="test") as database:
         rows = database.query("SELECT did, host FROM rsky_pipeline.backfill_repo")
     stored: dict[str, str | None] = dict(rows)
@@ -36,12 +36,12 @@ async def test_an_unstorable_outcome_holds_up_no_other(schema_database: str) -> 
 
 async def test_the_newest_outcome_of_a_repo_stands(schema_database: str) -> None:
     link = Link(partial(Database.connect, schema_database, name="test"), purpose="outcomes")
-    store = BackfillStore(link)
+    writer = outcome_writer(link)
     with trio.fail_after(60):
         async with trio.open_nursery() as nursery:
             for attempts in range(3):
                 outcome = RepoOutcome("did:plc:a", "waiting", attempts=attempts)
-                nursery.start_soon(store.store, outcome)
+                nursery.start_soon(writer.call, outcome)
                 await trio.testing.wait_all_tasks_blocked()
     with Database.connect(schema_database, name="test") as database:
         rows = database.query("SELECT did, attempts FROM rsky_pipeline.backfill_repo")

@@ -22,7 +22,7 @@ def test_no_second_holds_more_requests_than_the_rate_and_what_was_saved(
     for pause in pauses:
         now += pause
         now += state.delay(now) * (1 + 1e-9) + 1e-9
-        state.ask(now)
+        state.ask()
         sent.append(now)
     for first in sent:
         in_second = sum(first <= time < first + 1.0 for time in sent)
@@ -51,7 +51,7 @@ def test_what_a_host_says_of_its_limit_is_kept_to() -> None:
     while now < 50.0:
         now += state.delay(now) + 1e-6
         if now < 50.0:
-            state.ask(now)
+            state.ask()
             sent += 1
     assert sent <= 10  # the five saved ones, and five at a rate of 0.1
     state.succeeded(RateLimit(remaining=0, reset_seconds=30.0), 60.0)
