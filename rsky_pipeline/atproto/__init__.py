@@ -6,5 +6,5 @@ import any other package of ours.
 
 `frame` and `commit` are what a firehose consumer reads first, `car` and `mst` what a repo is made
 of. Each rule stands in Python, which says why something is refused; `native` has compiled readers
-of what is well formed and usual, and `compiled` is where others get them.
+of what is well formed and usual, `compiled` is where others get them, and `rules` what both share.
 """

@@ -3,18 +3,19 @@
 https://atproto.com/specs/repository#car-file-serialization
 """
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from hashlib import sha256
 
 from rsky_pipeline.atproto import cbor, compiled
 from rsky_pipeline.atproto.cid import LENGTH, VALID_PREFIXES, Cid
 from rsky_pipeline.atproto.errors import InvalidDataError
+from rsky_pipeline.atproto.rules import MAX_BLOCK
 
-MAX_BLOCK = 1_048_576  # the largest record that the data model's limits allow
 MAX_BLOCKS = 1_000_000  # of a CAR that is read as a whole
 MAX_HEADER = 4_096
 MAX_ROOTS = 16
+_MAX_SECTION = LENGTH + MAX_BLOCK  # a block with its CID
 
 _USUAL_START = b"\x3a\xa2eroots\x81\xd8\x2a\x58\x25\x00"
 _USUAL_END = b"gversion\x01"
@@ -37,33 +38,24 @@ class CarReader:
     the hash that it is named by.
     """
 
-    def __init__(self, *, check_hashes: bool = True) -> None:
-        self._check_hashes = check_hashes
+    def __init__(self) -> None:
         self._buffer = bytearray()
         self.roots: tuple[Cid, ...] | None = None
 
     def feed(self, chunk: bytes) -> list[tuple[Cid, bytes]]:
         """Take more bytes and return the blocks that they complete."""
-        buffer = self._buffer
-        buffer += chunk
-        blocks: list[tuple[Cid, bytes]] = []
+        self._buffer += chunk
         position = 0
-        while True:
-            length, start = _varint(buffer, position)
-            if start < 0:
-                break
-            limit = MAX_HEADER if self.roots is None else MAX_BLOCK + LENGTH
-            if length > limit:
-                raise InvalidDataError("block_too_big", f"{length} bytes, {limit} are allowed")
-            if len(buffer) - start < length:
-                break
-            section = bytes(buffer[start : start + length])
+        if self.roots is None:
+            length, start = _varint(self._buffer, 0)
+            if length > MAX_HEADER:
+                raise InvalidDataError("block_too_big", f"a header of {length} bytes")
+            if start < 0 or len(self._buffer) - start < length:
+                return []
             position = start + length
-            if self.roots is None:
-                self.roots = _roots(section)
-            else:
-                blocks.append(_block(section, self._check_hashes))
-        del buffer[:position]
+            self.roots = _roots(bytes(self._buffer[start:position]))
+        blocks, position = _read_blocks(self._buffer, position)
+        del self._buffer[:position]
         return blocks
 
     def finish(self) -> tuple[Cid, ...]:
@@ -73,52 +65,43 @@ class CarReader:
         return self.roots
 
 
-def read_car(
-    data: bytes,
-    *,
-    max_block: int = MAX_BLOCK,
-    max_blocks: int = MAX_BLOCKS,
-    check_hashes: bool = True,
-) -> Car:
+def read_car(data: bytes, *, max_blocks: int = MAX_BLOCKS) -> Car:
     """Read a whole CAR that is in memory already. Raises InvalidDataError.
 
-    `max_block` is in bytes. A block that occurs twice is kept once. Without `check_hashes` the
-    caller must compare each block that it uses with its CID.
+    A block that occurs twice is kept once.
     """
     roots, position = _header(data)
-    blocks = compiled.read_blocks(data, position, max_block + LENGTH, check_hashes)
+    blocks = compiled.read_blocks(data, position)
     if blocks is None:
-        blocks = _read_blocks(data, position, max_block, check_hashes)
+        found, end = _read_blocks(data, position)
+        if end != len(data):
+            raise InvalidDataError("truncated_car", "the CAR ends within a block")
+        blocks = dict(found)
     if len(blocks) > max_blocks:
         raise InvalidDataError("too_many_blocks", f"more than {max_blocks}")
     return Car(roots, blocks)
 
 
-def _read_blocks(
-    data: bytes, position: int, max_block: int, check_hashes: bool
-) -> dict[Cid, bytes]:
-    blocks: dict[Cid, bytes] = {}
-    for name, start, end in _sections(data, position):
-        if end > len(data):
-            raise InvalidDataError("truncated_car", "the CAR ends within a block")
-        length = end - start + LENGTH
-        if name[:4] not in VALID_PREFIXES or not LENGTH <= length <= max_block + LENGTH:
-            raise _bad_section(name, length, max_block)
-        block = data[start:end]
-        if check_hashes and sha256(block).digest() != name[4:]:
-            raise InvalidDataError("hash_mismatch", f"block {Cid(name)}")
-        blocks[Cid(name)] = block
-    return blocks
-
-
-def _sections(data: bytes, position: int) -> Iterator[tuple[bytes, int, int]]:
-    """Yield the CID of each section, and where its block begins and ends, unchecked."""
-    while position < len(data):
+def _read_blocks(data: bytes | bytearray, position: int) -> tuple[list[tuple[Cid, bytes]], int]:
+    """Return the blocks that are complete, and the position after them."""
+    blocks = []
+    size = len(data)
+    while position < size:
         length, start = _varint(data, position)
-        if start < 0:
-            raise InvalidDataError("truncated_car", "the CAR ends within a length")
-        position = start + length
-        yield data[start : start + LENGTH], start + LENGTH, position
+        if length > _MAX_SECTION:
+            raise _too_big(length)
+        end = start + length
+        if start < 0 or end > size:
+            break
+        name = bytes(data[start : start + LENGTH])
+        if length < LENGTH or name[:4] not in VALID_PREFIXES:
+            raise InvalidDataError("invalid_cid", f"{length} bytes named {name[:8].hex()}...")
+        block = bytes(data[start + LENGTH : end])
+        if sha256(block).digest() != name[4:]:
+            raise InvalidDataError("hash_mismatch", f"block {Cid(name)}")
+        blocks.append((Cid(name), block))
+        position = end
+    return blocks, position
 
 
 def _header(data: bytes) -> tuple[tuple[Cid, ...], int]:
@@ -137,14 +120,6 @@ def usual_header(root: Cid) -> bytes:
     return _USUAL_START + root + _USUAL_END
 
 
-def _bad_section(name: bytes, length: int, max_block: int) -> InvalidDataError:
-    if length - LENGTH > max_block:
-        return InvalidDataError(
-            "block_too_big", f"{length - LENGTH} bytes, {max_block} are allowed"
-        )
-    return InvalidDataError("invalid_cid", f"a block of {length} bytes named {name[:8].hex()}...")
-
-
 def find_blocks(
     data: bytes, wanted: Collection[bytes]
 ) -> tuple[tuple[Cid, ...], dict[bytes, bytes]]:
@@ -154,21 +129,26 @@ def find_blocks(
     compare each block that is used with its CID.
     """
     roots, position = _header(data)
-    found = compiled.find_wanted(data, position, MAX_BLOCK + LENGTH, wanted)
+    found = compiled.find_wanted(data, position, wanted)
     return roots, _find_blocks(data, position, wanted) if found is None else found
 
 
 def _find_blocks(data: bytes, position: int, wanted: Collection[bytes]) -> dict[bytes, bytes]:
     blocks: dict[bytes, bytes] = {}
-    for name, start, end in _sections(data, position):
+    while position < len(data):
+        length, start = _varint(data, position)
+        if start < 0:
+            break
+        position = start + length
+        name = data[start : start + LENGTH]
         if name in wanted:
-            length = end - start + LENGTH
-            if not LENGTH <= length <= MAX_BLOCK + LENGTH:
-                raise _bad_section(name, length, MAX_BLOCK)
-            blocks[name] = data[start:end]
-        position = end
-    if position > len(data):
-        raise InvalidDataError("truncated_car", "the CAR ends within a block")
+            if length > _MAX_SECTION:
+                raise _too_big(length)
+            if length < LENGTH:
+                raise InvalidDataError("invalid_cid", f"{length} bytes are too few")
+            blocks[name] = data[start + LENGTH : position]
+    if position != len(data):
+        raise InvalidDataError("truncated_car", "the CAR ends within a block or its length")
     return blocks
 
 
@@ -220,9 +200,5 @@ def _roots(header: bytes) -> tuple[Cid, ...]:
     return tuple(roots)
 
 
-def _block(section: bytes, check_hash: bool) -> tuple[Cid, bytes]:
-    cid = Cid.from_bytes(section[:LENGTH])  # also refuses a section that is shorter
-    data = section[LENGTH:]
-    if check_hash and sha256(data).digest() != cid.digest:
-        raise InvalidDataError("hash_mismatch", f"block {cid}")
-    return cid, data
+def _too_big(length: int) -> InvalidDataError:
+    return InvalidDataError("block_too_big", f"{length - LENGTH} bytes, {MAX_BLOCK} are allowed")

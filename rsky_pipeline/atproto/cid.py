@@ -61,8 +61,3 @@ class Cid(bytes):
     def codec(self) -> int:
         """`DAG_CBOR` or `RAW`."""
         return self[1]
-
-    @property
-    def digest(self) -> bytes:
-        """The SHA-256 of the block."""
-        return self[4:]

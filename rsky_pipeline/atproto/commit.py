@@ -88,11 +88,11 @@ def verify_commit(commit: Commit, key: PublicKey) -> bool:
     return key.verify(unsigned_bytes(commit), commit.sig)
 
 
-def sign_commit(did: str, rev: str, data: Cid, prev: Cid | None, key: PrivateKey) -> bytes:
+def sign_commit(did: str, rev: str, data: Cid, key: PrivateKey) -> bytes:
     """Return the block of a new signed commit."""
-    sig = key.sign(_unsigned(did, rev, data, prev))
+    sig = key.sign(_unsigned(did, rev, data, None))
     return cbor.encode(
-        {"did": did, "version": VERSION, "data": data, "rev": rev, "prev": prev, "sig": sig}
+        {"did": did, "version": VERSION, "data": data, "rev": rev, "prev": None, "sig": sig}
     )
 
 

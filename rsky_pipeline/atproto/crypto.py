@@ -164,11 +164,6 @@ class PrivateKey:
         return str(multibase.encode(raw, "base58btc"))
 
     @property
-    def did_key(self) -> str:
-        """The public key as a did:key."""
-        return f"did:key:{self.multibase}"
-
-    @property
     def public(self) -> PublicKey:
         """The key that verifies what this one signs."""
         return PublicKey.parse(self.multibase)

@@ -81,33 +81,3 @@ def _bytes(text: str) -> bytes:
         return b64decode(bare + "=" * (-len(bare) % 4), validate=True)
     except ValueError as error:
         raise InvalidDataError("invalid_bytes", "$bytes is not base64") from error
-
-
-def check_record(value: Value) -> dict[str, Value]:
-    """Return a value that may be a record. Raises InvalidDataError for any other.
-
-    A record is a map; wherever a `$type` stands it is a text, and a blob has a link, a media type
-    and a size.
-    """
-    if not isinstance(value, dict):
-        raise InvalidDataError("invalid_record", "a record is a map")
-    pending: list[Value] = [value]
-    for item in pending:
-        if isinstance(item, dict):
-            _check_map(item)
-            pending.extend(item.values())
-        elif isinstance(item, list):
-            pending.extend(item)
-    return value
-
-
-def _check_map(value: dict[str, Value]) -> None:
-    kind = value.get("$type", "absent")
-    if not isinstance(kind, str) or not kind:
-        raise InvalidDataError("invalid_record", "$type is not a text")
-    if kind == "blob" and not (
-        isinstance(value.get("ref"), Cid)
-        and isinstance(value.get("mimeType"), str)
-        and type(value.get("size")) is int
-    ):
-        raise InvalidDataError("invalid_record", "a blob needs ref, mimeType and size")

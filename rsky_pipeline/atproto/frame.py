@@ -10,12 +10,11 @@ from typing import Any, Literal, NamedTuple, cast
 from rsky_pipeline.atproto import cbor, compiled
 from rsky_pipeline.atproto.cid import Cid
 from rsky_pipeline.atproto.errors import InvalidDataError
+from rsky_pipeline.atproto.rules import MAX_COMMIT_BLOCKS, MAX_OPS
 from rsky_pipeline.atproto.syntax import is_did, is_tid
 
 MAX_FRAME = 5_000_000
-MAX_COMMIT_BLOCKS = 2_000_000
 MAX_SYNC_BLOCKS = 10_000
-MAX_OPS = 200
 MAX_SEQ = 2**53 - 1
 
 Action = Literal["create", "update", "delete"]
@@ -128,7 +127,7 @@ def decode_frame(raw: bytes) -> Message:
     """Read one binary WebSocket message. Raises InvalidDataError."""
     if len(raw) > MAX_FRAME:
         raise InvalidDataError("frame_too_big", f"{len(raw)} bytes")
-    fields = compiled.read_commit(raw, RepoOp._make, MAX_OPS, MAX_COMMIT_BLOCKS)
+    fields = compiled.read_commit(raw, RepoOp._make)
     if fields is not None:
         return CommitMessage._make(fields)
     header, body = cbor.decode_pair_loosely(raw)
@@ -144,7 +143,7 @@ def decode_frame(raw: bytes) -> Message:
     if type(operation) is not int:
         raise InvalidDataError("invalid_frame", "op is missing")
     if operation == -1:
-        return ErrorMessage(_text(body, "error"), _optional_text(body, "message"))
+        return ErrorMessage(required_text(body, "error"), optional_text(body, "message"))
     return _unknown(operation, kind, body)
 
 
@@ -168,12 +167,12 @@ def _commit(body: dict[str, Any]) -> CommitMessage:
         _seq(body),
         _did(body, "repo"),
         _rev(body),
-        _optional_text(body, "since"),
+        optional_text(body, "since"),
         _link(body, "commit"),
         blocks,
         _ops(body.get("ops")),
         _optional_link(body, "prevData"),
-        _text(body, "time"),
+        required_text(body, "time"),
         body.get("tooBig") is True,
         body.get("rebase") is True,
     )
@@ -181,7 +180,7 @@ def _commit(body: dict[str, Any]) -> CommitMessage:
 
 def _ops(items: object) -> tuple[RepoOp, ...]:
     if type(items) is not list or len(items) > MAX_OPS:
-        raise InvalidDataError("invalid_ops", "ops is missing or has more than 200 entries")
+        raise InvalidDataError("invalid_ops", f"ops is missing or has more than {MAX_OPS} entries")
     ops = tuple([_op(item) for item in items])
     if len(ops) > 1 and len({op.path for op in ops}) != len(ops):
         raise InvalidDataError("invalid_ops", "a path occurs twice")
@@ -205,12 +204,13 @@ def _sync(body: dict[str, Any]) -> SyncMessage:
     blocks = body.get("blocks")
     if type(blocks) is not bytes or len(blocks) > MAX_SYNC_BLOCKS:
         raise InvalidDataError("invalid_frame", "blocks is missing or too big")
-    return SyncMessage(_seq(body), _did(body, "did"), _rev(body), _text(body, "time"), blocks)
+    time = required_text(body, "time")
+    return SyncMessage(_seq(body), _did(body, "did"), _rev(body), time, blocks)
 
 
 def _identity(body: dict[str, Any]) -> IdentityMessage:
     return IdentityMessage(
-        _seq(body), _did(body, "did"), _text(body, "time"), _optional_text(body, "handle")
+        _seq(body), _did(body, "did"), required_text(body, "time"), optional_text(body, "handle")
     )
 
 
@@ -218,19 +218,19 @@ def _account(body: dict[str, Any]) -> AccountMessage:
     active = body.get("active")
     if type(active) is not bool:
         raise InvalidDataError("invalid_frame", "active is missing")
-    return AccountMessage(
-        _seq(body), _did(body, "did"), _text(body, "time"), active, _optional_text(body, "status")
-    )
+    time, status = required_text(body, "time"), optional_text(body, "status")
+    return AccountMessage(_seq(body), _did(body, "did"), time, active, status)
 
 
 def _tombstone(body: dict[str, Any]) -> AccountMessage:
     """Read `#tombstone`, which `#account` with the status deleted has replaced."""
-    return AccountMessage(_seq(body), _did(body, "did"), _text(body, "time"), False, "deleted")
+    time = required_text(body, "time")
+    return AccountMessage(_seq(body), _did(body, "did"), time, False, "deleted")
 
 
 def _migration(body: dict[str, Any]) -> IdentityMessage:
     """Read `#migrate`, which `#identity` has replaced: the document names another host now."""
-    return IdentityMessage(_seq(body), _did(body, "did"), _text(body, "time"), None)
+    return IdentityMessage(_seq(body), _did(body, "did"), required_text(body, "time"), None)
 
 
 def _labels(body: dict[str, Any]) -> LabelsMessage:
@@ -241,7 +241,7 @@ def _labels(body: dict[str, Any]) -> LabelsMessage:
 
 
 def _info(body: dict[str, Any]) -> InfoMessage:
-    return InfoMessage(_text(body, "name"), _optional_text(body, "message"))
+    return InfoMessage(required_text(body, "name"), optional_text(body, "message"))
 
 
 def _unknown(operation: int, kind: object, body: dict[str, Any]) -> UnknownMessage:
@@ -302,15 +302,17 @@ def _optional_link(body: dict[str, Any], key: str, reason: str = "invalid_frame"
     return Cid.from_bytes(value)
 
 
-def _text(body: dict[str, Any], key: str) -> str:
-    value = body.get(key)
+def required_text(fields: dict[str, Any], key: str, reason: str = "invalid_frame") -> str:
+    """Return a text of a decoded map. Raises InvalidDataError with this reason."""
+    value = fields.get(key)
     if type(value) is not str:
-        raise InvalidDataError("invalid_frame", f"{key} is missing")
+        raise InvalidDataError(reason, f"{key} is missing")
     return value
 
 
-def _optional_text(body: dict[str, Any], key: str) -> str | None:
-    value = body.get(key)
+def optional_text(fields: dict[str, Any], key: str, reason: str = "invalid_frame") -> str | None:
+    """Return a text of a decoded map, None where it is absent. Raises InvalidDataError."""
+    value = fields.get(key)
     if value is None or type(value) is str:
         return value
-    raise InvalidDataError("invalid_frame", f"{key} is not a text")
+    raise InvalidDataError(reason, f"{key} is not a text")

@@ -1,13 +1,14 @@
 """Signed labels, as a labeler's stream carries them. https://atproto.com/specs/label"""
 
 from dataclasses import dataclass
-from typing import Any
 
 from rsky_pipeline.atproto import cbor
 from rsky_pipeline.atproto.crypto import PublicKey
 from rsky_pipeline.atproto.errors import InvalidDataError
+from rsky_pipeline.atproto.frame import optional_text, required_text
 from rsky_pipeline.atproto.syntax import is_did
 
+_MALFORMED = "invalid_label"
 MAX_VALUE = 128  # bytes
 MAX_URI = 8_192
 _SIGNED = ("ver", "src", "uri", "cid", "val", "neg", "cts", "exp")
@@ -41,34 +42,20 @@ def parse_label(value: object) -> Label:
     false, others leave it out.
     """
     if not isinstance(value, dict):
-        raise InvalidDataError("invalid_label", "a label is a map")
+        raise InvalidDataError(_MALFORMED, "a label is a map")
     version, negated, signature = value.get("ver"), value.get("neg"), value.get("sig")
-    texts = [_text(value, name) for name in _TEXTS]
-    optional = [_optional_text(value, name) for name in _OPTIONAL_TEXTS]
+    texts = [required_text(value, name, _MALFORMED) for name in _TEXTS]
+    optional = [optional_text(value, name, _MALFORMED) for name in _OPTIONAL_TEXTS]
     if type(version) is not int and version is not None:
-        raise InvalidDataError("invalid_label", "ver is not a number")
+        raise InvalidDataError(_MALFORMED, "ver is not a number")
     if type(negated) is not bool and negated is not None:
-        raise InvalidDataError("invalid_label", "neg is neither true nor false")
+        raise InvalidDataError(_MALFORMED, "neg is neither true nor false")
     if type(signature) is not bytes and signature is not None:
-        raise InvalidDataError("invalid_label", "sig is not bytes")
+        raise InvalidDataError(_MALFORMED, "sig is not bytes")
     src, uri, val, cts = texts
     if not is_did(src) or len(uri) > MAX_URI or not (uri.startswith("at://") or is_did(uri)):
-        raise InvalidDataError("invalid_label", "src or uri is malformed")
+        raise InvalidDataError(_MALFORMED, "src or uri is malformed")
     if not val or len(val.encode("utf-8", "replace")) > MAX_VALUE:
-        raise InvalidDataError("invalid_label", f"val is empty or has more than {MAX_VALUE} bytes")
+        raise InvalidDataError(_MALFORMED, f"val is empty or has more than {MAX_VALUE} bytes")
     signed = cbor.encode({name: value[name] for name in _SIGNED if name in value})
     return Label(src, uri, val, cts, optional[0], bool(negated), optional[1], signed, signature)
-
-
-def _text(value: dict[str, Any], name: str) -> str:
-    text = value.get(name)
-    if type(text) is not str:
-        raise InvalidDataError("invalid_label", f"{name} is missing")
-    return text
-
-
-def _optional_text(value: dict[str, Any], name: str) -> str | None:
-    text = value.get(name)
-    if text is not None and type(text) is not str:
-        raise InvalidDataError("invalid_label", f"{name} is not a text")
-    return text

@@ -8,6 +8,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from rsky_pipeline.atproto import compiled
+from rsky_pipeline.atproto.rules import KEY_LETTERS, MAX_RKEY
 
 _DID = re.compile(r"did:[a-z]+:[a-zA-Z0-9._:%-]*[a-zA-Z0-9._-]")
 _LABEL = r"[a-zA-Z0-9](?:[a-zA-Z0-9-]{0,61}[a-zA-Z0-9])?"
@@ -17,7 +18,7 @@ _NSID = re.compile(
     r"(?:\.[a-zA-Z0-9](?:[a-zA-Z0-9-]{0,61}[a-zA-Z0-9])?)+"
     r"\.[a-zA-Z][a-zA-Z0-9]{0,62}"
 )
-_RKEY = re.compile(r"[a-zA-Z0-9._~:-]{1,512}")
+_RKEY = re.compile(rf"[{re.escape(KEY_LETTERS)}]{{1,{MAX_RKEY}}}")
 _TID = re.compile(r"[234567abcdefghij][234567a-z]{12}")
 _TID_ALPHABET = "234567abcdefghijklmnopqrstuvwxyz"
 _TID_DIGITS = str.maketrans(_TID_ALPHABET, "0123456789abcdefghijklmnopqrstuv")

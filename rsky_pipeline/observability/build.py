@@ -47,12 +47,8 @@ def commit() -> str:
 
 
 def has_compiled_readers() -> bool:
-    """Return which of the compiled readers (frames, trees, records) are in use, as text."""
-    try:
-        import_module("rsky_pipeline.atproto.native.trees")
-    except ImportError:  # not built, or not for this machine
-        return False
-    return True
+    """Return whether the compiled readers are in use, rather than Python alone."""
+    return bool(import_module("rsky_pipeline.atproto.compiled").COMPILED)
 
 
 def commit_of_installation() -> str:

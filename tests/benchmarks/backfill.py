@@ -74,7 +74,7 @@ def make_car(count: int) -> bytes:
     }
     tree = Tree.build({path: Cid.of(block) for path, block in records.items()})
     key = PrivateKey.from_seed("k256", b"bench")
-    commit = sign_commit(DID, "3jzfcijpj2z2a", tree.root, None, key)
+    commit = sign_commit(DID, "3jzfcijpj2z2a", tree.root, key)
     blocks = [(Cid.of(commit), commit), *tree.blocks()]
     return write_car(
         [Cid.of(commit)], [*blocks, *((Cid.of(block), block) for block in records.values())]

@@ -72,7 +72,7 @@ class FleetAccount:
         """Return root and blocks of its repo, signed with its own key or another."""
         records = self.records()
         tree = Tree.build({path: Cid.of(block) for path, block in records.items()})
-        commit = sign_commit(self.did, REV, tree.root, None, key or self.key)
+        commit = sign_commit(self.did, REV, tree.root, key or self.key)
         root = Cid.of(commit)
         return root, {root: commit, **dict(tree.blocks())} | {
             Cid.of(block): block for block in records.values()

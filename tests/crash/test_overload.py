@@ -4,7 +4,7 @@ import urllib.request
 
 import pytest
 
-from rsky_pipeline.atproto.frame import MAX_OPS
+from rsky_pipeline.atproto.rules import MAX_OPS
 from rsky_pipeline.configuration.settings import Settings
 from tests.pipelines import pipeline_on
 

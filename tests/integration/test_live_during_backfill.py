@@ -53,7 +53,7 @@ class Life:
         """Return the repo as its host serves it after so many commits."""
         records = self.states[number]
         tree = Tree.build({f"{POST}/{rkey}": Cid.of(block) for rkey, block in records.items()})
-        commit = sign_commit(DID, rev_of(number), tree.root, None, KEY)
+        commit = sign_commit(DID, rev_of(number), tree.root, KEY)
         root = Cid.of(commit)
         blocks = {root: commit, **dict(tree.blocks())}
         blocks |= {Cid.of(block): block for block in records.values()}

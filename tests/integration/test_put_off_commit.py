@@ -48,7 +48,7 @@ def like(rkey: str) -> bytes:
 def commit_without_records() -> tuple[bytes, bytes]:
     """Return the CAR of an empty repo, and the frame of the commit that emptied it."""
     tree = Tree.build({})
-    block = sign_commit(DID, REV, tree.root, None, KEY)
+    block = sign_commit(DID, REV, tree.root, KEY)
     root = Cid.of(block)
     car = write_car([root], [(root, block), *tree.blocks()])
     ops = [{"action": "delete", "path": "app.bsky.feed.like/gone", "cid": None}]

@@ -6,15 +6,13 @@ import pytest
 
 from rsky_pipeline.atproto import compiled
 
-READERS = [name for name in compiled.__all__ if name != "COMPILED"]
-
 
 @pytest.fixture(scope="module", autouse=True, params=["compiled", "python"])
 def readers(request: pytest.FixtureRequest) -> Iterator[None]:
     """Switch the compiled readers off for one of the two."""
     with pytest.MonkeyPatch.context() as patch:
         if request.param == "python":
-            for name in READERS:
+            for name in compiled.__all__:
                 patch.setattr(compiled, name, lambda *_: None)
         elif not compiled.COMPILED:
             pytest.skip("the compiled readers could not be built: see docs/dependencies.md")

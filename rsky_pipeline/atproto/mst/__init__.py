@@ -10,17 +10,13 @@ trees, `load` reads them; `inversion` and `tree` are the interface.
 
 from rsky_pipeline.atproto.mst.inversion import Change, RepoChange, invert, look_up
 from rsky_pipeline.atproto.mst.load import walk
-from rsky_pipeline.atproto.mst.node import MAX_ENTRIES, MAX_KEY, layer_of
 from rsky_pipeline.atproto.mst.tree import Tree
 
 __all__ = [
-    "MAX_ENTRIES",
-    "MAX_KEY",
     "Change",
     "RepoChange",
     "Tree",
     "invert",
-    "layer_of",
     "look_up",
     "walk",
 ]

@@ -6,7 +6,8 @@ from itertools import pairwise
 from typing import TypeAlias
 
 from rsky_pipeline.atproto.cid import Cid
-from rsky_pipeline.atproto.mst.node import Node, layer_of, replace_child, write_block
+from rsky_pipeline.atproto.mst.node import Node, replace_child, write_block
+from rsky_pipeline.atproto.rules import layer_of
 
 Child: TypeAlias = Node | bytes | None
 Load: TypeAlias = Callable[[Child, int], Node | None]

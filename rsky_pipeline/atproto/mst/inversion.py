@@ -10,7 +10,8 @@ from rsky_pipeline.atproto.cid import Cid
 from rsky_pipeline.atproto.errors import IncompleteTreeError, InvalidDataError
 from rsky_pipeline.atproto.mst.edit import Load, empty, find, insert, remove, seal
 from rsky_pipeline.atproto.mst.load import loader, read_node
-from rsky_pipeline.atproto.mst.node import Node, is_key, layer_of
+from rsky_pipeline.atproto.mst.node import Node, is_key
+from rsky_pipeline.atproto.rules import layer_of
 
 
 class RepoChange(Protocol):

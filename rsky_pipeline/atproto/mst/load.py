@@ -6,7 +6,8 @@ from typing import Protocol
 from rsky_pipeline.atproto.cid import Cid
 from rsky_pipeline.atproto.errors import IncompleteTreeError, InvalidDataError
 from rsky_pipeline.atproto.mst.edit import Child, Load
-from rsky_pipeline.atproto.mst.node import Node, layer_of, parse_block
+from rsky_pipeline.atproto.mst.node import Node, parse_block
+from rsky_pipeline.atproto.rules import layer_of
 
 
 class BlockSource(Protocol):

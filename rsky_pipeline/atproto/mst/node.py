@@ -3,17 +3,14 @@
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from hashlib import sha256
 
 from rsky_pipeline.atproto import cbor, compiled
 from rsky_pipeline.atproto.cid import DAG_CBOR, Cid
 from rsky_pipeline.atproto.errors import InvalidDataError
+from rsky_pipeline.atproto.rules import KEY_LETTERS, MAX_ENTRIES, MAX_KEY
 
-MAX_KEY = 1_024  # bytes
-MAX_ENTRIES = 10_000
-_KEY = re.compile(rb"[A-Za-z0-9._~:-]+/[A-Za-z0-9._~:-]+")
-_SMALL_LAYERS = bytes((8 - first.bit_length()) // 2 for first in range(256))
-
+_PART = re.escape(KEY_LETTERS.encode())
+_KEY = re.compile(rb"[%b]+/[%b]+" % (_PART, _PART))
 _LINK = b"\xd8\x2a\x58\x25\x00"
 
 
@@ -47,14 +44,6 @@ class Content:
     keys: list[bytes]
     values: list[bytes]
     children: list[bytes | None]
-
-
-def layer_of(key: bytes) -> int:
-    """Return the layer of a key: pairs of leading zero bits of its SHA-256."""
-    digest = sha256(key).digest()
-    if digest[0]:
-        return _SMALL_LAYERS[digest[0]]
-    return (256 - int.from_bytes(digest, "big").bit_length()) // 2
 
 
 def is_key(key: bytes) -> bool:

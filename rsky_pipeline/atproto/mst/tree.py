@@ -17,7 +17,8 @@ from rsky_pipeline.atproto.mst.edit import (
     trim,
 )
 from rsky_pipeline.atproto.mst.inversion import Change, RepoChange, undo
-from rsky_pipeline.atproto.mst.node import Node, is_key, layer_of
+from rsky_pipeline.atproto.mst.node import Node, is_key
+from rsky_pipeline.atproto.rules import layer_of
 
 
 class Tree:

@@ -7,73 +7,74 @@ from libc.string cimport memcmp, memcpy
 
 from rsky_pipeline.atproto.native.common cimport (
     CID_LENGTH, content, cut, end_of_collection, follows, is_cid, is_key, is_link, read_number,
-    size_of,
+    set_rules, size_of,
 )
 
 from base64 import b64encode
 from hashlib import sha256
 
+from rsky_pipeline.atproto import rules
 from rsky_pipeline.atproto.cid import Cid
 
+set_rules(rules.KEY_LETTERS, rules.MAX_RKEY)
+cdef Py_ssize_t MAX_SECTION = CID_LENGTH + rules.MAX_BLOCK
+
 cdef enum:
-    MAX_DEPTH = 32  # of records; deeper ones are left to the decoder
-    MAX_RECORD = 65_536  # bytes
-    MAX_WANTED = 16
+    USUAL_DEPTH = 32  # of records
+    USUAL_RECORD = 65_536  # bytes
+    USUAL_WANTED = 16
 
 cdef bytes _HEX = b"0123456789abcdef"
 cdef bytes _BASE32 = b"abcdefghijklmnopqrstuvwxyz234567"
 
 
-def read_blocks(bytes data not None, Py_ssize_t position, Py_ssize_t largest, bint check_hashes):
-    """Return the blocks that begin at a position, each with the hash it is named by, or None.
-
-    `largest` is the size of the largest section in bytes, the CID included.
-    """
+def read_blocks(bytes data not None, Py_ssize_t position):
+    """Return the blocks that begin at a position, each with the hash it is named by, or None."""
     try:
-        return _blocks(data, position, largest, check_hashes)
+        return _blocks(data, position)
     except IndexError:
         return None
 
 
-def find_wanted(bytes data not None, Py_ssize_t position, Py_ssize_t largest, wanted):
+def find_wanted(bytes data not None, Py_ssize_t position, wanted):
     """Return the blocks of a CAR that are wanted, hashes unchecked; None if it is malformed.
 
     Each section is compared with all that are wanted: a few, of the operations of a commit.
     """
-    if len(wanted) > MAX_WANTED:
+    if len(wanted) > USUAL_WANTED:
         return None
     try:
-        return _wanted(data, position, largest, [bytes(cid) for cid in wanted])
+        return _wanted(data, position, [bytes(cid) for cid in wanted])
     except IndexError:
         return None
 
 
-cdef dict _blocks(bytes data, Py_ssize_t position, Py_ssize_t largest, bint check_hashes):
+cdef dict _blocks(bytes data, Py_ssize_t position):
     cdef Py_ssize_t end = size_of(data), length
     cdef bytes name, block
     cdef dict blocks = {}
     while position < end:
         length = _length(data, &position)
-        if length < CID_LENGTH or length > largest:
+        if length < CID_LENGTH or length > MAX_SECTION:
             return None
         name = cut(data, position, position + CID_LENGTH)
         if not is_cid(name, 0):
             return None
         block = cut(data, position + CID_LENGTH, position + length)
-        if check_hashes and sha256(block).digest() != cut(name, 4, CID_LENGTH):
+        if sha256(block).digest() != cut(name, 4, CID_LENGTH):
             return None
         blocks[Cid(name)] = block
         position += length
     return blocks
 
 
-cdef dict _wanted(bytes data, Py_ssize_t position, Py_ssize_t largest, list wanted):
+cdef dict _wanted(bytes data, Py_ssize_t position, list wanted):
     cdef Py_ssize_t end = size_of(data), length
     cdef bytes name
     cdef dict blocks = {}
     while position < end:
         length = _length(data, &position)
-        if length < CID_LENGTH or length > largest or end - position < length:
+        if length < CID_LENGTH or length > MAX_SECTION or end - position < length:
             return None
         for name in wanted:
             if size_of(name) == CID_LENGTH and not memcmp(
@@ -102,7 +103,7 @@ cdef Py_ssize_t _length(bytes data, Py_ssize_t *position) except -2:
 def record_json(bytes block not None):
     """Return the JSON of a record's block, or None unless it is canonical and usual."""
     cdef Output out
-    if size_of(block) > MAX_RECORD:
+    if size_of(block) > USUAL_RECORD:
         return None
     begin(&out, 2 * size_of(block))
     try:
@@ -113,21 +114,19 @@ def record_json(bytes block not None):
         PyMem_Free(out.start)
 
 
-def commit_events(
-    ops, source, bytes header not None, Py_ssize_t largest, bytes shared not None, Py_ssize_t most
-):
+def commit_events(ops, source, bytes header not None, bytes shared not None, Py_ssize_t most):
     """Return the events of a commit's operations, or None if any of them is not usual.
 
     `source` are its blocks, with the hashes that they are named by, or the CAR that they are to be
-    found in, which begins with `header` and has sections of at most `largest` bytes. `shared` are
-    the JSON members that all events have between `type` and `collection`. `most` is in bytes.
+    found in, which begins with `header`. `shared` are the JSON members that all events have between
+    `type` and `collection`. `most` is in bytes.
     """
     cdef bint check_hashes = type(source) is bytes
     cdef list events = []
     cdef bytes event
     try:
         if check_hashes:
-            source = _operated(source, header, largest, ops)
+            source = _operated(source, header, ops)
         if type(source) is not dict:
             return None
         for action, path, cid, _ in ops:
@@ -143,12 +142,12 @@ def commit_events(
     return events
 
 
-cdef dict _operated(bytes car, bytes header, Py_ssize_t largest, ops):
+cdef dict _operated(bytes car, bytes header, ops):
     """Return the blocks of operations out of a CAR with this header, or None."""
     cdef list wanted = [bytes(cid) for _, _, cid, _ in ops if cid is not None]
-    if len(wanted) > MAX_WANTED or not car.startswith(header):
+    if len(wanted) > USUAL_WANTED or not car.startswith(header):
         return None
-    return _wanted(car, size_of(header), largest, wanted)
+    return _wanted(car, size_of(header), wanted)
 
 
 cdef bytes _event(str action, str path, cid, dict blocks, bytes shared, bint check_hashes):
@@ -159,7 +158,7 @@ cdef bytes _event(str action, str path, cid, dict blocks, bytes shared, bint che
         return None
     if cid is not None:
         block = blocks.get(cid)
-        if block is None or size_of(block) > MAX_RECORD:
+        if block is None or size_of(block) > USUAL_RECORD:
             return None
         name = bytes(cid)
         if check_hashes and sha256(block).digest() != cut(name, 4, CID_LENGTH):
@@ -245,7 +244,7 @@ cdef bint _record(bytes block, Output *out) except -1:
     """Append the JSON of a record's block if it is canonical and usual."""
     return (
         size_of(block) > 0 and block[0] >> 5 == 5
-        and _value(block, 0, out, MAX_DEPTH) == size_of(block)
+        and _value(block, 0, out, USUAL_DEPTH) == size_of(block)
     )
 
 
@@ -286,7 +285,7 @@ cdef Py_ssize_t _value(bytes data, Py_ssize_t at, Output *out, int depth) except
             return -1
         put(out, b"%d" % (number if kind == 0 else -1 - <long long>number))
         return at
-    if kind == 6 or number > MAX_RECORD:
+    if kind == 6 or number > USUAL_RECORD:
         return -1
     count = number
     if kind == 3:

@@ -1,5 +1,5 @@
 # cython: language_level=3, boundscheck=True, wraparound=False, cdivision=True
-"""Shared by the compiled readers: parts of bytes, links, and the heads of CBOR items."""
+"""Shared by the compiled readers: parts of bytes, links, keys, and the heads of CBOR items."""
 
 from cpython.bytes cimport PyBytes_FromStringAndSize
 
@@ -13,9 +13,14 @@ cdef extern from *:
     #define CONTENT(object) PyBytes_AS_STRING(object)
     #define SIZE(object) PyBytes_GET_SIZE(object)
     #endif
+    /* Of `rules`; each module has its own, and fills it when it is imported. */
+    static unsigned char is_key_letter[256];
+    static Py_ssize_t max_rkey;
     """
     char *content "CONTENT"(bytes object)
     Py_ssize_t size_of "SIZE"(bytes object)
+    unsigned char is_key_letter[256]
+    Py_ssize_t max_rkey
 
 cdef enum:
     CID_LENGTH = 36
@@ -44,11 +49,12 @@ cdef inline bint is_link(bytes data, Py_ssize_t at) except -1:
     )
 
 
-cdef inline bint is_key_letter(unsigned char c):
-    return (
-        c"a" <= c <= c"z" or c"A" <= c <= c"Z" or c"-" <= c <= c":" and c != c"/"
-        or c == c"_" or c == c"~"
-    )
+cdef inline int set_rules(str key_letters, Py_ssize_t most_of_rkey) except -1:
+    global max_rkey
+    max_rkey = most_of_rkey
+    for letter in key_letters.encode("ascii"):
+        is_key_letter[<unsigned char>letter] = True
+    return 0
 
 
 cdef inline long long read_number(bytes data, Py_ssize_t *at, unsigned char kind) except -2:
@@ -91,11 +97,11 @@ cdef inline bint is_key(str text, Py_ssize_t start, Py_ssize_t end) except -1:
     """Return whether a record key stands there; those that begin with dots are left to Python."""
     cdef Py_ssize_t index
     cdef Py_UCS4 c
-    if not start < end <= start + 512:
+    if not start < end <= start + max_rkey:
         return False
     for index in range(start, end):
         c = text[index]
-        if c > 127 or not is_key_letter(<unsigned char>c):
+        if c > 127 or not is_key_letter[<unsigned char>c]:
             return False
     return text[start] != c"." or end - start > 2
 

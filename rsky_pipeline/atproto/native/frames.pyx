@@ -2,28 +2,32 @@
 """Commits of the firehose, and the identifiers and datetimes in them and in records."""
 
 from rsky_pipeline.atproto.native.common cimport (
-    CID_LENGTH, cut, end_of_collection, follows, is_key, is_link, read_number, size_of,
+    CID_LENGTH, cut, end_of_collection, follows, is_key, is_link, read_number, set_rules, size_of,
 )
 
+from rsky_pipeline.atproto import rules
 from rsky_pipeline.atproto.cid import Cid
 
+set_rules(rules.KEY_LETTERS, rules.MAX_RKEY)
+cdef Py_ssize_t MAX_OPS = rules.MAX_OPS
+cdef Py_ssize_t MAX_COMMIT_BLOCKS = rules.MAX_COMMIT_BLOCKS
 cdef bytes _COMMIT = b"\xa2atg#commitbop\x01"  # the header of a frame
 cdef bytes _PLC = b"did:plc:"
 cdef bytes _DATETIME = b"0000-00-00T00:00:00.000Z"
 
 
-def read_commit(raw, operation, Py_ssize_t most_ops, Py_ssize_t most_blocks):
+def read_commit(raw, operation):
     """Return the fields of the `#commit` in a frame in the order of CommitMessage, or None.
 
     `operation` makes one operation of an iterable of its four fields.
     """
     try:
-        return _commit(raw, operation, most_ops, most_blocks) if type(raw) is bytes else None
+        return _commit(raw, operation) if type(raw) is bytes else None
     except (IndexError, UnicodeDecodeError):
         return None
 
 
-cdef tuple _commit(bytes raw, operation, Py_ssize_t most_ops, Py_ssize_t most_blocks):
+cdef tuple _commit(bytes raw, operation):
     cdef Py_ssize_t at = size_of(_COMMIT), left, size, before = 0, before_size = 0
     cdef long long number = -1
     cdef unsigned long long rev_number
@@ -43,7 +47,7 @@ cdef tuple _commit(bytes raw, operation, Py_ssize_t most_ops, Py_ssize_t most_bl
         before, before_size = at, size
         at += size
         if _is_at(raw, before, size, b"ops"):
-            ops = _operations(raw, &at, operation, most_ops)
+            ops = _operations(raw, &at, operation)
             if ops is None:
                 return None
         elif _is_at(raw, before, size, b"rev"):
@@ -70,7 +74,7 @@ cdef tuple _commit(bytes raw, operation, Py_ssize_t most_ops, Py_ssize_t most_bl
                 return None
         elif _is_at(raw, before, size, b"blocks"):
             size = read_number(raw, &at, 0x40)
-            if size < 0 or size > most_blocks:
+            if size < 0 or size > MAX_COMMIT_BLOCKS:
                 return None
             blocks = cut(raw, at, at + size)
             at += size
@@ -99,14 +103,14 @@ cdef tuple _commit(bytes raw, operation, Py_ssize_t most_ops, Py_ssize_t most_bl
     return number, repo, rev, since, commit, blocks, ops, prev_data, time, too_big, rebase
 
 
-cdef tuple _operations(bytes raw, Py_ssize_t *at, operation, Py_ssize_t most):
+cdef tuple _operations(bytes raw, Py_ssize_t *at, operation):
     """Read operations whose paths are different, or return None."""
     cdef Py_ssize_t count = read_number(raw, at, 0x80), left, size, before, before_size
     cdef str path, text, action
     cdef object cid, prev
     cdef list found = []
     cdef set paths = set()
-    if count < 0 or count > most:
+    if count < 0 or count > MAX_OPS:
         return None
     for _ in range(count):
         left = read_number(raw, at, 0xA0)

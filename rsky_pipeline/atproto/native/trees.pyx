@@ -4,15 +4,20 @@
 from cpython.bytes cimport PyBytes_FromStringAndSize
 
 from rsky_pipeline.atproto.native.common cimport (
-    CID_LENGTH, cut, is_key_letter, is_link, read_number, size_of,
+    CID_LENGTH, cut, is_key_letter, is_link, read_number, set_rules, size_of,
 )
 
 from hashlib import sha256
 
+from rsky_pipeline.atproto import rules
+from rsky_pipeline.atproto.rules import layer_of
+
+set_rules(rules.KEY_LETTERS, rules.MAX_RKEY)
+cdef Py_ssize_t MAX_KEY = rules.MAX_KEY
+cdef Py_ssize_t MAX_ENTRIES = rules.MAX_ENTRIES
+
 cdef enum:
-    MAX_KEY = 1_024
-    MAX_ENTRIES = 10_000
-    MAX_CHANGES = 16  # that each hash the nodes above them; Python does so once for all
+    USUAL_CHANGES = 16  # that each hash the nodes above them; Python does so once for all
 
 
 def read_node(bytes block not None):
@@ -58,7 +63,7 @@ cdef tuple _node(bytes block):
             letter = block[place]
             if letter == c"/":
                 slashes += 1
-            elif not is_key_letter(letter):
+            elif not is_key_letter[letter]:
                 return None
         for place in range(shared):
             slashes += previous[place] == c"/"
@@ -120,7 +125,7 @@ cdef class _Partial:
             return found[0]
         node = self.read(cid)
         if node[0]:
-            if _layer(node[0][0]) != layer:
+            if layer_of(node[0][0]) != layer:
                 raise _Unusual
         elif node[2][0] is None:
             raise _Unusual
@@ -206,13 +211,13 @@ def undo_changes(blocks, bytes root not None, list changes not None):
     cdef tuple node
     cdef _Partial tree = _Partial(blocks)
     cdef int layer
-    if len(changes) > MAX_CHANGES:
+    if len(changes) > USUAL_CHANGES:
         return None
     try:
         node = tree.read(root)
         if not node[0]:
             return None
-        layer = _layer(node[0][0])
+        layer = layer_of(node[0][0])
         for key, after, before in changes:
             if after is None or top is None:
                 return None
@@ -222,23 +227,6 @@ def undo_changes(blocks, bytes root not None, list changes not None):
         return tree.trim(top, layer)
     except (IndexError, _Unusual):
         return None
-
-
-cdef int _layer(bytes key) except -1:
-    """Return the layer of a key: pairs of leading zero bits of its SHA-256."""
-    cdef bytes digest = sha256(key).digest()
-    cdef int bits = 0
-    cdef Py_ssize_t index
-    cdef unsigned char c
-    for index in range(32):
-        c = digest[index]
-        if c:
-            while not c & 0x80:
-                bits += 1
-                c <<= 1
-            break
-        bits += 8
-    return bits // 2
 
 
 cdef bint _is_bottom(list children):

@@ -154,7 +154,7 @@ class Hostility:
         """Return a commit that the account did not make."""
         path, block = self._stranger()
         tree = Tree.build({path: Cid.of(block)})
-        commit = sign_commit(message.did, message.rev, tree.root, None, self._key)
+        commit = sign_commit(message.did, message.rev, tree.root, self._key)
         root = Cid.of(commit)
         car = write_car([root], [(root, commit), *tree.blocks(), (Cid.of(block), block)])
         op = {"action": "create", "path": path, "cid": Cid.of(block)}

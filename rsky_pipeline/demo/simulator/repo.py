@@ -131,7 +131,7 @@ class SimulatedRepo:
         return write_car([root], [(root, self.commit), *self._tree.blocks(), *records.items()])
 
     def _sign(self, rev: str) -> Cid:
-        self.commit = sign_commit(self._did, rev, self._tree.root, None, self._key)
+        self.commit = sign_commit(self._did, rev, self._tree.root, self._key)
         self.rev = rev
         return Cid.of(self.commit)
 

@@ -17,8 +17,8 @@ from typing import Any
 import orjson
 
 from rsky_pipeline.atproto import compiled
-from rsky_pipeline.atproto.car import MAX_BLOCK, find_blocks, usual_header
-from rsky_pipeline.atproto.cid import LENGTH, Cid
+from rsky_pipeline.atproto.car import find_blocks, usual_header
+from rsky_pipeline.atproto.cid import Cid
 from rsky_pipeline.atproto.commit import parse_commit
 from rsky_pipeline.atproto.dagjson import record_to_json
 from rsky_pipeline.atproto.datetimes import format_utc, normalize
@@ -280,9 +280,7 @@ def encode_commit_events(
          "commit": str(message.commit), "rev": message.rev}
     )[1:-1]  # fmt: skip
     source = message.blocks if blocks is None else blocks
-    return compiled.commit_events(
-        ops, source, usual_header(message.commit), MAX_BLOCK + LENGTH, shared, most
-    )
+    return compiled.commit_events(ops, source, usual_header(message.commit), shared, most)
 
 
 class _OperationWriter:

@@ -56,7 +56,7 @@ def make_repo(did: str, count: int, key: PrivateKey = KEY) -> tuple[bytes, set[s
         records[f"app.bsky.feed.like/{number:05d}"] = record
     records["com.example.other/1"] = encode({"n": 0})
     tree = Tree.build({path: Cid.of(record) for path, record in records.items()})
-    commit = sign_commit(did, "3jzfcijpj2z2a", tree.root, None, key)
+    commit = sign_commit(did, "3jzfcijpj2z2a", tree.root, key)
     blocks = [(Cid.of(commit), commit), *tree.blocks()]
     blocks += [(Cid.of(record), record) for record in records.values()]
     return write_car([Cid.of(commit)], blocks), {f"{number:05d}" for number in range(count)}

@@ -121,7 +121,7 @@ def like(seq: int, *, repo: str = "did:plc:aaaaaaaaaaaaaaaaaaaaaaaa", **changes:
 def commit(seq: int, records: dict[str, Any], *, repo: str, **changes: Any) -> bytes:
     """Return a commit frame that creates records; the tree that is signed is not in it."""
     blocks = {path: encode(record) for path, record in records.items()}
-    root = sign_commit(repo, rev(seq), Cid.of(b"a tree"), None, KEY)
+    root = sign_commit(repo, rev(seq), Cid.of(b"a tree"), KEY)
     car = [(Cid.of(block), block) for block in (root, *blocks.values())]
     body: dict[str, Any] = {
         "seq": seq, "repo": repo, "rev": rev(seq), "since": rev(seq - 1), "commit": Cid.of(root),

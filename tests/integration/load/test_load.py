@@ -54,7 +54,7 @@ def car(
     """Return a repo; `drop` leaves out the block of one record."""
     blocks = {path: cbor.encode(record) for path, record in records.items()}
     tree = Tree.build({path: Cid.of(block) for path, block in blocks.items()})
-    commit = sign_commit(did, rev, tree.root, None, KEY)
+    commit = sign_commit(did, rev, tree.root, KEY)
     kept = [(Cid.of(block), block) for path, block in blocks.items() if path != drop]
     return write_car([Cid.of(commit)], [(Cid.of(commit), commit), *tree.blocks(), *kept])
 

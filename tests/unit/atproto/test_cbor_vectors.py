@@ -81,15 +81,6 @@ def test_json_and_cbor_of_published_values(name: str) -> None:
         assert json.loads(dagjson.to_json(value)) == case["json"]
 
 
-def test_published_values_that_may_be_records() -> None:
-    folder = test_data("fixtures/interop/data-model")
-    for case in json.loads((folder / "data-model-valid.json").read_text()):
-        dagjson.check_record(dagjson.from_json(case["json"]))
-    for case in json.loads((folder / "data-model-invalid.json").read_text()):
-        with pytest.raises(InvalidDataError):
-            dagjson.check_record(dagjson.from_json(case["json"]))
-
-
 @pytest.mark.parametrize("name", ["feedpost_record.cbor", "post_richtext_link.cbor"])
 def test_recorded_posts_are_canonical(name: str) -> None:
     data = test_data(f"fixtures/indigo/records/{name}").read_bytes()

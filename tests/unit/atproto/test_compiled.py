@@ -13,6 +13,7 @@ from rsky_pipeline.atproto.cid import Cid
 from rsky_pipeline.atproto.errors import IncompleteTreeError, InvalidDataError
 from rsky_pipeline.atproto.mst import Change, Tree, invert
 from rsky_pipeline.atproto.mst.node import _parse_anything
+from rsky_pipeline.atproto.rules import MAX_BLOCK
 from rsky_pipeline.indexer.lexicon import check
 from tests.unit.atproto import trees
 from tests.unit.atproto.damaged import PLC, cids, damage, readers, records
@@ -62,18 +63,19 @@ def test_nodes_with_long_keys(size: int) -> None:
 def test_blocks_of_a_car(contents: list[bytes], data: st.DataObject) -> None:
     pairs = [(Cid.of(content), content) for content in contents]
     sections = car.write_car([Cid.of(b"root")], pairs)[len(car.write_car([Cid.of(b"root")], [])) :]
-    largest = car.MAX_BLOCK + 36
-    assert compiled.read_blocks(sections, 0, largest, True) == dict(pairs)
+    assert compiled.read_blocks(sections, 0) == dict(pairs)
     wanted = {cid for cid, _ in pairs[::2]}
-    assert compiled.find_wanted(sections, 0, largest, wanted) == {
+    assert compiled.find_wanted(sections, 0, wanted) == {
         cid: block for cid, block in pairs if cid in wanted
     }
     damaged = damage(sections, data)
-    for check_hashes in (True, False):
-        read = compiled.read_blocks(damaged, 0, largest, check_hashes)
-        if read is not None:
-            assert read == car._read_blocks(damaged, 0, car.MAX_BLOCK, check_hashes)
-    found = compiled.find_wanted(damaged, 0, largest, wanted)
+    read = compiled.read_blocks(damaged, 0)
+    if read is not None:
+        reader = car.CarReader()
+        reader.feed(car.write_car([Cid.of(b"root")], []))
+        assert read == dict(reader.feed(damaged))
+        reader.finish()
+    found = compiled.find_wanted(damaged, 0, wanted)
     if found is not None:
         assert found == car._find_blocks(damaged, 0, wanted)
 
@@ -141,9 +143,18 @@ def test_undoing_many_changes_is_left_to_python() -> None:
 )
 def test_lengths_that_lie(length: bytes) -> None:
     cid = Cid.of(b"")
-    assert compiled.read_blocks(length + cid, 0, 1_000_000, True) is None
-    assert compiled.read_blocks(b"\x24" + cid, 0, 10, True) is None
-    assert compiled.read_blocks(b"\x24" + cid, 0, 36, True) == {cid: b""}
+    assert compiled.read_blocks(length + cid, 0) is None
+    assert compiled.read_blocks(b"\x24" + cid, 0) == {cid: b""}
+
+
+@pytest.mark.parametrize(("size", "accepted"), [(MAX_BLOCK, True), (MAX_BLOCK + 1, False)])
+def test_the_largest_block(size: int, accepted: bool) -> None:
+    cid, content = Cid.of(bytes(size)), bytes(size)
+    empty = car.write_car([cid], [])
+    data = car.write_car([cid], [(cid, content)])
+    found = {cid: content} if accepted else None
+    assert compiled.read_blocks(data, len(empty)) == found
+    assert compiled.find_wanted(data, len(empty), {cid}) == found
 
 
 @given(records, st.data())

@@ -33,7 +33,7 @@ anything = values | st.sampled_from([*BODY.values(), Cid.of(b"", RAW), "3l3qo2vu
 
 
 def read(raw: object) -> frame.CommitMessage | None:
-    fields = compiled.read_commit(raw, frame.RepoOp._make, frame.MAX_OPS, frame.MAX_COMMIT_BLOCKS)
+    fields = compiled.read_commit(raw, frame.RepoOp._make)
     return None if fields is None else frame.CommitMessage._make(fields)
 
 

@@ -6,9 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rsky_pipeline.atproto.car import MAX_BLOCK, find_blocks, read_car, write_car
+from rsky_pipeline.atproto.car import find_blocks, read_car, write_car
 from rsky_pipeline.atproto.cid import Cid
 from rsky_pipeline.atproto.errors import InvalidDataError
+from rsky_pipeline.atproto.rules import MAX_BLOCK
 
 blocks = st.lists(st.binary(max_size=300), min_size=1, max_size=12, unique=True)
 

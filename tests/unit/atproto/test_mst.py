@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from rsky_pipeline.atproto.cid import Cid
 from rsky_pipeline.atproto.errors import IncompleteTreeError, InvalidDataError
 from rsky_pipeline.atproto.frame import RepoOp
-from rsky_pipeline.atproto.mst import Change, Tree, invert, layer_of, walk
+from rsky_pipeline.atproto.mst import Change, Tree, invert, walk
+from rsky_pipeline.atproto.rules import layer_of
 from tests.unit.atproto.trees import LEAF, apply_in_order, cids, items, key_on, paths
 
 

@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from rsky_pipeline.atproto import cbor
 from rsky_pipeline.atproto.cid import RAW, Cid
 from rsky_pipeline.atproto.errors import IncompleteTreeError, InvalidDataError
-from rsky_pipeline.atproto.mst import MAX_ENTRIES, walk
+from rsky_pipeline.atproto.mst import walk
 from rsky_pipeline.atproto.mst.node import _parse_anything, parse_block, write_block
+from rsky_pipeline.atproto.rules import MAX_ENTRIES
 from tests.unit.atproto.trees import LEAF, blocks_of, entry, key_on, node, paths
 
 LOW, HIGH = key_on(0, "a/"), key_on(0, "b/")

@@ -8,8 +8,9 @@ from rsky_pipeline.atproto import cbor
 from rsky_pipeline.atproto.car import Car, read_car
 from rsky_pipeline.atproto.cid import Cid
 from rsky_pipeline.atproto.errors import IncompleteTreeError
-from rsky_pipeline.atproto.mst import Change, Tree, invert, layer_of, walk
+from rsky_pipeline.atproto.mst import Change, Tree, invert, walk
 from rsky_pipeline.atproto.mst.node import shared_length
+from rsky_pipeline.atproto.rules import layer_of
 from tests.data import test_data
 from tests.data_frames import unpack_zstd
 from tests.unit.atproto.trees import apply_in_order

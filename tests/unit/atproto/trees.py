@@ -6,7 +6,8 @@ from hypothesis import strategies as st
 
 from rsky_pipeline.atproto import cbor
 from rsky_pipeline.atproto.cid import Cid
-from rsky_pipeline.atproto.mst import Change, Tree, layer_of
+from rsky_pipeline.atproto.mst import Change, Tree
+from rsky_pipeline.atproto.rules import layer_of
 
 paths = st.integers(0, 400).map(lambda number: f"com.example.record/{number:03d}")
 cids = st.integers(0, 50).map(lambda number: Cid.of(b"%d" % number))

@@ -65,7 +65,7 @@ def commit(
 
 def signed(ops: list[tuple[str, str, Any]], **changes: Any) -> bytes:
     """Return a frame whose commit object is one, of a tree that is not in it."""
-    root = sign_commit(DID, REV, Cid.of(b"tree"), None, PrivateKey.from_seed("k256", b"a"))
+    root = sign_commit(DID, REV, Cid.of(b"tree"), PrivateKey.from_seed("k256", b"a"))
     records = [encode(record) for _, _, record in ops]
     blocks = [(Cid.of(block), block) for block in (root, *records)]
     car = write_car([Cid.of(root)], blocks)

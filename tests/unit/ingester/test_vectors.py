@@ -48,7 +48,7 @@ def message(
     ops: Sequence[RepoOp], before: Cid | None, after: Cid, blocks: Iterable[tuple[Cid, bytes]]
 ) -> CommitMessage:
     """Return the commit, really signed, that leads from one tree to another."""
-    block = sign_commit(DID, REV, after, None, KEY)
+    block = sign_commit(DID, REV, after, KEY)
     root = Cid.of(block)
     car = write_car([root], [(root, block), *blocks])
     return CommitMessage(1, DID, REV, None, root, car, tuple(ops), before, TIME, False, False)

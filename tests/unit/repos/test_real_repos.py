@@ -159,7 +159,7 @@ def test_a_slice_of_a_repo_is_incomplete(load: Loader) -> None:
         load(data, old["did"])
     assert error.value.reason == "invalid_commit"
     # Its commit is of version 2, which is refused first; with one of today the tree is.
-    block = sign_commit(old["did"], REV, old["data"], None, PrivateKey.from_seed("k256", b"x"))
+    block = sign_commit(old["did"], REV, old["data"], PrivateKey.from_seed("k256", b"x"))
     again = write_car([Cid.of(block)], [(Cid.of(block), block), *car.blocks.items()])
     with pytest.raises(RepoError) as error:
         list_paths(load(again, old["did"]))
@@ -220,7 +220,7 @@ def test_a_repo_that_names_its_records_again_and_again_is_refused(load: Loader) 
     did, key = "did:plc:" + "a" * 24, PrivateKey.from_seed("k256", b"repeat")
     block = cbor.encode({"$type": "app.bsky.feed.post", "text": "x" * 100_000})
     tree = Tree.build({f"app.bsky.feed.post/{n:013d}": Cid.of(block) for n in range(2_000)})
-    commit = sign_commit(did, REV, tree.root, None, key)
+    commit = sign_commit(did, REV, tree.root, key)
     blocks = [(Cid.of(commit), commit), *tree.blocks(), (Cid.of(block), block)]
     repo = load(write_car([Cid.of(commit)], blocks), did)
     with pytest.raises(RepoError) as refused:
