@@ -4,10 +4,8 @@ A worker samples itself every few seconds, `verify` all workers before and after
 are monotonic seconds.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-
-from prometheus_client import CollectorRegistry
 
 from rsky_pipeline.streams.lag import GroupReport, ServerMemory, StreamReport
 
@@ -114,15 +112,3 @@ class SampleWindow:
             old = (before.value(name, **labels) if before else None) or 0.0
             total += new - old if new >= old else new
         return total
-
-
-def exported(registry: CollectorRegistry, worker: str, names: Iterable[str]) -> Exported:
-    """Return the samples with these names that a worker has in its own registry."""
-    samples: dict[str, dict[Labels, float]] = {}
-    wanted = set(names)
-    for metric in registry.restricted_registry(wanted).collect():
-        for sample in metric.samples:
-            if sample.name in wanted:
-                series = tuple(sorted(sample.labels.items()))
-                samples.setdefault(sample.name, {})[series] = sample.value
-    return Exported(worker, samples)

@@ -21,7 +21,7 @@ from rsky_pipeline.health.rules import (
     finding_of,
     finding_series,
 )
-from rsky_pipeline.health.samples import Expectations, Sample, SampleWindow, exported
+from rsky_pipeline.health.samples import Expectations, Exported, Labels, Sample, SampleWindow
 from rsky_pipeline.observability.catalogue import missing_metrics
 from rsky_pipeline.observability.findings import FAILS, WARNS, FindingMetrics
 from rsky_pipeline.observability.streams import StreamMetrics
@@ -61,7 +61,7 @@ class SelfCheck:
         self._expected = expectations(settings, rated=role == "ingester")
         self._throttled = ThrottledLog(_log, _AGAIN_SECONDS)
         # A sample before any work, so that events before the first check count as an increase.
-        self._samples = [Sample(time.monotonic(), workers=(exported(registry, role, METRICS),))]
+        self._samples = [Sample(time.monotonic(), workers=(self._exported(),))]
 
     def look(self, store: Store, reports: Sequence[StreamReport]) -> list[RuleVerdict]:
         """Take a sample and evaluate the rules; findings go to metrics and log, and are returned.
@@ -77,10 +77,19 @@ class SelfCheck:
                 looked_at=looked_at,
                 misplaced=misplaced,
                 memory=memory,
-                workers=(exported(self._registry, self._role, METRICS),),
+                workers=(self._exported(),),
                 missing_metrics=missing_metrics(self._registry, self._role),
             )
         )
+
+    def _exported(self) -> Exported:
+        samples: dict[str, dict[Labels, float]] = {}
+        for metric in self._registry.restricted_registry(METRICS).collect():
+            for sample in metric.samples:
+                if sample.name in METRICS:
+                    series = tuple(sorted(sample.labels.items()))
+                    samples.setdefault(sample.name, {})[series] = sample.value
+        return Exported(self._role, samples)
 
     def observe(self, sample: Sample) -> list[RuleVerdict]:
         """Add a sample to the last minutes and evaluate the rules."""

@@ -142,13 +142,13 @@ def optional_reference(record: Record, key: str) -> tuple[str | None, str | None
     return strong_reference(record, key)
 
 
-def json_text(record: Record, key: str) -> str | None:
-    """Return the JSON of an array, for a column that keeps it as a text; None when it is absent."""
-    found = record.get(key)
+def description_facets(record: Record) -> str | None:
+    """Return the JSON of `descriptionFacets`, which the tables keep as a text; None if absent."""
+    found = record.get("descriptionFacets")
     if found is None:
         return None
     if not isinstance(found, list):
-        raise InvalidRecordError("wrong_type", f"{key} is not an array")
+        raise InvalidRecordError("wrong_type", "descriptionFacets is not an array")
     return encode(found)
 
 

@@ -5,8 +5,8 @@ from rsky_pipeline.indexer.collections.fields import (
     Record,
     blob_cid,
     created_at,
+    description_facets,
     did,
-    json_text,
     optional_text,
     text,
 )
@@ -19,7 +19,7 @@ def _read(_put: Put, record: Record) -> Rows:
             did(record, "did"),
             text(record, "displayName", 240),
             optional_text(record, "description", 3_000),
-            json_text(record, "descriptionFacets"),
+            description_facets(record),
             blob_cid(record, "avatar"),
             created_at(record),
         )

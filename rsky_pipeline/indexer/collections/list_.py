@@ -5,7 +5,7 @@ from rsky_pipeline.indexer.collections.fields import (
     Record,
     blob_cid,
     created_at,
-    json_text,
+    description_facets,
     optional_text,
     text,
 )
@@ -18,7 +18,7 @@ def _read(_put: Put, record: Record) -> Rows:
             text(record, "name", 64, min_bytes=1),
             text(record, "purpose", 1_000),
             optional_text(record, "description", 3_000),
-            json_text(record, "descriptionFacets"),
+            description_facets(record),
             blob_cid(record, "avatar"),
             created_at(record),
         )

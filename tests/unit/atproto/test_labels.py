@@ -5,12 +5,13 @@ from typing import Any
 
 import pytest
 
-from rsky_pipeline.atproto import cbor, dagjson
+from rsky_pipeline.atproto import cbor
 from rsky_pipeline.atproto.crypto import PrivateKey, PublicKey
 from rsky_pipeline.atproto.errors import InvalidDataError
 from rsky_pipeline.atproto.frame import LabelsMessage, decode_frame
 from rsky_pipeline.atproto.labels import parse_label
 from tests.data import test_data
+from tests.unit.atproto.dagjson_values import from_json
 
 KEY = PrivateKey.from_seed("k256", b"labeler")
 LABEL = {
@@ -37,7 +38,7 @@ def test_published_signatures() -> None:
             assert isinstance(message, LabelsMessage)
             value: Any = message.labels[vector["labelIndex"]]
         else:
-            value = dagjson.from_json(vector["label"])
+            value = from_json(vector["label"])
         key = PublicKey.parse(vector["publicKey"])
         assert parse_label(value).verify(key) == vector["valid"], vector["name"]
 

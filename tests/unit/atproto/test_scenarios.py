@@ -5,7 +5,6 @@ from typing import Any
 
 import pytest
 
-from rsky_pipeline.atproto import dagjson
 from rsky_pipeline.atproto.car import read_car
 from rsky_pipeline.atproto.commit import parse_commit, verify_commit
 from rsky_pipeline.atproto.crypto import PublicKey
@@ -13,10 +12,11 @@ from rsky_pipeline.atproto.errors import IncompleteTreeError
 from rsky_pipeline.atproto.frame import CommitMessage, Message, decode_frame, encode_frame
 from rsky_pipeline.atproto.mst import invert
 from tests.data import test_data
+from tests.unit.atproto.dagjson_values import from_json
 
 
 def _message(body: dict[str, Any], kind: str = "#commit") -> Message:
-    return decode_frame(encode_frame(kind, dagjson.from_json(body)))
+    return decode_frame(encode_frame(kind, from_json(body)))
 
 
 def _scenario(name: str) -> tuple[list[Message], dict[str, PublicKey], list[bool]]:

@@ -10,7 +10,7 @@ import trio
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rsky_pipeline.atproto import cbor, dagjson
+from rsky_pipeline.atproto import cbor
 from rsky_pipeline.atproto.car import Car, read_car, write_car
 from rsky_pipeline.atproto.cid import Cid
 from rsky_pipeline.atproto.commit import sign_commit
@@ -30,6 +30,7 @@ from rsky_pipeline.observability.ingester import ERROR_REASONS
 from rsky_pipeline.streams.names import FIREHOSE_LIVE
 from tests.data import test_data
 from tests.data_frames import corpus_documents, corpus_frames, unpack_zstd
+from tests.unit.atproto.dagjson_values import from_json
 from tests.unit.ingester.claims import Accounts, Written
 from tests.unit.ingester.support import Converting
 from tests.unit.ingester.test_malformed import mutations, vectors
@@ -163,7 +164,7 @@ def scenario(name: str) -> tuple[list[bytes], Accounts, list[bool]]:
             key["publicKeyMultibase"], key["type"]
         )
     frames = [
-        encode_frame(item["frame"]["header"]["t"], dagjson.from_json(item["frame"]["body"]))
+        encode_frame(item["frame"]["header"]["t"], from_json(item["frame"]["body"]))
         for item in found["messages"]
     ]
     return frames, accounts, [item["drop"] for item in found["messages"]]
@@ -235,7 +236,7 @@ async def test_a_commit_is_written_only_if_its_own_account_signed_it() -> None:
 )
 def test_commits_of_before_sync_1_1_are_looked_up_in_their_tree(number: int, ops: int) -> None:
     name = f"fixtures/indigo/partial-commits/firehose_commit_{number}.json"
-    body = dagjson.from_json(json.loads(test_data(name).read_text()))
+    body = from_json(json.loads(test_data(name).read_text()))
     assert isinstance(body, dict)
     made = Converting("full")
     found = made.convert(encode_frame("#commit", body), SignatureStatus.VALID)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from rsky_pipeline.atproto import cbor, dagjson
+from rsky_pipeline.atproto import cbor
 from rsky_pipeline.atproto.car import CarReader, read_car, write_car
 from rsky_pipeline.atproto.cid import Cid
 from rsky_pipeline.atproto.commit import parse_commit, sign_commit
@@ -19,6 +19,7 @@ from rsky_pipeline.repos.blocks import Blocks, Budget
 from rsky_pipeline.repos.entries import closing_entry, create_entries
 from rsky_pipeline.repos.repo import Repo, RepoError, list_paths, open_repo
 from tests.data import test_data
+from tests.unit.atproto.dagjson_values import from_json
 
 REV = "3jzfcijpj2z2a"
 TIME = "2026-01-01T00:00:00.000Z"
@@ -99,7 +100,7 @@ def test_good_repos_give_exactly_their_records(
         repo.commit.data
     )
     for cid, record in found.values():
-        assert cbor.encode(dagjson.from_json(record)) == repo.blocks.get(Cid.parse(cid))
+        assert cbor.encode(from_json(record)) == repo.blocks.get(Cid.parse(cid))
     closing = json.loads(closing_entry(repo, TIME).payload)
     assert (closing["type"], closing["rev"], closing["complete"]) == ("repo", repo.commit.rev, True)
 
