@@ -6,8 +6,9 @@ from typing import Any, NamedTuple
 
 RATES = {
     "drop": 0.01, "repeat": 0.02, "reorder": 0.01, "corrupt": 0.02, "truncate": 0.01,
-    "jump": 0.004, "leap": 0.005, "forge": 0.01, "smuggle": 0.01, "hide": 0.01, "too_big": 0.005,
-    "sync": 0.005, "future": 0.1, "rotate": 0.003, "rotate_quietly": 0.003,
+    "jump": 0.004, "leap": 0.005, "forge": 0.01, "smuggle": 0.01, "hide": 0.01,
+    "strip": 0.01, "too_big": 0.005, "sync": 0.005, "future": 0.1,
+    "rotate": 0.003, "rotate_quietly": 0.003,
 }  # fmt: skip
 OPTIONS = tuple(f"--fault={name}={rate}" for name, rate in RATES.items())
 QUEUED = "queued resync"
@@ -54,6 +55,7 @@ EVIDENCE: dict[str, Evidence] = {
     ),
     "smuggle": _resync("invalid_operation", "error_reasons"),
     "hide": _resync("inversion", "error_reasons"),
+    "strip": _resync("broken_chain"),
     "too_big": _resync("too_big"),
     "sync": _resync("sync"),
     "future": Evidence(

@@ -109,6 +109,7 @@ class FrameCounters:
         self.replays = 0  # commits that were taken over before
         self.firsts = 0  # commits that no other relay brought before
         self.resyncs_spared = 0  # repos to fetch that another job takes care of
+        self.resyncs_owed = 0  # repos to fetch at a later commit
         self.gaps: Counter[str] = Counter()
         self.jumps: Counter[str] = Counter()  # of a host's numbers, by what became of them
         self.seconds: defaultdict[str, float] = defaultdict(float)  # spent on checks, by step
@@ -128,6 +129,7 @@ class FrameCounters:
         metrics.duplicates.inc(self.duplicates)
         metrics.quarantined.inc(self.quarantined)
         metrics.resyncs_spared.inc(self.resyncs_spared)
+        metrics.resyncs_owed.inc(self.resyncs_owed)
         if self.replays:
             metrics.replays.labels(host).inc(self.replays)
         if self.firsts:

@@ -6,8 +6,8 @@ one frame when its turn has come, in the order of the stream:
     take    decode (frames) -> known state of each repo (states) -> replay? then read no further
             -> records and commit object (convert) -> signature (signatures: many in a thread)
             -> reorder buffer, until all frames before it are decided
-    admit   replay? -> signature good? -> blocks readable? -> operations lead from prevData to
-            data? (validation: MST inversion) -> chain: follows on the known state?
+    admit   replay? -> signature good? -> blocks readable? -> operations lead back to prevData
+            from data? (validation: MST inversion) -> chain: follows on the known state?
             -> write, or resync
 
 Three things rest on this order.
@@ -33,6 +33,7 @@ from typing import NamedTuple
 
 import trio
 
+from rsky_pipeline.atproto.cid import Cid
 from rsky_pipeline.atproto.crypto import SignatureCheck, check_all
 from rsky_pipeline.atproto.errors import IncompleteTreeError, InvalidDataError
 from rsky_pipeline.atproto.frame import (
@@ -45,15 +46,23 @@ from rsky_pipeline.atproto.frame import (
 from rsky_pipeline.atproto.syntax import tid_number, tid_text
 from rsky_pipeline.ingester.commits.convert import RepoConverter
 from rsky_pipeline.ingester.commits.relays import AccountUpdate, RelayDedup
-from rsky_pipeline.ingester.commits.resync import Discovery, Resyncs
+from rsky_pipeline.ingester.commits.resync import (
+    UNPROVEN_BURST,
+    UNPROVEN_PER_MINUTE,
+    Discovery,
+    Rate,
+    Resyncs,
+)
 from rsky_pipeline.ingester.commits.signatures import SignatureStatus, SignatureVerifier
 from rsky_pipeline.ingester.commits.states import (
     DESYNCHRONIZED,
+    OWED,
     RepoState,
     RepoStates,
     is_inactive,
     make_state,
     with_activity,
+    with_flag,
 )
 from rsky_pipeline.ingester.commits.validation import (
     CommitProof,
@@ -305,6 +314,7 @@ class Admission:
         self._counters = converter.counters
         self._shared = shared
         self.states = shared.states  # that of a frame's repo must be in memory, see `prefetch`
+        self._unproven = Rate(UNPROVEN_PER_MINUTE, UNPROVEN_BURST)
         self._clock = clock
         self._log = ThrottledLog(_log)
 
@@ -327,7 +337,8 @@ class Admission:
             self.note_replay(update.did, update.rev)
             frame.clear()
             return
-        # 2. Who signed it? Of a commit without a good signature nothing is written or remembered.
+        # 2. Who signed it? Of a commit without a good signature nothing is written, and nothing is
+        # remembered but that its repo may have to be fetched.
         if frame.status is not None and frame.status is not SignatureStatus.VALID:
             frame.clear()
             if frame.status is SignatureStatus.NO_ACCOUNT:
@@ -335,28 +346,34 @@ class Admission:
             else:
                 forged = frame.status is SignatureStatus.FORGED
                 reason = FetchReason.FORGED if forged else FetchReason.UNVERIFIED
-                self._resync(frame, update, reason, update.ops)
+                self._resync_unproven(frame, update, reason, before)
             return
         if not update.readable:  # nor is there a tree that the next commit could follow on
             assert update.problem is not None
-            self._resync(frame, update, update.problem, update.ops)
+            self._resync_unproven(frame, update, update.problem, before)
             return
         # 3. Do its operations lead from the tree before to the signed tree?
-        problem = self._inversion_problem(update.proof)
-        if problem is not None:
+        tree = self._undo(update.proof)
+        if isinstance(tree, FetchReason):
             frame.clear()
-            self._counters.errors[problem.word] += 1
-            self._resync(frame, update, problem, update.ops)
-            self._take_over(frame, update, make_state(update.rev, update.data, DESYNCHRONIZED))
+            self._counters.errors[tree.word] += 1
+            self._resync(frame, update, tree, update.ops)
+            state = follow(before, update).state
+            self._take_over(frame, update, with_flag(state, DESYNCHRONIZED, True))
             return
         # 4. Does it follow on the known state? Whether or not, it is the state from here on.
-        state, broken = follow(before, update)
+        state, broken = follow(before, update, tree)
         if broken is FetchReason.UNSEEN and update.problem is None:
             self._discover(frame, update, state)
             return
         # 5. Its records are written; the rest of the repo is fetched.
         problem = broken or update.problem
-        if problem is not None:
+        owed = before is not None and bool(before[8] & OWED)
+        if problem is FetchReason.NO_PREV_DATA or (owed and problem is None):
+            reason = problem or FetchReason.UNVERIFIED
+            if not self._queue_at_rate(frame, update, reason, ()):
+                state = with_flag(state, OWED, True)
+        elif problem is not None:
             unwritten = update.ops if problem is FetchReason.TOO_BIG else ()
             self._resync(frame, update, problem, unwritten)
         self._take_over(frame, update, state)
@@ -383,13 +400,13 @@ class Admission:
         self._counters.replays += 1
         self._shared.dedup.repeated(self._relay, did, rev, self._clock())
 
-    def _inversion_problem(self, proof: CommitProof | None) -> FetchReason | None:
-        """Return why a commit's operations are not those that it signs, None if they are."""
+    def _undo(self, proof: CommitProof | None) -> Cid | FetchReason | None:
+        """Return the tree before a commit, or why its operations are not those that it signs."""
         if proof is None or proof.blocks is None:
             return None
         begin = perf_counter()
         try:
-            check_operations(proof)
+            return check_operations(proof)
         except IncompleteTreeError:
             return FetchReason.MISSING_NODE
         except InvalidDataError as error:
@@ -397,7 +414,6 @@ class Admission:
             return FetchReason.INVERSION if inverted else FetchReason.INVALID_OPERATION
         finally:
             self._counters.seconds["operations"] += perf_counter() - begin
-        return None
 
     def _take_over(self, frame: PendingFrame, update: RepoUpdate, state: RepoState) -> None:
         """Make a commit the state of its repo, to be stored in one step with its events."""
@@ -414,6 +430,36 @@ class Admission:
     ) -> None:
         """Have the repo fetched; `unwritten` operations of the commit are not written."""
         self._queue(frame, update.did, tid_text(update.rev), reason, unwritten)
+
+    def _resync_unproven(
+        self,
+        frame: PendingFrame,
+        update: RepoUpdate,
+        reason: FetchReason,
+        before: RepoState | None,
+    ) -> None:
+        """Have the repo fetched of a commit that its account may not have made."""
+        queued = self._queue_at_rate(frame, update, reason, update.ops)
+        # A repo without a state is fetched at its next commit anyway.
+        if not queued and before is not None and not before[8] & OWED:
+            frame.state = self.states.set(update.did, with_flag(before, OWED, True))
+
+    def _queue_at_rate(
+        self,
+        frame: PendingFrame,
+        update: RepoUpdate,
+        reason: FetchReason,
+        unwritten: Sequence[RepoOp],
+    ) -> bool:
+        """Have a repo fetched, unless this relay has caused too many such fetches lately."""
+        deletes, now = any(op.cid is None for op in unwritten), self._clock()
+        if not self._shared.resyncs.spares(update.did, deletes, now) and not self._unproven.admits(
+            now
+        ):
+            self._counters.resyncs_owed += 1
+            return False
+        self._resync(frame, update, reason, unwritten)
+        return True
 
     def _queue(
         self,

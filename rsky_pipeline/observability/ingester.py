@@ -88,6 +88,9 @@ class IngesterMetrics:
         self.resyncs_spared = self._counter(
             "resyncs_spared", "Repos to fetch that a job queued before takes care of"
         )
+        self.resyncs_owed = self._counter(
+            "resyncs_owed", "Repos to fetch at a later commit, since their relay's rate is used up"
+        )
         self.gaps = self._counter("gaps", "Gaps noticed in a relay's events, by kind", "kind")
         self.seq_jumps = self._counter(
             "seq_jumps", "Large steps in a host's numbers, by whether it went on from there",

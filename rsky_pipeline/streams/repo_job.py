@@ -63,6 +63,8 @@ class FetchReason(Enum):
     INVERSION = _Traits("inversion")
     INVALID_OPERATION = _Traits("invalid_operation")
     BROKEN_CHAIN = _Traits("broken_chain")  # the preceding commit is missing
+    # Nobody can say whether it is: a commit without `prevData` of an account that never showed it.
+    NO_PREV_DATA = _Traits("no_prev_data", expected=True)
     COMMIT = _Traits("commit", expected=True)  # retried from the raw dead letters
     SETTLE = _Traits("settle", expected=True)  # queued as a whole; see `RepoJob.settles`
     OTHER = _Traits("other")

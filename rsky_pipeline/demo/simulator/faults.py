@@ -32,7 +32,7 @@ FORGED = "app.bsky.feed.post/forged"  # where every forged path begins
 # Faults of any frame, of commits only, of news of accounts only, and of the accounts themselves.
 ANY_FRAME = ("drop", "repeat", "reorder", "corrupt", "truncate", "jump", "leap")
 OF_NEWS = ("future",)
-OF_COMMITS = ("forge", "smuggle", "hide", "too_big", "sync")
+OF_COMMITS = ("forge", "smuggle", "hide", "strip", "too_big", "sync")
 OF_ACCOUNTS = ("rotate", "rotate_quietly")
 FAULTS = (*ANY_FRAME, *OF_COMMITS, *OF_NEWS, *OF_ACCOUNTS)
 MAX_JUMP = 1_000_000
@@ -112,7 +112,7 @@ class Hostility:
         for fault in (*ANY_FRAME, *faults):
             draw -= self.rates.get(fault, 0.0)
             if draw < 0:
-                if fault == "hide" and not getattr(message, "ops", ()):
+                if fault in {"hide", "strip"} and not getattr(message, "ops", ()):
                     return ""
                 self.counts[fault] += 1
                 return fault
@@ -142,6 +142,11 @@ class Hostility:
                 return [Event(seq, (encode_frame("#commit", self._with_stranger(message, seq)),))]
             case "hide":
                 body = _body(message, seq) | {"ops": [_op(op) for op in message.ops[1:]]}
+                return [Event(seq, (encode_frame("#commit", body),))]
+            case "strip":  # as a commit of before Sync 1.1, which nothing was chained to
+                ops = [_op(op._replace(prev=None)) for op in message.ops[1:]]
+                body = _body(message, seq) | {"ops": ops}
+                body.pop("prevData", None)
                 return [Event(seq, (encode_frame("#commit", body),))]
             case "too_big":
                 body = _body(message, seq) | {"tooBig": True, "ops": [], "blocks": b""}

@@ -12,6 +12,11 @@ new, and the listing finds them as well; so there is a limit on how fast they ar
 that comes above it is not remembered, and found at a later commit. Nor is one that comes while the
 stream that they are queued in is at its high-water mark: live events must not wait for it.
 
+What nobody has signed, as far as is known, proves nothing: not even that there is a commit. So
+the fetches that such frames cause are limited in rate for each relay (`UNPROVEN_PER_MINUTE`), as
+are those for commits without `prevData` of accounts that never showed it. A repo that comes above
+the limit is marked in its state (`states.OWED`) and fetched at a later commit.
+
 Times are monotonic seconds.
 """
 
@@ -32,6 +37,8 @@ from rsky_pipeline.streams.repo_job import REPO_FIELD, RepoJob, decode_repo_job,
 _log = logging.getLogger(__name__)
 
 BURST = 300  # new repos that may be queued at once
+UNPROVEN_PER_MINUTE = 300  # of one relay
+UNPROVEN_BURST = 1_000
 _MAX_REPOS = 50_000
 _MAX_DELETING = 20  # waiting jobs that name deletions; beyond, comparing with the tree finds them
 _CHECK_SECONDS = 1.0
@@ -51,16 +58,22 @@ class Resyncs:
         `deletes` says that the job names deletions.
         """
         queued, waiting = self._queued.get(did, (0.0, -1))
+        if self.spares(did, deletes, now):
+            return None
         if waiting < 0 or now - queued >= self._pause:
             self._queued[did] = (now, 0)
             self._queued.move_to_end(did)
             if len(self._queued) > _MAX_REPOS:
                 self._queued.popitem(last=False)
             return REPO_BACKFILL_HIGH
-        if waiting >= (_MAX_DELETING if deletes else 1):
-            return None
         self._queued[did] = (queued, waiting + 1)
         return RESYNC_LATER
+
+    def spares(self, did: str, deletes: bool, now: float) -> bool:
+        """Tell whether a job of the repo waits already, which will do for one more."""
+        queued, waiting = self._queued.get(did, (0.0, -1))
+        enough = _MAX_DELETING if deletes else 1
+        return waiting >= enough and now - queued < self._pause
 
     def discard(self, did: str) -> None:
         """Forget a repo whose job may not have been queued."""
@@ -71,29 +84,39 @@ class Resyncs:
         self._queued.clear()
 
 
+class Rate:
+    """So many a minute, and up to `burst` at once after a quiet time."""
+
+    def __init__(self, per_minute: int, burst: int) -> None:
+        self._per_second = per_minute / 60.0
+        self._burst = float(burst)
+        self._tokens = float(burst)
+        self._at = 0.0
+
+    def admits(self, now: float) -> bool:
+        """Tell whether one more may be queued now, and count it if so."""
+        self._tokens = min(self._burst, self._tokens + (now - self._at) * self._per_second)
+        self._at = now
+        if self._tokens < 1:
+            return False
+        self._tokens -= 1
+        return True
+
+
 class Discovery:
     """How many repos may be queued now; none where repos are not wanted at all."""
 
     def __init__(self, per_minute: int, high_water_mark: int = 0) -> None:
         """A mark of 0 stands for none."""
-        self._rate = per_minute / 60.0
-        self._tokens = float(min(BURST, per_minute))
-        self._at = 0.0
+        self.enabled = per_minute > 0  # whether repos are discovered at all
+        self._rate = Rate(per_minute, min(BURST, per_minute))
         self._mark = high_water_mark
         self._length = 0  # of the stream, as far as it is known
 
-    @property
-    def enabled(self) -> bool:
-        """Whether repos are discovered at all."""
-        return self._rate > 0
-
     def admits(self, now: float) -> bool:
         """Tell whether one more new repo may be queued now, and count it if so."""
-        self._tokens = min(float(BURST), self._tokens + (now - self._at) * self._rate)
-        self._at = now
-        if self._tokens < 1 or (self._mark and self._length >= self._mark):
+        if (self._mark and self._length >= self._mark) or not self._rate.admits(now):
             return False
-        self._tokens -= 1
         self._length += 1
         return True
 

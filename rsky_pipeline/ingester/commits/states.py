@@ -19,6 +19,8 @@ RepoState = bytes
 KNOWN_DATA = 8  # bytes of a root's hash
 DESYNCHRONIZED = 1  # flag: the chain broke here, and the repo was queued to be fetched
 INACTIVE = 2  # flag: its account is not active, so that a relay may withhold its commits
+SHOWS_PREV_DATA = 4  # flag: a commit of it had `prevData`, so that one without was stripped of it
+OWED = 8  # flag: it is to be fetched for a reason whose rate was used up; see `resync.UnprovenRate`
 
 # Redis keeps a hash of up to 512 short fields in one compact block: 43 million accounts make 328
 # a bucket, and 29 bytes each. A field is 8 bytes of the DID's hash, so that two accounts that
@@ -71,7 +73,12 @@ def is_inactive(state: RepoState) -> bool:
 
 def with_activity(state: RepoState, active: bool) -> RepoState:
     """Return a state with its account's activity noted."""
-    flags = state[8] & ~INACTIVE if active else state[8] | INACTIVE
+    return with_flag(state, INACTIVE, not active)
+
+
+def with_flag(state: RepoState, flag: int, on: bool) -> RepoState:
+    """Return a state with one of its flags set or not."""
+    flags = state[8] | flag if on else state[8] & ~flag
     return state[:8] + flags.to_bytes(1, "big") + state[9:]
 
 
@@ -79,6 +86,11 @@ def has_data(state: RepoState, data: Cid) -> bool | None:
     """Tell whether a state's tree is this one; None if that is not known."""
     known = state[9:]
     return data[4 : 4 + KNOWN_DATA] == known if known else None
+
+
+def knows_data(state: RepoState) -> bool:
+    """Tell whether the tree of a state was read."""
+    return len(state) > 9
 
 
 Read = Sequence[tuple[str, bytes]]

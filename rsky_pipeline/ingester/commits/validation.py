@@ -10,18 +10,21 @@ from typing import Literal, NamedTuple
 from rsky_pipeline.atproto.car import read_car
 from rsky_pipeline.atproto.cid import Cid
 from rsky_pipeline.atproto.commit import Commit, parse_commit
-from rsky_pipeline.atproto.errors import InvalidDataError
+from rsky_pipeline.atproto.errors import IncompleteTreeError, InvalidDataError
 from rsky_pipeline.atproto.frame import CommitMessage, RepoOp, SyncMessage
-from rsky_pipeline.atproto.mst import invert, look_up
+from rsky_pipeline.atproto.mst import Tree, invert, look_up
 from rsky_pipeline.ingester.commits.states import (
     DESYNCHRONIZED,
+    SHOWS_PREV_DATA,
     RepoState,
     has_data,
+    knows_data,
     make_state,
     rev_of,
 )
 from rsky_pipeline.streams.repo_job import FetchReason
 
+EMPTY_TREE = Tree.build({}).root  # which the first commit of a repo leads back to
 FUTURE_SECONDS = 300.0  # a rev may be ahead of our clock by so much, as other programs have it
 
 
@@ -40,7 +43,9 @@ class RepoUpdate(NamedTuple):
     did: str
     rev: int
     since: int | None = None
-    prev_data: Cid | None = None  # None in commits of before Sync 1.1
+    prev_data: Cid | None = (
+        None  # None in commits of before Sync 1.1, or of a sender that left it out
+    )
     data: Cid | None = None  # the tree's root; None where the commit object was not read
     kind: Literal["commit", "sync", "too_big"] = "commit"
     ops: tuple[RepoOp, ...] = ()  # on collections that are kept
@@ -99,32 +104,49 @@ def is_replay(state: RepoState | None, rev: int) -> bool:
     return state is not None and rev <= int.from_bytes(state[:8], "big")
 
 
-def check_operations(proof: CommitProof) -> None:
-    """Raise InvalidDataError unless the operations are exactly the difference between two trees.
+def check_operations(proof: CommitProof) -> Cid | None:
+    """Return the tree that a commit's operations lead back to: MST inversion.
 
-    MST inversion: undone on the tree of `data`, they must lead to the tree of `prevData`. Commits
-    of before Sync 1.1 have no `prevData`: of them, only the result of each operation is looked up
-    in the signed tree. IncompleteTreeError is raised where blocks are missing.
+    That must be the tree of `prevData`. Where the sender left `prevData` out, each operation is
+    looked up in the signed tree, and None is returned if the operations cannot be undone: an update
+    or deletion without `prev`, or a node that is not there. None is returned as well where
+    operations are not checked at all. Raises InvalidDataError, and IncompleteTreeError where blocks
+    are missing.
     """
     commit, message, blocks = proof.commit, proof.message, proof.blocks
     if commit is None or message is None or blocks is None:
-        return
-    if message.prev_data is None:
-        for op in message.ops:
-            if look_up(blocks, commit.data, op.path) != op.cid:
-                raise InvalidDataError("invalid_operation", f"{op.path[:100]} is not in that state")
-        return
-    before = invert(blocks, commit.data, message.ops)
-    if before != message.prev_data:
-        raise InvalidDataError("inversion", f"leads back to {before}, not to {message.prev_data}")
+        return None
+    if message.prev_data is not None:
+        before = invert(blocks, commit.data, message.ops)
+        if before != message.prev_data:
+            detail = f"leads back to {before}, not to {message.prev_data}"
+            raise InvalidDataError("inversion", detail)
+        return before
+    for op in message.ops:
+        if look_up(blocks, commit.data, op.path) != op.cid:
+            raise InvalidDataError("invalid_operation", f"{op.path[:100]} is not in that state")
+    if any(op.prev is None and op.action != "create" for op in message.ops):
+        return None
+    try:
+        return invert(blocks, commit.data, message.ops)
+    except (IncompleteTreeError, InvalidDataError):
+        return None
 
 
-def follow(state: RepoState | None, update: RepoUpdate) -> ChainStep:
+def follow(state: RepoState | None, update: RepoUpdate, before: Cid | None = None) -> ChainStep:
     """Return the step from a repo's state (None if unknown) to a verified update, no replay.
 
-    A verified commit is always the new baseline, whether it follows or not: the repo is fetched for
-    what lies between, and whether the next commit follows on this one is a question of its own.
+    `before` is the tree that `check_operations` returned. A verified commit is always the new
+    baseline, whether it follows or not: the repo is fetched for what lies between, and whether the
+    next commit follows on this one is a question of its own.
+
+    Neither `since` nor `prevData` is signed. So the strictness is not the sender's choice: a commit
+    whose operations were checked is compared with the remembered tree whether it has `prevData` or
+    not, and one that cannot be undone is a broken chain.
     """
+    tree = update.prev_data if before is None else before
+    checked = update.proof is not None and update.proof.blocks is not None
+    shows = update.prev_data is not None
     broken: FetchReason | None = None
     if update.kind == "too_big":
         broken = FetchReason.TOO_BIG
@@ -133,9 +155,14 @@ def follow(state: RepoState | None, update: RepoUpdate) -> ChainStep:
         broken = None if same else FetchReason.SYNC
     elif state is None:
         # A repo's first commit follows on nothing; of any other one the beginning is missing.
-        broken = None if update.since is None else FetchReason.UNSEEN
-    elif update.since != rev_of(state) or (
-        update.prev_data is not None and has_data(state, update.prev_data) is False
-    ):
+        first = update.since is None and (not checked or tree == EMPTY_TREE)
+        broken = None if first else FetchReason.UNSEEN
+    elif update.since != rev_of(state) or (tree is not None and has_data(state, tree) is False):
         broken = FetchReason.BROKEN_CHAIN
-    return ChainStep(make_state(update.rev, update.data, DESYNCHRONIZED if broken else 0), broken)
+    elif tree is None and checked and knows_data(state):
+        shown = state[8] & SHOWS_PREV_DATA
+        broken = FetchReason.BROKEN_CHAIN if shown else FetchReason.NO_PREV_DATA
+    flags = DESYNCHRONIZED if broken else 0
+    if shows or (state is not None and state[8] & SHOWS_PREV_DATA):
+        flags |= SHOWS_PREV_DATA
+    return ChainStep(make_state(update.rev, update.data, flags), broken)

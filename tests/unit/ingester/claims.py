@@ -74,13 +74,19 @@ def claim(key: PrivateKey = KEY, did: str = DID) -> CommitProof:
     return CommitProof(did, parse_commit(sign_commit(did, REV, Cid.of(b"data"), key)))
 
 
-def frame(seq: int, did: str = DID, key: PrivateKey = KEY, padding: bytes = b"") -> bytes:
+def frame(
+    seq: int,
+    did: str = DID,
+    key: PrivateKey = KEY,
+    padding: bytes = b"",
+    since: str | None = None,
+) -> bytes:
     """Return a commit frame whose commit is really signed; its tree is not in it."""
     record = encode({"$type": "app.bsky.feed.like", "seq": seq})
     rev = tid_from(1_783_000_000_000_000 + seq)
     root = sign_commit(did, rev, Cid.of(b"data"), key)
     body = {
-        "seq": seq, "repo": did, "rev": rev, "since": None, "commit": Cid.of(root), "blobs": [],
+        "seq": seq, "repo": did, "rev": rev, "since": since, "commit": Cid.of(root), "blobs": [],
         "blocks": write_car(
             [Cid.of(root)], [(Cid.of(block), block) for block in (root, record, padding)]
         ),

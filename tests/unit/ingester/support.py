@@ -38,13 +38,14 @@ class Converting:
         shared: SharedState | None = None,
         relay: str = RELAY,
     ) -> None:
+        self.now = 0.0
         self.counters = FrameCounters()
         self.shared = shared or shared_state()
         self.converter = RepoConverter(
             relay, f"https://{relay}", collections, self.counters, RawDeadLetters("raw"),
             verify=verify,
         )  # fmt: skip
-        self.admission = Admission(relay, self.converter, self.shared, clock=lambda: 0.0)
+        self.admission = Admission(relay, self.converter, self.shared, clock=lambda: self.now)
 
     def convert(self, raw: bytes, status: SignatureStatus | None = None) -> PendingFrame:
         """Return what is written of a frame, by default one that nothing has to prove."""

@@ -1,16 +1,30 @@
 """The chain of each repo: what is a replay, what follows, what has the repo fetched."""
 
 import json
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from rsky_pipeline.atproto.cid import Cid
-from rsky_pipeline.ingester.commits.resync import Resyncs, merged
+from rsky_pipeline.atproto.frame import encode_frame
+from rsky_pipeline.atproto.syntax import tid_from
+from rsky_pipeline.demo.simulator.repo import SimulatedRepo, Write
+from rsky_pipeline.ingester import pipeline
+from rsky_pipeline.ingester.commits.resync import (
+    UNPROVEN_BURST,
+    Discovery,
+    Rate,
+    Resyncs,
+    merged,
+)
+from rsky_pipeline.ingester.commits.signatures import SignatureStatus
 from rsky_pipeline.ingester.commits.states import (
     DESYNCHRONIZED,
+    SHOWS_PREV_DATA,
     RepoState,
     RepoStates,
     is_state,
@@ -22,6 +36,8 @@ from rsky_pipeline.ingester.commits.states import (
 from rsky_pipeline.ingester.commits.validation import RepoUpdate, follow, is_future, is_replay
 from rsky_pipeline.streams.names import REPO_BACKFILL_HIGH, RESYNC_LATER
 from rsky_pipeline.streams.repo_job import FetchReason, RepoJob, decode_repo_job, encode_repo_job
+from tests.unit.ingester.claims import KEY, TIME, frame
+from tests.unit.ingester.support import Converting
 
 DID = "did:plc:aaaaaaaaaaaaaaaaaaaaaaaa"
 
@@ -43,7 +59,7 @@ def is_desynchronized(state: RepoState) -> bool:
 def test_what_follows_breaks_nothing() -> None:
     step = follow(make_state(4, data(4)), commit(5))
     assert step.broken is None
-    assert step.state == make_state(5, data(5))
+    assert step.state == make_state(5, data(5), SHOWS_PREV_DATA)
     assert not is_desynchronized(step.state)
 
 
@@ -62,7 +78,7 @@ def test_of_an_unknown_repo_the_beginning_is_fetched(
         (commit(9, 7), FetchReason.BROKEN_CHAIN),
         (commit(5)._replace(since=None), FetchReason.BROKEN_CHAIN),
         (commit(5)._replace(prev_data=data(9)), FetchReason.BROKEN_CHAIN),
-        (commit(5)._replace(prev_data=None), None),  # of before Sync 1.1
+        (commit(5)._replace(prev_data=None), None),  # whose operations are not checked
         (RepoUpdate(DID, 5, data=data(4), kind="sync"), None),  # the same tree
         (RepoUpdate(DID, 5, data=data(5), kind="sync"), FetchReason.SYNC),
         (RepoUpdate(DID, 5, kind="sync"), FetchReason.SYNC),
@@ -203,3 +219,141 @@ def test_waiting_jobs_of_a_repo_become_one() -> None:
     assert [job.did for job in found] == [DID, "did:plc:other"]
     assert (found[0].rev, found[0].deleted) == ("3b", ("a/1", "a/2"))
     assert json.loads(encode_repo_job(found[0]))["reason"] == "broken_chain"
+
+
+LIKE = {"$type": "app.bsky.feed.like", "createdAt": "2026-01-01T00:00:00.000Z"}
+Strip = Callable[[dict[str, Any]], None]
+
+
+class Hosted:
+    """A repo on its host, and an ingester that checks everything and follows it."""
+
+    def __init__(self, legacy: bool = False) -> None:
+        self.repo = SimulatedRepo(DID, KEY)
+        self.made = Converting("full")
+        self.legacy = legacy
+        self._seq = 0
+
+    def commit(self, *writes: Write) -> dict[str, Any]:
+        """Return the frame's body of a true commit."""
+        self._seq += 1
+        rev = tid_from(1_700_000_000_000_000 + self._seq)
+        body = self.repo.apply(writes, rev, 0) | {"seq": self._seq, "time": TIME}
+        if self.legacy:
+            strip(body)
+        return body
+
+    def take(self, body: dict[str, Any]) -> list[str]:
+        """Have the ingester take a frame; return why the repo is fetched, if it is."""
+        before = Counter(self.made.counters.resyncs)
+        self.made.now += 100.0
+        self.made.convert(encode_frame("#commit", body), SignatureStatus.VALID)
+        return list((self.made.counters.resyncs - before).elements())
+
+
+def like(name: str) -> Write:
+    return Write(f"app.bsky.feed.like/{name}", LIKE)
+
+
+def gone(name: str) -> Write:
+    return Write(f"app.bsky.feed.like/{name}", None)
+
+
+def strip(body: dict[str, Any]) -> None:
+    """Leave out what a commit of before Sync 1.1 does not have."""
+    body.pop("prevData", None)
+    for op in body["ops"]:
+        op.pop("prev", None)
+
+
+def strip_chain(body: dict[str, Any]) -> None:
+    body.pop("prevData", None)
+
+
+def drop(body: dict[str, Any], name: str) -> None:
+    body["ops"] = [op for op in body["ops"] if not op["path"].endswith(name)]
+
+
+@pytest.mark.parametrize("without", [strip, strip_chain])
+@pytest.mark.parametrize("hidden", ["b", "a"])  # a creation, a deletion
+def test_an_operation_that_a_relay_hides_has_the_repo_fetched(without: Strip, hidden: str) -> None:
+    hosted = Hosted()
+    assert hosted.take(hosted.commit()) == []
+    assert hosted.take(hosted.commit(like("a"))) == []
+    body = hosted.commit(like("b"), gone("a"), like("c"))
+    without(body)
+    drop(body, hidden)
+    assert hosted.take(body) == ["broken_chain"]
+    assert hosted.take(hosted.commit(like("d"))) == []
+
+
+@pytest.mark.parametrize("without", [strip, strip_chain])
+def test_a_commit_that_a_relay_leaves_out_has_the_repo_fetched(without: Strip) -> None:
+    hosted = Hosted()
+    hosted.take(hosted.commit())
+    hosted.take(hosted.commit(like("a")))
+    hidden, after = hosted.commit(like("b")), hosted.commit(like("c"))
+    without(after)
+    after["since"] = hidden["since"]
+    assert hosted.take(after) == ["broken_chain"]
+
+
+def test_a_first_commit_that_is_none_has_the_repo_fetched() -> None:
+    """Whoever leaves `since` out does not make a repo new."""
+    hosted = Hosted()
+    hosted.made.shared.discovery = Discovery(60)
+    hosted.commit(like("a"))
+    body = hosted.commit(like("b"))
+    strip_chain(body)
+    body["since"] = None
+    assert hosted.take(body) == ["unseen"]
+    new = Hosted()
+    new.made.shared.discovery = Discovery(60)
+    assert new.take(new.commit(like("a"))) == []
+
+
+def test_a_stripped_commit_that_can_be_undone_and_follows_is_whole() -> None:
+    hosted = Hosted()
+    hosted.take(hosted.commit(like("a")))
+    for writes in ([like("b"), like("c")], [gone("b"), like("d")]):
+        body = hosted.commit(*writes)
+        strip_chain(body)
+        assert hosted.take(body) == []
+
+
+def test_an_account_that_never_showed_its_chain_is_fetched_at_a_bounded_rate(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(pipeline, "UNPROVEN_BURST", 1)
+    monkeypatch.setattr(pipeline, "UNPROVEN_PER_MINUTE", 0)
+    hosted = Hosted(legacy=True)
+    assert hosted.take(hosted.commit(like("a"))) == []
+    assert hosted.take(hosted.commit(like("b"))) == []  # can be undone, and leads back to "a"
+    assert hosted.take(hosted.commit(gone("a"))) == ["no_prev_data"]
+    assert hosted.take(hosted.commit(gone("b"), like("c"))) == []
+    assert hosted.made.counters.resyncs_owed == 1
+    # It is fetched later, by which commit ever: one that follows makes nothing good.
+    assert hosted.take(hosted.commit(like("d"))) == []
+    hosted.made.admission._unproven = Rate(60, 1)
+    assert hosted.take(hosted.commit(like("e"))) == ["unverified"]
+    assert hosted.take(hosted.commit(like("f"))) == []
+
+
+def test_forged_frames_of_a_relay_cause_a_bounded_number_of_fetches() -> None:
+    made = Converting("signature")
+    known = "did:web:known.test"
+    assert made.convert(frame(1, known), SignatureStatus.VALID).state is not None
+    for number in range(2, UNPROVEN_BURST + 52):
+        made.convert(frame(number, f"did:web:host{number}.test"), SignatureStatus.FORGED)
+    made.convert(frame(5_000, known), SignatureStatus.FORGED)
+    assert made.counters.resyncs == {"forged": UNPROVEN_BURST}
+    assert made.counters.resyncs_owed == 51
+    # Of an account that is known nothing is lost: a later commit of it has it fetched.
+    made.now = 60.0
+    body = follows(5_001, known, 1)
+    made.convert(body, SignatureStatus.VALID)
+    assert made.counters.resyncs["unverified"] == 1
+
+
+def follows(seq: int, did: str, before: int) -> bytes:
+    return frame(seq, did, since=tid_from(1_783_000_000_000_000 + before))

@@ -164,7 +164,7 @@ def test_forgeries_are_marked_and_not_signed_by_their_account() -> None:
 
 
 def test_what_is_smuggled_or_hidden_is_under_a_true_signature() -> None:
-    for fault in ("smuggle", "hide"):
+    for fault in ("smuggle", "hide", "strip"):
         world, hostility, events = run({fault: 0.1})
         assert all(is_signed(world, message) for message in commits(events))
         _, _, honest = run()
