@@ -14,7 +14,7 @@ from typing import IO, Any
 
 import click
 
-from rsky_pipeline.cli.output import line, say
+from rsky_pipeline.cli.output import line, print_exceptions_safely, say
 
 COMMANDS = {
     "run": "Start and supervise roles in the foreground.",
@@ -125,3 +125,4 @@ def _print_version(ctx: click.Context, parameter: click.Parameter, asked: bool) 
 )
 def main() -> None:
     """Feed the PostgreSQL database behind a Bluesky AppView from AT Protocol relays."""
+    print_exceptions_safely()

@@ -10,9 +10,10 @@ import click
 
 from rsky_pipeline.cli.command import DURATION, CommandError, Invocation, operator_command
 from rsky_pipeline.cli.exit_codes import ExitCode
-from rsky_pipeline.cli.output import block, printable, say
+from rsky_pipeline.cli.output import block, say
 from rsky_pipeline.cli.verify import COLOURS
 from rsky_pipeline.configuration.topology import ROLE_NAMES
+from rsky_pipeline.runtime.errors import printable
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

@@ -5,24 +5,18 @@ strangers, and a terminal obeys control characters: every text passes through `p
 """
 
 import json
-import re
+import sys
 import time
+import traceback
 from collections.abc import Sequence
+from types import TracebackType
 from typing import Any
 
 import click
 
-# Control characters (escape sequences begin with one), line separators, and the marks that change
-# the direction of writing, with which a text can look like another one.
-_UNPRINTABLE = re.compile(
-    "[\x00-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ud800-\udfff]"
-)
+from rsky_pipeline.runtime.errors import escaped_json, printable
+
 _PROGRESS_SECONDS = 2.0
-
-
-def printable(text: object) -> str:
-    r"""Return a text in one line with everything that a terminal would obey as \xNN or \uNNNN."""
-    return _UNPRINTABLE.sub(_escape, str(text))
 
 
 def line(text: object = "", *, label: str = "", colour: str | None = None) -> None:
@@ -45,7 +39,7 @@ def print_json(document: Any, *, indent: int | None = 2) -> None:
     """Print one JSON document."""
     text = json.dumps(document, indent=indent, ensure_ascii=False, default=str)
     # json.dumps has escaped all below U+0020; the line breaks are its own.
-    click.echo("\n".join(_UNPRINTABLE.sub(_escape_json, each) for each in text.split("\n")))
+    click.echo("\n".join(escaped_json(each) for each in text.split("\n")))
 
 
 def print_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
@@ -55,6 +49,19 @@ def print_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> None
     for row in table:
         cells = (f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True))
         line("  ".join(cells).rstrip())
+
+
+def print_traceback(
+    kind: type[BaseException], error: BaseException, trace: TracebackType | None
+) -> None:
+    """Print an exception that nobody expected; for `sys.excepthook`."""
+    for each in "".join(traceback.format_exception(kind, error, trace)).splitlines():
+        click.echo(printable(each), err=True)
+
+
+def print_exceptions_safely() -> None:
+    """Have the interpreter print what ends a command by `print_traceback`."""
+    sys.excepthook = print_traceback
 
 
 class Progress:
@@ -83,14 +90,3 @@ def duration(seconds: float | None) -> str:
     if whole < 86_400:
         return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
     return f"{whole // 86_400}d{whole % 86_400 // 3600:02d}h"
-
-
-def _escape(found: "re.Match[str]") -> str:
-    code = ord(found[0])
-    return {9: "\\t", 10: "\\n", 13: "\\r"}.get(code) or (
-        f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
-    )
-
-
-def _escape_json(found: "re.Match[str]") -> str:
-    return f"\\u{ord(found[0]):04x}"

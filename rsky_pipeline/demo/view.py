@@ -12,6 +12,7 @@ from rich.text import Text
 
 from rsky_pipeline.demo.figures import Figures
 from rsky_pipeline.demo.simulator.compare import TableReport
+from rsky_pipeline.runtime.errors import printable
 
 LINE_SECONDS = 5.0
 _ROLE_ORDER = ("ingester", "backfiller", "indexer", "valkey", "postgres")
@@ -88,7 +89,8 @@ def summary(console: Console, reports: Sequence[TableReport], dead: Mapping[str,
     console.print(table)
     for report in reports:
         for example in report.examples:
-            console.print(f"{report.name}: {example}", style="red", markup=False, soft_wrap=True)
+            line = printable(f"{report.name}: {example}")
+            console.print(line, style="red", markup=False, soft_wrap=True)
     for name, count in dead.items():
         console.print(f"{name}: {count:,} dead letters", style="red", highlight=False)
     differences = sum(report.differences for report in reports) + sum(dead.values())

@@ -22,6 +22,7 @@ from wsproto.events import BytesMessage, RejectConnection, TextMessage
 MAX_MESSAGE = 5 * 1024 * 1024
 RECEIVE_BUFFER = 512 * 1024  # bytes read at once; the states of their repos are read together
 _MESSAGE_COST = 100  # bytes that a message takes in memory besides its payload, which may be empty
+_MAX_PARTS = 1_000  # fragments that are kept apart: one of a byte takes forty times its size
 _MAX_TAKEN = 256  # messages handed over at once, so that the event loop gets its turn
 _HEAD_END = b"\r\n\r\n"
 _WHOLE_BINARY = 0x82
@@ -55,7 +56,7 @@ class FrameSocket(WebSocketConnection):
         self._max_queued = max_queued
         self._queue: deque[bytes] = deque()
         self._queued = 0
-        self._parts: list[bytes | bytearray] = []
+        self._parts: list[bytes | bytearray] = []  # fragments of one message, empty ones left out
         self._size = 0
         self._room = trio.Event()
         self.arrived = trio.Event()  # set while messages wait or the reader has ended
@@ -106,10 +107,12 @@ class FrameSocket(WebSocketConnection):
                 self.text_messages += 1
                 self._size = 0
             return
-        if self._size <= MAX_MESSAGE:
-            self._parts.append(data)
-        else:
+        if self._size > MAX_MESSAGE:
             self._parts.clear()
+        elif len(self._parts) >= _MAX_PARTS:
+            self._parts = [b"".join(self._parts), data]
+        elif data:
+            self._parts.append(data)
         if not event.message_finished:
             return
         size, parts = self._size, self._parts

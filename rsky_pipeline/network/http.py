@@ -31,7 +31,7 @@ from rsky_pipeline.network.pool import (
     parse_url,
 )
 from rsky_pipeline.runtime.boundary import Boundary
-from rsky_pipeline.runtime.errors import described
+from rsky_pipeline.runtime.errors import described, printable
 
 MAX_REDIRECTS = 5
 MAX_JSON = 1_048_576  # bytes
@@ -40,6 +40,7 @@ MAX_CONNECTIONS = 200
 LONGEST_SECONDS = 3_600.0  # of a pause, whatever a host asks for
 _EPOCH_FROM = 1_000_000_000  # a larger reset is an instant, not a duration
 _FIELD = re.compile(r"(?:^|;)\s*([rt])=(\d{1,12})\b")
+_MAX_MESSAGE = 1_000
 _BROKEN = (httpcore.NetworkError, httpcore.ProtocolError)
 FailureKind = Literal[
     "unreachable", "timeout", "too_slow", "status", "too_big", "forbidden", "malformed",
@@ -72,7 +73,7 @@ class HttpError(Exception):
         retry_after: float | None = None,
         limit: RateLimit | None = None,
     ) -> None:
-        super().__init__(message)
+        super().__init__(printable(message[:_MAX_MESSAGE]))  # most of it may be a stranger's
         self.kind = kind
         self.status = status
         self.code = code

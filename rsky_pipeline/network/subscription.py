@@ -18,10 +18,11 @@ from rsky_pipeline import __version__
 from rsky_pipeline.configuration.endpoints import Endpoint
 from rsky_pipeline.network.frame_socket import FrameSocket
 from rsky_pipeline.runtime.boundary import Boundary
-from rsky_pipeline.runtime.errors import described
+from rsky_pipeline.runtime.errors import described, printable
 
 _boundary = Boundary()
 _MAX_RETRY_AFTER = 3_600.0
+_MAX_DETAIL = 1_000
 _LATE_SECONDS = 0.1
 _PROTOCOL_CODES = frozenset({1002, 1003, 1007})  # RFC 6455; sent by either side
 
@@ -57,9 +58,9 @@ class DisconnectedError(Exception):
     def __init__(
         self, reason: DisconnectReason, detail: str, retry_after: float | None = None
     ) -> None:
-        super().__init__(f"{reason}: {detail}")
         self.reason = reason
-        self.detail = detail
+        self.detail = printable(detail[:_MAX_DETAIL])  # most of it may be the peer's
+        super().__init__(f"{reason}: {self.detail}")
         self.retry_after = retry_after
 
 

@@ -2,15 +2,22 @@
 
 Served from a thread of its own, so that a scrape works while the event loop is busy. The health
 document comes from the loop's own reports: that this thread answers proves nothing about them.
+
+The port may be open to others, and must not cost the work of the process its descriptors: at most
+`MAX_CONNECTIONS` are open at once, a further one ends the oldest, and each ends `LIMIT_SECONDS`
+after it began, however slowly it sends.
 """
 
 import json
 import logging
 import socket
 import threading
+import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from socketserver import TCPServer
+from typing import Any
 
 from prometheus_client import (
     CollectorRegistry,
@@ -24,7 +31,8 @@ from rsky_pipeline import __version__
 from rsky_pipeline.observability.build import build, has_compiled_readers
 
 Health = Callable[[], tuple[int, Mapping[str, object]]]
-_TIMEOUT_SECONDS = 10
+MAX_CONNECTIONS = 20
+LIMIT_SECONDS = 10.0  # for a whole connection
 
 log = logging.getLogger(__name__)
 
@@ -77,15 +85,54 @@ def add_process_metrics(registry: CollectorRegistry) -> None:
     PlatformCollector(registry=registry)
 
 
+def _break_off(request: socket.socket) -> None:
+    """End a connection; its thread, which waits for it, then closes it."""
+    with suppress(OSError):
+        request.shutdown(socket.SHUT_RDWR)
+
+
 def _server_class(host: str) -> type[ThreadingHTTPServer]:
+    opened: dict[socket.socket, float] = {}  # when each began, oldest first
+    room = threading.Condition()
+
     class Server(ThreadingHTTPServer):
         daemon_threads = True
+        block_on_close = False
+        request_queue_size = 2 * MAX_CONNECTIONS
         address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
 
         def server_bind(self) -> None:
             # HTTPServer would ask DNS for our own name here, and wait for the answer.
             TCPServer.server_bind(self)
             self.server_name, self.server_port = str(self.server_address[0]), self.server_address[1]
+
+        def process_request(self, request: Any, client_address: Any) -> None:
+            with room:
+                if len(opened) >= MAX_CONNECTIONS:
+                    # An honest request takes milliseconds; the oldest connection is not one.
+                    _break_off(next(iter(opened)))
+                    room.wait_for(lambda: len(opened) < MAX_CONNECTIONS, 1.0)
+                full = len(opened) >= MAX_CONNECTIONS
+                if not full:
+                    opened[request] = time.monotonic()
+            if full:
+                self.shutdown_request(request)
+            else:
+                super().process_request(request, client_address)
+
+        def shutdown_request(self, request: Any) -> None:
+            super().shutdown_request(request)
+            with room:
+                opened.pop(request, None)
+                room.notify_all()
+
+        def service_actions(self) -> None:  # called between requests, ten times a second
+            began_before = time.monotonic() - LIMIT_SECONDS
+            with room:
+                for request, began in opened.items():
+                    if began > began_before:
+                        break
+                    _break_off(request)
 
         def handle_error(self, request: object, client_address: object) -> None:
             log.debug("a metrics client broke off")
@@ -105,7 +152,7 @@ def _health_answer(health: Health) -> tuple[int, str, bytes]:
 
 def _handler(registry: CollectorRegistry, health: Health) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
-        timeout = _TIMEOUT_SECONDS
+        timeout = LIMIT_SECONDS
         server_version = f"rsky-pipeline/{__version__}"
         sys_version = ""
 

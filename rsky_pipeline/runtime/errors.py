@@ -1,5 +1,7 @@
 """Errors that end a worker with an exit code of their own; the supervisor acts on the code."""
 
+import re
+
 UNEXPECTED = 1
 FORCED = 5
 UNAVAILABLE = 69
@@ -42,11 +44,39 @@ class SettingError(WorkerError):
     exit_code = CONFIGURATION
 
 
+# Control characters (escape sequences begin with one), line separators, and the marks that change
+# the direction of writing, with which a text can look like another one.
+_UNPRINTABLE = re.compile(
+    "[\x00-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ud800-\udfff]"
+)
+
+
+def printable(text: object) -> str:
+    r"""Return a text in one line with everything that a terminal would obey as \xNN or \uNNNN.
+
+    Names of hosts, error messages, handles and records come from strangers. A message that quotes
+    one is made printable where it is made, and everything that is printed or logged once more.
+    """
+    return _UNPRINTABLE.sub(_escape, str(text))
+
+
+def escaped_json(text: str) -> str:
+    """Return a line of JSON with the same characters written as JSON writes them."""
+    return _UNPRINTABLE.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+
+
+def _escape(found: "re.Match[str]") -> str:
+    code = ord(found[0])
+    return {9: "\\t", 10: "\\n", 13: "\\r"}.get(code) or (
+        f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
+    )
+
+
 def described(error: BaseException) -> str:
-    """Return kind and message of an exception; a library's message may itself raise."""
+    """Return kind and message of an exception, printable; a library's message may itself raise."""
     kind = type(error).__name__
     try:
-        return f"{kind}: {error}"
+        return printable(f"{kind}: {error}")
     except Exception:  # noqa: BLE001
         return kind
 

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import Any, TextIO
 
 from rsky_pipeline.configuration.settings import LogFormat
-from rsky_pipeline.runtime.errors import StoreError, WorkerError
+from rsky_pipeline.runtime.errors import StoreError, WorkerError, printable
 
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 _COLOURS = {"DEBUG": "2", "INFO": "32", "WARNING": "33", "ERROR": "31", "CRITICAL": "31;1"}
@@ -71,10 +71,11 @@ class TextLines(logging.Formatter):
         level = self._paint(f"{record.levelname:<7}", _COLOURS.get(record.levelname, "0"))
         who = self._paint(f"{self._who:<12}", _ROLE_COLOURS.get(self._role, "0"))
         fields = " ".join(f"{key}={_shown(value)}" for key, value in _fields(record).items())
-        message = _one_line(record.getMessage()[:MAX_MESSAGE])
+        message = printable(record.getMessage()[:MAX_MESSAGE])
         line = " ".join(part for part in (clock, who, level, message, fields) if part)
         if record.exc_info:
-            line += "\n" + self.formatException(record.exc_info)
+            trace = self.formatException(record.exc_info)
+            line = "\n".join((line, *map(printable, trace.split("\n"))))
         return line
 
     def _paint(self, text: str, code: str) -> str:
@@ -182,11 +183,6 @@ def _is_journal(target: TextIO) -> bool:
     except (OSError, ValueError):
         return False
     return os.environ.get("JOURNAL_STREAM") == f"{status.st_dev}:{status.st_ino}"
-
-
-def _one_line(text: str) -> str:
-    """Escape control characters, so that a text cannot start a line or control a terminal."""
-    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
 
 
 def _fields(record: logging.LogRecord) -> dict[str, Any]:

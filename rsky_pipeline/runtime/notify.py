@@ -5,6 +5,8 @@ import socket
 from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass, field
 
+from rsky_pipeline.runtime.errors import printable
+
 SERVICE_VARIABLES = (
     *("NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC"),
     *("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"),
@@ -67,4 +69,4 @@ def strip(environment: MutableMapping[str, str]) -> None:
 
 
 def _one_line(value: str | int) -> str:
-    return str(value).replace("\n", " ")
+    return printable(str(value).replace("\n", " "))

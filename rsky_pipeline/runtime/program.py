@@ -1,10 +1,13 @@
-"""Detects whether this program runs from one executable file or as an installed package."""
+"""This program as a process: one executable file or an installed package, and its file limit."""
 
 import os
+import resource
 import sys
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
+
+WANTED_FILES = 65_536
 
 
 def program_file() -> Path | None:
@@ -37,3 +40,11 @@ def clean_environment(environment: Mapping[str, str]) -> dict[str, str]:
     ]
     cleaned = {name: value for name, value in environment.items() if name != "PYTHONPATH"}
     return {**cleaned, "PYTHONPATH": os.pathsep.join(kept)} if kept else cleaned
+
+
+def raise_file_limit() -> None:
+    """Allow as many open files as the system lets us; children inherit it."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = WANTED_FILES if hard == resource.RLIM_INFINITY else min(hard, WANTED_FILES)
+    if soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))

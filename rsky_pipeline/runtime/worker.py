@@ -30,6 +30,7 @@ from rsky_pipeline.runtime.context import WorkerContext
 from rsky_pipeline.runtime.errors import FORCED, UNEXPECTED, exit_code_of
 from rsky_pipeline.runtime.health import Health
 from rsky_pipeline.runtime.metrics_port import open_metrics_server
+from rsky_pipeline.runtime.program import raise_file_limit
 from rsky_pipeline.runtime.threads import ease_collector, take_turns_quickly
 
 RoleMain = Callable[[WorkerContext], Awaitable[None]]
@@ -62,6 +63,7 @@ def run_worker(
     """
     log_setup.configure(settings.log_level, settings.log_format, role=role, instance=instance)
     faulthandler.enable()
+    raise_file_limit()
     ease_collector()
     take_turns_quickly()
     worker = _Worker(main, settings, role, instance, pipes or WorkerPipes())

@@ -8,7 +8,6 @@ supervisor waits for them, and kills them when they take too long.
 
 import logging
 import os
-import resource
 import signal
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -24,7 +23,6 @@ from rsky_pipeline.runtime.errors import PermissionDeniedError
 from rsky_pipeline.runtime.lock import Holder, Lock, acquire, holder, is_held
 from rsky_pipeline.supervisor.errors import AlreadyRunningError
 
-WANTED_FILES = 65_536
 POLL_SECONDS = 0.1
 AFTER_KILL_SECONDS = 10.0
 
@@ -51,14 +49,6 @@ def take(settings: Settings, roles: Sequence[str], *, embeds: bool) -> ExitStack
             )
             taken.callback(_take(data_dir / "locks" / "stores.lock", refusal).let_go)
         return taken.pop_all()
-
-
-def raise_file_limit() -> None:
-    """Allow as many open files as the system lets us; children inherit it."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = WANTED_FILES if hard == resource.RLIM_INFINITY else min(hard, WANTED_FILES)
-    if soft < wanted:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,6 +19,7 @@ from rsky_pipeline.embedded.errors import EmbeddedStoreError
 from rsky_pipeline.embedded.program import StoreProgram
 from rsky_pipeline.runtime import notify
 from rsky_pipeline.runtime.errors import FORCED, SettingError, WorkerError
+from rsky_pipeline.runtime.program import raise_file_limit
 from rsky_pipeline.supervisor import children, ownership, sequence, status
 from rsky_pipeline.supervisor import machine as m
 from rsky_pipeline.supervisor.child import ChildDriver
@@ -59,7 +60,7 @@ def supervise(plan: PipelinePlan) -> int:
     """
     settings = locations.resolve_directories(plan.settings)
     kinds = children.embedded_stores(settings, plan.roles)
-    ownership.raise_file_limit()
+    raise_file_limit()
     with ownership.take(settings, plan.roles, embeds=bool(kinds)):
         settings = locations.store_urls(settings)
         service = Service(replace(plan, settings=settings), kinds)

@@ -10,6 +10,9 @@ from click.testing import CliRunner
 import rsky_pipeline
 from rsky_pipeline.cli import main, output
 from rsky_pipeline.cli.command import CommandError, Invocation, operator_command
+from rsky_pipeline.network.http import HttpError
+from rsky_pipeline.network.subscription import DisconnectedError, DisconnectReason
+from rsky_pipeline.runtime.errors import SettingError, described, printable
 
 HOSTILE = "Invalid\x1b]0;owned\x07\x1b[2J\x9b31m\r\nforged: ok\u202e\u2028\x7f"
 HARMLESS = "naïve 日本語 🦋 a\\b"
@@ -28,7 +31,7 @@ HARMLESS = "naïve 日本語 🦋 a\\b"
     ],
 )
 def test_a_text_is_shown_in_one_line_that_commands_nothing(text: object, shown: str) -> None:
-    assert output.printable(text) == shown
+    assert printable(text) == shown
 
 
 def test_every_way_of_printing_is_printable(capsys: pytest.CaptureFixture[str]) -> None:
@@ -60,7 +63,7 @@ def test_an_error_of_a_command_is_printable() -> None:
     assert result.exit_code == 4
     assert result.stdout == ""
     first, second = result.stderr.splitlines()
-    assert first == second == f"rsky-pipeline: {output.printable(HOSTILE)}"
+    assert first == second == f"rsky-pipeline: {printable(HOSTILE)}"
 
 
 def test_a_wrong_argument_is_printable() -> None:
@@ -69,16 +72,45 @@ def test_a_wrong_argument_is_printable() -> None:
     assert "\x1b" not in result.output
 
 
-def test_only_one_file_of_the_command_line_prints() -> None:
-    printing = {"echo", "secho", "print", "write"}
-    root = Path(rsky_pipeline.__file__).parent / "cli"
-    found = []
-    for path in sorted(root.glob("*.py")):
+def test_an_exception_that_nobody_expected_is_printable(capsys: pytest.CaptureFixture[str]) -> None:
+    try:
+        raise ValueError(HOSTILE)
+    except ValueError as error:
+        output.print_traceback(ValueError, error, error.__traceback__)
+    printed = capsys.readouterr().err
+    assert "test_an_exception_that_nobody_expected" in printed
+    assert not [letter for letter in printed if letter != "\n" and not letter.isprintable()]
+
+
+def test_messages_that_quote_a_stranger_are_printable_where_they_are_made() -> None:
+    errors = (
+        HttpError("status", f"https://h answered 400 {HOSTILE}" + "x" * 100_000, status=400),
+        DisconnectedError(DisconnectReason.ERROR_FRAME, HOSTILE + "x" * 100_000),
+        SettingError(described(ValueError(HOSTILE))),
+    )
+    for error in errors:
+        text = f"{error} {getattr(error, 'detail', '')}"
+        assert not [letter for letter in text if not letter.isprintable()]
+        assert len(text) < 5_000
+
+
+def callers(names: set[str], *folders: str) -> list[str]:
+    """Return the files that call something of these names."""
+    root = Path(rsky_pipeline.__file__).parent
+    found = set()
+    for path in (path for folder in folders for path in root.glob(folder)):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Call):
                 name = node.func.attr if isinstance(node.func, ast.Attribute) else ""
                 name = node.func.id if isinstance(node.func, ast.Name) else name
-                if name in printing:
-                    found.append(path.name)
+                if name in names and "development" not in path.parts:
+                    found.add(path.name)
+    return sorted(found)
+
+
+def test_only_one_file_prints() -> None:
     # A worker of a load answers its parent by lines of JSON.
-    assert sorted(set(found)) == ["load_worker.py", "output.py"]
+    assert callers({"write"}, "cli/*.py") == ["load_worker.py"]
+    # The views of rich print counts, and what they have from strangers by `printable`.
+    printing = callers({"echo", "secho", "print"}, "**/*.py")
+    assert printing == ["demonstration.py", "output.py", "view.py"]

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import trio
+import trio.lowlevel
 import trio_websocket
 from trio_websocket import ConnectionClosed, WebSocketConnection, WebSocketRequest
 
@@ -411,3 +412,27 @@ async def test_empty_messages_fill_the_queue_too() -> None:
         # The last read is delivered as a whole, at most a receive buffer of two-byte frames.
         assert len(subscription._socket._queue) < 10_000 + RECEIVE_BUFFER // 2
         assert set(await subscription.receive()) == {b""}
+
+
+@pytest.mark.parametrize(("fragment", "size"), [(b"\x00\x00", 0), (b"\x00\x01x", 1)])
+async def test_fragments_of_a_message_take_no_more_than_it_may(fragment: bytes, size: int) -> None:
+    count = 30_000
+
+    async def serve(stream: trio.SocketStream) -> None:
+        await accept_by_hand(stream)
+        await stream.send_all(b"\x02\x01a" + fragment * count + b"\x80\x01z")
+        await trio.sleep_forever()
+
+    most = 0
+
+    async with (
+        raw_server(serve) as endpoint,
+        subscribe(endpoint, NSID, None, timeouts=Timeouts(idle=None)) as subscription,
+    ):
+        socket = subscription._socket
+        with trio.fail_after(60):
+            while not socket.messages:
+                most = max(most, len(socket._parts))
+                await trio.lowlevel.checkpoint()
+        assert await subscription.receive() == [b"a" + b"x" * (count * size) + b"z"]
+        assert most <= 1_001

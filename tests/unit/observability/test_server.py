@@ -1,6 +1,9 @@
 """The HTTP port of a process, asked over a real socket."""
 
 import json
+import socket
+import threading
+import time
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -9,8 +12,9 @@ import pytest
 from prometheus_client import CollectorRegistry, Counter
 
 from rsky_pipeline import __version__
+from rsky_pipeline.observability import server as server_module
 from rsky_pipeline.observability.build import _from_working_copy, build
-from rsky_pipeline.observability.server import serve
+from rsky_pipeline.observability.server import MAX_CONNECTIONS, serve
 from rsky_pipeline.observability.streams import StreamMetrics
 
 
@@ -55,6 +59,45 @@ def test_a_health_document_that_cannot_be_made_is_an_answer_too(
         assert (status, json.loads(text)["trouble"]) == (500, "KeyError")
         assert "the health document cannot be made" in caplog.text
         assert get(server.port, "/metrics")[0] == 200
+    finally:
+        server.close()
+
+
+def test_slow_connections_take_neither_descriptors_nor_the_port(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(server_module, "LIMIT_SECONDS", 3_600.0)
+    server = serve(CollectorRegistry(), "127.0.0.1", 0, lambda: (200, {}))
+    slow = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(100)]
+    try:
+        for each in slow:
+            each.sendall(b"GET /metrics HTTP/1.1\r\nX-Slow: ")
+        assert get(server.port, "/healthz")[0] == 200
+        for each in slow[: 100 - MAX_CONNECTIONS]:
+            each.settimeout(10)
+            assert each.recv(1) == b""
+        assert get(server.port, "/metrics")[0] == 200
+        assert sum(thread.name.endswith("process_request_thread)")
+                   for thread in threading.enumerate()) <= MAX_CONNECTIONS  # fmt: skip
+    finally:
+        for each in slow:
+            each.close()
+        server.close()
+
+
+def test_a_request_that_drips_has_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server_module, "LIMIT_SECONDS", 0.5)
+    server = serve(CollectorRegistry(), "127.0.0.1", 0, lambda: (200, {}))
+    try:
+        with socket.create_connection(("127.0.0.1", server.port)) as slow:
+
+            def drip() -> None:
+                while True:
+                    slow.sendall(b"G")
+                    time.sleep(0.05)
+
+            with pytest.raises(OSError, match=r"roken|reset"):
+                drip()
     finally:
         server.close()
 

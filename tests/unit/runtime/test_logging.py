@@ -72,6 +72,18 @@ def test_a_failure_keeps_its_traceback() -> None:
     assert "KeyError: 'missing'" in json.loads(line)["exception"]
 
 
+def test_a_traceback_cannot_command_a_terminal() -> None:
+    stream = io.StringIO()
+    configure("info", "text", stream=stream)
+    try:
+        raise ValueError("\x1b]0;owned\x07\u202e")
+    except ValueError:
+        get("test").exception("it failed")
+    shown = stream.getvalue()
+    assert "ValueError" in shown
+    assert all(line.isprintable() for line in shown.split("\n"))
+
+
 def test_a_terminal_gets_colours_unless_it_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
     class Terminal(io.StringIO):
         def isatty(self) -> bool:

@@ -48,6 +48,7 @@ def test_a_commit_that_was_not_written_is_no_expected_thing_but_a_repair() -> No
     unexpected = {reason for reason in FIREHOSE_REASONS if not reason.expected}
     assert unexpected == set(FIREHOSE_REASONS) - {
         FetchReason.UNSEEN, FetchReason.REACTIVATED, FetchReason.SYNC, FetchReason.COMMIT,
+        FetchReason.NO_PREV_DATA,
     }  # fmt: skip
     assert all(reason.repair and not reason.confirmable for reason in unexpected)
     assert {reason for reason in FIREHOSE_REASONS if not reason.repair} == {FetchReason.UNSEEN}
