@@ -1,55 +1,29 @@
 """A PostgreSQL connection with the session settings that all of our SQL relies on.
 
 Blocking, for one thread at a time. It never reconnects: after DatabaseUnavailableError the caller
-closes it and opens another (`runtime.link` does both).
+closes it and opens another (`runtime.link` does both). It may lead to a pooler in transaction mode;
+`session.py` says what follows from that.
 """
 
 import contextlib
 import re
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Self
 
 import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
-from psycopg.pq import TransactionStatus
+from psycopg.pq import ExecStatus, TransactionStatus
 from psycopg.types.json import JsonbBinaryDumper
 
+from rsky_pipeline.database import session
 from rsky_pipeline.database.errors import DatabaseError, translate
 from rsky_pipeline.database.texts import TextArrayDumper, copied_rows
 
 _CONNECT_TIMEOUT_SECONDS = 10
 _TCP_USER_TIMEOUT_MS = 30_000
 _MAX_PREPARED = 1_000  # above the 130 statements of a batch; psycopg's default is 100
-_IDLE_IN_TRANSACTION_TIMEOUT_MS = 120_000  # a hung client must not hold its row locks for ever
-# The server keeps the plan of a prepared statement. A plan made while a table was small may be a
-# sequential scan, and remains one when the table has grown, until the next ANALYZE.
-_BY_KEY = {
-    "enable_seqscan": "off",
-    "enable_hashjoin": "off",
-    "enable_mergejoin": "off",
-    "random_page_cost": "1.1",
-}
-# Formats of values, whatever the defaults of the server, the database or the role.
-# default_transaction_read_only is left alone: providers set it when a disk is full, and writes
-# rejected for it are retried until they succeed.
-_VALUES = {
-    "timezone": "UTC",  # the AppView compares zone-less instants with now()
-    "datestyle": "ISO, YMD",
-    "intervalstyle": "postgres",
-    "bytea_output": "hex",
-    "extra_float_digits": "1",
-    "standard_conforming_strings": "on",
-    "array_nulls": "on",
-    "transform_null_equals": "off",
-    "default_transaction_isolation": "read committed",
-    "default_transaction_deferrable": "off",
-}
-# Entries are acknowledged after the commit of their rows, so commits must be flushed to disk. Only
-# "off" is changed: settings that also wait for a standby stay.
-_DURABLE = (
-    "CASE current_setting('synchronous_commit') WHEN 'off' "
-    "THEN set_config('synchronous_commit', 'on', false) END"
-)
+_BEGIN = "BEGIN"
 _SCHEMA_NAME = re.compile(r"[A-Za-z_]{1,63}")  # as the official data plane demands
 
 Row = tuple[Any, ...]
@@ -110,11 +84,17 @@ class Transaction:
 
 
 class Database:
-    """One open connection; `schema` holds the AppView's tables."""
+    """One open connection; `schema` holds the AppView's tables.
 
-    def __init__(self, connection: psycopg.Connection[Row], schema: str) -> None:
+    `pooled` is whether its transactions may run in sessions that others use too.
+    """
+
+    def __init__(self, connection: psycopg.Connection[Row], schema: str, beginning: str) -> None:
+        """`beginning` is the SQL that begins a transaction, with the settings that it needs."""
         self._connection = connection
+        self._beginning = beginning
         self.schema = schema
+        self.pooled = beginning != _BEGIN
 
     @classmethod
     def connect(
@@ -132,15 +112,13 @@ class Database:
         `by_key` disables plans that read whole tables, for statements that find rows by key.
         Raises DatabaseUnavailableError if the server is unreachable or rejects the connection.
         """
-        settings = {
-            "search_path": f"{quote_schema(schema)}, public",
-            "client_min_messages": "warning",
-            **_VALUES,
-            "statement_timeout": str(statement_timeout_ms),
-            "lock_timeout": str(lock_timeout_ms),
-            "idle_in_transaction_session_timeout": str(_IDLE_IN_TRANSACTION_TIMEOUT_MS),
-            **(_BY_KEY if by_key else {}),
-        }
+        settings = session.session_settings(
+            f"{quote_schema(schema)}, public",
+            statement_timeout_ms=statement_timeout_ms,
+            lock_timeout_ms=lock_timeout_ms,
+            by_key=by_key,
+        )
+        began = time.monotonic()
         try:
             connection = psycopg.connect(_connection_string(url, name), autocommit=True)
         except psycopg.Error as error:
@@ -150,38 +128,68 @@ class Database:
         connection.adapters.register_dumper(list, TextArrayDumper)
         try:
             with translated(connection):
-                calls = ", ".join(["set_config(%s, %s, false)"] * len(settings))
-                values = [text for pair in settings.items() for text in pair]
-                _execute(connection, f"SELECT {calls}, {_DURABLE}", values)
+                if session.is_own_session(connection, began):
+                    session.keep(connection, settings)
+                    return cls(connection, schema, _BEGIN)
+                if not session.keeps_statements(connection):
+                    connection.prepare_threshold = None
+                return cls(connection, schema, session.beginning(connection, settings))
         except BaseException:
             connection.close()
             raise
-        return cls(connection, schema)
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator[Transaction]:
         """Commit when the block ends, roll back when it raises.
 
-        Roll back only in rare cases: psycopg then discards all prepared statements, which the next
-        batch has to prepare again. Raises ValueError in a nested use: leaving the inner block would
-        not commit.
+        Raises ValueError in a nested use: leaving the inner block would not commit.
         """
         if self._connection.info.transaction_status == TransactionStatus.INTRANS:
             raise ValueError("a transaction is open already")
         transaction = Transaction(self._connection)
-        with translated(self._connection), self._connection.transaction():
+        with translated(self._connection):
+            self._connection.execute(self._beginning.encode(), prepare=False)
             try:
                 yield transaction
-            finally:
+            except BaseException:
                 transaction.end()
+                self._roll_back()
+                raise
+            transaction.end()
+            self._connection.execute(b"COMMIT", prepare=False)
 
     def execute(self, sql: str, params: Sequence[Any] = ()) -> int:
         """Run one statement in a transaction of its own; see `Transaction.execute`."""
-        return Transaction(self._connection).execute(sql, params)
+        with self._single() as transaction:
+            return transaction.execute(sql, params)
 
     def query(self, sql: str, params: Sequence[Any] = ()) -> list[Row]:
         """Run one query in a transaction of its own and return all of its rows."""
-        return Transaction(self._connection).query(sql, params)
+        with self._single() as transaction:
+            return transaction.query(sql, params)
+
+    def _single(self) -> contextlib.AbstractContextManager[Transaction]:
+        """Return the context of a single statement; within a transaction it is a part of that."""
+        is_idle = self._connection.info.transaction_status == TransactionStatus.IDLE
+        if self.pooled and is_idle:
+            return self.transaction()
+        return contextlib.nullcontext(Transaction(self._connection))
+
+    def _roll_back(self) -> None:
+        """Roll back, or close the connection if that fails. Never raises.
+
+        psycopg's own rollback would follow up with DEALLOCATE ALL: each next batch would plan its
+        statements anew, and a pooler may pass it on to a session in which others have statements.
+        """
+        status = self._connection.info.transaction_status
+        with contextlib.suppress(psycopg.Error):
+            if status == TransactionStatus.IDLE:
+                return
+            if status in (TransactionStatus.INTRANS, TransactionStatus.INERROR):
+                result = self._connection.pgconn.exec_(b"ROLLBACK")
+                if result.status == ExecStatus.COMMAND_OK:
+                    return
+        self.close()
 
     def close(self) -> None:
         """Close; an open transaction is rolled back by the server. Never raises."""
