@@ -10,7 +10,7 @@ from rsky_pipeline.database.connection import Database
 from rsky_pipeline.database.errors import BadDataError, DatabaseUnavailableError
 from rsky_pipeline.database.schema import check, initialise, pending
 from rsky_pipeline.operations.verification.probe import probe_rev_guard
-from tests.real.servers import PostgresServer, Servers, servers
+from tests.real.servers import USER, PostgresServer, Servers, servers
 from tests.real.test_stores import POOLERS, newer_pgbouncer
 
 pytestmark = pytest.mark.real
@@ -23,7 +23,7 @@ STATEMENTS = "SELECT statement FROM pg_prepared_statements"
 def started() -> Iterator[tuple[Servers, PostgresServer]]:
     with servers() as found:
         server = found.postgres()
-        initialise(server.url())
+        initialise(server.url(USER))
         yield found, server
 
 
@@ -36,7 +36,7 @@ def pooler(
     newer, options = POOLERS[request.param]
     binary = newer_pgbouncer() if newer else None
     port = real.pgbouncer(server, *options, binary=binary, size=3).port
-    return server.url(port=port), request.param.endswith("with_prepared_statements")
+    return server.url(USER, port=port), request.param.endswith("with_prepared_statements")
 
 
 def strangers(url: str) -> list[list[tuple[object, ...]]]:
@@ -100,8 +100,8 @@ def test_the_schema_is_compared_and_nothing_is_pending(pooler: tuple[str, bool])
 
 def test_a_new_schema_is_made_through_it(started: tuple[Servers, PostgresServer]) -> None:
     real, server = started
-    server.execute("CREATE DATABASE other")
-    url = server.url(database="other", port=real.pgbouncer(server).port)
+    server.execute(f"CREATE DATABASE other OWNER {USER}")
+    url = server.url(USER, database="other", port=real.pgbouncer(server).port)
     assert initialise(url)
     assert initialise(url) == []
 
@@ -110,4 +110,4 @@ def test_statement_mode_is_refused_by_name(started: tuple[Servers, PostgresServe
     real, server = started
     port = real.pgbouncer(server, "pool_mode = statement").port
     with pytest.raises(DatabaseUnavailableError, match="statement pooling mode"):
-        Database.connect(server.url(port=port), name="test")
+        Database.connect(server.url(USER, port=port), name="test")
