@@ -11,7 +11,7 @@ from rsky_pipeline.cli.exit_codes import ExitCode
 from rsky_pipeline.cli.output import line, print_table, say
 
 if TYPE_CHECKING:
-    from rsky_pipeline.ingester.listing.gap_table import GapRow
+    from rsky_pipeline.ingester.listing.gap_repair import GapRow
 
 HEADER = ("ID", "HOST", "KIND", "FROM", "TO", "FROM TIME", "TO TIME", "STATUS", "LISTED", "QUEUED")
 

@@ -6,7 +6,7 @@ each relay (HTTP), DID documents. Out: entries of `firehose_live`, `label_live`,
 with cursors and states of repos in the same step.
 
 Read `pipeline` first: it has the algorithm. `follower` keeps a connection open and feeds it,
-`writer` stores what it returns, `commits` and `labels` have the steps, `listing` lists repos and
+`writer` stores its entries, `commits` and `labels` have the steps, `listing` lists repos and
 repairs gaps, `role` puts the tasks together, `report` publishes their health.
 
 Tasks, all in one trio loop: a follower for each host (with a task that reads the socket, one that

@@ -111,7 +111,7 @@ class FrameCounters:
         self.resyncs_spared = 0  # repos to fetch that another job takes care of
         self.resyncs_owed = 0  # repos to fetch at a later commit
         self.gaps: Counter[str] = Counter()
-        self.jumps: Counter[str] = Counter()  # of a host's numbers, by what became of them
+        self.jumps: Counter[str] = Counter()  # of a host's numbers: followed or ignored
         self.seconds: defaultdict[str, float] = defaultdict(float)  # spent on checks, by step
 
     def internal_error(self) -> None:

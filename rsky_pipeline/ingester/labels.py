@@ -26,7 +26,6 @@ from rsky_pipeline.configuration.settings import LabelSignatures
 from rsky_pipeline.ingester.commits.signatures import KeyDirectory
 from rsky_pipeline.ingester.frames import (
     FrameConverter,
-    FrameCounters,
     FrameReader,
     PendingFrame,
     ReadFrame,
@@ -34,7 +33,6 @@ from rsky_pipeline.ingester.frames import (
 from rsky_pipeline.ingester.sequence import SeqGate
 from rsky_pipeline.ingester.writer import FrameSink
 from rsky_pipeline.network.directory import IdentityNotFoundError, IdentityUnavailableError
-from rsky_pipeline.runtime.boundary import Boundary
 from rsky_pipeline.streams.append import Entry
 from rsky_pipeline.streams.event import LABELS_FIELD, encode_labels
 from rsky_pipeline.streams.names import LABEL_LIVE
@@ -171,14 +169,14 @@ class LabelSignatureCheck:
     """Checks labels; `require` refuses also those that can neither be proven nor refuted."""
 
     def __init__(
-        self, directory: KeyDirectory, mode: LabelSignatures, counters: FrameCounters
+        self, directory: KeyDirectory, mode: LabelSignatures, converter: FrameConverter
     ) -> None:
         self._directory = directory
         self._written = {LabelStatus.VALID}
         if mode == "check":
             self._written |= {LabelStatus.UNSIGNED, LabelStatus.NO_KEY, LabelStatus.UNVERIFIED}
-        self._counters = counters
-        self._boundary = Boundary(counters.internal_error)
+        self._counters = converter.counters
+        self._boundary = converter.boundary
 
     async def sift(self, message: LabelsMessage) -> Sifted:
         """Leave out labels that must not be written. Malformed ones stay: conversion drops them."""

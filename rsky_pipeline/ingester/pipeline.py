@@ -102,7 +102,7 @@ class SharedState:
         self.states.written(batch.states)
 
     def dropped(self) -> None:
-        """Forget everything: it counts commits that were dropped as taken over."""
+        """Forget all: it has dropped commits as taken over, which their hosts send again."""
         self.states.forget()
         self.dedup.forget()
         self.resyncs.forget()
@@ -268,7 +268,8 @@ class FrameIntake:
                 try:
                     self._admission.admit(frame)
                 except Exception as error:  # noqa: BLE001 - see runtime.boundary
-                    self._boundary.caught(error, "commit", host=self._converter.host)
+                    did = "" if update is None else update.did
+                    self._boundary.caught(error, "commit", host=self._converter.host, did=did)
                     if update is not None:
                         self._admission.put_off(frame, update)
             if self._gap_entries:

@@ -242,9 +242,9 @@ class _Builder:
         timeouts = Timeouts(idle=None, max_queued_bytes=_LABEL_QUEUE_BYTES)
         feed = Feed(endpoint, SUBSCRIBE_LABELS, "oldest", timeouts, self._tls)
         cursor = writer.cursor(cursor_key(LABEL_LIVE, host))
-        counters, mode = FrameCounters(of_labeler=True), self._settings.label_signatures
-        check = None if mode == "none" else LabelSignatureCheck(self._directory, mode, counters)
-        converter = LabelConverter(host, counters, self.label_letters)
+        converter = LabelConverter(host, FrameCounters(of_labeler=True), self.label_letters)
+        mode = self._settings.label_signatures
+        check = None if mode == "none" else LabelSignatureCheck(self._directory, mode, converter)
         follower = Follower(
             feed, converter, cursor,
             self._pressure(MAX_EVENTS // count, MAX_LABEL_BYTES // count), self._metrics,

@@ -7,8 +7,14 @@ from functools import partial
 from rsky_pipeline.configuration.endpoints import Endpoint, parse_endpoint
 from rsky_pipeline.configuration.settings import Settings
 from rsky_pipeline.database.connection import Database
-from rsky_pipeline.ingester.listing.gap_repair import GapRepair, repair_marks
-from rsky_pipeline.ingester.listing.gap_table import GapRow, list_gaps, move_gaps, reopen
+from rsky_pipeline.ingester.listing.gap_repair import (
+    GapRepair,
+    GapRow,
+    list_gaps,
+    move_gaps,
+    reopen,
+    repair_marks,
+)
 from rsky_pipeline.network.http import HttpClient
 from rsky_pipeline.network.listing import list_repos
 from rsky_pipeline.runtime.link import Link

@@ -5,9 +5,9 @@ has been brought in and the records that it no longer holds were deleted. From t
 is stale without any tombstone (see `plan`), so the tombstones below it are removed. It is read and
 raised under the lock on the account, and only ever goes up. Its table is called `repo_floor`.
 
-PDSes compare `actor_sync` with what they have just written, so it must not claim more than is
-there: live commits move it with their records, and a backfilled repo with the event that closes it.
-It never goes back.
+PDSes compare `actor_sync` with the commit they wrote last, so it must not claim more than is there:
+live commits move it with their records, and a backfilled repo with the event that closes it. It
+never goes back.
 """
 
 from collections.abc import Collection, Iterable, Mapping

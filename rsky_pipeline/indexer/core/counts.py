@@ -45,7 +45,7 @@ class Counts:
 def _upsert_sql(table: str) -> str:
     key, columns = TABLES[table]
     names = ", ".join(f'"{column}"' for column in columns)
-    # A missing row cannot lose what it never counted: it starts at nothing, not below.
+    # A missing row has counted nothing that it could lose: it starts at 0, not below.
     values = ", ".join(
         f'CASE WHEN n."{column}" >= 0 OR EXISTS (SELECT FROM {table} t WHERE t.{key} = n.{key}) '
         f'THEN n."{column}" ELSE 0 END'

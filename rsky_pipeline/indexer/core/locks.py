@@ -4,7 +4,7 @@ A reply looks whether its parent is there, while another worker writes the paren
 replies that wait: without a lock neither sees the other. Whoever looks takes a shared lock on the
 uri, whoever writes or deletes the record an exclusive one.
 
-Order is what keeps workers from waiting in a circle. All locks of a batch are taken before its
+Order keeps workers from waiting in a circle. All locks of a batch are taken before its
 plan is made: first the rows of its accounts in the order of their DIDs (`accounts.actors`), then
 the uris in the order of their keys, then nothing any more that another batch could hold and wait
 for. A uri that turns out to be looked at only later (the parent of a reply that waited in the
@@ -38,7 +38,7 @@ WHERE NOT pg_try_advisory_xact_lock_shared(%s, n.key)
 class ReferencesBusyError(TransactionConflictError):
     """Another worker writes records that this transaction looks at and has not locked in order.
 
-    Begin again with `uris` among what `lock_references` locks.
+    Begin again, with `uris` in `also` of `lock_references`.
     """
 
     def __init__(self, uris: frozenset[str]) -> None:

@@ -1,4 +1,4 @@
-"""Decides what the operations of a batch do, without I/O.
+"""The plan of a batch: from operations and stored states to changes of rows, without I/O.
 
 For every uri the state of the highest rev stands, whatever the order of arrival:
 
@@ -10,8 +10,8 @@ For every uri the state of the highest rev stands, whatever the order of arrival
   that is stored: records that the repo still held then are stored or on their way with that rev;
 - a historical put of the state that is stored anyway only moves the rev.
 
-All operations on one uri are folded into the one change that they amount to. This is what makes
-the size of batches irrelevant: whether a create, its update and its deletion come in one batch or
+All operations on one uri are folded into the one change that they amount to. This makes the size
+of batches irrelevant: whether a create, its update and its deletion come in one batch or
 in three, the same rows are written, and each row is counted once. The fold must therefore go
 through the same states as the database would, one operation after the other in the order of revs,
 and not only look at the last one.
@@ -55,7 +55,7 @@ class BatchPlan:
 
 
 def segments(operations: Iterable[Operation]) -> list[list[Operation]]:
-    """Cut operations, in order of arrival, where a deletion follows what looked at the record.
+    """Cut operations, in order of arrival, where a record is deleted that an earlier one looked at.
 
     A reply is judged by its parent and by gates. If one of these is deleted later in the batch,
     the reply has to be written first, as it would be with the deletion in the next batch. The same

@@ -105,7 +105,7 @@ class RelayDedup:
         return account.is_repeat(relay, update)
 
     def forget(self) -> None:
-        """Forget all commits and accounts, because the writer dropped what it held."""
+        """Forget all commits and accounts: the writer dropped them unwritten."""
         self._commits.clear()
         self._accounts.clear()
 

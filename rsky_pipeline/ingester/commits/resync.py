@@ -80,7 +80,7 @@ class Resyncs:
         self._queued.pop(did, None)
 
     def forget(self) -> None:
-        """Forget everything, because the writer dropped what it held."""
+        """Forget all queued repos: the writer dropped their jobs unwritten."""
         self._queued.clear()
 
 

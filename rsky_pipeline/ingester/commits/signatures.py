@@ -1,7 +1,7 @@
 """Whether a commit is signed by the account that it names: keys, lookups, verdicts.
 
 The signature alone is checked here, in modes `signature` and `full` of `verify`; `validation` has
-what `full` adds, and in mode `none` no commit needs a proof.
+the other checks of `full`, and in mode `none` no commit needs a proof.
 
 A commit whose signature is wrong is never written. Nor is one whose account cannot be looked up at
 the moment, since a forger could see to that; in both cases the repo is queued to be fetched, where

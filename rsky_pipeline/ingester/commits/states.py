@@ -28,7 +28,7 @@ OWED = 8  # flag: it is to be fetched for a reason whose rate was used up; see `
 _BUCKETS = 1 << 17
 _KEY = "rsky_pipeline:repo:%05x"
 REPO_KEYS = "rsky_pipeline:repo:*"  # the pattern of all of them
-# About 190 bytes each. Unwritten states come on top, bounded by what the writers may hold.
+# About 190 bytes each. Unwritten states come on top, bounded by the memory of the writers.
 MAX_CACHED = 100_000
 
 
@@ -114,7 +114,7 @@ class RepoStates:
     A state counts as soon as its commit is on its way to the writer, which writes both in one step,
     in order, for all relays. So whatever a state makes a replay is covered by the batch in hand or
     one before it, and a cursor that passes the replay never passes the commit that it repeats. When
-    the writer drops what it holds, the states are forgotten with it.
+    the writer drops its frames, the states are forgotten with them.
     """
 
     def __init__(self, read: ReadStates, max_cached: int = MAX_CACHED) -> None:
@@ -179,7 +179,7 @@ class RepoStates:
         return count
 
     def forget(self) -> None:
-        """Forget everything, because the writer dropped what it held."""
+        """Forget all states: they rest on commits that the writer dropped."""
         self._generation += 1
         self._clean.clear()
         self._unwritten.clear()

@@ -137,8 +137,8 @@ def follow(state: RepoState | None, update: RepoUpdate, before: Cid | None = Non
     """Return the step from a repo's state (None if unknown) to a verified update, no replay.
 
     `before` is the tree that `check_operations` returned. A verified commit is always the new
-    baseline, whether it follows or not: the repo is fetched for what lies between, and whether the
-    next commit follows on this one is a question of its own.
+    baseline, whether it follows or not: the repo is fetched for the missing commits, and whether
+    the next commit follows on this one is another question.
 
     Neither `since` nor `prevData` is signed. So the strictness is not the sender's choice: a commit
     whose operations were checked is compared with the remembered tree whether it has `prevData` or

@@ -3,28 +3,23 @@
 A page and the cursor after it are written in one step, so that a page is never listed as done
 before it is stored. The end is marked as the Rust service marked it. Repos move while the list is
 read, and accounts are created afterwards, so the whole list is read again from time to time.
-Ranges that the relay cannot list are stored (`ranges`) and listed again later. Where no way around
-a page is known the listing waits there, and listings by collection stand in for it.
+Ranges that the relay cannot list are stored before the listing moves behind them, and listed again
+later. Where no way around a page is known the listing waits there, and listings by collection stand
+in for it.
 https://atproto.com/specs/sync (listRepos, listReposByCollection)
 """
 
 import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
+from typing import TypeVar
 
 import orjson
 import trio
 
 from rsky_pipeline.configuration.endpoints import Endpoint
-from rsky_pipeline.ingester.listing.ranges import (
-    MAX_RANGES,
-    StoredRange,
-    load_ranges,
-    new_range,
-    replace_range,
-)
 from rsky_pipeline.network.http import HttpError
 from rsky_pipeline.network.listing import (
     PAGE_REPOS,
@@ -34,7 +29,9 @@ from rsky_pipeline.network.listing import (
     ListingFailure,
     Pace,
     Page,
+    Relisted,
     Unlistable,
+    UnlistableRange,
     relist,
 )
 from rsky_pipeline.observability.ingester import LISTED_STATUSES, IngesterMetrics
@@ -43,6 +40,7 @@ from rsky_pipeline.runtime.boundary import Boundary
 from rsky_pipeline.runtime.errors import StoreError, described
 from rsky_pipeline.runtime.health_document import ListingHealth
 from rsky_pipeline.runtime.link import Link
+from rsky_pipeline.runtime.logging import ThrottledLog
 from rsky_pipeline.streams.append import Appended, CursorMove, Entry, append, read_cursor
 from rsky_pipeline.streams.connection import Store
 from rsky_pipeline.streams.errors import store_reason
@@ -50,11 +48,16 @@ from rsky_pipeline.streams.names import REPO_BACKFILL, cursor_key
 from rsky_pipeline.streams.repo_job import REPO_FIELD, RepoJob, encode_repo_job
 
 _log = logging.getLogger(__name__)
+_throttled = ThrottledLog(_log, 600.0)
+Stored = TypeVar("Stored", "ListingProgress", "StoredRange")
 
 DONE = "!ingester-done"
 LIST_REPOS = "listRepos"  # the name of the source that is not a collection
 _FULL_POLL_SECONDS = 1.0
 _CHECK_SECONDS = 60.0
+FIRST_RETRY_SECONDS = 600  # of an unlistable range
+LAST_RETRY_SECONDS = 86_400
+MAX_RANGES = 1_000  # a host with more is broken as a whole: its listing waits
 # Hosts serve these although they are not active, and refuse all others until an account event.
 _FETCHABLE = frozenset({"throttled", "desynchronized"})
 
@@ -78,6 +81,46 @@ class ListingSource:
         if self.name == LIST_REPOS:
             return cursor_key(REPO_BACKFILL, self.endpoint.key)
         return cursor_key(f"rsky_pipeline:listing:{self.name}", self.endpoint.key)
+
+
+@dataclass(frozen=True, slots=True)
+class StoredRange:
+    """An unlistable range, and when it is listed again; times are seconds since 1970."""
+
+    start: int
+    end: int
+    problem: str
+    found: int
+    tries: int = 0
+    retry_at: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.start < self.end:
+            raise ValueError(f"no range: {self.range}")
+
+    @property
+    def range(self) -> UnlistableRange:
+        """The cursors from which nothing can be listed."""
+        return UnlistableRange(self.start, self.end)
+
+    def after(self, again: Relisted, now: float) -> "list[StoredRange]":
+        """Return the ranges that are left after another attempt; each waits twice as long."""
+        tries = self.tries + 1
+        wait = min(LAST_RETRY_SECONDS, FIRST_RETRY_SECONDS * 2 ** min(tries, 20))
+        left = [
+            StoredRange(each.start, each.end, self.problem, self.found, tries, int(now) + wait)
+            for each in again.failed
+        ]
+        rest = again.untried
+        if rest is not None:
+            left.append(
+                StoredRange(rest.start, rest.end, self.problem, self.found, self.tries, int(now))
+            )
+        return left
+
+    def put_off(self, now: float) -> "StoredRange":
+        """Return the range as it is after an attempt that failed for another reason than it."""
+        return replace(self, retry_at=int(now) + FIRST_RETRY_SECONDS)
 
 
 class Enumerator:
@@ -383,12 +426,10 @@ class ListingProgress:
 
     @classmethod
     def load(cls, store: Store, source: str, host: str) -> "ListingProgress":
-        """Return the saved progress; an unreadable one counts as none."""
-        value = store.call("GET", progress_key(source, host))
-        try:
-            return cls() if value is None else cls(**orjson.loads(value))
-        except (ValueError, TypeError):
-            return cls()
+        """Return the saved progress; none where it is missing or unreadable."""
+        key = progress_key(source, host)
+        value = store.call("GET", key)
+        return (value and _read_stored(cls, value, key)) or cls()
 
     def save(self, store: Store, source: str, host: str) -> None:
         """Store it; it informs operators, and decides when the next round begins."""
@@ -454,3 +495,58 @@ class ListingMetrics:
         self._stuck.set(state.stuck)
         if self._is_main:
             self._holes.set(state.holes)
+
+
+def new_range(missing: UnlistableRange, problem: str, now: float) -> StoredRange:
+    """Return the record of a range that was just found."""
+    when = int(now)
+    return StoredRange(
+        missing.start, missing.end, problem[:300], when, 0, when + FIRST_RETRY_SECONDS
+    )
+
+
+def ranges_key(host: str) -> str:
+    """Return the key of a host's unlistable ranges."""
+    return f"rsky_pipeline:listing_holes:{host}"
+
+
+def load_ranges(store: Store, host: str) -> dict[int, StoredRange]:
+    """Return the ranges of a host by their start; unreadable ones are left out, and stay there."""
+    key = ranges_key(host)
+    read = (_read_stored(StoredRange, value, key) for value in store.call("HVALS", key))
+    return {each.start: each for each in read if each is not None}
+
+
+def add_range(store: Store, host: str, found: StoredRange) -> None:
+    """Store a range unless one with its start is stored already, with its own retries."""
+    store.call("HSETNX", ranges_key(host), str(found.start), orjson.dumps(asdict(found)))
+
+
+def replace_range(store: Store, host: str, old: StoredRange | None, new: list[StoredRange]) -> None:
+    """Store the rest of a range, or a new one; written before the old one is removed."""
+    if new:
+        fields = [item for each in new for item in (str(each.start), orjson.dumps(asdict(each)))]
+        store.call("HSET", ranges_key(host), *fields)
+    if old is not None and old.start not in {each.start for each in new}:
+        store.call("HDEL", ranges_key(host), str(old.start))
+
+
+def _read_stored(kind: type[Stored], value: bytes, key: str) -> Stored | None:
+    """Read a dataclass from JSON; None, with a line in the log, where that is not possible.
+
+    Another version may have written it, or a person. Unknown keys are ignored.
+    """
+    try:
+        body = orjson.loads(value)
+        if not isinstance(body, dict):
+            raise TypeError("no object")
+        known = {each.name: body[each.name] for each in fields(kind) if each.name in body}
+        for each in fields(kind):
+            if each.name in known and type(known[each.name]) is not each.type:
+                raise TypeError(f"{each.name} is {str(known[each.name])[:100]!r}")
+        return kind(**known)
+    except (ValueError, TypeError) as error:
+        _throttled.error(
+            "unreadable state of a listing ignored", key=key, stored_at=key, error=str(error)
+        )
+        return None

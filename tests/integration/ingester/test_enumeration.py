@@ -1,6 +1,7 @@
 """Listing repos into a real store, from relays that list badly."""
 
 import json
+import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -14,21 +15,22 @@ from rsky_pipeline.configuration.endpoints import Endpoint, parse_endpoint
 from rsky_pipeline.ingester.listing import enumeration
 from rsky_pipeline.ingester.listing.enumeration import (
     DONE,
+    FIRST_RETRY_SECONDS,
     LIST_REPOS,
     Enumerator,
     ListingSource,
-)
-from rsky_pipeline.ingester.listing.ranges import (
-    FIRST_RETRY_SECONDS,
     StoredRange,
     add_range,
     load_ranges,
+    progress_key,
+    ranges_key,
 )
 from rsky_pipeline.network import listing as network_listing
 from rsky_pipeline.network.http import HttpError
 from rsky_pipeline.network.listing import ListedRepo, Pace, Page
 from rsky_pipeline.observability.ingester import IngesterMetrics
 from rsky_pipeline.runtime.backoff import Backoff
+from rsky_pipeline.runtime.logging import ThrottledLog
 from rsky_pipeline.streams.connection import connect
 from tests.integration.ingester.worker import entries, eventually, value
 from tests.stores import redis_client
@@ -118,6 +120,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(network_listing, "STUCK_SECONDS", (0.02, 0.02))
     monkeypatch.setattr(network_listing, "Backoff", lambda: Backoff(base=0.01, cap=0.02))
     monkeypatch.setattr(enumeration, "PAGE_REPOS", 100)
+    monkeypatch.setattr(enumeration, "_throttled", ThrottledLog(logging.getLogger("test")))
     monkeypatch.setattr(enumeration, "_FULL_POLL_SECONDS", 0.02)
     monkeypatch.setattr(enumeration, "_CHECK_SECONDS", 0.02)
     monkeypatch.setattr(enumeration, "Backoff", lambda: Backoff(base=0.01, cap=0.02))
@@ -272,6 +275,64 @@ async def test_a_range_that_fails_in_another_way_does_not_hold_up_the_listing(
         await eventually(lambda: run.enumerator.state.done)
     assert jobs(clean_redis) == dids(*range(1, 151))
     assert known_ranges(clean_redis) == [replace(stored, retry_at=1_000 + FIRST_RETRY_SECONDS)]
+
+
+@pytest.mark.parametrize("stored", [
+    b"no JSON", b"[1]", b"7", b'{"began": "long ago"}', b'{"began": 1, "ended": null}',
+    b'{"began": 1.5}', b'{"began": true}', b'{"began": 1, "cursor": 100}', b'{"pages": "3"}',
+    b'{"cursor": "\xff"}',
+])  # fmt: skip
+@pytest.mark.parametrize("cursor", [None, "100", DONE])
+async def test_a_listing_begins_anew_where_its_stored_progress_is_unreadable(
+    clean_redis: str, stored: bytes, cursor: str | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = connect(clean_redis, name="test")
+    store.call("SET", progress_key(LIST_REPOS, "relay.test"), stored)
+    if cursor is not None:
+        store.call("SET", KEY, cursor)
+    async with listing(clean_redis, Listing(150)) as run:
+        await eventually(lambda: run.enumerator.state.done)
+        await eventually(lambda: run.enumerator.state.progress.began == 1_000_000)
+        assert run.metric("errors_total") == 0
+        assert store.call("GET", progress_key(LIST_REPOS, "relay.test")) != stored
+    store.close()
+    first = {None: 1, "100": 101, DONE: 151}[cursor]
+    assert jobs(clean_redis) == dids(*range(first, 151))
+    assert "unreadable" in caplog.text
+
+
+async def test_progress_and_ranges_of_a_newer_version_are_read(clean_redis: str) -> None:
+    store = connect(clean_redis, name="test")
+    store.call("SET", progress_key(LIST_REPOS, "relay.test"), b'{"began": 999999, "new": [1]}')
+    kept = b'{"start": 60, "end": 61, "problem": "500", "found": 1, "retry_at": 9e9, "new": 1}'
+    store.call("HSET", ranges_key("relay.test"), "60", kept.replace(b"9e9", b"9000000000"))
+    store.close()
+    async with listing(clean_redis, Listing(150)) as run:
+        await eventually(lambda: run.enumerator.state.done)
+        assert run.enumerator.state.progress.began == 999_999
+    assert known_ranges(clean_redis) == [StoredRange(60, 61, "500", 1, 0, 9_000_000_000)]
+
+
+@pytest.mark.parametrize("stored", [
+    b"no JSON", b"[1]", b'{"start": "60", "end": 61, "problem": "500", "found": 1}',
+    b'{"start": 60, "end": null, "problem": "500", "found": 1}',
+    b'{"start": 60, "end": 61, "problem": "500", "found": 1, "retry_at": "soon"}',
+    b'{"start": 60, "end": 61, "problem": "500", "found": 1, "tries": 1.5}',
+    b'{"start": 60, "end": 61}', b'{"start": 61, "end": 60, "problem": "500", "found": 1}',
+])  # fmt: skip
+async def test_an_unreadable_range_holds_up_neither_the_listing_nor_the_other_ranges(
+    clean_redis: str, stored: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = connect(clean_redis, name="test")
+    store.call("HSET", ranges_key("relay.test"), "60", stored)
+    add_range(store, "relay.test", StoredRange(20, 21, "500", 1, 2, 1))
+    async with listing(clean_redis, Listing(150)) as run:
+        await eventually(lambda: run.enumerator.state.done)
+        assert run.metric("errors_total") == 0
+        assert run.metric("listing_hole_retries_total", result="closed") == 1
+    assert store.call("HGETALL", ranges_key("relay.test")) == [b"60", stored]
+    store.close()
+    assert "unreadable" in caplog.text
 
 
 async def test_a_range_is_tried_again_until_the_host_lists_it(clean_redis: str) -> None:

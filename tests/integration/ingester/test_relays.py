@@ -15,9 +15,8 @@ from rsky_pipeline.database.connection import Database
 from rsky_pipeline.health.rules import RELAY_STALLED, Limits
 from rsky_pipeline.ingester import report
 from rsky_pipeline.ingester.commits.states import repo_digest, rev_of, state_key
-from rsky_pipeline.ingester.listing.gap_repair import GapRepair, repair_marks
-from rsky_pipeline.ingester.listing.gap_table import list_gaps
-from rsky_pipeline.ingester.listing.ranges import load_ranges
+from rsky_pipeline.ingester.listing.enumeration import load_ranges
+from rsky_pipeline.ingester.listing.gap_repair import GapRepair, list_gaps, repair_marks
 from rsky_pipeline.network import listing as network_listing
 from rsky_pipeline.network.http import HttpError
 from rsky_pipeline.network.listing import ListedRepo, Page

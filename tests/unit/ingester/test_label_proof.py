@@ -78,7 +78,7 @@ async def pass_through(
     """Return the values of the labels that are written of a frame."""
     tally, sink = FrameCounters(), Written()
     converter = LabelConverter("labeler.test", tally, RawDeadLetters("raw"))
-    signatures = LabelSignatureCheck(documents, mode, tally)
+    signatures = LabelSignatureCheck(documents, mode, converter)
     intake = LabelIntake(converter, sink, SeqGate(0), signatures)
     await intake.take([encode_frame("#labels", {"seq": 7, "labels": list(labels)})])
     [frame] = sink.frames
@@ -175,8 +175,8 @@ async def test_a_labeler_for_which_alone_the_directory_fails_holds_nobody_up_for
     tally, sink = FrameCounters(), Written()
     async with HttpClient(allow_private=True) as http:
         shared = Directory(http, "http://plc.test")
-        check = LabelSignatureCheck(shared, "require", tally)
         converter = LabelConverter("labeler.test", tally, RawDeadLetters("raw"))
+        check = LabelSignatureCheck(shared, "require", converter)
         intake = LabelIntake(converter, sink, SeqGate(0), check)
         frames = [
             encode_frame("#labels", {"seq": seq, "labels": [label(src=src)]})

@@ -8,7 +8,7 @@ import trio.testing
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rsky_pipeline.ingester.listing.ranges import StoredRange
+from rsky_pipeline.ingester.listing.enumeration import StoredRange
 from rsky_pipeline.network import listing as listing_module
 from rsky_pipeline.network.http import HttpError
 from rsky_pipeline.network.listing import (
