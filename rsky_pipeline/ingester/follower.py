@@ -85,10 +85,10 @@ class Intake(Protocol):
     """Takes the frames of one connection; `pipeline.FrameIntake` and `labels.LabelIntake` do."""
 
     async def take(self, messages: Sequence[bytes]) -> None:
-        """Take frames as they came from the socket. Raises the errors of the store."""
+        """Take frames as they came from the socket, then wait while too many are undecided.
 
-    async def room(self) -> None:
-        """Wait while too many frames wait for a decision."""
+        Raises the errors of the store.
+        """
 
 
 # Returns the intake of a new connection, whose background tasks run in the nursery.
@@ -259,7 +259,6 @@ class Follower:
             if gate.is_behind(trio.current_time()):
                 detail = f"the host sends events far below the cursor {gate.last}"
                 raise DisconnectedError(DisconnectReason.FUTURE_CURSOR, detail)
-            await intake.room()
             await self._wait_while_full()
 
     async def _wait_while_full(self) -> None:
@@ -269,7 +268,7 @@ class Follower:
             return
         with self._held_up(True), trio.move_on_at(pressure.close_at()):
             while not pressure.observe(writer.events, writer.bytes, trio.current_time()):
-                await writer.changed()
+                await writer.changed.park()
             return
         detail = f"nothing could be written for {pressure.patience:g} s"
         raise DisconnectedError(DisconnectReason.PRESSURE, detail)

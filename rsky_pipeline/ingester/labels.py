@@ -67,9 +67,6 @@ class LabelIntake:
         for item in self._reader.read(messages):
             self._sink.put([await self._convert(item)])
 
-    async def room(self) -> None:
-        """Return at once: no frame waits here."""
-
     async def _convert(self, item: ReadFrame) -> PendingFrame:
         message, raw, covered = item
         if isinstance(message, PendingFrame):

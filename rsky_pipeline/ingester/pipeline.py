@@ -26,20 +26,20 @@ Three things rest on this order.
 
 import logging
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from time import perf_counter
 from typing import NamedTuple
 
 import trio
 
-from rsky_pipeline.atproto.cid import Cid
+from rsky_pipeline.atproto.commit import Commit
 from rsky_pipeline.atproto.crypto import SignatureCheck, check_all
-from rsky_pipeline.atproto.errors import IncompleteTreeError, InvalidDataError
 from rsky_pipeline.atproto.frame import (
     AccountMessage,
     CommitMessage,
     InfoMessage,
+    Message,
     RepoOp,
     SyncMessage,
 )
@@ -65,15 +65,14 @@ from rsky_pipeline.ingester.commits.states import (
     with_flag,
 )
 from rsky_pipeline.ingester.commits.validation import (
-    CommitProof,
     RepoUpdate,
     check_operations,
     follow,
     is_replay,
 )
-from rsky_pipeline.ingester.frames import MAX_TIME, FrameReader, PendingFrame, ReadFrame
-from rsky_pipeline.ingester.sequence import GapWatch, SeqGate
-from rsky_pipeline.ingester.writer import Batch, FrameSink, SourceCursor
+from rsky_pipeline.ingester.frames import MAX_TIME, FrameReader, PendingFrame
+from rsky_pipeline.ingester.sequence import Gap, GapWatch, SeqGate
+from rsky_pipeline.ingester.writer import FrameSink
 from rsky_pipeline.runtime.errors import described
 from rsky_pipeline.runtime.logging import ThrottledLog
 from rsky_pipeline.runtime.threads import in_thread
@@ -83,7 +82,8 @@ from rsky_pipeline.streams.repo_job import FetchReason
 
 _log = logging.getLogger(__name__)
 
-_WITH_STATE = (CommitMessage, SyncMessage, AccountMessage)
+_UPDATES = (CommitMessage, SyncMessage)
+_WITH_STATE = (*_UPDATES, AccountMessage)
 _BATCH_FRAMES = 64  # between which other tasks run
 _WORTH_A_THREAD = 16  # signatures; a hop costs as much as two to six
 
@@ -97,10 +97,6 @@ class SharedState:
     resyncs: Resyncs
     discovery: Discovery = field(default_factory=lambda: Discovery(0))
 
-    def written(self, batch: Batch[SourceCursor], lengths: Mapping[str, int]) -> None:
-        """Handle a batch that the store has."""
-        self.states.written(batch.states)
-
     def dropped(self) -> None:
         """Forget all: it has dropped commits as taken over, which their hosts send again."""
         self.states.forget()
@@ -112,7 +108,7 @@ class Undecided(NamedTuple):
     """A frame whose signature is to be checked, and the check if the account's key is known."""
 
     frame: PendingFrame
-    proof: CommitProof
+    commit: Commit
     check: SignatureCheck | None
 
 
@@ -150,7 +146,7 @@ class FrameIntake:
         self._room = trio.Event()
 
     async def take(self, messages: Sequence[bytes]) -> None:
-        """Take frames as they came from the socket.
+        """Take frames as they came from the socket, then wait while too many are undecided.
 
         Raises StoreUnavailableError and StoreRejectedError when the states of their repos cannot be
         read. The frames are lost then, and must be read again from the cursor.
@@ -162,53 +158,58 @@ class FrameIntake:
             if start:
                 await trio.lowlevel.checkpoint()
             for frame in frames[start : start + _BATCH_FRAMES]:
-                self._buffer.add(*self._begin(frame))
+                self._begin(*frame)
             self._check_signatures()
             self._pass_on()
-
-    async def room(self) -> None:
-        """Wait while the reorder buffer is full."""
         while self._buffer.full:
             self._room = trio.Event()
             await self._room.wait()
 
-    def _begin(self, read: ReadFrame) -> tuple[PendingFrame, int]:
-        """Convert a frame, and have its signature checked.
-
-        Returns it with the bytes that are held besides its entries.
-        """
+    def _begin(self, message: Message | PendingFrame, raw: bytes, covered: int | None) -> None:
+        """Convert a frame unless it is a replay, and put it into the reorder buffer."""
         try:
-            frame = self._convert(read)
-            if frame.account is not None:
-                self._verifier.forget(frame.account.did)
+            if covered is not None and covered != self._covered:
+                self._covered = covered
+                gap = self._gaps.observe(covered, getattr(message, "time", None))
+                if gap is not None:
+                    self._note_gap(gap)
+            if isinstance(message, _UPDATES):
+                rev = tid_number(message.rev)
+                if is_replay(self._admission.states.get(message.did), rev):
+                    self._admission.note_replay(message.did, rev)
+                    frame = PendingFrame(covered, message.time[:MAX_TIME], [], 0)
+                elif isinstance(message, CommitMessage):
+                    frame = self._converter.convert_commit(message, raw, rev)
+                else:
+                    frame = self._converter.convert_sync(message, raw, rev)
+            elif isinstance(message, PendingFrame):  # an unreadable one
+                frame = message
+            else:
+                frame = self._convert_other(message, raw)
         except Exception as error:  # noqa: BLE001 - see runtime.boundary
-            frame = self._converter.failed(read.raw, error)
-        frame.seq = read.covered
-        update = frame.update
-        if update is None or update.proof is None:
-            return frame, 0
+            frame = self._converter.failed(raw, error)
+        frame.seq = covered
+        if frame.update is None or frame.update.proof is None:
+            self._buffer.add(frame)
+            return
+        commit = frame.update.proof.commit
         try:
-            check = self._verifier.check(update.proof)
+            check = self._verifier.check(commit)
         except Exception as error:  # noqa: BLE001 - see runtime.boundary
-            frame.status = self._unverified(update.proof, error)
+            frame.status = self._unverified(commit, error)
         else:
             frame.waits = True
-            self._undecided.append(Undecided(frame, update.proof, check))
-        return frame, len(read.raw)  # which the proof refers to
+            self._undecided.append(Undecided(frame, commit, check))
+        self._buffer.add(frame, len(raw))  # which the proof refers to
 
-    def _convert(self, read: ReadFrame) -> PendingFrame:
-        message, raw, covered = read
-        if covered != self._covered:
-            self._watch_for_gap(message, covered)
-        if type(message) is CommitMessage or type(message) is SyncMessage:
-            rev = tid_number(message.rev)
-            if is_replay(self._admission.states.get(message.did), rev):
-                self._admission.note_replay(message.did, rev)
-                return PendingFrame(covered, message.time[:MAX_TIME], [], 0)
-            return self._converter.convert_update(message, raw, rev)
-        if isinstance(message, PendingFrame):  # an unreadable one
-            return message
-        return self._converter.convert_message(message, raw)
+    def _convert_other(self, message: Message, raw: bytes) -> PendingFrame:
+        """Convert a message that is not about a commit."""
+        frame = self._converter.convert_message(message, raw)
+        if frame.account is not None:
+            self._verifier.forget(frame.account.did)
+        if isinstance(message, InfoMessage):
+            self._gaps.outdated |= message.name == "OutdatedCursor"
+        return frame
 
     def _check_signatures(self) -> None:
         """Check the signatures of the frames that were taken: many in a thread, a few here."""
@@ -241,19 +242,21 @@ class FrameIntake:
         """Set the status of each signature, or look up the key of its account in a task."""
         self._converter.counters.seconds["signature"] += seconds
         results = iter(good)
-        for frame, proof, check in undecided:
-            is_good = check is not None and next(results)
-            try:
-                frame.status = self._verifier.decide_at_once(proof, check, is_good)
-            except Exception as error:  # noqa: BLE001 - see runtime.boundary
-                frame.status = self._unverified(proof, error)
+        for frame, commit, check in undecided:
+            if check is not None and next(results):
+                frame.status = SignatureStatus.VALID
+            else:
+                try:
+                    frame.status = self._verifier.decide_at_once(commit, check)
+                except Exception as error:  # noqa: BLE001 - see runtime.boundary
+                    frame.status = self._unverified(commit, error)
             if frame.status is None:
-                self._nursery.start_soon(self._look_up, frame, proof)
+                self._nursery.start_soon(self._look_up, frame, commit)
             else:
                 frame.waits = False
 
-    async def _look_up(self, frame: PendingFrame, proof: CommitProof) -> None:
-        frame.status = await self._verifier.decide(proof)
+    async def _look_up(self, frame: PendingFrame, commit: Commit) -> None:
+        frame.status = await self._verifier.decide(commit)
         frame.waits = False
         self._pass_on()
 
@@ -282,22 +285,15 @@ class FrameIntake:
         if not self._buffer.full:
             self._room.set()
 
-    def _unverified(self, proof: CommitProof, error: Exception) -> SignatureStatus:
-        self._boundary.caught(error, "signature", host=self._converter.host, did=proof.did)
+    def _unverified(self, commit: Commit, error: Exception) -> SignatureStatus:
+        self._boundary.caught(error, "signature", host=self._converter.host, did=commit.did)
         return SignatureStatus.UNVERIFIED
 
-    def _watch_for_gap(self, message: object, covered: int | None) -> None:
-        if covered is None:
-            if isinstance(message, InfoMessage):
-                self._gaps.outdated |= message.name == "OutdatedCursor"
-            return
-        self._covered = covered
-        gap = self._gaps.observe(covered, getattr(message, "time", None))
-        if gap is not None:
-            self._converter.counters.gaps[gap.kind] += 1
-            extra = {key: value for key, value in gap._asdict().items() if value}
-            _log.error("gap in the events of a relay; repair scheduled", extra=extra)
-            self._gap_entries.append(gap.entry())
+    def _note_gap(self, gap: Gap) -> None:
+        self._converter.counters.gaps[gap.kind] += 1
+        extra = {key: value for key, value in gap._asdict().items() if value}
+        _log.error("gap in the events of a relay; repair scheduled", extra=extra)
+        self._gap_entries.append(gap.entry())
 
 
 class Admission:
@@ -343,7 +339,10 @@ class Admission:
         if frame.status is not None and frame.status is not SignatureStatus.VALID:
             frame.clear()
             if frame.status is SignatureStatus.NO_ACCOUNT:
-                self._note_stranger(update)
+                self._log.warning(
+                    "skipped a commit of an account that does not exist",
+                    host=self._relay, did=update.did,
+                )  # fmt: skip
             else:
                 forged = frame.status is SignatureStatus.FORGED
                 reason = FetchReason.FORGED if forged else FetchReason.UNVERIFIED
@@ -354,7 +353,11 @@ class Admission:
             self._resync_unproven(frame, update, update.problem, before)
             return
         # 3. Do its operations lead from the tree before to the signed tree?
-        tree = self._undo(update.proof)
+        tree = None
+        if update.proof is not None:
+            begin = perf_counter()
+            tree = check_operations(update.proof)
+            self._counters.seconds["operations"] += perf_counter() - begin
         if isinstance(tree, FetchReason):
             frame.clear()
             self._counters.errors[tree.word] += 1
@@ -400,21 +403,6 @@ class Admission:
         """Count a commit that was taken over before."""
         self._counters.replays += 1
         self._shared.dedup.repeated(self._relay, did, rev, self._clock())
-
-    def _undo(self, proof: CommitProof | None) -> Cid | FetchReason | None:
-        """Return the tree before a commit, or why its operations are not those that it signs."""
-        if proof is None or proof.blocks is None:
-            return None
-        begin = perf_counter()
-        try:
-            return check_operations(proof)
-        except IncompleteTreeError:
-            return FetchReason.MISSING_NODE
-        except InvalidDataError as error:
-            inverted = error.reason == "inversion"
-            return FetchReason.INVERSION if inverted else FetchReason.INVALID_OPERATION
-        finally:
-            self._counters.seconds["operations"] += perf_counter() - begin
 
     def _take_over(self, frame: PendingFrame, update: RepoUpdate, state: RepoState) -> None:
         """Make a commit the state of its repo, to be stored in one step with its events."""
@@ -514,11 +502,6 @@ class Admission:
             self._queue(frame, did, "", FetchReason.REACTIVATED, ())
         if is_inactive(state) == active:
             frame.state = self.states.set(did, with_activity(state, active))
-
-    def _note_stranger(self, update: RepoUpdate) -> None:
-        self._log.warning(
-            "skipped a commit of an account that does not exist", host=self._relay, did=update.did
-        )
 
 
 class ReorderBuffer:

@@ -14,7 +14,7 @@ from rsky_pipeline.ingester.frames import RawDeadLetters
 from rsky_pipeline.ingester.listing.enumeration import Enumerator
 from rsky_pipeline.ingester.pipeline import SharedState
 from rsky_pipeline.ingester.sequence import timestamp
-from rsky_pipeline.ingester.writer import Batch, SourceBatch, SourceCursor, Writer
+from rsky_pipeline.ingester.writer import SourceBatch, Writer
 from rsky_pipeline.network.subscription import DisconnectReason
 from rsky_pipeline.observability.ingester import IngesterMetrics
 from rsky_pipeline.runtime.context import WorkerContext
@@ -65,21 +65,6 @@ class FeedReport:
             self.lag_seconds = max(0.0, time.time() - moment)
             self._metrics.lag.labels(self.host).set(self.lag_seconds)
             self._metrics.event_time.labels(self.host).set(moment)
-
-
-class WriteReport:
-    """Passes each written batch on to the figures of its hosts."""
-
-    def __init__(self) -> None:
-        self.reports: dict[SourceCursor, FeedReport] = {}
-
-    def written(self, batch: Batch[SourceCursor], lengths: Mapping[str, int]) -> None:
-        """Count a batch that the store has; `lengths` are those of its streams."""
-        for cursor, part in batch.parts.items():
-            self.reports[cursor].observe(part, lengths)
-
-    def dropped(self) -> None:
-        """Do nothing: dropped frames were not counted as written."""
 
 
 class Reporter:

@@ -1,11 +1,10 @@
 """The ingester: a task for each relay's firehose, each relay's list of repos and each labeler."""
 
 import ssl
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from functools import partial
-from types import MappingProxyType
 
 import trio
 
@@ -28,9 +27,9 @@ from rsky_pipeline.ingester.labels import (
 from rsky_pipeline.ingester.listing.enumeration import LIST_REPOS, Enumerator, ListingSource
 from rsky_pipeline.ingester.listing.gap_repair import GapRepair, repair_marks
 from rsky_pipeline.ingester.pipeline import Admission, FrameIntake, SharedState
-from rsky_pipeline.ingester.report import FeedReport, Reporter, WriteReport, report_ready
+from rsky_pipeline.ingester.report import FeedReport, Reporter, report_ready
 from rsky_pipeline.ingester.sequence import GapWatch, SeqGate
-from rsky_pipeline.ingester.writer import BatchRule, SourceCursor, WriteListener, Writer
+from rsky_pipeline.ingester.writer import BatchRule, SourceCursor, Writer
 from rsky_pipeline.network.directory import Directory
 from rsky_pipeline.network.http import HttpClient
 from rsky_pipeline.network.listing import Pace, list_repos, list_repos_by_collection
@@ -170,6 +169,10 @@ class _Builder:
             http, self._settings.plc_url, allow_private=self._settings.allow_private_hosts,
             max_cached=MAX_KEYS, forced_pause=FORCED_PAUSE_SECONDS,
         )  # fmt: skip
+        self._rule = BatchRule(
+            max_events=self._settings.ingester_batch_size,
+            max_age=self._settings.ingester_batch_timeout_ms / 1000,
+        )
         self.letters = RawDeadLetters(FIREHOSE_RAW_LETTERS)
         self.label_letters = RawDeadLetters(LABEL_RAW_LETTERS)
 
@@ -199,8 +202,10 @@ class _Builder:
         }
         # Repos that cannot be fetched yet must not stop live events.
         overflow = {REPO_BACKFILL_HIGH: RESYNC_LATER}
-        written = WriteReport()
-        writer = self._writer(FIREHOSE_LIVE, marks, [parts.shared, written], overflow)
+        writer = Writer(
+            self.link(FIREHOSE_LIVE, self._count_retry), marks, self._rule, self._metrics,
+            overflow, parts.shared.states.written, parts.shared.dropped,
+        )  # fmt: skip
         parts.writers.append(writer)
         for endpoint in relays:
             converter = RepoConverter(
@@ -209,7 +214,8 @@ class _Builder:
             )  # fmt: skip
             timeouts = Timeouts(idle=float(settings.ingester_idle_timeout_seconds))
             feed = Feed(endpoint, SUBSCRIBE_REPOS, settings.initial_cursor, timeouts, self._tls)
-            cursor = writer.cursor(cursor_key(FIREHOSE_LIVE, endpoint.key))
+            report = FeedReport(FIREHOSE_LIVE, endpoint.key, self._metrics, self.letters)
+            cursor = writer.cursor(cursor_key(FIREHOSE_LIVE, endpoint.key), report.observe)
             admission = Admission(endpoint.key, converter, parts.shared)
 
             def open_intake(
@@ -225,8 +231,6 @@ class _Builder:
                 feed, converter, cursor, self._pressure(MAX_EVENTS, MAX_BYTES), self._metrics,
                 open_intake,
             )  # fmt: skip
-            report = FeedReport(FIREHOSE_LIVE, endpoint.key, self._metrics, self.letters)
-            written.reports[cursor] = report
             parts.relays.append((follower, report))
             if settings.enumerate_repos:
                 parts.enumerators += self._enumerators(endpoint)
@@ -234,14 +238,15 @@ class _Builder:
     def _add_labeler(self, parts: _Parts, endpoint: Endpoint, count: int) -> None:
         """Add the follower of a labeler, with a writer of its own."""
         host = endpoint.key
-        written = WriteReport()
         marks = {LABEL_LIVE: self._settings.live_high_water_mark}
-        writer = self._writer(f"{LABEL_LIVE}-{host}", marks, [written])
+        link = self.link(f"{LABEL_LIVE}-{host}", self._count_retry)
+        writer = Writer(link, marks, self._rule, self._metrics)
         parts.writers.append(writer)
         # A labeler may be silent for days; its answers to pings show that it lives.
         timeouts = Timeouts(idle=None, max_queued_bytes=_LABEL_QUEUE_BYTES)
         feed = Feed(endpoint, SUBSCRIBE_LABELS, "oldest", timeouts, self._tls)
-        cursor = writer.cursor(cursor_key(LABEL_LIVE, host))
+        report = FeedReport(LABEL_LIVE, host, self._metrics, self.label_letters)
+        cursor = writer.cursor(cursor_key(LABEL_LIVE, host), report.observe)
         converter = LabelConverter(host, FrameCounters(of_labeler=True), self.label_letters)
         mode = self._settings.label_signatures
         check = None if mode == "none" else LabelSignatureCheck(self._directory, mode, converter)
@@ -250,8 +255,6 @@ class _Builder:
             self._pressure(MAX_EVENTS // count, MAX_LABEL_BYTES // count), self._metrics,
             lambda gate, _: LabelIntake(converter, cursor, gate, check),
         )  # fmt: skip
-        report = FeedReport(LABEL_LIVE, host, self._metrics, self.label_letters)
-        written.reports[cursor] = report
         parts.labelers.append((follower, report))
 
     def gap_repair(self) -> GapRepair:
@@ -267,21 +270,6 @@ class _Builder:
             self.link("gaps"), database, connect_database, partial(list_repos, self._http),
             repair_marks(settings), patient=True, boundary=_boundary(self._metrics),
         )  # fmt: skip
-
-    def _writer(
-        self,
-        name: str,
-        marks: dict[str, int],
-        listeners: Sequence[WriteListener],
-        overflow: Mapping[str, str] = MappingProxyType({}),
-    ) -> Writer:
-        settings = self._settings
-        rule = BatchRule(
-            max_events=settings.ingester_batch_size,
-            max_age=settings.ingester_batch_timeout_ms / 1000,
-        )
-        link = self.link(name, self._count_retry)
-        return Writer(link, marks, rule, self._metrics, listeners, overflow)
 
     def _pressure(self, max_events: int, max_bytes: int) -> Backpressure:
         return Backpressure(max(2 * self._settings.ingester_batch_size, max_events), max_bytes)

@@ -21,7 +21,7 @@ the batch follows on, or the worker has to go; in both cases the hosts send ever
 
 import logging
 from collections import defaultdict, deque
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from math import inf
@@ -126,11 +126,12 @@ class Batcher(Generic[Source]):
         self._waiting: deque[_Waiting[Source]] = deque()
         self.events = 0
         self.bytes = 0
+        self.added = 0  # frames so far
 
     def __bool__(self) -> bool:
         return bool(self._waiting)
 
-    def add(self, source: Source, frames: Iterable[PendingFrame], now: float) -> None:
+    def add(self, source: Source, frames: Sequence[PendingFrame], now: float) -> None:
         """Take frames of a source in the order in which they came."""
         waiting = self._waiting
         for frame in frames:
@@ -144,6 +145,7 @@ class Batcher(Generic[Source]):
             else:
                 waiting[-1].cover(source, frame, size)
             self.bytes += size
+        self.added += len(frames)
 
     def deadline(self) -> float:
         """Return when the next batch is due; infinity if nothing waits."""
@@ -200,22 +202,17 @@ class FrameSink(Protocol):
         """Take frames in the order in which they came."""
 
 
-class WriteListener(Protocol):
-    """Called after each batch, in the writer's task."""
-
-    def written(self, batch: "Batch[SourceCursor]", lengths: Mapping[str, int]) -> None:
-        """Handle a batch that the store has; `lengths` are those of its streams."""
-
-    def dropped(self) -> None:
-        """Handle that everything unwritten was dropped, to be read again from the cursors."""
+# Called with a host's part of each batch that the store has, and the lengths of its streams.
+CountPart = Callable[[SourceBatch, Mapping[str, int]], object]
 
 
 class SourceCursor:
     """The cursor of one host's stream, and the way of its frames to the writer."""
 
-    def __init__(self, writer: "Writer", key: str) -> None:
+    def __init__(self, writer: "Writer", key: str, count: CountPart) -> None:
         self.writer = writer
         self.key = key
+        self.count = count
         self.text: str | None = None  # the cursor that the store holds, as far as we know
         self.stored: int | None = None  # the same as a number
         self.last_known: int | None = None  # the highest that we ever stored
@@ -227,7 +224,8 @@ class SourceCursor:
     def put(self, frames: Sequence[PendingFrame]) -> None:
         """Take frames in the order in which they came; never waits, so watch `writer.events`."""
         if not self.closed:  # else they follow on frames that are not written any more
-            self.writer.add(self, frames)
+            self.writer.batcher.add(self, frames, trio.current_time())
+            self.writer.changed.unpark_all()
 
     async def load(self) -> None:
         """Go on at the stored cursor; waits for the store. Raises InvalidCursorError."""
@@ -264,31 +262,37 @@ class Writer:
         high_water_marks: Mapping[str, int],
         rule: BatchRule,
         metrics: IngesterMetrics,
-        listeners: Sequence[WriteListener],
         overflow: Mapping[str, str] = MappingProxyType({}),
+        written: Callable[[Mapping[bytes, RepoState]], object] = lambda _: None,
+        dropped: Callable[[], object] = lambda: None,
     ) -> None:
-        """`overflow`: by the name of a stream, the one that takes its entries while it is full."""
+        """`overflow`: by the name of a stream, the one that takes its entries while it is full.
+
+        `written` is called with the states of each batch that the store has, `dropped` when
+        everything unwritten was dropped, to be read again from the cursors.
+        """
         self._link = link
         self._marks = high_water_marks
         self._overflow = overflow
         self._metrics = metrics
-        self._listeners = listeners
-        self._batcher = Batcher[SourceCursor](rule)
-        self._changed = trio.Event()
+        self._written = written
+        self._dropped = dropped
+        self.batcher = Batcher[SourceCursor](rule)
+        self.changed = trio.lowlevel.ParkingLot()  # wakes when frames were put in or written
         self._flushing = 0  # followers that wait for everything to be written
         self._closing = trio.Event()
         self._giving_up = trio.Event()  # set when there is no time left to try again
         self._in_flight: Batch[SourceCursor] | None = None
-        self._added = self._done = 0  # frames so far
+        self._done = 0  # frames so far
         self.batches = 0  # that the store has
         self.cursors: list[SourceCursor] = []
         self.is_full = False
         self.given_up = False
         self._log = ThrottledLog(_log)
 
-    def cursor(self, key: str) -> SourceCursor:
+    def cursor(self, key: str, count: CountPart) -> SourceCursor:
         """Return a new cursor for a host's stream, stored at a key."""
-        cursor = SourceCursor(self, key)
+        cursor = SourceCursor(self, key, count)
         self.cursors.append(cursor)
         return cursor
 
@@ -296,23 +300,17 @@ class Writer:
     def events(self) -> int:
         """Events in memory."""
         held = len(self._in_flight.entries) if self._in_flight else 0
-        return self._batcher.events + held
+        return self.batcher.events + held
 
     @property
     def bytes(self) -> int:
         """Their size, and that of the states that are written with them."""
-        return self._batcher.bytes + (self._in_flight.size if self._in_flight else 0)
+        return self.batcher.bytes + (self._in_flight.size if self._in_flight else 0)
 
     @property
     def idle(self) -> bool:
         """Whether everything that was put in has been written."""
-        return not self._batcher and self._in_flight is None
-
-    def add(self, cursor: SourceCursor, frames: Sequence[PendingFrame]) -> None:
-        """Take frames of a host; see `SourceCursor.put`."""
-        self._batcher.add(cursor, frames, trio.current_time())
-        self._added += len(frames)
-        self._wake()
+        return not self.batcher and self._in_flight is None
 
     async def read(self, cursor_key: str) -> tuple[str | None, Note]:
         """Return a stored cursor and its note; waits for a store that does not answer."""
@@ -320,23 +318,19 @@ class Writer:
 
     async def flush(self) -> None:
         """Wait until all frames that were put in so far are written, dropped or given up."""
-        target = self._added
+        target = self.batcher.added
         self._flushing += 1
-        self._wake()
+        self.changed.unpark_all()
         try:
             while self._done < target and not self.given_up:
-                await self.changed()
+                await self.changed.park()
         finally:
             self._flushing -= 1
-
-    async def changed(self) -> None:
-        """Wait until something was put in or written."""
-        await self._changed.wait()
 
     def close(self) -> None:
         """Let `run` end when everything is written; a store that is full ends it at once."""
         self._closing.set()
-        self._wake()
+        self.changed.unpark_all()
 
     async def run(self, escalated: trio.Event) -> None:
         """Write batches as they become due, until closed."""
@@ -346,11 +340,11 @@ class Writer:
                 if not self._is_due():
                     await self._wait_until_due()
                     continue
-                self._in_flight = self._batcher.take()
+                self._in_flight = self.batcher.take()
                 await self._write(self._in_flight)
                 self._done += self._in_flight.frames
                 self._in_flight = None
-                self._wake()
+                self.changed.unpark_all()
             nursery.cancel_scope.cancel()
 
     async def _limit_closing(self, escalated: trio.Event) -> None:
@@ -362,26 +356,26 @@ class Writer:
 
     def _is_due(self) -> bool:
         if self._closing.is_set() or self._flushing:
-            return bool(self._batcher)
-        return self._batcher.deadline() <= trio.current_time()
+            return bool(self.batcher)
+        return self.batcher.deadline() <= trio.current_time()
 
     async def _wait_until_due(self) -> None:
-        now, deadline = trio.current_time(), self._batcher.deadline()
+        now, deadline = trio.current_time(), self.batcher.deadline()
         with trio.move_on_at(min(deadline, now + LOOK_SECONDS)):
-            await self._changed.wait()
+            await self.changed.park()
             return
         if self.idle and not self._closing.is_set():
             await self._look_at_cursors()
 
     async def _look_at_cursors(self) -> None:
         """Compare the cursors while no host sends anything: an operator may have moved one."""
-        nothing = self._batcher.take()
+        nothing = self.batcher.take()
         if not any(cursor.move(None) for cursor in self.cursors):
             return
         result = await self._link.attempt(partial(self._append, batch=nothing))
         if result is not None and result.status == "cursor_moved":
             self._finish(nothing, result)
-            self._wake()
+            self.changed.unpark_all()
 
     async def _write(self, batch: Batch[SourceCursor]) -> None:
         """Append a batch, however long it takes, or set `moved` or `given_up`."""
@@ -437,22 +431,21 @@ class Writer:
                 extra={"key": result.moved_key, "stored": result.stored_cursor,
                        "expected": {cursor.key: cursor.stored for cursor in batch.parts}},
             )  # fmt: skip
-            self._batcher.clear()
-            self._done = self._added - batch.frames
+            self.batcher.clear()
+            self._done = self.batcher.added - batch.frames
             for cursor in self.cursors:
                 cursor.closed = True
                 cursor.moved.set()
-            for listener in self._listeners:
-                listener.dropped()
+            self._dropped()
             return
         for cursor, part in batch.parts.items():
             if part.seq is not None:
                 cursor.text, cursor.stored = str(part.seq), part.seq
                 cursor.last_known = part.seq
                 cursor.position = cursor.position_after(part)
+            cursor.count(part, result.lengths)
         self.batches += 1
-        for listener in self._listeners:
-            listener.written(batch, result.lengths)
+        self._written(batch.states)
 
     def _note_full(self, result: Appended) -> None:
         self._metrics.store_retries.labels("full").inc()
@@ -477,10 +470,6 @@ class Writer:
                 "cursors": {cursor.key: cursor.stored for cursor in self.cursors},
             },
         )
-
-    def _wake(self) -> None:
-        self._changed.set()
-        self._changed = trio.Event()
 
 
 def _read_position(store: Store, key: str) -> tuple[str | None, Note]:

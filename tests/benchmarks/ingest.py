@@ -20,7 +20,7 @@ from rsky_pipeline.ingester.commits.signatures import SignatureVerifier
 from rsky_pipeline.ingester.commits.states import REPO_KEYS, RepoStates, reader
 from rsky_pipeline.ingester.frames import FrameCounters, RawDeadLetters
 from rsky_pipeline.ingester.pipeline import Admission, FrameIntake, SharedState
-from rsky_pipeline.ingester.report import FeedReport, WriteReport
+from rsky_pipeline.ingester.report import FeedReport
 from rsky_pipeline.ingester.sequence import GapWatch, SeqGate
 from rsky_pipeline.ingester.writer import BatchRule, Writer
 from rsky_pipeline.observability.ingester import IngesterMetrics
@@ -78,11 +78,12 @@ async def _ingest(
     states, output = (Link(lambda: connect(url, name="bench"), purpose="bench") for _ in "12")
     shared = SharedState(RepoStates(reader(states)), RelayDedup([_RELAY]), Resyncs(60))
     metrics, counters = IngesterMetrics(CollectorRegistry()), FrameCounters()
-    written_report = WriteReport()
-    writer = Writer(output, {}, BatchRule(), metrics, [shared, written_report])
-    cursor = writer.cursor(f"firehose_live:cursor:{_RELAY}")
+    writer = Writer(
+        output, {}, BatchRule(), metrics, written=shared.states.written, dropped=shared.dropped
+    )
     letters = RawDeadLetters("raw")
-    written_report.reports[cursor] = FeedReport("firehose_live", HostKey(_RELAY), metrics, letters)
+    report = FeedReport("firehose_live", HostKey(_RELAY), metrics, letters)
+    cursor = writer.cursor(f"firehose_live:cursor:{_RELAY}", report.observe)
     collections = ("app.bsky.", "chat.bsky.")
     converter = RepoConverter(
         _RELAY, f"https://{_RELAY}", collections, counters, letters, verify=mode

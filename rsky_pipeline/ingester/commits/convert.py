@@ -93,20 +93,13 @@ class RepoConverter(FrameConverter):
         self._verify = verify
         self._clock = clock
 
-    def convert_update(
-        self, message: CommitMessage | SyncMessage, raw: bytes, rev: int
-    ) -> PendingFrame:
-        """Convert a commit or sync whose rev was read. Raises InvalidDataError."""
-        if type(message) is CommitMessage:
-            return self._commit(message, raw, rev)
-        assert isinstance(message, SyncMessage)
-        return self._sync(message, raw, rev)
-
     def convert_message(self, message: Message, raw: bytes) -> PendingFrame:
         """Convert a decoded message of any type. Raises InvalidDataError."""
         match message:
-            case CommitMessage() | SyncMessage():
-                return self.convert_update(message, raw, tid_number(message.rev))
+            case CommitMessage():
+                return self.convert_commit(message, raw, tid_number(message.rev))
+            case SyncMessage():
+                return self.convert_sync(message, raw, tid_number(message.rev))
             case IdentityMessage(seq=seq, time=time, did=did, handle=handle):
                 _check_texts(time, handle)
                 time = self._plausible(time, did)
@@ -137,7 +130,8 @@ class RepoConverter(FrameConverter):
         job = RepoJob(did, self._relay_url, rev, None, True, deleted, reason)
         return Entry(stream, REPO_FIELD, encode_repo_job(job))
 
-    def _commit(self, message: CommitMessage, raw: bytes, rev: int) -> PendingFrame:
+    def convert_commit(self, message: CommitMessage, raw: bytes, rev: int) -> PendingFrame:
+        """Convert a commit; `rev` is its rev as a number. Raises InvalidDataError."""
         if len(message.time) > MAX_TIME:
             raise InvalidDataError("text_too_long", "a time of an absurd length")
         if is_future(rev, self._clock()):
@@ -166,11 +160,11 @@ class RepoConverter(FrameConverter):
             begin = perf_counter()
             commit, checked = read_contents(message)
             self.counters.seconds["blocks"] += perf_counter() - begin
-            data, proof = commit.data, CommitProof(message.did, commit, message, checked)
+            data, proof = commit.data, CommitProof(commit, message, checked)
         elif self._verify == "signature":
             block = _block(_find(message, (), message.commit), message.commit)
             commit = check_commit(parse_commit(block), message)
-            data, proof = commit.data, CommitProof(message.did, commit)
+            data, proof = commit.data, CommitProof(commit)
         frame = PendingFrame(message.seq, message.time, [], 0)
         problem = None
         if ops:
@@ -207,11 +201,12 @@ class RepoConverter(FrameConverter):
         if not readable:
             with suppress(InvalidDataError):  # it may well hold nothing
                 commit = read_contents(message).commit
-                proof = CommitProof(message.did, commit)
+                proof = CommitProof(commit)
                 update = update._replace(data=commit.data, proof=proof, readable=True)
         return PendingFrame(message.seq, message.time, [], 0, update=update)
 
-    def _sync(self, message: SyncMessage, raw: bytes, rev: int) -> PendingFrame:
+    def convert_sync(self, message: SyncMessage, raw: bytes, rev: int) -> PendingFrame:
+        """Convert a sync event; `rev` is its rev as a number. Raises InvalidDataError."""
         _check_texts(message.time, None)
         if is_future(rev, self._clock()):
             raise InvalidDataError("future_rev", f"{message.did[:100]} at {message.rev}")
@@ -223,7 +218,7 @@ class RepoConverter(FrameConverter):
                 return self._with_bad_blocks(message, update, raw, error)
             # As the Rust service, which did not read them.
         else:
-            proof = None if self._verify == "none" else CommitProof(message.did, commit)
+            proof = None if self._verify == "none" else CommitProof(commit)
             update = update._replace(data=commit.data, proof=proof)
         return PendingFrame(message.seq, message.time, [], 0, update=update)
 

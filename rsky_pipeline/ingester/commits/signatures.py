@@ -22,7 +22,6 @@ import trio
 from rsky_pipeline.atproto.commit import Commit, unsigned_bytes, verify_commit
 from rsky_pipeline.atproto.crypto import PublicKey, SignatureCheck
 from rsky_pipeline.atproto.identity import DidDocument
-from rsky_pipeline.ingester.commits.validation import CommitProof
 from rsky_pipeline.network.directory import IdentityNotFoundError, IdentityUnavailableError
 from rsky_pipeline.runtime.boundary import Boundary
 from rsky_pipeline.runtime.logging import ThrottledLog
@@ -45,7 +44,7 @@ class SignatureStatus(StrEnum):
     """The result of checking a commit's signature; the values are metric labels."""
 
     VALID = "valid"
-    FORGED = "forged"  # not signed by the account, or not a commit at all
+    FORGED = "forged"  # not signed by the account
     UNVERIFIED = "unverified"  # its account could not be looked up
     NO_ACCOUNT = "no_account"  # the account does not exist or has no key
 
@@ -83,51 +82,47 @@ class SignatureVerifier:
         self._unavailable = _ForAWhile()
         self._lookups = trio.CapacityLimiter(MAX_LOOKUPS)
 
-    def check(self, proof: CommitProof) -> SignatureCheck | None:
-        """Return the check against the known key of the account, None if no key is known."""
-        commit = proof.commit
-        if commit is None or commit.did != proof.did:
-            return None
-        key = self._known(proof.did)
+    def check(self, commit: Commit) -> SignatureCheck | None:
+        """Return the check against the known key of the account, None if no key is known.
+
+        Where the check finds the signature good, the commit is valid; else see `decide_at_once`.
+        """
+        key = self._known(commit.did)
         return None if key is None else SignatureCheck(key, unsigned_bytes(commit), commit.sig)
 
     def decide_at_once(
-        self, proof: CommitProof, check: SignatureCheck | None, good: bool
+        self, commit: Commit, failed: SignatureCheck | None
     ) -> SignatureStatus | None:
-        """Return the status, or None if that takes a lookup; `good` is the result of the check."""
-        commit = proof.commit
-        if commit is None or commit.did != proof.did:
-            return SignatureStatus.FORGED
-        if check is not None:
-            if good:
-                return SignatureStatus.VALID
-            # It may be the signature of a new key, unless this one was asked for just now.
-            if self._refreshed.has(proof.did) and self._known(proof.did) == check.key:
-                return SignatureStatus.FORGED
-        return SignatureStatus.UNVERIFIED if self._unavailable.has(proof.did) else None
+        """Return the status of a commit whose check failed or was not possible (`failed` is None).
 
-    async def decide(self, proof: CommitProof) -> SignatureStatus:
-        """Look the key up, past all caches if the signature does not fit the one found."""
-        commit = proof.commit
-        if commit is None or commit.did != proof.did:
+        None if that takes a lookup: see `decide`.
+        """
+        # It may be the signature of a new key, unless this one was asked for just now.
+        did = commit.did
+        if failed and self._refreshed.has(did) and self._known(did) == failed.key:
             return SignatureStatus.FORGED
+        return SignatureStatus.UNVERIFIED if self._unavailable.has(did) else None
+
+    async def decide(self, commit: Commit) -> SignatureStatus:
+        """Look the key up, past all caches if the signature does not fit the one found."""
+        did = commit.did
         try:
             async with self._lookups:
-                if self._unavailable.has(proof.did):
+                if self._unavailable.has(did):
                     return SignatureStatus.UNVERIFIED
-                if not proof.did.startswith("did:plc:"):
+                if not did.startswith("did:plc:"):
                     with trio.fail_after(STRANGER_SECONDS):
-                        return await self._look_up(proof.did, commit)
+                        return await self._look_up(commit)
                 with trio.fail_after(DIRECTORY_SECONDS):
-                    return await self._look_up_patiently(proof.did, commit)
+                    return await self._look_up_patiently(commit)
         except (IdentityUnavailableError, trio.TooSlowError):
-            self._unavailable.add(proof.did, UNAVAILABLE_SECONDS)
+            self._unavailable.add(did, UNAVAILABLE_SECONDS)
             return SignatureStatus.UNVERIFIED
         except IdentityNotFoundError:
             return SignatureStatus.NO_ACCOUNT
         except Exception as error:  # noqa: BLE001 - see runtime.boundary
-            self._boundary.caught(error, "identity", did=proof.did)
-            self._unavailable.add(proof.did, UNAVAILABLE_SECONDS)
+            self._boundary.caught(error, "identity", did=did)
+            self._unavailable.add(did, UNAVAILABLE_SECONDS)
             return SignatureStatus.UNVERIFIED
 
     def forget(self, did: str) -> None:
@@ -138,16 +133,17 @@ class SignatureVerifier:
         self._refreshed.discard(did)
         self._unavailable.discard(did)
 
-    async def _look_up_patiently(self, did: str, commit: Commit) -> SignatureStatus:
+    async def _look_up_patiently(self, commit: Commit) -> SignatureStatus:
         while True:
             try:
-                return await self._look_up(did, commit)
+                return await self._look_up(commit)
             except IdentityUnavailableError as error:
                 if error.of_account:
                     raise
                 await trio.sleep(RETRY_SECONDS)
 
-    async def _look_up(self, did: str, commit: Commit) -> SignatureStatus:
+    async def _look_up(self, commit: Commit) -> SignatureStatus:
+        did = commit.did
         # Another frame of the account may have had it looked up while this one waited its turn.
         known = self._known(did)
         if known is not None:

@@ -31,8 +31,7 @@ FUTURE_SECONDS = 300.0  # a rev may be ahead of our clock by so much, as other p
 class CommitProof(NamedTuple):
     """The parts of a commit that prove its signature, and its operations where they are given."""
 
-    did: str
-    commit: Commit | None  # None where the blocks hold no commit of this account
+    commit: Commit  # of the account and the rev that its message names
     message: CommitMessage | None = None  # with `blocks`: its operations are to be proven as well
     blocks: Mapping[Cid, bytes] | None = None  # all of the frame, each with its own hash
 
@@ -104,27 +103,28 @@ def is_replay(state: RepoState | None, rev: int) -> bool:
     return state is not None and rev <= int.from_bytes(state[:8], "big")
 
 
-def check_operations(proof: CommitProof) -> Cid | None:
-    """Return the tree that a commit's operations lead back to: MST inversion.
+def check_operations(proof: CommitProof) -> Cid | FetchReason | None:
+    """Return the tree that a commit's operations lead back to, or why they are not those it signs.
 
-    That must be the tree of `prevData`. Where the sender left `prevData` out, each operation is
-    looked up in the signed tree, and None is returned if the operations cannot be undone: an update
-    or deletion without `prev`, or a node that is not there. None is returned as well where
-    operations are not checked at all. Raises InvalidDataError, and IncompleteTreeError where blocks
-    are missing.
+    MST inversion: that must be the tree of `prevData`. Where the sender left `prevData` out, each
+    operation is looked up in the signed tree, and None is returned if the operations cannot be
+    undone: an update or deletion without `prev`, or a node that is not there. None is returned as
+    well where operations are not checked at all.
     """
-    commit, message, blocks = proof.commit, proof.message, proof.blocks
-    if commit is None or message is None or blocks is None:
+    commit, message, blocks = proof
+    if message is None or blocks is None:
         return None
-    if message.prev_data is not None:
-        before = invert(blocks, commit.data, message.ops)
-        if before != message.prev_data:
-            detail = f"leads back to {before}, not to {message.prev_data}"
-            raise InvalidDataError("inversion", detail)
-        return before
-    for op in message.ops:
-        if look_up(blocks, commit.data, op.path) != op.cid:
-            raise InvalidDataError("invalid_operation", f"{op.path[:100]} is not in that state")
+    try:
+        if message.prev_data is not None:
+            before = invert(blocks, commit.data, message.ops)
+            return before if before == message.prev_data else FetchReason.INVERSION
+        for op in message.ops:
+            if look_up(blocks, commit.data, op.path) != op.cid:
+                return FetchReason.INVALID_OPERATION
+    except IncompleteTreeError:
+        return FetchReason.MISSING_NODE
+    except InvalidDataError:
+        return FetchReason.INVALID_OPERATION
     if any(op.prev is None and op.action != "create" for op in message.ops):
         return None
     try:

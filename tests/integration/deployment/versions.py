@@ -6,11 +6,11 @@ POLLUTING = """
 def _pollute() -> None:
     from rsky_pipeline.streams.event import RepoEvent
 
-    clean = RepoConverter.convert_update
+    clean = RepoConverter.convert_commit
 
-    def convert_update(self, message, raw, rev):
+    def convert_commit(self, message, raw, rev):
         converted = clean(self, message, raw, rev)
-        if type(message) is CommitMessage and converted.entries:
+        if converted.entries:
             event = RepoEvent(
                 message.seq, message.time, message.did, str(message.commit), message.rev
             )
@@ -18,7 +18,7 @@ def _pollute() -> None:
             converted.entries.append(entry)
         return converted
 
-    RepoConverter.convert_update = convert_update
+    RepoConverter.convert_commit = convert_commit
 
 
 _pollute()

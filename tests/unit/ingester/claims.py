@@ -8,12 +8,11 @@ import trio.testing
 from rsky_pipeline.atproto.car import write_car
 from rsky_pipeline.atproto.cbor import encode
 from rsky_pipeline.atproto.cid import Cid
-from rsky_pipeline.atproto.commit import parse_commit, sign_commit
+from rsky_pipeline.atproto.commit import Commit, parse_commit, sign_commit
 from rsky_pipeline.atproto.crypto import PrivateKey, PublicKey
 from rsky_pipeline.atproto.frame import encode_frame
 from rsky_pipeline.atproto.identity import DidDocument
 from rsky_pipeline.atproto.syntax import tid_from
-from rsky_pipeline.ingester.commits.validation import CommitProof
 from rsky_pipeline.ingester.frames import PendingFrame
 
 DID = "did:plc:aaaaaaaaaaaaaaaaaaaaaaaa"
@@ -70,8 +69,8 @@ class Written:
         return [frame.seq for frame in self.frames]
 
 
-def claim(key: PrivateKey = KEY, did: str = DID) -> CommitProof:
-    return CommitProof(did, parse_commit(sign_commit(did, REV, Cid.of(b"data"), key)))
+def claim(key: PrivateKey = KEY, did: str = DID) -> Commit:
+    return parse_commit(sign_commit(did, REV, Cid.of(b"data"), key))
 
 
 def frame(

@@ -21,7 +21,7 @@ from tests.unit.ingester.support import Converting
 OTHER = "did:plc:bbbbbbbbbbbbbbbbbbbbbbbb"
 BROKEN = {
     "decoding": (frames, "decode_frame"),
-    "a commit": (RepoConverter, "convert_update"),
+    "a commit": (RepoConverter, "convert_commit"),
     "records": (convert, "encode_commit_events"),
     "another message": (RepoConverter, "convert_message"),
     "an account": (SignatureVerifier, "forget"),

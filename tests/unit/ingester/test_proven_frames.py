@@ -101,16 +101,13 @@ async def test_reading_pauses_when_what_waits_for_proof_is_large() -> None:
     padding = bytes(1_000_000)
     async with trio.open_nursery() as nursery:
         intake, written, _ = start(nursery, accounts)
-        await intake.take([frame(seq, padding=padding) for seq in range(1, 31)])
         with trio.fail_after(1):
-            await intake.room()
-        await intake.take([frame(seq, padding=padding) for seq in range(31, 41)])
+            await intake.take([frame(seq, padding=padding) for seq in range(1, 31)])
         with trio.move_on_after(0.05) as waited:
-            await intake.room()
+            await intake.take([frame(seq, padding=padding) for seq in range(31, 41)])
         assert waited.cancelled_caught
         assert not written.frames
         accounts.slow[DID].set()
-        await intake.room()
     assert written.seqs == list(range(1, 41))
 
 
@@ -168,10 +165,9 @@ async def test_reading_waits_while_too_many_frames_lack_proof() -> None:
     done = trio.Event()
     async with trio.open_nursery() as nursery:
         intake, written, _ = start(nursery, accounts)
-        await intake.take([frame(seq) for seq in range(1, 2_002)])
 
         async def wait() -> None:
-            await intake.room()
+            await intake.take([frame(seq) for seq in range(1, 2_002)])
             done.set()
 
         nursery.start_soon(wait)

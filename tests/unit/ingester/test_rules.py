@@ -65,7 +65,7 @@ def test_filtered_frames_alone_are_due_after_the_cursors_own_age() -> None:
 def test_any_number_of_filtered_frames_takes_no_memory() -> None:
     batcher = Batcher[str](RULE)
     batcher.add("a", [frame(1)], 0.0)
-    batcher.add("a", (frame(seq, events=0) for seq in range(2, 10_000)), 0.0)
+    batcher.add("a", [frame(seq, events=0) for seq in range(2, 10_000)], 0.0)
     assert len(batcher._waiting) == 1
     assert seq_of(batcher.take()) == 9_999
 

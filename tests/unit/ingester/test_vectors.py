@@ -15,7 +15,7 @@ from rsky_pipeline.atproto.car import Car, read_car, write_car
 from rsky_pipeline.atproto.cid import Cid
 from rsky_pipeline.atproto.commit import sign_commit
 from rsky_pipeline.atproto.crypto import PrivateKey, PublicKey
-from rsky_pipeline.atproto.errors import IncompleteTreeError, InvalidDataError
+from rsky_pipeline.atproto.errors import InvalidDataError
 from rsky_pipeline.atproto.frame import CommitMessage, RepoOp, encode_frame
 from rsky_pipeline.atproto.identity import parse_did_document
 from rsky_pipeline.atproto.mst import Tree
@@ -28,6 +28,7 @@ from rsky_pipeline.ingester.commits.validation import (
 from rsky_pipeline.ingester.frames import FrameCounters
 from rsky_pipeline.observability.ingester import ERROR_REASONS
 from rsky_pipeline.streams.names import FIREHOSE_LIVE
+from rsky_pipeline.streams.repo_job import FetchReason
 from tests.data import test_data
 from tests.data_frames import corpus_documents, corpus_frames, unpack_zstd
 from tests.unit.atproto.dagjson_values import from_json
@@ -71,14 +72,9 @@ def frame(commit: CommitMessage) -> bytes:
 
 def refusal(commit: CommitMessage) -> str | None:
     """Return why the operations of a commit are not believed, None if they are."""
-    try:
-        contents = read_contents(commit)
-        check_operations(CommitProof(commit.did, contents.commit, commit, contents.blocks))
-    except IncompleteTreeError:
-        return "missing_node"
-    except InvalidDataError as error:
-        return error.reason
-    return None
+    contents = read_contents(commit)
+    tree = check_operations(CommitProof(contents.commit, commit, contents.blocks))
+    return tree.word if isinstance(tree, FetchReason) else None
 
 
 def op(path: str, new: str | None, old: str | None) -> RepoOp:
