@@ -254,7 +254,9 @@ class Attempts:
             await self._jobs.postpone(delivery, settle_pause(1), again)
         else:
             await self._jobs.finish(delivery)
-        self._ended("unchanged" if done.unchanged else "done")
+        self.finished += 1
+        self.metrics.processed.inc()
+        self.metrics.outcomes.labels("unchanged" if done.unchanged else "done").inc()
 
     async def _put_off(self, delivery: Delivery, job: RepoJob, busy: HostBusyError) -> None:
         """Postpone a job until its host has a turn; counts as an attempt only if it is parked."""
@@ -282,18 +284,15 @@ class Attempts:
             case "unavailable":
                 self.metrics.skipped.inc()
                 await self._jobs.finish(delivery)
-                self._ended("unavailable")
+                self.finished += 1
+                self.metrics.processed.inc()
+                self.metrics.outcomes.labels("unavailable").inc()
                 self._log.info("repo unavailable", key=failure.reason, did=job.did,
                                reason=failure.reason)  # fmt: skip
             case "dead_letter":
                 text = f"{job.did}: {failure}"
                 await self._jobs.dead_letter(delivery, failure.reason, text, decision.attempts)
                 self.metrics.outcomes.labels("failed").inc()
-
-    def _ended(self, outcome: str) -> None:
-        self.finished += 1
-        self.metrics.processed.inc()
-        self.metrics.outcomes.labels(outcome).inc()
 
     def _count(self, failure: RepoError) -> None:
         metrics = self.metrics
