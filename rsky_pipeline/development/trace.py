@@ -48,7 +48,7 @@ from rsky_pipeline.streams.lag import inspect
 from rsky_pipeline.streams.names import STREAMS
 
 START_SECONDS = 120.0
-IDLE_SECONDS = 6.0  # longer than the slowest of the timers that a worker has
+IDLE_SECONDS = 16.0  # longer than the slowest timer of a worker, the backfiller's maintenance
 AFTER_SECONDS = 1.5  # until an acknowledgement and a cursor are stored
 ROOT = Path(rsky_pipeline.__file__).parent
 
