@@ -18,7 +18,7 @@ from rsky_pipeline.observability.indexer import IndexerMetrics
 from rsky_pipeline.observability.ingester import IngesterMetrics
 from rsky_pipeline.observability.server import add_process_metrics
 from rsky_pipeline.observability.streams import StreamMetrics
-from rsky_pipeline.observability.supervisor import ChildSample, SupervisorCollector
+from rsky_pipeline.observability.supervisor import SupervisorCollector
 
 # The metrics to look at first, with the question that each answers; the others give details.
 VITAL: Mapping[str, str] = {
@@ -27,14 +27,14 @@ VITAL: Mapping[str, str] = {
     "ingester_websocket_connections": "are relays and labelers connected",
     "ingester_firehose_messages_total": "does the relay send anything",
     "ingester_stream_events_total": "do events reach the stream",
-    "ingester_event_lag_seconds": "how old are they then",
+    "ingester_event_lag_seconds": "how old are events when they are appended",
     "rsky_stream_length": "is a stream near its high-water mark",
     "rsky_stream_oldest_unacked_seconds": "do consumers keep up",
     "indexer_events_processed_total": "do events reach the database",
-    "indexer_event_lag_seconds": "how old are they then",
+    "indexer_event_lag_seconds": "how old are events when they are indexed",
     "rsky_stream_dead_letters": "could something not be processed",
     "backfiller_repos_processed_total": "is history fetched",
-    "rsky_finding": "does a worker find something wrong by itself",
+    "rsky_finding": "does the self-check of a worker find a fault",
 }
 
 SUPERVISOR = "supervisor"
@@ -117,7 +117,8 @@ def _indexer(registry: CollectorRegistry) -> None:
 
 
 def _supervisor(registry: CollectorRegistry) -> None:
-    child = ChildSample("ingester-1", "ingester", "ready", 0, 0, False, 0)
+    figures = dict.fromkeys(("restarts", "kills", "crash_looping", "rss_bytes"), 0)
+    child = {"name": "ingester-1", "role": "ingester", "state": "ready", **figures}
     registry.register(SupervisorCollector(lambda: [child]))
 
 

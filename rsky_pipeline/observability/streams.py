@@ -5,8 +5,10 @@ The last figures are read back from the gauges for the worker's health document.
 
 from collections.abc import Collection, Iterator, Mapping
 
-from prometheus_client import CollectorRegistry, Counter, Gauge
+from prometheus_client import CollectorRegistry, Gauge
 from prometheus_client.samples import Sample
+
+from rsky_pipeline.observability.declaring import Declarer
 
 LENGTH = "rsky_stream_length"
 LAG = "rsky_stream_group_lag"
@@ -33,34 +35,27 @@ class StreamMetrics:
     def __init__(
         self, registry: CollectorRegistry, role: str, groups: Mapping[str, tuple[str, ...]]
     ) -> None:
-        def gauge(name: str, meaning: str, *labels: str) -> Gauge:
-            return Gauge(name, meaning, labels, registry=registry)
-
-        self.length = gauge(LENGTH, "Entries in a stream", "stream")
+        declare = Declarer(registry, "rsky_stream")
+        gauge, streams = declare.gauge, tuple(groups)
+        self.length = gauge("length", "Entries in a stream", stream=streams)
         self.dead_letters = gauge(
-            "rsky_stream_dead_letters", "Entries in a stream's dead-letter stream", "stream"
+            "dead_letters", "Entries in a stream's dead-letter stream", stream=streams
         )
-        self.lag = gauge(LAG, "Entries not delivered yet", "stream", "group")
+        self.lag = gauge("group_lag", "Entries not delivered yet", stream=(), group=())
         self.pending = gauge(
-            "rsky_stream_group_pending", "Entries delivered, not acknowledged", "stream", "group"
+            "group_pending", "Entries delivered, not acknowledged", stream=(), group=()
         )
         self.oldest = gauge(
-            "rsky_stream_oldest_unacked_seconds",
-            "Age of the oldest entry that a group has not acknowledged",
-            "stream",
-            "group",
-        )
-        self.errors = Counter(
-            "rsky_stream_poll_errors_total", "Failed looks at the streams", registry=registry
-        )
+            "oldest_unacked_seconds", "Age of the oldest entry that a group has not acknowledged",
+            stream=(), group=(),
+        )  # fmt: skip
+        self.errors = declare.counter("poll_errors", "Failed looks at the streams")
         self._originals = {
             stream: Gauge(name, f"Entries in {stream}", registry=registry)
             for stream, name in _ORIGINAL_NAMES.get(role, {}).items()
         }
         self.groups = groups
         for stream, names in groups.items():
-            self.length.labels(stream)
-            self.dead_letters.labels(stream)
             for group in names:
                 for metric in (self.lag, self.pending, self.oldest):
                     metric.labels(stream, group)

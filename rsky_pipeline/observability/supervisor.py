@@ -1,7 +1,7 @@
-"""The supervisor's metrics: computed at each scrape from its children's states."""
+"""The supervisor's metrics: computed at each scrape from its status document."""
 
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
@@ -9,24 +9,12 @@ from prometheus_client.registry import Collector
 STATES = ("stopped", "starting", "ready", "stopping", "backoff", "crashloop", "failed")
 
 
-@dataclass(frozen=True, slots=True)
-class ChildSample:
-    """The exported state of one child."""
-
-    name: str
-    role: str
-    state: str
-    restarts: int
-    kills: int
-    crash_looping: bool
-    rss_bytes: int | None
-
-
 class SupervisorCollector(Collector):
     """Exports one series a child for each metric, whether or not it ever ran."""
 
-    def __init__(self, sample: Callable[[], Iterable[ChildSample]]) -> None:
-        self._sample = sample
+    def __init__(self, children: Callable[[], Iterable[Mapping[str, Any]]]) -> None:
+        """`children` returns `processes` of the status document."""
+        self._children = children
 
     def collect(self) -> Iterator[Metric]:
         """Yield the metrics at this moment."""
@@ -47,13 +35,13 @@ class SupervisorCollector(Collector):
         memory = GaugeMetricFamily(
             "rsky_process_resident_bytes", "Memory the process holds", labels=labels
         )
-        for child in self._sample():
-            who = [child.name, child.role]
-            up.add_metric(who, float(child.state == "ready"))
-            looping.add_metric(who, float(child.crash_looping))
-            restarts.add_metric(who, child.restarts)
-            kills.add_metric(who, child.kills)
-            memory.add_metric(who, float(child.rss_bytes or 0))
+        for child in self._children():
+            who = [child["name"], child["role"]]
+            up.add_metric(who, float(child["state"] == "ready"))
+            looping.add_metric(who, float(child["crash_looping"]))
+            restarts.add_metric(who, child["restarts"])
+            kills.add_metric(who, child["kills"])
+            memory.add_metric(who, float(child["rss_bytes"] or 0))
             for name in STATES:
-                state.add_metric([*who, name], float(child.state == name))
+                state.add_metric([*who, name], float(child["state"] == name))
         yield from (up, state, looping, restarts, kills, memory)

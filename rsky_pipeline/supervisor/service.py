@@ -7,6 +7,7 @@ the control socket is named by the roles. Embedded stores belong to exactly one 
 
 import logging
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -90,7 +91,7 @@ class Service:
         commands = ControlCommands(self._workers, self._request, self._steps, self.document)
         path = socket_path(locations.run_directory(self._settings), self._plan.roles)
         control = ControlServer(path, commands.handle)
-        with Exporter(self._settings, self.document) as exporter:
+        with closing(Exporter(self._settings, self.document)) as exporter:
             async with trio.open_nursery() as nursery:
                 await nursery.start(sequence.watch_signals, self._request)
                 nursery.start_soon(control.run)

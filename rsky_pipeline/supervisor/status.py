@@ -8,8 +8,7 @@ reports them; `streams` maps a stream to its length as the workers last saw it.
 
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
-from types import TracebackType
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import trio
@@ -18,7 +17,7 @@ from prometheus_client import CollectorRegistry
 from rsky_pipeline.configuration.settings import Settings
 from rsky_pipeline.health.rules import HEARTBEAT
 from rsky_pipeline.observability.build import build
-from rsky_pipeline.observability.supervisor import ChildSample, SupervisorCollector
+from rsky_pipeline.observability.supervisor import SupervisorCollector
 from rsky_pipeline.runtime.health_document import complaint
 from rsky_pipeline.runtime.metrics_port import SUPERVISOR, open_metrics_server
 from rsky_pipeline.supervisor.child import ChildDriver
@@ -39,19 +38,12 @@ class Exporter:
         self._document: dict[str, Any] = {"processes": [], "healthy": False}
         self.refresh()
         registry = CollectorRegistry()
-        registry.register(SupervisorCollector(self._samples))
+        registry.register(SupervisorCollector(lambda: self._document["processes"]))
         self._server = open_metrics_server(settings, SUPERVISOR, 1, registry, self._health)
         self.port = self._server.port
 
-    def __enter__(self) -> "Exporter":
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
+        """Free the metrics port."""
         self._server.close()
 
     def refresh(self) -> None:
@@ -63,18 +55,6 @@ class Exporter:
         document = self._document
         stale = HEARTBEAT.verdict(time.monotonic() - self._refreshed) == "fail"
         return (200 if document["healthy"] and not stale else 503), document
-
-    def _samples(self) -> Iterator[ChildSample]:
-        for child in self._document["processes"]:
-            yield ChildSample(
-                name=child["name"],
-                role=child["role"],
-                state=child["state"],
-                restarts=child["restarts"],
-                kills=child["kills"],
-                crash_looping=child["crash_looping"],
-                rss_bytes=child["rss_bytes"],
-            )
 
 
 def child_document(child: ChildDriver) -> dict[str, Any]:
