@@ -51,19 +51,30 @@ def problem(words: list[str], command: click.Command, context: click.Context) ->
         name: option for option in command.params if isinstance(option, click.Option)
         for name in (*option.opts, *option.secondary_opts)
     }  # fmt: skip
-    position = 0
+    arguments = [each for each in command.params if isinstance(each, click.Argument)]
+    most = sum(each.nargs for each in arguments) if all(a.nargs > 0 for a in arguments) else 1_000
+    least = sum(each.required for each in arguments)
+    position, given, used = 0, 0, set[str | None]()
     while position < len(words):
         name, _, value = words[position].partition("=")
         if name.startswith("-"):
             option = options.get(name)
             if option is None:
                 return f"no option {name}"
+            used.add(option.name)
             if not option.is_flag and not value:
                 position += 1
                 if position >= len(words):
                     return f"{name} needs a value"
+        else:
+            given += 1
         position += 1
-    return None
+    if not words:
+        return None  # the command is mentioned, not shown
+    missing = [each.name for each in options.values() if each.required and each.name not in used]
+    if missing or given < least:
+        return f"too few arguments, or no {missing}"
+    return "too many arguments" if given > most else None
 
 
 def test_there_are_many() -> None:
@@ -77,7 +88,17 @@ def test_the_line_names_a_command_and_options_that_exist(page: str, line: str) -
 
 
 @pytest.mark.parametrize(
-    "line", ["statis", "status --jsn", "stop --timeout", "streams trimm x", "--verbose"]
+    "line",
+    [
+        "statis",
+        "status --jsn",
+        "stop --timeout",
+        "streams trimm x",
+        "--verbose",
+        "db compare did:plc:x",
+        "restart indexer backfiller",
+        "cursor set bsky.network --force",
+    ],
 )
 def test_wrong_lines_are_noticed(line: str) -> None:
     assert problem(line.split(), main, click.Context(main, info_name="rsky-pipeline"))
