@@ -57,7 +57,7 @@ format: $(STAMP)
 	$(BIN)/ruff format .
 
 docs: $(STAMP)
-	$(BIN)/python -m rsky_pipeline.development.docs
+	$(BIN)/python -m rsky_pipeline.development.documents
 
 bench: $(STAMP)
 	$(BIN)/python -m tests.benchmarks

@@ -4,7 +4,7 @@ In: arguments, the environment, a configuration file. Out: a table or one JSON d
 output, remarks on standard error, an exit code (`exit_codes`). Read `command` first: the frame of
 every command. Only `output` prints. Commands are imported when they are used, and import the
 libraries that they call when they run, so that `--help` needs neither trio nor any client. It has
-no threads, and must not contain what another program could want to call: that is in `operations`.
+no threads, and no work that another program could call: that is in `operations`.
 """
 
 from collections.abc import Iterator

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 _priority = click.option(
     "--priority", type=click.Choice(["high", "normal", "low"]), default="normal",
-    show_default=True, help="Which stream: high goes before what relays list.",
+    show_default=True, help="Which stream: high goes before the repos that relays list.",
 )  # fmt: skip
 _no_wait = click.option(
     "--no-wait", is_flag=True, help="End with exit code 1 at the high-water mark; do not wait."
@@ -189,8 +189,7 @@ def _add_listed(
 ) -> None:  # fmt: skip
     from rsky_pipeline.configuration.endpoints import parse_endpoint
     from rsky_pipeline.network.http import HttpError
-    from rsky_pipeline.operations.backfill.adding import PRIORITIES
-    from rsky_pipeline.operations.backfill.listing import add_listed, cursor_key
+    from rsky_pipeline.operations.backfill.adding import PRIORITIES, add_listed, cursor_key
 
     try:
         endpoint = settings.relays[0] if pds is None else parse_endpoint(pds)

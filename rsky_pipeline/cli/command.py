@@ -144,7 +144,11 @@ def operator_command(
 
     def decorate(function: Callable[..., int | None]) -> click.Command:
         shared = [
-            *([json_option(_SHARED)] if json else []),
+            *(
+                [click.Option(["--json", _SHARED], is_flag=True, help="Print one JSON document.")]
+                if json
+                else []
+            ),
             *(configuration_options() if configuration else []),
         ]
 
@@ -176,11 +180,6 @@ def operator_command(
         return command(True)
 
     return decorate
-
-
-def json_option(name: str = "as_json") -> click.Option:
-    """Return the option --json."""
-    return click.Option(["--json", name], is_flag=True, help="Print one JSON document.")
 
 
 def configuration_options() -> list[click.Option]:

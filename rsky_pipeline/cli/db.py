@@ -28,12 +28,12 @@ def command() -> None:
 
 
 @operator_command(command)
-@click.option("--dry-run", is_flag=True, help="List what would be done; change nothing.")
+@click.option("--dry-run", is_flag=True, help="List the changes; make none.")
 def init(run: Invocation, dry_run: bool) -> int:
     """Create missing tables, columns and indexes.
 
     Safe to repeat, and on an official AppView's database. Exit with 6 if the database still differs
-    afterwards from what the pipeline needs.
+    afterwards from the schema that the pipeline needs.
     """
     from rsky_pipeline.database import schema
 

@@ -21,17 +21,18 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 
 def deployment_options(command: Command) -> Command:
-    """Add the options that `deploy` and `rollback` share."""
+    """Add the options that `deploy` and `rollback` share; most are fields of DeploymentOrder."""
     options = (
         click.option("--watch", type=DURATION, default="5m", show_default=True, metavar="DURATION",
                      help="How long it must stay well afterwards; 0 does not wait."),
         click.option("--verify-window", type=DURATION, default="30s", show_default=True,
                      metavar="DURATION", help="How long `verify` measures rates."),
-        click.option("--verify-for", type=DURATION, default="3m", show_default=True,
-                     metavar="DURATION", help="How long it may take to become well."),
+        click.option("--verify-for", "verify_limit", type=DURATION, default="3m",
+                     show_default=True, metavar="DURATION",
+                     help="How long it may take to become well."),
         click.option("--accept", multiple=True, metavar="CHECK",
                      help="A check of `verify` (or the beginning of its name) that may fail."),
-        click.option("--timeout", type=click.FloatRange(min=0), metavar="SECONDS",
+        click.option("--timeout", "deadline", type=click.FloatRange(min=0), metavar="SECONDS",
                      help="Longest stop of a role before it is forced."),
         click.option("--dry-run", is_flag=True, help="Print the plan and its checks; do nothing."),
         manager_option,
@@ -48,9 +49,8 @@ def deployment_options(command: Command) -> Command:
               "firehose_live:repo; may be repeated.")  # fmt: skip
 @deployment_options
 def command(
-    run: Invocation, file: Path, purge: tuple[str, ...], watch: float, verify_window: float,
-    verify_for: float, accept: tuple[str, ...], timeout: float | None, dry_run: bool, choice: str,
-) -> int:  # fmt: skip
+    run: Invocation, file: Path, purge: tuple[str, ...], dry_run: bool, choice: str, **options: Any
+) -> int:
     """Replace the program of a running pipeline by FILE, and roll back if that fails.
 
     Checks the file, stops consumers first, keeps a backup, swaps, migrates, cleans, starts
@@ -61,10 +61,7 @@ def command(
     """
     from rsky_pipeline.operations.deployment.deploy import DeploymentOrder
 
-    order = DeploymentOrder(
-        file, purge=_purges(purge), verify_window=verify_window, verify_limit=verify_for,
-        watch=watch, accept=accept, deadline=timeout,
-    )  # fmt: skip
+    order = DeploymentOrder(file, purge=_purges(purge), **options)
     with _deployer(run, choice, dry_run=dry_run) as worker:
         interrupted = worker.journal.unfinished() if dry_run else worker.recover()
         if interrupted is not None and dry_run:
@@ -80,9 +77,8 @@ def command(
 @click.argument("timestamp", required=False)
 @deployment_options
 def rollback(
-    run: Invocation, timestamp: str | None, watch: float, verify_window: float, verify_for: float,
-    accept: tuple[str, ...], timeout: float | None, dry_run: bool, choice: str,
-) -> int:  # fmt: skip
+    run: Invocation, timestamp: str | None, dry_run: bool, choice: str, **options: Any
+) -> int:
     """Put the newest backup back, or that of TIMESTAMP, with the steps of `deploy`.
 
     A deployment that was interrupted is undone, and nothing else. Exit codes are those of `deploy`.
@@ -104,11 +100,7 @@ def rollback(
         stamp = timestamp or next(iter(known))
         if stamp not in known:
             raise CommandError(f"no backup {stamp}; there are {', '.join(known)}", ExitCode.USAGE)
-        order = DeploymentOrder(
-            known[stamp], "rollback", verify_window=verify_window, verify_limit=verify_for,
-            watch=watch, accept=accept, deadline=timeout,
-        )  # fmt: skip
-        outcome = worker.run(order, dry_run=dry_run)
+        outcome = worker.run(DeploymentOrder(known[stamp], "rollback", **options), dry_run=dry_run)
     return _finish(run, outcome)
 
 

@@ -11,21 +11,11 @@ from rsky_pipeline.configuration.topology import ROLE_NAMES
 if TYPE_CHECKING:
     from rsky_pipeline.operations.ordered.movement import Movement
 
-manager_option = click.option(
-    "--manager",
-    "choice",
-    type=click.Choice(["auto", "supervisor", "systemd"]),
-    default="auto",
-    show_default=True,
-    help="Who runs the roles: our own supervisors or systemd units; auto finds out.",
-)
-roles_option = click.option(
-    "--role",
-    "roles",
-    multiple=True,
-    type=click.Choice(ROLE_NAMES),
-    help="Only this role; may be repeated.",
-)
+manager_option = click.option("--manager", "choice",
+    type=click.Choice(["auto", "supervisor", "systemd"]), default="auto", show_default=True,
+    help="Who runs the roles: our own supervisors or systemd units; auto finds out.")  # fmt: skip
+roles_option = click.option("--role", "roles", multiple=True, type=click.Choice(ROLE_NAMES),
+    help="Only this role; may be repeated.")  # fmt: skip
 
 
 def finish(run: Invocation, movement: "Movement") -> int:

@@ -25,13 +25,8 @@ ALL = "all"
     show_default=True,
     help="Role to run here; may be repeated.",
 )
-@click.option(
-    "--workers",
-    "workers",
-    multiple=True,
-    metavar="ROLE=N",
-    help="Processes of a role, for instance indexer=2; may be repeated.",
-)
+@click.option("--workers", "workers", multiple=True, metavar="ROLE=N",
+              help="Processes of a role, for instance indexer=2; may be repeated.")  # fmt: skip
 def command(run: Invocation, roles: tuple[str, ...], workers: tuple[str, ...]) -> int:
     """Start and supervise roles in the foreground.
 

@@ -38,27 +38,13 @@ FIXED_STEP = 1_000
     is_flag=True,
     help="Simulated time does not depend on the clock: same seed, same bytes.",
 )
-@click.option(
-    "--replay",
-    type=click.Path(path_type=Path, dir_okay=False),
-    metavar="FILE",
-    help="Serve recorded frames, with dids.json, handles.json, listRepos.json, cars/ "
-    "and labels.frames if they lie beside FILE.",
-)
-@click.option(
-    "--keep-events",
-    default=0,
-    metavar="N",
-    type=click.IntRange(0),
-    help="Size of the relay's replay window; 0 keeps everything.",
-)
-@click.option(
-    "--buffer-events",
-    default=16_384,
-    show_default=True,
-    type=click.IntRange(0),
-    help="Cut live subscribers off that are further behind; 0 never does.",
-)
+@click.option("--replay", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
+              help="Serve recorded frames, with dids.json, handles.json, listRepos.json, cars/ "
+              "and labels.frames if they lie beside FILE.")  # fmt: skip
+@click.option("--keep-events", default=0, metavar="N", type=click.IntRange(0),
+              help="Size of the relay's replay window; 0 keeps everything.")  # fmt: skip
+@click.option("--buffer-events", default=16_384, show_default=True, type=click.IntRange(0),
+              help="Cut live subscribers off that are further behind; 0 never does.")  # fmt: skip
 @click.option(
     "--port",
     default=0,

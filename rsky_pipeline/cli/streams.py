@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 import click
@@ -11,14 +12,13 @@ from rsky_pipeline.cli.exit_codes import ExitCode
 from rsky_pipeline.cli.output import Progress, duration, line, print_table, say
 
 if TYPE_CHECKING:
-    from rsky_pipeline.operations.cleaning import Cut
-    from rsky_pipeline.operations.inspection import Inspection
+    from rsky_pipeline.operations.cleaning import Cut, Inspection
     from rsky_pipeline.operations.stream_figures import Measurement
 
 _force = click.option(
     "--force", is_flag=True, help="Remove also entries that consumers have not acknowledged."
 )
-_dry_run = click.option("--dry-run", is_flag=True, help="Print what would be done; change nothing.")
+_dry_run = click.option("--dry-run", is_flag=True, help="Print the plan; change nothing.")
 
 
 @click.group()
@@ -49,7 +49,7 @@ def list_streams(run: Invocation, window: float) -> None:
 @click.option("--oldest", is_flag=True, help="Look at the oldest entries, not the newest.")
 def inspect(run: Invocation, stream: str, count: int, oldest: bool) -> None:
     """Look at a sample of a stream: types, collections, sizes."""
-    from rsky_pipeline.operations.inspection import sample_stream
+    from rsky_pipeline.operations.cleaning import sample_stream
 
     with run.store("streams") as store:
         found: Inspection = sample_stream(store, stream, count, from_oldest=oldest)
@@ -162,7 +162,7 @@ def repair_groups(run: Invocation, idle: float, dry_run: bool) -> int:
     ]  # fmt: skip
     header = ("STREAM", "GROUP", "FOUND", "COUNT", "STATE", "DETAIL")
     run.answer(
-        {"dry_run": dry_run, "found": [item.document() for item in found]},
+        {"dry_run": dry_run, "found": [asdict(item) for item in found]},
         lambda: print_table(header, rows) if rows else line("the groups are good"),
     )
     left = any(not item.done for item in found) and not dry_run
@@ -185,7 +185,7 @@ def release_streams(run: Invocation, dry_run: bool) -> None:
     rows = [(item.source, item.target, item.why, f"{item.count:,}") for item in moved]
     header = ("FROM", "TO THE END OF", "WHY", "ENTRIES")
     run.answer(
-        {"dry_run": dry_run, "moved": [item.document() for item in moved]},
+        {"dry_run": dry_run, "moved": [asdict(item) for item in moved]},
         lambda: print_table(header, rows) if rows else line("nothing is to be moved"),
     )
 

@@ -12,14 +12,10 @@ from rsky_pipeline.cli.output import line, print_table
 
 ROOT = Path("/")
 Answer = dict[str, Any]
-root_option = click.option(
-    "--root",
-    type=click.Path(path_type=Path, file_okay=False),
-    default=ROOT,
-    show_default=True,
-    help="Another root of the system, such as a container's or an image's.",
-)
-dry_run_option = click.option("--dry-run", is_flag=True, help="Print what would be done.")
+root_option = click.option("--root", type=click.Path(path_type=Path, file_okay=False),
+    default=ROOT, show_default=True,
+    help="Another root of the system, such as a container's or an image's.")  # fmt: skip
+dry_run_option = click.option("--dry-run", is_flag=True, help="Print the plan; change nothing.")
 
 
 @click.group()

@@ -70,7 +70,7 @@ def load(
     ]
     values, origins = _checked(given, problems)
     settings = Settings(**values)
-    # A setting that is wrong stands at its default here; what contradicts that is no news.
+    # A setting that is wrong stands at its default here; a contradiction to that is no news.
     if not problems:
         problems += contradictions(settings, origins)
     if problems:
@@ -103,7 +103,7 @@ def _checked(given: Sequence[Given], problems: list[str]) -> tuple[dict[str, Any
 
 
 def contradictions(settings: Settings, origins: Mapping[str, str]) -> Iterator[str]:
-    """Yield a line for each problem: the key, its value, where it came from, what is allowed."""
+    """Yield a line for each problem: the key, its value and origin, and the allowed values."""
 
     def problem(name: str, value: Any, allowed: str) -> str:
         return f"{name} = {value!r} (from {origins[name]}): {allowed}"

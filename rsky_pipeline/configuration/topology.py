@@ -60,8 +60,6 @@ def start_order(
     return tuple(name for name in order if name in names)
 
 
-def stop_order(
-    names: Collection[str] = ROLE_NAMES, declared: Sequence[RoleDeclaration] = ROLES
-) -> tuple[str, ...]:
+def stop_order(names: Collection[str] = ROLE_NAMES) -> tuple[str, ...]:
     """Return these roles with every consumer before the producers of its streams."""
-    return tuple(reversed(start_order(names, declared)))
+    return tuple(reversed(start_order(names)))

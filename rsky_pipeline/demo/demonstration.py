@@ -5,7 +5,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,7 +57,7 @@ class Demonstration:
             self._console.print(f"simulated relay at {simulation.relay}, log in {log}")
             settings = self._settings()
             observer = Observer(settings, simulation.control, simulation.relay, simulation.labeler)
-            with observer:
+            with closing(observer):
                 self._watch(observer, pipeline)
                 return self._finish(observer, simulation, settings, pipeline)
         finally:

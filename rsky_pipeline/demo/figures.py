@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import Any
 
 from rsky_pipeline.configuration.endpoints import parse_endpoint
 from rsky_pipeline.configuration.settings import Settings
@@ -10,9 +10,11 @@ from rsky_pipeline.database.connection import Database
 from rsky_pipeline.database.errors import DatabaseError
 from rsky_pipeline.demo.simulator.control import Control, SimulationError, SimulationProgress
 from rsky_pipeline.embedded.locations import run_directory
-from rsky_pipeline.runtime.errors import WorkerError
+from rsky_pipeline.ingester.sequence import InvalidCursorError, parse_cursor
+from rsky_pipeline.runtime.errors import StoreError, WorkerError
+from rsky_pipeline.runtime.link import Link
+from rsky_pipeline.streams.append import read_cursor
 from rsky_pipeline.streams.connection import Store, connect
-from rsky_pipeline.streams.errors import StoreRejectedError, StoreUnavailableError
 from rsky_pipeline.streams.lag import inspect
 from rsky_pipeline.streams.names import (
     FIREHOSE_LIVE,
@@ -43,29 +45,24 @@ class Figures:
 
 
 class Observer:
-    """Keeps connections to the demonstration's stores, and opens them again after a failure."""
+    """Looks at a demonstration: its simulation, its supervisor and its stores."""
 
     def __init__(self, settings: Settings, control: Control, relay: str, labeler: str) -> None:
+        redis, database = settings.redis_url or "", settings.database_url or ""
+        schema = settings.database_schema
         self._settings = settings
         self._control = control
         self._relay = parse_endpoint(relay).key
         self._labeler = parse_endpoint(labeler).key
-        self._database: Database | None = None
-        self._store: Store | None = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
+        self._database = Link(
+            lambda: Database.connect(database, schema=schema, name="demo"), purpose="demo"
+        )
+        self._store = Link(lambda: connect(redis, name="demo"), purpose="demo")
 
     def close(self) -> None:
         """Close the connections."""
-        if self._database is not None:
-            self._database.close()
-        if self._store is not None:
-            self._store.close()
-        self._database = self._store = None
+        self._database.close()
+        self._store.close()
 
     def look(self) -> Figures:
         """Ask everybody; nobody has to be there yet."""
@@ -89,16 +86,10 @@ class Observer:
         """Return the sizes of some tables; empty while the database does not answer."""
         columns = ", ".join(f'(SELECT count(*) FROM "{name}")' for name in COUNTED)
         try:
-            if self._database is None:
-                self._database = Database.connect(
-                    self._settings.database_url or "",
-                    schema=self._settings.database_schema,
-                    name="demo",
-                )
-            return dict(zip(COUNTED, self._database.query(f"SELECT {columns}")[0], strict=True))
+            found = self._database.act(lambda database: database.query(f"SELECT {columns}"))
         except DatabaseError:
-            self.close()
             return {}
+        return dict(zip(COUNTED, found[0], strict=True))
 
     def dead_letters(self) -> dict[str, int]:
         """Return how many dead letters there are.
@@ -106,25 +97,25 @@ class Observer:
         Raises StoreUnavailableError, StoreRejectedError.
         """
         names = [dead_letters(stream) for stream in (*STREAMS, *_RAW)]
-        lengths = {name: int(self._connected().call("XLEN", name)) for name in names}
-        return {name: length for name, length in lengths.items() if length}
+        lengths = self._store.act(lambda store: [int(store.call("XLEN", name)) for name in names])
+        return {name: length for name, length in zip(names, lengths, strict=True) if length}
 
     def waiting(self, progress: SimulationProgress) -> list[str]:
         """Return the work that is left, in words; empty when everything is indexed."""
         try:
-            return self._waiting(progress)
-        except (StoreUnavailableError, StoreRejectedError, DatabaseError) as error:
-            self.close()
+            found = self._store.act(lambda store: self._waiting(store, progress))
+            return found if set(found) - {NOT_LISTED} else [*found, *self._checks()]
+        except (StoreError, InvalidCursorError) as error:
             return [str(error)]
 
-    def _waiting(self, progress: SimulationProgress) -> list[str]:
-        store, found = self._connected(), []
+    def _waiting(self, store: Store, progress: SimulationProgress) -> list[str]:
+        found = []
         cursors = ((FIREHOSE_LIVE, self._relay, progress.seq),
                    (LABEL_LIVE, self._labeler, progress.label_seq))  # fmt: skip
         for stream, host, last in cursors:
-            cursor = store.call("GET", cursor_key(stream, host))
-            if last and (cursor is None or int(cursor) < last):
-                found.append(f"{stream} is read up to {int(cursor or 0):,} of {last:,}")
+            cursor = parse_cursor(read_cursor(store, cursor_key(stream, host))) or 0
+            if cursor < last:
+                found.append(f"{stream} is read up to {cursor:,} of {last:,}")
         if store.call("GET", cursor_key(REPO_BACKFILL, self._relay)) != _ENUMERATED:
             found.append(NOT_LISTED)
         for stream in STREAMS:
@@ -135,30 +126,20 @@ class Observer:
         later = int(store.call("XLEN", RESYNC_LATER)) + count_waiting(store)
         if later:
             found.append(f"{later:,} repos that are fetched later")
-        if not set(found) - {NOT_LISTED}:
-            found += self._checks()
         return found
 
     def _checks(self) -> list[str]:
-        if self._database is None:
-            self.rows()
-        if self._database is None:
-            return ["the database does not answer"]
         query = """
             SELECT (SELECT count(*) FROM rsky_pipeline.handle_check),
                 (SELECT count(*) FROM rsky_pipeline.deletion_check)"""
-        handles, deletions = self._database.query(query)[0]
+        handles, deletions = self._database.act(lambda database: database.query(query)[0])
         found = [f"{handles:,} handles"] if handles else []
         return [*found, f"{deletions:,} deletions"] if deletions else found
 
     def _lengths(self) -> dict[str, int]:
         try:
-            return {name: int(self._connected().call("XLEN", name)) for name in STREAMS}
-        except (StoreUnavailableError, StoreRejectedError):
-            self.close()
+            return self._store.act(
+                lambda store: {name: int(store.call("XLEN", name)) for name in STREAMS}
+            )
+        except StoreError:
             return {}
-
-    def _connected(self) -> Store:
-        if self._store is None:
-            self._store = connect(self._settings.redis_url or "", name="demo")
-        return self._store

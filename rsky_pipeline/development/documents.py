@@ -1,4 +1,4 @@
-"""The generated parts of the documentation: making, writing and checking them.
+"""`make docs`: the generated parts of the documentation, made, written and checked.
 
 A generated part of a page stands between two marker lines, so that the prose around it stays with
 its writers. `make docs` writes; the tests check. A part is replaced whole, whatever is between its
@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 from rsky_pipeline.cli.exit_codes import MEANINGS
+from rsky_pipeline.cli.output import say
 from rsky_pipeline.configuration.report import reference_markdown
 from rsky_pipeline.configuration.topology import ROLE_NAMES
 from rsky_pipeline.development.monitoring.files import files
@@ -66,7 +67,7 @@ def _name(metric: Declared) -> str:
 
 def _vital() -> str:
     rows = [f"| `{name}` | {question} |" for name, question in VITAL.items()]
-    return "\n".join(["| name | what it answers |", "|---|---|", *rows])
+    return "\n".join(["| name | question |", "|---|---|", *rows])
 
 
 def _exit_codes() -> str:
@@ -80,7 +81,7 @@ def _findings() -> str:
         f"{rule.remedy.replace('{subject}', 'STREAM')} |"
         for rule in WATCHED
     ]
-    header = ["| finding | meaning | verdict | what to do |", "|---|---|---|---|"]
+    header = ["| finding | meaning | verdict | remedy |", "|---|---|---|---|"]
     return "\n".join([*header, *rows])
 
 
@@ -115,3 +116,17 @@ _PARTS: Mapping[str, Mapping[str, Callable[[], str]]] = {
         "process metrics": lambda: metrics_table(process_metrics()),
     },
 }
+
+
+def main() -> None:
+    """Write the pages that changed, and print their names."""
+    for path, text in pages().items():
+        if path.is_file() and path.read_text() == text:
+            continue
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+        say(f"wrote {path.relative_to(ROOT)}")
+
+
+if __name__ == "__main__":
+    main()

@@ -32,6 +32,7 @@ from typing import Any
 import trio
 
 import rsky_pipeline
+from rsky_pipeline.cli.simulate import settings as followed
 from rsky_pipeline.configuration.load import load
 from rsky_pipeline.configuration.settings import Settings
 from rsky_pipeline.configuration.topology import ROLE_NAMES
@@ -236,18 +237,10 @@ def _environment(folder: Path, urls: Urls) -> dict[str, str]:
     hook.mkdir()
     shutil.copy(trace_hook.__file__, hook / "sitecustomize.py")
     own = {
-        "RELAY_HOSTS": urls.relay.replace("http:", "ws:"),
-        "LABELER_HOSTS": urls.labeler.replace("http:", "ws:"),
-        "PLC_URL": urls.plc,
-        "HANDLE_RESOLVER_URL": urls.pds,
-        "ALLOW_PRIVATE_HOSTS": "true",
-        "INITIAL_CURSOR": "oldest",
+        **{name.upper(): text for name, text in followed(urls).items()},
         "DATA_DIR": str(folder / "data"),
         "RUN_DIR": str(folder / "run"),
-        **{
-            f"{role.upper()}_METRICS_PORT": "0"
-            for role in ("ingester", "indexer", "backfiller", "supervisor")
-        },
+        **{f"{name.upper()}_METRICS_PORT": "0" for name in (*ROLE_NAMES, "supervisor")},
     }
     path = os.pathsep.join([str(hook), str(ROOT.parent)])
     kept = {name: value for name, value in os.environ.items() if not name.startswith("RSKY_")}

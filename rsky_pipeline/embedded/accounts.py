@@ -53,12 +53,12 @@ def unprivileged_account(owned: Path) -> SystemAccount | None:
     return found
 
 
-def give(path: Path, account: SystemAccount | None, mode: int) -> None:
-    """Create a directory if it is missing, and set its owner and mode."""
-    path.mkdir(mode=mode, exist_ok=True)
+def give(path: Path, account: SystemAccount | None) -> None:
+    """Create a directory if it is missing, and make it private to an account."""
+    path.mkdir(mode=0o700, exist_ok=True)
     if account is not None:
         os.chown(path, account.uid, account.gid)
-    path.chmod(mode)
+    path.chmod(0o700)
 
 
 def let_through(path: Path, account: SystemAccount) -> None:

@@ -47,7 +47,7 @@ FIXED_OPTIONS: Mapping[str, str] = {
     "logging_collector": "off",
 }
 # The values that older versions wrote, replaced at each start in a cluster that still has them. A
-# value of an operator stays; whoever wants one of these sets it with ALTER SYSTEM.
+# value of an operator stays; ALTER SYSTEM sets one of these for good.
 FORMER_OPTIONS: Mapping[str, str] = {
     "max_wal_size": "2GB",
     "checkpoint_timeout": "10min",
@@ -103,11 +103,11 @@ def answers(installation: Path, sockets: Path) -> bool:
 
 def _directories(root: Path, home: Path, installation: Path, account: SystemAccount | None) -> Path:
     """Create the server's directories and make their paths accessible to its account."""
-    accounts.give(home, account, 0o700)
+    accounts.give(home, account)
     sockets = locations.postgres_socket_directory(root)
     if sockets.parent != home:
         locations.make_private(sockets.parent, 0o711 if account else 0o700)
-    accounts.give(sockets, account, 0o700)
+    accounts.give(sockets, account)
     if account is not None:
         accounts.let_through(home, account)
         accounts.let_through(installation, account)

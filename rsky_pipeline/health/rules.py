@@ -154,7 +154,7 @@ PROCESS = Rule(
     ),
 )  # fmt: skip
 WORKER_MEMORY = Rule(
-    "worker_memory", "a worker holds more memory than any load should need",
+    "worker_memory", "the memory of a worker exceeds the need of any load",
     "`rsky-pipeline restart ROLE`, and report it", Limits(warn=300e6),
     alerts=(
         Alert(
@@ -166,7 +166,7 @@ WORKER_MEMORY = Rule(
     ),
 )  # fmt: skip
 MISSING_METRICS = Rule(
-    "missing_metrics", "metrics are declared and not exported",
+    "missing_metrics", "declared metrics are not exported",
     "the worker is of another version than this command, or was built wrongly: deploy again",
     Limits(fail=1), watched=True, check="metrics",
 )  # fmt: skip
@@ -193,7 +193,7 @@ EVICTION = Rule(
     "eviction", "Redis evicts entries when it is full",
     "a queue must not be evicted: CONFIG SET maxmemory-policy noeviction",
 )  # fmt: skip
-CAPACITY = Rule("capacity", "a high-water mark is more than the memory holds", "lower the mark")
+CAPACITY = Rule("capacity", "a high-water mark exceeds the memory of Redis", "lower the mark")
 APPENDS = Rule(
     "appends", "Redis rejects entries of the ingester", "see the ingester's log",
     Limits(fail=1), seconds=120.0,
@@ -226,7 +226,7 @@ REV_GUARD = Rule(
 )  # fmt: skip
 RESURRECTED = Rule(
     "deleted_stays_deleted", "deleted records exist again",
-    "something else writes to `record`: stop it, then index these repos again", Limits(fail=1),
+    "another program writes to `record`: stop it, then index these repos again", Limits(fail=1),
 )  # fmt: skip
 # --- live events ------------------------------------------------------------------------------
 
@@ -246,11 +246,11 @@ RELAY = Rule(
     ),
 )  # fmt: skip
 RELAY_STALLED = Rule(
-    "relay_stalled", "a relay is silent, away, or behind another one",
-    "nothing while another relay leads", Limits(warn=30.0),
+    "relay_stalled", "a relay is silent, disconnected, or behind another one",
+    "none while another relay leads", Limits(warn=30.0),
 )  # fmt: skip
 CLOCK = Rule(
-    "clock", "our clock and a relay's differ", "see whether NTP runs here",
+    "clock", "the clocks of this host and a relay differ", "see whether NTP runs here",
     Limits(warn=5.0, fail=60.0),
 )  # fmt: skip
 RATE = Rule(
@@ -308,7 +308,7 @@ HELD_UP = Rule(
     ),
 )  # fmt: skip
 CONSUMER_STALL = Rule(
-    "consumer_stall", "entries wait and none is delivered",
+    "consumer_stall", "entries wait, and none is delivered",
     "see whether the group's workers run and their stores answer; "
     "`rsky-pipeline streams groups repair`",
     Limits(fail=20.0), history=Limits(fail=120.0), watched=True, of_stream=True, check="delivery",
@@ -322,7 +322,7 @@ CONSUMER_STALL = Rule(
     ),
 )  # fmt: skip
 OLDEST = Rule(
-    "oldest", "entries are old and not finished", "see rate, lag and errors of its workers",
+    "oldest", "unfinished entries are old", "see rate, lag and errors of its workers",
     Limits(warn=60.0, fail=600.0), history=Limits(warn=86_400.0),
     alerts=(
         Alert(
@@ -386,7 +386,7 @@ NO_PROGRESS = Rule(
 STALE_WRITES = Rule(
     "stale_writes",
     "many backfilled writes are older than the stored state, and were refused",
-    "see whether something queues old states again and again",
+    "find the program that queues old states again and again",
     Limits(warn=0.2), seconds=30.0, least=20, watched=True, of_stream=True, check="stale_writes",
 )  # fmt: skip
 INDEXER_ERRORS = Rule(
@@ -411,7 +411,7 @@ REFUSED_RECORDS = Rule(
     ),
 )  # fmt: skip
 BACKFILL = Rule(
-    "backfill", "repos wait and none is finished",
+    "backfill", "repos wait, and none is finished",
     "see backfiller_failures_total by reason and the backfiller's log", Limits(warn=1),
     seconds=900.0,
     alerts=(

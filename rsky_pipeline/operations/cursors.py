@@ -116,7 +116,7 @@ def set_cursor(
 
 
 def is_configured(settings: Settings, stream: CursorStream, host: HostKey) -> bool:
-    """Tell whether a host's stream is read."""
+    """Return whether a host's stream is read."""
     hosts = settings.relays if stream == FIREHOSE_LIVE else settings.labelers
     return host in {each.key for each in hosts}
 

@@ -6,18 +6,22 @@ an interrupted command loses nothing and can be repeated.
 """
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from base64 import b64decode
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import orjson
+
+from rsky_pipeline.atproto.errors import InvalidDataError
+from rsky_pipeline.atproto.frame import CommitMessage, decode_frame
+from rsky_pipeline.atproto.syntax import tid_text
+from rsky_pipeline.configuration.endpoints import parse_endpoint
 from rsky_pipeline.configuration.expectations import high_water_marks
 from rsky_pipeline.configuration.settings import Settings
-from rsky_pipeline.operations.raw_frames import (
-    NotConvertibleError,
-    convert_again,
-    parse_raw,
-    summary,
-)
+from rsky_pipeline.ingester.commits.convert import RepoConverter
+from rsky_pipeline.ingester.frames import FRAME_FIELD, FrameConverter, FrameCounters, RawDeadLetters
+from rsky_pipeline.ingester.labels import LabelConverter
 from rsky_pipeline.streams.append import Entry
 from rsky_pipeline.streams.connection import Store
 from rsky_pipeline.streams.dead_letters import (
@@ -32,10 +36,16 @@ from rsky_pipeline.streams.limits import BATCH_LETTERS
 from rsky_pipeline.streams.names import (
     FIREHOSE_RAW_LETTERS,
     LABEL_RAW_LETTERS,
+    REPO_BACKFILL_HIGH,
     STREAMS,
     dead_letters,
 )
-from rsky_pipeline.streams.repo_job import REPO_FIELD, decode_repo_job, encode_repo_job
+from rsky_pipeline.streams.repo_job import (
+    REPO_FIELD,
+    FetchReason,
+    decode_repo_job,
+    encode_repo_job,
+)
 from rsky_pipeline.streams.scan import moment, newest
 
 RAW = (FIREHOSE_RAW_LETTERS, LABEL_RAW_LETTERS)
@@ -164,26 +174,38 @@ def retry(
 
     Waits while that stream is at its high-water mark.
     """
-    done = Retried()
-    if stream in RAW:
-        for letter in letters:
-            _retry_raw(store, stream, letter, settings, done, on_progress)
-        return done
+    done, marks = Retried(), high_water_marks(settings)
     source, waiting = stream.removesuffix("_dlq"), list[str]()
+
+    def replace_by(letter: DeadLetter, entries: Sequence[Entry]) -> None:
+        wait_for_room(store, {entry.stream for entry in entries}, marks, on_progress)
+        moved = replace_dead_letter(store, stream, letter.id, entries)
+        done.retried, done.gone = done.retried + moved, done.gone + (not moved)
+        on_progress(f"{done.retried:,} retried")
+
+    def put_back(ids: Sequence[str]) -> None:
+        wait_for_room(store, [source], marks, on_progress)
+        moved = retry_dead_letters(store, source, ids)
+        done.retried, done.gone = done.retried + moved, done.gone + len(ids) - moved
+        on_progress(f"{done.retried:,} retried")
+
     for letter in letters:
-        if not letter.fields:
+        if stream in RAW:
+            try:
+                replace_by(letter, convert_again(stream, parse_raw(letter.fields), settings))
+            except NotConvertibleError as error:
+                done.keep(letter.id, str(error))
+        elif not letter.fields:
             done.keep(letter.id, "its entry had lost its body: there is nothing to try again")
-            continue
-        fresh = _fresh_job(letter)
-        if fresh is not None:
-            entry = Entry(source, REPO_FIELD, fresh)
-            _replace(store, stream, letter, [entry], settings, done, on_progress)
-            continue
-        waiting.append(letter.id)
-        if len(waiting) == BATCH_LETTERS:
-            _put_back(store, source, waiting, settings, done, on_progress)
-            waiting = []
-    _put_back(store, source, waiting, settings, done, on_progress)
+        elif (fresh := _fresh_job(letter)) is not None:
+            replace_by(letter, [Entry(source, REPO_FIELD, fresh)])
+        else:
+            waiting.append(letter.id)
+            if len(waiting) == BATCH_LETTERS:
+                put_back(waiting)
+                waiting = []
+    if waiting:
+        put_back(waiting)
     return done
 
 
@@ -204,29 +226,6 @@ def drop(
     return removed + remove_dead_letters(store, stream.removesuffix("_dlq"), waiting)
 
 
-def _put_back(
-    store: Store, source: str, ids: list[str], settings: Settings, done: Retried, tell: Progress
-) -> None:
-    if not ids:
-        return
-    wait_for_room(store, [source], settings, tell)
-    moved = retry_dead_letters(store, source, ids)
-    done.retried += moved
-    done.gone += len(ids) - moved
-    tell(f"{done.retried:,} retried")
-
-
-def _retry_raw(
-    store: Store, stream: str, letter: DeadLetter, settings: Settings, done: Retried, tell: Progress
-) -> None:
-    try:
-        entries = convert_again(stream, parse_raw(letter.fields), settings)
-    except NotConvertibleError as error:
-        done.keep(letter.id, str(error))
-        return
-    _replace(store, stream, letter, entries, settings, done, tell)
-
-
 def _fresh_job(letter: DeadLetter) -> bytes | None:
     """Return a repo job with its attempts set to 0; None for other entries, and if they are 0."""
     try:
@@ -236,23 +235,10 @@ def _fresh_job(letter: DeadLetter) -> bytes | None:
     return encode_repo_job(replace(job, attempts=0)) if job.attempts else None
 
 
-def _replace(
-    store: Store, stream: str, letter: DeadLetter, entries: Sequence[Entry], settings: Settings,
-    done: Retried, tell: Progress,
-) -> None:  # fmt: skip
-    wait_for_room(store, {entry.stream for entry in entries}, settings, tell)
-    if replace_dead_letter(store, stream, letter.id, entries):
-        done.retried += 1
-    else:
-        done.gone += 1
-    tell(f"{done.retried:,} retried")
-
-
 def wait_for_room(
-    store: Store, streams: Sequence[str] | set[str], settings: Settings, tell: Progress
+    store: Store, streams: Collection[str], marks: Mapping[str, int], tell: Progress
 ) -> None:
     """Return when none of the streams is at its high-water mark."""
-    marks = high_water_marks(settings)
     for stream in streams:
         mark = marks.get(stream)
         while mark is not None and int(store.call("XLEN", stream)) >= mark:
@@ -273,3 +259,94 @@ def _text(value: bytes) -> str:
     if len(text) <= MAX_SHOWN and len(value) <= 4 * MAX_SHOWN:
         return text
     return f"{text[:MAX_SHOWN]}... ({len(value):,} bytes)"
+
+
+# --- raw dead letters: frames that the ingester could not use. No I/O. ----------------------------
+#
+# A frame whose commits are checked by signature is not written as it is: the repo that it names is
+# queued to be fetched, which proves everything and loses nothing.
+
+
+class NotConvertibleError(Exception):
+    """A frame that cannot be tried again, or still cannot be used; the message has the reason."""
+
+
+@dataclass(frozen=True, slots=True)
+class RawFrame:
+    """A frame as it was stored: `data` is the beginning of its `size` bytes, or all of them."""
+
+    host: str
+    reason: str
+    error: str
+    size: int
+    data: bytes
+
+    @property
+    def truncated(self) -> bool:
+        """Whether only its beginning was kept."""
+        return len(self.data) < self.size
+
+
+def parse_raw(fields: Mapping[bytes, bytes]) -> RawFrame:
+    """Read an entry of a raw dead-letter stream. Raises NotConvertibleError."""
+    try:
+        body = orjson.loads(fields.get(FRAME_FIELD, b""))
+        host, reason, error = (str(body.get(key) or "") for key in ("host", "reason", "error"))
+        data = b64decode(body["frame"], validate=True)
+        return RawFrame(host, reason or "unknown", error, int(body["size"]), data)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise NotConvertibleError(f"not an entry of raw frames: {error}") from error
+
+
+def summary(frame: RawFrame) -> dict[str, Any]:
+    """Describe a frame, without its bytes."""
+    found: dict[str, Any] = {"host": frame.host, "bytes": frame.size, "kept": len(frame.data)}
+    try:
+        message = decode_frame(frame.data)
+    except InvalidDataError as error:
+        return found | {"type": None, "undecodable": str(error)[:200]}
+    found["type"] = type(message).__name__.removesuffix("Message").lower()
+    for name in ("seq", "did", "rev", "time"):
+        if hasattr(message, name):
+            found[name] = getattr(message, name)
+    if isinstance(message, CommitMessage):
+        found["operations"] = [f"{op.action} {op.path}"[:200] for op in message.ops[:10]]
+    return found
+
+
+def convert_again(stream: str, frame: RawFrame, settings: Settings) -> list[Entry]:
+    """Return the entries that a frame of a raw dead-letter stream becomes now.
+
+    Raises NotConvertibleError if anything of it still cannot be used.
+    """
+    if frame.truncated:
+        raise NotConvertibleError(f"only {len(frame.data)} of its {frame.size} bytes were kept")
+    converter = _converter(stream, frame.host, settings)
+    converted = converter.convert(frame.data)
+    entries = converted.entries
+    refused = next((entry for entry in entries if entry.stream == stream), None)
+    if refused is not None:
+        again = parse_raw({FRAME_FIELD: refused.payload})
+        raise NotConvertibleError(f"{again.reason}: {again.error}")
+    update = converted.update
+    if update is None or not isinstance(converter, RepoConverter):  # a labeler has no repos
+        return entries
+    if entries and update.proof is None and update.problem is None:
+        return entries
+    # The repo proves a commit with a proof, and has the operations that the frame did not hold.
+    unwritten = update.ops if update.proof is not None else ()
+    reason, rev = update.problem or FetchReason.of(update.kind), tid_text(update.rev)
+    job = converter.resync(REPO_BACKFILL_HIGH, update.did, rev, reason, unwritten)
+    return [job] if update.proof is not None else [*entries, job]
+
+
+def _converter(stream: str, host: str, settings: Settings) -> FrameConverter:
+    letters = RawDeadLetters(stream)
+    if stream != FIREHOSE_RAW_LETTERS:
+        return LabelConverter(host, FrameCounters(), letters)
+    try:
+        url = parse_endpoint(host).http_url()
+    except ValueError:
+        url = ""  # a hint only: where the repo was seen
+    verify = settings.verify
+    return RepoConverter(host, url, settings.collections, FrameCounters(), letters, verify=verify)

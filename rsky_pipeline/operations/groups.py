@@ -5,7 +5,7 @@ body is gone: no worker can process these.
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from rsky_pipeline.streams.connection import Store
@@ -28,10 +28,6 @@ class GroupRepair:
     detail: str
     count: int
     done: bool
-
-    def document(self) -> dict[str, Any]:
-        """Return it as JSON."""
-        return asdict(self)
 
 
 def repair(

@@ -169,7 +169,7 @@ class _DatabaseSink:
             return True
 
     def _is_wanted(self, path: str) -> bool:
-        """Tell whether records at a path are indexed."""
+        """Return whether records at a path are indexed."""
         return path.startswith(self._prefixes) and path.partition("/")[0] in self._collections
 
     def _uri(self, path: str) -> str:

@@ -154,11 +154,12 @@ def monitor(
 
 
 _BARS = "▁▂▃▄▅▆▇█"
+_SPARKS = 40  # values of a graph
 
 
-def sparkline(values: Sequence[float], width: int = 40) -> str:
-    """Draw values as a small graph from 0 to the greatest; the newest `width` of them."""
-    shown = values[-width:]
+def sparkline(values: Sequence[float]) -> str:
+    """Draw the newest values as a small graph from 0 to the greatest."""
+    shown = values[-_SPARKS:]
     top = max(shown, default=0.0)
     if top <= 0:
         return _BARS[0] * len(shown)

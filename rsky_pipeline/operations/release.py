@@ -7,8 +7,7 @@ services ignore them.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 from rsky_pipeline.configuration.settings import Settings
 from rsky_pipeline.streams.connection import Store
@@ -35,10 +34,6 @@ class ReleasedEntries:
     target: str
     why: str
     count: int
-
-    def document(self) -> dict[str, Any]:
-        """Return it as JSON."""
-        return asdict(self)
 
 
 def release(

@@ -33,17 +33,6 @@ MACHINE_SHARE = 0.5
 
 
 @dataclass(frozen=True, slots=True)
-class StreamLoad:
-    """One stream; None where a figure was not measured or does not apply."""
-
-    stream: str
-    length: int
-    bytes_each: float | None
-    rate_in: float | None  # entries per second
-    mark: int | None  # the high-water mark
-
-
-@dataclass(frozen=True, slots=True)
 class Advice:
     """The capacity of one stream. Hours are at the measured rate.
 
@@ -61,10 +50,6 @@ class Advice:
     fitting_mark: int | None
     text: str
 
-    def document(self) -> dict[str, Any]:
-        """Return it as JSON."""
-        return asdict(self)
-
 
 @dataclass(frozen=True, slots=True)
 class GroupFigures:
@@ -76,26 +61,20 @@ class GroupFigures:
 
 @dataclass(frozen=True, slots=True)
 class StreamFigures:
-    """One stream measured. Rates are entries per second over the window."""
+    """One stream measured; None where a figure is not known. Rates are entries per second."""
 
     report: StreamReport
     bytes: int
     bytes_each: float | None
     rate_in: float | None
-    mark: int | None
-    dead_letters: int
-    groups: tuple[GroupFigures, ...]
+    mark: int | None  # the high-water mark
+    dead_letters: int = 0
+    groups: tuple[GroupFigures, ...] = ()
 
     @property
     def name(self) -> str:
         """The stream."""
         return self.report.name
-
-    @property
-    def load(self) -> StreamLoad:
-        """The inputs of the capacity calculation."""
-        length = self.report.length
-        return StreamLoad(self.name, length, self.bytes_each, self.rate_in, self.mark)
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +88,7 @@ class Measurement:
     def advice(self) -> list[Advice]:
         """Return how much each stream can hold."""
         usable = usable_bytes(self.memory.limit, self.memory.machine)
-        return advise([item.load for item in self.streams], usable)
+        return advise(self.streams, usable)
 
     def stream(self, name: str) -> StreamFigures:
         """Return one stream. Raises KeyError."""
@@ -212,7 +191,7 @@ def document(measurement: Measurement) -> dict[str, Any]:
                 "oldest_age_seconds": item.report.oldest_age_seconds,
                 "dead_letters": item.dead_letters,
                 "groups": [_group_document(group) for group in item.groups],
-                "capacity": advice[item.name].document(),
+                "capacity": asdict(advice[item.name]),
             }
             for item in measurement.streams
         ],
@@ -244,31 +223,24 @@ def usable_bytes(limit: int, machine: int) -> int:
     return int((limit or machine * MACHINE_SHARE) * USABLE_SHARE)
 
 
-def advise(loads: list[StreamLoad], usable: int) -> list[Advice]:
+def advise(loads: Sequence[StreamFigures], usable: int) -> list[Advice]:
     """Return advice for each stream; the memory is shared out in the ratio of marks times sizes."""
-    wanted = {load.stream: _wanted(load) for load in loads}
-    together = sum(wanted.values())
-    return [
-        _advice(load, usable * wanted[load.stream] / together if together else 0.0)
-        for load in loads
-    ]
+    wanted = [(load.mark or 0) * (load.bytes_each or 0.0) for load in loads]
+    together = sum(wanted) or 1.0
+    return [_advice(load, usable * own / together) for load, own in zip(loads, wanted, strict=True)]
 
 
-def _wanted(load: StreamLoad) -> float:
-    return (load.mark or 0) * (load.bytes_each or 0.0)
-
-
-def _advice(load: StreamLoad, share: float) -> Advice:
+def _advice(load: StreamFigures, share: float) -> Advice:
     size, rate, mark = load.bytes_each, load.rate_in, load.mark
     fitting = int(share / size) if size and share else None
     mark_hours = mark / rate / 3600 if mark and rate else None
     memory_hours = fitting / rate / 3600 if fitting and rate else None
     text = _text(load, fitting, mark_hours, memory_hours)
-    return Advice(load.stream, size, rate, mark, mark_hours, memory_hours, fitting, text)
+    return Advice(load.name, size, rate, mark, mark_hours, memory_hours, fitting, text)
 
 
 def _text(
-    load: StreamLoad, fitting: int | None, mark_hours: float | None, memory_hours: float | None
+    load: StreamFigures, fitting: int | None, mark_hours: float | None, memory_hours: float | None
 ) -> str:
     if load.bytes_each is None:
         return "no entries to measure"

@@ -284,7 +284,7 @@ def _backwards(store: Store, stream: str, most: int) -> Iterator[list[StoredEntr
 
 
 def _is_about(stream: str, fields: Mapping[bytes, bytes], subject: Subject) -> bool:
-    """Tell whether an entry is about a record: a quick look at the bytes first."""
+    """Return whether an entry is about a record: a quick look at the bytes first."""
     did = subject.did.encode()
     for payload in fields.values():
         if did not in payload:

@@ -81,7 +81,7 @@ class Link(Generic[Connection]):
         Store errors are counted and logged here; callers need not repeat that.
         """
         try:
-            result = await in_thread(self._act, action, limiter=self._limiter)
+            result = await in_thread(self.act, action, limiter=self._limiter)
         except StoreError as error:
             self._trouble = error.retryable
             if self._failed is not None:
@@ -146,7 +146,7 @@ class Link(Generic[Connection]):
         backoff, deadline = Backoff(BASE_SECONDS, CAP_SECONDS), time.monotonic() + seconds
         while True:
             try:
-                return self._act(action)
+                return self.act(action)
             except StoreError as error:
                 now = time.monotonic()
                 if not isinstance(error, UnavailableError) or now >= deadline:
@@ -163,7 +163,8 @@ class Link(Generic[Connection]):
         if connection is not None:
             connection.close()
 
-    def _act(self, action: Callable[[Connection], Result]) -> Result:
+    def act(self, action: Callable[[Connection], Result]) -> Result:
+        """Run an action once, in this thread: `call` for commands, which have no event loop."""
         try:
             if self._connection is None:
                 self._connection = self._open_connection()

@@ -11,8 +11,9 @@ import stat
 import struct
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import trio
 
@@ -37,6 +38,7 @@ from rsky_pipeline.supervisor.sequence import (
     stop_in_order,
 )
 
+Result = TypeVar("Result")
 Send = Callable[[str], Awaitable[None]]
 # Answers a request: calls `send` for each step, returns the closing object.
 Handler = Callable[[ControlRequest, Send], Awaitable[dict[str, Any]]]
@@ -104,49 +106,40 @@ class ControlCommands:
 
     async def _stop_roles(self, roles: Sequence[str], limit: float | None, send: Send) -> bool:
         urgency = StopRequest()
-        forced = False
-
-        async def work(steps: StepLog) -> None:
-            nonlocal forced
-            chosen = {role: self._workers[role] for role in roles}
-            forced = await stop_in_order(chosen, urgency, steps)
-
+        chosen = {role: self._workers[role] for role in roles}
         async with trio.open_nursery() as nursery:
             nursery.start_soon(urgency.force_after, limit)
-            await _narrate(work, send)
+            forced = await _narrate(partial(stop_in_order, chosen, urgency), send)
             nursery.cancel_scope.cancel()
         self.forced = self.forced or forced
         return forced
 
     async def _start(self, roles: Sequence[str], send: Send) -> None:
         """Start stopped roles, producers first."""
-        failure: StartFailedError | None = None
 
-        async def work(steps: StepLog) -> None:
-            nonlocal failure
+        async def work(steps: StepLog) -> str:
             try:
                 for role in start_order(roles):
                     await start_role(role, self._workers[role], steps)
             except StartFailedError as error:
-                failure = error
+                return str(error)
+            return ""
 
         with self._alone(roles):
-            await _narrate(work, send)
-        if failure is not None:
-            raise BadRequestError(str(failure))
+            failure = await _narrate(work, send)
+        if failure:
+            raise BadRequestError(failure)
 
     async def _restart(self, roles: Sequence[str], send: Send) -> None:
-        done = True
-
-        async def work(steps: StepLog) -> None:
-            nonlocal done
+        async def work(steps: StepLog) -> bool:
             for role in stop_order(roles):
-                done = done and await restart_role(self._workers[role], steps)
+                if not await restart_role(self._workers[role], steps):
+                    return False
+            return True
 
         with self._alone(roles):
-            await _narrate(work, send)
-        if not done:
-            raise BadRequestError("restart aborted")
+            if not await _narrate(work, send):
+                raise BadRequestError("restart aborted")
 
     @contextmanager
     def _alone(self, roles: Sequence[str]) -> Iterator[None]:
@@ -281,8 +274,8 @@ async def _read_line(connection: trio.SocketStream) -> bytes:
     raise BadRequestError(f"no complete request within {REQUEST_TIMEOUT_SECONDS:.0f} s")
 
 
-async def _narrate(work: Callable[[StepLog], Awaitable[None]], send: Send) -> None:
-    """Run `work` and send its steps as they are added."""
+async def _narrate(work: Callable[[StepLog], Awaitable[Result]], send: Send) -> Result:
+    """Run `work` and send its steps as they are added; returns its result."""
     steps = StepLog()
 
     async def forward() -> None:
@@ -291,5 +284,6 @@ async def _narrate(work: Callable[[StepLog], Awaitable[None]], send: Send) -> No
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(forward)
-        await work(steps)
+        result = await work(steps)
         steps.finish()
+    return result

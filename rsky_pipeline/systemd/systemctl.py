@@ -104,7 +104,7 @@ class Systemd:
 
 
 def is_running() -> bool:
-    """Tell whether systemd manages this host."""
+    """Return whether systemd manages this host."""
     return RUNNING.is_dir()
 
 

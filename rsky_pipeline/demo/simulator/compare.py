@@ -124,7 +124,7 @@ def _notifications(database: Database, truth: Truth) -> TableReport:
         if authors.get(uri) == author and count == 1 and uri[5:].startswith(author):
             continue
         if "/app.bsky.graph.verification/" in uri and author == uri[5:].partition("/")[0]:
-            continue  # that a verification ended is told, and stays
+            continue  # the notification of its end stays
         extra += 1
         if extra <= EXAMPLES:
             examples.append(f"{count} times: {reason} of {uri} to {did} about {subject}")

@@ -47,11 +47,6 @@ class Control:
         """Have it publish nothing more; return where it ended. Raises SimulationError."""
         return self._progress("stop")
 
-    def disconnect(self) -> None:
-        """Cut all subscribers of the relay off. Raises SimulationError."""
-        for _ in self._ask("disconnect"):
-            pass
-
     def fall_silent(self, seconds: float) -> None:
         """Have the relay send nothing on its open sockets for a while. Raises SimulationError."""
         for _ in self._ask(f"silence?seconds={seconds}"):

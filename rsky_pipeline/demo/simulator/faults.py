@@ -77,7 +77,7 @@ class Hostility:
         self.rates.clear()
 
     def draws(self, fault: str) -> bool:
-        """Tell whether an account suffers a fault now."""
+        """Return whether an account suffers a fault now."""
         rate = self.rates.get(fault, 0.0)
         suffers = bool(rate) and self._choose.random() < rate
         self.counts[fault] += suffers
@@ -182,7 +182,7 @@ class Hostility:
     def _corrupted(self, true: bytes) -> bytes:
         """Return a frame with a few bits changed, so that it decodes otherwise or not at all.
 
-        Where it can still be read, the change is in what can be proven: neither its number nor its
+        Where it can still be read, the change is in the signed part: neither its number nor its
         time, which nobody signs, nor anything of an account's status.
         """
         while True:

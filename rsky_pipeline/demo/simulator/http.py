@@ -6,7 +6,6 @@ import struct
 from collections.abc import AsyncIterable, Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from email.utils import formatdate
-from types import TracebackType
 from urllib.parse import parse_qsl, urlsplit
 
 import h11
@@ -40,23 +39,12 @@ def binary_frame(payload: bytes) -> bytes:
 
 
 class WebSocket:
-    """An accepted WebSocket on a stream; closes the stream when left."""
+    """An accepted WebSocket on a stream, which its owner closes."""
 
-    def __init__(self, stream: trio.abc.Stream, trailing: bytes = b"") -> None:
+    def __init__(self, stream: trio.abc.Stream, trailing: bytes) -> None:
         self._stream = stream
         self._protocol = Connection(ConnectionType.SERVER, trailing_data=trailing)
         self._sending = trio.Lock()
-
-    async def __aenter__(self) -> "WebSocket":
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        await trio.aclose_forcefully(self._stream)
 
     async def send_frames(self, frames: bytes) -> None:
         """Send frames made by `binary_frame`. Raises trio.BrokenResourceError if it is gone."""
@@ -64,7 +52,7 @@ class WebSocket:
             await self._stream.send_all(frames)
 
     async def close(self, code: int = NORMAL_CLOSURE, reason: str = "") -> None:
-        """Send a close frame; the stream itself is closed on leaving the context."""
+        """Send a close frame; the stream itself stays open."""
         await self._send(self._protocol.send(CloseConnection(code=code, reason=reason)))
 
     async def read_until_closed(self) -> None:
@@ -227,5 +215,7 @@ async def _upgrade(
     )
     await stream.send_all(connection.send(response) or b"")
     trailing, _ = connection.trailing_data
-    async with WebSocket(stream, trailing) as socket:
-        await answer.serve(socket)
+    try:
+        await answer.serve(WebSocket(stream, trailing))
+    finally:
+        await trio.aclose_forcefully(stream)

@@ -1,6 +1,6 @@
 """A repo on its host: records, tree, and the commits that change them.
 
-Each commit carries what Sync 1.1 asks for, so that a consumer can check its signature, its place in
+Each commit carries the fields of Sync 1.1, so that a consumer can check its signature, its place in
 the chain and, by undoing its operations, that they are all that happened.
 """
 

@@ -1,7 +1,7 @@
 """Serving an event log to a subscriber: cursors, replay, live, and consumers that are too slow.
 
 Source: the event stream and sync specifications, with the choices of the production relay: events
-after the cursor, `OutdatedCursor` told before the oldest event, `FutureCursor` ends the stream.
+after the cursor, `OutdatedCursor` sent before the oldest event, `FutureCursor` ends the stream.
 """
 
 import os

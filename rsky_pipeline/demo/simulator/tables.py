@@ -1,7 +1,7 @@
 """The tables that are compared: which columns, and how both sides are brought to one form.
 
-Left out is what depends on when an event was seen (`indexedAt`), by whom it was assigned
-(`notification.id`), or what others write.
+Left out are columns that depend on the time at which an event was seen (`indexedAt`), that the
+database assigns (`notification.id`), or that others write.
 """
 
 from base64 import b32encode, b64encode
@@ -70,7 +70,7 @@ def one_of(values: Iterable[Any]) -> Any:
 
 
 def admits(expected: Any, found: Any) -> bool:
-    """Tell whether a value is as expected; a missing row is found as None."""
+    """Return whether a value is as expected; a missing row is found as None."""
     if isinstance(expected, dict):
         return "any" in expected or found in expected["one_of"]
     return bool(expected == found)

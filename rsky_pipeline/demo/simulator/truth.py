@@ -1,9 +1,9 @@
 """The oracle: the rows that must stand in the end, worked out from the published events.
 
-It knows the rules of the AppView's tables and nothing of the pipeline's code. Of records with one
+It implements the rules of the AppView's tables without the pipeline's code. Of records with one
 natural key the smallest uri stands; counts are counts of what stands. Values that depend on the
-order of arrival are `ANY`: whether a reply that came before a gate obeys it is not decided by what
-stands in the end.
+order of arrival are `ANY`: whether a reply that came before a gate obeys it does not follow from
+the final state.
 """
 
 from collections import Counter
@@ -42,11 +42,8 @@ def _reaction(entry: StandingRecord) -> Row:
             via.get("uri"), via.get("cid"))  # fmt: skip
 
 
-def _about(field: str) -> Build:
-    def build(entry: StandingRecord) -> Row:
-        return (entry.cid, entry.did, entry.record[field], entry.created_at, entry.sort_at)
-
-    return build
+def _subject(entry: StandingRecord) -> Row:
+    return (entry.cid, entry.did, entry.record["subject"], entry.created_at, entry.sort_at)
 
 
 def _named(entry: StandingRecord) -> Row:
@@ -108,9 +105,9 @@ def _profile(entry: StandingRecord) -> Row | None:
 BUILDERS: dict[str, tuple[str, Build]] = {
     mix.LIKE: ("like", _reaction),
     mix.REPOST: ("repost", _reaction),
-    mix.FOLLOW: ("follow", _about("subject")),
-    mix.BLOCK: ("actor_block", _about("subject")),
-    mix.LIST_BLOCK: ("list_block", _about("subject")),
+    mix.FOLLOW: ("follow", _subject),
+    mix.BLOCK: ("actor_block", _subject),
+    mix.LIST_BLOCK: ("list_block", _subject),
     mix.LIST: ("list", _list),
     mix.LIST_ITEM: ("list_item", _list_item),
     mix.GENERATOR: ("feed_generator", _generator),
@@ -200,7 +197,7 @@ class PostTruth:
         elif kind == "images":
             self._add_images("post_embed_image", entry, list(enumerate(embed["images"])))
         elif kind == "gallery":
-            # Positions are those among all items, also those of kinds that nobody knows.
+            # Positions are those among all items, unknown kinds included.
             known = [(place, item) for place, item in enumerate(embed["items"])
                      if item["$type"] == "app.bsky.embed.gallery#image"]  # fmt: skip
             self._add_images("post_embed_gallery_image", entry, known)

@@ -1,8 +1,8 @@
 """The life of a simulated network: accounts act, and each act becomes frames of a relay.
 
 Everything follows from the seed and the clock. Accounts with a history were there before the stream
-began: what they wrote then is only in their repos. The others are born on the stream, and only they
-change their hosting status, so that no history can become unreachable.
+began: their records from then are only in their repos. The others are born on the stream, and only
+they change their hosting status, so that no history can become unreachable.
 """
 
 import random
@@ -278,7 +278,7 @@ class World:
             self._frame("#identity", {"did": account.did, "handle": account.handle})
 
     def _may_lose_one(self) -> bool:
-        """Tell whether an account may go for good; a network that runs for hours needs the rest."""
+        """Return whether an account may go for good; a long run needs the rest."""
         fresh = [account for account in self.accounts if not account.historic]
         left = sum(not account.deleted for account in fresh)
         return self.deletes_accounts and left > max(1, len(fresh) // 2)

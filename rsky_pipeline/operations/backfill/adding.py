@@ -1,17 +1,31 @@
 """Queueing repos that an operator names or a host lists, each once, below the high-water mark.
 
-Blocking. A listing's cursor moves in the step that queues its page, so that a listing that was
-interrupted goes on where it was, and no page is queued twice.
+Blocking; `add_listed` runs a trio loop. A listing's cursor moves in the step that queues its page,
+so that a listing that was interrupted goes on where it was, and no page is queued twice.
 """
 
 import csv
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
+import trio
+
 from rsky_pipeline.atproto.syntax import is_did
+from rsky_pipeline.configuration.endpoints import Endpoint
+from rsky_pipeline.configuration.settings import Settings
+from rsky_pipeline.network.http import HttpClient
+from rsky_pipeline.network.listing import (
+    FetchPage,
+    Listed,
+    Lister,
+    Unlistable,
+    list_repos,
+    list_repos_by_collection,
+)
 from rsky_pipeline.streams.append import CursorMove, Entry, append, read_cursor
 from rsky_pipeline.streams.connection import Store
 from rsky_pipeline.streams.event import MalformedEventError
@@ -36,6 +50,7 @@ _BATCH_JOBS = 500
 _FULL_POLL_SECONDS = 0.5
 _REMEMBERED = 5_000_000  # accounts; one that comes again after more is queued again, which is safe
 _EXAMPLES = 5
+_TRIES = 5  # of a page of a listing
 _MAX_LINE = 10_000  # characters
 _METHODS = ("did:plc:", "did:web:")
 
@@ -193,3 +208,45 @@ def from_file(path: Path) -> Iterator[str]:
                 column = names.index("did")
             elif len(row) > column and not row[column].startswith("#"):
                 yield row[column]
+
+
+def cursor_key(stream: str, endpoint: Endpoint, collection: str | None) -> str:
+    """Return the key that keeps how far a listing was queued."""
+    kind = f"collection:{collection}" if collection else "pds"
+    return f"rsky_pipeline:backfill_add:{stream}:{kind}:{endpoint.key}"
+
+
+def add_listed(
+    adder: Adder, store: Store, settings: Settings, endpoint: Endpoint, key: str,
+    collection: str | None, report: Callable[[Unlistable], object],
+) -> None:  # fmt: skip
+    """Queue all accounts of a PDS, or those of a relay that have records of a collection.
+
+    Continues behind the stored cursor, and forgets it at the end. `report` is called with each
+    range that the host cannot list. Raises HttpError when the host fails again and again, and
+    the errors of `Adder.add_page`.
+    """
+
+    async def queue() -> None:
+        async with HttpClient(allow_private=settings.allow_private_hosts) as http:
+            fetch: FetchPage
+            if collection is None:
+                fetch = partial(list_repos, http, endpoint)
+            else:
+                fetch = partial(list_repos_by_collection, http, collection, endpoint)
+            host, cursor = endpoint.http_url(), read_cursor(store, key) or None
+            async for item in Lister(fetch, cursor, tries=_TRIES):
+                jobs = list[RepoJob]()
+                if isinstance(item, Listed):
+                    jobs = [
+                        RepoJob(
+                            repo.did, host, repo.rev, repo.status, repo.active, reason=adder.reason
+                        )
+                        for repo in item.repos
+                    ]
+                else:
+                    report(item)
+                # Nothing else runs here: a blocking call holds nobody up.
+                adder.add_page(jobs, key, item.following or "")
+
+    trio.run(queue)

@@ -7,7 +7,7 @@ before it begins; the next deployment or rollback undoes one that a crash interr
 import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,7 +21,6 @@ from rsky_pipeline.operations.deployment.program import (
     Program,
     describe,
     find_target,
-    launches_document,
     launches_from,
 )
 from rsky_pipeline.operations.ordered import flow
@@ -95,7 +94,7 @@ class Deployer:
         found = preflight(target, self._program(order.source), self._data_dir)
         stamp = files.new_stamp(target.program)
         self._outcome = DeploymentOutcome(stamp, "planned" if dry_run else "refused")
-        self._outcome.checks = [check.document() for check in found.checks]
+        self._outcome.checks = [asdict(check) for check in found.checks]
         self._outcome.plan = _plan(order, target, found, stamp)
         for check in found.checks:
             self._tell(f"{check.result}: {check.name}: {check.text}")
@@ -103,10 +102,8 @@ class Deployer:
             bad = [check.text for check in found.checks if check.result == "fail"]
             self._outcome.reason = "; ".join(bad)
             return self._outcome
-        self.journal.begin(
-            stamp,
-            {**self._outcome.plan, "launches": launches_document(target.launches)},
-        )
+        launches = [asdict(launch) for launch in target.launches]
+        self.journal.begin(stamp, {**self._outcome.plan, "launches": launches})
         self._carry_out(order, target, stamp)
         return self._outcome
 

@@ -31,11 +31,11 @@ class JournalEntry:
     ended: float | None = None
 
     def reached(self, step: str) -> bool:
-        """Tell whether a step was begun."""
+        """Return whether a step was begun."""
         return any(one["step"] == step for one in self.steps)
 
     def finished(self, step: str) -> bool:
-        """Tell whether a step was finished well."""
+        """Return whether a step was finished well."""
         return any(one["step"] == step and one["state"] == "done" for one in self.steps)
 
     def document(self) -> dict[str, Any]:

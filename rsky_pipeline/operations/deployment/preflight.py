@@ -24,10 +24,6 @@ class PreflightCheck:
     result: Literal["pass", "warn", "fail"]
     text: str
 
-    def document(self) -> dict[str, str]:
-        """Return it as JSON."""
-        return {"name": self.name, "result": self.result, "text": self.text}
-
 
 @dataclass(frozen=True, slots=True)
 class Preflight:

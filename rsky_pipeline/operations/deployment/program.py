@@ -65,21 +65,8 @@ def _running_program(
     return next(iter(found), None)
 
 
-def launches_document(launches: tuple[Launch, ...]) -> list[dict[str, Any]]:
-    """Return launches as JSON for the journal."""
-    return [
-        {
-            "program": str(launch.program) if launch.program else None,
-            "arguments": list(launch.arguments),
-            "roles": list(launch.roles),
-            "directory": str(launch.directory),
-        }
-        for launch in launches
-    ]
-
-
 def launches_from(document: list[dict[str, Any]]) -> tuple[Launch, ...]:
-    """Return the launches of a `launches_document`."""
+    """Return launches from the journal."""
     return tuple(
         Launch(
             Path(each["program"]) if each["program"] else None,

@@ -6,5 +6,5 @@ rows are those that the streams would have made.
 In: a directory of CAR files, DID documents. Out: rows, and the outcome of each file in
 `rsky_pipeline.load_file`. `run.py` finds files and adds up; `pool.py` hands tasks to processes, a
 thread for each; `worker.py` is such a process, and is read first: a trio loop in which queries
-block, since nothing else runs there. Nothing here knows a stream.
+block, since nothing else runs there. Nothing here uses a stream.
 """

@@ -5,7 +5,7 @@ import select
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -140,26 +140,24 @@ class Supervised:
 
     def _ask(self, command: str, role: str, tell: Tell, **arguments: Any) -> RoleMove:
         lines: list[str] = []
-        forced = False
-        ok = True
+        forced, ok = False, True
+
+        def news(line: str) -> None:
+            lines.append(line)
+            tell(line)
+
         for each in self.supervisors():
             if role not in each.roles:
                 continue
             try:
-                answer = self._one(each.path, command, lines, tell, **arguments)
+                answer = client.ask(
+                    each.path, command, on_step=news, wait_seconds=None, **arguments
+                )
                 forced = forced or bool(answer.get("forced"))
             except RequestRefusedError as error:
-                tell(str(error))
-                lines.append(str(error))
+                news(str(error))
                 ok = False
         return RoleMove(tuple(lines), forced, ok)
-
-    def _one(
-        self, path: Path, command: str, lines: list[str], tell: Tell, **arguments: Any
-    ) -> dict[str, Any]:
-        return client.ask(
-            path, command, on_step=_both(lines.append, tell), wait_seconds=None, **arguments
-        )
 
     def supervisors(self) -> list[client.Supervisor]:
         """Return the supervisors that answer; none is no error."""
@@ -180,14 +178,6 @@ def _end(process: "subprocess.Popen[bytes]") -> None:
             process.wait(limit)
         except subprocess.TimeoutExpired:
             limit = 10.0
-
-
-def _both(first: Tell, second: Tell) -> Callable[[str], None]:
-    def tell(line: str) -> None:
-        first(line)
-        second(line)
-
-    return tell
 
 
 def _late(supervisor: client.Supervisor) -> list[str]:

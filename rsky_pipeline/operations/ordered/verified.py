@@ -2,7 +2,7 @@
 
 import json
 import socket
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import closing
 
 from rsky_pipeline.configuration.endpoints import HostKey
@@ -28,21 +28,21 @@ _PAGE_ENTRIES = 200  # the newest, whose seq the cursor must cover
 
 
 def verify_stopped(
-    settings: Settings, role: str, reported: Iterable[CursorHealth] = ()
+    settings: Settings, role: str, reported: Iterable[CursorHealth]
 ) -> tuple[StepFinding, ...]:
     """Return the findings after a role has stopped; `reported` are its workers' last cursors.
 
     A Redis that cannot be asked is a note: it is no fault of the stop.
     """
-
-    def look(store: Store) -> list[StepFinding]:
-        [declared] = [one for one in ROLES if one.name == role]
-        findings = [_drained(store, settings, role, stream) for stream in declared.consumes]
-        if declared.consumes:
-            return findings
-        return list(_flushed(store, settings, reported))
-
-    return tuple(_asking(settings, look))
+    [declared] = [one for one in ROLES if one.name == role]
+    url = settings.redis_url or ""
+    try:
+        with closing(connect(url, name="ordered")) as store:
+            if declared.consumes:
+                return tuple(_drained(store, settings, role, each) for each in declared.consumes)
+            return tuple(_flushed(store, settings, reported))
+    except (StoreUnavailableError, StoreRejectedError) as error:
+        return (StepFinding("note", f"not verified: {redacted(url)}: {error}"),)
 
 
 def outstanding(settings: Settings, role: str) -> int:
@@ -64,15 +64,6 @@ def group_of(settings: Settings, role: str) -> str:
     """Return the consumer group of a role."""
     name: str = getattr(settings, f"{role}_group")
     return name
-
-
-def _asking(settings: Settings, look: Callable[[Store], list[StepFinding]]) -> list[StepFinding]:
-    url = settings.redis_url or ""
-    try:
-        with closing(connect(url, name="ordered")) as store:
-            return look(store)
-    except (StoreUnavailableError, StoreRejectedError) as error:
-        return [StepFinding("note", f"not verified: {redacted(url)}: {error}")]
 
 
 def _drained(store: Store, settings: Settings, role: str, stream: str) -> StepFinding:

@@ -13,7 +13,7 @@ from rsky_pipeline.health.conditions import diagnose
 from rsky_pipeline.health.rules import RuleVerdict, Status
 from rsky_pipeline.health.samples import Exported, Sample, SampleWindow
 from rsky_pipeline.health.self_check import expectations
-from rsky_pipeline.operations.inspection import sample_stream
+from rsky_pipeline.operations.cleaning import sample_stream
 from rsky_pipeline.operations.scrape import Scrape, scrape, targets
 from rsky_pipeline.operations.stream_figures import Measurement, between, measure
 from rsky_pipeline.operations.verification import checks
@@ -112,7 +112,7 @@ def verify(
 
 
 def nothing_answers(scrapes: Sequence[Scrape]) -> bool:
-    """Tell whether the workers are assumed ones only, of which none answers."""
+    """Return whether the workers are assumed ones only, of which none answers."""
     return bool(scrapes) and all(
         each.target.state == "unknown" and each.error is not None for each in scrapes
     )

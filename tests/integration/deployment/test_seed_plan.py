@@ -25,7 +25,7 @@ from rsky_pipeline.demo.figures import Observer
 from rsky_pipeline.demo.processes import Simulation, pipeline_environment
 from rsky_pipeline.demo.simulator.compare import compare
 from rsky_pipeline.embedded.locations import resolve_directories, store_urls
-from rsky_pipeline.operations.inspection import sample_stream
+from rsky_pipeline.operations.cleaning import sample_stream
 from rsky_pipeline.streams.connection import connect
 from rsky_pipeline.streams.names import FIREHOSE_LIVE
 from tests import binaries, leftovers

@@ -2,15 +2,20 @@
 
 import pytest
 
-from rsky_pipeline.operations.stream_figures import StreamLoad, advise, usable_bytes
+from rsky_pipeline.operations.stream_figures import StreamFigures, advise, usable_bytes
+from tests.unit.operations.figures import stream
+
+
+def load(
+    name: str, length: int, bytes_each: float | None, rate: float | None, mark: int
+) -> StreamFigures:
+    return stream(name, length=length, rate=rate, mark=mark, bytes_each=bytes_each)
 
 
 def test_the_seeds_figures() -> None:
     """40 million entries at 4,658/s are 2.4 hours, at 1,000/s 11 hours."""
     polluted, clean = (
-        advise(
-            [StreamLoad("firehose_live", 1, 650.0, rate, 40_000_000)], usable_bytes(32 * 10**9, 0)
-        )[0]
+        advise([load("firehose_live", 1, 650.0, rate, 40_000_000)], usable_bytes(32 * 10**9, 0))[0]
         for rate in (4_658.0, 1_000.0)
     )
     assert polluted.mark_hours == pytest.approx(2.39, abs=0.01)
@@ -22,7 +27,7 @@ def test_the_seeds_figures() -> None:
 
 def test_memory_is_shared_out_by_what_the_marks_want() -> None:
     live, backfill = advise(
-        [StreamLoad("a", 1, 1_000.0, 10.0, 1_000), StreamLoad("b", 1, 1_000.0, 10.0, 3_000)],
+        [load("a", 1, 1_000.0, 10.0, 1_000), load("b", 1, 1_000.0, 10.0, 3_000)],
         8_000_000,
     )
     assert (live.fitting_mark, backfill.fitting_mark) == (2_000, 6_000)
@@ -30,9 +35,9 @@ def test_memory_is_shared_out_by_what_the_marks_want() -> None:
 
 
 def test_what_was_not_measured_is_not_advised() -> None:
-    (empty,) = advise([StreamLoad("a", 0, None, None, 1_000)], 8_000_000)
+    (empty,) = advise([load("a", 0, None, None, 1_000)], 8_000_000)
     assert empty.text == "no entries to measure"
     assert empty.fitting_mark is empty.mark_hours is None
-    (idle,) = advise([StreamLoad("a", 10, 500.0, 0.0, 1_000)], 0)
+    (idle,) = advise([load("a", 10, 500.0, 0.0, 1_000)], 0)
     assert idle.fitting_mark is idle.memory_hours is idle.mark_hours is None
     assert usable_bytes(0, 1_000) == 350

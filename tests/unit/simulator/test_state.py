@@ -1,7 +1,8 @@
 """The truth is worked out from a state; it is the one that the published frames add up to."""
 
 from rsky_pipeline.demo.simulator.labels import Labeler
-from rsky_pipeline.demo.simulator.state import NetworkState, fold, state_of
+from rsky_pipeline.demo.simulator.state import NetworkState, state_of
+from tests.unit.simulator.folding import fold
 from tests.unit.simulator.networks import small_world
 
 

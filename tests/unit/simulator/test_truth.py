@@ -10,10 +10,11 @@ import pytest
 from rsky_pipeline.demo.simulator.compare import rows_to_form, table_report
 from rsky_pipeline.demo.simulator.labels import Standing
 from rsky_pipeline.demo.simulator.recording import load_recording
-from rsky_pipeline.demo.simulator.state import AccountState, NetworkState, RecordState, fold
+from rsky_pipeline.demo.simulator.state import AccountState, NetworkState, RecordState
 from rsky_pipeline.demo.simulator.tables import ANY, TABLES, Truth, admits
 from rsky_pipeline.demo.simulator.truth import truth
 from tests.data import test_data
+from tests.unit.simulator.folding import fold
 
 NOW = "2026-01-01T00:00:00.000Z"
 A, B, C, D = (f"did:plc:{name * 24}" for name in "abcd")
