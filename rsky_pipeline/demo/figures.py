@@ -10,10 +10,8 @@ from rsky_pipeline.database.connection import Database
 from rsky_pipeline.database.errors import DatabaseError
 from rsky_pipeline.demo.simulator.control import Control, SimulationError, SimulationProgress
 from rsky_pipeline.embedded.locations import run_directory
-from rsky_pipeline.ingester.sequence import InvalidCursorError, parse_cursor
 from rsky_pipeline.runtime.errors import StoreError, WorkerError
 from rsky_pipeline.runtime.link import Link
-from rsky_pipeline.streams.append import read_cursor
 from rsky_pipeline.streams.connection import Store, connect
 from rsky_pipeline.streams.lag import inspect
 from rsky_pipeline.streams.names import (
@@ -31,6 +29,7 @@ from rsky_pipeline.supervisor import client
 COUNTED = ("record", "post", "like", "repost", "follow", "notification", "label", "actor")
 NOT_LISTED = "the repos are not listed yet"
 _ENUMERATED = b"!ingester-done"
+_LONGEST_CURSOR = 16  # digits
 _RAW = ("firehose_raw", "label_raw")  # frames that could not be read
 
 
@@ -105,7 +104,7 @@ class Observer:
         try:
             found = self._store.act(lambda store: self._waiting(store, progress))
             return found if set(found) - {NOT_LISTED} else [*found, *self._checks()]
-        except (StoreError, InvalidCursorError) as error:
+        except StoreError as error:
             return [str(error)]
 
     def _waiting(self, store: Store, progress: SimulationProgress) -> list[str]:
@@ -113,8 +112,10 @@ class Observer:
         cursors = ((FIREHOSE_LIVE, self._relay, progress.seq),
                    (LABEL_LIVE, self._labeler, progress.label_seq))  # fmt: skip
         for stream, host, last in cursors:
-            cursor = parse_cursor(read_cursor(store, cursor_key(stream, host))) or 0
-            if cursor < last:
+            text = store.call("GET", cursor_key(stream, host))
+            if text is not None and not (text.isdigit() and len(text) <= _LONGEST_CURSOR):
+                found.append(f"the cursor {text[:50]!r} of {stream} is not a sequence number")
+            elif (cursor := int(text or 0)) < last:
                 found.append(f"{stream} is read up to {cursor:,} of {last:,}")
         if store.call("GET", cursor_key(REPO_BACKFILL, self._relay)) != _ENUMERATED:
             found.append(NOT_LISTED)

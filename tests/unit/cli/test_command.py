@@ -14,6 +14,7 @@ from rsky_pipeline.database.errors import (
     DatabaseUnavailableError,
     TransactionConflictError,
 )
+from rsky_pipeline.database.server import ServerSetting
 from rsky_pipeline.runtime.errors import PermissionDeniedError
 from rsky_pipeline.streams.errors import StoreRejectedError, StoreUnavailableError
 
@@ -23,6 +24,18 @@ def no_configuration(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     for name in ("REDIS_URL", "DATABASE_URL", "RUNTIME_DIRECTORY", "STATE_DIRECTORY"):
         monkeypatch.delenv(name, raising=False)
+
+
+@pytest.mark.parametrize("url", ["", "postgresql://db/bsky"])
+def test_settings_are_advised_for_a_server_of_ones_own(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = ServerSetting("advice", "max_wal_size", "8192MB", "20GB or more", "why")
+    monkeypatch.setattr("rsky_pipeline.database.schema.check", lambda *_: [])
+    monkeypatch.setattr("rsky_pipeline.database.server.advise", lambda _: [found])
+    monkeypatch.setenv("DATABASE_URL", url)
+    shown = CliRunner().invoke(main, ["db", "check", "--json"])
+    assert len(json.loads(shown.stdout)["advice"]) == bool(url)
 
 
 def ending(error: Exception | None, *arguments: str, code: int | None = None) -> Result:

@@ -5,11 +5,13 @@ import io
 import pytest
 from rich.console import Console
 
-from rsky_pipeline.demo.figures import Figures
+from rsky_pipeline.configuration.settings import Settings
+from rsky_pipeline.demo.figures import Figures, Observer
 from rsky_pipeline.demo.processes import clean_environment
 from rsky_pipeline.demo.simulator.compare import TableReport
-from rsky_pipeline.demo.simulator.control import SimulationProgress
+from rsky_pipeline.demo.simulator.control import Control, SimulationProgress
 from rsky_pipeline.demo.view import LineView, LiveView, opened, summary
+from rsky_pipeline.streams.lag import StreamReport
 
 WORKER = {
     "name": "indexer-1", "role": "indexer", "kind": "worker", "state": "ready", "pid": 7,
@@ -77,3 +79,23 @@ def test_nothing_that_configures_the_pipeline_reaches_a_demonstration(
     environment = clean_environment()
     assert "redis://production" not in environment.values()
     assert environment["HOME"] == "/home/somebody"
+
+
+@pytest.mark.parametrize("text", [b"", b"7.5", b"-1", b"\xff", b"9" * 5_000])
+def test_a_cursor_that_is_no_number_is_work_left(
+    text: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Redis:
+        def call(self, command: str, *_: object) -> object:
+            return text if command == "GET" else 0
+
+        def close(self) -> None: ...
+
+    empty = StreamReport("", 0, 0, None, None, 0.0, ())
+    for name, made in (("connect", Redis()), ("inspect", empty), ("count_waiting", 0)):
+        made_up = lambda *_, made=made, **__: made  # noqa: E731
+        monkeypatch.setattr(f"rsky_pipeline.demo.figures.{name}", made_up)
+    relay = "http://127.0.0.1:1"
+    observer = Observer(Settings(), Control(relay), relay, relay)
+    left = observer.waiting(SimulationProgress(False, 1, 1, 1, 1))
+    assert sum("is not a sequence number" in each for each in left) == 2
