@@ -160,7 +160,10 @@ def compare(run: Invocation, dids: tuple[str, ...]) -> int:
         for outcome in outcomes:
             _show_comparison(outcome)
 
-    run.answer({"repos": [_comparison_document(outcome) for outcome in outcomes]}, show)
+    def document(found: "Comparison") -> dict[str, Any]:
+        return asdict(found) | {"differences": found.differences}
+
+    run.answer({"repos": [outcome.document(document) for outcome in outcomes]}, show)
     if any(outcome.result is None for outcome in outcomes):
         return ExitCode.FAILED
     differ = any(outcome.result and outcome.result.differences for outcome in outcomes)
@@ -240,12 +243,6 @@ def _show_differences(differences: "Sequence[Difference]") -> None:
 
 def _count_errors(differences: "Sequence[Difference]") -> int:
     return sum(item.severity == "error" for item in differences)
-
-
-def _comparison_document(outcome: "RepoResult[Comparison]") -> dict[str, Any]:
-    if outcome.result is None:
-        return {"did": outcome.did, "error": outcome.reason, "message": outcome.message}
-    return asdict(outcome.result) | {"differences": outcome.result.differences}
 
 
 def _show_comparison(outcome: "RepoResult[Comparison]") -> None:

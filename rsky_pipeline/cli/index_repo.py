@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 @operator_command(name="index-repo")
 @click.argument("dids", nargs=-1, metavar="[DID]...")
 @click.option("--file", "file", type=click.Path(dir_okay=False, path_type=Path), metavar="CSV",
-              help="DIDs in the first column, a line each; other lines are skipped.")  # fmt: skip
+              help="CSV with a column did, or a DID on each line.")  # fmt: skip
 def command(run: Invocation, dids: tuple[str, ...], file: Path | None) -> int:
     """Fetch and verify repos, and create, update and delete their rows directly in PostgreSQL.
 
@@ -37,7 +37,7 @@ def command(run: Invocation, dids: tuple[str, ...], file: Path | None) -> int:
     run.answer(
         {
             "indexed": done, "failed": len(failed),
-            "repos": [_document(outcome) for outcome in outcomes],
+            "repos": [outcome.document(_document) for outcome in outcomes],
         },
         lambda: line(f"repos up to date: {done:,}, failed: {len(failed):,}"),
     )  # fmt: skip
@@ -78,22 +78,15 @@ SHOWN = 100  # repos of which each has a line; of more only failures and the pro
 
 def _read(file: Path) -> list[str]:
     """Return the DIDs of a CSV file."""
-    from rsky_pipeline.atproto.syntax import is_did
+    from rsky_pipeline.operations.backfill.adding import RefusedNames, from_file, valid
 
-    found: list[str] = []
-    skipped = 0
+    refused = RefusedNames()
     try:
-        with file.open(encoding="utf-8-sig", errors="replace") as lines:
-            for text in lines:
-                did = text.partition(",")[0].strip().strip('"')
-                if is_did(did):
-                    found.append(did)
-                elif did and did.lower() != "did":
-                    skipped += 1
+        found = list(valid(from_file(file), refused))
     except OSError as error:
         raise CommandError(f"{file} cannot be read: {error.strerror}", ExitCode.USAGE) from error
-    if skipped:
-        say(f"{file}: lines without a DID: {skipped:,}")
+    if refused.count:
+        say(f"{file}: lines without a DID: {refused.count:,}")
     return found
 
 
@@ -105,10 +98,7 @@ def _line(done: "Indexed") -> str:
     )
 
 
-def _document(outcome: "RepoResult[Indexed]") -> dict[str, Any]:
-    done = outcome.result
-    if done is None:
-        return {"did": outcome.did, "error": outcome.reason, "message": outcome.message}
+def _document(done: "Indexed") -> dict[str, Any]:
     return {
         "did": done.did, "rev": done.rev, "records": done.records, "created": done.inserted,
         "updated": done.updated, "deleted": done.deleted, "unchanged": done.unchanged,

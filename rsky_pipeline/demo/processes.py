@@ -16,11 +16,11 @@ from typing import IO
 
 from rsky_pipeline.configuration.settings import declarations
 from rsky_pipeline.configuration.sources import PREFIX
+from rsky_pipeline.configuration.topology import ROLE_NAMES
 from rsky_pipeline.demo.simulator.control import Control
 
 START_SECONDS = 60.0
 STOP_SECONDS = 30.0
-_ROLES = ("ingester", "indexer", "backfiller", "supervisor")
 
 
 class DemonstrationError(Exception):
@@ -130,7 +130,7 @@ def pipeline_environment(folder: Path, simulation: Simulation) -> dict[str, str]
         "RUN_DIR": str(folder / "run"),
         "RESYNC_PAUSE_SECONDS": "5",
         "LOG_FORMAT": "text",
-        **{f"{role.upper()}_METRICS_PORT": "0" for role in _ROLES},
+        **{f"{role.upper()}_METRICS_PORT": "0" for role in (*ROLE_NAMES, "supervisor")},
     }
     named = {f"{PREFIX}{name}": value for name, value in own.items()}
     return clean_environment() | named | simulation.environment

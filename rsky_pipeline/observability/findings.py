@@ -2,7 +2,9 @@
 
 from collections.abc import Iterable, Mapping
 
-from prometheus_client import CollectorRegistry, Counter, Gauge
+from prometheus_client import CollectorRegistry
+
+from rsky_pipeline.observability.declaring import Declarer
 
 ACTIVE = "rsky_finding"
 WARNS, FAILS = 1, 2  # values of a finding
@@ -14,18 +16,16 @@ class FindingMetrics:
     """The findings of one worker as metrics; every series exists at 0 from the start."""
 
     def __init__(self, registry: CollectorRegistry, series: Iterable[Series]) -> None:
-        self.active = Gauge(
-            ACTIVE, "1 while a rule warns, 2 while it fails",
-            ["finding", "subject"], registry=registry,
+        self._series, declare = tuple(series), Declarer(registry, "rsky")
+        self.active = declare.gauge(
+            "finding", "1 while a rule warns, 2 while it fails", finding=(), subject=()
+        )
+        for finding in self._series:
+            self.active.labels(*finding)
+        self.begun = declare.counter(
+            "findings", "How often a finding became active",
+            finding=(name for name, _ in self._series),
         )  # fmt: skip
-        self.begun = Counter(
-            "rsky_findings_total", "How often a finding became active", ["finding"],
-            registry=registry,
-        )  # fmt: skip
-        self._series = tuple(series)
-        for name, subject in self._series:
-            self.active.labels(name, subject)
-            self.begun.labels(name)
         self._now: set[Series] = set()
 
     def show(self, levels: Mapping[Series, int]) -> list[Series]:

@@ -3,7 +3,7 @@
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import trio
 from prometheus_client import CollectorRegistry
@@ -28,6 +28,12 @@ class RepoResult(Generic[Result]):
     result: Result | None = None
     reason: str = ""
     message: str = ""
+
+    def document(self, done: Callable[[Result], dict[str, Any]]) -> dict[str, Any]:
+        """Return it as JSON; `done` describes a result."""
+        if self.result is None:
+            return {"did": self.did, "error": self.reason, "message": self.message}
+        return done(self.result)
 
 
 async def each_repo(

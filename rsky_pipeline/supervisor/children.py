@@ -102,9 +102,8 @@ def worker_policy(settings: Settings) -> Policy:
     return Policy(
         escalation=(
             StopStep(signal.SIGTERM, settings.stop_timeout_seconds),
-            StopStep(
-                signal.SIGINT, ESCALATED_SECONDS
-            ),  # a second TERM at once would merge with the first
+            # A second TERM at once would merge with the first.
+            StopStep(signal.SIGINT, ESCALATED_SECONDS),
             StopStep(signal.SIGQUIT, STACKS_SECONDS),
             StopStep(signal.SIGKILL, KILL_SECONDS),
         ),
@@ -116,16 +115,10 @@ def store_policy(stop_signal: int, settings: Settings) -> Policy:
     """Return the rules for an embedded store: restarted sooner than a worker, because all workers
     wait for it, and given more time to stop, because it writes its data to disk."""
     gentle = StopStep(signal.Signals(stop_signal), 60.0)
-    immediate = StopStep(
-        signal.SIGQUIT, 10.0
-    )  # PostgreSQL: without a checkpoint, recovers from its log
-    postgres = stop_signal == signal.SIGINT
+    # PostgreSQL: without a checkpoint, recovers from its log.
+    immediate = (StopStep(signal.SIGQUIT, 10.0),) if stop_signal == signal.SIGINT else ()
     return Policy(
-        escalation=(
-            gentle,
-            *((immediate,) if postgres else ()),
-            StopStep(signal.SIGKILL, KILL_SECONDS),
-        ),
+        escalation=(gentle, *immediate, StopStep(signal.SIGKILL, KILL_SECONDS)),
         ready_timeout=max(300, settings.ready_timeout_seconds),  # replays its log after a crash
         base=0.2,
         cap=10.0,

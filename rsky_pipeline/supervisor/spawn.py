@@ -114,19 +114,13 @@ def spawn_store(program: StoreProgram, lock: Lock, run_dir: Path, grace: float) 
     liveness_read, liveness_write = os.pipe()
     try:
         watch = guard.arguments(
-            pid=popen.pid,
-            liveness=liveness_read,
-            stop_signal=program.stop_signal,
-            locks=run_dir / "locks",
-            patience=grace,
-        )
+            pid=popen.pid, liveness=liveness_read, stop_signal=program.stop_signal,
+            locks=run_dir / "locks", patience=grace,
+        )  # fmt: skip
         watcher = subprocess.Popen(
-            watch,
-            stdin=subprocess.DEVNULL,
-            env=worker_environment(),
-            pass_fds=(liveness_read,),
+            watch, stdin=subprocess.DEVNULL, env=worker_environment(), pass_fds=(liveness_read,),
             process_group=0,
-        )
+        )  # fmt: skip
     except OSError:
         os.close(liveness_write)
         popen.kill()

@@ -153,7 +153,7 @@ class Deployer:
         for stream, kind in order.purge:
             self._step("clean", lambda s=stream, k=kind: self._purge(new, s, k))  # type: ignore[misc]
         self._step("start", lambda: self._start(target))
-        self._step("verify", lambda: self._verify(new, order))
+        self._step("verify", lambda: self._verify(new, order, order.verify_limit))
         if order.watch:
             self._step("watch", lambda: self._watch(new, order))
         try:
@@ -219,11 +219,10 @@ class Deployer:
         movement = start_all(target, self.settings, self._tell)
         return _checked(movement)
 
-    def _verify(self, program: Program, order: DeploymentOrder) -> dict[str, Any]:
+    def _verify(self, program: Program, order: DeploymentOrder, limit: float) -> dict[str, Any]:
         return wait_until_healthy(
-            program, self._tell, window=order.verify_window, limit=order.verify_limit,
-            accept=order.accept,
-        )  # fmt: skip
+            program, self._tell, window=order.verify_window, limit=limit, accept=order.accept
+        )
 
     def _watch(self, program: Program, order: DeploymentOrder) -> dict[str, Any]:
         """Verify again and again; a failure gets one more chance, as a busy moment may cause it."""
@@ -231,10 +230,7 @@ class Deployer:
         looks = 0
         details: dict[str, Any] = {}
         while time.monotonic() < deadline:
-            details = wait_until_healthy(
-                program, self._tell, window=order.verify_window,
-                limit=2 * order.verify_window + 5, accept=order.accept,
-            )  # fmt: skip
+            details = self._verify(program, order, 2 * order.verify_window + 5)
             looks += 1
         return {**details, "looks": looks}
 

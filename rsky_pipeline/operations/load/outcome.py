@@ -11,7 +11,6 @@ import orjson
 from rsky_pipeline.database.connection import Database
 from rsky_pipeline.database.isolation import apply_isolated
 from rsky_pipeline.database.texts import storable
-from rsky_pipeline.operations.load.files import CarFile
 
 _log = logging.getLogger(__name__)
 LOADED = "loaded"  # every record is in the tables
@@ -33,6 +32,15 @@ ON CONFLICT (path) DO UPDATE SET
     did = EXCLUDED.did, rev = EXCLUDED.rev, reason = EXCLUDED.reason, error = EXCLUDED.error,
     records = EXCLUDED.records, refused = EXCLUDED.refused, updated_at = EXCLUDED.updated_at
 """
+
+
+@dataclass(frozen=True, slots=True)
+class CarFile:
+    """A file as it was found; another size or time means another content."""
+
+    path: str
+    size: int
+    mtime_ns: int
 
 
 @dataclass(slots=True)

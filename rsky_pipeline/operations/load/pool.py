@@ -16,13 +16,11 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from rsky_pipeline.configuration.settings import Settings
-from rsky_pipeline.operations.load.files import CarFile
-from rsky_pipeline.operations.load.outcome import FileOutcome
+from rsky_pipeline.operations.load.outcome import CarFile, FileOutcome
 from rsky_pipeline.operations.load.worker import LoadOptions
 from rsky_pipeline.runtime.channel import encode_settings
 
 PROGRAM = (sys.executable, "-P", "-m", "rsky_pipeline", "load-worker")
-UNAVAILABLE = 69
 
 Task = Sequence[CarFile]
 

@@ -1,16 +1,17 @@
 """A whole load: find files, skip finished ones, hand out the others, add up the outcomes."""
 
+import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from rsky_pipeline.configuration.settings import Settings
 from rsky_pipeline.database.connection import Database
-from rsky_pipeline.operations.load.files import CarFile, scan, tasks
 from rsky_pipeline.operations.load.outcome import (
     FAILED,
+    CarFile,
     FileOutcome,
     LoadSummary,
     finished_before,
@@ -20,6 +21,9 @@ from rsky_pipeline.operations.load.pool import LoadPool
 from rsky_pipeline.operations.load.worker import LoadOptions
 
 LOOKUP_FILES = 1_000
+SUFFIX = ".car"
+TASK_BYTES = 4 * 1024 * 1024  # of the files of one task, unless a single one is larger
+TASK_FILES = 100
 
 
 @dataclass(slots=True)
@@ -74,3 +78,32 @@ class BulkLoad:
                 else:
                     self.skipped[status] += 1
                     self.done_bytes += file.size
+
+
+def scan(directory: Path) -> Iterator[CarFile]:
+    """Yield all CAR files below a directory in the order of their paths. Raises OSError.
+
+    Symbolic links to files are followed, links to directories are not.
+    """
+    with os.scandir(directory) as found:
+        entries = sorted(found, key=lambda entry: entry.name)
+    for entry in entries:
+        if entry.is_dir(follow_symlinks=False):
+            yield from scan(Path(entry.path))
+        elif entry.name.endswith(SUFFIX) and entry.is_file():
+            status = entry.stat()
+            yield CarFile(os.path.abspath(entry.path), status.st_size, status.st_mtime_ns)
+
+
+def tasks(files: Iterable[CarFile]) -> Iterator[list[CarFile]]:
+    """Put files together, in their order, so that many small repos share their transactions."""
+    together: list[CarFile] = []
+    size = 0
+    for file in files:
+        if together and (size + file.size > TASK_BYTES or len(together) >= TASK_FILES):
+            yield together
+            together, size = [], 0
+        together.append(file)
+        size += file.size
+    if together:
+        yield together

@@ -30,8 +30,7 @@ from rsky_pipeline.network.directory import (
     IdentityUnavailableError,
 )
 from rsky_pipeline.network.http import HttpClient
-from rsky_pipeline.operations.load.files import CarFile
-from rsky_pipeline.operations.load.outcome import CURRENT, LOADED, FileOutcome, note
+from rsky_pipeline.operations.load.outcome import CURRENT, LOADED, CarFile, FileOutcome, note
 from rsky_pipeline.operations.load.writing import BATCH_RECORDS, LoadWriter
 from rsky_pipeline.operations.repo_readings import (
     closing_reading,

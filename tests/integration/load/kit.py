@@ -14,8 +14,8 @@ from rsky_pipeline.database.connection import Database
 from rsky_pipeline.demo.simulator.clock import stepping_clock
 from rsky_pipeline.demo.simulator.world import World
 from rsky_pipeline.indexer.collections import registry
-from rsky_pipeline.operations.load.files import CarFile, scan
-from rsky_pipeline.operations.load.outcome import FileOutcome
+from rsky_pipeline.operations.load.outcome import CarFile, FileOutcome
+from rsky_pipeline.operations.load.run import scan
 from rsky_pipeline.operations.load.worker import Loader, LoadOptions
 from rsky_pipeline.operations.load.writing import LoadWriter
 from tests.integration.backfiller.hosts import FakeHosts

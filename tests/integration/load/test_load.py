@@ -25,9 +25,9 @@ from rsky_pipeline.configuration.settings import Settings
 from rsky_pipeline.database.connection import Database
 from rsky_pipeline.database.errors import DatabaseError
 from rsky_pipeline.indexer.core.rejected import RejectionFilter, list_rejections
-from rsky_pipeline.operations.load.files import CarFile, scan, tasks
-from rsky_pipeline.operations.load.outcome import FileOutcome
+from rsky_pipeline.operations.load.outcome import CarFile, FileOutcome
 from rsky_pipeline.operations.load.pool import LoadPool
+from rsky_pipeline.operations.load.run import scan, tasks
 from rsky_pipeline.operations.load.worker import LoadOptions, serve
 from rsky_pipeline.operations.load.writing import LoadWriter
 from tests.data import test_data
