@@ -129,16 +129,13 @@ class IndexerReport:
         queued = now - int(batch.items[0].delivery.id.partition("-")[0]) / 1_000
         self.metrics.queued.labels(batch.stream).observe(max(0.0, queued))
         times = [item.reading.time for item in batch.items if isinstance(item.reading, Reading)]
-        if times:
-            self._note_lag(batch.stream, max(times), now)
-
-    def _note_lag(self, stream: str, newest: str, now: float) -> None:
         try:
-            lag = max(0.0, now - datetime.fromisoformat(newest).timestamp())
+            newest = datetime.fromisoformat(max(times, default="")).timestamp()
         except ValueError:
             return  # the year 0, or no readable entry in the batch
-        self.metrics.lag.labels(stream).set(lag)
-        if stream == FIREHOSE_LIVE:
+        lag = max(0.0, now - newest)
+        self.metrics.lag.labels(batch.stream).set(lag)
+        if batch.stream == FIREHOSE_LIVE:
             self.live_lag = lag
             self._details["firehose_live_event_lag_seconds"] = round(lag, 1)
         else:

@@ -33,7 +33,7 @@ from rsky_pipeline.indexer.collections import registry
 from rsky_pipeline.indexer.collections.declaration import Collection
 from rsky_pipeline.indexer.core.apply import Applier
 from rsky_pipeline.indexer.core.batch import BatchItem, BatchOutcome, EntryBatch, RefusedEntry
-from rsky_pipeline.indexer.core.entries import CoarseClock, Reading, Refusal, read_entry
+from rsky_pipeline.indexer.core.entries import Reading, Refusal, read_entry
 from rsky_pipeline.indexer.core.labels import LabelReading, read_labels
 from rsky_pipeline.indexer.report import IndexerReport
 from rsky_pipeline.indexer.scheduling import BatchQueue, FairScheduler
@@ -86,7 +86,6 @@ class Indexer:
         settings = context.settings
         self._context = context
         self.collections = wanted_collections(settings.collections, settings.validation)
-        self._now = CoarseClock()
         self.metrics = IndexerMetrics(context.registry, STREAMS, list(self.collections))
         self._report = IndexerReport(context, self.metrics)
         self._applier = Applier(self.collections, settings.max_deliveries)
@@ -161,26 +160,20 @@ class Indexer:
             while (batch := await self._queue.take()) is not None:
                 if self._context.escalated.is_set():
                     continue  # the entries stay pending
+                apply = partial(self._applier.apply, batch=batch)
                 self.metrics.active.set(1)
-                outcome = await self._apply(batch)
+                with self._activity(APPLYING):
+                    try:
+                        outcome = await self._database.retry(apply, until=self._context.escalated)
+                    except DatabaseError as error:  # the schema: an operator has to act
+                        raise _problem(error) from error
                 self.metrics.active.set(0)
-                if outcome is None:
+                if outcome is None:  # no time was left
                     continue
                 history = batch.stream == FIREHOSE_BACKFILL
                 self._scheduler.worked(outcome.seconds, history=history, behind=self._queue.behind)
                 self.metrics.apply_seconds.labels(batch.stream).inc(outcome.seconds)
                 await applied.send((batch, outcome))  # waits until the one before is acknowledged
-
-    async def _apply(self, batch: EntryBatch) -> BatchOutcome | None:
-        """Apply a batch, again after each failure; None when there is no time left."""
-        escalated = self._context.escalated
-        with self._activity(APPLYING):
-            try:
-                return await self._database.retry(
-                    lambda database: self._applier.apply(database, batch), until=escalated
-                )
-            except DatabaseError as error:  # the schema: whoever starts the worker has to act
-                raise _problem(error) from error
 
     async def _acknowledge_all(
         self, applied: trio.MemoryReceiveChannel[tuple[EntryBatch, BatchOutcome]]
@@ -204,7 +197,7 @@ class Indexer:
         try:
             if delivery.stream == LABEL_LIVE:
                 return read_labels(delivery.fields)
-            return read_entry(delivery.fields, self.collections, self._now())
+            return read_entry(delivery.fields, self.collections)
         except Exception as error:  # noqa: BLE001 - an entry must not stop the others
             refusal = Refusal("internal_error", described(error)[:500])
             return Reading("malformed", "", "", refused=refusal)
@@ -305,7 +298,8 @@ def acknowledge(consumer: Consumer, batch: EntryBatch, outcome: BatchOutcome, st
         outcome.dead_letters += consumer.dead_letter(
             store, delivery, reason=one.reason, error=one.message, attempts=delivery.deliveries
         )
-    if done := [entry_id for entry_id in batch.ids if entry_id not in refused]:
+    ids = (item.delivery.id for item in batch.items)
+    if done := [entry_id for entry_id in ids if entry_id not in refused]:
         consumer.acknowledge(store, done)
     return True
 

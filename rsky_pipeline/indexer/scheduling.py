@@ -82,7 +82,10 @@ class BatchQueue:
     async def put(self, batch: EntryBatch) -> None:
         """Add a batch as soon as the one before of its stream is taken."""
         async with self._changed:
-            self._note(batch)
+            if batch.more and batch.stream in self._first:
+                self._behind.add(batch.stream)
+            else:
+                self._behind.discard(batch.stream)
             while batch.stream in self._batches:
                 await self._changed.wait()
             self._batches[batch.stream] = batch
@@ -127,11 +130,3 @@ class BatchQueue:
                 return stream
         # The next live batch is being read: history must not slip in between every two of them.
         return None if not waiting or (self.behind and patient) else self._history
-
-    def _note(self, batch: EntryBatch) -> None:
-        if batch.stream not in self._first:
-            return
-        if batch.more:
-            self._behind.add(batch.stream)
-        else:
-            self._behind.discard(batch.stream)

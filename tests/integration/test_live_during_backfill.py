@@ -79,7 +79,7 @@ def apply(database: Database, events: list[bytes], chance: random.Random) -> Non
     while events:
         size = chance.randint(1, 6)
         batch, events = events[:size], events[size:]
-        readings = [read_entry({EVENT_FIELD: item}, COLLECTIONS, time_of(1)) for item in batch]
+        readings = [read_entry({EVENT_FIELD: item}, COLLECTIONS) for item in batch]
         apply_batch(database, readings, COLLECTIONS)
 
 

@@ -64,7 +64,7 @@ async def test_the_deletion_reaches_the_row(
 ) -> None:
     database = Database.connect(schema_database, name="test")
     collections = registry.load()
-    apply_batch(database, [read_entry({EVENT_FIELD: like("gone")}, collections, TIME)], collections)
+    apply_batch(database, [read_entry({EVENT_FIELD: like("gone")}, collections)], collections)
     assert database.query('SELECT count(*) FROM "like"') == [(1,)]
     car, frame = commit_without_records()
     (put_off,) = Converting("signature").convert(frame, SignatureStatus.UNVERIFIED).entries
@@ -77,14 +77,14 @@ async def test_the_deletion_reaches_the_row(
                 while store.call("XLEN", put_off.stream):
                     await trio.sleep(0.02)
     readings = [
-        read_entry({EVENT_FIELD: json.dumps(event).encode()}, collections, TIME)
+        read_entry({EVENT_FIELD: json.dumps(event).encode()}, collections)
         for event in output(store)
     ]
     apply_batch(database, readings, collections)
     assert database.query('SELECT count(*) FROM "like"') == [(0,)]
     assert database.query("SELECT count(*) FROM record") == [(0,)]
     assert database.query('SELECT "likeCount" FROM post_agg') == [(0,)]
-    late = read_entry({EVENT_FIELD: like("gone")}, collections, TIME)
+    late = read_entry({EVENT_FIELD: like("gone")}, collections)
     apply_batch(database, [late], collections)
     assert database.query("SELECT count(*) FROM record") == [(0,)]
     store.close()

@@ -37,7 +37,6 @@ from rsky_pipeline.indexer.core.batch import (
     BatchOutcome,
     EntryBatch,
     RefusedEntry,
-    groups,
 )
 from rsky_pipeline.indexer.core.complete_revs import (
     advance_actor_sync,
@@ -83,43 +82,43 @@ class Applier:
         """
         started = time.monotonic()
         outcome = BatchOutcome()
-        refused = [one for item in batch.items if (one := self._refusal(item)) is not None]
-        # A refused record is kept in a table, and its commit moves the repo's rev; other refused
-        # entries have no effect.
-        hopeless = {id(one.item) for one in refused if not _is_record(one)}
-        outcome.refused += refused
-        parts = [
-            [
-                item
-                for item in group
-                if item.delivery.fields is not None and id(item) not in hopeless
-            ]
-            for group in groups(batch)
-        ]
-        culprits = self._isolation.apply(
-            parts,
-            lambda part: retry_conflicts(
-                lambda: self._write(database, part, outcome), MAX_CONFLICTS
-            ),
-        )
-        for culprit in culprits:
+        refused_labels: list[RefusedEntry] = []
+        groups: list[list[BatchItem]] = []
+        together = False
+        for item in batch.items:
+            delivery, reading = item.delivery, item.reading
+            outcome.bodiless += delivery.fields is None
+            if delivery.deliveries > self._max_deliveries:
+                text = f"delivered {delivery.deliveries} times and never finished"
+                outcome.refused.append(RefusedEntry(item, "crashes_worker", text))
+                continue
+            if delivery.fields is None:
+                continue
+            if isinstance(reading, LabelReading):
+                refused_labels += [RefusedEntry(item, e.reason, str(e)) for e in reading.refused]
+            elif reading.refused is not None:
+                refused = reading.refused
+                outcome.refused.append(RefusedEntry(item, refused.reason, refused.message))
+                if not refused.uri:
+                    continue
+                # A record: its refusal is kept in a table, and its commit moves the repo's rev.
+            # An entry that may have crashed a worker is alone: it must not take its neighbours
+            # along the next time.
+            if together and not delivery.suspicious:
+                groups[-1].append(item)
+            else:
+                groups.append([item])
+            together = not delivery.suspicious
+
+        def write(items: Sequence[BatchItem]) -> None:
+            retry_conflicts(lambda: self._write(database, items, outcome), MAX_CONFLICTS)
+
+        for culprit in self._isolation.apply(groups, write):
             text = f"{culprit.entry.subject}: {culprit.message}"
             outcome.refused.append(RefusedEntry(culprit.entry, culprit.reason, text))
-        outcome.refused += _refused_labels(batch.items)
-        outcome.bodiless = sum(item.delivery.fields is None for item in batch.items)
+        outcome.refused += refused_labels
         outcome.seconds = time.monotonic() - started
         return outcome
-
-    def _refusal(self, item: BatchItem) -> RefusedEntry | None:
-        """Return why an entry is not even tried, or None."""
-        if item.delivery.deliveries > self._max_deliveries:
-            text = f"delivered {item.delivery.deliveries} times and never finished"
-            return RefusedEntry(item, "crashes_worker", text)
-        if item.delivery.fields is None:
-            return None
-        if isinstance(item.reading, Reading) and item.reading.refused is not None:
-            return RefusedEntry(item, item.reading.refused.reason, item.reading.refused.message)
-        return None
 
     def _write(self, database: Database, items: Sequence[BatchItem], outcome: BatchOutcome) -> None:
         """Write entries in one transaction; labels, which nothing else depends on, in another."""
@@ -267,19 +266,3 @@ def _queue_handles(
     checks = dict.fromkeys(due_handles(known, active, now_text()), False)
     changed = (item.did for item in readings if isinstance(item.change, IdentityChange))
     queue_handle_checks(tx, checks | dict.fromkeys(changed, True))
-
-
-def _is_record(one: RefusedEntry) -> bool:
-    """Return whether a state of a record was refused, not an entry."""
-    reading = one.item.reading
-    refused = reading.refused if isinstance(reading, Reading) else None
-    return refused is not None and bool(refused.uri) and refused.reason == one.reason
-
-
-def _refused_labels(items: Iterable[BatchItem]) -> list[RefusedEntry]:
-    return [
-        RefusedEntry(item, error.reason, str(error))
-        for item in items
-        if isinstance(item.reading, LabelReading) and item.delivery.fields is not None
-        for error in item.reading.refused
-    ]

@@ -1,7 +1,7 @@
 """A batch of stream entries, and its outcome."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from rsky_pipeline.indexer.collections.values import Delete, Put
@@ -16,11 +16,6 @@ class BatchItem:
 
     delivery: Delivery
     reading: Reading | LabelReading
-
-    @property
-    def suspicious(self) -> bool:
-        """Whether the entry should not share its transaction with others."""
-        return self.delivery.suspicious
 
     @property
     def account(self) -> str:
@@ -44,27 +39,6 @@ class EntryBatch:
     items: list[BatchItem] = field(default_factory=list)
     size: int = 0  # bytes of the payloads
     more: bool = False  # it is full, so there is probably more to read
-
-    @property
-    def ids(self) -> Sequence[str]:
-        """Ids of all entries."""
-        return [item.delivery.id for item in self.items]
-
-
-def groups(batch: EntryBatch) -> list[list[BatchItem]]:
-    """Return the entries in order, cut so that every suspicious one is alone.
-
-    An entry that may have crashed a worker must not take its neighbours along the next time.
-    """
-    found: list[list[BatchItem]] = []
-    together = False
-    for item in batch.items:
-        if item.suspicious or not together:
-            found.append([item])
-        else:
-            found[-1].append(item)
-        together = not item.suspicious
-    return found
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,6 @@ Everything that can be wrong with an entry is found here, so that it costs at mo
 `Refusal` carries the reason for the counters and the dead letter.
 """
 
-import time as clock
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -94,15 +93,15 @@ class Reading(NamedTuple):
 
 
 def read_entry(
-    fields: Mapping[bytes, bytes] | None, collections: Mapping[str, Collection], now: str
+    fields: Mapping[bytes, bytes] | None, collections: Mapping[str, Collection]
 ) -> Reading:
-    """Read one entry of a firehose stream; `now` stands in for a time that cannot be read."""
+    """Read one entry of a firehose stream; the present stands in for a time that is unreadable."""
     try:
         payload = (fields or {}).get(EVENT_FIELD)
         if payload is None:
             raise MalformedEventError("missing_field", "the entry has no field event")
         event = decode_event(payload)
-        time = normalize(event.time) or now
+        time = normalize(event.time) or now_text()
         _check_did(event.did)
         match event:
             case RecordEvent():
@@ -116,7 +115,7 @@ def read_entry(
                 change = IdentityChange(event.did)
                 return Reading("identity", event.did, time, change=change)
     except MalformedEventError as error:
-        return Reading("malformed", "", now, refused=Refusal(error.reason, str(error)))
+        return Reading("malformed", "", now_text(), refused=Refusal(error.reason, str(error)))
 
 
 def read_direct(event: RecordEvent, time: str, collections: Mapping[str, Collection]) -> Reading:
@@ -139,61 +138,39 @@ def now_text() -> str:
     return format_utc(datetime.now(UTC))
 
 
-class CoarseClock:
-    """The present in the normal form, up to a second late: for a call with every entry."""
-
-    def __init__(self) -> None:
-        self._text = ""
-        self._until = 0.0
-
-    def __call__(self) -> str:
-        """Return the present."""
-        now = clock.monotonic()
-        if now >= self._until:
-            self._text, self._until = now_text(), now + 1.0
-        return self._text
-
-
 def _read_record(event: RecordEvent, time: str, collections: Mapping[str, Collection]) -> Reading:
-    collection = collections.get(event.collection)
+    """Read a record or its deletion. Raises MalformedEventError; a bad record is refused."""
     historical = event.historical
     rev = _repo_rev(event.did, event.commit, event.rev)
+    moved = None if historical else rev
+    collection = collections.get(event.collection)
+    if collection is None:
+        return Reading(event.action, event.did, time, "", historical, None, moved)
+    if not is_rkey(event.rkey):
+        raise MalformedEventError("invalid_rkey", event.rkey[:100])
+    uri, nsid = event.uri, collection.nsid
     change: Change | None = None
     refused: Refusal | None = None
-    if collection is not None:
-        if not is_rkey(event.rkey):
-            raise MalformedEventError("invalid_rkey", event.rkey[:100])
-        try:
-            change = _change(event, collection, time)
-        except InvalidRecordError as error:
-            refused = Refusal(error.reason, str(error), event.uri, event.rev, event.cid or "")
-    return Reading(
-        event.action,
-        event.did,
-        time,
-        event.collection if collection is not None else "",
-        historical,
-        change,
-        None if historical else rev,
-        refused,
-    )
-
-
-def _change(event: RecordEvent, collection: Collection, time: str) -> Put | Delete:
     if event.action == "delete":
-        return Delete(event.uri, event.did, event.rev)
-    assert event.cid is not None
-    assert event.record is not None
-    if not 0 < len(event.cid) <= MAX_CID_BYTES or not event.cid.isalnum():
-        raise MalformedEventError("invalid_cid", event.cid[:100])
-    json = event.json or encode(event.record)
-    put = Put(event.uri, event.did, event.rkey, event.cid, event.rev, time, event.historical, json)
-    if event.record.get("$type", collection.nsid) != collection.nsid:
-        raise InvalidRecordError("wrong_type", f"$type is {str(event.record['$type'])[:100]}")
-    put.rows = collection.read(put, event.record)
-    if collection.check is not None:
-        collection.check(event.record)
-    return put
+        change = Delete(uri, event.did, event.rev)
+    else:
+        cid, record = event.cid, event.record
+        assert cid is not None
+        assert record is not None
+        if not 0 < len(cid) <= MAX_CID_BYTES or not cid.isalnum():
+            raise MalformedEventError("invalid_cid", cid[:100])
+        try:
+            json = event.json or encode(record)
+            put = Put(uri, event.did, event.rkey, cid, event.rev, time, historical, json)
+            if record.get("$type", nsid) != nsid:
+                raise InvalidRecordError("wrong_type", f"$type is {str(record['$type'])[:100]}")
+            put.rows = collection.read(put, record)
+            if collection.check is not None:
+                collection.check(record)
+            change = put
+        except InvalidRecordError as error:
+            refused = Refusal(error.reason, str(error), uri, event.rev, cid)
+    return Reading(event.action, event.did, time, nsid, historical, change, moved, refused)
 
 
 def _read_account(event: AccountEvent, time: str) -> Reading:

@@ -138,7 +138,11 @@ def _fold(
                 plan.overtaken.append(put)
             state = StoredState(tombstone=max(operation.rev, state.tombstone or ""))
             put, first, deletion = None, None, operation
-        elif _is_seen_again(operation, state):
+        elif (
+            state.exists
+            and state.cid == operation.cid
+            and (operation.historical or state.rev is None)
+        ):  # the stored state, seen again
             state = state._replace(rev=operation.rev)
         else:
             state = StoredState(True, operation.rev, operation.cid, state.tombstone)
@@ -169,10 +173,6 @@ def _is_deleted(put: Put, state: StoredState) -> bool:
     Below the complete rev, a record that is not there was deleted, whether or not that was seen.
     """
     return not state.exists or put.rev <= (state.tombstone or "")
-
-
-def _is_seen_again(put: Put, state: StoredState) -> bool:
-    return state.exists and state.cid == put.cid and (put.historical or state.rev is None)
 
 
 def _plan_standing(

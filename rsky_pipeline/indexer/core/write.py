@@ -212,16 +212,13 @@ def _write_side_tables(changes: Changes, sides: Sequence[SideTable], work: Work)
     leaving += [put.uri for put in changes.updated]
     for side in sides:
         if leaving or work.deletes:
-            _replace_side_rows(changes, side, sorted({*leaving, *work.deletes}))
+            owners = sorted({*leaving, *work.deletes})
+            gone = changes.tx.query(side_delete_sql(side), (owners,))
+            _count_side_rows(changes, side, gone, -1)
         rows = [(put.uri, *row) for put in standing for row in put.rows.side.get(side.name, ())]
         if rows:
             written = changes.tx.query(side_insert_sql(side), transpose(rows))
             _count_side_rows(changes, side, written, 1)
-
-
-def _replace_side_rows(changes: Changes, side: SideTable, owners: list[str]) -> None:
-    gone = changes.tx.query(side_delete_sql(side), (owners,))
-    _count_side_rows(changes, side, gone, -1)
 
 
 def _count_side_rows(

@@ -58,7 +58,7 @@ def _probe(inside: Database, tx: Transaction) -> list[str]:
     collections = {_COLLECTION: registry.load()[_COLLECTION]}
     for step, (action, rev, expected) in enumerate(_STEPS, start=1):
         payload = _event(action, rev)
-        reading = read_entry({EVENT_FIELD: payload}, collections, now_text())
+        reading = read_entry({EVENT_FIELD: payload}, collections)
         apply_batch(inside, [reading], collections)
         found = _state(tx)
         if found != expected:

@@ -234,7 +234,7 @@ def read(events: Sequence[Event]) -> list[Reading]:
     readings = []
     for event in events:
         payload = event if isinstance(event, bytes) else event.payload
-        reading = read_entry({b"event": payload}, registry.load(), NOW)
+        reading = read_entry({b"event": payload}, registry.load())
         assert reading.refused is None, reading.refused
         readings.append(reading)
     return readings

@@ -11,7 +11,6 @@ from rsky_pipeline.indexer.core.apply import apply_batch
 from rsky_pipeline.indexer.core.entries import read_entry
 from tests.integration.indexer.golden import Note, expect, note_row
 from tests.integration.indexer.kit import (
-    NOW,
     Deletion,
     Network,
     Put,
@@ -31,7 +30,7 @@ BARE = {"uri": f"at://{did_of('ann')}", "cid": cid_of("repo")}
 def apply_strictly(tables: Tables, puts: Sequence[Put]) -> list[str | None]:
     """Apply with the official validation; return why each was refused."""
     collections = registry.load("strict")
-    readings = [read_entry({b"event": put.payload}, collections, NOW) for put in puts]
+    readings = [read_entry({b"event": put.payload}, collections) for put in puts]
     apply_batch(tables.database, readings, collections)
     return [reading.refused.reason if reading.refused else None for reading in readings]
 

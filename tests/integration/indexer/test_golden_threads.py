@@ -10,7 +10,6 @@ from rsky_pipeline.indexer.core.apply import apply_batch
 from rsky_pipeline.indexer.core.entries import now_text, read_entry
 from tests.integration.indexer.golden import Note, expect, note_row
 from tests.integration.indexer.kit import (
-    NOW,
     Deletion,
     Event,
     Network,
@@ -148,7 +147,7 @@ def test_what_speaks_for_somebody_else_is_refused(tables: Tables, net: Network, 
         rule = {"embeddingRules": [{"$type": f"{POSTGATE}#disableRule"}], "allow": []}
         puts = [net.put(who, kind, {"post": post.uri, **rule}, rkey)
                 for who, rkey in (("bob", post.rkey), ("ann", "another"))]  # fmt: skip
-    readings = [read_entry({b"event": put.payload}, registry.load(), NOW) for put in puts]
+    readings = [read_entry({b"event": put.payload}, registry.load()) for put in puts]
     reasons = {reading.refused.reason for reading in readings if reading.refused}
     assert reasons <= {"foreign_post", "foreign_list"}
     assert all(reading.refused for reading in readings)

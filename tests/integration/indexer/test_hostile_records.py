@@ -19,7 +19,6 @@ from rsky_pipeline.indexer.core.labels import apply_labels, read_labels
 from rsky_pipeline.indexer.core.rejected import RejectionFilter, list_rejections
 from rsky_pipeline.observability.indexer import REFUSALS
 from tests.integration.indexer.kit import (
-    NOW,
     Network,
     Put,
     Tables,
@@ -170,7 +169,7 @@ def test_what_is_spoilt_here_is_good_before(validation: Validation) -> None:
         own |= {"list": LIST.replace("ann", "eve")} if nsid == "graph.listitem" else {}
         rkey = POST[-13:] if "post" in own else None
         put = (f"app.bsky.{nsid}", {"createdAt": time_of(1), **record, **own}, rkey, time_of(2))
-        reading = read_entry({b"event": entry(Network(), put)}, registry.load(validation), NOW)
+        reading = read_entry({b"event": entry(Network(), put)}, registry.load(validation))
         assert reading.refused is None, reading.refused
 
 
@@ -194,7 +193,7 @@ def test_a_hostile_record_costs_at_most_itself(
     payloads.insert(len(payloads) // 2, good[0].payload)
     payloads.append(good[1].payload)
     collections = registry.load(validation)
-    readings = [read_entry({b"event": item}, collections, NOW) for item in payloads]
+    readings = [read_entry({b"event": item}, collections) for item in payloads]
     apply_batch(tables.database, readings, collections)
     _check_rows(tables, readings, good)
     _check_times(tables)

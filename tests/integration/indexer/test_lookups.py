@@ -197,7 +197,7 @@ async def test_a_refused_record_of_before_the_deletion_makes_no_account(
     tables.apply(account("ann", 20, active=False, status="deleted"))
     await check_deletions(tables, None)
     bad = net.put("ann", "app.bsky.feed.like", {"subject": "nothing"})
-    reading = read_entry({b"event": bad.payload}, registry.load(), NOON)
+    reading = read_entry({b"event": bad.payload}, registry.load())
     assert reading.refused is not None
     apply_batch(tables.database, [reading], registry.load())
     assert everything(tables) == {}

@@ -17,7 +17,6 @@ from rsky_pipeline.indexer.core.apply import apply_batch
 from rsky_pipeline.indexer.core.entries import read_entry
 from rsky_pipeline.indexer.core.labels import LabelRow, apply_labels
 from tests.integration.indexer.kit import (
-    NOW,
     Network,
     Put,
     Tables,
@@ -76,7 +75,7 @@ def work(url: str, batches: Sequence[Sequence[Told]]) -> None:
                 for event in batch
                 if not isinstance(event, LabelRow)
             ]
-            readings = [read_entry({b"event": item}, registry.load(), NOW) for item in payloads]
+            readings = [read_entry({b"event": item}, registry.load()) for item in payloads]
             unconflicted(partial(apply_labels, database, labels))
             unconflicted(partial(apply_batch, database, readings, registry.load()))
 

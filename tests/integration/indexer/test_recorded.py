@@ -22,7 +22,7 @@ from rsky_pipeline.indexer.collections.values import Delete, Put
 from rsky_pipeline.indexer.core.apply import apply_batch
 from rsky_pipeline.indexer.core.entries import AccountChange, Reading, read_entry
 from tests.data import test_data
-from tests.integration.indexer.kit import NOW, Tables, any_count, recounted
+from tests.integration.indexer.kit import Tables, any_count, recounted
 from tests.integration.indexer.recorded import expected_rows, payloads, refused_uris
 from tests.integration.indexer.test_accounts import check_handles
 
@@ -51,7 +51,7 @@ def read_all(folder: Path) -> list[Reading]:
     for payload in payloads(folder, PREFIXES):
         body = json.loads(payload)
         uri = f"at://{body['did']}/{body.get('collection')}/{body.get('rkey')}"
-        reading = read_entry({b"event": payload}, registry.load(), NOW)
+        reading = read_entry({b"event": payload}, registry.load())
         if uri not in refused or isinstance(reading.change, Delete):
             assert reading.refused is None, (uri, reading.refused)
             found.append(reading)
@@ -235,7 +235,7 @@ async def check_actors(tables: Tables, folder: Path) -> None:
 def test_nothing_is_refused_that_the_official_indexer_accepts(folder: Path) -> None:
     refused = refused_uris(folder)
     for payload in payloads(folder, PREFIXES):
-        reading = read_entry({b"event": payload}, registry.load(), NOW)
+        reading = read_entry({b"event": payload}, registry.load())
         if reading.refused is not None:
             body = json.loads(payload)
             assert f"at://{body['did']}/{body['collection']}/{body['rkey']}" in refused
@@ -245,7 +245,7 @@ def test_the_text_of_a_record_is_that_of_its_event(folder: Path) -> None:
     """`record.json` is the text that the event has, and what encoding the record again gives."""
     texts = 0
     for payload in payloads(folder, PREFIXES):
-        reading = read_entry({b"event": payload}, registry.load(), NOW)
+        reading = read_entry({b"event": payload}, registry.load())
         if isinstance(reading.change, Put):
             again = orjson.dumps(orjson.loads(payload)["record"])
             assert reading.change.json.encode() == again

@@ -230,7 +230,7 @@ async def test_an_escalated_stop_acknowledges_nothing_that_is_not_committed(
     clean_redis: str, tables: Tables, monkeypatch: pytest.MonkeyPatch,
     owner: object, step: str, failure: StoreError, written: int,
 ) -> None:  # fmt: skip
-    def fail(*_: Any) -> None:
+    def fail(*_: Any, **__: Any) -> None:
         failed.set()
         raise failure
 

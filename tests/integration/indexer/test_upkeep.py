@@ -90,7 +90,7 @@ def test_recounting_beside_workers_leaves_counts_exact(tables: Tables) -> None:
 
 
 def refuse(tables: Tables, *puts: Put) -> None:
-    readings = [read_entry({b"event": put.payload}, registry.load(), NOW) for put in puts]
+    readings = [read_entry({b"event": put.payload}, registry.load()) for put in puts]
     assert all(reading.refused for reading in readings)
     apply_batch(tables.database, readings, registry.load())
 

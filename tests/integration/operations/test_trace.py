@@ -56,7 +56,7 @@ class Place:
     def index(self, action: str = "create", rev: str | None = None) -> None:
         payload = self.event(action, rev)
         with Database.connect(self.settings.database_url or "", name="test") as database:
-            reading = read_entry({EVENT_FIELD: payload}, registry.load(), now_text())
+            reading = read_entry({EVENT_FIELD: payload}, registry.load())
             apply_batch(database, [reading], registry.load())
 
 

@@ -155,7 +155,7 @@ def test_strict_refuses_exactly_what_the_official_indexer_refuses() -> None:
     for payload in payloads(folder, prefixes):
         for mode, uris in found.items():
             collections = registry.load("strict" if mode == "strict" else "lenient")
-            reading = read_entry({b"event": payload}, collections, NOW)
+            reading = read_entry({b"event": payload}, collections)
             if reading.refused is not None:
                 uris.add(reading.refused.uri)
     assert found["strict"] == official

@@ -27,7 +27,7 @@ def by_stream(paths: RepoPaths) -> tuple[list[Reading], Counter[str]]:
     for chunk in create_entries(paths.repo, paths, SELECTION, TIME):
         refused["unreadable"] += chunk.unreadable
         for entry in chunk.entries:
-            reading = read_entry({entry.field: entry.payload}, COLLECTIONS, TIME)
+            reading = read_entry({entry.field: entry.payload}, COLLECTIONS)
             if reading.refused is not None:
                 refused[reading.refused.reason] += 1
             if reading.change is not None or reading.refused is not None:
