@@ -22,8 +22,9 @@ from rsky_pipeline.configuration.sources import (
     read_file,
     remarks,
 )
+from rsky_pipeline.configuration.store_urls import search_path_of
 from rsky_pipeline.configuration.topology import ROLE_NAMES
-from rsky_pipeline.configuration.values import parse, search_path_of
+from rsky_pipeline.configuration.values import parse
 
 __all__ = ["PREFIX", "ConfigurationError", "Loaded", "load"]
 

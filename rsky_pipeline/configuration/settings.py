@@ -68,7 +68,8 @@ class Settings:
     )
     redis_url: str | None = setting(
         None,
-        "Redis or Valkey (redis://, rediss://, unix://). Unset: an embedded Valkey is started.",
+        "Redis or Valkey (redis://, rediss://, unix://, redis+sentinel://HOST,HOST/NAME). Unset: "
+        "an embedded Valkey is started.",
         legacy_environment=("REDIS_URL",),
         secret=True,
     )

@@ -5,22 +5,16 @@ from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
-from urllib.parse import SplitResult, parse_qs, urlsplit
 
-from rsky_pipeline.configuration.endpoints import (
-    normal_host,
-    parse_endpoint,
-    port_or_host,
-    shortened,
-)
+from rsky_pipeline.configuration.endpoints import normal_host, parse_endpoint, shortened
 from rsky_pipeline.configuration.settings import SettingInfo, Settings
+from rsky_pipeline.configuration.store_urls import database_url, redis_url
 
 # An NSID has at least three segments; a prefix that ends in a dot at least one (AT Protocol, NSID).
 _SEGMENT = r"[A-Za-z]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
 _COLLECTION = re.compile(rf"{_SEGMENT}(\.{_SEGMENT}){{2,}}|({_SEGMENT}\.)+")
 _SCHEMA = re.compile(r"[A-Za-z_]{1,63}")
 _GROUP = re.compile(r"[A-Za-z0-9_.:-]{1,100}")
-_SEARCH_PATH = re.compile(r"search_path\s*=\s*\"?([^\s,\"]+)")
 _TRUE = {"true", "yes", "on", "1"}
 _FALSE = {"false", "no", "off", "0"}
 _DEFAULTS = {item.name: item.default for item in fields(Settings)}
@@ -149,48 +143,11 @@ def endpoint(text: str) -> str:
     return text.strip().rstrip("/")
 
 
-def redis_url(text: str) -> str:
-    """Return a Redis URL; raises ValueError without repeating it: it may hold a password."""
-    parts = _store_url(text, ("redis", "rediss", "unix"))
-    if parts.scheme == "unix":
-        if not parts.path or parts.netloc.rpartition("@")[2]:
-            raise ValueError("allowed is unix:///path/of/the/socket")
-    elif not re.fullmatch(r"/?\d*", parts.path):
-        raise ValueError("allowed is redis://host:port/N, where N is the number of the database")
-    return text
-
-
-def database_url(text: str) -> str:
-    """Return a PostgreSQL URL; raises ValueError without repeating it: it may hold a password."""
-    _store_url(text, ("postgresql", "postgres"))
-    return text
-
-
-def search_path_of(url: str) -> str | None:
-    """Return the schema that a PostgreSQL URL puts first, or None without one."""
-    options = " ".join(parse_qs(urlsplit(url).query).get("options", []))
-    found = _SEARCH_PATH.search(options)
-    return found[1] if found else None
-
-
 def bind_address(text: str) -> str:
     """Return an address that a server can listen on."""
     if normal_host(text) is None:
         raise ValueError("allowed is an IP address or a host name of this machine, without a port")
     return text
-
-
-def _store_url(text: str, schemes: tuple[str, ...]) -> SplitResult:
-    allowed = f"allowed is a URL that starts with {' or '.join(f'{item}://' for item in schemes)}"
-    try:
-        parts = urlsplit(text)
-        several_hosts = "," in parts.netloc.rpartition("@")[2]  # PostgreSQL tries them in turn
-        _ = None if several_hosts else parts.port
-    except ValueError as error:
-        raise ValueError(port_or_host(error)) from None
-    if parts.scheme not in schemes or not text.startswith(f"{parts.scheme}://"):
-        raise ValueError(allowed)
-    return parts
 
 
 _SPECIAL: dict[str, Callable[[object], Any]] = {

@@ -19,6 +19,7 @@ from psycopg.types.json import JsonbBinaryDumper
 from rsky_pipeline.database import session
 from rsky_pipeline.database.errors import DatabaseError, translate
 from rsky_pipeline.database.texts import TextArrayDumper, copied_rows
+from rsky_pipeline.runtime.errors import described
 
 _CONNECT_TIMEOUT_SECONDS = 10
 _TCP_USER_TIMEOUT_MS = 30_000
@@ -222,11 +223,23 @@ def quote_schema(name: str) -> str:
 
 @contextlib.contextmanager
 def translated(connection: psycopg.Connection[Any], statement: str = "") -> Iterator[None]:
-    """Raise our errors in place of psycopg's; `statement` is the SQL that may fail."""
+    """Raise our errors in place of psycopg's; `statement` is the SQL that may fail.
+
+    With a statement, any other exception comes from the library as well, for example for a value in
+    a form that it cannot read. It must not end a worker again and again.
+    """
     try:
         yield
     except (psycopg.Error, UnicodeEncodeError) as error:
         raise translate(error, connected=not connection.closed, statement=statement) from error
+    except (DatabaseError, MemoryError):
+        raise
+    except Exception as error:
+        if not statement:
+            raise
+        raise DatabaseError(
+            f"the client failed: {described(error)}", statement=statement
+        ) from error
 
 
 def _connection_string(url: str, name: str) -> str:
@@ -236,6 +249,9 @@ def _connection_string(url: str, name: str) -> str:
         # libpq quotes the URL with its password, so neither its message nor the cause is shown.
         raise DatabaseError("database_url is not a PostgreSQL URL (postgresql://...)") from None
     parts.setdefault("connect_timeout", _CONNECT_TIMEOUT_SECONDS)
+    if "," in f"{parts.get('host', '')}{parts.get('hostaddr', '')}":
+        # After a fail-over the first of several hosts is a standby, which takes connections too.
+        parts.setdefault("target_session_attrs", "read-write")
     # Keepalives detect a dead peer within about a minute while a reply is awaited. None are sent
     # while data is unacknowledged; there TCP_USER_TIMEOUT detects it in half of that.
     parts.setdefault("tcp_user_timeout", _TCP_USER_TIMEOUT_MS)

@@ -2,14 +2,17 @@
 
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.resources import files
 from typing import Any
 
 import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
+from redis.sentinel import SentinelConnectionPool
 
+from rsky_pipeline.configuration.store_urls import RedisAddress, RedisLogin, parse_redis_url
+from rsky_pipeline.runtime.errors import described
 from rsky_pipeline.streams.errors import (
     StoreRejectedError,
     StoreUnavailableError,
@@ -41,6 +44,17 @@ _WRONG_SERVER_CODES = re.compile(
 )
 
 
+# No retries: redis-py would repeat a command whose reply was lost, and append entries twice.
+_FIXED: dict[str, Any] = {
+    "protocol": 2,
+    "socket_connect_timeout": 5.0,
+    "retry": Retry(NoBackoff(), 0),
+    "health_check_interval": 0,
+    "decode_responses": False,
+}
+_ASK_SECONDS = 2.0  # for one sentinel
+
+
 class Store:
     """One connection, for one thread at a time. Calls raise only this package's errors.
 
@@ -48,8 +62,11 @@ class Store:
     connection to a server that only answers READONLY since it became a replica.
     """
 
-    def __init__(self, client: redis.Redis, timeout_seconds: float) -> None:
+    def __init__(
+        self, client: redis.Redis, timeout_seconds: float, sentinels: "_Sentinels | None" = None
+    ) -> None:
         self._client = client
+        self._sentinels = sentinels
         self._digests: dict[str, bytes] = {}
         self.timeout_seconds = timeout_seconds
         # Of `append`: the time, or the number of bytes left, until the next INFO memory.
@@ -74,8 +91,10 @@ class Store:
         self.call("PING")
 
     def close(self) -> None:
-        """Close the connection."""
-        self._client.close()
+        """Close the connection, and those to sentinels. Never raises."""
+        for client in (self._client, *(self._sentinels.clients if self._sentinels else ())):
+            with suppress(redis.RedisError, OSError):
+                client.close()
 
     def _load(self, name: str) -> bytes:
         text = (files(__package__) / f"{name}.lua").read_text(encoding="utf-8")
@@ -90,7 +109,45 @@ class Store:
         return digest
 
     def _send(self, *command: Argument) -> Any:
-        return self._client.execute_command(*command)  # type: ignore[no-untyped-call]
+        try:
+            return self._client.execute_command(*command)  # type: ignore[no-untyped-call]
+        except (redis.RedisError, OSError, MemoryError):
+            raise
+        except (
+            Exception
+        ) as error:  # a defect of the library must not end the worker again and again
+            raise redis.ConnectionError(f"the client failed: {described(error)}") from error
+
+
+class _Sentinels:
+    """Asks sentinels for the primary, as redis-py's pool demands it each time it connects."""
+
+    def __init__(self, address: RedisAddress) -> None:
+        self.clients = []
+        for host, port in address.hosts:
+            options = {**_FIXED, **_login(address.sentinel_login)}
+            options |= dict.fromkeys(("socket_timeout", "socket_connect_timeout"), _ASK_SECONDS)
+            client = redis.Redis(host=host, port=port, **options)
+            client.response_callbacks.clear()
+            self.clients.append(client)
+
+    def discover_master(self, name: str) -> tuple[str, int]:
+        """Return the address of the primary; raises ConnectionError with the answer of each."""
+        answers = []
+        for client in self.clients:
+            place = client.connection_pool.connection_kwargs
+            try:
+                reply = client.execute_command("SENTINEL", "MASTER", name)  # type: ignore[no-untyped-call]
+                facts = {
+                    bytes(k): bytes(v).decode() for k, v in zip(*[iter(reply)] * 2, strict=True)
+                }
+                if not {"s_down", "o_down"} & set(facts[b"flags"].split(",")):
+                    return facts[b"ip"], int(facts[b"port"])
+                answer = "it is down"
+            except (redis.RedisError, OSError) as error:
+                answer = str(error)
+            answers.append(f"{place['host']}:{place['port']}: {answer}")
+        raise redis.ConnectionError(f"no sentinel has a primary {name}: {'; '.join(answers)}")
 
 
 @contextmanager
@@ -124,20 +181,35 @@ def connect(url: str, *, name: str, timeout_seconds: float = 10.0) -> Store:
     """Return a store that connects when it is first used.
 
     `timeout_seconds` bounds the wait for every reply, so a blocking read must block for less.
-    Raises ValueError for a malformed URL.
+    Where the URL names sentinels, they are asked for the present primary at each connection, so
+    whoever opens another store after a failure follows a fail-over. Raises ValueError for a
+    malformed URL.
     """
-    # No retries: redis-py would repeat a command whose reply was lost, and append entries twice.
-    client = redis.Redis.from_url(
-        url,
-        client_name=name,
-        protocol=2,
-        socket_timeout=timeout_seconds,
-        socket_connect_timeout=5.0,
-        retry=Retry(NoBackoff(), 0),
-        health_check_interval=0,
-        decode_responses=False,
-        max_connections=2,
-    )
+    address = parse_redis_url(url)
+    common = {
+        "db": address.database,
+        "client_name": name,
+        "socket_timeout": timeout_seconds,
+        "max_connections": 2,
+        **_FIXED,
+        **_login(address.login),
+    }
+    sentinels: _Sentinels | None = None
+    if address.primary_name is not None:
+        sentinels = _Sentinels(address)
+        client = redis.Redis.from_pool(
+            SentinelConnectionPool(address.primary_name, sentinels, **common)  # type: ignore[no-untyped-call]
+        )
+    elif address.socket is not None:
+        client = redis.Redis(unix_socket_path=address.socket, **common)
+    else:
+        host, port = address.hosts[0]
+        client = redis.Redis(host=host, port=port, **common)
     # Raw replies: redis-py's parsed forms differ between its versions.
     client.response_callbacks.clear()
-    return Store(client, timeout_seconds)
+    return Store(client, timeout_seconds, sentinels)
+
+
+def _login(login: RedisLogin) -> dict[str, Any]:
+    found: dict[str, Any] = {"username": login.username, "password": login.password}
+    return found if login.tls is None else {**found, "ssl": True, **login.tls}

@@ -266,7 +266,7 @@ class Servers:
         """Start sentinels that fail over after a second without an answer."""
         found = []
         for _ in range(count):
-            port, folder = free_port(), self._directory("sentinel")
+            port, folder = self.sentinel_place()
             lines = [
                 f"port {port}", "bind 127.0.0.1", f"dir {folder}",
                 f"sentinel monitor {name} 127.0.0.1 {primary.port} {count // 2 + 1}",
@@ -277,10 +277,18 @@ class Servers:
                 lines.append(f"sentinel auth-pass {name} {primary.password}")
             if password:
                 lines += [f"requirepass {password}", f"sentinel sentinel-pass {password}"]
-            (folder / "sentinel.conf").write_text("\n".join(lines) + "\n")
-            command = [program("redis-sentinel"), str(folder / "sentinel.conf")]
-            found.append(self._running(Server(port, self._launch(command, folder))))
+            found.append(self.sentinel(port, folder, lines))
         return found
+
+    def sentinel_place(self) -> tuple[int, Path]:
+        """Return a port and a directory for a sentinel."""
+        return free_port(), self._directory("sentinel")
+
+    def sentinel(self, port: int, folder: Path, lines: Sequence[str]) -> Server:
+        """Start a sentinel with these lines as its configuration."""
+        (folder / "sentinel.conf").write_text("\n".join(lines) + "\n")
+        command = [program("redis-sentinel"), str(folder / "sentinel.conf")]
+        return self._running(Server(port, self._launch(command, folder)))
 
     def postgres(self, *initdb: str, options: Mapping[str, str] | None = None) -> PostgresServer:
         """Start a PostgreSQL with an empty database `appview` that belongs to role `rsky`."""

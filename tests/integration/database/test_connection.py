@@ -5,7 +5,7 @@ import traceback
 
 import pytest
 
-from rsky_pipeline.database.connection import Database
+from rsky_pipeline.database.connection import Database, _connection_string
 from rsky_pipeline.database.errors import (
     BadDataError,
     DatabaseError,
@@ -151,6 +151,23 @@ def test_a_wrong_url_is_refused_without_showing_its_password(url: str) -> None:
     with pytest.raises(DatabaseError) as caught:
         Database.connect(url, name="test")
     assert "geheim" not in "".join(traceback.format_exception(caught.value))
+
+
+def test_a_value_that_the_library_cannot_read_is_an_error_of_the_database(
+    schema_database: str,
+) -> None:
+    with Database.connect(schema_database, name="test") as database:
+        database.execute("SET datestyle TO 'SQL, DMY'")  # as no session of ours has it
+        with pytest.raises(DatabaseError, match="DateStyle") as caught:
+            database.query("SELECT now()")
+        assert type(caught.value) is DatabaseError
+        assert caught.value.retryable
+
+
+def test_of_several_hosts_the_one_that_can_write_is_used() -> None:
+    several = _connection_string("postgresql://h1,h2:5433/d", "test")
+    assert "target_session_attrs=read-write" in several
+    assert "target_session_attrs" not in _connection_string("postgresql://h1/d", "test")
 
 
 def test_the_schema_name_is_checked(schema_database: str) -> None:

@@ -5,13 +5,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from rsky_pipeline.configuration.endpoints import parse_endpoint
-from rsky_pipeline.configuration.values import (
-    bind_address,
-    database_url,
-    endpoint,
-    redis_url,
-    search_path_of,
-)
+from rsky_pipeline.configuration.values import bind_address, endpoint
 
 GOOD = [
     "bsky.network",
@@ -96,48 +90,6 @@ def test_a_key_names_the_host_that_it_was_made_of(text: str) -> None:
 )
 def test_a_host_has_one_key(text: str, key: str) -> None:
     assert parse_endpoint(text).key == key
-
-
-@pytest.mark.parametrize(
-    "text",
-    ["redis://localhost:6379", "rediss://user:pw@h:1/0", "unix:///run/valkey.sock", "redis:///3",
-     "unix://user:pw@/run/valkey.sock?db=1"],
-)  # fmt: skip
-def test_redis_urls(text: str) -> None:
-    assert redis_url(text) == text
-
-
-@pytest.mark.parametrize(
-    "text",
-    ["http://h", "redis:h", "redis://h:x", "redis://h/name", "unix://", "unix://host/x", "h:1"],
-)
-def test_wrong_redis_urls(text: str) -> None:
-    with pytest.raises(ValueError, match=r"allowed|port"):
-        redis_url(text)
-
-
-@pytest.mark.parametrize(
-    "text",
-    ["postgresql://localhost/bsky", "postgres://u:p@h:5432/d", "postgresql:///d?host=/run/postgresql",
-     "postgresql://h1:5432,h2:5433/d?target_session_attrs=read-write"],
-)  # fmt: skip
-def test_database_urls(text: str) -> None:
-    assert database_url(text) == text
-
-
-@pytest.mark.parametrize(
-    "text", ["mysql://h/d", "postgresql:h", "postgresql://h:99999/d", "host=h"]
-)
-def test_wrong_database_urls(text: str) -> None:
-    with pytest.raises(ValueError, match=r"allowed|port"):
-        database_url(text)
-
-
-def test_the_search_path_of_a_url() -> None:
-    url = "postgres://h/d?sslmode=require&options=-c%20search_path%3Dappview,public"
-    assert search_path_of(url) == "appview"
-    assert search_path_of("postgres://h/d?options=-c%20work_mem%3D1MB") is None
-    assert search_path_of("postgres://h/d") is None
 
 
 @pytest.mark.parametrize("text", ["127.0.0.1", "::", "0.0.0.0", "localhost"])

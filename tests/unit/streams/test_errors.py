@@ -3,7 +3,7 @@
 import pytest
 import redis
 
-from rsky_pipeline.streams.connection import translated_errors
+from rsky_pipeline.streams.connection import connect, translated_errors
 from rsky_pipeline.streams.errors import (
     StoreRejectedError,
     StoreUnavailableError,
@@ -65,6 +65,16 @@ def test_a_refusal_says_why(error: Exception, text: str) -> None:
 def test_a_full_server_is_unavailable_and_the_remedy_named(error: Exception) -> None:
     with pytest.raises(WritesRefusedError, match="raise maxmemory"), translated_errors():
         raise error
+
+
+def test_a_defect_of_the_client_is_unavailable(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise KeyError("proto")
+
+    store = connect("redis://127.0.0.1:1", name="test")
+    monkeypatch.setattr(redis.Redis, "execute_command", fail)
+    with pytest.raises(StoreUnavailableError, match="KeyError: 'proto'"):
+        store.ping()
 
 
 def test_other_errors_are_not_hidden() -> None:
