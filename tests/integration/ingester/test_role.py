@@ -208,7 +208,7 @@ async def note_maxima(ingester: Ingester, into: dict[str, float]) -> None:
 ELSEWHERE = {
     "ingester_relay_leads", "ingester_relay_behind_seconds", "ingester_relay_stalled",
     "ingester_gaps_total", "ingester_replayed_frames_total",
-    "ingester_seq_jumps_total", "ingester_key_changes_total",
+    "ingester_seq_jumps_total", "ingester_key_changes_total", "ingester_resyncs_owed_total",
 }  # fmt: skip
 
 

@@ -49,6 +49,7 @@ def test_a_tally_is_added_once_and_starts_again_at_zero() -> None:
         tally.errors["never heard of"] += 1
         tally.infos["never heard of"] += 1
         tally.resyncs["sync"] += 1
+        tally.resyncs_owed += 1
         tally.report(metrics, "relay.test")
         tally.report(metrics, "relay.test")
     value = registry.get_sample_value
@@ -60,3 +61,4 @@ def test_a_tally_is_added_once_and_starts_again_at_zero() -> None:
     assert value("ingester_error_reasons_total", {"reason": "other"}) == 2
     assert value("ingester_info_frames_total", {"name": "other"}) == 2
     assert value("ingester_resyncs_total", {"reason": "sync"}) == 2
+    assert value("ingester_resyncs_owed_total") == 2
