@@ -5,7 +5,9 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 NATIVE := $(wildcard rsky_pipeline/*/*.pyx rsky_pipeline/*/*/*.pyx)
 
-.PHONY: demo run test test-fast test-long test-real lint format docs bench binary lock clean help
+MINUTES ?= 60
+
+.PHONY: demo run test test-fast test-long fuzz test-real lint format docs bench binary lock clean help
 
 help:
 	@echo "make demo    the whole pipeline on a simulated network, about a minute, offline"
@@ -13,6 +15,7 @@ help:
 	@echo "make test    the tests"
 	@echo "make test-long  the tests that take minutes each"
 	@echo "make test-real  the pipeline on PostgreSQL, Redis, poolers and proxies of Debian's packages"
+	@echo "make fuzz MINUTES=60  mutated inputs of everything that reads a stranger's bytes"
 	@echo "make lint    ruff and mypy"
 	@echo "make docs    write the generated parts of docs/"
 	@echo "make binary  dist/rsky-pipeline, one executable file to deploy (PURE=1: without compiled readers)"
@@ -46,6 +49,11 @@ test-long: $(STAMP)
 # failure; SKIP=name,name leaves scenarios out.
 test-real: $(STAMP)
 	SKIP=$(SKIP) $(BIN)/python -m pytest -m real -o faulthandler_timeout=0 tests/real
+
+# Guided by coverage where atheris has a wheel for this machine, else by mutation alone.
+fuzz: $(STAMP)
+	-$(BIN)/python -m pip install --quiet --disable-pip-version-check --only-binary=:all: 'atheris>=3,<4'
+	$(BIN)/python -m tests.fuzz --minutes $(MINUTES)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -206,7 +206,7 @@ class HttpClient:
             try:
                 if response.location is None:
                     raise await self._refusal(response)
-                target = _target(url, response.location)
+                target = redirect_target(url, response.location)
             finally:
                 await self._close(response)
             same_host = urlsplit(target).netloc == urlsplit(url).netloc
@@ -298,14 +298,17 @@ def _host(url: str) -> str:
         return url[:200]
 
 
-def _target(url: str, location: str) -> str:
-    """Return where a redirect leads; a port or a name that no URL can have is the host's fault."""
+def redirect_target(url: str, location: str) -> str:
+    """Return where a redirect leads. Raises HttpError if it is no web server: the host's fault."""
     try:
         target = urljoin(url, location)
-        if urlsplit(target).scheme in {"http", "https"}:  # others are forbidden, not malformed
+        scheme = urlsplit(target).scheme
+        if scheme in {"http", "https"}:
             parse_url(target)
     except ValueError as error:  # InvalidUrlError is one
         raise HttpError("malformed", f"{url} redirects to {location[:200]!r}") from error
+    if scheme not in {"http", "https"}:
+        raise HttpError("forbidden", f"{url} redirects to {location[:200]!r}, which is not https")
     return target
 
 

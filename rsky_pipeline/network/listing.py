@@ -434,8 +434,12 @@ async def _page(
     joint = "&" if "?" in name else "?"
     url = endpoint.http_url(f"/xrpc/com.atproto.sync.{name}{joint}{query}")
     body = await http.get_json(url, max_bytes=MAX_PAGE_BYTES, total_seconds=60.0, trusted=True)
-    repos = body.get("repos") if isinstance(body, dict) else None
-    if not isinstance(repos, list):
+    return read_page(body, url)
+
+
+def read_page(body: object, url: str) -> Page:
+    """Read the answer of a host, malformed entries left out. Raises HttpError without a list."""
+    if not isinstance(body, dict) or not isinstance(repos := body.get("repos"), list):
         raise HttpError("malformed", f"{url} has no list of repos")
     following = body.get("cursor")
     found = tuple(found for item in repos if (found := _listed(item)) is not None)

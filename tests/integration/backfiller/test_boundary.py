@@ -79,9 +79,10 @@ async def test_odd_hosts_and_redirects_cost_their_own_repos(
     host(hosts, GOOD)
     for did, endpoint in ODD.items():
         host(hosts, did, endpoint)
-    redirects = ["http://x:99999/", "http://x:abc/", "http://a..b/", "//[::1"]
+    redirects = ["http://x:99999/", "http://x:abc/", "http://a..b/", "//[::1",
+                 "ftp://x:99999/", "wss://x:abc/", "data:,x"]  # fmt: skip
     for number, target in enumerate(redirects):
-        did = f"did:plc:{'ghij'[number] * 24}"
+        did = f"did:plc:{'ghijklm'[number] * 24}"
         host(hosts, did)
         hosts.replies[did] = [lambda target=target: (302, {"Location": target}, b"")] * 3  # type: ignore[misc]
     webs = ["did:web:example.com%3A99999", "did:web:example.com:path", "did:web:a..b"]
