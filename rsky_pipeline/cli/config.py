@@ -7,6 +7,7 @@ from rsky_pipeline.cli.exit_codes import ExitCode
 from rsky_pipeline.cli.output import line, print_json, print_table, say
 from rsky_pipeline.configuration.load import ConfigurationError
 from rsky_pipeline.configuration.report import effective
+from rsky_pipeline.configuration.settings import Settings
 
 
 @click.group()
@@ -24,9 +25,10 @@ def show(run: Invocation) -> None:
 
 @operator_command(command)
 def check(run: Invocation) -> int:
-    """Check the configuration.
+    """Check the configuration, and the settings of the stores that it names.
 
-    Exit with 0 if it is valid, or with 2 and a line for each problem.
+    Exit with 0 if it is valid, or with 2 and a line for each problem. A store that does not answer
+    is a remark: it may be started later.
     """
     try:
         result = run.loaded
@@ -37,12 +39,37 @@ def check(run: Invocation) -> int:
         return ExitCode.USAGE
     source = f"the file {result.file.path}" if result.file else "no file"
     good = f"the configuration is good ({source}, environment, flags)"
-    document = {"ok": True, "problems": [], "remarks": list(result.remarks)}
+    problems, advice = _check_stores(result.settings)
+    remarks = [*result.remarks, *advice]
+    document = {"ok": not problems, "problems": problems, "remarks": remarks}
     if not run.as_json:
-        for remark in result.remarks:
+        for remark in remarks:
             say(f"remark: {remark}")
-    run.answer(document, lambda: line(good))
-    return ExitCode.OK
+        for problem in problems:
+            say(problem)
+    run.answer(document, lambda: None if problems else line(good))
+    return ExitCode.USAGE if problems else ExitCode.OK
+
+
+def _check_stores(settings: Settings) -> tuple[list[str], list[str]]:
+    """Return what makes the stores of one's own unfit, and remarks on them."""
+    from rsky_pipeline.database import server as database
+    from rsky_pipeline.runtime.errors import StoreError
+    from rsky_pipeline.streams import server as streams
+
+    problems, remarks = list[str](), list[str]()
+    for name, check in (("redis_url", streams.check), ("database_url", database.check)):
+        url: str | None = getattr(settings, name)
+        if url is None:  # embedded, with settings of ours
+            continue
+        try:
+            found = check(url)
+        except StoreError as error:
+            remarks.append(f"{name}: the server could not be checked: {error}")
+            continue
+        for item in found:
+            (remarks if item.severity == "advice" else problems).append(f"{name}: {item}")
+    return problems, remarks
 
 
 def _shown(value: object) -> str:

@@ -1,5 +1,7 @@
 """`rsky-pipeline run`: start and supervise roles in the foreground."""
 
+import logging
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import click
@@ -11,8 +13,11 @@ from rsky_pipeline.configuration.topology import ROLE_NAMES, start_order
 
 if TYPE_CHECKING:
     from rsky_pipeline.configuration.settings import Settings
+    from rsky_pipeline.runtime.server_setting import ServerSetting
 
 ALL = "all"
+
+log = logging.getLogger(__name__)
 
 
 @operator_command(name="run", json=False)
@@ -45,17 +50,26 @@ def command(run: Invocation, roles: tuple[str, ...], workers: tuple[str, ...]) -
         say(remark)
     chosen = start_order(ROLE_NAMES if ALL in roles else roles)
     try:
-        return supervise(PipelinePlan(settings, chosen, prepare_database))
+        return supervise(PipelinePlan(settings, chosen, prepare_stores))
     except SettingError as error:
         raise CommandError(str(error), ExitCode.USAGE) from error
 
 
-def prepare_database(settings: "Settings") -> list[str]:
-    """Bring the schema up to date; return a line for each change.
+def prepare_stores(settings: "Settings", with_database: bool) -> list[str] | None:
+    """Check the settings of the stores; bring the schema up to date, and return its changes.
 
-    Raises UnavailableError or WorkerError.
+    Raises UnavailableError while PostgreSQL is unreachable, SettingError for a store that cannot be
+    used, and WorkerError.
     """
+    from rsky_pipeline.streams import server
+
+    _check_settings(settings.redis_url or "", server.check)
+    return _prepare_database(settings) if with_database else None
+
+
+def _prepare_database(settings: "Settings") -> list[str]:
     from rsky_pipeline.configuration.redaction import redacted
+    from rsky_pipeline.database import server
     from rsky_pipeline.database.errors import (
         DatabaseError,
         DatabaseUnavailableError,
@@ -66,11 +80,33 @@ def prepare_database(settings: "Settings") -> list[str]:
 
     url = settings.database_url or ""
     try:
+        _check_settings(url, server.check)
         return initialise(url, settings.database_schema)
     except (DatabaseUnavailableError, TransactionConflictError) as error:
         raise UnavailableError(f"PostgreSQL at {redacted(url)}: {error}") from error
     except DatabaseError as error:
         raise WorkerError(f"the schema in {redacted(url)} cannot be prepared: {error}") from error
+
+
+def _check_settings(url: str, check: "Callable[[str], list[ServerSetting]]") -> None:
+    """Log what breaks a promise; raises SettingError for a server that cannot be used at all.
+
+    One that does not answer is left to the workers, which wait for it.
+    """
+    from rsky_pipeline.configuration.redaction import redacted
+    from rsky_pipeline.runtime.errors import SettingError, StoreError
+
+    try:
+        found = check(url)
+    except StoreError as error:
+        log.warning("settings of a store not checked", extra={"url": redacted(url), "error": error})
+        return
+    for item in found:
+        if item.severity == "unusable":
+            raise SettingError(f"{redacted(url)} cannot be used: {item}")
+        if item.severity == "error":
+            details = {"url": redacted(url), "setting": item.name, "detail": item}
+            log.error("unsuitable setting of a store", extra=details)
 
 
 def _workers_setting(text: str) -> str:

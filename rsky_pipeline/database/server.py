@@ -1,12 +1,18 @@
-"""Server settings that durability or speed depend on."""
+"""Settings of a PostgreSQL server that a promise or the speed of the pipeline rests on.
 
-from dataclasses import dataclass
-from typing import Literal
+An entry is acknowledged after the commit of its rows, so a commit must survive a crash: `fsync` and
+`full_page_writes` (`synchronous_commit` is what sessions ask for themselves). A restart at any
+moment goes on where it was, so the address must lead to a server that takes writes.
+"""
 
 from rsky_pipeline.database.connection import Database, Transaction
+from rsky_pipeline.runtime.server_setting import ServerSetting
 
 _SETTINGS = """
 SELECT name, setting, unit FROM pg_settings WHERE name = ANY(%s)
+"""
+_WRITABLE = """
+SELECT pg_is_in_recovery(), current_setting('default_transaction_read_only')::boolean
 """
 # A commit must survive a crash of the server and of its machine: its entries are acknowledged
 # afterwards, and are not delivered again.
@@ -22,20 +28,6 @@ _WAL_ADVICE = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class ServerSetting:
-    """A setting with an unsuitable value.
-
-    `error`: data can be lost; `advice`: a large database becomes slow.
-    """
-
-    severity: Literal["error", "advice"]
-    name: str
-    found: str
-    wanted: str
-    why: str
-
-
 def check_server(tx: Transaction) -> list[ServerSetting]:
     """Return unsuitable settings of the server, errors first."""
     names = [*_PROMISED, "wal_compression", "max_wal_size", "checkpoint_timeout"]
@@ -45,6 +37,13 @@ def check_server(tx: Transaction) -> list[ServerSetting]:
         for name, why in _PROMISED.items()
         if found[name][0] == "off"
     ]
+    is_standby, is_read_only = tx.query(_WRITABLE)[0]
+    if is_standby:
+        why = "a standby takes no writes: point database_url at the primary"
+        bad.append(ServerSetting("error", "role", "standby", "primary", why))
+    elif is_read_only:
+        why = "nothing can be written: the server, the database or the role has this default"
+        bad.append(ServerSetting("error", "default_transaction_read_only", "on", "off", why))
     compression = found["wal_compression"][0]
     if compression in {"on", "pglz"}:
         why = "compressing pages of the log this way takes more processor time than all of the rest"
@@ -61,7 +60,12 @@ def check_server(tx: Transaction) -> list[ServerSetting]:
     return bad
 
 
+def check(url: str) -> list[ServerSetting]:
+    """Return unsuitable settings of a server, errors first. Raises DatabaseError."""
+    with Database.connect(url, name="db") as database, database.transaction() as tx:
+        return check_server(tx)
+
+
 def advise(url: str) -> list[ServerSetting]:
     """Return settings that slow down a large database. Raises DatabaseError."""
-    with Database.connect(url, name="db") as database, database.transaction() as tx:
-        return [item for item in check_server(tx) if item.severity == "advice"]
+    return [item for item in check(url) if item.severity == "advice"]

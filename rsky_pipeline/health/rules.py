@@ -193,6 +193,10 @@ EVICTION = Rule(
     "eviction", "Redis evicts entries when it is full",
     "a queue must not be evicted: CONFIG SET maxmemory-policy noeviction",
 )  # fmt: skip
+STORE_SETTINGS = Rule(
+    "redis_settings", "a setting of Redis breaks a promise",
+    "`rsky-pipeline config check` lists them", Limits(fail=1),
+)  # fmt: skip
 CAPACITY = Rule("capacity", "a high-water mark exceeds the memory of Redis", "lower the mark")
 APPENDS = Rule(
     "appends", "Redis rejects entries of the ingester", "see the ingester's log",

@@ -31,16 +31,23 @@ _CREDENTIALS = (redis.AuthenticationError, redis.exceptions.AuthorizationError)
 _WRONG_SERVER = (
     redis.exceptions.BusyLoadingError,
     redis.exceptions.ReadOnlyError,
-    redis.exceptions.TryAgainError,
-    redis.exceptions.ClusterDownError,
     redis.exceptions.MasterDownError,
+)
+# Only a node of a cluster answers so; config check and the start refuse one.
+_OF_CLUSTERS = (
+    redis.exceptions.ClusterDownError,
     redis.exceptions.MovedError,
     redis.exceptions.AskError,
+    redis.exceptions.TryAgainError,
+    redis.exceptions.ClusterCrossSlotError,
+)
+_CLUSTER_CODES = re.compile(
+    r"(?:^|-)(?:CLUSTERDOWN|MOVED|ASK|TRYAGAIN|CROSSSLOT) |not allowed in cluster mode"
+    r"|do not hash to the same slot|non local key in a cluster"
 )
 _REFUSES_WRITES = re.compile(r"(?:^|-)(?:NOREPLICAS|MISCONF) ")
 _WRONG_SERVER_CODES = re.compile(
-    r"(?:^|-)(?:LOADING|READONLY|MASTERDOWN|CLUSTERDOWN|TRYAGAIN|MOVED|ASK|BUSY)"
-    r" |UNBLOCKED.* instance state changed"
+    r"(?:^|-)(?:LOADING|READONLY|MASTERDOWN|BUSY) |UNBLOCKED.* instance state changed"
 )
 
 
@@ -172,6 +179,11 @@ def translated_errors() -> Iterator[None]:
             ) from error
         if _REFUSES_WRITES.search(text):
             raise WritesRefusedError(f"Redis refuses writes: {text}") from error
+        if isinstance(error, _OF_CLUSTERS) or _CLUSTER_CODES.search(text):
+            raise StoreUnavailableError(
+                f"Redis runs in cluster mode, which cannot be used (`rsky-pipeline config check`): "
+                f"{text}"
+            ) from error
         if isinstance(error, _WRONG_SERVER) or _WRONG_SERVER_CODES.search(text):
             raise StoreUnavailableError(f"Redis cannot serve now: {text}") from error
         raise StoreRejectedError(f"Redis refused: {text}") from error

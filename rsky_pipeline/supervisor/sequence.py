@@ -13,7 +13,6 @@ from enum import IntEnum
 
 import trio
 
-from rsky_pipeline.configuration.settings import Settings
 from rsky_pipeline.configuration.topology import stop_order
 from rsky_pipeline.runtime.backoff import bound
 from rsky_pipeline.runtime.errors import UNAVAILABLE, UnavailableError
@@ -146,20 +145,17 @@ async def start_store(
     steps.add(f"{store.name} ready ({trio.current_time() - began:.1f} s)")
 
 
-async def prepare_database(
-    prepare: Callable[[Settings], list[str]], settings: Settings, steps: StepLog
-) -> None:
-    """Upgrade the schema, waiting for a database that is not reachable yet.
+async def prepare_stores(prepare: Callable[[], list[str] | None], steps: StepLog) -> None:
+    """Check the stores and upgrade the schema, waiting for a database that is not reachable yet.
 
-    `prepare` blocks and returns the changes made; it raises UnavailableError if a retry may help.
+    `prepare` blocks and returns the changes made, None if no role here uses the database; it raises
+    UnavailableError if a retry may help.
     """
     limiter = trio.CapacityLimiter(1)
     attempt = 0
     while True:
         try:
-            done = await trio.to_thread.run_sync(
-                prepare, settings, limiter=limiter, abandon_on_cancel=True
-            )
+            done = await trio.to_thread.run_sync(prepare, limiter=limiter, abandon_on_cancel=True)
         except UnavailableError as error:
             attempt += 1
             wait = bound(attempt, 1.0, RETRY_CAP_SECONDS)
@@ -167,7 +163,8 @@ async def prepare_database(
             log.warning("the database is not available yet", extra=details)
             await trio.sleep(wait)
         else:
-            steps.add(f"schema: {len(done)} changes applied" if done else "schema up to date")
+            if done is not None:
+                steps.add(f"schema: {len(done)} changes applied" if done else "schema up to date")
             return
 
 

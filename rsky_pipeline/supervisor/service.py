@@ -9,6 +9,7 @@ import logging
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import trio
@@ -43,13 +44,14 @@ log = logging.getLogger(__name__)
 class PipelinePlan:
     """The input of a supervisor. `program` starts a worker: role name and options are appended.
 
-    `prepare_database` upgrades the schema (blocking) and returns the changes; it raises
-    UnavailableError while the database is unreachable.
+    `prepare_stores` (blocking) checks the stores and, if a role uses the database, as its second
+    argument says, upgrades the schema and returns the changes. It raises UnavailableError while the
+    database is unreachable.
     """
 
     settings: Settings
     roles: tuple[str, ...]
-    prepare_database: Callable[[Settings], list[str]]
+    prepare_stores: Callable[[Settings, bool], list[str] | None]
     program: Sequence[str] = WORKER_PROGRAM
 
 
@@ -158,9 +160,12 @@ class Service:
             self._steps.add(f"{name} of the previous supervisor was killed", bad=True)
         for kind in self._kinds:
             await self._start_store(kind, nursery)
-        if children.uses_database(self._plan.roles):
-            prepare = self._plan.prepare_database
-            await sequence.prepare_database(prepare, self._settings, self._steps)
+        prepare = partial(
+            self._plan.prepare_stores,
+            self._settings,
+            children.uses_database(self._plan.roles),
+        )
+        await sequence.prepare_stores(prepare, self._steps)
         for role, workers in self._workers.items():
             await sequence.start_role(role, workers, self._steps)
         self._state = "running"

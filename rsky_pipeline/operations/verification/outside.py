@@ -16,6 +16,8 @@ from rsky_pipeline.health import rules
 from rsky_pipeline.health.rules import RuleVerdict, judged
 from rsky_pipeline.network.http import HttpClient, HttpError
 from rsky_pipeline.operations.verification.probe import probe_rev_guard
+from rsky_pipeline.streams import server as streams_server
+from rsky_pipeline.streams.errors import StoreRejectedError, StoreUnavailableError
 
 TIMEOUT_SECONDS = 10.0
 _PATH = "/xrpc/com.atproto.sync.listRepos?limit=1"
@@ -76,6 +78,19 @@ def _ahead(date: str, now: float) -> float | None:
         return parsedate_to_datetime(date).timestamp() + 0.5 - now
     except ValueError:
         return None
+
+
+def check_redis_settings(settings: Settings) -> Iterator[RuleVerdict]:
+    """Check the settings of Redis; one that cannot be reached is another check's failure."""
+    try:
+        found = streams_server.check(settings.redis_url or "")
+    except (StoreUnavailableError, StoreRejectedError) as error:
+        yield RuleVerdict(rules.STORE_SETTINGS, "", "skip", f"not checked: {error}")
+        return
+    # The policy of eviction is a check of its own.
+    bad = [item for item in found if item.severity != "advice" and item.name != "maxmemory-policy"]
+    figure = "; ".join(map(str, bad)) or "entries and cursors outlive a restart of the server"
+    yield judged(rules.STORE_SETTINGS, "", len(bad), figure)
 
 
 def check_database(settings: Settings) -> Iterator[RuleVerdict]:

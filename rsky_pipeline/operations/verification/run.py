@@ -17,7 +17,12 @@ from rsky_pipeline.operations.cleaning import sample_stream
 from rsky_pipeline.operations.scrape import Scrape, scrape, targets
 from rsky_pipeline.operations.stream_figures import Measurement, between, measure
 from rsky_pipeline.operations.verification import checks
-from rsky_pipeline.operations.verification.outside import ask_relays, check_database, check_relays
+from rsky_pipeline.operations.verification.outside import (
+    ask_relays,
+    check_database,
+    check_redis_settings,
+    check_relays,
+)
 from rsky_pipeline.streams.connection import Store, connect
 from rsky_pipeline.streams.errors import StoreRejectedError, StoreUnavailableError
 from rsky_pipeline.streams.names import FIREHOSE_LIVE
@@ -119,7 +124,8 @@ def nothing_answers(scrapes: Sequence[Scrape]) -> bool:
 
 
 def check_outside(settings: Settings, roles: Sequence[str]) -> Iterator[RuleVerdict]:
-    """Check the database, and the relays where an ingester has to run."""
+    """Check the stores, and the relays where an ingester has to run."""
+    yield from check_redis_settings(settings)
     yield from check_database(settings)
     if "ingester" in roles:
         yield from check_relays(ask_relays(settings))

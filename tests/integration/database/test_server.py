@@ -3,10 +3,12 @@
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 
+import psycopg
 import pytest
 
 from rsky_pipeline.database.connection import Database, _connection_string
 from rsky_pipeline.database.schema import check
+from rsky_pipeline.database.server import check as check_settings
 from rsky_pipeline.database.server import check_server
 from rsky_pipeline.embedded import postgres
 from tests import stores
@@ -96,6 +98,16 @@ def test_a_server_that_can_lose_what_it_committed_is_an_error() -> None:
         ("error", "setting fsync"),
         ("error", "setting full_page_writes"),
     ]
+
+
+def test_a_server_that_takes_no_writes_is_an_error(clean_database: str) -> None:
+    execute(clean_database, "ALTER ROLE CURRENT_USER SET default_transaction_read_only = on")
+    try:
+        found = [(item.severity, item.name) for item in check_settings(clean_database)]
+    finally:
+        with psycopg.connect(clean_database, options="-c default_transaction_read_only=off") as own:
+            own.execute("ALTER ROLE CURRENT_USER RESET ALL")
+    assert found[0] == ("error", "default_transaction_read_only")
 
 
 @pytest.mark.parametrize(("free_gb", "wal"), [(0, 1), (3, 1), (64, 8), (10_000, 20)])

@@ -42,7 +42,7 @@ def main() -> int:
     )
     log_setup.configure("info", "text", role="supervisor")
     try:
-        return supervise(PipelinePlan(settings, tuple(roles), lambda _: [], PROGRAM))
+        return supervise(PipelinePlan(settings, tuple(roles), lambda *_: [], PROGRAM))
     except WorkerError as error:
         print(f"refused: {error}", file=sys.stderr)
         return error.exit_code

@@ -14,8 +14,8 @@ from rsky_pipeline.database.errors import (
     DatabaseUnavailableError,
     TransactionConflictError,
 )
-from rsky_pipeline.database.server import ServerSetting
 from rsky_pipeline.runtime.errors import PermissionDeniedError
+from rsky_pipeline.runtime.server_setting import ServerSetting
 from rsky_pipeline.streams.errors import StoreRejectedError, StoreUnavailableError
 
 

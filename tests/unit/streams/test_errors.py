@@ -41,6 +41,22 @@ def test_what_passes_is_unavailable(error: Exception) -> None:
 
 
 @pytest.mark.parametrize(
+    "error",
+    [
+        redis.exceptions.MovedError("3999 127.0.0.1:6381"),
+        redis.exceptions.ClusterDownError("The cluster is down"),
+        redis.exceptions.ClusterCrossSlotError("Keys in request don't hash to the same slot"),
+        redis.ResponseError("SELECT is not allowed in cluster mode"),
+        redis.ResponseError("Script attempted to access keys that do not hash to the same slot"),
+        redis.ResponseError("Script attempted to access a non local key in a cluster node"),
+    ],
+)
+def test_a_cluster_is_named(error: Exception) -> None:
+    with pytest.raises(StoreUnavailableError, match="cluster mode"), translated_errors():
+        raise error
+
+
+@pytest.mark.parametrize(
     ("error", "text"),
     [
         (redis.ResponseError("WRONGTYPE Operation against a key"), "WRONGTYPE"),
