@@ -99,6 +99,7 @@ class FrameCounters:
         self.deletes = 0
         self.filtered = 0
         self.duplicates = 0
+        self.elsewhere = 0  # account events of a PDS that the account does not live at
         self.quarantined = 0
         self.frames: Counter[str] = Counter()
         self.errors: Counter[str] = Counter()
@@ -127,6 +128,7 @@ class FrameCounters:
         metrics.deletes.inc(self.deletes)
         metrics.filtered.inc(self.filtered)
         metrics.duplicates.inc(self.duplicates)
+        metrics.elsewhere.inc(self.elsewhere)
         metrics.quarantined.inc(self.quarantined)
         metrics.resyncs_spared.inc(self.resyncs_spared)
         metrics.resyncs_owed.inc(self.resyncs_owed)

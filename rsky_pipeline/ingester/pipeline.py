@@ -45,6 +45,7 @@ from rsky_pipeline.atproto.frame import (
 )
 from rsky_pipeline.atproto.syntax import tid_number, tid_text
 from rsky_pipeline.ingester.commits.convert import RepoConverter
+from rsky_pipeline.ingester.commits.homes import AccountHomes
 from rsky_pipeline.ingester.commits.relays import AccountUpdate, RelayDedup
 from rsky_pipeline.ingester.commits.resync import (
     UNPROVEN_BURST,
@@ -129,8 +130,11 @@ class FrameIntake:
         verifier: SignatureVerifier,
         admission: "Admission",
         gaps: GapWatch,
+        homes: AccountHomes | None = None,
     ) -> None:
+        """`homes` decides which account events are heard; without it, all are."""
         self._converter = converter
+        self._homes = homes
         self._reader = FrameReader(converter, gate)
         self._sink = sink
         self._nursery = nursery
@@ -207,9 +211,28 @@ class FrameIntake:
         frame = self._converter.convert_message(message, raw)
         if frame.account is not None:
             self._verifier.forget(frame.account.did)
+            self._find_home(frame, frame.account)
         if isinstance(message, InfoMessage):
             self._gaps.outdated |= message.name == "OutdatedCursor"
         return frame
+
+    def _find_home(self, frame: PendingFrame, account: AccountUpdate) -> None:
+        """Have an account event wait until it is known whether its host may send it."""
+        homes = self._homes
+        if homes is not None and account.active is not None and not homes.hears_all:
+            frame.waits = True
+            self._nursery.start_soon(self._hear, frame, account.did, homes)
+
+    async def _hear(self, frame: PendingFrame, did: str, homes: AccountHomes) -> None:
+        try:
+            if not await homes.hears(did):
+                self._converter.counters.elsewhere += 1
+                frame.account = None
+                frame.clear()
+        except Exception as error:  # noqa: BLE001 - see runtime.boundary
+            self._boundary.caught(error, "home", host=self._converter.host, did=did)
+        frame.waits = False
+        self._pass_on()
 
     def _check_signatures(self) -> None:
         """Check the signatures of the frames that were taken: many in a thread, a few here."""
@@ -479,7 +502,10 @@ class Admission:
         # Else its events are written and its state is not, so that it is new again the next time.
 
     def _admit_account(self, frame: PendingFrame, account: AccountUpdate) -> None:
-        """Leave out a copy, and note whether the account is active.
+        """Note whether the account is active; a copy of what another relay sent has no consequence.
+
+        It is written all the same, if it is an account event: which of an account's statuses stands
+        follows from each relay's own order (see `indexer.accounts.statuses`).
 
         Hosts send an event when that changes. One that comes back may have changed meanwhile. One
         that was active as far as is known has moved, or the event before was lost: a fetch of its
@@ -488,7 +514,8 @@ class Admission:
         """
         if self._shared.dedup.is_repeat(self._relay, account):
             self._counters.replays += 1
-            frame.clear()
+            if account.active is None:
+                frame.clear()
             return
         active, did = account.active, account.did
         if active is None:

@@ -12,6 +12,7 @@ from rsky_pipeline.configuration.endpoints import Endpoint
 from rsky_pipeline.database.connection import Database
 from rsky_pipeline.health.self_check import SelfCheck, watch
 from rsky_pipeline.ingester.commits.convert import SUBSCRIBE_REPOS, RepoConverter
+from rsky_pipeline.ingester.commits.homes import AccountHomes, describer
 from rsky_pipeline.ingester.commits.relays import RelayDedup
 from rsky_pipeline.ingester.commits.resync import Discovery, Resyncs, release_resyncs
 from rsky_pipeline.ingester.commits.signatures import MAX_KEYS, SignatureVerifier
@@ -217,14 +218,16 @@ class _Builder:
             report = FeedReport(FIREHOSE_LIVE, endpoint.key, self._metrics, self.letters)
             cursor = writer.cursor(cursor_key(FIREHOSE_LIVE, endpoint.key), report.observe)
             admission = Admission(endpoint.key, converter, parts.shared)
+            homes = AccountHomes(endpoint, self._directory, describer(self._http, endpoint))
 
             def open_intake(
                 gate: SeqGate, nursery: trio.Nursery, converter: RepoConverter = converter,
                 cursor: SourceCursor = cursor, admission: Admission = admission,
+                homes: AccountHomes = homes,
             ) -> FrameIntake:  # fmt: skip
                 gaps = GapWatch(converter.host, cursor.stored, cursor.position)
                 return FrameIntake(
-                    converter, cursor, gate, nursery, parts.verifier, admission, gaps
+                    converter, cursor, gate, nursery, parts.verifier, admission, gaps, homes
                 )
 
             follower = Follower(

@@ -77,6 +77,9 @@ class IngesterMetrics:
         self.error_reasons = counter("error_reasons", "Errors by reason", reason=ERROR_REASONS)
         self.frames = counter("frames", "Frames by type", type=FRAME_TYPES)
         self.duplicates = counter("duplicate_frames", "Frames at or below the last seq")
+        self.elsewhere = counter(
+            "account_events_elsewhere", "Account events of a PDS for accounts of another host"
+        )
         self.infos = counter("info_frames", "#info frames by name", name=INFO_NAMES)
         self.resyncs = counter("resyncs", "Repos queued to be fetched again", reason=resync_reasons)
         self.quarantined = counter("quarantined_frames", "Raw frames kept for a look")

@@ -83,13 +83,18 @@ class RepoEvent:
 
 @dataclass(frozen=True, slots=True)
 class AccountEvent:
-    """The hosting status of an account changed."""
+    """The hosting status of an account changed.
+
+    `relay` is the host whose numbers `seq` is one of; the key is ours, and missing where the
+    original services wrote the event.
+    """
 
     seq: int
     time: str
     did: str
     active: bool
     status: str | None
+    relay: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,6 +161,8 @@ def encode_event(event: RepoEvent | AccountEvent | IdentityEvent) -> bytes:
                 body["complete"] = True
         case AccountEvent():
             body |= {"type": "account", "active": event.active, "status": event.status}
+            if event.relay:
+                body["relay"] = event.relay
         case IdentityEvent():
             body |= {"type": "identity", "handle": event.handle}
     return orjson.dumps(body)
@@ -181,7 +188,8 @@ def decode_event(payload: bytes) -> Event:
             active = body.get("active")
             if type(active) is not bool:
                 raise MalformedEventError("missing_field", "active")
-            return AccountEvent(seq, time, did, active, optional_text(body, "status"))
+            status, relay = optional_text(body, "status"), optional_text(body, "relay")
+            return AccountEvent(seq, time, did, active, status, relay or "")
         case "identity":
             return IdentityEvent(seq, time, did, optional_text(body, "handle"))
     raise MalformedEventError("unknown_type", str(kind)[:50])

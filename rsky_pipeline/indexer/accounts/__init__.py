@@ -3,7 +3,7 @@
 In: account and identity events of a batch, DID documents, answers of PDSes and of handles' hosts.
 Out: rows of `actor`, and the removal of everything that a deleted account wrote.
 
-Read `actors` first: the lock on an account, which every batch takes. It and `apply_accounts` run
+Read `actors` first: the lock on an account, which every batch takes. It and `statuses` run
 inside a batch's transaction. `handles` and `deletions` ask the network in tasks of their own
 (`checks`), with a connection and thread each; requests for look-ups wait in tables. It must not
 know streams.

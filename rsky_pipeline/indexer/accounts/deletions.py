@@ -12,9 +12,10 @@ from functools import partial
 
 from rsky_pipeline.database.connection import Database
 from rsky_pipeline.database.errors import DatabaseError
-from rsky_pipeline.indexer.accounts.actors import DELETED, lock_actors
+from rsky_pipeline.indexer.accounts.actors import lock_actors
 from rsky_pipeline.indexer.accounts.checks import AccountChecks, LookupUnknownError, wait_seconds
 from rsky_pipeline.indexer.accounts.purge import purge_account
+from rsky_pipeline.indexer.accounts.statuses import DELETED
 from rsky_pipeline.indexer.collections.declaration import Collection
 from rsky_pipeline.observability.indexer import IndexerMetrics
 

@@ -9,12 +9,12 @@ elsewhere with a newer repo. Only what `outlives_complete_rev` is kept.
 
 from collections.abc import Collection as Some
 from collections.abc import Mapping
-from dataclasses import dataclass
 from datetime import datetime
 
 from rsky_pipeline.atproto.syntax import is_tid, tid_from, tid_microseconds
 from rsky_pipeline.database.connection import Database, Transaction
 from rsky_pipeline.indexer.accounts.actors import create_actors, lock_actors
+from rsky_pipeline.indexer.accounts.statuses import AccountEvents, fetch_account_events
 from rsky_pipeline.indexer.collections.declaration import Collection, looked_at_by_others
 from rsky_pipeline.indexer.collections.values import Delete, Put, collection_of
 from rsky_pipeline.indexer.core.complete_revs import raise_complete_revs
@@ -43,7 +43,6 @@ SELECT max(rev) FROM (
     UNION ALL SELECT max(rev) FROM record WHERE did = %s
 ) known
 """
-_DELETED_AT = "SELECT event_time FROM rsky_pipeline.account_event WHERE did = %s"
 _MARK_PURGED = "UPDATE rsky_pipeline.repo_floor SET purged = true WHERE did = %s"
 _FORGET_ACCOUNT = (
     "DELETE FROM notification WHERE did = %s",
@@ -86,8 +85,9 @@ def _leave_complete_rev(tx: Transaction, did: str) -> None:
     """
     ((newest,),) = tx.query(_NEWEST, (did, did, did, did))
     above = tid_microseconds(newest) + 1 if newest is not None and is_tid(newest) else 0
-    for (event_time,) in tx.query(_DELETED_AT, (did,)):
-        above = max(above, _microseconds(min(event_time or "", now_text())))
+    for events in fetch_account_events(tx, [did]).values():
+        if events.standing is not None:
+            above = max(above, _microseconds(min(events.standing.latest, now_text())))
     if above:
         raise_complete_revs(tx, {did: tid_from(above)})
         tx.execute(_MARK_PURGED, (did,))
@@ -116,20 +116,7 @@ def _purge_some(tx: Transaction, did: str, collections: Mapping[str, Collection]
     return len(uris)
 
 
-@dataclass(frozen=True, slots=True)
-class Purge:
-    """What a purge left of an account: the complete rev, and the account event that stands."""
-
-    rev: str
-    time: str
-    seq: int
-
-
-_PURGES = """
-SELECT f.did, f.rev, COALESCE(e.event_time, ''), COALESCE(e.seq, -1)
-FROM rsky_pipeline.repo_floor f LEFT JOIN rsky_pipeline.account_event e ON e.did = f.did
-WHERE f.did = ANY(%b::text[]) AND f.purged
-"""
+_PURGES = "SELECT did, rev FROM rsky_pipeline.repo_floor WHERE did = ANY(%b::text[]) AND purged"
 _FORGET_ACTORS = "DELETE FROM actor WHERE did = ANY(%b::text[])"
 _FORGET_CHECKS = "DELETE FROM rsky_pipeline.handle_check WHERE did = ANY(%b::text[])"
 
@@ -147,14 +134,15 @@ def without_overtaken(
     Deletions of posts are left in: reposts by others may ask for their tombstones at any time, and
     nothing else of the account is there to be locked.
     """
-    purges = {row[0]: Purge(*row[1:]) for row in tx.query(_PURGES, (sorted(created),))}
-    if not purges:
+    purged: dict[str, str] = dict(tx.query(_PURGES, (sorted(created),)))
+    if not purged:
         return readings, set()
+    events = fetch_account_events(tx, purged)
     left: list[Reading] = []
-    gone = set(purges)
+    gone = set(purged)
     for reading in readings:
-        purge = purges.get(reading.did)
-        if purge is None or not _is_overtaken(reading, purge):
+        rev = purged.get(reading.did)
+        if rev is None or not _is_overtaken(reading, rev, events.get(reading.did)):
             left.append(reading)
             gone.discard(reading.did)
         elif isinstance(reading.change, Delete) and outlives_complete_rev(reading.change.uri):
@@ -165,15 +153,19 @@ def without_overtaken(
     return left, gone
 
 
-def _is_overtaken(reading: Reading, purge: Purge) -> bool:
-    """Return whether an event is of before the deletion."""
+def _is_overtaken(reading: Reading, purged_at: str, events: AccountEvents | None) -> bool:
+    """Return whether an event is of before the deletion of a purged account.
+
+    Account events are taken into `events`, in the order of their arrival.
+    """
     change, refused = reading.change, reading.refused
     if isinstance(change, AccountChange):
-        return (change.time, change.seq) <= (purge.time, purge.seq)
+        return events is not None and not events.take(change)
     if isinstance(change, IdentityChange):
-        return reading.time <= purge.time
+        deletion = None if events is None else events.standing
+        return deletion is not None and reading.time <= deletion.latest
     if reading.rev is not None:
-        return reading.rev.rev < purge.rev
+        return reading.rev.rev < purged_at
     if isinstance(change, Put | Delete | RepoRev):
-        return change.rev < purge.rev
-    return refused is not None and refused.rev < purge.rev
+        return change.rev < purged_at
+    return refused is not None and refused.rev < purged_at

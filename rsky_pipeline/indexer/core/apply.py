@@ -19,13 +19,13 @@ from rsky_pipeline.database.errors import RowExistsError, TransactionConflictErr
 from rsky_pipeline.database.isolation import Isolation, retry_conflicts
 from rsky_pipeline.indexer.accounts.actors import (
     KnownActor,
-    apply_accounts,
     create_actors,
     due_handles,
     lock_actors,
     queue_handle_checks,
 )
 from rsky_pipeline.indexer.accounts.purge import without_overtaken
+from rsky_pipeline.indexer.accounts.statuses import apply_statuses
 from rsky_pipeline.indexer.collections.declaration import (
     Collection,
     looked_at_by_others,
@@ -234,7 +234,7 @@ def apply_locked(
         plans.append(plan)
     counts.write(tx)
     if statuses:
-        apply_accounts(tx, statuses)
+        apply_statuses(tx, statuses)
     advance_actor_sync(tx, revs)
     if complete:
         raise_complete_revs(tx, complete)

@@ -38,12 +38,13 @@ FALLBACK = "deactivated"
 
 @dataclass(frozen=True, slots=True)
 class AccountChange:
-    """An account's hosting status: None is active."""
+    """An account's hosting status: None is active. An empty relay is unknown."""
 
     did: str
     seq: int
     time: str
     status: str | None
+    relay: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,7 +175,8 @@ def _read_record(event: RecordEvent, time: str, collections: Mapping[str, Collec
 
 
 def _read_account(event: AccountEvent, time: str) -> Reading:
-    change = AccountChange(event.did, event.seq, time, stored_status(event.active, event.status))
+    status = stored_status(event.active, event.status)
+    change = AccountChange(event.did, event.seq, time, status, event.relay)
     return Reading("account", event.did, time, change=change)
 
 

@@ -107,7 +107,7 @@ class RepoConverter(FrameConverter):
             case AccountMessage(seq=seq, time=time, did=did, active=active, status=status):
                 _check_texts(time, status)
                 time = self._plausible(time, did)
-                event = AccountEvent(seq, time, did, active, status)
+                event = AccountEvent(seq, time, did, active, status, self.host)
                 return self._event(event, ("account", active, status))
         return super().convert_message(message, raw)
 

@@ -1,7 +1,7 @@
 """Gap repair: list all repos of the relay, and queue those whose rev is above the known one.
 
-A hosting status in the list that differs from the stored one becomes an account event, with the
-time of the first event after the gap, so that account events of the stream outrank it.
+A hosting status in the list that differs from the stored one becomes an account event, with number
+and time of right before the first event after the gap, so that those of the stream outrank it.
 
 The ingester notes a gap in Redis with the events that follow it, so that it needs no database to
 go on; from there gaps are moved to PostgreSQL when it can be reached, which has the progress of
@@ -147,7 +147,7 @@ class GapRepair:
                     behind = await self._behind(item.repos)
                     news = await self._on(
                         self.database,
-                        partial(_status_news, repos=item.repos, time=_news_time(gap)),
+                        partial(_status_news, repos=item.repos, gap=gap),
                     )
                     await self._queue(endpoint, behind, news)
                     listed, queued = listed + len(item.repos), queued + len(behind)
@@ -234,14 +234,18 @@ def _news_time(gap: GapRow) -> str:
     return format_utc(datetime.fromtimestamp(moment, UTC))
 
 
-def _status_news(database: Database, repos: Sequence[ListedRepo], time: str) -> list[Entry]:
-    """Return events of the accounts whose stored status is not the listed one."""
+def _status_news(database: Database, repos: Sequence[ListedRepo], gap: GapRow) -> list[Entry]:
+    """Return events of the accounts whose stored status is not the listed one.
+
+    They are placed right before the first event after the gap.
+    """
     stored = stored_statuses(database, [repo.did for repo in repos])
-    news = []
+    relay = gap.host if gap.to_seq else ""
+    seq, time, news = max(0, (gap.to_seq or 0) - 1), _news_time(gap), []
     for repo in repos:
         if repo.did not in stored or (stored[repo.did] is None) == repo.active:
             continue
-        event = AccountEvent(0, time, repo.did, repo.active, repo.status)
+        event = AccountEvent(seq, time, repo.did, repo.active, repo.status, relay)
         news.append(Entry(FIREHOSE_LIVE, EVENT_FIELD, encode_event(event)))
     if news:
         extra = {"accounts": len(news)}

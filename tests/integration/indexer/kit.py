@@ -164,9 +164,13 @@ class Deletion:
         )  # fmt: skip
 
 
-def account(who: str, number: int, active: bool, status: str | None = None) -> bytes:
-    """Return an account event."""
-    return encode_event(AccountEvent(number, time_of(number), did_of(who), active, status))
+def account(
+    who: str, number: int, active: bool, status: str | None = None, *, relay: str = "",
+    time: int | None = None,
+) -> bytes:  # fmt: skip
+    """Return an account event; `time` is the number of its time, if that is another one."""
+    at = time_of(number if time is None else time)
+    return encode_event(AccountEvent(number, at, did_of(who), active, status, relay))
 
 
 def identity(who: str, number: int = 1) -> bytes:

@@ -64,6 +64,49 @@ def test_an_older_account_event_changes_nothing(tables: Tables) -> None:
     assert status(tables, "ann") == "takendown"
 
 
+@pytest.mark.parametrize("batches", [1, 2])
+def test_statuses_of_one_relay_are_ordered_by_its_stream(tables: Tables, batches: int) -> None:
+    """Its hosts' clocks differ: an earlier time may well be the later event."""
+    events = [
+        account("ann", 1, active=False, status="deactivated", relay="r", time=100),
+        account("ann", 2, active=True, relay="r", time=80),
+        account("bob", 3, active=True, relay="r", time=340),
+        account("bob", 4, active=False, status="takendown", relay="r", time=100),
+    ]
+    for order in (events, events[::-1]):
+        if batches == 1:
+            tables.apply(*order)
+        else:
+            tables.apply_each(order)
+        assert (status(tables, "ann"), status(tables, "bob")) == (None, "takendown")
+    stored = tables.database.query(
+        "SELECT relay, seq, active, status, latest > event_time FROM rsky_pipeline.account_event "
+        "ORDER BY did"
+    )
+    assert stored == [("r", 2, True, None, True), ("r", 4, False, "takendown", True)]
+
+
+def test_events_of_several_relays_are_kept_with_the_account(tables: Tables) -> None:
+    tables.apply(account("ann", 900, active=True, relay="a", time=50))
+    tables.apply(account("ann", 5, active=False, status="suspended", relay="b", time=60))
+    assert status(tables, "ann") == "suspended"
+    tables.apply(account("ann", 901, active=False, status="deactivated", relay="a", time=55))
+    assert status(tables, "ann") == "suspended"
+    tables.apply(account("ann", 6, active=True, relay="b", time=61))
+    assert status(tables, "ann") is None
+
+
+def test_a_row_of_a_program_that_named_no_relay_is_taken_up(tables: Tables) -> None:
+    tables.apply(account("ann", 7, active=False, status="deactivated"))
+    tables.database.execute(
+        "UPDATE rsky_pipeline.account_event SET relay = NULL, active = NULL, status = NULL"
+    )
+    tables.apply(account("ann", 3, active=True, relay="r", time=6))
+    assert status(tables, "ann") == "deactivated"
+    tables.apply(account("ann", 4, active=True, relay="r", time=8))
+    assert status(tables, "ann") is None
+
+
 def test_repo_revs_never_go_back(tables: Tables) -> None:
     net = Network()
     post = net.post("ann")

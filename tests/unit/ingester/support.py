@@ -6,6 +6,7 @@ import trio
 
 from rsky_pipeline.configuration.settings import Verify
 from rsky_pipeline.ingester.commits.convert import RepoConverter
+from rsky_pipeline.ingester.commits.homes import AccountHomes
 from rsky_pipeline.ingester.commits.relays import RelayDedup
 from rsky_pipeline.ingester.commits.resync import Resyncs
 from rsky_pipeline.ingester.commits.signatures import SignatureStatus, SignatureVerifier
@@ -56,10 +57,10 @@ class Converting:
 
     def intake(
         self, sink: FrameSink, last: int, nursery: trio.Nursery, verifier: SignatureVerifier,
-        gaps: GapWatch | None = None,
+        gaps: GapWatch | None = None, homes: AccountHomes | None = None,
     ) -> FrameIntake:  # fmt: skip
         """Return the intake of a connection that goes on behind a sequence number."""
         gaps = gaps or GapWatch(self.converter.host, None, None)
         return FrameIntake(
-            self.converter, sink, SeqGate(last), nursery, verifier, self.admission, gaps
+            self.converter, sink, SeqGate(last), nursery, verifier, self.admission, gaps, homes
         )
