@@ -169,7 +169,8 @@ class Attempts:
         elif (current := await self._current(job, stored)) is not None:
             return current
         # Resolves the DID, waits for a turn at the PDS, downloads the CAR, checks the signature.
-        async with self.fetcher.fetch(job.did, fresh=job.attempts > 0) as repo:
+        fresh = job.attempts > 0
+        async with self.fetcher.fetch(job.did, fresh=fresh, patient=job.forced) as repo:
             rev = repo.commit.rev
             known = max(job.rev if job.deleted else "", stored.highest)
             if rev < known:

@@ -9,7 +9,7 @@ from rsky_pipeline.network.http import HttpClient, HttpError, RateLimit
 MAX_ANSWER = 16 * 1024
 
 # Answers after which asking again is pointless until something changes at the account.
-_PERMANENT_CODES = frozenset(
+PERMANENT_CODES = frozenset(
     {"RepoNotFound", "NotFound", "RepoDeactivated", "RepoSuspended", "RepoTakendown",
      "RepoDeleted", "RepoInactive"}
 )  # fmt: skip
@@ -61,7 +61,7 @@ def classify(error: HttpError) -> RepoUnavailableError:
 
 def _meaning(error: HttpError) -> tuple[Kind, str]:
     if error.kind == "status":
-        if error.code in _PERMANENT_CODES:
+        if error.code in PERMANENT_CODES:
             return "permanent", error.code
         if error.status == 429 or (error.status == 503 and error.retry_after is not None):
             return "rate_limited", "rate_limited"

@@ -26,7 +26,13 @@ from rsky_pipeline.network.http import (
     RedirectError,
     read_rate_limit,
 )
-from rsky_pipeline.network.repositories import RepoUnavailableError, classify, latest_rev, repo_url
+from rsky_pipeline.network.repositories import (
+    PERMANENT_CODES,
+    RepoUnavailableError,
+    classify,
+    latest_rev,
+    repo_url,
+)
 from rsky_pipeline.observability.backfiller import BackfillerMetrics
 from rsky_pipeline.repos.blocks import Blocks, Budget, DiskFullError
 from rsky_pipeline.repos.hosts import LONGEST_PARKING_SECONDS, Addresses, Host, HostRules, HostTurns
@@ -46,10 +52,7 @@ SLOW_RATE = 64 * 1024
 # Failures of the host, not of the repo.
 HOST_REASONS = frozenset({"unreachable", "timeout", "too_slow", "server_error"})
 # The account may have moved to another PDS since its document was read.
-_MOVED_REASONS = frozenset(
-    {"RepoNotFound", "NotFound", "RepoDeactivated", "RepoDeleted", "RepoInactive", "unreachable",
-     "timeout", "refused", "forbidden"}
-)  # fmt: skip
+_MOVED_REASONS = PERMANENT_CODES | {"unreachable", "timeout", "refused", "forbidden"}
 _MB = 1024 * 1024
 
 
@@ -122,11 +125,15 @@ class Fetcher:
     files: trio.CapacityLimiter  # threads that write temporary files
 
     @asynccontextmanager
-    async def fetch(self, did: str, *, fresh: bool = False) -> AsyncIterator[Repo]:
+    async def fetch(
+        self, did: str, *, fresh: bool = False, patient: bool = False
+    ) -> AsyncIterator[Repo]:
         """Resolve, download and verify a repo; its blocks are freed when the `async with` ends.
 
         If the PDS does not have the repo or the signature is invalid, the DID is resolved once more
-        without the cache: the account may have moved, or its key may have been rotated. `fresh`
+        without the cache: the account may have moved, or its key may have been rotated. Where the
+        document was read too short a time ago for that, what the PDS says of the account is no
+        final answer to a `patient` caller: it comes again after the pause, with `fresh`, which
         bypasses the cache from the start. Raises RepoError and HostBusyError.
         """
         document = await self.identities.document(did, force=fresh)
@@ -134,8 +141,11 @@ class Fetcher:
             try:
                 repo = await self._from(document, blocks)
             except RepoError as error:
+                early = self.identities.asked_just_now(did)
                 again = await self._moved(document, error)
                 if again is None:
+                    if patient and not fresh and early and error.kind == "permanent":
+                        raise _later(error) from error
                     raise
                 document = again
                 blocks.close()
@@ -217,6 +227,12 @@ class Fetcher:
             return None
         again = await self.identities.document(document.did, force=True)
         return again if again.pds not in {None, document.pds} else None
+
+
+def _later(error: RepoError) -> RepoError:
+    """Return the failure of a PDS that the account may have left since its document was read."""
+    pause = FORCED_PAUSE_SECONDS
+    return RepoError("transient", error.reason, str(error), pause, host=error.host)
 
 
 @asynccontextmanager

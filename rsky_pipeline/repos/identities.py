@@ -27,6 +27,10 @@ class Identities:
         self._plc = plc
         self._web = web
 
+    def asked_just_now(self, did: str) -> bool:
+        """Return whether a forced look-up would return what the last one did."""
+        return self._directory.known(did, force=True) is not None
+
     async def document(self, did: str, force: bool = False) -> DidDocument:
         """Resolve a DID; `force` bypasses the cache. Raises RepoError and HostBusyError."""
         known = self._directory.known(did, force)

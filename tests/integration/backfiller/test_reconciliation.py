@@ -179,6 +179,36 @@ async def test_a_repo_that_moves_while_it_is_fetched_is_fetched_from_its_new_hos
     assert outcome(database)[:3] == ("done", None, REV)
 
 
+@pytest.mark.parametrize(
+    "code", ["RepoDeactivated", "RepoTakendown", "RepoSuspended", "RepoNotFound", "NotFound"]
+)
+@pytest.mark.parametrize("moves", [True, False])
+async def test_what_the_old_host_says_right_after_a_look_up_is_not_final(
+    store: Store, configure: Configure, hosts: FakeHosts, database: Database,
+    monkeypatch: pytest.MonkeyPatch, code: str, moves: bool,
+) -> None:  # fmt: skip
+    """The document was read just before the account moved, and cannot be read again so soon."""
+    monkeypatch.setattr("rsky_pipeline.repos.fetch.FORCED_PAUSE_SECONDS", 0.3)
+    hosts.add(DID, document(DID), make_repo(DID, 1)[0])
+    with FakeHosts() as old:
+        moved = hosts.documents[DID]
+        old.add(DID, document(DID), b"")
+        hosts.documents[DID] = old.documents[DID]
+
+        def leave() -> tuple[int, dict[str, str], bytes]:
+            if moves:
+                hosts.documents[DID] = moved
+            return refusal(400, code)
+
+        old.replies[DID] = [leave] * 5
+        async with backfiller(configure()):
+            queue(store, DID, reason=FetchReason.BROKEN_CHAIN)
+            await settled(store)
+        assert len(old.replies[DID]) == (4 if moves else 3), "asked once more, and no oftener"
+    found = outcome(database)[:3]
+    assert found == (("done", None, REV) if moves else ("unavailable", code, None))
+
+
 def set_floor(database: Database, rev: str) -> None:
     database.execute(
         "INSERT INTO rsky_pipeline.repo_floor (did, rev) VALUES (%s, %s) "
