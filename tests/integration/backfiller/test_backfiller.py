@@ -326,10 +326,11 @@ async def test_a_repo_older_than_the_deletions_proves_nothing(
 
 
 async def test_deletions_of_a_repo_that_cannot_be_fetched_are_kept(
-    store: Store, configure: Configure, hosts: FakeHosts
+    store: Store, configure: Configure, hosts: FakeHosts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("rsky_pipeline.repos.fetch.FORCED_PAUSE_SECONDS", 0.1)
     hosts.add("did:plc:a", document("did:plc:a"), b"")
-    hosts.replies["did:plc:a"] = [lambda: refusal(400, "RepoDeactivated")]
+    hosts.replies["did:plc:a"] = [lambda: refusal(400, "RepoDeactivated")] * 2
     async with backfiller(configure()):
         queue(store, "did:plc:a", deleted=("app.bsky.feed.like/gone",))
         await settled(store)
