@@ -157,7 +157,10 @@ class Database:
                 self._roll_back()
                 raise
             transaction.end()
-            self._connection.execute(b"COMMIT", prepare=False)
+            # The server answers COMMIT of a failed transaction with ROLLBACK, and no error. Without
+            # this an entry would be acknowledged whose rows are not there.
+            if self._connection.execute(b"COMMIT", prepare=False).statusmessage != "COMMIT":
+                raise DatabaseError("the transaction was rolled back: a statement in it had failed")
 
     def execute(self, sql: str, params: Sequence[Any] = ()) -> int:
         """Run one statement in a transaction of its own; see `Transaction.execute`."""

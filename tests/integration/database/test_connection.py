@@ -1,5 +1,6 @@
 """Connections: session settings, and the error classes that callers act on."""
 
+import contextlib
 import threading
 import traceback
 
@@ -64,6 +65,20 @@ def test_what_a_transaction_wrote_is_kept_or_gone_as_a_whole(schema_database: st
             write("e", "a")
         names = "SELECT name FROM view_param WHERE length(name) = 1 ORDER BY name"
         assert database.query(names) == [("a",), ("b",)]
+
+
+def test_a_commit_that_the_server_turns_into_a_rollback_is_an_error(schema_database: str) -> None:
+    with Database.connect(schema_database, name="test") as database:
+
+        def write() -> None:
+            with database.transaction() as tx:
+                tx.execute("INSERT INTO view_param (name) VALUES ('x')")
+                with contextlib.suppress(DatabaseError):
+                    tx.execute("SELECT 1/0")
+
+        with pytest.raises(DatabaseError, match="rolled back"):
+            write()
+        assert database.query("SELECT 1 FROM view_param WHERE name = 'x'") == []
 
 
 def test_a_transaction_that_is_over_refuses_statements(schema_database: str) -> None:
