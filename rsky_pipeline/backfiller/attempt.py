@@ -13,6 +13,7 @@ queues everything again.
 
 import logging
 import random
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
@@ -53,7 +54,11 @@ from rsky_pipeline.streams.event import MalformedEventError
 from rsky_pipeline.streams.repo_job import REPO_FIELD, FetchReason, RepoJob, decode_repo_job
 
 _log = logging.getLogger(__name__)
-INVALID_ATTEMPTS = 3  # a repo that is invalid three times is not a transfer error
+INVALID_ATTEMPTS = 3  # a repo that is invalid three times in a row is not a transfer error
+# "There is no such account" of the directory, or "it has no PDS" or "no key": mirrors lag behind
+# exactly when an account is born. With the default pauses the last of these is two minutes later.
+NEGATIVE_ATTEMPTS = 6
+_NEGATIVE = frozenset({"did_not_found", "no_pds", "no_key"})
 FIRST_LOOK_SECONDS, MOST_SECONDS = 2.0, 600.0  # backoff between two settle checks of a repo
 SMALL_REPO = 64 * 1024  # bytes of a CAR that unpacks within a millisecond or two
 _VERIFICATION = frozenset({"wrong_did", "bad_signature", "no_key"})
@@ -169,7 +174,7 @@ class Attempts:
         elif (current := await self._current(job, stored)) is not None:
             return current
         # Resolves the DID, waits for a turn at the PDS, downloads the CAR, checks the signature.
-        fresh = job.attempts > 0
+        fresh = bool(job.attempts or job.failing)
         async with self.fetcher.fetch(job.did, fresh=fresh, patient=job.forced) as repo:
             rev = repo.commit.rev
             known = max(job.rev if job.deleted else "", stored.highest)
@@ -262,7 +267,9 @@ class Attempts:
     async def _put_off(self, delivery: Delivery, job: RepoJob, busy: HostBusyError) -> None:
         """Postpone a job until its host has a turn; counts as an attempt only if it is parked."""
         if busy.problem:
-            failure = RepoError("transient", "host_parked", str(busy), busy.seconds, busy.host)
+            failure = RepoError(
+                "transient", "host_parked", str(busy), busy.seconds, busy.host, of_host=True
+            )
             await self._fail(delivery, job, failure, 0.0)
             return
         self.metrics.postponed.inc()
@@ -279,7 +286,10 @@ class Attempts:
             await self._outcomes.call(_failed(job, failure, decision, seconds))
         match decision.action:
             case "wait":
-                again = replace(job, attempts=decision.attempts)
+                again = replace(
+                    job, attempts=decision.attempts, failing=decision.failing,
+                    in_row=decision.in_row, since=decision.since,
+                )  # fmt: skip
                 await self._jobs.postpone(delivery, decision.seconds, again)
                 self.metrics.retries.inc()
             case "unavailable":
@@ -362,34 +372,66 @@ class _StreamSink:
 class RetryDecision:
     """How to continue after a failed attempt.
 
-    `attempts` counts the failures including this one; `seconds` is the pause of "wait".
+    `attempts`, `failing`, `in_row` and `since` are those of the job from here on; `seconds` is the
+    pause of "wait".
     """
 
     action: Literal["wait", "unavailable", "dead_letter"]
     attempts: int
     seconds: float = 0.0
+    failing: str = ""
+    in_row: int = 0
+    since: int = 0
 
 
 def decide(
     job: RepoJob, failure: RepoError, settings: Settings,
-    draw: Callable[[], float] = random.random,
+    draw: Callable[[], float] = random.random, clock: Callable[[], float] = time.time,
 ) -> RetryDecision:  # fmt: skip
     """Decide between retry, "unavailable" and a dead letter; no other code decides this.
 
-    Retries back off exponentially with jitter, and never come before `failure.retry_after`.
+    A repo is given up only by evidence about that repo. The trouble of a host is waited for, for
+    `backfiller_host_patience_hours`; it counts no attempt. Of broken repos and negative answers
+    several in a row have to be the same, as something else in between says that the first one was
+    an accident. Retries back off exponentially with jitter, and never come before
+    `failure.retry_after`.
     """
-    attempts = job.attempts + (failure.kind != "rate_limited")
-    if failure.kind == "permanent":
+    if failure.kind == "rate_limited":  # not a failure: nothing changes
+        pause = _pause(max(job.attempts, 1), failure, settings, draw)
+        return RetryDecision("wait", job.attempts, pause, job.failing, job.in_row, job.since)
+    attempts, now = job.attempts + (not failure.of_host), int(clock())
+    again = failure.mark == job.failing
+    in_row, since = (job.in_row + 1, job.since or now) if again else (1, now)
+    if failure.of_host:
+        patience = settings.backfiller_host_patience_hours * 3_600
+        given_up = in_row >= settings.backfiller_max_attempts and now - since >= patience
+        # Only a job of a repair is lost with its entry; a listing finds the others again.
+        action: Literal["unavailable", "dead_letter"] = (
+            "dead_letter" if job.repair else "unavailable"
+        )
+    elif failure.kind == "permanent":
+        given_up = failure.reason not in _NEGATIVE or in_row >= NEGATIVE_ATTEMPTS
         # `job.deleted` is recorded nowhere else: acknowledging the entry would lose the deletions.
-        return RetryDecision("dead_letter" if job.deleted else "unavailable", attempts)
-    most = settings.backfiller_max_attempts
-    if failure.kind == "invalid":
-        most = min(most, INVALID_ATTEMPTS)
-    if attempts >= most:
-        return RetryDecision("dead_letter", attempts)
+        action = "dead_letter" if job.deleted else "unavailable"
+    else:
+        in_a_row = settings.backfiller_max_attempts
+        if failure.kind == "invalid":
+            enough = NEGATIVE_ATTEMPTS if failure.reason in _NEGATIVE else INVALID_ATTEMPTS
+            in_a_row = min(in_a_row, enough)
+        given_up = in_row >= in_a_row or attempts >= settings.backfiller_max_attempts
+        action = "dead_letter"
+    if given_up:
+        return RetryDecision(action, attempts)
+    pause = _pause(in_row if failure.of_host else attempts, failure, settings, draw)
+    return RetryDecision("wait", attempts, pause, failure.mark, in_row, since)
+
+
+def _pause(
+    attempt: int, failure: RepoError, settings: Settings, draw: Callable[[], float]
+) -> float:
     base, cap = settings.backfiller_retry_initial_ms, settings.backfiller_retry_max_ms
-    pause = bound(max(attempts, 1), base / 1000, cap / 1000) * (0.5 + draw() / 2)
-    return RetryDecision("wait", attempts, max(pause, failure.retry_after or 0.0))
+    pause = bound(attempt, base / 1000, cap / 1000) * (0.5 + draw() / 2)
+    return max(pause, failure.retry_after or 0.0)
 
 
 def settle_pause(look: int) -> float:

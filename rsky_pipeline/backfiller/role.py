@@ -46,6 +46,7 @@ async def run(context: WorkerContext) -> None:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_watch, redis("watch"), gauges, tuple(groups), self_check)
             nursery.start_soon(worker.report_health)
+            nursery.start_soon(fetcher.follow_directory)
             await worker.run()
             nursery.cancel_scope.cancel()
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rsky_pipeline.configuration.endpoints import Endpoint, parse_endpoint
+from rsky_pipeline.configuration.proxy import Proxy, parse_proxy
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,10 +62,35 @@ class Settings:
         "The did:plc directory.",
         legacy_environment=("PLC_URL",),
     )
+    follow_plc_export: bool = setting(
+        False,
+        "Follow the /export of the did:plc directory, where its operator allows that: documents of "
+        "accounts that change are fetched anew at once, whatever relays say.",
+    )
+    identity_cache_seconds: int = setting(
+        86_400,
+        "How long a DID document, and a key from it, counts without being looked up again, unless "
+        "a relay or the directory's export says that it changed.",
+        unit="s",
+        minimum=1,
+    )
     handle_resolver_url: str | None = setting(
         None,
         "Server that resolves all handles (com.atproto.identity.resolveHandle). Unset: DNS and "
         "HTTPS of each handle's host.",
+    )
+    http_proxy: str | None = setting(
+        None,
+        "Proxy for all connections to relays, labelers, PDSes, the directory and hosts of handles: "
+        "http://[user:password@]host:port, or https://. Never used for this machine.",
+        legacy_environment=("HTTPS_PROXY", "https_proxy"),
+        secret=True,
+    )
+    no_proxy: tuple[str, ...] = setting(
+        (),
+        "Hosts that are connected to without http_proxy: names (with all below them), addresses, "
+        "networks, each with or without a port.",
+        legacy_environment=("NO_PROXY", "no_proxy"),
     )
     redis_url: str | None = setting(
         None,
@@ -220,7 +246,11 @@ class Settings:
         legacy_environment=("INGESTER_BATCH_TIMEOUT_MS",),
     )
     ingester_idle_timeout_seconds: int = setting(
-        60, "A relay that sends nothing for this long is reconnected.", unit="s", minimum=1
+        60,
+        "A relay that sends nothing for this long is reconnected if it is usually busy; one that "
+        "is usually quiet, or said nothing so far, less often.",
+        unit="s",
+        minimum=1,
     )
 
     # --- backfiller -------------------------------------------------------------------------
@@ -276,9 +306,16 @@ class Settings:
     )
     backfiller_max_attempts: int = setting(
         12,
-        "Attempts at a repo before it becomes a dead letter.",
+        "Attempts at a repo that fail because of that repo, before it becomes a dead letter.",
         minimum=1,
         legacy_environment=("BACKFILLER_MAX_RETRIES",),
+    )
+    backfiller_host_patience_hours: int = setting(
+        168,
+        "How long a repo is tried whose host fails for everybody. Then it is left to the next "
+        "listing; a job that repairs something becomes a dead letter.",
+        unit="h",
+        minimum=0,
     )
     backfiller_retry_initial_ms: int = setting(
         5_000,
@@ -412,6 +449,11 @@ class Settings:
     def labelers(self) -> tuple[Endpoint, ...]:
         """Return the labelers, each in the one spelling that its cursor has."""
         return tuple(parse_endpoint(host) for host in self.labeler_hosts)
+
+    @property
+    def proxy(self) -> Proxy | None:
+        """Return the proxy for connections to other hosts, None where there is none."""
+        return parse_proxy(self.http_proxy, self.no_proxy) if self.http_proxy else None
 
     def workers(self, role: str) -> int:
         """Return how many processes a role runs."""

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rsky_pipeline.configuration.endpoints import normal_host, parse_endpoint, shortened
+from rsky_pipeline.configuration.proxy import parse_proxy
 from rsky_pipeline.configuration.settings import SettingInfo, Settings
 from rsky_pipeline.configuration.store_urls import database_url, redis_url
 
@@ -72,10 +73,12 @@ def _integer(raw: object, info: SettingInfo) -> int:
 
 def _list(name: str, raw: object) -> tuple[str, ...]:
     if isinstance(raw, str):
-        raw = raw.split(",")
+        raw = (raw.replace(" ", ",") if name == "no_proxy" else raw).split(",")
     if not isinstance(raw, list) or not all(isinstance(item, str) for item in raw):
         raise ValueError("allowed is a list of texts, or one text with commas")
     items = [item.strip() for item in raw if item.strip()]
+    if name == "no_proxy":  # of any form: it is often set for other programs, too
+        return tuple(dict.fromkeys(items))
     check = _collection if name == "collections" else endpoint
     checked = tuple(check(item) for item in items)
     repeated = {item for item in checked if checked.count(item) > 1}
@@ -143,6 +146,12 @@ def endpoint(text: str) -> str:
     return text.strip().rstrip("/")
 
 
+def proxy_url(text: str) -> str:
+    """Return the URL of a proxy; raises ValueError without repeating it."""
+    parse_proxy(text)
+    return text
+
+
 def bind_address(text: str) -> str:
     """Return an address that a server can listen on."""
     if normal_host(text) is None:
@@ -153,6 +162,7 @@ def bind_address(text: str) -> str:
 _SPECIAL: dict[str, Callable[[object], Any]] = {
     "redis_url": _text_that(redis_url),
     "database_url": _text_that(database_url),
+    "http_proxy": _text_that(proxy_url),
     "plc_url": _text_that(endpoint),
     "handle_resolver_url": _text_that(endpoint),
     "metrics_host": _text_that(bind_address),

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 
 from rsky_pipeline.configuration.topology import FIREHOSE_BACKFILL, FIREHOSE_LIVE
 from rsky_pipeline.health import rules
-from rsky_pipeline.health.rules import Rule, RuleVerdict, judged
+from rsky_pipeline.health.rules import Rule, RuleVerdict, Status, judged
 from rsky_pipeline.health.samples import Sample, SampleWindow
 from rsky_pipeline.streams.lag import StreamReport
 
@@ -28,7 +28,8 @@ _LOOPS: dict[str, tuple[tuple[tuple[str, dict[str, str]], ...], tuple[str, ...]]
     ),
     "connecting to relays": (
         (("ingester_disconnects_total", {}),),
-        ("ingester_firehose_messages_total", "ingester_labeler_events_total"),
+        ("ingester_firehose_messages_total", "ingester_labeler_events_total",
+         "ingester_connected_seconds_total"),
     ),
     "fetching repos": (
         (("backfiller_repos_failed_total", {}),),
@@ -44,12 +45,12 @@ _SKIPS, _DONE = "ingester_backfill_cursor_skips_total", "ingester_listing_done"
 _WAITED, _LAG = "ingester_backpressure_seconds_total", "ingester_event_lag_seconds"
 _MESSAGES, _CURSOR = "ingester_firehose_messages_total", "ingester_cursor_seq"
 _STALE, _EVENTS = "indexer_stale_writes_total", "indexer_batch_events_sum"
-_MISPLACED = "indexer_misplaced_events_total"
+_MISPLACED, _STALLED = "indexer_misplaced_events_total", "ingester_relay_stalled"
 # The metrics that a worker reads of itself.
 METRICS = (
     *(name for tried, done in _LOOPS.values() for name in (*(each for each, _ in tried), *done)),
     *(_FAILURES, _PAGES, _SKIPS, _DONE, _WAITED, _LAG, _MESSAGES, _CURSOR, _STALE, _EVENTS),
-    _MISPLACED,
+    *(_MISPLACED, _STALLED),
 )
 
 
@@ -209,6 +210,17 @@ def _cursor(window: SampleWindow) -> Iterator[RuleVerdict]:
     yield RuleVerdict(rules.CURSOR_STUCK, "", rules.CURSOR_STUCK.verdict(float(stuck)), figure)
 
 
+def _relays(window: SampleWindow) -> Iterator[RuleVerdict]:
+    """Judge each relay; as long as another one works, one that does not is a warning."""
+    relays = {labels["host"]: bool(value) for _, labels, value in window.now.series(_STALLED)}
+    for host, stalled in relays.items():
+        status: Status = "pass"
+        if stalled:
+            status = "fail" if all(relays.values()) else "warn"
+        figure = "it is away, far behind, or silent though usually busy" if stalled else "it works"
+        yield RuleVerdict(rules.RELAY_STALLED, host, status, figure, float(stalled))
+
+
 def _back_pressure(window: SampleWindow) -> Iterator[RuleVerdict]:
     for stream in window.now.streams:
         mark = window.expected.marks.get(stream.name)
@@ -295,6 +307,7 @@ CONDITIONS: dict[tuple[Rule, ...], Condition] = {
     (rules.STALE_WRITES,): _stale,
     (rules.NO_PROGRESS,): _progress,
     (rules.CURSOR_STUCK,): _cursor,
+    (rules.RELAY_STALLED,): _relays,
     (rules.BACK_PRESSURE,): _back_pressure,
     (rules.HELD_UP,): _held_up,
     (rules.CONSUMER_STALL,): _stalls,

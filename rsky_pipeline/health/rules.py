@@ -58,6 +58,7 @@ class Rule:
     least: float = 0.0  # the minimum count below which a share or a difference is not judged
     watched: bool = False  # by every worker, as a finding
     of_stream: bool = False
+    of_relay: bool = False  # its subjects are hosts
     finding: str = ""  # in `rsky_finding`, if it is not `name`
     check: str = ""
     alerts: tuple[Alert, ...] = ()
@@ -243,15 +244,18 @@ RELAY = Rule(
             "The ingester follows no relay", "runbook.md#the-relay-is-away",
         ),
         Alert(
-            "RskyRelaySilent", "critical", "5m",
-            "sum(rate(ingester_firehose_messages_total[{minutes}])) == 0",
-            "No relay has sent anything for five minutes", "runbook.md#the-relay-is-away",
+            "RskyRelaySilent", "critical", "5m", "min(ingester_relay_stalled) == 1",
+            "Every relay is away, far behind, or silent though it is usually busy",
+            "runbook.md#the-relay-is-away",
         ),
     ),
 )  # fmt: skip
+# `least`: -log of the probability of such a silence, by the relay's own habits of the last hours.
+# 7 is one in a thousand.
 RELAY_STALLED = Rule(
-    "relay_stalled", "a relay is silent, disconnected, or behind another one",
-    "none while another relay leads", Limits(warn=30.0),
+    "relay_stalled", "a relay is away, far behind another one, or silent though it is usually busy",
+    "nothing while another relay works; else see its problem in `rsky-pipeline status --json` and "
+    "the ingester's log", Limits(warn=30.0), least=7.0, watched=True, of_relay=True,
 )  # fmt: skip
 CLOCK = Rule(
     "clock", "the clocks of this host and a relay differ", "see whether NTP runs here",
@@ -463,12 +467,13 @@ def finding_of(rule: Rule) -> str:
     return rule.finding or rule.name
 
 
-def finding_series(streams: Iterable[str]) -> Iterator[tuple[str, str]]:
+def finding_series(streams: Iterable[str], relays: Iterable[str] = ()) -> Iterator[tuple[str, str]]:
     """Yield finding and subject of every series that a worker shows from the start."""
+    streams, relays = tuple(streams), tuple(relays)
     series = {
         (finding_of(rule), subject): None
         for rule in WATCHED
-        for subject in (streams if rule.of_stream else ("",))
+        for subject in (streams if rule.of_stream else relays if rule.of_relay else ("",))
     }
     yield from series
 

@@ -56,7 +56,8 @@ class SelfCheck:
     ) -> None:
         self._registry = registry
         self._role = role
-        self._metrics = FindingMetrics(registry, finding_series(streams))
+        relays = [endpoint.key for endpoint in settings.relays] if role == "ingester" else ()
+        self._metrics = FindingMetrics(registry, finding_series(streams, relays))
         # Only the producer of live events judges their rate.
         self._expected = expectations(settings, rated=role == "ingester")
         self._throttled = ThrottledLog(_log, _AGAIN_SECONDS)

@@ -10,13 +10,16 @@ import ssl
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from math import exp, inf, log
 from typing import Protocol
 
 import trio
 
 from rsky_pipeline.atproto.frame import ErrorMessage
 from rsky_pipeline.configuration.endpoints import Endpoint
+from rsky_pipeline.configuration.proxy import Proxy
 from rsky_pipeline.configuration.settings import InitialCursor
+from rsky_pipeline.health.rules import RELAY_STALLED
 from rsky_pipeline.ingester.frames import FrameConverter
 from rsky_pipeline.ingester.sequence import InvalidCursorError, SeqGate, start_position
 from rsky_pipeline.ingester.writer import SourceCursor
@@ -37,6 +40,11 @@ _log = logging.getLogger(__name__)
 # How long to wait where only an operator can help; not for ever, since they may have.
 _OPERATOR_SECONDS = 60.0
 _OPERATOR_LOOK_SECONDS = 1.0  # at the stored cursor meanwhile
+_DEFAULT_IDLE = 60.0
+_SLOTS = 6  # of `Arrivals` in the time after which a silent host is connected to again
+_HABIT_SECONDS = 7_200.0  # how long the habits of a host are remembered
+_MOST_BUSY = 0.97  # no host is so busy that a single slot without events means anything
+_MOST_IDLE = 60  # times that time: a quiet host is connected to again no sooner
 _ON_PURPOSE = frozenset({DisconnectReason.PRESSURE, DisconnectReason.CURSOR_MOVED})
 _ERROR_FRAMES = {
     "FutureCursor": DisconnectReason.FUTURE_CURSOR,
@@ -81,6 +89,51 @@ class Backpressure:
         return self.since + self.patience
 
 
+class Arrivals:
+    """How regularly a host sends, to tell one that is quiet from one that has stopped.
+
+    Time is cut into slots; counted are those in which something came, not events, since a host
+    sends thousands at once when it is read again from a cursor. Slots of the last hours count most.
+    A host that was never busy is quiet, however long it says nothing.
+    """
+
+    def __init__(self, slot_seconds: float, now: float) -> None:
+        self.last = now  # when something came last; to begin with, when counting began
+        self._seconds = slot_seconds
+        self._keep = exp(-slot_seconds / _HABIT_SECONDS)
+        self._slot = self._place(now)
+        self._slots = 0.0  # that count
+        self._busy = 0.0  # of them, in which something came
+
+    def observe(self, now: float) -> None:
+        """Note that something came."""
+        self.last = now
+        slot = self._place(now)
+        if slot == self._slot and self._slots:
+            return
+        passed = max(slot - self._slot, 1)
+        kept = self._keep**passed
+        self._slots = self._slots * kept + (1.0 - kept) / (1.0 - self._keep)
+        self._busy = self._busy * kept + 1.0
+        self._slot = slot
+
+    @property
+    def habit(self) -> float:
+        """By how much each further slot of silence is a surprise: -log of its probability."""
+        return -log(1.0 - min(self._busy / (self._slots + 1.0), _MOST_BUSY))
+
+    def surprise(self, now: float) -> float:
+        """Return how unlikely the present silence is for this host: -log of its probability."""
+        return (now - self.last) / self._seconds * self.habit
+
+    def patience(self, surprise: float) -> float:
+        """Return the seconds of silence after which it is so unlikely."""
+        return surprise / self.habit * self._seconds if self.habit > 0.0 else inf
+
+    def _place(self, now: float) -> int:
+        return int(now / self._seconds)
+
+
 class Intake(Protocol):
     """Takes the frames of one connection; `pipeline.FrameIntake` and `labels.LabelIntake` do."""
 
@@ -104,6 +157,7 @@ class Feed:
     initial: InitialCursor
     timeouts: Timeouts
     tls: ssl.SSLContext | None = None
+    proxy: Proxy | None = None
 
 
 class Follower:
@@ -127,11 +181,14 @@ class Follower:
         self._metrics = metrics
         self._log = ThrottledLog(_log)
         self._cursor_is_loaded = False
-        self._connected_at: float | None = None
+        self.connected_at: float | None = None  # of the present or last connection
         self.connected = False
         self.was_connected = trio.Event()
         self.attempted = trio.Event()  # set when the first attempt has succeeded or failed
         self.heard_at = trio.current_time()  # of the last frame, or of when it was first tried
+        self._idle = feed.timeouts.idle
+        self.arrivals = Arrivals((self._idle or _DEFAULT_IDLE) / _SLOTS, self.heard_at)
+        self._silent = 0  # connections in a row over which nothing came
         self.ended: DisconnectedError | None = None  # why the last connection ended
 
     async def run(self, stopping: trio.Event) -> None:
@@ -142,6 +199,20 @@ class Follower:
             # An open socket is closed with a close frame; an attempt to connect is cancelled.
             goodbye = self.feed.timeouts.close + 1.0 if self.connected else 0.0
             following.cancel_scope.deadline = trio.current_time() + goodbye
+
+    def _patience(self) -> float | None:
+        """Return how long to wait for a frame before another connection may be better.
+
+        A host that answers pings and says nothing is left alone where that is its habit. One that
+        has said nothing since we know it is asked less and less often.
+        """
+        if self._idle is None:
+            return None
+        least, most = self._idle, self._idle * _MOST_IDLE
+        usual = self.arrivals.patience(RELAY_STALLED.least)
+        if usual == inf:
+            usual = least * 2.0 ** min(self._silent + 1, 10)
+        return min(max(usual, least), most)
 
     def report_counts(self) -> None:
         """Add the counters to the metrics, also of frames that were decided after the last read."""
@@ -158,8 +229,8 @@ class Follower:
                 await self.writer.flush()
             if ended.reason in _ON_PURPOSE:
                 continue
-            if self._connected_at is not None:
-                backoff = backoff.worked(self._connected_at)
+            if self.connected_at is not None:
+                backoff = backoff.worked(self.connected_at)
             backoff, wait = backoff.failed(trio.current_time())
             if ended.reason is DisconnectReason.FUTURE_CURSOR:
                 await self._wait_for_operator()
@@ -181,7 +252,7 @@ class Follower:
 
     async def _load_cursor(self) -> DisconnectedError | None:
         """Load the stored cursor unless that was done; return why it is of no use, if so."""
-        self._connected_at = None
+        self.connected_at = None
         if self._cursor_is_loaded and not self.cursor.moved.is_set():
             return None
         try:
@@ -202,9 +273,15 @@ class Follower:
             self._converter.time_before = cursor.position.time
         try:
             async with subscribe(
-                feed.endpoint, feed.nsid, position, timeouts=feed.timeouts, ssl_context=feed.tls
+                feed.endpoint,
+                feed.nsid,
+                position,
+                timeouts=feed.timeouts,
+                ssl_context=feed.tls,
+                proxy=feed.proxy,
             ) as subscription:
                 with self._connection(position):
+                    subscription.idle = self._patience()
                     return await self._read_until_ended(subscription, SeqGate(seen), stopping)
         except DisconnectedError as error:
             return error
@@ -242,7 +319,10 @@ class Follower:
         ignored = skipped = 0
         while True:
             messages = await subscription.receive()
+            self._silent = 0
             self.heard_at = trio.current_time()
+            self.arrivals.observe(self.heard_at)
+            subscription.idle = self._patience()
             try:
                 await intake.take(messages)
             except StoreError as error:  # the frames are read again from the cursor
@@ -292,7 +372,7 @@ class Follower:
         """Show in the metrics that a socket is open."""
         _log.info("connected", extra={**self._where(), "from": "now" if position is None
                                       else position})  # fmt: skip
-        self._connected_at = trio.current_time()
+        self.connected_at = trio.current_time()
         self._converter.ended = None
         self._metrics.connections.inc()
         self.connected = True
@@ -308,6 +388,7 @@ class Follower:
     def _note_end(self, ended: DisconnectedError) -> None:
         self.attempted.set()
         self.ended = ended
+        self._silent += ended.reason is DisconnectReason.IDLE
         self.report_counts()
         self._metrics.disconnects.labels(ended.reason.value).inc()
         extra: dict[str, str | int | None] = {

@@ -13,6 +13,7 @@ https://atproto.com/specs/label#signatures
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import partial
 from typing import Any
 
 import trio
@@ -33,6 +34,7 @@ from rsky_pipeline.ingester.frames import (
 from rsky_pipeline.ingester.sequence import SeqGate
 from rsky_pipeline.ingester.writer import FrameSink
 from rsky_pipeline.network.directory import IdentityNotFoundError, IdentityUnavailableError
+from rsky_pipeline.runtime.shared_tasks import SharedTasks
 from rsky_pipeline.streams.append import Entry
 from rsky_pipeline.streams.event import LABELS_FIELD, encode_labels
 from rsky_pipeline.streams.names import LABEL_LIVE
@@ -166,14 +168,17 @@ class LabelSignatureCheck:
     """Checks labels; `require` refuses also those that can neither be proven nor refuted."""
 
     def __init__(
-        self, directory: KeyDirectory, mode: LabelSignatures, converter: FrameConverter
-    ) -> None:
+        self, directory: KeyDirectory, mode: LabelSignatures, converter: FrameConverter,
+        nursery: trio.Nursery | None = None,
+    ) -> None:  # fmt: skip
         self._directory = directory
         self._written = {LabelStatus.VALID}
         if mode == "check":
             self._written |= {LabelStatus.UNSIGNED, LabelStatus.NO_KEY, LabelStatus.UNVERIFIED}
         self._counters = converter.counters
         self._boundary = converter.boundary
+        # They belong to the account: a connection that ends does not end them.
+        self._lookups: SharedTasks[DidDocument] = SharedTasks(nursery)
 
     async def sift(self, message: LabelsMessage) -> Sifted:
         """Leave out labels that must not be written. Malformed ones stay: conversion drops them."""
@@ -212,6 +217,9 @@ class LabelSignatureCheck:
         return LabelStatus.VALID if label.verify(document.label_key) else LabelStatus.FORGED
 
     async def _resolve(self, did: str, *, force: bool) -> DidDocument:
+        return await self._lookups.call((did, force), partial(self._look_up, did, force))
+
+    async def _look_up(self, did: str, force: bool) -> DidDocument:
         tries, give_up_at = 0, trio.current_time() + PATIENCE_SECONDS
         while True:
             try:

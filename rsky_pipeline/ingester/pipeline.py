@@ -86,6 +86,7 @@ _log = logging.getLogger(__name__)
 _UPDATES = (CommitMessage, SyncMessage)
 _WITH_STATE = (*_UPDATES, AccountMessage)
 _BATCH_FRAMES = 64  # between which other tasks run
+STRANGERS_PER_MINUTE = 300  # commits of accounts that the directory does not know
 _WORTH_A_THREAD = 16  # signatures; a hop costs as much as two to six
 
 
@@ -97,6 +98,7 @@ class SharedState:
     dedup: RelayDedup
     resyncs: Resyncs
     discovery: Discovery = field(default_factory=lambda: Discovery(0))
+    strangers: Discovery = field(default_factory=lambda: Discovery(STRANGERS_PER_MINUTE))
 
     def dropped(self) -> None:
         """Forget all: it has dropped commits as taken over, which their hosts send again."""
@@ -362,10 +364,7 @@ class Admission:
         if frame.status is not None and frame.status is not SignatureStatus.VALID:
             frame.clear()
             if frame.status is SignatureStatus.NO_ACCOUNT:
-                self._log.warning(
-                    "skipped a commit of an account that does not exist",
-                    host=self._relay, did=update.did,
-                )  # fmt: skip
+                self._admit_stranger(frame, update)
             else:
                 forged = frame.status is SignatureStatus.FORGED
                 reason = FetchReason.FORGED if forged else FetchReason.UNVERIFIED
@@ -529,6 +528,22 @@ class Admission:
             self._queue(frame, did, "", FetchReason.REACTIVATED, ())
         if is_inactive(state) == active:
             frame.state = self.states.set(did, with_activity(state, active))
+
+    def _admit_stranger(self, frame: PendingFrame, update: RepoUpdate) -> None:
+        """Have the repo of an account fetched that the directory does not know, or not yet.
+
+        Anybody can make up accounts, so there is a limit on them all; a dead letter names the
+        commits beyond it.
+        """
+        self._log.warning(
+            "commit of an account that does not exist yet", host=self._relay, did=update.did
+        )
+        if self._shared.strangers.admits(self._clock()):
+            self._resync(frame, update, FetchReason.UNVERIFIED, update.ops)
+            return
+        commit = f"{update.did} at {tid_text(update.rev)}"
+        for entry in self._converter.keep_raw(b"", "no_account", commit):
+            frame.add(entry)
 
 
 class ReorderBuffer:

@@ -28,6 +28,7 @@ from rsky_pipeline.streams.names import FIREHOSE_LIVE, LABEL_LIVE, REPO_BACKFILL
 
 _log = logging.getLogger(__name__)
 _HEALTH_SECONDS = 1.0
+STANDS_AFTER_SECONDS = 5.0  # a connection that ended sooner was none, for all that is known
 _WATCH_SECONDS = 5.0
 # How long the roles that consume our streams wait for a relay to answer. They have work to do
 # without one, and a relay may be away for hours.
@@ -99,6 +100,7 @@ class Reporter:
             while True:
                 for follower, _ in self._feeds:
                     follower.report_counts()
+                    self._note_connected(follower)
                 self._report_states()
                 batches = self._note_progress(writing, batches)
                 written, now = self._written(), trio.current_time()
@@ -136,6 +138,12 @@ class Reporter:
         if not stuck:
             writing.progress()
         return counts
+
+    def _note_connected(self, follower: Follower) -> None:
+        """Count the seconds of a connection that stands, though its host may say nothing."""
+        since = follower.connected_at if follower.connected else None
+        if since is not None and trio.current_time() - since >= STANDS_AFTER_SECONDS:
+            self._metrics.connected_seconds.labels(follower.feed.endpoint.key).inc()
 
     def _report_states(self) -> None:
         states = self._shared.states
@@ -194,15 +202,21 @@ class Reporter:
 
 
 def relay_problem(follower: Follower, behind: float, now: float) -> str | None:
-    """Return the problem of a relay in words, None if it has none. Times are monotonic seconds."""
-    quiet = now - follower.heard_at
-    if follower.ended is not None and follower.ended.reason is DisconnectReason.FUTURE_CURSOR:
+    """Return the problem of a relay in words, None if it has none. Times are monotonic seconds.
+
+    A relay that answers pings and says nothing has one only if it was busy before.
+    """
+    arrivals, ended = follower.arrivals, follower.ended
+    if ended is not None and ended.reason is DisconnectReason.FUTURE_CURSOR:
         return f"the stored cursor {follower.cursor.stored} does not fit it: {follower.advice}"
-    if not follower.connected and RELAY_STALLED.verdict(quiet) == "warn":
-        why = "" if follower.ended is None else f": {follower.ended.detail}"
-        return f"not connected for {quiet:.0f} s{why}"
-    if RELAY_STALLED.verdict(quiet) == "warn":
-        return f"silent for {quiet:.0f} s"
+    away = now - follower.heard_at
+    if not follower.connected and RELAY_STALLED.verdict(away) == "warn":
+        why = "" if ended is None else f": {ended.detail}"
+        return f"not connected for {away:.0f} s{why}"
+    silent = now - arrivals.last
+    unusual = arrivals.surprise(now) >= RELAY_STALLED.least
+    if unusual and RELAY_STALLED.verdict(silent) == "warn":
+        return f"silent for {silent:.0f} s, though it is usually busy"
     if RELAY_STALLED.verdict(behind) == "warn":
         return f"{behind:.0f} s behind the leading relay"
     return None

@@ -34,6 +34,7 @@ from rsky_pipeline.ingester.writer import BatchRule, SourceCursor, Writer
 from rsky_pipeline.network.directory import Directory
 from rsky_pipeline.network.http import HttpClient
 from rsky_pipeline.network.listing import Pace, list_repos, list_repos_by_collection
+from rsky_pipeline.network.plc_export import PlcExport
 from rsky_pipeline.network.subscription import DisconnectReason, Timeouts
 from rsky_pipeline.observability.ingester import IngesterMetrics
 from rsky_pipeline.observability.streams import StreamMetrics
@@ -101,9 +102,15 @@ async def run(context: WorkerContext) -> None:
     self_check = SelfCheck(context.registry, "ingester", settings, STREAMS)
     async with AsyncExitStack() as stack:
         http = await stack.enter_async_context(
-            HttpClient(allow_private=settings.allow_private_hosts, boundary=_boundary(metrics))
+            HttpClient(
+                allow_private=settings.allow_private_hosts,
+                boundary=_boundary(metrics),
+                proxy=settings.proxy,
+            )
         )
-        builder = _Builder(context, stack, http, metrics, [*relays, *labelers])
+        lookups = await stack.enter_async_context(trio.open_nursery())
+        stack.callback(lookups.cancel_scope.cancel)
+        builder = _Builder(context, stack, http, metrics, [*relays, *labelers], lookups)
         parts = builder.build(relays, labelers)
         watching = builder.link("watch", lambda _: stream_metrics.errors.inc())
         await watching.retry(Store.ping, until=context.stopping)
@@ -123,6 +130,9 @@ async def run(context: WorkerContext) -> None:
             if parts.relays and settings.database_url is not None:
                 repair = builder.gap_repair()
                 services.start_soon(partial(repair.watch, relays, repair=settings.repair_gaps))
+            if settings.follow_plc_export:
+                export = PlcExport(http, settings.plc_url, parts.verifier.forget)
+                services.start_soon(export.run)
             services.start_soon(report_ready, context, [follower for follower, _ in parts.relays])
             await _run_all(context, parts)
             services.cancel_scope.cancel()
@@ -156,8 +166,11 @@ class _Builder:
         http: HttpClient,
         metrics: IngesterMetrics,
         endpoints: Sequence[Endpoint],
+        lookups: trio.Nursery,
     ) -> None:
+        """Look-ups of accounts run in the nursery, whatever becomes of connections."""
         self._context = context
+        self._lookups = lookups
         self._settings = context.settings
         self._stack = stack
         self._http = http
@@ -169,6 +182,7 @@ class _Builder:
         self._directory = Directory(
             http, self._settings.plc_url, allow_private=self._settings.allow_private_hosts,
             max_cached=MAX_KEYS, forced_pause=FORCED_PAUSE_SECONDS,
+            fresh_seconds=self._settings.identity_cache_seconds,
         )  # fmt: skip
         self._rule = BatchRule(
             max_events=self._settings.ingester_batch_size,
@@ -214,7 +228,14 @@ class _Builder:
                 self.letters, verify=settings.verify,
             )  # fmt: skip
             timeouts = Timeouts(idle=float(settings.ingester_idle_timeout_seconds))
-            feed = Feed(endpoint, SUBSCRIBE_REPOS, settings.initial_cursor, timeouts, self._tls)
+            feed = Feed(
+                endpoint,
+                SUBSCRIBE_REPOS,
+                settings.initial_cursor,
+                timeouts,
+                self._tls,
+                settings.proxy,
+            )
             report = FeedReport(FIREHOSE_LIVE, endpoint.key, self._metrics, self.letters)
             cursor = writer.cursor(cursor_key(FIREHOSE_LIVE, endpoint.key), report.observe)
             admission = Admission(endpoint.key, converter, parts.shared)
@@ -247,12 +268,14 @@ class _Builder:
         parts.writers.append(writer)
         # A labeler may be silent for days; its answers to pings show that it lives.
         timeouts = Timeouts(idle=None, max_queued_bytes=_LABEL_QUEUE_BYTES)
-        feed = Feed(endpoint, SUBSCRIBE_LABELS, "oldest", timeouts, self._tls)
+        feed = Feed(endpoint, SUBSCRIBE_LABELS, "oldest", timeouts, self._tls, self._settings.proxy)
         report = FeedReport(LABEL_LIVE, host, self._metrics, self.label_letters)
         cursor = writer.cursor(cursor_key(LABEL_LIVE, host), report.observe)
         converter = LabelConverter(host, FrameCounters(of_labeler=True), self.label_letters)
         mode = self._settings.label_signatures
-        check = None if mode == "none" else LabelSignatureCheck(self._directory, mode, converter)
+        check = None
+        if mode != "none":
+            check = LabelSignatureCheck(self._directory, mode, converter, self._lookups)
         follower = Follower(
             feed, converter, cursor,
             self._pressure(MAX_EVENTS // count, MAX_LABEL_BYTES // count), self._metrics,
@@ -300,7 +323,7 @@ class _Builder:
         changes = self._metrics.key_changes
         return SignatureVerifier(
             self._directory, lambda how: changes.labels(how).inc(),
-            _boundary(self._metrics),
+            _boundary(self._metrics), self._lookups, self._settings.identity_cache_seconds,
         )  # fmt: skip
 
     def _enumerators(self, endpoint: Endpoint) -> list[Enumerator]:

@@ -145,8 +145,8 @@ class SeqGate:
 
 GAP_FIELD = b"gap"
 MAX_SEQ_STEP = 1_000_000_000  # between two events; a month of the busiest day so far
-# Relays send many events a second, and a stored cursor is continued with the event after it. Time
-# that is missing there was not sent, unless the network was silent.
+# A stored cursor is continued with the event after it. Where numbers are missing and so much time,
+# events were not sent; a host without events for so long goes on with the next number.
 MAX_TIME_STEP = 900.0
 
 GapKind = Literal["outdated_cursor", "seq_jump", "time_jump", "cursor_set"]
@@ -199,7 +199,7 @@ class GapWatch:
             return "outdated_cursor"
         if step > MAX_SEQ_STEP:
             return "seq_jump"
-        if self._first and self._time is not None and time is not None:
+        if self._first and step > 1 and self._time is not None and time is not None:
             before, now = timestamp(self._time), timestamp(time)
             if before is not None and now is not None and now - before > MAX_TIME_STEP:
                 return "time_jump"

@@ -6,7 +6,8 @@ Everything has bounds: time, bytes, redirects, addresses.
 
 - `subscription`: one WebSocket stream, with a reader and a heartbeat task for each connection;
   `frame_socket` is its socket.
-- `http`: the HTTP client of all roles; `pool` decides which addresses it may connect to.
+- `http`: the HTTP client of all roles, over the connections of `pool`.
+- `connect`: from a host to a TCP connection, for both; which addresses may be connected to.
 - `listing`: every list of repos; `repositories`: one repo; `directory`: DID documents, with a
   cache; `handles`: from a handle to its DID.
 

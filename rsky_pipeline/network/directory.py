@@ -15,8 +15,9 @@ from rsky_pipeline.network.http import HttpClient, HttpError
 
 MAX_CACHED = 200_000
 FRESH_SECONDS = 24 * 3600.0
-MISSING_SECONDS = 300.0
-FORCED_PAUSE_SECONDS = 60.0  # a forced look-up of one DID is repeated no sooner
+# A forced look-up of one DID is repeated no sooner; nor is any look-up of one that was not found.
+# That answer holds no longer, since mirrors lag behind exactly when an account is born.
+FORCED_PAUSE_SECONDS = 60.0
 MAX_DOCUMENT = 256 * 1024
 MAX_FAILING = 10_000  # accounts whose failures are remembered
 ALONE_SECONDS = 60.0  # of failures for one account, while the directory answers for others
@@ -68,12 +69,14 @@ class Directory:
         allow_private: bool = False,
         max_cached: int = MAX_CACHED,
         forced_pause: float = FORCED_PAUSE_SECONDS,
+        fresh_seconds: float = FRESH_SECONDS,
     ) -> None:
         self._http = http
         self._plc = parse_endpoint(plc_url)
         self._allow_private = allow_private
         self._max_cached = max_cached  # accounts, of about 900 bytes each
         self.forced_pause = forced_pause
+        self._fresh_seconds = fresh_seconds
         self._cache: OrderedDict[str, _Cached] = OrderedDict()
         self._running: dict[str, trio.Event] = {}
         self._answers = 0  # documents that the PLC directory has served
@@ -129,9 +132,9 @@ class Directory:
 
     def _usable(self, cached: _Cached, force: bool) -> bool:
         age = time.monotonic() - cached.fetched
-        if force:
+        if force or cached.document is None:
             return age < self.forced_pause
-        return age < (MISSING_SECONDS if cached.document is None else FRESH_SECONDS)
+        return age < self._fresh_seconds
 
     async def _fetch(self, did: str) -> DidDocument | None:
         url, trusted = self._url(did)

@@ -15,12 +15,13 @@ import trio
 
 from rsky_pipeline.atproto.syntax import is_did, is_handle
 from rsky_pipeline.configuration.endpoints import parse_endpoint
+from rsky_pipeline.network.body import read_text
+from rsky_pipeline.network.connect import is_public_name
 from rsky_pipeline.network.http import HttpClient, HttpError
-from rsky_pipeline.network.pool import is_public_name
 
 DNS_SECONDS = 5.0
 HTTP_SECONDS = 10.0
-MAX_DOCUMENT = 2_048
+MAX_DOCUMENT = 65_536
 _PREFIX = "did="
 _NO_ANSWER = (dns.resolver.NXDOMAIN, dns.resolver.NoAnswer, dns.resolver.YXDOMAIN)
 
@@ -86,7 +87,8 @@ class Handles:
             if unknown or failure.status >= 500 or failure.status == 429:
                 raise HandleUnavailableError(str(failure)) from failure
             return None
-        text = body.decode("utf-8", "replace").strip()
+        # Of a document with more lines the first one counts, as for the official services.
+        text = read_text(body).lstrip().partition("\n")[0].strip()
         return text if is_did(text) else None
 
     async def _ask_resolver(self, handle: str) -> str | None:

@@ -1,8 +1,8 @@
 """HTTP with everything bounded: addresses, redirects, bytes, silence and total time.
 
-Hosts come from DID documents that strangers wrote, and are connected to only where `pool` allows
-it. Endpoints that the operator configured are trusted. `HttpClient` is the one client of all roles:
-whatever goes wrong with a request is an HttpError.
+Hosts come from DID documents that strangers wrote, and are connected to only where `connect`
+allows it. Endpoints that the operator configured are trusted. `HttpClient` is the one client of all
+roles: whatever goes wrong with a request is an HttpError.
 
 Servers state their rate limits in headers: `ratelimit-limit`, `-remaining` and `-reset` (Unix
 seconds; in the drafts of the IETF seconds from now), newer ones in one `ratelimit` field with `r`
@@ -16,20 +16,18 @@ from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
+from itertools import chain
 from typing import Any, Literal
 from urllib.parse import urljoin, urlsplit
 
 import httpcore
-import orjson
 import trio
 
-from rsky_pipeline.network.pool import (
-    ClientResponse,
-    ConnectionPool,
-    ForbiddenAddressError,
-    InvalidUrlError,
-    parse_url,
-)
+from rsky_pipeline.configuration.endpoints import normal_host
+from rsky_pipeline.configuration.proxy import Proxy
+from rsky_pipeline.network.body import BodyDecoder, BodyError, read_json
+from rsky_pipeline.network.connect import ForbiddenAddressError
+from rsky_pipeline.network.pool import ClientResponse, ConnectionPool, InvalidUrlError, parse_url
 from rsky_pipeline.runtime.boundary import Boundary
 from rsky_pipeline.runtime.errors import described, printable
 
@@ -41,6 +39,7 @@ LONGEST_SECONDS = 3_600.0  # of a pause, whatever a host asks for
 _EPOCH_FROM = 1_000_000_000  # a larger reset is an instant, not a duration
 _FIELD = re.compile(r"(?:^|;)\s*([rt])=(\d{1,12})\b")
 _MAX_MESSAGE = 1_000
+_SUCCESS = frozenset({200, 203})  # 203: a proxy on the way changed something
 _BROKEN = (httpcore.NetworkError, httpcore.ProtocolError)
 FailureKind = Literal[
     "unreachable", "timeout", "too_slow", "status", "too_big", "forbidden", "malformed",
@@ -61,6 +60,8 @@ class HttpError(Exception):
 
     `status` and `code` (the XRPC error name) are set for `kind` "status"; `retry_after` is in
     seconds, where the server asked for a pause, and `limit` is the rate limit that it stated.
+    `misled`: what is "forbidden" is not the URL, but where its host led: by a redirect, or since
+    its name has no public address at the moment.
     """
 
     def __init__(
@@ -72,9 +73,11 @@ class HttpError(Exception):
         code: str = "",
         retry_after: float | None = None,
         limit: RateLimit | None = None,
+        misled: bool = False,
     ) -> None:
         super().__init__(printable(message[:_MAX_MESSAGE]))  # most of it may be a stranger's
         self.kind = kind
+        self.misled = misled
         self.status = status
         self.code = code
         self.retry_after = retry_after
@@ -108,19 +111,28 @@ class HttpClient:
     def __init__(
         self, *, allow_private: bool, silence_seconds: float = 60.0,
         max_connections: int = MAX_CONNECTIONS, boundary: Boundary | None = None,
+        proxy: Proxy | None = None,
     ) -> None:  # fmt: skip
         self._boundary = boundary or Boundary()
         self._allow_private = allow_private
         self._silence_seconds = silence_seconds
         context = ssl.create_default_context()
         self._trusted = ConnectionPool(
-            context, guarded=False, silence_seconds=silence_seconds, most=max_connections
+            context,
+            guarded=False,
+            silence_seconds=silence_seconds,
+            most=max_connections,
+            proxy=proxy,
         )
         self._guarded = (
             self._trusted
             if allow_private
             else ConnectionPool(
-                context, guarded=True, silence_seconds=silence_seconds, most=max_connections
+                context,
+                guarded=True,
+                silence_seconds=silence_seconds,
+                most=max_connections,
+                proxy=proxy,
             )
         )
 
@@ -141,15 +153,21 @@ class HttpClient:
         self, url: str, *, max_bytes: int, total_seconds: float, trusted: bool = False,
         min_rate: float = 0.0, stay: bool = False,
     ) -> AsyncIterator[Download]:  # fmt: skip
-        """Open a response of status 200, following redirects; raises HttpError.
+        """Open a successful response, following redirects; raises HttpError.
 
-        `max_bytes` bounds the body, `total_seconds` everything, and the body must come with
-        `min_rate` bytes a second, over the silence that is allowed. `trusted` is for endpoints
+        `max_bytes` bounds the body, as sent and as decompressed, `total_seconds` everything. The
+        body must begin within the silence that is allowed, however its head is sent, redirects
+        included, and come with `min_rate` bytes a second over that time. `trusted` is for endpoints
         that the operator configured. With `stay` a redirect to another host raises RedirectError.
         """
         window = _Window(min_rate, self._silence_seconds)
         with trio.move_on_after(total_seconds) as scope:
-            response = await self._open(url, max_bytes, trusted, stay)
+            try:
+                with trio.fail_after(self._silence_seconds):
+                    response = await self._open(url, max_bytes, trusted, stay)
+            except trio.TooSlowError as error:
+                message = f"{_host(url)} did not answer within {self._silence_seconds:g} s"
+                raise HttpError("timeout", message) from error
             try:
                 async with aclosing(self._bounded(response, max_bytes, window)) as chunks:
                     yield Download(response.url, response.headers, chunks)
@@ -167,8 +185,8 @@ class HttpClient:
             url, max_bytes=max_bytes, total_seconds=total_seconds, trusted=trusted
         )
         try:
-            return orjson.loads(body)
-        except orjson.JSONDecodeError as error:
+            return read_json(body)
+        except ValueError as error:
             raise HttpError("malformed", f"{url} does not answer with JSON") from error
 
     async def get_bytes(
@@ -184,7 +202,7 @@ class HttpClient:
         return bytes(body)
 
     async def _open(self, url: str, max_bytes: int, trusted: bool, stay: bool) -> ClientResponse:
-        """Return a response of status 200. Raises HttpError and RedirectError."""
+        """Return a successful response. Raises HttpError and RedirectError."""
         try:
             response = await self._follow(url, trusted, stay)
         except (HttpError, RedirectError):
@@ -198,10 +216,14 @@ class HttpClient:
         return response
 
     async def _follow(self, url: str, trusted: bool, stay: bool) -> ClientResponse:
-        for _ in range(MAX_REDIRECTS + 1):
-            self._check_scheme(url, trusted)
-            response = await _send(self._trusted if trusted else self._guarded, url)
-            if response.status == 200:
+        self._check_scheme(url, trusted)
+        for hop in range(MAX_REDIRECTS + 1):
+            try:
+                response = await _send(self._trusted if trusted else self._guarded, url)
+            except HttpError as error:
+                error.misled |= hop > 0
+                raise
+            if response.status in _SUCCESS:
                 return response
             try:
                 if response.location is None:
@@ -209,36 +231,44 @@ class HttpClient:
                 target = redirect_target(url, response.location)
             finally:
                 await self._close(response)
-            same_host = urlsplit(target).netloc == urlsplit(url).netloc
-            if stay and not same_host:
-                raise RedirectError(target)
+            same_host = _origin(target) == _origin(url)
             # Wherever a trusted server sends us, it is no longer the operator's choice.
             trusted = trusted and same_host
+            self._check_scheme(target, trusted, misled=True)
+            if stay and not same_host:
+                raise RedirectError(target)
             url = target
-        raise HttpError("forbidden", f"more than {MAX_REDIRECTS} redirects, the last to {url}")
+        message = f"more than {MAX_REDIRECTS} redirects, the last to {url}"
+        raise HttpError("forbidden", message, misled=True)
 
-    def _check_scheme(self, url: str, trusted: bool) -> None:
+    def _check_scheme(self, url: str, trusted: bool, *, misled: bool = False) -> None:
         scheme = url.partition(":")[0].lower()
         if scheme != "https" and not (scheme == "http" and (trusted or self._allow_private)):
-            raise HttpError("forbidden", f"{url[:200]} is not https")
+            raise HttpError("forbidden", f"{url[:200]} is not https", misled=misled)
 
     async def _bounded(
         self, response: ClientResponse, max_bytes: int, window: "_Window | None" = None
     ) -> AsyncGenerator[bytes, None]:
-        total = 0
-        if response.headers.get("content-encoding", "identity") != "identity":
-            raise HttpError("malformed", f"{response.url} compresses although asked not to")
+        """Yield the body, decompressed, in time and in bounds. Raises HttpError."""
+        received = total = 0
         try:
+            decoder = BodyDecoder(response.headers.get("content-encoding", ""))
             asked = trio.current_time()
             async for chunk in response.chunks():
-                total += len(chunk)
+                received += len(chunk)
                 waited = trio.current_time() - asked
                 if window is not None and window.too_slow(waited, len(chunk)):
                     raise HttpError("too_slow", f"{response.url} sends too slowly")
-                if total > max_bytes:
-                    raise HttpError("too_big", f"{response.url} sends more than {max_bytes} bytes")
-                yield chunk
+                for piece in chain(decoder.feed(chunk), (b"",)):
+                    total += len(piece)
+                    if max(total, received) > max_bytes:
+                        message = f"{response.url} sends more than {max_bytes} bytes"
+                        raise HttpError("too_big", message)
+                    if piece:
+                        yield piece
                 asked = trio.current_time()
+        except BodyError as error:
+            raise HttpError("malformed", f"{response.url}: {error}") from error
         except HttpError:
             raise
         except httpcore.TimeoutException as error:
@@ -249,13 +279,13 @@ class HttpClient:
             raise self._internal(error, response.url) from error
 
     async def _refusal(self, response: ClientResponse) -> HttpError:
-        """Read the body and headers of a status other than 200."""
+        """Read the body and headers of a refusal."""
         body = bytearray()
         try:
             async for chunk in self._bounded(response, MAX_ERROR_BODY):
                 body += chunk
-            document = orjson.loads(bytes(body))
-        except (HttpError, orjson.JSONDecodeError):
+            document = read_json(bytes(body))
+        except (HttpError, ValueError):
             document = None  # an HTML page or a cut-off body adds nothing to the status
         code = document.get("error") if isinstance(document, dict) else None
         now = time.time()
@@ -284,7 +314,7 @@ async def _send(pool: ConnectionPool, url: str) -> ClientResponse:
     try:
         return await pool.get(url)
     except ForbiddenAddressError as error:
-        raise HttpError("forbidden", str(error)) from error
+        raise HttpError("forbidden", str(error), misled=error.resolved) from error
     except httpcore.TimeoutException as error:
         raise HttpError("timeout", f"{_host(url)} does not answer") from error
     except (*_BROKEN, InvalidUrlError, OSError) as error:  # ssl.SSLError is an OSError
@@ -298,17 +328,25 @@ def _host(url: str) -> str:
         return url[:200]
 
 
+def _origin(url: str) -> tuple[str, str, int | None]:
+    """Return scheme, host and port of a URL, each in its one spelling."""
+    parts = urlsplit(url)
+    port = parts.port or {"http": 80, "https": 443}.get(parts.scheme)
+    return parts.scheme, normal_host(parts.hostname or "") or "", port
+
+
 def redirect_target(url: str, location: str) -> str:
     """Return where a redirect leads. Raises HttpError if it is no web server: the host's fault."""
     try:
-        target = urljoin(url, location)
+        target = urljoin(url, location.strip())
         scheme = urlsplit(target).scheme
         if scheme in {"http", "https"}:
             parse_url(target)
     except ValueError as error:  # InvalidUrlError is one
         raise HttpError("malformed", f"{url} redirects to {location[:200]!r}") from error
     if scheme not in {"http", "https"}:
-        raise HttpError("forbidden", f"{url} redirects to {location[:200]!r}, which is not https")
+        message = f"{url} redirects to {location[:200]!r}, which is not https"
+        raise HttpError("forbidden", message, misled=True)
     return target
 
 

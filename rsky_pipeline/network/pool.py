@@ -1,13 +1,8 @@
-"""A pool of connections, and which hosts and addresses it may connect to.
+"""A pool of HTTP connections, and the requests that are sent over them."""
 
-Hosts come from DID documents that strangers wrote, who must not send us to machines of the
-operator's own network. A guarded pool resolves names here, checks every address, and connects to
-the address that it has checked, so that a second look-up (DNS rebinding) cannot lead elsewhere.
-"""
-
-import ipaddress
 import ssl
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote, urlsplit
@@ -16,27 +11,13 @@ import httpcore
 import trio
 
 from rsky_pipeline import __version__
-from rsky_pipeline.configuration.endpoints import is_dns_name, normal_host
-
-# Top-level names that never lead to a public host (RFC 6761, 6762, 7686, 8375, ICANN's .internal).
-_SPECIAL_TOP_LEVEL = frozenset(
-    {"alt", "arpa", "example", "home", "internal", "invalid", "lan", "local", "localdomain",
-     "localhost", "onion", "test"}
-)  # fmt: skip
-# Of IPv6 only global unicast is public; these parts of it are not, or hide an IPv4 address
-# (IANA special-purpose registry; 6to4 and Teredo could tunnel to a private host).
-_IPV6_PUBLIC = ipaddress.IPv6Network("2000::/3")
-_IPV6_EXCLUDED = tuple(
-    ipaddress.IPv6Network(text) for text in ("2001::/23", "2001:db8::/32", "2002::/16", "3fff::/20")
-)
-# Denied in addition to `is_global`, which differs between Python versions.
-_IPV4_EXCLUDED = tuple(
-    ipaddress.IPv4Network(text)
-    for text in ("0.0.0.0/8", "100.64.0.0/10", "192.0.0.0/24", "192.88.99.0/24", "224.0.0.0/3")
-)
+from rsky_pipeline.configuration.endpoints import normal_host
+from rsky_pipeline.configuration.proxy import Proxy
+from rsky_pipeline.network.connect import Connection, Dialer, ForbiddenAddressError, secured
 
 USER_AGENT = f"rsky-pipeline/{__version__}"
 CONNECT_SECONDS = 10.0
+MAX_HEAD = 256 * 1024  # bytes of an answer's head and of the interim answers before it
 MAX_IDLE_CONNECTIONS = 50
 IDLE_SECONDS = 5.0  # a host may close a connection at any time after that
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
@@ -47,19 +28,82 @@ _HEADERS = [
 _PLAIN = "%/:?#[]@!$&'()*+,;=~"
 
 
-class ForbiddenAddressError(OSError):
-    """A name leads to an address that strangers may not send us to."""
-
-
 class InvalidUrlError(ValueError):
     """A URL that no request can be sent to."""
 
 
-class _GuardedBackend(httpcore.AsyncNetworkBackend):
-    """Connects only to public addresses of public names."""
+class _Stream(httpcore.AsyncNetworkStream):
+    """A connection, whose peer can send no more than `MAX_HEAD` bytes before an answer begins.
 
-    def __init__(self) -> None:
-        self._backend = httpcore.TrioBackend()
+    The library reads interim responses (`100 Continue`) for as long as they come.
+    """
+
+    def __init__(self, stream: Connection) -> None:
+        self._stream = stream
+        self._received = 0  # since the last request
+        self.answered = False  # the head of the answer was read
+
+    async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:  # noqa: ASYNC109
+        with _translated(httpcore.ReadTimeout, httpcore.ReadError, timeout):
+            data = bytes(await self._stream.receive_some(max_bytes))
+        if not self.answered:
+            self._received += len(data)
+            if self._received > MAX_HEAD:
+                raise httpcore.RemoteProtocolError("the head of the answer has no end")
+        return data
+
+    async def write(self, buffer: bytes, timeout: float | None = None) -> None:  # noqa: ASYNC109
+        self._received, self.answered = 0, False
+        if buffer:
+            with _translated(httpcore.WriteTimeout, httpcore.WriteError, timeout):
+                await self._stream.send_all(buffer)
+
+    async def aclose(self) -> None:
+        await self._stream.aclose()
+
+    async def start_tls(
+        self,
+        ssl_context: ssl.SSLContext,
+        server_hostname: str | None = None,
+        timeout: float | None = None,  # noqa: ASYNC109
+    ) -> httpcore.AsyncNetworkStream:
+        with _translated(httpcore.ConnectTimeout, httpcore.ConnectError, timeout):
+            return _Stream(await secured(self._stream, server_hostname or "", ssl_context))
+
+    def get_extra_info(self, info: str) -> Any:
+        if info != "is_readable":  # the TLS object, for example: HTTP/2 is never offered
+            return None
+        # Asked of idle connections, to see whether their peer has closed them.
+        stream: trio.abc.Stream = self._stream
+        while isinstance(stream, trio.SSLStream):
+            stream = stream.transport_stream
+        assert isinstance(stream, trio.SocketStream)
+        return stream.socket.is_readable()
+
+
+@contextmanager
+def _translated(
+    late: type[Exception], broken: type[Exception], seconds: float | None
+) -> Iterator[None]:
+    """Limit the time of a step, and raise httpcore's exceptions for it."""
+    try:
+        with trio.fail_after(seconds or float("inf")):
+            yield
+    except trio.TooSlowError as error:
+        raise late("out of time") from error
+    except ForbiddenAddressError:
+        raise
+    except (trio.BrokenResourceError, trio.ClosedResourceError, OSError) as error:
+        raise broken(str(error.__cause__ or error)) from error
+
+
+class _Backend(httpcore.AsyncNetworkBackend):
+    """Connects by way of a `Dialer`."""
+
+    def __init__(self, dialer: Dialer, proxy: Proxy | None) -> None:
+        """The pool's own connections to the proxy are not connected through the proxy."""
+        self._dialer = dialer
+        self._proxy = proxy
 
     async def connect_tcp(
         self,
@@ -69,22 +113,11 @@ class _GuardedBackend(httpcore.AsyncNetworkBackend):
         local_address: str | None = None,
         socket_options: Iterable[Any] | None = None,
     ) -> httpcore.AsyncNetworkStream:
-        if not is_public_name(host):
-            raise ForbiddenAddressError(f"{host} is not the name of a public host")
-        found = await trio.socket.getaddrinfo(host, port, type=trio.socket.SOCK_STREAM)
-        addresses = list(dict.fromkeys(str(item[4][0]) for item in found))
-        for address in addresses:
-            if not is_public_address(address):
-                raise ForbiddenAddressError(f"{host} leads to {address}, which is not public")
-        last: Exception | None = None
-        for address in addresses[:4]:
-            try:
-                return await self._backend.connect_tcp(
-                    address, port, timeout, local_address, socket_options
-                )
-            except httpcore.ConnectError as error:
-                last = error
-        raise last or httpcore.ConnectError(f"{host} has no address")
+        with _translated(httpcore.ConnectTimeout, httpcore.ConnectError, timeout):
+            proxy = self._proxy
+            if proxy is not None and (host, port) == (proxy.endpoint.host, proxy.endpoint.port):
+                return _Stream(await self._dialer.open_proxy(proxy))
+            return _Stream(await self._dialer.open(host, port))
 
     async def sleep(self, seconds: float) -> None:
         await trio.sleep(seconds)
@@ -118,14 +151,17 @@ class ConnectionPool:
     """Connections to any number of hosts."""
 
     def __init__(
-        self, context: ssl.SSLContext, *, guarded: bool, silence_seconds: float, most: int
-    ) -> None:
+        self, context: ssl.SSLContext, *, guarded: bool, silence_seconds: float, most: int,
+        proxy: Proxy | None = None,
+    ) -> None:  # fmt: skip
+        # Only requests without TLS are sent to the proxy itself, and a guarded pool sends none.
+        self._proxy = None if guarded else proxy
         self._pool = httpcore.AsyncConnectionPool(
             ssl_context=context,
             max_connections=most,
             max_keepalive_connections=MAX_IDLE_CONNECTIONS,
             keepalive_expiry=IDLE_SECONDS,
-            network_backend=_GuardedBackend() if guarded else httpcore.TrioBackend(),
+            network_backend=_Backend(Dialer(guarded=guarded, proxy=proxy), self._proxy),
         )
         self._timeouts = {
             "connect": CONNECT_SECONDS, "read": silence_seconds, "write": silence_seconds,
@@ -137,18 +173,32 @@ class ConnectionPool:
         Raises InvalidUrlError, ForbiddenAddressError, OSError and httpcore's exceptions.
         """
         target, host = parse_url(url)
+        headers = [(b"Host", _host_header(target)), *_HEADERS]
         request = httpcore.Request(
             "GET",
-            target,
-            headers=[(b"Host", _host_header(target)), *_HEADERS],
+            self._route(target, headers),
+            headers=headers,
             extensions={"timeout": self._timeouts},
         )
         source = await self._pool.handle_async_request(request)
-        headers = {
+        received = {
             name.decode("ascii", "replace").lower(): value.decode("latin-1")
             for name, value in source.headers
         }
-        return ClientResponse(url, host, source.status, headers, source)
+        source.extensions["network_stream"].answered = True
+        return ClientResponse(url, host, source.status, received, source)
+
+    def _route(self, target: httpcore.URL, headers: list[tuple[bytes, bytes]]) -> httpcore.URL:
+        """Return where a request is sent: without TLS to the proxy (RFC 9112, 3.2.2)."""
+        proxy, port = self._proxy, target.port or 80
+        host = target.host.decode()
+        if proxy is None or target.scheme != b"http" or not proxy.serves(host, port):
+            return target
+        if proxy.authorization is not None:
+            headers.append((b"Proxy-Authorization", proxy.authorization.encode()))
+        return httpcore.URL(
+            scheme="http", host=proxy.endpoint.host, port=proxy.endpoint.port, target=bytes(target)
+        )
 
     async def aclose(self) -> None:
         """Close all connections."""
@@ -176,35 +226,3 @@ def _host_header(url: httpcore.URL) -> bytes:
     host = b"[%b]" % url.host if b":" in url.host else url.host
     usual = {b"http": 80, b"https": 443}[url.scheme]
     return host if url.port in {None, usual} else b"%b:%d" % (host, url.port)
-
-
-def parse_address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
-    """Return the address that `host` spells, or None if it is a name."""
-    try:
-        return ipaddress.ip_address(host)
-    except ValueError:
-        return None
-
-
-def is_public_address(address: str) -> bool:
-    """Return whether an IP address is a public unicast one, reachable by anybody."""
-    parsed = parse_address(address)
-    if isinstance(parsed, ipaddress.IPv6Address):
-        if parsed.ipv4_mapped is not None:
-            return is_public_address(str(parsed.ipv4_mapped))
-        excluded = any(parsed in network for network in _IPV6_EXCLUDED)
-        return parsed in _IPV6_PUBLIC and not excluded and parsed.scope_id is None
-    if parsed is None:
-        return False
-    return parsed.is_global and not any(parsed in network for network in _IPV4_EXCLUDED)
-
-
-def is_public_name(host: str) -> bool:
-    """Return whether `host` is a DNS name that can belong to a public server (no address, no
-    single label, no special-use top-level domain). A dot at its end is legal (RFC 1034, 3.1)."""
-    host = host.removesuffix(".")
-    if not is_dns_name(host) or "." not in host or parse_address(host) is not None:
-        return False
-    # A last label of digits would be read as an IPv4 address by some resolvers (0x7f.1, 127.1).
-    top = host.rpartition(".")[2]
-    return not top[0].isdigit() and top not in _SPECIAL_TOP_LEVEL

@@ -67,7 +67,10 @@ def _meaning(error: HttpError) -> tuple[Kind, str]:
             return "rate_limited", "rate_limited"
         if error.status in _RETRYABLE_STATUS or error.code == "RepoNotSynchronized":
             return "transient", "server_error"
-        return "transient", "refused"
+        # A service names its error; a page is from a proxy before it, and about the host.
+        return "transient", "refused" if error.code else "not_xrpc"
+    if error.kind == "forbidden" and error.misled:
+        return "transient", "misled"
     if error.kind in {"too_big", "forbidden"}:
         return "invalid", error.kind
     return "transient", error.kind

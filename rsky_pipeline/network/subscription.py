@@ -16,6 +16,8 @@ from wsproto.utilities import ProtocolError
 
 from rsky_pipeline import __version__
 from rsky_pipeline.configuration.endpoints import Endpoint
+from rsky_pipeline.configuration.proxy import Proxy
+from rsky_pipeline.network.connect import Dialer, secured
 from rsky_pipeline.network.frame_socket import FrameSocket
 from rsky_pipeline.runtime.boundary import Boundary
 from rsky_pipeline.runtime.errors import described, printable
@@ -86,6 +88,7 @@ class Subscription:
         self._host = host
         self._socket = socket
         self._timeouts = timeouts
+        self.idle = timeouts.idle  # as in `Timeouts`; may change while the connection stands
         self._ended: DisconnectedError | None = None
         self._reader_ended = False
 
@@ -109,10 +112,10 @@ class Subscription:
             if self._ended is not None:
                 raise self._ended
             self._socket.arrived = trio.Event()
-            with trio.move_on_after(self._timeouts.idle or float("inf")) as waiting:
+            with trio.move_on_after(self.idle or float("inf")) as waiting:
                 await self._socket.arrived.wait()
             if waiting.cancelled_caught and not _fired_late(waiting):
-                detail = f"nothing was received for {self._timeouts.idle:g} s"
+                detail = f"nothing was received for {self.idle:.0f} s"
                 self._end(DisconnectReason.IDLE, detail)
         return messages
 
@@ -189,6 +192,7 @@ async def subscribe(
     *,
     timeouts: Timeouts = DEFAULT_TIMEOUTS,
     ssl_context: ssl.SSLContext | None = None,
+    proxy: Proxy | None = None,
 ) -> AsyncIterator[Subscription]:
     """Open a subscription; `cursor` None means from now on, 0 the oldest event.
 
@@ -196,7 +200,7 @@ async def subscribe(
     """
     query = "" if cursor is None else f"?cursor={cursor}"
     deadline = trio.current_time() + timeouts.connect
-    stream = await _open_stream(endpoint, deadline, ssl_context)
+    stream = await _open_stream(endpoint, deadline, ssl_context, proxy)
     socket = FrameSocket(
         stream,
         host=endpoint.authority,
@@ -229,25 +233,17 @@ async def subscribe(
 
 
 async def _open_stream(
-    endpoint: Endpoint, deadline: float, ssl_context: ssl.SSLContext | None
+    endpoint: Endpoint, deadline: float, ssl_context: ssl.SSLContext | None, proxy: Proxy | None
 ) -> trio.abc.Stream:
     """Connect, with TLS where the endpoint has it. Raises DisconnectedError."""
     try:
         with trio.move_on_at(deadline):
+            dialer = Dialer(guarded=False, proxy=proxy)
+            stream = await dialer.open(endpoint.host, endpoint.port)
             if not endpoint.secure:
-                return await trio.open_tcp_stream(endpoint.host, endpoint.port)
-            stream = await trio.open_ssl_over_tcp_stream(
-                endpoint.host,
-                endpoint.port,
-                https_compatible=True,
-                ssl_context=ssl_context or ssl.create_default_context(),
-            )
-            try:
-                await stream.do_handshake()
-            except BaseException:
-                await trio.aclose_forcefully(stream)
-                raise
-            return stream
+                return stream
+            context = ssl_context or ssl.create_default_context()
+            return await secured(stream, endpoint.host, context)
     except (OSError, ValueError, trio.BrokenResourceError) as error:  # names that are none, too
         cause = error.__cause__ or error
         raise DisconnectedError(

@@ -9,7 +9,7 @@ FAILURE_REASONS = (
     "RepoDeleted", "RepoInactive", "did_not_found", "did_unavailable", "no_pds", "no_key",
     "rate_limited", "server_error", "refused", "unreachable", "timeout", "malformed",
     "too_big", "forbidden", "invalid_car", "incomplete", "invalid_tree", "invalid_commit",
-    "stale_repo",
+    "stale_repo", "not_a_car", "not_xrpc", "invalid_did", "misled", "truncated",
     "wrong_did", "bad_signature", "malformed_job", "crashes_worker", "too_slow", "no_disk",
     "host_parked", "internal_error", "other",
 )  # fmt: skip

@@ -26,7 +26,7 @@ ERROR_REASONS = (
     "missing_node", "inversion", "invalid_operation",
     # one operation, one label
     "invalid_path", "invalid_record", "not_encodable", "invalid_label",
-    "label_forged", "label_unsigned", "label_no_key", "label_unverified",
+    "label_forged", "label_unsigned", "label_no_key", "label_unverified", "no_account",
     # the world around
     "connection", "error_frame", "future_cursor", "invalid_cursor", "store_unavailable",
     "store_rejected", "cursor_moved", "list_repos", "listed_repo", "internal_error", "other",
@@ -161,6 +161,10 @@ class IngesterMetrics:
         for stream, hosts in (("firehose_live", relays), ("label_live", labelers)):
             for host in hosts:
                 self.cursor.labels(stream, host)
+        self.connected_seconds = counter(
+            "connected_seconds", "Seconds for which connections stood, however quiet",
+            host=(*relays, *labelers),
+        )  # fmt: skip
         self.states_cached = gauge("repo_states_cached", "Repo states in memory")
         self.state_lookups = counter(
             "repo_state_lookups", "Repo states read because they were not in memory"
@@ -172,8 +176,9 @@ class IngesterMetrics:
             "relay_behind_seconds", "How much later than another relay a commit comes", host=relays
         )
         self.relay_stalled = gauge(
-            "relay_stalled", "1 for a relay that is silent, away, or far behind", host=relays
-        )
+            "relay_stalled", "1 for a relay that is away, far behind, or silent against its habit",
+            host=relays,
+        )  # fmt: skip
         self.lag = gauge(
             "event_lag_seconds", "Age of the newest event when it was written", host=relays
         )

@@ -54,7 +54,9 @@ async def repair_gaps(store: Store, settings: Settings, ids: Sequence[str]) -> l
     hosts = [relays.get(known[gap].host) or parse_endpoint(known[gap].host) for gap in wanted]
     redis, postgres = Link(lambda: store, purpose="gaps"), Link(connect, purpose="gaps")
     with closing(postgres):
-        async with HttpClient(allow_private=settings.allow_private_hosts) as http:
+        async with HttpClient(
+            allow_private=settings.allow_private_hosts, proxy=settings.proxy
+        ) as http:
             fetch = partial(list_repos, http)
             repair = GapRepair(redis, postgres, connect, fetch, repair_marks(settings))
             await repair.repair_all(list(dict.fromkeys(hosts)))

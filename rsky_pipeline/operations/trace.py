@@ -358,7 +358,7 @@ def _ask_pds(settings: Settings, subject: Subject) -> AtPds:
 
 
 async def _ask_host(settings: Settings, subject: Subject) -> AtPds:
-    async with HttpClient(allow_private=settings.allow_private_hosts) as http:
+    async with HttpClient(allow_private=settings.allow_private_hosts, proxy=settings.proxy) as http:
         directory = Directory(
             http, settings.plc_url, allow_private=settings.allow_private_hosts, max_cached=10
         )

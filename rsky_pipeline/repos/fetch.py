@@ -21,11 +21,13 @@ from rsky_pipeline.configuration.settings import Settings
 from rsky_pipeline.network.directory import Directory
 from rsky_pipeline.network.http import (
     MAX_REDIRECTS,
+    Download,
     HttpClient,
     HttpError,
     RedirectError,
     read_rate_limit,
 )
+from rsky_pipeline.network.plc_export import PlcExport
 from rsky_pipeline.network.repositories import (
     PERMANENT_CODES,
     RepoUnavailableError,
@@ -35,7 +37,14 @@ from rsky_pipeline.network.repositories import (
 )
 from rsky_pipeline.observability.backfiller import BackfillerMetrics
 from rsky_pipeline.repos.blocks import Blocks, Budget, DiskFullError
-from rsky_pipeline.repos.hosts import LONGEST_PARKING_SECONDS, Addresses, Host, HostRules, HostTurns
+from rsky_pipeline.repos.hosts import (
+    LONGEST_PARKING_SECONDS,
+    Addresses,
+    FailingRepos,
+    Host,
+    HostRules,
+    HostTurns,
+)
 from rsky_pipeline.repos.identities import Identities
 from rsky_pipeline.repos.repo import Repo, RepoError, check_signature, open_repo
 from rsky_pipeline.runtime.threads import in_thread
@@ -46,66 +55,89 @@ FORCED_PAUSE_SECONDS = 5.0
 DIRECTORY_CONCURRENCY = 16
 DIRECTORY_PATIENCE_SECONDS = 60.0
 ADMITTED_BYTES = 1024 * 1024  # memory granted before a download begins; enough for most repos
-# A download that is older than SLOW_SECONDS and slower than SLOW_RATE bytes/s steps aside.
+# A download whose slot was taken SLOW_SECONDS ago, and that is slower than SLOW_RATE bytes/s since
+# then, steps aside.
 SLOW_SECONDS = 10.0
+WATCH_SECONDS = 1.0  # between two looks of one that waits for a slot
 SLOW_RATE = 64 * 1024
-# Failures of the host, not of the repo.
-HOST_REASONS = frozenset({"unreachable", "timeout", "too_slow", "server_error"})
+# Failures of the host, unless it serves other repos meanwhile: it does not answer, or what answers
+# is not a PDS (a page of a proxy, a login, a maintenance page with status 200).
+HOST_REASONS = frozenset(
+    {"unreachable", "timeout", "too_slow", "server_error", "not_a_car", "not_xrpc", "malformed",
+     "misled"}
+)  # fmt: skip
 # The account may have moved to another PDS since its document was read.
-_MOVED_REASONS = PERMANENT_CODES | {"unreachable", "timeout", "refused", "forbidden"}
+_MOVED_REASONS = PERMANENT_CODES | HOST_REASONS | {"refused", "forbidden"}
 _MB = 1024 * 1024
 
 
-@dataclass(slots=True, eq=False)
 class DownloadSlot:
-    """One of the download slots; `step_aside` frees it early for another download."""
+    """One of the download slots. Its clock runs from when it is taken, over every phase."""
 
-    slots: "DownloadSlots"
-    is_aside: bool = False
+    def __init__(self) -> None:
+        self.began = trio.current_time()
+        self.received = 0  # bytes
+        self.is_aside = False
 
-    def step_aside(self) -> None:
-        """Free the slot while this download continues, unless too many did so already."""
-        if not self.is_aside:
-            self.is_aside = self.slots.let_aside(self)
+    @property
+    def is_slow(self) -> bool:
+        """Whether it is slow: in connecting, in waiting for an answer, or in reading it."""
+        seconds = trio.current_time() - self.began
+        return seconds > SLOW_SECONDS and self.received < SLOW_RATE * seconds
 
 
 class DownloadSlots:
-    """Bounds concurrent downloads; slow ones step aside, so slow hosts cannot fill all slots."""
+    """Bounds concurrent downloads. While others wait, slow ones step aside and go on without their
+    slot, so slow hosts cannot fill all slots."""
 
     def __init__(self, total: int, aside: int) -> None:
         self._limiter = trio.CapacityLimiter(total)
         self._aside_most = aside
-        self._running = 0
+        self._running: set[DownloadSlot] = set()
         self.aside = 0
 
     @property
     def busy(self) -> int:
         """How many downloads run, those aside included."""
-        return self._running + self.aside
+        return len(self._running)
 
     @asynccontextmanager
     async def take(self) -> AsyncIterator[DownloadSlot]:
         """Wait for a slot and hold it until the block ends."""
-        slot = DownloadSlot(self)
-        await self._limiter.acquire_on_behalf_of(slot)
-        self._running += 1
+        slot = await self._taken()
         try:
             yield slot
         finally:
+            self._running.discard(slot)
             if slot.is_aside:
                 self.aside -= 1
             else:
-                self._running -= 1
                 self._limiter.release_on_behalf_of(slot)
 
-    def let_aside(self, slot: DownloadSlot) -> bool:
-        """Pass a slow download's slot on; returns False if too many downloads are aside already."""
-        if self.aside >= self._aside_most:
-            return False
-        self.aside += 1
-        self._running -= 1
-        self._limiter.release_on_behalf_of(slot)
-        return True
+    async def _taken(self) -> DownloadSlot:
+        slot = DownloadSlot()
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._move_slow_ones)
+                await self._limiter.acquire_on_behalf_of(slot)
+                self._running.add(slot)
+                slot.began = trio.current_time()
+                nursery.cancel_scope.cancel()
+        except BaseException:  # cancelled, perhaps just when it had the slot
+            if slot in self._running:
+                self._running.discard(slot)
+                self._limiter.release_on_behalf_of(slot)
+            raise
+        return slot
+
+    async def _move_slow_ones(self) -> None:
+        while True:
+            for slot in self._running:
+                if self.aside < self._aside_most and not slot.is_aside and slot.is_slow:
+                    slot.is_aside = True
+                    self.aside += 1
+                    self._limiter.release_on_behalf_of(slot)
+            await trio.sleep(WATCH_SECONDS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +155,12 @@ class Fetcher:
     folder: Path  # of temporary files
     metrics: BackfillerMetrics
     files: trio.CapacityLimiter  # threads that write temporary files
+    failing: FailingRepos
+
+    async def follow_directory(self) -> None:
+        """Have changed accounts looked up anew, until cancelled; see `follow_plc_export`."""
+        if self.settings.follow_plc_export:
+            await PlcExport(self.http, self.settings.plc_url, self.identities.forget).run()
 
     @asynccontextmanager
     async def fetch(
@@ -169,7 +207,7 @@ class Fetcher:
         document = await self.identities.document(did)
         pds = _pds(document)
         address = await self.addresses.of(pds)
-        async with self.hosts.turn(pds, address) as host, _accounted(host, pds):
+        async with self.hosts.turn(pds, address) as host, self._accounted(host, did, pds):
             rev = await latest_rev(self.http, pds, did)
             host.state.succeeded(None, trio.current_time())
             return rev, pds
@@ -181,13 +219,16 @@ class Fetcher:
         for _ in range(MAX_REDIRECTS + 1):
             try:
                 address = await self.addresses.of(url)
-                async with self.hosts.turn(url, address) as host, _accounted(host, pds):
+                async with (
+                    self.hosts.turn(url, address) as host,
+                    self._accounted(host, did, pds),
+                ):
                     roots, size = await self._download(url, host, blocks)
                 return open_repo(roots, blocks, did, pds, size)
             except RedirectError as elsewhere:
                 url = elsewhere.url
         message = f"more than {MAX_REDIRECTS} redirects, the last to {url[:200]}"
-        raise RepoError("invalid", "forbidden", message, host=pds)
+        raise RepoError("transient", "misled", message, host=pds, of_host=True)
 
     async def _download(self, url: str, host: Host, blocks: Blocks) -> tuple[tuple[Cid, ...], int]:
         """Read a CAR into blocks; return its roots and size."""
@@ -199,20 +240,34 @@ class Fetcher:
                 total_seconds=settings.backfiller_repo_timeout_seconds,
                 min_rate=settings.backfiller_min_rate, stay=True,
             ) as answer:  # fmt: skip
-                reader, size, began = CarReader(), 0, trio.current_time()
-                async for part in answer.chunks:
-                    size += len(part)
-                    self.metrics.bytes.inc(len(part))
-                    found = reader.feed(part)
-                    if not blocks.keep(found, len(part)):
-                        await self._to_disk(blocks, found)
-                    elapsed = trio.current_time() - began
-                    if elapsed > SLOW_SECONDS and size < SLOW_RATE * elapsed:
-                        slot.step_aside()
-                roots = reader.finish()
+                roots, size = await self._read(answer, slot, blocks)
             limit = read_rate_limit(answer.headers, time.time())
             host.state.succeeded(limit, trio.current_time())
+            host.state.served += 1
             return roots, size
+
+    async def _read(
+        self, answer: Download, slot: DownloadSlot, blocks: Blocks
+    ) -> tuple[tuple[Cid, ...], int]:
+        reader, size = CarReader(), 0
+        try:
+            async for part in answer.chunks:
+                size += len(part)
+                slot.received = size
+                self.metrics.bytes.inc(len(part))
+                found = reader.feed(part)
+                if not blocks.keep(found, len(part)):
+                    await self._to_disk(blocks, found)
+            return reader.finish(), size
+        except InvalidDataError as error:
+            if reader.roots is None:  # a page, an error in JSON, nothing at all
+                message = f"{answer.url} answered {size} bytes that are no CAR"
+                raise RepoUnavailableError("transient", "not_a_car", message) from error
+            if error.reason != "truncated_car":
+                raise
+            # Another size each time is trouble on the way.
+            message = f"the CAR ends after {size} bytes, in the middle of a block"
+            raise RepoError("invalid", "truncated", message, mark=f"truncated {size}") from error
 
     async def _to_disk(self, blocks: Blocks, found: list[tuple[Cid, bytes]]) -> None:
         if not blocks.on_disk:
@@ -228,41 +283,45 @@ class Fetcher:
         again = await self.identities.document(document.did, force=True)
         return again if again.pds not in {None, document.pds} else None
 
+    @asynccontextmanager
+    async def _accounted(self, host: Host, did: str, pds: str) -> AsyncIterator[None]:
+        """Translate request failures into RepoError, and count them against the host."""
+        state = host.state
+        try:
+            yield
+        except (InvalidDataError, RepoError) as error:
+            state.succeeded(None, trio.current_time())
+            if isinstance(error, RepoError):
+                error.host = pds
+                raise
+            raise RepoError("invalid", "invalid_car", str(error), host=pds) from error
+        except DiskFullError as error:
+            raise RepoError("rate_limited", "no_disk", str(error), 30.0, host=pds) from error
+        except RedirectError:
+            state.succeeded(None, trio.current_time())
+            raise
+        except (HttpError, RepoUnavailableError) as error:
+            known = classify(error) if isinstance(error, HttpError) else error
+            raise self._noted(host, did, known, pds) from error
+        self.failing.succeeded(did)
+
+    def _noted(self, host: Host, did: str, error: RepoUnavailableError, pds: str) -> RepoError:
+        now, pause, of_host, state = trio.current_time(), error.retry_after, False, host.state
+        if error.kind == "rate_limited":
+            pause = state.limited(error.retry_after, error.limit, now)
+            pause = max(pause, state.reserve(now))
+        elif error.kind == "transient" and error.code in HOST_REASONS:
+            of_host = self.failing.failed(did, host)
+            state.failed(str(error), now)
+        else:
+            state.succeeded(error.limit, now)
+        return RepoError(error.kind, error.code, str(error), pause, host=pds, of_host=of_host)
+
 
 def _later(error: RepoError) -> RepoError:
     """Return the failure of a PDS that the account may have left since its document was read."""
     pause = FORCED_PAUSE_SECONDS
     return RepoError("transient", error.reason, str(error), pause, host=error.host)
-
-
-@asynccontextmanager
-async def _accounted(host: Host, pds: str) -> AsyncIterator[None]:
-    """Translate request failures into RepoError, and count them against the host."""
-    try:
-        yield
-    except InvalidDataError as error:
-        host.state.succeeded(None, trio.current_time())
-        raise RepoError("invalid", "invalid_car", str(error), host=pds) from error
-    except DiskFullError as error:
-        raise RepoError("rate_limited", "no_disk", str(error), 30.0, host=pds) from error
-    except RedirectError:
-        host.state.succeeded(None, trio.current_time())
-        raise
-    except (HttpError, RepoUnavailableError) as error:
-        known = classify(error) if isinstance(error, HttpError) else error
-        raise _noted(host, known, pds) from error
-
-
-def _noted(host: Host, error: RepoUnavailableError, pds: str) -> RepoError:
-    now, pause = trio.current_time(), error.retry_after
-    if error.kind == "rate_limited":
-        pause = host.state.limited(error.retry_after, error.limit, now)
-        pause = max(pause, host.state.reserve(now))
-    elif error.kind == "transient" and error.code in HOST_REASONS:
-        host.state.failed(str(error), now)
-    else:
-        host.state.succeeded(error.limit, now)
-    return RepoError(error.kind, error.code, str(error), pause, host=pds)
 
 
 def _pds(document: DidDocument) -> str:
@@ -277,6 +336,7 @@ async def open_fetcher(settings: Settings, metrics: BackfillerMetrics) -> AsyncI
     """Open a fetcher, closed when the block ends."""
     async with HttpClient(
         allow_private=settings.allow_private_hosts,
+        proxy=settings.proxy,
         silence_seconds=settings.backfiller_http_timeout_seconds,
         max_connections=5 * settings.backfiller_concurrency + 2 * DIRECTORY_CONCURRENCY,
     ) as http:
@@ -286,6 +346,7 @@ async def open_fetcher(settings: Settings, metrics: BackfillerMetrics) -> AsyncI
             allow_private=settings.allow_private_hosts,
             max_cached=MAX_CACHED_ACCOUNTS,
             forced_pause=FORCED_PAUSE_SECONDS,
+            fresh_seconds=settings.identity_cache_seconds,
         )
         rules = host_rules(settings)
         hosts = HostTurns(rules)
@@ -308,6 +369,7 @@ async def open_fetcher(settings: Settings, metrics: BackfillerMetrics) -> AsyncI
             (settings.data_dir or Path.cwd()) / "backfill",
             metrics,
             trio.CapacityLimiter(2),
+            FailingRepos(),
         )
         # Called from the metrics thread: reads only numbers.
         metrics.memory.set_function(lambda: fetcher.memory.used)

@@ -30,6 +30,7 @@ LONGEST_PARKING_SECONDS = 600.0
 LIMITED_SECONDS = 10.0  # after a 429 without Retry-After; doubles
 _LONGEST_LIMITED_SECONDS = 330.0
 MAX_ADDRESSES = 20_000
+MAX_FAILING = 50_000  # repos whose failures are remembered
 FRESH_SECONDS = 300.0  # lifetime of a cached address
 LOOKUP_SECONDS = 5.0
 
@@ -73,6 +74,7 @@ class HostState:
         self._reserved = 0.0  # latest return time given to postponed work
         self.failures = 0  # consecutive
         self.problem = ""  # text of the last failure
+        self.served = 0  # repos
         self.paused_until = 0.0
 
     @property
@@ -161,6 +163,30 @@ class Host:
     def idle(self) -> bool:
         """Whether no request is running or waiting."""
         return not self.limiter.borrowed_tokens and not self.limiter.statistics().tasks_waiting
+
+
+class FailingRepos:
+    """Repos whose requests fail, to tell the trouble of one repo from that of its host."""
+
+    def __init__(self) -> None:
+        self._served: OrderedDict[str, tuple[str, int]] = OrderedDict()  # by DID: when it began
+
+    def failed(self, did: str, host: Host) -> bool:
+        """Note a failure; return whether it is the host's.
+
+        It is the repo's where the host has served others since it fails for this one.
+        """
+        name, served = self._served.pop(did, ("", 0))
+        if name != host.name:
+            served = host.state.served
+        self._served[did] = (host.name, served)
+        if len(self._served) > MAX_FAILING:
+            self._served.popitem(last=False)
+        return host.state.served <= served
+
+    def succeeded(self, did: str) -> None:
+        """Forget a repo."""
+        self._served.pop(did, None)
 
 
 class HostTurns:

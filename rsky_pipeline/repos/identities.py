@@ -31,6 +31,10 @@ class Identities:
         """Return whether a forced look-up would return what the last one did."""
         return self._directory.known(did, force=True) is not None
 
+    def forget(self, did: str) -> None:
+        """Have an account looked up anew."""
+        self._directory.forget(did)
+
     async def document(self, did: str, force: bool = False) -> DidDocument:
         """Resolve a DID; `force` bypasses the cache. Raises RepoError and HostBusyError."""
         known = self._directory.known(did, force)
@@ -40,7 +44,7 @@ class Identities:
             try:
                 turn = self._web.turn(self._directory.web_host(did).http_url())
             except IdentityNotFoundError as error:
-                raise RepoError("permanent", "did_not_found", str(error)) from error
+                raise RepoError("permanent", "invalid_did", str(error)) from error
         else:
             turn = self._at_directory()
         async with turn as host:
@@ -48,7 +52,9 @@ class Identities:
                 document = await self._directory.resolve(did, force)
             except IdentityNotFoundError as error:
                 host.state.succeeded(None, trio.current_time())
-                raise RepoError("permanent", "did_not_found", str(error)) from error
+                # Until then the answer would be the same, from the cache.
+                pause = self._directory.forced_pause
+                raise RepoError("permanent", "did_not_found", str(error), pause) from error
             except IdentityUnavailableError as error:
                 cause = error.__cause__
                 now = trio.current_time()
@@ -56,9 +62,11 @@ class Identities:
                     pause = host.state.limited(cause.retry_after, cause.limit, now)
                     message = str(error)
                     raise RepoError("rate_limited", "rate_limited", message, pause) from error
-                if isinstance(cause, HttpError) and not error.of_account:
+                of_host = isinstance(cause, HttpError) and not error.of_account
+                if of_host:
                     host.state.failed(str(error), now)
-                raise RepoError("transient", "did_unavailable", str(error)) from error
+                text = str(error)
+                raise RepoError("transient", "did_unavailable", text, of_host=of_host) from error
             host.state.succeeded(None, trio.current_time())
             return document
 

@@ -35,17 +35,23 @@ class RepoError(Exception):
     `permanent`: a retry fails until the account changes. `transient`: the host or the network
     failed. `rate_limited`: the host asked for a pause, which is not a failure. `invalid`: the bytes
     are not this account's complete repo. `retry_after` is in seconds; `host` is the PDS, if known.
+
+    `of_host`: it says nothing about this repo, since the host (or the directory) fails for others
+    as well. `mark` is the same for failures of which each confirms the one before: for most reasons
+    the reason.
     """
 
     def __init__(
         self, kind: FailureKind, reason: str, message: str, retry_after: float | None = None,
-        host: str = "",
+        host: str = "", *, of_host: bool = False, mark: str = "",
     ) -> None:  # fmt: skip
         super().__init__(message)
         self.kind = kind
         self.reason = reason
         self.retry_after = retry_after
         self.host = host
+        self.of_host = of_host
+        self.mark = "host" if of_host else mark or reason
 
 
 @dataclass(frozen=True, slots=True)

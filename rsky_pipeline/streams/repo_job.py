@@ -96,8 +96,10 @@ class RepoJob:
     """A repo to fetch; `host` is the URL of the relay or PDS that named it.
 
     The other keys are unknown to the original services. `deleted` are paths that a commit deleted
-    which was not written. `reason` is why the job was queued. `attempts` is the number of failed
-    attempts. `settles` is 0 for a job that fetches. Otherwise the repo was queued as a whole at
+    which was not written. `reason` is why the job was queued. `attempts` is the number of attempts
+    that failed because of the repo; `failing` and `in_row` are the mark of the last failure of any
+    kind (see `RepoError`) and how many in a row had it, `since` when the first of these was, in
+    Unix seconds. `settles` is 0 for a job that fetches. Otherwise the repo was queued as a whole at
     `rev`, the job checks for older rows once that rev is stored, and `settles` numbers the check.
     """
 
@@ -110,6 +112,9 @@ class RepoJob:
     reason: FetchReason = FetchReason.LISTED
     attempts: int = 0
     settles: int = 0
+    failing: str = ""
+    in_row: int = 0
+    since: int = 0
 
     @property
     def forced(self) -> bool:
@@ -136,6 +141,8 @@ def encode_repo_job(job: RepoJob) -> bytes:
         body["attempts"] = job.attempts
     if job.settles:
         body["settles"] = job.settles
+    if job.failing:
+        body |= {"failing": job.failing, "in_row": job.in_row, "since": job.since}
     return orjson.dumps(body)
 
 
@@ -146,7 +153,6 @@ def decode_repo_job(payload: bytes) -> RepoJob:
     """
     body = parse_payload(payload)
     active, deleted = body.get("active", True), body.get("deleted", [])
-    attempts, settles = body.get("attempts", 0), body.get("settles", 0)
     if type(deleted) is not list or not all(type(path) is str for path in deleted):
         raise MalformedEventError("invalid_field", "deleted is not a list of texts")
     return RepoJob(
@@ -157,6 +163,14 @@ def decode_repo_job(payload: bytes) -> RepoJob:
         active if type(active) is bool else True,
         tuple(deleted),
         FetchReason.of(optional_text(body, "reason") or ""),
-        max(0, attempts) if type(attempts) is int else 0,
-        max(0, settles) if type(settles) is int else 0,
+        _count(body, "attempts"),
+        _count(body, "settles"),
+        optional_text(body, "failing") or "",
+        _count(body, "in_row"),
+        _count(body, "since"),
     )
+
+
+def _count(body: dict[str, Any], key: str) -> int:
+    value = body.get(key, 0)
+    return max(0, value) if type(value) is int else 0

@@ -43,6 +43,7 @@ from rsky_pipeline.indexer.core.labels import read_labels
 from rsky_pipeline.indexer.lexicon import check
 from rsky_pipeline.ingester.frames import FrameConverter, FrameCounters, RawDeadLetters
 from rsky_pipeline.ingester.labels import LabelConverter
+from rsky_pipeline.network.connect import is_public_name
 from rsky_pipeline.network.directory import Directory, IdentityNotFoundError
 from rsky_pipeline.network.handles import did_of_records
 from rsky_pipeline.network.http import (
@@ -54,7 +55,7 @@ from rsky_pipeline.network.http import (
     redirect_target,
 )
 from rsky_pipeline.network.listing import read_page
-from rsky_pipeline.network.pool import InvalidUrlError, is_public_name, parse_url
+from rsky_pipeline.network.pool import InvalidUrlError, parse_url
 from rsky_pipeline.repos.hosts import host_key
 from rsky_pipeline.runtime.boundary import Boundary
 from rsky_pipeline.streams.append import Entry

@@ -5,8 +5,8 @@ from urllib.parse import urljoin
 import pytest
 
 from rsky_pipeline.configuration.endpoints import Endpoint, is_dns_name
+from rsky_pipeline.network.connect import parse_address
 from rsky_pipeline.network.directory import Directory
-from rsky_pipeline.network.pool import parse_address
 from tests.fuzz import targets
 from tests.fuzz.search import search
 from tests.fuzz.targets import TARGETS

@@ -18,6 +18,7 @@ from rsky_pipeline.network.directory import (
 )
 from rsky_pipeline.network.handles import Handles, HandleUnavailableError
 from rsky_pipeline.network.http import HttpClient
+from rsky_pipeline.network.plc_export import PlcExport
 from rsky_pipeline.network.repositories import RepoUnavailableError, latest_rev
 from rsky_pipeline.observability.indexer import IndexerMetrics
 from rsky_pipeline.runtime.boundary import Boundary
@@ -46,8 +47,13 @@ async def look_up_accounts(
     """
     private = settings.allow_private_hosts
     boundary = Boundary(metrics.internal_error)
-    async with HttpClient(allow_private=private, silence_seconds=10.0, boundary=boundary) as http:
-        directory = Directory(http, settings.plc_url, allow_private=private)
+    async with HttpClient(
+        allow_private=private, silence_seconds=10.0, boundary=boundary, proxy=settings.proxy
+    ) as http:
+        directory = Directory(
+            http, settings.plc_url, allow_private=private,
+            fresh_seconds=settings.identity_cache_seconds,
+        )  # fmt: skip
         handles = Handles(http, resolver_url=settings.handle_resolver_url, allow_private=private)
         lookup = Lookup(http, directory, handles)
         checks = HandleChecks(
@@ -64,6 +70,9 @@ async def look_up_accounts(
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(checks.run)
                 nursery.start_soon(deletions.run)
+                if settings.follow_plc_export:
+                    export = PlcExport(http, settings.plc_url, directory.forget)
+                    nursery.start_soon(export.run)
         finally:
             checks.close()
             deletions.close()

@@ -4,16 +4,21 @@ The signature alone is checked here, in modes `signature` and `full` of `verify`
 the other checks of `full`, and in mode `none` no commit needs a proof.
 
 A commit whose signature is wrong is never written. Nor is one whose account cannot be looked up at
-the moment, since a forger could see to that; in both cases the repo is queued to be fetched, where
-the same check is made without a deadline. The job names the commit's deletions, which the fetched
+the moment, since a forger could see to that, or does not exist, since mirrors of the directory lag
+behind exactly when an account is born; in all cases the repo is queued to be fetched, where the
+same check is made without a deadline. The job names the commit's deletions, which the fetched
 tree then proves or refutes. So nothing true is lost and nothing false gets in, whether the key was
 rotated, the PLC directory is down, or the commit is forged.
+
+A look-up belongs to its account and not to the connection whose frame asked for it: it goes on when
+the connection ends, and what it found is there for the next one.
 """
 
 import logging
 from collections import OrderedDict
 from collections.abc import Callable
 from enum import StrEnum
+from functools import partial
 from math import inf
 from typing import Protocol
 
@@ -25,6 +30,7 @@ from rsky_pipeline.atproto.identity import DidDocument
 from rsky_pipeline.network.directory import IdentityNotFoundError, IdentityUnavailableError
 from rsky_pipeline.runtime.boundary import Boundary
 from rsky_pipeline.runtime.logging import ThrottledLog
+from rsky_pipeline.runtime.shared_tasks import SharedTasks
 
 _log = logging.getLogger(__name__)
 
@@ -36,6 +42,7 @@ RETRY_SECONDS = 0.5
 MAX_LOOKUPS = 64
 MAX_KEYS = 50_000
 KEY_SECONDS = 86_400.0
+MISSING_SECONDS = 5.0  # an account that does not exist, or has no key, is looked up again after
 UNAVAILABLE_SECONDS = 60.0  # an account that could not be looked up is not tried again so soon
 REFRESH_SECONDS = 60.0  # bad signatures of an account cost the directory one request in this time
 
@@ -46,7 +53,7 @@ class SignatureStatus(StrEnum):
     VALID = "valid"
     FORGED = "forged"  # not signed by the account
     UNVERIFIED = "unverified"  # its account could not be looked up
-    NO_ACCOUNT = "no_account"  # the account does not exist or has no key
+    NO_ACCOUNT = "no_account"  # the account does not exist or has no key, as far as is known
 
 
 class KeyDirectory(Protocol):
@@ -64,7 +71,7 @@ class SignatureVerifier:
 
     `count_change` is called for each key that has changed, with "yes" or "no": whether `forget` was
     called for its account, as it is for an identity event. `boundary` counts undeclared exceptions;
-    a commit whose check raises one is unverified.
+    a commit whose check raises one is unverified. Look-ups run in the nursery.
     """
 
     def __init__(
@@ -72,7 +79,10 @@ class SignatureVerifier:
         directory: KeyDirectory,
         count_change: Callable[[str], object] = lambda _: None,
         boundary: Boundary | None = None,
+        nursery: trio.Nursery | None = None,
+        key_seconds: float = KEY_SECONDS,
     ) -> None:
+        self._key_seconds = key_seconds
         self._directory = directory
         self._boundary = boundary or Boundary()
         self._count_change = count_change
@@ -80,7 +90,9 @@ class SignatureVerifier:
         self._keys: OrderedDict[str, tuple[PublicKey, float]] = OrderedDict()
         self._refreshed = _ForAWhile()
         self._unavailable = _ForAWhile()
-        self._lookups = trio.CapacityLimiter(MAX_LOOKUPS)
+        self._missing = _ForAWhile()
+        self._limiter = trio.CapacityLimiter(MAX_LOOKUPS)
+        self._lookups: SharedTasks[None] = SharedTasks(nursery)
 
     def check(self, commit: Commit) -> SignatureCheck | None:
         """Return the check against the known key of the account, None if no key is known.
@@ -106,24 +118,22 @@ class SignatureVerifier:
     async def decide(self, commit: Commit) -> SignatureStatus:
         """Look the key up, past all caches if the signature does not fit the one found."""
         did = commit.did
-        try:
-            async with self._lookups:
-                if self._unavailable.has(did):
-                    return SignatureStatus.UNVERIFIED
-                if not did.startswith("did:plc:"):
-                    with trio.fail_after(STRANGER_SECONDS):
-                        return await self._look_up(commit)
-                with trio.fail_after(DIRECTORY_SECONDS):
-                    return await self._look_up_patiently(commit)
-        except (IdentityUnavailableError, trio.TooSlowError):
-            self._unavailable.add(did, UNAVAILABLE_SECONDS)
+        while (status := self._status(commit)) is None:
+            force = self._known(did) is not None  # that key does not fit
+            await self._lookups.call((did, force), partial(self._look_up, did, force))
+        return status
+
+    def _status(self, commit: Commit) -> SignatureStatus | None:
+        """Return what follows from all that was looked up, None if that is not enough."""
+        did = commit.did
+        key = self._known(did)
+        if key is not None and verify_commit(commit, key):
+            return SignatureStatus.VALID
+        if self._unavailable.has(did):
             return SignatureStatus.UNVERIFIED
-        except IdentityNotFoundError:
-            return SignatureStatus.NO_ACCOUNT
-        except Exception as error:  # noqa: BLE001 - see runtime.boundary
-            self._boundary.caught(error, "identity", did=did)
-            self._unavailable.add(did, UNAVAILABLE_SECONDS)
-            return SignatureStatus.UNVERIFIED
+        if key is not None:
+            return SignatureStatus.FORGED if self._refreshed.has(did) else None
+        return SignatureStatus.NO_ACCOUNT if self._missing.has(did) else None
 
     def forget(self, did: str) -> None:
         """Have the account's document fetched anew for its next commit."""
@@ -132,40 +142,48 @@ class SignatureVerifier:
             self._keys[did] = (self._keys[did][0], -inf)
         self._refreshed.discard(did)
         self._unavailable.discard(did)
+        self._missing.discard(did)
 
-    async def _look_up_patiently(self, commit: Commit) -> SignatureStatus:
-        while True:
+    async def _look_up(self, did: str, force: bool) -> None:
+        """Look an account up, and keep what comes of it: a key, that there is none, or a failure.
+
+        That there is none is asked once more, past all caches, before it counts.
+        """
+        key = None
+        async with self._limiter:
             try:
-                return await self._look_up(commit)
-            except IdentityUnavailableError as error:
-                if error.of_account:
-                    raise
-                await trio.sleep(RETRY_SECONDS)
+                while key is None:
+                    key = await self._find_key(did, force)
+                    if force:
+                        break
+                    force = key is None
+            except (IdentityUnavailableError, trio.TooSlowError):
+                self._unavailable.add(did, UNAVAILABLE_SECONDS)
+                return
+            except Exception as error:  # noqa: BLE001 - see runtime.boundary
+                self._boundary.caught(error, "identity", did=did)
+                self._unavailable.add(did, UNAVAILABLE_SECONDS)
+                return
+        if key is None:
+            self._missing.add(did, MISSING_SECONDS)
+            self._keys.pop(did, None)
+            return
+        self._keep(did, key)
+        if force:
+            self._refreshed.add(did, REFRESH_SECONDS)
 
-    async def _look_up(self, commit: Commit) -> SignatureStatus:
-        did = commit.did
-        # Another frame of the account may have had it looked up while this one waited its turn.
-        known = self._known(did)
-        if known is not None:
-            if verify_commit(commit, known):
-                return SignatureStatus.VALID
-            if self._refreshed.has(did):
-                return SignatureStatus.FORGED
-        else:
-            document = await self._directory.resolve(did)
-            if document.signing_key is not None and verify_commit(commit, document.signing_key):
-                self._keep(did, document.signing_key)
-                return SignatureStatus.VALID
-        document = await self._directory.resolve(did, force=True)
-        if document.signing_key is None:
-            return SignatureStatus.NO_ACCOUNT
-        self._keep(did, document.signing_key)
-        self._refreshed.add(did, REFRESH_SECONDS)
-        return (
-            SignatureStatus.VALID
-            if verify_commit(commit, document.signing_key)
-            else SignatureStatus.FORGED
-        )
+    async def _find_key(self, did: str, force: bool) -> PublicKey | None:
+        ours = did.startswith("did:plc:")
+        with trio.fail_after(DIRECTORY_SECONDS if ours else STRANGER_SECONDS):
+            while True:
+                try:
+                    return (await self._directory.resolve(did, force)).signing_key
+                except IdentityNotFoundError:
+                    return None
+                except IdentityUnavailableError as error:
+                    if error.of_account or not ours:
+                        raise
+                await trio.sleep(RETRY_SECONDS)
 
     def _known(self, did: str) -> PublicKey | None:
         """Return the key of an account if it was looked up lately."""
@@ -183,7 +201,7 @@ class SignatureVerifier:
             self._log.info(
                 "signing key of an account changed", key=announced, did=did, announced=announced
             )
-        self._keys[did] = (key, trio.current_time() + KEY_SECONDS)
+        self._keys[did] = (key, trio.current_time() + self._key_seconds)
         while len(self._keys) > MAX_KEYS:
             self._keys.popitem(last=False)
 

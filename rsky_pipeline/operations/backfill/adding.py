@@ -228,7 +228,9 @@ def add_listed(
     """
 
     async def queue() -> None:
-        async with HttpClient(allow_private=settings.allow_private_hosts) as http:
+        async with HttpClient(
+            allow_private=settings.allow_private_hosts, proxy=settings.proxy
+        ) as http:
             fetch: FetchPage
             if collection is None:
                 fetch = partial(list_repos, http, endpoint)

@@ -308,7 +308,7 @@ async def serve(
         if is_selected(nsid, settings.collections)
     }
     writer = LoadWriter(partial(_open_database, settings), collections)
-    async with HttpClient(allow_private=settings.allow_private_hosts) as http:
+    async with HttpClient(allow_private=settings.allow_private_hosts, proxy=settings.proxy) as http:
         directory = None
         if options.verify:
             directory = Directory(

@@ -120,6 +120,7 @@ def quick_settings(redis_url: str, database_url: str, hosts: FakeHosts, folder: 
         backfiller_retry_initial_ms=10,
         backfiller_retry_max_ms=50,
         backfiller_max_attempts=3,
+        backfiller_host_patience_hours=0,
         backfiller_http_timeout_seconds=5,
         backfiller_host_rate=1_000,
     )

@@ -2,6 +2,7 @@
 
 import json
 import threading
+from functools import partial
 from typing import Any
 
 import pytest
@@ -12,13 +13,14 @@ from rsky_pipeline.atproto.crypto import PrivateKey
 from rsky_pipeline.backfiller.role import run
 from rsky_pipeline.configuration.settings import Settings
 from rsky_pipeline.health.rules import PROGRESS
+from rsky_pipeline.repos.hosts import PARK_AFTER, HostState
 from rsky_pipeline.streams.append import Entry, append
 from rsky_pipeline.streams.connection import Store
 from rsky_pipeline.streams.repo_job import REPO_FIELD, decode_repo_job
 from rsky_pipeline.streams.waiting import all_waiting, hurry_waiting
 from tests.consumers import GroupReader
 from tests.data import test_data
-from tests.integration.backfiller.hosts import FakeHosts, refusal
+from tests.integration.backfiller.hosts import FakeHosts, Reply, refusal
 from tests.integration.backfiller.kit import (
     Configure,
     Running,
@@ -96,25 +98,101 @@ async def test_a_final_refusal_is_not_repeated(
     assert running.value("failures_total", reason=code) == 1
 
 
-async def test_a_failing_host_is_tried_again_and_then_given_up(
+async def test_a_repo_that_fails_alone_is_given_up_and_its_host_is_not(
     store: Store, configure: Configure, hosts: FakeHosts
 ) -> None:
     car, _ = make_repo("did:plc:b", 3)
     for did in ("did:plc:a", "did:plc:b"):
         hosts.add(did, document(did), car)
-    hosts.replies["did:plc:a"] = [lambda: (500, {}, b"oops")] * 9
+    hosts.replies["did:plc:a"] = [lambda: (500, {}, b"oops")] * 99
     hosts.replies["did:plc:b"] = [lambda: (503, {}, b""), lambda: (200, {}, car[:-9])]
-    async with backfiller(configure()) as running:
-        queue(store, "did:plc:a", "did:plc:b", "did:plc:missing")
+    async with backfiller(configure(backfiller_host_patience_hours=1)) as running:
+        queue(store, "did:plc:a", "did:plc:b")
         await settled(store)
     (letter,) = letters(store)
     assert (letter.reason, letter.attempts) == ("server_error", 3)
     assert "did:plc:a" in letter.error
     assert "500" in letter.error
     assert [event["type"] for event in output(store)] == ["create"] * 3 + ["repo"]
-    assert running.value("retries_attempted_total") == 4
-    assert running.value("failures_total", reason="did_not_found") == 1
-    assert running.value("failures_total", reason="invalid_car") == 1
+    assert running.value("failures_total", reason="truncated") == 1
+
+
+PAGES: list[Reply] = [
+    (200, {"Content-Type": "text/html"}, b"<!doctype html><title>Maintenance</title>" * 20),
+    (200, {}, b""),
+    (200, {"Content-Type": "application/json"}, b'{"error": "RepoNotFound"}'),
+    (200, {"Content-Type": "application/vnd.ipld.car"}, b"upstream connect error"),
+    (404, {"Content-Type": "text/html"}, b"<html><h1>404 page not found</h1>"),
+    (403, {}, b"error code: 1020"),
+    (302, {"Location": "http://login.invalid/?next=getRepo"}, b""),
+    (302, {"Location": "ftp://login.test/"}, b""),
+    (502, {}, b"<html>Bad Gateway"),
+]
+
+
+@pytest.mark.parametrize("page", PAGES)
+async def test_a_page_instead_of_repos_is_trouble_of_the_host(
+    store: Store,
+    configure: Configure,
+    hosts: FakeHosts,
+    page: Reply,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    failures = list[int]()
+
+    def failed(state: HostState, problem: str, now: float) -> None:
+        noted(state, problem, now)
+        failures.append(state.failures)
+
+    def answer(did: str) -> Reply:  # the maintenance ends after 20 requests
+        return page if len(failures) < 20 else (200, {}, hosts.repos[did])
+
+    noted = HostState.failed
+    monkeypatch.setattr(HostState, "failed", failed)
+    dids = [f"did:plc:{number}" for number in range(10)]
+    for did in dids:
+        hosts.add(did, document(did), make_repo(did, 1)[0])
+        hosts.replies[did] = [partial(answer, did)] * 99
+    async with backfiller(configure(backfiller_host_patience_hours=1)) as running:
+        queue(store, *dids)
+        await settled(store)
+        assert running.value("retries_attempted_total") > 0
+    assert letters(store) == []
+    assert max(failures) > PARK_AFTER
+    assert len([event for event in output(store) if event["type"] == "repo"]) == len(dids)
+
+
+async def test_a_repo_that_is_cut_at_the_same_byte_is_evidence(
+    store: Store, configure: Configure, hosts: FakeHosts
+) -> None:
+    car, _ = make_repo("did:plc:a", 3)
+    for did, cuts in (("did:plc:a", [9, 9, 9]), ("did:plc:b", [9, 20, 9, 20])):
+        car, _ = make_repo(did, 3)
+        hosts.add(did, document(did), car)
+        hosts.replies[did] = [lambda car=car, cut=cut: (200, {}, car[:-cut]) for cut in cuts]  # type: ignore[misc]
+    async with backfiller(configure(backfiller_max_attempts=9)):
+        queue(store, "did:plc:a", "did:plc:b")
+        await settled(store)
+    assert [(letter.reason, letter.attempts) for letter in letters(store)] == [("truncated", 3)]
+    assert {event["did"] for event in output(store)} == {"did:plc:b"}
+
+
+async def test_an_account_that_the_directory_does_not_know_yet_is_asked_for_again(
+    store: Store, configure: Configure, hosts: FakeHosts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rsky_pipeline.repos.fetch.FORCED_PAUSE_SECONDS", 0.0)
+    hosts.add("did:plc:a", document("did:plc:a"), make_repo("did:plc:a", 1)[0])
+    whole = hosts.documents.pop("did:plc:a")
+    async with backfiller(configure()) as running:
+        queue(store, "did:plc:a", "did:plc:missing")
+        await eventually(lambda: running.value("failures_total", reason="did_not_found") > 2)
+        hosts.documents["did:plc:a"] = whole | {"service": []}  # nor is it complete at first
+        await eventually(lambda: running.value("failures_total", reason="no_pds") > 0)
+        hosts.documents["did:plc:a"] = whole
+        await settled(store)
+        assert running.value("outcomes_total", outcome="unavailable") == 1  # the missing one
+    assert letters(store) == []
+    assert {event["did"] for event in output(store)} == {"did:plc:a"}
 
 
 async def test_a_rate_limit_is_waited_for_and_does_not_count(
@@ -238,7 +316,8 @@ async def test_a_repo_that_waits_for_its_next_attempt_survives_a_restart(
         await eventually(lambda: running.value("repos_waiting") == 1)
     assert store.call("XLEN", "repo_backfill") == 0
     (entry,) = all_waiting(store)
-    assert decode_repo_job(entry.payload).attempts == 1
+    job = decode_repo_job(entry.payload)
+    assert (job.attempts, job.failing, job.in_row) == (0, "host", 1)
     async with backfiller(slow):
         hurry_waiting(store, [entry])
         await settled(store)

@@ -292,6 +292,22 @@ async def test_a_silent_relay_is_reconnected(clean_redis: str) -> None:
     assert written(clean_redis) == [1, 2]
 
 
+async def test_a_quiet_relay_is_left_alone(clean_redis: str) -> None:
+    relay = Relay()
+    settings = {"ingester_idle_timeout_seconds": 1}
+    async with running(relay), ingesting(clean_redis, relay.url, **settings) as ingester:
+        await ingester.ready.wait()
+        await trio.sleep(7.0)
+        # Asked again after 2 s, and then after 4 more.
+        assert total(ingester, "disconnects", reason="idle") <= 2
+        host = f"127.0.0.1:{relay.port}"
+        assert ingester.metric("ingester_relay_stalled", host=host) == 0
+        assert ingester.health["problem"] is None
+        await eventually(lambda: ingester.metric("ingester_connected_seconds_total", host=host) > 0)
+        relay.add(*likes(1))
+        await eventually(lambda: cursor(clean_redis, relay) == "1")
+
+
 async def test_retry_after_is_honoured(clean_redis: str) -> None:
     relay = Relay(likes(1), reject_with=(429, [(b"Retry-After", b"2")]))
     began = trio.current_time()

@@ -163,7 +163,9 @@ async def test_a_store_that_lost_its_newest_data_loses_nothing_of_two_relays(
 async def test_the_leader_is_told_and_a_silent_relay_is_noticed(
     clean_redis: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(report, "RELAY_STALLED", replace(RELAY_STALLED, limits=Limits(warn=1.0)))
+    monkeypatch.setattr(
+        report, "RELAY_STALLED", replace(RELAY_STALLED, limits=Limits(warn=1.0), least=0.0)
+    )
     told = story(60)
     first, second = Relay(frames(told[:40], 1)), Relay()
     async with (
@@ -233,10 +235,10 @@ async def test_a_gap_is_noted_with_the_events_behind_it_and_repaired(
             await eventually(lambda: cursor(clean_redis, relay) == "10")
         repo, number, records = told[10]
         relay.add(
-            (11, commit(11, records, repo=repo, rev=rev(number), since=rev(number - 1), time=late))
+            (12, commit(12, records, repo=repo, rev=rev(number), since=rev(number - 1), time=late))
         )
         async with ingesting(clean_redis, relay.url) as ingester:
-            await eventually(lambda: cursor(clean_redis, relay) == "11")
+            await eventually(lambda: cursor(clean_redis, relay) == "12")
             assert total(ingester, "gaps", kind="time_jump") == 1
     store = connect(clean_redis, name="test")
     endpoint = parse_endpoint(relay.url)
@@ -266,7 +268,7 @@ async def test_a_gap_is_noted_with_the_events_behind_it_and_repaired(
                 await eventually(lambda: [g.status for g in list_gaps(database)] == ["repaired"])
                 [gap] = list_gaps(database)
             nursery.cancel_scope.cancel()
-    assert (gap.kind, gap.from_seq, gap.to_seq) == ("time_jump", 10, 11)
+    assert (gap.kind, gap.from_seq, gap.to_seq) == ("time_jump", 10, 12)
     assert (gap.from_time, gap.to_time) == (TIME, late)
     # The relay fails for ever at cursor 1000; the listing of repos asks for that range again.
     assert "1000 to 1001 cannot be listed: 500 from listRepos" in str(gap.error)

@@ -211,6 +211,7 @@ ELSEWHERE = {
     "ingester_gaps_total", "ingester_replayed_frames_total",
     "ingester_seq_jumps_total", "ingester_key_changes_total", "ingester_resyncs_owed_total",
     "ingester_account_events_elsewhere_total",
+    "ingester_connected_seconds_total",
 }  # fmt: skip
 
 

@@ -236,6 +236,33 @@ def test_a_cursor_must_move_while_messages_come() -> None:
     assert found([reading(5.0, 7.0)] * 6) == []
 
 
+def test_a_relay_that_stalls_is_named_and_fails_only_if_no_other_works() -> None:
+    def relays(**stalled: float) -> list[Sample]:
+        return [seen(workers=exporting(
+            *(("ingester_relay_stalled", value, {"host": host}) for host, value in stalled.items())
+        ))]  # fmt: skip
+
+    assert statuses(relays(a=0.0, b=0.0)) == []
+    assert statuses(relays(a=1.0, b=0.0)) == [("relay_stalled", "a", "warn")]
+    assert statuses(relays(a=1.0, b=1.0)) == [
+        ("relay_stalled", "a", "fail"), ("relay_stalled", "b", "fail"),
+    ]  # fmt: skip
+    assert statuses(relays(a=1.0)) == [("relay_stalled", "a", "fail")]
+
+
+def test_a_quiet_relay_is_progress_as_long_as_its_connection_stands() -> None:
+    def quiet(count: int, stands: float) -> Sample:
+        return seen(workers=exporting(
+            ("ingester_disconnects_total", float(count), {"reason": "idle"}),
+            ("ingester_firehose_messages_total", 0.0, {}),
+            ("ingester_connected_seconds_total", stands, {"host": "a"}),
+        ))  # fmt: skip
+
+    assert found([quiet(n, 55.0 * n) for n in range(9)]) == []
+    # A host that accepts and closes at once gets nowhere.
+    assert found([quiet(n, 0.0) for n in range(9)]) == [("no_progress", "")]
+
+
 def test_back_pressure_names_the_full_stream() -> None:
     assert statuses([seen(stream(BACKFILL, length=100))]) == [("back_pressure", BACKFILL, "warn")]
     assert statuses([seen(stream(LIVE, length=100))]) == [("back_pressure", LIVE, "fail")]

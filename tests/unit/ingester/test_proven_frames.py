@@ -1,6 +1,7 @@
 """Frames on their way past the verifier: in order, in bounds, and none that is false."""
 
 import json
+from collections import Counter
 
 import pytest
 import trio
@@ -9,9 +10,10 @@ import trio.testing
 from rsky_pipeline.atproto.identity import parse_did_document
 from rsky_pipeline.configuration.settings import Verify
 from rsky_pipeline.ingester.commits import signatures
+from rsky_pipeline.ingester.commits.resync import BURST
 from rsky_pipeline.ingester.commits.signatures import SignatureVerifier
 from rsky_pipeline.ingester.frames import FrameCounters
-from rsky_pipeline.ingester.pipeline import FrameIntake
+from rsky_pipeline.ingester.pipeline import STRANGERS_PER_MINUTE, FrameIntake
 from rsky_pipeline.ingester.sequence import GapWatch
 from rsky_pipeline.network.directory import IdentityNotFoundError, IdentityUnavailableError
 from tests.data import test_data
@@ -124,7 +126,7 @@ async def test_an_account_that_cannot_be_looked_up_is_fetched_later(
     assert tally.resyncs == {"unverified": 1}
 
 
-async def test_nothing_of_an_account_that_does_not_exist_is_written(
+async def test_nothing_of_an_account_that_does_not_exist_is_written_but_a_job(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     accounts = Accounts()
@@ -133,9 +135,69 @@ async def test_nothing_of_an_account_that_does_not_exist_is_written(
         intake, written, tally = start(nursery, accounts)
         await intake.take([frame(1)])
     assert written.seqs == [1]
-    assert written.frames[0].entries == []
+    (entry,) = written.frames[0].entries
+    assert entry.stream == "repo_backfill_high"
+    assert json.loads(entry.payload)["reason"] == "unverified"
     assert tally.verdicts == {"no_account": 1}
-    assert "skipped a commit of an account that does not exist" in caplog.messages
+    assert "commit of an account that does not exist yet" in caplog.messages
+
+
+async def test_made_up_accounts_cost_a_bounded_number_of_jobs(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    accounts, count = Accounts(), STRANGERS_PER_MINUTE + 9
+    dids = [f"did:plc:{number:024d}" for number in range(count)]
+    accounts.keys |= dict.fromkeys(dids, IdentityNotFoundError("made up"))
+    async with trio.open_nursery() as nursery:
+        intake, written, tally = start(nursery, accounts)
+        for number, did in enumerate(dids):
+            await intake.take([frame(number + 1, did)])
+    streams = Counter(entry.stream for item in written.frames for entry in item.entries)
+    assert streams["repo_backfill_high"] in range(BURST, count)
+    assert streams.total() == count  # a dead letter names each of the others
+    assert tally.errors["no_account"] == count - streams["repo_backfill_high"]
+
+
+async def test_connections_shorter_than_a_lookup_make_progress(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """A look-up takes five seconds, and every connection breaks after two."""
+    accounts, made, written = Accounts(), Converting("signature"), Written()
+    accounts.slow[DID] = trio.Event()
+    async with trio.open_nursery() as lookups:
+        verifier = SignatureVerifier(accounts, nursery=lookups)
+        began = trio.current_time()
+        for connection in range(4):
+            async with trio.open_nursery() as nursery:
+                intake = made.intake(written, 0, nursery, verifier)
+                await intake.take([frame(1), frame(2)])
+                await trio.sleep(2.0)
+                nursery.cancel_scope.cancel()
+            if connection == 1:
+                await trio.sleep_until(began + 5.0)
+                accounts.slow[DID].set()
+            if written.frames:
+                break
+    assert written.seqs == [1, 2]
+    assert accounts.lookups == [(DID, False)]
+
+
+async def test_connections_shorter_than_our_patience_make_progress_without_a_directory(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    accounts, made, written = Accounts(), Converting("signature"), Written()
+    accounts.keys[DID] = IdentityUnavailableError("down")
+    async with trio.open_nursery() as lookups:
+        verifier = SignatureVerifier(accounts, nursery=lookups)
+        for _ in range(20):
+            async with trio.open_nursery() as nursery:
+                intake = made.intake(written, 0, nursery, verifier)
+                await intake.take([frame(1)])
+                await trio.sleep(2.0)
+                nursery.cancel_scope.cancel()
+            if written.frames:
+                break
+    assert [entry.stream for entry in written.frames[0].entries] == ["repo_backfill_high"]
 
 
 async def test_lookups_run_at_once_and_frames_leave_in_order() -> None:

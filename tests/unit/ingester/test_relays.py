@@ -67,7 +67,9 @@ T0, SOON, LATER = "2026-07-04T10:00:00Z", "2026-07-04T10:14:00Z", "2026-07-04T10
     ("seq", "time", "outdated", "kind"),
     [
         (11, SOON, False, None),
-        (11, LATER, False, "time_jump"),
+        (11, LATER, False, None),  # nothing is missing between consecutive numbers
+        (12, LATER, False, "time_jump"),
+        (11, LATER, True, "outdated_cursor"),
         (11, None, False, None),
         (11, "whenever", False, None),
         (500, SOON, True, "outdated_cursor"),
@@ -89,8 +91,8 @@ def test_gaps_after_a_stored_cursor(
 
 
 def test_a_position_of_another_cursor_says_nothing_of_time() -> None:
-    assert GapWatch("relay.test", 10, Position(9, T0)).observe(11, LATER) is None
-    assert GapWatch("relay.test", 10, None).observe(11, LATER) is None
+    assert GapWatch("relay.test", 10, Position(9, T0)).observe(12, LATER) is None
+    assert GapWatch("relay.test", 10, None).observe(12, LATER) is None
 
 
 @pytest.mark.parametrize("noted", [None, b"", b"{", b"[]", b'{"seq": "x", "time": 5}'])

@@ -84,6 +84,28 @@ async def test_accounts_without_identity_or_key() -> None:
     assert await verdict(verifier, claim()) is SignatureStatus.NO_ACCOUNT
     accounts.keys[DID] = None
     assert await verdict(verifier, claim()) is SignatureStatus.NO_ACCOUNT
+    # A no is asked for once more by force before it counts, and then not for a while.
+    assert accounts.lookups == [(DID, False), (DID, True)]
+
+
+async def test_an_account_that_is_born_is_found_soon(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    accounts = Accounts()
+    verifier = SignatureVerifier(accounts)
+    accounts.keys[DID] = IdentityNotFoundError("not yet")
+    assert await verdict(verifier, claim()) is SignatureStatus.NO_ACCOUNT
+    accounts.keys[DID] = KEY.public
+    await trio.sleep(signatures.MISSING_SECONDS + 0.1)
+    assert await verdict(verifier, claim()) is SignatureStatus.VALID
+
+
+async def test_a_stale_no_of_the_cache_is_not_the_last_word() -> None:
+    accounts = Accounts()
+    verifier = SignatureVerifier(accounts)
+    accounts.cached[DID] = None  # a document without a key
+    assert await verdict(verifier, claim()) is SignatureStatus.VALID
+    assert accounts.lookups == [(DID, False), (DID, True)]
 
 
 async def test_a_strangers_host_that_fails_or_hangs_costs_little_time(

@@ -119,3 +119,33 @@ async def test_an_answer_ends_the_failures_of_an_account(monkeypatch: pytest.Mon
     monkeypatch.setattr(module, "ALONE_SECONDS", 0.0)
     a, b = "did:plc:a", "did:plc:b"
     assert await failures((a, 503), (b, 200), (a, 503), (a, 200), (a, 503)) == [False, True, False]
+
+
+async def test_a_no_holds_no_longer_than_until_it_may_be_asked_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked = list[str]()
+    known = {"did:plc:a": {"id": "did:plc:a"}}
+
+    async def answer(_: HttpClient, url: str, **__: object) -> object:
+        did = url.rpartition("/")[2]
+        asked.append(did)
+        if did not in known:
+            raise HttpError("status", "answered 404", status=404)
+        return known[did]
+
+    monkeypatch.setattr(HttpClient, "get_json", answer)
+    now = [1_000.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    async with HttpClient(allow_private=True) as http:
+        directory = Directory(http, "http://plc.test", forced_pause=5.0)
+        await directory.resolve("did:plc:a")
+        for force in (False, False, True):
+            with pytest.raises(IdentityNotFoundError):
+                await directory.resolve("did:plc:b", force)
+        assert asked == ["did:plc:a", "did:plc:b"]
+        now[0] += 6.0
+        known["did:plc:b"] = {"id": "did:plc:b"}
+        await directory.resolve("did:plc:b")
+        await directory.resolve("did:plc:a")
+    assert asked == ["did:plc:a", "did:plc:b", "did:plc:b"]

@@ -3,7 +3,7 @@
 import pytest
 
 from rsky_pipeline.configuration.endpoints import normal_host, parse_endpoint
-from rsky_pipeline.network.pool import is_public_name
+from rsky_pipeline.network.connect import is_public_name
 
 
 @pytest.mark.parametrize("name", ["example.com", "example.com.", "pds.example-host.com."])

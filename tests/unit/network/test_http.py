@@ -1,5 +1,6 @@
 """What a stranger's host may not make us do."""
 
+import gzip
 import threading
 import time
 from collections.abc import Iterator
@@ -37,6 +38,44 @@ class Handler(BaseHTTPRequestHandler):
                 threading.Event().wait(3)
             case "/gzip":
                 self._send(200, b"zzz", Content_Encoding="gzip")
+            case "/packed":
+                self._send(
+                    200,
+                    gzip.compress(b'\xef\xbb\xbf{"a": 1}'),
+                    Content_Encoding="gzip",
+                    Content_Type="text/html; charset=latin1",
+                )
+            case "/plain":
+                self._send(203, b'{"a": 1}', Content_Encoding="utf-8")
+            case "/bomb":
+                self._send(200, gzip.compress(bytes(10_000_000)), Content_Encoding="gzip")
+            case "/empty-blocks":
+                self._send(200, _stored_nothing(60_000), Content_Encoding="deflate")
+            case "/chunked":
+                self.wfile.write(
+                    b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+                    b'5;x=y\r\n{"a":\r\n3\r\n 1}\r\n0\r\nTrailer: z\r\n\r\n'
+                )
+            case "/until-closed":
+                self.wfile.write(b'HTTP/1.0 200 OK\r\n\r\n{"a": 1}')
+            case "/continue":
+                with suppress(OSError):
+                    while True:
+                        self.wfile.write(b"HTTP/1.1 100 Continue\r\n\r\n" * 100)
+            case "/slow-continue":
+                with suppress(OSError):
+                    while True:
+                        self.wfile.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+                        time.sleep(0.1)
+            case "/slow-head":
+                self.wfile.write(b"HTTP/1.1 200 OK\r\nX: ")
+                with suppress(OSError):
+                    while True:
+                        self.wfile.write(b"x")
+                        time.sleep(0.1)
+            case "/slow-redirects":
+                time.sleep(0.3)
+                self._send(302, b"", Location="/slow-redirects")
             case "/limited":
                 self._send(429, b"<html>", Retry_After="7")
             case _:
@@ -60,6 +99,11 @@ class Handler(BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *args: object) -> None:
         pass
+
+
+def _stored_nothing(blocks: int) -> bytes:
+    """Return a body of many bytes that decompresses to nothing."""
+    return b"\x78\x9c" + b"\x00\x00\x00\xff\xff" * blocks
 
 
 @pytest.fixture
@@ -91,11 +135,24 @@ async def test_an_answer_comes_through_a_redirect(server: str) -> None:
         ("/endless", "too_big"),
         ("/silent", "timeout"),
         ("/gzip", "malformed"),
+        ("/bomb", "too_big"),
+        ("/empty-blocks", "too_big"),
+        ("/continue", "unreachable"),
+        ("/slow-continue", "timeout"),
+        ("/slow-head", "timeout"),
+        ("/slow-redirects", "timeout"),
         ("/limited", "status"),
     ],
 )
 async def test_bad_answers(server: str, path: str, kind: str) -> None:
     assert (await failure(server + path)).kind == kind
+
+
+@pytest.mark.parametrize("path", ["/packed", "/plain", "/chunked", "/until-closed"])
+async def test_bodies_of_other_servers(server: str, path: str) -> None:
+    async with HttpClient(allow_private=True) as client:
+        assert await client.get_json(f"{server}{path}") == {"a": 1}
+        assert await client.get_json(f"{server}/ok") == {"a": 1}
 
 
 async def test_a_refusal_keeps_its_code_and_pause(server: str) -> None:
@@ -130,7 +187,7 @@ async def test_a_name_that_leads_to_a_private_address_is_refused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     async def lookup(host: str, port: int, **_: object) -> object:
-        return [(2, 1, 6, "", ("93.184.216.34", port)), (2, 1, 6, "", ("192.168.0.1", port))]
+        return [(2, 1, 6, "", ("192.168.0.1", port)), (2, 1, 6, "", ("127.0.0.1", port))]
 
     monkeypatch.setattr("trio.socket.getaddrinfo", lookup)
     refused = await failure("https://rebinding.example.com/", allow_private=False)

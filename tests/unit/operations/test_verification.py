@@ -286,6 +286,10 @@ def test_clocks_are_compared(ahead: float | None, status: str) -> None:
     assert [c.status for c in found] == ["pass", status]
     failed = outside.check_relays([outside.RelayAnswer("r", error="no")])
     assert [(c.check, c.status) for c in failed] == [("relay:r", "fail")]
+    both = [outside.RelayAnswer("r", error="no"), outside.RelayAnswer("s", 0.1, 0.0)]
+    assert [(c.check, c.status) for c in outside.check_relays(both)] == [
+        ("relay:r", "warn"), ("relay:s", "pass"), ("clock:s", "pass"),
+    ]  # fmt: skip
 
 
 def test_exit_codes_are_for_scripts() -> None:

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rsky_pipeline.network.http import RateLimit
-from rsky_pipeline.repos.hosts import PARK_AFTER, HostRules, HostState
+from rsky_pipeline.repos.hosts import PARK_AFTER, FailingRepos, Host, HostRules, HostState
 
 RULES = HostRules(concurrency=4, rate=10.0, pause_base=5.0, pause_cap=600.0)
 
@@ -73,3 +73,18 @@ def test_what_has_to_wait_is_spread_by_the_rate() -> None:
     waits = [state.reserve(0.0, lambda: 0.0) for _ in range(100)]
     assert waits == sorted(waits)
     assert 9.0 < waits[-1] - waits[0] < 11.0
+
+
+def test_trouble_is_of_the_repo_where_its_host_serves_others_meanwhile() -> None:
+    failing, host = FailingRepos(), Host("pds.test:443", RULES, 0.0)
+    assert failing.failed("did:plc:a", host)
+    assert failing.failed("did:plc:a", host)  # for everybody, as far as is known
+    host.state.served += 1
+    assert not failing.failed("did:plc:a", host)
+    assert not failing.failed("did:plc:a", host)
+    assert failing.failed("did:plc:b", host)  # none was served since this one fails
+    failing.succeeded("did:plc:a")
+    assert failing.failed("did:plc:a", host)
+    other = Host("other.test:443", RULES, 0.0)
+    other.state.served = 9
+    assert failing.failed("did:plc:a", other)  # it has moved
