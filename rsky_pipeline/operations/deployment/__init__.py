@@ -6,5 +6,5 @@ schema, and considers the pipeline healthy is asked of the new file itself, by i
 
 Read `deploy` first; `preflight` checks before anything is changed, `program` has files and backups,
 and `journal` makes an interrupted deployment undoable. All of it blocks, for commands only. It must
-contain a role's work; `operations.ordered` stops and starts them.
+not know a role's work; `operations.ordered` stops and starts roles.
 """
