@@ -279,7 +279,8 @@ async def _narrate(work: Callable[[StepLog], Awaitable[Result]], send: Send) -> 
     steps = StepLog()
 
     async def forward() -> None:
-        async for line in steps.follow():
+        # From the start: work that need not wait ends before this task begins.
+        async for line in steps.follow(from_start=True):
             await send(line)
 
     async with trio.open_nursery() as nursery:

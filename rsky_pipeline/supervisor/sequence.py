@@ -47,9 +47,9 @@ class StepLog:
         self.finished = True
         self._wake()
 
-    async def follow(self) -> AsyncIterator[str]:
-        """Yield lines as they are added, until `finish`."""
-        position = len(self._lines)
+    async def follow(self, *, from_start: bool = False) -> AsyncIterator[str]:
+        """Yield lines as they are added, until `finish`; those added before with `from_start`."""
+        position = 0 if from_start else len(self._lines)
         while True:
             while position < len(self._lines):
                 yield self._lines[position]
