@@ -67,7 +67,9 @@ def show(documents: list[dict[str, Any]]) -> None:
     for process in together["processes"]:
         if process["trouble"] and process["trouble"] != "starting":
             line(f"{process['name']}: {process['trouble']}")
-    for warning in warnings(together["processes"]):
+    for role in _stopped(documents):
+        line(f"{role}: stopped; to do: `rsky-pipeline start --role {role}`")
+    for warning in warnings([each for each in together["processes"] if each["pid"]]):
         line(warning)
     if together["streams"]:
         line()
@@ -93,6 +95,19 @@ def warnings(processes: list[dict[str, Any]]) -> list[str]:
                 text = f"{rule.title}; to do: {rule.remedy.replace('{subject}', subject)}"
             lines.append(f"{process['name']}: {word}: {finding}: {text}")
     return lines
+
+
+def _stopped(documents: list[dict[str, Any]]) -> list[str]:
+    """Return the roles that a command stopped under a supervisor that runs."""
+    return list(
+        dict.fromkeys(
+            process["role"]
+            for document in documents
+            if document["state"] == "running"
+            for process in document["processes"]
+            if process["state"] == "stopped" and not process["wanted"]
+        )
+    )
 
 
 def _row(process: dict[str, Any]) -> tuple[object, ...]:

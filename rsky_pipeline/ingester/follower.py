@@ -414,8 +414,8 @@ class Follower:
         """The remedy for a cursor that does not fit, for operators."""
         host = self.feed.endpoint.key
         return (
-            f"decide where to go on: `rsky-pipeline cursor reset {host}` starts at the initial "
-            f"position, `rsky-pipeline cursor set {host} SEQ` anywhere"
+            f"decide where to go on: `rsky-pipeline cursor reset {host} --force` starts at "
+            f"initial_cursor, `rsky-pipeline cursor set {host} SEQ` at any event"
         )
 
     def _where(self) -> dict[str, str]:

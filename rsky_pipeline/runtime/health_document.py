@@ -84,8 +84,13 @@ _FORMS = get_type_hints(HealthDocument)
 
 
 def complaint(health: HealthDocument) -> str | None:
-    """Return the most severe of trouble, degraded and problem; None for a healthy worker."""
-    return health.get("trouble") or health.get("degraded") or health.get("problem")
+    """Return trouble, or else degraded and problem; None for a healthy worker.
+
+    A problem is often the cause of a degraded worker: "no relay is connected", since the stored
+    cursor does not fit the only one.
+    """
+    parts = (health.get("degraded"), health.get("problem"))
+    return health.get("trouble") or "; ".join(part for part in parts if part) or None
 
 
 def read_health(document: object) -> HealthDocument:

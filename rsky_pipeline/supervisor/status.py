@@ -18,10 +18,10 @@ from rsky_pipeline.configuration.settings import Settings
 from rsky_pipeline.health.rules import HEARTBEAT
 from rsky_pipeline.observability.build import build
 from rsky_pipeline.observability.supervisor import SupervisorCollector
-from rsky_pipeline.runtime.health_document import complaint
+from rsky_pipeline.runtime.health_document import HealthDocument, complaint
 from rsky_pipeline.runtime.metrics_port import SUPERVISOR, open_metrics_server
 from rsky_pipeline.supervisor.child import ChildDriver
-from rsky_pipeline.supervisor.machine import Exit, Phase
+from rsky_pipeline.supervisor.machine import ALIVE, Exit, Phase
 
 SCHEMA_VERSION = 1
 MEMORY_PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
@@ -60,7 +60,8 @@ class Exporter:
 def child_document(child: ChildDriver) -> dict[str, Any]:
     """Describe one child."""
     state = child.state
-    health = child.health
+    # The last document of a process that is gone has its cursors, and no present figures.
+    health = child.health if state.phase in ALIVE else HealthDocument()
     return {
         "name": child.name,
         "role": child.role,
@@ -81,7 +82,7 @@ def child_document(child: ChildDriver) -> dict[str, Any]:
         "lag": health.get("lag"),
         "lag_seconds": health.get("lag_seconds"),
         "trouble": complaint(health),
-        "health": health,
+        "health": child.health,
     }
 
 

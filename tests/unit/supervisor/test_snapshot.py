@@ -34,3 +34,14 @@ async def test_a_degraded_worker_is_ready_and_not_healthy() -> None:
     assert look() == (False, "no relay is connected")
     child.health = read_health({"trouble": "stuck", "degraded": "no relay is connected"})
     assert look() == (False, "stuck")
+    child.health = read_health({"degraded": "no relay is connected", "problem": "cursor too high"})
+    assert look() == (False, "no relay is connected; cursor too high")
+
+
+async def test_a_stopped_worker_has_no_figures_of_its_last_life() -> None:
+    await trio.lowlevel.checkpoint()
+    child = ChildDriver("ingester", 1, worker_policy(Settings()), never)
+    child.health = read_health({"rate": 5.0, "degraded": "no relay is connected", "pending": 0})
+    found = status.child_document(child)
+    assert (found["state"], found["rate"], found["trouble"]) == ("stopped", None, None)
+    assert found["health"]["pending"] == 0  # a stop is verified with it
