@@ -38,7 +38,7 @@ def check(run: Invocation) -> int:
         print_json({"ok": False, "problems": list(error.problems), "remarks": []})
         return ExitCode.USAGE
     source = f"the file {result.file.path}" if result.file else "no file"
-    good = f"the configuration is good ({source}, environment, flags)"
+    good = f"the configuration is good (read: {source}, the environment and the flags)"
     problems, advice = _check_stores(result.settings)
     remarks = [*result.remarks, *advice]
     document = {"ok": not problems, "problems": problems, "remarks": remarks}

@@ -1,5 +1,6 @@
 """`rsky-pipeline dlq`: look at dead letters, try them again, or give them up."""
 
+import logging
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -89,6 +90,8 @@ def retry(
     from rsky_pipeline.operations import dead_letters
 
     _require_choice(stream, reason, everything)
+    # The conversion logs each frame that it cannot use; here the answer lists them.
+    logging.getLogger("rsky_pipeline.ingester.frames").addHandler(logging.NullHandler())
     results: dict[str, Retried] = {}
     progress = Progress()
     with run.store("dlq") as store:

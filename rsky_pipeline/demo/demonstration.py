@@ -54,7 +54,9 @@ class Demonstration:
             self._environment = pipeline_environment(self._folder, simulation)
             log = self._folder / "pipeline.log"
             pipeline = PipelineProcess(["run", "--role", "all"], self._environment, log)
-            self._console.print(f"simulated relay at {simulation.relay}, log in {log}")
+            self._console.print(
+                f"simulated relay at {simulation.relay}, log in {log}", soft_wrap=True
+            )
             settings = self._settings()
             observer = Observer(settings, simulation.control, simulation.relay, simulation.labeler)
             with closing(observer):
@@ -85,12 +87,14 @@ class Demonstration:
         self._console.print(
             f"published {progress.published:,} events and {progress.label_frames:,} frames of "
             "labels; waiting until all of it is indexed",
-            highlight=False,
-        )
+            highlight=False, soft_wrap=True,
+        )  # fmt: skip
         with opened(self._console) as view:
             waiting = self._wait(observer, view, pipeline)
         if waiting:
-            self._console.print(f"after {DRAIN_SECONDS:.0f} s there are still: {waiting}")
+            self._console.print(
+                f"after {DRAIN_SECONDS:.0f} s there are still: {waiting}", soft_wrap=True
+            )
         truth = simulation.control.truth(handles=True)
         reports = compare(settings.database_url or "", settings.database_schema, truth)
         dead = observer.dead_letters()

@@ -99,7 +99,7 @@ def letter_stream(name: str) -> str:
     for candidate in (name, dead_letters(name)):
         if candidate in LETTER_STREAMS:
             return candidate
-    raise ValueError(f"{name!r} has no dead letters: allowed are {', '.join(LETTER_STREAMS)}")
+    raise ValueError(f"{name!r} is no dead-letter stream: allowed are {', '.join(LETTER_STREAMS)}")
 
 
 def select(
@@ -327,7 +327,9 @@ def convert_again(stream: str, frame: RawFrame, settings: Settings) -> list[Entr
     refused = next((entry for entry in entries if entry.stream == stream), None)
     if refused is not None:
         again = parse_raw({FRAME_FIELD: refused.payload})
-        raise NotConvertibleError(f"{again.reason}: {again.error}")
+        # The text of bad data begins with its reason.
+        known = again.error.startswith(f"{again.reason}: ")
+        raise NotConvertibleError(again.error if known else f"{again.reason}: {again.error}")
     update = converted.update
     if update is None or not isinstance(converter, RepoConverter):  # a labeler has no repos
         return entries

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from rsky_pipeline.operations.trace import InDatabase, Traced
+from rsky_pipeline.operations.trace import AtPds, InDatabase, Traced
 
 State = Literal[
     "visible", "hidden", "outdated", "on_its_way", "dead_letter", "deleted", "not_selected",
@@ -69,7 +69,7 @@ def _absent(found: Traced) -> Diagnosis:
         reason = f"deleted at rev {tombstone['rev']}, applied {tombstone['deleted_at']}"
         return Diagnosis("deleted", (reason,))
     if pds.state is not None:
-        return Diagnosis("not_there", (f"the PDS does not serve the repo: {pds.state}",))
+        return Diagnosis("not_there", (_not_served(pds),))
     if pds.present is False:
         return Diagnosis(
             "not_there", ("the PDS does not have it: it was deleted or never existed",)
@@ -108,7 +108,7 @@ def _account(found: Traced) -> Diagnosis:
     total = sum(database.records.values())
     reasons = [*_account_hiding(database), f"{total:,} records are indexed", *waiting]
     if pds.state:
-        reasons.append(f"the PDS does not serve the repo: {pds.state}")
+        reasons.append(_not_served(pds))
     behind = pds.rev is not None and (database.synced_rev or "") < pds.rev
     if behind:
         reasons.append(f"indexed up to {database.synced_rev}, the PDS is at {pds.rev}")
@@ -116,6 +116,12 @@ def _account(found: Traced) -> Diagnosis:
         error = database.backfill["error"]
         reasons.append(f"backfill: {database.backfill['status']}{f': {error}' if error else ''}")
     return Diagnosis(state, tuple(reasons), _again(found) if behind or state == "missing" else "")
+
+
+def _not_served(pds: AtPds) -> str:
+    if pds.state in ("IdentityNotFoundError", "NoPds") and pds.problem:
+        return pds.problem  # no PDS was asked
+    return f"the PDS does not serve the repo: {pds.state}"
 
 
 def _waiting(found: Traced) -> tuple[str, ...]:

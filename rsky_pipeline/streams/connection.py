@@ -167,7 +167,8 @@ def translated_errors() -> Iterator[None]:
             f"Redis rejects the user or password of redis_url: {error}"
         ) from error
     except _UNAVAILABLE as error:
-        raise StoreUnavailableError(f"Redis cannot be reached: {error}") from error
+        text = str(error).rstrip(".")  # others go on behind it
+        raise StoreUnavailableError(f"Redis cannot be reached: {text}") from error
     except redis.DataError as error:
         raise ValueError(f"value cannot be sent to Redis: {error}") from error
     except redis.RedisError as error:

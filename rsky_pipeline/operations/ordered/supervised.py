@@ -93,7 +93,7 @@ class Supervised:
         log = locations.data_directory(self._settings) / "supervisor.log"
         locations.make_private(log.parent)
         command = [*program, *launch.arguments]
-        tell(f"starting {', '.join(launch.roles)}; its log is {log}")
+        tell(f"starting {', '.join(launch.roles)}; log: {log}")
         with log.open("ab") as stream:
             position = stream.tell()
             process = subprocess.Popen(
