@@ -16,6 +16,7 @@ HostKey = NewType("HostKey", str)
 
 _LABEL = r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?"
 _HOST_NAME = re.compile(rf"(?=.{{1,253}}$)(?:{_LABEL}\.)*{_LABEL}")
+_ZONE = re.compile(r"[a-z0-9._~-]{1,32}")  # https://www.rfc-editor.org/rfc/rfc6874
 _SECURE = {"https": True, "wss": True, "http": False, "ws": False}
 _ALLOWED = "allowed is a host or a URL (ws://, wss://, http://, https://) without a path"
 
@@ -79,10 +80,12 @@ def normal_host(text: str) -> str | None:
     """Return the one spelling of a name or an address (without brackets), None if it is neither."""
     name = text.lower()
     try:
-        return str(ipaddress.ip_address(name))
+        address = ipaddress.ip_address(name)
     except ValueError:
         name = name.removesuffix(".")
         return name if is_dns_name(name) else None
+    zone = getattr(address, "scope_id", None)  # may be any text
+    return str(address) if zone is None or _ZONE.fullmatch(zone) else None
 
 
 def is_dns_name(text: str) -> bool:

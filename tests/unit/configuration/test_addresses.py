@@ -41,6 +41,8 @@ def test_hosts_and_urls(text: str) -> None:
         ("-relay.test", "allowed"),
         ("[::1", "brackets"),
         ("::1", "brackets"),
+        ("[fe80::1%a b]", "allowed"),
+        ("wss://[1340::111%3A\ufffd]:443/", "allowed"),
         ("a b", "allowed"),
         ("bücher.test", "allowed"),
         (f"{'a' * 64}.test", "allowed"),
