@@ -30,7 +30,8 @@ class GroupReader:
         self, min_idle_ms: int, start: str, count: int, held: Collection[str] = ()
     ) -> Claimed:
         self._own._held = set(held)
-        return self._own._claim_idle(self._store, min_idle_ms, start, count)
+        claimed = self._own._claim_idle(self._store, min_idle_ms, start, count)
+        return claimed or Claimed(start, [], [])  # while a suspicious one waits for its turn
 
     def hold(self, ids: Sequence[str], *, forgive: bool = False) -> None:
         self._own._held = set(ids)

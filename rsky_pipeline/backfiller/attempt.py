@@ -125,8 +125,9 @@ class Attempts:
         if delivery.fields is None:
             await self._jobs.finish(delivery)
             return
-        if delivery.deliveries > self.settings.max_deliveries:
-            await self._jobs.dead_letter(delivery, "crashes_worker", "delivered too often", 0)
+        if delivery.crashes_workers(self.settings.max_deliveries):
+            text = f"{delivery.deaths} workers ended while they tried it alone"
+            await self._jobs.dead_letter(delivery, "crashes_worker", text, 0)
             return
         try:
             job = decode_repo_job(delivery.fields.get(REPO_FIELD, b""))

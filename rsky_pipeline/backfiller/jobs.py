@@ -10,7 +10,7 @@ from rsky_pipeline.configuration.settings import Settings
 from rsky_pipeline.observability.backfiller import BackfillerMetrics
 from rsky_pipeline.runtime.link import Link
 from rsky_pipeline.streams.connection import Store
-from rsky_pipeline.streams.consumer import Consumer, Delivery
+from rsky_pipeline.streams.consumer import Consumer, Delivery, Trial
 from rsky_pipeline.streams.names import (
     REPO_BACKFILL,
     REPO_BACKFILL_HIGH,
@@ -33,9 +33,11 @@ class JobQueue:
 
     def __init__(
         self, reading: Link[Store], ending: Link[Store], settings: Settings, name: str,
-        metrics: BackfillerMetrics,
+        metrics: BackfillerMetrics, *, blameless: bool = False,
     ) -> None:  # fmt: skip
-        """`name` is this worker's consumer name in the consumer groups."""
+        """`name` is this worker's consumer name in the consumer groups; for `blameless` see
+        `Trial`."""
+        trial = Trial(blameless)
         self._reading = reading
         self._ending = ending
         self._metrics = metrics
@@ -43,6 +45,7 @@ class JobQueue:
             stream: Consumer(
                 stream, settings.backfiller_group, name,
                 reclaim_idle_ms=settings.claim_idle_seconds * 1000, alone_seconds=ALONE_SECONDS,
+                trial=trial,
             )
             for stream in REPO_STREAMS
         }  # fmt: skip
@@ -108,7 +111,7 @@ class JobQueue:
     def release(self, delivery: Delivery) -> None:
         """Stop holding an entry: it stays pending until it is reclaimed as idle.
 
-        After `max_deliveries` it is dead-lettered.
+        If its workers end while they try it alone, it is dead-lettered.
         """
         self._consumers[delivery.stream].release([delivery.id])
 

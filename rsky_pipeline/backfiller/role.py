@@ -33,7 +33,10 @@ async def run(context: WorkerContext) -> None:
         redis = partial(_redis, context, stack, metrics)
         database = partial(_database, context, stack, metrics)
         fetcher = await stack.enter_async_context(open_fetcher(settings, metrics))
-        jobs = JobQueue(redis("read"), redis("settle"), settings, context.consumer, metrics)
+        jobs = JobQueue(
+            redis("read"), redis("settle"), settings, context.consumer, metrics,
+            blameless=context.blameless,
+        )  # fmt: skip
         output = Output(redis("append"), settings.backfill_high_water_mark, metrics)
         outcomes = outcome_writer(database("outcomes"))
         attempts = Attempts(

@@ -385,7 +385,8 @@ class Settings:
     )
     max_deliveries: int = setting(
         5,
-        "Deliveries of an entry that crashes its worker before it becomes a dead letter.",
+        "Deliveries of an entry that crashes its worker before it becomes a dead letter: the first "
+        "two beside other entries, the others alone.",
         minimum=2,
     )
 

@@ -45,7 +45,7 @@ from rsky_pipeline.runtime.errors import SettingError, StoreError, described
 from rsky_pipeline.runtime.health import Activity
 from rsky_pipeline.runtime.link import Link
 from rsky_pipeline.streams.connection import Store, connect
-from rsky_pipeline.streams.consumer import Consumer, Delivery
+from rsky_pipeline.streams.consumer import Consumer, Delivery, Trial
 from rsky_pipeline.streams.names import FIREHOSE_BACKFILL, FIREHOSE_LIVE, LABEL_LIVE
 
 FIRST = (FIREHOSE_LIVE, LABEL_LIVE)
@@ -98,6 +98,7 @@ class Indexer:
         )
         self._queue = BatchQueue(FIRST, FIREHOSE_BACKFILL, self._scheduler)
         self.metrics.history_share.set_function(lambda: self._scheduler.share)
+        self._trial = Trial(context.blameless)
         self._consumers = {stream: self._consumer(stream) for stream in STREAMS}
         groups = dict.fromkeys(STREAMS, (settings.indexer_group,))
         self.stream_upkeep = StreamUpkeep(
@@ -251,6 +252,7 @@ class Indexer:
             stream, settings.indexer_group, self._context.consumer,
             reclaim_idle_ms=settings.claim_idle_seconds * 1_000,
             max_bytes=MAX_BATCH_BYTES, block_ms=BLOCK_MS, linger_seconds=LINGER_SECONDS,
+            trial=self._trial,
         )  # fmt: skip
 
     def _open_store(self, purpose: str) -> Store:

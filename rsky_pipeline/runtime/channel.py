@@ -20,6 +20,7 @@ from rsky_pipeline.configuration.settings import Settings
 MAX_SETTINGS_BYTES = 60_000  # below the capacity of a pipe, so that writing it never blocks
 MAX_EVENT_BYTES = 64_000
 MAX_WAITING = 64  # events; more `status` events are dropped
+BLAMELESS = "RSKY_WORKER_BLAMELESS"  # variable of a worker: "1" as in `WorkerContext.blameless`
 
 Event = dict[str, Any]
 

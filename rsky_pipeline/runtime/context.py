@@ -30,5 +30,6 @@ class WorkerContext:
     ready: Callable[[], None]  # call once: stores connected, own pending read, socket open
     activity: Callable[[str], Activity]  # for work that must not stall: see `Activity`
     health: Callable[[RoleHealth], None]  # merged into /healthz and `status`
+    blameless: bool = False  # whatever ended the worker before, it was not its work: see `Trial`
     stopping: trio.Event = field(default_factory=trio.Event)
     escalated: trio.Event = field(default_factory=trio.Event)

@@ -25,7 +25,7 @@ from rsky_pipeline.observability.server import MetricsServer
 from rsky_pipeline.observability.streams import entries_waiting, stream_lengths
 from rsky_pipeline.runtime import logging as log_setup
 from rsky_pipeline.runtime import notify
-from rsky_pipeline.runtime.channel import EventSender, WorkerPipes
+from rsky_pipeline.runtime.channel import BLAMELESS, EventSender, WorkerPipes
 from rsky_pipeline.runtime.context import WorkerContext
 from rsky_pipeline.runtime.errors import FORCED, UNEXPECTED, exit_code_of
 from rsky_pipeline.runtime.health import Health
@@ -155,6 +155,7 @@ class _Worker:
             ready=self._ready,
             activity=self._health.activity,
             health=self._health.report,
+            blameless=os.environ.pop(BLAMELESS, "") == "1",
         )
 
     def _serve_metrics(self, registry: CollectorRegistry) -> None:

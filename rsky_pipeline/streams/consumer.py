@@ -16,6 +16,7 @@ again as its own pending entries. Applying 5 and 6 a second time changes no row.
 
 import logging
 import math
+import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -26,7 +27,7 @@ from rsky_pipeline.runtime.logging import ThrottledLog
 from rsky_pipeline.streams.connection import Argument, Store
 from rsky_pipeline.streams.errors import StoreRejectedError
 from rsky_pipeline.streams.limits import BATCH_IDS, BATCH_TRIMMED, PAGE_RECLAIMED
-from rsky_pipeline.streams.names import WAITING_KEY, dead_letters
+from rsky_pipeline.streams.names import TRIALS, WAITING_KEY, dead_letters
 
 _log = logging.getLogger(__name__)
 # An entry delivered more often than this may have crashed its worker, and is then taken alone.
@@ -39,6 +40,7 @@ FORGOTTEN_CONSUMER_MS = 24 * 3600 * 1000  # an idle consumer without pending ent
 _TRIM_CALLS = 100
 _FIRST_GUESS_BYTES = 4_096.0  # size of an entry, before any was read
 _LEAST_GUESS_BYTES = 256.0
+_TRIALS_SECONDS = 7 * 24 * 3600  # after which marks are forgotten
 _WAIT_SECONDS = 0.02  # poll interval while a suspicious entry is in progress
 
 
@@ -46,13 +48,22 @@ _WAIT_SECONDS = 0.02  # poll interval while a suspicious entry is in progress
 class Delivery:
     """An entry delivered to this consumer; `fields` is None if its body was deleted.
 
-    `deliveries` counts deliveries to any consumer of the group, including this one.
+    `deliveries` counts deliveries to any consumer of the group, including this one. `deaths` counts
+    the workers that died while they tried this entry alone, see `Trial`.
     """
 
     stream: str
     id: str
     fields: dict[bytes, bytes] | None
     deliveries: int = 1
+    deaths: int = 0
+
+    def crashes_workers(self, max_deliveries: int) -> bool:
+        """Return whether it is to be dead-lettered as the entry that ends its workers.
+
+        Its first deliveries were beside other entries, and prove nothing.
+        """
+        return self.deaths >= max(1, max_deliveries - SUSPICIOUS_DELIVERIES)
 
     @property
     def suspicious(self) -> bool:
@@ -95,6 +106,41 @@ class Claimed:
     deleted: list[str]
 
 
+class Trial:
+    """Shared by the consumers of a worker: while one tries a suspicious entry, none takes others.
+
+    A count of deliveries is no guilt: it grows whenever the worker is killed, for whatever reason.
+    So a mark is stored before a suspicious entry is handed out (`TRIALS` in Redis: how many workers
+    died under the mark, and which consumer tries it now) and removed when it has ended. A mark that
+    is found there in a later life is a death, unless the worker did not end by itself: `blameless`
+    says that it was killed or stopped from outside, as far as its supervisor knows.
+    """
+
+    def __init__(self, blameless: bool = False) -> None:
+        self.blameless = blameless
+        self.owner: Consumer | None = None
+        self.consumers: list[Consumer] = []
+        self._lock = threading.Lock()
+
+    def begin(self, consumer: "Consumer") -> bool:
+        """Let a consumer have its trial, unless another one has; returns whether it may."""
+        with self._lock:
+            if self.owner is None:
+                self.owner = consumer
+            return self.owner is consumer
+
+    def end(self, consumer: "Consumer") -> None:
+        """Let the others go on."""
+        with self._lock:
+            if self.owner is consumer:
+                self.owner = None
+
+    @property
+    def held(self) -> list[str]:
+        """The entries that any consumer of the worker holds."""
+        return [entry for consumer in self.consumers for entry in consumer.held]
+
+
 class Consumer:
     """One consumer of a group on a stream. It has no connection: callers pass one to every call.
 
@@ -115,6 +161,7 @@ class Consumer:
         linger_seconds: float = 0.0,
         alone_seconds: float = math.inf,
         clock: Callable[[], float] = time.monotonic,
+        trial: Trial | None = None,
     ) -> None:
         """`name` must be unique in the group, and the same after a restart of the worker.
 
@@ -123,6 +170,7 @@ class Consumer:
         `block_ms`: `take` waits so long for a first new entry (0: not at all).
         `linger_seconds`: it waits so long for more if few entries came.
         `alone_seconds`: a suspicious entry is alone for at most so long, then others are taken too.
+        `trial` is shared by all consumers of the worker.
         """
         self.stream, self.group, self.name = stream, group, name
         self._log = ThrottledLog(_log)
@@ -138,7 +186,10 @@ class Consumer:
         self._held: set[str] = set()
         self._recovered: set[str] = set()  # own pending entries still held
         self._own: str | None = "-"  # next position in own pending entries; None: all were read
+        self._trial = trial or Trial()
+        self._trial.consumers.append(self)
         self._alone: str | None = None  # a suspicious entry that may be in progress
+        self._marked: set[str] = set()  # entries that this object has marked
         self._last_taken = -math.inf
         self._reclaim_at = 0.0
         self._reclaim_from = "0-0"
@@ -172,8 +223,7 @@ class Consumer:
             if store is not self._store:
                 ensure_group(store, self.stream, self.group)
                 self._own, self._store = "-", store
-            if self._alone not in self._held or not self._must_wait((self._alone,)):
-                self._alone = None
+            if not self._is_kept_waiting():
                 self._fill(store, taken, count)
         except BaseException:
             # The caller never gets these entries: they are pending, but not held.
@@ -199,6 +249,7 @@ class Consumer:
         count = 0
         for part in _slices(ids):
             count += int(store.script("acknowledge", [self.stream], [self.group, *part]))
+        self._unmark(store, ids)
         self.release(ids)
         return count
 
@@ -239,6 +290,8 @@ class Consumer:
         """
         options = ("RETRYCOUNT", 1, "JUSTID") if forgive else ("JUSTID",)
         try:
+            if forgive:
+                self._unmark(store, self.held)
             for part in _slices(self.held):
                 store.call("XCLAIM", self.stream, self.group, self.name, 0, *part, *options)
         except StoreRejectedError as error:
@@ -269,6 +322,7 @@ class Consumer:
         try:
             arguments = [self.group, delivery.id, due, *fields]
             moved = bool(store.script("move_pending", [self.stream, target], arguments))
+            self._unmark(store, [delivery.id])
         except StoreRejectedError as error:
             self.acknowledge(store, ["0-1"])
             self._log.error(
@@ -279,39 +333,101 @@ class Consumer:
         return moved
 
     def _fill(self, store: Store, taken: Taken, count: int) -> None:
+        waits = False
         if self._own is not None:
-            self._take_own(store, taken, count)
+            waits = self._take_own(store, taken, count)
         elif self._clock() >= self._reclaim_at:
-            self._take_idle(store, taken, count)
+            waits = self._take_idle(store, taken, count)
+        if waits:
+            return
+        if self._alone is None:  # the one that was waited for is another consumer's meanwhile
+            self._trial.end(self)
         if not taken.deliveries and self._own is None:
             self._take_new(store, taken, count)
+
+    def _is_kept_waiting(self) -> bool:
+        """Return whether a suspicious entry is tried now; if so, after a short wait."""
+        if self._trial.owner is not self:
+            return self._trial.owner is not None and self._wait()
+        if self._alone is not None:
+            if self._alone in self._held and self._must_wait((self._alone,)):
+                return True
+            self._alone = None
+            self._trial.end(self)
+        return False
 
     def _must_wait(self, entries: Collection[str]) -> bool:
         """Return whether some of these entries are still in progress; if so, after a short wait."""
         if not entries or self._clock() >= self._last_taken + self._alone_seconds:
             return False
+        return self._wait()
+
+    def _wait(self) -> bool:
         if self._block_ms:
             time.sleep(_WAIT_SECONDS)
         return True
 
-    def _take_own(self, store: Store, taken: Taken, count: int) -> None:
+    def _may_try(self, row: Pending) -> bool:
+        """Return whether a suspicious entry may be claimed: the worker holds nothing else.
+
+        From the first question on nothing else is taken. What takes longer than `alone_seconds` is
+        not waited for.
+        """
+        if self._trial.owner is None:
+            self._last_taken = self._clock()
+        if not self._trial.begin(self) or self._must_wait(self._trial.held):
+            return False
+        self._alone = row.id
+        return True
+
+    def _mark(self, store: Store, delivery: Delivery) -> Delivery:
+        """Store that a suspicious entry is tried, and return it with the deaths so far.
+
+        Its delivery count is set to one that these deaths account for: programs of before the mark
+        go by the count alone.
+        """
+        field = self._trial_field(delivery.id)
+        before, _, owner = (store.call("HGET", TRIALS, field) or b"").decode().partition(" ")
+        deaths = int(before) if before.isdigit() else 0
+        if owner and delivery.id not in self._marked:
+            deaths += not (self._trial.blameless and owner == self.name)
+        self._marked.add(delivery.id)
+        store.call("HSET", TRIALS, field, f"{deaths} {self.name}")
+        store.call("EXPIRE", TRIALS, _TRIALS_SECONDS)
+        most = SUSPICIOUS_DELIVERIES + 1 + deaths
+        if delivery.deliveries > most:
+            store.call(
+                "XCLAIM", self.stream, self.group, self.name, 0, delivery.id, "RETRYCOUNT", most,
+                "JUSTID",
+            )  # fmt: skip
+        return replace(delivery, deaths=deaths)
+
+    def _unmark(self, store: Store, ids: Sequence[str]) -> None:
+        """Remove the marks of entries that have ended."""
+        if ended := self._marked.intersection(ids):
+            store.call("HDEL", TRIALS, *map(self._trial_field, ended))
+            self._marked -= ended
+
+    def _trial_field(self, entry_id: str) -> str:
+        return f"{self.stream} {self.group} {entry_id}"
+
+    def _take_own(self, store: Store, taken: Taken, count: int) -> bool:
         """Take own pending entries; a suspicious one alone.
 
         A claim counts as a delivery. If one entry crashes its worker at every attempt, the entries
         claimed together with it would reach the delivery limit too, and be dead-lettered without
         fault. So the counts are read (XPENDING) before anything is claimed. A suspicious entry is
         claimed only when no other entry is held, and no other is taken until it is finished or
-        `alone_seconds` have passed.
+        `alone_seconds` have passed. Returns whether it waits for that.
         """
         while self._own is not None and not taken.deliveries:
             rows = self._pending(store, self._own, self._room(taken, count), own=True)
             fresh = [row for row in rows if row.id not in self._held]
             chosen = list(takewhile(lambda row: not row.suspicious_next, fresh))
             if fresh and not chosen:
-                if self._must_wait(self._held):
-                    return
+                if not self._may_try(fresh[0]):
+                    return True
                 chosen = fresh[:1]
-                self._alone = chosen[0].id
             # The minimum idle time skips entries that another consumer has reclaimed since.
             claimed = self._claim(store, chosen, min((row.idle_ms for row in chosen), default=0))
             self._recovered.update(item.id for item in claimed.deliveries)
@@ -319,17 +435,24 @@ class Consumer:
             self._add(taken, claimed.deliveries)
             last = chosen[-1] if chosen else rows[-1] if rows else None
             self._own = f"({last.id}" if last is not None else None
+        return False
 
-    def _take_idle(self, store: Store, taken: Taken, count: int) -> None:
-        """Reclaim entries pending for long with any consumer, including this one."""
+    def _take_idle(self, store: Store, taken: Taken, count: int) -> bool:
+        """Reclaim entries pending for long with any consumer, including this one.
+
+        A suspicious one is taken alone here, too.
+        """
         size = min(PAGE_RECLAIMED, self._room(taken, count))
         claimed = self._claim_idle(store, self._reclaim_idle_ms, self._reclaim_from, size)
+        if claimed is None:
+            return True
         self.reclaimed += len(claimed.deliveries)
         self.bodiless += len(claimed.deleted)
         self._add(taken, claimed.deliveries)
         self._reclaim_from = claimed.next_start
         if claimed.next_start == "0-0":
             self._reclaim_at = self._clock() + self._reclaim_idle_ms / 2_000
+        return False
 
     def _take_new(self, store: Store, taken: Taken, count: int) -> None:
         self._add(taken, self._read_new(store, self._room(taken, count), self._block_ms))
@@ -390,16 +513,24 @@ class Consumer:
             return []
         return list(_deliveries(self.stream, reply[0][1])) if reply else []
 
-    def _claim_idle(self, store: Store, min_idle_ms: int, start: str, count: int) -> Claimed:
+    def _claim_idle(self, store: Store, min_idle_ms: int, start: str, count: int) -> Claimed | None:
         """Reclaim entries pending for long with any consumer of the group.
 
         This consumer's own are included, for example those of a lost reply, except held ones.
-        Start with "0-0" and continue at `next_start` until it is "0-0" again.
+        Start with "0-0" and continue at `next_start` until it is "0-0" again. Returns None while a
+        suspicious entry is next and others are in progress.
         """
         rows = self._pending(store, "-" if start == "0-0" else start, count, min_idle_ms)
-        found = self._claim(store, [row for row in rows if row.id not in self._held], min_idle_ms)
-        next_start = f"({rows[-1].id}" if len(rows) == count else "0-0"
-        return replace(found, next_start=next_start)
+        fresh = [row for row in rows if row.id not in self._held]
+        chosen = list(takewhile(lambda row: not row.suspicious_next, fresh))
+        if fresh and not chosen:
+            if not self._may_try(fresh[0]):
+                return None
+            chosen = fresh[:1]
+        found = self._claim(store, chosen, min_idle_ms)
+        if len(chosen) < len(fresh):
+            return replace(found, next_start=f"({chosen[-1].id}")
+        return replace(found, next_start=f"({rows[-1].id}" if len(rows) == count else "0-0")
 
     def _pending(
         self, store: Store, start: str, count: int, min_idle_ms: int = 0, *, own: bool = False
@@ -431,10 +562,9 @@ class Consumer:
             reply = store.call("XCLAIM", self.stream, self.group, self.name, min_idle_ms, *part)
             # Redis 6.2 returns nil if the body is gone, later versions omit the entry.
             bodies = [item for item in reply if item is not None and item[1] is not None]
-            found += (
-                replace(item, deliveries=counts[item.id] + 1)
-                for item in _deliveries(self.stream, bodies)
-            )
+            for item in _deliveries(self.stream, bodies):
+                delivery = replace(item, deliveries=counts[item.id] + 1)
+                found.append(self._mark(store, delivery) if delivery.suspicious else delivery)
         taken = {item.id for item in found}
         # The others have another consumer now, unless their bodies are gone.
         gone = [

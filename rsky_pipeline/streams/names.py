@@ -30,6 +30,7 @@ __all__ = [
     "REPO_STREAMS",
     "RESYNC_LATER",
     "STREAMS",
+    "TRIALS",
     "WAITING_KEY",
     "cursor_key",
     "dead_letters",
@@ -41,6 +42,8 @@ CURSOR_POSITIONS = "rsky_pipeline:cursors"
 GAPS = "rsky_pipeline:gaps"
 # A stream: repos to fetch again after a delay.
 RESYNC_LATER = "rsky_pipeline:resync_later"
+# A hash: entries that are tried alone since they may crash their workers (`streams/consumer.py`).
+TRIALS = "rsky_pipeline:trials"
 # A sorted set: postponed repo jobs by due time (`streams/waiting.py`).
 WAITING_KEY = "rsky_pipeline:repos_waiting"
 

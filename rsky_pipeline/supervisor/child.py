@@ -33,11 +33,12 @@ class ChildDriver:
         role: str,
         instance: int | None,
         policy: Policy,
-        launch: Callable[[], ChildProcess],
+        launch: Callable[[bool], ChildProcess],
         answers: Callable[[], bool] | None = None,
     ) -> None:
-        """`launch` raises OSError or ValueError if the process cannot be created; `answers` probes
-        whether a store is ready. A worker reports readiness itself."""
+        """`launch` is told whether the process before ended without a fault of its work; it raises
+        OSError or ValueError if the process cannot be created. `answers` probes whether a store is
+        ready. A worker reports readiness itself."""
         self.role = role
         self.instance = instance
         self.name = role if instance is None else f"{role}-{instance}"
@@ -49,6 +50,7 @@ class ChildDriver:
         self._answers = answers
         self._process: ChildProcess | None = None
         self._last_words: str | None = None
+        self._oom_kills = 0  # of the kernel, when the process was started
         self._changed = trio.Event()
         self._send, self._receive = trio.open_memory_channel[m.Input](math.inf)
 
@@ -105,8 +107,10 @@ class ChildDriver:
         self.health = HealthDocument()
         self.metrics_port = None
         self._last_words = None
+        before = self.state.last_exit
+        self._oom_kills = _oom_kills()
         try:
-            process = self._launch()
+            process = self._launch(before is None or before.blameless)
         except (OSError, ValueError) as error:
             return m.SpawnFailed(str(error), random.random())
         self._process = process
@@ -128,7 +132,8 @@ class ChildDriver:
             nursery.cancel_scope.cancel()
         await process.close()
         self._process = None
-        self.send(m.Exited(replace(how, reason=self._last_words), random.random()))
+        oom = _oom_kills() > self._oom_kills
+        self.send(m.Exited(replace(how, reason=self._last_words, oom=oom), random.random()))
 
     async def _listen(self, pipe: trio.lowlevel.FdStream, heard_all: trio.Event) -> None:
         """Read events until the pipe ends."""
@@ -185,3 +190,12 @@ class ChildDriver:
         bad = what in ("failed", "crashloop", "not_ready", "unresponsive", "forcing")
         level = logging.ERROR if bad else logging.WARNING if what == "backoff" else logging.INFO
         log.log(level, what.replace("_", " "), extra=details)
+
+
+def _oom_kills() -> int:
+    """Return how many processes the kernel has killed for want of memory."""
+    try:
+        with open("/proc/vmstat", encoding="ascii") as lines:
+            return next(int(line.split()[1]) for line in lines if line.startswith("oom_kill "))
+    except (OSError, ValueError, StopIteration):
+        return 0

@@ -69,7 +69,7 @@ def worker_lock(run_dir: Path, role: str, instance: int) -> Path:
 def store_child(program: StoreProgram, settings: Settings) -> ChildDriver:
     """Return the driver of an embedded store."""
 
-    def launch() -> ChildProcess:
+    def launch(_: bool) -> ChildProcess:
         lock = _free_lock(store_lock(settings, program.name))
         try:
             run_dir = locations.run_directory(settings)
@@ -87,10 +87,10 @@ def worker_child(
     """Return the driver of a worker; `program` is the command line before the role's name."""
     path = worker_lock(locations.run_directory(settings), role, instance)
 
-    def launch() -> ChildProcess:
+    def launch(blameless: bool) -> ChildProcess:
         lock = _free_lock(path)
         try:
-            return spawn_worker(program, role, instance, settings, lock)
+            return spawn_worker(program, role, instance, settings, lock, blameless=blameless)
         finally:
             lock.let_go()
 

@@ -15,6 +15,9 @@ from enum import StrEnum
 from rsky_pipeline.runtime.backoff import bound
 from rsky_pipeline.runtime.errors import FINAL_CODES, UNAVAILABLE
 
+# Signals that people and service managers send. A process that crashes gets others.
+_OUTSIDE = frozenset({signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGKILL, signal.SIGTERM})
+
 
 @dataclass(frozen=True, slots=True)
 class Exit:
@@ -23,6 +26,15 @@ class Exit:
     code: int | None = None
     signal: int | None = None
     reason: str | None = None  # reported by the child, or the error of starting it
+    oom: bool = False  # the kernel killed a process for want of memory meanwhile
+    asked: bool = False  # an operator or a stop of the supervisor wanted it to end
+    given_up: bool = False  # the supervisor ended it, since it did not work any more
+
+    @property
+    def blameless(self) -> bool:
+        """Whether it did not end because of its work: it was stopped, or killed from outside."""
+        killed = self.signal in _OUTSIDE and not self.oom and not self.given_up
+        return self.asked or self.code == 0 or killed
 
     def describe(self) -> str:
         """Return one line for people."""
@@ -198,6 +210,7 @@ class Child:
     timer: float | None = None
     stop_step: int = 0  # how far a stop has escalated
     again: bool = False  # start at once when the stop in progress is done
+    gave_up: bool = False  # the stop in progress is of a child that did not work any more
     failures: int = 0  # in a row, without a stable run between
     failed_at: tuple[float, ...] = ()
     starts: int = 0
@@ -258,7 +271,8 @@ def _restart(child: Child, now: float, policy: Policy) -> Result:
 def _spawn(child: Child, now: float, policy: Policy) -> Result:
     deadline = now + policy.ready_timeout
     child = replace(child, phase=Phase.STARTING, since=now, pid=None, timer=deadline)
-    return replace(child, stop_step=0, again=False, starts=child.starts + 1), (Spawn(),)
+    child = replace(child, stop_step=0, again=False, gave_up=False, starts=child.starts + 1)
+    return child, (Spawn(),)
 
 
 def _spawned(child: Child, policy: Policy) -> Result:
@@ -292,7 +306,7 @@ def _give_up_on(child: Child, what: str, reason: str, now: float, policy: Policy
     if child.phase not in (Phase.STARTING, Phase.READY):
         return child, ()
     child, effects = _stop(child, now, policy)
-    return child, (Announce(what, reason), *effects)
+    return replace(child, gave_up=True), (Announce(what, reason), *effects)
 
 
 def _escalate(child: Child, now: float, policy: Policy, least: int) -> Result:
@@ -330,6 +344,8 @@ def _timer(child: Child, now: float, policy: Policy) -> Result:
 def _exited(child: Child, how: Exit, draw: float, now: float, policy: Policy) -> Result:
     if child.phase not in ALIVE:
         return child, ()
+    asked = child.phase is Phase.STOPPING and not child.gave_up
+    how = replace(how, asked=asked, given_up=child.gave_up)
     child = replace(child, pid=None, timer=None, since=now, last_exit=how)
     if not child.wanted:
         return replace(child, phase=Phase.STOPPED), (Announce("stopped"),)

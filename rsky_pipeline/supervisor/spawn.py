@@ -17,7 +17,7 @@ from rsky_pipeline.configuration.settings import Settings
 from rsky_pipeline.embedded import guard
 from rsky_pipeline.embedded.program import StoreProgram
 from rsky_pipeline.runtime import notify
-from rsky_pipeline.runtime.channel import encode_settings
+from rsky_pipeline.runtime.channel import BLAMELESS, encode_settings
 from rsky_pipeline.runtime.lock import Lock
 from rsky_pipeline.supervisor.machine import Exit
 
@@ -73,9 +73,18 @@ class ChildProcess:
 
 
 def spawn_worker(
-    program: Sequence[str], role: str, instance: int, settings: Settings, lock: Lock
+    program: Sequence[str],
+    role: str,
+    instance: int,
+    settings: Settings,
+    lock: Lock,
+    *,
+    blameless: bool = False,
 ) -> ChildProcess:
-    """Start a worker that holds `lock`, with its three pipes. Raises OSError."""
+    """Start a worker that holds `lock`, with its three pipes. Raises OSError.
+
+    `blameless`: the worker before it did not end because of its work.
+    """
     encoded = encode_settings(settings)
     pipes: list[int] = []
     try:
@@ -91,7 +100,7 @@ def spawn_worker(
                 *("--liveness-fd", str(liveness_read)),
             ],
             stdin=subprocess.DEVNULL,
-            env=worker_environment(),
+            env=worker_environment() | ({BLAMELESS: "1"} if blameless else {}),
             pass_fds=(settings_read, events_write, liveness_read, lock.descriptor),
             process_group=0,  # Ctrl-C reaches the supervisor alone
         )

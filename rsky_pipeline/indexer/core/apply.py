@@ -88,8 +88,8 @@ class Applier:
         for item in batch.items:
             delivery, reading = item.delivery, item.reading
             outcome.bodiless += delivery.fields is None
-            if delivery.deliveries > self._max_deliveries:
-                text = f"delivered {delivery.deliveries} times and never finished"
+            if delivery.crashes_workers(self._max_deliveries):
+                text = f"{delivery.deaths} workers ended while they tried it alone"
                 outcome.refused.append(RefusedEntry(item, "crashes_worker", text))
                 continue
             if delivery.fields is None:

@@ -12,7 +12,13 @@ from rsky_pipeline.indexer import role
 from rsky_pipeline.indexer.core.apply import Applier
 from rsky_pipeline.runtime.errors import StoreError
 from rsky_pipeline.streams.errors import StoreUnavailableError
-from rsky_pipeline.streams.names import FIREHOSE_BACKFILL, FIREHOSE_LIVE, LABEL_LIVE, STREAMS
+from rsky_pipeline.streams.names import (
+    FIREHOSE_BACKFILL,
+    FIREHOSE_LIVE,
+    LABEL_LIVE,
+    STREAMS,
+    TRIALS,
+)
 from tests.integration.indexer.kit import Event, Network, Tables, account, did_of, repo
 from tests.integration.indexer.worker import GROUP, entries, eventually, feed, indexing
 from tests.stores import execute, redis_client
@@ -152,6 +158,7 @@ async def test_an_entry_that_kills_workers_is_buried_and_its_neighbours_are_not(
     claim(clean_redis, "test-indexer-1", times=3)
     with redis_client(clean_redis) as client:
         client.xclaim(FIREHOSE_LIVE, GROUP, "test-indexer-1", 0, [ids[4]], retrycount=7)
+        client.hset(TRIALS, f"{FIREHOSE_LIVE} {GROUP} {ids[4]}", "2 test-indexer-1")
     async with indexing(clean_redis, tables.url, max_deliveries=5) as worker:
         await worker.ready.wait()
         assert len(tables.rows("post", "uri")) == 19

@@ -83,8 +83,10 @@ def test_a_consumer_does_not_claim_what_it_works_on(store: Store) -> None:
     own = reader(store)
     taken = own.read_new(10, 0)
     assert values(own.claim_idle(0, "0-0", 10, held={taken[0].id, taken[1].id}).deliveries) == [2]
-    # What it lost sight of comes back to it.
-    assert values(own.claim_idle(0, "0-0", 10).deliveries) == [0, 1, 2]
+    # What it lost sight of comes back to it, and what was delivered more often comes alone.
+    page = own.claim_idle(0, "0-0", 10)
+    assert values(page.deliveries) == [0, 1]
+    assert values(own.claim_idle(0, page.next_start, 10).deliveries) == [2]
 
 
 @pytest.mark.parametrize(("forgive", "deliveries"), [(False, 3), (True, 2)])

@@ -10,10 +10,10 @@ import pytest
 from rsky_pipeline.streams import consumer as module
 from rsky_pipeline.streams.append import Entry, append
 from rsky_pipeline.streams.connection import Store, connect
-from rsky_pipeline.streams.consumer import Consumer, Pending, Taken
+from rsky_pipeline.streams.consumer import Consumer, Delivery, Pending, Taken, Trial
 from rsky_pipeline.streams.dead_letters import list_dead_letters
 from rsky_pipeline.streams.errors import StoreRejectedError, StoreUnavailableError
-from rsky_pipeline.streams.names import WAITING_KEY
+from rsky_pipeline.streams.names import TRIALS, WAITING_KEY
 from rsky_pipeline.streams.waiting import count_waiting
 from tests.integration.streams.support import (
     entries,
@@ -124,6 +124,104 @@ def test_entries_behind_a_deadly_one_do_not_become_suspicious(store: Store) -> N
             own.acknowledge(store, [stored(store)[number] for number in found])
     counts = [row.deliveries for row in reader(store, consumer="c").pending("-", 10)]
     assert counts == [6, 2]
+
+
+def lives(store: Store, number: int, *, blameless: bool = False) -> Delivery:
+    """Let so many workers end while they try the first entry; return it as the next one has it."""
+    for _ in range(number):
+        consumer(trial=Trial(blameless)).take(store, 10)
+    (found, *_) = consumer(trial=Trial(blameless)).take(store, 10).deliveries
+    return found
+
+
+def test_whoever_is_killed_from_outside_makes_no_entry_guilty(store: Store) -> None:
+    append(store, entries(2))
+    found = lives(store, 8, blameless=True)
+    assert (found.suspicious, found.deaths) == (True, 0)
+    assert not found.crashes_workers(5)
+    # An older program goes by the count alone, and would not bury it either.
+    counts = [row.deliveries for row in reader(store, consumer="c").pending("-", 10)]
+    assert counts == [3, 2]
+
+
+def test_deaths_under_the_mark_count_and_one_that_ends_takes_its_mark_along(store: Store) -> None:
+    append(store, entries(2))
+    found = lives(store, 5)
+    assert found.deaths == 3  # the first two were beside the other entry
+    assert found.crashes_workers(5)
+    own = consumer()
+    (found,) = own.take(store, 10).deliveries
+    assert own.dead_letter(store, found, reason="crashes_worker", error="", attempts=6)
+    assert store.call("HLEN", TRIALS) == 0
+    (found,) = own.take(store, 10).deliveries  # the neighbour
+    assert found.deaths == 0
+    own.acknowledge(store, [found.id])
+    assert store.call("HLEN", TRIALS) == 0
+
+
+def test_a_failed_connection_is_no_death(store: Store, clean_redis: str) -> None:
+    append(store, entries(1))
+    own = consumer()
+    for number in range(9):
+        with closing(connect(clean_redis, name=f"c{number}")) as connection:
+            (found,) = own.take(connection, 10).deliveries
+            own.release([found.id])
+    assert found.deaths == 0
+
+
+def test_the_worker_that_takes_over_counts_the_death(store: Store) -> None:
+    append(store, entries(1))
+    now = 0.0
+    lives(store, 2)
+    time.sleep(0.03)
+    own = consumer("other", reclaim_idle_ms=10, clock=lambda: now, trial=Trial(blameless=True))
+    own.take(store, 10)
+    now = 1.0
+    (found,) = own.take(store, 10).deliveries
+    assert found.deaths == 1
+
+
+def test_nothing_of_any_stream_is_tried_beside_a_suspicious_entry(store: Store) -> None:
+    append(store, [Entry(stream, b"event", b"0") for stream in ("s", "t", "t")])
+    for stream in ("s", "t"):
+        for _ in range(2):
+            Consumer(stream, "g", "c", reclaim_idle_ms=60_000).take(store, 1)
+    trial = Trial()
+    first, second = (
+        Consumer(stream, "g", "c", reclaim_idle_ms=60_000, trial=trial) for stream in ("s", "t")
+    )
+    alone = first.take(store, 10).deliveries
+    assert [item.suspicious for item in alone] == [True]
+    assert second.take(store, 10).deliveries == []
+    first.acknowledge(store, ids(alone))
+    assert first.take(store, 10).deliveries == []
+    alone = second.take(store, 10).deliveries
+    assert [item.suspicious for item in alone] == [True]
+    append(store, [Entry("s", b"event", b"1")])
+    assert first.take(store, 10).deliveries == []
+    second.acknowledge(store, ids(alone))
+    assert len(second.take(store, 10).deliveries) == 1
+    assert len(first.take(store, 10).deliveries) == 1
+
+
+def test_a_suspicious_entry_of_a_dead_consumer_is_taken_alone(store: Store) -> None:
+    append(store, entries(4))
+    consumer("dead").take(store, 3)
+    for number in (1, 2):
+        store.call("XCLAIM", "s", "g", "dead", 0, stored(store)[number])
+    now = 0.0
+    own = consumer(reclaim_idle_ms=10, clock=lambda: now)
+    assert got(own.take(store, 10)) == [3]
+    time.sleep(0.03)
+    now = 1.0
+    for expected in ([0], [], []):
+        assert got(own.take(store, 10)) == expected  # not beside others
+    own.acknowledge(store, own.held)
+    assert got(own.take(store, 10)) == [1]
+    assert got(own.take(store, 10)) == []
+    own.acknowledge(store, own.held)
+    now = 2.0
+    assert got(own.take(store, 10)) == [2]
 
 
 def test_a_suspicious_entry_that_takes_long_is_not_waited_for(store: Store) -> None:

@@ -128,7 +128,7 @@ async def test_a_loop_that_hangs_is_restarted(
     pipeline.behave(indexer={"stuck": True})
     settings = settings_for(pipeline.data, run_dir=pipeline.run_dir)
 
-    def launch() -> ChildProcess:
+    def launch(_: bool) -> ChildProcess:
         lock = acquire(pipeline.run_dir / "locks" / "indexer-1.lock")
         assert lock is not None
         try:

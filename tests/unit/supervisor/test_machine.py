@@ -317,3 +317,24 @@ def test_told_to_stop_before_there_is_a_process() -> None:
     assert effects == ()
     child, effects = step(child, m.Spawned(7), 0.0, POLICY)
     assert effects == (m.Send(signal.SIGTERM),)
+
+
+def test_who_is_to_blame_for_an_end() -> None:
+    def end(how: Exit, *before: Input) -> bool:
+        driver = Driver()
+        for event in (m.Start(), m.BecameReady(), *before):
+            driver.tell(event)
+        driver.pid = None
+        driver.tell(m.Exited(how))
+        assert driver.child.last_exit is not None
+        return driver.child.last_exit.blameless
+
+    killed = Exit(signal=signal.SIGKILL)
+    assert end(killed)
+    assert end(Exit(code=0))
+    assert end(Exit(code=1), m.Restart())
+    assert end(killed, m.Stop(), m.Kill())
+    assert not end(Exit(code=1))
+    assert not end(Exit(signal=signal.SIGSEGV))
+    assert not end(replace(killed, oom=True))
+    assert not end(killed, m.Unresponsive("stuck"))

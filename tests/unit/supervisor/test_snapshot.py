@@ -13,7 +13,7 @@ from rsky_pipeline.supervisor.machine import Phase
 from rsky_pipeline.supervisor.spawn import ChildProcess
 
 
-def never() -> ChildProcess:
+def never(_: bool) -> ChildProcess:
     raise OSError("nothing is started here")
 
 
