@@ -18,6 +18,7 @@ from psycopg.types.json import JsonbBinaryDumper
 
 from rsky_pipeline.database import session
 from rsky_pipeline.database.errors import DatabaseError, translate
+from rsky_pipeline.database.patience import PatientConnection
 from rsky_pipeline.database.texts import TextArrayDumper, copied_rows
 from rsky_pipeline.runtime.errors import described
 
@@ -90,7 +91,7 @@ class Database:
     `pooled` is whether its transactions may run in sessions that others use too.
     """
 
-    def __init__(self, connection: psycopg.Connection[Row], schema: str, beginning: str) -> None:
+    def __init__(self, connection: PatientConnection, schema: str, beginning: str) -> None:
         """`beginning` is the SQL that begins a transaction, with the settings that it needs."""
         self._connection = connection
         self._beginning = beginning
@@ -121,9 +122,10 @@ class Database:
         )
         began = time.monotonic()
         try:
-            connection = psycopg.connect(_connection_string(url, name), autocommit=True)
+            connection = PatientConnection.connect(_connection_string(url, name), autocommit=True)
         except psycopg.Error as error:
             raise translate(error, connected=False) from error
+        connection.limit(statement_timeout_ms)
         connection.prepared_max = _MAX_PREPARED
         connection.adapters.register_dumper(None, _JsonTextDumper)
         connection.adapters.register_dumper(list, TextArrayDumper)
@@ -190,7 +192,8 @@ class Database:
             if status == TransactionStatus.IDLE:
                 return
             if status in (TransactionStatus.INTRANS, TransactionStatus.INERROR):
-                result = self._connection.pgconn.exec_(b"ROLLBACK")
+                with self._connection.timed():
+                    result = self._connection.pgconn.exec_(b"ROLLBACK")
                 if result.status == ExecStatus.COMMAND_OK:
                     return
         self.close()

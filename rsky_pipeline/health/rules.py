@@ -128,6 +128,10 @@ PROGRESS = Rule(
     "progress", "an activity of a worker does not progress", "see the worker's log",
     Limits(fail=120.0),
 )  # fmt: skip
+STALL = Rule(
+    "stall", "an activity has not progressed for so long that its worker is started again",
+    "see the worker's log", Limits(fail=300.0),
+)  # fmt: skip
 PROCESS = Rule(
     "process", "a process does not run, or is unhealthy",
     "see `rsky-pipeline status` and the worker's log", least=3, seconds=900.0,

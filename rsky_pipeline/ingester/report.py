@@ -128,12 +128,13 @@ class Reporter:
             await trio.sleep(_WATCH_SECONDS)
 
     def _note_progress(self, writing: Activity, batches: list[int]) -> list[int]:
-        """Report progress where every writer wrote, had nothing to write, or found no room."""
+        """Report progress where every writer wrote, had nothing to write, or found no room or no
+        store, which the findings and the log name."""
         counts = [writer.batches for writer in self._writers]
         stuck = [
             writer
             for writer, before, after in zip(self._writers, batches, counts, strict=True)
-            if before == after and not writer.idle and not writer.is_full
+            if before == after and not (writer.idle or writer.is_full or writer.store_is_away)
         ]
         if not stuck:
             writing.progress()

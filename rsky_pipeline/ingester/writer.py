@@ -308,6 +308,11 @@ class Writer:
         return self.batcher.bytes + (self._in_flight.size if self._in_flight else 0)
 
     @property
+    def store_is_away(self) -> bool:
+        """Whether the last call failed because of the store."""
+        return self._link.in_trouble
+
+    @property
     def idle(self) -> bool:
         """Whether everything that was put in has been written."""
         return not self.batcher and self._in_flight is None

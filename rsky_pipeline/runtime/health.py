@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable
 from typing import Literal, Self
 
-from rsky_pipeline.health.rules import HEARTBEAT, PROGRESS
+from rsky_pipeline.health.rules import HEARTBEAT, PROGRESS, STALL
 from rsky_pipeline.runtime.health_document import HealthDocument, RoleHealth
 
 State = Literal["starting", "ready", "stopping"]
@@ -84,6 +84,17 @@ class Health:
                 return f"no progress of {name} for {age:.0f} s"
         return None
 
+    def stalled(self) -> str | None:
+        """Return why the worker should be started again, or None.
+
+        Activities that wait for something with a name (a store that is away or full, a quiet relay)
+        note progress meanwhile.
+        """
+        for name, age in self._progress_ages().items():
+            if STALL.verdict(age) == "fail":
+                return f"no progress of {name} for {age:.0f} s"
+        return None
+
     def document(self) -> HealthDocument:
         """Return the health document."""
         now = self.now()
@@ -93,6 +104,7 @@ class Health:
             **self._base,
             "state": self.state,
             "trouble": self.trouble(),
+            "stalled": self.stalled(),
             "uptime_seconds": round(now - self._began, 1),
             "heartbeat_age_seconds": round(now - self._beat, 1),
             "progress_age_seconds": {

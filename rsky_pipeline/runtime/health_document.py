@@ -72,6 +72,7 @@ class HealthDocument(RoleHealth, total=False):
     pid: int
     state: str
     trouble: str | None  # the reason why it is unhealthy
+    stalled: str | None  # the reason why its supervisor should start it again
     uptime_seconds: float
     heartbeat_age_seconds: float
     progress_age_seconds: dict[str, float]

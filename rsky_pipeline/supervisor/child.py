@@ -7,6 +7,7 @@ second task waits for its exit and a third reads its event pipe (a store is prob
 import logging
 import math
 import random
+import subprocess
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -16,10 +17,13 @@ from rsky_pipeline.runtime.channel import MAX_EVENT_BYTES, Event, decode_event
 from rsky_pipeline.runtime.health_document import HealthDocument, read_health
 from rsky_pipeline.supervisor import machine as m
 from rsky_pipeline.supervisor.machine import AT_REST, Child, Phase, Policy, step
-from rsky_pipeline.supervisor.spawn import ChildProcess
+from rsky_pipeline.supervisor.spawn import ChildProcess, descendants
 
 SILENCE_SECONDS = 30.0  # a worker reports every second; twice this silence is a stuck loop
 PROBE_SECONDS = 0.05
+LIVENESS_SECONDS = 3.0  # between two questions to a store that is ready
+PATIENCE_SECONDS = 15.0  # with one that does not answer: a busy machine is no reason to end it
+LEAST_FAILURES = 4
 LAST_WORDS_SECONDS = 1.0
 
 log = logging.getLogger(__name__)
@@ -125,7 +129,7 @@ class ChildDriver:
                 nursery.start_soon(self._listen, process.events, heard_all)
             else:
                 heard_all.set()
-                nursery.start_soon(self._probe)
+                nursery.start_soon(self._probe, process.pid)
             how = await process.wait()
             with trio.move_on_after(LAST_WORDS_SECONDS):
                 await heard_all.wait()
@@ -164,6 +168,9 @@ class ChildDriver:
             return
         if isinstance(event.get("health"), dict):
             self.health = read_health(event["health"])
+            stalled = self.health.get("stalled")
+            if stalled:
+                self.send(m.Unresponsive(stalled))
         match event["event"]:
             case "started":
                 self.metrics_port = event.get("metrics_port")
@@ -172,16 +179,32 @@ class ChildDriver:
             case "exit":
                 self._last_words = event.get("reason")
 
-    async def _probe(self) -> None:
-        """Probe a store until it answers."""
+    async def _probe(self, pid: int) -> None:
+        """Probe a store until it answers, and then for as long as it runs."""
         limiter = trio.CapacityLimiter(1)
-        ready = self._answers is None
-        while self._answers is not None and not ready:
-            await trio.sleep(PROBE_SECONDS)
-            ready = await trio.to_thread.run_sync(
-                self._answers, limiter=limiter, abandon_on_cancel=True
+        failures, began = 0, 0.0
+
+        async def asked() -> str | None:
+            return await trio.to_thread.run_sync(
+                _store_problem, self._answers, pid, limiter=limiter, abandon_on_cancel=True
             )
+
+        while await asked() is not None:  # noqa: ASYNC110 - another process
+            await trio.sleep(PROBE_SECONDS)
         self.send(m.BecameReady())
+        while True:
+            await trio.sleep(LIVENESS_SECONDS)
+            problem = await asked()
+            self.health = HealthDocument() if problem is None else HealthDocument(trouble=problem)
+            if problem is None:
+                failures = 0
+                continue
+            failures += 1
+            began = trio.current_time() if failures == 1 else began
+            # By count as well: this process may have been suspended itself.
+            if failures >= LEAST_FAILURES and trio.current_time() - began >= PATIENCE_SECONDS:
+                self.send(m.Unresponsive(problem))
+                return
 
     def _report(self, what: str, detail: str) -> None:
         details: dict[str, object] = {"child": self.name, "pid": self.state.pid}
@@ -190,6 +213,21 @@ class ChildDriver:
         bad = what in ("failed", "crashloop", "not_ready", "unresponsive", "forcing")
         level = logging.ERROR if bad else logging.WARNING if what == "backoff" else logging.INFO
         log.log(level, what.replace("_", " "), extra=details)
+
+
+def _store_problem(answers: Callable[[], bool] | None, pid: int) -> str | None:
+    """Return why a store is not alive, or None; blocks for a few seconds at most.
+
+    A server process that is stopped (SIGSTOP, a debugger) holds its locks and answers nobody, while
+    the others of its server go on.
+    """
+    try:
+        if answers is not None and not answers():
+            return "does not answer"
+    except (OSError, subprocess.SubprocessError) as error:
+        return f"cannot be asked: {error}"
+    stopped = [child for child, state in descendants(pid).items() if state in "Tt"]
+    return f"process {stopped[0]} of it is stopped" if stopped else None
 
 
 def _oom_kills() -> int:

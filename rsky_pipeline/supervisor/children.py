@@ -22,6 +22,7 @@ from rsky_pipeline.supervisor.spawn import ChildProcess, spawn_store, spawn_work
 ESCALATED_SECONDS = 5.0
 STACKS_SECONDS = 2.0
 KILL_SECONDS = 5.0
+GIVE_UP_SECONDS = 10.0  # for a store that does not answer to end by each signal
 WORKER_GRACE = 15.0  # s; a worker without a supervisor forces itself a little earlier
 
 
@@ -120,6 +121,7 @@ def store_policy(stop_signal: int, settings: Settings) -> Policy:
     return Policy(
         escalation=(gentle, *immediate, StopStep(signal.SIGKILL, KILL_SECONDS)),
         ready_timeout=max(300, settings.ready_timeout_seconds),  # replays its log after a crash
+        give_up_wait=GIVE_UP_SECONDS,
         base=0.2,
         cap=10.0,
         crash_budget=10,

@@ -8,6 +8,7 @@ A stop escalates: each `StopStep` of the policy is a signal and the time until t
 SIGKILL. The operator can skip ahead (`Escalate`, `Kill`); nothing goes back.
 """
 
+import math
 import signal
 from dataclasses import dataclass, replace
 from enum import StrEnum
@@ -175,6 +176,7 @@ class Policy:
     ready_timeout: float
     base: float = 1.0
     cap: float = 60.0
+    give_up_wait: float = math.inf  # the most seconds for a step where it does not work any more
     stable_after: float = 60.0  # ready for this long: earlier failures are forgotten
     crash_budget: int = 5  # this many unplanned exits within `crash_window` are a crash loop
     crash_window: float = 300.0
@@ -291,7 +293,7 @@ def _ready(child: Child, now: float, policy: Policy) -> Result:
 def _stop(child: Child, now: float, policy: Policy) -> Result:
     if child.phase in (Phase.STARTING, Phase.READY):
         first = policy.escalation[0]
-        deadline = now + first.wait
+        deadline = now + _wait_after(first, child, policy)
         child = replace(child, phase=Phase.STOPPING, since=now, stop_step=0, timer=deadline)
         return child, _signals(child, first.signal)
     if child.phase is Phase.STOPPING:
@@ -305,8 +307,8 @@ def _give_up_on(child: Child, what: str, reason: str, now: float, policy: Policy
     """Stop a child that should run; its exit then counts as a failure."""
     if child.phase not in (Phase.STARTING, Phase.READY):
         return child, ()
-    child, effects = _stop(child, now, policy)
-    return replace(child, gave_up=True), (Announce(what, reason), *effects)
+    child, effects = _stop(replace(child, gave_up=True), now, policy)
+    return child, (Announce(what, reason), *effects)
 
 
 def _escalate(child: Child, now: float, policy: Policy, least: int) -> Result:
@@ -321,8 +323,13 @@ def _take_stop_step(child: Child, number: int, now: float, policy: Policy) -> Re
     taken = policy.escalation[number]
     final = number == len(policy.escalation) - 1
     kills = child.kills + (1 if final and child.stop_step != number else 0)
-    child = replace(child, stop_step=number, timer=now + taken.wait, kills=kills)
+    timer = now + _wait_after(taken, child, policy)
+    child = replace(child, stop_step=number, timer=timer, kills=kills)
     return child, (Announce("forcing", taken.signal.name), *_signals(child, taken.signal))
+
+
+def _wait_after(step: StopStep, child: Child, policy: Policy) -> float:
+    return min(step.wait, policy.give_up_wait) if child.gave_up else step.wait
 
 
 def _timer(child: Child, now: float, policy: Policy) -> Result:

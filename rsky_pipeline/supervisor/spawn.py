@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import trio
@@ -54,7 +55,13 @@ class ChildProcess:
             return
         try:
             if number == signal.SIGKILL:
+                # The backends of PostgreSQL have sessions of their own. Those that do not run (a
+                # stopped one) would outlive their postmaster and keep the next one from starting.
+                family = descendants(self.pid)
                 os.killpg(self.pid, number)
+                for member in family:
+                    with suppress(ProcessLookupError):
+                        os.kill(member, number)
             else:
                 signal.pidfd_send_signal(self._pidfd, number)
         except ProcessLookupError:
@@ -70,6 +77,26 @@ class ChildProcess:
             self._watcher.wait()
         if self.events is not None:
             await self.events.aclose()
+
+
+def descendants(pid: int) -> dict[int, str]:
+    """Return the children of a process and theirs, with their states as proc(5) has them."""
+    children: dict[int, list[int]] = {}
+    states: dict[int, str] = {}
+    for entry in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError, ValueError, IndexError):
+            own, _, rest = entry.read_text(errors="replace").rpartition(")")
+            words = rest.split()
+            number = int(own.split(maxsplit=1)[0])
+            states[number] = words[0]
+            children.setdefault(int(words[1]), []).append(number)
+    found: dict[int, str] = {}
+    left = [pid]
+    while left:
+        for child in children.get(left.pop(), ()):
+            found[child] = states[child]
+            left.append(child)
+    return found
 
 
 def spawn_worker(

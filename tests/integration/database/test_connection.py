@@ -3,9 +3,12 @@
 import contextlib
 import threading
 import traceback
+from collections.abc import Callable
 
 import pytest
+from psycopg.conninfo import conninfo_to_dict
 
+from rsky_pipeline.database import patience
 from rsky_pipeline.database.connection import Database, _connection_string
 from rsky_pipeline.database.errors import (
     BadDataError,
@@ -15,6 +18,7 @@ from rsky_pipeline.database.errors import (
     SchemaMismatchError,
     TransactionConflictError,
 )
+from tests.integration.streams.support import UnreliableProxy
 from tests.stores import execute, other_database
 
 
@@ -246,3 +250,32 @@ def test_a_server_that_is_not_there_is_unavailable() -> None:
 def test_a_database_that_is_not_there_is_said_plainly(schema_database: str) -> None:
     with pytest.raises(DatabaseError, match="does not exist"):
         Database.connect(other_database(schema_database, "missing"), name="test")
+
+
+@pytest.mark.parametrize("moment", ["query", "begin", "commit", "copy"])
+def test_an_answer_that_never_comes_is_a_lost_connection(
+    schema_database: str, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    """As where packets vanish behind a proxy that keeps our side open."""
+    monkeypatch.setattr(patience, "PATIENCE_SECONDS", 0.0)
+    parts = conninfo_to_dict(schema_database)
+    with UnreliableProxy(f"unix://{parts['host']}/.s.PGSQL.{parts.get('port', 5432)}") as proxy:
+        port = proxy.url.rpartition(":")[2]
+        url = f"postgresql://{parts['user']}@127.0.0.1:{port}/{parts['dbname']}"
+        with Database.connect(url, name="test", statement_timeout_ms=500) as database:
+            transaction = database.transaction()
+            if moment in ("commit", "copy"):
+                tx = transaction.__enter__()
+                tx.query("SELECT 1")
+            proxy.answering.clear()
+            copy = "COPY view_param (name) FROM STDIN (FORMAT BINARY)"
+            waits: dict[str, Callable[[], object]] = {
+                "query": lambda: database.query("SELECT 1"),
+                "begin": transaction.__enter__,
+                "commit": lambda: transaction.__exit__(None, None, None),
+                "copy": lambda: tx.copy_in(copy, ["text"], [("x",)]),
+            }
+            with pytest.raises(DatabaseUnavailableError):
+                waits[moment]()
+        with Database.connect(schema_database, name="test") as direct:
+            assert direct.query("SELECT 1") == [(1,)]

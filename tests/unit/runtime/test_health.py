@@ -72,6 +72,17 @@ def test_work_that_stands_still_is_noticed() -> None:
             assert health.trouble() is None
 
 
+def test_work_that_stands_still_for_long_is_a_reason_to_start_again() -> None:
+    health, clock = ready_health()
+    with health.activity("applying") as applying:
+        clock.now = 299
+        assert health.document()["stalled"] is None
+        clock.now = 301
+        assert health.document()["stalled"] == "no progress of applying for 301 s"
+        applying.progress()  # it waits for something that has a name
+        assert health.stalled() is None
+
+
 def test_nothing_is_expected_of_work_that_ended() -> None:
     health, clock = ready_health()
     with health.activity("reading"), suppress(OSError), health.activity("recovery"):

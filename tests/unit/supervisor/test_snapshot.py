@@ -2,10 +2,12 @@
 
 from dataclasses import replace
 
+import pytest
 import trio
 
 from rsky_pipeline.configuration.settings import Settings
 from rsky_pipeline.runtime.health_document import read_health
+from rsky_pipeline.supervisor import machine as m
 from rsky_pipeline.supervisor import status
 from rsky_pipeline.supervisor.child import ChildDriver
 from rsky_pipeline.supervisor.children import worker_policy
@@ -45,3 +47,14 @@ async def test_a_stopped_worker_has_no_figures_of_its_last_life() -> None:
     found = status.child_document(child)
     assert (found["state"], found["rate"], found["trouble"]) == ("stopped", None, None)
     assert found["health"]["pending"] == 0  # a stop is verified with it
+
+
+async def test_a_worker_that_does_not_progress_is_started_again() -> None:
+    await trio.lowlevel.checkpoint()
+    child = ChildDriver("indexer", 1, worker_policy(Settings()), never)
+    child._heard({"event": "status", "health": {"stalled": None, "trouble": "a while"}})
+    with pytest.raises(trio.WouldBlock):
+        child._receive.receive_nowait()
+    reason = "no progress of applying for 301 s"
+    child._heard({"event": "status", "health": {"stalled": reason}})
+    assert child._receive.receive_nowait() == m.Unresponsive(reason)
