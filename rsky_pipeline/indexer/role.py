@@ -11,6 +11,7 @@ it, or after a while another one, is given the same entries again, and applying 
 nothing.
 """
 
+import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
@@ -27,6 +28,7 @@ from rsky_pipeline.database.errors import (
     DatabaseUnavailableError,
     TransactionConflictError,
 )
+from rsky_pipeline.database.marks import find_loss, heal_marks
 from rsky_pipeline.health.self_check import SelfCheck
 from rsky_pipeline.indexer.accounts.lookups import look_up_accounts
 from rsky_pipeline.indexer.collections import registry
@@ -46,8 +48,10 @@ from rsky_pipeline.runtime.health import Activity
 from rsky_pipeline.runtime.link import Link
 from rsky_pipeline.streams.connection import Store, connect
 from rsky_pipeline.streams.consumer import Consumer, Delivery, Trial
+from rsky_pipeline.streams.marks import note_mark, noted_marks, request_reading
 from rsky_pipeline.streams.names import FIREHOSE_BACKFILL, FIREHOSE_LIVE, LABEL_LIVE
 
+_log = logging.getLogger(__name__)
 FIRST = (FIREHOSE_LIVE, LABEL_LIVE)
 STREAMS = (*FIRST, FIREHOSE_BACKFILL)
 HEALTH_SECONDS = 1.0
@@ -88,7 +92,7 @@ class Indexer:
         self.collections = wanted_collections(settings.collections, settings.validation)
         self.metrics = IndexerMetrics(context.registry, STREAMS, list(self.collections))
         self._report = IndexerReport(context, self.metrics)
-        self._applier = Applier(self.collections, settings.max_deliveries)
+        self._applier = Applier(self.collections, settings.max_deliveries, context.consumer)
         self._under_way: dict[str, Activity] = {}
         self._was_connected = False
         self._database = self._link(APPLYING, self._open_first_database)
@@ -269,10 +273,38 @@ class Indexer:
             by_key=True,
         )
 
+    def _open_with_marks(self) -> Database:
+        """Return a new connection, to a database that has every acknowledged transaction.
+
+        Or that has not, since it is another server or state than before: then what is missing is
+        read again and repaired. Redis is asked first, so that no batch comes between.
+        """
+        with closing(self._open_store("marks")) as store:
+            noted = noted_marks(store)
+            database = self.open_database()
+            try:
+                loss = find_loss(database, noted)
+                if loss is not None:
+                    since = 0.0 if loss.since is None else loss.since.timestamp()
+                    hosts = [endpoint.key for endpoint in self._context.settings.relays]
+                    from_time = None if loss.since is None else loss.since.isoformat()
+                    request_reading(store, since, from_time, hosts)
+                    heal_marks(database, noted)
+                    self.metrics.database_losses.inc()
+                    _log.error(
+                        "the database lost transactions that were acknowledged; events are read "
+                        "again and repos are compared",
+                        extra={"transactions": loss.transactions, "since": from_time},
+                    )
+            except BaseException:
+                database.close()
+                raise
+        return database
+
     def _open_first_database(self) -> Database:
         """Return a new connection; before there was one, a refusal is a fault of the settings."""
         try:
-            return self.open_database()
+            return self._open_with_marks()
         except DatabaseError as error:
             passes = isinstance(error, DatabaseUnavailableError | TransactionConflictError)
             if passes or self._was_connected:
@@ -292,6 +324,8 @@ def acknowledge(consumer: Consumer, batch: EntryBatch, outcome: BatchOutcome, st
 
     May be repeated after a lost reply. Raises StoreUnavailableError, StoreRejectedError.
     """
+    if outcome.mark:
+        note_mark(store, consumer.name, batch.stream, outcome.mark)
     refused: dict[str, RefusedEntry] = {}
     for one in outcome.refused:  # of several labels of an entry the first counts
         refused.setdefault(one.item.delivery.id, one)

@@ -75,6 +75,7 @@ class PendingFrame:
     account: AccountUpdate | None = None  # of an account or identity event
     status: SignatureStatus | None = None  # None where no signature is checked
     waits: bool = False  # for the status
+    again: bool = False  # it is read again, since the database has lost it
     held: int = 0  # bytes that it takes in the reorder buffer
 
     def clear(self) -> None:

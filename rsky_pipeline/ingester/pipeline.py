@@ -72,12 +72,13 @@ from rsky_pipeline.ingester.commits.validation import (
     is_replay,
 )
 from rsky_pipeline.ingester.frames import MAX_TIME, FrameReader, PendingFrame
-from rsky_pipeline.ingester.sequence import Gap, GapWatch, SeqGate
+from rsky_pipeline.ingester.sequence import GapWatch, SeqGate
 from rsky_pipeline.ingester.writer import FrameSink
 from rsky_pipeline.runtime.errors import described
 from rsky_pipeline.runtime.logging import ThrottledLog
 from rsky_pipeline.runtime.threads import in_thread
 from rsky_pipeline.streams.append import Entry
+from rsky_pipeline.streams.gap import Gap
 from rsky_pipeline.streams.names import REPO_BACKFILL
 from rsky_pipeline.streams.repo_job import FetchReason
 
@@ -133,10 +134,14 @@ class FrameIntake:
         admission: "Admission",
         gaps: GapWatch,
         homes: AccountHomes | None = None,
+        again_until: int = -1,
     ) -> None:
-        """`homes` decides which account events are heard; without it, all are."""
+        """`homes` decides which account events are heard; without it, all are. Commits up to the
+        number `again_until` are written though they were taken over before: the database has lost
+        them (`streams.marks`)."""
         self._converter = converter
         self._homes = homes
+        self._again_until = again_until
         self._reader = FrameReader(converter, gate)
         self._sink = sink
         self._nursery = nursery
@@ -173,6 +178,7 @@ class FrameIntake:
 
     def _begin(self, message: Message | PendingFrame, raw: bytes, covered: int | None) -> None:
         """Convert a frame unless it is a replay, and put it into the reorder buffer."""
+        again = covered is not None and covered <= self._again_until
         try:
             if covered is not None and covered != self._covered:
                 self._covered = covered
@@ -181,7 +187,7 @@ class FrameIntake:
                     self._note_gap(gap)
             if isinstance(message, _UPDATES):
                 rev = tid_number(message.rev)
-                if is_replay(self._admission.states.get(message.did), rev):
+                if not again and is_replay(self._admission.states.get(message.did), rev):
                     self._admission.note_replay(message.did, rev)
                     frame = PendingFrame(covered, message.time[:MAX_TIME], [], 0)
                 elif isinstance(message, CommitMessage):
@@ -194,7 +200,7 @@ class FrameIntake:
                 frame = self._convert_other(message, raw)
         except Exception as error:  # noqa: BLE001 - see runtime.boundary
             frame = self._converter.failed(raw, error)
-        frame.seq = covered
+        frame.seq, frame.again = covered, again
         if frame.update is None or frame.update.proof is None:
             self._buffer.add(frame)
             return
@@ -357,7 +363,10 @@ class Admission:
         before = self.states.get(update.did)
         if is_replay(before, update.rev):
             self.note_replay(update.did, update.rev)
-            frame.clear()
+            if frame.again:
+                self._write_again(frame, update)
+            else:
+                frame.clear()
             return
         # 2. Who signed it? Of a commit without a good signature nothing is written, and nothing is
         # remembered but that its repo may have to be fetched.
@@ -403,6 +412,19 @@ class Admission:
             unwritten = update.ops if problem is FetchReason.TOO_BIG else ()
             self._resync(frame, update, problem, unwritten)
         self._take_over(frame, update, state)
+
+    def _write_again(self, frame: PendingFrame, update: RepoUpdate) -> None:
+        """Write a commit that the database has lost; the state of its repo is that or a later one.
+
+        What is not proven is left out: its repo was fetched for it then, and is listed now.
+        """
+        proven = frame.status is None or frame.status is SignatureStatus.VALID
+        if proven and update.readable and update.proof is not None:
+            proven = not isinstance(check_operations(update.proof), FetchReason)
+        if not proven or not update.readable:
+            frame.clear()
+        elif update.problem is not None:
+            self._resync(frame, update, update.problem, update.ops)
 
     def put_off(self, frame: PendingFrame, update: RepoUpdate) -> None:
         """Have the repo of a commit fetched over which `admit` raised; nothing else is written.
@@ -511,7 +533,7 @@ class Admission:
         repo failed then. One that nothing is known of may be new, or have been away since before
         Redis was lost or this relay was read; it is not told apart, and queued as a new repo is.
         """
-        if self._shared.dedup.is_repeat(self._relay, account):
+        if self._shared.dedup.is_repeat(self._relay, account) and not frame.again:
             self._counters.replays += 1
             if account.active is None:
                 frame.clear()

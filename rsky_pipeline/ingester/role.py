@@ -28,6 +28,7 @@ from rsky_pipeline.ingester.labels import (
 from rsky_pipeline.ingester.listing.enumeration import LIST_REPOS, Enumerator, ListingSource
 from rsky_pipeline.ingester.listing.gap_repair import GapRepair, repair_marks
 from rsky_pipeline.ingester.pipeline import Admission, FrameIntake, SharedState
+from rsky_pipeline.ingester.read_again import read_again_when_asked
 from rsky_pipeline.ingester.report import FeedReport, Reporter, report_ready
 from rsky_pipeline.ingester.sequence import GapWatch, SeqGate
 from rsky_pipeline.ingester.writer import BatchRule, SourceCursor, Writer
@@ -133,6 +134,8 @@ async def run(context: WorkerContext) -> None:
             if settings.follow_plc_export:
                 export = PlcExport(http, settings.plc_url, parts.verifier.forget)
                 services.start_soon(export.run)
+            cursors = [cursor for writer in parts.writers for cursor in writer.cursors]
+            services.start_soon(read_again_when_asked, builder.link("again"), cursors)
             services.start_soon(report_ready, context, [follower for follower, _ in parts.relays])
             await _run_all(context, parts)
             services.cancel_scope.cancel()
@@ -248,8 +251,9 @@ class _Builder:
             ) -> FrameIntake:  # fmt: skip
                 gaps = GapWatch(converter.host, cursor.stored, cursor.position)
                 return FrameIntake(
-                    converter, cursor, gate, nursery, parts.verifier, admission, gaps, homes
-                )
+                    converter, cursor, gate, nursery, parts.verifier, admission, gaps, homes,
+                    cursor.again_until,
+                )  # fmt: skip
 
             follower = Follower(
                 feed, converter, cursor, self._pressure(MAX_EVENTS, MAX_BYTES), self._metrics,
@@ -295,6 +299,7 @@ class _Builder:
         return GapRepair(
             self.link("gaps"), database, connect_database, partial(list_repos, self._http),
             repair_marks(settings), patient=True, boundary=_boundary(self._metrics),
+            enumerates=settings.enumerate_repos,
         )  # fmt: skip
 
     def _pressure(self, max_events: int, max_bytes: int) -> Backpressure:

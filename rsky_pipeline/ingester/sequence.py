@@ -16,8 +16,7 @@ from typing import Literal, NamedTuple
 import orjson
 
 from rsky_pipeline.configuration.settings import InitialCursor
-from rsky_pipeline.streams.append import Entry
-from rsky_pipeline.streams.names import GAPS
+from rsky_pipeline.streams.gap import Gap, GapKind
 
 
 class InvalidCursorError(ValueError):
@@ -143,29 +142,10 @@ class SeqGate:
         return self.old > 1 and now - self.old_since > MAX_OLD_SECONDS
 
 
-GAP_FIELD = b"gap"
 MAX_SEQ_STEP = 1_000_000_000  # between two events; a month of the busiest day so far
 # A stored cursor is continued with the event after it. Where numbers are missing and so much time,
 # events were not sent; a host without events for so long goes on with the next number.
 MAX_TIME_STEP = 900.0
-
-GapKind = Literal["outdated_cursor", "seq_jump", "time_jump", "cursor_set"]
-KINDS: tuple[GapKind, ...] = ("outdated_cursor", "seq_jump", "time_jump", "cursor_set")
-
-
-class Gap(NamedTuple):
-    """Events of a host that were not seen, between two that were; times are the events' own."""
-
-    host: str
-    kind: GapKind
-    from_seq: int | None
-    to_seq: int | None
-    from_time: str | None
-    to_time: str | None
-
-    def entry(self) -> Entry:
-        """Return the entry that notes the gap, to be appended with the first event after it."""
-        return Entry(GAPS, GAP_FIELD, orjson.dumps(self._asdict()))
 
 
 class GapWatch:

@@ -39,6 +39,7 @@ from rsky_pipeline.runtime.link import Link
 from rsky_pipeline.runtime.logging import ThrottledLog
 from rsky_pipeline.streams.append import Appended, CursorMove, Entry, append, read_cursor
 from rsky_pipeline.streams.connection import Store
+from rsky_pipeline.streams.marks import again_until
 from rsky_pipeline.streams.names import CURSOR_POSITIONS
 
 _log = logging.getLogger(__name__)
@@ -218,6 +219,7 @@ class SourceCursor:
         self.last_known: int | None = None  # the highest that we ever stored
         self.position: Position | None = None  # the note of the stored cursor
         self.moved = trio.Event()  # set when another cursor is stored; `load` follows it
+        self.again_until = -1  # events up to this number are written again, see `streams.marks`
         self.closed = False  # since `moved` was set, until the cursor is loaded again
         self._loaded = False
 
@@ -230,6 +232,7 @@ class SourceCursor:
     async def load(self) -> None:
         """Go on at the stored cursor; waits for the store. Raises InvalidCursorError."""
         self.text, noted = await self.writer.read(self.key)
+        self.again_until = await self.writer.read_again(self.key)
         self.stored = parse_cursor(self.text)
         self.position = parse_position(noted)
         if self.stored is None and self.position is not None and self.position.reset:
@@ -320,6 +323,10 @@ class Writer:
     async def read(self, cursor_key: str) -> tuple[str | None, Note]:
         """Return a stored cursor and its note; waits for a store that does not answer."""
         return await self._link.retry(partial(_read_position, key=cursor_key))
+
+    async def read_again(self, cursor_key: str) -> int:
+        """Return up to which number events of a cursor are written again; -1 for none."""
+        return await self._link.retry(partial(again_until, key=cursor_key))
 
     async def flush(self) -> None:
         """Wait until all frames that were put in so far are written, dropped or given up."""

@@ -88,6 +88,9 @@ class IndexerMetrics:
         self.dead_letters = counter("dead_letters", "Entries put into dead-letter streams")
         self.conflicts = counter("transaction_conflicts", "Transactions tried again")
         self.database_failures = counter("database_failures", "Lost database connections")
+        self.database_losses = counter(
+            "database_losses", "Times that the database lacked acknowledged transactions"
+        )
         self.store_failures = counter("store_failures", "Calls that Redis did not carry out")
         self.ack_failures = counter("ack_failures", "Failed acknowledgements, tried again")
         self.bodiless = counter("missing_bodies", "Pending entries that no longer exist")

@@ -11,14 +11,13 @@ from rsky_pipeline.configuration.endpoints import HostKey
 from rsky_pipeline.configuration.settings import Settings
 from rsky_pipeline.ingester.commits.states import REPO_KEYS
 from rsky_pipeline.ingester.sequence import (
-    GAP_FIELD,
-    Gap,
     InvalidCursorError,
     parse_cursor,
     parse_position,
 )
 from rsky_pipeline.streams.append import read_cursor
 from rsky_pipeline.streams.connection import Argument, Store
+from rsky_pipeline.streams.gap import GAP_FIELD, Gap
 from rsky_pipeline.streams.names import (
     CURSOR_POSITIONS,
     FIREHOSE_LIVE,

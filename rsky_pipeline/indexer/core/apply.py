@@ -12,11 +12,12 @@ Blocking, for one thread. A batch may be applied again after any failure.
 
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from rsky_pipeline.database.connection import Database, Transaction
 from rsky_pipeline.database.errors import RowExistsError, TransactionConflictError
 from rsky_pipeline.database.isolation import Isolation, retry_conflicts
+from rsky_pipeline.database.marks import raise_mark
 from rsky_pipeline.indexer.accounts.actors import (
     KnownActor,
     create_actors,
@@ -70,7 +71,11 @@ MAX_CONFLICTS = 5  # tries of one transaction before the batch is given a longer
 class Applier:
     """Applies batches; entries that cannot be indexed are refused, all others are committed."""
 
-    def __init__(self, collections: Mapping[str, Collection], max_deliveries: int) -> None:
+    def __init__(
+        self, collections: Mapping[str, Collection], max_deliveries: int, worker: str = ""
+    ) -> None:
+        """`worker` is the name in the marks of the database."""
+        self._worker = worker
         self._collections = collections
         self._max_deliveries = max_deliveries
         self._isolation: Isolation[BatchItem] = Isolation(lambda item: item.account)
@@ -129,13 +134,22 @@ class Applier:
             if isinstance(item.reading, LabelReading)
             for label in item.reading.labels
         ]
+        number = outcome.mark
+
+        def mark(tx: Transaction) -> None:
+            nonlocal number
+            first = items[0].delivery
+            number = raise_mark(tx, self._worker, first.stream, _entry_seconds(first.id))
+
         try:
             if readings:
-                outcome.applied.append(apply_batch(database, readings, self._collections))
+                applied = apply_batch(database, readings, self._collections, mark=mark)
+                outcome.applied.append(applied)
             if labels:
-                added, removed = apply_labels(database, labels)
+                added, removed = apply_labels(database, labels, mark)
                 outcome.labels_added += added
                 outcome.labels_removed += removed
+            outcome.mark = number  # only of what is committed
         except TransactionConflictError:
             outcome.conflicts += 1
             raise
@@ -147,10 +161,12 @@ def apply_batch(
     collections: Mapping[str, Collection],
     *,
     bulk: bool = False,
+    mark: Callable[[Transaction], None] | None = None,
 ) -> Applied:
     """Apply readings in one transaction: everything or nothing is written.
 
-    `bulk` is for many records of few accounts: it looks first for accounts that have nothing yet.
+    `mark` is called in the transaction. `bulk` is for many records of few accounts: it looks first
+    for accounts that have nothing yet.
     Refused records are kept. Raises DatabaseError; `apply_isolated` sorts out which.
 
     Every account of the batch is locked first, in the order of DIDs, so that workers with
@@ -172,6 +188,8 @@ def apply_batch(
                 known = lock_actors(tx, dids)
                 if len(known) == len(dids):
                     _queue_handles(tx, known, wanted)
+                    if mark is not None:
+                        mark(tx)
                     return apply_locked(
                         tx, wanted, collections, created, bulk=bulk, looked_at=looked_at
                     )
@@ -266,3 +284,8 @@ def _queue_handles(
     checks = dict.fromkeys(due_handles(known, active, now_text()), False)
     changed = (item.did for item in readings if isinstance(item.change, IdentityChange))
     queue_handle_checks(tx, checks | dict.fromkeys(changed, True))
+
+
+def _entry_seconds(entry_id: str) -> float:
+    """Return when an entry came into its stream, in seconds since 1970."""
+    return int(entry_id.split("-")[0]) / 1_000

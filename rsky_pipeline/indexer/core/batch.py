@@ -79,3 +79,4 @@ class BatchOutcome:
     bodiless: int = 0
     dead_letters: int = 0
     seconds: float = 0.0  # that it took to apply
+    mark: int = 0  # the number of its last transaction; 0 if nothing was written

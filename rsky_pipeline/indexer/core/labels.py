@@ -4,12 +4,12 @@ A negation is kept as a row, so that an older label that comes later cannot undo
 statements of the same millisecond the negation wins.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from rsky_pipeline.atproto.datetimes import normalize
 from rsky_pipeline.atproto.syntax import is_did
-from rsky_pipeline.database.connection import Database
+from rsky_pipeline.database.connection import Database, Transaction
 from rsky_pipeline.indexer.collections.fields import (
     MAX_CID_BYTES,
     MAX_DID_BYTES,
@@ -77,8 +77,15 @@ def read_labels(fields: Mapping[bytes, bytes] | None) -> LabelReading:
     return LabelReading(tuple(labels), tuple(refused))
 
 
-def apply_labels(database: Database, labels: Sequence[LabelRow]) -> tuple[int, int]:
-    """Store labels; return how many statements now stand: (positive, negated)."""
+def apply_labels(
+    database: Database,
+    labels: Sequence[LabelRow],
+    mark: Callable[[Transaction], None] | None = None,
+) -> tuple[int, int]:
+    """Store labels; return how many statements now stand: (positive, negated).
+
+    `mark` is called in the transaction.
+    """
     newest: dict[tuple[str, str, str, str], LabelRow] = {}
     for label in labels:
         known = newest.get(label.key)
@@ -91,6 +98,8 @@ def apply_labels(database: Database, labels: Sequence[LabelRow]) -> tuple[int, i
     columns[4], columns[5] = columns[5], columns[4]
     with database.transaction() as tx:
         negations = [bool(row[0]) for row in tx.query(_UPSERT, columns)]
+        if mark is not None:
+            mark(tx)
     return len(negations) - sum(negations), sum(negations)
 
 

@@ -44,6 +44,7 @@ from rsky_pipeline.runtime.logging import ThrottledLog
 from rsky_pipeline.streams.append import Entry, append, read_fields
 from rsky_pipeline.streams.connection import Store
 from rsky_pipeline.streams.event import EVENT_FIELD, AccountEvent, encode_event
+from rsky_pipeline.streams.gap import DATABASE_LOST
 from rsky_pipeline.streams.names import FIREHOSE_LIVE, GAPS, REPO_BACKFILL_HIGH
 from rsky_pipeline.streams.repo_job import REPO_FIELD, FetchReason, RepoJob, encode_repo_job
 
@@ -100,6 +101,7 @@ class GapRepair:
     high_water_marks: Mapping[str, int]
     patient: bool = False
     boundary: Boundary = field(default_factory=Boundary)
+    enumerates: bool = False  # every repo is to be in the database, not only live ones
 
     async def watch(self, relays: Sequence[Endpoint], *, repair: bool) -> None:
         """Move gaps to PostgreSQL, and repair them if asked to, until cancelled."""
@@ -144,7 +146,7 @@ class GapRepair:
                 cursor = item.following
                 status = "repaired" if cursor is None else "repairing"
                 if isinstance(item, Listed):
-                    behind = await self._behind(item.repos)
+                    behind = await self._behind(gap, item.repos)
                     news = await self._on(
                         self.database,
                         partial(_status_news, repos=item.repos, gap=gap),
@@ -177,20 +179,28 @@ class GapRepair:
                           "to_cursor": item.range.end, "problem": item.problem})  # fmt: skip
         return f"repos with cursors {item.range} cannot be listed: {item.problem}"[:500]
 
-    async def _behind(self, repos: Sequence[ListedRepo]) -> list[ListedRepo]:
-        """Return the repos whose listed rev is above the live and the indexed one."""
+    async def _behind(self, gap: GapRow, repos: Sequence[ListedRepo]) -> list[ListedRepo]:
+        """Return the repos whose listed rev is above the live and the indexed one.
+
+        Where the database lost transactions only the indexed one counts, and that the repo was
+        stored as a whole, where all repos are.
+        """
+        lost = gap.kind == DATABASE_LOST
         dids = [repo.did for repo in repos]
         revs = await self._on(self.database, partial(stored_revs, dids=dids))
         where = [state_key(repo_digest(did)) for did in dids]
         states = await self._on(self.redis, partial(read_fields, where=where))
+        whole = set(dids)
+        if lost and self.enumerates:
+            whole = await self._on(self.database, partial(stored_wholes, dids=dids))
         behind = []
         for repo, state in zip(repos, states, strict=True):
-            live = rev_of(state) if is_state(state) else 0
+            live = rev_of(state) if is_state(state) and not lost else 0
             indexed = revs.get(repo.did, "")
             known = max(live, tid_number(indexed) if is_tid(indexed) else 0)
             returned = is_state(state) and is_inactive(state)
             further = not is_tid(repo.rev) or tid_number(repo.rev) > known
-            if repo.active and (further or returned):
+            if repo.active and (further or returned or repo.did not in whole):
                 behind.append(repo)
         return behind
 
@@ -353,6 +363,14 @@ def stored_revs(database: Database, dids: Sequence[str]) -> dict[str, str]:
         [list(dids)],
     )
     return {row[0]: row[1] for row in rows}
+
+
+def stored_wholes(database: Database, dids: Sequence[str]) -> set[str]:
+    """Return the repos that were stored as a whole."""
+    rows = database.query(
+        "SELECT did FROM rsky_pipeline.repo_floor WHERE did = ANY(%s) AND NOT purged", [list(dids)]
+    )
+    return {row[0] for row in rows}
 
 
 def stored_statuses(database: Database, dids: Sequence[str]) -> dict[str, str | None]:

@@ -299,3 +299,78 @@ async def test_every_metric_is_exported_from_the_start(clean_redis: str, tables:
         assert worker.metric("indexer_pending_messages") == 0
         assert worker.metric("indexer_active_tasks") == 0
         assert worker.metric("rsky_stream_length", stream=LABEL_LIVE) == 0
+
+
+async def test_a_database_that_lost_transactions_is_noticed_by_whoever_connects(
+    clean_redis: str, tables: Tables
+) -> None:
+    """As after a fail-over to a standby that was behind, at a start and while it runs."""
+    net = Network()
+    relays: dict[str, Any] = {"relay_hosts": ("relay.test",)}
+    losses = "indexer_database_losses_total"
+    posts = [net.post("ann") for _ in range(3)]
+    feed(clean_redis, *posts)
+    add(clean_redis, LABEL_LIVE, labels=orjson.dumps({"seq": 1, "labels": [LABEL]}))
+    async with indexing(clean_redis, tables.url, **relays) as worker:
+        await eventually(lambda: not entries(clean_redis, FIREHOSE_LIVE))
+        await eventually(lambda: not entries(clean_redis, LABEL_LIVE))
+        assert worker.metric(losses) == 0
+    marks = "SELECT stream, number FROM rsky_pipeline.applied_mark"
+    assert dict(tables.database.query(marks)).keys() == {FIREHOSE_LIVE, LABEL_LIVE}
+    # A new start on the same database finds nothing wrong.
+    async with indexing(clean_redis, tables.url, **relays) as worker:
+        await worker.ready.wait()
+        assert worker.metric(losses) == 0
+        # The server is another one, which lacks the newest batch of labels.
+        lose = (
+            "UPDATE rsky_pipeline.applied_mark SET number = number - 1, "
+            "reached = '2026-01-02T03:04:05Z' WHERE stream = 'label_live'"
+        )
+        execute(tables.url, lose)
+        execute(
+            tables.url,
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+            "WHERE application_name = 'rsky-pipeline test-indexer-1'",
+        )
+        feed(clean_redis, net.post("bob"))
+        await eventually(lambda: worker.metric(losses) == 1)
+        await eventually(lambda: not entries(clean_redis, FIREHOSE_LIVE))
+    [gap] = entries(clean_redis, "rsky_pipeline:gaps")
+    noted = orjson.loads(gap[b"gap"])
+    assert (noted["host"], noted["kind"]) == ("relay.test", "database_lost")
+    assert noted["from_time"].startswith("2026-01-02T03:04:05")
+    with redis_client(clean_redis) as client:
+        assert float(client.hget("rsky_pipeline:read_again", "since")) == 1767323045.0
+    # It is noticed once; and a database without any marks is behind as well.
+    async with indexing(clean_redis, tables.url, **relays) as worker:
+        await worker.ready.wait()
+        assert worker.metric(losses) == 0
+    execute(tables.url, "DELETE FROM rsky_pipeline.applied_mark")
+    async with indexing(clean_redis, tables.url, **relays) as worker:
+        await worker.ready.wait()
+        assert worker.metric(losses) == 1
+
+
+async def test_a_batch_of_which_a_part_is_refused_is_no_loss(
+    clean_redis: str, tables: Tables
+) -> None:
+    """Its last transaction was rolled back, and its number with it."""
+    execute(tables.url, REFUSE_LIKES)
+    net = Network()
+    post = net.post("ann")
+    feed(clean_redis, post, net.like("bob", post))
+    async with indexing(clean_redis, tables.url):
+        await eventually(lambda: entries(clean_redis, f"{FIREHOSE_LIVE}_dlq"))
+        await eventually(lambda: not entries(clean_redis, FIREHOSE_LIVE))
+    async with indexing(clean_redis, tables.url) as worker:
+        await worker.ready.wait()
+        assert worker.metric("indexer_database_losses_total") == 0
+
+
+REFUSE_LIKES = """
+CREATE FUNCTION bsky.refuse() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    RAISE EXCEPTION 'this row is refused' USING ERRCODE = '21000';
+END $$;
+CREATE TRIGGER refuse BEFORE INSERT ON bsky."like" FOR EACH ROW EXECUTE FUNCTION bsky.refuse();
+"""

@@ -6,8 +6,8 @@ import orjson
 
 from rsky_pipeline.database.connection import Database
 from rsky_pipeline.ingester.listing.gap_repair import claim, list_gaps, move_gaps, note
-from rsky_pipeline.ingester.sequence import GAP_FIELD
 from rsky_pipeline.streams.connection import connect
+from rsky_pipeline.streams.gap import GAP_FIELD
 from rsky_pipeline.streams.names import GAPS
 
 GAP = {

@@ -13,10 +13,10 @@ from rsky_pipeline.configuration.endpoints import Endpoint, parse_endpoint
 from rsky_pipeline.configuration.settings import Settings
 from rsky_pipeline.database.connection import Database
 from rsky_pipeline.health.rules import RELAY_STALLED, Limits
-from rsky_pipeline.ingester import report
+from rsky_pipeline.ingester import read_again, report
 from rsky_pipeline.ingester.commits.states import repo_digest, rev_of, state_key
 from rsky_pipeline.ingester.listing.enumeration import load_ranges
-from rsky_pipeline.ingester.listing.gap_repair import GapRepair, list_gaps, repair_marks
+from rsky_pipeline.ingester.listing.gap_repair import GapRepair, list_gaps, move_gaps, repair_marks
 from rsky_pipeline.network import listing as network_listing
 from rsky_pipeline.network.http import HttpError
 from rsky_pipeline.network.listing import ListedRepo, Page
@@ -28,6 +28,8 @@ from rsky_pipeline.operations.cursors import (
 )
 from rsky_pipeline.runtime.link import Link
 from rsky_pipeline.streams.connection import connect
+from rsky_pipeline.streams.marks import READ_AGAIN, note_positions, request_reading
+from rsky_pipeline.streams.names import cursor_key
 from tests.integration.ingester.relay import TIME, Relay, commit, like, rev, running
 from tests.integration.ingester.test_live import cursor, likes, total
 from tests.integration.ingester.worker import entries, eventually, ingesting, value
@@ -368,3 +370,77 @@ async def test_repos_that_cannot_be_queued_do_not_stop_what_is_live(clean_redis:
         json.loads(entry[b"repo"])["did"] for entry in entries(clean_redis, "repo_backfill_high")
     ]
     assert sorted(jobs) == REPOS[1:5]
+
+
+async def test_what_the_database_lost_is_read_and_written_again(
+    clean_redis: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Although the states of the repos say that it was written; and nothing more than that."""
+    monkeypatch.setattr(read_again, "_CHECK_SECONDS", 0.05)
+    relay = Relay(likes(*range(1, 21)))
+    store = connect(clean_redis, name="test")
+
+    def numbers() -> list[int]:
+        found = entries(clean_redis, "firehose_live")
+        return [json.loads(entry[b"event"])["seq"] for entry in found]
+
+    async with running(relay):
+        key = cursor_key("firehose_live", relay.key)
+        async with ingesting(clean_redis, relay.url):
+            await eventually(lambda: cursor(clean_redis, relay) == "20")
+            note_positions(store, {key: 5}, 100.0)
+            note_positions(store, {key: 20}, 900.0)
+            request_reading(store, 500.0, None, [relay.key])
+            await eventually(lambda: numbers() == [*range(1, 21), *range(6, 21)])
+            await eventually(lambda: not store.call("HLEN", READ_AGAIN))
+            relay.add(*likes(21))
+            await eventually(lambda: cursor(clean_redis, relay) == "21")
+            # Whoever asks for it once more, and is killed in between, has it too.
+            request_reading(store, 1_000.0, None, [relay.key])
+            relay.add(*likes(22))
+            await eventually(lambda: cursor(clean_redis, relay) == "22")
+            await eventually(lambda: not store.call("HLEN", READ_AGAIN))
+    assert numbers()[35:] in ([21, *range(6, 23)], [21, 22, *range(6, 23)])
+    gaps = [json.loads(entry[b"gap"]) for entry in entries(clean_redis, "rsky_pipeline:gaps")]
+    assert [(gap["host"], gap["kind"]) for gap in gaps] == [(relay.key, "database_lost")] * 2
+    store.close()
+
+
+async def test_after_a_loss_of_the_database_its_own_revs_count(
+    clean_redis: str, schema_database: str
+) -> None:
+    has, lacks, parts = REPOS[:3]
+    relay = Relay([(seq, commit(seq, {}, repo=repo)) for seq, repo in enumerate(REPOS[:3], 1)])
+
+    async def listing(endpoint: Endpoint, position: str | None, limit: int) -> Page:
+        await trio.lowlevel.checkpoint()
+        repos = [ListedRepo(repo, rev(seq), True, None) for seq, repo in enumerate(REPOS[:3], 1)]
+        return Page(tuple(repos), None)
+
+    def connected() -> Database:
+        return Database.connect(schema_database, name="test")
+
+    store = connect(clean_redis, name="test")
+    async with running(relay), ingesting(clean_redis, relay.url):
+        await eventually(lambda: cursor(clean_redis, relay) == "3")
+    with connected() as database:
+        for seq, repo in ((1, has), (3, parts)):
+            sql = 'INSERT INTO actor_sync (did, "commitCid", "repoRev") VALUES (%s, \'\', %s)'
+            database.execute(sql, [repo, rev(seq)])
+        sql = "INSERT INTO rsky_pipeline.repo_floor (did, rev) VALUES (%s, %s)"
+        database.execute(sql, [has, rev(1)])
+    request_reading(store, 0.0, None, [relay.key])
+    redis = Link(lambda: connect(clean_redis, name="test"), purpose="test")
+    postgres = Link(connected, purpose="test")
+    for enumerates, expected in ((False, [lacks]), (True, [lacks, parts])):
+        store.call("DEL", "repo_backfill_high")
+        repair = GapRepair(
+            redis, postgres, connected, listing, repair_marks(Settings()), enumerates=enumerates
+        )
+        await redis.call(lambda one: move_gaps(one, connected))
+        assert await repair.repair_all([parse_endpoint(relay.url)]) == 1
+        jobs = [json.loads(entry[b"repo"]) for entry in entries(clean_redis, "repo_backfill_high")]
+        assert [job["did"] for job in jobs] == expected
+        request_reading(store, 0.0, None, [relay.key])
+    for connection in (store, redis, postgres):
+        connection.close()

@@ -1,0 +1,75 @@
+"""Marks: numbers that show whether the database still has everything that was acknowledged.
+
+Each transaction of an indexer raises its number (`raise_mark`), and the acknowledgement of its
+entries writes that number into Redis (`streams.marks`). A database that is behind Redis has lost
+transactions: it failed over to a standby that was behind, or was restored from a backup.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+
+from rsky_pipeline.database.connection import Database, Transaction
+
+_RAISE = """
+INSERT INTO rsky_pipeline.applied_mark AS mark (worker, stream, number, reached)
+VALUES (%s, %s, 1, to_timestamp(%s))
+ON CONFLICT (worker, stream) DO UPDATE
+SET number = mark.number + 1, reached = EXCLUDED.reached, applied_at = now()
+RETURNING number
+"""
+_HEAL = """
+INSERT INTO rsky_pipeline.applied_mark AS mark (worker, stream, number, reached)
+SELECT * FROM unnest(%b::text[], %b::text[], %b::bigint[]) AS noted, now()
+ON CONFLICT (worker, stream) DO UPDATE SET number = greatest(mark.number, EXCLUDED.number)
+"""
+
+MarkKey = tuple[str, str]  # worker, stream
+
+
+@dataclass(frozen=True, slots=True)
+class DatabaseLoss:
+    """Transactions that were acknowledged and are not in the database.
+
+    `since` is when the oldest entries that may be missing came into their stream; None if the
+    database does not show it.
+    """
+
+    transactions: int
+    since: datetime | None
+
+
+def raise_mark(tx: Transaction, worker: str, stream: str, reached: float) -> int:
+    """Raise the number of a worker on a stream in its transaction, and return it.
+
+    `reached` is when the oldest of the entries came into the stream, in seconds since 1970.
+    """
+    ((number,),) = tx.query(_RAISE, (worker, stream, reached))
+    return int(number)
+
+
+def find_loss(database: Database, noted: Mapping[MarkKey, int]) -> DatabaseLoss | None:
+    """Return what the database has lost; `noted` was read from Redis before."""
+    rows = database.query("SELECT worker, stream, number, reached FROM rsky_pipeline.applied_mark")
+    stored = {(worker, stream): (number, reached) for worker, stream, number, reached in rows}
+    missing = 0
+    times: list[datetime | None] = []
+    for key, number in noted.items():
+        has, reached = stored.get(key, (0, None))
+        if has < number:
+            missing += number - has
+            times.append(reached)
+    if not missing:
+        return None
+    known = [time for time in times if time is not None]
+    # A worker that was new then has no row: the others show when that was.
+    if len(known) < len(times):
+        known += [reached for _, reached in stored.values()]
+    return DatabaseLoss(missing, min(known, default=None))
+
+
+def heal_marks(database: Database, noted: Mapping[MarkKey, int]) -> None:
+    """Set the numbers to those of Redis, once the loss is recorded."""
+    keys = sorted(noted)
+    columns = [[key[0] for key in keys], [key[1] for key in keys], [noted[key] for key in keys]]
+    database.execute(_HEAL, columns)

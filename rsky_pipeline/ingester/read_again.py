@@ -1,0 +1,59 @@
+"""Reading events again that the database has lost, as an indexer asks for it (`streams.marks`).
+
+Once a minute the positions of all cursors are noted. On a request each cursor is set back to where
+it was at that time; its writer notices as it does when an operator moves a cursor. Until a cursor
+is where it was, its commits are written although their repos' states make them replays.
+"""
+
+import logging
+import time
+from collections.abc import Sequence
+from functools import partial
+
+import trio
+
+from rsky_pipeline.ingester.writer import SourceCursor
+from rsky_pipeline.runtime.link import Link
+from rsky_pipeline.streams.connection import Store
+from rsky_pipeline.streams.marks import (
+    again_done,
+    note_positions,
+    request_done,
+    requested_since,
+    set_back,
+)
+
+_log = logging.getLogger(__name__)
+_CHECK_SECONDS = 5.0
+_NOTE_SECONDS = 60.0
+
+
+async def read_again_when_asked(link: Link[Store], cursors: Sequence[SourceCursor]) -> None:
+    """Note positions and follow requests until cancelled."""
+    noted_at = -_NOTE_SECONDS
+    while True:
+        if trio.current_time() - noted_at >= _NOTE_SECONDS:
+            noted_at = trio.current_time()
+            positions = {each.key: each.stored for each in cursors if each.stored is not None}
+            await link.attempt(partial(note_positions, positions=positions, now=time.time()))
+        await link.attempt(partial(_look, cursors=cursors))
+        await trio.sleep(_CHECK_SECONDS)
+
+
+def _look(store: Store, cursors: Sequence[SourceCursor]) -> None:
+    for cursor in cursors:
+        if cursor.again_until >= 0 and (cursor.stored or 0) >= cursor.again_until:
+            cursor.again_until = -1
+            again_done(store, cursor.key)
+            _log.info("everything was read again", extra={"key": cursor.key})
+    since = requested_since(store)
+    if since is None:
+        return
+    for cursor in cursors:
+        position = set_back(store, cursor.key, since)
+        extra = {"key": cursor.key, "before": cursor.stored, "cursor": position}
+        if position is None:
+            _log.error("no older position of a cursor is known, only the listing", extra=extra)
+        else:
+            _log.warning("reading events again that the database lost", extra=extra)
+    request_done(store)

@@ -1,0 +1,116 @@
+"""What Redis has to show whether a database lost transactions, and to have events read again.
+
+`rsky_pipeline:database_marks` is a hash: the number of the last transaction that each worker has
+acknowledged on each stream (`database.marks`). Further fields may be added, such as an identity.
+
+`rsky_pipeline:read_again` is a hash. Its field `since` is a request: events of that time on are to
+be read from the hosts again. The ingester sets the cursors back to where they were then, for which
+it keeps their positions (`rsky_pipeline:cursor_history:KEY`), and leaves in the hash, by cursor
+key, the sequence number up to which commits are written although they were written before.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import orjson
+
+from rsky_pipeline.streams.append import append, read_cursor
+from rsky_pipeline.streams.connection import Store
+from rsky_pipeline.streams.gap import DATABASE_LOST, GAP_FIELD, Gap
+from rsky_pipeline.streams.names import CURSOR_POSITIONS, GAPS
+
+DATABASE_MARKS = "rsky_pipeline:database_marks"
+READ_AGAIN = "rsky_pipeline:read_again"
+_SINCE = "since"
+_HISTORY = "rsky_pipeline:cursor_history:"
+_HISTORY_LENGTH = 3 * 24 * 60  # one position a minute
+MARGIN_SECONDS = 120.0  # clocks differ, and positions are noted once a minute
+_TRIES = 5
+
+
+def note_mark(store: Store, worker: str, stream: str, number: int) -> None:
+    """Note the last transaction whose entries are acknowledged next."""
+    store.call("HSET", DATABASE_MARKS, f"{stream} {worker}", number)
+
+
+def noted_marks(store: Store) -> dict[tuple[str, str], int]:
+    """Return the number of each worker and stream."""
+    flat = store.call("HGETALL", DATABASE_MARKS)
+    found = {}
+    for name, number in zip(flat[::2], flat[1::2], strict=True):
+        stream, _, worker = name.decode().partition(" ")
+        if worker and number.isdigit():
+            found[worker, stream] = int(number)
+    return found
+
+
+def request_reading(
+    store: Store, since: float, from_time: str | None, hosts: Sequence[str]
+) -> None:
+    """Have everything since a time (in seconds since 1970) read again; note a gap of each relay.
+
+    The gap has the relay's repos listed, for what it does not send any more and what was fetched.
+    """
+    before = store.call("HGET", READ_AGAIN, _SINCE)
+    earliest = since if before is None else min(since, float(before))
+    store.call("HSET", READ_AGAIN, _SINCE, earliest)
+    gaps = [Gap(host, DATABASE_LOST, None, None, from_time, None) for host in hosts]
+    append(store, [gap.entry() for gap in gaps])
+
+
+def note_positions(store: Store, positions: Mapping[str, int], now: float) -> None:
+    """Add the present positions of cursors, by their keys, to their histories."""
+    for key, seq in positions.items():
+        store.call("RPUSH", _HISTORY + key, f"{now:.0f} {seq}")
+        store.call("LTRIM", _HISTORY + key, -_HISTORY_LENGTH, -1)
+
+
+def requested_since(store: Store) -> float | None:
+    """Return the time from which on events are to be read again, if that is requested."""
+    since = store.call("HGET", READ_AGAIN, _SINCE)
+    return None if since is None else float(since)
+
+
+def request_done(store: Store) -> None:
+    """Remove the request; cursors are set back."""
+    store.call("HDEL", READ_AGAIN, _SINCE)
+
+
+def set_back(store: Store, key: str, since: float) -> int | None:
+    """Set a cursor back to where it was some time before `since`; return that position.
+
+    Returns None if there is no cursor, or no older position. The running ingester notices, drops
+    what it holds and goes on from there.
+    """
+    for _ in range(_TRIES):
+        text = read_cursor(store, key)
+        if text is None or not text.isdigit():
+            return None
+        target = _position_at(store, key, since - MARGIN_SECONDS)
+        if target is None or target >= int(text):
+            return None
+        until = max(int(text), again_until(store, key))
+        store.call("HSET", READ_AGAIN, key, until)
+        note = orjson.dumps({"seq": target, "time": None})
+        keys = [key, CURSOR_POSITIONS, GAPS]
+        if store.script("set_cursor", keys, [text, str(target), note, GAP_FIELD, b""]):
+            return target
+    return None
+
+
+def again_until(store: Store, key: str) -> int:
+    """Return the number up to which events of a cursor are written again; -1 for none."""
+    text = store.call("HGET", READ_AGAIN, key)
+    return int(text) if text is not None and text.isdigit() else -1
+
+
+def again_done(store: Store, key: str) -> None:
+    """Note that everything that had to be read again was."""
+    store.call("HDEL", READ_AGAIN, key)
+
+
+def _position_at(store: Store, key: str, moment: float) -> int | None:
+    """Return the newest position of at most a time, else the oldest one."""
+    history = [line.decode().split() for line in store.call("LRANGE", _HISTORY + key, 0, -1)]
+    positions = [(float(time), int(seq)) for time, seq in history]
+    older = [seq for time, seq in positions if time <= moment]
+    return older[-1] if older else positions[0][1] if positions else None
