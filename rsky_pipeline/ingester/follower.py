@@ -20,6 +20,7 @@ from rsky_pipeline.configuration.endpoints import Endpoint
 from rsky_pipeline.configuration.proxy import Proxy
 from rsky_pipeline.configuration.settings import InitialCursor
 from rsky_pipeline.health.rules import RELAY_STALLED
+from rsky_pipeline.ingester.clock import ClockError
 from rsky_pipeline.ingester.frames import FrameConverter
 from rsky_pipeline.ingester.sequence import InvalidCursorError, SeqGate, start_position
 from rsky_pipeline.ingester.writer import SourceCursor
@@ -39,6 +40,7 @@ _log = logging.getLogger(__name__)
 
 # How long to wait where only an operator can help; not for ever, since they may have.
 _OPERATOR_SECONDS = 60.0
+CLOCK_SECONDS = 10.0  # until events that seem to come from the future are looked at again
 _OPERATOR_LOOK_SECONDS = 1.0  # at the stored cursor meanwhile
 _DEFAULT_IDLE = 60.0
 _SLOTS = 6  # of `Arrivals` in the time after which a silent host is connected to again
@@ -140,7 +142,7 @@ class Intake(Protocol):
     async def take(self, messages: Sequence[bytes]) -> None:
         """Take frames as they came from the socket, then wait while too many are undecided.
 
-        Raises the errors of the store.
+        Raises the errors of the store, and ClockError.
         """
 
 
@@ -328,6 +330,10 @@ class Follower:
             except StoreError as error:  # the frames are read again from the cursor
                 detail = f"the states of repos cannot be read: {error}"
                 raise DisconnectedError(DisconnectReason.STORE, detail) from error
+            except ClockError as error:  # and are judged when it is right
+                raise DisconnectedError(
+                    DisconnectReason.CLOCK, str(error), CLOCK_SECONDS
+                ) from error
             if (subscription.text_messages, subscription.oversize_messages) != (ignored, skipped):
                 counters.errors["text_message"] += subscription.text_messages - ignored
                 counters.errors["oversize_message"] += subscription.oversize_messages - skipped

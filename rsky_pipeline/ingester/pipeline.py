@@ -44,6 +44,7 @@ from rsky_pipeline.atproto.frame import (
     SyncMessage,
 )
 from rsky_pipeline.atproto.syntax import tid_number, tid_text
+from rsky_pipeline.ingester.clock import ClockWatch
 from rsky_pipeline.ingester.commits.convert import RepoConverter
 from rsky_pipeline.ingester.commits.homes import AccountHomes
 from rsky_pipeline.ingester.commits.relays import AccountUpdate, RelayDedup
@@ -135,6 +136,7 @@ class FrameIntake:
         gaps: GapWatch,
         homes: AccountHomes | None = None,
         again_until: int = -1,
+        clock: ClockWatch | None = None,
     ) -> None:
         """`homes` decides which account events are heard; without it, all are. Commits up to the
         number `again_until` are written though they were taken over before: the database has lost
@@ -142,6 +144,7 @@ class FrameIntake:
         self._converter = converter
         self._homes = homes
         self._again_until = again_until
+        self._clock = clock or ClockWatch()
         self._reader = FrameReader(converter, gate)
         self._sink = sink
         self._nursery = nursery
@@ -160,9 +163,11 @@ class FrameIntake:
         """Take frames as they came from the socket, then wait while too many are undecided.
 
         Raises StoreUnavailableError and StoreRejectedError when the states of their repos cannot be
-        read. The frames are lost then, and must be read again from the cursor.
+        read, ClockError when our clock is wrong. The frames are lost then, and must be read again
+        from the cursor.
         """
         frames = self._reader.read(messages)
+        await self._clock.check([message for message, _, _ in frames])
         dids = [message.did for message, _, _ in frames if isinstance(message, _WITH_STATE)]
         await self._admission.states.prefetch(dids)
         for start in range(0, len(frames), _BATCH_FRAMES):

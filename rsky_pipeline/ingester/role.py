@@ -11,6 +11,12 @@ import trio
 from rsky_pipeline.configuration.endpoints import Endpoint
 from rsky_pipeline.database.connection import Database
 from rsky_pipeline.health.self_check import SelfCheck, watch
+from rsky_pipeline.ingester.clock import (
+    ClockWatch,
+    time_of_database,
+    time_of_host,
+    time_of_redis,
+)
 from rsky_pipeline.ingester.commits.convert import SUBSCRIBE_REPOS, RepoConverter
 from rsky_pipeline.ingester.commits.homes import AccountHomes, describer
 from rsky_pipeline.ingester.commits.relays import RelayDedup
@@ -68,6 +74,7 @@ MAX_LABEL_BYTES = 16 * 1024 * 1024
 MAX_WAITING = 5
 # A document that was looked up just now is not asked for again; see `signatures.REFRESH_SECONDS`.
 FORCED_PAUSE_SECONDS = 5.0
+LATEST_REPO = "/xrpc/com.atproto.sync.listRepos?limit=1"  # an answer whose Date is of interest
 _LABEL_QUEUE_BYTES = 512 * 1024
 
 
@@ -243,16 +250,17 @@ class _Builder:
             cursor = writer.cursor(cursor_key(FIREHOSE_LIVE, endpoint.key), report.observe)
             admission = Admission(endpoint.key, converter, parts.shared)
             homes = AccountHomes(endpoint, self._directory, describer(self._http, endpoint))
+            clock = self._clock(endpoint)
 
             def open_intake(
                 gate: SeqGate, nursery: trio.Nursery, converter: RepoConverter = converter,
                 cursor: SourceCursor = cursor, admission: Admission = admission,
-                homes: AccountHomes = homes,
+                homes: AccountHomes = homes, clock: ClockWatch = clock,
             ) -> FrameIntake:  # fmt: skip
                 gaps = GapWatch(converter.host, cursor.stored, cursor.position)
                 return FrameIntake(
                     converter, cursor, gate, nursery, parts.verifier, admission, gaps, homes,
-                    cursor.again_until,
+                    cursor.again_until, clock,
                 )  # fmt: skip
 
             follower = Follower(
@@ -262,6 +270,29 @@ class _Builder:
             parts.relays.append((follower, report))
             if settings.enumerate_repos:
                 parts.enumerators += self._enumerators(endpoint)
+
+    def _clock(self, endpoint: Endpoint) -> ClockWatch:
+        """Return the watch that asks others for the time when a relay seems to be ahead."""
+        plc = str(self._settings.plc_url).rstrip("/")
+        hosts = [
+            time_of_host(self._http, endpoint.http_url(LATEST_REPO)),
+            time_of_host(self._http, f"{plc}/_health"),
+        ]
+        stores = [time_of_redis(self.link("clock"))]
+        if self._settings.database_url is not None:
+            stores.append(time_of_database(self._database_link("clock")))
+        return ClockWatch(hosts, stores)
+
+    def _connect_database(self, purpose: str) -> Callable[[], Database]:
+        return partial(
+            Database.connect, str(self._settings.database_url),
+            schema=self._settings.database_schema, name=f"{self._context.consumer}-{purpose}",
+        )  # fmt: skip
+
+    def _database_link(self, purpose: str) -> Link[Database]:
+        link = Link(self._connect_database(purpose), purpose=purpose, failed=self._count)
+        self._stack.callback(link.close)
+        return link
 
     def _add_labeler(self, parts: _Parts, endpoint: Endpoint, count: int) -> None:
         """Add the follower of a labeler, with a writer of its own."""
@@ -289,17 +320,11 @@ class _Builder:
 
     def gap_repair(self) -> GapRepair:
         """Return the repair of gaps; it connects to PostgreSQL only when there is one."""
-        settings = self._settings
-        connect_database = partial(
-            Database.connect, str(settings.database_url), schema=settings.database_schema,
-            name=f"{self._context.consumer}-gaps",
-        )  # fmt: skip
-        database = Link(connect_database, purpose="gaps", failed=self._count)
-        self._stack.callback(database.close)
+        settings, connect_database = self._settings, self._connect_database("gaps")
         return GapRepair(
-            self.link("gaps"), database, connect_database, partial(list_repos, self._http),
-            repair_marks(settings), patient=True, boundary=_boundary(self._metrics),
-            enumerates=settings.enumerate_repos,
+            self.link("gaps"), self._database_link("gaps"), connect_database,
+            partial(list_repos, self._http), repair_marks(settings), patient=True,
+            boundary=_boundary(self._metrics), enumerates=settings.enumerate_repos,
         )  # fmt: skip
 
     def _pressure(self, max_events: int, max_bytes: int) -> Backpressure:

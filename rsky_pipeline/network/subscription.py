@@ -48,6 +48,7 @@ class DisconnectReason(StrEnum):
     CURSOR_MOVED = "cursor_moved"  # we closed because the store holds another cursor
     STOPPING = "stopping"
     INTERNAL_ERROR = "internal_error"  # an exception that nobody declared
+    CLOCK = "clock"  # we closed because our clock is behind
     STORE = "store"  # the cursor could not be read from the store
 
 

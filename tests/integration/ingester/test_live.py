@@ -1,6 +1,7 @@
 """The live task against relays that behave badly, and stores that do."""
 
 import json
+import time
 from contextlib import closing
 from typing import Any
 
@@ -9,7 +10,10 @@ import trio
 from trio_websocket import WebSocketConnection
 
 from rsky_pipeline.atproto.frame import encode_error_frame, encode_frame
-from rsky_pipeline.ingester import follower, report, writer
+from rsky_pipeline.atproto.syntax import tid_from
+from rsky_pipeline.ingester import follower, report, role, writer
+from rsky_pipeline.ingester.clock import AskForTime
+from rsky_pipeline.ingester.commits.validation import FUTURE_SECONDS
 from rsky_pipeline.operations.cursors import set_cursor
 from rsky_pipeline.runtime.backoff import Backoff
 from rsky_pipeline.streams.connection import connect
@@ -404,3 +408,34 @@ async def test_identity_account_and_sync_frames(clean_redis: str) -> None:
         "did": DID, "host": relay.url.replace("ws:", "http:"), "rev": "3mptbypluud2a",
         "status": None, "active": True, "reason": "sync",
     }  # fmt: skip
+
+
+async def test_while_our_clock_is_behind_nobody_is_judged_and_nothing_is_lost(
+    clean_redis: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So nothing has to be retried when it is right again."""
+    right_at = time.time() + 3.0
+
+    def answers(_: object) -> AskForTime:
+        async def ask() -> float | None:
+            await trio.lowlevel.checkpoint()
+            return 3_600.0 if time.time() < right_at else None
+
+        return ask
+
+    monkeypatch.setattr(follower, "CLOCK_SECONDS", 0.2)
+    monkeypatch.setattr(role, "time_of_redis", answers)
+    late = tid_from(int((right_at + FUTURE_SECONDS - 0.5) * 1e6))  # from then on it is no future
+    relay = Relay(
+        [
+            (seq, like(seq, repo=f"did:plc:{letter * 24}", rev=late))
+            for seq, letter in enumerate("abcdefghijkl", 1)
+        ]
+    )
+    options: dict[str, Any] = {"plc_url": "http://127.0.0.1:1"}
+    async with running(relay), ingesting(clean_redis, relay.url, **options) as ingester:
+        await eventually(lambda: total(ingester, "disconnects", reason="clock") > 1)
+        assert entries(clean_redis, "firehose_raw_dlq") == []
+        await eventually(lambda: cursor(clean_redis, relay) == "12")
+        assert total(ingester, "error_reasons", reason="future_rev") == 0
+    assert len(entries(clean_redis, "firehose_live")) == 12

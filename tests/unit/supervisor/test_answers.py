@@ -12,7 +12,7 @@ from rsky_pipeline.supervisor.sequence import StepLog, StopRequest
 from rsky_pipeline.supervisor.spawn import ChildProcess
 
 
-def never() -> ChildProcess:
+def never(_: bool) -> ChildProcess:
     raise OSError("nothing is started here")
 
 
