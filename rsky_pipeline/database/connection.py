@@ -98,6 +98,11 @@ class Database:
         self.schema = schema
         self.pooled = beginning != _BEGIN
 
+    @property
+    def prepares(self) -> bool:
+        """Whether statements that are repeated stay prepared."""
+        return self._connection.prepare_threshold is not None
+
     @classmethod
     def connect(
         cls,

@@ -95,6 +95,22 @@ _BY_CODE: dict[str, type[DatabaseError]] = {
 }
 # Of the session, the login or the database: prepared statements that a pooler mixed up, privileges.
 _NOT_OF_DATA = ("25", "26", "28", "3D", "42501", "42P05", "57", "F0")
+# What to do, where the server's message alone does not say it.
+_POOLER = "a pooler mixes up its clients' prepared statements: see docs/stores.md"
+_HINTS = {
+    "25006": "a standby is behind database_url, or default_transaction_read_only is on",
+    "26000": _POOLER,
+    "42P05": _POOLER,
+    "53300": "raise max_connections, or use a pooler",
+}
+_HINTS_BY_TEXT = {
+    "statement pooling mode": "set pool_mode = transaction in the pooler",
+    "unsupported startup parameter": "remove it from database_url: the pooler refuses it",
+    "session is read-only": "a standby is behind database_url",
+    "server is in hot standby mode": "a standby is behind database_url",
+    "too many clients": _HINTS["53300"],
+    "remaining connection slots": _HINTS["53300"],
+}
 
 
 def translate(
@@ -117,9 +133,16 @@ def translate(
         kind = _BY_CODE.get(code) or _BY_CLASS.get(code[:2], DatabaseError)
         if kind is DatabaseError and not connected:
             kind = DatabaseUnavailableError
-        return kind(f"{message} (SQLSTATE {code})", sqlstate=code, statement=statement)
+        text = f"{message} (SQLSTATE {code}){_hint(message, code)}"
+        return kind(text, sqlstate=code, statement=statement)
     if isinstance(error, psycopg.DataError):
         return BadDataError(message, statement=statement)
     if isinstance(error, psycopg.OperationalError) or not connected:
-        return DatabaseUnavailableError(" ".join(message.split()))
+        return DatabaseUnavailableError(" ".join(message.split()) + _hint(message))
     return DatabaseError(message, statement=statement)
+
+
+def _hint(message: str, code: str = "") -> str:
+    by_text = (hint for text, hint in _HINTS_BY_TEXT.items() if text in message)
+    hint = _HINTS.get(code) or next(by_text, None)
+    return f"; {hint}" if hint else ""

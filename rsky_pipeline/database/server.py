@@ -27,6 +27,11 @@ _WAL_ADVICE = (
     "most of its time on that"
 )
 
+_UNPREPARED = ServerSetting(
+    "advice", "max_prepared_statements", "0 or unknown to the pooler",
+    "1000 (pgbouncer 1.22 or later)", "each batch has its statements planned anew",
+)  # fmt: skip
+
 
 def check_server(tx: Transaction) -> list[ServerSetting]:
     """Return unsuitable settings of the server, errors first."""
@@ -62,8 +67,12 @@ def check_server(tx: Transaction) -> list[ServerSetting]:
 
 def check(url: str) -> list[ServerSetting]:
     """Return unsuitable settings of a server, errors first. Raises DatabaseError."""
-    with Database.connect(url, name="db") as database, database.transaction() as tx:
-        return check_server(tx)
+    with Database.connect(url, name="db") as database:
+        with database.transaction() as tx:
+            found = check_server(tx)
+        if database.pooled and not database.prepares:
+            found.append(_UNPREPARED)
+        return found
 
 
 def advise(url: str) -> list[ServerSetting]:

@@ -36,6 +36,8 @@ _VALUES = {
     "standard_conforming_strings": "on",
     "array_nulls": "on",
     "transform_null_equals": "off",
+    "quote_all_identifiers": "off",  # definitions are compared as text
+    "client_encoding": "UTF8",
 }
 _DEFAULTS_OF_TRANSACTIONS = {
     "default_transaction_isolation": "read committed",

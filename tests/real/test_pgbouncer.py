@@ -9,6 +9,7 @@ import pytest
 from rsky_pipeline.database.connection import Database
 from rsky_pipeline.database.errors import BadDataError, DatabaseUnavailableError
 from rsky_pipeline.database.schema import check, initialise, pending
+from rsky_pipeline.database.server import advise
 from rsky_pipeline.operations.verification.probe import probe_rev_guard
 from tests.real.servers import USER, PostgresServer, Servers, servers
 from tests.real.test_stores import POOLERS, newer_pgbouncer
@@ -93,7 +94,9 @@ def test_nothing_leaks_and_nothing_is_missing(pooler: tuple[str, bool]) -> None:
 
 
 def test_the_schema_is_compared_and_nothing_is_pending(pooler: tuple[str, bool]) -> None:
-    url, _ = pooler
+    url, prepares = pooler
+    names = [item.name for item in advise(url)]
+    assert ("max_prepared_statements" in names) == (not prepares)
     assert pending(url) == initialise(url) == []
     assert [item for item in check(url) if item.severity == "error"] == []
 
@@ -109,5 +112,5 @@ def test_a_new_schema_is_made_through_it(started: tuple[Servers, PostgresServer]
 def test_statement_mode_is_refused_by_name(started: tuple[Servers, PostgresServer]) -> None:
     real, server = started
     port = real.pgbouncer(server, "pool_mode = statement").port
-    with pytest.raises(DatabaseUnavailableError, match="statement pooling mode"):
+    with pytest.raises(DatabaseUnavailableError, match="set pool_mode = transaction"):
         Database.connect(server.url(USER, port=port), name="test")

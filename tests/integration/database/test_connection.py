@@ -140,6 +140,31 @@ def test_error_classes(
         assert database.query("SELECT 1") == [(1,)]
 
 
+@pytest.mark.parametrize(
+    ("code", "hint"),
+    [
+        ("25006", "a standby is behind database_url"),
+        ("26000", "a pooler mixes up"),
+        ("42P05", "a pooler mixes up"),
+        ("53300", "raise max_connections"),
+    ],
+)
+def test_an_error_says_what_to_do(schema_database: str, code: str, hint: str) -> None:
+    with Database.connect(schema_database, name="test") as database:
+        with pytest.raises(DatabaseError, match=hint) as caught:
+            database.execute(f"DO $$ BEGIN RAISE SQLSTATE '{code}'; END $$")
+        assert caught.value.reconnect
+
+
+def test_the_server_has_no_connection_left(schema_database: str) -> None:
+    execute(schema_database, "CREATE ROLE limited LOGIN CONNECTION LIMIT 0")
+    try:
+        with pytest.raises(DatabaseUnavailableError, match="too many connections"):
+            Database.connect(schema_database.replace("postgres@", "limited@"), name="test")
+    finally:
+        execute(schema_database, "DROP ROLE limited")
+
+
 def test_a_lock_that_stays_taken_is_a_conflict(schema_database: str) -> None:
     with (
         Database.connect(schema_database, name="a") as holder,

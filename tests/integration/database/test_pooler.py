@@ -171,5 +171,5 @@ def test_the_schema_is_made_and_compared(clean_database: str) -> None:
         assert sorted(map(bool, results)) == [False, True]
         assert pending(pooler.url) == []
         assert [item for item in check(pooler.url) if item.severity == "error"] == []
-        advise(pooler.url)
+        assert advise(pooler.url)[-1].name == "max_prepared_statements"
         assert strangers(pooler) == before

@@ -23,6 +23,8 @@ ODD = {
     "standard_conforming_strings": "off",
     "array_nulls": "off",
     "transform_null_equals": "on",
+    "quote_all_identifiers": "on",
+    "client_encoding": "latin1",
     "default_transaction_isolation": "'serializable'",
     "default_transaction_deferrable": "on",
 }
@@ -45,12 +47,14 @@ def test_values_are_read_and_written_alike_whatever_the_role_has(odd_role: str) 
         row = database.query(
             "SELECT %s::timestamptz, %s::text, interval '1 day 2 hours', '\\x00ff'::bytea, "
             "0.1::float8 + 0.2, '{NULL}'::text[], 'a\\b', NULL = NULL, "
-            "current_setting('transaction_isolation')",
-            [moment, moment.isoformat()],
+            "current_setting('transaction_isolation'), %s::text || quote_ident('a'), "
+            "format_type('pg_node_tree'::regtype, NULL)",
+            [moment, moment.isoformat(), "\u0141\U0001f98b"],
         )[0]
     assert row == (
         moment, "2026-03-29T01:02:03.456789+00:00", timedelta(days=1, hours=2), b"\x00\xff",
         0.1 + 0.2, [None], "a\\b", None, "read committed",
+        "\u0141\U0001f98ba", "pg_node_tree",
     )  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""What a link does with sentinels: logs in to both kinds of server, and follows a fail-over."""
+"""What a link does in a fail-over: with sentinels, and with several hosts of PostgreSQL."""
 
 import signal
 from collections.abc import Iterator
@@ -8,6 +8,9 @@ from functools import partial
 import pytest
 import trio
 
+from rsky_pipeline.database.connection import Database
+from rsky_pipeline.database.errors import DatabaseUnavailableError
+from rsky_pipeline.database.server import check
 from rsky_pipeline.runtime.link import Link
 from rsky_pipeline.streams.append import append
 from rsky_pipeline.streams.connection import Store, connect
@@ -65,6 +68,36 @@ async def test_a_primary_that_hangs_is_followed(
     first, second, sentinels = watched
     sentinels[0].kill()  # the one that is asked first
     await follow(url_of(sentinels), first, signal.SIGSTOP, second)
+
+
+async def test_of_several_hosts_the_one_that_writes_is_used() -> None:
+    with servers() as real:
+        primary = real.postgres()
+        standby = real.standby(primary)
+        url = primary.url().replace(f":{primary.port}", f":{standby.port},127.0.0.1:{primary.port}")
+        link = Link(partial(Database.connect, url, name="test"), purpose="test")
+        with closing(link):
+            make = "CREATE TABLE found (n int)"
+            await link.retry(lambda database: database.execute(make))
+            wait_until(lambda: standby.value("SELECT to_regclass('found')") is not None, "standby")
+            await trio.to_thread.run_sync(primary.kill_all)
+            with pytest.raises(DatabaseUnavailableError, match=r"standby is behind|refused|closed"):
+                await link.call(lambda database: database.execute("INSERT INTO found VALUES (1)"))
+            await trio.to_thread.run_sync(standby.promote)
+            with trio.fail_after(60):
+                await link.retry(lambda database: database.execute("INSERT INTO found VALUES (2)"))
+        assert standby.value("SELECT n FROM found") == 2
+
+
+async def test_a_standby_behind_the_address_is_named() -> None:
+    with servers() as real:
+        standby = real.standby(real.postgres())
+        with (
+            Database.connect(standby.url(), name="test") as database,
+            pytest.raises(DatabaseUnavailableError, match="a standby is behind database_url"),
+        ):
+            database.execute("CREATE TABLE found (n int)")
+        assert [item.name for item in check(standby.url()) if item.severity == "error"] == ["role"]
 
 
 def test_what_is_wrong_is_said(watched: tuple[RedisServer, RedisServer, list[Server]]) -> None:
