@@ -45,12 +45,13 @@ _SKIPS, _DONE = "ingester_backfill_cursor_skips_total", "ingester_listing_done"
 _WAITED, _LAG = "ingester_backpressure_seconds_total", "ingester_event_lag_seconds"
 _MESSAGES, _CURSOR = "ingester_firehose_messages_total", "ingester_cursor_seq"
 _STALE, _EVENTS = "indexer_stale_writes_total", "indexer_batch_events_sum"
-_MISPLACED, _STALLED = "indexer_misplaced_events_total", "ingester_relay_stalled"
+_MISPLACED = "indexer_misplaced_events_total"
+_STALLED, _CONNECTED = "ingester_relay_stalled", "ingester_relay_connected"
 # The metrics that a worker reads of itself.
 METRICS = (
     *(name for tried, done in _LOOPS.values() for name in (*(each for each, _ in tried), *done)),
     *(_FAILURES, _PAGES, _SKIPS, _DONE, _WAITED, _LAG, _MESSAGES, _CURSOR, _STALE, _EVENTS),
-    *(_MISPLACED, _STALLED),
+    *(_MISPLACED, _STALLED, _CONNECTED),
 )
 
 
@@ -211,12 +212,13 @@ def _cursor(window: SampleWindow) -> Iterator[RuleVerdict]:
 
 
 def _relays(window: SampleWindow) -> Iterator[RuleVerdict]:
-    """Judge each relay; as long as another one works, one that does not is a warning."""
+    """Judge each relay; it is a failure if none works and none is connected."""
     relays = {labels["host"]: bool(value) for _, labels, value in window.now.series(_STALLED)}
+    away = all(relays.values()) and not window.now.total(_CONNECTED)
     for host, stalled in relays.items():
         status: Status = "pass"
         if stalled:
-            status = "fail" if all(relays.values()) else "warn"
+            status = "fail" if away else "warn"
         figure = "it is away, far behind, or silent though usually busy" if stalled else "it works"
         yield RuleVerdict(rules.RELAY_STALLED, host, status, figure, float(stalled))
 

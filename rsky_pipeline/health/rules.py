@@ -255,11 +255,11 @@ RELAY = Rule(
     ),
 )  # fmt: skip
 # `least`: -log of the probability of such a silence, by the relay's own habits of the last hours.
-# 7 is one in a thousand.
+# 7 is one in a thousand. `seconds`: two relays whose newest events differ by less keep pace.
 RELAY_STALLED = Rule(
     "relay_stalled", "a relay is away, far behind another one, or silent though it is usually busy",
     "nothing while another relay works; else see its problem in `rsky-pipeline status --json` and "
-    "the ingester's log", Limits(warn=30.0), least=7.0, watched=True, of_relay=True,
+    "the ingester's log", Limits(warn=30.0), seconds=60.0, least=7.0, watched=True, of_relay=True,
 )  # fmt: skip
 CLOCK = Rule(
     "clock", "the clocks of this host and a relay differ", "see whether NTP runs here",

@@ -22,7 +22,12 @@ from rsky_pipeline.configuration.settings import InitialCursor
 from rsky_pipeline.health.rules import RELAY_STALLED
 from rsky_pipeline.ingester.clock import ClockError
 from rsky_pipeline.ingester.frames import FrameConverter
-from rsky_pipeline.ingester.sequence import InvalidCursorError, SeqGate, start_position
+from rsky_pipeline.ingester.sequence import (
+    InvalidCursorError,
+    SeqGate,
+    start_position,
+    timestamp,
+)
 from rsky_pipeline.ingester.writer import SourceCursor
 from rsky_pipeline.network.subscription import (
     DisconnectedError,
@@ -120,6 +125,11 @@ class Arrivals:
         self._slot = slot
 
     @property
+    def known(self) -> bool:
+        """Whether anything has come, so that there is a habit to compare a silence with."""
+        return self._busy > 0.0
+
+    @property
     def habit(self) -> float:
         """By how much each further slot of silence is a surprise: -log of its probability."""
         return -log(1.0 - min(self._busy / (self._slots + 1.0), _MOST_BUSY))
@@ -191,6 +201,7 @@ class Follower:
         self._idle = feed.timeouts.idle
         self.arrivals = Arrivals((self._idle or _DEFAULT_IDLE) / _SLOTS, self.heard_at)
         self._silent = 0  # connections in a row over which nothing came
+        self.began_at: float | None = None  # time of the newest event before we began, since 1970
         self.ended: DisconnectedError | None = None  # why the last connection ended
 
     async def run(self, stopping: trio.Event) -> None:
@@ -262,6 +273,9 @@ class Follower:
         except InvalidCursorError as error:
             self._metrics.error("invalid_cursor")
             return DisconnectedError(DisconnectReason.FUTURE_CURSOR, str(error))
+        position = self.cursor.position
+        if self.began_at is None and position is not None:
+            self.began_at = timestamp(position.time or "")
         self._cursor_is_loaded = True
         return None
 

@@ -155,7 +155,9 @@ class Reporter:
         """Return a line for each relay that does not do its part, and count the others."""
         now, dedup, problems = trio.current_time(), self._shared.dedup, []
         for follower, report in self._relays:
-            problem = relay_problem(follower, dedup.behind.get(report.host, 0.0), now)
+            behind = dedup.behind.get(report.host, 0.0)
+            problem = relay_problem(follower, behind, now, self._ahead_of(follower, now))
+            self._metrics.relay_connected.labels(report.host).set(follower.connected)
             self._metrics.relay_stalled.labels(report.host).set(problem is not None)
             self._metrics.relay_leads.labels(report.host).set(dedup.leader == report.host)
             self._metrics.relay_behind.labels(report.host).set(dedup.behind.get(report.host, 0.0))
@@ -165,6 +167,17 @@ class Reporter:
                     "relay in trouble", key=report.host, host=report.host, problem=problem
                 )
         return problems
+
+    def _ahead_of(self, follower: Follower, now: float) -> Follower | None:
+        """Return a relay that sends events, and kept pace with this one until we began."""
+        for other, _ in self._relays:
+            ours, theirs = follower.began_at, other.began_at
+            if other is follower or not other.connected or ours is None or theirs is None:
+                continue
+            sends = now - other.arrivals.last < RELAY_STALLED.seconds
+            if sends and abs(ours - theirs) < RELAY_STALLED.seconds:
+                return other
+        return None
 
     def _details(self, rate: float) -> RoleHealth:
         lags = [report.lag_seconds for _, report in self._relays if report.lag_seconds is not None]
@@ -202,10 +215,13 @@ class Reporter:
         return sum(writer.events for writer in writers), sum(writer.bytes for writer in writers)
 
 
-def relay_problem(follower: Follower, behind: float, now: float) -> str | None:
+def relay_problem(
+    follower: Follower, behind: float, now: float, other: Follower | None = None
+) -> str | None:
     """Return the problem of a relay in words, None if it has none. Times are monotonic seconds.
 
-    A relay that answers pings and says nothing has one only if it was busy before.
+    A relay that answers pings and says nothing has one only if it was busy before: by its own
+    habits, or, as long as it has said nothing to us, by `other`, which it kept pace with.
     """
     arrivals, ended = follower.arrivals, follower.ended
     if ended is not None and ended.reason is DisconnectReason.FUTURE_CURSOR:
@@ -215,6 +231,8 @@ def relay_problem(follower: Follower, behind: float, now: float) -> str | None:
         why = "" if ended is None else f": {ended.detail}"
         return f"not connected for {away:.0f} s{why}"
     silent = now - arrivals.last
+    if not arrivals.known and other is not None and RELAY_STALLED.verdict(silent) == "warn":
+        return f"silent for {silent:.0f} s, while {other.feed.endpoint.key} sends events"
     unusual = arrivals.surprise(now) >= RELAY_STALLED.least
     if unusual and RELAY_STALLED.verdict(silent) == "warn":
         return f"silent for {silent:.0f} s, though it is usually busy"

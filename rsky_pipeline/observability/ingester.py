@@ -175,6 +175,9 @@ class IngesterMetrics:
         self.relay_behind = gauge(
             "relay_behind_seconds", "How much later than another relay a commit comes", host=relays
         )
+        self.relay_connected = gauge(
+            "relay_connected", "1 while the socket of a relay is open", host=relays
+        )
         self.relay_stalled = gauge(
             "relay_stalled", "1 for a relay that is away, far behind, or silent against its habit",
             host=relays,

@@ -3,6 +3,7 @@
 import json
 import random
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -186,6 +187,29 @@ async def test_the_leader_is_told_and_a_silent_relay_is_noticed(
         assert ingester.health["leading_relay"] == hosts[0]
         await eventually(lambda: ingester.metric("ingester_relay_stalled", host=hosts[1]) == 1)
         assert f"{hosts[1]}: silent for" in ingester.health["problem"]
+
+
+async def test_a_relay_that_is_silent_since_the_start_is_judged_by_one_that_it_kept_pace_with(
+    clean_redis: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rule = replace(RELAY_STALLED, limits=Limits(warn=1.0))
+    monkeypatch.setattr(report, "RELAY_STALLED", rule)
+    told = story(60)
+    first, second, quiet = Relay(frames(told[:40], 1)), Relay(frames(told[:40], 501)), Relay()
+    async with running(first), running(second), running(quiet):
+        urls = [relay.url for relay in (first, second, quiet)]
+        hosts = [f"127.0.0.1:{relay.port}" for relay in (first, second, quiet)]
+        async with ingesting(clean_redis, *urls):
+            await eventually(lambda: cursor(clean_redis, first) == "40")
+            await eventually(lambda: cursor(clean_redis, second) == "540")
+        async with ingesting(clean_redis, *urls) as ingester:
+            await ingester.ready.wait()
+            first.add(*frames(told, 1)[40:])
+            stalled = partial(ingester.metric, "ingester_relay_stalled")
+            await eventually(lambda: stalled(host=hosts[1]) == 1)
+            assert f"{hosts[1]}: silent for" in ingester.health["problem"]
+            assert f"while {hosts[0]} sends events" in ingester.health["problem"]
+            assert stalled(host=hosts[0]) == stalled(host=hosts[2]) == 0
 
 
 async def test_a_restart_goes_on_from_the_states(clean_redis: str) -> None:

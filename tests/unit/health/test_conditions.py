@@ -236,18 +236,20 @@ def test_a_cursor_must_move_while_messages_come() -> None:
     assert found([reading(5.0, 7.0)] * 6) == []
 
 
-def test_a_relay_that_stalls_is_named_and_fails_only_if_no_other_works() -> None:
-    def relays(**stalled: float) -> list[Sample]:
+def test_a_relay_that_stalls_is_named_and_fails_if_none_is_connected() -> None:
+    def relays(connected: float, **stalled: float) -> list[Sample]:
         return [seen(workers=exporting(
-            *(("ingester_relay_stalled", value, {"host": host}) for host, value in stalled.items())
+            *(("ingester_relay_stalled", value, {"host": host}) for host, value in stalled.items()),
+            ("ingester_relay_connected", connected, {"host": "a"}),
         ))]  # fmt: skip
 
-    assert statuses(relays(a=0.0, b=0.0)) == []
-    assert statuses(relays(a=1.0, b=0.0)) == [("relay_stalled", "a", "warn")]
-    assert statuses(relays(a=1.0, b=1.0)) == [
+    assert statuses(relays(1.0, a=0.0, b=0.0)) == []
+    assert statuses(relays(0.0, a=1.0, b=0.0)) == [("relay_stalled", "a", "warn")]
+    assert statuses(relays(1.0, a=1.0)) == [("relay_stalled", "a", "warn")]  # it only says nothing
+    assert statuses(relays(0.0, a=1.0)) == [("relay_stalled", "a", "fail")]
+    assert statuses(relays(0.0, a=1.0, b=1.0)) == [
         ("relay_stalled", "a", "fail"), ("relay_stalled", "b", "fail"),
     ]  # fmt: skip
-    assert statuses(relays(a=1.0)) == [("relay_stalled", "a", "fail")]
 
 
 def test_a_quiet_relay_is_progress_as_long_as_its_connection_stands() -> None:
