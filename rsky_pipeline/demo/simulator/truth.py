@@ -318,8 +318,14 @@ def truth(
     posts.finish()
     _add_counts(rows)
     _add_accounts(rows, state, handles)
-    for key, label in state.labels.items():
-        rows["label"][key] = (label.neg, label.cts, label.exp)
+    newest: dict[tuple[str, str, str], tuple[str, bool, str | None]] = {}
+    for (src, uri, _, value), label in state.labels.items():
+        known = newest.get((src, uri, value))
+        if known is None or known[:2] < (label.cts, label.neg):
+            newest[src, uri, value] = label.cts, label.neg, label.exp
+    for src, uri, cid, value in state.labels:
+        cts, negated, expires = newest[src, uri, value]
+        rows["label"][src, uri, cid, value] = (negated, cts, expires)
     return rows
 
 

@@ -16,6 +16,7 @@ from rsky_pipeline.indexer.collections.notifications import BatchNotifications
 from rsky_pipeline.indexer.collections.values import (
     CollectionTable,
     Notification,
+    Operation,
     Put,
     Rows,
     SideTable,
@@ -58,6 +59,9 @@ class Collection:
         False  # looks at others' rows (follows, lists, gates), so it is written last
     )
     looked_at: bool = False  # records of others depend on records of this kind
+    # Finds operations of a batch, by their uris, that change what its records look at beside
+    # `Rows.looks_at`: uri of the record -> uris of the operations.
+    looks_beyond: Callable[[Transaction, Sequence[Operation]], Mapping[str, Set[str]]] | None = None
     renotify: bool = True  # an update replaces the notifications of its record
     finish: Callable[[Changes], None] | None = (
         None  # writes the rows that a declaration cannot describe

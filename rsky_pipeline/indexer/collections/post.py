@@ -23,6 +23,7 @@ from rsky_pipeline.indexer.collections.fields import (
     strong_reference,
     text,
 )
+from rsky_pipeline.indexer.collections.post_beyond import looks_beyond
 from rsky_pipeline.indexer.collections.post_embeds import SIDE_TABLES, read_embed
 from rsky_pipeline.indexer.collections.post_notifications import notify_of_posts
 from rsky_pipeline.indexer.collections.post_rules import check_rules, looked_at, set_gate_flags
@@ -136,6 +137,7 @@ COLLECTION = Collection(
     side=(SideTable("feed_item", owner="uri", columns=FEED_ITEM), *SIDE_TABLES),
     written_last=True,
     looked_at=True,
+    looks_beyond=looks_beyond,
     overtaken=mark_overtaken,
     finish=_finish,
 )

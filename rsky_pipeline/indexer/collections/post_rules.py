@@ -1,7 +1,7 @@
 """The rules of others for a post: thread gates, post gates, and the thread of a reply.
 
-A reply is judged once, when it is written, by the records that are there then, as officially. Of
-its own batch these are: gates that came before it, and the follows and list items at its end.
+A reply is judged once, when it is written, by the records that are there then, as officially. A
+batch is cut where one of these changes after the reply (`looked_at`, `post_beyond`).
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,7 +14,7 @@ from rsky_pipeline.indexer.collections.declaration import Changes
 from rsky_pipeline.indexer.collections.fields import host, parts
 from rsky_pipeline.indexer.collections.values import Put
 
-_GATE = "app.bsky.feed.threadgate"
+THREAD_GATE = "app.bsky.feed.threadgate"
 _EMBED_GATE = "app.bsky.feed.postgate"
 _DISABLED = f"{_EMBED_GATE}#disableRule"
 
@@ -77,7 +77,7 @@ def looked_at(root: str | None, parent: str | None, quoted: str | None) -> tuple
     """Return the records that the rules look at for a reply or a quote."""
     found = [uri for uri in (root, parent, quoted) if uri is not None]
     if root is not None:
-        found.append(gate_uri(root, _GATE))
+        found.append(gate_uri(root, THREAD_GATE))
     if quoted is not None:
         found.append(gate_uri(quoted, _EMBED_GATE))
     return tuple(found)
@@ -102,7 +102,7 @@ def check_rules(changes: Changes, written: Sequence[Put]) -> dict[str, PostRules
         _check_roots(changes, replies, rules)
         _check_gates(changes, replies, gates, rules)
         for put in quotes:
-            gate = _gate(changes, gates, put, gate_uri(put.rows.facts.quoted, _EMBED_GATE)) or {}
+            gate = gates.get(gate_uri(put.rows.facts.quoted, _EMBED_GATE), {})
             rules[put.uri].violates_embedding_rules = any(
                 isinstance(rule, dict) and rule.get("$type") == _DISABLED
                 for rule in _list(gate, "embeddingRules")
@@ -121,15 +121,9 @@ def gate_uri(post: str, collection: str) -> str:
 
 
 def _gates(changes: Changes, replies: Sequence[Put], quotes: Sequence[Put]) -> dict[str, Json]:
-    wanted = {gate_uri(put.rows.facts.root, _GATE) for put in replies}
+    wanted = {gate_uri(put.rows.facts.root, THREAD_GATE) for put in replies}
     wanted |= {gate_uri(put.rows.facts.quoted, _EMBED_GATE) for put in quotes}
     return _records(changes, wanted - {""})
-
-
-def _gate(changes: Changes, gates: Mapping[str, Json], put: Put, uri: str) -> Json | None:
-    """Return a gate unless it came after the post: gates do not judge older posts."""
-    late = changes.arrivals.get(uri, -1) > changes.arrivals.get(put.uri, 0)
-    return None if late else gates.get(uri)
 
 
 def _records(changes: Changes, uris: set[str]) -> dict[str, Json]:
@@ -200,7 +194,7 @@ def _check_gates(
 ) -> None:
     gated: list[tuple[Put, Json]] = []
     for put in replies:
-        gate = _gate(changes, gates, put, gate_uri(put.rows.facts.root, _GATE))
+        gate = gates.get(gate_uri(put.rows.facts.root, THREAD_GATE))
         if gate is None:
             continue
         hidden = (item for item in _list(gate, "hiddenReplies") if isinstance(item, str))
@@ -225,10 +219,10 @@ def _is_allowed(put: Put, gate: Json, root: Json | None, follows: Pairs, listed:
     for rule in _list(gate, "allow"):
         kind = rule.get("$type") if isinstance(rule, dict) else None
         if (
-            (kind == f"{_GATE}#mentionRule" and put.did in _mentioned(root))
-            or (kind == f"{_GATE}#followerRule" and (put.did, owner) in follows)
-            or (kind == f"{_GATE}#followingRule" and (owner, put.did) in follows)
-            or (kind == f"{_GATE}#listRule" and (rule.get("list"), put.did) in listed)
+            (kind == f"{THREAD_GATE}#mentionRule" and put.did in _mentioned(root))
+            or (kind == f"{THREAD_GATE}#followerRule" and (put.did, owner) in follows)
+            or (kind == f"{THREAD_GATE}#followingRule" and (owner, put.did) in follows)
+            or (kind == f"{THREAD_GATE}#listRule" and (rule.get("list"), put.did) in listed)
         ):
             return True
     return False

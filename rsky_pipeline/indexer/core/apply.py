@@ -12,7 +12,7 @@ Blocking, for one thread. A batch may be applied again after any failure.
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 
 from rsky_pipeline.database.connection import Database, Transaction
 from rsky_pipeline.database.errors import RowExistsError, TransactionConflictError
@@ -242,7 +242,12 @@ def apply_locked(
         revs = [rev for rev in revs if rev.did not in purged or rev.rev >= complete_revs[rev.did]]
     empty = empty_accounts(tx, accounts) if bulk else frozenset()
     counts, notified, plans = Counts(), 0, []
-    for segment in segments(operations):
+    beyond: dict[str, Set[str]] = {}
+    if len(operations) > 1:
+        for collection in collections.values():
+            if collection.looks_beyond is not None:
+                beyond.update(collection.looks_beyond(tx, operations))
+    for segment in segments(operations, beyond):
         stored = fetch_states(tx, (item.uri for item in segment if item.did not in empty))
         plan = make_plan(segment, stored, complete_revs)
         write_records(tx, plan)

@@ -2,9 +2,10 @@
 
 A count changes by exactly the rows that were really inserted or deleted, and never by
 intended ones. That is why applying a batch twice changes nothing: the second time, nothing is
-inserted. It also costs the same for a post with a million likes as for one with none. Counts are
-written near the end of the transaction, after the rows of all collections, since those of popular
-posts are the ones that workers wait for most.
+inserted. There are no rows of zeros, which a like that comes and goes would leave if it did so in
+two batches, and not in one. It also costs the same for a post with a million likes as for one with
+none. Counts are written near the end of the transaction, after the rows of all collections, since
+those of popular posts are the ones that workers wait for most.
 """
 
 from collections import defaultdict
@@ -40,6 +41,9 @@ class Counts:
             if keys:
                 values = [[delta.get(key, 0) for key in keys] for delta in deltas]
                 tx.execute(_UPSERTS[table], [keys, *values])
+            falling = sorted({key for delta in deltas for key, value in delta.items() if value < 0})
+            if falling:
+                tx.execute(_FORGETS[table], (falling,))
 
 
 def _upsert_sql(table: str) -> str:
@@ -62,4 +66,11 @@ def _upsert_sql(table: str) -> str:
     )
 
 
+def _forget_sql(table: str) -> str:
+    key, columns = TABLES[table]
+    nothing = " AND ".join(f'"{column}" <= 0' for column in columns)
+    return f"DELETE FROM {table} WHERE {key} = ANY(%b::text[]) AND {nothing}"
+
+
 _UPSERTS = {table: _upsert_sql(table) for table in TABLES}
+_FORGETS = {table: _forget_sql(table) for table in TABLES}

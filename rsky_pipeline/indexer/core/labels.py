@@ -1,37 +1,47 @@
-"""The `label` table: one row for (src, uri, cid, val), where the newest statement stands.
+"""The `label` table: one row for (src, uri, cid, val), all rows of (src, uri, val) in one state.
 
-A negation is kept as a row, so that an older label that comes later cannot undo it. Of two
-statements of the same millisecond the negation wins.
+The newest statement about (src, uri, val) is the current one, whichever version of the record it
+names, if any (https://atproto.com/specs/label#label-lifecycle): a negation without a CID takes back
+a label with one. It is written into the rows of all versions, also into that of a version for which
+an older statement comes later: so the rows depend on no order of arrival. A negation is kept as a
+row. Of two statements of the same millisecond the negation counts.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from rsky_pipeline.atproto.datetimes import normalize
 from rsky_pipeline.atproto.syntax import is_did
+from rsky_pipeline.database.bulk import transpose
 from rsky_pipeline.database.connection import Database, Transaction
 from rsky_pipeline.indexer.collections.fields import (
     MAX_CID_BYTES,
     MAX_DID_BYTES,
     MAX_REFERENCE_BYTES,
 )
+from rsky_pipeline.indexer.core.locks import LABELS, NAMESPACE
 from rsky_pipeline.streams.event import LabelEvent, MalformedEventError, decode_labels
 
 MAX_VALUE_BYTES = 128
+# Two workers with statements about one thing, of different versions, would not see each other.
+_LOCK = f"SELECT pg_advisory_xact_lock({NAMESPACE}, {LABELS})::text"
+_STORED = """
+SELECT l.src, l.uri, l.cid, l.val, l.neg, l.cts, l.exp
+FROM unnest(%b::text[], %b::text[], %b::text[]) AS n(src, uri, val)
+JOIN label l ON l.src = n.src AND l.uri = n.uri AND l.val = n.val
+"""
 _UPSERT = """
-INSERT INTO label AS known (src, uri, cid, val, neg, cts, exp)
+INSERT INTO label (src, uri, cid, val, neg, cts, exp)
 SELECT * FROM unnest(%b::text[], %b::text[], %b::text[], %b::text[], %b::boolean[], %b::text[],
     %b::text[])
 ON CONFLICT (src, uri, cid, val) DO UPDATE
 SET neg = EXCLUDED.neg, cts = EXCLUDED.cts, exp = EXCLUDED.exp
-WHERE (known.cts, known.neg, COALESCE(known.exp, ''))
-    < (EXCLUDED.cts, EXCLUDED.neg, COALESCE(EXCLUDED.exp, ''))
-RETURNING neg
 """
+Subject = tuple[str, str, str]  # src, uri, val
 
 
-@dataclass(frozen=True, slots=True)
-class LabelRow:
+class LabelRow(NamedTuple):
     """A label as its row."""
 
     src: str
@@ -43,13 +53,13 @@ class LabelRow:
     exp: str | None
 
     @property
-    def key(self) -> tuple[str, str, str, str]:
-        """The identity of a label: of one key one statement stands."""
-        return self.src, self.uri, self.cid, self.val
+    def subject(self) -> Subject:
+        """What it is about: of one subject one statement is current."""
+        return self.src, self.uri, self.val
 
     @property
     def age(self) -> tuple[str, bool, str]:
-        """Orders statements of one key."""
+        """Orders the statements about one subject."""
         return self.cts, self.neg, self.exp or ""
 
 
@@ -82,25 +92,36 @@ def apply_labels(
     labels: Sequence[LabelRow],
     mark: Callable[[Transaction], None] | None = None,
 ) -> tuple[int, int]:
-    """Store labels; return how many statements now stand: (positive, negated).
+    """Store labels; return how many subjects have a new state: (positive, negated).
 
     `mark` is called in the transaction.
     """
-    newest: dict[tuple[str, str, str, str], LabelRow] = {}
-    for label in labels:
-        known = newest.get(label.key)
-        if known is None or known.age < label.age:
-            newest[label.key] = label
-    if not newest:
+    if not labels:
         return 0, 0
-    rows = [(*key, *newest[key].age[:2], newest[key].exp) for key in sorted(newest)]
-    columns = [list(column) for column in zip(*rows, strict=True)]
-    columns[4], columns[5] = columns[5], columns[4]
+    subjects = sorted({label.subject for label in labels})
     with database.transaction() as tx:
-        negations = [bool(row[0]) for row in tx.query(_UPSERT, columns)]
+        tx.query(_LOCK)
+        stored = [LabelRow(*row) for row in tx.query(_STORED, transpose(subjects))]
+        current: dict[Subject, LabelRow] = {}
+        for label in (*stored, *labels):
+            known = current.get(label.subject)
+            if known is None or known.age < label.age:
+                current[label.subject] = label
+        before = {(*label.subject, label.cid): label.age for label in stored}
+        rows = [
+            current[src, uri, val]._replace(cid=cid)
+            for src, uri, val, cid in sorted(
+                {(*label.subject, label.cid) for label in (*stored, *labels)}
+            )
+        ]
+        written = [row for row in rows if before.get((*row.subject, row.cid)) != row.age]
+        if written:
+            tx.execute(_UPSERT, transpose(written))
         if mark is not None:
             mark(tx)
-    return len(negations) - sum(negations), sum(negations)
+    ages = {label.subject: label.age for label in stored}
+    news = [label.neg for subject, label in current.items() if ages.get(subject) != label.age]
+    return len(news) - sum(news), sum(news)
 
 
 def _label(event: LabelEvent) -> LabelRow:

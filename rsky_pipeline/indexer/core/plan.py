@@ -54,22 +54,26 @@ class BatchPlan:
     stale: int = 0
 
 
-def segments(operations: Iterable[Operation]) -> list[list[Operation]]:
-    """Cut operations, in order of arrival, where a record is deleted that an earlier one looked at.
+def segments(
+    operations: Iterable[Operation], beyond: Mapping[str, Iterable[str]] = MappingProxyType({})
+) -> list[list[Operation]]:
+    """Cut operations, in order of arrival, where a record changes that an earlier one looked at.
 
-    A reply is judged by its parent and by gates. If one of these is deleted later in the batch,
-    the reply has to be written first, as it would be with the deletion in the next batch. The same
-    holds for a record that leaves a trace when it is deleted itself.
+    A reply is judged by its parent and by gates, and notifies the authors above it. If one of these
+    is edited or deleted later in the batch, the reply has to be written first, as it would be with
+    that operation in the next batch. The same holds for a record that leaves a trace when it is
+    deleted itself. `beyond` has further uris that records look at (see `Collection.looks_beyond`).
     """
     found: list[list[Operation]] = [[]]
     looked_at: set[str] = set()
     for operation in operations:
-        if isinstance(operation, Delete):
-            if operation.uri in looked_at:
-                found.append([])
-                looked_at = set()
-        else:
+        if operation.uri in looked_at:
+            found.append([])
+            looked_at = set()
+        if isinstance(operation, Put):
             looked_at.update(operation.rows.looks_at)
+            if beyond and operation.uri in beyond:
+                looked_at.update(beyond[operation.uri])
             if operation.rows.leaves_trace:
                 looked_at.add(operation.uri)
         found[-1].append(operation)

@@ -21,10 +21,11 @@ def clear(tables: Tables) -> None:
     tables.database.execute(f"TRUNCATE {names}")
 
 
-def snapshot(tables: Tables, historic: str | None = None) -> Snapshot:
+def snapshot(tables: Tables, historic: str | None = None, *, exact: bool = False) -> Snapshot:
     """Return all rows without what depends on the clock or, by design, on the order.
 
-    What housekeeping removes is removed first.
+    What housekeeping removes is removed first. `exact` is for events in order: only what depends on
+    clocks is left out.
 
     `historic` is somebody of whom both live events and history came: whoever is first decides
     whether a record is news (notifications) and when it was seen (indexedAt).
@@ -36,7 +37,10 @@ def snapshot(tables: Tables, historic: str | None = None) -> Snapshot:
         query = f'SELECT row_to_json(t) FROM {schema}."{name}" t'
         rows = (row[0] for row in tables.database.query(query))
         plain = [{key: value for key, value in row.items() if key not in _CLOCKS} for row in rows]
-        found[name] = _RULES.get(name, _as_it_is)(plain)
+        rules = _CLOCK_RULES if exact else _RULES
+        found[name] = rules.get(name, _as_it_is)(plain)
+    if exact:
+        return {name: sorted(rows, key=repr) for name, rows in found.items() if rows}
     _forget_settled(found)
     if historic is not None:
         _forget_mixes(found, did_of(historic))
@@ -62,12 +66,14 @@ def _flags(rows: list[Row]) -> list[Row]:
 
 
 _GATES = ("hasThreadGate", "hasPostGate")
-_RULES = {
+_CLOCK_RULES = {
     "actor": lambda rows: _masked(rows, "indexedAt", ""),  # when its handle was looked up
     "notification": lambda rows: _masked(rows, "id", 0),
     "op_thread_reply": lambda rows: [
         {**row, "deletedAt": row["deletedAt"] is not None} for row in rows
     ],
+}
+_RULES = _CLOCK_RULES | {
     "post": _flags,
     "post_agg": _without_zeros,
     "profile_agg": _without_zeros,

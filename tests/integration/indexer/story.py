@@ -219,3 +219,81 @@ STEPS = {
     Story.account: 4, Story.identity: 2, Story.label: 6, Story.complete: 3,
     Story.spoil: 2,
 }  # fmt: skip
+
+
+@dataclass
+class Threads:
+    """People who reply below gates that are edited, and delete and edit whatever they wrote."""
+
+    chance: random.Random
+    people: tuple[str, ...] = (*PEOPLE, "dan")
+    net: Network = field(default_factory=Network)
+    events: list[Event] = field(default_factory=list)
+    roots: dict[str, Put] = field(default_factory=dict)  # uri of a post -> root of its thread
+    posts: list[Put] = field(default_factory=list)  # deleted ones as well
+    others: list[Put] = field(default_factory=list)
+    gates: dict[str, Put] = field(default_factory=dict)  # uri of a root -> its gate
+
+    def tell(self, length: int) -> list[Event]:
+        """Return events in their order."""
+        for who in self.people:
+            root = self._add(self.net.post(who))
+            self.roots[root.uri] = root
+            purpose = {"name": "l", "purpose": "app.bsky.graph.defs#curatelist"}
+            self.others.append(self._add(self.net.put(who, "app.bsky.graph.list", purpose)))
+        steps = (self.reply, self.reply, self.reply, self.gate, self.follow, self.delete,
+                 self.delete, self.react, self.edit)  # fmt: skip
+        while len(self.events) < length:
+            self.chance.choice(steps)(self.chance.choice(self.people))
+        return self.events
+
+    def reply(self, who: str) -> None:
+        parent = self.chance.choice(self.posts[-6:] or self.posts)
+        root = self.roots.get(parent.uri, parent)
+        self.roots[self._add(self.net.reply(who, parent, root)).uri] = root
+
+    def gate(self, who: str) -> None:
+        root = self.chance.choice([post for post in self.posts if self.roots[post.uri] is post])
+        lists = [put.uri for put in self.others if put.collection == "app.bsky.graph.list"]
+        kind = "app.bsky.feed.threadgate"
+        rules = [{"$type": f"{kind}#{name}Rule"} for name in ("mention", "follower", "following")]
+        rules.append({"$type": f"{kind}#listRule", "list": self.chance.choice(lists)})
+        allow = self.chance.sample(rules, self.chance.randrange(3))
+        record = {"post": root.uri, "allow": allow}
+        known = self.gates.get(root.uri)
+        if known is not None and self.chance.random() < 0.3:
+            self.events.append(self.net.delete(known))
+            del self.gates[root.uri]
+        elif known is not None:
+            self._add(self.net.update(known, record))
+        else:
+            self.gates[root.uri] = self._add(self.net.put(root.who, kind, record, root.rkey))
+
+    def follow(self, who: str) -> None:
+        other = self.chance.choice(self.people)
+        own = [put for put in self.others if put.who == who and put.collection.endswith("list")]
+        if self.chance.random() < 0.5 or not own:
+            self.others.append(self._add(self.net.follow(who, other)))
+        else:
+            item = {"list": own[0].uri, "subject": did_of(other)}
+            self.others.append(self._add(self.net.put(who, "app.bsky.graph.listitem", item)))
+
+    def react(self, who: str) -> None:
+        make = self.chance.choice((self.net.like, self.net.repost))
+        self.others.append(self._add(make(who, self.chance.choice(self.posts))))
+
+    def edit(self, _who: str) -> None:
+        post = self.chance.choice(self.posts)
+        facets = mention(self.chance.choice(self.people))
+        self._add(self.net.update(post, {**post.record, "facets": facets}))
+
+    def delete(self, _who: str) -> None:
+        pool = self.chance.choice((self.posts[-8:], self.others[4:]))
+        if pool:
+            self.events.append(self.net.delete(self.chance.choice(pool)))
+
+    def _add(self, put: Put) -> Put:
+        self.events.append(put)
+        if put.collection == "app.bsky.feed.post" and put.action != "update":
+            self.posts.append(put)
+        return put

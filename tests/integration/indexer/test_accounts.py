@@ -1,7 +1,8 @@
 """Accounts, repos, labels and handles."""
 
+import threading
 from contextlib import closing
-from itertools import pairwise
+from itertools import pairwise, permutations
 
 import pytest
 import trio
@@ -167,7 +168,67 @@ def test_the_newest_label_stands(tables: Tables) -> None:
     assert apply_labels(tables.database, [label("02"), label("03")]) == (0, 0)
     assert labels() == [("", True, label("03").cts)]
     apply_labels(tables.database, [label("03", cid="c"), label("04", exp="2025")])
-    assert labels() == [("", False, label("04").cts), ("c", False, label("03").cts)]
+    assert labels() == [("", False, label("04").cts), ("c", False, label("04").cts)]
+
+
+STATEMENTS = {
+    "another version negated": [("01", "c1", False, None), ("02", "c2", True, None)],
+    "negated without a version": [("01", "c1", False, None), ("02", "", True, None)],
+    "negated for one version": [("01", "", False, None), ("02", "c1", True, None)],
+    "applied again to another": [("01", "c1", True, None), ("02", "c2", False, None)],
+    "expires by a later word": [("01", "c1", False, None), ("02", "c2", False, "2030")],
+    "lasts by a later word": [("01", "c1", False, "2020"), ("02", "", False, None)],
+    "at one time": [("01", "c1", False, None), ("01", "c2", True, None)],
+    "three": [("01", "c1", False, None), ("03", "", True, None), ("02", "c2", False, "2030")],
+    "back again": [("01", "c1", False, None), ("02", "", True, None), ("03", "c1", False, None)],
+}
+
+
+@pytest.mark.parametrize("said", STATEMENTS.values(), ids=STATEMENTS.keys())
+@pytest.mark.parametrize("batches", [True, False])
+def test_all_rows_of_a_label_have_its_newest_state(
+    tables: Tables, said: list[tuple[str, str, bool, str | None]], batches: bool
+) -> None:
+    """Whatever version each statement names, and in any order of arrival."""
+    statements = [label(cts, neg=neg, cid=cid, exp=exp) for cts, cid, neg, exp in said]
+    newest = max(statements, key=lambda one: (one.cts, one.neg))
+    other = label("05", cid="c1")._replace(val="other", uri=statements[0].uri)
+    for order in permutations(statements):
+        tables.database.execute("TRUNCATE label")
+        apply_labels(tables.database, [other])
+        if batches:
+            for one in order:
+                apply_labels(tables.database, [one])
+        else:
+            apply_labels(tables.database, order)
+        apply_labels(tables.database, order[:1])
+        found = tables.rows("label", "cid, neg, cts, exp", "val <> 'other'")
+        assert found == [
+            (cid, newest.neg, newest.cts, newest.exp)
+            for cid in sorted({one.cid for one in statements})
+        ]
+    assert tables.rows("label", "cid, neg, cts", "val = 'other'") == [("c1", False, other.cts)]
+
+
+def test_workers_with_statements_about_one_subject_see_each_other(tables: Tables) -> None:
+    """The second waits until the first is committed, and then finds its rows."""
+    ready = threading.Barrier(3)
+
+    def write(labels: list[LabelRow]) -> None:
+        with closing(Database.connect(tables.url, name="labels", by_key=True)) as database:
+            ready.wait()
+            for one in labels:
+                apply_labels(database, [one])
+
+    cids = [f"c{number}" for number in range(60)]
+    parts = ([label("01", cid=cid) for cid in cids], [label("02", neg=True)],
+             [label("01", cid=cid) for cid in cids[::-1]])  # fmt: skip
+    threads = [threading.Thread(target=write, args=(list(part),)) for part in parts]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert tables.rows("label", "DISTINCT neg, cts") == [(True, label("02").cts)]
 
 
 async def check_handles(

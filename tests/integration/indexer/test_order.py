@@ -20,12 +20,14 @@ from tests.integration.indexer.kit import (
     Network,
     Put,
     Tables,
+    did_of,
+    notes_of,
     recounted,
     rev_of,
     state,
 )
 from tests.integration.indexer.snapshot import clear, differences, snapshot
-from tests.integration.indexer.story import HISTORIC, PEOPLE, Story, Told
+from tests.integration.indexer.story import HISTORIC, PEOPLE, Story, Threads, Told
 
 
 def pieces(events: Sequence[Told], chance: random.Random) -> list[Sequence[Told]]:
@@ -63,6 +65,68 @@ def test_any_order_repetition_and_workers_end_in_the_same_rows(
     in_parallel([partial(work, tables.url, part) for part in parts])
     assert differences(snapshot(tables, historic), expected) == {}
     recounted(tables)
+
+
+@pytest.mark.slow
+@settings(
+    max_examples=25, deadline=None, print_blob=True, phases=(Phase.explicit, Phase.generate),
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)  # fmt: skip
+@given(seed=st.integers(0, 2**32))
+def test_rows_do_not_depend_on_how_events_fall_into_batches(tables: Tables, seed: int) -> None:
+    """In order: edited gates, deleted ancestors, follows and lists that gates ask for, counts."""
+    events = Threads(random.Random(seed)).tell(120)
+    clear(tables)
+    work(tables.url, [[event] for event in events])
+    expected = snapshot(tables, exact=True)
+    for size in (7, 100, len(events)):
+        clear(tables)
+        work(tables.url, [events[at : at + size] for at in range(0, len(events), size)])
+        assert differences(snapshot(tables, exact=True), expected) == {}, size
+
+
+def test_a_gate_judges_in_the_state_that_it_has_at_each_reply(tables: Tables, net: Network) -> None:
+    root, follow = net.post("ann"), net.follow("ann", "cyd")
+    gate = net.put("ann", "app.bsky.feed.threadgate", {"post": root.uri, "allow": []}, root.rkey)
+    first = net.reply("bob", root)
+    rule = {"$type": "app.bsky.feed.threadgate#followingRule"}
+    opened = net.update(gate, {"post": root.uri, "allow": [rule]})
+    second, third = net.reply("bob", root), net.reply("cyd", root)
+    unfollow = net.delete(follow)
+    fourth = net.reply("cyd", root)
+    closed = net.delete(gate)
+    fifth = net.reply("bob", root)
+    tables.apply(root, follow, gate, first, opened, second, third, unfollow, fourth, closed, fifth)
+    rows: dict[str, bool | None] = dict(
+        tables.database.query('SELECT uri, "violatesThreadGate" FROM post')
+    )
+    judged = [rows[reply.uri] for reply in (first, second, third, fourth, fifth)]
+    assert judged == [True, True, None, True, None]
+    assert tables.counts(root)[1] == 2
+    recounted(tables)
+
+
+@pytest.mark.parametrize("stored", range(5))
+@pytest.mark.parametrize("gone", range(4))
+def test_a_reply_notifies_those_above_it_who_are_deleted_later(
+    tables: Tables, net: Network, stored: int, gone: int
+) -> None:
+    """`stored` of the posts of a thread were written before; one above the reply goes after it."""
+    thread = [net.post("ann")]
+    for who in ("bob", "cyd", "dan", "eve"):
+        thread.append(net.reply(who, thread[-1], thread[0]))
+    deletion = net.delete(thread[gone])
+    tables.apply_each(thread[:stored])
+    tables.apply(*thread[stored:], deletion)
+    notified = {row[0] for row in notes_of(tables, thread[-1])}
+    assert notified == {did_of(who) for who in ("ann", "bob", "cyd", "dan")}
+
+
+def test_no_rows_of_zeros_are_left(tables: Tables, net: Network) -> None:
+    post = net.post("ann")
+    like, follow = net.like("bob", post), net.follow("bob", "ann")
+    tables.apply_each([post, like, follow, net.delete(like), net.delete(follow), net.delete(post)])
+    assert tables.rows("post_agg") == tables.rows("profile_agg") == []
 
 
 def work(url: str, batches: Sequence[Sequence[Told]]) -> None:
