@@ -3,7 +3,8 @@
 https://atproto.com/specs/event-stream and the lexicons of subscribeRepos and subscribeLabels.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, cast
 
@@ -16,6 +17,8 @@ from rsky_pipeline.atproto.syntax import is_did, is_tid
 MAX_FRAME = 5_000_000
 MAX_SYNC_BLOCKS = 10_000
 MAX_SEQ = 2**53 - 1
+
+MAX_READABLE_OPS = 2_000  # of a commit that has more than are allowed
 
 Action = Literal["create", "update", "delete"]
 _ACTIONS = frozenset({"create", "update", "delete"})
@@ -157,7 +160,27 @@ def encode_error_frame(error: str, message: str) -> bytes:
     return cbor.encode({"op": -1}) + cbor.encode({"error": error, "message": message})
 
 
+class UnreadableCommitError(InvalidDataError):
+    """A `#commit` that cannot be read as a whole, or is beyond a limit; its account can be."""
+
+    def __init__(self, error: InvalidDataError, body: dict[str, Any]) -> None:
+        """Raises InvalidDataError if not even the account and the rev can be read."""
+        super().__init__(error.reason, str(error))
+        self.seq = _seq(body)
+        self.did = _did(body, "repo")
+        self.rev = _rev(body)
+        self.time = required_text(body, "time")
+        self.ops = tuple(_readable_ops(body.get("ops")))
+
+
 def _commit(body: dict[str, Any]) -> CommitMessage:
+    try:
+        return _whole_commit(body)
+    except InvalidDataError as error:
+        raise UnreadableCommitError(error, body) from error
+
+
+def _whole_commit(body: dict[str, Any]) -> CommitMessage:
     blocks = body.get("blocks")
     if type(blocks) is not bytes:
         raise InvalidDataError("invalid_frame", "blocks is missing")
@@ -183,8 +206,26 @@ def _ops(items: object) -> tuple[RepoOp, ...]:
         raise InvalidDataError("invalid_ops", f"ops is missing or has more than {MAX_OPS} entries")
     ops = tuple([_op(item) for item in items])
     if len(ops) > 1 and len({op.path for op in ops}) != len(ops):
-        raise InvalidDataError("invalid_ops", "a path occurs twice")
+        return _folded(ops)
     return ops
+
+
+def _folded(ops: Iterable[RepoOp]) -> tuple[RepoOp, ...]:
+    """Return one operation for each path, which several of them amount to.
+
+    The specification allows one. The official consumer performs them in their order.
+    """
+    found: dict[str, RepoOp] = {}
+    for op in ops:
+        first = found.get(op.path)
+        found[op.path] = op if first is None else op._replace(prev=first.prev)
+    return tuple(found.values())
+
+
+def _readable_ops(items: object) -> Iterator[RepoOp]:
+    for item in items[:MAX_READABLE_OPS] if type(items) is list else ():
+        with suppress(InvalidDataError):
+            yield _op(item)
 
 
 def _op(item: object) -> RepoOp:

@@ -169,6 +169,11 @@ class FrameIntake:
         frames = self._reader.read(messages)
         await self._clock.check([message for message, _, _ in frames])
         dids = [message.did for message, _, _ in frames if isinstance(message, _WITH_STATE)]
+        dids += [
+            message.update.did
+            for message, _, _ in frames
+            if isinstance(message, PendingFrame) and message.update is not None
+        ]
         await self._admission.states.prefetch(dids)
         for start in range(0, len(frames), _BATCH_FRAMES):
             if start:

@@ -31,6 +31,7 @@ from rsky_pipeline.atproto.frame import (
     Message,
     RepoOp,
     SyncMessage,
+    UnreadableCommitError,
 )
 from rsky_pipeline.atproto.syntax import split_path, tid_number
 from rsky_pipeline.configuration.selection import path_prefixes
@@ -110,6 +111,20 @@ class RepoConverter(FrameConverter):
                 event = AccountEvent(seq, time, did, active, status, self.host)
                 return self._event(event, ("account", active, status))
         return super().convert_message(message, raw)
+
+    def failed(self, raw: bytes, error: Exception) -> PendingFrame:
+        """Have the repo fetched of a commit that cannot be read, if its account and rev can be."""
+        frame = super().failed(raw, error)
+        if isinstance(error, UnreadableCommitError):
+            rev = tid_number(error.rev)
+            if not is_future(rev, self._clock()):
+                prefixes = self._prefixes
+                ops = tuple(op for op in error.ops if op.path.startswith(prefixes))
+                frame.update = RepoUpdate(
+                    error.did, rev, ops=ops, problem=FetchReason.INVALID_BLOCKS, readable=False
+                )
+            frame.seq, frame.time = error.seq, error.time[:MAX_TIME]
+        return frame
 
     def resync(
         self, stream: str, did: str, rev: str, reason: FetchReason, unwritten: Sequence[RepoOp]

@@ -231,6 +231,37 @@ def test_blocks_that_cannot_be_read_have_the_repo_fetched(blocks: bytes) -> None
     assert frame.seq == 5
 
 
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"blocks": b"\0" * 2_000_001}, "blocks_too_big"),
+        ({"since": 1}, "invalid_frame"),
+        ({"commit": None}, "invalid_frame"),
+        ({}, "invalid_ops"),  # more than 200
+    ],
+)  # fmt: skip
+def test_a_commit_beyond_a_limit_has_the_repo_fetched(changes: dict[str, Any], reason: str) -> None:
+    made = converter()
+    count = 1 if changes else 201
+    ops = [("delete", f"app.bsky.feed.like/{number}", None) for number in range(count)]
+    frame = made.convert(commit(ops, **changes))
+    assert events(frame) == []
+    (job,) = jobs(frame)
+    assert (job["did"], job["rev"], job["reason"]) == (DID, REV, "invalid_blocks")
+    assert len(job["deleted"]) == count, "deletions are proven from the repo"
+    assert [letter["reason"] for letter in kept_aside(frame)] == [reason]
+    assert made.counters.resyncs == {"invalid_blocks": 1}
+    assert frame.seq == 5
+
+
+def test_of_a_commit_whose_account_cannot_be_read_only_the_frame_is_kept() -> None:
+    made = converter()
+    for changes in ({"repo": "ewvi"}, {"rev": "now"}, {"seq": None}):
+        frame = made.convert(commit([], **changes))
+        assert jobs(frame) == []
+        assert len(kept_aside(frame)) == 1
+
+
 def test_blocks_of_another_commit_are_refused() -> None:
     made = converter()
     frame = made.convert(
