@@ -12,6 +12,7 @@ import re
 import shutil
 import signal
 import subprocess
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -34,7 +35,7 @@ pytestmark = [
 ]
 PROGRAM = "/usr/local/bin/rsky-pipeline"
 SEARCHED = "/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin"
-SHARED = "/shared"  # our /tmp in there; units have a /tmp of their own
+SHARED = "/shared"  # our scratch folder in there; units have a /tmp of their own
 
 
 class Container:
@@ -70,7 +71,7 @@ def booted(root: Path, log: Path) -> Iterator[Container]:
     with log.open("wb") as output:
         process = subprocess.Popen(
         ["systemd-nspawn", "--directory", str(root), "--boot", "--register=no", "--keep-unit",
-         f"--bind=/tmp:{SHARED}"],
+         f"--bind={tempfile.gettempdir()}:{SHARED}"],
         stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
     )  # fmt: skip
     try:
@@ -101,7 +102,7 @@ def booted(root: Path, log: Path) -> Iterator[Container]:
 def opened(path: Path) -> None:
     """Let every account use a socket and the way to it: the container has accounts of its own."""
     for each in (path, *path.parents):
-        if str(each).startswith("/tmp/rsky-test-"):
+        if str(each).startswith(f"{tempfile.gettempdir()}/rsky-test-"):
             each.chmod(0o777)
 
 
@@ -116,7 +117,7 @@ def programs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 
 def test_a_life_under_systemd(programs: tuple[Path, Path]) -> None:
-    root = Path(ROOT)
+    root, ours = Path(ROOT), f"{tempfile.gettempdir()}/"
     one, two = programs
     for leftover in ("etc/rsky-pipeline", "var/lib/rsky-pipeline", "var/cache/rsky-pipeline"):
         shutil.rmtree(root / leftover, ignore_errors=True)
@@ -138,9 +139,9 @@ def test_a_life_under_systemd(programs: tuple[Path, Path]) -> None:
         assert installed.returncode == 0, installed.stderr
         lines = {
             **simulation.environment,
-            "RSKY_PIPELINE_REDIS_URL": redis.replace("/tmp/", f"{SHARED}/"),
+            "RSKY_PIPELINE_REDIS_URL": redis.replace(ours, f"{SHARED}/"),
             "RSKY_PIPELINE_DATABASE_URL": database.replace(
-                quote("/tmp/", ""), quote(f"{SHARED}/", "")
+                quote(ours, ""), quote(f"{SHARED}/", "")
             ),
         }
         environment = root / "etc/rsky-pipeline/environment"
@@ -161,7 +162,7 @@ def test_a_life_under_systemd(programs: tuple[Path, Path]) -> None:
 
         arguments = ["--watch=0", "--verify-window=3", "--json", "--accept=process:indexer"]
         result = container.run(
-            PROGRAM, "deploy", str(two).replace("/tmp/", f"{SHARED}/"), *arguments
+            PROGRAM, "deploy", str(two).replace(ours, f"{SHARED}/"), *arguments
         )
         assert result.returncode == 0, result.stdout + result.stderr + container.journal()
         assert json.loads(result.stdout)["plan"]["manager"] == "systemd"
