@@ -39,6 +39,19 @@ def test_a_session_is_set_up(schema_database: str) -> None:
     database.close()
 
 
+@pytest.mark.parametrize(("by_key", "expected"), [(True, {"off"}), (False, {"on"})])
+def test_plans_by_key_are_asked_for(by_key: bool, expected: set[str], schema_database: str) -> None:
+    execute(schema_database, "ALTER ROLE CURRENT_USER SET jit = on")
+    try:
+        with Database.connect(schema_database, name="test", by_key=by_key) as database:
+            rows = database.query(
+                "SELECT setting FROM pg_settings WHERE name IN ('jit', 'enable_seqscan')"
+            )
+        assert {row[0] for row in rows} == expected
+    finally:
+        execute(schema_database, "ALTER ROLE CURRENT_USER RESET jit")
+
+
 def test_an_exception_rolls_back(schema_database: str) -> None:
     database = Database.connect(schema_database, name="test")
 

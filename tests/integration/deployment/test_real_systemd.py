@@ -161,9 +161,7 @@ def test_a_life_under_systemd(programs: tuple[Path, Path]) -> None:
         assert further.returncode == 0, container.journal()
 
         arguments = ["--watch=0", "--verify-window=3", "--json", "--accept=process:indexer"]
-        result = container.run(
-            PROGRAM, "deploy", str(two).replace(ours, f"{SHARED}/"), *arguments
-        )
+        result = container.run(PROGRAM, "deploy", str(two).replace(ours, f"{SHARED}/"), *arguments)
         assert result.returncode == 0, result.stdout + result.stderr + container.journal()
         assert json.loads(result.stdout)["plan"]["manager"] == "systemd"
         assert "2.0.0" in container.run(PROGRAM, "--version").stdout
