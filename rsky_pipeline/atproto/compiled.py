@@ -3,7 +3,8 @@
 A function of `native` reads well-formed input of the usual form, and returns None or False for
 everything else; its Python counterpart, which calls it by `compiled.NAME`, then reads that and
 names the error. Without a C compiler all of them accept nothing, so that Python reads everything,
-slower. To write another pair:
+slower. The same holds where a compiled module is older than its source, as after `git pull` without
+`make`: its functions may have other arguments than their callers pass. To write another pair:
 
 - Write the Python first: it has the whole rule, and alone decides what is refused, and why.
 - The compiled form may leave over what is rare, but must not accept more, or return another value.
@@ -12,6 +13,7 @@ slower. To write another pair:
 - Use it where a profile shows the Python; an exception inside must become None.
 """
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 __all__ = [
@@ -20,7 +22,26 @@ __all__ = [
     "undo_changes", "verify_all",
 ]  # fmt: skip
 
+
+def are_stale(package: Path) -> bool:
+    """Return whether a compiled module below `package` is older than its source beside it.
+
+    Wheels and executable files hold no sources, so that nothing is stale in them.
+    """
+    for source in (*package.glob("*/*.pyx"), *package.glob("*/native/*.pyx")):
+        written = max(path.stat().st_mtime_ns for path in (source, *source.parent.glob("*.pxd")))
+        built = source.parent.glob(f"{source.stem}.*.so")
+        if any(path.stat().st_mtime_ns < written for path in built):
+            return True
+    return False
+
+
+# Of all compiled modules of the package, also those outside of `atproto`.
+STALE = are_stale(Path(__file__).parents[1])
+
 try:
+    if STALE:
+        raise ImportError("the compiled readers are older than their source")
     from rsky_pipeline.atproto.native.blocks import (
         commit_events,
         find_wanted,

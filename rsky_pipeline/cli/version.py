@@ -4,17 +4,21 @@ from dataclasses import asdict
 
 from rsky_pipeline.cli.command import Invocation, operator_command
 from rsky_pipeline.cli.output import line
-from rsky_pipeline.observability.build import build, has_compiled_readers
+from rsky_pipeline.observability.build import build, problem_of_readers
 
 
 @operator_command(name="version", configuration=False)
 def command(run: Invocation) -> None:
     """Print version, commit and build time."""
-    compiled = has_compiled_readers()
+    problem = problem_of_readers()
 
     def show() -> None:
         line(f"rsky-pipeline {build().describe()}")
-        if not compiled:
-            line("The compiled readers are missing; everything works, but slower.")
+        if problem:
+            line(f"{problem}; everything works, but slower")
 
-    run.answer({"program": "rsky-pipeline", **asdict(build()), "compiled": compiled}, show)
+    document = {
+        "program": "rsky-pipeline", **asdict(build()),
+        "compiled": not problem, "compiled_problem": problem,
+    }  # fmt: skip
+    run.answer(document, show)

@@ -9,9 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from psycopg.types.array import ListBinaryDumper
 
+from rsky_pipeline.atproto import compiled
+
 try:
+    if compiled.STALE:
+        raise ImportError("the compiled module is older than its source")
     from rsky_pipeline.database.native import pack_rows, pack_texts
-except ImportError:  # for want of a C compiler
+except ImportError:  # for want of a C compiler, or of `make` after a change
     if not TYPE_CHECKING:
         pack_rows = pack_texts = lambda _: None
 

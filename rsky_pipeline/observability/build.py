@@ -46,9 +46,14 @@ def commit() -> str:
     return build().commit
 
 
-def has_compiled_readers() -> bool:
-    """Return whether the compiled readers are in use, rather than Python alone."""
-    return bool(import_module("rsky_pipeline.atproto.compiled").COMPILED)
+def problem_of_readers() -> str:
+    """Return why the compiled readers are not in use, and the remedy; empty if they are."""
+    compiled = import_module("rsky_pipeline.atproto.compiled")
+    if compiled.COMPILED:
+        return ""
+    if compiled.STALE:
+        return "compiled readers are older than their source: run make"
+    return "the compiled readers are missing: reading frames and repos takes longer"
 
 
 def commit_of_installation() -> str:

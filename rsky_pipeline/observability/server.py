@@ -28,7 +28,7 @@ from prometheus_client import (
 )
 
 from rsky_pipeline import __version__
-from rsky_pipeline.observability.build import build, has_compiled_readers
+from rsky_pipeline.observability.build import build, problem_of_readers
 
 Health = Callable[[], tuple[int, Mapping[str, object]]]
 MAX_CONNECTIONS = 20
@@ -66,8 +66,8 @@ def serve(registry: CollectorRegistry, host: str, port: int, health: Health) -> 
     names = {metric.name for metric in registry.collect()}
     log.info("Metrics initialized", extra={"host": host, "port": started.port,
                                            "names": len(names)})  # fmt: skip
-    if not has_compiled_readers():
-        log.warning("the compiled readers are missing: reading frames and repos takes longer")
+    if problem := problem_of_readers():
+        log.warning(problem)
     return started
 
 

@@ -1,11 +1,16 @@
 """Every way of installing the program tells which build it is."""
 
 import json
+import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
+import rsky_pipeline
 from rsky_pipeline.atproto import compiled
 from rsky_pipeline.cli import main
 from rsky_pipeline.observability import build as module
@@ -39,7 +44,14 @@ def test_a_broken_record_is_as_good_as_none(
 
 def test_programs_read_json() -> None:
     told = json.loads(CliRunner().invoke(main, ["version", "--json"]).output)
-    assert told.keys() == {"program", "version", "commit", "built_at", "compiled"}
+    assert told.keys() == {
+        "program",
+        "version",
+        "commit",
+        "built_at",
+        "compiled",
+        "compiled_problem",
+    }
     assert told["program"] == "rsky-pipeline"
     assert told["compiled"] is compiled.COMPILED
 
@@ -47,5 +59,31 @@ def test_programs_read_json() -> None:
 def test_people_are_told_that_the_compiled_readers_are_missing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("rsky_pipeline.cli.version.has_compiled_readers", lambda: False)
+    monkeypatch.setattr(compiled, "COMPILED", False)
     assert "compiled readers are missing" in CliRunner().invoke(main, ["version"]).output
+
+
+@pytest.mark.parametrize("changed", ["atproto/native/frames.pyx", "atproto/native/common.pxd",
+                                     "database/native.pyx"])  # fmt: skip
+def test_readers_older_than_their_source_are_not_used(changed: str, tmp_path: Path) -> None:
+    package = tmp_path / "rsky_pipeline"
+    shutil.copytree(Path(rsky_pipeline.__file__).parent, package)
+    code = (
+        "from rsky_pipeline.atproto import compiled; from rsky_pipeline.database import texts; "
+        "print(compiled.COMPILED, texts.pack_texts(['a']) is not None)"
+    )
+
+    def run(*arguments: str) -> str:
+        command = [sys.executable, *arguments]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+        return done.stdout
+
+    assert run("-c", code) == "True True\n"
+    os.utime(package / changed, (2e9, 2e9))
+    assert run("-c", code) == "False False\n"
+    told = json.loads(run("-m", "rsky_pipeline", "version", "--json"))
+    assert told["compiled"] is False
+    assert told["compiled_problem"] == "compiled readers are older than their source: run make"
+    for source in (*package.rglob("*.pyx"), *package.rglob("*.pxd")):  # as in a wheel
+        source.unlink()
+    assert run("-c", code) == "True True\n"
