@@ -317,7 +317,13 @@ def _store_failed(error: Exception, run: Invocation) -> CommandError:
     where = redacted(run.settings.redis_url or "") if run.is_configured else "Redis"
     if not isinstance(error, StoreUnavailableError):
         return CommandError(f"{where}: {error}", ExitCode.FAILED)
-    hint = "check redis_url; an embedded Valkey runs only while `rsky-pipeline run` does"
+    if run.is_configured and run.loaded.settings.redis_url is None:
+        return CommandError(
+            f"the embedded Valkey in {run.settings.data_dir} does not run: start the pipeline with "
+            "`rsky-pipeline start`, or set redis_url to another server",
+            ExitCode.UNAVAILABLE,
+        )
+    hint = "check redis_url and the server"
     return CommandError(f"{where}: {error}; {hint}", ExitCode.UNAVAILABLE)
 
 
@@ -336,8 +342,8 @@ def _database_failed(error: Exception, run: Invocation) -> CommandError:
         return CommandError(f"{where}: {text}", ExitCode.FAILED)
     if run.is_configured and run.loaded.settings.database_url is None:
         return CommandError(
-            f"the embedded PostgreSQL in {run.settings.data_dir} does not run: start it with "
-            "`rsky-pipeline run`, or set database_url to another server",
+            f"the embedded PostgreSQL in {run.settings.data_dir} does not run: start the pipeline "
+            "with `rsky-pipeline start`, or set database_url to another server",
             ExitCode.UNAVAILABLE,
         )
     return CommandError(f"{where} cannot be used: {text}", ExitCode.UNAVAILABLE)

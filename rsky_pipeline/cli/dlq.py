@@ -55,10 +55,10 @@ def list_letters(run: Invocation, stream: str | None, reason: str | None) -> Non
 @click.argument("stream")
 @_reason
 @_ids
-@click.option("--count", type=click.IntRange(1, 1_000), default=10, show_default=True,
-              help="Letters to show, oldest first.")  # fmt: skip
+@click.option("--limit", "--count", "limit", type=click.IntRange(1, 1_000), default=10,
+              show_default=True, help="Letters to show, oldest first.")  # fmt: skip
 def show(
-    run: Invocation, stream: str, reason: str | None, ids: tuple[str, ...], count: int
+    run: Invocation, stream: str, reason: str | None, ids: tuple[str, ...], limit: int
 ) -> None:
     """Show dead letters of a stream.
 
@@ -70,7 +70,7 @@ def show(
 
     (name,) = _streams(stream)
     with run.store("dlq") as store:
-        found = [describe(name, each) for each in islice(select(store, name, reason, ids), count)]
+        found = [describe(name, each) for each in islice(select(store, name, reason, ids), limit)]
     run.answer({"stream": name, "letters": found}, lambda: _show_letters(found))
 
 

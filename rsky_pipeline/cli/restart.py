@@ -28,9 +28,11 @@ def command(run: Invocation, role: str | None, ordered: bool, rolling: bool, cho
     running = manager.running()
     wanted = [role] if role else list(running)
     if not wanted or not set(wanted) <= set(running):
-        missing = role if role and running else "pipeline"
+        one = f" --role {role}" if role and running else ""
         raise CommandError(
-            f"no {missing} is running in {run.settings.run_dir}", ExitCode.NOT_RUNNING
+            f"no {role if one else 'pipeline'} is running in {run.settings.run_dir}; "
+            f"to do: `rsky-pipeline start{one}`",
+            ExitCode.NOT_RUNNING,
         )
     if role or rolling:
         movement = flow.restart_rolling(manager, roles=wanted, tell=run.tell)

@@ -14,6 +14,7 @@ from rsky_pipeline.cli.output import Progress, duration, line, print_table, say
 if TYPE_CHECKING:
     from rsky_pipeline.operations.cleaning import Cut, Inspection
     from rsky_pipeline.operations.stream_figures import Measurement
+    from rsky_pipeline.streams.connection import Store
 
 _force = click.option(
     "--force", is_flag=True, help="Remove also entries that consumers have not acknowledged."
@@ -44,15 +45,16 @@ def list_streams(run: Invocation, window: float) -> None:
 
 @operator_command(command)
 @click.argument("stream")
-@click.option("--count", type=click.IntRange(1, 100_000), default=1_000, show_default=True,
-              help="Entries to look at.")  # fmt: skip
+@click.option("--limit", "--count", "limit", type=click.IntRange(1, 100_000), default=1_000,
+              show_default=True, help="Entries to look at.")  # fmt: skip
 @click.option("--oldest", is_flag=True, help="Look at the oldest entries, not the newest.")
-def inspect(run: Invocation, stream: str, count: int, oldest: bool) -> None:
+def inspect(run: Invocation, stream: str, limit: int, oldest: bool) -> None:
     """Look at a sample of a stream: types, collections, sizes."""
     from rsky_pipeline.operations.cleaning import sample_stream
 
     with run.store("streams") as store:
-        found: Inspection = sample_stream(store, stream, count, from_oldest=oldest)
+        _require(store, stream)
+        found: Inspection = sample_stream(store, stream, limit, from_oldest=oldest)
     run.answer(found.document(), lambda: _show_inspection(found))
 
 
@@ -76,6 +78,7 @@ def trim(
     if (keep is None) == (maxlen is None):
         raise CommandError("give one of --keep and --maxlen", ExitCode.USAGE)
     with run.store("streams") as store, _refusals():
+        _require(store, stream)
         cut = cleaning.trim(
             store, stream, keep_seconds=keep, maxlen=maxlen, force=force, dry_run=dry_run,
             on_progress=_progress(),
@@ -96,6 +99,7 @@ def reset(run: Invocation, stream: str, force: bool, dry_run: bool) -> int:
     from rsky_pipeline.operations import cleaning
 
     with run.store("streams") as store, _refusals():
+        _require(store, stream)
         cut = cleaning.reset(store, stream, force=force, dry_run=dry_run, on_progress=_progress())
     return _finish(run, cut, dry_run)
 
@@ -125,6 +129,7 @@ def purge(
     from rsky_pipeline.operations import cleaning
 
     with run.store("streams") as store, _refusals():
+        _require(store, stream)
         # The entries of this type are removed whether read or not.
         cut = cleaning.purge(
             store, stream, kinds, after=after, force=force, dry_run=dry_run,
@@ -188,6 +193,17 @@ def release_streams(run: Invocation, dry_run: bool) -> None:
         {"dry_run": dry_run, "moved": [asdict(item) for item in moved]},
         lambda: print_table(header, rows) if rows else line("nothing is to be moved"),
     )
+
+
+def _require(store: "Store", stream: str) -> None:
+    """Refuse a name that is neither one of ours nor a key in Redis."""
+    from rsky_pipeline.operations.dead_letters import LETTER_STREAMS
+    from rsky_pipeline.streams.names import GAPS, RESYNC_LATER, STREAMS
+
+    known = (*STREAMS, *LETTER_STREAMS, GAPS, RESYNC_LATER)
+    if stream not in known and not store.call("EXISTS", stream):
+        message = f"there is no stream {stream[:100]!r}: known are {', '.join(known)}"
+        raise CommandError(message, ExitCode.USAGE)
 
 
 def _progress() -> Callable[[int, int], None]:

@@ -1,5 +1,6 @@
 """`rsky-pipeline verify`: is the pipeline well?"""
 
+from collections import Counter
 from typing import TYPE_CHECKING
 
 import click
@@ -48,11 +49,12 @@ def show(report: "VerificationReport", *, quiet: bool = False) -> None:
     """Print a line a check, and a remedy below each that is not good."""
     from rsky_pipeline.health.rules import PROCESS
 
-    shown = [check for check in report.checks if not quiet or check.status not in ("pass", "skip")]
+    counted, extra = report.checks, 0
     if report.nothing_runs:
         line("  nothing is running", label="fail", colour=COLOURS["fail"])
         line(f"{'':<8}to do: start it: `rsky-pipeline run` or its units")
-        shown = [check for check in shown if check.rule is not PROCESS]
+        counted, extra = tuple(check for check in counted if check.rule is not PROCESS), 1
+    shown = [check for check in counted if not quiet or check.status not in ("pass", "skip")]
     width = max((len(check.check) for check in shown), default=0)
     for check in shown:
         line(
@@ -62,7 +64,6 @@ def show(report: "VerificationReport", *, quiet: bool = False) -> None:
         )
         if check.to_do:
             line(f"{'':<{width + 8}}to do: {check.to_do}")
-    counts = ", ".join(
-        f"{len(report.of(status))} {status}" for status in ("pass", "warn", "fail", "skip")
-    )
+    tally = Counter(check.status for check in counted) + Counter(fail=extra)
+    counts = ", ".join(f"{tally[status]} {status}" for status in ("pass", "warn", "fail", "skip"))
     line(f"{report.status}: {counts}")

@@ -42,6 +42,12 @@ def store_urls(settings: Settings) -> Settings:
     return replace(settings, **changes) if changes else settings  # type: ignore[arg-type]
 
 
+def embedded_stores(settings: Settings) -> tuple[bool, bool]:
+    """Return whether Redis and PostgreSQL of settings that went through `store_urls` are ours."""
+    ours = store_urls(replace(settings, redis_url=None, database_url=None))
+    return settings.redis_url == ours.redis_url, settings.database_url == ours.database_url
+
+
 def data_directory(settings: Settings) -> Path:
     """Return `data_dir` of settings that went through `resolve_directories`."""
     if settings.data_dir is None:

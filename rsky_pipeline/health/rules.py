@@ -86,6 +86,10 @@ class Rule:
         )
 
 
+# For a store that runs with the pipeline, in place of the remedy of REDIS or DATABASE.
+START_PIPELINE = "start the pipeline: `rsky-pipeline start`"
+
+
 @dataclass(frozen=True, slots=True)
 class RuleVerdict:
     """The verdict of a rule on a subject, and its figure as text."""
@@ -280,7 +284,7 @@ POLLUTED = Rule(
 )  # fmt: skip
 CURSOR_STUCK = Rule(
     "cursor_stuck", "a relay sends messages, and the cursor does not advance",
-    "see the ingester's log", Limits(fail=1), seconds=20.0, watched=True,
+    "see the reason in `rsky-pipeline status`", Limits(fail=1), seconds=20.0, watched=True,
 )  # fmt: skip
 LATENCY = Rule(
     "latency", "events are old when they are indexed", "see the lag of ingester and indexer",

@@ -70,7 +70,7 @@ def find(run_dir: Path) -> list[Supervisor]:
         except NotRunningError:
             continue  # left behind by a supervisor that was killed
     if not found:
-        raise NotRunningError(f"no pipeline is running in {run_dir}")
+        raise NotRunningError(f"no pipeline is running in {run_dir}; to do: `rsky-pipeline start`")
     return found
 
 

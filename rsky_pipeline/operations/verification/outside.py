@@ -12,6 +12,7 @@ from rsky_pipeline.configuration.settings import Settings
 from rsky_pipeline.database.connection import Database
 from rsky_pipeline.database.errors import DatabaseError
 from rsky_pipeline.database.schema import check
+from rsky_pipeline.embedded.locations import embedded_stores
 from rsky_pipeline.health import rules
 from rsky_pipeline.health.rules import RuleVerdict, Status, judged
 from rsky_pipeline.network.http import HttpClient, HttpError
@@ -105,7 +106,8 @@ def check_database(settings: Settings) -> Iterator[RuleVerdict]:
             yield _resurrected(database)
     except DatabaseError as error:
         text = " ".join(str(error).split())
-        yield RuleVerdict(rules.DATABASE, "", "fail", text)
+        remedy = rules.START_PIPELINE if embedded_stores(settings)[1] else ""
+        yield RuleVerdict(rules.DATABASE, "", "fail", text, remedy=remedy)
 
 
 def _schema(url: str, schema: str) -> RuleVerdict:

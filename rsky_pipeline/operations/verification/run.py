@@ -8,6 +8,7 @@ from typing import Any
 
 from rsky_pipeline.configuration.settings import Settings
 from rsky_pipeline.configuration.topology import ROLE_NAMES
+from rsky_pipeline.embedded.locations import embedded_stores
 from rsky_pipeline.health import rules
 from rsky_pipeline.health.conditions import diagnose
 from rsky_pipeline.health.rules import RuleVerdict, Status
@@ -171,7 +172,8 @@ def compare(
     found = list(checks.check_workers(after.scrapes, roles))
     if before.measured is None or after.measured is None:
         problem = before.problem or after.problem
-        return [*found, RuleVerdict(rules.REDIS, "", "fail", problem)]
+        remedy = rules.START_PIPELINE if embedded_stores(settings)[0] else ""
+        return [*found, RuleVerdict(rules.REDIS, "", "fail", problem, remedy=remedy)]
     window = SampleWindow([before.sample, after.sample], expectations(settings))
     diagnosed = (_suspected(each) for each in diagnose(window))
     found += [each for each in diagnosed if each.status != "pass" or _is_shown(each)]

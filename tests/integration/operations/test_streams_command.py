@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import pytest
 from click.testing import CliRunner, Result
 
 from rsky_pipeline.cli import main
@@ -41,7 +42,23 @@ def test_inspect_shows_what_does_not_belong(store: Store, clean_redis: str) -> N
     assert found["polluting"] == 1
     oldest = run(clean_redis, "inspect", LIVE, "--json", "--count", "1", "--oldest").stdout
     assert json.loads(oldest)["by_type"] == {"create": 1}
-    assert run(clean_redis, "inspect", "nothing").stdout.startswith("nothing: 0 entries")
+    assert run(clean_redis, "inspect", "label_live").stdout.startswith("label_live: 0 entries")
+    store.call("XADD", "of_another_program", "*", "a", "b")
+    assert "1 entries, 1 looked at" in run(clean_redis, "inspect", "of_another_program").stdout
+
+
+@pytest.mark.parametrize(
+    "command",
+    [("inspect",), ("trim", "--maxlen", "0"), ("reset", "--force"), ("purge", "--type", "repo")],
+)
+def test_an_unknown_stream_is_refused_with_the_known_ones(
+    command: tuple[str, ...], clean_redis: str
+) -> None:
+    result = run(clean_redis, command[0], "firehose_liv", *command[1:])
+    assert result.exit_code == 2
+    assert result.stdout == ""
+    assert "no stream 'firehose_liv'" in result.stderr
+    assert "firehose_live, " in result.stderr
 
 
 def test_refusals_have_an_exit_code_and_a_remedy(store: Store, clean_redis: str) -> None:
@@ -82,5 +99,5 @@ def test_groups_repair_tells_what_it_did(store: Store, clean_redis: str) -> None
 def test_a_store_that_is_away_is_one_line(tmp_path: Path) -> None:
     result = run(f"unix://{tmp_path}/none.sock", "list")
     assert result.exit_code == 69
-    assert "embedded Valkey runs only while" in result.stderr
+    assert "check redis_url and the server" in result.stderr
     assert len(result.stderr.splitlines()) == 1

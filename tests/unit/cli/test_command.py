@@ -82,6 +82,12 @@ def test_an_embedded_database_that_does_not_run_is_named(tmp_path: Path) -> None
     assert f"the embedded PostgreSQL in {tmp_path}/data does not run" in result.stderr
 
 
+def test_an_embedded_redis_that_does_not_run_is_named(tmp_path: Path) -> None:
+    result = ending(StoreUnavailableError("no socket"), "--data-dir", str(tmp_path / "data"))
+    assert result.exit_code == 69
+    assert f"the embedded Valkey in {tmp_path}/data does not run: start the" in result.stderr
+
+
 def test_the_options_are_passed_on_to_a_command_that_is_started() -> None:
     @operator_command(name="try")
     @click.option("--own")

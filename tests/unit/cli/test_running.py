@@ -53,7 +53,10 @@ def test_a_wrong_option_is_exit_code_2(arguments: list[str], words: str) -> None
 def test_nothing_running_is_exit_code_3(command: list[str], tmp_path: Path) -> None:
     result = invoke(*command, "--data-dir", str(tmp_path / "data"))
     assert result.exit_code == 3
-    assert result.output == f"rsky-pipeline: no pipeline is running in {tmp_path}/data/run\n"
+    assert result.output == (
+        f"rsky-pipeline: no pipeline is running in {tmp_path}/data/run; "
+        "to do: `rsky-pipeline start`\n"
+    )
     assert not (tmp_path / "data").exists()
 
 

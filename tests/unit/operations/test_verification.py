@@ -1,12 +1,14 @@
 """The checks of `verify`, on made-up figures."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from rsky_pipeline.cli.verify import exit_code, show
 from rsky_pipeline.configuration.expectations import expected_band
 from rsky_pipeline.configuration.settings import Settings
+from rsky_pipeline.embedded.locations import store_urls
 from rsky_pipeline.health.rules import LATENCY, RATE, RuleVerdict, Status
 from rsky_pipeline.health.samples import Expectations, Exported, Labels, Sample, SampleWindow
 from rsky_pipeline.observability.catalogue import shown_by
@@ -202,8 +204,23 @@ def test_where_nothing_runs_one_line_says_so(capsys: pytest.CaptureFixture[str])
     shown = capsys.readouterr().out
     assert shown.count("nothing is running") == 1
     assert "refused" not in shown
+    assert shown.endswith("fail: 0 pass, 0 warn, 1 fail, 0 skip\n")  # as many as there are lines
     show(VerificationReport(1_000.0, 30.0, found))
     assert capsys.readouterr().out.count("refused") == 2
+
+
+def test_an_embedded_store_starts_with_the_pipeline(tmp_path: Path) -> None:
+    away = Look(Sample(0.0), (), problem="no socket")
+
+    def remedies(settings: Settings) -> list[str]:
+        found = [*compare(settings, away, away, []), *outside.check_database(settings)]
+        return [each.to_do for each in found]
+
+    embedded = store_urls(Settings(data_dir=tmp_path))
+    assert remedies(embedded) == ["start the pipeline: `rsky-pipeline start`"] * 2
+    own = replace(embedded, redis_url="redis://127.0.0.1:1",
+                  database_url="postgresql://127.0.0.1:1/d?connect_timeout=2")  # fmt: skip
+    assert not any("start" in text for text in remedies(own))
 
 
 @pytest.mark.parametrize(
