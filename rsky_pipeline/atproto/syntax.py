@@ -11,6 +11,7 @@ from rsky_pipeline.atproto import compiled
 from rsky_pipeline.atproto.rules import KEY_LETTERS, MAX_RKEY
 
 _DID = re.compile(r"did:[a-z]+:[a-zA-Z0-9._:%-]*[a-zA-Z0-9._-]")
+_PLC_ACCOUNT = re.compile(r"did:plc:[a-z2-7]{24}")
 _LABEL = r"[a-zA-Z0-9](?:[a-zA-Z0-9-]{0,61}[a-zA-Z0-9])?"
 _HANDLE = re.compile(rf"(?:{_LABEL}\.)+[a-zA-Z](?:[a-zA-Z0-9-]{{0,61}}[a-zA-Z0-9])?")
 _NSID = re.compile(
@@ -35,6 +36,16 @@ class AtUri(NamedTuple):
 def is_did(text: str) -> bool:
     """Return whether a text is a DID by syntax (any method)."""
     return compiled.is_plc(text) or (len(text) <= 2048 and _DID.fullmatch(text) is not None)
+
+
+def is_account_did(text: str) -> bool:
+    """Return whether a text can be the DID of an account: a did:plc with its 24 letters, a did:web.
+
+    For names that people type; input from the network is judged by `is_did`.
+    """
+    return _PLC_ACCOUNT.fullmatch(text) is not None or (
+        text.startswith("did:web:") and is_did(text)
+    )
 
 
 def is_handle(text: str) -> bool:

@@ -218,6 +218,22 @@ def configuration_options() -> list[click.Option]:
     ]
 
 
+class AccountDid(click.ParamType[str]):
+    """The DID of an account, as somebody types it."""
+
+    name = "did"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Return it without spaces around it."""
+        from rsky_pipeline.atproto.syntax import is_account_did
+
+        did = str(value).strip()
+        if not is_account_did(did):
+            allowed = "allowed are did:plc with 24 letters (a-z, 2-7), and did:web"
+            self.fail(f"{did[:100]!r} is not a DID of an account: {allowed}", param, ctx)
+        return did
+
+
 class Duration(click.ParamType[float]):
     """A number of seconds, or a number with s, m, h or d."""
 
@@ -236,6 +252,7 @@ class Duration(click.ParamType[float]):
 
 
 DURATION = Duration()
+ACCOUNT_DID = AccountDid()
 
 
 def _load(parameters: dict[str, Any]) -> Loaded:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from rsky_pipeline.cli.command import Invocation, operator_command
+from rsky_pipeline.cli.command import ACCOUNT_DID, Invocation, operator_command
 from rsky_pipeline.cli.exit_codes import ExitCode
 from rsky_pipeline.cli.output import Progress, line, print_table, say
 
@@ -130,19 +130,20 @@ def recount(
 
 
 @operator_command(command)
-@click.option("--did", "dids", multiple=True, required=True, metavar="DID",
+@click.option("--did", "dids", multiple=True, required=True, type=ACCOUNT_DID, metavar="DID",
               help="The account; may be repeated.")  # fmt: skip
 def compare(run: Invocation, dids: tuple[str, ...]) -> int:
     """Compare repos with their rows.
 
     Fetches and verifies each repo, and lists rows that are missing, additional or different. Reads
-    only. Exit with 6 if something differs, with 1 if a repo cannot be fetched.
+    only. Exit with 6 if something differs, with 1 if a repo cannot be fetched, with 69 if the
+    directory or the hosts could be asked for none of them.
     """
     import trio
 
     from rsky_pipeline.indexer.collections import registry
     from rsky_pipeline.operations.compare_repo import compare_repo
-    from rsky_pipeline.operations.repos import each_repo
+    from rsky_pipeline.operations.repos import each_repo, none_reachable
     from rsky_pipeline.repos.repo import Repo
     from rsky_pipeline.runtime.threads import in_thread
 
@@ -164,6 +165,8 @@ def compare(run: Invocation, dids: tuple[str, ...]) -> int:
         return asdict(found) | {"differences": found.differences}
 
     run.answer({"repos": [outcome.document(document) for outcome in outcomes]}, show)
+    if none_reachable(outcomes):
+        return ExitCode.UNAVAILABLE
     if any(outcome.result is None for outcome in outcomes):
         return ExitCode.FAILED
     differ = any(outcome.result and outcome.result.differences for outcome in outcomes)

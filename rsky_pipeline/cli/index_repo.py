@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from rsky_pipeline.cli.command import CommandError, Invocation, operator_command
+from rsky_pipeline.cli.command import ACCOUNT_DID, CommandError, Invocation, operator_command
 from rsky_pipeline.cli.exit_codes import ExitCode
 from rsky_pipeline.cli.output import Progress, line, say
 
@@ -15,19 +15,17 @@ if TYPE_CHECKING:
 
 
 @operator_command(name="index-repo")
-@click.argument("dids", nargs=-1, metavar="[DID]...")
+@click.argument("dids", nargs=-1, type=ACCOUNT_DID, metavar="[DID]...")
 @click.option("--file", "file", type=click.Path(dir_okay=False, path_type=Path), metavar="CSV",
               help="CSV with a column did, or a DID on each line.")  # fmt: skip
 def command(run: Invocation, dids: tuple[str, ...], file: Path | None) -> int:
     """Fetch and verify repos, and create, update and delete their rows directly in PostgreSQL.
 
     Safe beside running workers, and to repeat. A repo that fails does not stop the others; then
-    the exit code is 1.
+    the exit code is 1, or 69 if the directory or the hosts could be asked for none of them.
     """
-    from rsky_pipeline.atproto.syntax import is_did
+    from rsky_pipeline.operations.repos import none_reachable
 
-    if wrong := next((did for did in dids if not is_did(did)), None):
-        raise click.UsageError(f"{wrong[:100]} is not a DID")
     wanted = list(dict.fromkeys([*dids, *(_read(file) if file is not None else ())]))
     if not wanted:
         raise click.UsageError("give DIDs, or --file with at least one")
@@ -41,6 +39,8 @@ def command(run: Invocation, dids: tuple[str, ...], file: Path | None) -> int:
         },
         lambda: line(f"repos up to date: {done:,}, failed: {len(failed):,}"),
     )  # fmt: skip
+    if none_reachable(outcomes):
+        return ExitCode.UNAVAILABLE
     return ExitCode.FAILED if failed else ExitCode.OK
 
 

@@ -12,10 +12,12 @@ from rsky_pipeline.configuration.settings import Settings
 from rsky_pipeline.observability.backfiller import BackfillerMetrics
 from rsky_pipeline.repos.fetch import Fetcher, open_fetcher
 from rsky_pipeline.repos.hosts import HostBusyError
-from rsky_pipeline.repos.repo import Repo, RepoError
+from rsky_pipeline.repos.repo import FailureKind, Repo, RepoError
 
 DOWNLOADS = 4  # repos that are downloaded while one is worked on
 HOST_PATIENCE_SECONDS = 300.0  # for a host that asks to be left alone
+
+_OF_OUR_DISK = {"no_disk", "unreadable"}  # reasons
 
 Result = TypeVar("Result")
 
@@ -28,12 +30,21 @@ class RepoResult(Generic[Result]):
     result: Result | None = None
     reason: str = ""
     message: str = ""
+    kind: FailureKind | None = None  # of a failure
 
     def document(self, done: Callable[[Result], dict[str, Any]]) -> dict[str, Any]:
         """Return it as JSON; `done` describes a result."""
         if self.result is None:
             return {"did": self.did, "error": self.reason, "message": self.message}
         return done(self.result)
+
+
+def none_reachable(outcomes: Sequence[RepoResult[Result]]) -> bool:
+    """Return whether every repo failed because its directory or host could not be asked."""
+    return bool(outcomes) and all(
+        each.kind in ("transient", "rate_limited") and each.reason not in _OF_OUR_DISK
+        for each in outcomes
+    )
 
 
 async def each_repo(
@@ -56,9 +67,9 @@ async def each_repo(
                 async with _fetched(fetcher, did) as repo, one_at_a_time:
                     result = await work(repo)
             except RepoError as error:
-                report(RepoResult(did, None, error.reason, str(error)))
+                report(RepoResult(did, None, error.reason, str(error), error.kind))
             except HostBusyError as error:
-                report(RepoResult(did, None, "host_busy", str(error)))
+                report(RepoResult(did, None, "host_busy", str(error), "rate_limited"))
             except Exception as error:  # noqa: BLE001 - raised again below, outside of the group
                 failures.append(error)
                 scope.cancel()

@@ -13,7 +13,13 @@ from urllib.parse import quote
 import orjson
 import trio
 
-from rsky_pipeline.atproto.syntax import is_did, is_tid, parse_at_uri, tid_microseconds
+from rsky_pipeline.atproto.syntax import (
+    is_account_did,
+    is_did,
+    is_tid,
+    parse_at_uri,
+    tid_microseconds,
+)
 from rsky_pipeline.configuration.selection import is_selected
 from rsky_pipeline.configuration.settings import Settings
 from rsky_pipeline.database.connection import Database
@@ -34,6 +40,7 @@ from rsky_pipeline.streams.limits import PAGE_ENTRIES
 from rsky_pipeline.streams.names import REPO_STREAMS, STREAMS, dead_letters
 from rsky_pipeline.streams.scan import StoredEntry, discard, moment, nature, newest
 
+NO_ACCOUNT = "{} is no account's DID: allowed are did:plc with 24 letters (a-z, 2-7), and did:web"
 LIMIT = 200_000  # entries of one stream
 MAX_FOUND = 50  # entries of one stream that are reported
 _PDS_SECONDS = 15.0
@@ -59,14 +66,17 @@ class Subject:
 
 def parse_subject(text: str) -> Subject:
     """Read an AT-URI or a DID. Raises ValueError, worded for the operator."""
-    if is_did(text):
+    if is_account_did(text):
         return Subject(text)
+    if is_did(text):
+        raise ValueError(NO_ACCOUNT.format(text[:100]))
     parts = parse_at_uri(text) if text.startswith("at://") else None
     if parts is None:
         raise ValueError(f"{text[:200]!r} is neither a DID nor at://DID/COLLECTION/RKEY")
     did, collection, rkey = parts
-    if not is_did(did):
-        raise ValueError(f"{did[:100]} is a handle: give the account's DID")
+    if not is_account_did(did):
+        text = NO_ACCOUNT if is_did(did) else "{} is a handle: give the account's DID"
+        raise ValueError(text.format(did[:100]))
     return Subject(did, collection or "", rkey or "")
 
 

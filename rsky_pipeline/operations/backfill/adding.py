@@ -14,7 +14,7 @@ from pathlib import Path
 
 import trio
 
-from rsky_pipeline.atproto.syntax import is_did
+from rsky_pipeline.atproto.syntax import is_account_did
 from rsky_pipeline.configuration.endpoints import Endpoint
 from rsky_pipeline.configuration.settings import Settings
 from rsky_pipeline.network.http import HttpClient
@@ -52,7 +52,6 @@ _REMEMBERED = 5_000_000  # accounts; one that comes again after more is queued a
 _EXAMPLES = 5
 _TRIES = 5  # of a page of a listing
 _MAX_LINE = 10_000  # characters
-_METHODS = ("did:plc:", "did:web:")
 
 
 class QueueFullError(Exception):
@@ -185,10 +184,10 @@ class RefusedNames:
 
 
 def valid(names: Iterable[str], refused: RefusedNames) -> Iterator[str]:
-    """Yield DIDs of the two methods that accounts have; note all other names."""
+    """Yield names that can be DIDs of accounts; note all others."""
     for name in names:
         did = name.strip()
-        if did.startswith(_METHODS) and is_did(did):
+        if is_account_did(did):
             yield did
         elif did:
             refused.add(did)

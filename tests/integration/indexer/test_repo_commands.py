@@ -40,8 +40,9 @@ def hosts() -> Iterator[FakeHosts]:
 
 @pytest.fixture
 def run(tables: Tables, hosts: FakeHosts, tmp_path: Path) -> Any:
-    def command(*arguments: str) -> Result:
-        flags = ("--database-url", tables.url, "--plc-url", hosts.url, "--data-dir", str(tmp_path))
+    def command(*arguments: str, over: tuple[str, ...] = ()) -> Result:
+        plc = over or ("--plc-url", hosts.url)
+        flags = ("--database-url", tables.url, *plc, "--data-dir", str(tmp_path))
         more = ("--set", "allow_private_hosts=true", "--set", "backfiller_host_rate=1000")
         return CliRunner().invoke(main, [*arguments, *flags, *more])
 
@@ -176,6 +177,9 @@ def test_a_file_of_repos_goes_on_past_failures(
     assert run("index-repo", "ann.test").exit_code == 2
     assert run("index-repo", "--file", str(tmp_path / "none.csv")).exit_code == 2
     assert run("db", "compare", "--did", did_of("cyd")).exit_code == 1
+    away = ("--plc-url", "http://127.0.0.1:1")
+    assert run("index-repo", did_of("ann"), over=away).exit_code == 69
+    assert run("db", "compare", "--did", did_of("ann"), over=away).exit_code == 69
 
 
 def test_a_server_that_refuses_every_statement_settles_no_repo(

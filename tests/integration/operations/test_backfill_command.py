@@ -120,6 +120,7 @@ def test_accounts_are_queued_once_and_valid(commands: Commands, store: Store) ->
     assert result.exit_code == 1
     assert result.stdout == "queued 2 (1 named twice, 2 no DID)\n"
     assert "nonsense" in result.stderr
+    assert commands.run("add", "did:plc:zzz").exit_code == 2
     assert dids(store) == [did(1), did(2)]
     again = commands.json("add", did(2), did(3))
     assert (again["queued"], again["already_queued"]) == (1, 1)

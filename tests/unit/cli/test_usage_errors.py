@@ -18,6 +18,9 @@ from rsky_pipeline.cli import main
         ("streams trimm firehose_live", "trimm"),
         ("streams trim", "STREAM"),
         ("simulate --rate", "--rate"),
+        ("index-repo did:plc:zzz", "'did:plc:zzz' is not a DID"),
+        ("index-repo did:plc:w4xbfzo7kqfes5zb7r6qv3r1", "is not a DID"),
+        ("db compare --did did:plc:zzz", "'did:plc:zzz' is not a DID"),
     ],
 )
 def test_a_wrong_line_is_answered_with_one(line: str, telling: str) -> None:

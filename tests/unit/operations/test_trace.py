@@ -39,7 +39,8 @@ def entry(**groups: str) -> InStream:
 def test_subjects_are_uris_or_dids() -> None:
     assert parse_subject(URI).uri == URI
     assert parse_subject("did:plc:w4xbfzo7kqfes5zb7r6qv3rw").collection == ""
-    for text in ("", "https://bsky.app/x", "at://alice.example/app.bsky.feed.post/3l"):
+    for text in ("", "https://bsky.app/x", "at://alice.example/app.bsky.feed.post/3l",
+                 "did:plc:zzz", "at://did:plc:zzz/app.bsky.feed.post/3l"):  # fmt: skip
         with pytest.raises(ValueError, match="DID"):
             parse_subject(text)
 
