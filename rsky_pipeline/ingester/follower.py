@@ -282,7 +282,7 @@ class Follower:
     async def _session(self, stopping: trio.Event) -> DisconnectedError:
         """Connect and read until that ends; return why it did."""
         feed, cursor = self.feed, self.cursor
-        position = start_position(cursor.stored, cursor.last_known, feed.initial)
+        position = cursor.began = start_position(cursor.stored, cursor.last_known, feed.initial)
         # Of the event of a stored cursor we have everything; a position asked for is included.
         seen = cursor.stored if cursor.stored is not None else (position or 0) - 1
         if cursor.position is not None:

@@ -1,11 +1,13 @@
 """Reading events again that the database has lost, as an indexer asks for it (`streams.marks`).
 
-Once a minute the positions of all cursors are noted. On a request each cursor is set back to where
-it was at that time; its writer notices as it does when an operator moves a cursor. Until a cursor
-is where it was, its commits are written although their repos' states make them replays.
+Once a minute the positions of all cursors are noted, the first time where each began. On a request
+each cursor is set back to where it was at that time; its writer notices as it does when an operator
+moves a cursor. Until a cursor is where it was, its commits are written although their repos' states
+make them replays.
 """
 
 import logging
+import math
 import time
 from collections.abc import Sequence
 from functools import partial
@@ -30,11 +32,16 @@ _NOTE_SECONDS = 60.0
 
 async def read_again_when_asked(link: Link[Store], cursors: Sequence[SourceCursor]) -> None:
     """Note positions and follow requests until cancelled."""
-    noted_at = -_NOTE_SECONDS
+    noted_at: dict[str, float] = {}
     while True:
-        if trio.current_time() - noted_at >= _NOTE_SECONDS:
-            noted_at = trio.current_time()
-            positions = {each.key: each.stored for each in cursors if each.stored is not None}
+        now, positions = trio.current_time(), dict[str, int]()
+        for each in cursors:
+            position = each.began if each.stored is None else each.stored
+            due = noted_at.get(each.key, -math.inf) + _NOTE_SECONDS
+            if position is not None and now >= due:
+                positions[each.key] = position
+                noted_at[each.key] = now
+        if positions:
             await link.attempt(partial(note_positions, positions=positions, now=time.time()))
         await link.attempt(partial(_look, cursors=cursors))
         await trio.sleep(_CHECK_SECONDS)

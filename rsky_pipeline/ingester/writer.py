@@ -217,6 +217,7 @@ class SourceCursor:
         self.text: str | None = None  # the cursor that the store holds, as far as we know
         self.stored: int | None = None  # the same as a number
         self.last_known: int | None = None  # the highest that we ever stored
+        self.began: int | None = None  # where reading began while no cursor was stored
         self.position: Position | None = None  # the note of the stored cursor
         self.moved = trio.Event()  # set when another cursor is stored; `load` follows it
         self.again_until = -1  # events up to this number are written again, see `streams.marks`

@@ -9,6 +9,7 @@ their repair.
 """
 
 import logging
+import math
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,7 +21,7 @@ import orjson
 import trio
 
 from rsky_pipeline.atproto.datetimes import format_utc
-from rsky_pipeline.atproto.syntax import is_tid, tid_number
+from rsky_pipeline.atproto.syntax import is_tid, tid_microseconds, tid_number
 from rsky_pipeline.configuration.endpoints import Endpoint
 from rsky_pipeline.configuration.settings import Settings
 from rsky_pipeline.database.connection import Database
@@ -45,6 +46,7 @@ from rsky_pipeline.streams.append import Entry, append, read_fields
 from rsky_pipeline.streams.connection import Store
 from rsky_pipeline.streams.event import EVENT_FIELD, AccountEvent, encode_event
 from rsky_pipeline.streams.gap import DATABASE_LOST
+from rsky_pipeline.streams.marks import MARGIN_SECONDS
 from rsky_pipeline.streams.names import FIREHOSE_LIVE, GAPS, REPO_BACKFILL_HIGH
 from rsky_pipeline.streams.repo_job import REPO_FIELD, FetchReason, RepoJob, encode_repo_job
 
@@ -182,10 +184,14 @@ class GapRepair:
     async def _behind(self, gap: GapRow, repos: Sequence[ListedRepo]) -> list[ListedRepo]:
         """Return the repos whose listed rev is above the live and the indexed one.
 
-        Where the database lost transactions only the indexed one counts, and that the repo was
-        stored as a whole, where all repos are.
+        Where the database lost transactions the live one does not count, since its commit may be
+        lost. Nor does the indexed one tell anything of a repo that has changed since: its newest
+        commit may have been applied after the loss, and those before it are gone. And all repos
+        have to be stored as a whole, where all of them are.
         """
         lost = gap.kind == DATABASE_LOST
+        since = timestamp(gap.from_time or "") if lost else None
+        changed_since = math.inf if since is None else (since - MARGIN_SECONDS) * 1e6
         dids = [repo.did for repo in repos]
         revs = await self._on(self.database, partial(stored_revs, dids=dids))
         where = [state_key(repo_digest(did)) for did in dids]
@@ -199,7 +205,11 @@ class GapRepair:
             indexed = revs.get(repo.did, "")
             known = max(live, tid_number(indexed) if is_tid(indexed) else 0)
             returned = is_state(state) and is_inactive(state)
-            further = not is_tid(repo.rev) or tid_number(repo.rev) > known
+            further = (
+                not is_tid(repo.rev)
+                or tid_number(repo.rev) > known
+                or tid_microseconds(repo.rev) >= changed_since
+            )
             if repo.active and (further or returned or repo.did not in whole):
                 behind.append(repo)
         return behind

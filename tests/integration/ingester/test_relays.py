@@ -2,14 +2,17 @@
 
 import json
 import random
+import time
+from contextlib import closing
 from dataclasses import replace
+from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
 import pytest
 import trio
 
-from rsky_pipeline.atproto.syntax import tid_number
+from rsky_pipeline.atproto.syntax import tid_microseconds, tid_number
 from rsky_pipeline.configuration.endpoints import Endpoint, parse_endpoint
 from rsky_pipeline.configuration.settings import Settings
 from rsky_pipeline.database.connection import Database
@@ -430,6 +433,26 @@ async def test_what_the_database_lost_is_read_and_written_again(
     store.close()
 
 
+async def test_what_was_lost_right_after_the_first_start_is_read_again(
+    clean_redis: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(read_again, "_CHECK_SECONDS", 0.05)
+    relay = Relay(likes(*range(1, 6)))
+    with closing(connect(clean_redis, name="test")) as store:
+        async with running(relay), ingesting(clean_redis, relay.url):
+            await eventually(lambda: cursor(clean_redis, relay) == "5")
+            request_reading(store, time.time(), None, [relay.key])
+            await eventually(
+                lambda: (
+                    [
+                        json.loads(entry[b"event"])["seq"]
+                        for entry in entries(clean_redis, "firehose_live")
+                    ]
+                    == [*range(1, 6), *range(1, 6)]
+                )
+            )
+
+
 async def test_after_a_loss_of_the_database_its_own_revs_count(
     clean_redis: str, schema_database: str
 ) -> None:
@@ -453,11 +476,19 @@ async def test_after_a_loss_of_the_database_its_own_revs_count(
             database.execute(sql, [repo, rev(seq)])
         sql = "INSERT INTO rsky_pipeline.repo_floor (did, rev) VALUES (%s, %s)"
         database.execute(sql, [has, rev(1)])
-    request_reading(store, 0.0, None, [relay.key])
     redis = Link(lambda: connect(clean_redis, name="test"), purpose="test")
     postgres = Link(connected, purpose="test")
-    for enumerates, expected in ((False, [lacks]), (True, [lacks, parts])):
+    commits_at = tid_microseconds(rev(1)) / 1e6
+    long_after = datetime.fromtimestamp(commits_at + 3_600, UTC).isoformat()
+    before = datetime.fromtimestamp(commits_at - 1, UTC).isoformat()
+    for since, enumerates, expected in (
+        (long_after, False, [lacks]),
+        (long_after, True, [lacks, parts]),
+        # A commit that came after the loss was applied: the rev tells nothing of those before it.
+        (before, False, [has, lacks, parts]),
+    ):
         store.call("DEL", "repo_backfill_high")
+        request_reading(store, 0.0, since, [relay.key])
         repair = GapRepair(
             redis, postgres, connected, listing, repair_marks(Settings()), enumerates=enumerates
         )
@@ -465,6 +496,5 @@ async def test_after_a_loss_of_the_database_its_own_revs_count(
         assert await repair.repair_all([parse_endpoint(relay.url)]) == 1
         jobs = [json.loads(entry[b"repo"]) for entry in entries(clean_redis, "repo_backfill_high")]
         assert [job["did"] for job in jobs] == expected
-        request_reading(store, 0.0, None, [relay.key])
     for connection in (store, redis, postgres):
         connection.close()
