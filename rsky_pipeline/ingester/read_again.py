@@ -36,8 +36,10 @@ async def read_again_when_asked(link: Link[Store], cursors: Sequence[SourceCurso
     while True:
         now, positions = trio.current_time(), dict[str, int]()
         for each in cursors:
-            position = each.began if each.stored is None else each.stored
             due = noted_at.get(each.key, -math.inf) + _NOTE_SECONDS
+            position = each.stored
+            if each.key not in noted_at and each.began is not None:
+                position = each.began  # much may have been stored since
             if position is not None and now >= due:
                 positions[each.key] = position
                 noted_at[each.key] = now
