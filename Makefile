@@ -7,7 +7,7 @@ NATIVE := $(wildcard rsky_pipeline/*/*.pyx rsky_pipeline/*/*/*.pyx)
 
 MINUTES ?= 60
 
-.PHONY: demo run test test-fast test-long fuzz test-real lint format docs bench binary lock clean help
+.PHONY: demo run test test-fast test-long fuzz test-real mutate lint format docs bench binary lock clean help
 
 help:
 	@echo "make demo    the whole pipeline on a simulated network, about a minute, offline"
@@ -16,6 +16,7 @@ help:
 	@echo "make test-long  the tests that take minutes each"
 	@echo "make test-real  the pipeline on PostgreSQL, Redis, poolers and proxies of Debian's packages"
 	@echo "make fuzz MINUTES=60  mutated inputs of everything that reads a stranger's bytes"
+	@echo "make mutate  plant bugs in the files that correctness rests on; each must fail a test"
 	@echo "make lint    ruff and mypy"
 	@echo "make docs    write the generated parts of docs/"
 	@echo "make binary  dist/rsky-pipeline, one executable file to deploy (PURE=1: without compiled readers)"
@@ -54,6 +55,10 @@ test-real: $(STAMP)
 fuzz: $(STAMP)
 	-$(BIN)/python -m pip install --quiet --disable-pip-version-check --only-binary=:all: 'atheris>=3,<4'
 	$(BIN)/python -m tests.fuzz --minutes $(MINUTES)
+
+# One-line bugs in the files that correctness rests on: the tests must find each. ONLY=name,name
+mutate: $(STAMP)
+	ONLY=$(ONLY) $(BIN)/python -m tests.mutation
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -489,6 +489,17 @@ async def test_a_job_that_keeps_crashing_the_worker_becomes_a_dead_letter(
     assert store.call("HLEN", TRIALS) == 0
 
 
+async def test_a_job_has_all_of_its_deliveries(
+    store: Store, configure: Configure, hosts: FakeHosts
+) -> None:
+    hosts.add("did:plc:a", document("did:plc:a"), make_repo("did:plc:a", 1)[0])
+    pending_of_an_earlier_life(store, {"did:plc:a": Settings().max_deliveries - 1})
+    async with backfiller(configure()):
+        await settled(store)
+    assert letters(store) == []
+    assert [event["type"] for event in output(store)] == ["create", "repo"]
+
+
 async def test_a_stop_is_no_crash_of_what_was_in_flight(
     store: Store, configure: Configure, hosts: FakeHosts
 ) -> None:

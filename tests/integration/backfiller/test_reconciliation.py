@@ -129,6 +129,18 @@ async def test_a_repo_that_is_stored_at_its_rev_is_not_fetched_again(
     assert outcome(database)[:2] == ("done", None if fetched else "unchanged")
 
 
+async def test_a_job_that_names_deletions_is_fetched_though_the_repo_is_current(
+    store: Store, configure: Configure, hosts: FakeHosts, database: Database
+) -> None:
+    """Waiting jobs of a repo become one: deletions of one with the reason of another."""
+    hosts.add(DID, document(DID), make_repo(DID, 1)[0])
+    set_floor(database, REV)
+    async with backfiller(configure()) as running:
+        queue(store, DID, deleted=(f"{LIKE}/gone",), reason=FetchReason.REACTIVATED)
+        await eventually(lambda: running.value("outcomes_total", outcome="done") == 1)
+    assert [event["type"] for event in output(store)] == ["delete", "create", "repo"]
+
+
 async def test_a_repo_that_is_older_than_what_is_stored_does_not_win(
     store: Store, configure: Configure, hosts: FakeHosts, database: Database
 ) -> None:

@@ -56,6 +56,35 @@ def test_a_floor_never_goes_down(tables: Tables, net: Network) -> None:
     assert floors == [(did_of("ann"), rev_of(60))]
 
 
+def test_a_lower_floor_in_a_batch_does_not_hide_the_stored_one(
+    tables: Tables, net: Network
+) -> None:
+    tables.apply(repo("ann", 60, complete=True))
+    between = net.put("ann", "app.bsky.graph.follow", {"subject": did_of("bob")}, number=55)
+    assert tables.apply(repo("ann", 50, complete=True), between).stale == 1
+    assert tables.rows("follow") == []
+
+
+def test_tombstones_of_the_rev_itself_stay_until_a_higher_floor(
+    tables: Tables, net: Network
+) -> None:
+    follow = net.follow("ann", "bob")
+    gone = net.delete(follow)
+    tables.apply(follow, gone)
+    tables.apply(repo("ann", gone.number, complete=True))
+    assert prune(tables) == 0
+    assert buried(tables) == {follow.uri}
+    tables.apply(repo("ann", gone.number + 1, complete=True))
+    assert prune(tables) == 1
+
+
+def test_a_deletion_that_comes_first_wins(tables: Tables, net: Network) -> None:
+    follow = net.follow("ann", "bob")
+    tables.apply(net.delete(follow))
+    assert tables.apply(follow).stale == 1
+    assert tables.rows("follow") == []
+
+
 def test_many_tombstones_go_in_steps(tables: Tables, net: Network) -> None:
     tables.apply(repo("ann", 60, complete=True))
     tables.database.execute(

@@ -427,3 +427,14 @@ def test_entries_of_a_group_that_is_gone_can_be_held_and_ended(store: Store) -> 
     assert not own.postpone(store, one, seconds=60, field=b"event", payload=b"7")
     assert own.acknowledge(store, [two.id]) == 0
     assert got(own.take(store, 2)) == [0, 1]
+
+
+def test_entries_that_the_only_group_left_has_not_read_are_kept(store: Store) -> None:
+    append(store, entries(2))
+    reader(store, group="other")
+    own = consumer()
+    one, two = own.take(store, 2).deliveries
+    store.call("XGROUP", "DESTROY", "s", "g")
+    assert own.acknowledge(store, [one.id]) == 0
+    assert not own.dead_letter(store, two, reason="bad", error="", attempts=1)
+    assert list(stored(store)) == [0, 1]

@@ -6,13 +6,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rsky_pipeline.database import isolation as module
 from rsky_pipeline.database.errors import (
     BadDataError,
     DatabaseError,
     DatabaseUnavailableError,
     TransactionConflictError,
 )
-from rsky_pipeline.database.isolation import SYSTEMIC, Isolation, apply_isolated
+from rsky_pipeline.database.isolation import (
+    SYSTEMIC,
+    Isolation,
+    apply_isolated,
+    retry_conflicts,
+)
 
 
 class Store:
@@ -167,3 +173,23 @@ def test_the_wait_begins_anew_after_an_error_of_another_kind(
         with pytest.raises(DatabaseError):
             one.apply([everything], store.apply)
         now += 500.0
+
+
+def test_a_transaction_that_conflicts_is_tried_so_many_times(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "CONFLICT_PAUSE_SECONDS", 0.0)
+    tries = 0
+
+    def transaction(good: int) -> str:
+        nonlocal tries
+        tries += 1
+        if tries < good:
+            raise TransactionConflictError("another one was first")
+        return "done"
+
+    assert retry_conflicts(lambda: transaction(3), 3) == "done"
+    tries = 0
+    with pytest.raises(TransactionConflictError):
+        retry_conflicts(lambda: transaction(9), 3)
+    assert tries == 3

@@ -225,6 +225,24 @@ def test_deletions_of_posts_are_buried_below_the_floor_too() -> None:
     assert plan.deletes == plan.tombstones == [delete("4", post)]
 
 
+def test_a_record_that_nothing_is_stored_of_is_stale_below_the_floor() -> None:
+    for rev, inserted in (("4", 0), ("5", 1)):
+        plan = make_plan([put(rev)], {}, {"did:plc:a": "5"})
+        assert (len(plan.inserts), plan.stale) == (inserted, 1 - inserted)
+
+
+def test_only_a_deletion_below_the_floor_is_not_buried() -> None:
+    for rev, stored in (("5", NOTHING), ("6", NOTHING), ("5", StoredState(True, "3", "c"))):
+        plan = make_plan([delete(rev)], {URI: stored}, {"did:plc:a": "5"})
+        assert plan.tombstones == [delete(rev)]
+
+
+def test_a_put_that_a_deletion_undoes_is_named() -> None:
+    assert make_plan([put("1"), delete("2")], {}).overtaken == [put("1")]
+    assert make_plan([put("1")], {URI: StoredState(tombstone="2")}).overtaken == [put("1")]
+    assert make_plan([put("1", "a"), put("2", "b")], {}).overtaken == []
+
+
 def test_history_of_the_stored_state_keeps_what_was_seen_first() -> None:
     model = Model()
     model.apply([put("1")])
@@ -239,7 +257,7 @@ def test_a_batch_with_live_state_and_its_history_notifies_as_live() -> None:
 
 
 def test_the_first_state_of_a_batch_is_kept_for_what_happens_once() -> None:
-    plan = make_plan([put("1", "a"), put("2", "b")], {})
+    plan = make_plan([put("1", "a"), put("2", "x"), put("3", "b")], {})
     assert plan.inserts[0].cid == "b"
     assert plan.inserts[0].first is not None
     assert plan.inserts[0].first.cid == "a"

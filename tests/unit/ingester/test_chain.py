@@ -14,6 +14,7 @@ from rsky_pipeline.atproto.frame import encode_frame
 from rsky_pipeline.atproto.syntax import tid_from
 from rsky_pipeline.demo.simulator.repo import SimulatedRepo, Write
 from rsky_pipeline.ingester import pipeline
+from rsky_pipeline.ingester.commits.relays import AccountUpdate
 from rsky_pipeline.ingester.commits.resync import (
     UNPROVEN_BURST,
     Discovery,
@@ -37,7 +38,7 @@ from rsky_pipeline.ingester.commits.validation import RepoUpdate, follow, is_fut
 from rsky_pipeline.streams.names import REPO_BACKFILL_HIGH, RESYNC_LATER
 from rsky_pipeline.streams.repo_job import FetchReason, RepoJob, decode_repo_job, encode_repo_job
 from tests.unit.ingester.claims import KEY, TIME, frame
-from tests.unit.ingester.support import Converting
+from tests.unit.ingester.support import Converting, shared_state
 
 DID = "did:plc:aaaaaaaaaaaaaaaaaaaaaaaa"
 
@@ -100,6 +101,8 @@ def test_a_break_is_noticed_and_what_breaks_is_the_new_baseline(
 def test_a_state_without_data_is_compared_by_its_rev_alone() -> None:
     step = follow(make_state(4, None), commit(5))
     assert step.broken is None
+    sync = RepoUpdate(DID, 5, data=data(5), kind="sync")  # which says nothing but its tree
+    assert follow(make_state(4, None), sync).broken is FetchReason.SYNC
 
 
 def test_revs_of_the_future_are_refused_beyond_clock_skew() -> None:
@@ -185,6 +188,35 @@ async def test_what_the_writer_dropped_is_not_known_any_more() -> None:
     assert states.get(DID) is None
 
 
+async def test_states_that_were_asked_for_before_the_loss_are_asked_for_again() -> None:
+    """The answer may be of before the store lost its newest data."""
+    answers = [make_state(9, None), b""]
+
+    async def read(where: Sequence[tuple[str, bytes]]) -> list[bytes]:
+        if len(answers) == 2:
+            states.forget()
+        return [answers.pop(0)] * len(where)
+
+    states = RepoStates(read)
+    await states.prefetch([DID])
+    assert (states.get(DID), answers) == (None, [])
+
+
+def test_nothing_that_the_writer_dropped_counts_as_seen() -> None:
+    """Commits, copies of events and queued jobs: all of them are sent again and must be written."""
+    shared = shared_state("a", "b")
+    event = AccountUpdate(DID, ("account", True), 0.0)
+    shared.states.set(DID, make_state(9, None))
+    shared.dedup.first("a", DID, 9, 0.0)
+    assert not shared.dedup.is_repeat("a", event)
+    assert [shared.resyncs.stream(DID, False, 0.0) for _ in range(3)][2] is None
+    shared.dropped()
+    assert shared.states.get(DID) is None
+    assert not shared.dedup.repeated("b", DID, 9, 1.0)
+    assert not shared.dedup.is_repeat("b", event)
+    assert shared.resyncs.stream(DID, False, 1.0) == REPO_BACKFILL_HIGH
+
+
 def test_a_newer_unwritten_state_is_not_taken_for_written() -> None:
     states = RepoStates(Reading())
     first = states.set(DID, make_state(1, None))
@@ -195,6 +227,16 @@ def test_a_newer_unwritten_state_is_not_taken_for_written() -> None:
     first = states.set(DID, make_state(1, None))
     states.set(DID, make_state(2, None))
     states.written(dict([first]))
+    assert states.get(DID) == make_state(2, None)
+
+
+async def test_a_newer_unwritten_state_is_not_evicted_with_the_written_one() -> None:
+    states = RepoStates(Reading(), max_cached=1)
+    first = states.set(DID, make_state(1, None))
+    states.set(DID, make_state(2, None))
+    states.written(dict([first]))
+    for number in range(3):
+        await states.prefetch([f"did:plc:{number}"])
     assert states.get(DID) == make_state(2, None)
 
 
@@ -219,6 +261,18 @@ def test_waiting_jobs_of_a_repo_become_one() -> None:
     assert [job.did for job in found] == [DID, "did:plc:other"]
     assert (found[0].rev, found[0].deleted) == ("3b", ("a/1", "a/2"))
     assert json.loads(encode_repo_job(found[0]))["reason"] == "broken_chain"
+
+
+def test_a_commit_that_two_relays_hold_at_once_is_written_once() -> None:
+    """Both are converted before either is admitted, so that only its turn tells which is first."""
+    made = Converting("signature")
+    frames = [made.converter.convert(frame(1)) for _ in range(2)]
+    for item in frames:
+        item.status = SignatureStatus.VALID
+        made.admission.admit(item)
+    assert [len(item.entries) for item in frames] == [1, 0]
+    assert frames[1].state is None
+    assert made.counters.replays == 1
 
 
 LIKE = {"$type": "app.bsky.feed.like", "createdAt": "2026-01-01T00:00:00.000Z"}
@@ -285,6 +339,42 @@ def test_an_operation_that_a_relay_hides_has_the_repo_fetched(without: Strip, hi
     drop(body, hidden)
     assert hosted.take(body) == ["broken_chain"]
     assert hosted.take(hosted.commit(like("d"))) == []
+
+
+def test_nothing_of_a_commit_with_the_wrong_operations_is_written() -> None:
+    hosted = Hosted()
+    hosted.take(hosted.commit(like("a")))
+    body = hosted.commit(like("b"), gone("a"), like("c"))
+    drop(body, "b")
+    item = hosted.made.convert(encode_frame("#commit", body), SignatureStatus.VALID)
+    (entry,) = item.entries
+    job = decode_repo_job(entry.payload)
+    assert (job.reason, job.deleted) == (FetchReason.INVERSION, ("app.bsky.feed.like/a",))
+    assert item.state is not None
+    assert is_desynchronized(item.state[1])
+    # It is signed, so the next commit follows on it.
+    assert hosted.take(hosted.commit(like("d"))) == []
+
+
+def test_a_deletion_that_the_tree_does_not_show_is_not_written() -> None:
+    hosted = Hosted()
+    hosted.take(hosted.commit(like("a")))
+    body = hosted.commit(like("b"))
+    strip(body)
+    body["ops"].append({"action": "delete", "path": "app.bsky.feed.like/a", "cid": None})
+    item = hosted.made.convert(encode_frame("#commit", body), SignatureStatus.VALID)
+    (entry,) = item.entries
+    assert decode_repo_job(entry.payload).reason is FetchReason.INVALID_OPERATION
+
+
+def test_whoever_has_shown_its_chain_once_cannot_hide_it_twice() -> None:
+    hosted = Hosted()
+    hosted.take(hosted.commit(like("a")))
+    hosted.take(hosted.commit(like("b")))
+    for name in ("a", "b"):
+        body = hosted.commit(gone(name))
+        strip(body)
+        assert hosted.take(body) == ["broken_chain"]
 
 
 @pytest.mark.parametrize("without", [strip, strip_chain])

@@ -69,7 +69,7 @@ def signed(ops: list[tuple[str, str, Any]], **changes: Any) -> bytes:
     records = [encode(record) for _, _, record in ops]
     blocks = [(Cid.of(block), block) for block in (root, *records)]
     car = write_car([Cid.of(root)], blocks)
-    return commit(ops, commit=Cid.of(root), blocks=car, **changes)
+    return commit(ops, **({"commit": Cid.of(root), "blocks": car} | changes))
 
 
 def events(converted: PendingFrame) -> list[dict[str, Any]]:
@@ -262,11 +262,13 @@ def test_of_a_commit_whose_account_cannot_be_read_only_the_frame_is_kept() -> No
         assert len(kept_aside(frame)) == 1
 
 
-def test_blocks_of_another_commit_are_refused() -> None:
-    made = converter()
+@pytest.mark.parametrize("verify", ["none", "full"])
+def test_blocks_of_another_commit_are_refused(verify: Verify) -> None:
+    made = converter(verify=verify)
     frame = made.convert(
-        commit([("create", "app.bsky.feed.like/a", LIKE)], commit=Cid.of(b"another"))
+        signed([("create", "app.bsky.feed.like/a", LIKE)], commit=Cid.of(b"another"))
     )
+    assert events(frame) == []
     assert made.counters.errors == {"root_mismatch": 1}
     assert len(jobs(frame)) == 1
 
@@ -316,7 +318,12 @@ def test_every_commit_has_a_proof_of_what_it_signs(verify: Verify) -> None:
 @pytest.mark.parametrize("verify", ["signature", "full"])
 @pytest.mark.parametrize(
     ("repo", "rev", "reason"),
-    [("did:plc:bbb", REV, "commit_did"), (DID, "3mptbypluud2b", "commit_rev")],
+    [
+        ("did:plc:zzz", REV, "commit_did"),
+        ("did:plc:222", REV, "commit_did"),
+        (DID, "3mptbypluud2b", "commit_rev"),
+        (DID, "3mptbypluuc2b", "commit_rev"),
+    ],
 )
 def test_the_commit_of_another_is_refused(verify: Verify, repo: str, rev: str, reason: str) -> None:
     made = converter(verify=verify)

@@ -77,6 +77,39 @@ def test_a_label_frame_that_cannot_be_converted_is_kept_counted_and_logged_once(
     assert tracebacks(caplog) == 1
 
 
+async def test_a_signature_that_cannot_be_checked_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    written, made = Written(), Converting("signature")
+    monkeypatch.setattr(SignatureVerifier, "check", defect)
+    async with trio.open_nursery() as nursery:
+        intake = made.intake(written, 0, nursery, SignatureVerifier(Accounts()))
+        await intake.take([frame(1)])
+    assert [[entry.stream for entry in each.entries] for each in written.frames] == [
+        ["repo_backfill_high"]
+    ]
+    assert made.counters.verdicts == {"unverified": 1}
+
+
+async def test_a_job_that_could_not_be_made_does_not_count_as_queued(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Else the second try would leave the repo to a job that there is not."""
+    written, made, original = Written(), Converting("signature"), RepoConverter.resync
+    tries = 0
+
+    def fail_once(*arguments: Any) -> Any:
+        nonlocal tries
+        tries += 1
+        return original(*arguments) if tries > 1 else defect()
+
+    monkeypatch.setattr(RepoConverter, "resync", fail_once)
+    async with trio.open_nursery() as nursery:
+        intake = made.intake(written, 0, nursery, SignatureVerifier(Accounts()))
+        await intake.take([frame(1, key=NEW_KEY)])
+    assert [[entry.stream for entry in each.entries] for each in written.frames] == [
+        ["repo_backfill_high"]
+    ]
+
+
 async def test_a_commit_that_can_be_neither_admitted_nor_fetched_is_passed_and_kept(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -58,6 +58,18 @@ def test_a_repo_that_was_seen_from_its_first_commit_on_is_complete() -> None:
     assert [jobs(made.convert(frame)) for frame in commits()] == [[], [], [], []]
 
 
+def test_a_new_repo_whose_commit_is_too_big_is_fetched_at_once() -> None:
+    """The rate of discovery does not hold it up: its records are written nowhere else."""
+    made = discovering(1)
+    made.convert(commits(1)[1])
+    record = {"$type": "app.bsky.feed.post", "text": "x", "createdAt": TIME}
+    repo = make_account(1, 0).repo
+    repo.apply([Write(f"app.bsky.feed.post/{REVS[0]}", record)], REVS[0], 0)
+    body = repo.apply([Write(f"app.bsky.feed.post/{REVS[1]}", record)], REVS[1], 0)
+    large = encode_frame("#commit", body | {"seq": 1, "time": TIME, "tooBig": True})
+    assert jobs(made.convert(large)) == [(REPO_BACKFILL_HIGH, "too_big")]
+
+
 def test_its_live_records_are_written_all_the_same() -> None:
     made = discovering()
     frame = made.convert(commits()[1])

@@ -2,18 +2,23 @@
 
 import json
 from collections import Counter
+from collections.abc import Sequence
 
 import pytest
 import trio
 import trio.testing
 
+from rsky_pipeline.atproto.frame import encode_frame
 from rsky_pipeline.atproto.identity import parse_did_document
 from rsky_pipeline.configuration.settings import Verify
+from rsky_pipeline.ingester import pipeline
 from rsky_pipeline.ingester.commits import signatures
-from rsky_pipeline.ingester.commits.resync import BURST
+from rsky_pipeline.ingester.commits.relays import RelayDedup
+from rsky_pipeline.ingester.commits.resync import BURST, Resyncs
 from rsky_pipeline.ingester.commits.signatures import SignatureVerifier
+from rsky_pipeline.ingester.commits.states import RepoStates, make_state
 from rsky_pipeline.ingester.frames import FrameCounters
-from rsky_pipeline.ingester.pipeline import STRANGERS_PER_MINUTE, FrameIntake
+from rsky_pipeline.ingester.pipeline import STRANGERS_PER_MINUTE, FrameIntake, SharedState
 from rsky_pipeline.ingester.sequence import GapWatch
 from rsky_pipeline.network.directory import IdentityNotFoundError, IdentityUnavailableError
 from tests.data import test_data
@@ -22,6 +27,7 @@ from tests.unit.ingester.claims import (
     DID,
     KEY,
     NEW_KEY,
+    TIME,
     Accounts,
     Written,
     frame,
@@ -65,6 +71,18 @@ async def test_a_gap_is_noted_with_the_frame_behind_it_and_counts_in_its_size() 
     for item in written.frames:
         assert item.size == sum(len(entry.payload) for entry in item.entries)
     assert made.counters.gaps == {"outdated_cursor": 1}
+
+
+async def test_a_gap_is_never_noted_behind_a_cursor_that_covers_it() -> None:
+    written, made = Written(), Converting()
+    gaps = GapWatch("relay.test", 4, None)
+    gaps.outdated = True
+    async with trio.open_nursery() as nursery:
+        intake = made.intake(written, 4, nursery, SignatureVerifier(Accounts()), gaps)
+        await intake.take([identity(9), identity(10)])
+    assert [[entry.stream for entry in item.entries] for item in written.frames] == [
+        ["rsky_pipeline:gaps", "firehose_live"], ["firehose_live"],
+    ]  # fmt: skip
 
 
 async def test_many_signatures_are_checked_beside_the_reading_and_in_order() -> None:
@@ -111,6 +129,70 @@ async def test_reading_pauses_when_what_waits_for_proof_is_large() -> None:
         assert not written.frames
         accounts.slow[DID].set()
     assert written.seqs == list(range(1, 41))
+
+
+async def test_nothing_is_admitted_after_the_writer_has_dropped_its_frames() -> None:
+    """A state that is set then would make a replay of a commit that nobody wrote."""
+    accounts, written, made = Accounts(), Written(), Converting("signature")
+    accounts.slow[DID] = trio.Event()
+    async with trio.open_nursery() as nursery:
+        intake = made.intake(written, 0, nursery, SignatureVerifier(accounts))
+        await intake.take([frame(1)])
+        await trio.testing.wait_all_tasks_blocked()
+        written.closed = True
+        made.shared.dropped()
+        accounts.slow[DID].set()
+    assert made.shared.states.get(DID) is None
+    assert written.frames == []
+
+
+async def test_the_cursor_of_a_damaged_number_is_the_one_before_it() -> None:
+    async with trio.open_nursery() as nursery:
+        intake, written, _ = start(nursery, Accounts())
+        await intake.take([frame(1), frame(10**6), frame(2), frame(3)])
+    assert written.seqs == [1, 1, 2, 3]
+
+
+async def test_results_of_signatures_are_those_of_their_own_commits() -> None:
+    """Of an account whose key is not known there is none: the next result is another's."""
+    accounts, other = Accounts(), "did:plc:bbbbbbbbbbbbbbbbbbbbbbbb"
+    accounts.keys[other] = KEY.public
+    async with trio.open_nursery() as nursery:
+        intake, written, tally = start(nursery, accounts)
+        await intake.take([frame(1)])
+        await trio.testing.wait_all_tasks_blocked()
+        await intake.take([frame(2, other, NEW_KEY), frame(3), frame(4, key=NEW_KEY)])
+    assert tally.verdicts == {"valid": 2, "forged": 2}
+    streams = [{entry.stream for entry in item.entries} for item in written.frames]
+    assert ["firehose_live" in found for found in streams] == [True, False, True, False]
+
+
+async def test_a_check_that_raises_proves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_: object) -> list[bool]:
+        raise ValueError
+
+    async with trio.open_nursery() as nursery:
+        intake, _, tally = start(nursery, Accounts())
+        await intake.take([frame(1)])
+        await trio.testing.wait_all_tasks_blocked()
+        monkeypatch.setattr(pipeline, "check_all", fail)
+        await intake.take([frame(2, key=NEW_KEY), frame(3)])
+    assert tally.verdicts == {"valid": 2, "forged": 1}
+
+
+async def test_the_state_of_an_account_is_read_before_its_event_is_admitted() -> None:
+    async def read(where: Sequence[tuple[str, bytes]]) -> list[bytes]:
+        return [make_state(5, None)] * len(where)
+
+    shared = SharedState(RepoStates(read), RelayDedup(["relay.test"]), Resyncs(60))
+    written, made = Written(), Converting(shared=shared)
+    body = {"seq": 1, "did": DID, "active": True, "time": TIME}
+    async with trio.open_nursery() as nursery:
+        intake = made.intake(written, 0, nursery, SignatureVerifier(Accounts()))
+        await intake.take([encode_frame("#account", body)])
+    assert [entry.stream for entry in written.frames[0].entries] == [
+        "firehose_live", "repo_backfill_high",
+    ]  # fmt: skip
 
 
 async def test_an_account_that_cannot_be_looked_up_is_fetched_later(

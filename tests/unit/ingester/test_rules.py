@@ -6,6 +6,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from rsky_pipeline.ingester.commits.states import make_state
 from rsky_pipeline.ingester.follower import Backpressure
 from rsky_pipeline.ingester.frames import (
     MAX_RAW_BYTES,
@@ -83,6 +84,27 @@ def test_a_frame_without_a_seq_does_not_move_the_cursor_back() -> None:
     assert seq_of(batcher.take()) == 7
     batcher.add("a", [frame(None)], 0.0)
     assert seq_of(batcher.take()) is None
+
+
+def test_frames_without_entries_move_the_cursor_of_their_own_host() -> None:
+    batcher = Batcher[str](RULE)
+    batcher.add("a", [frame(7)], 0.0)
+    batcher.add("b", [frame(50, events=0)], 0.0)
+    batcher.add("a", [frame(8, events=0)], 0.0)
+    parts = batcher.take().parts
+    assert {source: part.seq for source, part in parts.items()} == {"a": 8, "b": 50}
+
+
+def test_the_newest_state_of_a_repo_is_written_with_its_frames() -> None:
+    def with_state(number: int, events: int) -> PendingFrame:
+        item = frame(number, events)
+        item.state = (b"repo", make_state(number, None))
+        return item
+
+    batcher = Batcher[str](RULE)
+    for numbers in ([(1, 1), (2, 0)], [(3, 1), (4, 1)], [(5, 0), (6, 0)]):
+        batcher.add("a", [with_state(*number) for number in numbers], 0.0)
+        assert batcher.take().states == {b"repo": make_state(numbers[-1][0], None)}
 
 
 @given(st.lists(st.tuples(st.integers(0, 12), st.integers(1, 400)), max_size=40))
@@ -182,6 +204,11 @@ def test_without_a_cursor_the_first_number_is_believed() -> None:
     ]  # fmt: skip
 
 
+def test_the_largest_step_that_moves_the_gate_at_once() -> None:
+    assert SeqGate(10).place(10 + MAX_STEP, 0.0) == "next"
+    assert SeqGate(10).place(11 + MAX_STEP, 0.0) == "ahead"
+
+
 def test_a_damaged_number_beside_a_true_jump_is_told_apart() -> None:
     gate = SeqGate(10)
     assert [gate.place(seq, 0.0) for seq in (5_000, 2**50, 5_001, 5_002, 5_003)] == [
@@ -247,7 +274,9 @@ def test_frames_leave_the_buffer_in_the_order_they_came(steps: list[str], random
             buffer.add(added)
             if added.waits:
                 undecided.append(added)
-        left += [item.seq for item in buffer.take_ready()]
+        ready = buffer.take_ready()
+        assert not any(item.waits for item in ready)
+        left += [item.seq for item in ready]
         assert left == list(range(1, len(left) + 1))
         assert len(buffer) == number - len(left)
     for item in undecided:
