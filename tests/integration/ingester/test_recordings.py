@@ -96,6 +96,8 @@ async def test_the_real_window_gives_exactly_the_events_that_jetstream_served(
         if "commit" in event:
             assert event.pop("commit") == str(message.commit)
             del event["seq"], event["time"]
+        if event["type"] == "account":
+            assert event.pop("relay") == f"127.0.0.1:{relay.port}"
     assert sorted(events, key=sort_key) == sorted(expected, key=sort_key)
     assert not entries(clean_redis, "repo_backfill_high")
 
