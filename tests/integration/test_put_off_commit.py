@@ -83,7 +83,7 @@ async def test_the_deletion_reaches_the_row(
     apply_batch(database, readings, collections)
     assert database.query('SELECT count(*) FROM "like"') == [(0,)]
     assert database.query("SELECT count(*) FROM record") == [(0,)]
-    assert database.query('SELECT "likeCount" FROM post_agg') == [(0,)]
+    assert database.query('SELECT "likeCount" FROM post_agg') == []  # no rows of zeros
     late = read_entry({EVENT_FIELD: like("gone")}, collections)
     apply_batch(database, [late], collections)
     assert database.query("SELECT count(*) FROM record") == [(0,)]

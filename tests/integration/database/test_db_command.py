@@ -57,7 +57,7 @@ def test_a_missing_embedded_server_says_what_to_do(tmp_path: Path) -> None:
     assert result.stdout == ""
     (line,) = result.stderr.splitlines()
     assert str(tmp_path) in line
-    assert "rsky-pipeline run" in line
+    assert "rsky-pipeline start" in line
 
 
 def test_a_missing_server_is_one_line_without_the_password() -> None:

@@ -24,7 +24,7 @@ SELECTION = Settings().collections
 Rows = dict[str, list[str]]
 
 # What each way writes for itself, and not as rows of the repos.
-_OWN = frozenset({"load_file", "backfill_repo", "schema_version"})
+_OWN = frozenset({"load_file", "backfill_repo", "schema_version", "applied_mark"})
 _UNPROMISED = frozenset(
     {
         "id",

@@ -168,7 +168,7 @@ def _endless_retry(pipeline: Running) -> None:
     found = {check["name"]: check for check in report["checks"]}
     assert code == 6
     assert any(
-        check["name"].startswith("relay:") and check["status"] == "fail" for check in found.values()
+        check["name"].startswith("relay:") and check["status"] == "warn" for check in found.values()
     )
     assert found["no_progress"]["status"] == "fail"
     assert "ingester-1" in found["no_progress"]["figure"]

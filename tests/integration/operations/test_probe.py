@@ -4,6 +4,7 @@ import pytest
 
 from rsky_pipeline.configuration.settings import Settings
 from rsky_pipeline.database.connection import Database
+from rsky_pipeline.embedded.locations import resolve_directories
 from rsky_pipeline.indexer.core import plan
 from rsky_pipeline.operations.verification.outside import check_database
 from rsky_pipeline.operations.verification.probe import probe_rev_guard
@@ -42,5 +43,5 @@ def test_a_writer_that_brings_deleted_records_back_is_noticed(schema_database: s
 
 def test_a_database_that_is_away_is_a_failed_check() -> None:
     url = "postgresql://nobody@127.0.0.1:1/none"
-    (found,) = check_database(Settings(database_url=url))
+    (found,) = check_database(resolve_directories(Settings(database_url=url)))
     assert (found.check, found.status) == ("database", "fail")
