@@ -183,9 +183,8 @@ class Attempts:
                 # Records it holds may be deleted since, records it lacks may be newer than it.
                 message = f"the PDS serves rev {rev}, older than the known rev {known}"
                 raise RepoError("transient", "stale_repo", message, host=repo.host)
-            paths = await self.compute(
-                repo, partial(list_paths, repo)
-            )  # the whole tree, every record
+            # Walks the whole tree and reads every record.
+            paths = await self.compute(repo, partial(list_paths, repo))
             sink = _StreamSink(self, paths)
             named = (path for path in job.deleted if split_path(path) is not None)
             deletes = await apply_repo(paths, sink, named)  # its order matters: see there

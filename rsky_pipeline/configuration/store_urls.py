@@ -1,4 +1,4 @@
-"""The URLs of the stores: what they may say, and what another program's options mean here.
+"""The URLs of the stores, and their options.
 
 Each option is sorted: the server's or the operator's (accepted), ours (refused by name, since the
 pipeline depends on its value), or another client's (refused with the way to say it here). A message

@@ -49,7 +49,7 @@ def raise_mark(tx: Transaction, worker: str, stream: str, reached: float) -> int
 
 
 def find_loss(database: Database, noted: Mapping[MarkKey, int]) -> DatabaseLoss | None:
-    """Return what the database has lost; `noted` was read from Redis before."""
+    """Return the transactions that the database lacks; `noted` was read from Redis before."""
     rows = database.query("SELECT worker, stream, number, reached FROM rsky_pipeline.applied_mark")
     stored = {(worker, stream): (number, reached) for worker, stream, number, reached in rows}
     missing = 0

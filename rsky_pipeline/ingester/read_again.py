@@ -62,7 +62,9 @@ def _look(store: Store, cursors: Sequence[SourceCursor]) -> None:
         position = set_back(store, cursor.key, since)
         extra = {"key": cursor.key, "before": cursor.stored, "cursor": position}
         if position is None:
-            _log.error("no older position of a cursor is known, only the listing", extra=extra)
-        else:
+            _log.error(
+                "no older position of a cursor is known, only repos are listed again", extra=extra
+            )
+        elif position < (cursor.stored or 0):
             _log.warning("reading events again that the database lost", extra=extra)
     request_done(store)

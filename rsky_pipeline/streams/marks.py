@@ -78,8 +78,9 @@ def request_done(store: Store) -> None:
 def set_back(store: Store, key: str, since: float) -> int | None:
     """Set a cursor back to where it was some time before `since`; return that position.
 
-    Returns None if there is no cursor, or no older position. The running ingester notices, drops
-    what it holds and goes on from there.
+    Returns None if there is no cursor, or no position of it was noted. A cursor that has not moved
+    since then stays. The running ingester notices another one, drops the frames that it holds and
+    goes on from there.
     """
     for _ in range(_TRIES):
         text = read_cursor(store, key)
@@ -87,7 +88,7 @@ def set_back(store: Store, key: str, since: float) -> int | None:
             return None
         target = _position_at(store, key, since - MARGIN_SECONDS)
         if target is None or target >= int(text):
-            return None
+            return target
         until = max(int(text), again_until(store, key))
         store.call("HSET", READ_AGAIN, key, until)
         note = orjson.dumps({"seq": target, "time": None})

@@ -78,7 +78,7 @@ def purge_account(database: Database, did: str, collections: Mapping[str, Collec
 
 
 def _leave_complete_rev(tx: Transaction, did: str) -> None:
-    """Raise the complete rev above what is known, and to the time of the deletion.
+    """Raise the complete rev above all known revs, and to the time of the deletion.
 
     Revs and the times of account events are of one clock, that of the account's host. Entries that
     another worker has not applied yet are below it as well.
@@ -124,7 +124,7 @@ _FORGET_CHECKS = "DELETE FROM rsky_pipeline.handle_check WHERE did = ANY(%b::tex
 def without_overtaken(
     tx: Transaction, readings: list[Reading], created: Some[str]
 ) -> tuple[list[Reading], set[str]]:
-    """Leave out what a purge has overtaken; for accounts whose rows this transaction has created.
+    """Leave out events of before a purge; for accounts whose rows this transaction has created.
 
     Pending entries of a worker that died, history that waited in its stream and dead letters come
     at any time. Returns the readings that are left, and the accounts that need no row for them: the

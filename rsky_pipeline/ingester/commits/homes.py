@@ -12,6 +12,7 @@ same server if both describe themselves by one DID.
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from typing import Any
+from weakref import WeakValueDictionary
 
 import trio
 
@@ -60,6 +61,9 @@ class AccountHomes:
         self._directory = directory
         self._describe = describe
         self._servers: OrderedDict[HostKey, tuple[str | None, float]] = OrderedDict()
+        # Each as long as somebody asks: a PDS sends events of many accounts at once, and one
+        # question about each server is enough for all of them.
+        self._asking: WeakValueDictionary[HostKey, trio.Lock] = WeakValueDictionary()
 
     @property
     def hears_all(self) -> bool:
@@ -88,13 +92,14 @@ class AccountHomes:
 
     async def _server(self, endpoint: Endpoint) -> str | None:
         """Return the DID of a server, "" for no PDS, None if it does not answer."""
-        known, until = self._servers.get(endpoint.key, (None, 0.0))
-        if until <= trio.current_time():
-            try:
-                known, seconds = await self._describe(endpoint), KNOWN_SECONDS
-            except HttpError:
-                known, seconds = None, AGAIN_SECONDS
-            self._servers[endpoint.key] = known, trio.current_time() + seconds
-            while len(self._servers) > MAX_HOSTS:
-                self._servers.popitem(last=False)
+        async with self._asking.setdefault(endpoint.key, trio.Lock()):
+            known, until = self._servers.get(endpoint.key, (None, 0.0))
+            if until <= trio.current_time():
+                try:
+                    known, seconds = await self._describe(endpoint), KNOWN_SECONDS
+                except HttpError:
+                    known, seconds = None, AGAIN_SECONDS
+                self._servers[endpoint.key] = known, trio.current_time() + seconds
+                while len(self._servers) > MAX_HOSTS:
+                    self._servers.popitem(last=False)
         return known

@@ -42,9 +42,7 @@ class RepoUpdate(NamedTuple):
     did: str
     rev: int
     since: int | None = None
-    prev_data: Cid | None = (
-        None  # None in commits of before Sync 1.1, or of a sender that left it out
-    )
+    prev_data: Cid | None = None  # not in commits of before Sync 1.1, or left out by the sender
     data: Cid | None = None  # the tree's root; None where the commit object was not read
     kind: Literal["commit", "sync", "too_big"] = "commit"
     ops: tuple[RepoOp, ...] = ()  # on collections that are kept

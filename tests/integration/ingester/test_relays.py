@@ -13,7 +13,7 @@ import pytest
 import trio
 
 from rsky_pipeline.atproto.syntax import tid_microseconds, tid_number
-from rsky_pipeline.configuration.endpoints import Endpoint, parse_endpoint
+from rsky_pipeline.configuration.endpoints import Endpoint, HostKey, parse_endpoint
 from rsky_pipeline.configuration.settings import Settings
 from rsky_pipeline.database.connection import Database
 from rsky_pipeline.health.rules import RELAY_STALLED, Limits
@@ -32,7 +32,13 @@ from rsky_pipeline.operations.cursors import (
 )
 from rsky_pipeline.runtime.link import Link
 from rsky_pipeline.streams.connection import connect
-from rsky_pipeline.streams.marks import READ_AGAIN, note_positions, request_reading
+from rsky_pipeline.streams.marks import (
+    READ_AGAIN,
+    again_until,
+    note_positions,
+    request_reading,
+    set_back,
+)
 from rsky_pipeline.streams.names import cursor_key
 from tests.integration.ingester.relay import TIME, Relay, commit, like, rev, running
 from tests.integration.ingester.test_live import cursor, likes, total
@@ -451,6 +457,18 @@ async def test_what_was_lost_right_after_the_first_start_is_read_again(
                     == [*range(1, 6), *range(1, 6)]
                 )
             )
+
+
+def test_a_cursor_that_has_not_moved_since_stays(clean_redis: str) -> None:
+    """As of a labeler that has said nothing for hours."""
+    key = cursor_key("label_live", HostKey("labeler.test"))
+    with closing(connect(clean_redis, name="test")) as store:
+        store.call("SET", key, "57")
+        assert set_back(store, key, 1_000.0) is None, "nothing is known of it"
+        note_positions(store, {key: 57}, 500.0)
+        assert set_back(store, key, 1_000.0) == 57
+        assert store.call("GET", key) == b"57"
+        assert again_until(store, key) == -1
 
 
 async def test_after_a_loss_of_the_database_its_own_revs_count(

@@ -51,6 +51,27 @@ def homes_of(pds: str | Exception | None, servers: dict[str, str | Exception]) -
     return AccountHomes(parse_endpoint(OLD), Directory(pds), describe)
 
 
+async def test_of_many_events_at_once_one_asks_each_server() -> None:
+    asked: list[str] = []
+
+    async def describe(endpoint: Endpoint) -> str:
+        asked.append(endpoint.http_url())
+        await trio.sleep(0.01)
+        return f"did:web:{endpoint.host}"
+
+    homes = AccountHomes(parse_endpoint(OLD), Directory(NEW), describe)
+    heard: list[bool] = []
+
+    async def hear() -> None:
+        heard.append(await homes.hears(DID))
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(50):
+            nursery.start_soon(hear)
+    assert heard == [False] * 50
+    assert asked == [OLD, NEW]
+
+
 SILENT = HttpError("timeout", "silent")
 
 
