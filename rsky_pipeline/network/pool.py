@@ -36,16 +36,26 @@ class _Stream(httpcore.AsyncNetworkStream):
     """A connection, whose peer can send no more than `MAX_HEAD` bytes before an answer begins.
 
     The library reads interim responses (`100 Continue`) for as long as they come.
+
+    A server may close an idle connection just as we use it once more. That is nobody's trouble: the
+    pool sends the request again on another connection, as browsers do (RFC 9112, 9.3.1).
     """
 
     def __init__(self, stream: Connection) -> None:
         self._stream = stream
         self._received = 0  # since the last request
         self.answered = False  # the head of the answer was read
+        self._used_before = False
 
     async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:  # noqa: ASYNC109
-        with _translated(httpcore.ReadTimeout, httpcore.ReadError, timeout):
-            data = bytes(await self._stream.receive_some(max_bytes))
+        try:
+            with _translated(httpcore.ReadTimeout, httpcore.ReadError, timeout):
+                data = bytes(await self._stream.receive_some(max_bytes))
+        except httpcore.ReadError:
+            self._require_no_idle_end()
+            raise
+        if not data:
+            self._require_no_idle_end()
         if not self.answered:
             self._received += len(data)
             if self._received > MAX_HEAD:
@@ -53,10 +63,16 @@ class _Stream(httpcore.AsyncNetworkStream):
         return data
 
     async def write(self, buffer: bytes, timeout: float | None = None) -> None:  # noqa: ASYNC109
+        self._used_before |= self.answered
         self._received, self.answered = 0, False
         if buffer:
             with _translated(httpcore.WriteTimeout, httpcore.WriteError, timeout):
                 await self._stream.send_all(buffer)
+
+    def _require_no_idle_end(self) -> None:
+        """Raise ConnectionNotAvailable where it ended before any answer to a further request."""
+        if self._used_before and not self.answered and not self._received:
+            raise httpcore.ConnectionNotAvailable
 
     async def aclose(self) -> None:
         await self._stream.aclose()

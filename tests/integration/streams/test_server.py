@@ -56,7 +56,9 @@ def test_settings(options: tuple[str, ...], found: set[tuple[str, str, str]]) ->
 
 
 def test_a_cluster_is_refused_by_name() -> None:
-    with server("--cluster-enabled", "yes", "--port", str(free_port())) as url:
+    # By default the port of the cluster's bus is 10,000 higher, which may be none.
+    ports = ("--port", str(free_port()), "--cluster-port", str(free_port()))
+    with server("--cluster-enabled", "yes", *ports) as url:
         assert [(item.severity, item.name) for item in check(url)] == [("unusable", "cluster mode")]
         with pytest.raises(SettingError, match="cluster mode"):
             prepare_stores(Settings(redis_url=url), False)

@@ -5,10 +5,12 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import suppress
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import quote, unquote
 
 import pytest
+import trio
 
 from rsky_pipeline.network.http import HttpClient, HttpError
 from rsky_pipeline.network.pool import ClientResponse, ConnectionPool
@@ -153,6 +155,48 @@ async def test_bodies_of_other_servers(server: str, path: str) -> None:
     async with HttpClient(allow_private=True) as client:
         assert await client.get_json(f"{server}{path}") == {"a": 1}
         assert await client.get_json(f"{server}/ok") == {"a": 1}
+
+
+@pytest.mark.parametrize("kept", [1, 3])
+async def test_a_connection_that_its_server_closes_while_idle_is_not_the_hosts_trouble(
+    kept: int,
+) -> None:
+    """It closes when it sees the next request; a new connection is answered again."""
+    connections = 0
+
+    async def serve(stream: trio.SocketStream) -> None:
+        nonlocal connections
+        connections += 1
+        for number in range(2):
+            if not await stream.receive_some(65_536) or number:
+                return  # which closes it
+            await stream.send_all(b'HTTP/1.1 200 OK\r\nContent-Length: 8\r\n\r\n{"a": 1}')
+
+    async with trio.open_nursery() as nursery, HttpClient(allow_private=True) as client:
+        listeners = await nursery.start(partial(trio.serve_tcp, serve, 0, host="127.0.0.1"))
+        url = f"http://127.0.0.1:{listeners[0].socket.getsockname()[1]}/"
+        async with trio.open_nursery() as requests:
+            for _ in range(kept):
+                requests.start_soon(client.get_json, url)
+        assert await client.get_json(url) == {"a": 1}
+        assert connections == kept + 1
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_server_that_answers_nothing_is_the_hosts_trouble() -> None:
+    connections = 0
+
+    async def serve(stream: trio.SocketStream) -> None:
+        nonlocal connections
+        connections += 1
+        await stream.receive_some(65_536)
+
+    async with trio.open_nursery() as nursery:
+        listeners = await nursery.start(partial(trio.serve_tcp, serve, 0, host="127.0.0.1"))
+        port = listeners[0].socket.getsockname()[1]
+        assert (await failure(f"http://127.0.0.1:{port}/")).kind == "unreachable"
+        nursery.cancel_scope.cancel()
+    assert connections == 1
 
 
 async def test_a_refusal_keeps_its_code_and_pause(server: str) -> None:
