@@ -134,7 +134,10 @@ async def eventually(condition: Callable[[], bool], seconds: float = 60.0) -> No
 
 
 async def settled(store: Store, seconds: float = 60.0) -> None:
-    """Wait until no job is queued, in work or waiting, but for those that wait for an indexer."""
+    """Wait until no job is queued, in work or waiting, but for those that wait for an indexer.
+
+    A worker counts a job after it has finished it in Redis: read its metrics once it has ended.
+    """
     with trio.fail_after(seconds):
         while any(store.call("XLEN", name) for name in REPO_STREAMS) or waiting(store):
             await trio.sleep(0.02)

@@ -157,7 +157,7 @@ async def test_a_page_instead_of_repos_is_trouble_of_the_host(
     async with backfiller(configure(backfiller_host_patience_hours=1)) as running:
         queue(store, *dids)
         await settled(store)
-        assert running.value("retries_attempted_total") > 0
+    assert running.value("retries_attempted_total") > 0
     assert letters(store) == []
     assert max(failures) > PARK_AFTER
     assert len([event for event in output(store) if event["type"] == "repo"]) == len(dids)
@@ -191,7 +191,7 @@ async def test_an_account_that_the_directory_does_not_know_yet_is_asked_for_agai
         await eventually(lambda: running.value("failures_total", reason="no_pds") > 0)
         hosts.documents["did:plc:a"] = whole
         await settled(store)
-        assert running.value("outcomes_total", outcome="unavailable") == 1  # the missing one
+    assert running.value("outcomes_total", outcome="unavailable") == 1  # the missing one
     assert letters(store) == []
     assert {event["did"] for event in output(store)} == {"did:plc:a"}
 
@@ -262,7 +262,7 @@ async def test_a_key_that_was_rotated_just_after_it_was_looked_up_costs_no_repo(
         hosts.add("did:plc:a", document("did:plc:a", new), make_repo("did:plc:a", 2, new)[0])
         queue(store, "did:plc:a")
         await settled(store)
-        assert running.value("failures_total", reason="bad_signature") == 1
+    assert running.value("failures_total", reason="bad_signature") == 1
     assert letters(store) == []
     assert len(output(store)) == 2 + 3
 
@@ -343,10 +343,10 @@ async def test_a_repo_beyond_the_memory_goes_to_disk_and_gives_the_same(
     async with backfiller(configured) as running:
         queue(store, *hosts.repos)
         await settled(store)
-        assert running.value("records_extracted_total") == 4_010
-        assert running.value("repos_spilled_total") == 1
-        assert running.value("disk_reserved_bytes") == 0
-        assert running.value("memory_reserved_bytes") == 0
+    assert running.value("records_extracted_total") == 4_010
+    assert running.value("repos_spilled_total") == 1
+    assert running.value("disk_reserved_bytes") == 0
+    assert running.value("memory_reserved_bytes") == 0
     large = {event["rkey"] for event in output(store)
              if event["did"] == "did:plc:large" and event["type"] == "create"}  # fmt: skip
     assert large == {f"{number:05d}" for number in range(4_000)}
@@ -531,4 +531,4 @@ async def test_memory_is_given_back(store: Store, configure: Configure, hosts: F
     async with backfiller(configure()) as running:
         queue(store, "did:plc:a")
         await settled(store)
-        assert running.value("memory_reserved_bytes") == 0
+    assert running.value("memory_reserved_bytes") == 0

@@ -63,7 +63,7 @@ async def test_rows_that_the_repo_no_longer_holds_are_deleted_unless_they_are_ne
     async with backfiller(configure()) as running:
         queue(store, DID)
         await settled(store)
-        assert running.value("deletes_queued_total") == 2
+    assert running.value("deletes_queued_total") == 2
     events = output(store)
     deletes = [event for event in events if event["type"] == "delete"]
     assert [(event["rkey"], event["rev"]) for event in deletes] == [("old", REV), ("unknown", REV)]
@@ -187,7 +187,7 @@ async def test_a_repo_that_moves_while_it_is_fetched_is_fetched_from_its_new_hos
         async with backfiller(configure()) as running:
             queue(store, DID)
             await settled(store)
-            assert running.value("repos_failed_total") == 0
+        assert running.value("repos_failed_total") == 0
     assert outcome(database)[:3] == ("done", None, REV)
 
 
