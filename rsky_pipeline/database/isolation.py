@@ -11,12 +11,16 @@ For example, one unstorable record among 1,000 costs about 20 failed or smaller 
 An error of another class may hit every entry too, for example where a function is missing or a new
 version has a defect. No entry alone shows that, only a row of them: `Isolation` remembers it from
 batch to batch.
+
+A conflict (a lock, a timeout) is waited for as well, since it follows from others' transactions.
+One that lasts may be an entry's own, for example a statement that always exceeds its time:
+`Isolation` then cuts the batch a little smaller at each try.
 """
 
 import random
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -31,6 +35,8 @@ SYSTEMIC = 10  # entries of several owners in a row that fail: none of them is t
 # A batch waits for so long (a function may be missing while somebody upgrades the database), and
 # is given up then: it must not stop the others for ever.
 SYSTEMIC_SECONDS = 600.0
+_STATEMENT_TIMEOUT = "57014"
+MAX_CONFLICTING = 2  # pieces of a batch; with more of them, others hold locks on whole tables
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +64,8 @@ class Isolation(Generic[Entry]):
         self._patience = patience_seconds
         self._given_up: deque[object] = deque(maxlen=SYSTEMIC)  # owners, since one was applied
         self._since: float | None = None  # when the present batch met a systemic error first
+        self._conflicting_since: float | None = None
+        self._piece = 0  # entries of a piece of the present batch; 0: it is not cut
 
     def apply(
         self, groups: Sequence[Sequence[Entry]], apply: Callable[[Sequence[Entry]], object]
@@ -70,13 +78,29 @@ class Isolation(Generic[Entry]):
         """
         culprits: list[Culprit[Entry]] = []
         failure: Exception | None = None
+        conflicts: list[Sequence[Entry]] = []
+        pieces = list(self._cut(groups))
         try:
-            for group in groups:
-                if group:
-                    failure = _apply(group, apply, culprits) or failure
-        except DatabaseError:
+            for piece in pieces:
+                try:
+                    failure = _apply(piece, apply, culprits) or failure
+                except TransactionConflictError as error:
+                    conflicts.append(piece)
+                    if not self._piece or len(conflicts) > MAX_CONFLICTING:
+                        raise
+                    conflict = error
+            if conflicts and self._piece > 1:
+                raise conflict
+        except DatabaseError as error:
             self._since = None  # another error: the wait for a systemic one is over
+            self._conflicted(error, max(map(len, pieces)))
             raise
+        culprits += [
+            Culprit(piece[0], "internal_error", _described(conflict)) for piece in conflicts
+        ]
+        self._conflicting_since, self._piece = None, 0
+        if conflicts:
+            return culprits
         if len(culprits) < sum(map(len, groups)):
             self._given_up.clear()
             self._since = None
@@ -90,6 +114,26 @@ class Isolation(Generic[Entry]):
         self._given_up.extend(hit)
         self._since = None  # the next batch waits anew
         return culprits
+
+    def _cut(self, groups: Sequence[Sequence[Entry]]) -> Iterator[Sequence[Entry]]:
+        for group in groups:
+            size = self._piece or len(group)
+            for start in range(0, len(group), size or 1):
+                yield group[start : start + size]
+
+    def _conflicted(self, error: DatabaseError, largest: int) -> None:
+        """After an error of the present batch: cut it smaller if it conflicts for too long.
+
+        A piece a try, so that no call lasts for many times a statement's timeout.
+        """
+        if not isinstance(error, TransactionConflictError):
+            self._conflicting_since, self._piece = None, 0
+            return
+        now = time.monotonic()
+        if self._conflicting_since is None:
+            self._conflicting_since = now
+        elif now - self._conflicting_since > self._patience:
+            self._piece = max(1, largest // 2)
 
     def _is_systemic(self, hit: Sequence[object]) -> bool:
         owners = [*self._given_up, *hit]
@@ -113,12 +157,15 @@ def apply_isolated(
 def retry_conflicts(transaction: Callable[[], Result], tries: int) -> Result:
     """Run a transaction up to `tries` times while it conflicts with others; blocks between tries.
 
+    A statement that exceeded its time is not run again at once: it has blocked for long already.
     Raises the last TransactionConflictError; the caller should then back off for longer.
     """
     for attempt in range(1, tries):
         try:
             return transaction()
-        except TransactionConflictError:
+        except TransactionConflictError as error:
+            if error.sqlstate == _STATEMENT_TIMEOUT:
+                raise
             time.sleep(random.uniform(0.0, CONFLICT_PAUSE_SECONDS * attempt))
     return transaction()
 

@@ -1,5 +1,6 @@
 """Fetching and verifying repos for commands, several at a time, each result handled as it comes."""
 
+import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -9,11 +10,15 @@ import trio
 from prometheus_client import CollectorRegistry
 
 from rsky_pipeline.configuration.settings import Settings
+from rsky_pipeline.database.errors import DatabaseError, TransactionConflictError
 from rsky_pipeline.observability.backfiller import BackfillerMetrics
+from rsky_pipeline.repos.changes import StillChangingError
 from rsky_pipeline.repos.fetch import Fetcher, open_fetcher
 from rsky_pipeline.repos.hosts import HostBusyError
 from rsky_pipeline.repos.repo import FailureKind, Repo, RepoError
+from rsky_pipeline.runtime.errors import described
 
+_log = logging.getLogger(__name__)
 DOWNLOADS = 4  # repos that are downloaded while one is worked on
 HOST_PATIENCE_SECONDS = 300.0  # for a host that asks to be left alone
 
@@ -55,7 +60,8 @@ async def each_repo(
 ) -> None:
     """Fetch and verify repos concurrently, run `work` on one at a time, and report each outcome.
 
-    RepoError, of a fetch or of `work`, fails that repo only; other errors of `work` end the call.
+    RepoError, of a fetch or of `work`, fails that repo only, and so does an error that its rows or
+    a defect may have caused. Errors of PostgreSQL that would hit every repo end the call.
     """
     one_at_a_time = trio.Lock()
     failures: list[Exception] = []
@@ -70,10 +76,14 @@ async def each_repo(
                 report(RepoResult(did, None, error.reason, str(error), error.kind))
             except HostBusyError as error:
                 report(RepoResult(did, None, "host_busy", str(error), "rate_limited"))
-            except Exception as error:  # noqa: BLE001 - raised again below, outside of the group
-                failures.append(error)
-                scope.cancel()
-                return
+            except Exception as error:  # noqa: BLE001 - a repo must not stop the others
+                if _hits_every_repo(error):
+                    failures.append(error)
+                    scope.cancel()
+                    return
+                if not isinstance(error, DatabaseError | StillChangingError):
+                    _log.exception("repo failed", extra={"did": did})
+                report(RepoResult(did, None, "internal_error", described(error), "invalid"))
             else:
                 report(RepoResult(did, result))
 
@@ -85,6 +95,12 @@ async def each_repo(
             nursery.start_soon(fetch_some, fetcher, nursery.cancel_scope)
     if failures:
         raise failures[0]
+
+
+def _hits_every_repo(error: Exception) -> bool:
+    if isinstance(error, TransactionConflictError):  # tried often enough: another's lock on rows
+        return False
+    return isinstance(error, DatabaseError) and not error.follows_data
 
 
 @asynccontextmanager

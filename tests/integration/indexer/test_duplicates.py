@@ -1,7 +1,10 @@
 """Rows that other writers left without a record, and records that say the same as they do."""
 
+from typing import Any
+
 import pytest
 
+from rsky_pipeline.indexer.collections import registry
 from tests.integration.indexer.kit import Network, Put, Tables, did_of, recounted
 
 
@@ -37,6 +40,44 @@ def test_an_older_duplicate_displaces_a_row_without_its_record(
     records = tables.rows("record", "uri", f"did = '{did_of('bob')}'")
     assert records == [(older.uri,), (newer.uri,)]
     assert tables.counts(post) == (1, 0, 0, 0)
+    recounted(tables)
+
+
+PAIRS: dict[str, dict[str, Any]] = {
+    "app.bsky.feed.repost": {},
+    "app.bsky.graph.follow": {"subject": did_of("ann")},
+    "app.bsky.graph.block": {"subject": did_of("ann")},
+    "app.bsky.graph.listblock": {"subject": f"at://{did_of('ann')}/app.bsky.graph.list/1"},
+    "app.bsky.graph.listitem": {
+        "subject": did_of("ann"), "list": f"at://{did_of('bob')}/app.bsky.graph.list/1",
+    },
+    "app.bsky.graph.verification": {
+        "subject": did_of("ann"), "handle": "ann.test", "displayName": "ann",
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("nsid", PAIRS)
+@pytest.mark.parametrize("backwards", [True, False])
+@pytest.mark.parametrize("alone", [True, False])
+def test_rows_without_records_and_duplicates_of_every_kind(
+    tables: Tables, net: Network, nsid: str, backwards: bool, alone: bool
+) -> None:
+    """Also where the record of the row never comes: then nobody can tell what it says."""
+    post = net.post("ann")
+    record = PAIRS[nsid] or {"subject": post.reference}
+    older, newer = net.put("bob", nsid, record), net.put("bob", nsid, record)
+    tables.apply(post)
+    left_by_others(tables, newer)
+    events = [older] if alone else [newer, older] if backwards else [older, newer]
+    tables.apply(*events)
+    table = registry.load()[nsid].table
+    assert table is not None
+    assert tables.rows(table.name, "uri") == [(older.uri,)]
+    assert waiting(tables) == [(newer.uri, older.uri)]
+    recounted(tables)
+    tables.apply(net.delete(older))
+    assert tables.rows(table.name, "uri") == ([] if alone else [(newer.uri,)])
     recounted(tables)
 
 

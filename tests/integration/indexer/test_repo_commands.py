@@ -182,6 +182,30 @@ def test_a_file_of_repos_goes_on_past_failures(
     assert run("db", "compare", "--did", did_of("ann"), over=away).exit_code == 69
 
 
+@pytest.mark.parametrize("sqlstate", ["21000", "55P03", "XX000"])
+def test_a_repo_whose_statements_fail_does_not_end_a_file_of_repos(
+    run: Any, tables: Tables, hosts: FakeHosts, net: Network, tmp_path: Path, sqlstate: str
+) -> None:
+    execute(
+        tables.url,
+        "CREATE FUNCTION bsky.refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN "
+        f"IF NEW.did = '{did_of('ann')}' THEN RAISE EXCEPTION 'it is refused' "
+        f"USING ERRCODE = '{sqlstate}'; END IF; RETURN NEW; END $$; "
+        "CREATE TRIGGER refuse BEFORE INSERT ON rsky_pipeline.repo_floor "
+        "FOR EACH ROW EXECUTE FUNCTION bsky.refuse()",
+    )
+    for who in ("ann", "bob"):
+        serve(hosts, who, [net.post(who)], 50)
+    file = tmp_path / "dids.csv"
+    file.write_text(f"{did_of('ann')}\n{did_of('bob')}\n")
+    result = run("index-repo", "--file", str(file), "--json")
+    assert result.exit_code == 1
+    done = {item["did"]: item for item in json.loads(result.stdout)["repos"]}
+    assert done[did_of("ann")]["error"] == "internal_error"
+    assert f"it is refused (SQLSTATE {sqlstate})" in done[did_of("ann")]["message"]
+    assert done[did_of("bob")]["created"] == 1
+
+
 def test_a_server_that_refuses_every_statement_settles_no_repo(
     run: Any, tables: Tables, hosts: FakeHosts, net: Network
 ) -> None:

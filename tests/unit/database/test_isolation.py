@@ -175,6 +175,66 @@ def test_the_wait_begins_anew_after_an_error_of_another_kind(
         now += 500.0
 
 
+class Clock:
+    """Time that passes only where a test says so."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 1_000.0
+        monkeypatch.setattr("time.monotonic", lambda: self.now)
+
+
+def conflicts(one: Isolation[int], entries: Sequence[int], store: Store, clock: Clock) -> int:
+    """Apply until it works, a minute between tries; return how many tries were in vain."""
+    for tries in range(100):
+        try:
+            one.found = one.apply([entries], store.apply)  # type: ignore[attr-defined]
+        except TransactionConflictError:
+            clock.now += 60.0
+        else:
+            return tries
+    raise AssertionError("it goes on for ever")
+
+
+def test_an_entry_whose_statements_always_conflict_is_a_culprit_in_the_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    one, clock = isolation(), Clock(monkeypatch)
+    store = Store([5], lambda text: TransactionConflictError(text, sqlstate="57014"))
+    tries = conflicts(one, range(200), store, clock)
+    assert 10 < tries < 30
+    (culprit,) = one.found  # type: ignore[attr-defined]
+    assert (culprit.entry, culprit.reason, culprit.message) == (5, "internal_error", "entry 5")
+    assert set(store.applied) == set(range(200)) - {5}
+    with pytest.raises(TransactionConflictError):  # the next batch is waited for anew
+        one.apply([[5, 6]], store.apply)
+
+
+def test_a_lock_on_a_whole_table_is_waited_for_and_buries_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    one, clock = isolation(), Clock(monkeypatch)
+    store = Store(range(0, 200, 2), TransactionConflictError)
+    for _ in range(100):
+        with pytest.raises(TransactionConflictError):
+            one.apply([range(200)], store.apply)
+        clock.now += 60.0
+    store.bad.clear()
+    assert one.apply([range(200)], store.apply) == []
+
+
+def test_a_statement_that_exceeded_its_time_is_not_run_again_at_once() -> None:
+    calls = 0
+
+    def transaction() -> None:
+        nonlocal calls
+        calls += 1
+        raise TransactionConflictError("too long", sqlstate="57014")
+
+    with pytest.raises(TransactionConflictError):
+        retry_conflicts(transaction, 5)
+    assert calls == 1
+
+
 def test_a_transaction_that_conflicts_is_tried_so_many_times(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
