@@ -1,6 +1,11 @@
-"""Signed labels, as a labeler's stream carries them. https://atproto.com/specs/label"""
+"""Signed labels, as a labeler's stream carries them, and their limits.
 
-from dataclasses import dataclass
+https://atproto.com/specs/label
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 from rsky_pipeline.atproto import cbor
 from rsky_pipeline.atproto.crypto import PublicKey
@@ -9,8 +14,9 @@ from rsky_pipeline.atproto.frame import optional_text, required_text
 from rsky_pipeline.atproto.syntax import is_did
 
 _MALFORMED = "invalid_label"
-MAX_VALUE = 128  # bytes
-MAX_URI = 8_192
+MAX_VALUE_BYTES = 128  # lexicon com.atproto.label.defs#label
+MAX_URI_BYTES = 8_192  # of an at:// URI
+MAX_TEXT_BYTES = 128  # of a CID or datetime, which are shorter
 _SIGNED = ("ver", "src", "uri", "cid", "val", "neg", "cts", "exp")
 _TEXTS = ("src", "uri", "val", "cts")
 _OPTIONAL_TEXTS = ("cid", "exp")
@@ -27,8 +33,13 @@ class Label:
     cid: str | None
     neg: bool
     exp: str | None
-    signed: bytes  # the bytes that the signature is over
     sig: bytes | None
+    fields: Mapping[str, Any] = field(compare=False, repr=False)  # as they came
+
+    @property
+    def signed(self) -> bytes:
+        """The bytes that the signature is over."""
+        return cbor.encode({name: self.fields[name] for name in _SIGNED if name in self.fields})
 
     def verify(self, key: PublicKey) -> bool:
         """Return whether the label was signed with a key; one without a signature was not."""
@@ -53,9 +64,23 @@ def parse_label(value: object) -> Label:
     if type(signature) is not bytes and signature is not None:
         raise InvalidDataError(_MALFORMED, "sig is not bytes")
     src, uri, val, cts = texts
-    if not is_did(src) or len(uri) > MAX_URI or not (uri.startswith("at://") or is_did(uri)):
-        raise InvalidDataError(_MALFORMED, "src or uri is malformed")
-    if not val or len(val.encode("utf-8", "replace")) > MAX_VALUE:
-        raise InvalidDataError(_MALFORMED, f"val is empty or has more than {MAX_VALUE} bytes")
-    signed = cbor.encode({name: value[name] for name in _SIGNED if name in value})
-    return Label(src, uri, val, cts, optional[0], bool(negated), optional[1], signed, signature)
+    cid, exp = optional
+    if broken := broken_rule(src, uri, val):
+        raise InvalidDataError(_MALFORMED, broken)
+    others = (cts, cid or "", exp or "")
+    if any(len(text.encode("utf-8", "replace")) > MAX_TEXT_BYTES for text in others):
+        raise InvalidDataError(_MALFORMED, "cid, cts or exp is too long")
+    return Label(src, uri, val, cts, cid, bool(negated), exp, signature, value)
+
+
+def broken_rule(src: str, uri: str, val: str) -> str:
+    """Return why no label may have these fields, or nothing."""
+    if not is_did(src):
+        return f"src is {src[:100]}"
+    if not (uri.startswith("at://") or is_did(uri)):
+        return f"uri is {uri[:100]}"
+    if len(uri.encode("utf-8", "replace")) > MAX_URI_BYTES:
+        return f"uri has more than {MAX_URI_BYTES} bytes"
+    if not 1 <= len(val.encode("utf-8", "replace")) <= MAX_VALUE_BYTES:
+        return f"val is empty or has more than {MAX_VALUE_BYTES} bytes"
+    return ""

@@ -22,7 +22,6 @@ from rsky_pipeline.atproto.errors import InvalidDataError
 from rsky_pipeline.atproto.frame import LabelsMessage, Message
 from rsky_pipeline.atproto.identity import DidDocument
 from rsky_pipeline.atproto.labels import Label, parse_label
-from rsky_pipeline.atproto.syntax import is_did
 from rsky_pipeline.configuration.settings import LabelSignatures
 from rsky_pipeline.ingester.commits.signatures import KeyDirectory
 from rsky_pipeline.ingester.frames import (
@@ -43,9 +42,6 @@ SUBSCRIBE_LABELS = "com.atproto.label.subscribeLabels"
 RETRY_SECONDS = 2.0
 PATIENCE_SECONDS = 3_600.0  # for a directory that answers nobody
 STRANGER_TRIES = 3  # for hosts of did:web, which may be anybody's, and unusable documents
-_MAX_VALUE_BYTES = 128  # lexicon com.atproto.label.defs#label
-_MAX_URI = 8_192
-_MAX_TEXT = 128
 
 
 class LabelIntake:
@@ -107,7 +103,7 @@ class LabelConverter(FrameConverter):
         labels: list[dict[str, Any]] = []
         for label in message.labels:
             try:
-                labels.append(_fields(label))
+                labels.append(_fields(parse_label(label)))
             except InvalidDataError as error:
                 entries += self.keep_raw(raw, error.reason, str(error))
         if labels:
@@ -118,32 +114,12 @@ class LabelConverter(FrameConverter):
         )
 
 
-def _fields(label: dict[str, Any]) -> dict[str, Any]:
-    """Return the fields of a label that are passed on. Raises InvalidDataError."""
-    source, uri, value = label.get("src"), label.get("uri"), label.get("val")
-    if not isinstance(source, str) or not is_did(source):
-        raise InvalidDataError("invalid_label", "src is not a DID")
-    if not isinstance(uri, str) or not uri.startswith(("at://", "did:")) or len(uri) > _MAX_URI:
-        raise InvalidDataError("invalid_label", "uri is not of a record or account")
-    if not isinstance(value, str) or not 1 <= len(value.encode()) <= _MAX_VALUE_BYTES:
-        raise InvalidDataError("invalid_label", "val is missing or too long")
-    negated = label.get("neg")
-    if negated is not None and type(negated) is not bool:
-        raise InvalidDataError("invalid_label", "neg is not a boolean")
-    created = _text(label, "cts")
-    if created is None:
-        raise InvalidDataError("invalid_label", "cts is missing")
+def _fields(label: Label) -> dict[str, Any]:
+    """Return the fields of a label that are passed on; an absent `neg` stays absent."""
     return {
-        "src": source, "uri": uri, "cid": _text(label, "cid"), "val": value, "neg": negated,
-        "cts": created, "exp": _text(label, "exp"),
+        "src": label.src, "uri": label.uri, "cid": label.cid, "val": label.val,
+        "neg": label.fields.get("neg"), "cts": label.cts, "exp": label.exp,
     }  # fmt: skip
-
-
-def _text(label: dict[str, Any], key: str) -> str | None:
-    value = label.get(key)
-    if value is None or (isinstance(value, str) and len(value) <= _MAX_TEXT):
-        return value
-    raise InvalidDataError("invalid_label", f"{key} is not a short text")
 
 
 class LabelStatus(StrEnum):
@@ -181,7 +157,10 @@ class LabelSignatureCheck:
         self._lookups: SharedTasks[DidDocument] = SharedTasks(nursery)
 
     async def sift(self, message: LabelsMessage) -> Sifted:
-        """Leave out labels that must not be written. Malformed ones stay: conversion drops them."""
+        """Leave out labels that must not be written.
+
+        Malformed ones stay: conversion, which parses them alike, keeps them aside.
+        """
         kept, refused = [], list[LabelStatus]()
         for item in message.labels:
             try:

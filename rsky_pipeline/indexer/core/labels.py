@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from rsky_pipeline.atproto.datetimes import normalize
-from rsky_pipeline.atproto.syntax import is_did
+from rsky_pipeline.atproto.labels import MAX_VALUE_BYTES, broken_rule
 from rsky_pipeline.database.bulk import transpose
 from rsky_pipeline.database.connection import Database, Transaction
 from rsky_pipeline.indexer.collections.fields import (
@@ -23,7 +23,6 @@ from rsky_pipeline.indexer.collections.fields import (
 from rsky_pipeline.indexer.core.locks import LABELS, NAMESPACE
 from rsky_pipeline.streams.event import LabelEvent, MalformedEventError, decode_labels
 
-MAX_VALUE_BYTES = 128
 # Two workers with statements about one thing, of different versions, would not see each other.
 _LOCK = f"SELECT pg_advisory_xact_lock({NAMESPACE}, {LABELS})::text"
 _STORED = """
@@ -125,21 +124,18 @@ def apply_labels(
 
 
 def _label(event: LabelEvent) -> LabelRow:
-    if not is_did(event.src) or len(event.src) > MAX_DID_BYTES:
-        raise MalformedEventError("invalid_label", f"src is {event.src[:100]}")
-    if not event.uri.startswith(("at://", "did:")):
-        raise MalformedEventError("invalid_label", f"uri is {event.uri[:100]}")
-    for name, value, limit in (
+    if broken := broken_rule(event.src, event.uri, event.val):
+        raise MalformedEventError("invalid_label", broken)
+    for name, value, limit in (  # one row of the table's index has to hold them all
+        ("src", event.src, MAX_DID_BYTES),
         ("uri", event.uri, MAX_REFERENCE_BYTES),
-        ("val", event.val, MAX_VALUE_BYTES),
         ("cid", event.cid, MAX_CID_BYTES),
+        ("val", event.val, MAX_VALUE_BYTES),
     ):
         if "\0" in value or len(value.encode("utf-8", "replace")) > limit:
             raise MalformedEventError(
                 "invalid_label", f"{name} is too long or holds a NUL character"
             )
-    if not event.val:
-        raise MalformedEventError("invalid_label", "val is empty")
     cts = normalize(event.cts)
     exp = None if event.exp is None else normalize(event.exp)
     if cts is None or (event.exp is not None and exp is None):

@@ -210,6 +210,16 @@ async def test_a_malformed_label_is_refused_as_before() -> None:
     assert tally.errors == {"invalid_label": 1}
 
 
+@pytest.mark.parametrize(
+    "disguise", [{"ver": "1"}, {"ver": True}, {"sig": "text"}, {"sig": 5}, {"uri": "did:"}]
+)
+async def test_a_label_does_not_pass_unproven_by_being_malformed(disguise: dict[str, Any]) -> None:
+    forged = label(NEW) | disguise
+    written, tally = await pass_through(Documents(OLD.public, OLD.public), forged, label(val="b"))
+    assert written == ["b"]
+    assert tally.errors == {"invalid_label": 1}
+
+
 async def test_the_signatures_of_the_fixtures() -> None:
     folder = test_data("fixtures/labels")
     vectors = json.loads((folder / "label-signatures.json").read_text("utf-8"))["vectors"]
