@@ -45,8 +45,8 @@ def deployment_options(command: Command) -> Command:
 @operator_command(name="deploy")
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--purge", multiple=True, metavar="STREAM:TYPE",
-              help="While everything is stopped, remove entries of a type from a stream, such as "
-              "firehose_live:repo; may be repeated.")  # fmt: skip
+              help="While everything is stopped, remove polluting entries of a type from a stream: "
+              "firehose_live:repo.")  # fmt: skip
 @deployment_options
 def command(
     run: Invocation, file: Path, purge: tuple[str, ...], dry_run: bool, choice: str, **options: Any
@@ -142,14 +142,16 @@ def list_deployments(run: Invocation) -> None:
 
 
 def _purges(texts: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
-    pairs = []
+    """Read `--purge`; a pair that `streams purge` would refuse is refused before anything stops."""
+    from rsky_pipeline.operations.cleaning import POLLUTION
+
+    known = {
+        f"{stream}:{kind}": (stream, kind) for stream in POLLUTION for kind in POLLUTION[stream]
+    }
     for text in texts:
-        stream, separator, kind = text.partition(":")
-        if not (stream and separator and kind):
-            message = f"--purge {text!r}: allowed is STREAM:TYPE, such as firehose_live:repo"
-            raise CommandError(message, ExitCode.USAGE)
-        pairs.append((stream, kind))
-    return tuple(pairs)
+        if text not in known:
+            raise click.UsageError(f"--purge {text[:100]!r}: known are {', '.join(known)}")
+    return tuple(known[text] for text in texts)
 
 
 @contextmanager

@@ -127,7 +127,12 @@ def purge(
     entries of firehose_live are pollution; any other type is work, and needs --force.
     """
     from rsky_pipeline.operations import cleaning
+    from rsky_pipeline.streams.scan import ENTRY_TYPES
 
+    unknown = [kind for kind in kinds if kind not in ENTRY_TYPES]
+    if unknown:
+        message = f"there is no type {unknown[0][:100]!r}: known are {', '.join(ENTRY_TYPES)}"
+        raise CommandError(message, ExitCode.USAGE)
     with run.store("streams") as store, _refusals():
         _require(store, stream)
         # The entries of this type are removed whether read or not.

@@ -14,7 +14,8 @@ from rsky_pipeline.streams.repo_job import REPO_FIELD
 
 UNREADABLE = "unreadable"
 Mode = Literal["look", "finished", "all"]
-_KINDS = frozenset({"create", "update", "delete", "repo", "account", "identity", "label"})
+_EVENTS = ("create", "update", "delete", "repo", "account", "identity", "label")
+ENTRY_TYPES = (*_EVENTS, "labels", "job", UNREADABLE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,9 +53,9 @@ class Discarded:
 
 @dataclass(frozen=True, slots=True)
 class Nature:
-    """The type of an entry, and the collection of a record event (otherwise empty).
+    """The type of an entry, one of ENTRY_TYPES, and the collection of a record event.
 
-    Types are the event types, `labels`, `label`, `job` for a repo job, and `unreadable`.
+    `job` is a repo job, `labels` a frame of labels. `collection` is otherwise empty.
     """
 
     kind: str
@@ -103,7 +104,7 @@ def nature(fields: Mapping[bytes, bytes]) -> Nature:
     except orjson.JSONDecodeError:
         return Nature(UNREADABLE)
     kind = body.get("type") if isinstance(body, dict) else None
-    if not isinstance(kind, str) or kind not in _KINDS:
+    if not isinstance(kind, str) or kind not in _EVENTS:
         return Nature(UNREADABLE)
     collection = body.get("collection")
     return Nature(kind, collection if isinstance(collection, str) else "")

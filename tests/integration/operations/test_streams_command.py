@@ -61,6 +61,15 @@ def test_an_unknown_stream_is_refused_with_the_known_ones(
     assert "firehose_live, " in result.stderr
 
 
+def test_an_unknown_type_is_refused_with_the_known_ones(store: Store, clean_redis: str) -> None:
+    fill(store, [post(1)])
+    result = run(clean_redis, "purge", LIVE, "--type", "repo", "--type", "posts", "--force")
+    assert result.exit_code == 2
+    assert "no type 'posts'" in result.stderr
+    assert " repo, " in result.stderr
+    assert len(left(store)) == 1
+
+
 def test_refusals_have_an_exit_code_and_a_remedy(store: Store, clean_redis: str) -> None:
     fill(store, [post(1), commit(2)])
     consumer(store)

@@ -21,6 +21,10 @@ from rsky_pipeline.cli import main
         ("index-repo did:plc:zzz", "'did:plc:zzz' is not a DID"),
         ("index-repo did:plc:w4xbfzo7kqfes5zb7r6qv3r1", "is not a DID"),
         ("db compare --did did:plc:zzz", "'did:plc:zzz' is not a DID"),
+        ("deploy FILE --purge firehose_live:repos", "known are firehose_live:repo"),
+        ("deploy FILE --purge firehose_liv:repo", "known are firehose_live:repo"),
+        ("deploy FILE --purge firehose_live:create", "known are firehose_live:repo"),
+        ("deploy FILE --purge firehose_live", "known are firehose_live:repo"),
     ],
 )
 def test_a_wrong_line_is_answered_with_one(line: str, telling: str) -> None:
