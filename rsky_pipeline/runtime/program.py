@@ -4,10 +4,12 @@ import os
 import resource
 import sys
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 WANTED_FILES = 65_536
+SCRIPT = "rsky-pipeline"  # of an installed package
+MODULE = "rsky_pipeline"
 
 
 def program_file() -> Path | None:
@@ -17,11 +19,25 @@ def program_file() -> Path | None:
 
 
 def program_command() -> tuple[str, ...]:
-    """Return the command that starts this program, without arguments."""
-    file = program_file()
-    if file is not None:
-        return (sys.executable, str(file))
-    return (sys.executable, "-P", "-m", "rsky_pipeline")
+    """Return the command that starts this program, without arguments.
+
+    It names the file by which the program was called, so that `deploy` finds what to replace.
+    """
+    called = Path(sys.argv[0]).absolute()
+    if program_file() is not None or (called.name == SCRIPT and called.is_file()):
+        return (sys.executable, str(called))
+    return (sys.executable, "-P", "-m", MODULE)
+
+
+def started_program(words: Sequence[str], directory: Path) -> Path | None:
+    """Return the program file of a command line, without arguments, that was begun in a directory.
+
+    `python -m` names none: it is the script that was installed beside that interpreter.
+    """
+    file = directory / words[-1] if words else directory
+    if tuple(words[-2:]) == ("-m", MODULE) and "/" in words[0]:
+        file = (directory / words[0]).with_name(SCRIPT)
+    return file if file.is_file() else None
 
 
 def clean_environment(environment: Mapping[str, str]) -> dict[str, str]:

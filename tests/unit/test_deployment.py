@@ -1,16 +1,24 @@
 """Program files, their backups, the journal, and what a program file answers."""
 
 import json
+import os
 import stat
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+from rsky_pipeline.configuration.settings import Settings
+from rsky_pipeline.embedded.locations import resolve_directories
 from rsky_pipeline.operations.deployment import program as files
 from rsky_pipeline.operations.deployment.deploy import NotHealthyError, wait_until_healthy
 from rsky_pipeline.operations.deployment.journal import Journal
 from rsky_pipeline.operations.deployment.program import Program
+from rsky_pipeline.operations.ordered.supervised import Supervised
 from rsky_pipeline.runtime.errors import WorkerError
+from rsky_pipeline.runtime.program import program_command
+from rsky_pipeline.supervisor import client
 
 
 @pytest.fixture
@@ -125,3 +133,52 @@ def test_it_is_asked_again_until_it_is_well(tmp_path: Path) -> None:
     silent = script(tmp_path / "silent", "exit 1")
     with pytest.raises(WorkerError, match="does not answer"):
         wait_until_healthy(Program(silent), told.append, window=1, limit=0)
+
+
+SLEEP = "import time; time.sleep(60)"
+AS_MODULE = ("-P", "-m", "rsky_pipeline")
+
+
+@pytest.mark.parametrize(
+    ("words", "found"),
+    [
+        (("{bin}/python", "{bin}/rsky-pipeline"), True),  # a program file, or a package's script
+        (("bin/python", "bin/rsky-pipeline"), True),
+        (("{bin}/python", *AS_MODULE), True),  # of a clone or wheel, as it starts itself
+        (("bin/python", "-m", "rsky_pipeline"), True),
+        (("python", *AS_MODULE), False),  # found by its PATH, which may have changed
+        (("{base}/python", *AS_MODULE), False),  # with no script beside it
+    ],
+)
+def test_the_program_of_a_running_supervisor_is_found(
+    words: tuple[str, ...], found: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, script = tmp_path / "bin", tmp_path / "bin" / "rsky-pipeline"
+    for file in (script, tmp_path / "rsky_pipeline" / "__main__.py"):
+        file.parent.mkdir()
+        file.write_text(SLEEP)
+    for place in (folder, tmp_path):
+        (place / "python").symlink_to(os.path.realpath(sys.executable))
+    command = [word.format(bin=folder, base=tmp_path) for word in (*words, "run", "--role=indexer")]
+    environ = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    process = subprocess.Popen(command, executable=tmp_path / "python", cwd=tmp_path, env=environ)
+    try:
+        status = {"pid": process.pid, "roles": ["indexer"]}
+        supervisor = client.Supervisor(tmp_path / "socket", status)
+        monkeypatch.setattr(client, "find", lambda _: [supervisor])
+        [launch] = Supervised(resolve_directories(Settings(data_dir=tmp_path))).launches()
+    finally:
+        process.kill()
+        process.wait()
+    assert launch.program == (script if found else None)
+    assert launch.arguments == ("run", "--role=indexer")
+
+
+def test_a_start_names_the_script_that_it_was_called_by(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    called = script(tmp_path / "rsky-pipeline", "")
+    monkeypatch.setattr(sys, "argv", [str(called), "start"])
+    assert program_command() == (sys.executable, str(called))
+    monkeypatch.setattr(sys, "argv", [str(tmp_path / "rsky_pipeline" / "__main__.py"), "start"])
+    assert program_command() == (sys.executable, *AS_MODULE)

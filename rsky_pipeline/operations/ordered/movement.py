@@ -97,7 +97,7 @@ class Launch:
     `arguments` follow the program; they may hold passwords, so they are for private files only.
     """
 
-    program: Path | None  # None when it was not started from a program file
+    program: Path | None  # None when it is unknown; see `runtime.program.started_program`
     arguments: tuple[str, ...]
     roles: tuple[str, ...]
     directory: Path

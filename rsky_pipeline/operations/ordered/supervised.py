@@ -14,7 +14,7 @@ from rsky_pipeline.configuration.topology import start_order
 from rsky_pipeline.embedded import locations
 from rsky_pipeline.operations.ordered.movement import Launch, RoleMove, Tell
 from rsky_pipeline.runtime.errors import WorkerError
-from rsky_pipeline.runtime.program import clean_environment
+from rsky_pipeline.runtime.program import clean_environment, started_program
 from rsky_pipeline.supervisor import client
 from rsky_pipeline.supervisor.errors import NotRunningError, RequestRefusedError
 
@@ -214,7 +214,5 @@ def _launch(supervisor: client.Supervisor) -> Launch:
     if "run" not in words:
         raise WorkerError(f"the supervisor (pid {pid}) was not started with `rsky-pipeline run`")
     at = words.index("run")
-    program = directory / words[at - 1] if at else None
-    if program is not None and not program.is_file():
-        program = None
+    program = started_program(words[:at], directory)
     return Launch(program, tuple(words[at:]), supervisor.roles, directory)
