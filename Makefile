@@ -6,6 +6,7 @@ STAMP  := $(VENV)/.installed
 NATIVE := $(wildcard rsky_pipeline/*/*.pyx rsky_pipeline/*/*/*.pyx)
 
 MINUTES ?= 60
+KILLS   ?= 50
 
 .PHONY: demo run test test-fast test-long fuzz test-real mutate lint format docs bench binary lock clean help
 
@@ -44,7 +45,7 @@ test-fast: $(STAMP)
 
 # What takes minutes and the whole machine: real program files under load, thousands of repos.
 test-long: $(STAMP)
-	$(BIN)/python -m pytest -m long
+	KILLS=$(KILLS) $(BIN)/python -m pytest -m long -o faulthandler_timeout=0
 
 # Real servers of Debian's packages, about fifteen minutes, as root. A program that is missing is a
 # failure; SKIP=name,name leaves scenarios out.

@@ -98,6 +98,7 @@ def answers(installation: Path, sockets: Path) -> bool:
     """Return whether the server with this socket directory takes connections."""
     command = [str(installation / "bin" / "pg_isready"), "--quiet", "--timeout=2"]
     command += ["--host", str(sockets), "--dbname", locations.DATABASE]
+    command += ["--username", locations.DATABASE_USER]  # else the log names a role that is missing
     return subprocess.run(command, env={"LC_ALL": "C"}, timeout=10, check=False).returncode == 0
 
 

@@ -97,6 +97,16 @@ def test_a_cluster_that_was_half_made_is_made_again() -> None:
         assert not unfinished.exists()
 
 
+def test_asking_postgres_whether_it_answers_leaves_no_trace_in_its_log() -> None:
+    """The supervisor asks every few seconds, for as long as it runs."""
+    with scratch_directory() as folder:
+        program = postgres.prepare(settings_in(folder))
+        with running(program):
+            before = program.log_path.read_text()
+            assert program.answers()
+            assert program.log_path.read_text() == before
+
+
 def test_paths_too_long_for_sockets_still_work() -> None:
     with scratch_directory() as folder:
         deep = folder / ("d" * 60) / ("e" * 60)
