@@ -5,6 +5,7 @@ import os
 import stat
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -163,6 +164,8 @@ def test_the_program_of_a_running_supervisor_is_found(
     environ = {**os.environ, "PYTHONPATH": str(tmp_path)}
     process = subprocess.Popen(command, executable=tmp_path / "python", cwd=tmp_path, env=environ)
     try:
+        while not Path(f"/proc/{process.pid}/cmdline").read_bytes():
+            time.sleep(0.01)  # empty for a moment while the program is put in place
         status = {"pid": process.pid, "roles": ["indexer"]}
         supervisor = client.Supervisor(tmp_path / "socket", status)
         monkeypatch.setattr(client, "find", lambda _: [supervisor])
