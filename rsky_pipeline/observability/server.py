@@ -56,12 +56,8 @@ class MetricsServer:
 
 
 def serve(registry: CollectorRegistry, host: str, port: int, health: Health) -> MetricsServer:
-    """Serve a registry and a health document. Raises OSError if the port cannot be had.
-
-    Adds the build and process metrics that every process exports.
-    """
+    """Serve a registry and a health document. Raises OSError if the port cannot be had."""
     server = _server_class(host)((host, port), _handler(registry, health))
-    add_process_metrics(registry)
     started = MetricsServer(server)
     names = {metric.name for metric in registry.collect()}
     log.info("Metrics initialized", extra={"host": host, "port": started.port,
@@ -69,6 +65,13 @@ def serve(registry: CollectorRegistry, host: str, port: int, health: Health) -> 
     if problem := problem_of_readers():
         log.warning(problem)
     return started
+
+
+def process_registry() -> CollectorRegistry:
+    """Return the registry of a process, which has the metrics of every process about itself."""
+    registry = CollectorRegistry()
+    add_process_metrics(registry)
+    return registry
 
 
 def add_process_metrics(registry: CollectorRegistry) -> None:

@@ -21,7 +21,7 @@ from prometheus_client import CollectorRegistry
 from rsky_pipeline.configuration.settings import Settings
 from rsky_pipeline.configuration.topology import ROLES
 from rsky_pipeline.observability.findings import FAILS, active_findings
-from rsky_pipeline.observability.server import MetricsServer
+from rsky_pipeline.observability.server import MetricsServer, process_registry
 from rsky_pipeline.observability.streams import entries_waiting, stream_lengths
 from rsky_pipeline.runtime import logging as log_setup
 from rsky_pipeline.runtime import notify
@@ -151,7 +151,7 @@ class _Worker:
             role=self._role,
             instance=self._instance,
             consumer=consumer_name(self._role, self._instance),
-            registry=CollectorRegistry(),
+            registry=process_registry(),
             ready=self._ready,
             activity=self._health.activity,
             health=self._health.report,

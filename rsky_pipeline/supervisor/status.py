@@ -12,11 +12,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import trio
-from prometheus_client import CollectorRegistry
 
 from rsky_pipeline.configuration.settings import Settings
 from rsky_pipeline.health.rules import HEARTBEAT
 from rsky_pipeline.observability.build import build
+from rsky_pipeline.observability.server import process_registry
 from rsky_pipeline.observability.supervisor import SupervisorCollector
 from rsky_pipeline.runtime.health_document import HealthDocument, complaint
 from rsky_pipeline.runtime.metrics_port import SUPERVISOR, open_metrics_server
@@ -37,7 +37,7 @@ class Exporter:
         self._make = document
         self._document: dict[str, Any] = {"processes": [], "healthy": False}
         self.refresh()
-        registry = CollectorRegistry()
+        registry = process_registry()
         registry.register(SupervisorCollector(lambda: self._document["processes"]))
         self._server = open_metrics_server(settings, SUPERVISOR, 1, registry, self._health)
         self.port = self._server.port

@@ -26,6 +26,7 @@ from rsky_pipeline.demo.simulator.truth import truth
 from rsky_pipeline.demo.simulator.world import World
 from rsky_pipeline.indexer import role as indexer
 from rsky_pipeline.ingester import role as ingester
+from rsky_pipeline.observability.server import process_registry
 from rsky_pipeline.runtime.context import WorkerContext
 from rsky_pipeline.runtime.health import Health
 from rsky_pipeline.streams.connection import connect
@@ -98,7 +99,7 @@ async def another_host(world: Parting) -> AsyncIterator[tuple[SimulatedHosts, st
 @asynccontextmanager
 async def pipeline(settings: Settings) -> AsyncIterator[dict[str, CollectorRegistry]]:
     """Run all roles in this process until the block ends."""
-    registries = {name: CollectorRegistry() for name in ROLES}
+    registries = {name: process_registry() for name in ROLES}
     contexts = [
         WorkerContext(
             settings, name, 1, f"test-{name}-1", registries[name], trio.Event().set,

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import trio
-from prometheus_client import CollectorRegistry
 
 from rsky_pipeline.atproto.car import write_car
 from rsky_pipeline.atproto.cbor import encode
@@ -18,6 +17,7 @@ from rsky_pipeline.atproto.crypto import PrivateKey
 from rsky_pipeline.atproto.mst import Tree
 from rsky_pipeline.backfiller.role import run
 from rsky_pipeline.configuration.settings import Settings
+from rsky_pipeline.observability.server import process_registry
 from rsky_pipeline.runtime.context import WorkerContext
 from rsky_pipeline.runtime.health import Health
 from rsky_pipeline.streams.append import Entry, append
@@ -66,7 +66,7 @@ class Running:
     """A backfiller in the test's own process."""
 
     def __init__(self, configured: Settings, clock: Callable[[], float] = time.monotonic) -> None:
-        self.registry = CollectorRegistry()
+        self.registry = process_registry()
         self.health = Health("backfiller", 1, clock)
         self.ready = trio.Event()
         self.context = WorkerContext(

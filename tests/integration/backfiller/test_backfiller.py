@@ -372,8 +372,8 @@ async def test_a_repo_waits_while_the_disk_is_used_up(
     async with backfiller(configure(backfiller_memory_mb=1, backfiller_disk_mb=1)) as running:
         queue(store, "did:plc:a")
         await eventually(lambda: running.value("repos_waiting") == 1)
-        assert running.value("failures_total", reason="no_disk") == 1
-        assert running.value("disk_reserved_bytes") == 0
+    assert running.value("failures_total", reason="no_disk") == 1
+    assert running.value("disk_reserved_bytes") == 0
     assert (output(store), letters(store)) == ([], [])
 
 

@@ -162,7 +162,7 @@ async def test_an_entry_that_kills_workers_is_buried_and_its_neighbours_are_not(
     async with indexing(clean_redis, tables.url, max_deliveries=5) as worker:
         await worker.ready.wait()
         assert len(tables.rows("post", "uri")) == 19
-        assert worker.metric("indexer_refused_total", reason="crashes_worker") == 1
+    assert worker.metric("indexer_refused_total", reason="crashes_worker") == 1
     (letter,) = entries(clean_redis, f"{FIREHOSE_LIVE}_dlq")
     assert letter[b"reason"] == b"crashes_worker"
     assert letter[b"event"] == posts[4].payload

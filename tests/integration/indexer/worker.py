@@ -6,10 +6,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import trio
-from prometheus_client import CollectorRegistry
 
 from rsky_pipeline.configuration.settings import Settings
 from rsky_pipeline.indexer import role
+from rsky_pipeline.observability.server import process_registry
 from rsky_pipeline.runtime.context import WorkerContext
 from rsky_pipeline.runtime.health import Health
 from rsky_pipeline.streams.names import FIREHOSE_LIVE
@@ -47,7 +47,7 @@ async def indexing(
 
     context = WorkerContext(
         settings=Settings(redis_url=redis_url, database_url=database_url, **settings),
-        role="indexer", instance=1, consumer=consumer, registry=CollectorRegistry(),
+        role="indexer", instance=1, consumer=consumer, registry=process_registry(),
         ready=ready.set, activity=Health("indexer", 1).activity, health=report,
     )  # fmt: skip
     worker = Worker(context, ready, ended, health)

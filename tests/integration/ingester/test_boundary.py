@@ -1,6 +1,7 @@
 """Whatever the work on one stranger's account or label raises, it costs that account or label."""
 
 import json
+from functools import partial
 from typing import Any
 
 import pytest
@@ -139,7 +140,10 @@ async def test_a_stored_cursor_that_is_no_text_is_left_to_the_operator(clean_red
         async with ingesting(clean_redis, relay.url, other.url) as ingester:
             await eventually(lambda: value(clean_redis, keys[1]) == "2")
             assert not ingester.ended.is_set()
-            assert ingester.metric("ingester_error_reasons_total", reason="invalid_cursor") == 1
+            refused = partial(
+                ingester.metric, "ingester_error_reasons_total", reason="invalid_cursor"
+            )
+            await eventually(lambda: refused() == 1)
             with redis_client(clean_redis) as client:
                 client.set(keys[1], b"\xff")  # while the writer holds another one
             await eventually(

@@ -1,18 +1,27 @@
 """Nothing is lost and the cursor is never ahead, whatever Redis does."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, closing
 from typing import Any
 
 import pytest
 import trio
+from prometheus_client import CollectorRegistry
 
 from rsky_pipeline.embedded import valkey
 from rsky_pipeline.embedded.program import StoreProgram
 from rsky_pipeline.ingester import role
+from rsky_pipeline.ingester.frames import PendingFrame
+from rsky_pipeline.ingester.writer import BatchRule, SourceCursor, Writer
+from rsky_pipeline.observability.ingester import IngesterMetrics
+from rsky_pipeline.runtime.link import Link
+from rsky_pipeline.streams.append import Entry
+from rsky_pipeline.streams.connection import connect
+from rsky_pipeline.streams.names import CURSOR_POSITIONS
 from tests.integration.ingester.relay import Relay, like, running
 from tests.integration.ingester.test_live import cursor, likes, set_value, total, written
-from tests.integration.ingester.worker import entries, eventually, ingesting
+from tests.integration.ingester.worker import entries, eventually, ingesting, value
 from tests.stores import (
     redis_client,
     scratch_directory,
@@ -54,6 +63,65 @@ def take(url: str, count: int) -> list[int]:
         for entry_id, _ in found:
             client.xdel("firehose_live", entry_id)
     return [json.loads(fields[b"event"])["seq"] for _, fields in found]
+
+
+KEY = "firehose_live:cursor:relay.test"
+
+
+@asynccontextmanager
+async def writing(url: str) -> AsyncIterator[SourceCursor]:
+    """Run a writer of one event a batch, whose cursor is loaded; it is closed at the end."""
+    link = Link(lambda: connect(url, name="test"), purpose="test")
+    writer = Writer(link, {}, BatchRule(max_events=1), IngesterMetrics(CollectorRegistry()))
+    followed = writer.cursor(KEY, lambda part, lengths: None)
+    with closing(link):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(writer.run, trio.Event())
+            await followed.load()
+            yield followed
+            writer.close()
+
+
+def frames(*seqs: int) -> list[PendingFrame]:
+    return [
+        PendingFrame(seq, None, [Entry("firehose_live", b"event", b'{"seq":%d}' % seq)], 9)
+        for seq in seqs
+    ]
+
+
+async def test_after_a_lost_cursor_nothing_is_written_until_it_is_loaded_again(
+    clean_redis: str,
+) -> None:
+    """Frames that were read already follow on what is lost; the host sends them again."""
+    async with writing(clean_redis) as followed:
+        followed.put(frames(4, 5))
+        await followed.writer.flush()
+        set_value(clean_redis, KEY, "3")
+        followed.put(frames(6, 7, 8))
+        await followed.moved.wait()
+        followed.put(frames(9))
+        await followed.writer.flush()
+        assert written(clean_redis) == [4, 5]
+        await followed.load()
+        assert followed.stored == 3
+        followed.put(frames(4, 5))
+        await followed.writer.flush()
+    assert written(clean_redis) == [4, 5, 4, 5]
+    assert value(clean_redis, KEY) == "5"
+
+
+@pytest.mark.parametrize(("note", "expected"), [('{"reset": true}', None), ("{}", 5)])
+async def test_the_last_known_cursor_is_forgotten_only_where_an_operator_reset_it(
+    clean_redis: str, note: str, expected: int | None
+) -> None:
+    async with writing(clean_redis) as followed:
+        followed.put(frames(5))
+        await followed.writer.flush()
+        with redis_client(clean_redis) as client:
+            client.delete(KEY)
+            client.hset(CURSOR_POSITIONS, KEY, note)
+        await followed.load()
+        assert (followed.stored, followed.last_known) == (None, expected)
 
 
 async def test_a_full_stream_slows_reading_and_loses_nothing(clean_redis: str) -> None:

@@ -8,10 +8,10 @@ from typing import Any
 
 import trio
 import trio.lowlevel
-from prometheus_client import CollectorRegistry
 
 from rsky_pipeline.configuration.settings import Settings
 from rsky_pipeline.ingester import role
+from rsky_pipeline.observability.server import process_registry
 from rsky_pipeline.runtime.context import WorkerContext
 from rsky_pipeline.runtime.health import Health
 from tests.stores import redis_client
@@ -51,7 +51,7 @@ async def ingesting(redis_url: str, *relays: str, **settings: Any) -> AsyncItera
 
     context = WorkerContext(
         settings=chosen, role="ingester", instance=1, consumer="test-ingester-1",
-        registry=CollectorRegistry(), ready=ready.set, activity=activities.activity,
+        registry=process_registry(), ready=ready.set, activity=activities.activity,
         health=report,
     )  # fmt: skip
     ingester = Ingester(context, ready, trio.Event(), health, activities)

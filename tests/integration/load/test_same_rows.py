@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 import trio
-from prometheus_client import CollectorRegistry
 
 from rsky_pipeline.backfiller import role as backfiller
 from rsky_pipeline.configuration.settings import Settings
+from rsky_pipeline.observability.server import process_registry
 from rsky_pipeline.runtime.context import WorkerContext
 from rsky_pipeline.runtime.health import Health
 from rsky_pipeline.streams.append import Entry, append
@@ -38,7 +38,7 @@ from tests.stores import fresh_database
 @asynccontextmanager
 async def backfilling(configured: Settings) -> AsyncIterator[None]:
     context = WorkerContext(
-        configured, "backfiller", 1, "test-backfiller-1", CollectorRegistry(),
+        configured, "backfiller", 1, "test-backfiller-1", process_registry(),
         lambda: None, Health("backfiller", 1).activity, lambda _: None,
     )  # fmt: skip
     async with trio.open_nursery() as nursery:

@@ -18,7 +18,7 @@ from rsky_pipeline.configuration.topology import REPO_STREAMS, STREAMS
 from rsky_pipeline.database.connection import Database
 from rsky_pipeline.health.self_check import SelfCheck, watch
 from rsky_pipeline.observability.backfiller import BackfillerMetrics
-from rsky_pipeline.observability.server import serve
+from rsky_pipeline.observability.server import process_registry, serve
 from rsky_pipeline.observability.streams import StreamMetrics
 from rsky_pipeline.operations.scrape import ScrapeTarget, scrape, targets
 from rsky_pipeline.operations.verification.checks import check_workers
@@ -177,7 +177,7 @@ def _endless_retry(pipeline: Running) -> None:
 
 def test_a_declared_metric_that_is_missing_is_noticed(store: Store, clean_redis: str) -> None:
     """Incident 4: metrics that were declared and did not appear."""
-    registry = CollectorRegistry()
+    registry = process_registry()
     metrics = BackfillerMetrics(registry)
     gauges = StreamMetrics(registry, "backfiller", dict.fromkeys(STREAMS, ("g",)))
     settings = Settings(redis_url=clean_redis)

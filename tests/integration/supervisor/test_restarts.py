@@ -103,7 +103,7 @@ def test_health_is_503_until_the_worker_is_ready(pipeline: Pipeline) -> None:
     assert status == 200
     assert document["lag"] == 3
     assert document["streams"] == {"firehose_live": 11}
-    assert pipeline.status()["streams"] == {"firehose_live": 11}
+    until(lambda: pipeline.status()["streams"] == {"firehose_live": 11}, "the worker's report")
 
 
 def test_an_embedded_store_that_dies_is_started_again(pipeline: Pipeline) -> None:

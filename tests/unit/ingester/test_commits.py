@@ -24,6 +24,7 @@ from rsky_pipeline.ingester.commits.signatures import SignatureStatus
 from rsky_pipeline.ingester.commits.validation import FUTURE_SECONDS
 from rsky_pipeline.ingester.frames import PendingFrame
 from rsky_pipeline.ingester.sequence import timestamp
+from rsky_pipeline.streams.names import REPO_BACKFILL_HIGH
 from tests.unit.ingester.support import Converting
 from tests.unit.readers import readers
 
@@ -170,6 +171,18 @@ def test_a_missing_block_costs_its_operation_and_has_the_repo_fetched() -> None:
     ]
     assert made.counters.errors == {"missing_block": 1}
     assert made.counters.resyncs == {"missing_block": 1}
+
+
+def test_a_missing_block_of_a_new_repo_has_it_fetched_though_nothing_is_discovered() -> None:
+    made = converter()
+    assert not made.shared.discovery.enabled
+    path = "app.bsky.feed.post/a"
+    frame = made.convert(
+        commit([("create", path, {})], leave_out=frozenset({path}), since="3jzfcijpj2z23")
+    )
+    assert [(entry.stream, entry.field) for entry in frame.entries] == [
+        (REPO_BACKFILL_HIGH, b"repo")
+    ]
 
 
 def test_a_block_that_is_not_what_it_is_named_is_not_believed() -> None:

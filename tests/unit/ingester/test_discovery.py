@@ -9,7 +9,7 @@ from rsky_pipeline.demo.simulator.repo import Write
 from rsky_pipeline.ingester.commits.resync import BURST, Discovery
 from rsky_pipeline.ingester.frames import PendingFrame
 from rsky_pipeline.streams.names import REPO_BACKFILL, REPO_BACKFILL_HIGH, RESYNC_LATER
-from tests.unit.ingester.support import Converting
+from tests.unit.ingester.support import Converting, shared_state
 
 TIME = "2026-01-01T00:00:00.000Z"
 REVS = ("3mbtypluud22a", "3mbtypluud32a", "3mbtypluud42a", "3mbtypluud52a")
@@ -137,6 +137,20 @@ def test_active_accounts_that_nothing_is_known_of_are_discovered_within_the_limi
         made = discovering(per_minute)
         frames = [made.convert(account_frame(True, number, number)) for number in range(1, 5)]
         assert sum(len(jobs(frame)) for frame in frames) == expected
+
+
+def test_an_account_event_is_written_for_each_relay_and_has_consequences_once() -> None:
+    """Which hosting status stands follows from the order of each relay's own events."""
+    shared = shared_state("a", "b")
+    first, second = (Converting(shared=shared, relay=relay) for relay in ("a", "b"))
+    first.convert(commits()[0])
+    for seq, active, expected in ((21, False, []), (22, True, ["reactivated"])):
+        raw = account_frame(active, seq)
+        assert [reason for _, reason in jobs(first.convert(raw))] == expected
+        copy = second.convert(raw)
+        assert [entry.field for entry in copy.entries] == [b"event"]
+        assert json.loads(copy.entries[0].payload)["relay"] == "b"
+    assert second.counters.replays == 2
 
 
 def test_nothing_is_discovered_while_its_stream_is_at_the_mark() -> None:

@@ -87,7 +87,9 @@ def test_gaps_after_a_stored_cursor(
     if gap is not None:
         body = json.loads(gap.entry().payload)
         assert (body["host"], body["from_seq"], body["to_seq"]) == ("relay.test", 10, seq)
-    assert watch.observe(seq + 1, "2026-07-05T00:00:00Z") is None  # a silence while connected
+    # While connected, neither a silence nor numbers that are left out are gaps.
+    assert watch.observe(seq + 1, "2026-07-05T00:00:00Z") is None
+    assert watch.observe(seq + 9, "2026-07-06T00:00:00Z") is None
 
 
 def test_a_position_of_another_cursor_says_nothing_of_time() -> None:

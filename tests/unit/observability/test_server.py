@@ -14,7 +14,7 @@ from prometheus_client import CollectorRegistry, Counter
 from rsky_pipeline import __version__
 from rsky_pipeline.observability import server as server_module
 from rsky_pipeline.observability.build import _from_working_copy, build
-from rsky_pipeline.observability.server import MAX_CONNECTIONS, serve
+from rsky_pipeline.observability.server import MAX_CONNECTIONS, process_registry, serve
 from rsky_pipeline.observability.streams import StreamMetrics
 
 
@@ -28,7 +28,7 @@ def get(port: int, path: str) -> tuple[int, str]:
 
 
 def test_metrics_health_and_nothing_else() -> None:
-    registry = CollectorRegistry()
+    registry = process_registry()
     Counter("things_total", "Things", registry=registry)
     server = serve(registry, "127.0.0.1", 0, lambda: (503, {"state": "starting"}))
     try:
