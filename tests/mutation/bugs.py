@@ -33,6 +33,18 @@ ATTEMPT = "rsky_pipeline/backfiller/attempt.py"
 CHANGES = "rsky_pipeline/repos/changes.py"
 STORED = "rsky_pipeline/repos/stored.py"
 CLOSING = "rsky_pipeline/repos/entries.py"
+STATUSES = "rsky_pipeline/indexer/accounts/statuses.py"
+HOMES = "rsky_pipeline/ingester/commits/homes.py"
+PURGE = "rsky_pipeline/indexer/accounts/purge.py"
+LABELS = "rsky_pipeline/indexer/core/labels.py"
+LABEL_PROOF = "rsky_pipeline/ingester/labels.py"
+LABEL_RULES = "rsky_pipeline/atproto/labels.py"
+SESSION = "rsky_pipeline/database/session.py"
+CONNECTION = "rsky_pipeline/database/connection.py"
+DIALER = "rsky_pipeline/network/connect.py"
+GAP_REPAIR = "rsky_pipeline/ingester/listing/gap_repair.py"
+MARKS = "rsky_pipeline/database/marks.py"
+READ_AGAIN = "rsky_pipeline/streams/marks.py"
 
 _INGESTER, _STREAMS = "tests/unit/ingester/", "tests/integration/streams/"
 _RELAYS, _LIVE = (
@@ -54,6 +66,20 @@ T_ACCOUNTS, T_REACTIONS = _INDEXER + "test_accounts.py", _INDEXER + "test_golden
 T_DECISION = "tests/unit/backfiller/test_retry_decision.py"
 T_BACKFILLER = _BACKFILLER + "test_backfiller.py"
 T_RECONCILIATION = _BACKFILLER + "test_reconciliation.py"
+T_STATUSES, T_HOMES = "tests/unit/indexer/test_statuses.py", _INGESTER + "test_homes.py"
+T_LOOKUPS = _INDEXER + "test_lookups.py"
+T_LABEL_PROOF, T_LABEL_RULES = (
+    _INGESTER + "test_label_proof.py",
+    "tests/unit/atproto/test_labels.py",
+)
+T_POOLER = "tests/integration/database/test_pooler.py"
+T_CONNECTION = "tests/integration/database/test_connection.py"
+T_CONNECT, T_HOSTS = "tests/unit/network/test_connect.py", "tests/unit/network/test_hosts.py"
+T_GAPS, T_MARKS = (
+    "tests/integration/ingester/test_relays.py",
+    "tests/integration/database/test_marks.py",
+)
+T_GAP_TABLE, T_ROLE = "tests/integration/ingester/test_gap_table.py", _INDEXER + "test_role.py"
 
 
 @dataclass(frozen=True, slots=True)
@@ -539,8 +565,103 @@ _BACKFILLER_BUGS = (
     _malice("closing-is-no-end", CLOSING, "rev, complete=True)", "rev, complete=False)",
             T_BACKFILLER + "::test_all_records_come_before_one_closing_event"),
 )
+_ACCOUNT_BUGS = (
+    _slip("statuses-a-copy-stands", STATUSES,
+          "max((first, *self._by_relay.values()), key", "max(self._by_relay.values(), key", T_STATUSES),
+    _malice("statuses-by-the-clock", STATUSES, "return change.seq > known.seq or (",
+            "return change.time > known.time or (", T_STATUSES),
+    _malice("statuses-redelivery-is-news", STATUSES, "change.time > _later(known.latest, RENUMBERED)",
+            "change.time > known.latest", T_STATUSES),
+    _slip("statuses-latest-forgotten", STATUSES, "event = known._replace(latest=latest)", "event = known", T_STATUSES),
+    _slip("statuses-latest-not-stored", STATUSES,
+          "latest = one.latest if one.latest != one.time else None", "latest = None", T_ACCOUNTS),
+    _malice("statuses-active-wins-ties", STATUSES, "self.status is not None, self.status or",
+            "self.status is None, self.status or", T_STATUSES),
+    _malice("statuses-host-not-asked", STATUSES, "if status == DELETED]:", "if status != DELETED]:", T_LOOKUPS),
+    _slip("statuses-last-of-the-batch", STATUSES, "if any(taken) and", "if taken[-1] and", T_ACCOUNTS),
+    _malice("homes-no-pds-is-home", HOMES, "in {None, server}", 'in {None, server, ""}', T_HOMES),
+    _slip("homes-silent-is-another", HOMES, "in {None, server}", "== server", T_HOMES),
+    _malice("homes-known-hears-all", HOMES, 'return known == "" and', "return known is not None and", T_HOMES),
+    _slip("homes-busy-is-no-pds", HOMES, " and error.status != 429\n", "\n", T_HOMES),
+    _slip("homes-silent-for-a-day", HOMES, "known, seconds = None, AGAIN_SECONDS",
+          "known, seconds = None, KNOWN_SECONDS", T_HOMES),
+    _malice("purge-leaves-no-mark", PURGE, "        tx.execute(_MARK_PURGED, (did,))\n", "", T_LOOKUPS),
+    _slip("purge-below-the-deletion", PURGE, "        if events.standing is not None:\n            above",
+          "        if events.standing is None:\n            above", T_LOOKUPS),
+    _malice("purge-active-of-before", PURGE, "return events is not None and not events.take(change)",
+            "return False", T_LOOKUPS),
+    _slip("purge-identity-of-after", PURGE, "return deletion is not None and reading.time <= deletion.latest",
+          "return deletion is not None", T_LOOKUPS),
+    _malice("purge-closing-of-before", PURGE, "return reading.rev.rev < purged_at", "return False", T_LOOKUPS),
+    _slip("purge-refused-of-before", PURGE, "refused.rev < purged_at", "refused.rev > purged_at", T_LOOKUPS),
+    _slip("purge-deletion-of-before", PURGE,
+          "elif isinstance(reading.change, Delete) and outlives_complete_rev(reading.change.uri):",
+          "elif False:", T_LOOKUPS),
+    _malice("purge-first-page", PURGE, "if removed < BATCH_RECORDS:", "if removed <= BATCH_RECORDS:", T_ACCOUNTS),
+    _slip("purge-tombstones-of-posts", PURGE,
+          "    WHERE did = %s AND split_part(uri, '/', 4) <> 'app.bsky.feed.post'\n", "    WHERE did = %s\n", T_LOOKUPS),
+    _slip("labels-order-of-arrival", LABELS, "if known is None or known.age < label.age:", "if True:", T_ACCOUNTS),
+    _malice("labels-negation-loses-ties", LABELS, "return self.cts, self.neg, self.exp", "return self.cts, not self.neg, self.exp",
+            T_ACCOUNTS),
+    _malice("labels-of-one-version", LABELS, "{(*label.subject, label.cid) for label in (*stored, *labels)}",
+            "{(*label.subject, label.cid) for label in labels}", T_ACCOUNTS),
+    _malice("labels-not-locked", LABELS, "        tx.query(_LOCK)\n", "", T_ACCOUNTS),
+    _malice("labels-forged-is-unverified", LABEL_PROOF, "else LabelStatus.FORGED", "else LabelStatus.UNVERIFIED", T_LABEL_PROOF),
+    _slip("labels-rotated-key", LABEL_PROOF, "document = await self._resolve(label.src, force=True)",
+          "document = await self._resolve(label.src, force=False)", T_LABEL_PROOF),
+    _malice("labels-malformed-sig", LABEL_RULES, "if type(signature) is not bytes and signature is not None:", "if False:",
+            T_LABEL_RULES, T_LABEL_PROOF),
+    _slip("labels-expiry-unsigned", LABEL_RULES, '"neg", "cts", "exp")\n_TEXTS', '"neg", "cts")\n_TEXTS',
+          T_LABEL_RULES, T_LABEL_PROOF),
+)
+
+_EDGE_BUGS = (
+    _malice("session-of-any-process", SESSION, "    if pid != connection.info.backend_pid:\n        return False\n", "",
+            T_POOLER),
+    _malice("session-of-any-age", SESSION, "    if age_ms is not None and age_ms >", "    if age_ms is None and age_ms >",
+            T_POOLER),
+    _malice("session-unproven", SESSION, "return _row(connection, look, _MARK) == (pid, mark)", "return True", T_POOLER),
+    _malice("session-settings-stay", SESSION, 'f"SET LOCAL {name} TO', 'f"SET {name} TO', T_POOLER),
+    _malice("session-not-durable", SESSION, 'return "on" if value == "off" else str(value)', "return str(value)",
+            T_POOLER, T_CONNECTION),
+    _slip("session-statements-shared", SESSION, "if _row(connection, seen, name) == (0,):", "if True:", T_POOLER),
+    _malice("commit-answered-by-rollback", CONNECTION, '.statusmessage != "COMMIT":', '.statusmessage == "":', T_CONNECTION),
+    _malice("dial-any-name", DIALER, "if self._guarded and not is_public_name(host):",
+            "if not self._guarded and not is_public_name(host):", T_CONNECT),
+    _malice("dial-private-through-the-proxy", DIALER, "            await self._public(host, found)\n", "", T_CONNECT),
+    _malice("dial-one-public-is-enough", DIALER, "addresses = await self._public(host, addresses)",
+            "await self._public(host, addresses)", T_CONNECT),
+    _malice("dial-mapped", DIALER, "return is_public_address(str(parsed.ipv4_mapped))", "return True", T_CONNECT),
+    _malice("dial-own-prefix", DIALER, "for prefix in (NAT64, *prefixes):", "for prefix in (NAT64,):", T_CONNECT),
+    _slip("dial-excluded-six", DIALER, "return parsed in _IPV6_PUBLIC and not excluded", "return parsed in _IPV6_PUBLIC", T_CONNECT),
+    _malice("dial-number-as-name", DIALER, "return not top[0].isdigit() and top", "return top", T_CONNECT, T_HOSTS),
+    _slip("dial-prefixes-for-ever", DIALER, "trio.current_time() + _PREFIX_SECONDS", "float('inf')", T_CONNECT),
+    _slip("dial-any-number-of-addresses", DIALER, "open_first(host, addresses[:MAX_ADDRESSES], port)\n\n",
+          "open_first(host, addresses, port)\n\n", T_CONNECT),
+    _malice("repair-trusts-the-lost", GAP_REPAIR, "if is_state(state) and not lost else 0", "if is_state(state) else 0", T_GAPS),
+    _malice("repair-changed-since", GAP_REPAIR, "                or tid_microseconds(repo.rev) >= changed_since\n", "", T_GAPS),
+    _malice("repair-of-half-a-repo", GAP_REPAIR, " or repo.did not in whole):", "):", T_GAPS),
+    _slip("repair-returned", GAP_REPAIR, "(further or returned or", "(further or", T_GAPS),
+    _slip("repair-inactive", GAP_REPAIR, "if repo.active and (further", "if (further", T_GAPS),
+    _malice("repair-status-outranks", GAP_REPAIR, "max(0, (gap.to_seq or 0) - 1)", "max(0, (gap.to_seq or 0) + 1)", T_GAPS),
+    _slip("repair-status-of-any", GAP_REPAIR, "(stored[repo.did] is None) == repo.active", "(stored[repo.did] is None) != repo.active",
+          T_GAPS),
+    _malice("repair-no-room-is-done", GAP_REPAIR, '.status != "full":\n                return', '.status != "":\n                return',
+            T_GAPS),
+    _malice("repair-removes-the-refused", GAP_REPAIR, "for entry_id, _ in found if entry_id not in left]:",
+            "for entry_id, _ in found]:", T_GAP_TABLE),
+    _malice("marks-one-is-none", MARKS, "        if has < number:", "        if has < number - 1:", T_ROLE, T_MARKS),
+    _malice("marks-since-the-newest", MARKS, "min(known, default=None)", "max(known, default=None)", T_ROLE, T_MARKS),
+    _slip("marks-new-worker", MARKS, "if len(known) < len(times):", "if not known:", T_ROLE, T_MARKS),
+    _slip("marks-heal-down", MARKS, "greatest(mark.number, EXCLUDED.number)", "EXCLUDED.number", T_ROLE, T_MARKS),
+    _malice("again-the-later-request", READ_AGAIN, "min(since, float(before))", "max(since, float(before))", T_GAPS),
+    _malice("again-forward", READ_AGAIN, "if target is None or target >= int(text):", "if target is None:", T_GAPS),
+    _slip("again-without-margin", READ_AGAIN, "since - MARGIN_SECONDS", "since", T_GAPS),
+    _malice("again-until-the-second", READ_AGAIN, "max(int(text), again_until(store, key))", "int(text)", T_GAPS),
+)
 # fmt: on
 
 BUGS = (
     *_ADMISSION, *_CHAIN, *_SEQUENCE, *_WRITER, *_STREAMS_BUGS, *_INDEXER_BUGS, *_BACKFILLER_BUGS,
+    *_ACCOUNT_BUGS, *_EDGE_BUGS,
 )  # fmt: skip

@@ -10,6 +10,7 @@ from prometheus_client import CollectorRegistry
 
 from rsky_pipeline.atproto.identity import DidDocument
 from rsky_pipeline.database.connection import Database
+from rsky_pipeline.indexer.accounts import purge
 from rsky_pipeline.indexer.accounts.checks import LookupUnknownError
 from rsky_pipeline.indexer.accounts.deletions import DeletionChecks
 from rsky_pipeline.indexer.accounts.handles import BUSY_PAUSE_SECONDS, HandleChecks
@@ -85,6 +86,19 @@ def test_statuses_of_one_relay_are_ordered_by_its_stream(tables: Tables, batches
         "ORDER BY did"
     )
     assert stored == [("r", 2, True, None, True), ("r", 4, False, "takendown", True)]
+    # Between relays the latest time of each counts, also one of an event before its last.
+    tables.apply(account("bob", 9, active=True, relay="other", time=200))
+    assert status(tables, "bob") == "takendown"
+    tables.apply(account("bob", 10, active=True, relay="other", time=400))
+    assert status(tables, "bob") is None
+
+
+def test_all_events_of_a_batch_count(tables: Tables) -> None:
+    tables.apply(
+        account("ann", 2, active=False, status="takendown", relay="r"),
+        account("ann", 1, active=True, relay="r"),
+    )
+    assert status(tables, "ann") == "takendown"
 
 
 def test_events_of_several_relays_are_kept_with_the_account(tables: Tables) -> None:
@@ -150,6 +164,17 @@ def test_a_purged_account_leaves_nothing(tables: Tables) -> None:
                           ("feed_item", '"originatorDid"'), ("actor_sync", "did")):  # fmt: skip
         assert {row[0] for row in tables.rows(table, column)} == {did_of("bob")}, table
     recounted(tables)
+
+
+def test_an_account_of_many_records_is_purged_as_a_whole(
+    tables: Tables, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(purge, "BATCH_RECORDS", 2)
+    net = Network()
+    tables.apply(*(net.like("ann", net.post("bob")) for _ in range(4)))
+    assert purge_account(tables.database, did_of("ann"), registry.load()) == 4
+    assert tables.rows("record", "uri", f"did = '{did_of('ann')}'") == []
+    assert tables.rows("actor", "did") == []
 
 
 def label(cts: str, *, neg: bool = False, cid: str = "", exp: str | None = None) -> LabelRow:

@@ -217,6 +217,16 @@ async def test_a_deleted_post_stays_deleted_for_others_after_the_purge(
     assert tables.rows("feed_item") == []
 
 
+async def test_a_post_that_was_deleted_before_its_account_stays_deleted_for_others(
+    tables: Tables, net: Network
+) -> None:
+    post = net.post("ann")
+    tables.apply(post, net.delete(post), account("ann", 20, active=False, status="deleted"))
+    await check_deletions(tables, None)
+    tables.apply(net.repost("bob", post))
+    assert tables.rows("feed_item") == []
+
+
 @pytest.mark.parametrize(
     "late",
     [

@@ -37,6 +37,7 @@ from rsky_pipeline.streams.marks import (
     again_until,
     note_positions,
     request_reading,
+    requested_since,
     set_back,
 )
 from rsky_pipeline.streams.names import cursor_key
@@ -469,6 +470,29 @@ def test_a_cursor_that_has_not_moved_since_stays(clean_redis: str) -> None:
         assert set_back(store, key, 1_000.0) == 57
         assert store.call("GET", key) == b"57"
         assert again_until(store, key) == -1
+
+
+def test_a_cursor_goes_back_to_well_before_the_loss_and_never_forward(clean_redis: str) -> None:
+    key = cursor_key("firehose_live", HostKey("relay.test"))
+    with closing(connect(clean_redis, name="test")) as store:
+        for position, moment in ((5, 300.0), (9, 950.0), (20, 1_300.0)):
+            note_positions(store, {key: position}, moment)
+        store.call("SET", key, "20")
+        assert set_back(store, key, 1_000.0) == 5, "clocks differ"
+        assert (store.call("GET", key), again_until(store, key)) == (b"5", 20)
+        store.call("SET", key, "8")  # it has read on, and is set back once more
+        assert set_back(store, key, 1_000.0) == 5
+        assert (store.call("GET", key), again_until(store, key)) == (b"5", 20)
+        store.call("SET", key, "3")
+        assert set_back(store, key, 1_000.0) == 5
+        assert store.call("GET", key) == b"3"
+
+
+def test_of_two_requests_the_earlier_counts(clean_redis: str) -> None:
+    with closing(connect(clean_redis, name="test")) as store:
+        for since in (900.0, 500.0, 700.0):
+            request_reading(store, since, None, [])
+        assert requested_since(store) == 500.0
 
 
 async def test_after_a_loss_of_the_database_its_own_revs_count(

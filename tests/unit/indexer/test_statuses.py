@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rsky_pipeline.indexer.accounts.statuses import AccountEvents
+from rsky_pipeline.indexer.accounts.statuses import AccountEvents, RelayEvent
 from rsky_pipeline.indexer.core.entries import AccountChange
 
 DID = "did:plc:aaaaaaaaaaaaaaaaaaaaaaaa"
@@ -55,6 +55,14 @@ def test_a_copy_is_no_news() -> None:
     assert not known.take(event("b", 71, 0, "deleted"))
     assert not known.take(event("a", 1, 0, "deleted"))
     assert not known.take(event("b", 70, -5, None))
+
+
+def test_a_redelivery_is_no_news_whichever_copy_was_stored_first() -> None:
+    stored = RelayEvent("b", 71, at(0), at(0), "deleted")
+    copy = RelayEvent("a", 1, at(0), at(0), "deleted")
+    known = AccountEvents(stored, [copy])
+    assert not known.take(event("a", 1, 0, "deleted"))
+    assert known.standing == stored
 
 
 def test_a_relay_that_counts_anew_is_heard_again() -> None:

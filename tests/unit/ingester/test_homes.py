@@ -10,7 +10,12 @@ import trio.testing
 from rsky_pipeline.atproto.frame import encode_frame
 from rsky_pipeline.atproto.identity import DidDocument
 from rsky_pipeline.configuration.endpoints import Endpoint, parse_endpoint
-from rsky_pipeline.ingester.commits.homes import DESCRIBE_SERVER, AccountHomes, describer
+from rsky_pipeline.ingester.commits.homes import (
+    AGAIN_SECONDS,
+    DESCRIBE_SERVER,
+    AccountHomes,
+    describer,
+)
 from rsky_pipeline.ingester.commits.signatures import SignatureVerifier
 from rsky_pipeline.network.directory import IdentityNotFoundError, IdentityUnavailableError
 from rsky_pipeline.network.http import HttpClient, HttpError
@@ -70,6 +75,20 @@ async def test_of_many_events_at_once_one_asks_each_server() -> None:
             nursery.start_soon(hear)
     assert heard == [False] * 50
     assert asked == [OLD, NEW]
+
+
+async def test_a_server_that_did_not_answer_is_asked_again_soon(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    servers: dict[str, str | Exception] = {OLD: HttpError("timeout", "silent")}
+    homes = homes_of(NEW, servers)
+    assert await homes.hears(DID)
+    servers.update({OLD: "did:web:old", NEW: "did:web:new"})
+    await trio.sleep(AGAIN_SECONDS)
+    assert not await homes.hears(DID)
+    servers[OLD] = ""  # for a day what it said is known
+    await trio.sleep(AGAIN_SECONDS)
+    assert not await homes.hears(DID)
 
 
 SILENT = HttpError("timeout", "silent")
