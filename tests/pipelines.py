@@ -3,7 +3,7 @@
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +20,18 @@ from tests.stores import scratch_directory
 PREPARE_SECONDS = 600.0  # for a simulator that makes its events ahead
 
 
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where the processes run: the words before their commands.
+
+    `prepare` is called when the simulation is there, and the pipeline is not.
+    """
+
+    pipeline: Sequence[str] = ()
+    simulator: Sequence[str] = ()
+    prepare: Callable[[Simulation], None] = lambda _: None
+
+
 @dataclass(slots=True)
 class Running:
     """A simulation and a pipeline that follows it."""
@@ -29,24 +41,37 @@ class Running:
     observer: Observer
     environ: dict[str, str]
     log: Path
+    wrapper: Sequence[str]
     process: PipelineProcess
 
     @classmethod
-    def start(cls, folder: Path, simulation: Simulation, changes: dict[str, str]) -> "Running":
+    def start(
+        cls,
+        folder: Path,
+        simulation: Simulation,
+        changes: Mapping[str, str],
+        wrapper: Sequence[str] = (),
+    ) -> "Running":
         """Start a pipeline; stores of one's own are set up as the documentation says before."""
-        environ = pipeline_environment(folder, simulation) | changes
+        environ = pipeline_environment(folder, simulation) | dict(changes)
         if f"{PREFIX}DATABASE_URL" in changes:
-            command_succeeds(environ, "config", "check")
-            command_succeeds(environ, "db", "init")
+            command_succeeds(environ, "config", "check", wrapper=wrapper)
+            command_succeeds(environ, "db", "init", wrapper=wrapper)
         settings = store_urls(resolve_directories(load(None, environ, {}).settings))
         control, log = simulation.control, folder / "pipeline.log"
-        observer = Observer(settings, control, simulation.relay, simulation.labeler)
-        process = PipelineProcess(["run", "--role", "all"], environ, log)
-        return cls(simulation, settings, observer, environ, log, process)
+        observer = Observer(settings, control, settings.relay_hosts[0], settings.labeler_hosts[0])
+        process = PipelineProcess(["run", "--role", "all"], environ, log, wrapper=wrapper)
+        return cls(simulation, settings, observer, environ, log, wrapper, process)
 
     def start_again(self) -> None:
         """Start a pipeline in the place of one that has ended."""
-        self.process = PipelineProcess(["run", "--role", "all"], self.environ, self.log)
+        self.process = PipelineProcess(
+            ["run", "--role", "all"], self.environ, self.log, wrapper=self.wrapper
+        )
+
+    def command(self, *words: str) -> str:
+        """Run another command of the program where the pipeline runs; return its output."""
+        return command_succeeds(self.environ, *words, wrapper=self.wrapper)
 
     def pids(self) -> dict[str, int]:
         """Return the processes that are ready, by name."""
@@ -83,10 +108,10 @@ class Running:
             time.sleep(0.3)
 
 
-def command_succeeds(environ: Mapping[str, str], *command: str) -> str:
+def command_succeeds(environ: Mapping[str, str], *command: str, wrapper: Sequence[str] = ()) -> str:
     """Run a command of the program and return its output."""
     result = subprocess.run(
-        [sys.executable, "-P", "-m", "rsky_pipeline", *command],
+        [*wrapper, sys.executable, "-P", "-m", "rsky_pipeline", *command],
         env=environ, capture_output=True, text=True, timeout=180, check=False,
     )  # fmt: skip
     assert result.returncode == 0, f"{' '.join(command)}: {result.stdout}{result.stderr}"
@@ -96,11 +121,21 @@ def command_succeeds(environ: Mapping[str, str], *command: str) -> str:
 @contextmanager
 def pipeline_on(*options: str, **changes: str) -> Iterator[Running]:
     """Run the whole pipeline on a network; both end with the block."""
+    with pipeline_at(Place(), options, changes) as running:
+        yield running
+
+
+@contextmanager
+def pipeline_at(
+    place: Place, options: Sequence[str], changes: Mapping[str, str]
+) -> Iterator[Running]:
+    """Run the whole pipeline on a network, both in their places, until the block ends."""
     with scratch_directory() as folder:
-        simulation = Simulation(folder, options, PREPARE_SECONDS)
+        simulation = Simulation(folder, options, PREPARE_SECONDS, place.simulator)
         running = None
         try:
-            running = Running.start(folder, simulation, changes)
+            place.prepare(simulation)
+            running = Running.start(folder, simulation, changes, place.pipeline)
             yield running
         finally:
             if running is not None:

@@ -52,6 +52,9 @@ FIXED_STEP = 1_000
     type=click.IntRange(0, 65_532),
     help="The relay's; PDS, PLC directory and labeler have the next three. 0 picks free ones.",
 )
+@click.option("--pds-url", "pds_urls", multiple=True, metavar="URL",
+              help="The PDS that DID documents name, where a proxy stands before this one; "
+              "accounts are spread over several.")  # fmt: skip
 @click.option(
     "--fault",
     "faults",
@@ -64,7 +67,7 @@ FIXED_STEP = 1_000
 def command(
     run: Invocation, seed: int, accounts: int, history: int, rate: float, events: int | None,
     prepare: int, calm: bool, hold: bool, fixed_clock: bool, replay: Path | None, keep_events: int,
-    buffer_events: int, port: int, faults: tuple[str, ...],
+    buffer_events: int, port: int, pds_urls: tuple[str, ...], faults: tuple[str, ...],
 ) -> None:  # fmt: skip
     """Serve a relay, a PDS, a PLC directory and a labeler with real, signed repos on loopback.
 
@@ -87,6 +90,8 @@ def command(
             hostility = _hostility(seed, faults)
             world = _world(seed, accounts, history, fixed_clock, calm)
             world.deletes_accounts = hostility is None
+            if pds_urls:
+                world.spread(pds_urls)
             network = Network(world, rules, hostility)
     except RecordingError as error:
         raise CommandError(str(error), ExitCode.USAGE) from error

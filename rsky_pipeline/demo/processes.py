@@ -28,7 +28,10 @@ class DemonstrationError(Exception):
 
 
 class PipelineProcess:
-    """A `rsky-pipeline` command in the background; its standard error goes to a log file."""
+    """A `rsky-pipeline` command in the background; its standard error goes to a log file.
+
+    `wrapper` is a program that executes it in its own place, such as nsenter.
+    """
 
     def __init__(
         self,
@@ -37,12 +40,13 @@ class PipelineProcess:
         log: Path,
         *,
         talks: bool = False,
+        wrapper: Sequence[str] = (),
     ) -> None:
         self.name = arguments[0]
         self._log = log
         with log.open("ab") as stream:
             self._process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "rsky_pipeline", *arguments],
+                [*wrapper, sys.executable, "-P", "-m", "rsky_pipeline", *arguments],
                 env=environ,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE if talks else stream,
@@ -97,15 +101,16 @@ class Simulation:
     """The simulated network in a process of its own."""
 
     def __init__(
-        self, folder: Path, options: Sequence[str], start_seconds: float = START_SECONDS
-    ) -> None:
+        self, folder: Path, options: Sequence[str], start_seconds: float = START_SECONDS,
+        wrapper: Sequence[str] = (),
+    ) -> None:  # fmt: skip
         self.process = PipelineProcess(
             ["simulate", "--json", *options], clean_environment(), folder / "network.log",
-            talks=True,
+            talks=True, wrapper=wrapper,
         )  # fmt: skip
         announced = json.loads(self.process.first_line(start_seconds))
-        self.relay: str = announced["urls"]["relay"]
-        self.labeler: str = announced["urls"]["labeler"]
+        self.urls: dict[str, str] = announced["urls"]
+        self.relay, self.labeler = self.urls["relay"], self.urls["labeler"]
         self.environment: dict[str, str] = announced["environment"]
         self.control = Control(self.relay)
 

@@ -37,7 +37,14 @@ PACKAGES = {
     "ip": "iproute2",
     "nft": "nftables",
     "tinyproxy": "tinyproxy",
+    "tayga": "tayga",
+    "unbound": "unbound",
+    "patroni": "patroni",
+    "etcd": "etcd-server",
 }
+# A command after these words gets SIGKILL when the tests do.
+ENDS_WITH_US = ("setpriv", "--pdeathsig", "KILL")
+_PREFIX = "rsky-real-"
 USER = "rsky"  # of PostgreSQL: it may create nothing but tables in its own database
 PASSWORD = "with:odd/characters@%"
 
@@ -232,7 +239,7 @@ class Servers:
         certificates: "Certificates | None" = None,
     ) -> RedisServer:
         """Start a Redis, or the Valkey at a path, with an append-only file."""
-        port, folder = free_port(), self._directory("redis")
+        port, folder = free_port(), self.directory("redis")
         words = [
             valkey or program("redis-server"), "--bind", "127.0.0.1",
             "--dir", str(folder), "--appendonly", "yes", "--save", "", "--daemonize", "no",
@@ -252,8 +259,8 @@ class Servers:
             words += ["--requirepass", password, "--masterauth", password]
         if replica_of is not None:
             words += ["--replicaof", "127.0.0.1", str(replica_of.port)]
-        command = self._launch([*words, *options], folder)
-        server = self._running(
+        command = self.launch([*words, *options], folder)
+        server = self.running(
             RedisServer(port, command, password=password, scheme=scheme, options=query)
         )
         if replica_of is not None:
@@ -282,17 +289,17 @@ class Servers:
 
     def sentinel_place(self) -> tuple[int, Path]:
         """Return a port and a directory for a sentinel."""
-        return free_port(), self._directory("sentinel")
+        return free_port(), self.directory("sentinel")
 
     def sentinel(self, port: int, folder: Path, lines: Sequence[str]) -> Server:
         """Start a sentinel with these lines as its configuration."""
         (folder / "sentinel.conf").write_text("\n".join(lines) + "\n")
         command = [program("redis-sentinel"), str(folder / "sentinel.conf")]
-        return self._running(Server(port, self._launch(command, folder)))
+        return self.running(Server(port, self.launch(command, folder)))
 
     def postgres(self, *initdb: str, options: Mapping[str, str] | None = None) -> PostgresServer:
         """Start a PostgreSQL with an empty database `appview` that belongs to role `rsky`."""
-        folder = self._directory("postgres", for_postgres=True)
+        folder = self.directory("postgres", for_postgres=True)
         self._run(
             [str(POSTGRES_BIN[0] / "initdb"), "-D", str(folder), "-U", "postgres", "--auth=trust",
              "--auth-host=trust", "--no-sync", *(initdb or ("--locale=C.UTF-8",))]
@@ -311,7 +318,7 @@ class Servers:
 
     def standby(self, primary: PostgresServer, **options: str) -> PostgresServer:
         """Start a PostgreSQL that replicates another one asynchronously."""
-        folder = self._directory("standby", for_postgres=True)
+        folder = self.directory("standby", for_postgres=True)
         self._run(
             [str(POSTGRES_BIN[0] / "pg_basebackup"), "-h", "127.0.0.1", "-p", str(primary.port),
              "-U", "postgres", "-D", str(folder), "-R", "--checkpoint=fast", "--no-sync"]
@@ -326,7 +333,7 @@ class Servers:
         }  # fmt: skip
         words = [program("postgres"), "-D", str(folder)]
         words += [word for pair in settings.items() for word in ("-c", "=".join(pair))]
-        server = PostgresServer(port, self._launch(words, folder, user=True), folder=folder)
+        server = PostgresServer(port, self.launch(words, folder, user=True), folder=folder)
         self._stack.callback(self._end_postgres, server)
         ready = [str(POSTGRES_BIN[0] / "pg_isready"), "-q", "-h", "127.0.0.1", "-p", str(port)]
         wait_until(
@@ -334,6 +341,10 @@ class Servers:
             "PostgreSQL takes no connections",
         )
         return server
+
+    def at_end(self, action: Callable[[], object]) -> None:
+        """Do something when the servers end, before those end that are there by now."""
+        self._stack.callback(action)
 
     def _end_postgres(self, server: PostgresServer) -> None:
         if server.process.poll() is None:
@@ -344,7 +355,7 @@ class Servers:
         self, server: PostgresServer, *options: str, binary: str | None = None, size: int = 6
     ) -> Server:
         """Start a pgbouncer in transaction mode before a PostgreSQL."""
-        port, folder = free_port(), self._directory("pgbouncer", for_postgres=True)
+        port, folder = free_port(), self.directory("pgbouncer", for_postgres=True)
         (folder / "users.txt").write_text(f'"{USER}" "{PASSWORD}"\n"postgres" ""\n')
         lines = [
             "[databases]", f"* = host=127.0.0.1 port={server.port}", "[pgbouncer]",
@@ -354,11 +365,11 @@ class Servers:
         ]  # fmt: skip
         (folder / "pgbouncer.ini").write_text("\n".join(lines) + "\n")
         command = [binary or program("pgbouncer"), str(folder / "pgbouncer.ini")]
-        return self._running(Server(port, self._launch(command, folder, user=True)))
+        return self.running(Server(port, self.launch(command, folder, user=True)))
 
     def haproxy(self, *servers: Server) -> Proxy:
         """Start an HAProxy that sends new connections to the first of these until switched."""
-        port, folder = free_port(), self._directory("haproxy")
+        port, folder = free_port(), self.directory("haproxy")
         admin, names = folder / "admin.sock", tuple(f"s{n}" for n in range(len(servers)))
         lines = [
             "global", f"  stats socket {admin} level admin", "defaults", "  mode tcp",
@@ -370,14 +381,14 @@ class Servers:
             ),
         ]  # fmt: skip
         (folder / "haproxy.cfg").write_text("\n".join(lines) + "\n")
-        command = self._launch(
+        command = self.launch(
             [program("haproxy"), "-db", "-f", str(folder / "haproxy.cfg")], folder
         )
-        return self._running(Proxy(port, command, admin=admin, servers=names))
+        return self.running(Proxy(port, command, admin=admin, servers=names))
 
-    def certificates(self) -> "Certificates":
-        """Make an authority of one's own and a certificate of 127.0.0.1 and localhost."""
-        folder = self._directory("tls", for_postgres=True)
+    def certificates(self, names: str = "DNS:localhost,IP:127.0.0.1") -> "Certificates":
+        """Make an authority of one's own and a certificate of some names."""
+        folder = self.directory("tls", for_postgres=True)
         authority, key, request = (folder / name for name in ("ca.pem", "ca.key", "server.csr"))
         openssl = program("openssl")
         self._run(
@@ -388,7 +399,7 @@ class Servers:
             [openssl, "req", "-newkey", "rsa:2048", "-nodes", "-keyout", str(folder / "server.key"),
              "-out", str(request), "-subj", "/CN=localhost"]
         )  # fmt: skip
-        (folder / "names").write_text("subjectAltName=DNS:localhost,IP:127.0.0.1\n")
+        (folder / "names").write_text(f"subjectAltName={names}\n")
         self._run(
             [openssl, "x509", "-req", "-in", str(request), "-CA", str(authority), "-CAkey",
              str(key), "-CAcreateserial", "-days", "2", "-extfile", str(folder / "names"),
@@ -396,7 +407,8 @@ class Servers:
         )  # fmt: skip
         return Certificates(authority, folder / "server.pem", folder / "server.key")
 
-    def _directory(self, name: str, *, for_postgres: bool = False) -> Path:
+    def directory(self, name: str, *, for_postgres: bool = False) -> Path:
+        """Make a directory, for programs that run as PostgreSQL's account if wanted."""
         self._count += 1
         path = self.folder / f"{name}-{self._count}"
         path.mkdir(mode=0o700)
@@ -404,20 +416,23 @@ class Servers:
             os.chown(path, self._account.pw_uid, self._account.pw_gid)
         return path
 
-    def _running(self, server: AnyServer) -> AnyServer:
+    def running(self, server: AnyServer) -> AnyServer:
+        """Return a server that takes connections, and ends with the others."""
         self._stack.callback(server.end)
         wait_until(server.accepts, f"port {server.port} is not listened on")
         return server
 
-    def _launch(
+    def launch(
         self, command: Sequence[str], folder: Path, *, user: bool = False
     ) -> Callable[[], "subprocess.Popen[bytes]"]:
+        """Return what starts a command, which logs beside its directory."""
         account = self._account if user else None
 
         def launch() -> "subprocess.Popen[bytes]":
             with (self.folder / f"{folder.name}.log").open("ab") as log:
                 return subprocess.Popen(
-                    command, cwd=folder, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+                    [*ENDS_WITH_US, *command], cwd=folder, stdin=subprocess.DEVNULL,
+                    stdout=log, stderr=log,
                     user=account.pw_uid if account else None,
                     group=account.pw_gid if account else None,
                     extra_groups=[] if account else None,
@@ -450,7 +465,10 @@ class Certificates:
 @contextmanager
 def servers() -> Iterator[Servers]:
     """Yield a starter of servers; their logs are kept if the test fails."""
-    folder = Path(tempfile.mkdtemp(prefix="rsky-real-", dir="/tmp"))
+    for left in Path("/tmp").glob(f"{_PREFIX}*"):  # by tests that were killed
+        if not Path("/proc", left.name.removeprefix(_PREFIX).partition("-")[0]).exists():
+            shutil.rmtree(left, ignore_errors=True)
+    folder = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-", dir="/tmp"))
     folder.chmod(0o711)
     try:
         with kept_if_failed(folder), ExitStack() as stack:

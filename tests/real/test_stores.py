@@ -12,64 +12,21 @@ import pytest
 from redis import RedisError
 
 from rsky_pipeline.embedded import locations
-from tests.pipelines import Running, command_succeeds, pipeline_on
 from tests.real.conftest import Tally
+from tests.real.following import WORKERS, on_stores, wait_for_records
 from tests.real.servers import (
+    ENDS_WITH_US,
     USER,
     PostgresServer,
     RedisServer,
     Servers,
     program,
-    servers,
     wait_until,
 )
 from tests.stores import redis_client
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(900)]
-WORKERS = {"ingester-1", "backfiller-1", "indexer-1"}
-NETWORK = ("--rate=200", "--history=20", "--accounts=120")
-WAIT_SECONDS = 240.0
 TABLE = "rsky_real"  # of the kernel's packet filter
-ENOUGH = 300  # records between two disturbances
-
-
-@pytest.fixture
-def real() -> Iterator[Servers]:
-    with servers() as found:
-        yield found
-
-
-@contextmanager
-def following(tally: Tally, redis_url: str, database_url: str, **environ: str) -> Iterator[Running]:
-    """Run the pipeline on stores of one's own; they must be all right before and after."""
-    changes = {"REDIS_URL": redis_url, "DATABASE_URL": database_url, **environ}
-    with pipeline_on(
-        *NETWORK, **{f"RSKY_PIPELINE_{name}": v for name, v in changes.items()}
-    ) as running:
-        running.wait_for(lambda: running.pids().keys() == WORKERS, WAIT_SECONDS)
-        wait_for_records(running)
-        yield running
-        ends_well(running)
-        tally.events += running.simulation.control.progress().seq
-
-
-def wait_for_records(running: Running, more: int = ENOUGH) -> None:
-    """Return when so many records have come in since now."""
-    before = running.observer.rows().get("record", 0)
-    running.wait_for(
-        lambda: running.observer.rows().get("record", 0) >= before + more, WAIT_SECONDS
-    )
-
-
-def ends_well(running: Running) -> None:
-    """Check that nothing is missing, and that the pipeline is healthy without a hand."""
-    wait_for_records(running)
-    running.simulation.control.stop()
-    running.wait_until_indexed(WAIT_SECONDS)
-    assert running.differences() == []
-    assert running.observer.dead_letters() == {}
-    assert running.pids().keys() == WORKERS
-    command_succeeds(running.environ, "verify", "--window", "5s", "--quiet")
 
 
 # --- PostgreSQL behind a pooler ----------------------------------------------------------------
@@ -108,7 +65,7 @@ def test_behind_a_transaction_pooler(kind: str, real: Servers, tally: Tally) -> 
     store, server = real.redis(), real.postgres()
     pooler = real.pgbouncer(server, *options, binary=newer_pgbouncer() if newer else None)
     url, fresh = server.url(USER, port=pooler.port), session_of(server.url(USER))
-    with following(tally, store.url, url) as running:
+    with on_stores(tally, store.url, url) as running:
         for _ in range(30):
             assert session_of(url) == fresh, "another client of the pool sees our settings"
         pooler.kill()
@@ -136,7 +93,7 @@ def test_a_replica_is_promoted_behind_one_address(kind: str, real: Servers, tall
     second = real.redis(valkey=program, password="secret/1", replica_of=first)
     proxy = real.haproxy(first, second)
     url = f"redis://:{quote('secret/1', safe='')}@127.0.0.1:{proxy.port}/0"
-    with following(tally, url, real.postgres().url(USER)) as running:
+    with on_stores(tally, url, real.postgres().url(USER)) as running:
         for old, new, name in ((first, second, "s1"), (second, first, "s0")):
             # As managed services do: the old primary keeps its connections, and is read-only.
             proxy.switch(name)
@@ -152,7 +109,7 @@ def test_sentinels_promote_a_replica(real: Servers, tally: Tally) -> None:
     sentinels = real.sentinels(first, "main", password="other")
     hosts = ",".join(f"127.0.0.1:{each.port}" for each in sentinels)
     url = f"redis+sentinel://:secret@{hosts}/main?sentinel_password=other"
-    with following(tally, url, real.postgres().url(USER)) as running:
+    with on_stores(tally, url, real.postgres().url(USER)) as running:
         first.kill()
         tally.kills += 1
         wait_until(lambda: role_of(second) == "master", "the replica is not promoted", 60)
@@ -185,7 +142,7 @@ def test_a_standby_is_promoted_behind_one_address(real: Servers, tally: Tally) -
     primary = real.postgres()
     standby = real.standby(primary)
     proxy = real.haproxy(primary, standby)
-    with following(tally, real.redis().url, primary.url(USER, port=proxy.port)) as running:
+    with on_stores(tally, real.redis().url, primary.url(USER, port=proxy.port)) as running:
         primary.kill_all()
         tally.kills += 1
         proxy.switch("s1", cut=True)
@@ -198,7 +155,7 @@ def test_a_standby_behind_the_address_is_waited_for(real: Servers, tally: Tally)
     primary = real.postgres()
     standby = real.standby(primary)
     proxy = real.haproxy(primary, standby)
-    with following(tally, real.redis().url, primary.url(USER, port=proxy.port)) as running:
+    with on_stores(tally, real.redis().url, primary.url(USER, port=proxy.port)) as running:
         proxy.switch("s1", cut=True)  # which is read-only until somebody promotes it
         time.sleep(20)
         assert running.pids().keys() == WORKERS
@@ -214,7 +171,7 @@ def test_a_promoted_standby_lacks_the_last_25_seconds(real: Servers, tally: Tall
     primary = real.postgres()
     standby = real.standby(primary)
     proxy = real.haproxy(primary, standby)
-    with following(tally, real.redis().url, primary.url(USER, port=proxy.port)) as running:
+    with on_stores(tally, real.redis().url, primary.url(USER, port=proxy.port)) as running:
         standby.stop_following()
         behind_until = time.monotonic() + 25
         wait_for_records(running, 2_000)
@@ -235,7 +192,7 @@ def has_caught_up(standby: PostgresServer, primary: PostgresServer) -> bool:
 def test_packets_to_the_server_vanish(real: Servers, tally: Tally) -> None:
     server = real.postgres()
     with (
-        following(tally, real.redis().url, server.url(USER)) as running,
+        on_stores(tally, real.redis().url, server.url(USER)) as running,
         vanishing(server.port),
     ):
         tally.fail_overs += 1
@@ -245,20 +202,26 @@ def test_packets_to_the_server_vanish(real: Servers, tally: Tally) -> None:
 @contextmanager
 def vanishing(port: int) -> Iterator[None]:
     """Drop the packets of all connections that exist now, as a forgetful firewall does."""
-    nft = program("nft")
-
-    def change(*words: str) -> None:
-        subprocess.run([nft, *words], check=True)
-
-    change("add", "table", "inet", TABLE)
-    try:
-        change("add", "chain", "inet", TABLE, "in", "{ type filter hook input priority 0; }")
-        for own in established(port):
-            for match in (f"tcp sport {own} tcp dport {port}", f"tcp sport {port} tcp dport {own}"):
-                change("add", "rule", "inet", TABLE, "in", *match.split(), "drop")
+    command = [*ENDS_WITH_US, program("nft"), "-i"]
+    lines = [  # the table goes with the process
+        f"add table inet {TABLE} {{ flags owner; }}",
+        f"add chain inet {TABLE} in {{ type filter hook input priority 0; }}",
+    ]
+    for own in established(port):
+        ends = (f"tcp sport {own} tcp dport {port}", f"tcp sport {port} tcp dport {own}")
+        lines += [f"add rule inet {TABLE} in {end} drop" for end in ends]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL) as nft:
+        assert nft.stdin is not None
+        nft.stdin.write("".join(f"{line}\n" for line in lines).encode())
+        nft.stdin.flush()
+        wait_until(lambda: rules() == len(lines) - 2, "nothing is dropped")
         yield
-    finally:
-        change("delete", "table", "inet", TABLE)
+
+
+def rules() -> int:
+    """Return how many rules there are."""
+    command = [program("nft"), "list", "table", "inet", TABLE]
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.count("drop")
 
 
 def established(port: int) -> list[int]:
@@ -278,7 +241,7 @@ def test_icu_collation_and_a_role_without_rights(real: Servers, tally: Tally) ->
                  "IntervalStyle": "sql_standard", "default_transaction_isolation": "serializable",
                  "synchronous_commit": "off"},
     )  # fmt: skip
-    with following(tally, real.redis().url, server.url(USER)) as running:
+    with on_stores(tally, real.redis().url, server.url(USER)) as running:
         wait_for_records(running)
 
 
@@ -289,7 +252,7 @@ def test_tls_with_an_authority_of_ones_own(real: Servers, tally: Tally) -> None:
         options={"ssl": "on", "ssl_cert_file": str(files.server), "ssl_key_file": str(files.key)}
     )
     url = f"{server.url(USER)}?sslmode=verify-full&sslrootcert={files.authority}"
-    with following(tally, tls.url, url) as running:
+    with on_stores(tally, tls.url, url) as running:
         server.kill_all()
         server.start_again()
         tls.kill()

@@ -7,6 +7,7 @@ they change their hosting status, so that no history can become unreachable.
 
 import random
 from collections import deque
+from collections.abc import Sequence
 from itertools import accumulate
 from typing import Any
 
@@ -125,6 +126,11 @@ class World:
         self._frame("#account", {"did": account.did, "active": True})
         for kind in (mix.CREATE, mix.SEVERAL, mix.DELETE, mix.CREATE):
             self._commit(account, self._writes(account, kind))
+
+    def spread(self, urls: Sequence[str]) -> None:
+        """Let the documents of accounts name these hosts in turn."""
+        for account in self.accounts:
+            self.moved[account.did] = urls[account.number % len(urls)]
 
     def end(self) -> None:
         """Let every account be heard of once more: identity, status, and a commit if it can.

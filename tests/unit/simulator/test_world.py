@@ -29,3 +29,11 @@ def test_nothing_in_a_calm_world_makes_a_repo_be_fetched_again() -> None:
 
     assert SyncMessage not in kinds(calm=True)
     assert SyncMessage in kinds(calm=False)
+
+
+def test_accounts_are_spread_over_hosts() -> None:
+    world = World(1, 6, stepping_clock(1_700_000_000_000_000, 1_000))
+    world.spread(["https://a.example.com", "https://b.example.com"])
+    documents = [world.document(account.did, "http://own", "") for account in world.accounts]
+    hosts = [document["service"][0]["serviceEndpoint"] for document in documents if document]
+    assert hosts == ["https://a.example.com", "https://b.example.com"] * 3
