@@ -52,15 +52,15 @@ def list_letters(run: Invocation, stream: str | None, reason: str | None) -> Non
 
 
 @operator_command(command)
-@click.argument("stream")
+@click.argument("stream", required=False)
 @_reason
 @_ids
 @click.option("--limit", "--count", "limit", type=click.IntRange(1, 1_000), default=10,
               show_default=True, help="Letters to show, oldest first.")  # fmt: skip
 def show(
-    run: Invocation, stream: str, reason: str | None, ids: tuple[str, ...], limit: int
+    run: Invocation, stream: str | None, reason: str | None, ids: tuple[str, ...], limit: int
 ) -> None:
-    """Show dead letters of a stream.
+    """Show dead letters of a stream, or of all.
 
     Long texts are cut, raw frames are summarised.
     """
@@ -68,10 +68,14 @@ def show(
 
     from rsky_pipeline.operations.dead_letters import describe, select
 
-    (name,) = _streams(stream)
+    names = _streams(stream)
     with run.store("dlq") as store:
-        found = [describe(name, each) for each in islice(select(store, name, reason, ids), limit)]
-    run.answer({"stream": name, "letters": found}, lambda: _show_letters(found))
+        letters = (
+            describe(name, each) for name in names for each in select(store, name, reason, ids)
+        )
+        found = list(islice(letters, limit))
+    answer = {"stream": names[0] if stream is not None else None, "letters": found}
+    run.answer(answer, lambda: _show_letters(found))
 
 
 @operator_command(command)
@@ -154,7 +158,8 @@ def drop(
 
 def _show_letters(found: list[dict[str, Any]]) -> None:
     for item in found:
-        line(f"{item['id']} ({item['time']}) {item['reason']}, attempts {item['attempts']}")
+        line(f"{item['stream']} {item['id']} ({item['time']}) {item['reason']}, attempts "
+             f"{item['attempts']}")  # fmt: skip
         line(f"  error: {item['error'] or '-'}")
         for key, value in item["entry"].items():
             line(f"  {key}: {value}")

@@ -55,15 +55,19 @@ def command(run: Invocation, roles: tuple[str, ...], workers: tuple[str, ...]) -
         raise CommandError(str(error), ExitCode.USAGE) from error
 
 
-def prepare_stores(settings: "Settings", with_database: bool) -> list[str] | None:
+def prepare_stores(
+    settings: "Settings", with_database: bool, tell: Callable[[str], None] = lambda _: None
+) -> list[str] | None:
     """Check the settings of the stores; bring the schema up to date, and return its changes.
 
+    `tell` is called with what the operator should see at once: workers will wait for Redis.
     Raises UnavailableError while PostgreSQL is unreachable, SettingError for a store that cannot be
     used, and WorkerError.
     """
     from rsky_pipeline.streams import server
 
-    _check_settings(settings.redis_url or "", server.check)
+    if problem := _check_settings(settings.redis_url or "", server.check):
+        tell(f"waiting for Redis: {problem}")
     return _prepare_database(settings) if with_database else None
 
 
@@ -71,12 +75,19 @@ def _prepare_database(settings: "Settings") -> list[str]:
     from rsky_pipeline.configuration.redaction import redacted
     from rsky_pipeline.database import server
     from rsky_pipeline.database.errors import (
+        NO_PRIVILEGE,
         DatabaseError,
         DatabaseUnavailableError,
+        SchemaMismatchError,
         TransactionConflictError,
     )
     from rsky_pipeline.database.schema import initialise
-    from rsky_pipeline.runtime.errors import UnavailableError, WorkerError
+    from rsky_pipeline.runtime.errors import (
+        PermissionDeniedError,
+        SettingError,
+        UnavailableError,
+        WorkerError,
+    )
 
     url = settings.database_url or ""
     try:
@@ -85,13 +96,19 @@ def _prepare_database(settings: "Settings") -> list[str]:
     except (DatabaseUnavailableError, TransactionConflictError) as error:
         raise UnavailableError(f"PostgreSQL at {redacted(url)}: {error}") from error
     except DatabaseError as error:
-        raise WorkerError(f"the schema in {redacted(url)} cannot be prepared: {error}") from error
+        text = f"the schema in {redacted(url)} cannot be prepared: {error}"
+        # Neither a missing privilege nor a schema of another origin cures itself.
+        if error.sqlstate == NO_PRIVILEGE:
+            raise PermissionDeniedError(text) from error
+        if isinstance(error, SchemaMismatchError):
+            raise SettingError(text) from error
+        raise WorkerError(text) from error
 
 
-def _check_settings(url: str, check: "Callable[[str], list[ServerSetting]]") -> None:
+def _check_settings(url: str, check: "Callable[[str], list[ServerSetting]]") -> str | None:
     """Log what breaks a promise; raises SettingError for a server that cannot be used at all.
 
-    One that does not answer is left to the workers, which wait for it.
+    Returns why one does not answer: that is left to the workers, which wait for it.
     """
     from rsky_pipeline.configuration.redaction import redacted
     from rsky_pipeline.runtime.errors import SettingError, StoreError
@@ -100,13 +117,14 @@ def _check_settings(url: str, check: "Callable[[str], list[ServerSetting]]") -> 
         found = check(url)
     except StoreError as error:
         log.warning("settings of a store not checked", extra={"url": redacted(url), "error": error})
-        return
+        return f"{redacted(url)}: {error}"
     for item in found:
         if item.severity == "unusable":
             raise SettingError(f"{redacted(url)} cannot be used: {item}")
         if item.severity == "error":
             details = {"url": redacted(url), "setting": item.name, "detail": item}
             log.error("unsuitable setting of a store", extra=details)
+    return None
 
 
 def _workers_setting(text: str) -> str:

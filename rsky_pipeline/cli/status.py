@@ -4,8 +4,9 @@ from typing import Any
 
 from rsky_pipeline.cli.command import Invocation, operator_command
 from rsky_pipeline.cli.exit_codes import ExitCode
-from rsky_pipeline.cli.output import duration, line, print_table
+from rsky_pipeline.cli.output import duration, line, print_json, print_table
 
+SCHEMA_VERSION = 1  # of a document without supervisors
 HEADER = (
     *("PROCESS", "PID", "STATE", "UPTIME", "RESTARTS", "RATE/s", "LAG", "MEMORY", "PORT"),
     "LAST EXIT",
@@ -19,8 +20,14 @@ def command(run: Invocation) -> int:
     Exit codes: 0 everything is ready, 1 something is not, 3 nothing is running, 4 no answer.
     """
     from rsky_pipeline.supervisor import client
+    from rsky_pipeline.supervisor.errors import NoAnswerError, NotRunningError
 
-    documents = [each.status for each in client.find(run.run_directory)]
+    try:
+        documents = [each.status for each in client.find(run.run_directory)]
+    except (NotRunningError, NoAnswerError) as error:
+        if run.as_json:  # programs read a document whatever the answer is
+            print_json({**merged([]), "problem": str(error)})
+        raise
     run.answer(merged(documents), lambda: show(documents))
     healthy = all(document["healthy"] for document in documents)
     return ExitCode.OK if healthy else ExitCode.FAILED
@@ -29,12 +36,17 @@ def command(run: Invocation) -> int:
 def merged(documents: list[dict[str, Any]]) -> dict[str, Any]:
     """Join the documents of several supervisors."""
     return {
-        "schema_version": documents[0]["schema_version"],
-        "healthy": all(document["healthy"] for document in documents),
+        "schema_version": documents[0]["schema_version"] if documents else SCHEMA_VERSION,
+        "healthy": bool(documents) and all(document["healthy"] for document in documents),
         "roles": sorted({role for document in documents for role in document["roles"]}),
         "processes": [process for document in documents for process in document["processes"]],
         "streams": {
             name: length for document in documents for name, length in document["streams"].items()
+        },
+        "dead_letters": {
+            name: count
+            for document in documents
+            for name, count in document.get("dead_letters", {}).items()
         },
         "supervisors": [
             {
@@ -74,7 +86,16 @@ def show(documents: list[dict[str, Any]]) -> None:
     if together["streams"]:
         line()
         streams = sorted(together["streams"].items())
-        print_table(("STREAM", "ENTRIES"), [(name, f"{length:,}") for name, length in streams])
+        letters = together["dead_letters"]
+        print_table(
+            ("STREAM", "ENTRIES", "DEAD"),
+            [
+                (name, f"{length:,}", f"{letters[name]:,}" if name in letters else "-")
+                for name, length in streams
+            ],
+        )
+        if any(letters.values()):
+            line(f"dead letters: {sum(letters.values()):,}; to do: `rsky-pipeline dlq list`")
 
 
 def warnings(processes: list[dict[str, Any]]) -> list[str]:

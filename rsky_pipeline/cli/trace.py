@@ -1,5 +1,6 @@
 """`rsky-pipeline trace`: where is this record?"""
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -20,7 +21,8 @@ if TYPE_CHECKING:
 def command(run: Invocation, subject: str, limit: int) -> int:
     """Find a record or an account: at its PDS, in a stream, dead-lettered, indexed.
 
-    Exit codes: 0 it is visible, 2 malformed, 6 it is not (hidden, on its way, deleted, missing).
+    Exit codes: 0 it is visible, 2 malformed, 6 it is not (hidden, on its way, deleted, missing), 69
+    Redis or PostgreSQL cannot be asked, or the PDS where only it has the answer.
     """
     from dataclasses import asdict
 
@@ -34,6 +36,8 @@ def command(run: Invocation, subject: str, limit: int) -> int:
     found = trace(run.settings, parsed, limit=limit, on_progress=say)
     diagnosis = diagnose(found)
     run.answer({"verdict": asdict(diagnosis), **found.document()}, lambda: _show(found, diagnosis))
+    if found.redis.problem or found.database.problem or diagnosis.state == "unknown":
+        return ExitCode.UNAVAILABLE
     return ExitCode.OK if diagnosis.state == "visible" else ExitCode.DIFFERENCES
 
 
@@ -66,10 +70,11 @@ def _show_places(found: "Traced") -> None:
         return
     for name, value in (
         ("record", database.record), ("tables", database.tables or None),
-        ("post", database.flags or None), ("duplicate", database.duplicate_of),
+        ("post", _known(database.flags) or None), ("duplicate", database.duplicate_of),
         ("deleted", database.tombstone), ("complete", database.complete_rev),
         ("account", database.actor),
-        ("event", database.account_event), ("synced", database.synced_rev),
+        ("event", database.account_event and _status(database.account_event)),
+        ("synced", database.synced_rev),
         ("backfill", database.backfill), ("records", database.records or None),
     ):  # fmt: skip
         if value is not None:
@@ -87,6 +92,18 @@ def _show_searched(found: "Traced") -> None:
     total = sum(item.entries for item in redis.searched)
     limits = ", ".join(f"{item.stream}: {item.entries:,} of {item.of:,}" for item in cut)
     line(f"searched   {total:,} entries" + (f"; NOT everything: {limits}" if cut else ""))
+
+
+def _known(flags: Mapping[str, bool | None]) -> dict[str, str]:
+    """Write the flags of a post; NULL stands for one that nothing has decided yet."""
+    words = {True: "yes", False: "no", None: "unknown"}
+    return {name: words[value] for name, value in flags.items()}
+
+
+def _status(event: Mapping[str, Any]) -> dict[str, Any]:
+    """Write an account event; one that makes the account active has no other status."""
+    status = "active" if event["active"] else event["status"] or "unknown"
+    return {"time": event["time"], "status": status}
 
 
 def _line(value: Any) -> str:

@@ -29,7 +29,7 @@ def command(
     """Check a running pipeline: processes, metrics, streams, rates, latency, database, relays.
 
     Exit codes: 0 passed (warnings included, unless --strict), 1 warnings with --strict, 2 wrong
-    option, 6 something failed.
+    option, 3 nothing is running, 6 something failed.
     """
     from rsky_pipeline.operations.verification.run import verify
 
@@ -40,6 +40,8 @@ def command(
 
 def exit_code(report: "VerificationReport", *, strict: bool) -> int:
     """Return the exit code for a report; warnings count only with `strict`."""
+    if report.nothing_runs:
+        return ExitCode.NOT_RUNNING
     if report.status == "fail":
         return ExitCode.DIFFERENCES
     return ExitCode.FAILED if strict and report.status == "warn" else ExitCode.OK

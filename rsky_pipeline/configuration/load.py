@@ -62,7 +62,7 @@ def load(
     """
     problems: list[str] = []
     spelled = flag_origins or {}
-    file = find_file(config_file, environ)
+    file = find_file(config_file, environ, problems)
     given = read_file(file, problems) if file is not None else []
     given += read_environment(environ, declarations(), problems)
     given += [

@@ -1,6 +1,7 @@
 """Where settings are read from: the TOML file and the environment, that of the original services
 included."""
 
+import stat
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,8 @@ from rsky_pipeline.configuration.topology import (
     LABEL_LIVE,
     REPO_BACKFILL,
 )
+
+_OTHERWISE = "run this as the pipeline's account or as root, or name another file with --config"
 
 PREFIX = "RSKY_PIPELINE_"
 CONFIG_VARIABLE = f"{PREFIX}CONFIG"
@@ -73,14 +76,28 @@ class ConfigFile:
     chosen_by: str
 
 
-def find_file(given: Path | None, environ: Mapping[str, str]) -> ConfigFile | None:
-    """Return the file to read: given, named by the environment, or the first default there is."""
+def find_file(
+    given: Path | None, environ: Mapping[str, str], problems: list[str]
+) -> ConfigFile | None:
+    """Return the file to read: given, named by the environment, or the first default there is.
+
+    A default place that may not be looked at is a problem: it may hold the settings of the pipeline
+    that runs here, and a command without them would act on another one.
+    """
     if given is not None:
         return ConfigFile(given, "--config")
     if environ.get(CONFIG_VARIABLE):
         return ConfigFile(Path(environ[CONFIG_VARIABLE]), CONFIG_VARIABLE)
-    found = next((path for path in DEFAULT_FILES if path.is_file()), None)
-    return None if found is None else ConfigFile(found.absolute(), "default location")
+    for path in DEFAULT_FILES:
+        try:
+            if stat.S_ISREG(path.stat().st_mode):
+                return ConfigFile(path.absolute(), "default location")
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except OSError as error:
+            problems.append(f"{path}: cannot be read: {error.strerror}; {_OTHERWISE}")
+            return None
+    return None
 
 
 def read_file(file: ConfigFile, problems: list[str]) -> list[Given]:
@@ -93,7 +110,9 @@ def read_file(file: ConfigFile, problems: list[str]) -> list[Given]:
             return []
         document = tomllib.loads(content.decode("utf-8"))
     except OSError as error:
-        problems.append(f"{file.path} (from {file.chosen_by}): cannot be read: {error.strerror}")
+        hint = f"; {_OTHERWISE}" if isinstance(error, PermissionError) else ""
+        where = f"{file.path} (from {file.chosen_by})"
+        problems.append(f"{where}: cannot be read: {error.strerror}{hint}")
         return []
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         problems.append(f"{file.path}: is not TOML: {error}")

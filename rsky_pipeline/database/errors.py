@@ -7,6 +7,7 @@ import psycopg
 
 from rsky_pipeline.runtime.errors import StoreError, UnavailableError
 
+NO_PRIVILEGE = "42501"  # SQLSTATE
 _MAX_MESSAGE = 500  # characters; a message may quote data of any size
 _MAX_STATEMENT = 60  # characters: the verb and the table
 
@@ -94,7 +95,7 @@ _BY_CODE: dict[str, type[DatabaseError]] = {
     "57P04": DatabaseError,  # the database was dropped
 }
 # Of the session, the login or the database: prepared statements that a pooler mixed up, privileges.
-_NOT_OF_DATA = ("25", "26", "28", "3D", "42501", "42P05", "57", "F0")
+_NOT_OF_DATA = ("25", "26", "28", "3D", NO_PRIVILEGE, "42P05", "57", "F0")
 # What to do, where the server's message alone does not say it.
 _POOLER = "a pooler mixes up its clients' prepared statements: see docs/stores.md"
 _HINTS = {

@@ -11,6 +11,7 @@ from prometheus_client.samples import Sample
 from rsky_pipeline.observability.declaring import Declarer
 
 LENGTH = "rsky_stream_length"
+LETTERS = "rsky_stream_dead_letters"
 LAG = "rsky_stream_group_lag"
 PENDING = "rsky_stream_group_pending"
 
@@ -78,6 +79,11 @@ class StreamMetrics:
 def stream_lengths(registry: CollectorRegistry) -> dict[str, int]:
     """Return the length of every stream that this worker watches, as it last saw it."""
     return {sample.labels["stream"]: int(sample.value) for sample in _samples(registry, LENGTH)}
+
+
+def letters_by_stream(registry: CollectorRegistry) -> dict[str, int]:
+    """Return the number of dead letters of every stream that this worker watches."""
+    return {sample.labels["stream"]: int(sample.value) for sample in _samples(registry, LETTERS)}
 
 
 def entries_waiting(registry: CollectorRegistry, streams: Collection[str]) -> int | None:

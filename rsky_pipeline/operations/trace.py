@@ -161,7 +161,7 @@ class InDatabase:
     synced_rev: str | None = None
     backfill: Mapping[str, Any] | None = None
     labels: tuple[Mapping[str, Any], ...] = ()
-    flags: Mapping[str, bool] = field(default_factory=dict)  # of a post
+    flags: Mapping[str, bool | None] = field(default_factory=dict)  # of a post; None is undecided
     records: Mapping[str, int] = field(default_factory=dict)  # of an account, by collection
     problem: str | None = None
 
@@ -496,10 +496,10 @@ def _labels(database: Database, subject: Subject) -> tuple[Mapping[str, Any], ..
     return tuple(dict(zip(("src", "uri", "val", "cts"), row, strict=True)) for row in rows)
 
 
-def _flags(database: Database, uri: str) -> dict[str, bool]:
+def _flags(database: Database, uri: str) -> dict[str, bool | None]:
     columns = ", ".join(f'"{name}"' for name in _FLAGS)
     rows = database.query(f"SELECT {columns} FROM post WHERE uri = %s", [uri])
-    return {name: bool(value) for name, value in zip(_FLAGS, rows[0], strict=True)} if rows else {}
+    return dict(zip(_FLAGS, rows[0], strict=True)) if rows else {}
 
 
 def _records(database: Database, did: str) -> dict[str, int]:

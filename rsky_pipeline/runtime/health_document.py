@@ -77,6 +77,7 @@ class HealthDocument(RoleHealth, total=False):
     heartbeat_age_seconds: float
     progress_age_seconds: dict[str, float]
     streams: dict[str, int]  # their lengths
+    dead_letters: dict[str, int]  # the lengths of their dead-letter streams
     findings: list[str]  # `KIND` or `KIND SUBJECT`
     failing: list[str]  # those with the verdict "fail"
 

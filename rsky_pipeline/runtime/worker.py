@@ -22,7 +22,7 @@ from rsky_pipeline.configuration.settings import Settings
 from rsky_pipeline.configuration.topology import ROLES
 from rsky_pipeline.observability.findings import FAILS, active_findings
 from rsky_pipeline.observability.server import MetricsServer, process_registry
-from rsky_pipeline.observability.streams import entries_waiting, stream_lengths
+from rsky_pipeline.observability.streams import entries_waiting, letters_by_stream, stream_lengths
 from rsky_pipeline.runtime import logging as log_setup
 from rsky_pipeline.runtime import notify
 from rsky_pipeline.runtime.channel import BLAMELESS, EventSender, WorkerPipes
@@ -187,6 +187,7 @@ class _Worker:
             self._health.observe(
                 {
                     "streams": stream_lengths(registry),
+                    "dead_letters": letters_by_stream(registry),
                     "lag": entries_waiting(registry, self._consumes),
                     "findings": active_findings(registry),
                     "failing": active_findings(registry, FAILS),

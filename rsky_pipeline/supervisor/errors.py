@@ -2,6 +2,8 @@
 
 from rsky_pipeline.runtime.errors import WorkerError
 
+# How the log gives the reason of a start that fails; `start` looks for it.
+CANNOT_START = "cannot start: "
 NOT_RUNNING = 3
 UNREACHABLE = 4
 ALREADY_RUNNING = 75

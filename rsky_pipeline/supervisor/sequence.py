@@ -32,14 +32,14 @@ class StepLog:
     """The lines of a start or stop: logged, and sent to those who follow from then on."""
 
     def __init__(self) -> None:
-        self._lines: list[str] = []
+        self.lines: list[str] = []
         self._changed = trio.Event()
         self.finished = False
 
     def add(self, line: str, *, bad: bool = False) -> None:
         """Add a line."""
         log.log(logging.WARNING if bad else logging.INFO, line)
-        self._lines.append(line)
+        self.lines.append(line)
         self._wake()
 
     def finish(self) -> None:
@@ -49,10 +49,10 @@ class StepLog:
 
     async def follow(self, *, from_start: bool = False) -> AsyncIterator[str]:
         """Yield lines as they are added, until `finish`; those added before with `from_start`."""
-        position = 0 if from_start else len(self._lines)
+        position = 0 if from_start else len(self.lines)
         while True:
-            while position < len(self._lines):
-                yield self._lines[position]
+            while position < len(self.lines):
+                yield self.lines[position]
                 position += 1
             if self.finished:
                 return
@@ -152,7 +152,7 @@ async def prepare_stores(prepare: Callable[[], list[str] | None], steps: StepLog
     UnavailableError if a retry may help.
     """
     limiter = trio.CapacityLimiter(1)
-    attempt = 0
+    attempt, told = 0, ""
     while True:
         try:
             done = await trio.to_thread.run_sync(prepare, limiter=limiter, abandon_on_cancel=True)
@@ -161,6 +161,9 @@ async def prepare_stores(prepare: Callable[[], list[str] | None], steps: StepLog
             wait = bound(attempt, 1.0, RETRY_CAP_SECONDS)
             details = {"reason": str(error), "next_try_seconds": wait}
             log.warning("the database is not available yet", extra=details)
+            if str(error) != told:
+                told = str(error)
+                steps.add(f"waiting for the database: {told}", bad=True)
             await trio.sleep(wait)
         else:
             if done is not None:

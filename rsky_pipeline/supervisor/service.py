@@ -26,7 +26,7 @@ from rsky_pipeline.supervisor import children, ownership, sequence, status
 from rsky_pipeline.supervisor import machine as m
 from rsky_pipeline.supervisor.child import ChildDriver
 from rsky_pipeline.supervisor.control import ControlCommands, ControlServer
-from rsky_pipeline.supervisor.errors import StartFailedError
+from rsky_pipeline.supervisor.errors import CANNOT_START, StartFailedError
 from rsky_pipeline.supervisor.protocol import socket_path
 from rsky_pipeline.supervisor.sequence import StepLog, StopRequest, Urgency
 from rsky_pipeline.supervisor.spawn import WORKER_PROGRAM
@@ -45,13 +45,13 @@ class PipelinePlan:
     """The input of a supervisor. `program` starts a worker: role name and options are appended.
 
     `prepare_stores` (blocking) checks the stores and, if a role uses the database, as its second
-    argument says, upgrades the schema and returns the changes. It raises UnavailableError while the
-    database is unreachable.
+    argument says, upgrades the schema and returns the changes. It calls its third argument with
+    lines for the operator, and raises UnavailableError while the database is unreachable.
     """
 
     settings: Settings
     roles: tuple[str, ...]
-    prepare_stores: Callable[[Settings, bool], list[str] | None]
+    prepare_stores: Callable[[Settings, bool, Callable[[str], None]], list[str] | None]
     program: Sequence[str] = WORKER_PROGRAM
 
 
@@ -120,6 +120,7 @@ class Service:
             children=[*self._stores, *workers],
             began=self._began,
             run_dir=str(self._settings.run_dir),
+            steps=self._steps.lines if self._state in ("starting", "running") else (),
         )
 
     def _make_workers(self) -> dict[str, list[ChildDriver]]:
@@ -151,7 +152,7 @@ class Service:
 
     def _fail(self, error: WorkerError) -> None:
         self._error = error
-        self._steps.add(f"cannot start: {error}", bad=True)
+        self._steps.add(f"{CANNOT_START}{error}", bad=True)
         self._request.raise_to(Urgency.DRAIN)
 
     async def _start(self, nursery: trio.Nursery) -> None:
@@ -164,6 +165,7 @@ class Service:
             self._plan.prepare_stores,
             self._settings,
             children.uses_database(self._plan.roles),
+            self._remark,
         )
         await sequence.prepare_stores(prepare, self._steps)
         for role, workers in self._workers.items():
@@ -171,6 +173,11 @@ class Service:
         self._state = "running"
         self._steps.add("running")
         self._notifier.ready(self._summary())
+
+    def _remark(self, line: str) -> None:
+        """Add a step from a thread, once."""
+        if line not in self._steps.lines:
+            trio.from_thread.run_sync(partial(self._steps.add, line, bad=True))
 
     def _suspects(self) -> list[ownership.Survivor]:
         run_dir = locations.run_directory(self._settings)

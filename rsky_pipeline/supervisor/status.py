@@ -3,7 +3,8 @@
 A contract for programs: fields are only added while `schema_version` stays the same; readers ignore
 unknown fields. Times are seconds; `rate` is events per second, `lag` entries that wait (of a
 consumer), `lag_seconds` the age of the newest event (of the ingester), all as the worker
-reports them; `streams` maps a stream to its length as the workers last saw it.
+reports them; `streams` maps a stream to its length as the workers last saw it,
+`dead_letters` to that of its dead-letter stream.
 """
 
 import os
@@ -24,6 +25,7 @@ from rsky_pipeline.supervisor.child import ChildDriver
 from rsky_pipeline.supervisor.machine import ALIVE, Exit, Phase
 
 SCHEMA_VERSION = 1
+MAX_STEPS = 100  # lines of a start; a store that is away adds one for each reason
 MEMORY_PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
 
@@ -87,13 +89,21 @@ def child_document(child: ChildDriver) -> dict[str, Any]:
 
 
 def document(
-    *, state: str, roles: Sequence[str], children: Sequence[ChildDriver], began: float, run_dir: str
+    *,
+    state: str,
+    roles: Sequence[str],
+    children: Sequence[ChildDriver],
+    began: float,
+    run_dir: str,
+    steps: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Describe a supervisor."""
+    """Describe a supervisor; `steps` are the lines of its start so far."""
     processes = [child_document(child) for child in children]
     streams: dict[str, int] = {}
+    letters: dict[str, int] = {}
     for child in children:
         streams.update(child.health.get("streams", {}))
+        letters.update(child.health.get("dead_letters", {}))
     return {
         "schema_version": SCHEMA_VERSION,
         "version": build().version,
@@ -111,6 +121,8 @@ def document(
         ),
         "processes": processes,
         "streams": streams,
+        "dead_letters": letters,
+        "steps": list(steps)[:MAX_STEPS],
     }
 
 

@@ -6,18 +6,23 @@ pipeline's own tables and indexes are added. Applied steps are recorded in
 database with an unknown migration.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
 
 from rsky_pipeline.database.connection import Database, Transaction, quote_schema
-from rsky_pipeline.database.errors import SchemaMismatchError
+from rsky_pipeline.database.errors import NO_PRIVILEGE, DatabaseError, SchemaMismatchError
 
 OLDEST_SERVER = 14
 PIPELINE_SCHEMA = "rsky_pipeline"
 APPVIEW_VERSION = 1  # the step that creates the AppView's tables
 _BREAKING = "-- breaks older programs"
+_GRANT = (
+    "; to do: GRANT CREATE ON DATABASE to this role and make it the owner of the tables, or run "
+    "`rsky-pipeline db init` once as their owner"
+)
 _LOCK = 0x72736B79  # "rsky": the advisory lock that concurrent initialisations wait for
 
 _VERSION_TABLE = f"""
@@ -76,27 +81,27 @@ def migrate(tx: Transaction, schema: str, steps: Sequence[Migration]) -> list[st
     _check_server(tx)
     done: list[str] = []
     for step in _missing(tx, schema, steps):
-        if step.version == APPVIEW_VERSION:
-            done += _make_appview(tx, schema, step)
-        else:
-            tx.execute(step.sql)
-            done.append(f"applied {step.version:04}_{step.name}")
-        tx.execute(
-            f"INSERT INTO {PIPELINE_SCHEMA}.schema_version (version, name, appview_schema) "
-            "VALUES (%s, %s, %s)",
-            [step.version, step.name, schema],
-        )
-        if step.breaks_older:
+        with _named(step):
+            for change in _changes(tx, schema, step):
+                if change.sql:
+                    tx.execute(change.sql)
+                done.append(f"{change.done} {change.subject}")
             tx.execute(
-                f"UPDATE {PIPELINE_SCHEMA}.schema_version SET breaks_older = true "
-                "WHERE version = %s",
-                [step.version],
+                f"INSERT INTO {PIPELINE_SCHEMA}.schema_version (version, name, appview_schema) "
+                "VALUES (%s, %s, %s)",
+                [step.version, step.name, schema],
             )
+            if step.breaks_older:
+                tx.execute(
+                    f"UPDATE {PIPELINE_SCHEMA}.schema_version SET breaks_older = true "
+                    "WHERE version = %s",
+                    [step.version],
+                )
     return done
 
 
 def pending(url: str, schema: str = "bsky") -> list[str]:
-    """Dry run of `initialise`: the same result and errors, without changes."""
+    """Dry run of `initialise`: the same changes and errors, without making them."""
     with (
         Database.connect(url, schema=schema, name="db") as db,
         db.transaction() as tx,
@@ -104,8 +109,42 @@ def pending(url: str, schema: str = "bsky") -> list[str]:
         tx.execute("SET TRANSACTION READ ONLY")
         _check_server(tx)
         return [
-            f"apply {step.version:04}_{step.name}" for step in _missing(tx, schema, migrations())
+            f"{change.verb} {change.subject}"
+            for step in _missing(tx, schema, migrations())
+            for change in _changes(tx, schema, step)
         ]
+
+
+@dataclass(frozen=True, slots=True)
+class _Change:
+    """A change that a step makes: "create" and "created" of one subject; some need no SQL."""
+
+    verb: str
+    done: str
+    subject: str
+    sql: str = ""
+
+
+def _changes(tx: Transaction, schema: str, step: Migration) -> Iterator[_Change]:
+    """Yield the changes of a step; reads only."""
+    if step.version == APPVIEW_VERSION:
+        yield from _appview_changes(tx, schema, step)
+    else:
+        yield _Change("apply", "applied", f"{step.version:04}_{step.name}", step.sql)
+
+
+@contextmanager
+def _named(step: Migration) -> Iterator[None]:
+    """Name the step in the error of a statement, and the privilege that it lacks."""
+    try:
+        yield
+    except DatabaseError as error:
+        if error.sqlstate is None:  # refused by ourselves, or no answer
+            raise
+        text = f"step {step.version:04}_{step.name} of the schema fails: {error}"
+        if error.sqlstate == NO_PRIVILEGE:
+            text += _GRANT
+        raise type(error)(text, sqlstate=error.sqlstate, statement=error.statement) from error
 
 
 def _missing(tx: Transaction, schema: str, steps: Sequence[Migration]) -> list[Migration]:
@@ -127,30 +166,28 @@ def _missing(tx: Transaction, schema: str, steps: Sequence[Migration]) -> list[M
     return [step for step in steps if step.version not in applied]
 
 
-def _make_appview(tx: Transaction, schema: str, step: Migration) -> list[str]:
-    done: list[str] = []
+def _appview_changes(tx: Transaction, schema: str, step: Migration) -> Iterator[_Change]:
     for name in dict.fromkeys((PIPELINE_SCHEMA, schema)):
         if not tx.query("SELECT 1 FROM pg_namespace WHERE nspname = %s", [name]):
-            tx.execute(f"CREATE SCHEMA {quote_schema(name)}")
-            done.append(f"created the schema {name}")
-    tx.execute(_VERSION_TABLE)
+            sql = f"CREATE SCHEMA {quote_schema(name)}"
+            yield _Change("create", "created", f"the schema {name}", sql)
     if _exists(tx, schema, "kysely_migration"):
         count = tx.query(f"SELECT count(*) FROM {quote_schema(schema)}.kysely_migration")[0][0]
-        done.append(f"found the AppView's tables in {schema} ({count} official migrations)")
-        return done
+        subject = f"the AppView's tables in {schema} ({count} official migrations)"
+        yield _Change("keep", "found", subject, _VERSION_TABLE)
+        return
     if _exists(tx, schema, "record") or _exists(tx, schema, "actor"):
         raise SchemaMismatchError(
             f"the schema {schema} has AppView tables without the official migrator's bookkeeping "
             "(kysely_migration), so it is unknown which state they have: choose another "
             "database_schema, or let the official data plane migrate the database first"
         )
-    done += _make_extension(tx)
-    tx.execute(step.sql)
-    done.append(f"created the AppView's tables in {schema}")
-    return done
+    yield from _extension_changes(tx)
+    sql = f"{_VERSION_TABLE};\n{step.sql}"
+    yield _Change("create", "created", f"the AppView's tables in {schema}", sql)
 
 
-def _make_extension(tx: Transaction) -> list[str]:
+def _extension_changes(tx: Transaction) -> Iterator[_Change]:
     """Create pg_trgm in `public`, where the official migrator and our search_path expect it."""
     found = tx.query(
         "SELECT nspname FROM pg_extension JOIN pg_namespace n ON n.oid = extnamespace "
@@ -162,9 +199,9 @@ def _make_extension(tx: Transaction) -> list[str]:
                 f"the extension pg_trgm is in the schema {found[0][0]}; the AppView expects it in "
                 "public: ALTER EXTENSION pg_trgm SET SCHEMA public"
             )
-        return []
-    tx.execute("CREATE EXTENSION pg_trgm SCHEMA public")
-    return ["created the extension pg_trgm in public"]
+        return
+    sql = "CREATE EXTENSION pg_trgm SCHEMA public"
+    yield _Change("create", "created", "the extension pg_trgm in public", sql)
 
 
 def _check_server(tx: Transaction) -> None:

@@ -81,7 +81,7 @@ def start(
     """Start roles, producers first, each ready before the next; `strict` ends at a failure."""
     movement = Movement(manager.name)
     for role in start_order(roles):
-        movement.steps.append(_moved("start", role, lambda r=role: manager.start(r, tell)))  # type: ignore[misc]
+        movement.steps.append(_moved("start", role, lambda r=role: manager.start(r, tell), tell))  # type: ignore[misc]
         if strict and not movement.ok:
             break
     return movement
@@ -91,7 +91,7 @@ def launch(manager: Supervised, program: Sequence[str], how: Launch, tell: Tell)
     """Start a supervisor in the background and wait until its roles are ready."""
     movement = Movement(manager.name)
     roles = ", ".join(how.roles)
-    movement.steps.append(_moved("start", roles, lambda: manager.launch(program, how, tell)))
+    movement.steps.append(_moved("start", roles, lambda: manager.launch(program, how, tell), tell))
     return movement
 
 
@@ -99,7 +99,9 @@ def restart_rolling(manager: Manager, *, roles: Sequence[str], tell: Tell) -> Mo
     """Replace processes one at a time, consumers first; end at the first that does not come up."""
     movement = Movement(manager.name)
     for role in stop_order(roles):
-        movement.steps.append(_moved("restart", role, lambda r=role: manager.restart(r, tell)))  # type: ignore[misc]
+        movement.steps.append(
+            _moved("restart", role, lambda r=role: manager.restart(r, tell), tell)  # type: ignore[misc]
+        )
         if not movement.ok:
             break
     return movement
@@ -146,11 +148,12 @@ def _wait_until_applied(
     )
 
 
-def _moved(action: str, role: str, move: Callable[[], RoleMove]) -> MovementStep:
+def _moved(action: str, role: str, move: Callable[[], RoleMove], tell: Tell) -> MovementStep:
     began = time.monotonic()
     try:
         moved = move()
     except WorkerError as error:
+        tell(str(error))
         moved = RoleMove((str(error),), ok=False)
     return _step(action, role, began, moved)
 

@@ -1,5 +1,6 @@
 """Roles under our own supervisors, asked by their control sockets."""
 
+import json
 import os
 import select
 import signal
@@ -16,7 +17,7 @@ from rsky_pipeline.operations.ordered.movement import Launch, RoleMove, Tell
 from rsky_pipeline.runtime.errors import WorkerError
 from rsky_pipeline.runtime.program import clean_environment, started_program
 from rsky_pipeline.supervisor import client
-from rsky_pipeline.supervisor.errors import NotRunningError, RequestRefusedError
+from rsky_pipeline.supervisor.errors import CANNOT_START, NotRunningError, RequestRefusedError
 
 POLL_SECONDS = 0.2
 UP = "running"
@@ -121,16 +122,21 @@ class Supervised:
     ) -> RoleMove:
         limit = len(launch.roles) * self._settings.ready_timeout_seconds + 300
         deadline = time.monotonic() + limit
+        told = 0
         while time.monotonic() < deadline:
             if process.poll() is not None:
                 with log.open("rb") as text:
                     text.seek(position)
-                    last = text.read()[-4000:].decode(errors="replace").strip().splitlines()[-3:]
-                raise WorkerError(
-                    f"the supervisor ended with code {process.returncode}: {' | '.join(last)}"
-                )
+                    last = last_words(text.read()[-64_000:].decode(errors="replace"))
+                raise WorkerError(f"the supervisor ended with code {process.returncode}: {last}")
             for each in self.supervisors():
-                if each.status["pid"] == process.pid and each.status["state"] == UP:
+                if each.status["pid"] != process.pid:
+                    continue
+                steps = each.status.get("steps", ())
+                for step in steps[told:]:
+                    tell(f"  {step}")
+                told = len(steps)
+                if each.status["state"] == UP:
                     late = _late(each)
                     line = f"{', '.join(launch.roles)} running (pid {process.pid})"
                     tell(line + (f"; not ready: {', '.join(late)}" if late else ""))
@@ -178,6 +184,27 @@ def _end(process: "subprocess.Popen[bytes]") -> None:
             process.wait(limit)
         except subprocess.TimeoutExpired:
             limit = 10.0
+
+
+def last_words(text: str) -> str:
+    """Return why a supervisor ended, from its log: the reason that it gave, or its last lines.
+
+    Its workers write to the same log; what they say while they are stopped is no reason.
+    """
+    lines = [each for each in text.splitlines() if each.strip()]
+    messages = [_message(each) for each in lines]
+    reasons = [each for each in messages if CANNOT_START in each]
+    if reasons:
+        return reasons[-1].partition(CANNOT_START)[2]
+    return " | ".join(messages[-3:])
+
+
+def _message(line: str) -> str:
+    """Return the message of a line of JSON, and any other line as it is."""
+    try:
+        return str(json.loads(line)["msg"])
+    except (ValueError, KeyError, TypeError):
+        return line.strip()
 
 
 def _late(supervisor: client.Supervisor) -> list[str]:

@@ -69,6 +69,7 @@ class VerificationReport:
         return {
             "schema_version": SCHEMA_VERSION,
             "status": self.status,
+            "running": not self.nothing_runs,
             "time": round(self.time, 3),
             "window_seconds": round(self.window_seconds, 3),
             "counts": {
@@ -109,7 +110,11 @@ def verify(
     """
     on_progress("looking at processes and streams")
     before = look(settings)
-    on_progress(f"measuring for {window:.0f} s")
+    if nothing_answers(before.scrapes):
+        window = 0.0  # nothing moves
+        on_progress("nothing is running")
+    else:
+        on_progress(f"measuring for {window:.0f} s")
     sleep(window)
     after = look(settings, before)
     on_progress("asking database and relays")

@@ -7,6 +7,9 @@ import pytest
 from click.testing import CliRunner, Result
 
 from rsky_pipeline.cli import main
+from rsky_pipeline.cli.run import _prepare_database
+from rsky_pipeline.configuration.settings import Settings
+from rsky_pipeline.runtime.errors import PermissionDeniedError, SettingError
 from tests.stores import execute, other_database
 
 
@@ -85,3 +88,25 @@ def test_a_missing_privilege_is_exit_code_1(schema_database: str, command: str) 
         assert "permission denied" in line
     finally:
         execute(schema_database, "DROP ROLE stranger")
+
+
+def test_a_role_that_may_not_extend_the_database_ends_the_start_for_good(
+    clean_database: str,
+) -> None:
+    execute(clean_database, "DROP ROLE IF EXISTS stranger")
+    execute(clean_database, "CREATE ROLE stranger LOGIN")
+    try:
+        url = clean_database.replace("postgres@", "stranger@")
+        with pytest.raises(PermissionDeniedError) as refused:
+            _prepare_database(Settings(database_url=url))
+        assert "step 0001_appview of the schema" in str(refused.value)
+        assert "GRANT CREATE ON DATABASE" in str(refused.value)
+    finally:
+        execute(clean_database, "DROP ROLE stranger")
+
+
+def test_tables_of_another_origin_end_the_start_for_good(clean_database: str) -> None:
+    execute(clean_database, "CREATE SCHEMA bsky")
+    execute(clean_database, "CREATE TABLE bsky.record (uri text)")
+    with pytest.raises(SettingError, match="without the official migrator's bookkeeping"):
+        _prepare_database(Settings(database_url=clean_database))

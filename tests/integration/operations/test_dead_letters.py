@@ -236,3 +236,15 @@ def test_replacing_a_letter_is_all_or_nothing(store: Store, stream: str) -> None
     assert replace_dead_letter(store, FIREHOSE_RAW_LETTERS, letter, entries[:1])
     assert not replace_dead_letter(store, FIREHOSE_RAW_LETTERS, letter, entries[:1])
     assert left(store, stream) == [b"1"]
+
+
+def test_show_without_a_stream_shows_all(store: Store, clean_redis: str) -> None:
+    bury(store, 2)
+    bury(store, 1, "other", "firehose_backfill")
+    document = json.loads(run(clean_redis, "show", "--json").stdout)
+    assert document["stream"] is None
+    assert [each["stream"] for each in document["letters"]] == [
+        *["firehose_live_dlq"] * 2, "firehose_backfill_dlq",
+    ]  # fmt: skip
+    assert len(json.loads(run(clean_redis, "show", "--json", "--limit=1").stdout)["letters"]) == 1
+    assert "firehose_backfill_dlq" in run(clean_redis, "show", "--reason=other").stdout

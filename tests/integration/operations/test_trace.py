@@ -60,6 +60,12 @@ class Place:
             apply_batch(database, [reading], registry.load())
 
 
+def _set_flag(place: Place, value: str) -> None:
+    execute(
+        place.settings.database_url or "", f'UPDATE bsky.post SET "violatesThreadGate" = {value}'
+    )
+
+
 def a_place(network: Served, redis: str, database: str, run_dir: Any) -> Place:
     account, path = next(
         (account, path)
@@ -123,6 +129,10 @@ async def test_why_an_indexed_post_is_not_seen(
         execute(schema_database, "UPDATE bsky.record SET \"takedownRef\" = 'TAKEDOWN'")
         _, verdict = await place.ask()
         assert verdict.reasons == ("the record was taken down here (TAKEDOWN)",)
+        _set_flag(place, "NULL")
+        assert (await place.ask())[0].database.flags["violatesThreadGate"] is None
+        _set_flag(place, "false")
+        assert (await place.ask())[0].database.flags["violatesThreadGate"] is False
         place.index("delete", "3zzzzzzzzzz22")
         found, verdict = await place.ask()
         assert found.database.tombstone is not None
@@ -161,5 +171,11 @@ async def test_the_search_is_bounded_and_says_so(
         plain = [item for item in arguments if item != "--json"]
         result = await trio.to_thread.run_sync(CliRunner().invoke, main, plain)
         assert "on_its_way: a create of rev" in result.stdout
+        for away in ("redis_url=redis://127.0.0.1:1", "database_url=postgresql://127.0.0.1:1/x"):
+            cut = [item for item in arguments if not item.startswith(away.partition("=")[0])]
+            cut = [item for item, after in zip(cut, [*cut[1:], ""], strict=True)
+                   if (item, after) != ("--set", "--set")]  # fmt: skip
+            result = await trio.to_thread.run_sync(CliRunner().invoke, main, [*cut, "--set", away])
+            assert result.exit_code == 69, result.output
         result = await trio.to_thread.run_sync(CliRunner().invoke, main, ["trace", "x"])
         assert result.exit_code == 2

@@ -1,12 +1,13 @@
 """The real program from outside: `run` with embedded stores, then `status` and `stop`."""
 
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 from tests.integration.supervisor.pipeline import until
-from tests.stores import scratch_directory
+from tests.stores import execute, scratch_directory
 
 PROGRAM = [sys.executable, "-m", "rsky_pipeline"]
 ANY_PORT = [
@@ -63,3 +64,43 @@ def test_the_indexer_runs_on_embedded_stores() -> None:
             process.wait()
         # JSON lines throughout, since this is no terminal.
         assert all(line.startswith("{") for line in log.read_text().splitlines())
+
+
+def start(directory: Path, *settings: str) -> "subprocess.Popen[str]":
+    command = [*PROGRAM, "start", "--role", "indexer", *ANY_PORT, "--data-dir", str(directory)]
+    return subprocess.Popen(
+        [*command, *settings], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+def test_start_gives_the_reason_of_a_start_that_fails(
+    clean_redis: str, clean_database: str
+) -> None:
+    execute(clean_database, "CREATE SCHEMA bsky")
+    execute(clean_database, "CREATE TABLE bsky.record (uri text)")
+    with scratch_directory() as directory:
+        began = start(directory, "--redis-url", clean_redis, "--database-url", clean_database)
+        output, _ = began.communicate(timeout=60)
+        assert began.returncode == 1
+        assert "ended with code 78: the schema in postgresql://" in output
+        assert "without the official migrator's bookkeeping" in output
+        assert '"ts"' not in output
+
+
+def test_start_says_at_once_which_stores_it_waits_for() -> None:
+    with scratch_directory() as directory:
+        stores = (
+            "--redis-url",
+            "redis://127.0.0.1:1",
+            "--database-url",
+            "postgresql://127.0.0.1:1/x",
+        )
+        began = start(directory, *stores)
+        assert began.stdout is not None
+        lines = [began.stdout.readline() for _ in range(3)]
+        began.send_signal(signal.SIGINT)
+        began.communicate(timeout=60)
+        assert lines[0].startswith("starting indexer; log: ")
+        assert lines[1].startswith("  waiting for Redis: redis://127.0.0.1:1: ")
+        assert lines[2].startswith("  waiting for the database: PostgreSQL at postgresql://")
+        assert "refused" in lines[2]

@@ -1,5 +1,6 @@
 """`run`, `status`, `stop`, `restart`: wrong options are one line and exit code 2."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,24 @@ def test_a_wrong_option_is_exit_code_2(arguments: list[str], words: str) -> None
     assert result.exit_code == 2
     assert words in result.output
     assert "Traceback" not in result.output
+
+
+def test_status_is_a_document_also_where_nothing_runs(tmp_path: Path) -> None:
+    result = invoke("status", "--json", "--data-dir", str(tmp_path / "data"))
+    assert result.exit_code == 3
+    found = json.loads(result.stdout)
+    assert (found["schema_version"], found["healthy"]) == (1, False)
+    assert found["processes"] == found["supervisors"] == found["roles"] == []
+    assert found["problem"] in result.stderr
+
+
+def test_verify_of_nothing_is_exit_code_3_at_once(tmp_path: Path) -> None:
+    settings = ["--data-dir", str(tmp_path / "data"), "--role", "indexer"]
+    roles = ("indexer", "ingester", "backfiller")
+    ports = [f"--set={role}_metrics_port={number}" for number, role in enumerate(roles, 1)]
+    result = invoke("verify", "--json", "--window", "1h", *settings, *ports)
+    assert result.exit_code == 3, result.output
+    assert json.loads(result.stdout)["running"] is False
 
 
 @pytest.mark.parametrize(
@@ -152,4 +171,14 @@ def test_the_table_shows_what_matters(capsys: pytest.CaptureFixture[str]) -> Non
     ]
     assert "ready (crash loop)" in output
     assert "indexer-1: no progress of applying for 130 s" in output
-    assert rows["firehose_live"] == ["firehose_live", "1,000"]
+    assert rows["firehose_live"] == ["firehose_live", "1,000", "-"]
+
+
+def test_dead_letters_are_in_the_status(capsys: pytest.CaptureFixture[str]) -> None:
+    both = [document("ingester"), document("indexer")]
+    both[1]["dead_letters"] = {"firehose_live": 1_200}
+    assert merged(both)["dead_letters"] == {"firehose_live": 1_200}
+    show(both)
+    output = capsys.readouterr().out
+    assert "firehose_live  1,000    1,200" in output
+    assert "dead letters: 1,200; to do: `rsky-pipeline dlq list`" in output

@@ -255,3 +255,20 @@ def test_the_first_file_that_is_there_is_used(
     environ = {"RSKY_PIPELINE_CONFIG": str(named)}
     assert load(None, environ, {}).origins["verify"] == str(named)
     assert load(first, environ, {}).origins["verify"] == str(first)
+
+
+def test_a_default_place_that_may_not_be_looked_at_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = tmp_path / "private" / "pipeline.toml"
+    monkeypatch.setattr(sources, "DEFAULT_FILES", (tmp_path / "none.toml", place))
+
+    def refuse(path: Path, **_: Any) -> Any:
+        if path == place:
+            raise PermissionError(13, "Permission denied", str(path))
+        raise FileNotFoundError
+
+    monkeypatch.setattr(Path, "stat", refuse)
+    (line,) = problems()
+    assert line.startswith(f"{place}: cannot be read: Permission denied; run this as")
+    assert load(Path("/dev/null"), {}, {}).file is not None
