@@ -169,7 +169,6 @@ def _deployer(run: Invocation, choice: str, *, dry_run: bool) -> Iterator["Deplo
         lock = acquire(path)
         if lock is None:
             raise CommandError("another deployment is running here", ExitCode.ALREADY_RUNNING)
-        lock.name_us()
     try:
         yield worker
     except OSError as error:

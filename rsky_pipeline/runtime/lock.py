@@ -1,29 +1,15 @@
-"""Locks that the kernel releases when the holding process ends, and the pid of the holder.
+"""Locks that the kernel releases when the holding processes end, and the pids of these.
 
 A lock is an flock(2) on an open file. A child inherits the file, so the lock is held until the
-child ends, even if the supervisor dies first. The pid in the file only serves messages and killing
-a surviving child; ownership is decided by the lock.
+child ends, even if the supervisor dies first.
 """
 
 import fcntl
-import json
 import os
-from dataclasses import dataclass
+from contextlib import suppress
 from pathlib import Path
 
 from rsky_pipeline.runtime.errors import PermissionDeniedError
-
-
-@dataclass(frozen=True, slots=True)
-class Holder:
-    """The process that a lock file names; `started` guards against a reused pid."""
-
-    pid: int
-    started: int  # clock ticks since boot, as in /proc/PID/stat
-
-    def runs(self) -> bool:
-        """Return whether exactly this process still exists."""
-        return start_ticks(self.pid) == self.started
 
 
 class Lock:
@@ -32,16 +18,6 @@ class Lock:
     def __init__(self, path: Path, descriptor: int) -> None:
         self.path = path
         self.descriptor = descriptor
-
-    def name_holder(self, pid: int) -> None:
-        """Write the pid of the new holder to the file."""
-        note = json.dumps({"pid": pid, "started": start_ticks(pid) or 0}).encode()
-        os.pwrite(self.descriptor, note + b"\n", 0)
-        os.ftruncate(self.descriptor, len(note) + 1)
-
-    def name_us(self) -> None:
-        """Write the pid of this process to the file."""
-        self.name_holder(os.getpid())
 
     def let_go(self) -> None:
         """Close our copy; the lock is free when every process that inherited it has ended."""
@@ -81,20 +57,30 @@ def is_held(path: Path) -> bool:
     return lock is None
 
 
-def holder(path: Path) -> Holder | None:
-    """Return the process named in the lock file, if any."""
-    try:
-        note = json.loads(path.read_bytes()[:200])
-        return Holder(int(note["pid"]), int(note["started"]))
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+def holders(path: Path) -> list[int]:
+    """Return the pids of the processes that hold the lock, each process before its children.
+
+    The kernel is asked rather than a note in the file: a supervisor may be killed before it has
+    written one, and children of a store hold the lock for as long as they outlive it. Processes of
+    other accounts are seen by root alone.
+    """
+    parents = {}
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):  # it has ended, or belongs to another account
+            if _holds(process, path):
+                parents[int(process.name)] = _parent(process)
+    return sorted(parents, key=lambda pid: (parents[pid] in parents, pid))
 
 
-def start_ticks(pid: int) -> int | None:
-    """Return the start time of a process in ticks since boot, or None if it does not exist."""
-    try:
-        with open(f"/proc/{pid}/stat", "rb") as stat:
-            # The name in parentheses may hold spaces; the 22nd field is the 20th after it.
-            return int(stat.read().rpartition(b")")[2].split()[19])
-    except (OSError, ValueError, IndexError):
-        return None
+def _holds(process: Path, path: Path) -> bool:
+    """Return whether one of its open files has the lock; who only looks at it has none."""
+    wanted = str(path.resolve())
+    return any(
+        os.readlink(file) == wanted and "FLOCK" in (process / "fdinfo" / file.name).read_text()
+        for file in (process / "fd").iterdir()
+    )
+
+
+def _parent(process: Path) -> int:
+    # The name in parentheses may hold spaces; the parent is the second field after it.
+    return int((process / "stat").read_text(errors="replace").rpartition(")")[2].split()[1])

@@ -9,8 +9,8 @@ supervisor waits for them, and kills them when they take too long.
 import logging
 import os
 import signal
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from rsky_pipeline.configuration.settings import Settings
 from rsky_pipeline.embedded import locations
 from rsky_pipeline.embedded.errors import EmbeddedStoreError
 from rsky_pipeline.runtime.errors import PermissionDeniedError
-from rsky_pipeline.runtime.lock import Holder, Lock, acquire, holder, is_held
+from rsky_pipeline.runtime.lock import Lock, acquire, holders, is_held
 from rsky_pipeline.supervisor.errors import AlreadyRunningError
 
 POLL_SECONDS = 0.1
@@ -90,9 +90,8 @@ async def await_survivors(survivors: Sequence[Survivor]) -> list[str]:
 def _take(path: Path, refusal: str) -> Lock:
     lock = acquire(path)
     if lock is None:
-        other = holder(path)
-        raise AlreadyRunningError(refusal.format(f" (pid {other.pid})" if other else ""))
-    lock.name_us()
+        others = holders(path)
+        raise AlreadyRunningError(refusal.format(f" (pid {others[0]})" if others else ""))
     return lock
 
 
@@ -107,16 +106,17 @@ def _make_directories(directories: Sequence[Path]) -> None:
 
 
 async def _end(survivor: Survivor, killed: list[str], immortal: list[Survivor]) -> None:
-    process = holder(survivor.lock)
-    details = {"child": survivor.name, "pid": process.pid if process else None}
+    pids = holders(survivor.lock)
+    details = {"child": survivor.name, "pid": pids[0] if pids else None}
     log.warning("waiting for a survivor of the previous supervisor", extra=details)
     if survivor.stop_signal is not None:
-        _signal(process, survivor.stop_signal)
+        _signal(survivor, pids[:1], survivor.stop_signal)  # it ends its children
     if await _freed(survivor.lock, survivor.grace):
         log.info("the survivor has ended", extra=details)
         return
     log.error("killing a survivor that did not end", extra=details)
-    _signal(holder(survivor.lock), signal.SIGKILL)
+    # All of them: when a PostgreSQL was killed, processes of it may wait for each other for ever.
+    _signal(survivor, holders(survivor.lock), signal.SIGKILL)
     if await _freed(survivor.lock, AFTER_KILL_SECONDS):
         killed.append(survivor.name)
     else:
@@ -131,18 +131,18 @@ async def _freed(lock: Path, seconds: float) -> bool:
     return False
 
 
-def _signal(process: Holder | None, number: int) -> None:
-    """Signal exactly the process that is meant: a pidfd cannot hit a successor of the pid."""
-    if process is None:
-        return
+def _signal(survivor: Survivor, pids: Sequence[int], number: int) -> None:
+    """Signal exactly the processes that are meant: a pidfd cannot hit a successor of the pid."""
+    for pid in pids:
+        with suppress(ProcessLookupError), _pidfd(pid) as descriptor:
+            if pid in holders(survivor.lock):
+                signal.pidfd_send_signal(descriptor, number)
+
+
+@contextmanager
+def _pidfd(pid: int) -> Iterator[int]:
+    descriptor = os.pidfd_open(pid)
     try:
-        descriptor = os.pidfd_open(process.pid)
-    except ProcessLookupError:
-        return
-    try:
-        if process.runs():
-            signal.pidfd_send_signal(descriptor, number)
-    except ProcessLookupError:
-        pass
+        yield descriptor
     finally:
         os.close(descriptor)

@@ -136,7 +136,6 @@ def spawn_worker(
     finally:
         for descriptor in pipes:
             os.close(descriptor)
-    lock.name_holder(popen.pid)
     return process
 
 
@@ -146,7 +145,6 @@ def spawn_store(program: StoreProgram, lock: Lock, run_dir: Path, grace: float) 
     When we are killed, the guard gives the workers of `run_dir` up to `grace` seconds to drain.
     """
     popen = program.start(pass_fds=(lock.descriptor,))
-    lock.name_holder(popen.pid)
     liveness_read, liveness_write = os.pipe()
     try:
         watch = guard.arguments(

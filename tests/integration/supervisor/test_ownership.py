@@ -52,13 +52,63 @@ async def test_a_survivor_that_does_not_end_is_killed(tmp_path: Path) -> None:
     assert lock is not None
     command = [sys.executable, "-c", "import signal; signal.pause()"]
     with subprocess.Popen(command, pass_fds=(lock.descriptor,)) as process:  # noqa: ASYNC220
-        lock.name_holder(process.pid)
         lock.let_go()
         began = time.monotonic()
         assert await await_survivors([Survivor("indexer-1", path, grace=0.5)]) == ["indexer-1"]
         assert time.monotonic() - began >= 0.5
     assert process.returncode == -signal.SIGKILL
     assert await await_survivors([Survivor("indexer-1", path, grace=0.5)]) == []
+
+
+FORKS = """
+import os, signal, sys
+read, write = os.pipe()
+if os.fork() == 0:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.write(write, b"!")
+    signal.pause()
+os.read(read, 1)
+print(flush=True)
+signal.pause()
+"""
+
+
+async def test_what_a_killed_store_left_behind_is_killed(tmp_path: Path) -> None:
+    """After the death of its first process a PostgreSQL may hang in one of its others."""
+    path = tmp_path / "postgres.lock"
+    lock = locks.acquire(path)
+    assert lock is not None
+    command = [sys.executable, "-c", FORKS]
+    with subprocess.Popen(  # noqa: ASYNC220
+        command, pass_fds=(lock.descriptor,), stdout=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        lock.let_go()
+        parent, child = locks.holders(path)
+        assert parent == process.pid
+        process.kill()
+    survivor = Survivor("postgres", path, grace=0.3, stop_signal=signal.SIGINT)
+    assert locks.holders(path) == [child]
+    assert await await_survivors([survivor]) == ["postgres"]
+    assert locks.holders(path) == []
+
+
+async def test_a_store_is_stopped_by_its_first_process_alone(tmp_path: Path) -> None:
+    """It has no guard yet, and a signal to stop means another thing to its other processes."""
+    path = tmp_path / "postgres.lock"
+    lock = locks.acquire(path)
+    assert lock is not None
+    command = [sys.executable, "-c", FORKS.replace("signal.SIG_IGN", "lambda *_: os._exit(9)")]
+    with subprocess.Popen(  # noqa: ASYNC220
+        command, pass_fds=(lock.descriptor,), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+    ) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        lock.let_go()
+        survivor = Survivor("postgres", path, grace=0.3, stop_signal=signal.SIGINT)
+        assert await await_survivors([survivor]) == ["postgres"]  # the child, by SIGKILL
+        assert process.wait() == -signal.SIGINT
 
 
 def test_a_role_has_one_supervisor(pipeline: Pipeline) -> None:
@@ -200,4 +250,4 @@ def exchange(path: str, request: bytes, *, half_close: bool = False) -> bytes:
 
 def exists(pid: int) -> bool:
     """Tell whether a process runs."""
-    return locks.start_ticks(pid) is not None
+    return Path(f"/proc/{pid}").exists()

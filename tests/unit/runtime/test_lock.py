@@ -1,4 +1,4 @@
-"""A lock lives as long as any process that inherited it, and names its holder."""
+"""A lock lives as long as any process that inherited it, and its holders are found."""
 
 import os
 import subprocess
@@ -28,38 +28,30 @@ def test_a_child_keeps_the_lock_after_us(tmp_path: Path) -> None:
     path = tmp_path / "a.lock"
     lock = locks.acquire(path)
     assert lock is not None
+    assert locks.holders(path) == [os.getpid()]
     command = [sys.executable, "-c", "input()"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, pass_fds=(lock.descriptor,)) as child:
-        lock.name_holder(child.pid)
+        assert locks.holders(path) == [os.getpid(), child.pid]
         lock.let_go()
         assert locks.is_held(path)
-        found = locks.holder(path)
-        assert found is not None
-        assert found.pid == child.pid
-        assert found.runs()
+        assert locks.holders(path) == [child.pid]
         child.communicate(b"\n")
     assert not locks.is_held(path)
-    assert not found.runs()
+    assert locks.holders(path) == []
 
 
-def test_a_reused_pid_is_not_the_holder() -> None:
-    started = locks.start_ticks(os.getpid())
-    assert started is not None
-    assert locks.Holder(os.getpid(), started).runs()
-    assert not locks.Holder(os.getpid(), started - 1).runs()
-    assert locks.start_ticks(2**22 + 1) is None
-
-
-def test_a_shorter_note_replaces_a_longer_one(tmp_path: Path) -> None:
+def test_who_has_the_file_open_without_the_lock_is_no_holder(tmp_path: Path) -> None:
     path = tmp_path / "a.lock"
-    path.write_text("x" * 500)
     lock = locks.acquire(path)
     assert lock is not None
-    assert locks.holder(path) is None
-    lock.name_us()
-    found = locks.holder(path)
-    assert found is not None
-    assert found.pid == os.getpid()
+    command = [sys.executable, "-c", "import sys; file = open(sys.argv[1]); print(); input()"]
+    with subprocess.Popen(
+        [*command, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as looks:
+        assert looks.stdout is not None
+        looks.stdout.readline()
+        assert locks.holders(path) == [os.getpid()]
+        looks.communicate(b"\n")
     lock.let_go()
 
 
