@@ -1,7 +1,9 @@
 """`rsky-pipeline backfill`: bring in accounts, see how far it is, try again, cancel."""
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -73,7 +75,7 @@ def add(
     with run.store("backfill") as store:
         adder = Adder(
             store, PRIORITIES[priority], run.settings.repo_high_water_mark, wait=not no_wait,
-            force=force, tell=Progress(),
+            force=force, count_stored=partial(_count_stored, run), tell=Progress(),
         )  # fmt: skip
         try:
             if pds is not None or collection is not None:
@@ -218,6 +220,7 @@ def _report_added(
         for count, meaning in (
             (added.duplicates, "named twice"), (added.already_queued, "queued already"),
             (added.inactive, "inactive"), (refused.count, "no DID"),
+            (added.stored, "stored already"),
         )
         if count
     ]  # fmt: skip
@@ -228,6 +231,9 @@ def _report_added(
         },
         lambda: line(f"queued {added.queued:,}" + (f" ({', '.join(notes)})" if notes else "")),
     )  # fmt: skip
+    if added.stored:
+        say("repos that are stored already are fetched only if their PDS has a newer rev; --force "
+            "fetches them anyway")  # fmt: skip
     for cursors in added.unlistable:
         say(f"the host could not list the accounts with cursors {cursors}; with --restart they are "
             "asked for again")  # fmt: skip
@@ -240,6 +246,18 @@ def _report_added(
     if refused.count:
         return ExitCode.FAILED if added.queued else ExitCode.USAGE
     return ExitCode.OK
+
+
+def _count_stored(run: Invocation, dids: Sequence[str]) -> int:
+    """Count the accounts whose repo is stored; 0 where PostgreSQL cannot be asked."""
+    from rsky_pipeline.database.errors import DatabaseError
+    from rsky_pipeline.repos.stored import stored_revs
+
+    try:
+        with _database(run) as database:
+            return sum(revs.complete is not None for revs in stored_revs(database, dids))
+    except DatabaseError:  # only Redis is needed to queue
+        return 0
 
 
 def _database(run: Invocation) -> AbstractContextManager["Database"]:
@@ -261,6 +279,15 @@ def _workers(run: Invocation) -> list[dict[str, Any]]:
         for process in supervisor.status["processes"]
         if process.get("role") == "backfiller"
     ]
+
+
+def _time_left(found: dict[str, Any]) -> str:
+    if found["listing"]["ended"] is not False:
+        return f"time left {duration(found['eta_seconds'])}"
+    return (
+        f"time left unknown: relays are still listing repos ({found['listing']['repos']:,} so "
+        f"far); {duration(found['queue_seconds'])} for those that are queued"
+    )
 
 
 def _show_status(found: dict[str, Any]) -> None:
@@ -285,7 +312,7 @@ def _show_status(found: dict[str, Any]) -> None:
     line()
     if repos is not None:
         line(f"{found['repos_per_second']:,} repos/s, {found['records_per_second']:,} "
-                   f"records/s, time left {duration(found['eta_seconds'])}")  # fmt: skip
+             f"records/s, {_time_left(found)}")  # fmt: skip
     line(f"{found['records_not_indexed']:,} records wait for the indexer")
     for worker in found["workers"]:
         line(f"{worker['name']}: {worker['state']}, {worker['rate'] or 0:,.1f} repos/s")

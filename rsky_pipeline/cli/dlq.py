@@ -1,26 +1,31 @@
 """`rsky-pipeline dlq`: look at dead letters, try them again, or give them up."""
 
+import contextlib
+import json
 import logging
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import click
 
-from rsky_pipeline.cli.command import CommandError, Invocation, operator_command
+from rsky_pipeline.cli.command import DURATION, CommandError, Invocation, operator_command
 from rsky_pipeline.cli.exit_codes import ExitCode
 from rsky_pipeline.cli.output import Progress, line, print_table, say
 
 if TYPE_CHECKING:
-    from rsky_pipeline.operations.dead_letters import ReasonCount, Retried
+    from rsky_pipeline.operations.dead_letters import ReasonCount, Retried, Returned
 
 _reason = click.option("--reason", metavar="REASON", help="Only letters with this reason.")
 _ids = click.option("--id", "ids", multiple=True, metavar="ID", help="Only this letter; may be "
                     "repeated.")  # fmt: skip
 
+_wait = click.option("--wait", type=DURATION, default="10s", show_default=True, metavar="DURATION",
+                     help="How long to look at most for letters that come back.")  # fmt: skip
+
 
 @click.group()
 def command() -> None:
-    """List, show, retry and drop dead letters: events and repos that could not be processed.
+    """List, show, retry, edit and drop dead letters: events and repos that could not be processed.
 
     STREAM is a dead-letter stream (firehose_live_dlq) or the stream it belongs to (firehose_live);
     without one, the command covers all. Exit codes: 0 done, 1 some letters stay (the output says
@@ -83,13 +88,16 @@ def show(
 @_reason
 @_ids
 @click.option("--all", "everything", is_flag=True, help="All streams and reasons.")
+@_wait
 def retry(
-    run: Invocation, stream: str | None, reason: str | None, ids: tuple[str, ...], everything: bool
-) -> int:
+    run: Invocation, stream: str | None, reason: str | None, ids: tuple[str, ...],
+    everything: bool, wait: float,
+) -> int:  # fmt: skip
     """Put dead letters back into the stream they came from.
 
-    Raw frames are converted again; where signatures are checked (verify), the commit's repo is
-    queued to be fetched instead. Letters that still cannot be used stay, with exit code 1.
+    Waits a moment to see which of them come back. Raw frames are converted again; where signatures
+    are checked (verify), the commit's repo is queued to be fetched instead. Letters that still
+    cannot be used stay. Exit code 1 where some stay or come back.
     """
     from rsky_pipeline.operations import dead_letters
 
@@ -99,19 +107,75 @@ def retry(
     results: dict[str, Retried] = {}
     progress = Progress()
     with run.store("dlq") as store:
+        before = dead_letters.newest_letters(store)
         for name in _streams(stream):
             letters = dead_letters.select(store, name, reason, ids)
             results[name] = dead_letters.retry(store, name, letters, run.settings, progress)
+        sent = [mark for each in results.values() for mark in each.sent]
+        back = dead_letters.watch(store, sent, before, wait)
+    return _report_retried(run, results, back)
+
+
+@operator_command(command)
+@click.argument("stream")
+@click.argument("letter_id", metavar="ID")
+@click.option("--file", "file", type=click.File("r", encoding="utf-8"), metavar="FILE",
+              help="Read the new text from a file (- is standard input); no editor.")  # fmt: skip
+@_wait
+def edit(run: Invocation, stream: str, letter_id: str, file: IO[str] | None, wait: float) -> int:
+    """Change a dead letter's JSON in $EDITOR, and put it back into the stream it came from.
+
+    Without a change nothing is done.
+    """
+    from rsky_pipeline.operations import dead_letters
+
+    (name,) = _streams(stream)
+    with run.store("dlq") as store:
+        letter = next(dead_letters.select(store, name, ids=[letter_id]), None)
+        if letter is None:
+            raise CommandError(f"{name} has no letter {letter_id[:50]!r}", ExitCode.USAGE)
+        try:
+            text = _edited(letter.fields[dead_letters.editable(name, letter)], file)
+            if text is None:
+                run.answer(_retried_document({}), lambda: line("unchanged; nothing was done"))
+                return ExitCode.OK
+            before = dead_letters.newest_letters(store)
+            done = dead_letters.edit(store, name, letter, text, run.settings)
+        except ValueError as error:
+            raise CommandError(f"{name} {letter_id}: {error}", ExitCode.USAGE) from error
+        back = dead_letters.watch(store, done.sent, before, wait)
+    return _report_retried(run, {name: done}, back)
+
+
+def _edited(payload: bytes, file: IO[str] | None) -> str | None:
+    """Return the new text of an entry, None if it was not changed."""
+    if file is not None:
+        return file.read()
+    text = payload.decode("utf-8", "replace")
+    with contextlib.suppress(ValueError):
+        text = json.dumps(json.loads(payload), indent=2, ensure_ascii=False)
+    found = click.edit(text, extension=".json")
+    return None if found is None or found.strip() == text.strip() else found
+
+
+def _report_retried(run: Invocation, results: "dict[str, Retried]", back: "Returned") -> int:
     kept = sum(each.kept_count for each in results.values())
 
     def show() -> None:
-        line(f"retried {sum(each.retried for each in results.values()):,}, kept {kept:,}")
+        retried = sum(each.retried for each in results.values())
+        line(f"retried {retried:,}, came back {back.count:,}, kept {kept:,}")
         for name, each in results.items():
             for letter_id, why in each.kept:
                 say(f"{name} {letter_id} stays: {why}")
+        for letter in back.examples:
+            say(f"{letter['stream']} {letter['id']} came back: {letter['reason']}: "
+                f"{letter['error']}")  # fmt: skip
+        if retried and not back.tried:
+            say("not all have been tried yet: `rsky-pipeline dlq list` shows what comes back later")
 
-    run.answer(_retried_document(results), show)
-    return ExitCode.FAILED if kept else ExitCode.OK
+    returned = {"came_back": back.count, "came_back_examples": back.examples, "tried": back.tried}
+    run.answer(_retried_document(results) | returned, show)
+    return ExitCode.FAILED if kept or back.count else ExitCode.OK
 
 
 @operator_command(command)

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from rsky_pipeline.operations.cleaning import Cut, Inspection
     from rsky_pipeline.operations.stream_figures import Measurement
     from rsky_pipeline.streams.connection import Store
+    from rsky_pipeline.streams.lag import StreamReport
 
 _force = click.option(
     "--force", is_flag=True, help="Remove also entries that consumers have not acknowledged."
@@ -51,11 +52,23 @@ def list_streams(run: Invocation, window: float) -> None:
 def inspect(run: Invocation, stream: str, limit: int, oldest: bool) -> None:
     """Look at a sample of a stream: types, collections, sizes."""
     from rsky_pipeline.operations.cleaning import sample_stream
+    from rsky_pipeline.streams import lag
 
     with run.store("streams") as store:
         _require(store, stream)
         found: Inspection = sample_stream(store, stream, limit, from_oldest=oldest)
-    run.answer(found.document(), lambda: _show_inspection(found))
+        report = lag.inspect(store, stream)
+    added = {
+        "added": report.added if report.counts_added else None,
+        "last_added_id": report.last_id,
+    }
+
+    def show() -> None:
+        _show_inspection(found)
+        if not found.sampled:
+            line(_why_empty(report))
+
+    run.answer(found.document() | added, show)
 
 
 @operator_command(command)
@@ -274,7 +287,8 @@ def _show_measurement(measurement: "Measurement") -> None:
     memory = measurement.memory
     limit = f"of {_bytes(memory.limit)}" if memory.limit else "and no maxmemory is set"
     line()
-    line(f"Redis uses {_bytes(memory.used)} {limit}")
+    other = _bytes(measurement.other_bytes)
+    line(f"Redis uses {_bytes(memory.used)} {limit}; {other} of it hold other things than streams")
     for advice in measurement.advice():
         line(f"{advice.stream}: {advice.text}")
 
@@ -304,6 +318,22 @@ def _show_inspection(found: "Inspection") -> None:
         line()
         line(f"{found.polluting:,} entries do not belong here: `rsky-pipeline streams "
              f"purge {found.stream} --type repo` removes them")  # fmt: skip
+
+
+def _why_empty(report: "StreamReport") -> str:
+    """Say why there is nothing to look at: mostly because everything was done."""
+    from rsky_pipeline.streams.scan import moment
+
+    if report.last_id is None or report.last_id == "0-0":
+        return "nothing was ever added to it"
+    many = f"{report.added:,} entries were added" if report.counts_added else "entries were added"
+    if not report.groups:
+        return f"{many}, the last at {moment(report.last_id)}; no group reads it"
+    return (
+        f"{many}, the last at {moment(report.last_id)}; entries are removed once every group has "
+        f"finished them, so a stream that its consumers keep up with is empty. To see events, "
+        "stop a consumer for a moment; those that failed are in `rsky-pipeline dlq list`"
+    )
 
 
 def _count(number: int | None) -> str:

@@ -8,7 +8,9 @@ an interrupted command loses nothing and can be repeated.
 import time
 from base64 import b64decode
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from hashlib import sha256
 from typing import Any
 
 import orjson
@@ -32,6 +34,7 @@ from rsky_pipeline.streams.dead_letters import (
     retry_dead_letters,
 )
 from rsky_pipeline.streams.event import MalformedEventError
+from rsky_pipeline.streams.lag import StreamReport, inspect
 from rsky_pipeline.streams.limits import BATCH_LETTERS
 from rsky_pipeline.streams.names import (
     FIREHOSE_RAW_LETTERS,
@@ -50,6 +53,9 @@ from rsky_pipeline.streams.scan import moment, newest
 
 RAW = (FIREHOSE_RAW_LETTERS, LABEL_RAW_LETTERS)
 LETTER_STREAMS = (*(dead_letters(stream) for stream in STREAMS), *RAW)
+MAX_WATCHED = 100_000  # retried entries that are recognised when they come back
+_LOOK_SECONDS = 0.25
+_QUIET_SECONDS = 2.0  # after which a stream that nobody reads is not waited for
 MAX_SHOWN = 2_000  # characters of one field
 _FULL_POLL_SECONDS = 0.5
 
@@ -83,6 +89,11 @@ class Retried:
     gone: int = 0  # another command was quicker
     kept: list[tuple[str, str]] = field(default_factory=list)  # id and why, the first few
     kept_count: int = 0
+    sent: list[tuple[str, bytes]] = field(default_factory=list)  # stream and mark of each entry
+
+    def note(self, *sent: tuple[str, bytes]) -> None:
+        """Note entries that were put back, to see which of them become dead letters again."""
+        self.sent += sent[: MAX_WATCHED - len(self.sent)]
 
     def keep(self, letter_id: str, why: str) -> None:
         """Note a letter that stays."""
@@ -175,18 +186,21 @@ def retry(
     Waits while that stream is at its high-water mark.
     """
     done, marks = Retried(), high_water_marks(settings)
-    source, waiting = stream.removesuffix("_dlq"), list[str]()
+    source, waiting = stream.removesuffix("_dlq"), list[DeadLetter]()
 
     def replace_by(letter: DeadLetter, entries: Sequence[Entry]) -> None:
         wait_for_room(store, {entry.stream for entry in entries}, marks, on_progress)
         moved = replace_dead_letter(store, stream, letter.id, entries)
+        if moved:
+            done.note(*((each.stream, mark_of({each.field: each.payload})) for each in entries))
         done.retried, done.gone = done.retried + moved, done.gone + (not moved)
         on_progress(f"{done.retried:,} retried")
 
-    def put_back(ids: Sequence[str]) -> None:
+    def put_back(letters: Sequence[DeadLetter]) -> None:
         wait_for_room(store, [source], marks, on_progress)
-        moved = retry_dead_letters(store, source, ids)
-        done.retried, done.gone = done.retried + moved, done.gone + len(ids) - moved
+        moved = retry_dead_letters(store, source, [each.id for each in letters])
+        done.note(*((source, mark_of(each.fields)) for each in letters))
+        done.retried, done.gone = done.retried + moved, done.gone + len(letters) - moved
         on_progress(f"{done.retried:,} retried")
 
     for letter in letters:
@@ -200,13 +214,137 @@ def retry(
         elif (fresh := _fresh_job(letter)) is not None:
             replace_by(letter, [Entry(source, REPO_FIELD, fresh)])
         else:
-            waiting.append(letter.id)
+            waiting.append(letter)
             if len(waiting) == BATCH_LETTERS:
                 put_back(waiting)
                 waiting = []
     if waiting:
         put_back(waiting)
     return done
+
+
+def edit(store: Store, stream: str, letter: DeadLetter, text: str, settings: Settings) -> Retried:
+    """Put an entry with another JSON text back into its stream, in the place of its letter.
+
+    Raises ValueError where the letter cannot be edited, or the text is no JSON object.
+    """
+    name = editable(stream, letter)
+    try:
+        body = orjson.loads(text)
+    except orjson.JSONDecodeError as error:
+        raise ValueError(f"the text is not JSON: {error}") from error
+    if not isinstance(body, dict):
+        raise ValueError("the text is no JSON object")
+    payload = orjson.dumps(body)
+    if name == REPO_FIELD:
+        decode_repo_job(payload)  # raises MalformedEventError, a ValueError
+    done, source = Retried(), stream.removesuffix("_dlq")
+    wait_for_room(store, [source], high_water_marks(settings), lambda _: None)
+    done.retried = int(
+        replace_dead_letter(store, stream, letter.id, [Entry(source, name, payload)])
+    )
+    done.gone = 1 - done.retried
+    if done.retried:
+        done.note((source, mark_of({name: payload})))
+    return done
+
+
+def editable(stream: str, letter: DeadLetter) -> bytes:
+    """Return the name of the one field of a letter. Raises ValueError where it has no such form."""
+    if stream in RAW:
+        raise ValueError("a raw frame is signed binary data: it can be retried or dropped")
+    if len(letter.fields) != 1:
+        raise ValueError(f"an entry of {len(letter.fields)} fields cannot be edited")
+    return next(iter(letter.fields))
+
+
+def mark_of(fields: Mapping[bytes, bytes]) -> bytes:
+    """Return what an entry is recognised by when it comes back; a repo job by its account."""
+    job = fields.get(REPO_FIELD)
+    if job is not None:
+        with suppress(MalformedEventError):
+            return decode_repo_job(job).did.encode()
+    digest = sha256()
+    for name, value in sorted(fields.items()):
+        digest.update(b"%d %d " % (len(name), len(value)) + name + value)
+    return digest.digest()
+
+
+@dataclass(frozen=True, slots=True)
+class Returned:
+    """Retried entries that are dead letters again; `tried` is whether all others were processed."""
+
+    count: int
+    examples: tuple[dict[str, Any], ...]
+    tried: bool
+
+
+def newest_letters(store: Store) -> dict[str, str]:
+    """Return the newest letter of each dead-letter stream; for `watch`, before a retry."""
+    return {stream: last_id(store, stream) for stream in LETTER_STREAMS}
+
+
+def watch(
+    store: Store,
+    sent: Sequence[tuple[str, bytes]],
+    before: Mapping[str, str],
+    seconds: float,
+    *,
+    sleep: Callable[[float], None] = time.sleep,
+    clock: Callable[[], float] = time.monotonic,
+) -> Returned:
+    """Wait until retried entries were processed, and return those that failed again.
+
+    Waits `seconds` at most, and less where nobody reads their streams.
+    """
+    streams = {stream for stream, _ in sent}
+    ends = {stream: _position(inspect(store, stream).last_id or "0-0") for stream in streams}
+    began = moved_at = clock()
+    seen: object = None
+    while True:
+        reports = [inspect(store, stream) for stream in streams]
+        tried = all(_has_read(each, ends[each.name]) for each in reports)
+        if tried or clock() - began >= seconds:
+            break
+        state = [(each.last_delivered_id, each.pending) for one in reports for each in one.groups]
+        if state != seen:
+            seen, moved_at = state, clock()
+        elif clock() - moved_at >= _QUIET_SECONDS:
+            break
+        sleep(_LOOK_SECONDS)
+    marks = set(sent)
+    found = [
+        (stream, letter)
+        for source in streams
+        for stream in (dead_letters(source),)
+        for letter in _newer(store, source, before.get(stream, ""))
+        if (source, mark_of(letter.fields)) in marks
+    ]
+    examples = tuple(
+        {"stream": stream, "id": letter.id, "reason": letter.reason, "error": letter.error}
+        for stream, letter in found[:20]
+    )
+    return Returned(len(found), examples, tried)
+
+
+def _newer(store: Store, source: str, after: str) -> Iterator[DeadLetter]:
+    while page := list_dead_letters(store, source, after=after or "-"):
+        yield from page
+        after = page[-1].id
+
+
+def _has_read(report: StreamReport, end: tuple[int, int]) -> bool:
+    """Return whether every group has finished everything up to an entry."""
+    return bool(report.groups) and all(
+        _position(group.last_delivered_id) >= end
+        and (group.oldest_pending_id is None or _position(group.oldest_pending_id) > end)
+        for group in report.groups
+    )
+
+
+def _position(entry_id: str) -> tuple[int, int]:
+    milliseconds, _, number = entry_id.partition("-")
+    return int(milliseconds), int(number)
 
 
 def drop(

@@ -19,7 +19,14 @@ from rsky_pipeline.streams.lag import (
     server_memory,
     stream_bytes,
 )
-from rsky_pipeline.streams.names import STREAMS, dead_letters
+from rsky_pipeline.streams.names import (
+    FIREHOSE_BACKFILL,
+    FIREHOSE_LIVE,
+    LABEL_LIVE,
+    REPO_STREAMS,
+    STREAMS,
+    dead_letters,
+)
 from rsky_pipeline.streams.scan import newest
 
 _SAMPLE = 200  # entries whose size is looked at
@@ -28,6 +35,12 @@ _OVERHEAD = 1.15  # memory of an entry by the size of its texts, measured at 100
 # The share of the memory that streams may fill: the rest is for acknowledgements, copies while the
 # file of commands is written anew, and entries that producers append before they notice.
 USABLE_SHARE = 0.7
+# Bytes of a usual entry. The memory is shared out by them, not by what streams hold at the moment:
+# the share of a stream must not change because another one is empty.
+_USUAL_BYTES = {
+    FIREHOSE_LIVE: 700.0, FIREHOSE_BACKFILL: 700.0, LABEL_LIVE: 400.0,
+    **dict.fromkeys(REPO_STREAMS, 250.0),
+}  # fmt: skip
 # Without a limit of its own the server shares the machine with others.
 MACHINE_SHARE = 0.5
 
@@ -85,10 +98,15 @@ class Measurement:
     streams: tuple[StreamFigures, ...]
     memory: ServerMemory
 
+    @property
+    def other_bytes(self) -> int:
+        """Memory used by other things than streams: dead letters, states, other programs."""
+        return max(0, self.memory.used - sum(item.bytes for item in self.streams))
+
     def advice(self) -> list[Advice]:
-        """Return how much each stream can hold."""
+        """Return how much each stream can hold beside what else is in the memory."""
         usable = usable_bytes(self.memory.limit, self.memory.machine)
-        return advise(self.streams, usable)
+        return advise(self.streams, usable and max(1, usable - self.other_bytes))
 
     def stream(self, name: str) -> StreamFigures:
         """Return one stream. Raises KeyError."""
@@ -179,6 +197,7 @@ def document(measurement: Measurement) -> dict[str, Any]:
         "memory": {
             "used_bytes": measurement.memory.used,
             "limit_bytes": measurement.memory.limit or None,
+            "other_bytes": measurement.other_bytes,
             "policy": measurement.memory.policy,
         },
         "streams": [
@@ -224,8 +243,8 @@ def usable_bytes(limit: int, machine: int) -> int:
 
 
 def advise(loads: Sequence[StreamFigures], usable: int) -> list[Advice]:
-    """Return advice for each stream; the memory is shared out in the ratio of marks times sizes."""
-    wanted = [(load.mark or 0) * (load.bytes_each or 0.0) for load in loads]
+    """Return advice for each stream; the memory is shared out by marks times usual sizes."""
+    wanted = [(load.mark or 0) * _USUAL_BYTES.get(load.name, 500.0) for load in loads]
     together = sum(wanted) or 1.0
     return [_advice(load, usable * own / together) for load, own in zip(loads, wanted, strict=True)]
 

@@ -196,9 +196,11 @@ def connect(url: str, *, name: str, timeout_seconds: float = 10.0) -> Store:
     `timeout_seconds` bounds the wait for every reply, so a blocking read must block for less.
     Where the URL names sentinels, they are asked for the present primary at each connection, so
     whoever opens another store after a failure follows a fail-over. Raises ValueError for a
-    malformed URL.
+    malformed URL, StoreUnavailableError for TLS files that cannot be read.
     """
     address = parse_redis_url(url)
+    for login in (address.login, address.sentinel_login):
+        _check_files(login)
     common = {
         "db": address.database,
         "client_name": name,
@@ -221,6 +223,23 @@ def connect(url: str, *, name: str, timeout_seconds: float = 10.0) -> Store:
     # Raw replies: redis-py's parsed forms differ between its versions.
     client.response_callbacks.clear()
     return Store(client, timeout_seconds, sentinels)
+
+
+def _check_files(login: RedisLogin) -> None:
+    """Raise StoreUnavailableError with the path of a TLS file that cannot be read.
+
+    The library's own error has no path.
+    """
+    for option in ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile"):
+        path = (login.tls or {}).get(option)
+        if path is None:
+            continue
+        try:
+            with open(path, "rb"):
+                pass
+        except OSError as error:
+            text = f"{option} of redis_url: {path}: {error.strerror}"
+            raise StoreUnavailableError(f"Redis cannot be reached: {text}") from error
 
 
 def _login(login: RedisLogin) -> dict[str, Any]:

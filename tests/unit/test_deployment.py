@@ -1,11 +1,13 @@
 """Program files, their backups, the journal, and what a program file answers."""
 
+import io
 import json
 import os
 import stat
 import subprocess
 import sys
 import time
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -104,6 +106,17 @@ def test_a_program_is_asked_by_its_own_commands(tmp_path: Path) -> None:
         Program(bad).build()
     with pytest.raises(WorkerError, match="cannot be run"):
         Program(tmp_path / "missing").build()
+
+
+def test_a_program_file_that_was_cut_short_says_so(tmp_path: Path) -> None:
+    file = tmp_path / "rsky-pipeline"
+    whole = io.BytesIO()
+    with zipfile.ZipFile(whole, "w") as archive:
+        archive.writestr("__main__.py", "print('{}')" + "#" * 5_000)
+    file.write_bytes(f"#!{sys.executable}\n".encode() + whole.getvalue()[:3_000])
+    file.chmod(0o755)
+    with pytest.raises(WorkerError, match="it is incomplete"):
+        Program(file).build()
 
 
 def test_it_is_asked_again_until_it_is_well(tmp_path: Path) -> None:

@@ -70,6 +70,7 @@ class AddedRepos:
     duplicates: int = 0  # named more than once
     already_queued: int = 0  # at this priority or a higher one
     inactive: int = 0  # listed, and hidden by their host
+    stored: int = 0  # queued by name though they are stored: fetched only where a PDS has more
     pages: int = 0
     unlistable: list[str] = field(default_factory=list)  # ranges of cursors that a host cannot list
 
@@ -85,12 +86,14 @@ class Adder:
         *,
         wait: bool = True,
         force: bool = False,
+        count_stored: Callable[[Sequence[str]], int] = lambda dids: 0,
         tell: Callable[[str], None] = lambda _: None,
     ) -> None:
         self._store = store
         self._stream = stream
         self._mark = mark
         self._wait = wait
+        self._count_stored = count_stored
         self.reason = FetchReason.OPERATOR if force else FetchReason.LISTED
         self._tell = tell
         self._seen: set[str] = set()
@@ -101,7 +104,10 @@ class Adder:
         """Queue accounts. Raises QueueFullError; those before are queued then."""
         jobs = (RepoJob(did, "", "", None, True, reason=self.reason) for did in dids)
         while page := list(islice(jobs, _BATCH_JOBS)):
-            self._append(self._fresh(page), None)
+            fresh = self._fresh(page)
+            if self.reason is FetchReason.LISTED:
+                self.added.stored += self._count_stored([job.did for job in fresh])
+            self._append(fresh, None)
 
     def add_page(self, jobs: Sequence[RepoJob], cursor_key: str, following: str) -> None:
         """Queue a page of a listing, and move its cursor with it.

@@ -6,6 +6,7 @@ from typing import Any
 
 from rsky_pipeline.configuration.settings import Settings
 from rsky_pipeline.database.connection import Database
+from rsky_pipeline.ingester.listing.enumeration import LIST_REPOS, ListingProgress
 from rsky_pipeline.streams.connection import Store
 from rsky_pipeline.streams.lag import inspect
 from rsky_pipeline.streams.names import FIREHOSE_BACKFILL, REPO_STREAMS, dead_letters
@@ -56,6 +57,8 @@ class RepoQueues:
     waiting: int  # for another attempt
     dead_letters: int
     records_queued: int  # entries of firehose_backfill that are not indexed yet
+    listed: int = 0  # repos by the present rounds of the relays' listings
+    listing_ended: bool | None = None  # None where no repos are listed
 
     @property
     def left(self) -> int:
@@ -76,7 +79,27 @@ def look(store: Store, settings: Settings) -> RepoQueues:
     output = inspect(store, FIREHOSE_BACKFILL)
     indexer = output.group(settings.indexer_group)
     unindexed = indexer.lag + indexer.pending if indexer else output.length
-    return RepoQueues(queued, running, count_waiting(store), letters, unindexed)
+    listed, ended = _listings(store, settings)
+    waiting = count_waiting(store)
+    return RepoQueues(queued, running, waiting, letters, unindexed, listed, ended)
+
+
+def _listings(store: Store, settings: Settings) -> tuple[int, bool | None]:
+    """Return how many repos the relays have listed, and whether all of their listings ended."""
+    if not settings.enumerate_repos:
+        return 0, None
+    names = (
+        settings.enumeration_collections
+        if settings.enumeration_source == "by_collection"
+        else (LIST_REPOS,)
+    )
+    found = [
+        ListingProgress.load(store, name, relay.key) for relay in settings.relays for name in names
+    ]
+    if not any(each.began for each in found):
+        return 0, None  # by none that this Redis knows of
+    ended = all(each.began and not each.running for each in found)
+    return sum(each.repos for each in found), ended
 
 
 def document(
@@ -84,11 +107,15 @@ def document(
 ) -> dict[str, Any]:
     """Return everything as JSON; `stored` is None where PostgreSQL cannot be asked."""
     rate = stored.repos_per_second if stored else 0.0
+    queue_seconds = round(queues.left / rate) if rate and queues.left else None
     found: dict[str, Any] = {
         "queued": queues.queued, "running": queues.running, "waiting": queues.waiting,
         "left": queues.left, "dead_letters": queues.dead_letters,
         "records_not_indexed": queues.records_queued, "window_seconds": window,
-        "eta_seconds": round(queues.left / rate) if rate and queues.left else None,
+        # While relays list further repos, the queue is a part of the work.
+        "eta_seconds": queue_seconds if queues.listing_ended is not False else None,
+        "queue_seconds": queue_seconds,
+        "listing": {"repos": queues.listed, "ended": queues.listing_ended},
         "workers": workers, "repos": None,
     }  # fmt: skip
     if stored is not None:

@@ -10,6 +10,7 @@ import os
 import re
 import shutil
 import subprocess
+import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -109,8 +110,17 @@ class Program:
         answer = self.ask("version", "--json", configured=False, seconds=VERSION_SECONDS)
         document = answer.document
         if not answer.ok or not isinstance(document, dict) or "version" not in document:
-            raise WorkerError(f"{self.path} does not print its version: {answer.complaint()}")
+            why = answer.complaint()
+            if self._is_cut():
+                why = "it is incomplete (its archive has no end): copy it again"
+            raise WorkerError(f"{self.path} does not print its version: {why}")
         return document
+
+    def _is_cut(self) -> bool:
+        """Return whether this is the beginning of a program file: Python reads it as a script."""
+        with self.path.open("rb") as file:
+            begins = b"PK\x03\x04" in file.read(4096)
+        return begins and not zipfile.is_zipfile(self.path)
 
     def ask(
         self, *arguments: str, configured: bool = True, seconds: float = COMMAND_SECONDS

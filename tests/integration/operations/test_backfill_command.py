@@ -14,6 +14,7 @@ from rsky_pipeline.backfiller.store import RepoOutcome, write_outcomes
 from rsky_pipeline.cli import main
 from rsky_pipeline.database.connection import Database
 from rsky_pipeline.database.isolation import Isolation
+from rsky_pipeline.ingester.listing.enumeration import LIST_REPOS, ListingProgress
 from rsky_pipeline.network import listing as network_listing
 from rsky_pipeline.network.listing import PAGE_REPOS
 from rsky_pipeline.streams.append import Entry, append
@@ -31,6 +32,7 @@ from tests.consumers import GroupReader
 from tests.integration.backfiller.hosts import FakeHosts, Reply
 from tests.integration.operations.entries import left
 from tests.integration.streams.support import own_pending
+from tests.stores import execute
 
 
 def did(number: int) -> str:
@@ -286,3 +288,45 @@ def test_the_command_as_a_process_ends_with_69_without_redis() -> None:
     )  # fmt: skip
     assert result.returncode == 69
     assert len(result.stderr.splitlines()) == 1
+
+
+def test_a_stored_repo_that_is_added_says_so_and_names_force(
+    commands: Commands, store: Store, schema_database: str
+) -> None:
+    execute(
+        schema_database,
+        f"INSERT INTO rsky_pipeline.repo_floor (did, rev) VALUES ('{did(1)}', '3l2222222222z')",
+    )
+    result = commands.run("add", did(1), did(2))
+    assert result.exit_code == 0
+    assert result.stdout == "queued 2 (1 stored already)\n"
+    assert "--force fetches them anyway" in result.stderr
+    assert "--force" not in commands.run("add", did(1), "--force").stderr
+    away = ("--database-url", "postgresql://127.0.0.1:1/x")  # only Redis is needed
+    result = commands.run("add", did(3), *away)
+    assert (result.exit_code, result.stdout) == (0, "queued 1\n")
+
+
+def test_no_time_is_left_known_while_relays_list_repos(
+    commands: Commands, store: Store, schema_database: str
+) -> None:
+    execute(
+        schema_database,
+        "INSERT INTO rsky_pipeline.backfill_repo (did, status, records) "
+        "SELECT 'did:plc:' || n, 'done', 3 FROM generate_series(1, 100) n",
+    )
+    queue(store, job(1))
+    flags = ("--set", "relay_hosts=relay.test", "--set", "enumerate_repos=true")
+    listing = ListingProgress(began=1, repos=460)
+    listing.save(store, LIST_REPOS, "relay.test")
+    found = commands.json("status", *flags)
+    assert found["listing"] == {"repos": 460, "ended": False}
+    assert (found["eta_seconds"], found["queue_seconds"]) == (None, 0)
+    shown = commands.run("status", *flags).stdout
+    assert "time left unknown: relays are still listing repos (460 so far); 0s for" in shown
+    listing.ended = 2
+    listing.save(store, LIST_REPOS, "relay.test")
+    found = commands.json("status", *flags)
+    assert (found["listing"]["ended"], found["eta_seconds"]) == (True, 0)
+    found = commands.json("status", "--set", "enumerate_repos=false")
+    assert found["listing"]["ended"] is None

@@ -3,7 +3,9 @@
 import json
 import subprocess
 import sys
+from contextlib import closing
 from dataclasses import replace
+from threading import Event, Thread
 from typing import Any
 
 import pytest
@@ -17,7 +19,7 @@ from rsky_pipeline.demo.simulator.world import World
 from rsky_pipeline.ingester.frames import MAX_RAW_BYTES, RawDeadLetters
 from rsky_pipeline.operations.dead_letters import LETTER_STREAMS, retry, select, tally
 from rsky_pipeline.streams.append import Entry, append
-from rsky_pipeline.streams.connection import Store
+from rsky_pipeline.streams.connection import Store, connect
 from rsky_pipeline.streams.names import FIREHOSE_RAW_LETTERS, LABEL_RAW_LETTERS
 from rsky_pipeline.streams.repo_job import RepoJob, decode_repo_job, encode_repo_job
 from tests.consumers import GroupReader
@@ -25,7 +27,10 @@ from tests.integration.operations.entries import LIVE, fill, left, post
 
 
 def run(url: str, *arguments: str, **options: Any) -> Result:
-    return CliRunner().invoke(main, ["dlq", *arguments, "--redis-url", url], **options)
+    waits = arguments[0] != "retry" or any(each.startswith("--wait") for each in arguments)
+    wait = () if waits else ("--wait=0s",)  # nobody reads here
+    command = ["dlq", *arguments, *wait, "--redis-url", url]
+    return CliRunner().invoke(main, command, **options)
 
 
 def bury(store: Store, count: int, reason: str = "bad", stream: str = LIVE) -> None:
@@ -248,3 +253,78 @@ def test_show_without_a_stream_shows_all(store: Store, clean_redis: str) -> None
     ]  # fmt: skip
     assert len(json.loads(run(clean_redis, "show", "--json", "--limit=1").stdout)["letters"]) == 1
     assert "firehose_backfill_dlq" in run(clean_redis, "show", "--reason=other").stdout
+
+
+def test_retry_says_what_came_back(store: Store, clean_redis: str) -> None:
+    bury(store, 3)
+    ended = Event()
+
+    def consume() -> None:
+        """Refuse the first and finish the others, as a worker does."""
+        with closing(connect(clean_redis, name="worker")) as own:
+            working = GroupReader(own, LIVE, "g", "c")
+            while not ended.wait(0.02):
+                for number, item in enumerate(working.read_new(10, 0)):
+                    if number == 0:
+                        working.dead_letter(item, reason="still", error="bad", attempts=1)
+                    else:
+                        working.acknowledge([item.id])
+
+    worker = Thread(target=consume)
+    worker.start()
+    try:
+        result = run(clean_redis, "retry", LIVE, "--json", "--wait=60s")
+        assert result.exit_code == 1
+        document = json.loads(result.stdout)
+        assert document["streams"]["firehose_live_dlq"]["retried"] == 3
+        assert (document["came_back"], document["tried"]) == (1, True)
+        (back,) = document["came_back_examples"]
+        assert (back["stream"], back["reason"]) == ("firehose_live_dlq", "still")
+        result = run(clean_redis, "retry", LIVE, "--wait=60s")
+        assert result.stdout == "retried 1, came back 1, kept 0\n"
+        assert "came back: still: bad" in result.stderr
+    finally:
+        ended.set()
+        worker.join()
+
+
+def test_where_nobody_reads_the_retry_says_that_nothing_was_tried(
+    store: Store, clean_redis: str
+) -> None:
+    bury(store, 1)
+    result = run(clean_redis, "retry", LIVE, "--wait=0s")
+    assert (result.exit_code, result.stdout) == (0, "retried 1, came back 0, kept 0\n")
+    assert "not all have been tried yet" in result.stderr
+
+
+def test_a_letter_is_edited_and_put_back(store: Store, clean_redis: str) -> None:
+    bury(store, 2)
+    first, second = select(store, "firehose_live_dlq")
+
+    def edit(text: str, letter: str = first.id, stream: str = LIVE) -> Result:
+        return run(clean_redis, "edit", stream, letter, "--file=-", "--wait=0s", input=text)
+
+    for text, why in (("{", "is not JSON"), ("[]", "no JSON object")):
+        result = edit(text)
+        assert (result.exit_code, why in result.stderr) == (2, True)
+    assert edit("{}", "1-1").exit_code == 2
+    result = edit('{"seq": 5}')
+    assert (result.exit_code, result.stdout) == (0, "retried 1, came back 0, kept 0\n")
+    assert left(store) == [b'{"seq":5}']
+    assert [each.id for each in select(store, "firehose_live_dlq")] == [second.id]
+    store.call("XADD", "repo_backfill_dlq", "1-1", "repo", "{}", "reason", "x")
+    assert edit('{"did": 1}', "1-1", "repo_backfill").exit_code == 2
+    assert len(list(select(store, "repo_backfill_dlq"))) == 1
+
+
+def test_an_editor_that_changes_nothing_does_nothing(
+    store: Store, clean_redis: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bury(store, 1)
+    (letter,) = select(store, "firehose_live_dlq")
+    monkeypatch.setenv("EDITOR", "true")
+    result = run(clean_redis, "edit", LIVE, letter.id)
+    assert (result.exit_code, result.stdout) == (0, "unchanged; nothing was done\n")
+    monkeypatch.setenv("EDITOR", "sed -i s/create/update/")
+    assert run(clean_redis, "edit", LIVE, letter.id, "--wait=0s").exit_code == 0
+    assert b'"update"' in left(store)[0]

@@ -43,8 +43,19 @@ def test_inspect_shows_what_does_not_belong(store: Store, clean_redis: str) -> N
     oldest = run(clean_redis, "inspect", LIVE, "--json", "--count", "1", "--oldest").stdout
     assert json.loads(oldest)["by_type"] == {"create": 1}
     assert run(clean_redis, "inspect", "label_live").stdout.startswith("label_live: 0 entries")
+    assert "nothing was ever added" in run(clean_redis, "inspect", "label_live").stdout
     store.call("XADD", "of_another_program", "*", "a", "b")
     assert "1 entries, 1 looked at" in run(clean_redis, "inspect", "of_another_program").stdout
+
+
+def test_an_empty_stream_says_that_everything_was_done(store: Store, clean_redis: str) -> None:
+    fill(store, [post(1), post(2)])
+    consumer(store).read_new(2, 0)
+    store.call("XTRIM", LIVE, "MAXLEN", 0)
+    text = run(clean_redis, "inspect", LIVE).stdout
+    assert "2 entries were added, the last at 20" in text
+    assert "removed once every group has finished them" in text
+    assert json.loads(run(clean_redis, "inspect", LIVE, "--json").stdout)["added"] == 2
 
 
 @pytest.mark.parametrize(

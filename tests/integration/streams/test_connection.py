@@ -1,6 +1,7 @@
 """A server that is killed, slow, locked or a replica."""
 
 from contextlib import closing
+from pathlib import Path
 
 import pytest
 
@@ -99,3 +100,10 @@ def test_what_cannot_be_sent_is_a_misuse(store: Store) -> None:
         store.call("SET", "a", object())  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="URL"):
         connect("http://127.0.0.1", name="test")
+
+
+@pytest.mark.parametrize("option", ["ssl_ca_certs", "ssl_certfile", "ssl_keyfile"])
+def test_a_tls_file_that_cannot_be_read_is_named(option: str, tmp_path: Path) -> None:
+    path = tmp_path / "missing.pem"
+    with pytest.raises(StoreUnavailableError, match=f"{option} of redis_url: {path}: No such file"):
+        connect(f"rediss://127.0.0.1:1?{option}={path}", name="test")

@@ -3,7 +3,7 @@
 import pytest
 
 from rsky_pipeline.operations.stream_figures import StreamFigures, advise, usable_bytes
-from tests.unit.operations.figures import stream
+from tests.unit.operations.figures import measurement, stream
 
 
 def load(
@@ -41,3 +41,25 @@ def test_what_was_not_measured_is_not_advised() -> None:
     (idle,) = advise([load("a", 10, 500.0, 0.0, 1_000)], 0)
     assert idle.fitting_mark is idle.memory_hours is idle.mark_hours is None
     assert usable_bytes(0, 1_000) == 350
+
+
+def test_a_share_does_not_follow_what_other_streams_hold() -> None:
+    def fitting(backfill: StreamFigures) -> int | None:
+        return advise([load("firehose_live", 1, 700.0, 1.0, 1_000), backfill], 10_000_000)[
+            0
+        ].fitting_mark
+
+    empty = load("firehose_backfill", 0, None, None, 1_000)
+    full = load("firehose_backfill", 900, 2_000.0, 5.0, 1_000)
+    assert fitting(empty) == fitting(full) == int(5_000_000 / 700)
+
+
+def test_memory_that_others_fill_is_no_room_for_streams() -> None:
+    held = stream(bytes_each=700.0)
+    free = measurement(held, used=1_000_000, limit=10_000_000)
+    taken = measurement(held, used=6_000_000, limit=10_000_000)
+    assert free.other_bytes == 1_000_000
+    marks = [each.advice()[0].fitting_mark or 0 for each in (free, taken)]
+    assert marks[0] == pytest.approx(6 * marks[1], rel=0.01)
+    full = measurement(held, used=9_600_000, limit=10_000_000)
+    assert full.advice()[0].fitting_mark == 0

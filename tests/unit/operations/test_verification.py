@@ -158,7 +158,7 @@ def test_a_queue_must_not_be_evicted_and_marks_must_fit() -> None:
     found = measured(full)
     assert found["eviction"].status == "fail"
     assert found["capacity:firehose_live"].status == "warn"
-    assert found["capacity:firehose_live"].to_do == "a mark of 7,000 fits"
+    assert found["capacity:firehose_live"].to_do == "a mark of 1,921 fits"
     assert found["capacity:label_live"].status == "skip"
 
 
