@@ -88,8 +88,7 @@ class Applier:
         started = time.monotonic()
         outcome = BatchOutcome()
         refused_labels: list[RefusedEntry] = []
-        groups: list[list[BatchItem]] = []
-        together = False
+        items: list[BatchItem] = []
         for item in batch.items:
             delivery, reading = item.delivery, item.reading
             outcome.bodiless += delivery.fields is None
@@ -107,18 +106,12 @@ class Applier:
                 if not refused.uri:
                     continue
                 # A record: its refusal is kept in a table, and its commit moves the repo's rev.
-            # An entry that may have crashed a worker is alone: it must not take its neighbours
-            # along the next time.
-            if together and not delivery.suspicious:
-                groups[-1].append(item)
-            else:
-                groups.append([item])
-            together = not delivery.suspicious
+            items.append(item)
 
         def write(items: Sequence[BatchItem]) -> None:
             retry_conflicts(lambda: self._write(database, items, outcome), MAX_CONFLICTS)
 
-        for culprit in self._isolation.apply(groups, write):
+        for culprit in self._isolation.apply([items], write):
             text = f"{culprit.entry.subject}: {culprit.message}"
             outcome.refused.append(RefusedEntry(culprit.entry, culprit.reason, text))
         outcome.refused += refused_labels

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from rsky_pipeline.indexer.collections import registry
-from tests.integration.indexer.kit import Network, Put, Tables, did_of, recounted
+from tests.integration.indexer.kit import Event, Network, Put, Tables, did_of, recounted
 
 
 def left_by_others(tables: Tables, like: Put) -> None:
@@ -123,3 +123,20 @@ def test_a_reply_without_its_record_was_counted_by_its_writer(tables: Tables, ne
     tables.apply(net.update(reply, {"text": "again", "reply": reply.record["reply"]}))
     assert tables.counts(post) == (0, 1, 0, 0)
     recounted(tables)
+
+
+@pytest.mark.parametrize("together", [True, False])
+def test_a_record_that_is_deleted_or_changed_waits_no_more(
+    tables: Tables, net: Network, together: bool
+) -> None:
+    post, other = net.post("bob"), net.post("bob")
+    first, second, third = (net.like("ann", post) for _ in range(3))
+    tables.apply(post, other, first, second, third)
+    assert tables.rows("duplicate_record", "uri") == [(second.uri,), (third.uri,)]
+    events: list[Event] = [net.delete(second), net.update(third, {"subject": other.reference})]
+    if together:
+        tables.apply(*events)
+    else:
+        tables.apply_each(events)
+    assert tables.rows("duplicate_record") == []
+    assert tables.rows("like", "uri, subject") == [(first.uri, post.uri), (third.uri, other.uri)]
