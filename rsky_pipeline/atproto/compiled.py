@@ -3,7 +3,7 @@
 A function of `native` reads well-formed input of the usual form, and returns None or False for
 everything else; its Python counterpart, which calls it by `compiled.NAME`, then reads that and
 names the error. Without a C compiler all of them accept nothing, so that Python reads everything,
-slower. The same holds where a compiled module is older than its source, as after `git pull` without
+slower. The same holds where a compiled module is of other sources, as after `git pull` without
 `make`: its functions may have other arguments than their callers pass. To write another pair:
 
 - Write the Python first: it has the whole rule, and alone decides what is refused, and why.
@@ -16,6 +16,8 @@ slower. The same holds where a compiled module is older than its source, as afte
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rsky_pipeline.atproto.native import MARK, digest_of
+
 __all__ = [
     "commit_events", "find_wanted", "is_plc", "is_usual_cid", "is_usual_datetime", "is_usual_rkey",
     "is_usual_uri", "read_blocks", "read_commit", "read_node", "record_json", "tid_value",
@@ -24,15 +26,20 @@ __all__ = [
 
 
 def are_stale(package: Path) -> bool:
-    """Return whether a compiled module below `package` is older than its source beside it.
+    """Return whether a compiled module below `package` is of other sources than those beside it.
 
-    Wheels and executable files hold no sources, so that nothing is stale in them.
+    Wheels and executable files hold no sources, so that nothing is stale in them. A module without
+    a digest, as older versions built them, must not be older than its sources.
     """
     for source in (*package.glob("*/*.pyx"), *package.glob("*/native/*.pyx")):
+        digest = digest_of(source)
         written = max(path.stat().st_mtime_ns for path in (source, *source.parent.glob("*.pxd")))
-        built = source.parent.glob(f"{source.stem}.*.so")
-        if any(path.stat().st_mtime_ns < written for path in built):
-            return True
+        for path in source.parent.glob(f"{source.stem}.*.so"):
+            content = path.read_bytes()
+            if digest in content:
+                continue
+            if MARK in content or path.stat().st_mtime_ns < written:
+                return True
     return False
 
 

@@ -16,7 +16,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import tomllib
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, requires, version
@@ -185,14 +184,18 @@ def add_program(tree: Path, other_version: str | None) -> None:
 def require_compiled(tree: Path) -> None:
     """End the program if a compiled reader is not in the tree: pip goes on where it cannot build
     one, and a program without them is several times slower."""
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
-    modules = [item["name"] for item in project["tool"]["setuptools"]["ext-modules"]]
-    missing = [name for name in modules if not _module_file(tree, name).exists()]
+    missing = [name for name in compiled_modules() if not _module_file(tree, name).exists()]
     if missing:
         raise SystemExit(
             f"not compiled: {', '.join(missing)}\nInstall a C compiler and Python's headers "
             "(Debian: gcc python3-dev), or build without them: make binary PURE=1"
         )
+
+
+def compiled_modules() -> list[str]:
+    """Return the names of the modules that are compiled, as setup.py has them."""
+    sources = sorted(ROOT.glob("rsky_pipeline/**/*.pyx"))
+    return [".".join(path.relative_to(ROOT).with_suffix("").parts) for path in sources]
 
 
 def _module_file(tree: Path, name: str) -> Path:

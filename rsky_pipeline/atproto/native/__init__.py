@@ -6,3 +6,16 @@ reads nodes and undoes operations. All indexing of input is checked; where a len
 IndexError becomes None. Only undoing accepts more than Python: a node that it makes may stand for a
 missing one of the same hash. `signatures` reads nothing: it checks them with the GIL released.
 """
+
+import hashlib
+from pathlib import Path
+
+MARK = b"rsky-sources:"  # stands before the digest in a module's file
+
+
+def digest_of(source: Path) -> bytes:
+    """Return the digest of a .pyx file and of the declarations beside it, in hexadecimal."""
+    found = hashlib.sha256()
+    for path in (source, *sorted(source.parent.glob("*.pxd"))):
+        found.update(path.read_bytes())
+    return found.hexdigest().encode()

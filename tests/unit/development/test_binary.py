@@ -1,17 +1,14 @@
 """A program file has the compiled readers, or somebody asked for one without them."""
 
-import tomllib
 from pathlib import Path
 
 import pytest
 
-from rsky_pipeline.development.binary import require_compiled
-from rsky_pipeline.development.documents import ROOT
+from rsky_pipeline.development.binary import compiled_modules, require_compiled
 
 
 def test_a_file_without_a_compiled_reader_is_refused(tmp_path: Path) -> None:
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
-    names = [item["name"] for item in project["tool"]["setuptools"]["ext-modules"]]
+    names = compiled_modules()
     assert len(names) >= 5
     files = [tmp_path / f"{name.replace('.', '/')}.abi3.so" for name in names]
     for file in files:

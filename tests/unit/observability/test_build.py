@@ -12,6 +12,7 @@ from click.testing import CliRunner
 
 import rsky_pipeline
 from rsky_pipeline.atproto import compiled
+from rsky_pipeline.atproto.native import MARK, digest_of
 from rsky_pipeline.cli import main
 from rsky_pipeline.observability import build as module
 
@@ -79,11 +80,34 @@ def test_readers_older_than_their_source_are_not_used(changed: str, tmp_path: Pa
         return done.stdout
 
     assert run("-c", code) == "True True\n"
+    with (package / changed).open("a") as source:
+        source.write("\n# changed\n")
     os.utime(package / changed, (2e9, 2e9))
     assert run("-c", code) == "False False\n"
     told = json.loads(run("-m", "rsky_pipeline", "version", "--json"))
     assert told["compiled"] is False
     assert told["compiled_problem"] == "compiled readers are older than their source: run make"
-    for source in (*package.rglob("*.pyx"), *package.rglob("*.pxd")):  # as in a wheel
-        source.unlink()
+    for path in (*package.rglob("*.pyx"), *package.rglob("*.pxd")):  # as in a wheel
+        path.unlink()
     assert run("-c", code) == "True True\n"
+
+
+@pytest.mark.parametrize("folder", ["atproto/native", "database"])
+def test_a_module_is_stale_by_its_sources_not_by_its_age(folder: str, tmp_path: Path) -> None:
+    """Copies of modules are newer than anything, and checkouts newer than what was built."""
+    place = tmp_path / folder
+    place.mkdir(parents=True)
+    source, declarations, module = place / "one.pyx", place / "shared.pxd", place / "one.abi3.so"
+    source.write_text("def read(): ...")
+    declarations.write_text("cdef enum: ...")
+    module.write_bytes(b"\x7fELF " + MARK + digest_of(source) + b"\0")
+    os.utime(source, (2e9, 2e9))
+    assert not compiled.are_stale(tmp_path)
+    os.utime(module, (3e9, 3e9))
+    declarations.write_text("cdef enum: other")
+    assert compiled.are_stale(tmp_path)
+    declarations.write_text("cdef enum: ...")
+    source.write_text("def read(more): ...")
+    assert compiled.are_stale(tmp_path)
+    module.unlink()
+    assert not compiled.are_stale(tmp_path), "nothing is built"
