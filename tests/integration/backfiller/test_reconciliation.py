@@ -24,7 +24,7 @@ from tests.integration.backfiller.kit import (
 
 DID = "did:plc:a"
 REV = "3jzfcijpj2z2a"  # of every made repo
-OLDER, NEWER = "3jzfcijpj2222", "3jzfcijpj2z2b"
+OLDEST, OLDER, NEWER = "3jzfcijpizzzz", "3jzfcijpj2222", "3jzfcijpj2z2b"
 LIKE = "app.bsky.feed.like"
 
 
@@ -229,13 +229,16 @@ def set_floor(database: Database, rev: str) -> None:
     )
 
 
+@pytest.mark.parametrize("before", [None, OLDEST])
 async def test_a_row_that_came_in_between_looking_and_the_floor_is_deleted_all_the_same(
     store: Store, configure: Configure, hosts: FakeHosts, database: Database,
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, before: str | None,
 ) -> None:  # fmt: skip
     monkeypatch.setattr("rsky_pipeline.backfiller.attempt.FIRST_LOOK_SECONDS", 0.01)
     monkeypatch.setattr("rsky_pipeline.backfiller.attempt.MOST_SECONDS", 0.05)
     hosts.add(DID, document(DID), make_repo(DID, 1)[0])
+    if before is not None:  # it was stored as a whole once
+        set_floor(database, before)
     async with backfiller(configure()) as running:
         queue(store, DID, rev=REV, reason=FetchReason.BROKEN_CHAIN)
         await eventually(lambda: bool(waiting(store, settling=True)))
