@@ -10,6 +10,7 @@ from rsky_pipeline.backfiller.jobs import JobQueue
 from rsky_pipeline.backfiller.store import Output, outcome_writer
 from rsky_pipeline.backfiller.worker import Worker
 from rsky_pipeline.database.connection import Database
+from rsky_pipeline.health.pairing import open_paired
 from rsky_pipeline.health.self_check import SelfCheck, watch
 from rsky_pipeline.observability.backfiller import BackfillerMetrics
 from rsky_pipeline.observability.streams import StreamMetrics
@@ -71,10 +72,12 @@ def _database(
     context: WorkerContext, stack: AsyncExitStack, metrics: BackfillerMetrics, purpose: str
 ) -> Link[Database]:
     settings = context.settings
-    open_database = partial(
+    open_store = partial(connect, settings.redis_url or "", name=f"{context.consumer}-pairing")
+    open_any = partial(
         Database.connect, settings.database_url or "", schema=settings.database_schema,
         name=context.consumer, by_key=True,
     )  # fmt: skip
+    open_database = partial(open_paired, open_store, open_any, settings.indexer_group)
     link = Link(open_database, purpose=purpose, failed=lambda _: metrics.database_errors.inc())
     stack.callback(link.close)
     return link

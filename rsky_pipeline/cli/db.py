@@ -86,6 +86,25 @@ def check(run: Invocation) -> int:
 
 
 @operator_command(command)
+@click.option("--force", is_flag=True, help="Have Redis belong to this database from now on.")
+def pair(run: Invocation, force: bool) -> int:
+    """Say whether Redis and the database belong together, or have them do so.
+
+    The first indexer ties a Redis to the database that it writes. Another database is refused,
+    since events acknowledged for one would be missing in the other. After a database was replaced
+    on purpose, --force ties Redis to the new one; the next indexer has everything read and fetched
+    again that the new one lacks. Exit with 6 if they do not belong together.
+    """
+    from rsky_pipeline.health.pairing import look, pair_anew
+
+    group = run.settings.indexer_group
+    with run.store("pair") as store, run.database("pair") as database:
+        found = (pair_anew if force else look)(store, database, group)
+    run.answer(asdict(found), lambda: line(found.describe()))
+    return ExitCode.DIFFERENCES if found.mismatch else ExitCode.OK
+
+
+@operator_command(command)
 @click.option("--did", "dids", multiple=True, metavar="DID",
               help="Counts of an account and of its records; may be repeated.")  # fmt: skip
 @click.option("--uri", "uris", multiple=True, metavar="URI",

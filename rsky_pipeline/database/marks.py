@@ -1,13 +1,15 @@
-"""Marks: numbers that show whether the database still has everything that was acknowledged.
+"""Which database it is, and whether it still has everything that was acknowledged.
 
-Each transaction of an indexer raises its number (`raise_mark`), and the acknowledgement of its
-entries writes that number into Redis (`streams.marks`). A database that is behind Redis has lost
+The id is made with the schema (`health.pairing`). Marks are numbers: each
+transaction of an indexer raises its number (`raise_mark`), and the acknowledgement of its entries
+writes that number into Redis (`streams.marks`). A database that is behind Redis has lost
 transactions: it failed over to a standby that was behind, or was restored from a backup.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from typing import cast
 
 from rsky_pipeline.database.connection import Database, Transaction
 
@@ -24,6 +26,11 @@ SELECT * FROM unnest(%b::text[], %b::text[], %b::bigint[]) AS noted, now()
 ON CONFLICT (worker, stream) DO UPDATE SET number = greatest(mark.number, EXCLUDED.number)
 """
 
+_LAST_WRITTEN = """
+SELECT min(reached) FROM rsky_pipeline.applied_mark
+WHERE applied_at > (SELECT max(applied_at) FROM rsky_pipeline.applied_mark) - interval '1 hour'
+"""
+
 MarkKey = tuple[str, str]  # worker, stream
 
 
@@ -37,6 +44,25 @@ class DatabaseLoss:
 
     transactions: int
     since: datetime | None
+
+
+def database_id(database: Database) -> str | None:
+    """Return the id that the database has had since its schema was made; copies have it too.
+
+    None if its schema is older than ids, or not there yet.
+    """
+    if database.query("SELECT to_regclass('rsky_pipeline.installation')")[0][0] is None:
+        return None
+    rows = database.query("SELECT id FROM rsky_pipeline.installation")
+    return str(rows[0][0]) if rows else None
+
+
+def last_written(database: Database) -> datetime | None:
+    """Return when entries came into their streams that may not have been written any more.
+
+    None if nothing was ever written. Workers that had ended long before do not count.
+    """
+    return cast("datetime | None", database.query(_LAST_WRITTEN)[0][0])
 
 
 def raise_mark(tx: Transaction, worker: str, stream: str, reached: float) -> int:

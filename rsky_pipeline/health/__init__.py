@@ -8,8 +8,8 @@ Read `rules.py` first: it has every rule with its thresholds, its remedy and its
 the only place for thresholds. `conditions.py` computes the values that the rules judge from samples
 (`samples.py`), over five minutes in a worker, over one window in `verify`. `self_check.py` is the
 worker's part: called in the store thread of the task that watches the streams, it has no task of
-its own.
+its own. `pairing.py` says whether Redis and the database are of one installation.
 
 `rules.py` imports nothing but the configuration, so that every package may name a threshold. The
-others stand above `streams`, and know no role, no supervisor and no command.
+others stand above `streams` and `database`, and know no role, no supervisor and no command.
 """

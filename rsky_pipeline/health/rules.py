@@ -233,6 +233,10 @@ SCHEMA = Rule(
     "schema", "the schema is not the expected one", "`rsky-pipeline db check` lists them",
     Limits(fail=1),
 )  # fmt: skip
+PAIRING = Rule(
+    "pairing", "Redis and the database are of different installations",
+    "correct redis_url or database_url, or run `rsky-pipeline db pair --force`", Limits(fail=1),
+)  # fmt: skip
 REV_GUARD = Rule(
     "rev_guard", "older states overwrite newer ones",
     "stop the indexers: older states overwrite newer ones", Limits(fail=1),

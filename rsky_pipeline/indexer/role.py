@@ -29,6 +29,7 @@ from rsky_pipeline.database.errors import (
     TransactionConflictError,
 )
 from rsky_pipeline.database.marks import find_loss, heal_marks
+from rsky_pipeline.health.pairing import pair
 from rsky_pipeline.health.self_check import SelfCheck
 from rsky_pipeline.indexer.accounts.lookups import look_up_accounts
 from rsky_pipeline.indexer.collections import registry
@@ -48,6 +49,7 @@ from rsky_pipeline.runtime.health import Activity
 from rsky_pipeline.runtime.link import Link
 from rsky_pipeline.streams.connection import Store, connect
 from rsky_pipeline.streams.consumer import Consumer, Delivery, Trial
+from rsky_pipeline.streams.gap import DATABASE_LOST
 from rsky_pipeline.streams.marks import note_mark, noted_marks, request_reading
 from rsky_pipeline.streams.names import FIREHOSE_BACKFILL, FIREHOSE_LIVE, LABEL_LIVE
 
@@ -274,21 +276,24 @@ class Indexer:
         )
 
     def _open_with_marks(self) -> Database:
-        """Return a new connection, to a database that has every acknowledged transaction.
+        """Return a new connection, to our database, with every acknowledged transaction.
 
-        Or that has not, since it is another server or state than before: then what is missing is
+        Or not with all, since it is another server or state than before: then what is missing is
         read again and repaired. Redis is asked first, so that no batch comes between.
         """
+        settings = self._context.settings
+        hosts = [endpoint.key for endpoint in settings.relays]
         with closing(self._open_store("marks")) as store:
-            noted = noted_marks(store)
+            noted = noted_marks(store, settings.indexer_group)
             database = self.open_database()
             try:
+                if pair(store, database, settings.indexer_group, hosts):
+                    _log.error("Redis lost everything that it held; repos are compared")
                 loss = find_loss(database, noted)
                 if loss is not None:
                     since = 0.0 if loss.since is None else loss.since.timestamp()
-                    hosts = [endpoint.key for endpoint in self._context.settings.relays]
                     from_time = None if loss.since is None else loss.since.isoformat()
-                    request_reading(store, since, from_time, hosts)
+                    request_reading(store, DATABASE_LOST, since, from_time, hosts)
                     heal_marks(database, noted)
                     self.metrics.database_losses.inc()
                     _log.error(
@@ -325,7 +330,7 @@ def acknowledge(consumer: Consumer, batch: EntryBatch, outcome: BatchOutcome, st
     May be repeated after a lost reply. Raises StoreUnavailableError, StoreRejectedError.
     """
     if outcome.mark:
-        note_mark(store, consumer.name, batch.stream, outcome.mark)
+        note_mark(store, consumer.group, consumer.name, batch.stream, outcome.mark)
     refused: dict[str, RefusedEntry] = {}
     for one in outcome.refused:  # of several labels of an entry the first counts
         refused.setdefault(one.item.delivery.id, one)

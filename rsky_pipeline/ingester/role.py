@@ -10,6 +10,8 @@ import trio
 
 from rsky_pipeline.configuration.endpoints import Endpoint
 from rsky_pipeline.database.connection import Database
+from rsky_pipeline.database.errors import DatabaseUnavailableError
+from rsky_pipeline.health.pairing import MismatchError, open_paired
 from rsky_pipeline.health.self_check import SelfCheck, watch
 from rsky_pipeline.ingester.clock import (
     ClockWatch,
@@ -284,10 +286,19 @@ class _Builder:
         return ClockWatch(hosts, stores)
 
     def _connect_database(self, purpose: str) -> Callable[[], Database]:
-        return partial(
-            Database.connect, str(self._settings.database_url),
-            schema=self._settings.database_schema, name=f"{self._context.consumer}-{purpose}",
-        )  # fmt: skip
+        settings, name = self._settings, f"{self._context.consumer}-{purpose}"
+        open_store = partial(connect, settings.redis_url or "", name=name)
+        open_any = partial(
+            Database.connect, str(settings.database_url), schema=settings.database_schema, name=name
+        )
+
+        def connect_database() -> Database:
+            try:
+                return open_paired(open_store, open_any, settings.indexer_group)
+            except MismatchError as error:  # reading the relays goes on, whatever the database is
+                raise DatabaseUnavailableError(str(error)) from error
+
+        return connect_database
 
     def _database_link(self, purpose: str) -> Link[Database]:
         link = Link(self._connect_database(purpose), purpose=purpose, failed=self._count)

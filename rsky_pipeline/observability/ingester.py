@@ -33,7 +33,9 @@ ERROR_REASONS = (
 )  # fmt: skip
 CHECK_STEPS = ("blocks", "signature", "operations")
 JUMP_OUTCOMES = ("followed", "ignored")
-GAP_KINDS = ("outdated_cursor", "seq_jump", "time_jump", "cursor_set", "database_lost")
+GAP_KINDS = (
+    "outdated_cursor", "seq_jump", "time_jump", "cursor_set", "database_lost", "redis_lost",
+)  # fmt: skip
 VERDICTS = ("valid", "forged", "unverified", "no_account")
 LIST_REPOS = "listRepos"  # the source of every relay's listing
 LABEL_VERDICTS = ("valid", "forged", "unsigned", "no_key", "unverified")

@@ -8,8 +8,12 @@ from rsky_pipeline.streams.append import Entry
 from rsky_pipeline.streams.names import GAPS
 
 GAP_FIELD = b"gap"
-GapKind = Literal["outdated_cursor", "seq_jump", "time_jump", "cursor_set", "database_lost"]
+GapKind = Literal[
+    "outdated_cursor", "seq_jump", "time_jump", "cursor_set", "database_lost", "redis_lost"
+]
 DATABASE_LOST: GapKind = "database_lost"
+REDIS_LOST: GapKind = "redis_lost"
+STORE_LOST = frozenset({DATABASE_LOST, REDIS_LOST})  # Redis does not show what is missing
 
 
 class Gap(NamedTuple):

@@ -1,7 +1,10 @@
-"""What Redis has to show whether a database lost transactions, and to have events read again.
+"""What Redis notes of its database: which one it is, how far it is, and what to read again.
 
-`rsky_pipeline:database_marks` is a hash: the number of the last transaction that each worker has
-acknowledged on each stream (`database.marks`). Further fields may be added, such as an identity.
+`rsky_pipeline:installation` is a hash: the id of the database that each consumer group of indexers
+writes (`health.pairing`).
+
+`rsky_pipeline:database_marks:GROUP` is a hash: the number of the last transaction that each worker
+has acknowledged on each stream (`database.marks`).
 
 `rsky_pipeline:read_again` is a hash. Its field `since` is a request: events of that time on are to
 be read from the hosts again. The ingester sets the cursors back to where they were then, for which
@@ -15,10 +18,11 @@ import orjson
 
 from rsky_pipeline.streams.append import append, read_cursor
 from rsky_pipeline.streams.connection import Store
-from rsky_pipeline.streams.gap import DATABASE_LOST, GAP_FIELD, Gap
+from rsky_pipeline.streams.gap import GAP_FIELD, Gap, GapKind
 from rsky_pipeline.streams.names import CURSOR_POSITIONS, GAPS
 
-DATABASE_MARKS = "rsky_pipeline:database_marks"
+INSTALLATION = "rsky_pipeline:installation"
+DATABASE_MARKS = "rsky_pipeline:database_marks:"
 READ_AGAIN = "rsky_pipeline:read_again"
 _SINCE = "since"
 _HISTORY = "rsky_pipeline:cursor_history:"
@@ -27,14 +31,25 @@ MARGIN_SECONDS = 120.0  # clocks differ, and positions are noted once a minute
 _TRIES = 5
 
 
-def note_mark(store: Store, worker: str, stream: str, number: int) -> None:
+def noted_database(store: Store, group: str) -> str | None:
+    """Return the id of the database that a group of indexers writes; None before the first one."""
+    found = store.call("HGET", INSTALLATION, group)
+    return None if found is None else str(found.decode(errors="replace"))
+
+
+def note_database(store: Store, group: str, database: str) -> None:
+    """Note the id of the database that a group of indexers writes from now on."""
+    store.call("HSET", INSTALLATION, group, database)
+
+
+def note_mark(store: Store, group: str, worker: str, stream: str, number: int) -> None:
     """Note the last transaction whose entries are acknowledged next."""
-    store.call("HSET", DATABASE_MARKS, f"{stream} {worker}", number)
+    store.call("HSET", DATABASE_MARKS + group, f"{stream} {worker}", number)
 
 
-def noted_marks(store: Store) -> dict[tuple[str, str], int]:
+def noted_marks(store: Store, group: str) -> dict[tuple[str, str], int]:
     """Return the number of each worker and stream."""
-    flat = store.call("HGETALL", DATABASE_MARKS)
+    flat = store.call("HGETALL", DATABASE_MARKS + group)
     found = {}
     for name, number in zip(flat[::2], flat[1::2], strict=True):
         stream, _, worker = name.decode().partition(" ")
@@ -44,7 +59,7 @@ def noted_marks(store: Store) -> dict[tuple[str, str], int]:
 
 
 def request_reading(
-    store: Store, since: float, from_time: str | None, hosts: Sequence[str]
+    store: Store, kind: GapKind, since: float, from_time: str | None, hosts: Sequence[str]
 ) -> None:
     """Have everything since a time (in seconds since 1970) read again; note a gap of each relay.
 
@@ -53,7 +68,7 @@ def request_reading(
     before = store.call("HGET", READ_AGAIN, _SINCE)
     earliest = since if before is None else min(since, float(before))
     store.call("HSET", READ_AGAIN, _SINCE, earliest)
-    gaps = [Gap(host, DATABASE_LOST, None, None, from_time, None) for host in hosts]
+    gaps = [Gap(host, kind, None, None, from_time, None) for host in hosts]
     append(store, [gap.entry() for gap in gaps])
 
 

@@ -32,7 +32,7 @@ ALLOWED: dict[str, set[str]] = {
     "indexer": ROLE,
     "embedded": {"configuration", "runtime"},
     "supervisor": BASE | {"embedded"},
-    "health": CLIENTS | {"streams"},
+    "health": CLIENTS | {"streams", "database"},
     BASE_MODULE: {"configuration"},
     "demo": CLIENTS | {"streams", "database", "network", "embedded", "supervisor"},
 }

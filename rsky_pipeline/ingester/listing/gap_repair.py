@@ -45,7 +45,7 @@ from rsky_pipeline.runtime.logging import ThrottledLog
 from rsky_pipeline.streams.append import Entry, append, read_fields
 from rsky_pipeline.streams.connection import Store
 from rsky_pipeline.streams.event import EVENT_FIELD, AccountEvent, encode_event
-from rsky_pipeline.streams.gap import DATABASE_LOST
+from rsky_pipeline.streams.gap import STORE_LOST
 from rsky_pipeline.streams.marks import MARGIN_SECONDS
 from rsky_pipeline.streams.names import FIREHOSE_LIVE, GAPS, REPO_BACKFILL_HIGH
 from rsky_pipeline.streams.repo_job import REPO_FIELD, FetchReason, RepoJob, encode_repo_job
@@ -184,12 +184,12 @@ class GapRepair:
     async def _behind(self, gap: GapRow, repos: Sequence[ListedRepo]) -> list[ListedRepo]:
         """Return the repos whose listed rev is above the live and the indexed one.
 
-        Where the database lost transactions the live one does not count, since its commit may be
-        lost. Nor does the indexed one tell anything of a repo that has changed since: its newest
-        commit may have been applied after the loss, and those before it are gone. And all repos
-        have to be stored as a whole, where all of them are.
+        Where a store lost something the live one does not count, since its commit may be lost. Nor
+        does the indexed one tell anything of a repo that has changed since: its newest commit may
+        have been applied after the loss, and those before it are gone. And all repos have to be
+        stored as a whole, where all of them are.
         """
-        lost = gap.kind == DATABASE_LOST
+        lost = gap.kind in STORE_LOST
         since = timestamp(gap.from_time or "") if lost else None
         changed_since = math.inf if since is None else (since - MARGIN_SECONDS) * 1e6
         dids = [repo.did for repo in repos]

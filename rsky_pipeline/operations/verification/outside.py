@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 
@@ -14,10 +15,12 @@ from rsky_pipeline.database.errors import DatabaseError
 from rsky_pipeline.database.schema import check
 from rsky_pipeline.embedded.locations import embedded_stores
 from rsky_pipeline.health import rules
+from rsky_pipeline.health.pairing import look
 from rsky_pipeline.health.rules import RuleVerdict, Status, judged
 from rsky_pipeline.network.http import HttpClient, HttpError
 from rsky_pipeline.operations.verification.probe import probe_rev_guard
 from rsky_pipeline.streams import server as streams_server
+from rsky_pipeline.streams.connection import connect
 from rsky_pipeline.streams.errors import StoreRejectedError, StoreUnavailableError
 
 TIMEOUT_SECONDS = 10.0
@@ -102,6 +105,7 @@ def check_database(settings: Settings) -> Iterator[RuleVerdict]:
         with Database.connect(
             url, schema=schema, name="verify", statement_timeout_ms=20_000, lock_timeout_ms=5_000
         ) as database:
+            yield _pairing(settings, database)
             yield _guard(database)
             yield _resurrected(database)
     except DatabaseError as error:
@@ -117,6 +121,15 @@ def _schema(url: str, schema: str) -> RuleVerdict:
     if errors:
         figure = f"{len(errors)} differences, the first: {errors[0].subject}"
     return judged(rules.SCHEMA, "", len(errors), figure)
+
+
+def _pairing(settings: Settings, database: Database) -> RuleVerdict:
+    try:
+        with closing(connect(settings.redis_url or "", name="verify")) as store:
+            found = look(store, database, settings.indexer_group)
+    except (StoreUnavailableError, StoreRejectedError) as error:
+        return RuleVerdict(rules.PAIRING, "", "skip", f"not checked: {error}")
+    return judged(rules.PAIRING, "", int(found.mismatch), found.describe())
 
 
 def _guard(database: Database) -> RuleVerdict:

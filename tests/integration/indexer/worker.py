@@ -53,8 +53,10 @@ async def indexing(
     worker = Worker(context, ready, ended, health)
 
     async def run() -> None:
-        await role.run(context)
-        ended.set()
+        try:
+            await role.run(context)
+        finally:
+            ended.set()
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(run)

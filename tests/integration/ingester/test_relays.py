@@ -32,6 +32,7 @@ from rsky_pipeline.operations.cursors import (
 )
 from rsky_pipeline.runtime.link import Link
 from rsky_pipeline.streams.connection import connect
+from rsky_pipeline.streams.gap import DATABASE_LOST
 from rsky_pipeline.streams.marks import (
     READ_AGAIN,
     again_until,
@@ -424,13 +425,13 @@ async def test_what_the_database_lost_is_read_and_written_again(
             await eventually(lambda: cursor(clean_redis, relay) == "20")
             note_positions(store, {key: 5}, 100.0)
             note_positions(store, {key: 20}, 900.0)
-            request_reading(store, 500.0, None, [relay.key])
+            request_reading(store, DATABASE_LOST, 500.0, None, [relay.key])
             await eventually(lambda: numbers() == [*range(1, 21), *range(6, 21)])
             await eventually(lambda: not store.call("HLEN", READ_AGAIN))
             relay.add(*likes(21))
             await eventually(lambda: cursor(clean_redis, relay) == "21")
             # Whoever asks for it once more, and is killed in between, has it too.
-            request_reading(store, 1_000.0, None, [relay.key])
+            request_reading(store, DATABASE_LOST, 1_000.0, None, [relay.key])
             relay.add(*likes(22))
             await eventually(lambda: cursor(clean_redis, relay) == "22")
             await eventually(lambda: not store.call("HLEN", READ_AGAIN))
@@ -448,7 +449,7 @@ async def test_what_was_lost_right_after_the_first_start_is_read_again(
     with closing(connect(clean_redis, name="test")) as store:
         async with running(relay), ingesting(clean_redis, relay.url):
             await eventually(lambda: cursor(clean_redis, relay) == "5")
-            request_reading(store, time.time(), None, [relay.key])
+            request_reading(store, DATABASE_LOST, time.time(), None, [relay.key])
             await eventually(
                 lambda: (
                     [
@@ -491,7 +492,7 @@ def test_a_cursor_goes_back_to_well_before_the_loss_and_never_forward(clean_redi
 def test_of_two_requests_the_earlier_counts(clean_redis: str) -> None:
     with closing(connect(clean_redis, name="test")) as store:
         for since in (900.0, 500.0, 700.0):
-            request_reading(store, since, None, [])
+            request_reading(store, DATABASE_LOST, since, None, [])
         assert requested_since(store) == 500.0
 
 
@@ -530,7 +531,7 @@ async def test_after_a_loss_of_the_database_its_own_revs_count(
         (before, False, [has, lacks, parts]),
     ):
         store.call("DEL", "repo_backfill_high")
-        request_reading(store, 0.0, since, [relay.key])
+        request_reading(store, DATABASE_LOST, 0.0, since, [relay.key])
         repair = GapRepair(
             redis, postgres, connected, listing, repair_marks(Settings()), enumerates=enumerates
         )

@@ -1,0 +1,111 @@
+"""Redis and the database of one installation belong together; a wrong one is refused."""
+
+import json
+import time
+from typing import Any
+
+import orjson
+import pytest
+import trio
+from click.testing import CliRunner
+
+from rsky_pipeline.cli import main
+from rsky_pipeline.configuration.settings import Settings
+from rsky_pipeline.database.connection import Database
+from rsky_pipeline.health.pairing import MismatchError, open_paired
+from rsky_pipeline.operations.verification.outside import check_database
+from rsky_pipeline.streams.connection import connect
+from rsky_pipeline.streams.names import FIREHOSE_LIVE
+from tests.integration.indexer.kit import Network, Tables
+from tests.integration.indexer.worker import GROUP, entries, eventually, feed, indexing
+from tests.stores import execute, redis_client
+
+RELAYS: dict[str, Any] = {"relay_hosts": ("relay.test",)}
+ANOTHER = "UPDATE rsky_pipeline.installation SET id = gen_random_uuid()"
+
+
+async def index_a_post(redis_url: str, tables: Tables) -> None:
+    feed(redis_url, Network().post("ann"))
+    async with indexing(redis_url, tables.url, **RELAYS):
+        await eventually(lambda: not entries(redis_url, FIREHOSE_LIVE))
+
+
+def pair(redis_url: str, tables: Tables, *options: str) -> tuple[int, dict[str, str | None]]:
+    stores = ["--redis-url", redis_url, "--database-url", tables.url]
+    result = CliRunner().invoke(main, ["db", "pair", "--json", *stores, *options])
+    return result.exit_code, json.loads(result.stdout)
+
+
+async def test_the_first_indexer_ties_redis_to_its_database(
+    clean_redis: str, tables: Tables
+) -> None:
+    assert pair(clean_redis, tables)[1]["noted"] is None
+    await index_a_post(clean_redis, tables)
+    code, found = pair(clean_redis, tables)
+    assert code == 0
+    assert found["noted"] == found["database"] is not None
+    async with indexing(clean_redis, tables.url, **RELAYS) as worker:
+        await worker.ready.wait()
+    assert entries(clean_redis, "rsky_pipeline:gaps") == []
+
+
+async def test_another_database_is_refused_until_it_is_meant(
+    clean_redis: str, tables: Tables
+) -> None:
+    await index_a_post(clean_redis, tables)
+    before = pair(clean_redis, tables)[1]["database"]
+    execute(tables.url, ANOTHER)
+    execute(tables.url, "DELETE FROM rsky_pipeline.applied_mark")
+    feed(clean_redis, Network().post("bob"))
+    refusal = f"belongs to the database {before}"
+    with pytest.RaisesGroup(pytest.RaisesExc(MismatchError, match=refusal), flatten_subgroups=True):
+        async with indexing(clean_redis, tables.url, **RELAYS):
+            await trio.sleep(60)
+    assert len(entries(clean_redis, FIREHOSE_LIVE)) == 1  # nothing was acknowledged
+    with pytest.raises(MismatchError):  # as a backfiller and the repair of gaps open it
+        open_paired(
+            lambda: connect(clean_redis, name="test"),
+            lambda: Database.connect(tables.url, name="test"),
+            GROUP,
+        )
+    settings = Settings(redis_url=clean_redis, database_url=tables.url)
+    found = {verdict.check: verdict.status for verdict in check_database(settings)}
+    assert found["pairing"] == "fail"
+    assert pair(clean_redis, tables)[0] == 6
+    # An operator says that it is the right one: what it lacks is read again.
+    code, now = pair(clean_redis, tables, "--force")
+    assert (code, now["noted"]) == (0, now["database"])
+    async with indexing(clean_redis, tables.url, **RELAYS) as worker:
+        await eventually(lambda: not entries(clean_redis, FIREHOSE_LIVE))
+        assert worker.metric("indexer_database_losses_total") == 1
+    [gap] = entries(clean_redis, "rsky_pipeline:gaps")
+    assert orjson.loads(gap[b"gap"])["kind"] == "database_lost"
+
+
+async def test_a_redis_that_lost_everything_is_noticed(clean_redis: str, tables: Tables) -> None:
+    """What was read and not yet written is gone, and so are the cursors."""
+    began = time.time()
+    await index_a_post(clean_redis, tables)
+    with redis_client(clean_redis) as client:
+        client.flushall()
+    async with indexing(clean_redis, tables.url, **RELAYS) as worker:
+        await worker.ready.wait()
+    [gap] = entries(clean_redis, "rsky_pipeline:gaps")
+    noted = orjson.loads(gap[b"gap"])
+    assert (noted["host"], noted["kind"]) == ("relay.test", "redis_lost")
+    with redis_client(clean_redis) as client:
+        assert began - 1 < float(client.hget("rsky_pipeline:read_again", "since")) < time.time()
+    # It is noticed once.
+    async with indexing(clean_redis, tables.url, **RELAYS) as worker:
+        await worker.ready.wait()
+    assert len(entries(clean_redis, "rsky_pipeline:gaps")) == 1
+
+
+async def test_groups_of_indexers_have_a_database_each(clean_redis: str, tables: Tables) -> None:
+    await index_a_post(clean_redis, tables)
+    execute(tables.url, ANOTHER)
+    execute(tables.url, "DELETE FROM rsky_pipeline.applied_mark")
+    async with indexing(clean_redis, tables.url, indexer_group="second", **RELAYS) as worker:
+        await worker.ready.wait()
+        assert worker.metric("indexer_database_losses_total") == 0
+    assert entries(clean_redis, "rsky_pipeline:gaps") == []
