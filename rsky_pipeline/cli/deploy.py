@@ -79,25 +79,31 @@ def command(
 def rollback(
     run: Invocation, timestamp: str | None, dry_run: bool, choice: str, **options: Any
 ) -> int:
-    """Put the newest backup back, or that of TIMESTAMP, with the steps of `deploy`.
+    """Put the newest backup of another version back, or that of TIMESTAMP, with the steps of
+    `deploy`.
 
     A deployment that was interrupted is undone, and nothing else. Exit codes are those of `deploy`.
     """
     from rsky_pipeline.operations.deployment.deploy import DeploymentOrder
-    from rsky_pipeline.operations.deployment.program import backups, find_target
+    from rsky_pipeline.operations.deployment.program import backups, find_target, latest_other
 
     with _deployer(run, choice, dry_run=dry_run) as worker:
-        if not dry_run and timestamp is None:
-            interrupted = worker.recover()
+        if timestamp is None:
+            interrupted = worker.journal.unfinished() if dry_run else worker.recover()
             if interrupted is not None:
-                say(f"undone: {interrupted.plan['kind']} {interrupted.id}")
-                run.answer({"ok": True, "recovered": interrupted.id}, lambda: None)
+                done = "would be undone" if dry_run else "undone"
+                say(f"{done}: {interrupted.plan['kind']} {interrupted.id}")
+                key = "would_recover" if dry_run else "recovered"
+                run.answer({"ok": True, key: interrupted.id}, lambda: None)
                 return ExitCode.OK
         program = find_target(worker.settings, worker.manager).program
         known = backups(program)
         if not known:
             raise CommandError(f"there is no backup of {program}", ExitCode.FAILED)
-        stamp = timestamp or next(iter(known))
+        stamp = timestamp or latest_other(program)
+        if stamp is None:
+            text = f"every backup of {program} is the file as it is"
+            raise CommandError(text, ExitCode.FAILED)
         if stamp not in known:
             raise CommandError(f"no backup {stamp}; there are {', '.join(known)}", ExitCode.USAGE)
         outcome = worker.run(DeploymentOrder(known[stamp], "rollback", **options), dry_run=dry_run)

@@ -15,9 +15,16 @@ import pytest
 from rsky_pipeline.configuration.settings import Settings
 from rsky_pipeline.embedded.locations import resolve_directories
 from rsky_pipeline.operations.deployment import program as files
-from rsky_pipeline.operations.deployment.deploy import NotHealthyError, wait_until_healthy
+from rsky_pipeline.operations.deployment.deploy import (
+    Deployer,
+    DeploymentOrder,
+    NotHealthyError,
+    wait_until_healthy,
+)
 from rsky_pipeline.operations.deployment.journal import Journal
 from rsky_pipeline.operations.deployment.program import Program
+from rsky_pipeline.operations.ordered import flow
+from rsky_pipeline.operations.ordered.movement import RoleMove, Tell
 from rsky_pipeline.operations.ordered.supervised import Supervised
 from rsky_pipeline.runtime.errors import WorkerError
 from rsky_pipeline.runtime.program import program_command
@@ -117,6 +124,61 @@ def test_a_program_file_that_was_cut_short_says_so(tmp_path: Path) -> None:
     file.chmod(0o755)
     with pytest.raises(WorkerError, match="it is incomplete"):
         Program(file).build()
+
+
+ILL = '{{"name": "x", "figure": "ill", "status": "{verdict}"}}'
+ANSWERS = f"""case "$1" in
+version) echo '{{{{"version": "{{version}}"}}}}' ;;
+verify) echo '{{{{"checks": [{ILL}], "counts": {{{{}}}}}}}}' ;;
+*) echo '{{{{}}}}' ;;
+esac"""
+
+
+class FakeManager:
+    """Roles that start and stop at once."""
+
+    name = "fake"
+
+    def running(self) -> tuple[str, ...]:
+        return ("indexer",)
+
+    def stop(self, role: str, deadline: float | None, tell: Tell) -> RoleMove:
+        return RoleMove()
+
+    def start(self, role: str, tell: Tell) -> RoleMove:
+        return RoleMove()
+
+    restart = start
+
+    def close(self, tell: Tell, deadline: float | None = None) -> RoleMove:
+        return RoleMove()
+
+
+def test_failed_deployments_leave_the_backups_of_other_versions(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(flow, "verify_stopped", lambda *_: ())
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    program = script(folder / "rsky-pipeline", ANSWERS.format(version=1, verdict="pass"))
+    settings = resolve_directories(Settings(data_dir=tmp_path, binary_path=program, backups_kept=2))
+    deployer = Deployer(settings, FakeManager(), (), lambda _: None)
+
+    def deploy(version: int, verdict: str) -> str:
+        file = script(tmp_path / f"v{version}", ANSWERS.format(version=version, verdict=verdict))
+        order = DeploymentOrder(file, verify_window=0, verify_limit=0, watch=0)
+        return deployer.run(order).outcome
+
+    assert files.latest_other(program) is None
+    assert deploy(2, "pass") == "deployed"
+    [first] = files.backups(program)
+    for version in (3, 4, 5):
+        assert deploy(version, "fail") == "rolled back"
+    assert files.backups(program).keys() == {first}
+    assert 'version": "2"' in program.read_text()
+    assert files.latest_other(program) == first
+    files.back_up(program, "29990102_030405")  # as of a try that was killed in the middle
+    assert files.latest_other(program) == first
 
 
 def test_it_is_asked_again_until_it_is_well(tmp_path: Path) -> None:

@@ -243,7 +243,8 @@ class Deployer:
         backup = files.backup_path(target.program, stamp)
         if swapped and backup.exists():
             files.swap(backup, target.program)
-            self._tell(f"{target.program} is that of {backup} again")
+            backup.unlink()  # else failed tries would push out the backups of other versions
+            self._tell(f"{target.program} is the one of before again")
         started = start_all(target, self.settings, self._tell)
         details = {"stop": movement.document(), "start": started.document()}
         self.journal.step(stamp, "undo", "done" if started.ok else "failed", details)

@@ -186,6 +186,18 @@ def backups(program: Path) -> dict[str, Path]:
     return dict(sorted(found.items(), reverse=True))
 
 
+def latest_other(program: Path) -> str | None:
+    """Return the time of the newest backup that is not the file as it is; None if there is none.
+
+    Raises OSError.
+    """
+    known = backups(program)
+    if not known:
+        return None
+    current = digest(program) if program.is_file() else ""
+    return next((stamp for stamp, path in known.items() if digest(path) != current), None)
+
+
 def prune(program: Path, kept: int) -> list[Path]:
     """Remove all but the newest backups; return the removed ones. Raises OSError."""
     removed = list(backups(program).values())[kept:]
