@@ -24,7 +24,7 @@ help:
 	@echo "make bench   throughput, printed as ratios measured in one run"
 	@echo "make clean   remove the virtual environment and everything generated"
 
-$(STAMP): pyproject.toml .ci/constraints.txt $(NATIVE) rsky_pipeline/atproto/native/common.pxd
+$(STAMP): pyproject.toml setup.py .ci/constraints.txt $(NATIVE) rsky_pipeline/atproto/native/common.pxd
 	@$(PYTHON) rsky_pipeline/development/prerequisites.py
 	$(PYTHON) -m venv --clear $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint .ci/constraints.txt --editable '.[dev,embedded]'

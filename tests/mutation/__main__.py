@@ -27,7 +27,7 @@ import psycopg
 import pytest
 
 from tests import stores
-from tests.mutation.bugs import BUGS, Bug
+from tests.mutation.bugs import BUGS, SUBJECTS, Bug
 
 ROOT = Path(__file__).resolve().parents[2]
 SECONDS = 240.0  # after which a bug's tests have hung
@@ -133,13 +133,14 @@ def chosen(only: str) -> list[Bug]:
 
 
 def table(results: Sequence[tuple[Bug, bool]]) -> str:
-    """Return the planted and the killed bugs of each file, as a table in Markdown."""
+    """Return the planted and the killed bugs of each subject, as a table in Markdown."""
+    subjects = {file: subject for subject, files in SUBJECTS.items() for file in files}
     total, killed = Counter[str](), Counter[str]()
     for bug, dead in results:
-        total[bug.file] += 1
-        killed[bug.file] += dead
-    rows = ["| file | bugs | killed |", "|---|---|---|"]
-    rows += [f"| `{file}` | {total[file]} | {killed[file]} |" for file in sorted(total)]
+        total[subjects[bug.file]] += 1
+        killed[subjects[bug.file]] += dead
+    rows = ["| subject | bugs | killed |", "|---|---|---|"]
+    rows += [f"| {name} | {total[name]} | {killed[name]} |" for name in SUBJECTS if total[name]]
     return "\n".join([*rows, f"| all | {total.total()} | {killed.total()} |"])
 
 

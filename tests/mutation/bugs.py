@@ -46,6 +46,30 @@ GAP_REPAIR = "rsky_pipeline/ingester/listing/gap_repair.py"
 MARKS = "rsky_pipeline/database/marks.py"
 READ_AGAIN = "rsky_pipeline/streams/marks.py"
 
+SUBJECTS = {
+    "admission, resyncs, signatures": (ADMISSION, RESYNC, SIGNATURES),
+    "chain, inversion, states of repos": (CHAIN, STATES),
+    "sequence numbers and gaps": (SEQUENCE,),
+    "writer and cursor": (WRITER,),
+    "`append.lua`": (APPEND,),
+    "trim and the other scripts": (TRIM, ACKNOWLEDGE, MOVE, FORGET),
+    "consumer, poison, dead letters": (CONSUMER, APPLY),
+    "plan": (PLAN, WRITE),
+    "complete revs": (REVS,),
+    "duplicates": (DUPLICATES,),
+    "locks": (ACTORS, LOCKS),
+    "isolation": (ISOLATION,),
+    "repo jobs, retry decisions": (ATTEMPT,),
+    "changes of a repo": (CHANGES, STORED, CLOSING),
+    "hosting statuses, homes of accounts": (STATUSES, HOMES),
+    "purges and their marks": (PURGE,),
+    "labels: proof, order": (LABELS, LABEL_PROOF, LABEL_RULES),
+    "sessions behind a pooler": (SESSION, CONNECTION),
+    "guard of the dialler": (DIALER,),
+    "gap repair": (GAP_REPAIR,),
+    "lost transactions": (MARKS, READ_AGAIN),
+}
+
 _INGESTER, _STREAMS = "tests/unit/ingester/", "tests/integration/streams/"
 _RELAYS, _LIVE = (
     "tests/integration/ingester/test_relays.py",

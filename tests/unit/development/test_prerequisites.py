@@ -78,7 +78,7 @@ def test_without_headers_or_compiler_everything_is_made_but_the_compiled_readers
 
 def test_make_stops_before_it_begins(tmp_path: Path) -> None:
     """A Python that cannot make virtual environments, as on a fresh Debian."""
-    for name in ("Makefile", "pyproject.toml", ".ci", "rsky_pipeline"):
+    for name in ("Makefile", "pyproject.toml", "setup.py", ".ci", "rsky_pipeline"):
         (tmp_path / name).symlink_to(ROOT / name)
     python = tmp_path / "python"
     python.write_text(

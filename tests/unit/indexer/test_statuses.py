@@ -41,6 +41,11 @@ def test_between_relays_the_times_decide() -> None:
     assert standing(event("a", 1, 10, None), event("b", 5, 0, "takendown")) is None
 
 
+def test_of_equal_times_an_inactive_status_counts() -> None:
+    back, gone = event("a", 1, 0, None), event("b", 5, 0, "takendown")
+    assert standing(back, gone) == standing(gone, back) == "takendown"
+
+
 def test_copies_of_several_relays_say_no_more_than_one() -> None:
     """Whichever relay is ahead, and also while the other one is behind or silent for good."""
     gone, back = event("a", 1, 0, "deactivated"), event("a", 2, -20, None)
