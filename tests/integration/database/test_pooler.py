@@ -74,6 +74,16 @@ def test_a_pooler_with_new_sessions_is_recognised_by_what_it_forgets(schema_data
                 assert other.execute(changed, prepare=False).fetchall() == []
 
 
+def test_a_pooler_of_one_new_session_is_recognised_by_the_process_id(schema_database: str) -> None:
+    with (
+        Pooler(schema_database, 1, opens_late=True) as pooler,
+        Database.connect(pooler.url, name="test") as database,
+    ):
+        assert database.pooled
+        with psycopg.connect(pooler.url, autocommit=True) as other:
+            assert other.execute(MARK, prepare=False).fetchall() == [(None,)]
+
+
 def test_a_session_of_its_own_keeps_settings_and_statements(schema_database: str) -> None:
     with Database.connect(schema_database, name="test", by_key=True) as database:
         assert not database.pooled
@@ -128,6 +138,22 @@ def test_a_commit_is_durable_although_another_client_left_its_setting(pooler: Po
             other.execute("SET synchronous_commit TO off")
         for _ in range(3):
             assert database.query("SHOW synchronous_commit") == [("on",)]
+
+
+@pytest.mark.parametrize(("value", "expected"), [("off", "on"), ("remote_write", "remote_write")])
+def test_a_commit_is_durable_whatever_the_database_has(
+    schema_database: str, value: str, expected: str
+) -> None:
+    with psycopg.connect(schema_database, autocommit=True) as other:
+        name = other.info.dbname
+        other.execute(f'ALTER DATABASE "{name}" SET synchronous_commit TO {value}'.encode())
+    with Database.connect(schema_database, name="test") as database:
+        assert database.query("SHOW synchronous_commit") == [(expected,)]
+    with (
+        Pooler(schema_database) as pooler,
+        Database.connect(pooler.url, name="test") as database,
+    ):
+        assert database.query("SHOW synchronous_commit") == [(expected,)]
 
 
 def test_clients_mixed_in_the_same_sessions_do_not_disturb_each_other(pooler: Pooler) -> None:
