@@ -7,7 +7,7 @@ from rsky_pipeline.atproto import cbor
 from rsky_pipeline.atproto.cid import Cid
 from rsky_pipeline.atproto.crypto import PrivateKey, PublicKey
 from rsky_pipeline.atproto.errors import InvalidDataError
-from rsky_pipeline.atproto.syntax import is_did, is_tid
+from rsky_pipeline.atproto.syntax import is_did, is_rev, is_tid
 
 VERSION = 3
 _KEYS = {"did", "version", "data", "rev", "prev", "sig"}
@@ -69,8 +69,8 @@ def _parse_anything(block: bytes) -> Commit:
     did, rev, data, prev, sig = (value[key] for key in ("did", "rev", "data", "prev", "sig"))
     if not isinstance(did, str) or not is_did(did):
         raise InvalidDataError("commit_fields", "did is not a DID")
-    if not isinstance(rev, str) or not is_tid(rev):
-        raise InvalidDataError("commit_fields", "rev is not a TID")
+    if not isinstance(rev, str) or not is_rev(rev):
+        raise InvalidDataError("invalid_rev", f"rev is {str(rev)[:50]!r}")
     if not isinstance(data, Cid) or not (prev is None or isinstance(prev, Cid)):
         raise InvalidDataError("commit_fields", "data or prev is not a link")
     if type(sig) is not bytes:

@@ -1,6 +1,7 @@
 """Datetimes in the one form that the AppView's text columns are compared in."""
 
 import re
+from calendar import monthrange
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 
@@ -13,7 +14,20 @@ _PARTS = re.compile(
     re.ASCII,
 )
 _SYNTAX = re.compile(
-    r"\d{4}-[01]\d-[0-3]\dT[0-2]\d:[0-6]\d:[0-6]\d(?:\.\d{1,20})?(?:Z|[+-][0-2]\d:[0-5]\d)",
+    r"\d{4}-[01]\d-[0-3]\dT(?:[01]\d|2[0-3]):[0-5]\d:[0-5]\d(?:\.\d+)?(?:Z|[+-][0-2]\d:[0-5]\d)",
+    re.ASCII,
+)
+# The other form, in which the read path of the AppView accepts datetimes: without a zone or with
+# one that is in use, with or without all separators of a part, and with a leap second.
+_EAST = (
+    r"(?:0(?!2{0}4|0{0}3)|1(?=[01]|2(?={0}[04])|[34](?={0}0)))"
+    r"(?:[03469](?={0}[03])|[17](?={0}0)|2(?={0}[04])|5(?={0}[034])|8(?={0}[04])){0}(?:[03](?=0)|45)[05]"
+)
+_WEST = r"(?:0(?=[^0])|1(?=[0-2]))(?:[39](?={0}[03])|[0-24-8](?={0}00)){0}[03]0"
+_READABLE = re.compile(
+    r"(\d{4})(-?)(0[1-9]|1[0-2])\2(0[1-9]|[12]\d|3[01])T"
+    r"(?:[01]\d|2[0-3]|24(?=:?00))(?:[0-5]\d(?:[0-5]\d|60)?|:[0-5]\d:(?:[0-5]\d|60))(?:[.,]\d{1,9})?"
+    rf"(?:Z|\+(?:{_EAST.format(':')}|{_EAST.format('')})|-(?:{_WEST.format(':')}|{_WEST.format('')}))?",
     re.ASCII,
 )
 _UTC = frozenset({"Z", "z", "UTC"})
@@ -32,6 +46,21 @@ def is_datetime(text: str) -> bool:
         and not text.endswith("-00:00")
         and normalize(text) is not None
     )
+
+
+def is_readable_datetime(text: str) -> bool:
+    """Return whether the AppView reads a record that has this text as a datetime.
+
+    Its read path also takes the times that old clients wrote without a zone. It calls some of them
+    1970 afterwards, like `normalize`, but not the record wrong.
+    """
+    if is_datetime(text):
+        return True
+    found = _READABLE.fullmatch(text)
+    if found is None:
+        return False
+    year, month, day = int(found[1]), int(found[3]), int(found[4])
+    return day <= 28 or (day <= monthrange(year or 1, month)[1])
 
 
 def normalize(text: str) -> str | None:

@@ -12,7 +12,7 @@ from rsky_pipeline.atproto import cbor, compiled
 from rsky_pipeline.atproto.cid import Cid
 from rsky_pipeline.atproto.errors import InvalidDataError
 from rsky_pipeline.atproto.rules import MAX_COMMIT_BLOCKS, MAX_OPS
-from rsky_pipeline.atproto.syntax import is_did, is_tid
+from rsky_pipeline.atproto.syntax import is_did, is_rev, is_tid, rev_microseconds, tid_text
 
 MAX_FRAME = 5_000_000
 MAX_SYNC_BLOCKS = 10_000
@@ -168,7 +168,7 @@ class UnreadableCommitError(InvalidDataError):
         super().__init__(error.reason, str(error))
         self.seq = _seq(body)
         self.did = _did(body, "repo")
-        self.rev = _rev(body)
+        self.rev = _earlier_tid(body)
         self.time = required_text(body, "time")
         self.ops = tuple(_readable_ops(body.get("ops")))
 
@@ -324,6 +324,14 @@ def _rev(body: dict[str, Any]) -> str:
     if type(rev) is not str or not is_tid(rev):
         raise InvalidDataError("invalid_frame", "rev is not a TID")
     return rev
+
+
+def _earlier_tid(body: dict[str, Any]) -> str:
+    """Return the rev of a message; for one that is no TID, the last TID before its time."""
+    rev = body.get("rev")
+    if type(rev) is str and not is_tid(rev) and is_rev(rev):
+        return tid_text((rev_microseconds(rev) << 10) - 1)
+    return _rev(body)
 
 
 def _link(body: dict[str, Any], key: str) -> Cid:

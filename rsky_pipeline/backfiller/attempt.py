@@ -23,7 +23,7 @@ from typing import Literal, TypeVar
 import trio
 
 from rsky_pipeline.atproto.datetimes import format_utc
-from rsky_pipeline.atproto.syntax import is_did, split_path
+from rsky_pipeline.atproto.syntax import is_did, is_tid, split_path
 from rsky_pipeline.backfiller.coalescer import Coalescer
 from rsky_pipeline.backfiller.jobs import JobQueue
 from rsky_pipeline.backfiller.store import Output, RepoOutcome
@@ -178,6 +178,8 @@ class Attempts:
         fresh = bool(job.attempts or job.failing)
         async with self.fetcher.fetch(job.did, fresh=fresh, patient=job.forced) as repo:
             rev = repo.commit.rev
+            if not is_tid(rev):
+                self.metrics.short_revs.inc()
             known = max(job.rev if job.deleted else "", stored.highest)
             if rev < known:
                 # Records it holds may be deleted since, records it lacks may be newer than it.

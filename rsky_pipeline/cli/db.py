@@ -160,7 +160,7 @@ def compare(run: Invocation, dids: tuple[str, ...]) -> int:
     """
     import trio
 
-    from rsky_pipeline.indexer.collections import registry
+    from rsky_pipeline.indexer.collections.registry import SelectedCollections
     from rsky_pipeline.operations.compare_repo import compare_repo
     from rsky_pipeline.operations.repos import each_repo, none_reachable
     from rsky_pipeline.repos.repo import Repo
@@ -168,10 +168,10 @@ def compare(run: Invocation, dids: tuple[str, ...]) -> int:
 
     outcomes: list[RepoResult[Comparison]] = []
     with run.database("compare") as database:
-        collections = registry.load(run.settings.validation)
+        collections = SelectedCollections(run.settings.collections, run.settings.validation)
 
         async def work(repo: Repo) -> "Comparison":
-            arguments = (database, repo, collections, run.settings.collections)
+            arguments = (database, repo, collections)
             return await in_thread(compare_repo, *arguments, limiter=trio.CapacityLimiter(1))
 
         trio.run(each_repo, run.settings, dids, work, outcomes.append)

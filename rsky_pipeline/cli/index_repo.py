@@ -47,7 +47,7 @@ def command(run: Invocation, dids: tuple[str, ...], file: Path | None) -> int:
 def _index(run: Invocation, wanted: list[str]) -> "list[RepoResult[Indexed]]":
     import trio
 
-    from rsky_pipeline.indexer.collections import registry
+    from rsky_pipeline.indexer.collections.registry import SelectedCollections
     from rsky_pipeline.operations.index_repo import bring_up_to_date
     from rsky_pipeline.operations.repos import each_repo
     from rsky_pipeline.repos.repo import Repo
@@ -64,10 +64,10 @@ def _index(run: Invocation, wanted: list[str]) -> "list[RepoResult[Indexed]]":
         progress(f"{len(outcomes):,} of {len(wanted):,} repos")
 
     with run.database("index-repo") as database:
-        collections = registry.load(run.settings.validation)
+        collections = SelectedCollections(run.settings.collections, run.settings.validation)
 
         async def work(repo: Repo) -> "Indexed":
-            return await bring_up_to_date(database, repo, collections, run.settings.collections)
+            return await bring_up_to_date(database, repo, collections)
 
         trio.run(each_repo, run.settings, wanted, work, report)
     return outcomes

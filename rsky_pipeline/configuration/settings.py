@@ -134,7 +134,8 @@ class Settings:
     )
     collections: tuple[str, ...] = setting(
         ("app.bsky.", "chat.bsky.", "com.germnetwork.declaration"),
-        "Collections to index: NSIDs, or prefixes that end in a dot.",
+        "Collections to index: NSIDs, or prefixes that end in a dot. Records without a table "
+        "of their own go into record alone; app.bsky. and chat.bsky. are what the AppView stores.",
         legacy_environment=("RECORD_COLLECTION_ALLOWLIST",),
     )
     repair_gaps: bool = setting(

@@ -11,9 +11,13 @@ from rsky_pipeline.configuration.proxy import parse_proxy
 from rsky_pipeline.configuration.settings import SettingInfo, Settings
 from rsky_pipeline.configuration.store_urls import database_url, redis_url
 
-# An NSID has at least three segments; a prefix that ends in a dot at least one (AT Protocol, NSID).
-_SEGMENT = r"[A-Za-z]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
-_COLLECTION = re.compile(rf"{_SEGMENT}(\.{_SEGMENT}){{2,}}|({_SEGMENT}\.)+")
+# An NSID has at least three segments; a prefix that ends in a dot at least one. Its first segment
+# begins with a letter, and its last one has only letters and digits (AT Protocol, NSID).
+_FIRST = r"[A-Za-z]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
+_SEGMENT = r"[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
+_NAME = r"[A-Za-z][A-Za-z0-9]{0,62}"
+_COLLECTION = re.compile(rf"{_FIRST}(\.{_SEGMENT})+\.{_NAME}|{_FIRST}\.({_SEGMENT}\.)*")
+_MAX_NSID = 317
 _SCHEMA = re.compile(r"[A-Za-z_]{1,63}")
 _GROUP = re.compile(r"[A-Za-z0-9_.:-]{1,100}")
 _TRUE = {"true", "yes", "on", "1"}
@@ -90,7 +94,7 @@ def _list(name: str, raw: object) -> tuple[str, ...]:
 
 
 def _collection(text: str) -> str:
-    if not _COLLECTION.fullmatch(text):
+    if not _COLLECTION.fullmatch(text) or len(text) > _MAX_NSID:
         allowed = "a collection (app.bsky.feed.post), or a prefix that ends in a dot (app.bsky.)"
         raise ValueError(f"{shortened(text)}: allowed is {allowed}")
     return text

@@ -13,15 +13,13 @@ nothing.
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from functools import partial
 from typing import TypeVar
 
 import trio
 
-from rsky_pipeline.configuration.selection import is_selected
-from rsky_pipeline.configuration.settings import Validation
 from rsky_pipeline.database.connection import Database
 from rsky_pipeline.database.errors import (
     DatabaseError,
@@ -32,8 +30,7 @@ from rsky_pipeline.database.marks import find_loss, heal_marks
 from rsky_pipeline.health.pairing import pair
 from rsky_pipeline.health.self_check import SelfCheck
 from rsky_pipeline.indexer.accounts.lookups import look_up_accounts
-from rsky_pipeline.indexer.collections import registry
-from rsky_pipeline.indexer.collections.declaration import Collection
+from rsky_pipeline.indexer.collections.registry import SelectedCollections
 from rsky_pipeline.indexer.core.apply import Applier
 from rsky_pipeline.indexer.core.batch import BatchItem, BatchOutcome, EntryBatch, RefusedEntry
 from rsky_pipeline.indexer.core.entries import Reading, Refusal, read_entry
@@ -91,7 +88,7 @@ class Indexer:
     def __init__(self, context: WorkerContext) -> None:
         settings = context.settings
         self._context = context
-        self.collections = wanted_collections(settings.collections, settings.validation)
+        self.collections = SelectedCollections(settings.collections, settings.validation)
         self.metrics = IndexerMetrics(context.registry, STREAMS, list(self.collections))
         self._report = IndexerReport(context, self.metrics)
         self._applier = Applier(self.collections, settings.max_deliveries, context.consumer)
@@ -343,17 +340,6 @@ def acknowledge(consumer: Consumer, batch: EntryBatch, outcome: BatchOutcome, st
     if done := [entry_id for entry_id in ids if entry_id not in refused]:
         consumer.acknowledge(store, done)
     return True
-
-
-def wanted_collections(
-    selection: Sequence[str], validation: Validation = "lenient"
-) -> dict[str, Collection]:
-    """Return the collections that the setting selects: by NSID, or by a prefix with its dot."""
-    return {
-        nsid: collection
-        for nsid, collection in registry.load(validation).items()
-        if is_selected(nsid, selection)
-    }
 
 
 def _use(_connection: object) -> None:

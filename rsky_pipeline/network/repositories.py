@@ -3,7 +3,7 @@
 from typing import Literal
 from urllib.parse import quote
 
-from rsky_pipeline.atproto.syntax import is_tid
+from rsky_pipeline.atproto.syntax import is_rev
 from rsky_pipeline.network.http import HttpClient, HttpError, RateLimit
 
 MAX_ANSWER = 16 * 1024
@@ -48,7 +48,7 @@ async def latest_rev(http: HttpClient, pds: str, did: str) -> str:
     except HttpError as error:
         raise classify(error) from error
     rev = body.get("rev") if isinstance(body, dict) else None
-    if not isinstance(rev, str) or not is_tid(rev):
+    if not isinstance(rev, str) or not is_rev(rev):
         raise RepoUnavailableError("transient", "malformed", f"{url} has no rev")
     return rev
 

@@ -9,7 +9,7 @@ FAILURE_REASONS = (
     "RepoDeleted", "RepoInactive", "did_not_found", "did_unavailable", "no_pds", "no_key",
     "rate_limited", "server_error", "refused", "unreachable", "timeout", "malformed",
     "too_big", "forbidden", "invalid_car", "incomplete", "invalid_tree", "invalid_commit",
-    "stale_repo", "not_a_car", "not_xrpc", "invalid_did", "misled", "truncated",
+    "invalid_rev", "stale_repo", "not_a_car", "not_xrpc", "invalid_did", "misled", "truncated",
     "wrong_did", "bad_signature", "malformed_job", "crashes_worker", "too_slow", "no_disk",
     "host_parked", "internal_error", "other",
 )  # fmt: skip
@@ -32,6 +32,7 @@ class BackfillerMetrics:
         self.deletes = counter("deletes_queued", "Deletions of records that a repo no longer holds")
         self.filtered = counter("records_filtered", "Records of other collections")
         self.unreadable = counter("records_unreadable", "Records that cannot be decoded")
+        self.short_revs = counter("short_revs", "Repos whose rev is a shortened TID")
         self.fetch_errors = counter("car_fetch_errors", "Failures to fetch a CAR")
         self.parse_errors = counter("car_parse_errors", "CARs that are invalid")
         self.verification_errors = counter(

@@ -23,7 +23,7 @@ ERROR_REASONS = (
     "root_mismatch", "missing_block", "too_big", "expands_too_much", "too_many_blocks",
     # the commit itself and its operations
     "commit_version", "commit_fields", "not_canonical", "commit_did", "commit_rev", "future_rev",
-    "missing_node", "inversion", "invalid_operation",
+    "invalid_rev", "missing_node", "inversion", "invalid_operation",
     # one operation, one label
     "invalid_path", "invalid_record", "not_encodable", "invalid_label",
     "label_forged", "label_unsigned", "label_no_key", "label_unverified", "no_account",

@@ -6,7 +6,6 @@ Only reads. A row that is newer than the tree is no difference: live events go o
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
-from rsky_pipeline.configuration.selection import path_prefixes
 from rsky_pipeline.database.connection import Database
 from rsky_pipeline.indexer.collections.declaration import Collection
 from rsky_pipeline.operations.recount import Drift, Scope, recount
@@ -67,23 +66,18 @@ class Comparison:
 
 
 def compare_repo(
-    database: Database,
-    repo: Repo,
-    collections: Mapping[str, Collection],
-    selection: tuple[str, ...],
+    database: Database, repo: Repo, collections: Mapping[str, Collection]
 ) -> Comparison:
     """Compare a verified repo with the rows. Raises RepoError and DatabaseError."""
     did, rev = repo.commit.did, repo.commit.rev
-    prefixes = path_prefixes(selection)
-    wanted = {nsid for nsid in collections if f"{nsid}/".startswith(prefixes)}
-    found = {nsid: Found() for nsid in sorted(wanted)}
+    found = {nsid: Found() for nsid in collections}
     rejected: dict[str, str] = dict(database.query(_REJECTED, (did,)))
     tree = ((path, str(cid)) for path, cid in list_paths(repo))
     for path, cid, row in _merged(tree, _rows(database, did)):
         nsid, uri = path.partition("/")[0], f"at://{did}/{path}"
-        if nsid not in wanted:
+        if nsid not in collections:
             continue
-        of = found[nsid]
+        of = found.setdefault(nsid, Found())
         of.repo += cid is not None
         of.rows += row is not None
         of.add(_kind(cid, row, rev, rejected.get(uri)), uri)
@@ -95,7 +89,7 @@ def compare_repo(
         for chunk in recount(database, Scope(dids=(did,)), repair=False)
         for drift in chunk.drifts
     ]
-    seen = {nsid: of for nsid, of in found.items() if of.repo or of.rows}
+    seen = {nsid: of for nsid, of in sorted(found.items()) if of.repo or of.rows}
     return Comparison(did, rev, seen, drifts)
 
 

@@ -13,7 +13,6 @@ from itertools import islice
 
 import trio
 
-from rsky_pipeline.configuration.selection import path_prefixes
 from rsky_pipeline.database.connection import Database
 from rsky_pipeline.database.isolation import apply_isolated, retry_conflicts
 from rsky_pipeline.indexer.accounts.actors import create_actors, lock_actors
@@ -63,19 +62,16 @@ class Indexed:
 
 
 async def bring_up_to_date(
-    database: Database,
-    repo: Repo,
-    collections: Mapping[str, Collection],
-    selection: tuple[str, ...],
+    database: Database, repo: Repo, collections: Mapping[str, Collection]
 ) -> Indexed:
-    """Index a verified repo; `selection` is the setting `collections`.
+    """Index the records of some collections of a verified repo.
 
     Repeating it changes nothing. Raises RepoError for an incomplete tree, before anything is
     written, DatabaseError, and StillChangingError.
     """
     thread = trio.CapacityLimiter(1)
     paths = await in_thread(list_paths, repo, limiter=thread)
-    sink = _DatabaseSink(database, paths, collections, selection, thread)
+    sink = _DatabaseSink(database, paths, collections, thread)
     await in_thread(sink.create_actor, limiter=thread)
     await apply_repo(paths, sink)
     return sink.done
@@ -86,14 +82,12 @@ class _DatabaseSink:
 
     def __init__(
         self, database: Database, paths: RepoPaths, collections: Mapping[str, Collection],
-        selection: tuple[str, ...], thread: trio.CapacityLimiter,
+        thread: trio.CapacityLimiter,
     ) -> None:  # fmt: skip
         self._database = database
         self._paths = paths
         self._commit = paths.repo.commit
         self._collections = collections
-        self._selection = selection
-        self._prefixes = path_prefixes(selection)
         self._thread = thread
         self._now = now_text()
         self.done = Indexed(self._commit.did, self._commit.rev)
@@ -116,7 +110,7 @@ class _DatabaseSink:
 
     async def put(self) -> None:
         """Put the wanted records, some in each transaction."""
-        source = record_readings(self._paths, self._selection, self._collections, self._now)
+        source = record_readings(self._paths, self._collections, self._now)
         while await in_thread(self._put_some, source, limiter=self._thread):
             pass
 
@@ -170,7 +164,7 @@ class _DatabaseSink:
 
     def _is_wanted(self, path: str) -> bool:
         """Return whether records at a path are indexed."""
-        return path.startswith(self._prefixes) and path.partition("/")[0] in self._collections
+        return path.partition("/")[0] in self._collections
 
     def _uri(self, path: str) -> str:
         return f"at://{self.done.did}/{path}"

@@ -11,7 +11,6 @@ import orjson
 from rsky_pipeline.atproto.commit import Commit
 from rsky_pipeline.atproto.dagjson import record_to_json
 from rsky_pipeline.atproto.errors import InvalidDataError
-from rsky_pipeline.configuration.selection import path_prefixes
 from rsky_pipeline.indexer.collections.declaration import Collection
 from rsky_pipeline.indexer.collections.values import Delete
 from rsky_pipeline.indexer.core.entries import Reading, read_direct, repo_reading
@@ -20,7 +19,7 @@ from rsky_pipeline.streams.event import HISTORICAL_SEQ, MAX_PAYLOAD, RecordEvent
 
 
 def record_readings(
-    paths: RepoPaths, selection: tuple[str, ...], collections: Mapping[str, Collection], time: str
+    paths: RepoPaths, collections: Mapping[str, Collection], time: str
 ) -> Iterator[tuple[str, Reading | None, str | None]]:
     """Yield path, reading and reason of refusal of each record that is wanted.
 
@@ -28,10 +27,7 @@ def record_readings(
     """
     repo = paths.repo
     did, rev, commit = repo.commit.did, repo.commit.rev, str(repo.root)
-    prefixes = path_prefixes(selection)
     for path, cid in paths:
-        if not path.startswith(prefixes):
-            continue
         name, _, rkey = path.partition("/")
         if name not in collections:
             continue  # nobody indexes it

@@ -93,7 +93,8 @@ def open_repo(
     try:
         commit = parse_commit(block)
     except InvalidDataError as error:
-        raise RepoError("invalid", "invalid_commit", str(error), host=host) from error
+        reason = "invalid_rev" if error.reason == "invalid_rev" else "invalid_commit"
+        raise RepoError("invalid", reason, str(error), host=host) from error
     if did is not None and commit.did != did:
         message = f"the repo belongs to {commit.did}, not to {did}"
         raise RepoError("invalid", "wrong_did", message, host=host)

@@ -418,7 +418,7 @@ def identifiers(data: bytes) -> None:
         syntax.is_did, syntax.is_handle, syntax.is_nsid, syntax.is_rkey, syntax.is_tid,
         syntax.is_at_uri, syntax.parse_at_uri, syntax.split_path, datetimes.is_datetime,
         check.is_cid, check.is_uri, check.is_language, check.is_lenient_at_uri,
-        check.is_lenient_datetime,
+        check.is_lenient_language, datetimes.is_readable_datetime,
     ):  # fmt: skip
         outcome(rule, text)
     time = outcome(datetimes.normalize, text)

@@ -280,11 +280,12 @@ cdef int _two(str text, Py_ssize_t at) except -1:
 
 
 def is_usual_cid(str text not None):
-    """Return whether a text may be a CID of this protocol: `b` and 58 letters of base32."""
+    """Return whether a text is a CID of this protocol: version 1 in base32, of SHA-256, whatever its
+    codec of the two. The 36 bytes leave two bits of the last letter over, which are 0."""
     cdef Py_ssize_t index
-    if len(text) != 59 or text[0] != c"b":
+    if len(text) != 59 or not (text.startswith("bafyrei") or text.startswith("bafkrei")):
         return False
-    for index in range(1, 59):
+    for index in range(7, 59):
         if not _is_base32(text[index]):
             return False
-    return True
+    return c"a" <= text[7] <= c"h" and text[58] in "aeimquy4"

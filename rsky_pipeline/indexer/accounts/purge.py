@@ -11,7 +11,7 @@ from collections.abc import Collection as Some
 from collections.abc import Mapping
 from datetime import datetime
 
-from rsky_pipeline.atproto.syntax import is_tid, tid_from, tid_microseconds
+from rsky_pipeline.atproto.syntax import is_rev, rev_microseconds, tid_from
 from rsky_pipeline.database.connection import Database, Transaction
 from rsky_pipeline.indexer.accounts.actors import create_actors, lock_actors
 from rsky_pipeline.indexer.accounts.statuses import AccountEvents, fetch_account_events
@@ -84,7 +84,7 @@ def _leave_complete_rev(tx: Transaction, did: str) -> None:
     another worker has not applied yet are below it as well.
     """
     ((newest,),) = tx.query(_NEWEST, (did, did, did, did))
-    above = tid_microseconds(newest) + 1 if newest is not None and is_tid(newest) else 0
+    above = rev_microseconds(newest) + 1 if newest is not None and is_rev(newest) else 0
     for events in fetch_account_events(tx, [did]).values():
         if events.standing is not None:
             above = max(above, _microseconds(min(events.standing.latest, now_text())))

@@ -85,7 +85,7 @@ def _kind(embed: Record) -> str:
     kind = embed.get("$type")
     if not isinstance(kind, str):
         raise InvalidRecordError("missing_field", "an embed has no $type")
-    return kind.removeprefix(_EMBED).removesuffix("#main") if kind.startswith(_EMBED) else ""
+    return kind.removeprefix(_EMBED) if kind.startswith(_EMBED) else ""
 
 
 def _read_media(kind: str, embed: Record, side: dict[str, Sequence[Row]]) -> None:

@@ -2,9 +2,13 @@
 
 import importlib
 import pkgutil
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
+from typing import Any
 
+from rsky_pipeline.atproto.syntax import is_nsid
+from rsky_pipeline.configuration.selection import is_selected, path_prefixes
 from rsky_pipeline.configuration.settings import Validation
 from rsky_pipeline.indexer import collections
 from rsky_pipeline.indexer.collections.declaration import Collection, record_only
@@ -40,3 +44,39 @@ def load(validation: Validation = "lenient") -> dict[str, Collection]:
         check = checker(collection.nsid, validation)
         found[collection.nsid] = replace(collection, check=check)
     return dict(sorted(found.items()))
+
+
+# Prefixes of the AppView's own records: below them only those kinds are wanted that it stores.
+_OFFICIAL = frozenset({"app.bsky.", "chat.bsky."})
+
+
+class SelectedCollections(dict[str, Collection]):
+    """The collections that the setting `collections` selects.
+
+    As a dictionary it has those that this package declares. Any other NSID is in it as well if the
+    setting names it, or a prefix of it other than `app.bsky.` and `chat.bsky.`: its records go into
+    `record` alone. They are not kept here, since strangers can invent any number of NSIDs.
+    """
+
+    def __init__(self, selection: Sequence[str], validation: Validation = "lenient") -> None:
+        """`selection` has NSIDs, and prefixes with their dot."""
+        declared = load(validation).items()
+        super().__init__((nsid, one) for nsid, one in declared if is_selected(nsid, selection))
+        self._others = path_prefixes([name for name in selection if name not in _OFFICIAL])
+
+    def __contains__(self, nsid: object) -> bool:
+        if super().__contains__(nsid):
+            return True
+        return isinstance(nsid, str) and f"{nsid}/".startswith(self._others) and is_nsid(nsid)
+
+    def __missing__(self, nsid: str) -> Collection:
+        if nsid not in self:
+            raise KeyError(nsid)
+        return Collection(nsid, record_only)
+
+    def get(self, nsid: str, default: Any = None) -> Any:
+        """Return a collection, also one that is not declared."""
+        try:
+            return self[nsid]
+        except KeyError:
+            return default

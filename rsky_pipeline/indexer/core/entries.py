@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from typing import NamedTuple
 
 from rsky_pipeline.atproto.datetimes import format_utc, normalize
-from rsky_pipeline.atproto.syntax import is_did, is_rkey, is_tid
+from rsky_pipeline.atproto.syntax import is_did, is_rev, is_rkey
 from rsky_pipeline.indexer.collections.declaration import Collection
 from rsky_pipeline.indexer.collections.fields import (
     MAX_CID_BYTES,
@@ -144,8 +144,9 @@ def _read_record(event: RecordEvent, time: str, collections: Mapping[str, Collec
     historical = event.historical
     rev = _repo_rev(event.did, event.commit, event.rev)
     moved = None if historical else rev
-    collection = collections.get(event.collection)
-    if collection is None:
+    try:
+        collection = collections[event.collection]
+    except KeyError:
         return Reading(event.action, event.did, time, "", historical, None, moved)
     if not is_rkey(event.rkey):
         raise MalformedEventError("invalid_rkey", event.rkey[:100])
@@ -163,8 +164,8 @@ def _read_record(event: RecordEvent, time: str, collections: Mapping[str, Collec
         try:
             json = event.json or encode(record)
             put = Put(uri, event.did, event.rkey, cid, event.rev, time, historical, json)
-            if record.get("$type", nsid) != nsid:
-                raise InvalidRecordError("wrong_type", f"$type is {str(record['$type'])[:100]}")
+            if record.get("$type") != nsid:
+                raise InvalidRecordError("wrong_type", f"$type is {str(record.get('$type'))[:100]}")
             put.rows = collection.read(put, record)
             if collection.check is not None:
                 collection.check(record)
@@ -194,7 +195,7 @@ def _check_did(did: str) -> None:
 
 
 def _repo_rev(did: str, commit: str, rev: str, complete: bool = False) -> RepoRev:
-    if not is_tid(rev):
+    if not is_rev(rev):
         raise MalformedEventError("invalid_rev", rev[:100])
     if not 0 < len(commit) <= MAX_CID_BYTES or not commit.isalnum():
         raise MalformedEventError("invalid_cid", commit[:100])

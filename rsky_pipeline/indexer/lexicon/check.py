@@ -6,14 +6,15 @@ their legacy form. In both an explicit null is no value, and unknown properties 
 """
 
 import re
-from collections.abc import Callable, Mapping
+from base64 import b32decode, b32encode
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from typing import Any
 
 import regex
 
 from rsky_pipeline.atproto import compiled
-from rsky_pipeline.atproto.datetimes import is_datetime, normalize
+from rsky_pipeline.atproto.datetimes import is_datetime, is_readable_datetime
 from rsky_pipeline.atproto.syntax import is_at_uri, is_did, is_handle, is_nsid
 from rsky_pipeline.configuration.settings import Validation
 from rsky_pipeline.indexer.collections.fields import InvalidRecordError
@@ -33,16 +34,27 @@ from rsky_pipeline.indexer.lexicon.schemas import (
 Check = Callable[[Any], None]  # raises InvalidRecordError
 
 _GRAPHEME = regex.compile(r"\X")
-_URI = re.compile(r"\w+:(?:[^\s/][^\s]*|//[^\s]+|/[^\s]*)", re.ASCII)
+# The spaces of JavaScript, by which the official check goes.
+_SPACE = r"\t-\r \xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000\ufeff"
+_URI = re.compile(rf"[A-Za-z0-9_]+:(?://)?[^/{_SPACE}][^{_SPACE}]*")
 _LANGUAGE = re.compile(
-    r"(?:i|x)(?:-[a-z0-9]{1,8})+|"
-    r"(?:[a-z]{2,3}(?:-[a-z]{3}){0,3}|[a-z]{4,8})(?:-[a-z]{4})?(?:-(?:[a-z]{2}|\d{3}))?"
-    r"(?:-(?:[a-z0-9]{5,8}|\d[a-z0-9]{3}))*(?:-[a-wy-z0-9](?:-[a-z0-9]{2,8})+)*"
-    r"(?:-x(?:-[a-z0-9]{1,8})+)?",
-    re.ASCII | re.IGNORECASE,
+    r"en-GB-oed|i-(?:ami|bnn|default|enochian|hak|klingon|lux|mingo|navajo|pwn|tao|tay|tsu)|"
+    r"sgn-(?:BE-FR|BE-NL|CH-DE)|art-lojban|cel-gaulish|no-bok|no-nyn|"
+    r"zh-(?:guoyu|hakka|min|min-nan|xiang)|"
+    r"(?P<primary>[A-Za-z]{2,3}(?=-|$)|[A-Za-z]{4,8})(?:(?<![A-Za-z]{4})(?:-[A-Za-z]{3}){1,3})?"
+    r"(?:-[A-Za-z]{4})?(?:-(?:[A-Za-z]{2}|[0-9]{3}))?"
+    r"(?P<variants>(?:-(?:[A-Za-z0-9]{5,8}|[0-9][A-Za-z0-9]{3}))*)"
+    r"(?P<extensions>(?:-[0-9A-WY-Za-wy-z](?:-[A-Za-z0-9]{2,8})+)*)"
+    r"(?:-[xX](?:-[A-Za-z0-9]{1,8})+)?|"
+    r"[xX](?:-[A-Za-z0-9]{1,8})+"
 )
-_RAW_CID = re.compile(r"bafkrei[a-z2-7]{52}")  # version 1, raw, SHA-256, base32
-_CID = re.compile(r"[A-Za-z0-9]{8,128}")
+_PRIMARY = re.compile(r"[a-z]{2,3}")
+_SINGLETON = re.compile(r"-([0-9A-Za-z])(?=-)")
+_BASE58 = "123456789ABCDEFGHJKLMNPQRSTUVWXYZabcdefghijkmnopqrstuvwxyz"
+_LARGEST = 2**53 - 1  # integers are numbers of JavaScript there
+_BASE64 = re.compile(r"(?:[A-Za-z0-9+/]{4})*(?:[A-Za-z0-9+/]{2,3}={0,2})?")
+_BLOB = {"$type", "ref", "mimeType", "size"}
+_OLD_BLOB = {"cid", "mimeType"}
 
 
 @cache
@@ -109,6 +121,8 @@ def _integer(shape: Integer, path: str) -> Check:
     def check(value: Any) -> None:
         if type(value) is not int:
             raise InvalidRecordError("wrong_type", f"{path} is not a whole number")
+        if not -_LARGEST <= value <= _LARGEST:
+            raise InvalidRecordError("out_of_range", f"{path} is {value}")
         if shape.minimum is not None and value < shape.minimum:
             raise InvalidRecordError("out_of_range", f"{path} is {value}, at least {shape.minimum}")
 
@@ -125,8 +139,8 @@ def _boolean(path: str) -> Check:
 
 def _bytes(shape: Bytes, path: str) -> Check:
     def check(value: Any) -> None:
-        held = value.get("$bytes") if type(value) is dict else None
-        if type(held) is not str:
+        held = value.get("$bytes") if type(value) is dict and len(value) == 1 else None
+        if type(held) is not str or not _BASE64.fullmatch(held):
             raise InvalidRecordError("wrong_type", f"{path} is not bytes")
         size = len(held.rstrip("=")) * 3 // 4
         if shape.max_bytes and size > shape.max_bytes:
@@ -136,29 +150,37 @@ def _bytes(shape: Bytes, path: str) -> Check:
 
 
 def _blob(shape: Blob, path: str, strict: bool) -> Check:
-    prefixes = tuple(kind.removesuffix("*") for kind in shape.accept)
+    kinds = frozenset(shape.accept)
+    prefixes = tuple(kind[:-1] for kind in shape.accept if kind.endswith("/*"))
 
     def check(value: Any) -> None:
         if type(value) is not dict:
             raise InvalidRecordError("invalid_blob", f"{path} is no blob")
-        reference, kind, size = value.get("ref"), value.get("mimeType"), value.get("size")
-        if value.get("$type") != "blob":
-            legacy = type(value.get("cid")) is str and type(kind) is str
-            if strict or not legacy:
-                raise InvalidRecordError("invalid_blob", f"{path} is no blob")
+        kind, size = value.get("mimeType"), value.get("size")
+        if "$type" not in value and not strict:
+            cid = value.get("cid")
+            if value.keys() != _OLD_BLOB or type(cid) is not str or not is_cid(cid) or not kind:
+                raise InvalidRecordError("invalid_blob", f"{path} is no blob of the old form")
+            if type(kind) is not str:
+                raise InvalidRecordError("invalid_blob", f"{path} has no kind")
             return
-        link = reference.get("$link") if type(reference) is dict else None
-        if type(link) is not str or type(kind) is not str or type(size) is not int:
+        if value.get("$type") != "blob" or value.keys() != _BLOB:
+            raise InvalidRecordError("invalid_blob", f"{path} is no blob")
+        reference = value["ref"]
+        link = reference.get("$link") if type(reference) is dict and len(reference) == 1 else None
+        if type(link) is not str or not is_cid(link):
             raise InvalidRecordError("invalid_blob", f"{path} names no blob")
+        if type(kind) is not str or "/" not in kind:
+            raise InvalidRecordError("invalid_blob", f"{path} has no kind")
+        if type(size) is not int or not (0 if strict else -1) <= size <= _LARGEST:  # -1: unknown
+            raise InvalidRecordError("invalid_blob", f"{path} has no size")
         if not strict:
             return
-        if size < 0 or not _RAW_CID.fullmatch(link):
-            raise InvalidRecordError(
-                "invalid_blob", f"{path} names no raw block, or its size is wrong"
-            )
+        if not link.startswith("bafkrei"):
+            raise InvalidRecordError("invalid_blob", f"{path} names no raw block")
         if size > shape.max_size:
             raise InvalidRecordError("invalid_blob", f"{path} has {size} bytes")
-        if not kind.startswith(prefixes):
+        if kind not in kinds and not kind.startswith(prefixes):
             raise InvalidRecordError("invalid_blob", f"{path} is of the kind {kind[:50]}")
 
     return check
@@ -185,10 +207,13 @@ def _object(shape: Object, path: str, strict: bool) -> Check:
         [(name, _compile(of, f"{path}.{name}", strict=strict)) for name, of in fields.items()]
         for fields in (shape.required, shape.optional)
     )
+    kind = shape.name
 
     def check(value: Any) -> None:
         if type(value) is not dict:
             raise InvalidRecordError("wrong_type", f"{path or 'the record'} is not an object")
+        if kind and "$type" in value and value["$type"] != kind:
+            raise InvalidRecordError("wrong_type", f"{path} is not of the type {kind}")
         for name, of in required:
             if name not in value:
                 raise InvalidRecordError("missing_field", f"{path}.{name} is missing")
@@ -202,7 +227,6 @@ def _object(shape: Object, path: str, strict: bool) -> Check:
 
 def _union(shape: Union, path: str, strict: bool) -> Check:
     types = {name: _compile(of, path, strict=strict) for name, of in shape.types.items()}
-    types |= {f"{name}#main": of for name, of in types.items() if "#" not in name}
 
     def check(value: Any) -> None:
         kind = value.get("$type") if type(value) is dict else None
@@ -215,41 +239,89 @@ def _union(shape: Union, path: str, strict: bool) -> Check:
     return check
 
 
-def is_lenient_datetime(text: str) -> bool:
-    """Return whether a text is a datetime as the read path accepts it: the zone may be missing."""
-    if is_datetime(text):
-        return True
-    return "T" in text and not {"t", "z", " "} & set(text) and normalize(text) is not None
-
-
 def is_lenient_at_uri(text: str) -> bool:
-    """Return whether a text is an AT URI whose record key, if any, may have any form."""
-    if compiled.is_usual_uri(text):
-        return True
-    parts = text.split("/")
-    return len(parts) <= 5 and is_at_uri("/".join(parts[:4])) and (len(parts) < 5 or bool(parts[4]))
+    """Return whether the read path takes a text for an AT URI."""
+    return is_at_uri(text, strict=False)
 
 
 def is_uri(text: str) -> bool:
     """Return whether a text is a URI as lexicons demand it: a scheme, and no spaces."""
-    return len(text) <= 8_192 and _URI.fullmatch(text) is not None
+    return _URI.fullmatch(text) is not None
 
 
 def is_language(text: str) -> bool:
-    """Return whether a text is a language tag. https://www.rfc-editor.org/rfc/rfc5646"""
-    return len(text) <= 128 and _LANGUAGE.fullmatch(text) is not None
+    """Return whether a text is a language tag whose parts are not repeated, and in usual case.
+
+    https://www.rfc-editor.org/rfc/rfc5646
+    """
+    found = _LANGUAGE.fullmatch(text)
+    if found is None:
+        return False
+    primary, variants, extensions = found["primary"], found["variants"], found["extensions"]
+    return primary is None or (
+        _PRIMARY.fullmatch(primary) is not None
+        and _are_different(variants.split("-")[1:])
+        and _are_different(_SINGLETON.findall(extensions))
+    )
+
+
+def is_lenient_language(text: str) -> bool:
+    """Return whether the read path takes a text for a language tag."""
+    return _LANGUAGE.fullmatch(text) is not None
 
 
 def is_cid(text: str) -> bool:
-    """Return whether a text looks like a CID."""
-    return compiled.is_usual_cid(text) or _CID.fullmatch(text) is not None
+    """Return whether a text is a CID: of version 0, or of version 1 in base32, with any codec."""
+    if compiled.is_usual_cid(text):
+        return True
+    try:
+        return _is_cid(text)
+    except (ValueError, IndexError):
+        return False
+
+
+def _are_different(texts: Sequence[str]) -> bool:
+    return len({text.lower() for text in texts}) == len(texts)
+
+
+def _is_cid(text: str) -> bool:
+    """Raises ValueError and IndexError for what is no CID."""
+    if len(text) > 2_048 or not text.isascii():
+        return False
+    if text.startswith("Qm"):
+        number = 0
+        for letter in text:
+            number = number * 58 + _BASE58.index(letter)
+        return len(text) == 46 and number >> 256 == 0x1220
+    digits = text[1:]
+    data = b32decode(digits.upper() + "=" * (-len(digits) % 8)) if text[:1] == "b" else b""
+    if b32encode(data).decode().rstrip("=").lower() != digits or data[:1] != b"\x01":
+        return False
+    place = 1
+    for _ in ("codec", "kind of hash"):
+        _, place = _varint(data, place)
+    size, place = _varint(data, place)
+    return len(data) - place == size
+
+
+def _varint(data: bytes, place: int) -> tuple[int, int]:
+    """Return the number at a place, and the place behind it."""
+    number = shift = 0
+    while True:
+        byte = data[place]
+        number, shift, place = number | (byte & 127) << shift, shift + 7, place + 1
+        if byte < 128:
+            return number, place
 
 
 _STRICT: Mapping[str, Callable[[str], bool]] = {
     "did": is_did, "at-uri": is_at_uri, "datetime": is_datetime, "uri": is_uri,
     "language": is_language, "cid": is_cid, "handle": is_handle, "nsid": is_nsid,
 }  # fmt: skip
-_LENIENT = {**_STRICT, "at-uri": is_lenient_at_uri, "datetime": is_lenient_datetime}
+_LENIENT = {
+    **_STRICT, "at-uri": is_lenient_at_uri, "datetime": is_readable_datetime,
+    "language": is_lenient_language,
+}  # fmt: skip
 _REASONS = {
     "did": "invalid_did", "at-uri": "invalid_uri", "datetime": "invalid_datetime",
     "uri": "invalid_uri", "language": "invalid_language", "cid": "invalid_cid",

@@ -54,10 +54,15 @@ class Array:
 
 @dataclass(frozen=True, slots=True)
 class Object:
-    """An object; properties that are not named are allowed."""
+    """An object; properties that are not named are allowed.
+
+    `name` is its $type, which it need not have; another one is wrong. Objects without a name are
+    part of another definition, and may have any.
+    """
 
     required: Mapping[str, "Shape"] = field(default_factory=dict)
     optional: Mapping[str, "Shape"] = field(default_factory=dict)
+    name: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,25 +75,29 @@ class Union:
 Shape = Text | Integer | Boolean | Bytes | Blob | Array | Object | Union
 
 
+_LABEL = "com.atproto.label.defs#labelValueDefinition"
 _FEED, _GRAPH, _EMBED = "app.bsky.feed", "app.bsky.graph", "app.bsky.embed"
 ANY = Text()
 DID, URI, AT_URI = Text(format="did"), Text(format="uri"), Text(format="at-uri")
 DATETIME, LANGUAGE = Text(format="datetime"), Text(format="language")
 CREATED: dict[str, Shape] = {"createdAt": DATETIME}
-STRONG_REF = Object({"uri": AT_URI, "cid": Text(format="cid")})
-SIZE = Object({"width": Integer(1), "height": Integer(1)})
+STRONG_REF = Object({"uri": AT_URI, "cid": Text(format="cid")}, name="com.atproto.repo.strongRef")
+SIZE = Object({"width": Integer(1), "height": Integer(1)}, name=f"{_EMBED}.defs#aspectRatio")
 AVATAR = Blob(("image/png", "image/jpeg"), 1_000_000)
 IMAGE = Blob(("image/*",), 2_000_000)
 DESCRIPTION = Text(3_000, 0, 300)
 
+_SELF_LABEL = Object({"val": Text(128)}, name="com.atproto.label.defs#selfLabel")
 SELF_LABELS = Union(
-    {"com.atproto.label.defs#selfLabels": Object({"values": Array(Object({"val": Text(128)}), 10)})}
+    {"com.atproto.label.defs#selfLabels": Object({"values": Array(_SELF_LABEL, 10)})}
 )
 _FACET = "app.bsky.richtext.facet"
 FACETS = Array(
     Object(
         {
-            "index": Object({"byteStart": Integer(0), "byteEnd": Integer(0)}),
+            "index": Object(
+                {"byteStart": Integer(0), "byteEnd": Integer(0)}, name=f"{_FACET}#byteSlice"
+            ),
             "features": Array(
                 Union(
                     {
@@ -98,13 +107,16 @@ FACETS = Array(
                     }
                 )
             ),
-        }
+        },
+        name=_FACET,
     )
 )
+_IMAGE = Object({"image": IMAGE, "alt": ANY}, {"aspectRatio": SIZE}, name=f"{_EMBED}.images#image")
+_CAPTION = Object(
+    {"lang": LANGUAGE, "file": Blob(("text/vtt",), 20_000)}, name=f"{_EMBED}.video#caption"
+)
 _MEDIA = {
-    f"{_EMBED}.images": Object(
-        {"images": Array(Object({"image": IMAGE, "alt": ANY}, {"aspectRatio": SIZE}), 4)}
-    ),
+    f"{_EMBED}.images": Object({"images": Array(_IMAGE, 4)}),
     f"{_EMBED}.gallery": Object(
         {
             "items": Array(
@@ -122,7 +134,7 @@ _MEDIA = {
     f"{_EMBED}.video": Object(
         {"video": Blob(("video/mp4",), 300_000_000)},
         {
-            "captions": Array(Object({"lang": LANGUAGE, "file": Blob(("text/vtt",), 20_000)}), 20),
+            "captions": Array(_CAPTION, 20),
             "alt": ANY,
             "aspectRatio": SIZE,
             "presentation": ANY,
@@ -133,11 +145,12 @@ _MEDIA = {
             "external": Object(
                 {"uri": URI, "title": ANY, "description": ANY},
                 {"thumb": Blob(("image/*",), 1_000_000), "associatedRefs": Array(STRONG_REF)},
+                name=f"{_EMBED}.external#external",
             )
         }
     ),
 }
-_RECORD = Object({"record": STRONG_REF})
+_RECORD = Object({"record": STRONG_REF}, name=f"{_EMBED}.record")
 _EMBEDS = _MEDIA | {
     f"{_EMBED}.record": _RECORD,
     f"{_EMBED}.recordWithMedia": Object({"record": _RECORD, "media": Union(_MEDIA)}),
@@ -151,14 +164,19 @@ SCHEMAS: dict[str, Object] = {
             "entities": Array(
                 Object(
                     {
-                        "index": Object({"start": Integer(0), "end": Integer(0)}),
+                        "index": Object(
+                            {"start": Integer(0), "end": Integer(0)}, name=f"{_FEED}.post#textSlice"
+                        ),
                         "type": ANY,
                         "value": ANY,
-                    }
+                    },
+                    name=f"{_FEED}.post#entity",
                 )
             ),
             "facets": FACETS,
-            "reply": Object({"root": STRONG_REF, "parent": STRONG_REF}),
+            "reply": Object(
+                {"root": STRONG_REF, "parent": STRONG_REF}, name=f"{_FEED}.post#replyRef"
+            ),
             "embed": Union(_EMBEDS),
             "langs": Array(LANGUAGE, 3),
             "labels": SELF_LABELS,
@@ -219,7 +237,7 @@ SCHEMAS: dict[str, Object] = {
         {
             "description": DESCRIPTION,
             "descriptionFacets": FACETS,
-            "feeds": Array(Object({"uri": AT_URI}), 3),
+            "feeds": Array(Object({"uri": AT_URI}, name=f"{_GRAPH}.starterpack#feedItem"), 3),
         },
     ),
     f"{_GRAPH}.verification": Object(
@@ -242,14 +260,17 @@ SCHEMAS: dict[str, Object] = {
                                             "lang": LANGUAGE,
                                             "name": Text(640, 0, 64),
                                             "description": Text(100_000, 0, 10_000),
-                                        }
+                                        },
+                                        name=f"{_LABEL}Strings",
                                     )
                                 ),
                             },
                             {"defaultSetting": ANY, "adultOnly": Boolean()},
+                            name=_LABEL,
                         )
                     )
                 },
+                name="app.bsky.labeler.defs#labelerPolicies",
             )
         }
         | CREATED,
@@ -282,12 +303,15 @@ SCHEMAS: dict[str, Object] = {
             "durationMinutes": Integer(1),
         },
     ),
+    "chat.bsky.actor.declaration": Object({"allowIncoming": ANY}, {"allowGroupInvites": ANY}),
     "app.bsky.notification.declaration": Object({"allowSubscriptions": ANY}),
     "com.germnetwork.declaration": Object(
         {"version": Text(14, 5), "currentKey": Bytes()},
         {
-            "messageMe": Object({"messageMeUrl": Text(2_047, 1, 0, "uri"),
-                                 "showButtonTo": Text(100, 1)}),
+            "messageMe": Object(
+                {"messageMeUrl": Text(2_047, 1, 0, "uri"), "showButtonTo": Text(100, 1)},
+                name="com.germnetwork.declaration#messageMe",
+            ),
             "keyPackage": Bytes(),
             "continuityProofs": Array(Bytes(1_000)),
         },

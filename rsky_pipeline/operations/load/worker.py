@@ -16,12 +16,11 @@ import trio
 
 from rsky_pipeline.atproto.commit import Commit
 from rsky_pipeline.atproto.identity import DidDocument
-from rsky_pipeline.configuration.selection import is_selected
 from rsky_pipeline.configuration.settings import Settings
 from rsky_pipeline.database.connection import Database
 from rsky_pipeline.database.errors import DatabaseError
-from rsky_pipeline.indexer.collections import registry
 from rsky_pipeline.indexer.collections.declaration import Collection
+from rsky_pipeline.indexer.collections.registry import SelectedCollections
 from rsky_pipeline.indexer.collections.values import Put, collection_of
 from rsky_pipeline.indexer.core.entries import Reading, now_text
 from rsky_pipeline.network.directory import (
@@ -67,12 +66,10 @@ class Loader:
         self,
         writer: LoadWriter,
         collections: Mapping[str, Collection],
-        selection: tuple[str, ...],
         directory: Directory | None,
         options: LoadOptions,
     ) -> None:
         self.collections = collections
-        self.selection = selection
         self._writer = writer
         self._directory = directory
         self._options = options
@@ -236,7 +233,7 @@ class _LoadSink:
         """Put the wanted records."""
         loader, outcome, add = self._loader, self._outcome, self._add
         refused: Counter[str] = Counter()
-        source = record_readings(self._paths, loader.selection, loader.collections, self._time)
+        source = record_readings(self._paths, loader.collections, self._time)
         for _, reading, reason in source:
             if reason is None:
                 outcome.records += 1
@@ -302,11 +299,7 @@ async def serve(
     answer: Callable[[dict[str, Any]], None],
 ) -> None:
     """Load task after task until the input ends. Raises DatabaseError."""
-    collections = {
-        nsid: collection
-        for nsid, collection in registry.load(settings.validation).items()
-        if is_selected(nsid, settings.collections)
-    }
+    collections = SelectedCollections(settings.collections, settings.validation)
     writer = LoadWriter(partial(_open_database, settings), collections)
     async with HttpClient(allow_private=settings.allow_private_hosts, proxy=settings.proxy) as http:
         directory = None
@@ -314,7 +307,7 @@ async def serve(
             directory = Directory(
                 http, settings.plc_url, allow_private=settings.allow_private_hosts
             )
-        loader = Loader(writer, collections, settings.collections, directory, options)
+        loader = Loader(writer, collections, directory, options)
         try:
             # Nothing else runs in this process: a blocking read holds nobody up.
             while line := lines.readline():

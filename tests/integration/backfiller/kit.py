@@ -48,7 +48,9 @@ def document(did: str, key: PrivateKey = KEY) -> dict[str, Any]:
     return {"id": did, "alsoKnownAs": ["at://a.test"], "verificationMethod": [method]}
 
 
-def make_repo(did: str, count: int, key: PrivateKey = KEY) -> tuple[bytes, set[str]]:
+def make_repo(
+    did: str, count: int, key: PrivateKey = KEY, rev: str = "3jzfcijpj2z2a"
+) -> tuple[bytes, set[str]]:
     """Return the CAR of a repo of likes and foreign records, and the rkeys of the likes."""
     records = {}
     for number in range(count):
@@ -56,7 +58,7 @@ def make_repo(did: str, count: int, key: PrivateKey = KEY) -> tuple[bytes, set[s
         records[f"app.bsky.feed.like/{number:05d}"] = record
     records["com.example.other/1"] = encode({"n": 0})
     tree = Tree.build({path: Cid.of(record) for path, record in records.items()})
-    commit = sign_commit(did, "3jzfcijpj2z2a", tree.root, key)
+    commit = sign_commit(did, rev, tree.root, key)
     blocks = [(Cid.of(commit), commit), *tree.blocks()]
     blocks += [(Cid.of(record), record) for record in records.values()]
     return write_car([Cid.of(commit)], blocks), {f"{number:05d}" for number in range(count)}

@@ -54,6 +54,36 @@ async def test_all_records_come_before_one_closing_event(
     assert running.value("records_filtered_total") == 1
 
 
+@pytest.mark.parametrize(("rev", "short"), [("3jzfcijpj2z2", 1), ("3jzfcijpj2z", 1),
+                                            ("3jzfcijpj2z22", 0)])  # fmt: skip
+async def test_a_rev_with_a_shortened_clock_id_is_a_rev(
+    store: Store, configure: Configure, hosts: FakeHosts, rev: str, short: int
+) -> None:
+    car, rkeys = make_repo("did:plc:a", 3, rev=rev)
+    hosts.add("did:plc:a", document("did:plc:a"), car)
+    async with backfiller(configure()) as running:
+        queue(store, "did:plc:a")
+        await settled(store)
+    events = output(store)
+    assert {event["rkey"] for event in events if event["type"] == "create"} == rkeys
+    assert {event["rev"] for event in events} == {rev}
+    assert not letters(store)
+    assert running.value("short_revs_total") == short
+
+
+@pytest.mark.parametrize("rev", ["zzzzzzzzzzzz", "1", "1700000000000", "3jzfcijpj2z2a2"])
+async def test_a_rev_that_no_time_can_be_read_from_is_refused(
+    store: Store, configure: Configure, hosts: FakeHosts, rev: str
+) -> None:
+    car, _ = make_repo("did:plc:a", 3, rev=rev)
+    hosts.add("did:plc:a", document("did:plc:a"), car)
+    async with backfiller(configure()) as running:
+        queue(store, "did:plc:a")
+        await settled(store)
+    assert [letter.reason for letter in letters(store)] == ["invalid_rev"]
+    assert running.value("failures_total", reason="invalid_rev") == 3
+
+
 async def test_recorded_repos_give_exactly_their_records(
     store: Store, configure: Configure, hosts: FakeHosts
 ) -> None:

@@ -11,12 +11,17 @@ from click.testing import CliRunner, Result
 from rsky_pipeline.atproto.crypto import PrivateKey
 from rsky_pipeline.cli import main
 from rsky_pipeline.demo.simulator.repo import SimulatedRepo, Write
-from rsky_pipeline.indexer.core.entries import now_text
+from rsky_pipeline.indexer.accounts.purge import purge_account
+from rsky_pipeline.indexer.collections.registry import SelectedCollections
+from rsky_pipeline.indexer.core.apply import apply_batch
+from rsky_pipeline.indexer.core.entries import now_text, read_entry
+from rsky_pipeline.indexer.core.labels import LabelRow, apply_labels
 from tests.data import test_data
 from tests.integration.backfiller.hosts import FakeHosts
 from tests.integration.backfiller.kit import document
 from tests.integration.indexer.golden import Note, expect
 from tests.integration.indexer.kit import (
+    Deletion,
     Event,
     Network,
     Put,
@@ -25,6 +30,7 @@ from tests.integration.indexer.kit import (
     recounted,
     rev_of,
     state,
+    time_of,
 )
 from tests.integration.indexer.recorded import expected_rows, refused_uris
 from tests.stores import execute
@@ -103,6 +109,42 @@ def test_a_repo_is_brought_exactly_up_to_date(
     assert state(tables) == now
     tables.apply(*gone)
     assert state(tables) == now, "what came before the floor stays without effect"
+
+
+def test_any_selected_collection_goes_into_record(
+    run: Any, tables: Tables, hosts: FakeHosts, net: Network
+) -> None:
+    """As history, live, edited and deleted; labels of it and the purge of its account as well."""
+    kind, other = "site.standard.document", "com.example.thing"
+    first, foreign = net.put("ann", kind, {"title": "one"}), net.put("ann", other, {"n": 1})
+    serve(hosts, "ann", [first, foreign, net.post("ann")], 50)
+    chosen = ("--set", "collections=app.bsky.,site.standard.")
+    (before,) = json.loads(run("db", "compare", "--did", did_of("ann"), "--json", *chosen).stdout)[
+        "repos"
+    ]
+    assert before["collections"][kind]["examples"] == {"missing": [first.uri]}
+    assert other not in before["collections"]
+    assert run("index-repo", did_of("ann"), *chosen).exit_code == 0
+    assert run("db", "compare", "--did", did_of("ann"), *chosen).exit_code == 0
+    where = f"uri LIKE '%/{kind}/%' OR uri LIKE '%/{other}/%'"
+    assert tables.rows("record", "uri", where) == [(first.uri,)]
+
+    collections = SelectedCollections(["app.bsky.", "site.standard."])
+
+    def apply(*events: Put | Deletion) -> None:
+        readings = [read_entry({b"event": event.payload}, collections) for event in events]
+        apply_batch(tables.database, readings, collections)
+
+    live = [net.put("ann", kind, {"title": title}, number=60 + n) for n, title in enumerate("ab")]
+    edited = net.put("ann", kind, {"title": "new"}, live[0].rkey, action="update", number=70)
+    apply(*live, net.put("ann", other, {"n": 2}, number=65))
+    apply(edited, Deletion(first, 71), Deletion(live[1], 72))
+    assert tables.rows("record", "uri, cid", where) == [(live[0].uri, edited.cid)]
+    label = LabelRow(did_of("mod"), live[0].uri, "", "spam", False, time_of(80), None)
+    assert apply_labels(tables.database, [label]) == (1, 0)
+    assert tables.rows("label", "uri, val") == [(live[0].uri, "spam")]
+    purge_account(tables.database, did_of("ann"), collections)
+    assert tables.rows("record", "uri", where) == []
 
 
 def test_a_repo_is_indexed_in_whole_rows(

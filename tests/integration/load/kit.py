@@ -13,7 +13,7 @@ from rsky_pipeline.configuration.settings import Settings
 from rsky_pipeline.database.connection import Database
 from rsky_pipeline.demo.simulator.clock import stepping_clock
 from rsky_pipeline.demo.simulator.world import World
-from rsky_pipeline.indexer.collections import registry
+from rsky_pipeline.indexer.collections.registry import SelectedCollections
 from rsky_pipeline.operations.load.outcome import CarFile, FileOutcome
 from rsky_pipeline.operations.load.run import scan
 from rsky_pipeline.operations.load.worker import Loader, LoadOptions
@@ -69,9 +69,10 @@ def host(made: World, hosts: FakeHosts) -> None:
 @contextmanager
 def loading(url: str, **options: Any) -> Iterator[Loader]:
     """Yield a loader of this process, which verifies no signatures."""
-    writer = LoadWriter(lambda: Database.connect(url, name="load"), registry.load())
+    collections = SelectedCollections(SELECTION)
+    writer = LoadWriter(lambda: Database.connect(url, name="load"), collections)
     try:
-        yield Loader(writer, registry.load(), SELECTION, None, LoadOptions(verify=False, **options))
+        yield Loader(writer, collections, None, LoadOptions(verify=False, **options))
     finally:
         writer.close()
 

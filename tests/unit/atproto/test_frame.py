@@ -25,6 +25,7 @@ from rsky_pipeline.atproto.frame import (
     encode_error_frame,
     encode_frame,
 )
+from rsky_pipeline.atproto.syntax import rev_microseconds, tid_microseconds
 from tests.data import test_data
 from tests.data_frames import corpus_frames
 
@@ -200,6 +201,17 @@ def test_of_a_commit_beyond_a_limit_the_account_is_read(
         decode_frame(encode_frame("#commit", body))
     found = error.value
     assert (found.reason, found.did, found.rev) == (reason, body["repo"], body["rev"])
+
+
+def test_of_a_commit_whose_rev_is_a_shortened_tid_an_earlier_rev_is_read() -> None:
+    """Its repo is fetched then, and the rev that is asked for must not be above the true one."""
+    body = commit_body()
+    for length in (11, 12):
+        rev = body["rev"][:length]
+        with pytest.raises(UnreadableCommitError) as error:
+            decode_frame(encode_frame("#commit", body | {"rev": rev}))
+        assert error.value.rev < rev
+        assert rev_microseconds(rev) - tid_microseconds(error.value.rev) == 1
 
 
 @pytest.mark.parametrize("field", ["seq", "repo", "rev", "commit", "blocks", "ops", "time"])

@@ -107,6 +107,30 @@ def test_a_line_end_is_no_part_of_an_identifier(text: str) -> None:
         assert not check(text + "\u0661")
 
 
+@given(
+    st.integers(1_500_000_000_000_000, 4_000_000_000_000_000),
+    st.integers(1, 10**12),
+    st.lists(st.integers(0, 1_023), min_size=2, max_size=2),
+)
+def test_revs_with_shortened_clock_ids_are_ordered_by_time(
+    moment: int, later: int, clocks: list[int]
+) -> None:
+    forms = [
+        {syntax.tid_from(time, clock)[: 11 + length] for length in range(3)}
+        for time, clock in zip((moment, moment + later), clocks, strict=True)
+    ]
+    for rev in forms[0] | forms[1]:
+        assert syntax.is_rev(rev)
+        assert syntax.is_tid(rev) is (len(rev) == 13)
+    assert {syntax.rev_microseconds(rev) for rev in forms[0]} == {moment}
+    assert max(forms[0]) < min(forms[1])
+
+
+@pytest.mark.parametrize("text", ["", "3jzfcijpj2", "zzzzzzzzzzzz", "3jzfcijpj2z2a2", "1" * 13])
+def test_texts_that_are_no_rev(text: str) -> None:
+    assert not syntax.is_rev(text)
+
+
 @pytest.mark.timeout(10)
 @pytest.mark.parametrize(
     "check", [syntax.is_handle, syntax.is_nsid, syntax.is_did, syntax.is_at_uri]

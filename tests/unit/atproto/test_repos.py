@@ -50,7 +50,7 @@ GOOD: dict[str, Any] = cbor.decode(
         ({key: GOOD[key] for key in GOOD if key != "prev"}, "commit_fields"),
         (GOOD | {"did": "nobody"}, "commit_fields"),
         (GOOD | {"did": None}, "commit_fields"),
-        (GOOD | {"rev": "today"}, "commit_fields"),
+        (GOOD | {"rev": "today"}, "invalid_rev"),
         (GOOD | {"data": None}, "commit_fields"),
         (GOOD | {"data": bytes(Cid.of(b"tree"))}, "commit_fields"),
         (GOOD | {"prev": "x"}, "commit_fields"),

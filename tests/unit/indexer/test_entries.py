@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 
 from rsky_pipeline.indexer.collections import registry
 from rsky_pipeline.indexer.collections.fields import InvalidRecordError
-from rsky_pipeline.indexer.collections.values import Delete, Put
+from rsky_pipeline.indexer.collections.registry import SelectedCollections
+from rsky_pipeline.indexer.collections.values import Delete, Put, Rows
 from rsky_pipeline.indexer.core.entries import AccountChange, RepoRev, now_text, read_entry
 from rsky_pipeline.indexer.core.labels import read_labels
-from rsky_pipeline.indexer.role import wanted_collections
 
 NOW = "2026-01-01T00:00:00.000Z"
 CID = "bafyrei" + "a" * 52
@@ -32,7 +32,8 @@ def reading_of(**changes: Any) -> Any:
 
 
 def refusal_of(collection: str, record: dict[str, Any], **changes: Any) -> str | None:
-    reading = reading_of(collection=collection, record=record, **changes)
+    typed = {"$type": collection, **record}
+    reading = reading_of(collection=collection, record=typed, **changes)
     return None if reading.refused is None else str(reading.refused.reason)
 
 
@@ -81,10 +82,46 @@ def test_unknown_collections_only_move_the_rev() -> None:
 
 
 def test_settings_select_collections() -> None:
-    assert wanted_collections(["app.bsky.feed.like"]).keys() == {"app.bsky.feed.like"}
-    assert wanted_collections(["chat.bsky."]).keys() == {"chat.bsky.actor.declaration"}
-    assert wanted_collections(["app.bsky"]) == {}
-    assert len(wanted_collections(["app.", "chat.", "com."])) == 19
+    assert SelectedCollections(["app.bsky.feed.like"]).keys() == {"app.bsky.feed.like"}
+    assert SelectedCollections(["chat.bsky."]).keys() == {"chat.bsky.actor.declaration"}
+    assert SelectedCollections(["app.bsky"]) == {}
+    assert len(SelectedCollections(["app.", "chat.", "com."])) == 19
+
+
+@pytest.mark.parametrize(
+    ("nsid", "selected"),
+    [
+        ("site.standard.document", True),
+        ("site.standard.graph.subscription", True),
+        ("com.example.thing", True),
+        ("app.bsky.feed.new", False),
+        ("app.bsky.feed.named", True),
+        ("app.bsky.own.thing", True),
+        ("site.standardx.document", False),
+        ("site.standard", False),
+        ("site.standard.no-name", False),
+        ("site.standard.", False),
+        ("com.example.thing.more", False),
+        ("com.example.things", False),
+        ("chat.bsky.actor.declaration", False),
+    ],
+)
+def test_records_of_any_selected_nsid_are_kept_in_record_alone(nsid: str, selected: bool) -> None:
+    collections = SelectedCollections(
+        ["app.bsky.", "site.standard.", "com.example.thing", "app.bsky.feed.named", "app.bsky.own."]
+    )
+    names = set(collections)
+    record = {"$type": nsid, "any": [1, {"thing": None}]}
+    event = EVENT | {"collection": nsid, "record": record}
+    change = read_entry({b"event": orjson.dumps(event)}, collections).change
+    assert (nsid in collections) is (collections.get(nsid) is not None) is selected
+    if selected:
+        assert isinstance(change, Put)
+        assert change.rows == Rows()
+        assert orjson.loads(change.json) == record
+    else:
+        assert change is None
+    assert set(collections) == names  # strangers cannot make it grow
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import pytest
 
 from rsky_pipeline.demo.simulator.clock import stepping_clock
 from rsky_pipeline.demo.simulator.world import World
-from rsky_pipeline.indexer.collections import registry
+from rsky_pipeline.indexer.collections.registry import SelectedCollections
 from rsky_pipeline.indexer.core.entries import Reading, read_entry
 from rsky_pipeline.operations.load.outcome import FileOutcome
 from rsky_pipeline.operations.load.worker import Loader, LoadOptions, _LoadSink
@@ -18,7 +18,7 @@ from tests.data import test_data
 
 TIME = "2026-11-26T10:00:00.000Z"
 SELECTION = ("app.bsky.", "chat.bsky.")
-COLLECTIONS = registry.load()
+COLLECTIONS = SelectedCollections(SELECTION)
 
 
 def by_stream(paths: RepoPaths) -> tuple[list[Reading], Counter[str]]:
@@ -37,7 +37,7 @@ def by_stream(paths: RepoPaths) -> tuple[list[Reading], Counter[str]]:
 
 def by_load(paths: RepoPaths) -> tuple[list[Reading], Counter[str]]:
     readings, refused = [], Counter[str]()
-    for _, reading, reason in record_readings(paths, SELECTION, COLLECTIONS, TIME):
+    for _, reading, reason in record_readings(paths, COLLECTIONS, TIME):
         if reading is not None:
             readings.append(reading)
         if reason is not None:
@@ -80,7 +80,7 @@ async def test_rows_that_the_repo_does_not_hold_go_unless_they_are_newer(tmp_pat
         like + "newer": "7777777777777", held: None, "com.example.other/1": None,
     }  # fmt: skip
     stored = {f"at://{account.did}/{path}": rev for path, rev in rows.items()}
-    loader = Loader(None, COLLECTIONS, SELECTION, None, LoadOptions())  # type: ignore[arg-type]
+    loader = Loader(None, COLLECTIONS, None, LoadOptions())  # type: ignore[arg-type]
     sink = _LoadSink(loader, paths, FileOutcome("", 0, 0), stored, TIME)
     assert await sink.absent("") == [like + "old", like + "unknown"]
     assert await sink.absent(like + "unknown") == []
