@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from rsky_pipeline.cli.command import DURATION, CommandError, Invocation, operator_command
+from rsky_pipeline.cli.command import (
+    DURATION,
+    CommandError,
+    Invocation,
+    old_option,
+    operator_command,
+    subjects_argument,
+)
 from rsky_pipeline.cli.exit_codes import ExitCode
 from rsky_pipeline.cli.output import Progress, duration, line, print_table, say
 
@@ -17,7 +24,10 @@ if TYPE_CHECKING:
     from rsky_pipeline.configuration.settings import Settings
     from rsky_pipeline.database.connection import Database
     from rsky_pipeline.operations.backfill.adding import Adder, RefusedNames
+    from rsky_pipeline.operations.subjects import NamedSubject
     from rsky_pipeline.streams.connection import Store
+
+    Subjects = tuple[NamedSubject, ...]
 
 _priority = click.option(
     "--priority", type=click.Choice(["high", "normal", "low"]), default="normal",
@@ -38,7 +48,7 @@ def command() -> None:
 
 
 @operator_command(command)
-@click.argument("dids", nargs=-1, metavar="[DID]...")
+@click.argument("names", nargs=-1, metavar="[ACCOUNT]...")
 @click.option("--file", "file", type=click.Path(exists=True, dir_okay=False, path_type=Path),
               help="CSV with a column did, or a DID on each line.")  # fmt: skip
 @click.option("--pds", metavar="HOST", help="All active accounts of a PDS, by its listRepos.")
@@ -50,7 +60,7 @@ def command() -> None:
 @click.option("--restart", is_flag=True, help="Read a listing from its beginning again.")
 @_no_wait
 def add(
-    run: Invocation, dids: tuple[str, ...], file: Path | None, pds: str | None,
+    run: Invocation, names: tuple[str, ...], file: Path | None, pds: str | None,
     collection: str | None, priority: str, force: bool, restart: bool, no_wait: bool,
 ) -> int:  # fmt: skip
     """Queue accounts, each once. Waits while the stream is at its high-water mark.
@@ -68,9 +78,9 @@ def add(
         valid,
     )
 
-    given = [bool(dids), file is not None, pds is not None, collection is not None]
+    given = [bool(names), file is not None, pds is not None, collection is not None]
     if sum(given) != 1:
-        raise CommandError("give DIDs, or one of --file, --pds and --collection", ExitCode.USAGE)
+        raise CommandError("give accounts, --file, --pds or --collection", ExitCode.USAGE)
     refused, problem = RefusedNames(), None
     with run.store("backfill") as store:
         adder = Adder(
@@ -81,8 +91,8 @@ def add(
             if pds is not None or collection is not None:
                 _add_listed(adder, store, run.settings, priority, pds, collection, restart)
             else:
-                names = dids if file is None else from_file(file)
-                adder.add(valid(names, refused))
+                found = names if file is None else from_file(file)
+                adder.add(valid(found, refused, run.settings))
         except (QueueFullError, ListingMovedError) as error:
             problem = str(error) or "another command continues the same listing"
     return _report_added(run, adder, refused, problem, priority)
@@ -112,24 +122,25 @@ def status(run: Invocation, window: float) -> None:
 
 @operator_command(command)
 @click.option("--reason", metavar="REASON", help="Only repos that failed for this reason.")
-@click.option("--did", "dids", multiple=True, metavar="DID", help="Only this account; may be "
-              "repeated.")  # fmt: skip
+@subjects_argument()
+@old_option("--did", "old")
 @_priority
 @_no_wait
 def retry(
-    run: Invocation, reason: str | None, dids: tuple[str, ...], priority: str, no_wait: bool
-) -> None:
-    """Retry dead letters, and repos that are stored as failed.
+    run: Invocation, given: "Subjects", reason: str | None, old: "Subjects", priority: str,
+    no_wait: bool,
+) -> None:  # fmt: skip
+    """Retry dead letters, and repos that are stored as failed; of all accounts, or of some.
 
     Accounts that are deactivated or gone, or were cancelled, are tried again only by --reason or
-    --did.
+    by name.
     """
     from rsky_pipeline.database.errors import DatabaseError
     from rsky_pipeline.operations.backfill.adding import PRIORITIES, Adder, QueueFullError
     from rsky_pipeline.operations.backfill.progress import unsuccessful
     from rsky_pipeline.operations.backfill.queued import retry as retry_repos
 
-    progress = Progress()
+    progress, dids = Progress(), run.accounts(given, old)
     with run.store("backfill") as store:
         try:
             with _database(run) as database:
@@ -152,18 +163,19 @@ def retry(
 
 
 @operator_command(command)
-@click.argument("dids", nargs=-1, metavar="[DID]...")
+@subjects_argument()
 @click.option("--all", "everything", is_flag=True, help="All accounts.")
 @click.option("--resyncs", is_flag=True,
               help="Also repairs that live indexing asked for; rows may stay wrong.")  # fmt: skip
-def cancel(run: Invocation, dids: tuple[str, ...], everything: bool, resyncs: bool) -> None:
+def cancel(run: Invocation, given: "Subjects", everything: bool, resyncs: bool) -> None:
     """Take jobs out of the queue. Workers finish the jobs that they hold already."""
     from rsky_pipeline.database.errors import DatabaseError
     from rsky_pipeline.operations.backfill.progress import mark_cancelled
     from rsky_pipeline.operations.backfill.queued import cancel as cancel_jobs
 
-    if bool(dids) == everything:
-        raise CommandError("give DIDs or --all", ExitCode.USAGE)
+    if bool(given) == everything:
+        raise CommandError("give accounts or --all", ExitCode.USAGE)
+    dids = run.accounts(given)
     with run.store("backfill") as store:
         done = cancel_jobs(store, None if everything else set(dids), resyncs=resyncs,
                            tell=Progress())  # fmt: skip
@@ -238,7 +250,7 @@ def _report_added(
         say(f"the host could not list the accounts with cursors {cursors}; with --restart they are "
             "asked for again")  # fmt: skip
     for example in refused.examples:
-        say(f"no DID of did:plc or did:web: {example!r}")
+        say(f"no account is named by {example!r}")
     if problem:
         raise CommandError(f"{problem}; repeat the command to go on", ExitCode.FAILED)
     if added.unlistable:

@@ -9,8 +9,9 @@ function returns its exit code (None is 0), or raises CommandError.
 import inspect
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from functools import cached_property, wraps
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -25,6 +26,7 @@ from rsky_pipeline.configuration.settings import declarations
 if TYPE_CHECKING:
     from rsky_pipeline.configuration.settings import Settings
     from rsky_pipeline.database.connection import Database
+    from rsky_pipeline.operations.subjects import NamedSubject
     from rsky_pipeline.streams.connection import Store
 
 # The settings that deserve a flag of their own; every other one is set by --set.
@@ -95,6 +97,31 @@ class Invocation:
     def assign(self, *assignments: str) -> None:
         """Add settings as `--set` does; before the configuration is looked at."""
         self._parameters["assignments"] = (*self._parameters["assignments"], *assignments)
+
+    def subjects(self, *given: Iterable["NamedSubject"]) -> list[str]:
+        """Return the at-uris and DIDs of subjects, each once, with the DIDs of their handles.
+
+        Raises CommandError for a handle without an account, or that cannot be resolved now.
+        """
+        from rsky_pipeline.network.handles import HandleUnavailableError
+        from rsky_pipeline.operations.subjects import resolve
+
+        named = [each for group in given for each in group]
+        found = resolve(self.settings, named)
+        for problem in found.problems.values():
+            away = isinstance(problem, HandleUnavailableError)
+            raise CommandError(str(problem), ExitCode.UNAVAILABLE if away else ExitCode.USAGE)
+        for handle, did in found.dids.items():
+            say(f"{handle} is {did}")
+        whole = (replace(each, account=found.dids.get(each.account, each.account))
+                 for each in named)  # fmt: skip
+        return list(dict.fromkeys(each.text for each in whole))
+
+    def accounts(self, *given: Iterable["NamedSubject"]) -> list[str]:
+        """Return the DIDs of accounts, each once; of a record, that of its account."""
+        return self.subjects(
+            replace(each, collection="", rkey="") for group in given for each in group
+        )
 
     @contextmanager
     def store(self, name: str) -> Iterator["Store"]:
@@ -182,6 +209,20 @@ def operator_command(
     return decorate
 
 
+def subjects_argument(
+    name: str = "given", *, metavar: str = "[ACCOUNT]...", many: bool = True
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Add the accounts, or records, that a command is about."""
+    return click.argument(
+        name, nargs=-1 if many else 1, type=SUBJECT, metavar=metavar, required=not many
+    )
+
+
+def old_option(flag: str, name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Add the hidden option by which a command was given its subjects before."""
+    return click.option(flag, name, multiple=True, type=SUBJECT, hidden=True)
+
+
 def configuration_options() -> list[click.Option]:
     """Return --config, --set and the flags of the commonest settings."""
     known = declarations()
@@ -218,20 +259,23 @@ def configuration_options() -> list[click.Option]:
     ]
 
 
-class AccountDid(click.ParamType[str]):
-    """The DID of an account, as somebody types it."""
+class SubjectType(click.ParamType["NamedSubject"]):
+    """An account or a record, as somebody types or pastes it."""
 
-    name = "did"
+    name = "account"
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        """Return it without spaces around it."""
-        from rsky_pipeline.atproto.syntax import is_account_did
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> "NamedSubject":
+        """Read it; handles are resolved later, by `Invocation.accounts` and `subjects`."""
+        from rsky_pipeline.operations.subjects import NamedSubject, read_subject
 
-        did = str(value).strip()
-        if not is_account_did(did):
-            allowed = "allowed are did:plc with 24 letters (a-z, 2-7), and did:web"
-            self.fail(f"{did[:100]!r} is not a DID of an account: {allowed}", param, ctx)
-        return did
+        if isinstance(value, NamedSubject):
+            return value
+        try:
+            return read_subject(str(value))
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
 
 
 class Duration(click.ParamType[float]):
@@ -252,7 +296,7 @@ class Duration(click.ParamType[float]):
 
 
 DURATION = Duration()
-ACCOUNT_DID = AccountDid()
+SUBJECT = SubjectType()
 
 
 def _load(parameters: dict[str, Any]) -> Loaded:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from rsky_pipeline.cli.command import ACCOUNT_DID, Invocation, operator_command
+from rsky_pipeline.cli.command import Invocation, old_option, operator_command, subjects_argument
 from rsky_pipeline.cli.exit_codes import ExitCode
 from rsky_pipeline.cli.output import Progress, line, print_table, say
 
@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from rsky_pipeline.operations.compare_repo import Comparison
     from rsky_pipeline.operations.recount import Drift
     from rsky_pipeline.operations.repos import RepoResult
+    from rsky_pipeline.operations.subjects import NamedSubject
+
+    Subjects = tuple[NamedSubject, ...]
 
 COMPARED = (
     "repo", "rows", "equal", "newer", "refused", "missing", "extra", "different", "unlisted",
@@ -105,28 +108,34 @@ def pair(run: Invocation, force: bool) -> int:
 
 
 @operator_command(command)
-@click.option("--did", "dids", multiple=True, metavar="DID",
-              help="Counts of an account and of its records; may be repeated.")  # fmt: skip
-@click.option("--uri", "uris", multiple=True, metavar="URI",
-              help="Counts of a post, feed or labeler; may be repeated.")  # fmt: skip
+@subjects_argument(metavar="[SUBJECT]...")
+@old_option("--did", "dids")
+@old_option("--uri", "uris")
 @click.option("--all", "everything", is_flag=True, help="All counts.")
 @click.option("--dry-run", is_flag=True, help="Report only; exit with 6 if something drifted.")
 def recount(
-    run: Invocation, dids: tuple[str, ...], uris: tuple[str, ...], everything: bool, dry_run: bool
-) -> int:
+    run: Invocation, given: "Subjects", dids: "Subjects", uris: "Subjects", everything: bool,
+    dry_run: bool,
+) -> int:  # fmt: skip
     """Recompute counts, and repair drift.
 
+    A SUBJECT is an account (its counts, and those of its records), or one post, feed or labeler.
     Counts are of likes, replies, reposts, quotes, followers, follows and posts. Safe beside running
     indexers; may be interrupted at any point and repeated.
     """
-    if everything == bool(dids or uris):
-        raise click.UsageError("give --did or --uri, or --all")
+    if everything == bool(given or dids or uris):
+        raise click.UsageError("give accounts or records, or --all")
     from rsky_pipeline.operations.recount import Scope
     from rsky_pipeline.operations.recount import recount as chunks
 
+    wanted = run.subjects(given, dids, uris)
+    scope = Scope(
+        tuple(each for each in wanted if not each.startswith("at://")),
+        tuple(each for each in wanted if each.startswith("at://")),
+    )
     progress, keys, drifts, count = Progress(), 0, list["Drift"](), 0
     with run.database("recount") as database:
-        for chunk in chunks(database, Scope(dids, uris), repair=not dry_run):
+        for chunk in chunks(database, scope, repair=not dry_run):
             keys += chunk.keys
             count += len(chunk.drifts)
             drifts += chunk.drifts[: SHOWN_DRIFTS - len(drifts)]
@@ -149,9 +158,9 @@ def recount(
 
 
 @operator_command(command)
-@click.option("--did", "dids", multiple=True, required=True, type=ACCOUNT_DID, metavar="DID",
-              help="The account; may be repeated.")  # fmt: skip
-def compare(run: Invocation, dids: tuple[str, ...]) -> int:
+@subjects_argument()
+@old_option("--did", "old")
+def compare(run: Invocation, given: "Subjects", old: "Subjects") -> int:
     """Compare repos with their rows.
 
     Fetches and verifies each repo, and lists rows that are missing, additional or different. Reads
@@ -166,6 +175,9 @@ def compare(run: Invocation, dids: tuple[str, ...]) -> int:
     from rsky_pipeline.repos.repo import Repo
     from rsky_pipeline.runtime.threads import in_thread
 
+    if not given and not old:
+        raise click.UsageError("give accounts")
+    dids = run.accounts(given, old)
     outcomes: list[RepoResult[Comparison]] = []
     with run.database("compare") as database:
         collections = SelectedCollections(run.settings.collections, run.settings.validation)
@@ -193,17 +205,18 @@ def compare(run: Invocation, dids: tuple[str, ...]) -> int:
 
 
 @operator_command(command)
-@click.option("--did", metavar="DID", help="Of one account.")
-@click.option("--uri", metavar="URI", help="One record.")
+@subjects_argument(metavar="[SUBJECT]")
+@old_option("--did", "dids")
+@old_option("--uri", "uris")
 @click.option("--collection", metavar="NSID", help="Of one collection.")
 @click.option("--reason", metavar="CODE", help="For one reason, such as too_long.")
 @click.option("--limit", default=100, show_default=True, type=click.IntRange(0, 100_000),
               help="Records to list, the newest first; all are counted.")  # fmt: skip
 def rejected(
-    run: Invocation, did: str | None, uri: str | None, collection: str | None,
-    reason: str | None, limit: int,
+    run: Invocation, given: "Subjects", dids: "Subjects", uris: "Subjects",
+    collection: str | None, reason: str | None, limit: int,
 ) -> None:  # fmt: skip
-    """Count and list refused records, with the reason.
+    """Count and list refused records of all or one account, or one record, with the reason.
 
     A record is no longer listed once a newer state of it was indexed or it was deleted.
     """
@@ -213,6 +226,12 @@ def rejected(
         list_rejections,
     )
 
+    subjects = run.subjects(given, dids, uris)
+    if len(subjects) > 1:
+        raise click.UsageError("give one account or record")
+    did = uri = None
+    for text in subjects:
+        did, uri = (None, text) if text.startswith("at://") else (text, None)
     wanted = RejectionFilter(did, uri, collection, reason)
     with run.database("rejected") as database:
         counts = count_rejections(database, wanted)

@@ -5,20 +5,26 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from rsky_pipeline.cli.command import ACCOUNT_DID, CommandError, Invocation, operator_command
+from rsky_pipeline.cli.command import (
+    CommandError,
+    Invocation,
+    operator_command,
+    subjects_argument,
+)
 from rsky_pipeline.cli.exit_codes import ExitCode
 from rsky_pipeline.cli.output import Progress, line, say
 
 if TYPE_CHECKING:
     from rsky_pipeline.operations.index_repo import Indexed
     from rsky_pipeline.operations.repos import RepoResult
+    from rsky_pipeline.operations.subjects import NamedSubject
 
 
 @operator_command(name="index-repo")
-@click.argument("dids", nargs=-1, type=ACCOUNT_DID, metavar="[DID]...")
+@subjects_argument()
 @click.option("--file", "file", type=click.Path(dir_okay=False, path_type=Path), metavar="CSV",
               help="CSV with a column did, or a DID on each line.")  # fmt: skip
-def command(run: Invocation, dids: tuple[str, ...], file: Path | None) -> int:
+def command(run: Invocation, given: "tuple[NamedSubject, ...]", file: Path | None) -> int:
     """Fetch and verify repos, and create, update and delete their rows directly in PostgreSQL.
 
     Safe beside running workers, and to repeat. A repo that fails does not stop the others; then
@@ -26,9 +32,10 @@ def command(run: Invocation, dids: tuple[str, ...], file: Path | None) -> int:
     """
     from rsky_pipeline.operations.repos import none_reachable
 
-    wanted = list(dict.fromkeys([*dids, *(_read(file) if file is not None else ())]))
+    named = _read(run, file) if file is not None else ()
+    wanted = list(dict.fromkeys([*run.accounts(given), *named]))
     if not wanted:
-        raise click.UsageError("give DIDs, or --file with at least one")
+        raise click.UsageError("give accounts, or --file with at least one")
     outcomes = _index(run, wanted)
     failed = [outcome for outcome in outcomes if outcome.result is None]
     done = len(outcomes) - len(failed)
@@ -76,17 +83,17 @@ def _index(run: Invocation, wanted: list[str]) -> "list[RepoResult[Indexed]]":
 SHOWN = 100  # repos of which each has a line; of more only failures and the progress
 
 
-def _read(file: Path) -> list[str]:
+def _read(run: Invocation, file: Path) -> list[str]:
     """Return the DIDs of a CSV file."""
     from rsky_pipeline.operations.backfill.adding import RefusedNames, from_file, valid
 
     refused = RefusedNames()
     try:
-        found = list(valid(from_file(file), refused))
+        found = list(valid(from_file(file), refused, run.settings))
     except OSError as error:
         raise CommandError(f"{file} cannot be read: {error.strerror}", ExitCode.USAGE) from error
     if refused.count:
-        say(f"{file}: lines without a DID: {refused.count:,}")
+        say(f"{file}: lines without an account: {refused.count:,}")
     return found
 
 

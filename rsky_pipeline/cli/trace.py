@@ -5,20 +5,21 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from rsky_pipeline.cli.command import CommandError, Invocation, operator_command
+from rsky_pipeline.cli.command import Invocation, operator_command, subjects_argument
 from rsky_pipeline.cli.exit_codes import ExitCode
 from rsky_pipeline.cli.output import line, say
 
 if TYPE_CHECKING:
     from rsky_pipeline.operations.diagnosis import Diagnosis
+    from rsky_pipeline.operations.subjects import NamedSubject
     from rsky_pipeline.operations.trace import Traced
 
 
 @operator_command(name="trace")
-@click.argument("subject", metavar="AT-URI|DID")
+@subjects_argument("subject", metavar="SUBJECT", many=False)
 @click.option("--limit", type=click.IntRange(1), default=200_000, show_default=True,
               help="Newest entries of each stream that are searched.")  # fmt: skip
-def command(run: Invocation, subject: str, limit: int) -> int:
+def command(run: Invocation, subject: "NamedSubject", limit: int) -> int:
     """Find a record or an account: at its PDS, in a stream, dead-lettered, indexed.
 
     Exit codes: 0 it is visible, 2 malformed, 6 it is not (hidden, on its way, deleted, missing), 69
@@ -29,11 +30,8 @@ def command(run: Invocation, subject: str, limit: int) -> int:
     from rsky_pipeline.operations.diagnosis import diagnose
     from rsky_pipeline.operations.trace import parse_subject, trace
 
-    try:
-        parsed = parse_subject(subject)
-    except ValueError as error:
-        raise CommandError(str(error), ExitCode.USAGE) from error
-    found = trace(run.settings, parsed, limit=limit, on_progress=say)
+    (text,) = run.subjects([subject])
+    found = trace(run.settings, parse_subject(text), limit=limit, on_progress=say)
     diagnosis = diagnose(found)
     run.answer({"verdict": asdict(diagnosis), **found.document()}, lambda: _show(found, diagnosis))
     if found.redis.problem or found.database.problem or diagnosis.state == "unknown":

@@ -95,7 +95,7 @@ def test_the_line_names_a_command_and_options_that_exist(page: str, line: str) -
         "stop --timeout",
         "streams trimm x",
         "--verbose",
-        "db compare did:plc:x",
+        "db check did:plc:x",
         "restart indexer backfiller",
         "cursor set bsky.network --force",
     ],

@@ -14,7 +14,6 @@ from pathlib import Path
 
 import trio
 
-from rsky_pipeline.atproto.syntax import is_account_did
 from rsky_pipeline.configuration.endpoints import Endpoint
 from rsky_pipeline.configuration.settings import Settings
 from rsky_pipeline.network.http import HttpClient
@@ -26,6 +25,7 @@ from rsky_pipeline.network.listing import (
     list_repos,
     list_repos_by_collection,
 )
+from rsky_pipeline.operations.subjects import NamedSubject, read_subject, resolve
 from rsky_pipeline.streams.append import CursorMove, Entry, append, read_cursor
 from rsky_pipeline.streams.connection import Store
 from rsky_pipeline.streams.event import MalformedEventError
@@ -177,7 +177,7 @@ def did_of(payload: bytes) -> str:
 
 @dataclass(slots=True)
 class RefusedNames:
-    """Inputs that are no DID of a supported method: their number and the first few."""
+    """Inputs that name no account: their number and the first few."""
 
     count: int = 0
     examples: list[str] = field(default_factory=list)
@@ -189,14 +189,23 @@ class RefusedNames:
             self.examples.append(what[:200])
 
 
-def valid(names: Iterable[str], refused: RefusedNames) -> Iterator[str]:
-    """Yield names that can be DIDs of accounts; note all others."""
-    for name in names:
-        did = name.strip()
-        if is_account_did(did):
-            yield did
-        elif did:
-            refused.add(did)
+def valid(names: Iterable[str], refused: RefusedNames, settings: Settings) -> Iterator[str]:
+    """Yield the DIDs of accounts that are named by DID, handle, at-uri or link; note all others."""
+    texts = iter(names)
+    while page := [each.strip() for each in islice(texts, _BATCH_JOBS)]:
+        subjects: dict[str, NamedSubject] = {}
+        for text in filter(None, page):
+            try:
+                subjects[text] = read_subject(text)
+            except ValueError:
+                refused.add(text)
+        found = resolve(settings, subjects.values())
+        for text in page:
+            account = subjects[text].account if text in subjects else ""
+            if account in found.problems:
+                refused.add(text)
+            elif account:
+                yield found.dids.get(account, account)
 
 
 def from_file(path: Path) -> Iterator[str]:
