@@ -93,7 +93,7 @@ def _read(run: Invocation, file: Path) -> list[str]:
     except OSError as error:
         raise CommandError(f"{file} cannot be read: {error.strerror}", ExitCode.USAGE) from error
     if refused.count:
-        say(f"{file}: lines without an account: {refused.count:,}")
+        say(f"{file}: lines without a DID: {refused.count:,}")
     return found
 
 
