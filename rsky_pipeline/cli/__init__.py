@@ -7,8 +7,10 @@ libraries that they call when they run, so that `--help` needs neither trio nor 
 no threads, and no work that another program could call: that is in `operations`.
 """
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from difflib import get_close_matches
 from importlib import import_module
 from typing import IO, Any
 
@@ -37,6 +39,7 @@ COMMANDS = {
     "config": "Show or check the configuration.",
     "db": "Check the database: schema, counts, completeness of a repo, rejected records.",
     "index-repo": "Bring the rows of repos exactly up to date.",
+    "completion": "Complete commands, streams, settings and hosts in a shell.",
     "systemd": "Install, remove or show the systemd units.",
     "simulate": "Serve a simulated network on loopback.",
     "demo": "Run the whole pipeline on a simulated network and compare the result.",
@@ -66,7 +69,17 @@ def _one_line() -> Iterator[None]:
     except (click.exceptions.NoArgsIsHelpError, _OneLineError):
         raise
     except click.UsageError as error:
-        raise _OneLineError(error.format_message(), error.ctx) from error
+        message = error.format_message()
+        raise _OneLineError(message + _suggestion(message, error.ctx), error.ctx) from error
+
+
+def _suggestion(message: str, ctx: click.Context | None) -> str:
+    """Return the command that was probably meant; click knows only those that are loaded."""
+    found = re.match(r"No such command '(.+)'\.?$", message)
+    if found is None or ctx is None or not isinstance(ctx.command, click.Group):
+        return ""
+    close = get_close_matches(found[1], ctx.command.list_commands(ctx), n=1)
+    return f" Did you mean '{close[0]}'?" if close else ""
 
 
 class LazyGroup(click.Group):

@@ -9,22 +9,23 @@ function returns its exit code (None is 0), or raises CommandError.
 import inspect
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import replace
-from functools import cached_property, wraps
+from functools import cached_property, partial, wraps
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 import click
+from click.shell_completion import CompletionItem
 
 from rsky_pipeline.cli.exit_codes import ExitCode
-from rsky_pipeline.cli.output import line, print_json, say
+from rsky_pipeline.cli.output import block, line, print_json, say
 from rsky_pipeline.configuration.load import ConfigurationError, Loaded, load
 from rsky_pipeline.configuration.settings import declarations
 
 if TYPE_CHECKING:
-    from rsky_pipeline.configuration.settings import Settings
+    from rsky_pipeline.configuration.settings import SettingInfo, Settings
     from rsky_pipeline.database.connection import Database
     from rsky_pipeline.operations.subjects import NamedSubject
     from rsky_pipeline.streams.connection import Store
@@ -55,6 +56,89 @@ class CommandError(click.ClickException):
         """Print the message, a line each."""
         for message in (self.message, *self._more):
             say(message)
+
+
+class SettingOption(click.Option):
+    """An option that every command has: one line of its help stands for all of them."""
+
+
+class OperatorCommand(click.Command):
+    """A command whose help shows its own options, an example, and the settings only on demand."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the options that only this command has."""
+        shared = [each for each in self.params if isinstance(each, SettingOption)]
+        own = [
+            each
+            for each in self.get_params(ctx)
+            if each not in shared and isinstance(each, click.Option)
+        ]
+        records = [record for each in own if (record := _record(each, ctx))]
+        if shared:
+            records.append(("--help-settings", "Show the options of settings, and exit."))
+        with formatter.section("Options"):
+            formatter.write_dl(records)
+        if shared:
+            with formatter.section("Settings"):
+                formatter.write_text(
+                    "--config FILE, --set NAME=VALUE and options of the commonest settings, such "
+                    "as --redis-url and --database-url: see --help-settings."
+                )
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write what names an account, and an example."""
+        from rsky_pipeline.cli.examples import EXAMPLES
+
+        takes = [each for each in self.params if isinstance(each.type, SubjectType)]
+        if takes or self.name == "add":
+            with formatter.section("Accounts and records"):
+                formatter.write_text(
+                    "An account is named by its DID, its handle, an at-uri or a link of bsky.app; "
+                    "a record by an at-uri or a link."
+                )
+        example = EXAMPLES.get(" ".join(_path(ctx)))
+        if example:
+            with formatter.section("Example"):
+                formatter.write_text(example)
+
+    def format_settings(self, ctx: click.Context) -> str:
+        """Return the help of the options of settings."""
+        formatter = ctx.make_formatter()
+        shared = [each for each in self.params if isinstance(each, SettingOption)]
+        with formatter.section("Settings of every command"):
+            formatter.write_dl([record for each in shared if (record := _record(each, ctx))])
+        formatter.write_paragraph()
+        formatter.write_text(
+            "Every setting stands in docs/configuration.md; `rsky-pipeline config show` prints the "
+            "values in use and where they come from."
+        )
+        return formatter.getvalue()
+
+
+def _path(ctx: click.Context) -> list[str]:
+    """Return the words of a command, without the program."""
+    if ctx.parent is None:
+        return []
+    return [*_path(ctx.parent), ctx.info_name or ""]
+
+
+def _record(option: click.Option, ctx: click.Context) -> tuple[str, str] | None:
+    """Return the help of an option under its first name; earlier names are not shown."""
+    record = option.get_help_record(ctx)
+    if record is None:
+        return None
+    names = [each for each in option.opts if each.startswith("--")]
+    if len(names) < 2:
+        return record
+    shown, text = record
+    return shown.replace(", ".join(option.opts), names[0]), text
+
+
+def _show_settings(ctx: click.Context, parameter: click.Parameter, asked: bool) -> None:
+    if asked and not ctx.resilient_parsing:
+        assert isinstance(ctx.command, OperatorCommand)
+        block(ctx.command.format_settings(ctx))
+        ctx.exit()
 
 
 class Invocation:
@@ -192,7 +276,7 @@ def operator_command(
 
         def command(visible: bool) -> click.Command:
             own = reversed(getattr(function, "__click_params__", []))
-            return click.Command(
+            return OperatorCommand(
                 name or function.__name__,
                 callback=call,
                 params=[*own, *shared],
@@ -226,37 +310,105 @@ def old_option(flag: str, name: str) -> Callable[[Callable[..., Any]], Callable[
 def configuration_options() -> list[click.Option]:
     """Return --config, --set and the flags of the commonest settings."""
     known = declarations()
+    items = {setting: flag for flag, setting in ITEM_FLAGS.items()}
     return [
-        click.Option(
+        SettingOption(
             ["--config", "config_file"],
             type=click.Path(path_type=Path),
             help="TOML file. Default: $RSKY_PIPELINE_CONFIG, ./rsky-pipeline.toml, "
             "/etc/rsky-pipeline/rsky-pipeline.toml.",
         ),
-        click.Option(
+        SettingOption(
             ["--set", "assignments"],
             multiple=True,
             metavar="NAME=VALUE",
+            shell_complete=_complete_settings,
             help="Any setting of docs/configuration.md; may be repeated.",
         ),
         *(
-            click.Option(
-                [flag, _ITEM_PARAMETER.format(setting)],
-                multiple=True,
-                metavar="HOST",
-                help=f"One of {setting}; may be repeated.",
+            SettingOption(
+                [flag, _ITEM_PARAMETER.format(setting)], multiple=True, metavar="HOST", hidden=True
             )
-            for flag, setting in reversed(ITEM_FLAGS.items())
+            for flag, setting in ITEM_FLAGS.items()
         ),
         *(
-            click.Option(
+            SettingOption(
                 [f"--{setting.replace('_', '-')}", _PARAMETER.format(setting)],
-                metavar="A,B" if setting in ITEM_FLAGS.values() else "VALUE",
-                help=known[setting].help,
+                metavar=_metavar(setting, known[setting]),
+                shell_complete=partial(_complete_choices, known[setting].choices),
+                help=known[setting].help
+                + (f" Or {items[setting]} HOST, repeated." if setting in items else ""),
             )
             for setting in FLAGS
         ),
-    ]
+        click.Option(
+            ["--help-settings"], is_flag=True, is_eager=True, expose_value=False, hidden=True,
+            callback=_show_settings,
+        ),
+    ]  # fmt: skip
+
+
+def _metavar(setting: str, info: "SettingInfo") -> str:
+    if info.choices:
+        return f"[{'|'.join(info.choices)}]"
+    return "A,B" if setting in ITEM_FLAGS.values() else "VALUE"
+
+
+def _complete_choices(
+    choices: Sequence[str], ctx: click.Context, param: click.Parameter, incomplete: str
+) -> list[str]:
+    return [each for each in choices if each.startswith(incomplete)]
+
+
+def _complete_settings(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+    name, separator, value = incomplete.partition("=")
+    known = declarations()
+    if not separator:
+        return [f"{each}=" for each in known if each.startswith(name.replace("-", "_"))]
+    info = known.get(name.replace("-", "_"))
+    return [f"{name}={each}" for each in info.choices if each.startswith(value)] if info else []
+
+
+class StreamName(click.ParamType[str]):
+    """The name of a stream; the command checks it. `letters` completes dead-letter streams."""
+
+    name = "stream"
+
+    def __init__(self, *, letters: bool = False) -> None:
+        self._letters = letters
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        """Return the known streams."""
+        from rsky_pipeline.streams.names import (
+            FIREHOSE_RAW_LETTERS,
+            LABEL_RAW_LETTERS,
+            STREAMS,
+            dead_letters,
+        )
+
+        names = list(STREAMS)
+        if self._letters:
+            names = [*map(dead_letters, STREAMS), FIREHOSE_RAW_LETTERS, LABEL_RAW_LETTERS]
+        return [CompletionItem(each) for each in names if each.startswith(incomplete)]
+
+
+class HostName(click.ParamType[str]):
+    """The name of a host; the command reads it."""
+
+    name = "host"
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        """Return the configured relays and labelers."""
+        try:
+            settings = load(ctx.params.get("config_file"), os.environ, {}).settings
+        except ConfigurationError:
+            return []
+        hosts = (*settings.relay_hosts, *settings.labeler_hosts)
+        return [CompletionItem(each) for each in hosts if each.startswith(incomplete)]
 
 
 class SubjectType(click.ParamType["NamedSubject"]):
@@ -297,6 +449,7 @@ class Duration(click.ParamType[float]):
 
 DURATION = Duration()
 SUBJECT = SubjectType()
+STREAM_NAME, LETTERS_NAME, HOST_NAME = StreamName(), StreamName(letters=True), HostName()
 
 
 def _load(parameters: dict[str, Any]) -> Loaded:

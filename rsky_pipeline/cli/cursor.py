@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from rsky_pipeline.cli.command import CommandError, Invocation, operator_command
+from rsky_pipeline.cli.command import HOST_NAME, CommandError, Invocation, operator_command
 from rsky_pipeline.cli.exit_codes import ExitCode
 from rsky_pipeline.cli.output import line, print_table
 
@@ -44,7 +44,7 @@ def list_all(run: Invocation) -> None:
 
 
 @operator_command(command, "set")
-@click.argument("host")
+@click.argument("host", type=HOST_NAME)
 @click.argument("seq", type=click.IntRange(0, 2**53 - 1))
 @click.option("--again", is_flag=True, help="Process commits again; the ingester must be stopped.")
 @_stream
@@ -68,7 +68,7 @@ def set_one(run: Invocation, host: str, seq: int, again: bool, stream: Any, forc
 
 
 @operator_command(command)
-@click.argument("host")
+@click.argument("host", type=HOST_NAME)
 @_stream
 @_force
 def reset(run: Invocation, host: str, stream: Any, force: bool) -> None:

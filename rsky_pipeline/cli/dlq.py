@@ -8,7 +8,13 @@ from typing import IO, TYPE_CHECKING, Any
 
 import click
 
-from rsky_pipeline.cli.command import DURATION, CommandError, Invocation, operator_command
+from rsky_pipeline.cli.command import (
+    DURATION,
+    LETTERS_NAME,
+    CommandError,
+    Invocation,
+    operator_command,
+)
 from rsky_pipeline.cli.exit_codes import ExitCode
 from rsky_pipeline.cli.output import Progress, line, print_table, say
 
@@ -34,7 +40,7 @@ def command() -> None:
 
 
 @operator_command(command, "list")
-@click.argument("stream", required=False)
+@click.argument("stream", type=LETTERS_NAME, required=False)
 @_reason
 def list_letters(run: Invocation, stream: str | None, reason: str | None) -> None:
     """Count dead letters by stream and reason."""
@@ -57,7 +63,7 @@ def list_letters(run: Invocation, stream: str | None, reason: str | None) -> Non
 
 
 @operator_command(command)
-@click.argument("stream", required=False)
+@click.argument("stream", type=LETTERS_NAME, required=False)
 @_reason
 @_ids
 @click.option("--limit", "--count", "limit", type=click.IntRange(1, 1_000), default=10,
@@ -84,7 +90,7 @@ def show(
 
 
 @operator_command(command)
-@click.argument("stream", required=False)
+@click.argument("stream", type=LETTERS_NAME, required=False)
 @_reason
 @_ids
 @click.option("--all", "everything", is_flag=True, help="All streams and reasons.")
@@ -117,7 +123,7 @@ def retry(
 
 
 @operator_command(command)
-@click.argument("stream")
+@click.argument("stream", type=LETTERS_NAME)
 @click.argument("letter_id", metavar="ID")
 @click.option("--file", "file", type=click.File("r", encoding="utf-8"), metavar="FILE",
               help="Read the new text from a file (- is standard input); no editor.")  # fmt: skip
@@ -179,7 +185,7 @@ def _report_retried(run: Invocation, results: "dict[str, Retried]", back: "Retur
 
 
 @operator_command(command)
-@click.argument("stream", required=False)
+@click.argument("stream", type=LETTERS_NAME, required=False)
 @_reason
 @_ids
 @click.option("--all", "everything", is_flag=True, help="All streams and reasons.")

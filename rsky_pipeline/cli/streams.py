@@ -7,7 +7,13 @@ from typing import TYPE_CHECKING
 
 import click
 
-from rsky_pipeline.cli.command import DURATION, CommandError, Invocation, operator_command
+from rsky_pipeline.cli.command import (
+    DURATION,
+    STREAM_NAME,
+    CommandError,
+    Invocation,
+    operator_command,
+)
 from rsky_pipeline.cli.exit_codes import ExitCode
 from rsky_pipeline.cli.output import Progress, duration, line, print_table, say
 
@@ -45,7 +51,7 @@ def list_streams(run: Invocation, window: float) -> None:
 
 
 @operator_command(command)
-@click.argument("stream")
+@click.argument("stream", type=STREAM_NAME)
 @click.option("--limit", "--count", "limit", type=click.IntRange(1, 100_000), default=1_000,
               show_default=True, help="Entries to look at.")  # fmt: skip
 @click.option("--oldest", is_flag=True, help="Look at the oldest entries, not the newest.")
@@ -72,7 +78,7 @@ def inspect(run: Invocation, stream: str, limit: int, oldest: bool) -> None:
 
 
 @operator_command(command)
-@click.argument("stream")
+@click.argument("stream", type=STREAM_NAME)
 @click.option("--keep", type=DURATION, metavar="DURATION", help="Remove older entries, as 1h.")
 @click.option("--maxlen", type=click.IntRange(min=0), help="Remove all but the newest N entries.")
 @_force
@@ -100,7 +106,7 @@ def trim(
 
 
 @operator_command(command)
-@click.argument("stream")
+@click.argument("stream", type=STREAM_NAME)
 @_force
 @_dry_run
 def reset(run: Invocation, stream: str, force: bool, dry_run: bool) -> int:
@@ -118,7 +124,7 @@ def reset(run: Invocation, stream: str, force: bool, dry_run: bool) -> int:
 
 
 @operator_command(command)
-@click.argument("stream")
+@click.argument("stream", type=STREAM_NAME)
 @click.option(
     "--type",
     "kinds",

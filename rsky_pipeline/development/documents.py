@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 from rsky_pipeline.cli.exit_codes import MEANINGS
+from rsky_pipeline.cli.man import man_page
 from rsky_pipeline.cli.output import say
 from rsky_pipeline.configuration.report import reference_markdown
 from rsky_pipeline.configuration.topology import ROLE_NAMES
@@ -40,6 +41,7 @@ def pages() -> Mapping[Path, str]:
         for name, make in parts.items():
             text = replaced(text, name, make())
         found[ROOT / page] = text
+    found[ROOT / "docs" / "rsky-pipeline.1"] = man_page()
     return found
 
 
