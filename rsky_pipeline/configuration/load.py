@@ -1,4 +1,4 @@
-"""The effective configuration: defaults, then the TOML file, then the environment, then flags.
+"""The effective configuration: defaults, the TOML file, credentials, the environment, flags.
 
 All problems are found at once: of single settings (`values`), and of settings that contradict each
 other (`contradictions`).
@@ -17,7 +17,9 @@ from rsky_pipeline.configuration.sources import (
     ConfigFile,
     Given,
     find_file,
+    from_file,
     nearest,
+    read_credentials,
     read_environment,
     read_file,
     remarks,
@@ -64,6 +66,7 @@ def load(
     spelled = flag_origins or {}
     file = find_file(config_file, environ, problems)
     given = read_file(file, problems) if file is not None else []
+    given += read_credentials(environ, declarations(), problems)
     given += read_environment(environ, declarations(), problems)
     given += [
         Given(name, text, f"flag {spelled.get(name, '--' + name.replace('_', '-'))}")
@@ -87,7 +90,10 @@ def _checked(given: Sequence[Given], problems: list[str]) -> tuple[dict[str, Any
     known = declarations()
     values: dict[str, Any] = {}
     origins = dict.fromkeys(known, DEFAULT)
-    for item in given:
+    for one in given:
+        item = from_file(one, known, problems)
+        if item is None:
+            continue
         info = known.get(item.name)
         if info is None:
             name = shortened(item.name)

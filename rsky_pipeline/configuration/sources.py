@@ -22,6 +22,8 @@ PREFIX = "RSKY_PIPELINE_"
 CONFIG_VARIABLE = f"{PREFIX}CONFIG"
 DEFAULT_FILES = (Path("rsky-pipeline.toml"), Path("/etc/rsky-pipeline/rsky-pipeline.toml"))
 MAX_FILE_BYTES = 1_000_000
+MAX_SECRET_CHARACTERS = 10_000
+FILE_SUFFIX = "_file"
 
 # Variables of the original services that have no counterpart here are no errors: a deployment that
 # is moved over keeps its environment. `config check` reports each of them.
@@ -123,14 +125,65 @@ def read_file(file: ConfigFile, problems: list[str]) -> list[Given]:
     return [Given(name, document[name], str(file.path)) for name in document if name not in tables]
 
 
+def read_credentials(
+    environ: Mapping[str, str], known: Mapping[str, SettingInfo], problems: list[str]
+) -> Iterator[Given]:
+    """Yield the secret settings that systemd hands over (LoadCredential=, systemd.exec(5))."""
+    folder = environ.get("CREDENTIALS_DIRECTORY", "").strip()
+    for name in _secrets(known) if folder else ():
+        path = Path(folder, name)
+        if path.exists():
+            text = read_secret(path, f"credential {name}", problems)
+            if text is not None:
+                yield Given(name, text, f"systemd credential {name}")
+
+
+def read_secret(path: Path, origin: str, problems: list[str]) -> str | None:
+    """Return the content of the file of a secret, without the line break at its end."""
+    try:
+        with path.open(encoding="utf-8") as stream:
+            text = stream.read(MAX_SECRET_CHARACTERS + 1)
+    except (OSError, UnicodeDecodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+        problems.append(f"{path} (from {origin}): cannot be read: {why}")
+        return None
+    if len(text) > MAX_SECRET_CHARACTERS or not text.strip():
+        why = "empty" if not text.strip() else f"longer than {MAX_SECRET_CHARACTERS} characters"
+        problems.append(f"{path} (from {origin}): is {why}")
+        return None
+    return text.strip()
+
+
+def _secrets(known: Mapping[str, SettingInfo]) -> list[str]:
+    return [name for name, info in known.items() if info.secret]
+
+
+def from_file(item: Given, known: Mapping[str, SettingInfo], problems: list[str]) -> Given | None:
+    """Return a setting whose value stands in a file: `redis_url_file` for `redis_url`.
+
+    Only settings with passwords have such a name. Others are returned as they are; None where the
+    file cannot be used.
+    """
+    name = item.name.removesuffix(FILE_SUFFIX)
+    if item.name in known or name == item.name or name not in _secrets(known):
+        return item
+    if not isinstance(item.raw, str):
+        problems.append(f"{item.name} (from {item.origin}): allowed is the path of a file")
+        return None
+    text = read_secret(Path(item.raw.strip()), item.origin, problems)
+    return None if text is None else Given(name, text, f"{item.origin} (file {item.raw.strip()})")
+
+
 def read_environment(
     environ: Mapping[str, str], known: Mapping[str, SettingInfo], problems: list[str]
 ) -> Iterator[Given]:
     """Yield the settings of the environment; an empty variable sets nothing.
 
-    A variable of ours wins over those of the original services.
+    A variable of ours wins over those of the original services. NAME_FILE names the file of a
+    secret.
     """
     own = {f"{PREFIX}{name.upper()}": name for name in known}
+    own |= {f"{PREFIX}{name.upper()}_FILE": name for name in _secrets(known)}
     problems += [
         f"environment variable {variable}: there is no such setting{nearest(variable, own)}"
         for variable in sorted(environ)
@@ -138,9 +191,15 @@ def read_environment(
     ]
     for name, info in known.items():
         candidates = (f"{PREFIX}{name.upper()}", *info.legacy_environment)
-        variable = next((item for item in candidates if environ.get(item, "").strip()), None)
-        if variable is not None:
-            yield Given(name, environ[variable], f"environment variable {variable}")
+        for candidate in candidates:
+            file = f"{candidate}_FILE" if info.secret else ""
+            given = [each for each in (candidate, file) if environ.get(each, "").strip()]
+            if len(given) == 2:
+                problems.append(f"environment variables {candidate} and {file}: give one of them")
+            if given:
+                setting = name + FILE_SUFFIX if given[0] == file else name
+                yield Given(setting, environ[given[0]], f"environment variable {given[0]}")
+                break
 
 
 def nearest(name: str, known: Mapping[str, object]) -> str:

@@ -48,6 +48,11 @@ def embedded_stores(settings: Settings) -> tuple[bool, bool]:
     return settings.redis_url == ours.redis_url, settings.database_url == ours.database_url
 
 
+def supervisor_log(settings: Settings) -> Path:
+    """Return the log of supervisors that `start` puts into the background."""
+    return data_directory(settings) / "supervisor.log"
+
+
 def data_directory(settings: Settings) -> Path:
     """Return `data_dir` of settings that went through `resolve_directories`."""
     if settings.data_dir is None:

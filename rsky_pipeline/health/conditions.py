@@ -45,13 +45,14 @@ _SKIPS, _DONE = "ingester_backfill_cursor_skips_total", "ingester_listing_done"
 _WAITED, _LAG = "ingester_backpressure_seconds_total", "ingester_event_lag_seconds"
 _MESSAGES, _CURSOR = "ingester_firehose_messages_total", "ingester_cursor_seq"
 _STALE, _EVENTS = "indexer_stale_writes_total", "indexer_batch_events_sum"
+_INDEXED_LAG = "indexer_event_lag_seconds"
 _MISPLACED = "indexer_misplaced_events_total"
 _STALLED, _CONNECTED = "ingester_relay_stalled", "ingester_relay_connected"
 # The metrics that a worker reads of itself.
 METRICS = (
     *(name for tried, done in _LOOPS.values() for name in (*(each for each, _ in tried), *done)),
     *(_FAILURES, _PAGES, _SKIPS, _DONE, _WAITED, _LAG, _MESSAGES, _CURSOR, _STALE, _EVENTS),
-    *(_MISPLACED, _STALLED, _CONNECTED),
+    *(_MISPLACED, _STALLED, _CONNECTED, _INDEXED_LAG),
 )
 
 
@@ -132,6 +133,8 @@ def _stale(window: SampleWindow) -> Iterator[RuleVerdict]:
     """Find backfilled states that are older than the stored ones.
 
     Live events do not count: they are stale whenever their repo was fetched before they were read.
+    While they are caught up with, as after an installation that began at a relay's oldest event,
+    they overtake the history that waits behind them, and nothing is judged.
     """
     rule, then = rules.STALE_WRITES, window.over(rules.STALE_WRITES.seconds)
     stale = window.grown(then, _STALE, stream=FIREHOSE_BACKFILL)
@@ -139,6 +142,9 @@ def _stale(window: SampleWindow) -> Iterator[RuleVerdict]:
     if window.now.values(_STALE, stream=FIREHOSE_BACKFILL):
         share = stale / events if events and stale >= rule.least else 0.0
         figure = f"{stale:,.0f} writes of older states were refused, of {events:,.0f} events"
+        lag = max(window.now.values(_INDEXED_LAG, stream=FIREHOSE_LIVE), default=0.0)
+        if lag >= rules.CATCHING_UP_SECONDS:
+            share, figure = 0.0, f"{figure}; live events are {lag:,.0f} s behind"
         yield judged(rule, FIREHOSE_BACKFILL, share, figure)
 
 

@@ -180,7 +180,12 @@ class Reporter:
         return None
 
     def _details(self, rate: float) -> RoleHealth:
-        lags = [report.lag_seconds for _, report in self._relays if report.lag_seconds is not None]
+        # The age of the newest event says nothing while nobody sends one.
+        lags = [
+            report.lag_seconds
+            for follower, report in self._relays
+            if follower.connected and report.lag_seconds is not None
+        ]
         problems = self._relay_problems()
         return {
             "rate": round(rate, 1),

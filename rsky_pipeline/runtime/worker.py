@@ -29,6 +29,7 @@ from rsky_pipeline.runtime.channel import BLAMELESS, EventSender, WorkerPipes
 from rsky_pipeline.runtime.context import WorkerContext
 from rsky_pipeline.runtime.errors import FORCED, UNEXPECTED, exit_code_of
 from rsky_pipeline.runtime.health import Health
+from rsky_pipeline.runtime.log_file import LogFile
 from rsky_pipeline.runtime.metrics_port import open_metrics_server
 from rsky_pipeline.runtime.program import raise_file_limit
 from rsky_pipeline.runtime.threads import ease_collector, take_turns_quickly
@@ -102,6 +103,7 @@ class _Worker:
         self._notifier = (
             notify.from_environment() if pipes.events is None else notify.Notifier(None)
         )
+        self._log_file = LogFile()
         self.exit_code = 0
 
     async def run(self) -> None:
@@ -183,6 +185,7 @@ class _Worker:
     async def _beat(self, registry: CollectorRegistry) -> None:
         """Report health while the event loop runs, including the drain."""
         while True:
+            self._log_file.follow()
             self._health.beat()
             self._health.observe(
                 {
@@ -201,12 +204,16 @@ class _Worker:
     async def _watch_signals(
         self, flags: _Flags, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
     ) -> None:
-        with trio.open_signal_receiver(*STOP_SIGNALS) as signals:
+        # Ignored under nohup: leave it so.
+        hang_up = () if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else (signal.SIGHUP,)
+        with trio.open_signal_receiver(*STOP_SIGNALS, *hang_up) as signals:
             # Registered after trio's handler, so it runs first and then chains to it.
             if _has_descriptor(sys.stderr):
                 faulthandler.register(signal.SIGQUIT, all_threads=True, chain=True)
             task_status.started()
             async for number in signals:
+                if number == signal.SIGHUP and not self._log_file.hang_up():
+                    continue
                 escalate = flags.stopping.is_set() or number == signal.SIGQUIT
                 self._stop(flags, signal.Signals(number).name, escalate)
 

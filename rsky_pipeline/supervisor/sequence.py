@@ -16,6 +16,7 @@ import trio
 from rsky_pipeline.configuration.topology import stop_order
 from rsky_pipeline.runtime.backoff import bound
 from rsky_pipeline.runtime.errors import UNAVAILABLE, UnavailableError
+from rsky_pipeline.runtime.log_file import LogFile
 from rsky_pipeline.supervisor import machine as m
 from rsky_pipeline.supervisor.child import ChildDriver
 from rsky_pipeline.supervisor.errors import StartFailedError
@@ -102,12 +103,14 @@ class StopRequest:
 
 
 async def watch_signals(
-    request: StopRequest, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    request: StopRequest,
+    log_file: LogFile,
+    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Turn signals into stop requests until cancelled.
 
-    TERM, INT and HUP: ordered stop; a second one skips the draining, a third one kills. QUIT skips
-    the draining at once.
+    TERM and INT: ordered stop; a second one skips the draining, a third one kills. QUIT skips the
+    draining at once. HUP reopens the log file; it is a stop only where there is a terminal instead.
     """
     numbers = [signal.SIGTERM, signal.SIGINT, signal.SIGQUIT]
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # ignored under nohup: leave it so
@@ -116,6 +119,8 @@ async def watch_signals(
     with trio.open_signal_receiver(*numbers) as received:
         task_status.started()
         async for number in received:
+            if number == signal.SIGHUP and not log_file.hang_up():
+                continue
             heard = max(heard + 1, 2 if number == signal.SIGQUIT else 1)
             urgency = Urgency(min(heard, Urgency.KILL))
             what = {

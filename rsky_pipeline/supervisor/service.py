@@ -21,6 +21,7 @@ from rsky_pipeline.embedded.errors import EmbeddedStoreError
 from rsky_pipeline.embedded.program import StoreProgram
 from rsky_pipeline.runtime import notify
 from rsky_pipeline.runtime.errors import FORCED, SettingError, WorkerError
+from rsky_pipeline.runtime.log_file import LogFile
 from rsky_pipeline.runtime.program import raise_file_limit
 from rsky_pipeline.supervisor import children, ownership, sequence, status
 from rsky_pipeline.supervisor import machine as m
@@ -84,6 +85,7 @@ class Service:
         self._steps = StepLog()
         self._request = StopRequest()
         self._notifier = notify.from_environment()
+        self._log_file = LogFile()
         self._workers: dict[str, list[ChildDriver]] = {}
 
     async def run(self) -> int:
@@ -95,7 +97,7 @@ class Service:
         control = ControlServer(path, commands.handle)
         with closing(Exporter(self._settings, self.document)) as exporter:
             async with trio.open_nursery() as nursery:
-                await nursery.start(sequence.watch_signals, self._request)
+                await nursery.start(sequence.watch_signals, self._request, self._log_file)
                 nursery.start_soon(control.run)
                 nursery.start_soon(self._keep_informed, exporter)
                 for workers in self._workers.values():
@@ -212,8 +214,10 @@ class Service:
         return killed
 
     async def _keep_informed(self, exporter: Exporter) -> None:
-        """Refresh the document of the metrics thread, and notify the watchdog of systemd."""
+        """Refresh the document of the metrics thread, notify the watchdog, follow the log file."""
+        own_log = locations.supervisor_log(self._settings)
         while True:
+            self._log_file.follow(own_log)
             exporter.refresh()
             self._notifier.watchdog()
             self._notifier.status(self._summary())

@@ -13,6 +13,8 @@ RUNNING = Path("/run/systemd/system")  # exists where systemd is the init, see s
 ASK_SECONDS = 30.0
 _FACTS = ("Id", "LoadState", "ActiveState", "SubState", "Result", "MainPID", "ExecStart")
 
+START_LIMIT = "start-limit-hit"
+
 
 @dataclass(frozen=True, slots=True)
 class Unit:
@@ -67,7 +69,7 @@ class Systemd:
 
     def start(self, names: Sequence[str]) -> None:
         """Start units and wait until each is ready."""
-        self._run("start", *names, seconds=None)
+        self._begin("start", names)
 
     def stop(self, names: Sequence[str]) -> None:
         """Stop units and wait until each is gone."""
@@ -75,7 +77,22 @@ class Systemd:
 
     def restart(self, names: Sequence[str]) -> None:
         """Restart units and wait until each is ready."""
-        self._run("restart", *names, seconds=None)
+        self._begin("restart", names)
+
+    def _begin(self, verb: str, names: Sequence[str]) -> None:
+        """Start or restart units, past their start limit.
+
+        The limit is for crash loops, not for starts that somebody asks for: ten restarts in five
+        minutes of ordinary work would leave units that cannot be started.
+        """
+        try:
+            self._run(verb, *names, seconds=None)
+        except WorkerError:
+            limited = [name for name in names if self.show(name).result == START_LIMIT]
+            if not limited:
+                raise
+            self._run("reset-failed", *limited)
+            self._run(verb, *names, seconds=None)
 
     def kill(self, names: Sequence[str]) -> None:
         """Send SIGKILL to every process of units."""

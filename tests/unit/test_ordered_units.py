@@ -8,6 +8,7 @@ import pytest
 from rsky_pipeline.configuration.settings import Settings
 from rsky_pipeline.operations.ordered import flow
 from rsky_pipeline.operations.ordered.units import Units
+from rsky_pipeline.runtime.errors import WorkerError
 from rsky_pipeline.systemd.systemctl import Systemd
 
 SYSTEMCTL = """#!/bin/sh
@@ -28,7 +29,11 @@ show) name=$2
     case $verb in
     stop) result=success; [ -e killed ] && result=timeout
       printf 'ActiveState=inactive\\nSubState=dead\\nResult=%s\\n' $result > "$name";;
-    start|restart) if [ -e "broken-$name" ]; then
+    reset-failed) rm -f "limited-$name";;
+    start|restart) if [ -e "limited-$name" ]; then
+        printf 'ActiveState=failed\\nSubState=failed\\nResult=start-limit-hit\\n' > "$name"
+        exit 1; fi
+      if [ -e "broken-$name" ]; then
         printf 'ActiveState=failed\\nSubState=failed\\nResult=exit-code\\n' > "$name"; exit 1; fi
       printf 'ActiveState=active\\nSubState=running\\nResult=success\\n' > "$name";;
     esac
@@ -91,6 +96,18 @@ def test_producers_start_first_and_what_was_stopped_comes_back(host: Host) -> No
         "start rsky-backfiller.service",
         "start rsky-indexer.service rsky-indexer@2.service",
     ]
+
+
+@pytest.mark.parametrize("verb", ["start", "restart"])
+def test_the_start_limit_does_not_end_ordinary_work(host: Host, verb: str) -> None:
+    name = "rsky-ingester.service"
+    (host.folder / f"limited-{name}").touch()
+    getattr(host.units._systemd, verb)([name])
+    assert host.calls() == [f"{verb} {name}", f"reset-failed {name}", f"{verb} {name}"]
+    (host.folder / f"broken-{name}").touch()
+    with pytest.raises(WorkerError):
+        getattr(host.units._systemd, verb)([name])
+    assert host.calls()[3:] == [f"{verb} {name}"]  # another reason
 
 
 def test_a_unit_that_does_not_start_ends_the_start(host: Host) -> None:

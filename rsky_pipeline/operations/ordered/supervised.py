@@ -15,6 +15,7 @@ from rsky_pipeline.configuration.topology import start_order
 from rsky_pipeline.embedded import locations
 from rsky_pipeline.operations.ordered.movement import Launch, RoleMove, Tell
 from rsky_pipeline.runtime.errors import WorkerError
+from rsky_pipeline.runtime.log_file import open_private
 from rsky_pipeline.runtime.program import clean_environment, started_program
 from rsky_pipeline.supervisor import client
 from rsky_pipeline.supervisor.errors import CANNOT_START, NotRunningError, RequestRefusedError
@@ -91,11 +92,11 @@ class Supervised:
 
         It lives in a session of its own and writes to `data_dir/supervisor.log`.
         """
-        log = locations.data_directory(self._settings) / "supervisor.log"
+        log = locations.supervisor_log(self._settings)
         locations.make_private(log.parent)
         command = [*program, *launch.arguments]
         tell(f"starting {', '.join(launch.roles)}; log: {log}")
-        with log.open("ab") as stream:
+        with os.fdopen(open_private(log), "ab") as stream:
             position = stream.tell()
             process = subprocess.Popen(
                 command,

@@ -280,3 +280,51 @@ def test_a_default_place_that_may_not_be_looked_at_is_one_line(
     (line,) = problems()
     assert line.startswith(f"{place}: cannot be read: Permission denied; run this as")
     assert load(Path("/dev/null"), {}, {}).file is not None
+
+
+SECRET = "postgresql://u:geheim@h/d"
+
+
+def test_secrets_are_read_from_files(file: Path, tmp_path: Path) -> None:
+    held = tmp_path / "secret"
+    held.write_text(f"{SECRET}\n")
+    file.write_text(f'database_url_file = "{held}"')
+    result = load(file, {}, {})
+    assert result.settings.database_url == SECRET
+    assert result.origins["database_url"] == f"{file} (file {held})"
+    for variable in ("RSKY_PIPELINE_DATABASE_URL_FILE", "DATABASE_URL_FILE"):
+        result = load(None, {variable: str(held)}, {})
+        assert result.settings.database_url == SECRET
+        assert variable in result.origins["database_url"]
+    assert load(None, {}, {"database_url_file": str(held)}).settings.database_url == SECRET
+    environ = {"RSKY_PIPELINE_DATABASE_URL": "postgresql://h/other"}
+    assert load(file, environ, {}).settings.database_url == "postgresql://h/other"
+
+
+def test_systemd_hands_secrets_over(file: Path, tmp_path: Path) -> None:
+    (tmp_path / "redis_url").write_text("redis://:geheim@h")
+    (tmp_path / "unrelated").write_text("x")
+    file.write_text('redis_url = "redis://file"')
+    environ = {"CREDENTIALS_DIRECTORY": str(tmp_path)}
+    result = load(file, environ, {})
+    assert result.settings.redis_url == "redis://:geheim@h"
+    assert result.origins["redis_url"] == "systemd credential redis_url"
+    assert load(file, environ | {"REDIS_URL": "redis://e"}, {}).settings.redis_url == "redis://e"
+
+
+def test_a_file_of_a_secret_that_cannot_be_used_is_named(tmp_path: Path) -> None:
+    missing, empty, odd = (tmp_path / name for name in ("missing", "empty", "odd"))
+    empty.write_text("\n")
+    odd.write_bytes(b"\xff\xfe")
+    for path, why in ((missing, "No such file"), (empty, "is empty"), (odd, "not UTF-8")):
+        (line,) = problems({"REDIS_URL_FILE": str(path)})
+        assert line.startswith(f"{path} (from environment variable REDIS_URL_FILE): ")
+        assert why in line
+    both = {"REDIS_URL": "redis://h", "REDIS_URL_FILE": str(empty)}
+    assert "give one of them" in problems(both)[0]
+    held = tmp_path / "held"
+    held.write_text("redis://:geheim@h?decode_responses=true")
+    (line,) = problems({"REDIS_URL_FILE": str(held)})
+    assert "geheim" not in line
+    (line,) = problems({}, {"verify_file": str(held)})  # no secret
+    assert "there is no setting verify_file" in line

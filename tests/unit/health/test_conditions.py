@@ -19,6 +19,7 @@ LIVE, BACKFILL = "firehose_live", "firehose_backfill"
 MARKS = {LIVE: 100, BACKFILL: 100}
 RATED, UNRATED = Expectations((100.0, 3_000.0), "", MARKS), Expectations(None, "", MARKS)
 WAITED, LAG = "ingester_backpressure_seconds_total", "ingester_event_lag_seconds"
+LAG_INDEXED = "indexer_event_lag_seconds"
 EVENTS, STALE = "indexer_batch_events_sum", "indexer_stale_writes_total"
 MESSAGES, CURSOR = "ingester_firehose_messages_total", "ingester_cursor_seq"
 
@@ -125,6 +126,9 @@ def test_much_old_history_is_told_and_a_little_or_live_events_are_not() -> None:
     assert found(written(30.0, LIVE)) == []
     assert statuses(written(30.0)) == [("stale_writes", BACKFILL, "warn")]
     assert found(written(5.0)) == []
+    lag = exporting((LAG_INDEXED, 3_600.0, {"stream": LIVE}))
+    behind = [replace(each, workers=(*each.workers, *lag)) for each in written(30.0)]
+    assert found(behind) == []  # live events overtake the history that waits behind them
 
 
 def listing(failed: float, pages: float, host: str = "a", done: float = 0.0) -> Exported:
