@@ -81,8 +81,8 @@ class OperatorCommand(click.Command):
         if shared:
             with formatter.section("Settings"):
                 formatter.write_text(
-                    "--config FILE, --set NAME=VALUE and options of the commonest settings, such "
-                    "as --redis-url and --database-url: see --help-settings."
+                    "--config FILE, --set NAME=VALUE for any setting (relay_hosts, redis_url ...), "
+                    "and options of the commonest ones: see --help-settings."
                 )
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
