@@ -8,7 +8,6 @@ from rsky_pipeline.cli import COMMANDS, main
 from rsky_pipeline.cli.command import OperatorCommand, SettingOption
 from rsky_pipeline.cli.examples import EXAMPLES
 from rsky_pipeline.cli.exit_codes import MEANINGS
-from rsky_pipeline.configuration.settings import declarations
 from rsky_pipeline.configuration.sources import PREFIX
 
 
@@ -31,8 +30,7 @@ def man_page() -> str:
     lines += [".SH SETTINGS", "Every command that uses the configuration takes"]
     lines += ["\\-\\-config FILE, \\-\\-set NAME=VALUE and options of the commonest settings. Each"]
     lines += [f"setting is also read from the file and from {_text(PREFIX)}NAME."]
-    for name, info in declarations().items():
-        lines += [".TP", f".B {_text(name)}", _text(info.help)]
+    lines += ["`config show` lists them; docs/configuration.md says what each is for."]
     lines += [".SH EXIT STATUS"]
     for code, meaning in MEANINGS.items():
         lines += [".TP", f".B {int(code)}", _text(meaning)]
