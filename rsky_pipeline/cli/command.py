@@ -407,7 +407,7 @@ class HostName(click.ParamType[str]):
             settings = load(ctx.params.get("config_file"), os.environ, {}).settings
         except ConfigurationError:
             return []
-        hosts = (*settings.relay_hosts, *settings.labeler_hosts)
+        hosts = (each.key for each in (*settings.relays, *settings.labelers))
         return [CompletionItem(each) for each in hosts if each.startswith(incomplete)]
 
 
