@@ -19,7 +19,14 @@ def command() -> None:
 def show(run: Invocation) -> None:
     """Print every setting, its value and its origin; passwords are hidden."""
     report = effective(run.loaded)
-    rows = [(name, _shown(item["value"]), item["origin"]) for name, item in report.items()]
+    for name, item in report.items():
+        if name in ("redis_url", "database_url") and item["value"] is None:
+            item["embedded"] = getattr(run.settings, name)  # where the embedded store listens
+    rows = [
+        (name, _shown(item.get("embedded", item["value"])),
+         "embedded store" if "embedded" in item else item["origin"])
+        for name, item in report.items()
+    ]  # fmt: skip
     run.answer(report, lambda: print_table(("SETTING", "VALUE", "FROM"), rows))
 
 

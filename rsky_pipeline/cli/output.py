@@ -5,6 +5,7 @@ strangers, and a terminal obeys control characters: every text passes through `p
 """
 
 import json
+import os
 import sys
 import time
 import traceback
@@ -21,7 +22,13 @@ _PROGRESS_SECONDS = 2.0
 
 def line(text: object = "", *, label: str = "", colour: str | None = None) -> None:
     """Print a line of data, `label` before it in a colour where the terminal has colours."""
-    click.echo((click.style(label, fg=colour) if label else "") + printable(text))
+    painted = click.style(label, fg=colour) if label and colour and _has_colours() else label
+    click.echo(painted + printable(text))
+
+
+def _has_colours() -> bool:
+    """Return whether colours are wanted (https://no-color.org); click takes them out of a pipe."""
+    return not os.environ.get("NO_COLOR")
 
 
 def block(text: str) -> None:

@@ -6,7 +6,6 @@ from rsky_pipeline.cli.command import Invocation, operator_command
 from rsky_pipeline.cli.exit_codes import ExitCode
 from rsky_pipeline.cli.output import duration, line, print_json, print_table
 
-SCHEMA_VERSION = 1  # of a document without supervisors
 HEADER = (
     *("PROCESS", "PID", "STATE", "UPTIME", "RESTARTS", "RATE/s", "LAG", "MEMORY", "PORT"),
     "LAST EXIT",
@@ -34,7 +33,9 @@ def command(run: Invocation) -> int:
 
 
 def merged(documents: list[dict[str, Any]]) -> dict[str, Any]:
-    """Join the documents of several supervisors."""
+    """Join the documents of several supervisors; the result is a `PipelineStatus`."""
+    from rsky_pipeline.supervisor.status_document import SCHEMA_VERSION
+
     return {
         "schema_version": documents[0]["schema_version"] if documents else SCHEMA_VERSION,
         "healthy": bool(documents) and all(document["healthy"] for document in documents),
@@ -78,11 +79,13 @@ def show(documents: list[dict[str, Any]]) -> None:
     print_table(HEADER, [_row(process) for process in together["processes"]])
     for process in together["processes"]:
         if process["trouble"] and process["trouble"] != "starting":
-            line(f"{process['name']}: {process['trouble']}")
+            line(f" {process['trouble']}", label=f"{process['name']}:", colour="red")
     for role in _stopped(documents):
         line(f"{role}: stopped; to do: `rsky-pipeline start --role {role}`")
     for warning in warnings([each for each in together["processes"] if each["pid"]]):
-        line(warning)
+        name, _, text = warning.partition(": ")
+        failing = text.startswith("failure")
+        line(f" {text}", label=f"{name}:", colour="red" if failing else "yellow")
     if together["streams"]:
         line()
         streams = sorted(together["streams"].items())
@@ -95,7 +98,8 @@ def show(documents: list[dict[str, Any]]) -> None:
             ],
         )
         if any(letters.values()):
-            line(f"dead letters: {sum(letters.values()):,}; to do: `rsky-pipeline dlq list`")
+            text = f" {sum(letters.values()):,}; to do: `rsky-pipeline dlq list`"
+            line(text, label="dead letters:", colour="yellow")
 
 
 def warnings(processes: list[dict[str, Any]]) -> list[str]:

@@ -11,8 +11,21 @@ from rsky_pipeline.cli.output import line, say
 from rsky_pipeline.configuration.topology import ROLE_NAMES
 
 if TYPE_CHECKING:
+    from rsky_pipeline.health.rules import RuleVerdict
     from rsky_pipeline.operations.verification.run import VerificationReport
 
+# The parts of the pipeline that the rules are about, by name; all others are about its work.
+GROUPS = {
+    "processes": ("heartbeat", "progress", "stall", "process", "worker_memory", "missing_metrics",
+                  "findings"),
+    "stores": ("redis", "redis_memory", "eviction", "redis_settings", "capacity", "appends",
+               "database", "schema", "pairing", "rev_guard", "deleted_stays_deleted"),
+    "live events": ("relay", "relay_stalled", "clock", "rate_out_of_band", "polluted_stream",
+                    "cursor_stuck", "latency", "forged_commits"),
+    "streams": ("back_pressure", "held_up", "consumer_stall", "oldest", "balance",
+                "unread_removed", "pending_without_body", "dead_letters", "dead_letters_grow"),
+    "work": (),
+}  # fmt: skip
 COLOURS = {"pass": "green", "warn": "yellow", "fail": "red", "skip": "cyan"}
 
 
@@ -48,7 +61,7 @@ def exit_code(report: "VerificationReport", *, strict: bool) -> int:
 
 
 def show(report: "VerificationReport", *, quiet: bool = False) -> None:
-    """Print a line a check, and a remedy below each that is not good."""
+    """Print a line a check by groups, and a remedy below each that is not good."""
     from rsky_pipeline.health.rules import PROCESS
 
     counted, extra = report.checks, 0
@@ -58,7 +71,11 @@ def show(report: "VerificationReport", *, quiet: bool = False) -> None:
         counted, extra = tuple(check for check in counted if check.rule is not PROCESS), 1
     shown = [check for check in counted if not quiet or check.status not in ("pass", "skip")]
     width = max((len(check.check) for check in shown), default=0)
-    for check in shown:
+    group = ""
+    for check in sorted(shown, key=lambda each: list(GROUPS).index(_group(each))):
+        if _group(check) != group:
+            group = _group(check)
+            line(f"{group}:")
         line(
             f"  {check.check:<{width}}  {check.figure}",
             label=f"{check.status:<4}",
@@ -69,3 +86,7 @@ def show(report: "VerificationReport", *, quiet: bool = False) -> None:
     tally = Counter(check.status for check in counted) + Counter(fail=extra)
     counts = ", ".join(f"{tally[status]} {status}" for status in ("pass", "warn", "fail", "skip"))
     line(f"{report.status}: {counts}")
+
+
+def _group(check: "RuleVerdict") -> str:
+    return next((name for name, rules in GROUPS.items() if check.rule.name in rules), "work")

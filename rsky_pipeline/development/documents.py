@@ -14,6 +14,7 @@ from rsky_pipeline.cli.man import man_page
 from rsky_pipeline.cli.output import say
 from rsky_pipeline.configuration.report import reference_markdown
 from rsky_pipeline.configuration.topology import ROLE_NAMES
+from rsky_pipeline.development.json_schema import status_schema
 from rsky_pipeline.development.monitoring.files import files
 from rsky_pipeline.health.rules import WATCHED, Rule, finding_of
 from rsky_pipeline.observability.catalogue import (
@@ -42,6 +43,7 @@ def pages() -> Mapping[Path, str]:
             text = replaced(text, name, make())
         found[ROOT / page] = text
     found[ROOT / "docs" / "rsky-pipeline.1"] = man_page()
+    found[ROOT / "docs" / "status.schema.json"] = status_schema()
     return found
 
 

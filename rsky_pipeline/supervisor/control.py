@@ -56,7 +56,7 @@ class ControlCommands:
         workers: Mapping[str, Sequence[ChildDriver]],
         request: StopRequest,
         steps: StepLog,
-        document: Callable[[], dict[str, Any]],
+        document: Callable[[], Mapping[str, Any]],
     ) -> None:
         self._workers = workers
         self._request = request

@@ -10,7 +10,6 @@ from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
 
 import trio
 
@@ -32,6 +31,7 @@ from rsky_pipeline.supervisor.protocol import socket_path
 from rsky_pipeline.supervisor.sequence import StepLog, StopRequest, Urgency
 from rsky_pipeline.supervisor.spawn import WORKER_PROGRAM
 from rsky_pipeline.supervisor.status import Exporter
+from rsky_pipeline.supervisor.status_document import SupervisorPhase, SupervisorStatus
 
 GOODBYE_SECONDS = 2.0
 REFRESH_SECONDS = 1.0
@@ -78,7 +78,7 @@ class Service:
         self._plan = plan
         self._settings = plan.settings
         self._kinds = kinds
-        self._state = "starting"
+        self._state: SupervisorPhase = "starting"
         self._began = 0.0
         self._error: WorkerError | None = None
         self._stores: list[ChildDriver] = []
@@ -113,7 +113,7 @@ class Service:
             return self._error.exit_code
         return FORCED if commands.forced else 0
 
-    def document(self) -> dict[str, Any]:
+    def document(self) -> SupervisorStatus:
         """Return the status document."""
         workers = [worker for each in self._workers.values() for worker in each]
         return status.document(

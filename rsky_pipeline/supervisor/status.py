@@ -1,21 +1,16 @@
 """The status document of a supervisor and its children, and the metrics port that serves it.
 
-A contract for programs: fields are only added while `schema_version` stays the same; readers ignore
-unknown fields. Times are seconds; `rate` is events per second, `lag` entries that wait (of a
-consumer), `lag_seconds` the age of the newest event (of the ingester), all as the worker
-reports them; `streams` maps a stream to its length as the workers last saw it,
-`dead_letters` to that of its dead-letter stream.
+Its forms are in `status_document`.
 """
 
 import os
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import trio
 
 from rsky_pipeline.configuration.settings import Settings
-from rsky_pipeline.health.rules import HEARTBEAT
+from rsky_pipeline.health.rules import HEARTBEAT, finding_status, rule_of
 from rsky_pipeline.observability.build import build
 from rsky_pipeline.observability.server import process_registry
 from rsky_pipeline.observability.supervisor import SupervisorCollector
@@ -23,8 +18,16 @@ from rsky_pipeline.runtime.health_document import HealthDocument, complaint
 from rsky_pipeline.runtime.metrics_port import SUPERVISOR, open_metrics_server
 from rsky_pipeline.supervisor.child import ChildDriver
 from rsky_pipeline.supervisor.machine import ALIVE, Exit, Phase
+from rsky_pipeline.supervisor.status_document import (
+    SCHEMA_VERSION,
+    ExitStatus,
+    FindingStatus,
+    ProblemStatus,
+    ProcessStatus,
+    SupervisorPhase,
+    SupervisorStatus,
+)
 
-SCHEMA_VERSION = 1
 MAX_STEPS = 100  # lines of a start; a store that is away adds one for each reason
 MEMORY_PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
@@ -35,9 +38,8 @@ class Exporter:
     The loop leaves a document with `refresh`; the metrics thread only reads it.
     """
 
-    def __init__(self, settings: Settings, document: Callable[[], dict[str, Any]]) -> None:
+    def __init__(self, settings: Settings, document: Callable[[], SupervisorStatus]) -> None:
         self._make = document
-        self._document: dict[str, Any] = {"processes": [], "healthy": False}
         self.refresh()
         registry = process_registry()
         registry.register(SupervisorCollector(lambda: self._document["processes"]))
@@ -53,13 +55,13 @@ class Exporter:
         self._document = self._make()
         self._refreshed = time.monotonic()
 
-    def _health(self) -> tuple[int, dict[str, Any]]:
+    def _health(self) -> tuple[int, SupervisorStatus]:
         document = self._document
         stale = HEARTBEAT.verdict(time.monotonic() - self._refreshed) == "fail"
         return (200 if document["healthy"] and not stale else 503), document
 
 
-def child_document(child: ChildDriver) -> dict[str, Any]:
+def child_document(child: ChildDriver) -> ProcessStatus:
     """Describe one child."""
     state = child.state
     # The last document of a process that is gone has its cursors, and no present figures.
@@ -84,19 +86,21 @@ def child_document(child: ChildDriver) -> dict[str, Any]:
         "lag": health.get("lag"),
         "lag_seconds": health.get("lag_seconds"),
         "trouble": complaint(health),
+        "problems": _problems(health),
+        "findings": [_finding(each, health) for each in health.get("findings", ())],
         "health": child.health,
     }
 
 
 def document(
     *,
-    state: str,
+    state: SupervisorPhase,
     roles: Sequence[str],
     children: Sequence[ChildDriver],
     began: float,
     run_dir: str,
     steps: Sequence[str] = (),
-) -> dict[str, Any]:
+) -> SupervisorStatus:
     """Describe a supervisor; `steps` are the lines of its start so far."""
     processes = [child_document(child) for child in children]
     streams: dict[str, int] = {}
@@ -141,7 +145,31 @@ def _age(child: ChildDriver) -> float | None:
     return round(trio.current_time() - child.state.since, 1)
 
 
-def _exit(how: Exit | None) -> dict[str, Any] | None:
+def _exit(how: Exit | None) -> ExitStatus | None:
     if how is None:
         return None
     return {"code": how.code, "signal": how.signal, "reason": how.reason}
+
+
+def _problems(health: HealthDocument) -> list[ProblemStatus]:
+    found: list[ProblemStatus] = []
+    if text := health.get("trouble"):
+        found.append({"code": "unhealthy", "text": text})
+    if text := health.get("degraded"):
+        found.append({"code": "degraded", "text": text})
+    if text := health.get("problem"):
+        found.append({"code": "relays", "text": text})
+    return found
+
+
+def _finding(text: str, health: HealthDocument) -> FindingStatus:
+    kind, _, subject = text.partition(" ")
+    rule = rule_of(kind)
+    failing = text in health.get("failing", ())
+    return {
+        "kind": kind,
+        "subject": subject,
+        "verdict": "fail" if finding_status(kind, failing=failing) == "fail" else "warn",
+        "title": rule.title if rule else "",
+        "remedy": rule.remedy.replace("{subject}", subject) if rule else "",
+    }

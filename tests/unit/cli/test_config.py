@@ -47,6 +47,16 @@ def test_show_as_json_is_one_document() -> None:
     assert document["data_dir"]["value"] is None
 
 
+def test_show_says_where_the_embedded_stores_listen(tmp_path: Path) -> None:
+    lines = run("config", "show", "--data-dir", str(tmp_path)).stdout.splitlines()
+    urls = {line.split()[0]: line for line in lines if line.split()[0].endswith("e_url")}
+    assert "postgresql://postgres@/bsky?host=" in urls["database_url"]
+    assert urls["database_url"].endswith("  embedded store")
+    document = json.loads(run("config", "show", "--json", "--data-dir", str(tmp_path)).stdout)
+    assert document["redis_url"]["value"] is None
+    assert document["redis_url"]["embedded"].startswith("unix://")
+
+
 @pytest.mark.parametrize("format", [[], ["--json"]])
 def test_show_hides_passwords(format: list[str]) -> None:
     result = run("config", "show", *format, DATABASE_URL="postgresql://u:geheim@h/d")

@@ -114,3 +114,19 @@ def test_only_one_file_prints() -> None:
     # The views of rich print counts, and what they have from strangers by `printable`.
     printing = callers({"echo", "secho", "print"}, "**/*.py")
     assert printing == ["demonstration.py", "output.py", "view.py"]
+
+
+@pytest.mark.parametrize(("value", "coloured"), [(None, True), ("", True), ("1", False)])
+def test_colours_are_for_those_who_want_them(
+    value: str | None, coloured: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @operator_command(name="try", configuration=False)
+    def command(run: Invocation) -> None:
+        output.line(" figure", label="fail", colour="red")
+
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    if value is not None:
+        monkeypatch.setenv("NO_COLOR", value)
+    shown = CliRunner().invoke(command, [], color=True).stdout
+    assert shown == ("\x1b[31mfail\x1b[0m figure\n" if coloured else "fail figure\n")
+    assert CliRunner().invoke(command, []).stdout == "fail figure\n"

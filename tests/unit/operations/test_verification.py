@@ -5,10 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from rsky_pipeline.cli.verify import exit_code, show
+from rsky_pipeline.cli.verify import GROUPS, exit_code, show
 from rsky_pipeline.configuration.expectations import expected_band
 from rsky_pipeline.configuration.settings import Settings
 from rsky_pipeline.embedded.locations import store_urls
+from rsky_pipeline.health import rules
 from rsky_pipeline.health.rules import LATENCY, RATE, RuleVerdict, Status
 from rsky_pipeline.health.samples import Expectations, Exported, Labels, Sample, SampleWindow
 from rsky_pipeline.observability.catalogue import shown_by
@@ -207,6 +208,28 @@ def test_where_nothing_runs_one_line_says_so(capsys: pytest.CaptureFixture[str])
     assert shown.endswith("fail: 0 pass, 0 warn, 1 fail, 0 skip\n")  # as many as there are lines
     show(VerificationReport(1_000.0, 30.0, found))
     assert capsys.readouterr().out.count("refused") == 2
+
+
+def test_checks_are_shown_by_groups(capsys: pytest.CaptureFixture[str]) -> None:
+    found = (
+        rules.judged(rules.OLDEST, "firehose_live", 0.0, "new"),
+        rules.judged(rules.REDIS_MEMORY, "", 0.1, "much is left"),
+        rules.judged(rules.LATENCY, "", 0.0, "young"),
+        rules.judged(rules.BALANCE, "firehose_live", 0.0, "even"),
+        rules.judged(rules.INDEXER_ERRORS, "", 0.0, "none"),
+    )
+    show(VerificationReport(1_000.0, 30.0, found))
+    lines = [each.split()[0] if each.startswith("pass ") else each
+             for each in capsys.readouterr().out.splitlines()]  # fmt: skip
+    assert lines == [
+        *("stores:", "pass", "live events:", "pass", "streams:", "pass", "pass", "work:", "pass"),
+        "pass: 5 pass, 0 warn, 0 fail, 0 skip",
+    ]
+
+
+def test_every_group_has_rules_that_exist() -> None:
+    known = {each.name for each in vars(rules).values() if isinstance(each, rules.Rule)}
+    assert {name for names in GROUPS.values() for name in names} <= known
 
 
 def test_an_embedded_store_starts_with_the_pipeline(tmp_path: Path) -> None:
