@@ -52,6 +52,20 @@ def test_ctrl_c_is_an_ordered_stop(pipeline: Pipeline) -> None:
     assert pipeline.nobody_runs()
 
 
+def test_a_hang_up_reopens_the_log_and_stops_nothing(pipeline: Pipeline) -> None:
+    running = pipeline.up()
+    log = running._log
+    old = log.rename(log.with_name("rotated"))
+    running.signal(signal.SIGHUP)
+    until(lambda: log.exists() and "log file reopened" in log.read_text(), "the log is reopened")
+    assert running.process.poll() is None
+    # The workers follow by themselves.
+    running.signal(signal.SIGTERM)
+    assert running.ended() == 0
+    assert "indexer drained and stopped" in log.read_text()
+    assert "drained and stopped" not in old.read_text()
+
+
 def test_a_second_signal_skips_the_draining(pipeline: Pipeline) -> None:
     pipeline.behave(indexer={"drain_seconds": 25})
     running = pipeline.up()
