@@ -19,6 +19,7 @@ from rsky_pipeline.database.connection import Database
 from rsky_pipeline.health.rules import RELAY_STALLED, Limits
 from rsky_pipeline.ingester import read_again, report
 from rsky_pipeline.ingester.commits.states import repo_digest, rev_of, state_key
+from rsky_pipeline.ingester.listing import gap_repair
 from rsky_pipeline.ingester.listing.enumeration import load_ranges
 from rsky_pipeline.ingester.listing.gap_repair import GapRepair, list_gaps, move_gaps, repair_marks
 from rsky_pipeline.network import listing as network_listing
@@ -41,7 +42,7 @@ from rsky_pipeline.streams.marks import (
     requested_since,
     set_back,
 )
-from rsky_pipeline.streams.names import cursor_key
+from rsky_pipeline.streams.names import REPO_BACKFILL_HIGH, cursor_key
 from tests.integration.ingester.relay import TIME, Relay, commit, like, rev, running
 from tests.integration.ingester.test_live import cursor, likes, total
 from tests.integration.ingester.worker import entries, eventually, ingesting, value
@@ -294,7 +295,7 @@ async def test_a_gap_is_noted_with_the_events_behind_it_and_repaired(
     postgres = Link(connected, purpose="test")
     marks = repair_marks(Settings())
     repair = GapRepair(redis, postgres, connected, listing, marks, patient=True)
-    with trio.move_on_after(20):
+    with trio.fail_after(60):
         async with trio.open_nursery() as nursery:
 
             async def watch() -> None:
@@ -323,8 +324,8 @@ async def test_a_gap_is_noted_with_the_events_behind_it_and_repaired(
     assert [(event["did"], event["active"], event.get("status")) for event in news] == [
         (gone, False, "takendown"), (back, True, None),
     ]  # fmt: skip
-    assert {(event["type"], event["time"]) for event in news} == {
-        ("account", "2026-07-04T20:00:00.000Z")
+    assert {(event["type"], event["time"], event["seq"]) for event in news} == {
+        ("account", "2026-07-04T20:00:00.000Z", 11)  # those of the stream outrank them
     }
     for connection in (store, redis, postgres):
         connection.close()
@@ -494,6 +495,36 @@ def test_of_two_requests_the_earlier_counts(clean_redis: str) -> None:
         for since in (900.0, 500.0, 700.0):
             request_reading(store, DATABASE_LOST, since, None, [])
         assert requested_since(store) == 500.0
+
+
+async def test_a_repair_waits_for_room(
+    clean_redis: str, schema_database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gap_repair, "_FULL_SECONDS", 0.02)
+    relay = parse_endpoint("https://relay.test")
+
+    async def listing(endpoint: Endpoint, position: str | None, limit: int) -> Page:
+        await trio.lowlevel.checkpoint()
+        return Page((ListedRepo(REPOS[0], rev(1), True, None),), None)
+
+    def connected() -> Database:
+        return Database.connect(schema_database, name="test")
+
+    redis = Link(lambda: connect(clean_redis, name="test"), purpose="test")
+    postgres = Link(connected, purpose="test")
+    repair = GapRepair(redis, postgres, connected, listing, {REPO_BACKFILL_HIGH: 1})
+    with closing(redis), closing(postgres), closing(connect(clean_redis, name="test")) as store:
+        store.call("XADD", REPO_BACKFILL_HIGH, "*", "repo", "{}")
+        request_reading(store, DATABASE_LOST, 0.0, None, [relay.key])
+        await redis.call(lambda one: move_gaps(one, connected))
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(repair.repair_all, [relay])
+            await trio.sleep(0.3)
+            with connected() as database:
+                assert [gap.status for gap in list_gaps(database)] == ["repairing"]
+            store.call("DEL", REPO_BACKFILL_HIGH)
+    jobs = [json.loads(entry[b"repo"]) for entry in entries(clean_redis, REPO_BACKFILL_HIGH)]
+    assert [job["did"] for job in jobs] == [REPOS[0]]
 
 
 async def test_after_a_loss_of_the_database_its_own_revs_count(
