@@ -1,10 +1,7 @@
 """Fixtures that every test may use: real stores, started only when a test asks for one."""
 
 import os
-import shutil
-import tempfile
 from collections.abc import Generator, Iterator
-from pathlib import Path
 
 import pytest
 from hypothesis import settings
@@ -16,11 +13,7 @@ from tests import evidence, stores
 for name in os.environ.keys() - clean_environment().keys():
     del os.environ[name]
 
-# PostgreSQL copies hundreds of files for the database of a test. In memory, where there is room,
-# that takes a twentieth of the time.
-_MEMORY, _ROOM = Path("/dev/shm"), 4 * 1024**3
-if os.access(_MEMORY, os.W_OK) and shutil.disk_usage(_MEMORY).free > _ROOM:
-    tempfile.tempdir = str(_MEMORY)
+stores.use_memory()
 
 # A slow machine is no failure: tests assert what happens, never how long it takes.
 settings.register_profile("untimed", deadline=None)

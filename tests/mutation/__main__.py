@@ -177,6 +177,7 @@ def main() -> int:
         print("no bug has such a name or file")
         return 2
     began = time.monotonic()
+    stores.use_memory()
     for library in _LIBRARIES:
         importlib.import_module(library)
     with contextlib.ExitStack() as stack:
