@@ -628,7 +628,7 @@ _ACCOUNT_BUGS = (
             T_ACCOUNTS),
     _malice("labels-of-one-version", LABELS, "{(*label.subject, label.cid) for label in (*stored, *labels)}",
             "{(*label.subject, label.cid) for label in labels}", T_ACCOUNTS),
-    _malice("labels-not-locked", LABELS, "        tx.query(_LOCK)\n", "", T_ACCOUNTS),
+    _malice("labels-not-locked", LABELS, "        tx.query(_LOCK)\n", "", T_ACCOUNTS + "::test_statements_wait_for_those_of_another_worker"),
     _malice("labels-forged-is-unverified", LABEL_PROOF, "else LabelStatus.FORGED", "else LabelStatus.UNVERIFIED", T_LABEL_PROOF),
     _slip("labels-rotated-key", LABEL_PROOF, "document = await self._resolve(label.src, force=True)",
           "document = await self._resolve(label.src, force=False)", T_LABEL_PROOF),

@@ -48,7 +48,7 @@ async def test_all_records_come_before_one_closing_event(
     assert [event["type"] for event in events] == ["create"] * 1_200 + ["repo"]
     assert {event["rkey"] for event in events[:-1]} == rkeys
     assert {event["seq"] for event in events} == {-1}
-    assert events[-1]["rev"] == "3jzfcijpj2z2a"
+    assert (events[-1]["rev"], events[-1]["complete"]) == ("3jzfcijpj2z2a", True)
     assert running.value("repos_processed_total") == 1
     assert running.value("records_extracted_total") == 1_200
     assert running.value("records_filtered_total") == 1

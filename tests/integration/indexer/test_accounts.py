@@ -16,6 +16,7 @@ from rsky_pipeline.indexer.accounts.deletions import DeletionChecks
 from rsky_pipeline.indexer.accounts.handles import BUSY_PAUSE_SECONDS, HandleChecks
 from rsky_pipeline.indexer.accounts.purge import purge_account
 from rsky_pipeline.indexer.collections import registry
+from rsky_pipeline.indexer.core import labels as labels_module
 from rsky_pipeline.indexer.core.labels import LabelRow, apply_labels
 from rsky_pipeline.observability.indexer import IndexerMetrics
 from tests.integration.indexer.kit import (
@@ -254,6 +255,23 @@ def test_workers_with_statements_about_one_subject_see_each_other(tables: Tables
     for thread in threads:
         thread.join()
     assert tables.rows("label", "DISTINCT neg, cts") == [(True, label("02").cts)]
+
+
+def test_statements_wait_for_those_of_another_worker(tables: Tables) -> None:
+    """What it writes about another version would not be seen otherwise."""
+    with closing(Database.connect(tables.url, name="labels", by_key=True)) as second:
+        thread = threading.Thread(target=apply_labels, args=(second, [label("01", cid="c2")]))
+        with tables.database.transaction() as tx:
+            tx.query(labels_module._LOCK)
+            thread.start()
+            waits = "SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
+            while thread.is_alive() and not tx.query(waits):
+                thread.join(0.01)
+            columns = "src, uri, cid, val, neg, cts"
+            values = (*label("02", cid="c1")[:4], True, label("02").cts)
+            tx.execute(f"INSERT INTO label ({columns}) VALUES (%s, %s, %s, %s, %s, %s)", values)
+        thread.join(30)
+    assert tables.rows("label", "cid, neg") == [("c1", True), ("c2", True)]
 
 
 async def check_handles(

@@ -191,12 +191,13 @@ async def test_an_event_of_before_the_deletion_leaves_nothing_after_the_purge(
     assert after == before
 
 
+@pytest.mark.parametrize("history", [True, False])
 async def test_a_refused_record_of_before_the_deletion_makes_no_account(
-    tables: Tables, net: Network
+    tables: Tables, history: bool
 ) -> None:
     tables.apply(account("ann", 20, active=False, status="deleted"))
     await check_deletions(tables, None)
-    bad = net.put("ann", "app.bsky.feed.like", {"subject": "nothing"})
+    bad = Network(history=history).put("ann", "app.bsky.feed.like", {"subject": "nothing"})
     reading = read_entry({b"event": bad.payload}, registry.load())
     assert reading.refused is not None
     apply_batch(tables.database, [reading], registry.load())
