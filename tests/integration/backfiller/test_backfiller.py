@@ -524,6 +524,9 @@ async def test_a_job_has_all_of_its_deliveries(
 ) -> None:
     hosts.add("did:plc:a", document("did:plc:a"), make_repo("did:plc:a", 1)[0])
     pending_of_an_earlier_life(store, {"did:plc:a": Settings().max_deliveries - 1})
+    (row,) = store.call("XRANGE", "repo_backfill", "-", "+")
+    field = f"repo_backfill {Settings().backfiller_group} {row[0].decode()}"
+    store.call("HSET", TRIALS, field, "1 test-backfiller-1")  # two deaths, of three
     async with backfiller(configure()):
         await settled(store)
     assert letters(store) == []
