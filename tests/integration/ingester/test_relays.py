@@ -18,7 +18,13 @@ from rsky_pipeline.configuration.settings import Settings
 from rsky_pipeline.database.connection import Database
 from rsky_pipeline.health.rules import RELAY_STALLED, Limits
 from rsky_pipeline.ingester import read_again, report
-from rsky_pipeline.ingester.commits.states import repo_digest, rev_of, state_key
+from rsky_pipeline.ingester.commits.states import (
+    make_state,
+    repo_digest,
+    rev_of,
+    state_key,
+    with_activity,
+)
 from rsky_pipeline.ingester.listing import gap_repair
 from rsky_pipeline.ingester.listing.enumeration import load_ranges
 from rsky_pipeline.ingester.listing.gap_repair import GapRepair, list_gaps, move_gaps, repair_marks
@@ -32,8 +38,9 @@ from rsky_pipeline.operations.cursors import (
     set_cursor,
 )
 from rsky_pipeline.runtime.link import Link
+from rsky_pipeline.streams.append import append
 from rsky_pipeline.streams.connection import connect
-from rsky_pipeline.streams.gap import DATABASE_LOST
+from rsky_pipeline.streams.gap import DATABASE_LOST, Gap
 from rsky_pipeline.streams.marks import (
     READ_AGAIN,
     again_until,
@@ -525,6 +532,32 @@ async def test_a_repair_waits_for_room(
             store.call("DEL", REPO_BACKFILL_HIGH)
     jobs = [json.loads(entry[b"repo"]) for entry in entries(clean_redis, REPO_BACKFILL_HIGH)]
     assert [job["did"] for job in jobs] == [REPOS[0]]
+
+
+@pytest.mark.parametrize("away", [True, False])
+async def test_an_account_that_came_back_in_a_gap_is_fetched_at_its_known_rev(
+    clean_redis: str, schema_database: str, away: bool
+) -> None:
+    """It may have changed while it was away; one that was there has lost nothing."""
+    relay, did, number = parse_endpoint("https://relay.test"), REPOS[0], rev(1)
+
+    async def listing(endpoint: Endpoint, position: str | None, limit: int) -> Page:
+        await trio.lowlevel.checkpoint()
+        return Page((ListedRepo(did, number, True, None),), None)
+
+    def connected() -> Database:
+        return Database.connect(schema_database, name="test")
+
+    redis = Link(lambda: connect(clean_redis, name="test"), purpose="test")
+    postgres = Link(connected, purpose="test")
+    repair = GapRepair(redis, postgres, connected, listing, {})
+    with closing(redis), closing(postgres), closing(connect(clean_redis, name="test")) as store:
+        known = with_activity(make_state(tid_number(number), None), not away)
+        store.call("HSET", *state_key(repo_digest(did)), known)
+        append(store, [Gap(relay.key, "time_jump", 10, 12, None, None).entry()])
+        await redis.call(lambda one: move_gaps(one, connected))
+        assert await repair.repair_all([relay]) == 1
+    assert len(entries(clean_redis, REPO_BACKFILL_HIGH)) == away
 
 
 async def test_after_a_loss_of_the_database_its_own_revs_count(
