@@ -195,7 +195,8 @@ REDIS = Rule(
 )  # fmt: skip
 REDIS_MEMORY = Rule(
     "redis_memory", "the memory of Redis is nearly used up; producers stop at 90%",
-    "raise maxmemory, lower the high-water marks, trim, or add consumers",
+    "raise maxmemory; where streams hold it (`rsky-pipeline streams list`), lower the high-water "
+    "marks, trim, or add consumers",
     Limits(warn=0.75, fail=0.85), watched=True, check="memory",
 )  # fmt: skip
 EVICTION = Rule(
