@@ -98,7 +98,8 @@ def show(documents: list[dict[str, Any]]) -> None:
             ],
         )
         if any(letters.values()):
-            text = f" {sum(letters.values()):,}; to do: `rsky-pipeline dlq list`"
+            counts = ", ".join(f"{name} {count:,}" for name, count in letters.items() if count)
+            text = f" {counts}; to do: `rsky-pipeline dlq list`"
             line(text, label="dead letters:", colour="yellow")
 
 

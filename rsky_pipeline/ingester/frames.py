@@ -164,6 +164,11 @@ class RawDeadLetters:
         self.stream = stream
         self._length = 0
 
+    @property
+    def length(self) -> int:
+        """The entries that the stream holds, as far as is known."""
+        return self._length
+
     def observe_length(self, length: int) -> None:
         """Set the stream's real length."""
         self._length = length

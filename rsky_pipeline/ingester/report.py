@@ -89,6 +89,7 @@ class Reporter:
         self._enumerators = enumerators
         self._metrics = metrics
         self._log = ThrottledLog(_log, 60.0)
+        self._raw_letters: dict[str, int] = {}
         metrics.events_in_memory.set_function(lambda: self._held()[0])
         metrics.bytes_in_memory.set_function(lambda: self._held()[1])
 
@@ -119,6 +120,7 @@ class Reporter:
             look(store)
             for kept in letters:
                 kept.observe_length(inspect(store, kept.stream).length)
+            self._raw_letters = {kept.stream.removesuffix("_dlq"): kept.length for kept in letters}
             return inspect(store, REPO_BACKFILL).length
 
         while True:
@@ -195,6 +197,7 @@ class Reporter:
             "connected_relays": sum(follower.connected for follower, _ in self._relays),
             "connected_sockets": sum(follower.connected for follower, _ in self._feeds),
             "events_in_memory": self._held()[0],
+            "raw_dead_letters": self._raw_letters,
             "held_up": any(writer.is_full for writer in self._writers),
             "leading_relay": self._shared.dedup.leader,
             "problem": "; ".join(problems) if problems else None,

@@ -48,6 +48,7 @@ class RoleHealth(TypedDict, total=False):
     connected_sockets: int  # of relays and labelers
     leading_relay: str | None
     held_up: bool  # by back-pressure
+    raw_dead_letters: dict[str, int]  # frames that could not be used: firehose_raw, label_raw
     events_in_memory: int
     repos_listed: int
     listing_done: bool

@@ -108,6 +108,7 @@ def document(
     for child in children:
         streams.update(child.health.get("streams", {}))
         letters.update(child.health.get("dead_letters", {}))
+        letters.update(child.health.get("raw_dead_letters", {}))
     return {
         "schema_version": SCHEMA_VERSION,
         "version": build().version,

@@ -6,8 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+from rsky_pipeline.development.documents import ROOT
 from tests.integration.supervisor.pipeline import until
 from tests.stores import execute, scratch_directory
+from tests.unit.supervisor.test_snapshot import conforms
 
 PROGRAM = [sys.executable, "-m", "rsky_pipeline"]
 ANY_PORT = [
@@ -45,6 +47,8 @@ def test_the_indexer_runs_on_embedded_stores() -> None:
             assert status.returncode == 0, status.stdout + status.stderr
             document = json.loads(status.stdout)
             assert document["healthy"] is True
+            schema = json.loads((ROOT / "docs" / "status.schema.json").read_text())
+            assert conforms(document, schema, schema)
             states = {one["name"]: one["state"] for one in document["processes"]}
             assert states == dict.fromkeys(
                 ("valkey", "postgres", "indexer-1", "indexer-2"), "ready"

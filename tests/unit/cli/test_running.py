@@ -181,4 +181,4 @@ def test_dead_letters_are_in_the_status(capsys: pytest.CaptureFixture[str]) -> N
     show(both)
     output = capsys.readouterr().out
     assert "firehose_live  1,000    1,200" in output
-    assert "dead letters: 1,200; to do: `rsky-pipeline dlq list`" in output
+    assert "dead letters: firehose_live 1,200; to do: `rsky-pipeline dlq list`" in output

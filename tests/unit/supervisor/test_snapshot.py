@@ -102,7 +102,8 @@ async def test_the_document_is_of_the_published_schema() -> None:
     child.health = read_health(
         {
             "trouble": "stuck", "degraded": "no relay is connected", "streams": {"label_live": 3},
-            "dead_letters": {"label_live": 1}, "rate": 1.5, "lag": None, "lag_seconds": 0.5,
+            "dead_letters": {"label_live": 1}, "raw_dead_letters": {"label_raw": 2},
+            "rate": 1.5, "lag": None, "lag_seconds": 0.5,
             "findings": ["oldest label_live", "of_another_version"], "failing": [],
             "cursors": [{"stream": "firehose_live", "host": "a.test", "seq": None}],
         }
@@ -112,6 +113,7 @@ async def test_the_document_is_of_the_published_schema() -> None:
         state="running", roles=["ingester"], children=[child, stopped], began=0.0, run_dir="/run"
     )
     whole = merged([dict(found)])
+    assert whole["dead_letters"] == {"label_live": 1, "label_raw": 2}
     assert conforms(whole, schema, schema)
     assert conforms({**merged([]), "problem": "nothing runs"}, schema, schema)
     process = whole["processes"][0]
