@@ -3,7 +3,7 @@
 https://atproto.com/specs/data-model#json-representation
 """
 
-from base64 import b64encode
+from base64 import b64decode, b64encode
 
 import orjson
 
@@ -28,6 +28,24 @@ def to_json(value: Value) -> bytes:
         return orjson.dumps(value, default=default)
     except (TypeError, orjson.JSONEncodeError) as error:
         raise InvalidDataError("not_encodable", str(error)[:200]) from error
+
+
+def from_json(value: object) -> Value:
+    """Return the value that a parsed JSON text means. Raises InvalidDataError."""
+    if type(value) is list:
+        return [from_json(item) for item in value]
+    if type(value) is not dict:
+        return value  # JSON has no other values
+    if len(value) == 1:
+        ((key, content),) = value.items()
+        if key == "$link" and type(content) is str:
+            return Cid.parse(content)
+        if key == "$bytes" and type(content) is str:
+            try:
+                return b64decode(content + "=" * (-len(content) % 4), validate=True)
+            except ValueError as error:
+                raise InvalidDataError("invalid_bytes", str(error)) from error
+    return {key: from_json(item) for key, item in value.items()}
 
 
 def record_to_json(block: bytes) -> bytes:

@@ -6,6 +6,7 @@ from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 
 from rsky_pipeline.atproto import compiled
+from rsky_pipeline.atproto.syntax import rev_microseconds
 
 EPOCH = "1970-01-01T00:00:00.000Z"
 _PARTS = re.compile(
@@ -102,6 +103,11 @@ def _normalize(text: str) -> str | None:
 def format_utc(moment: datetime) -> str:
     """Return an aware datetime in the normal form."""
     return moment.astimezone(UTC).isoformat(timespec="milliseconds")[:23] + "Z"
+
+
+def rev_time(rev: str) -> str:
+    """Return the time of a rev in the normal form. Raises ValueError if it is none."""
+    return format_utc(datetime.fromtimestamp(rev_microseconds(rev) / 1_000_000, UTC))
 
 
 def _is_clock(hour: int, minute: int, second: int) -> bool:

@@ -9,6 +9,7 @@ function returns its exit code (None is 0), or raises CommandError.
 import inspect
 import os
 import re
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import replace
@@ -352,6 +353,17 @@ def _metavar(setting: str, info: "SettingInfo") -> str:
     if info.choices:
         return f"[{'|'.join(info.choices)}]"
     return "A,B" if setting in ITEM_FLAGS.values() else "VALUE"
+
+
+def confirm(lost: str, yes: bool) -> None:
+    """Name a loss, and ask unless the answer was given. Ends the command if it is refused."""
+    say(f"this loses for good: {lost}")
+    if yes:
+        return
+    if not sys.stdin.isatty():
+        raise CommandError("standard input is no terminal: pass --yes to go on", ExitCode.USAGE)
+    if not click.confirm("Go on?", err=True):
+        raise click.exceptions.Exit(ExitCode.FAILED)
 
 
 def _complete_choices(

@@ -6,7 +6,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from rsky_pipeline.cli.command import Invocation, old_option, operator_command, subjects_argument
+from rsky_pipeline.cli.command import (
+    Invocation,
+    confirm,
+    old_option,
+    operator_command,
+    subjects_argument,
+)
 from rsky_pipeline.cli.exit_codes import ExitCode
 from rsky_pipeline.cli.output import Progress, line, print_table, say
 
@@ -160,24 +166,28 @@ def recount(
 @operator_command(command)
 @subjects_argument()
 @old_option("--did", "old")
-def compare(run: Invocation, given: "Subjects", old: "Subjects") -> int:
-    """Compare repos with their rows.
+@click.option("--stored", is_flag=True,
+              help="Fetch nothing: compare the rows with the records in the database.")  # fmt: skip
+def compare(run: Invocation, given: "Subjects", old: "Subjects", stored: bool) -> int:
+    """Compare every row of accounts with what their records say.
 
-    Fetches and verifies each repo, and lists rows that are missing, additional or different. Reads
-    only. Exit with 6 if something differs, with 1 if a repo cannot be fetched, with 69 if the
-    directory or the hosts could be asked for none of them.
+    Fetches and verifies each repo, and lists records and rows of all tables that are missing,
+    additional or different, counts that are off, notifications that are wrong or known to be
+    missing, and the commands that put it right. Reads only. Exit with 6 if something differs, with
+    1 if a repo cannot be fetched, with 69 if the directory or the hosts could be asked for none of
+    them.
     """
     import trio
 
     from rsky_pipeline.indexer.collections.registry import SelectedCollections
-    from rsky_pipeline.operations.compare_repo import compare_repo
-    from rsky_pipeline.operations.repos import each_repo, none_reachable
+    from rsky_pipeline.operations.compare_repo import compare_repo, compare_stored
+    from rsky_pipeline.operations.repos import RepoResult, each_repo, none_reachable
     from rsky_pipeline.repos.repo import Repo
     from rsky_pipeline.runtime.threads import in_thread
 
     if not given and not old:
         raise click.UsageError("give accounts")
-    dids = run.accounts(given, old)
+    wanted = run.accounts(given, old)
     outcomes: list[RepoResult[Comparison]] = []
     with run.database("compare") as database:
         collections = SelectedCollections(run.settings.collections, run.settings.validation)
@@ -186,14 +196,20 @@ def compare(run: Invocation, given: "Subjects", old: "Subjects") -> int:
             arguments = (database, repo, collections)
             return await in_thread(compare_repo, *arguments, limiter=trio.CapacityLimiter(1))
 
-        trio.run(each_repo, run.settings, dids, work, outcomes.append)
+        if stored:
+            outcomes += [
+                RepoResult(did, compare_stored(database, did, collections)) for did in wanted
+            ]
+        else:
+            trio.run(each_repo, run.settings, wanted, work, outcomes.append)
 
     def show() -> None:
         for outcome in outcomes:
             _show_comparison(outcome)
 
     def document(found: "Comparison") -> dict[str, Any]:
-        return asdict(found) | {"differences": found.differences}
+        remedies = [f"rsky-pipeline {remedy}" for remedy in found.remedies]
+        return asdict(found) | {"differences": found.differences, "remedies": remedies}
 
     run.answer({"repos": [outcome.document(document) for outcome in outcomes]}, show)
     if none_reachable(outcomes):
@@ -202,6 +218,49 @@ def compare(run: Invocation, given: "Subjects", old: "Subjects") -> int:
         return ExitCode.FAILED
     differ = any(outcome.result and outcome.result.differences for outcome in outcomes)
     return ExitCode.DIFFERENCES if differ else ExitCode.OK
+
+
+@operator_command(command)
+@subjects_argument()
+@click.option("--dry-run", is_flag=True, help="Count what would be removed; remove nothing.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+def purge(run: Invocation, given: "Subjects", dry_run: bool, yes: bool) -> int:
+    """Remove everything that accounts wrote, as if they had been deleted.
+
+    For a request of erasure: records, all rows made of them, notifications of and for the account,
+    its dead letters, and what is kept about fetching it. Events of before stay without effect,
+    whenever they come; an account that its host still serves comes back with its next event. Exit
+    with 6 if a dry run finds rows. docs/runbook.md lists what stays.
+    """
+    from rsky_pipeline.indexer.collections import registry
+    from rsky_pipeline.indexer.core.entries import now_text
+    from rsky_pipeline.operations import dead_letters
+    from rsky_pipeline.operations.erasure import erase, held, letters_of
+
+    if not given:
+        raise click.UsageError("give accounts")
+    dids = run.accounts(given)
+    with run.database("purge") as database, run.store("purge") as store:
+        rows = {did: held(database, did) for did in dids}
+        letters = letters_of(store, dids)
+        counts = {stream: len(found) for stream, found in letters.items()}
+        if not dry_run:
+            total = sum(sum(found.values()) for found in rows.values())
+            confirm(f"{total:,} rows and {sum(counts.values()):,} dead letters", yes)
+            for did in dids:
+                erase(database, did, registry.load(run.settings.validation), now_text())
+            for stream, found in letters.items():
+                dead_letters.drop(store, stream, iter(found), Progress())
+
+    def show() -> None:
+        for did, found in rows.items():
+            listed = ", ".join(f"{table} {count:,}" for table, count in found.items())
+            line(f"{did}: {'would be removed' if dry_run else 'removed'}: {listed or 'nothing'}")
+        for stream, count in counts.items():
+            line(f"{stream}: {count:,} letters")
+
+    run.answer({"dry_run": dry_run, "rows": rows, "letters": counts}, show)
+    return ExitCode.DIFFERENCES if dry_run and any(rows.values()) else ExitCode.OK
 
 
 @operator_command(command)
@@ -291,7 +350,8 @@ def _show_comparison(outcome: "RepoResult[Comparison]") -> None:
     if found is None:
         say(f"{outcome.did}: {outcome.reason}: {outcome.message}")
         return
-    line(f"{found.did} at {found.rev}: differences: {found.differences}")
+    at = f" at {found.rev}" if found.rev else ""
+    line(f"{found.did}{at}: differences: {found.differences}")
     rows = [
         (nsid, *(getattr(of, name) for name in COMPARED)) for nsid, of in found.collections.items()
     ]
@@ -302,7 +362,13 @@ def _show_comparison(outcome: "RepoResult[Comparison]") -> None:
                 line(f"  {kind}: {uri}")
             if (more := getattr(of, kind) - len(uris)) > 0:
                 line(f"  {kind}: {more:,} more of {nsid}")
+    for table, of_table in found.rows.items():
+        for one in of_table.examples:
+            detail = f": {one.detail}" if one.detail else ""
+            line(f"  {one.kind} in {table}: {one.uri}{detail}")
+        if (more := of_table.total - len(of_table.examples)) > 0:
+            line(f"  {more:,} more in {table}")
     for drift in found.counts:
         line(f"  count: {drift.key} {drift.column} is {drift.stored}, rows: {drift.counted}")
-    if found.differences:
-        say(f"`rsky-pipeline index-repo {found.did}` brings the rows up to date")
+    for remedy in found.remedies:
+        say(f"run `rsky-pipeline {remedy}`")

@@ -3,7 +3,6 @@
 import contextlib
 import json
 import logging
-import sys
 from typing import IO, TYPE_CHECKING, Any
 
 import click
@@ -13,6 +12,7 @@ from rsky_pipeline.cli.command import (
     LETTERS_NAME,
     CommandError,
     Invocation,
+    confirm,
     operator_command,
 )
 from rsky_pipeline.cli.exit_codes import ExitCode
@@ -212,7 +212,7 @@ def drop(
             ]
             lost = "; ".join(_sentence(item) for item in found) or "nothing"
         if lost != "nothing":
-            _confirm(lost, yes)
+            confirm(lost, yes)
         progress = Progress()
         removed = {
             name: dead_letters.drop(
@@ -260,16 +260,6 @@ def _sentence(item: "ReasonCount") -> str:
         f"{item.count:,} of {item.stream} ({item.reason}, {moment(item.oldest)} to "
         f"{moment(item.newest)})"
     )
-
-
-def _confirm(lost: str, yes: bool) -> None:
-    say(f"this loses for good: {lost}")
-    if yes:
-        return
-    if not sys.stdin.isatty():
-        raise CommandError("standard input is no terminal: pass --yes to drop them", ExitCode.USAGE)
-    if not click.confirm("Drop them?", err=True):
-        raise click.exceptions.Exit(ExitCode.FAILED)
 
 
 def _retried_document(results: "dict[str, Retried]") -> dict[str, Any]:

@@ -1,5 +1,7 @@
-"""`rsky-pipeline index-repo`: bring the rows of repos exactly up to date."""
+"""`rsky-pipeline index-repo`: bring the rows of repos exactly up to date, or rebuild them."""
 
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,27 +17,62 @@ from rsky_pipeline.cli.exit_codes import ExitCode
 from rsky_pipeline.cli.output import Progress, line, say
 
 if TYPE_CHECKING:
+    from rsky_pipeline.indexer.collections.declaration import Collection
     from rsky_pipeline.operations.index_repo import Indexed
+    from rsky_pipeline.operations.rebuild import Rebuild, Report
     from rsky_pipeline.operations.repos import RepoResult
     from rsky_pipeline.operations.subjects import NamedSubject
+    from rsky_pipeline.repos.repo import Repo
+
+SHOWN = 100  # repos of which each has a line; of more only failures and the progress
+CHUNK_REPOS = 50  # that are fetched before the position of a rebuild is stored
 
 
 @operator_command(name="index-repo")
 @subjects_argument()
 @click.option("--file", "file", type=click.Path(dir_okay=False, path_type=Path), metavar="CSV",
               help="CSV with a column did, or a DID on each line.")  # fmt: skip
-def command(run: Invocation, given: "tuple[NamedSubject, ...]", file: Path | None) -> int:
+@click.option("--rebuild", is_flag=True,
+              help="Write rows again that are not what the records say.")  # fmt: skip
+@click.option("--all", "everybody", is_flag=True, help="With --rebuild: all accounts.")
+@click.option("--collection", "nsids", multiple=True, metavar="NSID",
+              help="With --rebuild: only rows of this collection; may be repeated.")  # fmt: skip
+@click.option("--source", type=click.Choice(["stored", "pds"]), default=None,
+              help="With --rebuild: the records in the database (default), or the repos of their "
+              "hosts, which also restores records.")  # fmt: skip
+@click.option("--rate", type=click.FloatRange(min=0), metavar="N",
+              help="With --rebuild: records a second. Default: 2000; 0: no limit.")  # fmt: skip
+def command(
+    run: Invocation, given: "tuple[NamedSubject, ...]", file: Path | None, rebuild: bool,
+    everybody: bool, nsids: tuple[str, ...], source: str | None, rate: float | None,
+) -> int:  # fmt: skip
     """Fetch and verify repos, and create, update and delete their rows directly in PostgreSQL.
 
     Safe beside running workers, and to repeat. A repo that fails does not stop the others; then
     the exit code is 1, or 69 if the directory or the hosts could be asked for none of them.
+
+    With --rebuild every row that the records make is compared with the stored one, and written
+    where it differs, for example after a defect of the indexer. Nobody is notified twice. Stop it
+    at any moment and repeat it: it goes on where it was. Exit with 6 if differences are left, with
+    1 if records are damaged or accounts failed.
     """
     from rsky_pipeline.operations.repos import none_reachable
 
+    if everybody and (given or file is not None):
+        raise click.UsageError("give accounts or --all, not both")
     named = _read(run, file) if file is not None else ()
     wanted = list(dict.fromkeys([*run.accounts(given), *named]))
-    if not wanted:
+    if not wanted and not everybody:
         raise click.UsageError("give accounts, or --file with at least one")
+    if rebuild:
+        return _rebuild(
+            run, None if everybody else sorted(wanted), nsids, source or "stored",
+            2_000.0 if rate is None else rate,
+        )  # fmt: skip
+    for name, value in (("--all", everybody), ("--collection", nsids), ("--source", source),
+                        ("--rate", rate is not None)):  # fmt: skip
+        if value:
+            raise click.UsageError(f"{name} is for --rebuild")
     outcomes = _index(run, wanted)
     failed = [outcome for outcome in outcomes if outcome.result is None]
     done = len(outcomes) - len(failed)
@@ -51,7 +88,91 @@ def command(run: Invocation, given: "tuple[NamedSubject, ...]", file: Path | Non
     return ExitCode.FAILED if failed else ExitCode.OK
 
 
-def _index(run: Invocation, wanted: list[str]) -> "list[RepoResult[Indexed]]":
+def _rebuild(
+    run: Invocation, dids: list[str] | None, nsids: tuple[str, ...], source: str, rate: float
+) -> int:
+    from rsky_pipeline.indexer.collections.registry import SelectedCollections
+    from rsky_pipeline.operations.rebuild import Rebuild, scope_of
+
+    everything = SelectedCollections(run.settings.collections, run.settings.validation)
+    unknown = [nsid for nsid in nsids if nsid not in everything]
+    if unknown:
+        raise click.UsageError(f"{unknown[0]} is not indexed; known are {', '.join(everything)}")
+    wanted = {nsid: everything[nsid] for nsid in sorted(nsids)} if nsids else everything
+    progress = Progress()
+
+    def report(found: "Report") -> None:
+        progress(
+            f"{found.accounts:,} accounts, {found.records:,} records compared, "
+            f"{found.written:,} rows written, failed accounts: {found.failed:,}"
+        )
+
+    with run.database("rebuild") as database:
+        scope = scope_of(dids, nsids, source)
+        work = Rebuild(database, scope, wanted, everything, rate)
+        if work.resumed:
+            say(f"going on after {work.after}; accounts done before: {work.report.accounts:,}")
+        rest = work.accounts() if dids is None else (did for did in dids if did > work.after)
+        if source == "pds":
+            _rebuild_fetched(run, work, rest, report, everything)
+        else:
+            work.run(rest, report)
+    found = work.report
+
+    def show() -> None:
+        for table, count in sorted(found.rows.items()):
+            line(f"{table}: {count:,}")
+        for text in found.examples:
+            say(text)
+        line(
+            f"accounts: {found.accounts:,}, records compared: {found.records:,}, rows written: "
+            f"{found.written:,}, left: {found.left:,}, damaged records: {found.damaged:,}, "
+            f"failed accounts: {found.failed:,}"
+        )
+        if found.damaged and source == "stored":
+            say("damaged records are restored by `rsky-pipeline index-repo --rebuild --source pds`")
+
+    run.answer(found.document(), show)
+    if found.failed or found.damaged:
+        return ExitCode.FAILED
+    return ExitCode.DIFFERENCES if found.left else ExitCode.OK
+
+
+def _rebuild_fetched(
+    run: Invocation, work: "Rebuild", dids: Iterator[str], report: Any,
+    collections: "Mapping[str, Collection]",
+) -> None:  # fmt: skip
+    """Fetch repos, some at a time; bring records and rows to what each says."""
+    import trio
+
+    from rsky_pipeline.operations.index_repo import bring_up_to_date
+    from rsky_pipeline.operations.rebuild import restore_records
+    from rsky_pipeline.operations.repos import each_repo
+    from rsky_pipeline.repos.repo import list_paths
+    from rsky_pipeline.runtime.threads import in_thread
+
+    limiter = trio.CapacityLimiter(1)
+
+    async def rebuild(repo: "Repo") -> bool:
+        await bring_up_to_date(work.database, repo, collections)
+        paths = await in_thread(list_paths, repo, limiter=limiter)
+        await in_thread(restore_records, work.database, paths, collections, limiter=limiter)
+        await in_thread(work.rebuild, repo.commit.did, limiter=limiter)
+        return True
+
+    def note(outcome: "RepoResult[bool]") -> None:
+        if outcome.result is None:
+            work.fail(outcome.did, f"{outcome.reason}: {outcome.message}")
+        report(work.report)
+
+    while chunk := list(islice(dids, CHUNK_REPOS)):
+        trio.run(each_repo, run.settings, chunk, rebuild, note)
+        work.after = chunk[-1]
+        work.save()
+    work.end()
+
+
+def _index(run: Invocation, wanted: Sequence[str]) -> "list[RepoResult[Indexed]]":
     import trio
 
     from rsky_pipeline.indexer.collections.registry import SelectedCollections
@@ -78,9 +199,6 @@ def _index(run: Invocation, wanted: list[str]) -> "list[RepoResult[Indexed]]":
 
         trio.run(each_repo, run.settings, wanted, work, report)
     return outcomes
-
-
-SHOWN = 100  # repos of which each has a line; of more only failures and the progress
 
 
 def _read(run: Invocation, file: Path) -> list[str]:

@@ -1,13 +1,17 @@
-"""Compares the rows of one repo with its signed tree: is everything there, and nothing else?
+"""Compares the rows of one account with its signed repo: is everything there, and nothing else?
 
-Only reads. A row that is newer than the tree is no difference: live events go on meanwhile.
+First `record` with the tree, then all rows that the records make (`derived_rows`), and counts. Only
+reads, in one snapshot. A record that is newer than the tree is no difference: live events go on
+meanwhile. Each difference has a remedy, a command that removes it.
 """
 
 from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 
-from rsky_pipeline.database.connection import Database
+from rsky_pipeline.database.connection import Database, Transaction
 from rsky_pipeline.indexer.collections.declaration import Collection
+from rsky_pipeline.operations.derived_rows import RowDifference, compare_rows, snapshot
 from rsky_pipeline.operations.recount import Drift, Scope, recount
 from rsky_pipeline.repos.repo import Repo, list_paths
 
@@ -15,8 +19,8 @@ PAGE_ROWS = 10_000  # rows read at once
 EXAMPLES = 20  # uris named of each kind of difference
 
 _ROWS = """
-SELECT uri, cid, COALESCE(rev, '') FROM record WHERE did = %s AND uri COLLATE "C" > %s
-ORDER BY uri COLLATE "C" LIMIT %s
+DECLARE stored NO SCROLL CURSOR FOR SELECT uri, cid, COALESCE(rev, '') FROM record
+WHERE did = %s ORDER BY uri COLLATE "C"
 """
 _REJECTED = "SELECT uri, cid FROM rsky_pipeline.rejected_record WHERE did = %s"
 
@@ -33,47 +37,128 @@ class Found:
     missing: int = 0
     extra: int = 0
     different: int = 0
-    unlisted: int = 0  # rows of `record` without their row in the collection's table
+    unlisted: int = 0  # rows of `record` without their row in the collection's table (see `rows`)
     examples: dict[str, list[str]] = field(default_factory=dict)
 
     def add(self, kind: str, uri: str) -> None:
         """Count a record as `kind`."""
         setattr(self, kind, getattr(self, kind) + 1)
-        if kind in {"missing", "extra", "different", "unlisted"}:
+        if kind in {"missing", "extra", "different"}:
             named = self.examples.setdefault(kind, [])
             if len(named) < EXAMPLES:
                 named.append(uri)
 
     @property
     def differences(self) -> int:
-        """What is not as it should be."""
-        return self.missing + self.extra + self.different + self.unlisted
+        """Records that are not as they should be."""
+        return self.missing + self.extra + self.different
+
+
+@dataclass(slots=True)
+class FoundRows:
+    """How the rows of a table differ from what the records say; some differences are named."""
+
+    missing: int = 0
+    extra: int = 0
+    different: int = 0
+    damaged: int = 0  # records whose JSON is not the content that their CID names
+    examples: list[RowDifference] = field(default_factory=list)
+
+    def add(self, found: RowDifference) -> None:
+        """Count a difference."""
+        setattr(self, found.kind, getattr(self, found.kind) + 1)
+        if len(self.examples) < EXAMPLES:
+            self.examples.append(found)
+
+    @property
+    def total(self) -> int:
+        """Differences of the table."""
+        return self.missing + self.extra + self.different + self.damaged
 
 
 @dataclass(slots=True)
 class Comparison:
-    """The outcome for a repo."""
+    """The outcome for an account."""
 
     did: str
-    rev: str
+    rev: str  # of the repo; empty if it was not fetched
     collections: dict[str, Found]
+    rows: dict[str, FoundRows]  # by table
     counts: list[Drift]  # counts of the account that differ from its rows
 
     @property
     def differences(self) -> int:
-        """What is not as it should be."""
-        return sum(found.differences for found in self.collections.values()) + len(self.counts)
+        """Everything that is not as it should be."""
+        return (
+            sum(found.differences for found in self.collections.values())
+            + sum(found.total for found in self.rows.values())
+            + len(self.counts)
+        )
+
+    @property
+    def remedies(self) -> list[str]:
+        """The commands that remove the differences, in the order to run them."""
+        records = self.collections.values()
+        # What has the rev of the repo and another content cannot be an older state of it.
+        other = any(of.damaged for of in self.rows.values()) or any(of.different for of in records)
+        found = []
+        if other:
+            found.append(f"index-repo --rebuild --source pds {self.did}")
+        else:
+            if any(of.differences for of in records):
+                found.append(f"index-repo {self.did}")
+            if self.rows:
+                found.append(f"index-repo --rebuild {self.did}")
+        if self.counts:
+            found.append(f"db recount {self.did}")
+        return found
 
 
 def compare_repo(
     database: Database, repo: Repo, collections: Mapping[str, Collection]
 ) -> Comparison:
     """Compare a verified repo with the rows. Raises RepoError and DatabaseError."""
-    did, rev = repo.commit.did, repo.commit.rev
+    return _compare(database, repo.commit.did, repo, collections)
+
+
+def compare_stored(
+    database: Database, did: str, collections: Mapping[str, Collection]
+) -> Comparison:
+    """Compare the rows of an account with its stored records alone. Raises DatabaseError."""
+    return _compare(database, did, None, collections)
+
+
+def _compare(
+    database: Database, did: str, repo: Repo | None, collections: Mapping[str, Collection]
+) -> Comparison:
     found = {nsid: Found() for nsid in collections}
-    rejected: dict[str, str] = dict(database.query(_REJECTED, (did,)))
+    rows: dict[str, FoundRows] = {}
+    tables = {of.table.name: nsid for nsid, of in collections.items() if of.table is not None}
+    with snapshot(database) as tx:
+        if repo is not None:
+            _compare_tree(tx, repo, collections, found)
+        for _, page in compare_rows(lambda: nullcontext(tx), did, collections):
+            for one in page:
+                rows.setdefault(one.table, FoundRows()).add(one)
+                if one.kind == "missing" and one.table in tables:
+                    found[tables[one.table]].unlisted += 1
+    drifts = [
+        drift
+        for chunk in recount(database, Scope(dids=(did,)), repair=False)
+        for drift in chunk.drifts
+    ]
+    seen = {nsid: of for nsid, of in sorted(found.items()) if of.repo or of.rows or of.unlisted}
+    rev = "" if repo is None else repo.commit.rev
+    return Comparison(did, rev, seen, dict(sorted(rows.items())), drifts)
+
+
+def _compare_tree(
+    tx: Transaction, repo: Repo, collections: Mapping[str, Collection], found: dict[str, Found]
+) -> None:
+    did, rev = repo.commit.did, repo.commit.rev
+    rejected: dict[str, str] = dict(tx.query(_REJECTED, (did,)))
     tree = ((path, str(cid)) for path, cid in list_paths(repo))
-    for path, cid, row in _merged(tree, _rows(database, did)):
+    for path, cid, row in _merged(tree, _rows(tx, did)):
         nsid, uri = path.partition("/")[0], f"at://{did}/{path}"
         if nsid not in collections:
             continue
@@ -81,16 +166,6 @@ def compare_repo(
         of.repo += cid is not None
         of.rows += row is not None
         of.add(_kind(cid, row, rev, rejected.get(uri)), uri)
-    for nsid, of in found.items():
-        for uri in _unlisted(database, collections[nsid], did):
-            of.add("unlisted", uri)
-    drifts = [
-        drift
-        for chunk in recount(database, Scope(dids=(did,)), repair=False)
-        for drift in chunk.drifts
-    ]
-    seen = {nsid: of for nsid, of in sorted(found.items()) if of.repo or of.rows}
-    return Comparison(did, rev, seen, drifts)
 
 
 def _kind(cid: str | None, row: tuple[str, str] | None, rev: str, rejected: str | None) -> str:
@@ -106,11 +181,10 @@ def _kind(cid: str | None, row: tuple[str, str] | None, rev: str, rejected: str 
     return "missing" if row is None else "different"
 
 
-def _rows(database: Database, did: str) -> Iterator[tuple[str, tuple[str, str]]]:
-    last = ""
+def _rows(tx: Transaction, did: str) -> Iterator[tuple[str, tuple[str, str]]]:
     prefix = len(f"at://{did}/")
-    while page := database.query(_ROWS, (did, last, PAGE_ROWS)):
-        last = page[-1][0]
+    tx.execute(_ROWS, (did,))
+    while page := tx.query(f"FETCH {PAGE_ROWS} FROM stored"):
         yield from ((uri[prefix:], (cid, rev)) for uri, cid, rev in page)
 
 
@@ -130,17 +204,3 @@ def _merged(
         else:
             yield row[0], held[1], row[1]
             held, row = next(tree, None), next(rows, None)
-
-
-def _unlisted(database: Database, collection: Collection, did: str) -> list[str]:
-    """Return records without a row in their collection's table that do not wait as duplicates."""
-    if collection.table is None:
-        return []
-    sql = (
-        "SELECT r.uri FROM record r WHERE r.did = %s AND split_part(r.uri, '/', 4) = %s "
-        "AND (%s = '' OR split_part(r.uri, '/', 5) = %s) "
-        f'AND NOT EXISTS (SELECT FROM "{collection.table.name}" t WHERE t.uri = r.uri) '
-        "AND NOT EXISTS (SELECT FROM duplicate_record d WHERE d.uri = r.uri) ORDER BY 1"
-    )
-    rkey = collection.only_rkey
-    return [row[0] for row in database.query(sql, (did, collection.nsid, rkey, rkey))]

@@ -5,12 +5,13 @@ counted. A batch that has written a row and not yet its count waits for the lock
 count; one that has written both is waited for. So the result is exact at the time of its commit.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 
 from rsky_pipeline.database.connection import Database, Transaction
 from rsky_pipeline.database.isolation import retry_conflicts
+from rsky_pipeline.indexer.core.counts import forget_zeros
 
 BATCH_KEYS = 500  # of one transaction
 MAX_CONFLICTS = 20
@@ -119,18 +120,32 @@ def _pages(
 def _one(
     database: Database, aggregate: Aggregate, keys: list[str], repair: bool
 ) -> tuple[Drift, ...]:
-    keys = sorted(keys)
     with database.transaction() as tx:
-        stored = _lock(tx, aggregate, keys, make=repair)
-        drifts: list[Drift] = []
-        for place, column in enumerate(aggregate.counts):
-            counted = _count(tx, aggregate.counts[column], keys)
-            for key in keys:
-                was, is_ = stored[key][place], counted.get(key, 0)
-                if was != is_:
-                    drifts.append(Drift(aggregate.table, key, column, was, is_))
-        if repair:
-            _repair(tx, aggregate, drifts)
+        return _recount(tx, aggregate, keys, repair=repair)
+
+
+def recount_in(tx: Transaction, touched: Mapping[str, Iterable[str]]) -> None:
+    """Recount keys, by table, at the end of a transaction that has written rows of theirs."""
+    for aggregate in (POST_AGG, PROFILE_AGG):
+        if keys := list(touched.get(aggregate.table, ())):
+            _recount(tx, aggregate, keys, repair=True)
+
+
+def _recount(
+    tx: Transaction, aggregate: Aggregate, keys: list[str], *, repair: bool
+) -> tuple[Drift, ...]:
+    keys = sorted(keys)
+    stored = _lock(tx, aggregate, keys, make=repair)
+    drifts: list[Drift] = []
+    for place, column in enumerate(aggregate.counts):
+        counted = _count(tx, aggregate.counts[column], keys)
+        for key in keys:
+            was, is_ = stored[key][place], counted.get(key, 0)
+            if was != is_:
+                drifts.append(Drift(aggregate.table, key, column, was, is_))
+    if repair:
+        _repair(tx, aggregate, drifts)
+        forget_zeros(tx, aggregate.table, keys)
     return tuple(drifts)
 
 

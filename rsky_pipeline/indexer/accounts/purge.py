@@ -1,4 +1,5 @@
-"""Removes everything that an account wrote, when its host confirms that it was deleted.
+"""Removes everything that an account wrote, when its host confirms that it was deleted, or on
+request of an operator (`db purge`).
 
 The account's records go the way of deleted records, so that counts, duplicates and notifications
 of others come out right; reposts and quotes that others made of its posts stay theirs. Instead of
@@ -58,14 +59,19 @@ _FORGET_ACCOUNT = (
 )
 
 
-def purge_account(database: Database, did: str, collections: Mapping[str, Collection]) -> int:
-    """Remove an account's rows; return how many records it had. Repeating it does no harm."""
+def purge_account(
+    database: Database, did: str, collections: Mapping[str, Collection], until: str = ""
+) -> int:
+    """Remove an account's rows; return how many records it had. Repeating it does no harm.
+
+    Events up to the time `until` stay without effect, also where nothing is known of the account.
+    """
     with database.transaction() as tx:
         create_actors(tx, [did], {}, now_text())
     total = 0
     with database.transaction() as tx:
         lock_actors(tx, {did})
-        _leave_complete_rev(tx, did)
+        _leave_complete_rev(tx, did, until)
     while True:
         with database.transaction() as tx:
             lock_actors(tx, {did})
@@ -77,14 +83,15 @@ def purge_account(database: Database, did: str, collections: Mapping[str, Collec
                 return total
 
 
-def _leave_complete_rev(tx: Transaction, did: str) -> None:
-    """Raise the complete rev above all known revs, and to the time of the deletion.
+def _leave_complete_rev(tx: Transaction, did: str, until: str) -> None:
+    """Raise the complete rev above all known revs, and to the time of the deletion and `until`.
 
     Revs and the times of account events are of one clock, that of the account's host. Entries that
     another worker has not applied yet are below it as well.
     """
     ((newest,),) = tx.query(_NEWEST, (did, did, did, did))
     above = rev_microseconds(newest) + 1 if newest is not None and is_rev(newest) else 0
+    above = max(above, _microseconds(until))
     for events in fetch_account_events(tx, [did]).values():
         if events.standing is not None:
             above = max(above, _microseconds(min(events.standing.latest, now_text())))

@@ -18,6 +18,7 @@ from rsky_pipeline.indexer.collections.values import (
     Notification,
     Operation,
     Put,
+    Row,
     Rows,
     SideTable,
     StoredRow,
@@ -38,10 +39,25 @@ class Changes:
     arrivals: Mapping[str, int]  # place in the batch of every uri that it changes
     empty: Set[str] = frozenset()  # accounts that had nothing before this batch
     purging: bool = False  # records go with their account; what others wrote stays as it is
+    rebuilding: bool = False  # `updated` and `inserted` were known before: they are no news
     deleted: list[str] = field(default_factory=list)  # uris of records that are gone
     inserted: list[Put] = field(default_factory=list)  # rows that stand and did not before
     updated: list[Put] = field(default_factory=list)  # rows that stand with a new content
     removed: list[StoredRow] = field(default_factory=list)  # rows that stood: `kept` columns
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """The traces that `finish` leaves of a standing record, as far as they can be known later."""
+
+    columns: Mapping[str, bool]  # of the row in the collection's table; NULL is False
+    rows: Mapping[str, Sequence[Row]] = field(default_factory=dict)  # of `Collection.traces`
+    certain: Sequence[Notification] = ()  # if the record was news
+    possible: Set[tuple[str, str, str | None]] = frozenset()  # (did, reason, subject), beside them
+    sort_at: str = ""  # of all of them
+    # Reasons whose notifications cannot be judged: at all, and where their subject is gone.
+    unclear: Set[str] = frozenset()
+    unclear_without_subject: Set[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +82,10 @@ class Collection:
     finish: Callable[[Changes], None] | None = (
         None  # writes the rows that a declaration cannot describe
     )
+    # Returns what `finish` wrote of standing records, by uri, for whoever compares; and the tables
+    # with rows of `Finished.rows`, whose `owner` is the record's uri.
+    finished: Callable[[Transaction, Sequence[Put]], Mapping[str, Finished]] | None = None
+    traces: tuple[SideTable, ...] = ()
     # Writes the traces that a record leaves although its deletion came first or in the same batch.
     overtaken: Callable[[Changes, Sequence[Put]], None] | None = None
     # Makes the notification of the deletion of a standing row, given the row and the time now. The

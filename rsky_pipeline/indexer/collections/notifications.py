@@ -4,7 +4,7 @@ History that the backfiller brings notifies nobody. When one record takes the pl
 duplicate is promoted, an older like arrives late, a post is edited) it notifies as the other did.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass, field
 
 from rsky_pipeline.database.connection import Transaction
@@ -14,15 +14,23 @@ _DELETE = 'DELETE FROM notification WHERE "recordUri" = ANY(%b::text[]) RETURNIN
 # Muted threads are filtered as officially: by the root of the post that the notification is
 # about. One that is not there yet may be a root. The first condition spares the lookups as long as
 # nobody mutes anything.
-_INSERT = """
-INSERT INTO notification
-    (did, "recordUri", "recordCid", author, reason, "reasonSubject", "sortAt")
-SELECT n.* FROM unnest(%b::text[], %b::text[], %b::text[], %b::text[], %b::text[], %b::text[],
-    %b::text[]) AS n(did, "recordUri", "recordCid", author, reason, "reasonSubject", "sortAt")
+_IS_UNMUTED = """
 WHERE NOT EXISTS (SELECT FROM thread_mute)
    OR NOT EXISTS (
         SELECT FROM thread_mute m WHERE m."mutedByDid" = n.did AND m."rootUri" = COALESCE(
             (SELECT p."replyRoot" FROM post p WHERE p.uri = n."reasonSubject"), n."reasonSubject"))
+"""
+_INSERT = f"""
+INSERT INTO notification
+    (did, "recordUri", "recordCid", author, reason, "reasonSubject", "sortAt")
+SELECT n.* FROM unnest(%b::text[], %b::text[], %b::text[], %b::text[], %b::text[], %b::text[],
+    %b::text[]) AS n(did, "recordUri", "recordCid", author, reason, "reasonSubject", "sortAt")
+{_IS_UNMUTED}
+"""
+_UNMUTED = f"""
+SELECT n.place FROM unnest(%b::integer[], %b::text[], %b::text[])
+    AS n(place, did, "reasonSubject")
+{_IS_UNMUTED}
 """
 
 
@@ -57,6 +65,12 @@ class BatchNotifications:
         """Notify somebody of a record, unless it turns out to be history."""
         self.added.append((put, notification))
 
+    def leave(self, uris: Set[str]) -> None:
+        """Neither remove nor add notifications of these records."""
+        for uri in uris:
+            self.removed.pop(uri, None)
+        self.added = [(put, one) for put, one in self.added if put.uri not in uris]
+
     def write(self, tx: Transaction) -> int:
         """Perform the removals, then the insertions; return how many rows were inserted."""
         notified: set[str] = set()
@@ -71,3 +85,15 @@ class BatchNotifications:
         if not rows:
             return 0
         return tx.execute(_INSERT, [list(column) for column in zip(*rows, strict=True)])
+
+
+def without_muted(
+    tx: Transaction, found: Sequence[tuple[Put, Notification]]
+) -> list[tuple[Put, Notification]]:
+    """Return those notifications that their recipients have not muted."""
+    if not found:
+        return []
+    dids = [one.did for _, one in found]
+    subjects = [one.reason_subject for _, one in found]
+    places = tx.query(_UNMUTED, (list(range(len(found))), dids, subjects))
+    return [found[place] for (place,) in sorted(places)]

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 import orjson
 
-from rsky_pipeline.indexer.collections.declaration import Changes, Collection
+from rsky_pipeline.database.connection import Transaction
+from rsky_pipeline.indexer.collections.declaration import Changes, Collection, Finished
 from rsky_pipeline.indexer.collections.fields import (
     InvalidRecordError,
     Record,
@@ -25,12 +26,22 @@ from rsky_pipeline.indexer.collections.fields import (
 )
 from rsky_pipeline.indexer.collections.post_beyond import looks_beyond
 from rsky_pipeline.indexer.collections.post_embeds import SIDE_TABLES, read_embed
-from rsky_pipeline.indexer.collections.post_notifications import notify_of_posts
-from rsky_pipeline.indexer.collections.post_rules import check_rules, looked_at, set_gate_flags
+from rsky_pipeline.indexer.collections.post_notifications import (
+    expected_notifications,
+    notify_of_posts,
+)
+from rsky_pipeline.indexer.collections.post_rules import (
+    check_rules,
+    gate_flags,
+    looked_at,
+    set_gate_flags,
+    standing_rules,
+)
 from rsky_pipeline.indexer.collections.post_thread import (
     count_replies,
     forget_deleted,
     mark_overtaken,
+    own_replies,
     write_op_thread_replies,
 )
 from rsky_pipeline.indexer.collections.repost import FEED_ITEM
@@ -43,6 +54,15 @@ from rsky_pipeline.indexer.collections.values import (
     SideTable,
 )
 
+FINISHED_COLUMNS = (
+    "invalidReplyRoot", "violatesThreadGate", "violatesEmbeddingRules", "hasThreadGate",
+    "hasPostGate",
+)  # fmt: skip
+OP_THREAD_REPLY = SideTable(
+    "op_thread_reply",
+    owner="uri",
+    columns={"rootUri": "varchar", "parentUri": "varchar", "deletedAt": "varchar"},
+)
 MENTION = "app.bsky.richtext.facet#mention"
 MAX_TEXT_BYTES = 3_000
 MAX_LANGS, MAX_TAGS, MAX_TAG_BYTES = 3, 8, 640
@@ -116,6 +136,24 @@ def _finish(changes: Changes) -> None:
     notify_of_posts(changes, written, rules)
 
 
+def _finished(tx: Transaction, puts: Sequence[Put]) -> dict[str, Finished]:
+    rules = standing_rules(tx, puts, {put.uri for put in puts})
+    flags = gate_flags(tx, [put.uri for put in puts])
+    notifications = expected_notifications(tx, puts, rules)
+    threads = {uri: [(root, parent, None)] for root, parent, uri in own_replies(puts)}
+    found = {}
+    for put in puts:
+        values = (*rules[put.uri].columns, *flags[put.uri])
+        columns = dict(zip(FINISHED_COLUMNS, values, strict=True))
+        rows = {OP_THREAD_REPLY.name: threads.get(put.uri, [])}
+        of, reply = notifications[put.uri], frozenset({"reply"})
+        unclear = reply if of.broken else frozenset()
+        found[put.uri] = Finished(
+            columns, rows, of.certain, of.possible, put.rows.facts.sort_at, unclear, reply
+        )
+    return found
+
+
 COLLECTION = Collection(
     nsid="app.bsky.feed.post",
     read=_read,
@@ -140,4 +178,6 @@ COLLECTION = Collection(
     looks_beyond=looks_beyond,
     overtaken=mark_overtaken,
     finish=_finish,
+    finished=_finished,
+    traces=(OP_THREAD_REPLY,),
 )

@@ -9,14 +9,20 @@ its account, and taken by whoever writes the missing post; the row itself is loc
 so that two workers that need the same rows cannot wait for each other.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from datetime import timedelta
+from itertools import takewhile
 
 from rsky_pipeline.database.connection import Database, Transaction
 from rsky_pipeline.indexer.collections.declaration import Changes
 from rsky_pipeline.indexer.collections.fields import host, parts
-from rsky_pipeline.indexer.collections.post_rules import PostRules
+from rsky_pipeline.indexer.collections.post_rules import (
+    THREAD_GATE,
+    PostRules,
+    gate_histories,
+    gate_uri,
+)
 from rsky_pipeline.indexer.collections.values import Notification, Put
 
 MAX_HEIGHT = 4  # posts above a reply whose authors are notified
@@ -153,12 +159,16 @@ WITH RECURSIVE above (reply, uri, parent, height) AS (
 SELECT reply, uri, parent FROM above ORDER BY reply, height
 """
 
+_CAME = 'SELECT uri, "indexedAt" FROM record WHERE uri = ANY(%b::text[])'
+
 
 def notify_of_posts(
     changes: Changes, written: Sequence[Put], rules: Mapping[str, PostRules]
 ) -> None:
     """Add the notifications of new and edited posts, and of replies that waited for them."""
-    edited = {put.uri for put in changes.updated}
+    if changes.rebuilding:  # posts that were there before; replies may have waited for them
+        written = ()
+    edited = {put.uri for put in changes.updated}.intersection(put.uri for put in written)
     pending = forget_pending_replies(changes.tx, edited.union(changes.deleted))
     walks: list[AncestorWalk] = []
     sources: dict[str, Put] = {}
@@ -182,20 +192,81 @@ def notify_of_posts(
     _notify_above(changes, walks, sources)
 
 
+@dataclass(slots=True)
+class ExpectedNotifications:
+    """The notifications of a post that has been there for a while.
+
+    `certain`, if it was news, are those that do not depend on what may have changed since: a gate
+    hides replies, and authors of posts that came later than the reply may have come too late.
+    `broken`: a post above is not there, so it is not known who is above that one.
+    """
+
+    certain: list[Notification]
+    possible: set[tuple[str, str, str | None]]
+    broken: bool = False
+
+
+def expected_notifications(
+    tx: Transaction, puts: Sequence[Put], rules: Mapping[str, PostRules]
+) -> dict[str, ExpectedNotifications]:
+    """Return by uri the notifications that posts have made, as far as that can be known."""
+    expected: dict[str, ExpectedNotifications] = {}
+    walks: list[AncestorWalk] = []
+    for put in puts:
+        facts, rule = put.rows.facts, rules[put.uri]
+        certain, notified = _named(put, rule)
+        named, _ = _named(put, PostRules())
+        possible = {(one.did, one.reason, one.reason_subject) for one in named}
+        expected[put.uri] = ExpectedNotifications(certain, possible)
+        if facts.parent is not None and not rule.violates_thread_gate:
+            at = facts.parent
+            walks.append(
+                AncestorWalk(put.uri, put.cid, facts.sort_at, at, 1, notified, frozenset())
+            )
+    by_uri = {put.uri: put for put in puts}
+    above = _above(tx, walks) if walks else {}
+    came = _came(tx, {uri for posts in above.values() for uri, _ in posts})
+    gates = gate_histories(tx, [by_uri[walk.uri] for walk in walks])
+    for walk in walks:
+        put, posts, of = by_uri[walk.uri], above.get(walk.uri, ()), expected[walk.uri]
+        of.possible.update((host(uri), "reply", uri) for uri, _ in posts)
+        # A post in between may be gone.
+        of.broken = len(posts) < MAX_HEIGHT and (not posts or posts[-1][1] is not None)
+        gate = gates.get(gate_uri(put.rows.facts.root, THREAD_GATE))
+        if gate is None or (not gate.since and gate.was_the_same(put)):
+            early = takewhile(lambda post: came.get(post[0], "~") <= put.indexed_at, posts)  # noqa: B023
+            found, _ = advance(walk, list(early))
+            of.certain += found
+    return expected
+
+
+def _came(tx: Transaction, uris: Set[str]) -> dict[str, str]:
+    return dict(tx.query(_CAME, (sorted(uris),))) if uris else {}
+
+
 def _notify_named(changes: Changes, put: Put, rule: PostRules) -> frozenset[str]:
     """Notify the mentioned and the quoted; return whom a reply need not notify any more."""
+    found, notified = _named(put, rule)
+    for notification in found:
+        changes.notifications.add(put, notification)
+    return notified
+
+
+def _named(put: Put, rule: PostRules) -> tuple[list[Notification], frozenset[str]]:
+    """Return the notifications of the mentioned and the quoted, and who is notified with them."""
     facts, notified = put.rows.facts, {put.did}
+    found: list[Notification] = []
 
     def notify(did: str, reason: str, subject: str | None) -> None:
         if did not in notified:
             notified.add(did)
-            changes.notifications.add(put, Notification(did, reason, subject, facts.sort_at))
+            found.append(Notification(did, reason, subject, facts.sort_at))
 
     for did in facts.mentions:
         notify(did, "mention", None)
     if facts.quoted is not None and not rule.violates_embedding_rules:
         notify(host(facts.quoted), "quote", facts.quoted)
-    return frozenset(notified)
+    return found, frozenset(notified)
 
 
 def _notify_above(
@@ -206,7 +277,7 @@ def _notify_above(
     Another worker may be writing the next post: it is locked, and looked for once more.
     """
     while walks:
-        above = _above(changes, walks)
+        above = _above(changes.tx, walks)
         waiting: list[AncestorWalk] = []
         for walk in walks:
             found, rest = advance(walk, above.get(walk.uri, ()))
@@ -221,12 +292,12 @@ def _notify_above(
 
 
 def _above(
-    changes: Changes, walks: Sequence[AncestorWalk]
+    tx: Transaction, walks: Sequence[AncestorWalk]
 ) -> dict[str, list[tuple[str, str | None]]]:
     starts = ([walk.uri for walk in walks], [walk.at for walk in walks],
               [walk.height for walk in walks])  # fmt: skip
     found: dict[str, list[tuple[str, str | None]]] = {}
-    for reply, uri, parent in changes.tx.query(_ABOVE, (*starts, MAX_HEIGHT)):
+    for reply, uri, parent in tx.query(_ABOVE, (*starts, MAX_HEIGHT)):
         found.setdefault(reply, []).append((uri, parent))
     return found
 

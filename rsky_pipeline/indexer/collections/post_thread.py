@@ -48,7 +48,7 @@ def forget_deleted(changes: Changes) -> None:
 
 def write_op_thread_replies(changes: Changes, written: Sequence[Put]) -> None:
     """Record replies in a thread of the author's own, wherever in it they are."""
-    if rows := _own_replies(written):
+    if rows := own_replies(written):
         changes.tx.execute(_CONTINUE_CHAIN, [list(column) for column in zip(*rows, strict=True)])
 
 
@@ -57,12 +57,13 @@ def mark_overtaken(changes: Changes, puts: Sequence[Put]) -> None:
 
     An account that was purged leaves no marks.
     """
-    if rows := _own_replies(puts):
+    if rows := own_replies(puts):
         columns = [list(column) for column in zip(*rows, strict=True)]
         changes.tx.execute(_LEAVE_MARK, (changes.now, *columns))
 
 
-def _own_replies(puts: Sequence[Put]) -> list[tuple[str, str, str]]:
+def own_replies(puts: Sequence[Put]) -> list[tuple[str, str, str]]:
+    """Return root, parent and uri of the replies in a thread of the author's own."""
     return sorted(
         {
             (put.rows.facts.root, put.rows.facts.parent, put.uri)

@@ -43,7 +43,19 @@ class Counts:
                 tx.execute(_UPSERTS[table], [keys, *values])
             falling = sorted({key for delta in deltas for key, value in delta.items() if value < 0})
             if falling:
-                tx.execute(_FORGETS[table], (falling,))
+                forget_zeros(tx, table, falling)
+
+    def touched(self) -> dict[str, set[str]]:
+        """Return by table the keys that any difference was noted for."""
+        found: dict[str, set[str]] = {}
+        for (table, _), delta in self._deltas.items():
+            found.setdefault(table, set()).update(key for key, value in delta.items() if value)
+        return found
+
+
+def forget_zeros(tx: Transaction, table: str, keys: list[str]) -> None:
+    """Remove rows that count nothing; `keys` ascend, and the caller holds their locks."""
+    tx.execute(_FORGETS[table], (keys,))
 
 
 def _upsert_sql(table: str) -> str:
@@ -69,6 +81,8 @@ def _upsert_sql(table: str) -> str:
 def _forget_sql(table: str) -> str:
     key, columns = TABLES[table]
     nothing = " AND ".join(f'"{column}" <= 0' for column in columns)
+    # Bookmarks are counted by the AppView itself, if it has them.
+    nothing += f" AND COALESCE((to_jsonb({table}) ->> 'bookmarkCount')::bigint, 0) <= 0"
     return f"DELETE FROM {table} WHERE {key} = ANY(%b::text[]) AND {nothing}"
 
 

@@ -84,8 +84,8 @@ def _insert_sql(table: CollectionTable) -> str:
 
 
 @cache
-def side_insert_sql(side: SideTable) -> str:
-    """Return the statement that writes rows of a side table and returns their count keys."""
+def side_rows_sql(side: SideTable) -> str:
+    """Return the query for the rows of a side table that are to be written, of given ones."""
     columns = {side.owner: "varchar", **side.columns}
     skip = ""
     if side.skip_deleted:
@@ -94,8 +94,15 @@ def side_insert_sql(side: SideTable) -> str:
             " WHERE NOT EXISTS (SELECT FROM rsky_pipeline.tombstone t "
             f"WHERE t.uri = n.\"{side.skip_deleted}\" AND split_part(t.uri, '/', 4) = '{_POST}')"
         )
+    return f"{unnest(columns)}{skip}"
+
+
+@cache
+def side_insert_sql(side: SideTable) -> str:
+    """Return the statement that writes rows of a side table and returns their count keys."""
+    columns = (side.owner, *side.columns)
     return (
-        f'INSERT INTO "{side.name}" ({quoted(columns)}) {unnest(columns)}{skip} '
+        f'INSERT INTO "{side.name}" ({quoted(columns)}) {side_rows_sql(side)} '
         f"ON CONFLICT DO NOTHING RETURNING {_count_keys(side)}"
     )
 

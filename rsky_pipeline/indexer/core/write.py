@@ -129,10 +129,13 @@ def write_collections(
     empty: Set[str] = frozenset(),
     *,
     purging: bool = False,
+    rebuilding: bool = False,
 ) -> int:
     """Write the rows of a plan beyond `record`; return how many notifications were inserted.
 
     `empty` are accounts that had nothing before. `purging`: its records go with their account.
+    `rebuilding`: its updates are records that have not changed, whose rows may be wrong; their
+    notifications are left alone.
     Collections that judge by the rows of others (gates, follows, lists) are written after these.
     """
     work: dict[str, Work] = {}
@@ -150,8 +153,12 @@ def write_collections(
     forget_duplicates(tx, sorted([*changed, *(item.uri for item in plan.deletes)]))
     notifications, now = BatchNotifications(), now_text()
     for nsid in sorted(work, key=lambda nsid: (collections[nsid].written_last, nsid)):
-        changes = Changes(tx, counts, notifications, locks, now, arrivals, empty, purging)
+        changes = Changes(
+            tx, counts, notifications, locks, now, arrivals, empty, purging, rebuilding
+        )
         write_collection(collections[nsid], changes, work[nsid])
+    if rebuilding:
+        notifications.leave({put.uri for put in plan.updates})
     return notifications.write(tx)
 
 
@@ -165,7 +172,9 @@ def write_collection(collection: Collection, changes: Changes, work: Work) -> No
         else:
             _write_plain(changes, table, work)
         _write_side_tables(changes, collection.side, work)
-    if collection.withdraw is None:
+    if changes.rebuilding and collection.withdraw is not None:
+        pass  # nothing was withdrawn: the rows were wrong
+    elif collection.withdraw is None:
         changes.notifications.remove(work.deletes)
     else:
         _withdraw(changes, collection.withdraw)
@@ -209,7 +218,7 @@ def _write_unique(changes: Changes, key: NaturalKey, work: Work) -> None:
 def _write_side_tables(changes: Changes, sides: Sequence[SideTable], work: Work) -> None:
     standing = [*changes.inserted, *changes.updated]
     leaving = [str(row["uri"]) for row in changes.removed]
-    leaving += [put.uri for put in changes.updated]
+    leaving += [put.uri for put in (work.updates if changes.rebuilding else changes.updated)]
     for side in sides:
         if leaving or work.deletes:
             owners = sorted({*leaving, *work.deletes})

@@ -198,6 +198,12 @@ class Tables:
         """Apply events as one batch; fails on an event that is refused."""
         return apply_batch(self.database, read(events), registry.load())
 
+    def apply_any(self, *events: Event) -> Applied:
+        """Apply events as one batch; those that are refused are kept as such."""
+        payloads = (event if isinstance(event, bytes) else event.payload for event in events)
+        readings = [read_entry({b"event": one}, registry.load()) for one in payloads]
+        return apply_batch(self.database, readings, registry.load())
+
     def apply_each(self, events: Iterable[Event]) -> None:
         """Apply events one by one."""
         for event in events:

@@ -1,0 +1,407 @@
+"""What is wrong is named with a remedy, and the remedy removes it: `db compare`, `--rebuild`."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from rsky_pipeline.atproto.cid import RAW, Cid
+from rsky_pipeline.cli import main
+from rsky_pipeline.database.bulk import quoted
+from tests.data import test_data
+from tests.integration.backfiller.hosts import FakeHosts
+from tests.integration.indexer.kit import Event, Network, Put, Tables, did_of, mention, recounted
+from tests.integration.indexer.snapshot import Snapshot, differences, snapshot
+from tests.integration.indexer.test_compare import accounts
+from tests.integration.indexer.test_compare import differences as compared
+from tests.integration.indexer.test_recorded import feed, read_all
+from tests.integration.indexer.test_repo_commands import serve
+from tests.stores import redis_client
+
+Run = Callable[..., Result]
+
+
+@pytest.fixture
+def hosts() -> Iterator[FakeHosts]:
+    with FakeHosts() as running:
+        yield running
+
+
+@pytest.fixture
+def folder() -> Path:
+    return test_data("recorded")
+
+
+def options(tables: Tables, hosts: FakeHosts, folder: Path) -> list[str]:
+    return [
+        "--database-url", tables.url, "--plc-url", hosts.url, "--data-dir", str(folder),
+        "--set", "allow_private_hosts=true", "--set", "backfiller_host_rate=1000",
+    ]  # fmt: skip
+
+
+@pytest.fixture
+def run(tables: Tables, hosts: FakeHosts, tmp_path: Path) -> Run:
+    def command(*arguments: str) -> Result:
+        return CliRunner().invoke(main, [*arguments, *options(tables, hosts, tmp_path)])
+
+    return command
+
+
+def tell(net: Network) -> list[Put]:
+    """Return what ann has written, with rows in nearly every table; others answer."""
+    hers, theirs = net.post("ann"), net.post("bob")
+    blob = {"$type": "blob", "ref": Cid.of(b"cat", RAW), "mimeType": "image/png", "size": 3}
+    image = {"image": blob, "alt": "a cat"}
+    return [
+        hers, theirs,
+        net.put("ann", "app.bsky.actor.profile", {"displayName": "ann"}, "self"),
+        net.post("ann", "look", langs=["en"], facets=mention("cyd"),
+                 embed={"$type": "app.bsky.embed.images", "images": [image]}),
+        net.reply("ann", theirs), net.reply("ann", hers), net.quote("ann", theirs),
+        net.like("ann", theirs), net.like("ann", theirs), net.repost("ann", theirs),
+        net.follow("ann", "bob"), net.reply("bob", hers), net.like("bob", hers),
+        net.put("ann", "app.bsky.feed.threadgate", {"post": hers.uri}, hers.rkey),
+        net.put("ann", "app.bsky.graph.verification",
+                {"subject": did_of("bob"), "handle": "bob.test", "displayName": "bob"}),
+    ]  # fmt: skip
+
+
+ANN = did_of("ann")
+ANNS_LIKE = "FROM \"like\" WHERE creator = '{ann}'"
+# What somebody does to the tables, and the table that is to be named for it.
+TROUBLES = {
+    "a deleted like": (f"DELETE {ANNS_LIKE}", "like"),
+    "a changed text": ("UPDATE post SET text = 'x' WHERE creator = '{ann}'", "post"),
+    "a deleted profile": ("DELETE FROM profile", "profile"),
+    "a deleted post": ("DELETE FROM post WHERE uri = '{post}'", "post"),
+    "an emptied record": ("UPDATE record SET json = '{{}}' WHERE uri = '{post}'", "record"),
+    "a record that is no JSON": ("UPDATE record SET json = '{{' WHERE uri = '{post}'", "record"),
+    "a record with another CID": (
+        "UPDATE record SET cid = (SELECT max(cid) FROM record) WHERE uri = '{post}'",
+        "record",
+    ),
+    "a deleted record": ("DELETE FROM record WHERE uri = '{post}'", "post"),
+    "a wrong count": ("UPDATE profile_agg SET \"postsCount\" = 9 WHERE did = '{ann}'", "count"),
+    "a missing count": ("DELETE FROM profile_agg WHERE did = '{ann}'", "count"),
+    "a missing notification": (
+        "DELETE FROM notification WHERE author = '{ann}' AND reason = 'like'",
+        "notification",
+    ),
+    "missing notifications": (
+        "DELETE FROM notification WHERE author = '{ann}' AND reason <> 'verified'",
+        "notification",
+    ),
+    "a notification twice": (
+        """INSERT INTO notification (did, "recordUri", "recordCid", author, reason, "sortAt")
+        SELECT did, "recordUri", "recordCid", author, reason, "sortAt"
+        FROM notification WHERE author = '{ann}' AND reason = 'follow'""",
+        "notification",
+    ),
+    "a false notification": (
+        "UPDATE notification SET did = '{ann}' WHERE author = '{ann}' AND reason = 'repost'",
+        "notification",
+    ),
+    "an extra like": (
+        f"""INSERT INTO "like" (uri, cid, creator, subject, "subjectCid", "createdAt", "indexedAt")
+        SELECT uri || 'x', cid, creator, subject || 'x', "subjectCid", "createdAt", "indexedAt"
+        {ANNS_LIKE}""",
+        "like",
+    ),
+    "an extra post": (
+        """INSERT INTO post (uri, cid, creator, text, "createdAt", "indexedAt")
+        SELECT uri || 'x', cid, creator, text, "createdAt", "indexedAt" FROM post
+        WHERE uri = '{post}'""",
+        "post",
+    ),
+    "a deleted duplicate": ("DELETE FROM duplicate_record", "duplicate_record"),
+    "a duplicate that stands": (
+        """UPDATE "like" SET uri = d.uri, cid = d.cid FROM duplicate_record d
+        WHERE creator = '{ann}'""",
+        "like",
+    ),
+    "a missing image": ("DELETE FROM post_embed_image", "post_embed_image"),
+    "an image too many": (
+        """INSERT INTO post_embed_image SELECT "postUri", '7', "imageCid", alt
+        FROM post_embed_image""",
+        "post_embed_image",
+    ),
+    "a missing quote": ("DELETE FROM quote", "quote"),
+    "missing feed items": ("DELETE FROM feed_item WHERE \"originatorDid\" = '{ann}'", "feed_item"),
+    "a false feed item": (
+        "UPDATE feed_item SET \"postUri\" = 'x' WHERE type = 'repost'",
+        "feed_item",
+    ),
+    "a missing place in a thread": ("DELETE FROM op_thread_reply", "op_thread_reply"),
+    "a flag that is missing": (
+        "UPDATE post SET \"hasThreadGate\" = NULL WHERE creator = '{ann}'",
+        "post",
+    ),
+    "a flag too many": ("UPDATE post SET \"hasPostGate\" = true WHERE creator = '{ann}'", "post"),
+    "a false violation": (
+        """UPDATE post SET "violatesThreadGate" = true, "violatesEmbeddingRules" = true,
+        "invalidReplyRoot" = true WHERE creator = '{ann}'""",
+        "post",
+    ),
+    "a deleted gate": ("DELETE FROM thread_gate", "thread_gate"),
+    "a deleted follow": ("DELETE FROM follow", "follow"),
+    "a false follow": ("UPDATE follow SET \"subjectDid\" = '{ann}'", "follow"),
+    "a deleted verification": ("DELETE FROM verification", "verification"),
+}
+
+
+SEEN_AGAIN = {"a record with another CID", "a deleted record"}
+
+
+@pytest.mark.parametrize("trouble", TROUBLES)
+def test_each_trouble_is_named_and_its_remedy_removes_it(
+    run: Run, tables: Tables, hosts: FakeHosts, net: Network, trouble: str
+) -> None:
+    told = tell(net)
+    tables.apply_each(told)
+    serve(hosts, "ann", [put for put in told if put.who == "ann"], 40)
+    assert run("index-repo", ANN).exit_code == 0
+    tables.database.execute("DELETE FROM rsky_pipeline.repo_floor")  # as if all had come live
+    tables.database.execute("DELETE FROM rsky_pipeline.backfill_repo")
+    for put in told:
+        sql = "UPDATE record SET rev = %s WHERE uri = %s"
+        tables.database.execute(sql, (put.rkey if put.rkey != "self" else told[2].rkey, put.uri))
+    assert run("db", "compare", ANN).exit_code == 0, run("db", "compare", ANN).output
+    right = snapshot(tables, exact=True)
+    sql, table = TROUBLES[trouble]
+    tables.database.execute(sql.format(ann=ANN, post=told[3].uri))
+    before = run("db", "compare", ANN, "--json")
+    assert before.exit_code == 6, before.output
+    (found,) = json.loads(before.stdout)["repos"]
+    assert found["differences"] > 0
+    named = set(found["rows"]) | ({"count"} if found["counts"] else set())
+    assert table in named | {"record" for of in found["collections"].values() if of["different"]}
+    assert found["remedies"]
+    for remedy in found["remedies"]:
+        done = run(*remedy.split(" ")[1:])
+        assert done.exit_code == 0, (remedy, done.output)
+    after = run("db", "compare", ANN)
+    assert after.exit_code == 0, after.output
+    assert run("db", "recount", "--all").exit_code == 0
+    recounted(tables)
+    for each in ("rebuild", "rejected_record", "repo_floor"):
+        right.pop(each, None)
+    if trouble in SEEN_AGAIN:
+        return  # when it was first seen is lost with it
+    now = snapshot(tables, exact=True)
+    assert not (wrong := real_differences(now, right)), wrong
+
+
+def real_differences(now: Snapshot, right: Snapshot) -> dict[str, Any]:
+    """Compare without ids, revs, what the repo itself left, and a NULL that says the same."""
+    ours, theirs = plain(now), plain(right)
+    return {
+        table: rows for table, rows in differences(ours, theirs).items()
+        if table not in {"rebuild", "repo_floor", "actor_sync", "handle_check"}
+    }  # fmt: skip
+
+
+def loaded(text: str) -> Any:
+    """Return a record without the order of its keys, which differs between events and repos."""
+    return json.dumps(json.loads(text), sort_keys=True)
+
+
+def plain(found: Snapshot) -> Snapshot:
+    flags = ("hasThreadGate", "hasPostGate", "invalidReplyRoot", "violatesThreadGate",
+             "violatesEmbeddingRules")  # fmt: skip
+    return {
+        name: sorted(
+            (
+                {
+                    key: bool(value) if key in flags else loaded(value) if key == "json" else value
+                    for key, value in row.items()
+                    if key not in {"id", "rev"}
+                }
+                for row in rows
+            ),
+            key=repr,
+        )
+        for name, rows in found.items()
+    }
+
+
+def test_a_rebuild_is_for_one_collection_if_asked(run: Run, tables: Tables, net: Network) -> None:
+    tables.apply_each(tell(net))
+    tables.database.execute('DELETE FROM "like"')
+    tables.database.execute("DELETE FROM follow")
+    follows = ("--collection", "app.bsky.graph.follow")
+    result = run("index-repo", "--rebuild", "--all", *follows, "--json")
+    assert result.exit_code == 0, result.output
+    done = json.loads(result.stdout)
+    assert done["rows"] == {"follow missing": 1}
+    assert tables.rows("like") == []
+    assert run("index-repo", "--rebuild", "--all").exit_code == 0
+    assert len(tables.rows("like")) == 2
+    assert run("db", "recount", "--all", "--dry-run").exit_code == 0
+    assert run("index-repo", "--rebuild", "--all", "--collection", "x.y.z").exit_code == 2
+    assert run("index-repo", "--all").exit_code == 2
+    assert run("index-repo", "--rebuild", ANN, "--all").exit_code == 2
+    assert run("index-repo", ANN, *follows).exit_code == 2
+
+
+# One per cent of the rows of every derived table, and at least this many.
+LEAST = 3
+KEYS = {
+    "like": ("uri",), "repost": ("uri",), "follow": ("uri",), "post": ("uri",),
+    "profile": ("uri",), "actor_block": ("uri",), "list": ("uri",), "list_item": ("uri",),
+    "list_block": ("uri",), "feed_generator": ("uri",), "starter_pack": ("uri",),
+    "labeler": ("uri",), "thread_gate": ("uri",), "post_gate": ("uri",), "feed_item": ("uri",),
+    "quote": ("uri",), "post_embed_image": ("postUri", "position"),
+    "post_embed_external": ("postUri",), "post_embed_video": ("postUri",),
+    "post_embed_record": ("postUri", "embedUri"), "duplicate_record": ("uri",),
+    "post_agg": ("uri",), "profile_agg": ("did",), "verification": ("uri",),
+}  # fmt: skip
+FALSE = {
+    "cid": "'bafyfalse'", "text": "'false'", "createdAt": "'1980-01-01T00:00:00.000Z'",
+    "likeCount": '"likeCount" + 7', "followersCount": '"followersCount" + 7', "alt": "'false'",
+    "embedCid": "'bafyfalse'", "title": "'false'",
+}  # fmt: skip
+
+
+def falsify(tables: Tables, chance: random.Random) -> dict[str, int]:
+    """Delete or change rows at random; return how many of each table."""
+    done: dict[str, int] = {}
+    for table, keys in KEYS.items():
+        rows = sorted(tables.database.query(f'SELECT {quoted(keys)} FROM "{table}"'))
+        chosen = chance.sample(rows, min(len(rows), max(LEAST, len(rows) // 100)))
+        sql = "SELECT column_name FROM information_schema.columns WHERE table_name = %s"
+        columns = {row[0] for row in tables.database.query(sql, (table,))} & set(FALSE)
+        where = " AND ".join(f'"{key}" = %s' for key in keys)
+        for row in chosen:
+            if not columns or chance.random() < 0.5:
+                tables.database.execute(f'DELETE FROM "{table}" WHERE {where}', row)
+            else:
+                column = chance.choice(sorted(columns))
+                value = FALSE[column]
+                tables.database.execute(
+                    f'UPDATE "{table}" SET "{column}" = {value} WHERE {where}', row
+                )
+        if chosen:
+            done[table] = len(chosen)
+    return done
+
+
+def test_one_per_cent_of_all_rows_is_named_and_rebuilt_under_live_events(
+    run: Run,
+    tables: Tables,
+    hosts: FakeHosts,
+    tmp_path: Path,
+    folder: Path,
+) -> None:
+    """With a rebuild that is killed; the rows end as if nothing had happened."""
+    readings = read_all(folder)
+    cut = len(readings) * 3 // 4
+    feed(tables, readings, 1_000)
+    right = plain(snapshot(tables, exact=True))
+    execute_all(tables, "TRUNCATE")
+    feed(tables, readings[:cut], 1_000)
+    chance = random.Random(17)
+    falsified = falsify(tables, chance)
+    assert len(falsified) > 15
+    named = compared(tables, accounts(tables), limit=None)
+    tables_named = {getattr(one, "table", "") for one in named}
+    assert set(falsified) - {"list_block", "labeler"} <= tables_named | {"verification"}
+    command = [sys.executable, "-m", "rsky_pipeline", "index-repo", "--rebuild", "--all",
+               "--rate", "3000", "--json", *options(tables, hosts, tmp_path)]  # fmt: skip
+    live = iter([readings[at : at + 40] for at in range(cut, len(readings), 40)])
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    written = "SELECT FROM rsky_pipeline.rebuild WHERE (report ->> 'written')::int > 0"
+    while not tables.database.query(written):
+        assert process.poll() is None, process.communicate()
+        if some := next(live, None):
+            feed(tables, some, 40)
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+    (before,) = tables.database.query("SELECT report FROM rsky_pipeline.rebuild")
+    assert before[0]["written"] > 0
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    while process.poll() is None and (some := next(live, None)):
+        feed(tables, some, 40)
+    out, error = process.communicate(timeout=120)
+    assert process.returncode == 0, error.decode()[-2_000:]
+    report = json.loads(out)
+    assert report["left"] == report["damaged"] == report["failed"] == 0
+    assert report["written"] > before[0]["written"]
+    assert not tables.database.query("SELECT FROM rsky_pipeline.rebuild")
+    for some in live:
+        feed(tables, some, 40)
+    assert run("db", "recount", "--all").exit_code == 0
+    assert not compared(tables, accounts(tables))
+    recounted(tables)
+    now = plain(snapshot(tables, exact=True))
+    wrong = differences(now, right)
+    assert not wrong, {table: rows[:4] for table, rows in wrong.items()}
+
+
+def execute_all(tables: Tables, verb: str) -> None:
+    names = tables.database.query(
+        "SELECT table_schema, table_name FROM information_schema.tables "
+        "WHERE table_schema IN ('bsky', 'rsky_pipeline') AND table_type = 'BASE TABLE' "
+        "AND table_name !~ '^kysely|^schema|migration|^view_param|^installation'"
+    )
+    every = ", ".join(f'{schema}."{name}"' for schema, name in names)
+    tables.database.execute(f"{verb} {every}")
+
+
+def test_applying_live_events_beside_a_rebuild_of_the_same_account(
+    run: Run, tables: Tables, net: Network
+) -> None:
+    told = tell(net)
+    tables.apply_each(told)
+    tables.database.execute('DELETE FROM "like" WHERE creator = %s', (ANN,))
+    later: Sequence[Event] = [net.delete(told[7]), net.update(told[3], {"text": "later"})]
+    tables.apply(*later)
+    assert run("index-repo", "--rebuild", ANN).exit_code == 0
+    assert [row[0] for row in tables.rows("like", "uri", f"creator = '{ANN}'")] == [told[8].uri]
+    assert ("later",) in tables.rows("post", "text")
+    assert not compared(tables, [ANN])
+    recounted(tables)
+
+
+def test_an_account_is_erased_on_request(
+    run: Run, tables: Tables, net: Network, clean_redis: str
+) -> None:
+    """Its rows and dead letters go and do not return; what others wrote stays."""
+    told = tell(net)
+    tables.apply_each(told)
+    sql = "UPDATE \"like\" SET uri = uri || 'x' WHERE creator = %s"  # without a record
+    tables.database.execute(sql, (ANN,))
+    with redis_client(clean_redis) as client:
+        for who in (b"ann", b"bob"):
+            letter = {b"event": b'{"did":"%b"}' % did_of(who.decode()).encode(), b"reason": b"x"}
+            client.xadd("firehose_live_dlq", letter)
+    redis = ("--redis-url", clean_redis)
+    wanted = run("db", "purge", ANN, "--dry-run", "--json", *redis)
+    assert wanted.exit_code == 6, wanted.output
+    found = json.loads(wanted.stdout)
+    assert found["rows"][ANN]["record"] == len([put for put in told if put.who == "ann"])
+    assert found["letters"] == {"firehose_live_dlq": 1}
+    assert run("db", "purge", ANN, *redis).exit_code == 2, "it asks"
+    assert run("db", "purge", ANN, "--yes", *redis).exit_code == 0
+    assert run("db", "purge", ANN, "--dry-run", *redis).exit_code == 0
+    assert tables.rows("actor", "did", f"did = '{ANN}'") == []
+    assert tables.rows("notification", "id", f"'{ANN}' IN (did, author)") == []
+    for table in ("post", "like", "repost", "follow", "profile", "verification"):
+        assert tables.rows(table, "uri", f"creator = '{ANN}'") == []
+    theirs = {put.uri for put in told if put.who == "bob"}
+    assert {row[0] for row in tables.rows("record", "uri")} == theirs
+    with redis_client(clean_redis) as client:
+        assert client.xlen("firehose_live_dlq") == 1
+    now = snapshot(tables, exact=True)
+    tables.apply_each(told)
+    assert snapshot(tables, exact=True) == now, "what came before stays without effect"
+    recounted(tables)
