@@ -45,6 +45,7 @@ EXAMPLES: Mapping[str, str] = {
     "db pair": "rsky-pipeline db pair",
     "db recount": "rsky-pipeline db recount alice.example.com --dry-run",
     "db compare": "rsky-pipeline db compare alice.example.com",
+    "db purge": "rsky-pipeline db purge alice.example.com --dry-run",
     "db rejected": "rsky-pipeline db rejected --reason too_long --limit 20",
     "index-repo": "rsky-pipeline index-repo alice.example.com",
     "systemd install": "rsky-pipeline systemd install --dry-run",
