@@ -97,11 +97,13 @@ def _has_terminal() -> bool:
 
 
 def _name(descriptor: int) -> Path | None:
+    """Return the name of the regular file behind a descriptor; None for a file without one."""
     try:
-        is_file = stat.S_ISREG(os.fstat(descriptor).st_mode)
+        status, path = os.fstat(descriptor), Path(_target(descriptor))
+        named = stat.S_ISREG(status.st_mode) and os.path.samestat(path.stat(), status)
     except OSError:
         return None
-    return Path(_target(descriptor)) if is_file else None
+    return path if named else None
 
 
 def _target(descriptor: int) -> str:

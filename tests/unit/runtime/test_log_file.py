@@ -2,6 +2,7 @@
 
 import os
 import stat
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -69,6 +70,14 @@ def test_a_folder_that_is_gone_ends_nothing(path: Path, descriptor: int) -> None
     log.follow()
     assert not log.hang_up()
     assert os.write(descriptor, b"still there")
+
+
+def test_a_file_without_a_name_is_left_alone(tmp_path: Path) -> None:
+    with tempfile.TemporaryFile(dir=tmp_path) as file:
+        log = LogFile(file.fileno())
+        assert log.path is None
+        log.follow()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_without_a_file_only_a_lost_terminal_stops() -> None:
