@@ -40,7 +40,11 @@ def merged(documents: list[dict[str, Any]]) -> dict[str, Any]:
         "schema_version": documents[0]["schema_version"] if documents else SCHEMA_VERSION,
         "healthy": bool(documents) and all(document["healthy"] for document in documents),
         "roles": sorted({role for document in documents for role in document["roles"]}),
-        "processes": [process for document in documents for process in document["processes"]],
+        "processes": [
+            {"problems": [], "findings": [], **process}  # an older version does not know these
+            for document in documents
+            for process in document["processes"]
+        ],
         "streams": {
             name: length for document in documents for name, length in document["streams"].items()
         },

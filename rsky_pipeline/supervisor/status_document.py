@@ -91,7 +91,7 @@ class SupervisorSummary(TypedDict):
     state: str
     roles: list[str]
     uptime_seconds: float
-    version: str
+    version: str | None
     commit: str | None
     built_at: str | None
     healthy: bool

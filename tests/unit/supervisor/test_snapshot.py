@@ -123,4 +123,10 @@ async def test_the_document_is_of_the_published_schema() -> None:
     assert process["findings"][1] == {
         "kind": "of_another_version", "subject": "", "verdict": "warn", "title": "", "remedy": "",
     }  # fmt: skip
+    older = {**found, "processes": [dict(each) for each in found["processes"]]}
+    for each in older["processes"]:  # type: ignore[attr-defined]
+        del each["problems"], each["findings"]
+    for name in ("commit", "built_at", "version", "dead_letters", "steps"):
+        del older[name]
+    assert conforms(merged([older]), schema, schema)
     assert not conforms({**whole, "healthy": "yes"}["healthy"], {"type": "boolean"}, schema)
