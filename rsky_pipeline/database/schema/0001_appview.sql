@@ -610,8 +610,7 @@ WHERE
     AND post."replyParent" IS NULL
     AND post_agg."likeCount" > (
         SELECT value::integer AS val FROM view_param WHERE name = 'whats_hot_like_threshold'
-    )
-WITH NO DATA;
+    );
 CREATE UNIQUE INDEX algo_whats_hot_view_uri_idx ON algo_whats_hot_view (uri);
 CREATE INDEX algo_whats_hot_view_cursor_idx ON algo_whats_hot_view (score, cid);
 

@@ -5,7 +5,7 @@ from base64 import b64decode, b64encode
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 from rsky_pipeline.atproto.car import read_car
 from rsky_pipeline.atproto.cbor import decode
@@ -98,7 +98,13 @@ class SimulatedHosts:
         return self._repo_answers(request)
 
     async def pds(self, request: Request) -> SimulatedResponse | Upgrade:
-        """Answer as the PDS of all accounts, which also proves their handles."""
+        """Answer as the PDS of all accounts, which also proves their handles and has a stream.
+
+        It describes itself, which the relay does not: so clients tell one from the other.
+        """
+        if request.path == "/xrpc/com.atproto.server.describeServer":
+            server = f"did:web:{urlsplit(self.urls.pds).netloc.replace(':', '%3A')}"
+            return json_response({"did": server, "availableUserDomains": [".test"]})
         if request.path == "/.well-known/atproto-did":
             name = request.headers.get("host", "").partition(":")[0].lower()
             did = self.source.handles.get(name)
@@ -111,6 +117,8 @@ class SimulatedHosts:
                 return xrpc_error(400, "HandleNotFound", "Unable to resolve handle")
             return json_response({"did": did})
         match request.path.removeprefix(_SYNC):
+            case "subscribeRepos":
+                return self.events.answer(request)
             case "listRepos":
                 return self._list(request, relay=False)
             case "getRepo":

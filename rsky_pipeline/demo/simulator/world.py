@@ -127,6 +127,11 @@ class World:
         for kind in (mix.CREATE, mix.SEVERAL, mix.DELETE, mix.CREATE):
             self._commit(account, self._writes(account, kind))
 
+    def announce(self, did: str, status: str | None) -> None:
+        """Send a hosting status (None: active) that an account has at this host, true or not."""
+        reason = {} if status is None else {"status": status}
+        self._frame("#account", {"did": did, "active": status is None, **reason})
+
     def spread(self, urls: Sequence[str]) -> None:
         """Let the documents of accounts name these hosts in turn."""
         for account in self.accounts:

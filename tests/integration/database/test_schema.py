@@ -4,6 +4,7 @@ import json
 import os
 import re
 import threading
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import pytest
 
 import rsky_pipeline
 from rsky_pipeline.database.connection import Database
-from rsky_pipeline.database.errors import SchemaMismatchError
+from rsky_pipeline.database.errors import DatabaseError, SchemaMismatchError
 from rsky_pipeline.database.schema import check, initialise, pending
 from rsky_pipeline.database.schema.catalogue import Catalogue, read_catalogue, to_json
 from rsky_pipeline.database.schema.compare import _OF_OTHERS, expected
@@ -73,6 +74,26 @@ def test_it_equals_the_official_one_but_for_the_listed_additions(
     assert order == {name: list(table.columns) for name, table in official.items()}
     assert len(ours) == 53 + 2 + 1
     assert view_definition(schema_database, "bsky") == view_definition(official_database, OFFICIAL)
+
+
+@pytest.mark.parametrize("made_without_data", [False, True])
+def test_the_view_of_hot_posts_can_be_read(clean_database: str, made_without_data: bool) -> None:
+    if made_without_data:  # as the first step did once
+        first, *rest = migrations()
+        empty = replace(first, sql=re.sub(r"(whats_hot_like_threshold'\s+\));", r"\1 WITH NO DATA;",
+                                          first.sql))  # fmt: skip
+        assert empty != first
+        names = [step.name for step in rest]
+        initialise(clean_database, steps=[empty, *rest[: names.index("populated_view")]])
+        with (
+            Database.connect(clean_database, name="test") as database,
+            pytest.raises(DatabaseError),
+        ):
+            database.query("SELECT uri FROM algo_whats_hot_view")
+    initialise(clean_database)
+    with Database.connect(clean_database, name="test") as database:
+        assert database.query("SELECT uri, score FROM algo_whats_hot_view") == []
+        database.execute("REFRESH MATERIALIZED VIEW CONCURRENTLY algo_whats_hot_view")
 
 
 def test_the_bookkeeping_of_the_official_migrator_is_complete(schema_database: str) -> None:

@@ -167,6 +167,24 @@ def test_a_purged_account_leaves_nothing(tables: Tables) -> None:
     recounted(tables)
 
 
+def test_a_purge_takes_packs_threads_and_late_notifications_along(tables: Tables) -> None:
+    """Officially the first two stay, and notifications that come after the deletion."""
+    net = Network()
+    post = net.post("ann")
+    pack = net.put("ann", "app.bsky.graph.starterpack", {"name": "p", "list": post.uri})
+    tables.apply(post, net.reply("ann", post), pack, net.like("bob", post))
+    tables.apply(account("ann", 20, active=False, status="deleted"))
+    between = net.repost("bob", post)
+    tables.apply(between)
+    assert ("repost", between.uri) in tables.notified("ann")
+    purge_account(tables.database, did_of("ann"), registry.load())
+    assert tables.rows("starter_pack") == tables.rows("op_thread_reply") == []
+    assert tables.notified("ann") == []
+    later = net.like("cyd", post)
+    tables.apply(later)
+    assert tables.notified("ann") == [("like", later.uri)]
+
+
 def test_an_account_of_many_records_is_purged_as_a_whole(
     tables: Tables, monkeypatch: pytest.MonkeyPatch
 ) -> None:

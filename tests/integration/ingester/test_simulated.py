@@ -69,3 +69,45 @@ async def test_all_that_is_published_is_proven_and_written(clean_redis: str) -> 
     jobs = [json.loads(entry[b"repo"]) for entry in entries(clean_redis, "repo_backfill")]
     listed = {job["did"] for job in jobs}
     assert listed >= {account.did for account in world.accounts if account.historic}
+
+
+@pytest.mark.parametrize("kind", ["pds", "relay"])
+async def test_of_a_pds_only_the_present_home_of_an_account_is_heard(
+    clean_redis: str, kind: str
+) -> None:
+    """An account has moved: its old host deactivates it later, the new one has it as active.
+
+    A relay has said so of the account's present host, and is heard.
+    """
+    old, new = World(3, 5, Clock()), World(4, 5, Clock())
+    for world in (old, new):
+        world.add_history(3)
+    moved, stays = old.accounts[:2]
+    async with served(old) as before, served(new) as after:
+        old.moved[moved.did] = after.urls.pds
+        new.announce(moved.did, None)
+        old.announce(moved.did, "deactivated")
+        old.announce(stays.did, "takendown")
+        before.network.prepare(2)
+        after.network.prepare(1)
+        hosts = [getattr(network.urls, kind) for network in (before, after)]
+        options: dict[str, Any] = {"verify": "none", "plc_url": before.urls.plc}
+        async with ingesting(clean_redis, *hosts, **options) as ingester:
+            await ingester.ready.wait()
+            before.network.advance(2)
+            after.network.advance(1)
+            for network, host in zip((before, after), hosts, strict=True):
+                key = f"firehose_live:cursor:{parse_endpoint(host).key}"
+                last = str(network.network.events.log.newest_seq)
+                await eventually(partial(_is_at, clean_redis, key, last))
+        elsewhere = ingester.metric("ingester_account_events_elsewhere_total")
+    written = [json.loads(entry[b"event"]) for entry in entries(clean_redis, "firehose_live")]
+    found = {(event["did"], event["active"], event["status"]) for event in written}
+    said = {(moved.did, True, None), (stays.did, False, "takendown")}
+    untrue = {(moved.did, False, "deactivated")}
+    assert found == (said if kind == "pds" else said | untrue)
+    assert elsewhere == (1 if kind == "pds" else 0)
+
+
+def _is_at(redis_url: str, key: str, last: str) -> bool:
+    return value(redis_url, key) == last
