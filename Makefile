@@ -11,18 +11,21 @@ KILLS   ?= 50
 .PHONY: demo run test test-fast test-long fuzz test-real mutate lint format docs bench binary lock clean help
 
 help:
-	@echo "make demo    the whole pipeline on a simulated network, about a minute, offline"
-	@echo "make run     all roles against the configured relays (default: bsky.network)"
-	@echo "make test    the tests"
-	@echo "make test-long  the tests that take minutes each"
-	@echo "make test-real  the pipeline on PostgreSQL, Redis, poolers and proxies of Debian's packages"
-	@echo "make fuzz MINUTES=60  mutated inputs of everything that reads a stranger's bytes"
-	@echo "make mutate  plant bugs in the files that correctness rests on; each must fail a test"
-	@echo "make lint    ruff and mypy"
-	@echo "make docs    write the generated parts of docs/"
-	@echo "make binary  dist/rsky-pipeline, one executable file to deploy (PURE=1: without compiled readers)"
-	@echo "make bench   throughput, printed as ratios measured in one run"
-	@echo "make clean   remove the virtual environment and everything generated"
+	@echo "make demo       the whole pipeline on a simulated network, offline: a minute"
+	@echo "make run        all roles against the configured relays (default: bsky.network)"
+	@echo "make test       all tests but those of test-long and test-real: about ten minutes on two cores"
+	@echo "make test-fast  without crash, overload and whole-pipeline tests: about half of that"
+	@echo "make test-long  tests that take minutes each, KILLS=50 random kills: about an hour"
+	@echo "make test-real  the pipeline on servers and networks of Debian's packages, as root: about forty minutes"
+	@echo "make fuzz       mutated inputs of everything that reads a stranger's bytes: MINUTES=60"
+	@echo "make mutate     plant bugs in the files that correctness rests on, each must fail a test: about an hour"
+	@echo "make lint       ruff and mypy: a minute"
+	@echo "make format     apply ruff's fixes"
+	@echo "make docs       write the generated parts of docs/"
+	@echo "make binary     dist/rsky-pipeline, one executable file to deploy (PURE=1: without compiled readers)"
+	@echo "make bench      throughput, printed as ratios measured in one run: about ten minutes"
+	@echo "make lock       resolve the packages of .ci/constraints.txt again"
+	@echo "make clean      remove the virtual environment and everything generated"
 
 $(STAMP): pyproject.toml setup.py .ci/constraints.txt $(NATIVE) rsky_pipeline/atproto/native/common.pxd
 	@$(PYTHON) rsky_pipeline/development/prerequisites.py
@@ -41,16 +44,16 @@ test: $(STAMP)
 	$(BIN)/python -m pytest --numprocesses auto --dist worksteal
 
 test-fast: $(STAMP)
-	$(BIN)/python -m pytest --numprocesses auto --dist worksteal -m 'not slow and not long'
+	$(BIN)/python -m pytest --numprocesses auto --dist worksteal -m 'not slow and not long and not real'
 
 # What takes minutes and the whole machine: real program files under load, thousands of repos.
 test-long: $(STAMP)
 	KILLS=$(KILLS) $(BIN)/python -m pytest -m long -o faulthandler_timeout=0
 
-# Real servers of Debian's packages, about fifteen minutes, as root. A program that is missing is a
-# failure; SKIP=name,name leaves scenarios out.
+# Real servers and networks of Debian's packages, as root. A program that is missing is a failure;
+# SKIP=name,name leaves scenarios out.
 test-real: $(STAMP)
-	SKIP=$(SKIP) $(BIN)/python -m pytest -m real -o faulthandler_timeout=0 tests/real
+	SKIP='$(SKIP)' $(BIN)/python -m pytest -m real -o faulthandler_timeout=0 tests/real
 
 # Guided by coverage where atheris has a wheel for this machine, else by mutation alone.
 fuzz: $(STAMP)

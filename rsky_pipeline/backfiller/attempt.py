@@ -80,6 +80,11 @@ class BroughtIn:
     bytes: int = 0
     unchanged: bool = False
     settles: bool = False
+    history: str | None = None  # of Redis, in which the events were queued
+
+
+class LostWritesError(Exception):
+    """Another server has become the primary, and may lack events of the repo: begin anew."""
 
 
 class NotStoredError(Exception):
@@ -121,6 +126,11 @@ class Attempts:
         The outcome is stored before the entry is acknowledged, so every repo has one: a worker
         killed in between gets the same entry again after its restart, and finds the repo current.
         If the outcome cannot be stored, the entry stays pending until it is reclaimed as idle.
+
+        Redis replicates asynchronously: a replica that is promoted meanwhile may lack events of the
+        repo that the old primary took. To acknowledge the entry there would lose them, and to close
+        the repo would keep them from being repaired. So both are done only in the history in which
+        the first events were queued; in another one the attempt begins anew.
         """
         if delivery.fields is None:
             await self._jobs.finish(delivery)
@@ -148,7 +158,7 @@ class Attempts:
                 await self._put_off(delivery, job, busy)
             except RepoError as failure:
                 await self._fail(delivery, job, failure, trio.current_time() - began)
-            except SchemaMismatchError:
+            except (LostWritesError, SchemaMismatchError):
                 raise  # not the fault of this repo: no job can succeed on a wrong schema
             except Exception as error:  # noqa: BLE001 - see runtime.boundary
                 self._boundary.caught(error, "repo", did=job.did)
@@ -157,6 +167,10 @@ class Attempts:
                 await self._fail(delivery, job, unknown, trio.current_time() - began)
             else:
                 await self._succeed(delivery, job, done, trio.current_time() - began)
+        except LostWritesError:
+            text = "Redis failed over and may lack events of a repo; fetching it again"
+            self._log.warning(text, did=job.did)
+            await self.carry_out(delivery)
         except SchemaMismatchError:
             raise
         except Exception as error:  # noqa: BLE001 - its outcome could not be stored
@@ -166,7 +180,7 @@ class Attempts:
     async def _bring_in(self, job: RepoJob) -> BroughtIn:
         """Fetch, verify and queue the repo unless it is current.
 
-        Raises RepoError, HostBusyError and NotStoredError.
+        Raises RepoError, HostBusyError, NotStoredError and LostWritesError.
         """
         stored = await self._stored.call(job.did)
         if job.settles:
@@ -195,7 +209,9 @@ class Attempts:
         followed = bool(job.deleted) or job.reason.followed
         late = followed or (stored.complete or "") < (stored.queued or "") < rev
         settles = late and not job.settles
-        return BroughtIn(rev, repo.host, sink.records, deletes, repo.size, settles=settles)
+        return BroughtIn(
+            rev, repo.host, sink.records, deletes, repo.size, settles=settles, history=sink.history
+        )
 
     async def _current(self, job: RepoJob, stored: StoredRevs) -> BroughtIn | None:
         """Return an outcome if the repo need not be fetched. Raises RepoError and HostBusyError.
@@ -259,9 +275,11 @@ class Attempts:
             again = replace(
                 job, rev=done.rev, deleted=(), reason=FetchReason.SETTLE, attempts=0, settles=1
             )
-            await self._jobs.postpone(delivery, settle_pause(1), again)
+            ended = await self._jobs.postpone(delivery, settle_pause(1), again, done.history)
         else:
-            await self._jobs.finish(delivery)
+            ended = await self._jobs.finish(delivery, done.history)
+        if not ended:
+            raise LostWritesError
         self.finished += 1
         self.metrics.processed.inc()
         self.metrics.outcomes.labels("unchanged" if done.unchanged else "done").inc()
@@ -334,6 +352,7 @@ class _StreamSink:
     time: str = field(default_factory=lambda: format_utc(datetime.now(UTC)))
     last: list[Entry] = field(default_factory=list)  # the batch of creates that `close` appends
     records: int = 0
+    history: str | None = None  # of Redis, in which the first batch was queued
 
     async def absent(self, after: str) -> list[str]:
         """Query absent paths, after a cheap batched query whether older rows exist at all."""
@@ -347,7 +366,7 @@ class _StreamSink:
         """Queue deletions."""
         for start in range(0, len(paths), BATCH_RECORDS):
             part = paths[start : start + BATCH_RECORDS]
-            await self.attempts.output.append(delete_entries(self.paths.repo, part, self.time))
+            await self._append(delete_entries(self.paths.repo, part, self.time))
         self.attempts.metrics.deletes.inc(len(paths))
 
     async def put(self) -> None:
@@ -359,15 +378,20 @@ class _StreamSink:
             if batch.is_last:
                 self.last = batch.entries
             else:
-                await self.attempts.output.append(batch.entries)
+                await self._append(batch.entries)
             metrics.filtered.inc(batch.filtered)
             metrics.unreadable.inc(batch.unreadable)
 
     async def close(self) -> bool:
         """Queue the last creates and the closing event, all or none."""
-        await self.attempts.output.append([*self.last, closing_entry(self.paths.repo, self.time)])
+        await self._append([*self.last, closing_entry(self.paths.repo, self.time)])
         self.attempts.metrics.records.inc(self.records)
         return True
+
+    async def _append(self, entries: Sequence[Entry]) -> None:
+        self.history = await self.attempts.output.append(entries, self.history)
+        if self.history is None:
+            raise LostWritesError
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,6 +26,7 @@ BATCH_ENDINGS = 100
 ALONE_SECONDS = 5.0  # an entry suspected of crashing workers runs alone for so long
 Item = TypeVar("Item")
 Ending = Callable[[Store], object]  # returns whether it moved its entry
+_InHistory = tuple[Ending, str | None]  # an ending, and the history in which alone it is right
 
 
 class JobQueue:
@@ -49,7 +50,7 @@ class JobQueue:
             )
             for stream in REPO_STREAMS
         }  # fmt: skip
-        self._endings: Coalescer[Ending, bool] = Coalescer(
+        self._endings: Coalescer[_InHistory, bool | None] = Coalescer(
             lambda endings: ending.retry(partial(_end_all, endings, [False] * len(endings))),
             limit=BATCH_ENDINGS,
         )
@@ -83,18 +84,28 @@ class JobQueue:
         self._metrics.claimed.inc(consumer.reclaimed - reclaimed)
         return None if taken is None else taken.deliveries
 
-    async def finish(self, delivery: Delivery) -> None:
-        """Acknowledge an entry. Retries until Redis answers, so it may be executed twice."""
-        consumer = self._consumers[delivery.stream]
-        await self._endings.call(partial(consumer.acknowledge, ids=[delivery.id]))
+    async def finish(self, delivery: Delivery, history: str | None = None) -> bool:
+        """Acknowledge an entry. Retries until Redis answers, so it may be executed twice.
 
-    async def postpone(self, delivery: Delivery, seconds: float, comes_back: RepoJob) -> None:
-        """Replace an entry by one due in `seconds`; it waits in Redis, so it survives restarts."""
+        `history` is the one in which the events of the repo were queued (`Store.history`). Returns
+        False, with the entry still held, if another one has begun: they may be lost.
+        """
+        consumer = self._consumers[delivery.stream]
+        end = partial(consumer.acknowledge, ids=[delivery.id])
+        return await self._endings.call((end, history)) is not None
+
+    async def postpone(
+        self, delivery: Delivery, seconds: float, comes_back: RepoJob, history: str | None = None
+    ) -> bool:
+        """Replace an entry by one due in `seconds`; it waits in Redis, so it survives restarts.
+
+        For `history` and the result see `finish`.
+        """
         end = partial(
             self._consumers[delivery.stream].postpone, delivery=delivery, seconds=seconds,
             field=REPO_FIELD, payload=encode_repo_job(comes_back),
         )  # fmt: skip
-        await self._endings.call(end)
+        return await self._endings.call((end, history)) is not None
 
     async def dead_letter(self, delivery: Delivery, reason: str, error: str, attempts: int) -> None:
         """Move an entry into the dead letters of its stream; it stays pending if Redis refuses."""
@@ -102,7 +113,7 @@ class JobQueue:
             self._consumers[delivery.stream].dead_letter, delivery=delivery, reason=reason,
             error=error, attempts=attempts,
         )  # fmt: skip
-        if not await self._endings.call(end):
+        if not await self._endings.call((end, None)):
             return
         self._metrics.dead_lettered.inc()
         extra = {"stream": delivery.stream, "entry": delivery.id, "reason": reason, "error": error}
@@ -189,8 +200,16 @@ class WeightedReader:
         return taken
 
 
-def _end_all(endings: Sequence[Ending], moved: list[bool], store: Store) -> list[bool]:
-    """End entries; `moved` keeps the results of earlier tries, since a repeated ending is False."""
-    for number, end in enumerate(endings):
-        moved[number] = bool(end(store)) or moved[number]
-    return moved
+def _end_all(endings: Sequence[_InHistory], moved: list[bool], store: Store) -> list[bool | None]:
+    """End entries; `moved` keeps the results of earlier tries, since a repeated ending is False.
+
+    None is the result of those that are right in another history only.
+    """
+    present = store.history() if any(history is not None for _, history in endings) else None
+    for number, (end, history) in enumerate(endings):
+        if history in {None, present}:
+            moved[number] = bool(end(store)) or moved[number]
+    return [
+        now if history in {None, present} else None
+        for now, (_, history) in zip(moved, endings, strict=True)
+    ]

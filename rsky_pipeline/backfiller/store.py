@@ -48,6 +48,7 @@ ON CONFLICT (did) DO UPDATE SET
     bytes = COALESCE(EXCLUDED.bytes, stored.bytes), updated_at = EXCLUDED.updated_at
 """
 
+_Batch = tuple[Sequence[Entry], str | None]  # entries, and the history that they must be part of
 OutcomeStatus = Literal["done", "waiting", "unavailable", "failed"]
 
 
@@ -118,13 +119,30 @@ class Output:
         self._link = link
         self._marks = {FIREHOSE_BACKFILL: high_water_mark}
         self._metrics = metrics
-        # Appends a batch atomically; waits for stream capacity and for Redis without a limit.
-        self.append = Coalescer(self._append, limit=MAX_BATCHES).call
+        self._batches = Coalescer(self._append, limit=MAX_BATCHES)
 
-    async def _append(self, batches: Sequence[list[Entry]]) -> list[None]:
-        entries = [entry for batch in batches for entry in batch]
-        write = partial(append, entries=entries, high_water_marks=self._marks)
-        while (await self._link.retry(write)).status != "appended":
+    async def append(self, entries: Sequence[Entry], history: str | None = None) -> str | None:
+        """Append a batch atomically; waits for stream capacity and for Redis without a limit.
+
+        Returns the server's history (`Store.history`). With `history`, that of the repo's batches
+        so far, nothing is appended once another one has begun, and None is returned: the earlier
+        batches may be lost.
+        """
+        return await self._batches.call((entries, history))
+
+    async def _append(self, batches: Sequence[_Batch]) -> list[str | None]:
+        while (histories := await self._link.retry(partial(self._write, batches))) is None:
             self._metrics.backpressure.inc()
             await trio.sleep(FULL_PAUSE_SECONDS)
-        return [None] * len(batches)
+        return histories
+
+    def _write(self, batches: Sequence[_Batch], store: Store) -> list[str | None] | None:
+        """Append the batches whose history goes on; returns None if a stream is full."""
+        # Asked before: a history that begins in between is then taken for lost, not for kept.
+        history = store.history()
+        goes_on = [expected in {None, history} for _, expected in batches]
+        entries = [entry for (part, _), one in zip(batches, goes_on, strict=True) if one
+                   for entry in part]  # fmt: skip
+        if entries and append(store, entries, high_water_marks=self._marks).status != "appended":
+            return None
+        return [history if one else None for one in goes_on]

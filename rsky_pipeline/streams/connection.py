@@ -45,6 +45,7 @@ _CLUSTER_CODES = re.compile(
     r"(?:^|-)(?:CLUSTERDOWN|MOVED|ASK|TRYAGAIN|CROSSSLOT) |not allowed in cluster mode"
     r"|do not hash to the same slot|non local key in a cluster"
 )
+_HISTORY = re.compile(rb"^master_replid:([0-9a-f]+)", re.MULTILINE)
 _REFUSES_WRITES = re.compile(r"(?:^|-)(?:NOREPLICAS|MISCONF) ")
 _WRONG_SERVER_CODES = re.compile(
     r"(?:^|-)(?:LOADING|READONLY|MASTERDOWN|BUSY) |UNBLOCKED.* instance state changed"
@@ -92,6 +93,19 @@ class Store:
                 return self._send("EVALSHA", digest, len(keys), *keys, *arguments)
             except redis.exceptions.NoScriptError:  # the server restarted; nothing has run
                 return self._send("EVALSHA", self._load(name), len(keys), *keys, *arguments)
+
+    def history(self) -> str:
+        """Return the ID of the server's history of writes (its replication ID); "" if it is hidden.
+
+        A promoted replica begins another history, as does a restart. What was acknowledged in the
+        one before may be lost: replication is asynchronous, and the newest writes may be missing.
+        So whoever acknowledges one write because of an earlier one compares the histories of both.
+        """
+        try:
+            found = _HISTORY.search(self.call("INFO", "replication"))
+        except StoreRejectedError:  # by an ACL
+            return ""
+        return found[1].decode() if found else ""
 
     def ping(self) -> None:
         """Check that the server answers."""

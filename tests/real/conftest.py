@@ -50,11 +50,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Skip what SKIP names. A program that is missing fails its scenario: see `servers.program`."""
     named = _left_out()
     here = [item for item in items if item.get_closest_marker("real")]
-    unknown = named - {_name(item) for item in here}
+    unknown = named.difference(*map(_names, here))
     if unknown and here:
         raise pytest.UsageError(f"{SKIP} names no scenario: {', '.join(sorted(unknown))}")
     for item in here:
-        if _name(item) in named:
+        if not named.isdisjoint(_names(item)):
             item.add_marker(pytest.mark.skip(reason=f"named in {SKIP}"))
 
 
@@ -64,7 +64,7 @@ def pytest_runtest_makereport(
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """Let a scenario fail that skips itself."""
     report = yield
-    if report.skipped and item.get_closest_marker("real") and _name(item) not in _left_out():
+    if report.skipped and item.get_closest_marker("real") and _left_out().isdisjoint(_names(item)):
         report.outcome = "failed"
         report.longrepr = f"did not run, and is not named in {SKIP}: {report.longrepr}"
     return report
@@ -94,6 +94,11 @@ def pytest_terminal_summary(
 
 def _name(item: pytest.Item) -> str:
     return item.name.removeprefix("test_")
+
+
+def _names(item: pytest.Item) -> set[str]:
+    """Return the names by which a scenario is left out: its own, and without parameters."""
+    return {_name(item), _name(item).partition("[")[0]}
 
 
 def _left_out() -> set[str]:

@@ -13,7 +13,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
@@ -27,6 +27,7 @@ from tests.stores import redis_client
 
 START_SECONDS = 30.0
 POSTGRES_BIN = sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)
+# Debian's package of each program; docs/testing.md has them all.
 PACKAGES = {
     "redis-server": "redis-server",
     "redis-sentinel": "redis-sentinel",
@@ -40,7 +41,7 @@ PACKAGES = {
     "tayga": "tayga",
     "unbound": "unbound",
     "patroni": "patroni",
-    "etcd": "etcd-server",
+    "etcd": "etcd-server python3-etcd",
 }
 # A command after these words gets SIGKILL when the tests do.
 ENDS_WITH_US = ("setpriv", "--pdeathsig", "KILL")
@@ -187,11 +188,13 @@ class PostgresServer(Server):
 
     def kill_all(self) -> None:
         """Kill the server and its backends, as a crash of the machine does."""
+        # Stopped, so that no backend sees it gone and tells its client before it is killed too.
+        self.process.send_signal(signal.SIGSTOP)
         children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
-        victims = [self.process.pid, *map(int, children.read_text().split())]
-        for pid in victims:
-            os.kill(pid, signal.SIGKILL)
-        self.process.wait()
+        for pid in map(int, children.read_text().split()):
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        self.kill()
 
 
 @dataclass(slots=True)

@@ -19,6 +19,7 @@ from tests.real.servers import (
     USER,
     PostgresServer,
     RedisServer,
+    Server,
     Servers,
     program,
     wait_until,
@@ -115,6 +116,8 @@ def test_sentinels_promote_a_replica(real: Servers, tally: Tally) -> None:
         wait_until(lambda: role_of(second) == "master", "the replica is not promoted", 60)
         tally.fail_overs += 1
         wait_for_records(running)
+        # One that is killed before the others know the result would leave two primaries.
+        wait_until(lambda: all(primary_of(each) == second.port for each in sentinels), "sentinels")
         sentinels[0].kill()
         tally.kills += 1
         first.start_again()
@@ -125,6 +128,11 @@ def test_sentinels_promote_a_replica(real: Servers, tally: Tally) -> None:
         wait_until(lambda: role_of(first) == "master", "the replica is not promoted", 90)
         tally.fail_overs += 1
         wait_for_records(running)
+
+
+def primary_of(sentinel: Server) -> int:
+    with redis_client(f"redis://:other@127.0.0.1:{sentinel.port}/0") as client:
+        return int(client.sentinel_master("main")["port"])
 
 
 def role_of(server: RedisServer) -> str:

@@ -10,6 +10,7 @@ from rsky_pipeline.cli import main
 from rsky_pipeline.cli.exit_codes import MEANINGS, ExitCode
 from rsky_pipeline.configuration.settings import declarations
 from rsky_pipeline.development.documents import ROOT, pages, replaced
+from tests.real.servers import PACKAGES
 
 
 @pytest.mark.parametrize("path", pages(), ids=lambda path: str(path.relative_to(ROOT)))
@@ -44,3 +45,22 @@ def test_help_names_every_exit_code() -> None:
     _, _, codes = text.partition("Exit codes:")
     told = {int(number) for number in re.findall(r"\d+", codes)}
     assert told == {code.value for code in ExitCode}
+
+
+def test_the_packages_of_real_servers_are_named() -> None:
+    found = re.search(
+        r"^ +apt-get install (.+)$", (ROOT / "docs" / "testing.md").read_text(), re.MULTILINE
+    )
+    assert found is not None
+    named = {word for word in found[1].split() if not word.startswith("-")}
+    assert named == set(" ".join(PACKAGES.values()).split())
+
+
+def test_every_target_of_make_is_described() -> None:
+    phony = re.search(r"^\.PHONY: (.+)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert phony is not None
+    help_text = re.findall(r"make ([a-z-]+)", (ROOT / "Makefile").read_text())
+    page = (ROOT / "CONTRIBUTING.md").read_text()
+    for target in set(phony[1].split()) - {"help"}:
+        assert target in help_text
+        assert f"| `make {target}`" in page
