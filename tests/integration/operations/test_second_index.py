@@ -2,7 +2,8 @@
 
 import re
 import subprocess
-from contextlib import closing
+import sys
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,7 @@ def test_a_second_index_is_filled_beside_the_first_and_takes_its_place(
     with (
         fresh_database(database_server) as other,
         pipeline_on(*options, **first) as running,
+        ExitStack() as leaving,
     ):
         second = {
             f"{PREFIX}DATABASE_URL": other, f"{PREFIX}INDEXER_GROUP": "second",
@@ -64,6 +66,8 @@ def test_a_second_index_is_filled_beside_the_first_and_takes_its_place(
             f"{PREFIX}RUN_DIR": str(tmp_path / "run"),
         }  # fmt: skip
         environ = running.environ | second
+        stop = [sys.executable, "-P", "-m", "rsky_pipeline", "stop"]  # also after a failure
+        leaving.callback(subprocess.run, stop, env=environ, check=False, capture_output=True)
         running.wait_for(lambda: running.observer.rows().get("record", 0) > 500)
         ((did,),) = rows(clean_database, BUSIEST)
         for line in lines("Build a second index"):
