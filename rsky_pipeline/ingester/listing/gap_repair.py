@@ -137,6 +137,7 @@ class GapRepair:
         cursor, listed, queued, error = gap.list_cursor, gap.repos_listed, gap.repos_queued, None
         _log.info("repairing a gap", extra={"host": gap.host, "kind": gap.kind, "gap": gap.id})
         status = "repairing"
+        history = await self._on(self.redis, Store.history)
 
         async def write(status: str) -> None:
             progress = partial(note, gap=gap, status=status, listed=listed, queued=queued,
@@ -154,6 +155,13 @@ class GapRepair:
                         partial(_status_news, repos=item.repos, gap=gap),
                     )
                     await self._queue(endpoint, behind, news)
+                    if await self._on(self.redis, Store.history) != history:
+                        # The database would note what a promoted replica may never have received.
+                        cursor, listed, queued = None, 0, 0
+                        await write("open")
+                        _log.warning("Redis failed over: a gap's repair begins anew",
+                                     extra={"host": gap.host, "gap": gap.id})  # fmt: skip
+                        return False
                     listed, queued = listed + len(item.repos), queued + len(behind)
                 else:
                     error = await self._step_over(gap, item)

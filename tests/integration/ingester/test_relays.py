@@ -534,6 +534,40 @@ async def test_a_repair_waits_for_room(
     assert [job["did"] for job in jobs] == [REPOS[0]]
 
 
+async def test_a_repair_begins_anew_when_redis_fails_over(
+    clean_redis: str, schema_database: str
+) -> None:
+    """The jobs of the first pages may be lost, and PostgreSQL must not note them as queued."""
+    relay = parse_endpoint("https://relay.test")
+    asked: list[str | None] = []
+    redis = Link(lambda: connect(clean_redis, name="test"), purpose="test")
+
+    async def listing(endpoint: Endpoint, position: str | None, limit: int) -> Page:
+        asked.append(position)
+        if position == "1" and len(asked) == 2:
+            await redis.call(lambda store: store.call("REPLICAOF", "127.0.0.1", "1"))
+            await redis.call(lambda store: store.call("REPLICAOF", "NO", "ONE"))
+            await redis.call(lambda store: store.call("DEL", REPO_BACKFILL_HIGH))
+        number = int(position or 0)
+        following = "1" if number == 0 else None
+        return Page((ListedRepo(REPOS[number], rev(1), True, None),), following)
+
+    def connected() -> Database:
+        return Database.connect(schema_database, name="test")
+
+    postgres = Link(connected, purpose="test")
+    repair = GapRepair(redis, postgres, connected, listing, {})
+    with closing(redis), closing(postgres):
+        await redis.call(
+            lambda store: request_reading(store, DATABASE_LOST, 0.0, None, [relay.key])
+        )
+        await redis.call(lambda one: move_gaps(one, connected))
+        assert await repair.repair_all([relay]) == 1
+    assert asked == [None, "1", None, "1"]
+    jobs = [json.loads(entry[b"repo"]) for entry in entries(clean_redis, REPO_BACKFILL_HIGH)]
+    assert {job["did"] for job in jobs} == set(REPOS[:2])
+
+
 @pytest.mark.parametrize("away", [True, False])
 async def test_an_account_that_came_back_in_a_gap_is_fetched_at_its_known_rev(
     clean_redis: str, schema_database: str, away: bool
