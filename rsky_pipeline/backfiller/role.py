@@ -15,6 +15,7 @@ from rsky_pipeline.health.self_check import SelfCheck, watch
 from rsky_pipeline.observability.backfiller import BackfillerMetrics
 from rsky_pipeline.observability.streams import StreamMetrics
 from rsky_pipeline.repos.fetch import open_fetcher
+from rsky_pipeline.runtime.boundary import Boundary
 from rsky_pipeline.runtime.context import WorkerContext
 from rsky_pipeline.runtime.link import Link
 from rsky_pipeline.streams.connection import Store, connect
@@ -63,6 +64,7 @@ def _redis(
         partial(connect, context.settings.redis_url or "", name=name),
         purpose=purpose,
         failed=lambda _: metrics.store_errors.inc(),
+        boundary=Boundary(metrics.store_errors.inc),
     )
     stack.callback(link.close)
     return link

@@ -22,6 +22,7 @@ from rsky_pipeline.indexer.core.complete_revs import prune_tombstones
 from rsky_pipeline.indexer.core.rejected import forget_superseded
 from rsky_pipeline.observability.indexer import IndexerMetrics
 from rsky_pipeline.observability.streams import StreamMetrics
+from rsky_pipeline.runtime.boundary import Boundary
 from rsky_pipeline.runtime.errors import StoreError
 from rsky_pipeline.runtime.link import Link
 from rsky_pipeline.streams.connection import Store
@@ -62,7 +63,10 @@ class StreamUpkeep:
         self._self_check = self_check
         self._is_waiting = is_waiting
         self._link = Link(
-            open_store, purpose="upkeep of streams", failed=lambda _: gauges.errors.inc()
+            open_store,
+            purpose="upkeep of streams",
+            failed=lambda _: gauges.errors.inc(),
+            boundary=Boundary(metrics.internal_error),
         )
         self._looks = 0
 
@@ -92,7 +96,10 @@ class TableUpkeep:
 
     def __init__(self, open_database: Callable[[], Database], metrics: IndexerMetrics) -> None:
         self._metrics = metrics
-        self._link = Link(open_database, purpose="upkeep of tables", failed=self._failed)
+        self._link = Link(
+            open_database, purpose="upkeep of tables", failed=self._failed,
+            boundary=Boundary(metrics.internal_error),
+        )  # fmt: skip
         self._looked_at = ""  # the rejections up to this one
         self.steps = (self.prune_tombstones, self.prune_replies, self.prune_rejections, self.count)
 

@@ -301,7 +301,10 @@ class _Builder:
         return connect_database
 
     def _database_link(self, purpose: str) -> Link[Database]:
-        link = Link(self._connect_database(purpose), purpose=purpose, failed=self._count)
+        link = Link(
+            self._connect_database(purpose), purpose=purpose, failed=self._count,
+            boundary=_boundary(self._metrics),
+        )  # fmt: skip
         self._stack.callback(link.close)
         return link
 
@@ -345,7 +348,10 @@ class _Builder:
         self, purpose: str, failed: Callable[[StoreError], object] | None = None
     ) -> Link[Store]:
         """Return a connection of its own to Redis, which is closed at the end."""
-        made = Link(partial(self.connect, purpose), purpose=purpose, failed=failed or self._count)
+        made = Link(
+            partial(self.connect, purpose), purpose=purpose, failed=failed or self._count,
+            boundary=_boundary(self._metrics),
+        )  # fmt: skip
         self._stack.callback(made.close)
         return made
 

@@ -8,9 +8,10 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from rsky_pipeline.streams.connection import Store
+from rsky_pipeline.streams.connection import Store, text_of
 from rsky_pipeline.streams.consumer import ensure_group
-from rsky_pipeline.streams.lag import inspect
+from rsky_pipeline.streams.errors import StoreRejectedError
+from rsky_pipeline.streams.lag import GroupReport, StreamReport, inspect
 from rsky_pipeline.streams.limits import PAGE_ENTRIES
 
 
@@ -53,11 +54,25 @@ def repair(
         if group not in names:
             found.append(_make_missing(store, stream, group, report.length, dry_run))
         for item in report.groups:
-            if _sortable(item.last_delivered_id) > _sortable(report.last_id):
-                where = (item.last_delivered_id, report.last_id)
-                found.append(_set_back(store, stream, item.name, where, report.length, dry_run))
-            found += _phantoms(store, stream, item.name, dry_run)
-            found += _consumers(store, stream, item.name, idle_seconds, dry_run)
+            try:
+                found += _repair_group(store, report, item, idle_seconds, dry_run)
+            except StoreRejectedError as error:
+                if "NOGROUP" not in str(error):
+                    raise
+                # It is gone since, or of another program, whose name for it is no UTF-8.
+    return found
+
+
+def _repair_group(
+    store: Store, report: StreamReport, group: GroupReport, idle_seconds: float, dry_run: bool
+) -> list[GroupRepair]:
+    stream, last = report.name, report.last_id or ""
+    found = []
+    if _sortable(group.last_delivered_id) > _sortable(last):
+        where = (group.last_delivered_id, last)
+        found.append(_set_back(store, stream, group.name, where, report.length, dry_run))
+    found += _phantoms(store, stream, group.name, dry_run)
+    found += _consumers(store, stream, group.name, idle_seconds, dry_run)
     return found
 
 
@@ -102,12 +117,12 @@ def _consumers(
         dict(zip(row[::2], row[1::2], strict=True))
         for row in store.call("XINFO", "CONSUMERS", stream, group)
     ]
-    living = [row[b"name"].decode() for row in rows if row[b"idle"] < least]
+    living = [text_of(row[b"name"]) for row in rows if row[b"idle"] < least]
     idle = [row for row in rows if row[b"idle"] >= least]
-    removed = [row[b"name"].decode() for row in idle if not row[b"pending"]]
+    removed = [text_of(row[b"name"]) for row in idle if not row[b"pending"]]
     if removed and not dry_run:
         script = store.script("remove_consumers", [stream], [group, "", least])
-        removed = [name.decode() for name in script]
+        removed = [text_of(name) for name in script]
     if removed:
         detail = f"removed consumers that hold nothing: {', '.join(removed)}"
         yield GroupRepair(stream, group, "idle_consumer", detail, len(removed), not dry_run)
@@ -118,7 +133,7 @@ def _consumers(
 
 def _dead(stream: str, group: str, row: Mapping[bytes, Any], living: list[str]) -> GroupRepair:
     """Entries of a dead consumer are work that only a worker can do: they are left for one."""
-    name, hours = row[b"name"].decode(), row[b"idle"] / 3_600_000
+    name, hours = text_of(row[b"name"]), row[b"idle"] / 3_600_000
     who = f"{living[0]} takes them over" if living else "start a worker, which takes them over"
     detail = (
         f"{name} was idle for {hours:.1f} h and holds {row[b'pending']:,} entries; {who} after "

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from rsky_pipeline.configuration.settings import Settings
-from rsky_pipeline.streams.connection import Store
+from rsky_pipeline.streams.connection import Store, text_of
 from rsky_pipeline.streams.limits import BATCH_ENTRIES, PAGE_ENTRIES
 from rsky_pipeline.streams.names import (
     FIREHOSE_BACKFILL,
@@ -95,7 +95,7 @@ def _pending(store: Store, stream: str, group: str, dry_run: bool) -> ReleasedEn
 def _pages_of_pending(store: Store, stream: str, group: str) -> Iterator[list[bytes]]:
     if not store.call("EXISTS", stream):
         return
-    groups = {row[1].decode() for row in store.call("XINFO", "GROUPS", stream)}
+    groups = {text_of(row[1]) for row in store.call("XINFO", "GROUPS", stream)}
     start = b"-"
     while group in groups:
         rows = store.call("XPENDING", stream, group, start, "+", PAGE_ENTRIES)

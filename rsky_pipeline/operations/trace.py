@@ -33,7 +33,7 @@ from rsky_pipeline.network.directory import (
 )
 from rsky_pipeline.network.http import HttpClient, HttpError
 from rsky_pipeline.operations.scrape import scrape, targets
-from rsky_pipeline.streams.connection import Store, connect
+from rsky_pipeline.streams.connection import Store, connect, text_of
 from rsky_pipeline.streams.dead_letters import find_dead_letter
 from rsky_pipeline.streams.errors import StoreRejectedError, StoreUnavailableError
 from rsky_pipeline.streams.limits import PAGE_ENTRIES
@@ -326,8 +326,9 @@ def _described(store: Store, stream: str, entry: StoredEntry) -> InStream:
     }
     groups = {}
     for row in store.call("XINFO", "GROUPS", stream):
-        name = dict(zip(row[::2], row[1::2], strict=True))[b"name"].decode()
-        groups[name] = _holder(store, stream, name, entry.id, unfinished.get(name, "done"))
+        name = dict(zip(row[::2], row[1::2], strict=True))[b"name"]
+        state = unfinished.get(text_of(name), "done")
+        groups[text_of(name)] = _holder(store, stream, name, entry.id, state)
     rev = body.get("rev")
     kind = nature(entry.fields).kind
     return InStream(
@@ -335,14 +336,14 @@ def _described(store: Store, stream: str, entry: StoredEntry) -> InStream:
     )
 
 
-def _holder(store: Store, stream: str, group: str, entry_id: str, state: str) -> str:
+def _holder(store: Store, stream: str, group: bytes, entry_id: str, state: str) -> str:
     if state != "pending":
         return state
     rows = store.call("XPENDING", stream, group, entry_id, entry_id, 1)
     if not rows:
         return "done"  # acknowledged since we looked
     _, consumer, idle, deliveries = rows[0]
-    return f"pending with {consumer.decode()} for {idle / 1000:.0f} s, delivered {deliveries} times"
+    return f"pending with {text_of(consumer)} for {idle / 1000:.0f} s, delivered {deliveries} times"
 
 
 def _letter(store: Store, stream: str, entry: StoredEntry) -> TracedLetter:

@@ -19,7 +19,8 @@ from typing import Generic, Protocol, TypeVar, overload
 import trio
 
 from rsky_pipeline.runtime.backoff import Backoff
-from rsky_pipeline.runtime.errors import StoreError, UnavailableError
+from rsky_pipeline.runtime.boundary import Boundary
+from rsky_pipeline.runtime.errors import StoreError, UnavailableError, WorkerError
 from rsky_pipeline.runtime.logging import ThrottledLog
 from rsky_pipeline.runtime.threads import in_thread
 
@@ -59,12 +60,15 @@ class Link(Generic[Connection]):
         *,
         purpose: str,
         failed: Callable[[StoreError], object] | None = None,
+        boundary: Boundary | None = None,
     ) -> None:
         """`purpose` names the connection in the log. `failed` is called in the event loop for
-        every store error, for example to count it and to keep an `Activity` from stalling."""
+        every store error, for example to count it and to keep an `Activity` from stalling.
+        `boundary` counts what `attempt` catches beside."""
         self.purpose = purpose
         self._open_connection = open_connection
         self._failed = failed
+        self._boundary = boundary or Boundary()
         self._connection: Connection | None = None
         self._limiter = trio.CapacityLimiter(1)
         self._throttled = ThrottledLog(_log)
@@ -96,14 +100,20 @@ class Link(Generic[Connection]):
     async def attempt(self, action: Callable[[Connection], Result]) -> Result | None:
         """Run an action once; returns None after a retryable error.
 
-        For periodic work, such as measuring the streams every few seconds.
+        For periodic work, such as measuring the streams every few seconds. It must not end the
+        worker because of an unexpected reply, of which the store would give the same after each
+        restart: such an exception is logged with its traceback, and returns None as well.
         """
         try:
             return await self.call(action)
         except StoreError as error:
             if not error.retryable:
                 raise
-            return None
+        except WorkerError:
+            raise
+        except Exception as error:  # noqa: BLE001 - see runtime.boundary
+            self._boundary.caught(error, "periodic work", purpose=self.purpose)
+        return None
 
     @overload
     async def retry(self, action: Callable[[Connection], Result]) -> Result: ...

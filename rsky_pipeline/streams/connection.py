@@ -12,7 +12,7 @@ from redis.retry import Retry
 from redis.sentinel import SentinelConnectionPool
 
 from rsky_pipeline.configuration.store_urls import RedisAddress, RedisLogin, parse_redis_url
-from rsky_pipeline.runtime.errors import described
+from rsky_pipeline.runtime.errors import described, printable
 from rsky_pipeline.streams.errors import (
     StoreRejectedError,
     StoreUnavailableError,
@@ -20,6 +20,9 @@ from rsky_pipeline.streams.errors import (
 )
 
 Argument = str | bytes | int | float
+_WITH_SUBCOMMANDS = frozenset({"XGROUP", "XINFO", "MEMORY", "CONFIG", "CLIENT", "SCRIPT"})
+_MAX_KEYS_NAMED = 5
+_MAX_NAME = 100  # characters of a key in a message
 
 _UNAVAILABLE = (redis.ConnectionError, redis.TimeoutError, OSError)
 _CREDENTIALS = (redis.AuthenticationError, redis.exceptions.AuthorizationError)
@@ -82,12 +85,12 @@ class Store:
 
     def call(self, *command: Argument) -> Any:
         """Send one command and return its reply, in bytes. Raises the errors of this package."""
-        with translated_errors():
+        with translated_errors(command):
             return self._send(*command)
 
     def script(self, name: str, keys: Sequence[str], arguments: Sequence[Argument]) -> Any:
         """Run `NAME.lua` of this package on the server (EVALSHA), loading it if necessary."""
-        with translated_errors():
+        with translated_errors((name, *keys)):
             digest = self._digests.get(name) or self._load(name)
             try:
                 return self._send("EVALSHA", digest, len(keys), *keys, *arguments)
@@ -159,9 +162,7 @@ class _Sentinels:
             place = client.connection_pool.connection_kwargs
             try:
                 reply = client.execute_command("SENTINEL", "MASTER", name)  # type: ignore[no-untyped-call]
-                facts = {
-                    bytes(k): bytes(v).decode() for k, v in zip(*[iter(reply)] * 2, strict=True)
-                }
+                facts = {bytes(k): text_of(v) for k, v in zip(*[iter(reply)] * 2, strict=True)}
                 if not {"s_down", "o_down"} & set(facts[b"flags"].split(",")):
                     return facts[b"ip"], int(facts[b"port"])
                 answer = "it is down"
@@ -171,9 +172,20 @@ class _Sentinels:
         raise redis.ConnectionError(f"no sentinel has a primary {name}: {'; '.join(answers)}")
 
 
+def text_of(reply: bytes) -> str:
+    r"""Return a name or text that Redis holds; bytes that are no UTF-8 as \xNN.
+
+    Other programs use the server too, and may name groups, consumers and fields as they like.
+    """
+    return reply.decode("utf-8", "backslashreplace")
+
+
 @contextmanager
-def translated_errors() -> Iterator[None]:
-    """Translate redis-py's errors into this package's."""
+def translated_errors(command: Sequence[Argument] = ()) -> Iterator[None]:
+    """Translate redis-py's errors into this package's.
+
+    `command` is the command, or the name of a script and its keys: the server names no key.
+    """
     try:
         yield
     except _CREDENTIALS as error:
@@ -201,7 +213,28 @@ def translated_errors() -> Iterator[None]:
             ) from error
         if isinstance(error, _WRONG_SERVER) or _WRONG_SERVER_CODES.search(text):
             raise StoreUnavailableError(f"Redis cannot serve now: {text}") from error
-        raise StoreRejectedError(f"Redis refused: {text}") from error
+        raise StoreRejectedError(f"Redis refused{_named(command)}: {text}{_hint(text)}") from error
+
+
+def _named(command: Sequence[Argument]) -> str:
+    """Return a command and its key, or a script and its first keys, for a message."""
+    if not command:
+        return ""
+    name, *rest = command
+    if str(name).startswith("XREAD"):  # the keys come last
+        rest = rest[-2:-1]
+    elif str(name).isupper():
+        rest = rest[: 2 if name in _WITH_SUBCOMMANDS else 1]
+    words = [text_of(word) if isinstance(word, bytes) else str(word) for word in (name, *rest)]
+    shown = " ".join(word[:_MAX_NAME] for word in words[: 1 + _MAX_KEYS_NAMED])
+    return f" {printable(shown)}" + (" ..." if len(words) > 1 + _MAX_KEYS_NAMED else "")
+
+
+def _hint(text: str) -> str:
+    """Return what to do, where the server's message alone does not say it."""
+    if "WRONGTYPE" not in text:
+        return ""
+    return "; another program uses the key: rename its key, or give each its own Redis database"
 
 
 def connect(url: str, *, name: str, timeout_seconds: float = 10.0) -> Store:

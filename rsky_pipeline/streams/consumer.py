@@ -24,7 +24,7 @@ from itertools import chain, takewhile
 from typing import Any
 
 from rsky_pipeline.runtime.logging import ThrottledLog
-from rsky_pipeline.streams.connection import Argument, Store
+from rsky_pipeline.streams.connection import Argument, Store, text_of
 from rsky_pipeline.streams.errors import StoreRejectedError
 from rsky_pipeline.streams.limits import BATCH_IDS, BATCH_TRIMMED, PAGE_RECLAIMED
 from rsky_pipeline.streams.names import TRIALS, WAITING_KEY, dead_letters
@@ -387,8 +387,8 @@ class Consumer:
         go by the count alone.
         """
         field = self._trial_field(delivery.id)
-        before, _, owner = (store.call("HGET", TRIALS, field) or b"").decode().partition(" ")
-        deaths = int(before) if before.isdigit() else 0
+        before, _, owner = text_of(store.call("HGET", TRIALS, field) or b"").partition(" ")
+        deaths = int(before) if before.isdecimal() and len(before) < 10 else 0
         if owner and delivery.id not in self._marked:
             deaths += not (self._trial.blameless and owner == self.name)
         self._marked.add(delivery.id)

@@ -81,5 +81,5 @@ def _dead_letter(entry_id: bytes, body: Sequence[bytes]) -> DeadLetter:
     reason, error, attempts, source_id = (
         fields.pop(name.encode(), b"").decode("utf-8", "replace") for name in NOTES
     )
-    count = int(attempts) if attempts.isdecimal() else 0
+    count = int(attempts) if attempts.isdecimal() and len(attempts) < 10 else 0
     return DeadLetter(entry_id.decode(), source_id, reason or "unknown", error, count, fields)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rsky_pipeline.streams.connection import Store
+from rsky_pipeline.streams.connection import Store, text_of
 
 # Redis reports no lag for a group after entries beyond its position were deleted. They are then
 # counted by reading them, up to a limit; above it, an upper bound suffices.
@@ -92,7 +92,7 @@ def collect(store: Store, streams: Sequence[str]) -> list[StreamReport]:
 def server_memory(store: Store) -> ServerMemory:
     """Read INFO memory. Raises StoreUnavailableError and StoreRejectedError."""
     facts = {}
-    for line in store.call("INFO", "memory").decode().splitlines():
+    for line in text_of(store.call("INFO", "memory")).splitlines():
         name, _, value = line.partition(":")
         facts[name] = value
     return ServerMemory(
@@ -114,7 +114,7 @@ def _group(row: Sequence[Any], length: int, now_ms: int) -> GroupReport:
         lag = counted if counted < MAX_COUNTED else max(counted, length - pending)
     age = _age_seconds(now_ms, [oldest, undelivered])
     return GroupReport(
-        name.decode(), pending, min(lag, length), age, last.decode(), consumers,
+        text_of(name), pending, min(lag, length), age, last.decode(), consumers,
         oldest.decode() or None, None if read < 0 else read,
     )  # fmt: skip
 

@@ -12,12 +12,13 @@ it keeps their positions (`rsky_pipeline:cursor_history:KEY`), and leaves in the
 key, the sequence number up to which commits are written although they were written before.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 
 import orjson
 
 from rsky_pipeline.streams.append import append, read_cursor
-from rsky_pipeline.streams.connection import Store
+from rsky_pipeline.streams.connection import Store, text_of
 from rsky_pipeline.streams.gap import GAP_FIELD, Gap, GapKind
 from rsky_pipeline.streams.names import CURSOR_POSITIONS, GAPS
 
@@ -29,6 +30,7 @@ _HISTORY = "rsky_pipeline:cursor_history:"
 _HISTORY_LENGTH = 3 * 24 * 60  # one position a minute
 MARGIN_SECONDS = 120.0  # clocks differ, and positions are noted once a minute
 _TRIES = 5
+_LARGEST = 2**62  # as a mark or a position; the columns for marks hold twice as much
 
 
 def noted_database(store: Store, group: str) -> str | None:
@@ -52,9 +54,10 @@ def noted_marks(store: Store, group: str) -> dict[tuple[str, str], int]:
     flat = store.call("HGETALL", DATABASE_MARKS + group)
     found = {}
     for name, number in zip(flat[::2], flat[1::2], strict=True):
-        stream, _, worker = name.decode().partition(" ")
-        if worker and number.isdigit():
-            found[worker, stream] = int(number)
+        stream, _, worker = text_of(name).partition(" ")
+        counted = _number(number)
+        if worker and counted is not None and name.isascii():
+            found[worker, stream] = counted
     return found
 
 
@@ -65,8 +68,8 @@ def request_reading(
 
     The gap has the relay's repos listed, for what it does not send any more and what was fetched.
     """
-    before = store.call("HGET", READ_AGAIN, _SINCE)
-    earliest = since if before is None else min(since, float(before))
+    before = requested_since(store)
+    earliest = since if before is None else min(since, before)
     store.call("HSET", READ_AGAIN, _SINCE, earliest)
     gaps = [Gap(host, kind, None, None, from_time, None) for host in hosts]
     append(store, [gap.entry() for gap in gaps])
@@ -80,9 +83,18 @@ def note_positions(store: Store, positions: Mapping[str, int], now: float) -> No
 
 
 def requested_since(store: Store) -> float | None:
-    """Return the time from which on events are to be read again, if that is requested."""
-    since = store.call("HGET", READ_AGAIN, _SINCE)
-    return None if since is None else float(since)
+    """Return the time from which on events are to be read again, if that is requested.
+
+    A request whose time cannot be read is one for everything.
+    """
+    text = store.call("HGET", READ_AGAIN, _SINCE)
+    if text is None:
+        return None
+    try:
+        since = float(text)
+    except ValueError:
+        return 0.0
+    return since if math.isfinite(since) else 0.0
 
 
 def request_done(store: Store) -> None:
@@ -99,12 +111,13 @@ def set_back(store: Store, key: str, since: float) -> int | None:
     """
     for _ in range(_TRIES):
         text = read_cursor(store, key)
-        if text is None or not text.isdigit():
+        present = None if text is None else _number(text.encode())
+        if text is None or present is None:
             return None
         target = _position_at(store, key, since - MARGIN_SECONDS)
-        if target is None or target >= int(text):
+        if target is None or target >= present:
             return target
-        until = max(int(text), again_until(store, key))
+        until = max(present, again_until(store, key))
         store.call("HSET", READ_AGAIN, key, until)
         note = orjson.dumps({"seq": target, "time": None})
         keys = [key, CURSOR_POSITIONS, GAPS]
@@ -116,7 +129,8 @@ def set_back(store: Store, key: str, since: float) -> int | None:
 def again_until(store: Store, key: str) -> int:
     """Return the number up to which events of a cursor are written again; -1 for none."""
     text = store.call("HGET", READ_AGAIN, key)
-    return int(text) if text is not None and text.isdigit() else -1
+    until = None if text is None else _number(text)
+    return -1 if until is None else until
 
 
 def again_done(store: Store, key: str) -> None:
@@ -126,7 +140,19 @@ def again_done(store: Store, key: str) -> None:
 
 def _position_at(store: Store, key: str, moment: float) -> int | None:
     """Return the newest position of at most a time, else the oldest one."""
-    history = [line.decode().split() for line in store.call("LRANGE", _HISTORY + key, 0, -1)]
-    positions = [(float(time), int(seq)) for time, seq in history]
+    positions = []
+    for line in store.call("LRANGE", _HISTORY + key, 0, -1):
+        time, _, seq = line.partition(b" ")
+        noted_at, noted = _number(time), _number(seq)
+        if noted_at is not None and noted is not None:
+            positions.append((noted_at, noted))
     older = [seq for time, seq in positions if time <= moment]
     return older[-1] if older else positions[0][1] if positions else None
+
+
+def _number(text: bytes) -> int | None:
+    """Return a number as it is written here; None for anything else, which is not ours."""
+    if not text.isdigit() or len(text) > len(str(_LARGEST)):
+        return None
+    number = int(text)
+    return number if number < _LARGEST else None

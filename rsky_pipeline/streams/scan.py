@@ -7,7 +7,7 @@ from typing import Literal
 
 import orjson
 
-from rsky_pipeline.streams.connection import Store
+from rsky_pipeline.streams.connection import Store, text_of
 from rsky_pipeline.streams.event import EVENT_FIELD, LABELS_FIELD
 from rsky_pipeline.streams.limits import BATCH_ENTRIES, PAGE_ENTRIES
 from rsky_pipeline.streams.repo_job import REPO_FIELD
@@ -133,7 +133,7 @@ def discard(store: Store, stream: str, ids: Sequence[str], mode: Mode) -> Discar
     if len(ids) > BATCH_ENTRIES:
         raise ValueError(f"{len(ids)} entries at once, at most {BATCH_ENTRIES}")
     removed, *rows = store.script("discard", [stream], [mode, *ids])
-    found = (Unfinished(*(item.decode() for item in row)) for row in rows)
+    found = (Unfinished(*map(text_of, row)) for row in rows)
     return Discarded(int(removed), tuple(found))
 
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import closing
 
 from rsky_pipeline.runtime.server_setting import ServerSetting
-from rsky_pipeline.streams.connection import Store, connect
+from rsky_pipeline.streams.connection import Store, connect, text_of
 from rsky_pipeline.streams.errors import StoreRejectedError
 
 OLDEST_REDIS = (6, 2)
@@ -46,7 +46,7 @@ def check_server(store: Store) -> list[ServerSetting]:
 
 def server_facts(store: Store) -> dict[str, str]:
     """Return the fields of INFO by name. Raises StoreUnavailableError and StoreRejectedError."""
-    pairs = (line.partition(":") for line in store.call("INFO").decode().splitlines())
+    pairs = (line.partition(":") for line in text_of(store.call("INFO")).splitlines())
     return {name: value for name, separator, value in pairs if separator}
 
 
@@ -96,4 +96,4 @@ def _configured(store: Store, name: str) -> str | None:
         reply = store.call("CONFIG", "GET", name)
     except StoreRejectedError:
         return None
-    return bytes(reply[1]).decode() if reply else None
+    return text_of(reply[1]) if reply else None

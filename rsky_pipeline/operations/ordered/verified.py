@@ -18,7 +18,7 @@ from rsky_pipeline.ingester.sequence import (
 from rsky_pipeline.operations.ordered.movement import StepFinding
 from rsky_pipeline.runtime.health_document import CursorHealth
 from rsky_pipeline.streams.append import read_cursor
-from rsky_pipeline.streams.connection import Store, connect
+from rsky_pipeline.streams.connection import Store, connect, text_of
 from rsky_pipeline.streams.errors import StoreRejectedError, StoreUnavailableError
 from rsky_pipeline.streams.lag import inspect
 from rsky_pipeline.streams.names import FIREHOSE_LIVE, LABEL_LIVE, cursor_key
@@ -84,7 +84,7 @@ def _own_pending(store: Store, stream: str, group: str, role: str) -> int:
     total = 0
     for row in store.call("XINFO", "CONSUMERS", stream, group):
         facts = dict(zip(row[::2], row[1::2], strict=True)) if isinstance(row, list) else row
-        if facts[b"name"].decode().startswith(prefix):
+        if text_of(facts[b"name"]).startswith(prefix):
             total += int(facts[b"pending"])
     return total
 

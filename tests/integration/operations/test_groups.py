@@ -76,3 +76,12 @@ def test_dead_consumers_go_only_when_they_hold_nothing(store: Store) -> None:
     assert "holds was idle" in found["dead_consumer"].detail
     assert left(store) == [post(1)]
     assert pending_count(consumer(store, "holds")) == 1
+
+
+def test_a_group_whose_name_is_no_text_is_left_alone(store: Store) -> None:
+    fill(store, [post(1)])
+    consumer(store).read_new(1, 0)
+    store.call("XGROUP", "CREATE", LIVE, b"\xff\xfe", "0")
+    store.call("XREADGROUP", "GROUP", GROUP, b"\xfd", "STREAMS", LIVE, ">")
+    assert repaired(store) == []
+    assert {item.what for item in repaired(store, idle=0)} <= {"idle_consumer", "dead_consumer"}

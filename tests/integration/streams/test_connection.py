@@ -107,3 +107,17 @@ def test_a_tls_file_that_cannot_be_read_is_named(option: str, tmp_path: Path) ->
     path = tmp_path / "missing.pem"
     with pytest.raises(StoreUnavailableError, match=f"{option} of redis_url: {path}: No such file"):
         connect(f"rediss://127.0.0.1:1?{option}={path}", name="test")
+
+
+def test_a_refusal_names_the_command_and_its_keys(store: Store) -> None:
+    store.call("SET", "s", "of another program")
+    with pytest.raises(StoreRejectedError, match=r"Redis refused XLEN s: WRONGTYPE .* rename"):
+        store.call("XLEN", "s")
+    with pytest.raises(StoreRejectedError, match=r"Redis refused append .*\bs\b.*: WRONGTYPE"):
+        append(store, entries(1))
+    for command in ("XREADGROUP GROUP g c STREAMS s >", "XGROUP CREATE s g 0", "XINFO STREAM s"):
+        with pytest.raises(StoreRejectedError, match=r"Redis refused [A-Z ]+ s: WRONGTYPE"):
+            store.call(*command.split())
+    store.call("SET", b"\xff" * 500, "x")
+    with pytest.raises(StoreRejectedError, match=r"Redis refused XLEN \\xff.{4,110}: WRONGTYPE"):
+        store.call("XLEN", b"\xff" * 500)

@@ -13,7 +13,15 @@ from rsky_pipeline.streams.connection import Store, connect
 from rsky_pipeline.streams.consumer import trim
 from rsky_pipeline.streams.errors import StoreUnavailableError
 from rsky_pipeline.streams.lag import MAX_COUNTED, GroupReport, collect, inspect
-from tests.integration.streams.support import entries, ids, memory_full, reader, stored
+from rsky_pipeline.streams.scan import discard
+from tests.integration.streams.support import (
+    entries,
+    ids,
+    memory_full,
+    own_pending,
+    reader,
+    stored,
+)
 
 
 def group(store: Store, name: str = "g") -> GroupReport:
@@ -180,3 +188,17 @@ def test_gauges_stay_when_the_server_is_away(store: Store) -> None:
         with pytest.raises(StoreUnavailableError):
             collect(nowhere, ("s",))
     assert watched(registry, "rsky_stream_length", stream="s") == 3
+
+
+def test_groups_and_consumers_of_other_programs_may_have_any_name(store: Store) -> None:
+    append(store, entries(3))
+    own = reader(store)
+    own.read_new(1, 0)
+    store.call("XGROUP", "CREATE", "s", b"\xff\xfe", "0")
+    store.call("XREADGROUP", "GROUP", b"\xff\xfe", b"\xfc", "COUNT", "2", "STREAMS", "s", ">")
+    store.call("XREADGROUP", "GROUP", "g", b"\xfd", "COUNT", "1", "STREAMS", "s", ">")
+    found = {one.name: (one.pending, one.lag) for one in inspect(store, "s").groups}
+    assert found == {"g": (2, 1), "\\xff\\xfe": (2, 1)}
+    (state,) = discard(store, "s", ids(own_pending(own))[:1], "look").unfinished[:1]
+    assert state.state == "pending"
+    watch(store, StreamMetrics(CollectorRegistry(), "indexer", {"s": ("g",)}), ["s"])

@@ -13,7 +13,8 @@ from rsky_pipeline.database.errors import (
     TransactionConflictError,
 )
 from rsky_pipeline.runtime import link as module
-from rsky_pipeline.runtime.errors import StoreError
+from rsky_pipeline.runtime.boundary import Boundary
+from rsky_pipeline.runtime.errors import SettingError, StoreError
 from rsky_pipeline.runtime.link import Link
 from rsky_pipeline.streams.errors import StoreRejectedError, StoreUnavailableError
 
@@ -183,3 +184,25 @@ async def test_calls_wait_for_each_other_and_cancelled_ones_end() -> None:
     with trio.move_on_after(0.001):
         await one.call(work)
     assert len(ended) == 4
+
+
+async def test_an_unexpected_reply_does_not_end_periodic_work() -> None:
+    caught: list[int] = []
+    server = Server()
+    one = Link(server.open, purpose="test", boundary=Boundary(lambda: caught.append(1)))
+
+    def misread(_: object) -> int:
+        raise UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid start byte")
+
+    assert await one.attempt(misread) is None
+    assert caught == [1]
+    assert [each.closed for each in server.opened] == [True]  # a part of a reply may be unread
+    assert await one.attempt(server.act) == 2
+    with pytest.raises(UnicodeDecodeError):  # who cannot go on without the answer is told
+        await one.call(misread)
+    with pytest.raises(SettingError):
+        await one.attempt(_refuse)
+
+
+def _refuse(_: object) -> None:
+    raise SettingError("another database")
