@@ -45,8 +45,9 @@ def check(run: Invocation) -> int:
         print_json({"ok": False, "problems": list(error.problems), "remarks": []})
         return ExitCode.USAGE
     source = f"the file {result.file.path}" if result.file else "no file"
-    good = f"the configuration is good (read: {source}, the environment and the flags)"
-    problems, advice = _check_stores(result.settings)
+    problems, advice, unchecked = _check_stores(result.settings)
+    but = f", but {' and '.join(unchecked)} could not be tried" if unchecked else ""
+    good = f"the configuration is good{but} (read: {source}, the environment and the flags)"
     remarks = [*result.remarks, *advice]
     document = {"ok": not problems, "problems": problems, "remarks": remarks}
     if not run.as_json:
@@ -58,13 +59,13 @@ def check(run: Invocation) -> int:
     return ExitCode.USAGE if problems else ExitCode.OK
 
 
-def _check_stores(settings: Settings) -> tuple[list[str], list[str]]:
-    """Return what makes the stores of one's own unfit, and remarks on them."""
+def _check_stores(settings: Settings) -> tuple[list[str], list[str], list[str]]:
+    """Return what makes the stores of one's own unfit, remarks, and the settings not tried."""
     from rsky_pipeline.database import server as database
     from rsky_pipeline.runtime.errors import StoreError
     from rsky_pipeline.streams import server as streams
 
-    problems, remarks = list[str](), list[str]()
+    problems, remarks, unchecked = list[str](), list[str](), list[str]()
     for name, check in (("redis_url", streams.check), ("database_url", database.check)):
         url: str | None = getattr(settings, name)
         if url is None:  # embedded, with settings of ours
@@ -73,10 +74,11 @@ def _check_stores(settings: Settings) -> tuple[list[str], list[str]]:
             found = check(url)
         except StoreError as error:
             remarks.append(f"{name}: the server could not be checked: {error}")
+            unchecked.append(name)
             continue
         for item in found:
             (remarks if item.severity == "advice" else problems).append(f"{name}: {item}")
-    return problems, remarks
+    return problems, remarks, unchecked
 
 
 def _shown(value: object) -> str:

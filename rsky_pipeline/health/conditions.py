@@ -6,7 +6,7 @@ two samples of its window, beside the findings of the workers. A window that is 
 yields "skip" or nothing, and never "pass".
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 from rsky_pipeline.configuration.topology import FIREHOSE_BACKFILL, FIREHOSE_LIVE
 from rsky_pipeline.health import rules
@@ -284,21 +284,39 @@ def _removed(window: SampleWindow) -> Iterator[RuleVerdict]:
             if pending and (first is None or _number(pending) < _number(first)):
                 figure = f"{pending} of {group.name}"
                 yield judged(rules.PENDING_WITHOUT_BODY, stream.name, 1, figure)
-            lost = [_removed_unread(each.stream(stream.name), group.name)
-                    for each in window.samples]  # fmt: skip
-            known = [count for count in lost if count is not None]
-            if known and lost[-1] is not None and known[-1] > known[0]:
-                count = known[-1] - known[0]
+            reports = [sample.stream(stream.name) for sample in window.samples]
+            count = _newly_removed(reports, group.name)
+            if count:
                 figure = f"{count:,} removed before {group.name} read them"
                 yield judged(rules.UNREAD_REMOVED, stream.name, count, figure)
 
 
-def _removed_unread(stream: StreamReport | None, group: str) -> int | None:
-    """Return the least number of entries removed before they were delivered to the group."""
+def _newly_removed(reports: Sequence[StreamReport | None], group: str) -> int:
+    """Return how many entries at least were removed before they were delivered to the group.
+
+    Since the group's read counter fell back for the last time: Redis 7.0 does not replicate it, so
+    a promoted replica has the one of when it began to copy, and all that was read since would
+    count as removed.
+    """
+    counters = [_counters(report, group) for report in reports]
+    if counters[-1] is None:
+        return 0
+    first = removed = 0
+    before: int | None = None
+    for gone, read in filter(None, counters):
+        removed = max(0, gone - read)
+        if before is None or read < before:
+            first = removed
+        before = read
+    return max(0, removed - first)
+
+
+def _counters(stream: StreamReport | None, group: str) -> tuple[int, int] | None:
+    """Return the entries removed from the stream, and those that the group read; None: unknown."""
     found = stream.group(group) if stream else None
     if stream is None or found is None or found.read is None or not stream.counts_added:
         return None
-    return max(0, stream.added - stream.length - found.read)
+    return stream.added - stream.length, found.read
 
 
 def _number(entry_id: str) -> tuple[int, int]:

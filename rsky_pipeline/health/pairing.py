@@ -51,6 +51,12 @@ class Pairing:
                 f"database_url leads to {self.database}: correct redis_url or database_url, or run "
                 "`rsky-pipeline db pair --force` if they are to belong together from now on"
             )
+        if self.database is None and self.noted is not None:
+            return (
+                f"Redis belongs to the database {self.noted} (consumer group {self.group}), but "
+                "database_url leads to one without an id: correct database_url, or run "
+                "`rsky-pipeline db init` if it is the right one"
+            )
         if self.database is None:
             return "the database has no id: run `rsky-pipeline db init`"
         if self.noted is None:

@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from rsky_pipeline.cli import main
 from rsky_pipeline.configuration.settings import Settings
 from rsky_pipeline.database.connection import Database
-from rsky_pipeline.health.pairing import MismatchError, open_paired
+from rsky_pipeline.health.pairing import MismatchError, Pairing, open_paired
 from rsky_pipeline.operations.verification.outside import check_database
 from rsky_pipeline.streams.connection import connect
 from rsky_pipeline.streams.names import FIREHOSE_LIVE
@@ -54,6 +54,9 @@ async def test_another_database_is_refused_until_it_is_meant(
 ) -> None:
     await index_a_post(clean_redis, tables)
     before = pair(clean_redis, tables)[1]["database"]
+    both = Pairing(GROUP, before, None).describe()
+    assert f"belongs to the database {before}" in both
+    assert "correct database_url" in both
     execute(tables.url, ANOTHER)
     execute(tables.url, "DELETE FROM rsky_pipeline.applied_mark")
     feed(clean_redis, Network().post("bob"))

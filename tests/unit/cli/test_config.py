@@ -75,6 +75,13 @@ def test_check_says_what_has_no_effect() -> None:
     assert (document["ok"], document["problems"], len(document["remarks"])) == (True, [], 1)
 
 
+def test_check_names_stores_that_it_could_not_try() -> None:
+    url = "postgresql://127.0.0.1:1/bsky"
+    result = run("config", "check", REDIS_URL="redis://127.0.0.1:1", DATABASE_URL=url)
+    assert result.exit_code == 0
+    assert "good, but redis_url and database_url could not be tried (read: " in result.stdout
+
+
 def test_each_problem_is_a_line_and_the_exit_code_is_2() -> None:
     result = run(
         "config", "check", "--verify", "partly", "--set", "indexer-batch-size=0",

@@ -217,6 +217,19 @@ def test_removed_entries_that_nobody_had_read_are_told_for_a_while() -> None:
     assert found([before, read]) == found([before, unknown]) == []
 
 
+def test_a_read_counter_that_falls_back_is_no_removal() -> None:
+    # A promoted replica has the counter of when it began to copy; a group made anew has its own.
+    before = seen(stream(LIVE, group(read=50), length=0, added=50))
+    promoted = seen(stream(LIVE, group(read=40), length=0, added=60))
+    reading = seen(stream(LIVE, group(read=45), length=0, added=65))
+    assert found([before, promoted]) == found([before, promoted, reading]) == []
+    # So does one whose consumer has read on since.
+    assert found([before, before, promoted, promoted]) == []
+    # What is removed after that is found all the same.
+    cut = seen(stream(LIVE, group(read=45), length=0, added=68))
+    assert found([before, promoted, reading, cut]) == [("unread_removed", LIVE)]
+
+
 def test_pending_entries_without_a_body_are_found() -> None:
     cut = seen(stream(LIVE, group(pending=1, oldest_pending_id="3-0"), first_id="4-0"))
     assert found([cut]) == [("pending_without_body", LIVE)]
