@@ -29,7 +29,6 @@ from rsky_pipeline.backfiller.jobs import JobQueue
 from rsky_pipeline.backfiller.store import Output, RepoOutcome
 from rsky_pipeline.configuration.settings import Settings
 from rsky_pipeline.database.connection import Database
-from rsky_pipeline.database.errors import SchemaMismatchError
 from rsky_pipeline.observability.backfiller import BackfillerMetrics
 from rsky_pipeline.repos.changes import apply_repo
 from rsky_pipeline.repos.entries import (
@@ -158,8 +157,8 @@ class Attempts:
                 await self._put_off(delivery, job, busy)
             except RepoError as failure:
                 await self._fail(delivery, job, failure, trio.current_time() - began)
-            except (LostWritesError, SchemaMismatchError):
-                raise  # not the fault of this repo: no job can succeed on a wrong schema
+            except LostWritesError:
+                raise  # not the fault of this repo
             except Exception as error:  # noqa: BLE001 - see runtime.boundary
                 self._boundary.caught(error, "repo", did=job.did)
                 message = described(error)
@@ -171,8 +170,6 @@ class Attempts:
             text = "Redis failed over and may lack events of a repo; fetching it again"
             self._log.warning(text, did=job.did)
             await self.carry_out(delivery)
-        except SchemaMismatchError:
-            raise
         except Exception as error:  # noqa: BLE001 - its outcome could not be stored
             self._boundary.caught(error, "outcome", did=job.did)
             self._jobs.release(delivery)

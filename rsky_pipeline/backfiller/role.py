@@ -11,7 +11,7 @@ from rsky_pipeline.backfiller.store import Output, outcome_writer
 from rsky_pipeline.backfiller.worker import Worker
 from rsky_pipeline.database.connection import Database
 from rsky_pipeline.health.pairing import open_paired
-from rsky_pipeline.health.self_check import SelfCheck, watch
+from rsky_pipeline.health.self_check import SelfCheck, watch, watch_stores
 from rsky_pipeline.observability.backfiller import BackfillerMetrics
 from rsky_pipeline.observability.streams import StreamMetrics
 from rsky_pipeline.repos.fetch import open_fetcher
@@ -50,6 +50,7 @@ async def run(context: WorkerContext) -> None:
         gauges = StreamMetrics(context.registry, "backfiller", groups)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_watch, redis("watch"), gauges, tuple(groups), self_check)
+            nursery.start_soon(watch_stores, self_check, context)
             nursery.start_soon(worker.report_health)
             nursery.start_soon(fetcher.follow_directory)
             await worker.run()

@@ -15,7 +15,9 @@ import trio
 from rsky_pipeline.backfiller.coalescer import Coalescer
 from rsky_pipeline.database.bulk import transpose, unnest_sql
 from rsky_pipeline.database.connection import Database
+from rsky_pipeline.database.errors import DatabaseError
 from rsky_pipeline.database.isolation import Isolation
+from rsky_pipeline.database.schema import blame_schema
 from rsky_pipeline.database.texts import storable
 from rsky_pipeline.observability.backfiller import BackfillerMetrics
 from rsky_pipeline.runtime.link import Link
@@ -105,7 +107,11 @@ def _write(database: Database, outcomes: Sequence[RepoOutcome]) -> None:
          each.records, each.deletes, each.bytes, each.seconds)
         for each in outcomes
     ]  # fmt: skip
-    database.execute(_WRITE, transpose(rows, len(_COLUMNS)))
+    try:
+        database.execute(_WRITE, transpose(rows, len(_COLUMNS)))
+    except DatabaseError as error:
+        blame_schema(database, error)
+        raise
 
 
 class Output:

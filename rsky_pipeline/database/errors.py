@@ -18,10 +18,20 @@ class DatabaseError(StoreError):
     `statement` is the beginning of the rejected SQL, if known.
     """
 
-    def __init__(self, message: str, *, sqlstate: str | None = None, statement: str = "") -> None:
+    finding = "database_refuses"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        sqlstate: str | None = None,
+        statement: str = "",
+        finding: str = "",
+    ) -> None:
         super().__init__(message)
         self.sqlstate = sqlstate
         self.statement = statement
+        self.finding = finding or self.finding
 
     @property
     def follows_data(self) -> bool:
@@ -44,10 +54,13 @@ class DatabaseUnavailableError(DatabaseError, UnavailableError):
     If it is raised by a commit, the outcome of the commit is unknown.
     """
 
+    finding = "database"
+
 
 class TransactionConflictError(DatabaseError):
     """Deadlock, serialization failure, lock or statement timeout: roll back and run it again."""
 
+    finding = "database_conflicts"
     reconnect = False
 
 
@@ -63,9 +76,10 @@ class RowExistsError(BadDataError):
 
 
 class SchemaMismatchError(DatabaseError):
-    """A table, column or extension is missing or different: `rsky-pipeline db check` says which."""
+    """A table, column, index or extension is missing or different: `rsky-pipeline db check` says
+    which. No data is at fault; wait until somebody has put the schema right, or is done with it."""
 
-    retryable = False
+    finding = "schema"
 
 
 # By the first two characters of SQLSTATE (PostgreSQL manual, appendix A).
@@ -94,6 +108,26 @@ _BY_CODE: dict[str, type[DatabaseError]] = {
     "57014": TransactionConflictError,  # statement_timeout
     "57P04": DatabaseError,  # the database was dropped
 }
+# The rule of health (`health/rules.py`), where it is not that of the class.
+_FINDINGS = {
+    "25006": "database_read_only",
+    "42501": "database_denied",
+    "53100": "database_disk",
+    "53300": "database_connections",
+    "55P03": "database_locked",
+}
+# A connection that is refused has no SQLSTATE, and what a pooler says has one of its own.
+_FINDINGS_BY_TEXT = {
+    "too many clients": "database_connections",
+    "too many connections": "database_connections",
+    "remaining connection slots": "database_connections",
+    "no more connections allowed": "database_connections",
+    "query_wait_timeout": "database_connections",
+    "No space left on device": "database_disk",
+    "session is read-only": "database_read_only",
+    "server is in hot standby mode": "database_read_only",
+    "permission denied": "database_denied",
+}
 # Of the session, the login or the database: prepared statements that a pooler mixed up, privileges.
 _NOT_OF_DATA = ("25", "26", "28", "3D", NO_PRIVILEGE, "42P05", "57", "F0")
 # What to do, where the server's message alone does not say it.
@@ -110,8 +144,14 @@ _HINTS_BY_TEXT = {
     "session is read-only": "a standby is behind database_url",
     "server is in hot standby mode": "a standby is behind database_url",
     "too many clients": _HINTS["53300"],
+    "too many connections": "raise CONNECTION LIMIT of the role or database, or use a pooler",
     "remaining connection slots": _HINTS["53300"],
+    "no more connections allowed": "raise max_client_conn of the pooler",
+    "query_wait_timeout": "raise default_pool_size of the pooler",
 }
+# Somebody changed a table under a statement that this session had prepared. A new session plans
+# anew; no data is at fault.
+_STALE_PLAN = "cached plan must not change result type"
 
 
 def translate(
@@ -132,14 +172,18 @@ def translate(
         message = message[:_MAX_MESSAGE] + "..."
     if code is not None:
         kind = _BY_CODE.get(code) or _BY_CLASS.get(code[:2], DatabaseError)
-        if kind is DatabaseError and not connected:
+        if _STALE_PLAN in message:
+            kind = SchemaMismatchError
+        elif kind is DatabaseError and not connected:
             kind = DatabaseUnavailableError
         text = f"{message} (SQLSTATE {code}){_hint(message, code)}"
-        return kind(text, sqlstate=code, statement=statement)
+        finding = _FINDINGS.get(code) or _finding(message)
+        return kind(text, sqlstate=code, statement=statement, finding=finding)
     if isinstance(error, psycopg.DataError):
         return BadDataError(message, statement=statement)
     if isinstance(error, psycopg.OperationalError) or not connected:
-        return DatabaseUnavailableError(" ".join(message.split()) + _hint(message))
+        text = " ".join(message.split()) + _hint(message)
+        return DatabaseUnavailableError(text, finding=_finding(message))
     return DatabaseError(message, statement=statement)
 
 
@@ -147,3 +191,7 @@ def _hint(message: str, code: str = "") -> str:
     by_text = (hint for text, hint in _HINTS_BY_TEXT.items() if text in message)
     hint = _HINTS.get(code) or next(by_text, None)
     return f"; {hint}" if hint else ""
+
+
+def _finding(message: str) -> str:
+    return next((name for text, name in _FINDINGS_BY_TEXT.items() if text in message), "")

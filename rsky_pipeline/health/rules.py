@@ -86,6 +86,10 @@ class Rule:
         )
 
 
+# A connection that fails once is opened again, and is no trouble.
+STORE_SECONDS = 3.0
+_LASTING = Limits(fail=STORE_SECONDS)
+
 # For a store that runs with the pipeline, in place of the remedy of REDIS or DATABASE.
 START_PIPELINE = "start the pipeline: `rsky-pipeline start`"
 
@@ -184,7 +188,7 @@ FINDINGS = Rule("findings", "the self-check of a worker finds a fault", "see its
 # --- stores -----------------------------------------------------------------------------------
 
 REDIS = Rule(
-    "redis", "Redis does not answer", "check redis_url and the server",
+    "redis", "Redis does not answer", "check redis_url and the server", _LASTING, watched=True,
     alerts=(
         Alert(
             "RskyRedisUnavailable", "critical", "1m",
@@ -192,6 +196,45 @@ REDIS = Rule(
             "Workers cannot read the state of the streams", "runbook.md#lose-redis",
         ),
     ),
+)  # fmt: skip
+REDIS_READ_ONLY = Rule(
+    "redis_read_only", "Redis is a replica, and takes no writes",
+    "point redis_url at the primary or at its sentinels; after a fail-over, wait for the new one",
+    _LASTING, watched=True,
+)  # fmt: skip
+REDIS_CANNOT_SAVE = Rule(
+    "redis_cannot_save", "Redis cannot save to its disk, and so refuses writes",
+    "make room on the disk of Redis, or correct `dir` and its permissions: the log of Redis has "
+    "the reason; writes go on by themselves after its next successful save",
+    _LASTING, watched=True,
+)  # fmt: skip
+REDIS_FULL = Rule(
+    "redis_full", "the memory of Redis is full, and so it refuses writes",
+    "raise maxmemory, or lower the high-water marks; `rsky-pipeline streams list` shows what fits",
+    _LASTING, watched=True,
+)  # fmt: skip
+REDIS_NO_REPLICAS = Rule(
+    "redis_no_replicas", "Redis lacks replicas, and so refuses writes",
+    "start the replicas of Redis, or lower min-replicas-to-write", _LASTING, watched=True,
+)  # fmt: skip
+REDIS_LOADING = Rule(
+    "redis_loading", "Redis is loading its data after a start",
+    "wait; `redis-cli INFO persistence` shows loading_loaded_perc", _LASTING, watched=True,
+)  # fmt: skip
+REDIS_BUSY = Rule(
+    "redis_busy", "a script of another client keeps Redis busy",
+    "`redis-cli SCRIPT KILL`, or FUNCTION KILL, and find the client that runs it", _LASTING,
+    watched=True,
+)  # fmt: skip
+REDIS_DENIED = Rule(
+    "redis_denied", "Redis denies a command or a key to the user of redis_url",
+    "`redis-cli ACL LOG` shows which; allow it with ACL SETUSER, or correct redis_url", _LASTING,
+    watched=True,
+)  # fmt: skip
+REDIS_REFUSES = Rule(
+    "redis_refuses", "Redis refuses a command again and again",
+    "see its answer in `rsky-pipeline status` and the worker's log: a key of another type, perhaps",
+    _LASTING, watched=True,
 )  # fmt: skip
 REDIS_MEMORY = Rule(
     "redis_memory", "the memory of Redis is nearly used up; producers stop at 90%",
@@ -222,6 +265,7 @@ APPENDS = Rule(
 )  # fmt: skip
 DATABASE = Rule(
     "database", "PostgreSQL cannot be reached", "see `rsky-pipeline db check` and database_url",
+    _LASTING, watched=True,
     alerts=(
         Alert(
             "RskyDatabaseUnavailable", "critical", "1m",
@@ -230,9 +274,42 @@ DATABASE = Rule(
         ),
     ),
 )  # fmt: skip
+DATABASE_CONNECTIONS = Rule(
+    "database_connections", "PostgreSQL or its pooler has no free connection",
+    "raise max_connections, the CONNECTION LIMIT of the role or database, or the pool; "
+    "`SELECT usename, application_name, count(*) FROM pg_stat_activity GROUP BY 1, 2` shows who "
+    "holds them",
+    _LASTING, watched=True,
+)  # fmt: skip
+DATABASE_DISK = Rule(
+    "database_disk", "the disk of PostgreSQL is full", "make room on the disk of PostgreSQL",
+    _LASTING, watched=True,
+)  # fmt: skip
+DATABASE_READ_ONLY = Rule(
+    "database_read_only", "PostgreSQL takes no writes: a standby, or read-only by default",
+    "point database_url at the primary; see default_transaction_read_only", _LASTING, watched=True,
+)  # fmt: skip
+DATABASE_DENIED = Rule(
+    "database_denied", "PostgreSQL denies something to the role of database_url",
+    "GRANT it to the role; its message is in `rsky-pipeline status`", _LASTING, watched=True,
+)  # fmt: skip
+DATABASE_LOCKED = Rule(
+    "database_locked", "statements wait for a lock that another session holds",
+    "wait for that session, or end it: SELECT pg_terminate_backend(PID)", _LASTING, watched=True,
+)  # fmt: skip
+DATABASE_CONFLICTS = Rule(
+    "database_conflicts", "transactions conflict with those of others, or take too long",
+    "see pg_stat_activity for long transactions, and the log of PostgreSQL", Limits(fail=60.0),
+    watched=True,
+)  # fmt: skip
+DATABASE_REFUSES = Rule(
+    "database_refuses", "PostgreSQL refuses a statement again and again",
+    "see its message in `rsky-pipeline status`, and `rsky-pipeline db check`", _LASTING,
+    watched=True,
+)  # fmt: skip
 SCHEMA = Rule(
     "schema", "the schema is not the expected one", "`rsky-pipeline db check` lists them",
-    Limits(fail=1),
+    Limits(fail=1), watched=True,
 )  # fmt: skip
 PAIRING = Rule(
     "pairing", "Redis and the database are of different installations",
@@ -455,6 +532,16 @@ FAILED_REPOS = Rule(
     ),
 )  # fmt: skip
 
+# By the name that an error of a store has for it (`StoreError.finding`).
+OF_STORES = {
+    rule.name: rule
+    for rule in (
+        *(REDIS, REDIS_READ_ONLY, REDIS_CANNOT_SAVE, REDIS_FULL, REDIS_NO_REPLICAS, REDIS_LOADING),
+        *(REDIS_BUSY, REDIS_DENIED, REDIS_REFUSES),
+        *(DATABASE, DATABASE_CONNECTIONS, DATABASE_DISK, DATABASE_READ_ONLY, DATABASE_DENIED),
+        *(DATABASE_LOCKED, DATABASE_CONFLICTS, DATABASE_REFUSES, SCHEMA),
+    )
+}
 RULES = tuple(value for value in list(globals().values()) if isinstance(value, Rule))
 WATCHED = tuple(rule for rule in RULES if rule.watched)
 # Alerts of findings whose rules have no alert of their own. A finding's value is 1 for a warning
@@ -462,7 +549,8 @@ WATCHED = tuple(rule for rule in RULES if rule.watched)
 FINDING_ALERTS = (
     Alert(
         "RskyGraveFinding", "critical", "0m",
-        'max by (finding, subject) (rsky_finding{finding!~"back_pressure|consumer_stall"}) == 2',
+        'max by (finding, subject) (rsky_finding{finding!~"back_pressure|consumer_stall|redis|'
+        'database"}) == 2',
         "{{ $labels.finding }} {{ $labels.subject }}: `rsky-pipeline status` says more",
         "runbook.md#watch",
     ),

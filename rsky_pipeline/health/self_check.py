@@ -1,14 +1,16 @@
 """A worker's check of the streams and of itself: gauges, findings and log lines.
 
 Every role has a task that runs `watch` in its store thread every few seconds, with or without
-traffic.
+traffic, and one that runs `watch_stores`, which needs no store to answer.
 """
 
 import logging
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import dropwhile
 
+import trio
 from prometheus_client import CollectorRegistry
 
 from rsky_pipeline.configuration.expectations import expected_band, high_water_marks
@@ -16,15 +18,20 @@ from rsky_pipeline.configuration.settings import Settings
 from rsky_pipeline.configuration.topology import FIREHOSE_LIVE
 from rsky_pipeline.health.conditions import METRICS, diagnose
 from rsky_pipeline.health.rules import (
+    DATABASE_LOCKED,
     HISTORY_SECONDS,
+    OF_STORES,
     RuleVerdict,
     finding_of,
     finding_series,
+    judged,
 )
 from rsky_pipeline.health.samples import Expectations, Exported, Labels, Sample, SampleWindow
 from rsky_pipeline.observability.catalogue import missing_metrics
 from rsky_pipeline.observability.findings import FAILS, WARNS, FindingMetrics
 from rsky_pipeline.observability.streams import StreamMetrics
+from rsky_pipeline.runtime.context import WorkerContext
+from rsky_pipeline.runtime.link import StoreTrouble, store_troubles
 from rsky_pipeline.runtime.logging import ThrottledLog
 from rsky_pipeline.streams.connection import Store
 from rsky_pipeline.streams.lag import StreamReport, collect, server_memory
@@ -33,6 +40,7 @@ from rsky_pipeline.streams.scan import nature, newest
 
 _log = logging.getLogger(__name__)
 _PAGE_ENTRIES = 50  # the newest of the live stream
+_STORES_SECONDS = 1.0  # between two looks at the links
 _AGAIN_SECONDS = 60.0  # minimum interval of log lines about one finding
 
 
@@ -63,6 +71,9 @@ class SelfCheck:
         self._throttled = ThrottledLog(_log, _AGAIN_SECONDS)
         # A sample before any work, so that events before the first check count as an increase.
         self._samples = [Sample(time.monotonic(), workers=(self._exported(),))]
+        self._lock = threading.Lock()  # samples are evaluated in a thread, stores in the loop
+        self._of_samples: list[RuleVerdict] = []
+        self._of_stores: list[RuleVerdict] = []
 
     def look(self, store: Store, reports: Sequence[StreamReport]) -> list[RuleVerdict]:
         """Take a sample and evaluate the rules; findings go to metrics and log, and are returned.
@@ -101,15 +112,48 @@ class SelfCheck:
             for each in diagnose(SampleWindow(self._samples, self._expected))
             if each.status in ("warn", "fail")
         ]
-        levels: dict[tuple[str, str], int] = {}
+        with self._lock:
+            self._of_samples = found
+            self._show()
         for each in found:
+            self._report(each)
+        return found
+
+    def look_at_stores(
+        self, troubles: Sequence[StoreTrouble], blockers: Sequence[str] = ()
+    ) -> list[RuleVerdict]:
+        """Judge the links that fail, and the locks that statements wait for; nothing is asked.
+
+        `blockers` describes the sessions that hold those locks.
+        """
+        longest: dict[str, StoreTrouble] = {}
+        for trouble in troubles:
+            known = longest.setdefault(trouble.error.finding, trouble)
+            if trouble.seconds > known.seconds:
+                longest[trouble.error.finding] = trouble
+        verdicts = [
+            judged(
+                OF_STORES[name], "", trouble.seconds,
+                f"{trouble.error} ({trouble.purpose}, for {trouble.seconds:.0f} s)",
+            )
+            for name, trouble in longest.items()
+        ]  # fmt: skip
+        verdicts += [RuleVerdict(DATABASE_LOCKED, "", "fail", text) for text in blockers]
+        found = [each for each in verdicts if each.status == "fail"]
+        with self._lock:
+            self._of_stores = found
+            self._show()
+        for each in found:
+            self._report(each)
+        return found
+
+    def _show(self) -> None:
+        levels: dict[tuple[str, str], int] = {}
+        for each in (*self._of_samples, *self._of_stores):
             series = (finding_of(each.rule), each.subject)
             level = FAILS if each.status == "fail" else WARNS
             levels[series] = max(level, levels.get(series, 0))
         self._metrics.show(levels)
-        for each in found:
-            self._report(each)
-        return found
 
     def _report(self, found: RuleVerdict) -> None:
         finding = finding_of(found.rule)
@@ -162,3 +206,16 @@ def watch(
     if self_check is not None:
         self_check.look(store, reports)
     return reports
+
+
+async def watch_stores(
+    check: SelfCheck, context: WorkerContext, blockers: Callable[[], Sequence[str]] = tuple
+) -> None:
+    """Show stores that fail as findings and in the health document, until cancelled.
+
+    It rests on what links have met, so it also works while nothing answers.
+    """
+    while True:
+        found = check.look_at_stores(store_troubles(), blockers())
+        context.health({"stores": [f"{each.rule.title}: {each.figure}" for each in found]})
+        await trio.sleep(_STORES_SECONDS)

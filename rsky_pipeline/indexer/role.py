@@ -28,7 +28,7 @@ from rsky_pipeline.database.errors import (
 )
 from rsky_pipeline.database.marks import find_loss, heal_marks
 from rsky_pipeline.health.pairing import pair
-from rsky_pipeline.health.self_check import SelfCheck
+from rsky_pipeline.health.self_check import SelfCheck, watch_stores
 from rsky_pipeline.indexer.accounts.lookups import look_up_accounts
 from rsky_pipeline.indexer.collections.registry import SelectedCollections
 from rsky_pipeline.indexer.core.apply import Applier
@@ -37,7 +37,7 @@ from rsky_pipeline.indexer.core.entries import Reading, Refusal, read_entry
 from rsky_pipeline.indexer.core.labels import LabelReading, read_labels
 from rsky_pipeline.indexer.report import IndexerReport
 from rsky_pipeline.indexer.scheduling import BatchQueue, FairScheduler
-from rsky_pipeline.indexer.upkeep import StreamUpkeep, TableUpkeep
+from rsky_pipeline.indexer.upkeep import LockWatch, StreamUpkeep, TableUpkeep
 from rsky_pipeline.observability.indexer import IndexerMetrics
 from rsky_pipeline.observability.streams import StreamMetrics
 from rsky_pipeline.runtime.context import WorkerContext
@@ -69,11 +69,15 @@ async def run(context: WorkerContext) -> None:
     with closing(indexer):
         async with trio.open_nursery() as services:
             services.start_soon(indexer.report_health)
+            services.start_soon(
+                watch_stores, indexer.self_check, context, lambda: indexer.lock_watch.found
+            )
             if not await indexer.connect():
                 services.cancel_scope.cancel()
                 return
             services.start_soon(indexer.stream_upkeep.run)
             services.start_soon(indexer.table_upkeep.run)
+            services.start_soon(indexer.lock_watch.run)
             services.start_soon(
                 look_up_accounts, context.settings, context.consumer, indexer.metrics,
                 indexer.collections, indexer.open_database, indexer.is_behind,
@@ -104,13 +108,15 @@ class Indexer:
         self._trial = Trial(context.blameless)
         self._consumers = {stream: self._consumer(stream) for stream in STREAMS}
         groups = dict.fromkeys(STREAMS, (settings.indexer_group,))
+        self.self_check = SelfCheck(context.registry, "indexer", settings, STREAMS)
         self.stream_upkeep = StreamUpkeep(
             partial(self._open_store, "watch"), list(self._consumers.values()),
             StreamMetrics(context.registry, "indexer", groups), self.metrics,
-            SelfCheck(context.registry, "indexer", settings, STREAMS),
+            self.self_check,
             lambda: self._database.in_trouble or self._store.in_trouble,
         )  # fmt: skip
         self.table_upkeep = TableUpkeep(self.open_database, self.metrics)
+        self.lock_watch = LockWatch(self.open_database)
         self._is_ready = False
 
     async def connect(self) -> bool:
@@ -167,10 +173,7 @@ class Indexer:
                 apply = partial(self._applier.apply, batch=batch)
                 self.metrics.active.set(1)
                 with self._activity(APPLYING):
-                    try:
-                        outcome = await self._database.retry(apply, until=self._context.escalated)
-                    except DatabaseError as error:  # the schema: an operator has to act
-                        raise _problem(error) from error
+                    outcome = await self._database.retry(apply, until=self._context.escalated)
                 self.metrics.active.set(0)
                 if outcome is None:  # no time was left
                     continue
@@ -319,6 +322,7 @@ class Indexer:
         self._store.close()
         self.stream_upkeep.close()
         self.table_upkeep.close()
+        self.lock_watch.close()
 
 
 def acknowledge(consumer: Consumer, batch: EntryBatch, outcome: BatchOutcome, store: Store) -> bool:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 
 import trio
 
+from rsky_pipeline.database.blockers import blockers
 from rsky_pipeline.database.connection import Database
 from rsky_pipeline.database.errors import DatabaseError, TransactionConflictError
 from rsky_pipeline.health.self_check import SelfCheck, watch
@@ -145,6 +146,27 @@ class TableUpkeep:
             self._metrics.conflicts.inc()  # the next round does it
         else:
             self._metrics.fail(self._metrics.database_failures)
+
+
+class LockWatch:
+    """Looks, on a connection of its own, for sessions of others that our statements wait for."""
+
+    def __init__(self, open_database: Callable[[], Database]) -> None:
+        self.found: list[str] = []
+        self._link = Link(open_database, purpose="looking for locks")
+
+    async def run(self) -> None:
+        """Look until cancelled."""
+        while True:
+            try:
+                self.found = await self._link.attempt(blockers) or []
+            except DatabaseError:
+                self.found = []  # logged by the link
+            await trio.sleep(WATCH_SECONDS)
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._link.close()
 
 
 def count_rows(database: Database, table: str) -> int:

@@ -12,7 +12,7 @@ from rsky_pipeline.configuration.endpoints import Endpoint
 from rsky_pipeline.database.connection import Database
 from rsky_pipeline.database.errors import DatabaseUnavailableError
 from rsky_pipeline.health.pairing import MismatchError, open_paired
-from rsky_pipeline.health.self_check import SelfCheck, watch
+from rsky_pipeline.health.self_check import SelfCheck, watch, watch_stores
 from rsky_pipeline.ingester.clock import (
     ClockWatch,
     time_of_database,
@@ -123,13 +123,14 @@ async def run(context: WorkerContext) -> None:
         builder = _Builder(context, stack, http, metrics, [*relays, *labelers], lookups)
         parts = builder.build(relays, labelers)
         watching = builder.link("watch", lambda _: stream_metrics.errors.inc())
-        await watching.retry(Store.ping, until=context.stopping)
         letters = [builder.letters, builder.label_letters]
         reporter = Reporter(
             context, parts.relays, parts.labelers, parts.enumerators, parts.writers, parts.shared,
             metrics,
         )  # fmt: skip
         async with trio.open_nursery() as services:
+            services.start_soon(watch_stores, self_check, context)
+            await watching.retry(Store.ping, until=context.stopping)
             services.start_soon(reporter.report_health)
             look = partial(watch, metrics=stream_metrics, self_check=self_check)
             services.start_soon(reporter.watch_streams, watching, look, letters)

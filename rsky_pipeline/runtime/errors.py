@@ -19,11 +19,13 @@ class WorkerError(Exception):
 class StoreError(Exception):
     """A call to Redis or PostgreSQL failed; base of the errors of `streams` and `database`.
 
-    `runtime.link` reacts by the two attributes of the class.
+    `runtime.link` reacts by the first two attributes; `finding` is the rule of health that the
+    worker shows while the failure lasts, with a remedy of its own (`health/rules.py`).
     """
 
     reconnect = True  # the connection must not be used again
     retryable = True  # the same call can succeed later, by itself or after an operator acts
+    finding = "no_progress"
 
 
 class UnavailableError(WorkerError):

@@ -121,5 +121,10 @@ class Health:
         return oldest
 
     def answer(self) -> tuple[int, HealthDocument]:
-        """Return the HTTP status and document of /healthz."""
-        return (200 if self.trouble() is None else 503), self.document()
+        """Return the HTTP status and document of /healthz.
+
+        A worker that waits for a store is not to be started again (`trouble` is None), and does
+        not do its work either.
+        """
+        document = self.document()
+        return (503 if document["trouble"] or document.get("stores") else 200), document

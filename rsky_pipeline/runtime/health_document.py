@@ -39,6 +39,7 @@ class RoleHealth(TypedDict, total=False):
     rate: float  # events per second; repos, of the backfiller
     pending: int  # entries held
     lag: int | None  # entries not yet read, of a consumer
+    stores: list[str]  # why Redis or PostgreSQL keep it waiting
     # Ingester
     lag_seconds: float | None  # age of the newest event
     degraded: str | None  # the reason why it cannot do all of its work
@@ -87,12 +88,12 @@ _FORMS = get_type_hints(HealthDocument)
 
 
 def complaint(health: HealthDocument) -> str | None:
-    """Return trouble, or else degraded and problem; None for a healthy worker.
+    """Return trouble, or else stores, degraded and problem; None for a healthy worker.
 
     A problem is often the cause of a degraded worker: "no relay is connected", since the stored
     cursor does not fit the only one.
     """
-    parts = (health.get("degraded"), health.get("problem"))
+    parts = (*health.get("stores", ()), health.get("degraded"), health.get("problem"))
     return health.get("trouble") or "; ".join(part for part in parts if part) or None
 
 

@@ -13,8 +13,10 @@ store errors in order to wait or to reconnect.
 
 import logging
 import time
+import weakref
 from collections.abc import Callable
-from typing import Generic, Protocol, TypeVar, overload
+from dataclasses import dataclass
+from typing import Any, Generic, Protocol, TypeVar, overload
 
 import trio
 
@@ -27,6 +29,7 @@ from rsky_pipeline.runtime.threads import in_thread
 _log = logging.getLogger(__name__)
 LEAST_PAUSE_SECONDS = 0.05  # full jitter may draw almost 0
 BASE_SECONDS, CAP_SECONDS = 0.2, 10.0  # bounds of the back-off
+FORGOTTEN_SECONDS = 60.0  # after which the failure of a link that is not used any more is over
 
 
 class Closable(Protocol):
@@ -38,6 +41,15 @@ class Closable(Protocol):
 
 Connection = TypeVar("Connection", bound=Closable)
 Result = TypeVar("Result")
+
+
+@dataclass(frozen=True, slots=True)
+class StoreTrouble:
+    """A link whose calls fail because of the store, for so long."""
+
+    purpose: str
+    error: StoreError
+    seconds: float
 
 
 class Link(Generic[Connection]):
@@ -72,30 +84,58 @@ class Link(Generic[Connection]):
         self._connection: Connection | None = None
         self._limiter = trio.CapacityLimiter(1)
         self._throttled = ThrottledLog(_log)
-        self._trouble = False
+        self._error: StoreError | None = None  # of the last call, if the store was the cause
+        self._failures, self._since, self._until = 0, 0.0, 0.0  # in a row; from when to when
+        self._calls = 0  # in progress
+        _links.add(self)
 
     @property
     def in_trouble(self) -> bool:
         """Whether the last call failed because of the store, not because of its work."""
-        return self._trouble
+        return self._error is not None
+
+    def trouble(self, now: float) -> StoreTrouble | None:
+        """Return the trouble of the store at a monotonic time, None if there is none.
+
+        One failure is none yet: a server that closes an idle connection causes it. It is trouble
+        if the next call fails too, or does not return.
+        """
+        error = self._error
+        if error is None or (self._failures < 2 and not self._calls):
+            return None
+        if not self._calls and now - self._until > FORGOTTEN_SECONDS:
+            return None
+        return StoreTrouble(self.purpose, error, now - self._since)
 
     async def call(self, action: Callable[[Connection], Result]) -> Result:
         """Run an action once. Raises its errors, and those of opening the connection.
 
         Store errors are counted and logged here; callers need not repeat that.
         """
+        self._calls += 1
         try:
             result = await in_thread(self.act, action, limiter=self._limiter)
         except StoreError as error:
-            self._trouble = error.retryable
+            self._note(error if error.retryable else None)
             if self._failed is not None:
                 self._failed(error)
             self._throttled.warning(
                 "store failed", key=type(error).__name__, purpose=self.purpose, error=error
             )
             raise
-        self._trouble = False
+        finally:
+            self._calls -= 1
+        self._note(None)
         return result
+
+    def _note(self, error: StoreError | None) -> None:
+        now = time.monotonic()
+        if error is None:
+            self._failures = 0
+        else:
+            self._since = self._since if self._failures else now
+            self._failures, self._until = self._failures + 1, now
+        self._error = error
 
     async def attempt(self, action: Callable[[Connection], Result]) -> Result | None:
         """Run an action once; returns None after a retryable error.
@@ -183,3 +223,12 @@ class Link(Generic[Connection]):
             if not isinstance(error, StoreError) or error.reconnect:
                 self.close()
             raise
+
+
+_links: "weakref.WeakSet[Link[Any]]" = weakref.WeakSet()
+
+
+def store_troubles() -> list[StoreTrouble]:
+    """Return the present troubles of all links of this process; call it in the event loop."""
+    now = time.monotonic()
+    return [trouble for each in list(_links) if (trouble := each.trouble(now)) is not None]

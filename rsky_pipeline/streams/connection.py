@@ -23,6 +23,8 @@ Argument = str | bytes | int | float
 _WITH_SUBCOMMANDS = frozenset({"XGROUP", "XINFO", "MEMORY", "CONFIG", "CLIENT", "SCRIPT"})
 _MAX_KEYS_NAMED = 5
 _MAX_NAME = 100  # characters of a key in a message
+# Rows of a rule of health, and the exceptions and messages that violate it.
+_Findings = tuple[tuple[str, tuple[type[Exception], ...], re.Pattern[str]], ...]
 
 _UNAVAILABLE = (redis.ConnectionError, redis.TimeoutError, OSError)
 _CREDENTIALS = (redis.AuthenticationError, redis.exceptions.AuthorizationError)
@@ -30,11 +32,23 @@ _CREDENTIALS = (redis.AuthenticationError, redis.exceptions.AuthorizationError)
 # behind one address), is loading, lacks replicas, disk or memory, or the key moved to another node.
 # A pause helps, or a new connection, which may reach another server; redis-py keeps the old one.
 # redis-py strips the code in some of its exceptions, and Redis 6.2 prefixes the code of a command
-# within a script by a text of its own.
-_WRONG_SERVER = (
-    redis.exceptions.BusyLoadingError,
-    redis.exceptions.ReadOnlyError,
-    redis.exceptions.MasterDownError,
+# within a script by a text of its own. The rule of health is that of `health/rules.py`.
+_REFUSED_WRITES: _Findings = (
+    ("redis_full", (redis.exceptions.OutOfMemoryError,), re.compile(r"OOM command")),
+    ("redis_cannot_save", (), re.compile(r"(?:^|-)MISCONF ")),
+    ("redis_no_replicas", (), re.compile(r"(?:^|-)NOREPLICAS ")),
+)
+_WRONG_SERVER: _Findings = (
+    ("redis_loading", (redis.exceptions.BusyLoadingError,), re.compile(r"(?:^|-)LOADING ")),
+    (
+        "redis_read_only",
+        (redis.exceptions.ReadOnlyError, redis.exceptions.MasterDownError),
+        re.compile(r"(?:^|-)(?:READONLY|MASTERDOWN) |UNBLOCKED.* instance state changed"),
+    ),
+    ("redis_busy", (), re.compile(r"(?:^|-)BUSY ")),
+)
+_DENIED: _Findings = (
+    ("redis_denied", (redis.exceptions.NoPermissionError,), re.compile(r"(?:^|-)NOPERM ")),
 )
 # Only a node of a cluster answers so; config check and the start refuse one.
 _OF_CLUSTERS = (
@@ -49,10 +63,6 @@ _CLUSTER_CODES = re.compile(
     r"|do not hash to the same slot|non local key in a cluster"
 )
 _HISTORY = re.compile(rb"^master_replid:([0-9a-f]+)", re.MULTILINE)
-_REFUSES_WRITES = re.compile(r"(?:^|-)(?:NOREPLICAS|MISCONF) ")
-_WRONG_SERVER_CODES = re.compile(
-    r"(?:^|-)(?:LOADING|READONLY|MASTERDOWN|BUSY) |UNBLOCKED.* instance state changed"
-)
 
 
 # No retries: redis-py would repeat a command whose reply was lost, and append entries twice.
@@ -188,32 +198,46 @@ def translated_errors(command: Sequence[Argument] = ()) -> Iterator[None]:
     """
     try:
         yield
-    except _CREDENTIALS as error:
-        raise StoreRejectedError(
-            f"Redis rejects the user or password of redis_url: {error}"
-        ) from error
-    except _UNAVAILABLE as error:
-        text = str(error).rstrip(".")  # others go on behind it
-        raise StoreUnavailableError(f"Redis cannot be reached: {text}") from error
-    except redis.DataError as error:
-        raise ValueError(f"value cannot be sent to Redis: {error}") from error
-    except redis.RedisError as error:
-        text = str(error)
-        if isinstance(error, redis.exceptions.OutOfMemoryError) or "OOM command" in text:
-            raise WritesRefusedError(
-                "Redis refuses writes because its memory is full: raise maxmemory, or lower the "
-                "high-water marks below what fits into it"
-            ) from error
-        if _REFUSES_WRITES.search(text):
-            raise WritesRefusedError(f"Redis refuses writes: {text}") from error
-        if isinstance(error, _OF_CLUSTERS) or _CLUSTER_CODES.search(text):
-            raise StoreUnavailableError(
-                f"Redis runs in cluster mode, which cannot be used (`rsky-pipeline config check`): "
-                f"{text}"
-            ) from error
-        if isinstance(error, _WRONG_SERVER) or _WRONG_SERVER_CODES.search(text):
-            raise StoreUnavailableError(f"Redis cannot serve now: {text}") from error
-        raise StoreRejectedError(f"Redis refused{_named(command)}: {text}{_hint(text)}") from error
+    except (redis.RedisError, OSError) as error:
+        raise _translated(error, command) from error
+
+
+def _translated(error: Exception, command: Sequence[Argument]) -> Exception:
+    text = str(error)
+    if isinstance(error, _CREDENTIALS):
+        return StoreRejectedError(
+            f"Redis rejects the user or password of redis_url: {text}", "redis_denied"
+        )
+    if finding := _finding(_WRONG_SERVER, error, text):
+        return StoreUnavailableError(f"Redis cannot serve now: {text}", finding)
+    if isinstance(error, _OF_CLUSTERS) or _CLUSTER_CODES.search(text):
+        return StoreUnavailableError(
+            f"Redis runs in cluster mode, which cannot be used (`rsky-pipeline config check`): "
+            f"{text}"
+        )
+    if isinstance(error, _UNAVAILABLE):
+        # Others go on behind the text.
+        return StoreUnavailableError(f"Redis cannot be reached: {text.rstrip('.')}")
+    if isinstance(error, redis.DataError):
+        return ValueError(f"value cannot be sent to Redis: {text}")
+    finding = _finding(_REFUSED_WRITES, error, text)
+    if finding == "redis_full":
+        return WritesRefusedError(
+            "Redis refuses writes because its memory is full: raise maxmemory, or lower the "
+            "high-water marks below what fits into it",
+            finding,
+        )
+    if finding:
+        return WritesRefusedError(f"Redis refuses writes: {text}", finding)
+    return StoreRejectedError(
+        f"Redis refused{_named(command)}: {text}{_hint(text)}", _finding(_DENIED, error, text)
+    )
+
+
+def _finding(table: _Findings, error: Exception, text: str) -> str:
+    """Return the rule of health that an error violates, empty if it is not in the table."""
+    found = (name for name, kinds, code in table if isinstance(error, kinds) or code.search(text))
+    return next(found, "")
 
 
 def _named(command: Sequence[Argument]) -> str:

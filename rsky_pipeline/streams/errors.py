@@ -9,6 +9,12 @@ class StoreUnavailableError(StoreError, UnavailableError):
     Retry after a pause, on a new connection. The call may have taken effect.
     """
 
+    finding = "redis"
+
+    def __init__(self, message: str, finding: str = "") -> None:
+        super().__init__(message)
+        self.finding = finding or self.finding
+
 
 class WritesRefusedError(StoreUnavailableError):
     """The server rejects all writes until an operator acts: its memory is full, it cannot persist,
@@ -17,6 +23,12 @@ class WritesRefusedError(StoreUnavailableError):
 
 class StoreRejectedError(StoreError):
     """Redis rejected this command, for example because the user lacks a permission."""
+
+    finding = "redis_refuses"
+
+    def __init__(self, message: str, finding: str = "") -> None:
+        super().__init__(message)
+        self.finding = finding or self.finding
 
 
 def store_reason(error: StoreError) -> str:

@@ -7,6 +7,7 @@ from importlib import resources
 from typing import Literal
 
 from rsky_pipeline.database.connection import Database, Transaction, quote_schema
+from rsky_pipeline.database.errors import DatabaseError, SchemaMismatchError
 from rsky_pipeline.database.schema.catalogue import Catalogue, Table, from_json, read_catalogue
 from rsky_pipeline.database.schema.migrate import PIPELINE_SCHEMA, migrations
 from rsky_pipeline.database.server import check_server
@@ -75,20 +76,47 @@ def check(url: str, schema: str = "bsky") -> list[Difference]:
         Database.connect(url, schema=schema, name="db") as db,
         db.transaction() as tx,
     ):
-        tx.execute("SET TRANSACTION READ ONLY")
-        found = read_catalogue(tx, schema)
-        own = read_catalogue(tx, PIPELINE_SCHEMA)
-        if not own and not found.keys() & expected().appview.keys():
-            return [_missing(f"schema {schema}", "the AppView's and our tables", _INITIALISE)]
-        official = _compare_official(tx, schema) if "kysely_migration" in found else []
-        behind = any(difference.expected for difference in official)
-        newer = any(difference.found for difference in official)
-        differences = _compare(schema, expected().appview, found, behind=behind)
-        differences = _without_others(schema, differences, newer=newer)
-        differences += _compare(PIPELINE_SCHEMA, expected().pipeline, own, behind=False)
-        differences += _compare_extension(tx) + official + _compare_server(tx)
-        if "schema_version" in own:
-            differences += _compare_version(tx, schema)
+        return _differences(tx, schema)
+
+
+# Errors of a statement that the schema may explain: 42 names and types, 0A what a statement cannot
+# do with a table, 23502 a column that our statements do not name and that must have a value.
+_OF_SCHEMA = ("42", "0A", "23502")
+_PARTS = ("table ", "column ", "index ", "constraint ", "extension ", "schema ")
+
+
+def blame_schema(database: Database, error: DatabaseError) -> None:
+    """Raise SchemaMismatchError if a difference of the schema explains why a statement failed.
+
+    Somebody may change tables while we write to them. No data is at fault then, and what waits
+    succeeds once the tables are as expected again.
+    """
+    if not (error.sqlstate or "").startswith(_OF_SCHEMA) or isinstance(error, SchemaMismatchError):
+        return
+    with database.transaction() as tx:
+        found = _differences(tx, database.schema)
+    parts = [each for each in found if each.severity == "error" and
+             each.subject.startswith(_PARTS)]  # fmt: skip
+    if parts:
+        first = f"{parts[0].subject}, expected: {parts[0].expected}, found: {parts[0].found}"
+        raise SchemaMismatchError(f"{error}; the schema differs: {first}") from error
+
+
+def _differences(tx: Transaction, schema: str) -> list[Difference]:
+    tx.execute("SET TRANSACTION READ ONLY")
+    found = read_catalogue(tx, schema)
+    own = read_catalogue(tx, PIPELINE_SCHEMA)
+    if not own and not found.keys() & expected().appview.keys():
+        return [_missing(f"schema {schema}", "the AppView's and our tables", _INITIALISE)]
+    official = _compare_official(tx, schema) if "kysely_migration" in found else []
+    behind = any(difference.expected for difference in official)
+    newer = any(difference.found for difference in official)
+    differences = _compare(schema, expected().appview, found, behind=behind)
+    differences = _without_others(schema, differences, newer=newer)
+    differences += _compare(PIPELINE_SCHEMA, expected().pipeline, own, behind=False)
+    differences += _compare_extension(tx) + official + _compare_server(tx)
+    if "schema_version" in own:
+        differences += _compare_version(tx, schema)
     return sorted(differences, key=lambda difference: difference.severity != "error")
 
 

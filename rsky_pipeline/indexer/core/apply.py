@@ -15,9 +15,14 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 
 from rsky_pipeline.database.connection import Database, Transaction
-from rsky_pipeline.database.errors import RowExistsError, TransactionConflictError
+from rsky_pipeline.database.errors import (
+    DatabaseError,
+    RowExistsError,
+    TransactionConflictError,
+)
 from rsky_pipeline.database.isolation import Isolation, retry_conflicts
 from rsky_pipeline.database.marks import raise_mark
+from rsky_pipeline.database.schema import blame_schema
 from rsky_pipeline.indexer.accounts.actors import (
     KnownActor,
     create_actors,
@@ -145,6 +150,9 @@ class Applier:
             outcome.mark = number  # only of what is committed
         except TransactionConflictError:
             outcome.conflicts += 1
+            raise
+        except DatabaseError as error:
+            blame_schema(database, error)
             raise
 
 

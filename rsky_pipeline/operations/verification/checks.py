@@ -69,7 +69,9 @@ def check_findings(scrapes: Sequence[Scrape]) -> Iterator[RuleVerdict]:
             if rule is None:
                 yield RuleVerdict(rules.FINDINGS, name, status, f"{finding}, of another version")
             else:
-                figure = f"{rule.title} ({name})"
+                # A store's finding has its reason in the health document, behind the title.
+                reasons = [text for text in health.get("stores", ()) if text.startswith(rule.title)]
+                figure = f"{'; '.join(reasons) or rule.title} ({name})"
                 about = name if rule is rules.MISSING_METRICS else subject
                 yield RuleVerdict(rule, about, status, figure)
 

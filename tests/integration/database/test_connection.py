@@ -2,13 +2,18 @@
 
 import contextlib
 import threading
+import time
 import traceback
 from collections.abc import Callable
+from contextlib import closing
+from functools import partial
 
+import psycopg
 import pytest
 from psycopg.conninfo import conninfo_to_dict
 
 from rsky_pipeline.database import patience
+from rsky_pipeline.database.blockers import blockers
 from rsky_pipeline.database.connection import Database, _connection_string
 from rsky_pipeline.database.errors import (
     BadDataError,
@@ -18,6 +23,7 @@ from rsky_pipeline.database.errors import (
     SchemaMismatchError,
     TransactionConflictError,
 )
+from rsky_pipeline.runtime.link import Link
 from tests.integration.streams.support import UnreliableProxy
 from tests.stores import execute, other_database
 
@@ -172,8 +178,10 @@ def test_an_error_says_what_to_do(schema_database: str, code: str, hint: str) ->
 def test_the_server_has_no_connection_left(schema_database: str) -> None:
     execute(schema_database, "CREATE ROLE limited LOGIN CONNECTION LIMIT 0")
     try:
-        with pytest.raises(DatabaseUnavailableError, match="too many connections"):
+        with pytest.raises(DatabaseUnavailableError, match="too many connections") as raised:
             Database.connect(schema_database.replace("postgres@", "limited@"), name="test")
+        assert raised.value.finding == "database_connections"
+        assert "CONNECTION LIMIT" in str(raised.value)
     finally:
         execute(schema_database, "DROP ROLE limited")
 
@@ -185,8 +193,82 @@ def test_a_lock_that_stays_taken_is_a_conflict(schema_database: str) -> None:
         holder.transaction() as tx,
     ):
         tx.execute("LOCK TABLE view_param")
-        with pytest.raises(TransactionConflictError, match="lock timeout"):
+        with pytest.raises(TransactionConflictError, match="lock timeout") as raised:
             waiter.execute("DELETE FROM view_param")
+        assert raised.value.finding == "database_locked"
+
+
+def test_who_holds_a_lock_that_we_wait_for_is_named(
+    schema_database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rsky_pipeline.database.blockers.STORE_SECONDS", 0.0)
+    with (
+        psycopg.connect(schema_database, application_name="psql") as holder,
+        Database.connect(schema_database, name="waits", lock_timeout_ms=20_000) as waiter,
+        Database.connect(schema_database, name="looks") as database,
+    ):
+        assert blockers(database) == []
+        holder.execute("LOCK TABLE bsky.view_param IN ACCESS EXCLUSIVE MODE /* \x1b[2J */")
+        waiting = threading.Thread(target=waiter.execute, args=("DELETE FROM view_param",))
+        waiting.start()
+        while not (found := blockers(database)):
+            time.sleep(0.02)
+        holder.rollback()
+        waiting.join()
+        (text,) = found
+        assert text.startswith("1 statement waits")
+        assert f"pid {holder.info.backend_pid} (postgres, psql, idle in transaction)" in text
+        assert "LOCK TABLE bsky.view_param IN ACCESS EXCLUSIVE MODE" in text
+        assert "\x1b" not in text
+        assert blockers(database) == []
+
+
+def test_a_role_without_rights_learns_the_process_that_blocks_it(
+    schema_database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rsky_pipeline.database.blockers.STORE_SECONDS", 0.0)
+    execute(schema_database, "CREATE ROLE plain LOGIN")
+    try:
+        execute(schema_database, "GRANT USAGE ON SCHEMA bsky TO plain")
+        execute(schema_database, "GRANT SELECT, DELETE ON bsky.view_param TO plain")
+        url = schema_database.replace("postgres@", "plain@")
+        with (
+            psycopg.connect(schema_database) as holder,
+            Database.connect(url, name="waits", lock_timeout_ms=20_000) as waiter,
+            Database.connect(url, name="looks") as database,
+        ):
+            holder.execute("LOCK TABLE bsky.view_param")
+            waiting = threading.Thread(target=waiter.execute, args=("DELETE FROM view_param",))
+            waiting.start()
+            while not (found := blockers(database)):
+                time.sleep(0.02)
+            holder.rollback()
+            waiting.join()
+            assert f"pid {holder.info.backend_pid} (postgres" in found[0]
+    finally:
+        execute(schema_database, "DROP OWNED BY plain")
+        execute(schema_database, "DROP ROLE plain")
+
+
+def test_a_prepared_statement_whose_table_was_changed_is_planned_anew(
+    schema_database: str,
+) -> None:
+    """In a new session; the data of the statement is not at fault."""
+
+    def read(database: Database) -> int:
+        return sum(database.execute("SELECT name FROM scratch WHERE name < %s", ["b"])
+                   for _ in range(9))  # fmt: skip
+
+    link = Link(partial(Database.connect, schema_database, name="test"), purpose="test")
+    with closing(link):
+        execute(schema_database, "CREATE TABLE bsky.scratch (name varchar)")
+        link.act(read)
+        execute(schema_database, "ALTER TABLE bsky.scratch ALTER COLUMN name TYPE text")
+        with pytest.raises(SchemaMismatchError, match="cached plan") as raised:
+            link.act(read)
+        assert raised.value.retryable
+        assert not raised.value.follows_data
+        assert link.act(read) == 0
 
 
 def test_a_connection_lost_at_commit_is_unavailable(schema_database: str) -> None:

@@ -13,13 +13,21 @@ import rsky_pipeline
 from rsky_pipeline.cli.status import warnings
 from rsky_pipeline.configuration.settings import Settings
 from rsky_pipeline.configuration.topology import ROLE_NAMES, STREAMS
+from rsky_pipeline.database.errors import DatabaseUnavailableError
 from rsky_pipeline.health import conditions, rules, self_check
+from rsky_pipeline.health.rules import Rule
 from rsky_pipeline.health.samples import Sample
 from rsky_pipeline.health.self_check import SelfCheck
 from rsky_pipeline.observability.catalogue import declared, missing_metrics
-from rsky_pipeline.observability.findings import FindingMetrics
+from rsky_pipeline.observability.findings import FAILS, FindingMetrics, active_findings
 from rsky_pipeline.operations import monitoring, trace
+from rsky_pipeline.operations.scrape import Scrape, ScrapeTarget
 from rsky_pipeline.operations.verification import checks, run
+from rsky_pipeline.runtime.errors import StoreError
+from rsky_pipeline.runtime.health import Health
+from rsky_pipeline.runtime.health_document import complaint, read_health
+from rsky_pipeline.runtime.link import StoreTrouble
+from rsky_pipeline.streams.errors import WritesRefusedError
 from rsky_pipeline.streams.lag import ServerMemory
 
 ROOT = Path(rsky_pipeline.__file__).parent
@@ -111,3 +119,59 @@ def test_status_has_the_verdict_of_verify() -> None:
               "failing": ["back_pressure firehose_live"]}  # fmt: skip
     words = [line.split(": ")[1] for line in warnings([{"name": "x-1", "health": health}])]
     assert words == ["warning", "failure", "failure"]
+
+
+def trouble(error: StoreError, seconds: float) -> StoreTrouble:
+    return StoreTrouble("reading", error, seconds)
+
+
+def test_stores_that_fail_are_findings_while_they_last() -> None:
+    registry = CollectorRegistry()
+    check = SelfCheck(registry, "indexer", Settings(), STREAMS)
+    misconf = WritesRefusedError("Redis refuses writes: MISCONF x", "redis_cannot_save")
+    full = DatabaseUnavailableError("too many clients", finding="database_connections")
+    check.observe(Sample(1.0, memory=ServerMemory(86, 100, 0, "noeviction")))
+    assert check.look_at_stores([trouble(misconf, rules.STORE_SECONDS - 0.1)]) == []
+    found = check.look_at_stores([trouble(misconf, 4.0), trouble(misconf, 9.0), trouble(full, 3.0)])
+    assert [(each.rule, each.status) for each in found] == [
+        (rules.REDIS_CANNOT_SAVE, "fail"), (rules.DATABASE_CONNECTIONS, "fail")
+    ]  # fmt: skip
+    assert found[0].figure == "Redis refuses writes: MISCONF x (reading, for 9 s)"
+    assert "disk of Redis" in found[0].to_do
+    names = ["database_connections", "redis_cannot_save", "redis_memory"]
+    assert active_findings(registry, FAILS) == names
+    assert check.look_at_stores([], ["1 statement waits for 4 s; blocked by pid 7"])
+    assert active_findings(registry, FAILS) == ["database_locked", "redis_memory"]
+    assert check.look_at_stores([]) == []
+    assert active_findings(registry) == ["redis_memory"]
+
+
+@pytest.mark.parametrize("rule", rules.OF_STORES.values(), ids=lambda rule: rule.name)
+def test_each_trouble_of_a_store_has_a_remedy_and_is_shown(rule: Rule) -> None:
+    assert rule.watched
+    assert (rule.name, "") in rules.finding_series(STREAMS)
+    assert rule.limits.fail is not None
+    assert rule.remedy not in {other.remedy for other in rules.RULES if other is not rule}
+
+
+def test_verify_shows_why_a_store_keeps_a_worker_waiting() -> None:
+    health = {
+        "findings": ["redis_cannot_save"], "failing": ["redis_cannot_save"],
+        "stores": [f"{rules.REDIS_CANNOT_SAVE.title}: MISCONF x (append, for 9 s)"],
+    }  # fmt: skip
+    scrape = Scrape(ScrapeTarget("ingester-1", "ingester", 1), {}, read_health(health))
+    (found,) = checks.check_findings([scrape])
+    assert (found.check, found.status) == ("redis_cannot_save", "fail")
+    assert "MISCONF x" in found.figure
+    assert found.to_do == rules.REDIS_CANNOT_SAVE.remedy
+
+
+def test_a_worker_that_waits_for_a_store_is_unhealthy_and_not_started_again() -> None:
+    now = 0.0
+    health = Health("indexer", 1, lambda: now)
+    health.state = "ready"
+    assert health.answer()[0] == 200
+    health.report({"stores": ["PostgreSQL cannot be reached: x"]})
+    status, document = health.answer()
+    assert (status, document["trouble"], document["stalled"]) == (503, None, None)
+    assert complaint(document) == "PostgreSQL cannot be reached: x"

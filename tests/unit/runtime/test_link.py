@@ -206,3 +206,53 @@ async def test_an_unexpected_reply_does_not_end_periodic_work() -> None:
 
 def _refuse(_: object) -> None:
     raise SettingError("another database")
+
+
+async def test_one_failure_is_no_trouble_and_two_in_a_row_are() -> None:
+    server = Server(*(StoreUnavailableError("away", "redis_loading") for _ in range(3)))
+    one = link(server)
+    assert one.trouble(0.0) is None
+    with pytest.raises(StoreUnavailableError):
+        await one.call(server.act)
+    now = one._until
+    assert one.trouble(now) is None
+    with pytest.raises(StoreUnavailableError):
+        await one.call(server.act)
+    found = one.trouble(now + 5.0)
+    assert found is not None
+    assert (found.purpose, found.error.finding, found.seconds >= 5.0) == (
+        "test", "redis_loading", True
+    )  # fmt: skip
+    assert found.error in [each.error for each in module.store_troubles()]
+    # A link that nobody uses any more is in no trouble for ever.
+    assert one.trouble(one._until + module.FORGOTTEN_SECONDS + 1) is None
+    await one.retry(server.act)
+    assert one.trouble(now + 5.0) is None
+
+
+async def test_a_call_that_does_not_return_after_a_failure_is_trouble() -> None:
+    server = Server(StoreUnavailableError("away"))
+    one, hung, go_on = link(server), threading.Event(), threading.Event()
+
+    def hang(_: Connection) -> None:
+        hung.set()
+        go_on.wait()
+
+    with pytest.raises(StoreUnavailableError):
+        await one.call(server.act)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(one.call, hang)
+        while not hung.is_set():
+            await trio.sleep(0.001)
+        assert one.trouble(one._until + 1_000) is not None
+        go_on.set()
+    assert one.trouble(one._until) is None
+
+
+async def test_work_that_is_refused_is_no_trouble_of_the_store() -> None:
+    server = Server(BadDataError("bad"), BadDataError("bad"))
+    one = link(server)
+    for _ in range(2):
+        with pytest.raises(BadDataError):
+            await one.call(server.act)
+    assert one.trouble(0.0) is None

@@ -3,6 +3,9 @@
 import pytest
 import redis
 
+from rsky_pipeline.health import rules
+from rsky_pipeline.health.rules import Rule
+from rsky_pipeline.runtime.errors import StoreError
 from rsky_pipeline.streams.connection import connect, translated_errors
 from rsky_pipeline.streams.errors import (
     StoreRejectedError,
@@ -81,6 +84,40 @@ def test_a_refusal_says_why(error: Exception, text: str) -> None:
 def test_a_full_server_is_unavailable_and_the_remedy_named(error: Exception) -> None:
     with pytest.raises(WritesRefusedError, match="raise maxmemory"), translated_errors():
         raise error
+
+
+@pytest.mark.parametrize(
+    ("error", "rule"),
+    [
+        (redis.ConnectionError("refused"), rules.REDIS),
+        (redis.TimeoutError("no answer"), rules.REDIS),
+        (ConnectionResetError("reset"), rules.REDIS),
+        (redis.exceptions.BusyLoadingError("Redis is loading"), rules.REDIS_LOADING),
+        (redis.exceptions.ReadOnlyError("You can't write"), rules.REDIS_READ_ONLY),
+        (redis.ResponseError("Error: @user_script: 4: -READONLY no"), rules.REDIS_READ_ONLY),
+        (redis.exceptions.MasterDownError("Link with MASTER is down"), rules.REDIS_READ_ONLY),
+        (redis.ResponseError("UNBLOCKED force, instance state changed"), rules.REDIS_READ_ONLY),
+        (redis.ResponseError("MISCONF Redis is configured to save"), rules.REDIS_CANNOT_SAVE),
+        (redis.ResponseError("Error: @user_script: 4: -MISCONF x"), rules.REDIS_CANNOT_SAVE),
+        (redis.ResponseError("NOREPLICAS Not enough"), rules.REDIS_NO_REPLICAS),
+        (redis.exceptions.OutOfMemoryError("command not allowed"), rules.REDIS_FULL),
+        (redis.ResponseError("BUSY Redis is busy running a script."), rules.REDIS_BUSY),
+        (redis.exceptions.NoPermissionError("no permissions to run"), rules.REDIS_DENIED),
+        (redis.ResponseError("Error: @user_script: 4: -NOPERM x"), rules.REDIS_DENIED),
+        (redis.AuthenticationError("invalid password"), rules.REDIS_DENIED),
+        (redis.ResponseError("WRONGTYPE Operation against a key"), rules.REDIS_REFUSES),
+    ],
+)
+def test_each_kind_of_trouble_has_a_rule_of_health(error: Exception, rule: Rule) -> None:
+    with pytest.raises(StoreError) as raised, translated_errors():
+        raise error
+    assert rules.OF_STORES[raised.value.finding] is rule
+    assert raised.value.retryable
+
+
+def test_a_server_that_loads_can_be_reached() -> None:
+    with pytest.raises(StoreUnavailableError, match="cannot serve now"), translated_errors():
+        raise redis.exceptions.BusyLoadingError("Redis is loading the dataset in memory")
 
 
 def test_a_defect_of_the_client_is_unavailable(monkeypatch: pytest.MonkeyPatch) -> None:
