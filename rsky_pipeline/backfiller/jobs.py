@@ -1,7 +1,7 @@
 """The repo streams as one queue: which entries are read next, and how each one is finished."""
 
 import logging
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import TypeVar
 
@@ -10,7 +10,9 @@ from rsky_pipeline.configuration.settings import Settings
 from rsky_pipeline.observability.backfiller import BackfillerMetrics
 from rsky_pipeline.runtime.link import Link
 from rsky_pipeline.streams.connection import Store
-from rsky_pipeline.streams.consumer import Consumer, Delivery, Trial
+from rsky_pipeline.streams.consumer import Consumer, Delivery, Taken, Trial
+from rsky_pipeline.streams.lag import StreamReport
+from rsky_pipeline.streams.marks import report_loss
 from rsky_pipeline.streams.names import (
     REPO_BACKFILL,
     REPO_BACKFILL_HIGH,
@@ -39,6 +41,7 @@ class JobQueue:
         """`name` is this worker's consumer name in the consumer groups; for `blameless` see
         `Trial`."""
         trial = Trial(blameless)
+        self._hosts = [endpoint.key for endpoint in settings.relays]
         self._reading = reading
         self._ending = ending
         self._metrics = metrics
@@ -80,9 +83,20 @@ class JobQueue:
     async def _take_from(self, stream: str, count: int) -> list[Delivery] | None:
         consumer = self._consumers[stream]
         reclaimed = consumer.reclaimed
-        taken = await self._reading.attempt(partial(consumer.take, count=count))
+
+        def take(store: Store) -> Taken:
+            report_loss(store, consumer, self._hosts)
+            return consumer.take(store, count)
+
+        taken = await self._reading.attempt(take)
         self._metrics.claimed.inc(consumer.reclaimed - reclaimed)
         return None if taken is None else taken.deliveries
+
+    def observe(self, reports: Iterable[StreamReport]) -> None:
+        """Take a look at the streams, see `Consumer.observe`."""
+        for report in reports:
+            if report.name in self._consumers:
+                self._consumers[report.name].observe(report)
 
     async def finish(self, delivery: Delivery, history: str | None = None) -> bool:
         """Acknowledge an entry. Retries until Redis answers, so it may be executed twice.

@@ -49,7 +49,7 @@ async def run(context: WorkerContext) -> None:
         groups[FIREHOSE_BACKFILL] = (settings.indexer_group,)
         gauges = StreamMetrics(context.registry, "backfiller", groups)
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(_watch, redis("watch"), gauges, tuple(groups), self_check)
+            nursery.start_soon(_watch, redis("watch"), gauges, tuple(groups), self_check, jobs)
             nursery.start_soon(watch_stores, self_check, context)
             nursery.start_soon(worker.report_health)
             nursery.start_soon(fetcher.follow_directory)
@@ -87,11 +87,15 @@ def _database(
 
 
 async def _watch(
-    link: Link[Store], gauges: StreamMetrics, streams: tuple[str, ...], self_check: SelfCheck
-) -> None:
+    link: Link[Store], gauges: StreamMetrics, streams: tuple[str, ...], self_check: SelfCheck,
+    jobs: JobQueue,
+) -> None:  # fmt: skip
     """Update the stream gauges until cancelled; `status` shows lag and lengths from them."""
     look = partial(watch, metrics=gauges, streams=streams, self_check=self_check)
     while True:
-        if await link.attempt(look) is None:
+        reports = await link.attempt(look)
+        if reports is None:
             gauges.errors.inc()
+        else:
+            jobs.observe(reports)
         await trio.sleep(WATCH_SECONDS)

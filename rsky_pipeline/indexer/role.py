@@ -47,7 +47,7 @@ from rsky_pipeline.runtime.link import Link
 from rsky_pipeline.streams.connection import Store, connect
 from rsky_pipeline.streams.consumer import Consumer, Delivery, Trial
 from rsky_pipeline.streams.gap import DATABASE_LOST
-from rsky_pipeline.streams.marks import note_mark, noted_marks, request_reading
+from rsky_pipeline.streams.marks import note_mark, noted_marks, report_loss, request_reading
 from rsky_pipeline.streams.names import FIREHOSE_BACKFILL, FIREHOSE_LIVE, LABEL_LIVE
 
 _log = logging.getLogger(__name__)
@@ -117,6 +117,7 @@ class Indexer:
         )  # fmt: skip
         self.table_upkeep = TableUpkeep(self.open_database, self.metrics)
         self.lock_watch = LockWatch(self.open_database)
+        self._hosts = [endpoint.key for endpoint in settings.relays]
         self._is_ready = False
 
     async def connect(self) -> bool:
@@ -196,6 +197,7 @@ class Indexer:
 
     def _take(self, consumer: Consumer, store: Store) -> EntryBatch:
         """Read the next entries and decode them; in the thread of the reader."""
+        report_loss(store, consumer, self._hosts)
         taken = consumer.take(store, self._context.settings.indexer_batch_size)
         items = [BatchItem(delivery, self._decode(delivery)) for delivery in taken.deliveries]
         return EntryBatch(consumer.stream, items, taken.size, taken.more)
@@ -282,18 +284,17 @@ class Indexer:
         read again and repaired. Redis is asked first, so that no batch comes between.
         """
         settings = self._context.settings
-        hosts = [endpoint.key for endpoint in settings.relays]
         with closing(self._open_store("marks")) as store:
             noted = noted_marks(store, settings.indexer_group)
             database = self.open_database()
             try:
-                if pair(store, database, settings.indexer_group, hosts):
+                if pair(store, database, settings.indexer_group, self._hosts):
                     _log.error("Redis lost everything that it held; repos are compared")
                 loss = find_loss(database, noted)
                 if loss is not None:
                     since = 0.0 if loss.since is None else loss.since.timestamp()
                     from_time = None if loss.since is None else loss.since.isoformat()
-                    request_reading(store, DATABASE_LOST, since, from_time, hosts)
+                    request_reading(store, DATABASE_LOST, since, from_time, self._hosts)
                     heal_marks(database, noted)
                     self.metrics.database_losses.inc()
                     _log.error(

@@ -85,8 +85,10 @@ class StreamUpkeep:
     def look(self, store: Store) -> None:
         """Publish the state of the streams, hold the entries in work, and clean up now and then."""
         cleaning = self._looks % CLEAN_EVERY == 0
-        watch(store, self._gauges, [one.stream for one in self._consumers], self._self_check)
-        for consumer in self._consumers:
+        streams = [one.stream for one in self._consumers]
+        reports = watch(store, self._gauges, streams, self._self_check)
+        for consumer, report in zip(self._consumers, reports, strict=True):
+            consumer.observe(report)
             consumer.hold(store, forgive=self._is_waiting())
             if cleaning:
                 self._metrics.trimmed.inc(consumer.clean(store))

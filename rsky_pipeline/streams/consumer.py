@@ -26,6 +26,7 @@ from typing import Any
 from rsky_pipeline.runtime.logging import ThrottledLog
 from rsky_pipeline.streams.connection import Argument, Store, text_of
 from rsky_pipeline.streams.errors import StoreRejectedError
+from rsky_pipeline.streams.lag import StreamReport, inspect
 from rsky_pipeline.streams.limits import BATCH_IDS, BATCH_TRIMMED, PAGE_RECLAIMED
 from rsky_pipeline.streams.names import TRIALS, WAITING_KEY, dead_letters
 
@@ -141,6 +142,17 @@ class Trial:
         return [entry for consumer in self.consumers for entry in consumer.held]
 
 
+@dataclass(frozen=True, slots=True)
+class StreamLoss:
+    """A stream that was deleted with entries which the group had not finished.
+
+    `since` is when the oldest of those came, in seconds since 1970.
+    """
+
+    stream: str
+    since: float
+
+
 class Consumer:
     """One consumer of a group on a stream. It has no connection: callers pass one to every call.
 
@@ -176,6 +188,7 @@ class Consumer:
         self._log = ThrottledLog(_log)
         self.reclaimed = 0  # entries taken over by XAUTOCLAIM, from any consumer
         self.bodiless = 0  # pending entries whose bodies were deleted
+        self.loss: StreamLoss | None = None  # to be reported by the owner, who then clears it
         self._reclaim_idle_ms = reclaim_idle_ms
         self._max_bytes = max_bytes
         self._block_ms = block_ms
@@ -183,6 +196,10 @@ class Consumer:
         self._alone_seconds = alone_seconds
         self._clock = clock
         self._store: Store | None = None
+        # Of the last look: entries ever added (None: not known), and when the oldest entry came
+        # that the group had not finished.
+        self._added: int | None = None
+        self._unfinished_since = time.time()
         self._held: set[str] = set()
         self._recovered: set[str] = set()  # own pending entries still held
         self._own: str | None = "-"  # next position in own pending entries; None: all were read
@@ -221,7 +238,7 @@ class Consumer:
         taken = Taken()
         try:
             if store is not self._store:
-                ensure_group(store, self.stream, self.group)
+                self._ensure_group(store)
                 self._own, self._store = "-", store
             if not self._is_kept_waiting():
                 self._fill(store, taken, count)
@@ -302,10 +319,38 @@ class Consumer:
     def clean(self, store: Store) -> int:
         """Remove entries that every group has acknowledged, and consumers of this group that are
         gone. Returns the number of removed entries."""
-        removed = trim(store, self.stream)
+        removed = trim(store, self.stream, self.group)
         arguments: list[Argument] = [self.group, self.name, FORGOTTEN_CONSUMER_MS]
         store.script("remove_consumers", [self.stream], arguments)
         return removed
+
+    def observe(self, report: StreamReport) -> None:
+        """Take a look at the stream, of every few seconds, from which a later loss is measured."""
+        group = report.group(self.group)
+        if group is not None:
+            self._added = report.added
+            self._unfinished_since = time.time() - group.oldest_unacked_age_seconds
+
+    def _ensure_group(self, store: Store) -> None:
+        """Create the group if it is missing, at the beginning of its stream, which misses no entry.
+
+        Where only the group was destroyed, that is the right position: finished entries are
+        removed from the stream, and those of other groups change nothing when they are applied
+        again. Where the stream was deleted as well, unfinished entries are gone with it.
+        """
+        if not ensure_group(store, self.stream, self.group) or self._added is None:
+            return
+        report = inspect(store, self.stream)
+        lost = report.added < self._added
+        self._log.error(
+            "stream was deleted with its unfinished entries" if lost
+            else "consumer group was destroyed, and is created again at the first entry",
+            key=self.stream, stream=self.stream, group=self.group,
+        )  # fmt: skip
+        if lost:
+            since = min(self._unfinished_since, self.loss.since if self.loss else math.inf)
+            self.loss = StreamLoss(self.stream, since)
+        self._added = report.added
 
     def _move(
         self, store: Store, delivery: Delivery, target: str, due: Argument,
@@ -508,8 +553,7 @@ class Consumer:
             # UNBLOCKED: the stream was deleted during the wait.
             if "NOGROUP" not in str(error) and "UNBLOCKED" not in str(error):
                 raise
-            # The stream or group was deleted; a group created at the beginning misses no entry.
-            ensure_group(store, self.stream, self.group)
+            self._ensure_group(store)
             return []
         return list(_deliveries(self.stream, reply[0][1])) if reply else []
 
@@ -547,7 +591,7 @@ class Consumer:
         except StoreRejectedError as error:
             if "NOGROUP" not in str(error):
                 raise
-            ensure_group(store, self.stream, self.group)
+            self._ensure_group(store)
             return []
         return [Pending(entry_id.decode(), int(idle), int(n)) for entry_id, _, idle, n in rows]
 
@@ -575,24 +619,30 @@ class Consumer:
         return Claimed("0-0", found, gone)
 
 
-def ensure_group(store: Store, stream: str, group: str) -> None:
-    """Create the stream and the group, at the beginning of the stream, if missing."""
+def ensure_group(store: Store, stream: str, group: str) -> bool:
+    """Create the stream and the group, at the beginning of the stream, if missing.
+
+    Returns whether the group was missing.
+    """
     try:
         store.call("XGROUP", "CREATE", stream, group, "0", "MKSTREAM")
     except StoreRejectedError as error:
         if "BUSYGROUP" not in str(error):
             raise
+        return False
+    return True
 
 
-def trim(store: Store, stream: str) -> int:
+def trim(store: Store, stream: str, group: str = "") -> int:
     """Remove entries that every group has acknowledged; returns their number.
 
-    A stream without groups is not trimmed. One call removes at most about a million entries; the
+    A stream without groups is not trimmed, nor one without `group`: it was destroyed, and may not
+    have read what the others have. One call removes at most about a million entries; the
     next one continues. Raises StoreUnavailableError and StoreRejectedError.
     """
     total = 0
     for _ in range(_TRIM_CALLS):
-        removed = int(store.script("trim", [stream], [BATCH_TRIMMED]))
+        removed = int(store.script("trim", [stream], [BATCH_TRIMMED, group]))
         total += removed
         if not removed:
             break

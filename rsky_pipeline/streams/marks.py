@@ -12,25 +12,31 @@ it keeps their positions (`rsky_pipeline:cursor_history:KEY`), and leaves in the
 key, the sequence number up to which commits are written although they were written before.
 """
 
+import logging
 import math
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 
 import orjson
 
 from rsky_pipeline.streams.append import append, read_cursor
 from rsky_pipeline.streams.connection import Store, text_of
-from rsky_pipeline.streams.gap import GAP_FIELD, Gap, GapKind
+from rsky_pipeline.streams.consumer import Consumer, StreamLoss
+from rsky_pipeline.streams.gap import GAP_FIELD, REDIS_LOST, Gap, GapKind
 from rsky_pipeline.streams.names import CURSOR_POSITIONS, GAPS
 
+_log = logging.getLogger(__name__)
 INSTALLATION = "rsky_pipeline:installation"
 DATABASE_MARKS = "rsky_pipeline:database_marks:"
 READ_AGAIN = "rsky_pipeline:read_again"
 _SINCE = "since"
 _HISTORY = "rsky_pipeline:cursor_history:"
-_HISTORY_LENGTH = 3 * 24 * 60  # one position a minute
+HISTORY_LENGTH = 3 * 24 * 60  # one position a minute
 MARGIN_SECONDS = 120.0  # clocks differ, and positions are noted once a minute
 _TRIES = 5
 _LARGEST = 2**62  # as a mark or a position; the columns for marks hold twice as much
+
+Position = tuple[float, int]  # of a cursor: when, in seconds since 1970, and its number
 
 
 def noted_database(store: Store, group: str) -> str | None:
@@ -75,11 +81,35 @@ def request_reading(
     append(store, [gap.entry() for gap in gaps])
 
 
-def note_positions(store: Store, positions: Mapping[str, int], now: float) -> None:
-    """Add the present positions of cursors, by their keys, to their histories."""
-    for key, seq in positions.items():
-        store.call("RPUSH", _HISTORY + key, f"{now:.0f} {seq}")
-        store.call("LTRIM", _HISTORY + key, -_HISTORY_LENGTH, -1)
+def report_loss(store: Store, consumer: Consumer, hosts: Sequence[str]) -> StreamLoss | None:
+    """Have events of a deleted stream read again; returns the loss that the consumer has met.
+
+    Raises StoreUnavailableError and StoreRejectedError; then call it again.
+    """
+    loss = consumer.loss
+    if loss is not None:
+        from_time = datetime.fromtimestamp(loss.since, UTC).isoformat()
+        request_reading(store, REDIS_LOST, loss.since, from_time, hosts)
+        consumer.loss = None
+        extra = {"stream": loss.stream, "since": from_time}
+        _log.error("events of a deleted stream are read again, and repos are compared", extra=extra)
+    return loss
+
+
+def note_positions(store: Store, histories: Mapping[str, Sequence[Position]]) -> None:
+    """Note the newest position of each cursor, by its key; the others were noted before."""
+    restore_positions(store, {key: history[:-1] for key, history in histories.items()})
+    for key, history in histories.items():
+        for moment, seq in history[-1:]:
+            store.call("RPUSH", _HISTORY + key, f"{moment:.0f} {seq}")
+            store.call("LTRIM", _HISTORY + key, -HISTORY_LENGTH, -1)
+
+
+def restore_positions(store: Store, histories: Mapping[str, Sequence[Position]]) -> None:
+    """Note positions of cursors, by their keys, where Redis has lost all of them."""
+    for key, history in histories.items():
+        if history and not store.call("EXISTS", _HISTORY + key):
+            store.call("RPUSH", _HISTORY + key, *(f"{when:.0f} {seq}" for when, seq in history))
 
 
 def requested_since(store: Store) -> float | None:
@@ -105,20 +135,21 @@ def request_done(store: Store) -> None:
 def set_back(store: Store, key: str, since: float) -> int | None:
     """Set a cursor back to where it was some time before `since`; return that position.
 
-    Returns None if there is no cursor, or no position of it was noted. A cursor that has not moved
-    since then stays. The running ingester notices another one, drops the frames that it holds and
-    goes on from there.
+    Returns None if no position of it was noted. A cursor that has not moved since then stays; one
+    that Redis has lost is set. The running ingester notices another one, drops the frames that it
+    holds and goes on from there.
     """
     for _ in range(_TRIES):
-        text = read_cursor(store, key)
-        present = None if text is None else _number(text.encode())
-        if text is None or present is None:
+        text = read_cursor(store, key) or ""
+        present = _number(text.encode())
+        if text and present is None:
             return None
-        target = _position_at(store, key, since - MARGIN_SECONDS)
-        if target is None or target >= present:
+        history = _history(store, key)
+        target = _position_at(history, since - MARGIN_SECONDS)
+        if target is None or (present is not None and target >= present):
             return target
-        until = max(present, again_until(store, key))
-        store.call("HSET", READ_AGAIN, key, until)
+        newest = history[-1][1] if present is None else present
+        store.call("HSET", READ_AGAIN, key, max(newest, again_until(store, key)))
         note = orjson.dumps({"seq": target, "time": None})
         keys = [key, CURSOR_POSITIONS, GAPS]
         if store.script("set_cursor", keys, [text, str(target), note, GAP_FIELD, b""]):
@@ -138,16 +169,20 @@ def again_done(store: Store, key: str) -> None:
     store.call("HDEL", READ_AGAIN, key)
 
 
-def _position_at(store: Store, key: str, moment: float) -> int | None:
-    """Return the newest position of at most a time, else the oldest one."""
+def _history(store: Store, key: str) -> list[Position]:
     positions = []
     for line in store.call("LRANGE", _HISTORY + key, 0, -1):
-        time, _, seq = line.partition(b" ")
-        noted_at, noted = _number(time), _number(seq)
+        moment, _, seq = line.partition(b" ")
+        noted_at, noted = _number(moment), _number(seq)
         if noted_at is not None and noted is not None:
-            positions.append((noted_at, noted))
-    older = [seq for time, seq in positions if time <= moment]
-    return older[-1] if older else positions[0][1] if positions else None
+            positions.append((float(noted_at), noted))
+    return positions
+
+
+def _position_at(history: Sequence[Position], moment: float) -> int | None:
+    """Return the newest position of at most a time, else the oldest one."""
+    older = [seq for time, seq in history if time <= moment]
+    return older[-1] if older else history[0][1] if history else None
 
 
 def _number(text: bytes) -> int | None:

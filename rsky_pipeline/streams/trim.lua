@@ -3,8 +3,8 @@
 -- group can be created or moved in between.
 --
 -- KEYS  1: the stream
--- ARGV  1: about how many entries to remove at once
--- Returns how many were removed: none of a stream that is missing or has no groups.
+-- ARGV  1: about how many entries to remove at once   2: a group that must be there ('' for none)
+-- Returns how many were removed: none of a stream that is missing, or lacks groups or that group.
 
 -- Ids as texts of equal length, since Lua's numbers cannot hold all of them.
 local function sortable(id)
@@ -23,7 +23,7 @@ end
 if redis.call('TYPE', KEYS[1]).ok ~= 'stream' then
   return 0
 end
-local floor = nil
+local floor, found = nil, ARGV[2] == ''
 for _, group in ipairs(redis.call('XINFO', 'GROUPS', KEYS[1])) do
   local facts = {}
   for index = 1, #group, 2 do
@@ -33,13 +33,14 @@ for _, group in ipairs(redis.call('XINFO', 'GROUPS', KEYS[1])) do
   if facts['pending'] > 0 then
     wanted[2] = redis.call('XPENDING', KEYS[1], facts['name'])[2]
   end
+  found = found or facts['name'] == ARGV[2]
   for _, id in ipairs(wanted) do
     if floor == nil or sortable(id) < sortable(floor) then
       floor = id
     end
   end
 end
-if floor == nil then
+if floor == nil or not found then
   return 0
 end
 -- Whole nodes first, a bounded number of them: an exact trim of millions would stop the server.

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import trio
+import trio.lowlevel
 
 from rsky_pipeline.atproto.syntax import tid_microseconds, tid_number
 from rsky_pipeline.configuration.endpoints import Endpoint, HostKey, parse_endpoint
@@ -40,7 +41,7 @@ from rsky_pipeline.operations.cursors import (
 from rsky_pipeline.runtime.link import Link
 from rsky_pipeline.streams.append import append
 from rsky_pipeline.streams.connection import connect
-from rsky_pipeline.streams.gap import DATABASE_LOST, Gap
+from rsky_pipeline.streams.gap import DATABASE_LOST, REDIS_LOST, Gap
 from rsky_pipeline.streams.marks import (
     READ_AGAIN,
     again_until,
@@ -431,8 +432,8 @@ async def test_what_the_database_lost_is_read_and_written_again(
         key = cursor_key("firehose_live", relay.key)
         async with ingesting(clean_redis, relay.url):
             await eventually(lambda: cursor(clean_redis, relay) == "20")
-            note_positions(store, {key: 5}, 100.0)
-            note_positions(store, {key: 20}, 900.0)
+            note_positions(store, {key: [(100.0, 5)]})
+            note_positions(store, {key: [(100.0, 5), (900.0, 20)]})
             request_reading(store, DATABASE_LOST, 500.0, None, [relay.key])
             await eventually(lambda: numbers() == [*range(1, 21), *range(6, 21)])
             await eventually(lambda: not store.call("HLEN", READ_AGAIN))
@@ -475,7 +476,7 @@ def test_a_cursor_that_has_not_moved_since_stays(clean_redis: str) -> None:
     with closing(connect(clean_redis, name="test")) as store:
         store.call("SET", key, "57")
         assert set_back(store, key, 1_000.0) is None, "nothing is known of it"
-        note_positions(store, {key: 57}, 500.0)
+        note_positions(store, {key: [(500.0, 57)]})
         assert set_back(store, key, 1_000.0) == 57
         assert store.call("GET", key) == b"57"
         assert again_until(store, key) == -1
@@ -485,7 +486,7 @@ def test_a_cursor_goes_back_to_well_before_the_loss_and_never_forward(clean_redi
     key = cursor_key("firehose_live", HostKey("relay.test"))
     with closing(connect(clean_redis, name="test")) as store:
         for position, moment in ((5, 300.0), (9, 950.0), (20, 1_300.0)):
-            note_positions(store, {key: position}, moment)
+            note_positions(store, {key: [(moment, position)]})
         store.call("SET", key, "20")
         assert set_back(store, key, 1_000.0) == 5, "clocks differ"
         assert (store.call("GET", key), again_until(store, key)) == (b"5", 20)
@@ -592,6 +593,41 @@ async def test_an_account_that_came_back_in_a_gap_is_fetched_at_its_known_rev(
         await redis.call(lambda one: move_gaps(one, connected))
         assert await repair.repair_all([relay]) == 1
     assert len(entries(clean_redis, REPO_BACKFILL_HIGH)) == away
+
+
+def test_a_cursor_that_redis_lost_is_set_to_where_it_was(clean_redis: str) -> None:
+    """The ingester still has the positions that it noted."""
+    key, kept = cursor_key("firehose_live", HostKey("relay.test")), [(100.0, 5), (900.0, 20)]
+    with closing(connect(clean_redis, name="test")) as store:
+        note_positions(store, {key: kept[:1]})
+        store.call("FLUSHALL")
+        note_positions(store, {key: kept})
+        assert set_back(store, key, 500.0) == 5
+        assert store.call("GET", key) == b"5"
+        assert again_until(store, key) == 20
+
+
+async def test_events_of_streams_that_were_flushed_are_read_again(
+    clean_redis: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(read_again, "_CHECK_SECONDS", 0.05)
+    relay = Relay(likes(*range(1, 21)))
+
+    def numbers() -> list[int]:
+        found = entries(clean_redis, "firehose_live")
+        return [json.loads(entry[b"event"])["seq"] for entry in found]
+
+    with closing(connect(clean_redis, name="test")) as store:
+        async with running(relay):
+            key = cursor_key("firehose_live", relay.key)
+            store.call("SET", key, "17")
+            async with ingesting(clean_redis, relay.url, initial_cursor="live"):
+                await eventually(lambda: numbers() == [18, 19, 20])
+                await eventually(lambda: store.call("HGET", READ_AGAIN, key) is None)
+                store.call("FLUSHALL")
+                request_reading(store, REDIS_LOST, time.time(), None, [relay.key])
+                await eventually(lambda: {18, 19, 20} <= set(numbers()))
+                await eventually(lambda: cursor(clean_redis, relay) == "20")
 
 
 async def test_after_a_loss_of_the_database_its_own_revs_count(

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from contextlib import closing
 from typing import Any
 
+import orjson
 import pytest
 
 from rsky_pipeline.streams import consumer as module
@@ -13,7 +14,9 @@ from rsky_pipeline.streams.connection import Store, connect
 from rsky_pipeline.streams.consumer import Consumer, Delivery, Pending, Taken, Trial
 from rsky_pipeline.streams.dead_letters import list_dead_letters
 from rsky_pipeline.streams.errors import StoreRejectedError, StoreUnavailableError
-from rsky_pipeline.streams.names import TRIALS, WAITING_KEY
+from rsky_pipeline.streams.lag import inspect
+from rsky_pipeline.streams.marks import report_loss, requested_since
+from rsky_pipeline.streams.names import GAPS, TRIALS, WAITING_KEY
 from rsky_pipeline.streams.waiting import count_waiting
 from tests.integration.streams.support import (
     entries,
@@ -319,6 +322,56 @@ def test_a_stream_that_was_deleted_is_begun_again(store: Store) -> None:
     assert got(own.take(store, 10)) == []
     append(store, entries(2))
     assert got(own.take(store, 10)) == [0, 1]
+
+
+def observed(store: Store, own: Consumer) -> None:
+    """Let a consumer look at its stream, as its worker does every few seconds."""
+    own.observe(inspect(store, "s"))
+
+
+def test_a_group_that_was_destroyed_begins_with_what_is_unfinished(store: Store) -> None:
+    append(store, entries(6))
+    own = consumer()
+    taken = own.take(store, 4).deliveries
+    own.acknowledge(store, ids(taken[:2]))
+    observed(store, own)
+    store.call("XGROUP", "DESTROY", "s", "g")
+    assert got(own.take(store, 10)) == [2, 3, 4, 5]
+    assert own.loss is None, "nothing is missing"
+
+
+@pytest.mark.parametrize("command", [("DEL", "s"), ("FLUSHALL",)])
+def test_a_stream_that_was_deleted_is_a_loss_since_its_oldest_unfinished_entry(
+    store: Store, command: tuple[str, ...]
+) -> None:
+    append(store, entries(3))
+    oldest = int(stored(store)[1].partition("-")[0]) / 1_000
+    own = consumer()
+    own.acknowledge(store, ids(own.take(store, 1).deliveries))
+    observed(store, own)
+    store.call(*command)
+    append(store, entries(1, first=7))
+    assert got(own.take(store, 10)) == [7]
+    assert own.loss is not None
+    assert own.loss.stream == "s"
+    assert abs(own.loss.since - oldest) < 5
+    # It is reported once, for all relays, and then found no more.
+    assert report_loss(store, own, ["relay.test"]) is not None
+    assert report_loss(store, own, ["relay.test"]) is None
+    assert requested_since(store) == pytest.approx(oldest, abs=5)
+    [(_, fields)] = store.call("XRANGE", GAPS, "-", "+")
+    assert orjson.loads(fields[1])["kind"] == "redis_lost"
+
+
+def test_nothing_is_trimmed_that_a_destroyed_group_has_not_read(store: Store) -> None:
+    other = reader(store, group="other")
+    append(store, entries(2))
+    own = consumer()
+    own.take(store, 1)
+    other.acknowledge(ids(other.read_new(2, 0)))
+    store.call("XGROUP", "DESTROY", "s", "g")
+    assert own.clean(store) == 0
+    assert got(own.take(store, 2)) == [0, 1]
 
 
 def test_bytes_are_bounded(store: Store) -> None:
