@@ -118,7 +118,7 @@ def verify(
     sleep(window)
     after = look(settings, before)
     on_progress("asking database and relays")
-    found = [*compare(settings, before, after, roles), *check_outside(settings, roles)]
+    found = _worst([*compare(settings, before, after, roles), *check_outside(settings, roles)])
     return VerificationReport(time.time(), window, tuple(found), nothing_answers(after.scrapes))
 
 
@@ -184,6 +184,11 @@ def compare(
     found += [each for each in diagnosed if each.status != "pass" or _is_shown(each)]
     found += checks.check_figures(window, after.measured)
     found += checks.check_findings(after.scrapes)
+    return _worst(found)
+
+
+def _worst(found: Sequence[RuleVerdict]) -> list[RuleVerdict]:
+    """Return the worst verdict of each check: a worker and this command may judge the same."""
     worst: dict[str, RuleVerdict] = {}
     for each in found:
         known = worst.setdefault(each.check, each)
