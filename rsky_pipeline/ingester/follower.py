@@ -53,6 +53,11 @@ _HABIT_SECONDS = 7_200.0  # how long the habits of a host are remembered
 _MOST_BUSY = 0.97  # no host is so busy that a single slot without events means anything
 _MOST_IDLE = 60  # times that time: a quiet host is connected to again no sooner
 _ON_PURPOSE = frozenset({DisconnectReason.PRESSURE, DisconnectReason.CURSOR_MOVED})
+# Of the host, which a connection that comes about does not make good.
+_FAULTS = frozenset(
+    {DisconnectReason.PROTOCOL_ERROR, DisconnectReason.PING_TIMEOUT, DisconnectReason.ERROR_FRAME}
+)
+_MOST_ACCIDENTS = 1  # of them in a row
 _ERROR_FRAMES = {
     "FutureCursor": DisconnectReason.FUTURE_CURSOR,
     "ConsumerTooSlow": DisconnectReason.CONSUMER_TOO_SLOW,
@@ -201,6 +206,10 @@ class Follower:
         self._idle = feed.timeouts.idle
         self.arrivals = Arrivals((self._idle or _DEFAULT_IDLE) / _SLOTS, self.heard_at)
         self._silent = 0  # connections in a row over which nothing came
+        # Since when connections come about and end by a fault of the host before any event; None
+        # where one did not. The first one may be an accident.
+        self.futile_since: float | None = None
+        self._futile = 0
         self.began_at: float | None = None  # time of the newest event before we began, since 1970
         self.ended: DisconnectedError | None = None  # why the last connection ended
 
@@ -335,7 +344,8 @@ class Follower:
         ignored = skipped = 0
         while True:
             messages = await subscription.receive()
-            self._silent = 0
+            self._silent = self._futile = 0
+            self.futile_since = None
             self.heard_at = trio.current_time()
             self.arrivals.observe(self.heard_at)
             subscription.idle = self._patience()
@@ -409,6 +419,10 @@ class Follower:
         self.attempted.set()
         self.ended = ended
         self._silent += ended.reason is DisconnectReason.IDLE
+        if ended.reason in _FAULTS and self.arrivals.last <= (self.connected_at or 0.0):
+            self._futile += 1
+            if self._futile == _MOST_ACCIDENTS + 1:
+                self.futile_since = trio.current_time()
         self.report_counts()
         self._metrics.disconnects.labels(ended.reason.value).inc()
         extra: dict[str, str | int | None] = {

@@ -238,6 +238,9 @@ def relay_problem(
     if not follower.connected and RELAY_STALLED.verdict(away) == "warn":
         why = "" if ended is None else f": {ended.detail}"
         return f"not connected for {away:.0f} s{why}"
+    futile = follower.futile_since
+    if futile is not None and ended is not None and RELAY_STALLED.verdict(now - futile) == "warn":
+        return f"its connections end before an event comes: {ended.detail}"
     silent = now - arrivals.last
     if not arrivals.known and other is not None and RELAY_STALLED.verdict(silent) == "warn":
         return f"silent for {silent:.0f} s, while {other.feed.endpoint.key} sends events"

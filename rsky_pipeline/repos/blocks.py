@@ -11,7 +11,8 @@ import mmap
 import os
 import secrets
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from struct import Struct
 from typing import IO
@@ -142,25 +143,41 @@ class Blocks:
         self.release_memory()
 
 
+@contextmanager
+def _disk_full(folder: Path) -> Iterator[None]:
+    """Translate every failure of the file system: no bytes, no inodes, no descriptors."""
+    try:
+        yield
+    except OSError as error:
+        raise DiskFullError(f"{folder} cannot be written: {error.strerror or error}") from error
+
+
 class _BlockFile:
     def __init__(self, budget: Budget, folder: Path) -> None:
+        """Raises DiskFullError."""
         self._budget = budget
         self._granted = 0
         self._folder = folder
-        folder.mkdir(parents=True, exist_ok=True)
-        self._data: IO[bytes] = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - closed below
         self._end = 0
         self.count = 0
         # A secret multiplier: the author of the blocks cannot choose CIDs whose slots collide.
         self._secret = secrets.randbits(64) | 1
         self._shift = 64 - (_FIRST_SLOTS.bit_length() - 1)
-        self._slots = self._new_index(_FIRST_SLOTS)
+        with _disk_full(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            self._slots = self._new_index(_FIRST_SLOTS)
+            try:
+                self._data: IO[bytes] = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115
+            except OSError:
+                self._slots.close()
+                raise
 
     def add(self, pairs: Iterable[tuple[Cid, bytes]]) -> None:
         out: list[bytes] = []
         for cid, block in pairs:
             if 2 * self.count >= 1 << (64 - self._shift):
-                self._grow_index()
+                with _disk_full(self._folder):
+                    self._grow_index()
             if self._insert(int.from_bytes(cid[-8:], "little"), self._end + 1):
                 out += (_HEAD.pack(len(block)), cid, block)
                 self._end += _HEAD.size + LENGTH + len(block)
@@ -169,16 +186,14 @@ class _BlockFile:
         if not self._budget.grow(len(data)):
             raise DiskFullError("other repos use all of backfiller_disk_mb")
         self._granted += len(data)
-        try:
+        with _disk_full(self._folder):
             self._data.write(data)
-        except OSError as error:
-            raise DiskFullError(str(error)) from error
+            self._data.flush()  # what is buffered could fail when it is read
 
     def get(self, cid: Cid) -> bytes | None:
         position = self._find(int.from_bytes(cid[-8:], "little"))
         if not position:
             return None
-        self._data.flush()
         head = os.pread(self._data.fileno(), _HEAD.size + LENGTH + 1_024, position - 1)
         (length,) = _HEAD.unpack_from(head)
         start = _HEAD.size + LENGTH
@@ -190,12 +205,17 @@ class _BlockFile:
 
     def close(self) -> None:
         self._slots.close()
-        self._data.close()
+        with suppress(
+            OSError
+        ):  # it is closed all the same; what is left in its buffer is of no use
+            self._data.close()
         self._budget.give_back(self._granted)
 
     def _new_index(self, slots: int) -> mmap.mmap:
         with tempfile.TemporaryFile(dir=self._folder) as file:
-            file.truncate(slots * _SLOT.size)
+            # Allocated, not only extended: where a page of a mapping has no room on the disk when
+            # it is written to, the kernel ends the process (SIGBUS).
+            os.posix_fallocate(file.fileno(), 0, slots * _SLOT.size)
             return mmap.mmap(file.fileno(), slots * _SLOT.size)
 
     def _grow_index(self) -> None:

@@ -4,12 +4,18 @@ A lock is an flock(2) on an open file. A child inherits the file, so the lock is
 child ends, even if the supervisor dies first.
 """
 
+import errno
 import fcntl
 import os
 from contextlib import suppress
 from pathlib import Path
 
-from rsky_pipeline.runtime.errors import PermissionDeniedError
+from rsky_pipeline.runtime.errors import PermissionDeniedError, UnavailableError, WorkerError
+
+# What passes: bytes, inodes, quota, descriptors, memory, a disk that fails.
+_NO_ROOM = frozenset(
+    {errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO}
+)
 
 
 class Lock:
@@ -29,22 +35,30 @@ class Lock:
 def acquire(path: Path) -> Lock | None:
     """Take the lock without waiting; returns None if another process holds it.
 
-    Raises PermissionDeniedError if the file cannot be created.
+    Raises PermissionDeniedError if the file may not be created, and UnavailableError if there is no
+    room for it.
     """
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     except OSError as error:
-        raise PermissionDeniedError(
-            f"cannot write the lock file {path}: {error.strerror}; choose another run_dir "
-            "(or data_dir) that this account can write"
-        ) from error
+        raise cannot_write(f"the lock file {path}", error) from error
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         os.close(descriptor)
         return None
     return Lock(path, descriptor)
+
+
+def cannot_write(what: str, error: OSError) -> WorkerError:
+    """Return the error for a file that cannot be made; only one of permissions is final."""
+    text = f"cannot write {what}: {error.strerror}"
+    if error.errno in _NO_ROOM:
+        return UnavailableError(f"{text}; make room (`df`, `df -i`)")
+    return PermissionDeniedError(
+        f"{text}; choose another run_dir (or data_dir) that this account can write"
+    )
 
 
 def is_held(path: Path) -> bool:

@@ -14,6 +14,7 @@ from dataclasses import replace
 import trio
 
 from rsky_pipeline.runtime.channel import MAX_EVENT_BYTES, Event, decode_event
+from rsky_pipeline.runtime.errors import WorkerError
 from rsky_pipeline.runtime.health_document import HealthDocument, read_health
 from rsky_pipeline.supervisor import machine as m
 from rsky_pipeline.supervisor.machine import AT_REST, Child, Phase, Policy, step
@@ -41,8 +42,8 @@ class ChildDriver:
         answers: Callable[[], bool] | None = None,
     ) -> None:
         """`launch` is told whether the process before ended without a fault of its work; it raises
-        OSError or ValueError if the process cannot be created. `answers` probes whether a store is
-        ready. A worker reports readiness itself."""
+        OSError, ValueError or WorkerError if the process cannot be created. `answers` probes
+        whether a store is ready. A worker reports readiness itself."""
         self.role = role
         self.instance = instance
         self.name = role if instance is None else f"{role}-{instance}"
@@ -115,7 +116,7 @@ class ChildDriver:
         self._oom_kills = _oom_kills()
         try:
             process = self._launch(before is None or before.blameless)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, WorkerError) as error:
             return m.SpawnFailed(str(error), random.random())
         self._process = process
         nursery.start_soon(self._watch, process)

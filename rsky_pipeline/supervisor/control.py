@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 import trio
 
 from rsky_pipeline.configuration.topology import start_order, stop_order
-from rsky_pipeline.runtime.errors import PermissionDeniedError
+from rsky_pipeline.runtime.lock import cannot_write
 from rsky_pipeline.supervisor.child import ChildDriver
 from rsky_pipeline.supervisor.errors import StartFailedError
 from rsky_pipeline.supervisor.protocol import (
@@ -161,6 +161,7 @@ def open_socket(path: Path) -> trio.SocketListener:
 
     The socket gets its permissions before its name: it is bound under another one, with a umask,
     and renamed. A file of an earlier supervisor is replaced; the caller holds the role locks.
+    Raises PermissionDeniedError and UnavailableError.
     """
     temporary = path.with_name(f".{os.getpid()}.new")
     listener = trio.socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -174,9 +175,7 @@ def open_socket(path: Path) -> trio.SocketListener:
         temporary.rename(path)
     except OSError as error:
         listener.close()
-        raise PermissionDeniedError(
-            f"cannot make the control socket {path}: {error.strerror}; choose another run_dir"
-        ) from error
+        raise cannot_write(f"the control socket {path}", error) from error
     finally:
         os.umask(inherited)
     return trio.SocketListener(listener)
@@ -208,7 +207,7 @@ class ControlServer:
     """Answers requests on one socket, a few at a time."""
 
     def __init__(self, path: Path, handler: Handler) -> None:
-        """Listen at once. Raises PermissionDeniedError when the socket cannot be made."""
+        """Listen at once; raises the errors of `open_socket`."""
         self._path = path
         self._handler = handler
         self._listener = open_socket(path)

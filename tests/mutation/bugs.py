@@ -678,9 +678,9 @@ _EDGE_BUGS = (
     _slip("marks-new-worker", MARKS, "if len(known) < len(times):", "if not known:", T_MARKS),
     _slip("marks-heal-down", MARKS, "greatest(mark.number, EXCLUDED.number)", "EXCLUDED.number", T_MARKS),
     _malice("again-the-later-request", READ_AGAIN, "min(since, before)", "max(since, before)", T_GAPS + "::test_of_two_requests_the_earlier_counts"),
-    _malice("again-forward", READ_AGAIN, "if target is None or target >= present:", "if target is None:", T_GAPS + "::test_a_cursor_goes_back_to_well_before_the_loss_and_never_forward"),
+    _malice("again-forward", READ_AGAIN, "if target is None or (present is not None and target >= present):", "if target is None:", T_GAPS + "::test_a_cursor_goes_back_to_well_before_the_loss_and_never_forward"),
     _slip("again-without-margin", READ_AGAIN, "since - MARGIN_SECONDS", "since", T_GAPS + "::test_a_cursor_goes_back_to_well_before_the_loss_and_never_forward"),
-    _malice("again-until-the-second", READ_AGAIN, "max(present, again_until(store, key))", "present", T_GAPS + "::test_a_cursor_goes_back_to_well_before_the_loss_and_never_forward"),
+    _malice("again-until-the-second", READ_AGAIN, "max(newest, again_until(store, key))", "newest", T_GAPS + "::test_a_cursor_goes_back_to_well_before_the_loss_and_never_forward"),
 )
 # fmt: on
 
