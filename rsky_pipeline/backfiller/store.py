@@ -15,9 +15,8 @@ import trio
 from rsky_pipeline.backfiller.coalescer import Coalescer
 from rsky_pipeline.database.bulk import transpose, unnest_sql
 from rsky_pipeline.database.connection import Database
-from rsky_pipeline.database.errors import DatabaseError
 from rsky_pipeline.database.isolation import Isolation
-from rsky_pipeline.database.schema import blame_schema
+from rsky_pipeline.database.schema import blamed_on_schema
 from rsky_pipeline.database.texts import storable
 from rsky_pipeline.observability.backfiller import BackfillerMetrics
 from rsky_pipeline.runtime.link import Link
@@ -107,11 +106,8 @@ def _write(database: Database, outcomes: Sequence[RepoOutcome]) -> None:
          each.records, each.deletes, each.bytes, each.seconds)
         for each in outcomes
     ]  # fmt: skip
-    try:
+    with blamed_on_schema(database):
         database.execute(_WRITE, transpose(rows, len(_COLUMNS)))
-    except DatabaseError as error:
-        blame_schema(database, error)
-        raise
 
 
 class Output:

@@ -160,10 +160,7 @@ class LockWatch:
     async def run(self) -> None:
         """Look until cancelled."""
         while True:
-            try:
-                self.found = await self._link.attempt(blockers) or []
-            except DatabaseError:
-                self.found = []  # logged by the link
+            self.found = await self._link.attempt(blockers) or []
             await trio.sleep(WATCH_SECONDS)
 
     def close(self) -> None:

@@ -14,9 +14,9 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 
 import trio
-from trio_websocket import ConnectionRejected, WebSocketConnection
+from trio_websocket import CloseReason, ConnectionRejected, WebSocketConnection
 from wsproto import ConnectionType, WSConnection
-from wsproto.events import BytesMessage, RejectConnection, TextMessage
+from wsproto.events import BytesMessage, CloseConnection, RejectConnection, TextMessage
 
 # The sync specification allows 5 MB; a little above it is not worth losing an event over.
 MAX_MESSAGE = 5 * 1024 * 1024
@@ -63,6 +63,10 @@ class FrameSocket(WebSocketConnection):
         self.stalls = 0  # how often reading stopped for want of room
         self.stalled = False
         self.discarding = False  # on the way out nothing is kept
+        # Set by a close frame and by bytes that RFC 6455 forbids (a masked frame: 5.1); nothing
+        # behind them counts, and the peer has to close the connection.
+        self.closing = trio.Event()
+        self.closed_with = CloseReason(1005, None)
         self.messages = 0
         self.text_messages = 0
         self.oversize_messages = 0
@@ -124,6 +128,8 @@ class FrameSocket(WebSocketConnection):
             await self._deliver([b"".join(parts)])
 
     async def _deliver(self, messages: Sequence[bytes]) -> None:
+        if self.closing.is_set():
+            return
         self.messages += len(messages)
         if self.discarding:
             return
@@ -140,6 +146,11 @@ class FrameSocket(WebSocketConnection):
             self._room = trio.Event()
             await self._room.wait()
         self.stalled = False
+
+    async def _handle_close_connection_event(self, event: CloseConnection) -> None:
+        self.closed_with = CloseReason(event.code, event.reason)
+        self.closing.set()
+        await super()._handle_close_connection_event(event)
 
     async def _handle_reject_connection_event(self, event: RejectConnection) -> None:
         # The body is of no use, and the library would collect any amount of it.

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 import trio
-from trio_websocket import ConnectionClosed, ConnectionRejected
+from trio_websocket import CloseReason, ConnectionClosed, ConnectionRejected
 from wsproto.utilities import ProtocolError
 
 from rsky_pipeline import __version__
@@ -141,21 +141,35 @@ class Subscription:
             elif closed.code == 1006:
                 self._end(DisconnectReason.LOST, "the connection broke")
             else:
-                broken = closed.code in _PROTOCOL_CODES
-                reason = DisconnectReason.PROTOCOL_ERROR if broken else DisconnectReason.CLOSED
-                words = f", {closed.reason[:200]}" if closed.reason else ""
-                self._end(reason, f"closed with code {closed.code}{words}")
+                self._end_closed(closed)
+
+    def _end_closed(self, closed: CloseReason) -> None:
+        broken = closed.code in _PROTOCOL_CODES
+        reason = DisconnectReason.PROTOCOL_ERROR if broken else DisconnectReason.CLOSED
+        words = f", {closed.reason[:200]}" if closed.reason else ""
+        self._end(reason, f"closed with code {closed.code}{words}")
 
     async def run_heartbeat(self) -> None:
-        """Ping the peer now and then; one that sends neither a pong nor a message is dead."""
+        """Ping the peer now and then; one that sends neither a pong nor a message is dead.
+
+        So is one that keeps the connection open, and goes on sending, behind a close frame or a
+        breach of the protocol. The library waits for it (RFC 6455, 7.1.1), whatever it takes.
+        """
         socket, timeouts = self._socket, self._timeouts
         while self._ended is None:
-            await trio.sleep(timeouts.ping_every)
+            with trio.move_on_after(timeouts.ping_every):
+                await socket.closing.wait()
+            if socket.closing.is_set():
+                await trio.sleep(timeouts.close)
+                self._end_closed(socket.closed_with)
+                return
             messages, stalls = socket.messages, socket.stalls
             try:
                 with trio.move_on_after(timeouts.pong_within) as waiting:
                     await socket.ping()
             except ConnectionClosed:
+                if socket.closing.is_set():
+                    continue
                 return
             # The pong may be behind messages that we did not read in time.
             unread = socket.stalled or (socket.messages, socket.stalls) != (messages, stalls)

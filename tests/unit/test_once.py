@@ -72,8 +72,8 @@ STORE_ERRORS = {
 HANDLERS_LEFT = {
     # The link counted and logged it; no defect, and the checks come again after their lease.
     "indexer/accounts/checks.py": 1,
-    # Two refusals that only an operator can end, at the start and of the schema, end the worker.
-    "indexer/role.py": 2,
+    # A refusal at the start, which only an operator can end, ends the worker.
+    "indexer/role.py": 1,
     # A refusal of one step of cleaning must not keep the other steps.
     "indexer/upkeep.py": 1,
     # Passes it on, past the boundary against answers of hosts.

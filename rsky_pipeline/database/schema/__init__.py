@@ -6,7 +6,7 @@ from the expected schema (`check`). Read `migrate` first; a step is a file `NNNN
 must not know what a row means.
 """
 
-from rsky_pipeline.database.schema.compare import Difference, blame_schema, check
+from rsky_pipeline.database.schema.compare import Difference, blamed_on_schema, check
 from rsky_pipeline.database.schema.migrate import initialise, pending
 
-__all__ = ["Difference", "blame_schema", "check", "initialise", "pending"]
+__all__ = ["Difference", "blamed_on_schema", "check", "initialise", "pending"]

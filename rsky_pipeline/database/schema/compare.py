@@ -1,6 +1,8 @@
 """Compares a database with the schema that this version expects; read-only."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
 from importlib import resources
@@ -85,21 +87,28 @@ _OF_SCHEMA = ("42", "0A", "23502")
 _PARTS = ("table ", "column ", "index ", "constraint ", "extension ", "schema ")
 
 
-def blame_schema(database: Database, error: DatabaseError) -> None:
-    """Raise SchemaMismatchError if a difference of the schema explains why a statement failed.
+@contextmanager
+def blamed_on_schema(database: Database) -> Iterator[None]:
+    """Raise SchemaMismatchError where a difference of the schema explains why a statement failed.
 
     Somebody may change tables while we write to them. No data is at fault then, and what waits
     succeeds once the tables are as expected again.
     """
-    if not (error.sqlstate or "").startswith(_OF_SCHEMA) or isinstance(error, SchemaMismatchError):
-        return
-    with database.transaction() as tx:
-        found = _differences(tx, database.schema)
-    parts = [each for each in found if each.severity == "error" and
-             each.subject.startswith(_PARTS)]  # fmt: skip
-    if parts:
-        first = f"{parts[0].subject}, expected: {parts[0].expected}, found: {parts[0].found}"
-        raise SchemaMismatchError(f"{error}; the schema differs: {first}") from error
+    try:
+        yield
+    except SchemaMismatchError:
+        raise
+    except DatabaseError as error:
+        if not (error.sqlstate or "").startswith(_OF_SCHEMA):
+            raise
+        with database.transaction() as tx:
+            found = _differences(tx, database.schema)
+        for each in found:
+            if each.severity == "error" and each.subject.startswith(_PARTS):
+                first = f"{each.subject}, expected: {each.expected}, found: {each.found}"
+                text = f"{error}; the schema differs: {first}"
+                raise SchemaMismatchError(text, sqlstate=error.sqlstate) from error
+        raise
 
 
 def _differences(tx: Transaction, schema: str) -> list[Difference]:

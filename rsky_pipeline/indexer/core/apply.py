@@ -15,14 +15,10 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 
 from rsky_pipeline.database.connection import Database, Transaction
-from rsky_pipeline.database.errors import (
-    DatabaseError,
-    RowExistsError,
-    TransactionConflictError,
-)
+from rsky_pipeline.database.errors import RowExistsError, TransactionConflictError
 from rsky_pipeline.database.isolation import Isolation, retry_conflicts
 from rsky_pipeline.database.marks import raise_mark
-from rsky_pipeline.database.schema import blame_schema
+from rsky_pipeline.database.schema import blamed_on_schema
 from rsky_pipeline.indexer.accounts.actors import (
     KnownActor,
     create_actors,
@@ -114,7 +110,8 @@ class Applier:
             items.append(item)
 
         def write(items: Sequence[BatchItem]) -> None:
-            retry_conflicts(lambda: self._write(database, items, outcome), MAX_CONFLICTS)
+            with blamed_on_schema(database):
+                retry_conflicts(lambda: self._write(database, items, outcome), MAX_CONFLICTS)
 
         for culprit in self._isolation.apply([items], write):
             text = f"{culprit.entry.subject}: {culprit.message}"
@@ -150,9 +147,6 @@ class Applier:
             outcome.mark = number  # only of what is committed
         except TransactionConflictError:
             outcome.conflicts += 1
-            raise
-        except DatabaseError as error:
-            blame_schema(database, error)
             raise
 
 

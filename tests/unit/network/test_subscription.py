@@ -1,5 +1,8 @@
 """Subscriptions over real sockets on loopback, to servers of every kind of badness."""
 
+import base64
+import hashlib
+import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
@@ -89,7 +92,10 @@ async def until_disconnected(endpoint: Endpoint, timeouts: Timeouts = QUICK) -> 
 
 def test_the_parts_of_the_library_that_are_replaced_are_still_there() -> None:
     base = trio_websocket.WebSocketConnection
-    for name in ("_reader_task", "_handle_message_event", "_handle_reject_connection_event"):
+    for name in (
+        "_reader_task", "_handle_message_event", "_handle_reject_connection_event",
+        "_handle_close_connection_event",
+    ):  # fmt: skip
         assert callable(getattr(base, name)), name
     assert FrameSocket._handle_message_event is not base._handle_message_event
 
@@ -242,6 +248,75 @@ async def accept_by_hand(stream: trio.SocketStream) -> None:
         b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
         b"Sec-WebSocket-Accept: " + token + b"\r\n\r\n"
     )
+
+
+def accepted(request: bytes) -> bytes:
+    """Return the answer of a server to a request for a WebSocket."""
+    found = re.search(rb"(?i)sec-websocket-key: *(\S+)", request)
+    assert found is not None
+    digest = hashlib.sha1(found[1] + b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11").digest()
+    return (
+        b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+        b"Sec-WebSocket-Accept: " + base64.b64encode(digest) + b"\r\n\r\n"
+    )
+
+
+ONE = b"\x82\x03one"
+MASKED = b"\x82\x83abcd" + bytes(a ^ b for a, b in zip(b"two", b"abc", strict=True))
+
+
+@pytest.mark.parametrize(
+    ("breach", "reason"),
+    [
+        (MASKED, DisconnectReason.PROTOCOL_ERROR),  # RFC 6455, 5.1: the client has to fail it
+        (b"\x83\x00", DisconnectReason.PROTOCOL_ERROR),
+        (b"\x88\x02\x03\xe9", DisconnectReason.CLOSED),
+        (b"\x88\x00", DisconnectReason.CLOSED),
+    ],
+)
+async def test_nothing_counts_behind_the_end_of_a_peer_that_goes_on_sending(
+    breach: bytes, reason: DisconnectReason
+) -> None:
+    """Also of a labeler, which may be silent for as long as it likes."""
+
+    async def serve(stream: trio.SocketStream) -> None:
+        await stream.send_all(accepted(await stream.receive_some()) + ONE + breach)
+        with suppress(trio.BrokenResourceError):
+            while True:
+                await stream.send_all(ONE)
+                await trio.sleep(0.01)
+
+    patient = Timeouts(connect=2.0, close=0.2, idle=None, ping_every=60.0, pong_within=1.0)
+    async with (
+        raw_server(serve) as endpoint,
+        subscribe(endpoint, NSID, None, timeouts=patient) as subscription,
+    ):
+        with trio.fail_after(20):
+            messages, ended = await receive_all(subscription)
+    assert messages == [b"one"]
+    assert ended.reason is reason
+
+
+@pytest.mark.parametrize("handshake", [True, False])
+async def test_a_peer_that_sends_a_byte_now_and_then_is_given_up(handshake: bool) -> None:
+    """In the answer to the handshake and in a message, before anything of it is whole."""
+
+    async def serve(stream: trio.SocketStream) -> None:
+        answer = accepted(await stream.receive_some())
+        slow = answer if handshake else b"\x82\x7e\x0f\xff" + bytes(0xFFF)
+        with suppress(trio.BrokenResourceError):
+            if not handshake:
+                await stream.send_all(answer)
+            for number in range(len(slow)):
+                await stream.send_all(slow[number : number + 1])
+                await trio.sleep(0.05)
+
+    patient = Timeouts(connect=0.5, close=0.2, idle=None, ping_every=0.1, pong_within=0.3)
+    async with raw_server(serve) as endpoint:
+        with trio.fail_after(20):
+            ended = await until_disconnected(endpoint, patient)
+    wanted = DisconnectReason.CONNECT_TIMEOUT if handshake else DisconnectReason.PING_TIMEOUT
+    assert ended.reason is wanted
 
 
 @pytest.mark.parametrize(
