@@ -1,5 +1,6 @@
 """An embedded PostgreSQL: unix socket only, durable, sized for a small machine."""
 
+import errno
 import logging
 import os
 import re
@@ -192,4 +193,8 @@ def _run(command: list[str], account: SystemAccount | None, stdin: str = "") -> 
         raise EmbeddedStoreError(f"{name} could not be run: {error}") from error
     if result.returncode != 0:
         reason = " | ".join(result.stderr.strip().splitlines()[-3:])
-        raise EmbeddedStoreError(f"{name} failed with code {result.returncode}: {reason}")
+        full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        cause = full if str(full.strerror) in reason else None  # which passes
+        raise EmbeddedStoreError(
+            f"{name} failed with code {result.returncode}: {reason}"
+        ) from cause

@@ -51,10 +51,15 @@ def acquire(path: Path) -> Lock | None:
     return Lock(path, descriptor)
 
 
+def lacks_room(error: BaseException | None) -> bool:
+    """Return whether an error passes when there is room again: then a start may be repeated."""
+    return isinstance(error, OSError) and error.errno in _NO_ROOM
+
+
 def cannot_write(what: str, error: OSError) -> WorkerError:
     """Return the error for a file that cannot be made; only one of permissions is final."""
     text = f"cannot write {what}: {error.strerror}"
-    if error.errno in _NO_ROOM:
+    if lacks_room(error):
         return UnavailableError(f"{text}; make room (`df`, `df -i`)")
     return PermissionDeniedError(
         f"{text}; choose another run_dir (or data_dir) that this account can write"

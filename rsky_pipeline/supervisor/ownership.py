@@ -19,8 +19,8 @@ import trio
 from rsky_pipeline.configuration.settings import Settings
 from rsky_pipeline.embedded import locations
 from rsky_pipeline.embedded.errors import EmbeddedStoreError
-from rsky_pipeline.runtime.errors import PermissionDeniedError
-from rsky_pipeline.runtime.lock import Lock, acquire, holders, is_held
+from rsky_pipeline.runtime.errors import PermissionDeniedError, UnavailableError
+from rsky_pipeline.runtime.lock import Lock, acquire, holders, is_held, lacks_room
 from rsky_pipeline.supervisor.errors import AlreadyRunningError
 
 POLL_SECONDS = 0.1
@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 def take(settings: Settings, roles: Sequence[str], *, embeds: bool) -> ExitStack:
     """Make the directories and take the locks; closing the result lets go of them.
 
-    Raises AlreadyRunningError or PermissionDeniedError.
+    Raises AlreadyRunningError, PermissionDeniedError and UnavailableError.
     """
     run_dir = locations.run_directory(settings)
     data_dir = locations.data_directory(settings)
@@ -102,6 +102,8 @@ def _make_directories(directories: Sequence[Path]) -> None:
         if directories:
             locations.make_private(locations.socket_directory(directories[-1]))
     except EmbeddedStoreError as error:
+        if lacks_room(error.__cause__):
+            raise UnavailableError(str(error)) from error
         raise PermissionDeniedError(str(error)) from error
 
 

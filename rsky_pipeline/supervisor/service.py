@@ -19,7 +19,8 @@ from rsky_pipeline.embedded import locations
 from rsky_pipeline.embedded.errors import EmbeddedStoreError
 from rsky_pipeline.embedded.program import StoreProgram
 from rsky_pipeline.runtime import notify
-from rsky_pipeline.runtime.errors import FORCED, SettingError, WorkerError
+from rsky_pipeline.runtime.errors import FORCED, SettingError, UnavailableError, WorkerError
+from rsky_pipeline.runtime.lock import lacks_room
 from rsky_pipeline.runtime.log_file import LogFile
 from rsky_pipeline.runtime.program import raise_file_limit
 from rsky_pipeline.supervisor import children, ownership, sequence, status
@@ -190,6 +191,8 @@ class Service:
         try:
             program: StoreProgram = await trio.to_thread.run_sync(kind.prepare, self._settings)
         except EmbeddedStoreError as error:
+            if lacks_room(error.__cause__):
+                raise UnavailableError(str(error)) from error
             raise SettingError(str(error)) from error
         lock = children.store_lock(self._settings, kind.name)
         left = ownership.Survivor(kind.name, lock, STORE_PATIENCE_SECONDS, program.stop_signal)

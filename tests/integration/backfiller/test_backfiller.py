@@ -2,6 +2,7 @@
 
 import json
 import threading
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -16,7 +17,7 @@ from rsky_pipeline.health.rules import PROGRESS
 from rsky_pipeline.repos.hosts import PARK_AFTER, HostState
 from rsky_pipeline.streams.append import Entry, append
 from rsky_pipeline.streams.connection import Store
-from rsky_pipeline.streams.names import TRIALS
+from rsky_pipeline.streams.names import TRIALS, WAITING_KEY
 from rsky_pipeline.streams.repo_job import REPO_FIELD, decode_repo_job
 from rsky_pipeline.streams.waiting import all_waiting, hurry_waiting
 from tests.consumers import GroupReader
@@ -34,6 +35,7 @@ from tests.integration.backfiller.kit import (
     queue,
     settled,
 )
+from tests.small_disk import small_disk
 
 
 async def test_all_records_come_before_one_closing_event(
@@ -405,6 +407,28 @@ async def test_a_repo_waits_while_the_disk_is_used_up(
     assert running.value("failures_total", reason="no_disk") == 1
     assert running.value("disk_reserved_bytes") == 0
     assert (output(store), letters(store)) == ([], [])
+
+
+async def test_repos_wait_while_the_file_system_has_no_room(
+    store: Store, configure: Configure, hosts: FakeHosts
+) -> None:
+    """No inodes: nothing becomes a dead letter, and all is fetched when there is room again."""
+    hosts.add("did:plc:a", document("did:plc:a"), make_repo("did:plc:a", 12_000)[0])
+    with small_disk(inodes=50) as small:
+        configured = replace(
+            configure(backfiller_memory_mb=1, backfiller_max_attempts=1), data_dir=small.folder
+        )
+        async with backfiller(configured) as running:
+            small.use_up_inodes()
+            queue(store, "did:plc:a")
+            await eventually(lambda: running.value("repos_waiting") == 1)
+            assert running.value("failures_total", reason="no_disk") == 1
+            assert running.value("memory_reserved_bytes") == 0
+            assert letters(store) == []
+            small.make_room()
+            store.call("ZADD", WAITING_KEY, "XX", 0, *store.call("ZRANGE", WAITING_KEY, 0, -1))
+            await settled(store)
+        assert running.value("records_extracted_total") == 12_000
 
 
 async def test_deletions_are_queued_only_where_the_tree_proves_them(

@@ -12,13 +12,14 @@ from typing import Any
 import pytest
 import trio
 import trio.lowlevel
+from trio_websocket import WebSocketRequest, serve_websocket
 
 from rsky_pipeline.atproto.syntax import tid_microseconds, tid_number
 from rsky_pipeline.configuration.endpoints import Endpoint, HostKey, parse_endpoint
 from rsky_pipeline.configuration.settings import Settings
 from rsky_pipeline.database.connection import Database
 from rsky_pipeline.health.rules import RELAY_STALLED, Limits
-from rsky_pipeline.ingester import read_again, report
+from rsky_pipeline.ingester import follower, read_again, report
 from rsky_pipeline.ingester.commits.states import (
     make_state,
     repo_digest,
@@ -38,6 +39,7 @@ from rsky_pipeline.operations.cursors import (
     list_cursors,
     set_cursor,
 )
+from rsky_pipeline.runtime.backoff import Backoff
 from rsky_pipeline.runtime.link import Link
 from rsky_pipeline.streams.append import append
 from rsky_pipeline.streams.connection import connect
@@ -207,6 +209,34 @@ async def test_the_leader_is_told_and_a_silent_relay_is_noticed(
         assert ingester.health["leading_relay"] == hosts[0]
         await eventually(lambda: ingester.metric("ingester_relay_stalled", host=hosts[1]) == 1)
         assert f"{hosts[1]}: silent for" in ingester.health["problem"]
+
+
+async def test_a_relay_whose_connections_end_before_any_event_is_named(
+    clean_redis: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It looks connected, again and again. The other one is not delayed."""
+    rule = replace(RELAY_STALLED, limits=Limits(warn=0.5))
+    monkeypatch.setattr(report, "RELAY_STALLED", rule)
+    monkeypatch.setattr(follower, "Backoff", partial(Backoff, 0.1, 0.1))
+
+    async def breaks(request: WebSocketRequest) -> None:
+        socket = await request.accept()
+        await socket._stream.send_all(b"\x83\x00")
+        await trio.sleep_forever()
+
+    good = Relay(likes(*range(1, 21)))
+    async with trio.open_nursery() as nursery, running(good):
+        serve: Any = partial(serve_websocket, breaks, "127.0.0.1", 0, None)
+        server = await nursery.start(serve)
+        bad = f"127.0.0.1:{server.port}"
+        async with ingesting(clean_redis, good.url, f"ws://{bad}") as ingester:
+            await eventually(lambda: cursor(clean_redis, good) == "20")
+            await eventually(lambda: ingester.metric("ingester_relay_stalled", host=bad) == 1)
+            problem = f"{bad}: its connections end before an event comes: closed with code 1002"
+            await eventually(lambda: problem in (ingester.health["problem"] or ""))
+            good.add(*likes(21))
+            await eventually(lambda: cursor(clean_redis, good) == "21")
+        nursery.cancel_scope.cancel()
 
 
 async def test_a_relay_that_is_silent_since_the_start_is_judged_by_one_that_it_kept_pace_with(

@@ -7,8 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from rsky_pipeline.configuration.settings import Settings
 from rsky_pipeline.runtime import lock as locks
-from rsky_pipeline.runtime.errors import PermissionDeniedError
+from rsky_pipeline.runtime.errors import PermissionDeniedError, UnavailableError
+from rsky_pipeline.supervisor import ownership
+from rsky_pipeline.supervisor.control import open_socket
+from tests.small_disk import small_disk
 
 
 def test_one_holder_at_a_time(tmp_path: Path) -> None:
@@ -59,3 +63,21 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(PermissionDeniedError, match=r"file/a\.lock.*choose another run_dir"):
         locks.acquire(tmp_path / "file" / "a.lock")
+
+
+async def test_a_disk_without_inodes_is_no_final_error(tmp_path: Path) -> None:
+    """A unit that ends with it is started again, and there may be room by then."""
+    with small_disk(inodes=20) as small:
+        small.use_up_inodes()
+        with pytest.raises(UnavailableError, match=r"a\.lock: No space left .*df -i"):
+            locks.acquire(small.folder / "a.lock")
+        with pytest.raises(UnavailableError, match=r"pipeline\.sock.*df -i"):
+            open_socket(small.folder / "pipeline.sock")
+        configured = Settings(data_dir=small.folder / "data", run_dir=small.folder / "run")
+        with pytest.raises(UnavailableError, match="No space left"):
+            ownership.take(configured, ["indexer"], embeds=True)
+        small.make_room()
+        lock = locks.acquire(small.folder / "a.lock")
+        assert lock is not None
+        lock.let_go()
+        ownership.take(configured, ["indexer"], embeds=True).close()
