@@ -18,7 +18,6 @@ from rsky_pipeline.configuration.settings import Settings
 from rsky_pipeline.configuration.topology import FIREHOSE_LIVE
 from rsky_pipeline.health.conditions import METRICS, diagnose
 from rsky_pipeline.health.rules import (
-    DATABASE_LOCKED,
     HISTORY_SECONDS,
     OF_STORES,
     RuleVerdict,
@@ -120,12 +119,9 @@ class SelfCheck:
         return found
 
     def look_at_stores(
-        self, troubles: Sequence[StoreTrouble], blockers: Sequence[str] = ()
+        self, troubles: Sequence[StoreTrouble], others: Sequence[RuleVerdict] = ()
     ) -> list[RuleVerdict]:
-        """Judge the links that fail, and the locks that statements wait for; nothing is asked.
-
-        `blockers` describes the sessions that hold those locks.
-        """
+        """Judge the links that fail; nothing is asked. `others` are verdicts about stores too."""
         longest: dict[str, StoreTrouble] = {}
         for trouble in troubles:
             known = longest.setdefault(trouble.error.finding, trouble)
@@ -138,8 +134,7 @@ class SelfCheck:
             )
             for name, trouble in longest.items()
         ]  # fmt: skip
-        verdicts += [RuleVerdict(DATABASE_LOCKED, "", "fail", text) for text in blockers]
-        found = [each for each in verdicts if each.status == "fail"]
+        found = [each for each in (*verdicts, *others) if each.status == "fail"]
         with self._lock:
             self._of_stores = found
             self._show()
@@ -209,13 +204,13 @@ def watch(
 
 
 async def watch_stores(
-    check: SelfCheck, context: WorkerContext, blockers: Callable[[], Sequence[str]] = tuple
+    check: SelfCheck, context: WorkerContext, others: Callable[[], Sequence[RuleVerdict]] = tuple
 ) -> None:
     """Show stores that fail as findings and in the health document, until cancelled.
 
     It rests on what links have met, so it also works while nothing answers.
     """
     while True:
-        found = check.look_at_stores(store_troubles(), blockers())
+        found = check.look_at_stores(store_troubles(), others())
         context.health({"stores": [f"{each.rule.title}: {each.figure}" for each in found]})
         await trio.sleep(_STORES_SECONDS)

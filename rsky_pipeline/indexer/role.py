@@ -37,7 +37,7 @@ from rsky_pipeline.indexer.core.entries import Reading, Refusal, read_entry
 from rsky_pipeline.indexer.core.labels import LabelReading, read_labels
 from rsky_pipeline.indexer.report import IndexerReport
 from rsky_pipeline.indexer.scheduling import BatchQueue, FairScheduler
-from rsky_pipeline.indexer.upkeep import LockWatch, StreamUpkeep, TableUpkeep
+from rsky_pipeline.indexer.upkeep import DatabaseWatch, StreamUpkeep, TableUpkeep
 from rsky_pipeline.observability.indexer import IndexerMetrics
 from rsky_pipeline.observability.streams import StreamMetrics
 from rsky_pipeline.runtime.context import WorkerContext
@@ -70,14 +70,14 @@ async def run(context: WorkerContext) -> None:
         async with trio.open_nursery() as services:
             services.start_soon(indexer.report_health)
             services.start_soon(
-                watch_stores, indexer.self_check, context, lambda: indexer.lock_watch.found
+                watch_stores, indexer.self_check, context, lambda: indexer.database_watch.found
             )
             if not await indexer.connect():
                 services.cancel_scope.cancel()
                 return
             services.start_soon(indexer.stream_upkeep.run)
             services.start_soon(indexer.table_upkeep.run)
-            services.start_soon(indexer.lock_watch.run)
+            services.start_soon(indexer.database_watch.run)
             services.start_soon(
                 look_up_accounts, context.settings, context.consumer, indexer.metrics,
                 indexer.collections, indexer.open_database, indexer.is_behind,
@@ -116,7 +116,7 @@ class Indexer:
             lambda: self._database.in_trouble or self._store.in_trouble,
         )  # fmt: skip
         self.table_upkeep = TableUpkeep(self.open_database, self.metrics)
-        self.lock_watch = LockWatch(self.open_database)
+        self.database_watch = DatabaseWatch(self.open_database)
         self._hosts = [endpoint.key for endpoint in settings.relays]
         self._is_ready = False
 
@@ -171,7 +171,7 @@ class Indexer:
             while (batch := await self._queue.take()) is not None:
                 if self._context.escalated.is_set():
                     continue  # the entries stay pending
-                apply = partial(self._applier.apply, batch=batch)
+                apply = partial(self._apply, batch)
                 self.metrics.active.set(1)
                 with self._activity(APPLYING):
                     outcome = await self._database.retry(apply, until=self._context.escalated)
@@ -182,6 +182,10 @@ class Indexer:
                 self._scheduler.worked(outcome.seconds, history=history, behind=self._queue.behind)
                 self.metrics.apply_seconds.labels(batch.stream).inc(outcome.seconds)
                 await applied.send((batch, outcome))  # waits until the one before is acknowledged
+
+    def _apply(self, batch: EntryBatch, database: Database) -> BatchOutcome:
+        self.database_watch.require_unique()
+        return self._applier.apply(database, batch)
 
     async def _acknowledge_all(
         self, applied: trio.MemoryReceiveChannel[tuple[EntryBatch, BatchOutcome]]
@@ -323,7 +327,7 @@ class Indexer:
         self._store.close()
         self.stream_upkeep.close()
         self.table_upkeep.close()
-        self.lock_watch.close()
+        self.database_watch.close()
 
 
 def acknowledge(consumer: Consumer, batch: EntryBatch, outcome: BatchOutcome, store: Store) -> bool:

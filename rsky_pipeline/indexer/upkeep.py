@@ -13,7 +13,13 @@ import trio
 
 from rsky_pipeline.database.blockers import blockers
 from rsky_pipeline.database.connection import Database
-from rsky_pipeline.database.errors import DatabaseError, TransactionConflictError
+from rsky_pipeline.database.errors import (
+    DatabaseError,
+    SchemaMismatchError,
+    TransactionConflictError,
+)
+from rsky_pipeline.database.schema import Difference, differing_parts
+from rsky_pipeline.health.rules import DATABASE_LOCKED, SCHEMA, RuleVerdict
 from rsky_pipeline.health.self_check import SelfCheck, watch
 from rsky_pipeline.indexer.collections.post_notifications import (
     BATCH_REPLIES,
@@ -150,18 +156,47 @@ class TableUpkeep:
             self._metrics.fail(self._metrics.database_failures)
 
 
-class LockWatch:
-    """Looks, on a connection of its own, for sessions of others that our statements wait for."""
+class DatabaseWatch:
+    """Looks, on a connection of its own, for what others do to our tables.
+
+    `found`: sessions whose locks our statements wait for, and differences of the schema. `lacks`: a
+    missing constraint without which rows would be written twice; nothing may be written then.
+    """
 
     def __init__(self, open_database: Callable[[], Database]) -> None:
-        self.found: list[str] = []
-        self._link = Link(open_database, purpose="looking for locks")
+        self.lacks = ""
+        self._blocked: list[RuleVerdict] = []
+        self._differs: list[RuleVerdict] = []
+        self._link = Link(open_database, purpose="watching the database")
+
+    @property
+    def found(self) -> list[RuleVerdict]:
+        """The verdicts of the last looks."""
+        return [*self._blocked, *self._differs]
 
     async def run(self) -> None:
         """Look until cancelled."""
         while True:
-            self.found = await self._link.attempt(blockers) or []
-            await trio.sleep(WATCH_SECONDS)
+            differs = await self._link.attempt(differing_parts)
+            if differs is not None:
+                self.note(differs)
+            for _ in range(CLEAN_EVERY):
+                held = await self._link.attempt(blockers) or []
+                self._blocked = [RuleVerdict(DATABASE_LOCKED, "", "fail", text) for text in held]
+                await trio.sleep(WATCH_SECONDS)
+
+    def note(self, differs: Sequence[Difference]) -> None:
+        """Take the differences of the schema, those of unique constraints first."""
+        self._differs, self.lacks = [], ""
+        if differs:
+            figure = f"{len(differs)} differences, the first: {differs[0]}"
+            self._differs = [RuleVerdict(SCHEMA, "", "fail", figure)]
+            self.lacks = str(differs[0]) if differs[0].keeps_rows_unique else ""
+
+    def require_unique(self) -> None:
+        """Raise SchemaMismatchError while a constraint is missing that keeps rows unique."""
+        if self.lacks:
+            raise SchemaMismatchError(f"rows could be written twice: {self.lacks}")
 
     def close(self) -> None:
         """Close the connection."""

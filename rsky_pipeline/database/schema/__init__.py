@@ -6,7 +6,12 @@ from the expected schema (`check`). Read `migrate` first; a step is a file `NNNN
 must not know what a row means.
 """
 
-from rsky_pipeline.database.schema.compare import Difference, blamed_on_schema, check
+from rsky_pipeline.database.schema.compare import (
+    Difference,
+    blamed_on_schema,
+    check,
+    differing_parts,
+)
 from rsky_pipeline.database.schema.migrate import initialise, pending
 
-__all__ = ["Difference", "blamed_on_schema", "check", "initialise", "pending"]
+__all__ = ["Difference", "blamed_on_schema", "check", "differing_parts", "initialise", "pending"]

@@ -48,6 +48,15 @@ class Difference:
     found: str | None
     advice: str
 
+    def __str__(self) -> str:
+        return f"{self.subject}, expected: {self.expected}, found: {self.found}"
+
+    @property
+    def keeps_rows_unique(self) -> bool:
+        """Whether rows may be there twice without what is missing."""
+        wanted = self.expected or ""
+        return wanted.startswith(("PRIMARY KEY", "UNIQUE", "CREATE UNIQUE")) and self.found is None
+
 
 @dataclass(frozen=True, slots=True)
 class Expected:
@@ -87,6 +96,17 @@ _OF_SCHEMA = ("42", "0A", "23502")
 _PARTS = ("table ", "column ", "index ", "constraint ", "extension ", "schema ")
 
 
+def differing_parts(database: Database) -> list[Difference]:
+    """Return the errors in tables and what belongs to them; those of rules for rows first.
+
+    A unique constraint that is missing raises no error by itself: rows would be there twice.
+    """
+    with database.transaction() as tx:
+        found = _differences(tx, database.schema)
+    parts = [each for each in found if each.severity == "error" and each.subject.startswith(_PARTS)]
+    return sorted(parts, key=lambda each: not each.keeps_rows_unique)
+
+
 @contextmanager
 def blamed_on_schema(database: Database) -> Iterator[None]:
     """Raise SchemaMismatchError where a difference of the schema explains why a statement failed.
@@ -101,13 +121,9 @@ def blamed_on_schema(database: Database) -> Iterator[None]:
     except DatabaseError as error:
         if not (error.sqlstate or "").startswith(_OF_SCHEMA):
             raise
-        with database.transaction() as tx:
-            found = _differences(tx, database.schema)
-        for each in found:
-            if each.severity == "error" and each.subject.startswith(_PARTS):
-                first = f"{each.subject}, expected: {each.expected}, found: {each.found}"
-                text = f"{error}; the schema differs: {first}"
-                raise SchemaMismatchError(text, sqlstate=error.sqlstate) from error
+        for each in differing_parts(database):
+            text = f"{error}; the schema differs: {each}"
+            raise SchemaMismatchError(text, sqlstate=error.sqlstate) from error
         raise
 
 

@@ -15,7 +15,7 @@ from rsky_pipeline.configuration.settings import Settings
 from rsky_pipeline.configuration.topology import ROLE_NAMES, STREAMS
 from rsky_pipeline.database.errors import DatabaseUnavailableError
 from rsky_pipeline.health import conditions, rules, self_check
-from rsky_pipeline.health.rules import Rule
+from rsky_pipeline.health.rules import Rule, RuleVerdict
 from rsky_pipeline.health.samples import Sample
 from rsky_pipeline.health.self_check import SelfCheck
 from rsky_pipeline.observability.catalogue import declared, missing_metrics
@@ -140,7 +140,8 @@ def test_stores_that_fail_are_findings_while_they_last() -> None:
     assert "disk of Redis" in found[0].to_do
     names = ["database_connections", "redis_cannot_save", "redis_memory"]
     assert active_findings(registry, FAILS) == names
-    assert check.look_at_stores([], ["1 statement waits for 4 s; blocked by pid 7"])
+    locked = RuleVerdict(rules.DATABASE_LOCKED, "", "fail", "1 statement waits for 4 s")
+    assert check.look_at_stores([], [locked])
     assert active_findings(registry, FAILS) == ["database_locked", "redis_memory"]
     assert check.look_at_stores([]) == []
     assert active_findings(registry) == ["redis_memory"]
