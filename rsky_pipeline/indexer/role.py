@@ -57,6 +57,7 @@ HEALTH_SECONDS = 1.0
 APPLYING, ACKNOWLEDGING = "applying", "acknowledging"
 MAX_BATCH_BYTES = 4 * 1024 * 1024
 BLOCK_MS = 500
+LOCK_TIMEOUT_MS = 15_000
 LINGER_SECONDS = 0.03  # how long a small batch waits for more: bounds the number of transactions
 CATCHING_UP_SECONDS = 30.0  # live events older than this come of a backlog
 
@@ -116,7 +117,8 @@ class Indexer:
             lambda: self._database.in_trouble or self._store.in_trouble,
         )  # fmt: skip
         self.table_upkeep = TableUpkeep(self.open_database, self.metrics)
-        self.database_watch = DatabaseWatch(self.open_database)
+        # It must not wait itself for the locks that it is to report.
+        self.database_watch = DatabaseWatch(partial(self.open_database, lock_timeout_ms=1_000))
         self._hosts = [endpoint.key for endpoint in settings.relays]
         self._is_ready = False
 
@@ -271,13 +273,14 @@ class Indexer:
         settings = self._context.settings
         return connect(settings.redis_url or "", name=f"{self._context.consumer}-{purpose}")
 
-    def open_database(self) -> Database:
+    def open_database(self, lock_timeout_ms: int = LOCK_TIMEOUT_MS) -> Database:
         """Return a new connection."""
         settings = self._context.settings
         return Database.connect(
             settings.database_url or "",
             schema=settings.database_schema,
             name=self._context.consumer,
+            lock_timeout_ms=lock_timeout_ms,
             by_key=True,
         )
 
