@@ -140,9 +140,9 @@ def set_back(store: Store, key: str, since: float) -> int | None:
     holds and goes on from there.
     """
     for _ in range(_TRIES):
-        text = read_cursor(store, key) or ""
-        present = _number(text.encode())
-        if text and present is None:
+        text = read_cursor(store, key)
+        present = None if text is None else _number(text.encode())
+        if text is not None and present is None:
             return None
         history = _history(store, key)
         target = _position_at(history, since - MARGIN_SECONDS)
@@ -152,7 +152,7 @@ def set_back(store: Store, key: str, since: float) -> int | None:
         store.call("HSET", READ_AGAIN, key, max(newest, again_until(store, key)))
         note = orjson.dumps({"seq": target, "time": None})
         keys = [key, CURSOR_POSITIONS, GAPS]
-        if store.script("set_cursor", keys, [text, str(target), note, GAP_FIELD, b""]):
+        if store.script("set_cursor", keys, [text or "", str(target), note, GAP_FIELD, b""]):
             return target
     return None
 

@@ -46,7 +46,7 @@ def test_a_request_without_a_readable_time_is_one_for_everything(
 def test_odd_positions_are_left_out(store: Store, line: bytes) -> None:
     now = time.time()
     store.call("SET", "k", "90")
-    note_positions(store, {"k": 40}, now - 2 * MARGIN_SECONDS)
+    note_positions(store, {"k": [(now - 2 * MARGIN_SECONDS, 40)]})
     store.call("LPUSH", HISTORY, line)
     store.call("RPUSH", HISTORY, line)
     store.call("HSET", READ_AGAIN, "k", line + b"x")
@@ -58,6 +58,6 @@ def test_odd_positions_are_left_out(store: Store, line: bytes) -> None:
 @pytest.mark.parametrize("cursor", ODD)
 def test_an_odd_cursor_is_not_set_back(store: Store, cursor: bytes) -> None:
     store.call("SET", "k", cursor)
-    note_positions(store, {"k": 40}, 0.0)
+    note_positions(store, {"k": [(0.0, 40)]})
     assert set_back(store, "k", 1e9) is None
     assert store.call("GET", "k") == cursor
