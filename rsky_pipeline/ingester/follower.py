@@ -212,6 +212,7 @@ class Follower:
         self._futile = 0
         self.began_at: float | None = None  # time of the newest event before we began, since 1970
         self.ended: DisconnectedError | None = None  # why the last connection ended
+        self.refused_cursor: int | None = None  # the stored one that did not fit the host
 
     async def run(self, stopping: trio.Event) -> None:
         """Follow the feed until `stopping`; the writer writes the frames that were read."""
@@ -436,6 +437,7 @@ class Follower:
             _log.warning("closed the connection on purpose", extra=extra)
             return
         if ended.reason is DisconnectReason.FUTURE_CURSOR:
+            self.refused_cursor = self.cursor.stored
             self._metrics.error("future_cursor")
             extra |= {"cursor_key": self.cursor.key, "cursor": self.cursor.stored}
             _log.error("stored cursor does not fit the host", extra=extra | {"advice": self.advice})

@@ -233,7 +233,9 @@ def relay_problem(
     """
     arrivals, ended = follower.arrivals, follower.ended
     if ended is not None and ended.reason is DisconnectReason.FUTURE_CURSOR:
-        return f"the stored cursor {follower.cursor.stored} does not fit it: {follower.advice}"
+        refused = follower.refused_cursor
+        if follower.cursor.stored == refused:  # else an operator has replaced it
+            return f"the stored cursor {refused} does not fit it: {follower.advice}"
     away = now - follower.heard_at
     if not follower.connected and RELAY_STALLED.verdict(away) == "warn":
         why = "" if ended is None else f": {ended.detail}"

@@ -232,6 +232,29 @@ async def test_what_the_operator_decides_about_a_future_cursor_is_noticed(
     assert written(clean_redis) == [1, 2]
 
 
+async def test_a_cursor_that_the_operator_has_replaced_is_no_problem_any_more(
+    clean_redis: str,
+) -> None:
+    async def refuse_only_900(
+        relay: Relay, socket: WebSocketConnection, cursor: int | None
+    ) -> None:
+        if cursor == 900:
+            await socket.send_message(encode_error_frame("FutureCursor", "beyond the end"))
+            await socket.aclose(1008)
+            return
+        await relay.replay(socket, cursor)
+
+    relay = Relay(likes(1, 2), behaviour=refuse_only_900)
+    async with running(relay):
+        set_value(clean_redis, f"firehose_live:cursor:{relay.key}", "900")
+        async with ingesting(clean_redis, relay.url) as ingester:
+            await eventually(lambda: "900 does not fit" in (ingester.health.get("problem") or ""))
+            with closing(connect(clean_redis, name="test")) as store:
+                set_cursor(store, "firehose_live", relay.key, None, force=True)
+            await eventually(lambda: cursor(clean_redis, relay) == "2")
+            await eventually(lambda: ingester.health["problem"] is None)
+
+
 async def test_a_cursor_that_is_set_back_is_noticed_while_nothing_comes(
     clean_redis: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
