@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 from rsky_pipeline.demo.simulator.tables import TABLES, Truth
 
 TIMEOUT_SECONDS = 60.0
+TRUTH_SECONDS = 1_800.0  # the rows of hundreds of thousands of events take minutes
 
 
 class SimulationError(Exception):
@@ -62,7 +63,8 @@ class Control:
     def truth(self, *, handles: bool = False) -> Truth:
         """Return the rows that the database must hold (`truth.truth`). Raises SimulationError."""
         rows: Truth = {name: {} for name in TABLES}
-        for line in self._ask("truth?handles=1" if handles else "truth"):
+        what = "truth?handles=1" if handles else "truth"
+        for line in self._ask(what, TRUTH_SECONDS):
             part = json.loads(line)
             size = len(TABLES[part["table"]].key)
             for row in part["rows"]:
@@ -77,8 +79,8 @@ class Control:
             )
         raise SimulationError("the simulation gave an empty answer")
 
-    def _ask(self, what: str) -> Iterator[bytes]:
-        connection = http.client.HTTPConnection(self._address, timeout=TIMEOUT_SECONDS)
+    def _ask(self, what: str, seconds: float = TIMEOUT_SECONDS) -> Iterator[bytes]:
+        connection = http.client.HTTPConnection(self._address, timeout=seconds)
         try:
             connection.request("GET", f"/simulator/{what}")
             response = connection.getresponse()
