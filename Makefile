@@ -16,7 +16,7 @@ help:
 	@echo "make test       all tests but those of test-long and test-real: about ten minutes on two cores"
 	@echo "make test-fast  without crash, overload and whole-pipeline tests: about half of that"
 	@echo "make test-long  tests that take minutes each, KILLS=50 random kills: about an hour"
-	@echo "make test-real  the pipeline on servers and networks of Debian's packages, as root: about forty minutes"
+	@echo "make test-real  the pipeline on servers and networks of Debian's packages, as root: about half an hour"
 	@echo "make fuzz       mutated inputs of everything that reads a stranger's bytes: MINUTES=60"
 	@echo "make mutate     plant bugs in the files that correctness rests on, each must fail a test: about an hour"
 	@echo "make lint       ruff and mypy: a minute"
