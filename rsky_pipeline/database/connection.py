@@ -7,6 +7,7 @@ closes it and opens another (`runtime.link` does both). It may lead to a pooler 
 
 import contextlib
 import re
+import select
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Self
@@ -202,6 +203,19 @@ class Database:
                 if result.status == ExecStatus.COMMAND_OK:
                     return
         self.close()
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether the server has closed the connection, or has said what nobody asked for.
+
+        Of an idle connection the server closes (an idle timeout, a fail-over, a proxy) there is
+        something to read, while no answer is awaited.
+        """
+        if self._connection.closed:
+            return True
+        poll = select.poll()
+        poll.register(self._connection.fileno(), select.POLLIN)
+        return bool(poll.poll(0))
 
     def close(self) -> None:
         """Close; an open transaction is rolled back by the server. Never raises."""

@@ -143,6 +143,8 @@ _HINTS_BY_TEXT = {
     "unsupported startup parameter": "remove it from database_url: the pooler refuses it",
     "session is read-only": "a standby is behind database_url",
     "server is in hot standby mode": "a standby is behind database_url",
+    "row-level security": "a policy hides rows: ALTER ROLE ... BYPASSRLS, or have the "
+    "role own the tables, without FORCE ROW LEVEL SECURITY",
     "too many clients": _HINTS["53300"],
     "too many connections": "raise CONNECTION LIMIT of the role or database, or use a pooler",
     "remaining connection slots": _HINTS["53300"],

@@ -40,6 +40,8 @@ _VALUES = {
     "array_nulls": "on",
     "transform_null_equals": "off",
     "quote_all_identifiers": "off",  # definitions are compared as text
+    # A row that a policy hides from us would be neither updated nor deleted, without an error.
+    "row_security": "off",
     "client_encoding": "UTF8",
 }
 _DEFAULTS_OF_TRANSACTIONS = {

@@ -38,6 +38,10 @@ class Closable(Protocol):
     def close(self) -> None:
         """Close it in any state; never raises."""
 
+    @property
+    def has_ended(self) -> bool:
+        """Whether the server has closed it while no call was under way, as far as is known."""
+
 
 Connection = TypeVar("Connection", bound=Closable)
 Result = TypeVar("Result")
@@ -216,6 +220,10 @@ class Link(Generic[Connection]):
     def act(self, action: Callable[[Connection], Result]) -> Result:
         """Run an action once, in this thread: `call` for commands, which have no event loop."""
         try:
+            if self._connection is not None and self._connection.has_ended:
+                # An idle timeout of the server or a proxy: no failure, and the next one in vain
+                # would meet it again where calls are rarer than the timeout.
+                self.close()
             if self._connection is None:
                 self._connection = self._open_connection()
             return action(self._connection)

@@ -124,6 +124,11 @@ class Store:
         """Check that the server answers."""
         self.call("PING")
 
+    @property
+    def has_ended(self) -> bool:
+        """False: redis-py itself replaces an idle connection that the server has closed."""
+        return False
+
     def close(self) -> None:
         """Close the connection, and those to sentinels. Never raises."""
         for client in (self._client, *(self._sentinels.clients if self._sentinels else ())):

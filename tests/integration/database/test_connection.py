@@ -362,6 +362,43 @@ def test_a_lost_connection_is_unavailable(schema_database: str) -> None:
     database.close()
 
 
+@pytest.mark.parametrize("how", ["closed by the server", "timed out", "cut on the way"])
+def test_an_idle_connection_that_was_closed_is_replaced(schema_database: str, how: str) -> None:
+    parts = conninfo_to_dict(schema_database)
+    with contextlib.ExitStack() as stack:
+        target = f"unix://{parts['host']}/.s.PGSQL.{parts.get('port', 5432)}"
+        proxies = [UnreliableProxy(target), stack.enter_context(UnreliableProxy(target))]
+        urls = [
+            f"postgresql://{parts['user']}@{proxy.url.rpartition('/')[2]}/{parts['dbname']}"
+            for proxy in proxies
+        ]
+
+        def open_database() -> Database:
+            return Database.connect(urls.pop(0), name="test")
+
+        link = Link(open_database, purpose="test")
+        stack.callback(link.close)
+        with proxies[0]:
+            pid = link.act(_backend)
+            first = link.act(lambda database: database)
+            assert link.act(_backend) == pid
+            if how == "timed out":
+                link.act(lambda database: database.execute("SET idle_session_timeout TO 1"))
+            elif how == "closed by the server":
+                execute(schema_database, f"SELECT pg_terminate_backend({pid}, 10000)")
+            else:
+                proxies[0].__exit__()
+            deadline = time.monotonic() + 30
+            while not first.has_ended and time.monotonic() < deadline:
+                time.sleep(0.01)
+            assert link.act(_backend) != pid  # without an error
+
+
+def _backend(database: Database) -> int:
+    ((pid,),) = database.query("SELECT pg_backend_pid()")
+    return int(pid)
+
+
 def test_a_server_that_is_not_there_is_unavailable() -> None:
     with pytest.raises(DatabaseUnavailableError):
         Database.connect("postgresql://127.0.0.1:1/none", name="test")
@@ -399,3 +436,25 @@ def test_an_answer_that_never_comes_is_a_lost_connection(
                 waits[moment]()
         with Database.connect(schema_database, name="test") as direct:
             assert direct.query("SELECT 1") == [(1,)]
+
+
+def test_rows_that_a_policy_hides_are_an_error_and_not_missing(schema_database: str) -> None:
+    execute(schema_database, "CREATE ROLE tenant LOGIN")
+    execute(schema_database, "GRANT USAGE ON SCHEMA bsky TO tenant")
+    execute(schema_database, "GRANT SELECT, INSERT, DELETE ON bsky.view_param TO tenant")
+    execute(schema_database, "INSERT INTO bsky.view_param (name) VALUES ('row')")
+    try:
+        execute(schema_database, "ALTER TABLE bsky.view_param ENABLE ROW LEVEL SECURITY")
+        execute(schema_database, "CREATE POLICY p ON bsky.view_param FOR INSERT WITH CHECK (true)")
+        url = schema_database.replace("postgres@", "tenant@")
+        with Database.connect(url, name="test") as database:
+            for statement in ("DELETE FROM view_param", "SELECT * FROM view_param"):
+                with pytest.raises(DatabaseError, match="BYPASSRLS") as caught:
+                    database.query(statement + (" RETURNING 1" if "DELETE" in statement else ""))
+                assert not caught.value.follows_data  # it is waited for, no entry is refused
+            with pytest.raises(DatabaseError, match="BYPASSRLS"), database.transaction() as tx:
+                tx.copy_in("COPY view_param (name) FROM STDIN (FORMAT BINARY)", ["text"], [("x",)])
+    finally:
+        execute(schema_database, "ALTER TABLE bsky.view_param DISABLE ROW LEVEL SECURITY")
+        execute(schema_database, "DROP POLICY p ON bsky.view_param")
+        execute(schema_database, "DROP OWNED BY tenant; DROP ROLE tenant")

@@ -24,6 +24,7 @@ class Connection:
         self.number = number
         self.thread = threading.get_ident()
         self.closed = False
+        self.has_ended = False
 
     def close(self) -> None:
         self.closed = True
@@ -256,3 +257,15 @@ async def test_work_that_is_refused_is_no_trouble_of_the_store() -> None:
         with pytest.raises(BadDataError):
             await one.call(server.act)
     assert one.trouble(0.0) is None
+
+
+async def test_a_connection_that_ended_while_idle_is_no_failure() -> None:
+    failures: list[StoreError] = []
+    server = Server()
+    one = link(server, failures.append)
+    assert await one.call(server.act) == 1
+    server.opened[0].has_ended = True
+    assert await one.call(server.act) == 2
+    assert [each.closed for each in server.opened] == [True, False]
+    assert failures == []
+    assert not one.in_trouble
