@@ -27,7 +27,7 @@ from rsky_pipeline.database.errors import (
     TransactionConflictError,
 )
 from rsky_pipeline.database.marks import find_loss, heal_marks
-from rsky_pipeline.health.pairing import pair
+from rsky_pipeline.health.pairing import open_paired, pair
 from rsky_pipeline.health.self_check import SelfCheck, watch_stores
 from rsky_pipeline.indexer.accounts.lookups import look_up_accounts
 from rsky_pipeline.indexer.collections.registry import SelectedCollections
@@ -81,7 +81,7 @@ async def run(context: WorkerContext) -> None:
             services.start_soon(indexer.database_watch.run)
             services.start_soon(
                 look_up_accounts, context.settings, context.consumer, indexer.metrics,
-                indexer.collections, indexer.open_database, indexer.is_behind,
+                indexer.collections, indexer.open_paired, indexer.is_behind,
             )  # fmt: skip
             await indexer.work()
             services.cancel_scope.cancel()
@@ -116,7 +116,7 @@ class Indexer:
             self.self_check,
             lambda: self._database.in_trouble or self._store.in_trouble,
         )  # fmt: skip
-        self.table_upkeep = TableUpkeep(self.open_database, self.metrics)
+        self.table_upkeep = TableUpkeep(self.open_paired, self.metrics)
         # It must not wait itself for the locks that it is to report.
         self.database_watch = DatabaseWatch(partial(self.open_database, lock_timeout_ms=1_000))
         self._hosts = [endpoint.key for endpoint in settings.relays]
@@ -283,6 +283,11 @@ class Indexer:
             lock_timeout_ms=lock_timeout_ms,
             by_key=True,
         )
+
+    def open_paired(self) -> Database:
+        """Return a new connection to our database, for what goes on beside the batches."""
+        open_store = partial(self._open_store, "pairing")
+        return open_paired(open_store, self.open_database, self._context.settings.indexer_group)
 
     def _open_with_marks(self) -> Database:
         """Return a new connection, to our database, with every acknowledged transaction.

@@ -18,6 +18,7 @@ Never catch BaseException here: it would swallow trio.Cancelled.
 import logging
 from collections.abc import Callable
 
+from rsky_pipeline.runtime.errors import FINAL_CODES, WorkerError
 from rsky_pipeline.runtime.logging import ThrottledLog
 
 _log = logging.getLogger(__name__)
@@ -38,7 +39,14 @@ class Boundary:
         self._log = ThrottledLog(_log)
 
     def caught(self, error: Exception, kind: str, **subject: str) -> None:
-        """Count and log an exception; `kind` is from a fixed set, `subject` the item (`did=`)."""
+        """Count and log an exception; `kind` is from a fixed set, `subject` the item (`did=`).
+
+        An error that ends the worker for good is raised again: it is no item's, for example when
+        the address of the database leads to another installation's all at once. Every item would
+        fail for it, until each is given up.
+        """
+        if isinstance(error, WorkerError) and error.exit_code in FINAL_CODES:
+            raise error
         self._count()
         key = f"{kind} {type(error).__name__}"
         self._log.error("internal error: item skipped", key=key, error=error, kind=kind, **subject)

@@ -11,9 +11,9 @@ from collections.abc import Callable
 import trio
 
 from rsky_pipeline.database.connection import Database
-from rsky_pipeline.database.errors import DatabaseError
 from rsky_pipeline.observability.indexer import IndexerMetrics
 from rsky_pipeline.runtime.boundary import Boundary
+from rsky_pipeline.runtime.errors import StoreError
 from rsky_pipeline.runtime.link import Link
 
 RETRY_SECONDS = 15  # doubles with every look-up that nobody answers
@@ -52,7 +52,7 @@ class AccountChecks(ABC):
         while True:
             try:
                 busy = await self.work_once()
-            except DatabaseError:  # counted and logged by the link
+            except StoreError:  # counted and logged by the link
                 busy = False
             except Exception as error:  # noqa: BLE001 - see runtime.boundary
                 self.boundary.caught(error, self.purpose)

@@ -18,6 +18,7 @@ from rsky_pipeline.indexer.accounts.purge import purge_account
 from rsky_pipeline.indexer.accounts.statuses import DELETED
 from rsky_pipeline.indexer.collections.declaration import Collection
 from rsky_pipeline.observability.indexer import IndexerMetrics
+from rsky_pipeline.runtime.errors import StoreError
 
 _log = logging.getLogger(__name__)
 # Until another worker looks. Two that purge at once wait for each other and find nothing to do.
@@ -91,7 +92,8 @@ class DeletionChecks(AccountChecks):
             _log.info("deletion unknown", extra={"did": check.did, "error": str(error)})
             result = "unknown"
         except Exception as error:
-            if isinstance(error, DatabaseError) and not error.follows_data:
+            of_data = isinstance(error, DatabaseError) and error.follows_data
+            if isinstance(error, StoreError) and not of_data:
                 raise
             self.boundary.caught(error, "deletion", did=check.did)
             result = "unknown"

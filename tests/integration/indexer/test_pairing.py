@@ -85,6 +85,24 @@ async def test_another_database_is_refused_until_it_is_meant(
     assert orjson.loads(gap[b"gap"])["kind"] == "database_lost"
 
 
+async def test_a_database_that_is_exchanged_beside_the_batches_is_refused(
+    clean_redis: str, tables: Tables
+) -> None:
+    """No batch comes that would notice it: the checks of handles and the upkeep connect anew."""
+    refused = pytest.RaisesExc(MismatchError, match="Redis belongs to the database")
+    with pytest.RaisesGroup(refused, flatten_subgroups=True):
+        async with indexing(clean_redis, tables.url, **RELAYS) as worker:
+            await worker.ready.wait()
+            await trio.sleep(0.5)
+            execute(tables.url, ANOTHER)
+            execute(
+                tables.url,
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+                " WHERE pid <> pg_backend_pid() AND datname = current_database()",
+            )
+            await trio.sleep(60)
+
+
 async def test_a_redis_that_lost_everything_is_noticed(clean_redis: str, tables: Tables) -> None:
     """What was read and not yet written is gone, and so are the cursors."""
     began = time.time()

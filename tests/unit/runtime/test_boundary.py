@@ -6,7 +6,12 @@ import pytest
 
 from rsky_pipeline.database.isolation import apply_isolated
 from rsky_pipeline.runtime.boundary import Boundary
-from rsky_pipeline.runtime.errors import described
+from rsky_pipeline.runtime.errors import (
+    PermissionDeniedError,
+    SettingError,
+    UnavailableError,
+    described,
+)
 
 
 def test_each_is_counted_and_one_traceback_of_a_kind_is_logged(
@@ -50,3 +55,14 @@ def test_an_exception_without_a_message_is_noted_too(caplog: pytest.LogCaptureFi
 
 def raise_broken() -> None:
     raise Broken
+
+
+def test_what_ends_the_worker_for_good_is_the_fault_of_no_item() -> None:
+    counted = []
+    boundary = Boundary(lambda: counted.append(1))
+    for final in (SettingError("another database"), PermissionDeniedError("no access")):
+        with pytest.raises(type(final)):
+            boundary.caught(final, "repo", did="did:plc:a")
+    assert counted == []
+    boundary.caught(UnavailableError("a host"), "repo", did="did:plc:a")
+    assert counted == [1]
