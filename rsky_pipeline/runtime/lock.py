@@ -94,10 +94,13 @@ def holders(path: Path) -> list[int]:
 def _holds(process: Path, path: Path) -> bool:
     """Return whether one of its open files has the lock; who only looks at it has none."""
     wanted = str(path.resolve())
-    return any(
-        os.readlink(file) == wanted and "FLOCK" in (process / "fdinfo" / file.name).read_text()
-        for file in (process / "fd").iterdir()
-    )
+    for file in (process / "fd").iterdir():
+        with suppress(FileNotFoundError):  # closed since: a busy worker has files come and go
+            if os.readlink(file) != wanted:
+                continue
+            if "FLOCK" in (process / "fdinfo" / file.name).read_text():
+                return True
+    return False
 
 
 def _parent(process: Path) -> int:

@@ -44,6 +44,26 @@ def test_a_child_keeps_the_lock_after_us(tmp_path: Path) -> None:
     assert locks.holders(path) == []
 
 
+def test_a_holder_whose_other_files_come_and_go_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a.lock"
+    others = [os.open(os.devnull, os.O_RDONLY) for _ in range(3)]  # listed before the lock's
+    lock = locks.acquire(path)
+    assert lock is not None
+    read = os.readlink
+
+    def read_and_close(file: Path) -> str:
+        if others and Path(file).parent.parent.name == str(os.getpid()):
+            os.close(others.pop())
+        return read(file)
+
+    monkeypatch.setattr(os, "readlink", read_and_close)
+    assert locks.holders(path) == [os.getpid()]
+    assert not others
+    lock.let_go()
+
+
 def test_who_has_the_file_open_without_the_lock_is_no_holder(tmp_path: Path) -> None:
     path = tmp_path / "a.lock"
     lock = locks.acquire(path)
