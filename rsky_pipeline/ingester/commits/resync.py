@@ -152,17 +152,22 @@ def release_due(store: Store, high_water_mark: int, pause: float) -> int:
 
 
 def merged(payloads: Sequence[bytes]) -> list[bytes]:
-    """Return one job for each repo, of the highest rev and with all deletions."""
+    """Return one job for each repo, of the highest rev and with all deletions.
+
+    Unreadable ones come behind as they are: a backfiller makes dead letters of them.
+    """
     jobs: dict[str, RepoJob] = {}
+    unreadable: list[bytes] = []
     for payload in payloads:
         try:
             job = decode_repo_job(payload)
         except MalformedEventError as error:
             _log.error("waiting repo job unreadable", extra={"error": str(error)})
+            unreadable.append(payload)
             continue
         before = jobs.get(job.did)
         if before is not None:
             deleted = tuple(dict.fromkeys((*before.deleted, *job.deleted)))
             job = replace(job, rev=max(before.rev, job.rev), deleted=deleted)
         jobs[job.did] = job
-    return [encode_repo_job(job) for job in jobs.values()]
+    return [*map(encode_repo_job, jobs.values()), *unreadable]
