@@ -12,7 +12,9 @@ from rsky_pipeline.database.schema import check, initialise, pending
 from rsky_pipeline.database.server import advise
 from tests.pooler import Pooler
 
-SETTINGS = "SELECT name, setting FROM pg_settings WHERE name !~ '^(application_name|pg_trgm)'"
+# A library defines its own settings in the first session that uses it.
+SETTINGS = """SELECT name, setting FROM pg_settings
+WHERE name <> 'application_name' AND name !~ '^(pg_trgm|plpgsql)[.]'"""
 MARK = "SELECT current_setting('rsky_pipeline.session', true)"
 STATEMENTS = "SELECT name, statement FROM pg_prepared_statements"
 OURS = ["search_path", "timezone", "datestyle", "statement_timeout", "lock_timeout",
