@@ -1,6 +1,7 @@
 """Fixtures that every test may use: real stores, started only when a test asks for one."""
 
 import os
+import signal
 from collections.abc import Generator, Iterator
 
 import pytest
@@ -12,6 +13,14 @@ from tests import evidence, stores
 # Tests start and stop pipelines: one that the shell is set up for must not be among them.
 for name in os.environ.keys() - clean_environment().keys():
     del os.environ[name]
+
+# Nor may they start out deaf, as all do that nohup or a shell starts in the background.
+for number, handler in (
+    (signal.SIGINT, signal.default_int_handler),
+    (signal.SIGHUP, signal.SIG_DFL),
+):
+    if signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, handler)
 
 stores.use_memory()
 

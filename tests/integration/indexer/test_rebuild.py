@@ -315,9 +315,10 @@ def test_one_per_cent_of_all_rows_is_named_and_rebuilt_under_live_events(
     tables_named = {getattr(one, "table", "") for one in named}
     assert set(falsified) - {"list_block", "labeler"} <= tables_named | {"verification"}
     command = [sys.executable, "-m", "rsky_pipeline", "index-repo", "--rebuild", "--all",
-               "--rate", "3000", "--json", *options(tables, hosts, tmp_path)]  # fmt: skip
+               "--json", *options(tables, hosts, tmp_path), "--rate"]  # fmt: skip
     live = iter([readings[at : at + 40] for at in range(cut, len(readings), 40)])
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    slowly, quickly = [*command, "200"], [*command, "3000"]
+    process = subprocess.Popen(slowly, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     written = "SELECT FROM rsky_pipeline.rebuild WHERE (report ->> 'written')::int > 0"
     while not tables.database.query(written):
         assert process.poll() is None, process.communicate()
@@ -328,7 +329,7 @@ def test_one_per_cent_of_all_rows_is_named_and_rebuilt_under_live_events(
     process.communicate()
     (before,) = tables.database.query("SELECT report FROM rsky_pipeline.rebuild")
     assert before[0]["written"] > 0
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process = subprocess.Popen(quickly, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     while process.poll() is None and (some := next(live, None)):
         feed(tables, some, 40)
     out, error = process.communicate(timeout=120)

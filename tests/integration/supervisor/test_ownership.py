@@ -106,7 +106,7 @@ async def test_a_store_is_stopped_by_its_first_process_alone(tmp_path: Path) -> 
         assert process.stdout is not None
         process.stdout.readline()
         lock.let_go()
-        survivor = Survivor("postgres", path, grace=0.3, stop_signal=signal.SIGINT)
+        survivor = Survivor("postgres", path, grace=3.0, stop_signal=signal.SIGINT)
         assert await await_survivors([survivor]) == ["postgres"]  # the child, by SIGKILL
         assert process.wait() == -signal.SIGINT
 
