@@ -175,10 +175,10 @@ def encode_labels(seq: int, labels: Sequence[dict[str, Any]]) -> bytes:
 
 def decode_event(payload: bytes) -> Event:
     """Read the `event` field of a firehose stream. Raises MalformedEventError."""
-    body = parse_payload(payload)
+    body, json = _cut_record_out(payload) or (parse_payload(payload), "")
     kind, seq = body.get("type"), _seq(body)
     if kind in ("create", "update", "delete"):  # a tuple: `kind` may be unhashable
-        return _record_event(kind, seq, body, payload)
+        return _record_event(kind, seq, body, json)
     time, did = required_text(body, "time"), required_text(body, "did")
     match kind:
         case "repo":
@@ -224,13 +224,14 @@ def decode_labels(
     return events
 
 
-def _record_event(kind: Action, seq: int, body: dict[str, Any], payload: bytes) -> RecordEvent:
-    cid, record, json = None, None, ""
-    if kind != "delete":
+def _record_event(kind: Action, seq: int, body: dict[str, Any], json: str) -> RecordEvent:
+    cid, record = None, None
+    if kind == "delete":
+        json = ""
+    else:
         cid, record = required_text(body, "cid"), body.get("record")
         if not isinstance(record, dict):
             raise MalformedEventError("missing_field", "record")
-        json = _record_text(payload, body)
     return RecordEvent(
         kind, seq, required_text(body, "time"), required_text(body, "did"),
         required_text(body, "commit"), required_text(body, "rev"),
@@ -248,20 +249,29 @@ def _label(seq: int, label: object) -> LabelEvent:
     )  # fmt: skip
 
 
-def _record_text(payload: bytes, body: dict[str, Any]) -> str:
-    """Return the record's JSON as a slice of the payload, or "" if it is not at the end.
+def _cut_record_out(payload: bytes) -> tuple[dict[str, Any], str] | None:
+    """Return an event with a record, and the record's JSON as a slice of the payload.
 
-    Our encoder writes `record` last, and it is the first object in the event. So the first
-    `"record":{` of the payload is the event's own key, and cannot be inside a nested object.
+    None unless the event is as our encoder writes it: `record` comes last, and is its first object.
+    Both parts are parsed by themselves, which proves that the cut is between them. To parse the
+    whole would not: another writer may have written a key twice.
     """
     place = payload.find(b"{", 1)
     if (
         payload[place - len(_RECORD_KEY) : place] != _RECORD_KEY
         or payload[-2:] != b"}}"
-        or next(reversed(body)) != "record"
+        or len(payload) > MAX_PAYLOAD
     ):
-        return ""
-    return payload[place:-1].decode()
+        return None
+    text = payload[place:-1]
+    try:
+        body = orjson.loads(payload[:place] + b"0}")
+        body["record"] = orjson.loads(text)
+    except orjson.JSONDecodeError:
+        return None
+    if payload.count(b"{") + payload.count(b"[") > MAX_DEPTH:
+        _check_depth(body)
+    return body, text.decode()
 
 
 def parse_payload(payload: bytes) -> dict[str, Any]:

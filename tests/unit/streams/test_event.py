@@ -209,6 +209,11 @@ START = orjson.dumps(HEAD | {"type": "create", "cid": "b"})[:-1]
         (START + b',"record":' + WRITTEN + b"} ", ""),
         (START + b',"record":' + WRITTEN + b',"x":"{}"}', ""),
         (START + b',"record":' + WRITTEN + b',"x":{}}', ""),
+        # Keys that are written twice: the last one counts.
+        (START + b',"record":{"a":1},"record":' + WRITTEN + b"}", ""),
+        (START + b',"record":{"a":1},"seq":5,"record":' + WRITTEN + b"}", ""),
+        (START + b',"record":{"a":1},"record" :' + WRITTEN + b"}", ""),
+        (START + b',"record":{"a":1},"\\u0072ecord":' + WRITTEN + b"}", ""),
     ],
 )
 def test_the_text_of_a_record_is_taken_only_where_it_ends_the_event(
