@@ -7,9 +7,10 @@ and does not block its stream. `Consumer.postpone` adds one.
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from rsky_pipeline.streams.connection import Store
+from rsky_pipeline.streams.connection import Store, text_of
 from rsky_pipeline.streams.limits import BATCH_ENTRIES, PAGE_WAITING
 from rsky_pipeline.streams.names import WAITING_KEY
+from rsky_pipeline.streams.repo_job import REPO_FIELD
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,9 +29,12 @@ class Waiting:
 
 
 def wake(store: Store, streams: Sequence[str]) -> int:
-    """Append due entries to these streams; returns their number."""
-    total = 0
-    while woken := int(store.script("wake", [WAITING_KEY, *streams], [BATCH_ENTRIES])):
+    """Append due entries to these streams; returns their number.
+
+    What names none of them, as only another program can have left it, goes to the first one.
+    """
+    total, keys = 0, [WAITING_KEY, *streams]
+    while woken := int(store.script("wake", keys, [BATCH_ENTRIES, REPO_FIELD])):
         total += woken
     return total
 
@@ -46,8 +50,10 @@ def all_waiting(store: Store) -> Iterator[Waiting]:
     while True:
         cursor, flat = store.call("ZSCAN", WAITING_KEY, cursor, "COUNT", PAGE_WAITING)
         for member, score in zip(flat[::2], flat[1::2], strict=True):
-            stream, field, payload = member.split(b" ", 2)
-            yield Waiting(stream.decode(), field, payload, float(score) / 1000)
+            stream, field, payload = (*member.split(b" ", 2), b"", b"")[:3]
+            found = Waiting(text_of(stream), field, payload, float(score) / 1000)
+            if found.member == member:  # else it is not ours: see `wake`
+                yield found
         if cursor == b"0":
             return
 
