@@ -4,6 +4,7 @@ import threading
 from typing import Any
 
 import orjson
+import psycopg
 import pytest
 import trio
 
@@ -256,19 +257,27 @@ async def test_an_escalated_stop_acknowledges_nothing_that_is_not_committed(
     assert len(tables.rows("post", "uri")) == 4
 
 
+OURS = "FROM pg_stat_activity WHERE application_name LIKE '%test-indexer%'"
+TERMINATE = f"SELECT pg_terminate_backend(pid) {OURS}"
+WAITS = f"SELECT pid {OURS} AND wait_event_type = 'Lock'"
+
+
 async def test_a_lost_database_connection_is_made_again(clean_redis: str, tables: Tables) -> None:
     net = Network()
     feed(clean_redis, net.post("ann"))
     async with indexing(clean_redis, tables.url) as worker:
         await eventually(lambda: len(tables.rows("post", "uri")) == 1)
-        tables.database.query(
-            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
-            "WHERE application_name LIKE '%test-indexer%'"
-        )
+        tables.database.query(TERMINATE)  # an idle one, which is replaced before its next use
         feed(clean_redis, net.post("ann"))
         await eventually(lambda: len(tables.rows("post", "uri")) == 2)
+        with psycopg.connect(tables.url) as other:
+            other.execute("LOCK TABLE bsky.post")
+            feed(clean_redis, net.post("ann"))
+            await eventually(lambda: tables.database.query(WAITS))
+            tables.database.query(TERMINATE)  # one in the middle of a batch
+            await eventually(lambda: worker.metric("indexer_database_failures_total") >= 1)
+        await eventually(lambda: len(tables.rows("post", "uri")) == 3)
         await eventually(lambda: not entries(clean_redis, FIREHOSE_LIVE))
-        await eventually(lambda: worker.metric("indexer_database_failures_total") >= 1)
         assert worker.metric("indexer_unexpected_errors_total") >= 1
 
 
