@@ -183,8 +183,8 @@ class Invocation:
         """Add settings as `--set` does; before the configuration is looked at."""
         self._parameters["assignments"] = (*self._parameters["assignments"], *assignments)
 
-    def subjects(self, *given: Iterable["NamedSubject"]) -> list[str]:
-        """Return the at-uris and DIDs of subjects, each once, with the DIDs of their handles.
+    def subjects(self, *given: Iterable["NamedSubject"]) -> list["NamedSubject"]:
+        """Return subjects, each once, with the DIDs of their handles.
 
         Raises CommandError for a handle without an account, or that cannot be resolved now.
         """
@@ -200,13 +200,12 @@ class Invocation:
             say(f"{handle} is {did}")
         whole = (replace(each, account=found.dids.get(each.account, each.account))
                  for each in named)  # fmt: skip
-        return list(dict.fromkeys(each.text for each in whole))
+        return list(dict.fromkeys(whole))
 
     def accounts(self, *given: Iterable["NamedSubject"]) -> list[str]:
         """Return the DIDs of accounts, each once; of a record, that of its account."""
-        return self.subjects(
-            replace(each, collection="", rkey="") for group in given for each in group
-        )
+        accounts = (replace(each, collection="", rkey="") for group in given for each in group)
+        return [each.account for each in self.subjects(accounts)]
 
     @contextmanager
     def store(self, name: str) -> Iterator["Store"]:

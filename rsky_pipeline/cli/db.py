@@ -136,8 +136,8 @@ def recount(
 
     wanted = run.subjects(given, dids, uris)
     scope = Scope(
-        tuple(each for each in wanted if not each.startswith("at://")),
-        tuple(each for each in wanted if each.startswith("at://")),
+        tuple(each.account for each in wanted if not each.collection),
+        tuple(each.text for each in wanted if each.collection),
     )
     progress, keys, drifts, count = Progress(), 0, list["Drift"](), 0
     with run.database("recount") as database:
@@ -289,8 +289,8 @@ def rejected(
     if len(subjects) > 1:
         raise click.UsageError("give one account or record")
     did = uri = None
-    for text in subjects:
-        did, uri = (None, text) if text.startswith("at://") else (text, None)
+    for each in subjects:
+        did, uri = (None, each.text) if each.collection else (each.account, None)
     wanted = RejectionFilter(did, uri, collection, reason)
     with run.database("rejected") as database:
         counts = count_rejections(database, wanted)

@@ -28,10 +28,10 @@ def command(run: Invocation, subject: "NamedSubject", limit: int) -> int:
     from dataclasses import asdict
 
     from rsky_pipeline.operations.diagnosis import diagnose
-    from rsky_pipeline.operations.trace import parse_subject, trace
+    from rsky_pipeline.operations.trace import trace
 
-    (text,) = run.subjects([subject])
-    found = trace(run.settings, parse_subject(text), limit=limit, on_progress=say)
+    (named,) = run.subjects([subject])
+    found = trace(run.settings, named, limit=limit, on_progress=say)
     diagnosis = diagnose(found)
     run.answer({"verdict": asdict(diagnosis), **found.document()}, lambda: _show(found, diagnosis))
     if found.redis.problem or found.database.problem or diagnosis.state == "unknown":

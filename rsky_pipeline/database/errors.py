@@ -116,7 +116,7 @@ _FINDINGS = {
     "53300": "database_connections",
     "55P03": "database_locked",
 }
-# A connection that is refused has no SQLSTATE, and what a pooler says has one of its own.
+# A connection that is refused has no SQLSTATE, and a pooler's error has one of its own.
 _FINDINGS_BY_TEXT = {
     "too many clients": "database_connections",
     "too many connections": "database_connections",

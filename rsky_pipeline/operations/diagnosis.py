@@ -166,4 +166,4 @@ def _remarks(database: InDatabase) -> Iterator[str]:
 
 
 def _again(found: Traced) -> str:
-    return f"`rsky-pipeline index-repo {found.subject.did}` indexes the repo as its PDS has it"
+    return f"`rsky-pipeline index-repo {found.subject.account}` indexes the repo as its PDS has it"

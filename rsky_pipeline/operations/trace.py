@@ -14,10 +14,7 @@ import orjson
 import trio
 
 from rsky_pipeline.atproto.syntax import (
-    is_account_did,
-    is_did,
     is_tid,
-    parse_at_uri,
     tid_microseconds,
 )
 from rsky_pipeline.configuration.selection import is_selected
@@ -33,6 +30,7 @@ from rsky_pipeline.network.directory import (
 )
 from rsky_pipeline.network.http import HttpClient, HttpError
 from rsky_pipeline.operations.scrape import scrape, targets
+from rsky_pipeline.operations.subjects import NamedSubject
 from rsky_pipeline.streams.connection import Store, connect, text_of
 from rsky_pipeline.streams.dead_letters import find_dead_letter
 from rsky_pipeline.streams.errors import StoreRejectedError, StoreUnavailableError
@@ -40,7 +38,6 @@ from rsky_pipeline.streams.limits import PAGE_ENTRIES
 from rsky_pipeline.streams.names import REPO_STREAMS, STREAMS, dead_letters
 from rsky_pipeline.streams.scan import StoredEntry, discard, moment, nature, newest
 
-NO_ACCOUNT = "{} is no account's DID: allowed are did:plc with 24 letters (a-z, 2-7), and did:web"
 LIMIT = 200_000  # entries of one stream
 MAX_FOUND = 50  # entries of one stream that are reported
 _PDS_SECONDS = 15.0
@@ -48,36 +45,6 @@ _NO_RECORD = {"RecordNotFound", "InvalidRequest", "NotFound"}  # older hosts hav
 _FLAGS = ("invalidReplyRoot", "violatesThreadGate", "violatesEmbeddingRules")
 
 Progress = Callable[[str], None]
-
-
-@dataclass(frozen=True, slots=True)
-class Subject:
-    """A record, or an account where collection and rkey are empty."""
-
-    did: str
-    collection: str = ""
-    rkey: str = ""
-
-    @property
-    def uri(self) -> str:
-        """The record's uri, or the DID."""
-        return f"at://{self.did}/{self.collection}/{self.rkey}" if self.collection else self.did
-
-
-def parse_subject(text: str) -> Subject:
-    """Read an AT-URI or a DID. Raises ValueError, worded for the operator."""
-    if is_account_did(text):
-        return Subject(text)
-    if is_did(text):
-        raise ValueError(NO_ACCOUNT.format(text[:100]))
-    parts = parse_at_uri(text) if text.startswith("at://") else None
-    if parts is None:
-        raise ValueError(f"{text[:200]!r} is neither a DID nor at://DID/COLLECTION/RKEY")
-    did, collection, rkey = parts
-    if not is_account_did(did):
-        text = NO_ACCOUNT if is_did(did) else "{} is a handle: give the account's DID"
-        raise ValueError(text.format(did[:100]))
-    return Subject(did, collection or "", rkey or "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,7 +153,7 @@ class Firehose:
 class Traced:
     """Everything that was found about a subject."""
 
-    subject: Subject
+    subject: NamedSubject
     pds: AtPds
     firehose: Firehose
     redis: InRedis
@@ -195,7 +162,7 @@ class Traced:
     def document(self) -> dict[str, Any]:
         """Return it as JSON."""
         found = asdict(self)
-        found["subject"] = self.subject.uri
+        found["subject"] = self.subject.text
         found["firehose"]["passed"] = self.firehose.passed
         found["redis"]["complete"] = self.redis.complete
         found["database"]["floor"] = found["database"].pop("complete_rev")  # its name of old
@@ -204,7 +171,7 @@ class Traced:
 
 def trace(
     settings: Settings,
-    subject: Subject,
+    subject: NamedSubject,
     *,
     limit: int = LIMIT,
     on_progress: Callable[[str], None] = lambda step: None,
@@ -225,7 +192,7 @@ def trace(
 
 
 def _search(
-    settings: Settings, subject: Subject, limit: int, on_progress: Callable[[str], None]
+    settings: Settings, subject: NamedSubject, limit: int, on_progress: Callable[[str], None]
 ) -> InRedis:
     try:
         with closing(connect(settings.redis_url or "", name="trace")) as store:
@@ -234,7 +201,7 @@ def _search(
         return InRedis(problem=str(error))
 
 
-def _firehose(settings: Settings, subject: Subject) -> Firehose:
+def _firehose(settings: Settings, subject: NamedSubject) -> Firehose:
     times = [
         value
         for target in targets(settings)
@@ -250,7 +217,11 @@ def _firehose(settings: Settings, subject: Subject) -> Firehose:
 
 
 def search(
-    store: Store, subject: Subject, *, limit: int = LIMIT, on_progress: Progress = lambda _: None
+    store: Store,
+    subject: NamedSubject,
+    *,
+    limit: int = LIMIT,
+    on_progress: Progress = lambda _: None,
 ) -> InRedis:
     """Look at the newest `limit` entries of every stream and its dead letters.
 
@@ -270,7 +241,7 @@ def search(
 
 
 def _search_stream(
-    store: Store, stream: str, subject: Subject, limit: int, on_progress: Progress
+    store: Store, stream: str, subject: NamedSubject, limit: int, on_progress: Progress
 ) -> tuple[list[StoredEntry], Searched]:
     total = int(store.call("XLEN", stream))
     found: list[StoredEntry] = []
@@ -293,16 +264,16 @@ def _backwards(store: Store, stream: str, most: int) -> Iterator[list[StoredEntr
         before = page[-1].id
 
 
-def _is_about(stream: str, fields: Mapping[bytes, bytes], subject: Subject) -> bool:
+def _is_about(stream: str, fields: Mapping[bytes, bytes], subject: NamedSubject) -> bool:
     """Return whether an entry is about a record: a quick look at the bytes first."""
-    did = subject.did.encode()
+    did = subject.account.encode()
     for payload in fields.values():
         if did not in payload:
             continue
         body = _json(payload)
         if "labels" in body or "label" in body:
             return _has_label(body, subject)
-        if body.get("did") != subject.did:
+        if body.get("did") != subject.account:
             continue
         if not subject.collection or stream.removesuffix("_dlq") in REPO_STREAMS:
             return True  # a job is about every record of its repo
@@ -311,10 +282,10 @@ def _is_about(stream: str, fields: Mapping[bytes, bytes], subject: Subject) -> b
     return False
 
 
-def _has_label(body: dict[str, Any], subject: Subject) -> bool:
+def _has_label(body: dict[str, Any], subject: NamedSubject) -> bool:
     labels = body.get("labels", [body.get("label")])
     return isinstance(labels, list) and any(
-        isinstance(label, dict) and label.get("uri") in (subject.uri, subject.did)
+        isinstance(label, dict) and label.get("uri") in (subject.text, subject.account)
         for label in labels
     )
 
@@ -363,18 +334,18 @@ def _json(payload: bytes) -> dict[str, Any]:
     return body if isinstance(body, dict) else {}
 
 
-def _ask_pds(settings: Settings, subject: Subject) -> AtPds:
+def _ask_pds(settings: Settings, subject: NamedSubject) -> AtPds:
     """Ask the PDS that the DID document names. Not for use within a trio loop."""
     return trio.run(_ask_host, settings, subject)
 
 
-async def _ask_host(settings: Settings, subject: Subject) -> AtPds:
+async def _ask_host(settings: Settings, subject: NamedSubject) -> AtPds:
     async with HttpClient(allow_private=settings.allow_private_hosts, proxy=settings.proxy) as http:
         directory = Directory(
             http, settings.plc_url, allow_private=settings.allow_private_hosts, max_cached=10
         )
         try:
-            document = await directory.resolve(subject.did)
+            document = await directory.resolve(subject.account)
         except IdentityNotFoundError as error:
             return AtPds(state="IdentityNotFoundError", problem=str(error))
         except IdentityUnavailableError as error:
@@ -391,9 +362,11 @@ async def _ask_host(settings: Settings, subject: Subject) -> AtPds:
         return AtPds(document.pds, document.handle, rev, state, present, cid)
 
 
-async def _latest(http: HttpClient, pds: str, subject: Subject) -> tuple[str | None, str | None]:
+async def _latest(
+    http: HttpClient, pds: str, subject: NamedSubject
+) -> tuple[str | None, str | None]:
     """Return rev, or the reason why there is none. Raises HttpError where neither is known."""
-    url = f"{pds}/xrpc/com.atproto.sync.getLatestCommit?did={quote(subject.did, safe=':')}"
+    url = f"{pds}/xrpc/com.atproto.sync.getLatestCommit?did={quote(subject.account, safe=':')}"
     try:
         body = await http.get_json(url, total_seconds=_PDS_SECONDS)
     except HttpError as error:
@@ -404,11 +377,11 @@ async def _latest(http: HttpClient, pds: str, subject: Subject) -> tuple[str | N
     return (rev if isinstance(rev, str) else None), None
 
 
-async def _record(http: HttpClient, pds: str, subject: Subject) -> tuple[bool, str | None]:
+async def _record(http: HttpClient, pds: str, subject: NamedSubject) -> tuple[bool, str | None]:
     query = "&".join(
         f"{name}={quote(value, safe=':')}"
         for name, value in (
-            ("repo", subject.did), ("collection", subject.collection), ("rkey", subject.rkey),
+            ("repo", subject.account), ("collection", subject.collection), ("rkey", subject.rkey),
         )
     )  # fmt: skip
     try:
@@ -423,7 +396,7 @@ async def _record(http: HttpClient, pds: str, subject: Subject) -> tuple[bool, s
     return True, cid if isinstance(cid, str) else None
 
 
-def _ask_database(settings: Settings, subject: Subject) -> InDatabase:
+def _ask_database(settings: Settings, subject: NamedSubject) -> InDatabase:
     """Look everything up; a database that cannot be asked is a `problem`."""
     try:
         with Database.connect(
@@ -435,21 +408,21 @@ def _ask_database(settings: Settings, subject: Subject) -> InDatabase:
         return InDatabase(problem=" ".join(str(error).split()))
 
 
-def _rows(database: Database, subject: Subject) -> InDatabase:
+def _rows(database: Database, subject: NamedSubject) -> InDatabase:
     collection = registry.load().get(subject.collection)
     table = collection.table.name if collection and collection.table else None
-    uri, did = [subject.uri], [subject.did]
+    uri, did = [subject.text], [subject.account]
     duplicate = database.query('SELECT "duplicateOf" FROM duplicate_record WHERE uri = %s', uri)
     return InDatabase(
         record=_row(database, ("cid", "rev", "indexed_at", "taken_down"),
                     'SELECT cid, rev, "indexedAt", "takedownRef" FROM record WHERE uri = %s', uri),
-        tables=_tables(database, collection, subject.uri),
+        tables=_tables(database, collection, subject.text),
         main_table=table,
         duplicate_of=duplicate[0][0] if duplicate else None,
         tombstone=_row(database, ("rev", "deleted_at"),
                        "SELECT rev, deleted_at::text FROM rsky_pipeline.tombstone WHERE uri = %s",
                        uri),
-        complete_rev=_complete_rev(database, subject.did),
+        complete_rev=_complete_rev(database, subject.account),
         actor=_row(database, ("handle", "status", "taken_down"),
                    'SELECT handle, "upstreamStatus", "takedownRef" FROM actor WHERE did = %s', did),
         account_event=_row(
@@ -463,8 +436,8 @@ def _rows(database: Database, subject: Subject) -> InDatabase:
             "SELECT status, rev, error, attempts, updated_at::text "
             "FROM rsky_pipeline.backfill_repo WHERE did = %s", did),
         labels=_labels(database, subject),
-        flags=_flags(database, subject.uri) if table == "post" else {},
-        records=_records(database, subject.did) if not subject.collection else {},
+        flags=_flags(database, subject.text) if table == "post" else {},
+        records=_records(database, subject.account) if not subject.collection else {},
     )  # fmt: skip
 
 
@@ -489,10 +462,10 @@ def _complete_rev(database: Database, did: str) -> str | None:
     return _first(database.query("SELECT rev FROM rsky_pipeline.repo_floor WHERE did = %s", [did]))
 
 
-def _labels(database: Database, subject: Subject) -> tuple[Mapping[str, Any], ...]:
+def _labels(database: Database, subject: NamedSubject) -> tuple[Mapping[str, Any], ...]:
     rows = database.query(
         "SELECT src, uri, val, cts FROM label WHERE uri = ANY(%s) AND NOT neg LIMIT 100",
-        [[subject.uri, subject.did]],
+        [[subject.text, subject.account]],
     )
     return tuple(dict(zip(("src", "uri", "val", "cts"), row, strict=True)) for row in rows)
 

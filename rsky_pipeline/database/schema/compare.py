@@ -53,7 +53,7 @@ class Difference:
 
     @property
     def keeps_rows_unique(self) -> bool:
-        """Whether rows may be there twice without what is missing."""
+        """Whether it is a missing constraint, without which rows could be written twice."""
         wanted = self.expected or ""
         return wanted.startswith(("PRIMARY KEY", "UNIQUE", "CREATE UNIQUE")) and self.found is None
 
@@ -90,8 +90,8 @@ def check(url: str, schema: str = "bsky") -> list[Difference]:
         return _differences(tx, schema)
 
 
-# Errors of a statement that the schema may explain: 42 names and types, 0A what a statement cannot
-# do with a table, 23502 a column that our statements do not name and that must have a value.
+# Errors of a statement that the schema may explain: 42 names and types, 0A operations that the kind
+# of relation does not support, 23502 a column that must have a value and is not ours.
 _OF_SCHEMA = ("42", "0A", "23502")
 _PARTS = ("table ", "column ", "index ", "constraint ", "extension ", "schema ")
 

@@ -15,7 +15,8 @@ from rsky_pipeline.indexer.collections import registry
 from rsky_pipeline.indexer.core.apply import apply_batch
 from rsky_pipeline.indexer.core.entries import now_text, read_entry
 from rsky_pipeline.operations.diagnosis import Diagnosis, diagnose
-from rsky_pipeline.operations.trace import Traced, parse_subject, trace
+from rsky_pipeline.operations.subjects import read_subject
+from rsky_pipeline.operations.trace import Traced, trace
 from rsky_pipeline.streams.connection import Store
 from rsky_pipeline.streams.event import EVENT_FIELD, encode_record_event
 from tests.integration.operations.entries import consumer, fill
@@ -49,7 +50,7 @@ class Place:
         )  # fmt: skip
 
     async def ask(self, subject: str | None = None) -> tuple[Traced, Diagnosis]:
-        parsed = parse_subject(subject or self.uri)
+        parsed = read_subject(subject or self.uri)
         found = await trio.to_thread.run_sync(trace, self.settings, parsed)
         return found, diagnose(found)
 
@@ -153,7 +154,7 @@ async def test_the_search_is_bounded_and_says_so(
         place = a_place(network, clean_redis, schema_database, tmp_path)
         fill(store, [place.event()])
         fill(store, [b"{}"] * 2_500)
-        parsed = parse_subject(place.uri)
+        parsed = read_subject(place.uri)
         found = await trio.to_thread.run_sync(lambda: trace(place.settings, parsed, limit=1_200))
         assert not found.redis.entries
         assert not found.redis.complete

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 
 from rsky_pipeline.operations.diagnosis import diagnose
+from rsky_pipeline.operations.subjects import read_subject
 from rsky_pipeline.operations.trace import (
     AtPds,
     Firehose,
@@ -14,7 +15,6 @@ from rsky_pipeline.operations.trace import (
     Searched,
     Traced,
     TracedLetter,
-    parse_subject,
 )
 
 URI = "at://did:plc:w4xbfzo7kqfes5zb7r6qv3rw/app.bsky.feed.post/3m4ra7cs75s2z"
@@ -28,21 +28,12 @@ HAS = AtPds("https://pds", "h", "3l9", None, True, "c")
 def found(database: InDatabase = ABSENT, pds: AtPds = HAS, redis: InRedis | None = None,
           firehose: Firehose | None = None, subject: str = URI) -> Traced:  # fmt: skip
     return Traced(
-        parse_subject(subject), pds, firehose or Firehose(2.0, 1.0), redis or InRedis(), database
+        read_subject(subject), pds, firehose or Firehose(2.0, 1.0), redis or InRedis(), database
     )
 
 
 def entry(**groups: str) -> InStream:
     return InStream("firehose_live", "1-0", "t", "create", "3l1", groups)
-
-
-def test_subjects_are_uris_or_dids() -> None:
-    assert parse_subject(URI).uri == URI
-    assert parse_subject("did:plc:w4xbfzo7kqfes5zb7r6qv3rw").collection == ""
-    for text in ("", "https://bsky.app/x", "at://alice.example/app.bsky.feed.post/3l",
-                 "did:plc:zzz", "at://did:plc:zzz/app.bsky.feed.post/3l"):  # fmt: skip
-        with pytest.raises(ValueError, match="DID"):
-            parse_subject(text)
 
 
 def test_the_seeds_missing_post() -> None:
