@@ -3,7 +3,7 @@
 Streams: gauges, trimming, and keeping hold of entries. Those that wait here for long, because the
 database is away, would otherwise be taken over by other workers, and in the end be suspected of
 crashing them. Tables: rows that can no longer matter are removed, in small steps. Several workers
-may do both at once.
+may do both at once. Beside it, each watches what others do to the tables: locks and changes.
 """
 
 import logging
@@ -11,7 +11,6 @@ from collections.abc import Callable, Sequence
 
 import trio
 
-from rsky_pipeline.database.blockers import blockers
 from rsky_pipeline.database.connection import Database
 from rsky_pipeline.database.errors import (
     DatabaseError,
@@ -19,7 +18,7 @@ from rsky_pipeline.database.errors import (
     TransactionConflictError,
 )
 from rsky_pipeline.database.schema import Difference, differing_parts
-from rsky_pipeline.health.rules import DATABASE_LOCKED, SCHEMA, RuleVerdict
+from rsky_pipeline.health.rules import DATABASE_LOCKED, SCHEMA, STORE_SECONDS, RuleVerdict
 from rsky_pipeline.health.self_check import SelfCheck, watch
 from rsky_pipeline.indexer.collections.post_notifications import (
     BATCH_REPLIES,
@@ -30,7 +29,7 @@ from rsky_pipeline.indexer.core.rejected import forget_superseded
 from rsky_pipeline.observability.indexer import IndexerMetrics
 from rsky_pipeline.observability.streams import StreamMetrics
 from rsky_pipeline.runtime.boundary import Boundary
-from rsky_pipeline.runtime.errors import StoreError
+from rsky_pipeline.runtime.errors import StoreError, printable
 from rsky_pipeline.runtime.link import Link
 from rsky_pipeline.streams.connection import Store
 from rsky_pipeline.streams.consumer import Consumer
@@ -39,6 +38,7 @@ _log = logging.getLogger(__name__)
 WATCH_SECONDS = 5.0
 CLEAN_EVERY = 6  # looks at the streams
 TABLES_SECONDS = 30.0
+MAX_QUERY = 100  # characters that are shown
 STEP_PAUSE_SECONDS = 0.1  # between two steps, so that batches get their turn
 
 # Counting a large table takes long: its size at the last look of autovacuum is near enough.
@@ -46,6 +46,22 @@ _COUNT = """
 SELECT CASE WHEN c.reltuples < 0 OR pg_relation_size(c.oid) < 32 * 1024 * 1024
     THEN (SELECT count(*) FROM rsky_pipeline.{table}) ELSE c.reltuples::bigint END
 FROM pg_class c WHERE c.oid = 'rsky_pipeline.{table}'::regclass
+"""
+
+# A role without pg_read_all_stats sees the process ids of others, and not their queries. A prepared
+# transaction has no process: its id is 0.
+_BLOCKERS = """
+SELECT p.pid, count(DISTINCT a.pid), max(extract(epoch FROM now() - a.query_start))::int,
+    max(b.usename::text), max(b.application_name), max(b.state), max(b.query),
+    max(extract(epoch FROM now() - b.xact_start))::int
+FROM pg_stat_activity a
+CROSS JOIN LATERAL unnest(pg_blocking_pids(a.pid)) AS p(pid)
+LEFT JOIN pg_stat_activity b ON b.pid = p.pid
+WHERE a.datname = current_database() AND a.wait_event_type = 'Lock'
+    AND a.application_name LIKE 'rsky-pipeline %%'
+    AND now() - a.query_start > make_interval(secs => %s)
+    AND coalesce(b.application_name, '') NOT LIKE 'rsky-pipeline %%'
+GROUP BY p.pid ORDER BY p.pid
 """
 
 
@@ -207,3 +223,24 @@ def count_rows(database: Database, table: str) -> int:
     """Return the size of a table of ours, of a large one as autovacuum last saw it."""
     ((count,),) = database.query(_COUNT.format(table=table))
     return int(count)
+
+
+def blockers(database: Database) -> list[str]:
+    """Describe sessions of others that keep statements of this program waiting for a lock.
+
+    Each with its process id, so that an operator may end it. Sessions that wait for each other
+    within the pipeline are left out. Raises DatabaseError.
+    """
+    found = []
+    for pid, waiting, seconds, user, program, state, query, age in database.query(
+        _BLOCKERS, [STORE_SECONDS]
+    ):
+        held = "a prepared transaction (see pg_prepared_xacts)"
+        if pid:
+            who = ", ".join(text for text in (user, program, state) if text)
+            text = " ".join(str(query or "").split())[:MAX_QUERY]
+            since = f" for {age} s" if age is not None else ""
+            held = f"pid {pid} ({who}), in a transaction{since}: {text}"
+        one = "1 statement waits" if waiting == 1 else f"{waiting} statements wait"
+        found.append(printable(f"{one} for {seconds} s; blocked by {held}"))
+    return found

@@ -91,7 +91,7 @@ class Link(Generic[Connection]):
         self._error: StoreError | None = None  # of the last call, if the store was the cause
         self._failures, self._since, self._until = 0, 0.0, 0.0  # in a row; from when to when
         self._calls = 0  # in progress
-        _links.add(self)
+        _of_this_run(self)
 
     @property
     def in_trouble(self) -> bool:
@@ -233,10 +233,22 @@ class Link(Generic[Connection]):
             raise
 
 
-_links: "weakref.WeakSet[Link[Any]]" = weakref.WeakSet()
+# Of each run of an event loop its own, as workers in one process (tests) are not each other's.
+_links: "trio.lowlevel.RunVar[weakref.WeakSet[Link[Any]]]" = trio.lowlevel.RunVar("links")
+
+
+def _of_this_run(link: Link[Any]) -> None:
+    """Have `store_troubles` look at a link, if it is made in an event loop."""
+    try:
+        _links.get().add(link)
+    except LookupError:
+        _links.set(weakref.WeakSet([link]))
+    except RuntimeError:
+        return  # a command's, which sees each failure itself
 
 
 def store_troubles() -> list[StoreTrouble]:
-    """Return the present troubles of all links of this process; call it in the event loop."""
+    """Return the present troubles of all links that were made in this event loop."""
     now = time.monotonic()
-    return [trouble for each in list(_links) if (trouble := each.trouble(now)) is not None]
+    links = _links.get(weakref.WeakSet())
+    return [trouble for each in list(links) if (trouble := each.trouble(now)) is not None]

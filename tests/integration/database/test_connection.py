@@ -13,7 +13,6 @@ import pytest
 from psycopg.conninfo import conninfo_to_dict
 
 from rsky_pipeline.database import patience
-from rsky_pipeline.database.blockers import blockers
 from rsky_pipeline.database.connection import Database, _connection_string
 from rsky_pipeline.database.errors import (
     BadDataError,
@@ -23,6 +22,7 @@ from rsky_pipeline.database.errors import (
     SchemaMismatchError,
     TransactionConflictError,
 )
+from rsky_pipeline.indexer.upkeep import blockers
 from rsky_pipeline.runtime.link import Link
 from tests.integration.streams.support import UnreliableProxy
 from tests.stores import execute, other_database
@@ -201,7 +201,7 @@ def test_a_lock_that_stays_taken_is_a_conflict(schema_database: str) -> None:
 def test_who_holds_a_lock_that_we_wait_for_is_named(
     schema_database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("rsky_pipeline.database.blockers.STORE_SECONDS", 0.0)
+    monkeypatch.setattr("rsky_pipeline.indexer.upkeep.STORE_SECONDS", 0.0)
     with (
         psycopg.connect(schema_database, application_name="psql") as holder,
         Database.connect(schema_database, name="waits", lock_timeout_ms=20_000) as waiter,
@@ -226,7 +226,7 @@ def test_who_holds_a_lock_that_we_wait_for_is_named(
 def test_a_role_without_rights_learns_the_process_that_blocks_it(
     schema_database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("rsky_pipeline.database.blockers.STORE_SECONDS", 0.0)
+    monkeypatch.setattr("rsky_pipeline.indexer.upkeep.STORE_SECONDS", 0.0)
     execute(schema_database, "CREATE ROLE plain LOGIN")
     try:
         execute(schema_database, "GRANT USAGE ON SCHEMA bsky TO plain")
