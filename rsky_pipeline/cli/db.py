@@ -95,20 +95,28 @@ def check(run: Invocation) -> int:
 
 
 @operator_command(command)
-@click.option("--force", is_flag=True, help="Have Redis belong to this database from now on.")
+@click.option("--force", is_flag=True, help="Have Redis belong to the next indexer's database.")
 def pair(run: Invocation, force: bool) -> int:
     """Say whether Redis and the database belong together, or have them do so.
 
     The first indexer ties a Redis to the database that it writes. Another database is refused,
     since events acknowledged for one would be missing in the other. After a database was replaced
-    on purpose, --force ties Redis to the new one; the next indexer has everything read and fetched
-    again that the new one lacks. Exit with 6 if they do not belong together.
+    on purpose, --force has Redis forget the former one, also where no database runs: the next
+    indexer ties it to its own, and has everything read and fetched again that this one lacks. Exit
+    with 6 if they do not belong together.
     """
-    from rsky_pipeline.health.pairing import look, pair_anew
+    from rsky_pipeline.health.pairing import look
+    from rsky_pipeline.streams.marks import forget_database
 
     group = run.settings.indexer_group
-    with run.store("pair") as store, run.database("pair") as database:
-        found = (pair_anew if force else look)(store, database, group)
+    with run.store("pair") as store:
+        if force:
+            forget_database(store, group)
+            text = f"the next indexer of {group} ties Redis to its database"
+            run.answer({"group": group, "noted": None}, lambda: line(text))
+            return ExitCode.OK
+        with run.database("pair") as database:
+            found = look(store, database, group)
     run.answer(asdict(found), lambda: line(found.describe()))
     return ExitCode.DIFFERENCES if found.mismatch else ExitCode.OK
 

@@ -109,15 +109,3 @@ def pair(store: Store, database: Database, group: str, relays: Sequence[str]) ->
         request_reading(store, REDIS_LOST, written.timestamp(), written.isoformat(), relays)
     note_database(store, group, found.database)
     return written is not None
-
-
-def pair_anew(store: Store, database: Database, group: str) -> Pairing:
-    """Have Redis belong to this database from now on. Raises StoreError.
-
-    The next indexer compares the marks of both: a database that lacks what was acknowledged is
-    recorded as a gap, and read again.
-    """
-    found = look(store, database, group)
-    if found.database is not None:
-        note_database(store, group, found.database)
-    return look(store, database, group)

@@ -50,6 +50,11 @@ def note_database(store: Store, group: str, database: str) -> None:
     store.call("HSET", INSTALLATION, group, database)
 
 
+def forget_database(store: Store, group: str) -> None:
+    """Have the next indexer of a group note its database, and compare the marks of both."""
+    store.call("HDEL", INSTALLATION, group)
+
+
 def note_mark(store: Store, group: str, worker: str, stream: str, number: int) -> None:
     """Note the last transaction whose entries are acknowledged next."""
     store.call("HSET", DATABASE_MARKS + group, f"{stream} {worker}", number)

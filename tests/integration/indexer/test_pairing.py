@@ -75,14 +75,18 @@ async def test_another_database_is_refused_until_it_is_meant(
     found = {verdict.check: verdict.status for verdict in check_database(settings)}
     assert found["pairing"] == "fail"
     assert pair(clean_redis, tables)[0] == 6
-    # An operator says that it is the right one: what it lacks is read again.
-    code, now = pair(clean_redis, tables, "--force")
-    assert (code, now["noted"]) == (0, now["database"])
+    # An operator says that it is the right one, if need be before a database runs: what it lacks
+    # is read again.
+    elsewhere = ("--force", "--database-url", "postgresql://127.0.0.1:1/none")
+    code, now = pair(clean_redis, tables, *elsewhere)
+    assert (code, now["noted"]) == (0, None)
     async with indexing(clean_redis, tables.url, **RELAYS) as worker:
         await eventually(lambda: not entries(clean_redis, FIREHOSE_LIVE))
         assert worker.metric("indexer_database_losses_total") == 1
     [gap] = entries(clean_redis, "rsky_pipeline:gaps")
     assert orjson.loads(gap[b"gap"])["kind"] == "database_lost"
+    code, now = pair(clean_redis, tables)
+    assert (code, now["noted"]) == (0, now["database"])
 
 
 async def test_a_database_that_is_exchanged_beside_the_batches_is_refused(
