@@ -162,6 +162,10 @@ class Invocation:
 
         return store_urls(resolve_directories(self.loaded.settings))
 
+    def read_again(self) -> "Settings":
+        """Return the settings as configured now. Raises ConfigurationError."""
+        return _load(self._parameters).settings
+
     @property
     def run_directory(self) -> Path:
         """Where the supervisors of this configuration have their sockets."""

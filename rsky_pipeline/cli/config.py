@@ -1,13 +1,19 @@
 """`rsky-pipeline config`: show and check the configuration."""
 
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
 import click
 
 from rsky_pipeline.cli.command import Invocation, operator_command
 from rsky_pipeline.cli.exit_codes import ExitCode
-from rsky_pipeline.cli.output import line, print_json, print_table, say
+from rsky_pipeline.cli.output import line, print_table, say
 from rsky_pipeline.configuration.load import ConfigurationError
 from rsky_pipeline.configuration.report import effective
 from rsky_pipeline.configuration.settings import Settings
+
+if TYPE_CHECKING:
+    from rsky_pipeline.operations.connecting import PeerAnswer
 
 
 @click.group()
@@ -31,41 +37,68 @@ def show(run: Invocation) -> None:
 
 
 @operator_command(command)
-def check(run: Invocation) -> int:
+@click.option("--connect", is_flag=True,
+              help="Also connect to stores, relays, labelers and directory.")  # fmt: skip
+def check(run: Invocation, connect: bool) -> int:
     """Check the configuration, and the settings of the stores that it names.
 
     Exit with 0 if it is valid, or with 2 and a line for each problem. A store that does not answer
-    is a remark: it may be started later.
+    is a remark: it may be started later. With --connect it is a failure: each peer is asked for
+    what the pipeline needs, and the exit code is 2 if one refuses (a wrong password), else 69 if
+    one cannot be reached.
     """
     try:
         result = run.loaded
     except ConfigurationError as error:
         if not run.as_json:
             raise
-        print_json({"ok": False, "problems": list(error.problems), "remarks": []})
+        document = {"ok": False, "problems": list(error.problems), "remarks": []}
+        run.answer(document, lambda: None)
         return ExitCode.USAGE
     source = f"the file {result.file.path}" if result.file else "no file"
     problems, advice, unchecked = _check_stores(result.settings)
+    answers = _connect(result.settings) if connect else []
     but = f", but {' and '.join(unchecked)} could not be tried" if unchecked else ""
     good = f"the configuration is good{but} (read: {source}, the environment and the flags)"
-    remarks = [*result.remarks, *advice]
-    document = {"ok": not problems, "problems": problems, "remarks": remarks}
+    remarks = [*result.remarks, *([] if connect else unchecked.values()), *advice]
+    document = {
+        "ok": not problems and all(each.ok for each in answers),
+        "problems": problems,
+        "remarks": remarks,
+        **({"peers": [asdict(each) for each in answers]} if connect else {}),
+    }
     if not run.as_json:
         for remark in remarks:
             say(f"remark: {remark}")
         for problem in problems:
             say(problem)
-    run.answer(document, lambda: None if problems else line(good))
-    return ExitCode.USAGE if problems else ExitCode.OK
+
+    def show() -> None:
+        if answers:
+            rows = [(each.peer, "ok" if each.ok else "FAILS", each.detail) for each in answers]
+            print_table(("PEER", "", "ANSWER"), rows)
+        if document["ok"]:
+            line(good)
+
+    run.answer(document, show)
+    if problems or any(each.is_wrong for each in answers):
+        return ExitCode.USAGE
+    return ExitCode.OK if document["ok"] else ExitCode.UNAVAILABLE
 
 
-def _check_stores(settings: Settings) -> tuple[list[str], list[str], list[str]]:
-    """Return what makes the stores of one's own unfit, remarks, and the settings not tried."""
+def _connect(settings: Settings) -> "list[PeerAnswer]":
+    from rsky_pipeline.operations.connecting import ask_everybody
+
+    return ask_everybody(settings)
+
+
+def _check_stores(settings: Settings) -> tuple[list[str], list[str], dict[str, str]]:
+    """Return what makes the stores of one's own unfit, advice, and a remark by setting untried."""
     from rsky_pipeline.database import server as database
     from rsky_pipeline.runtime.errors import StoreError
     from rsky_pipeline.streams import server as streams
 
-    problems, remarks, unchecked = list[str](), list[str](), list[str]()
+    problems, remarks, unchecked = list[str](), list[str](), dict[str, str]()
     for name, check in (("redis_url", streams.check), ("database_url", database.check)):
         url: str | None = getattr(settings, name)
         if url is None:  # embedded, with settings of ours
@@ -73,8 +106,7 @@ def _check_stores(settings: Settings) -> tuple[list[str], list[str], list[str]]:
         try:
             found = check(url)
         except StoreError as error:
-            remarks.append(f"{name}: the server could not be checked: {error}")
-            unchecked.append(name)
+            unchecked[name] = f"{name}: the server could not be checked: {error}"
             continue
         for item in found:
             (remarks if item.severity == "advice" else problems).append(f"{name}: {item}")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from rsky_pipeline.cli.command import (
+    CommandError,
     Invocation,
     confirm,
     old_option,
@@ -34,6 +35,37 @@ SHOWN_DRIFTS = 1_000  # drifts that are listed; all are counted and repaired
 @click.group()
 def command() -> None:
     """Create and check the schema; check and repair its contents."""
+
+
+@operator_command(command)
+@click.option("--admin-url", metavar="URL", help="The server's administrator, for example "
+              "postgresql://postgres:PASSWORD@HOST/postgres. Default: postgres by the socket on "
+              "this machine, which root may be.")  # fmt: skip
+@click.option("--dry-run", is_flag=True, help="Print the statements; execute none.")
+def create(run: Invocation, admin_url: str | None, dry_run: bool) -> int:
+    """Create the role and the database that database_url names, on a server of your own.
+
+    What exists already stays. The role gets the password of database_url, if there is one, and the
+    database belongs to it. Then it logs in as the pipeline will; exit with 1 and the remedy where
+    that is refused. Next is `db init`.
+    """
+    from rsky_pipeline.database import creating
+
+    url = run.loaded.settings.database_url
+    if url is None:
+        raise CommandError("database_url is not set: the embedded one is created", ExitCode.USAGE)
+    try:
+        target = creating.NewDatabase.of(url)
+        admin = admin_url or creating.administrators_url(url)
+    except ValueError as error:
+        raise CommandError(str(error), ExitCode.USAGE) from error
+    statements = creating.create(target, admin, dry_run=dry_run)
+    problems = [] if dry_run else creating.login_problem(target, admin)
+    for problem in problems:
+        say(problem)
+    document = {"ok": not problems, "statements": statements, "problems": problems}
+    run.answer(document, lambda: _show_lines("", statements, ""))
+    return ExitCode.FAILED if problems else ExitCode.OK
 
 
 @operator_command(command)

@@ -1,5 +1,6 @@
 """`rsky-pipeline deploy`, `rollback`, `deployments`: replace the program of a running pipeline."""
 
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -43,25 +44,33 @@ def deployment_options(command: Command) -> Command:
 
 
 @operator_command(name="deploy")
-@click.argument("file", type=click.Path(path_type=Path))
+@click.argument("file", type=click.Path(path_type=Path), required=False)
+@click.option("--resume", is_flag=True, help="Go on with the deployment that was interrupted.")
 @click.option("--purge", multiple=True, metavar="STREAM:TYPE",
               help="While everything is stopped, remove polluting entries of a type from a stream: "
               "firehose_live:repo.")  # fmt: skip
 @deployment_options
 def command(
-    run: Invocation, file: Path, purge: tuple[str, ...], dry_run: bool, choice: str, **options: Any
-) -> int:
+    run: Invocation, file: Path | None, resume: bool, purge: tuple[str, ...], dry_run: bool,
+    choice: str, **options: Any,
+) -> int:  # fmt: skip
     """Replace the program of a running pipeline by FILE, and roll back if that fails.
 
     Checks the file, stops consumers first, keeps a backup, swaps, migrates, cleans, starts
-    producers first, verifies and watches. A deployment that was interrupted is undone first.
+    producers first, verifies and watches. A deployment that was interrupted (a kill, a reboot) goes
+    on with --resume; another one undoes it first. What nobody needs any more is removed at the end.
 
     Exit codes: 0 deployed, 1 refused, or failed and rolled back, 3 nothing is running, 6 a
     verification failed and it was rolled back, 75 another deployment is running.
     """
     from rsky_pipeline.operations.deployment.deploy import DeploymentOrder
 
-    order = DeploymentOrder(file, purge=_purges(purge), **options)
+    if (file is None) != resume or (resume and (purge or dry_run)):
+        raise click.UsageError("give a FILE, or --resume alone")
+    order = DeploymentOrder(file or Path(), purge=_purges(purge), **options)
+    if resume:
+        with _deployer(run, choice, dry_run=False) as worker:
+            return _finish(run, worker.resume(order))
     with _deployer(run, choice, dry_run=dry_run) as worker:
         interrupted = worker.journal.unfinished() if dry_run else worker.recover()
         if interrupted is not None and dry_run:
@@ -82,15 +91,18 @@ def rollback(
     """Put the newest backup of another version back, or that of TIMESTAMP, with the steps of
     `deploy`.
 
-    A deployment that was interrupted is undone, and nothing else. Exit codes are those of `deploy`.
+    A deployment that was interrupted is undone; without TIMESTAMP nothing else is. Exit codes are
+    those of `deploy`.
     """
     from rsky_pipeline.operations.deployment.deploy import DeploymentOrder
     from rsky_pipeline.operations.deployment.program import backups, find_target, latest_other
 
     with _deployer(run, choice, dry_run=dry_run) as worker:
-        if timestamp is None:
-            interrupted = worker.journal.unfinished() if dry_run else worker.recover()
-            if interrupted is not None:
+        interrupted = worker.journal.unfinished() if dry_run else worker.recover()
+        if interrupted is not None:
+            if timestamp is not None and dry_run:
+                say(f"would be undone first: {interrupted.plan['kind']} {interrupted.id}")
+            if timestamp is None:
                 done = "would be undone" if dry_run else "undone"
                 say(f"{done}: {interrupted.plan['kind']} {interrupted.id}")
                 key = "would_recover" if dry_run else "recovered"
@@ -165,21 +177,25 @@ def _deployer(run: Invocation, choice: str, *, dry_run: bool) -> Iterator["Deplo
     """Yield a deployer that is alone in its data directory; a dry run need not be."""
     from rsky_pipeline.embedded.locations import data_directory
     from rsky_pipeline.operations.deployment.deploy import Deployer
+    from rsky_pipeline.operations.deployment.journal import lock_path
     from rsky_pipeline.operations.ordered import flow
     from rsky_pipeline.runtime.lock import acquire
 
-    worker = Deployer(run.settings, flow.manager_of(run.settings, choice), run.given, run.tell)
+    manager = flow.manager_of(run.loaded, run.settings, choice)
+    environment = run.loaded.units_environment
+    worker = Deployer(run.settings, manager, run.given, run.tell, environment)
     lock = None
     if not dry_run:
-        path = data_directory(run.settings) / "locks" / "deployment.lock"
-        lock = acquire(path)
+        lock = acquire(lock_path(data_directory(run.settings)))
         if lock is None:
             raise CommandError("another deployment is running here", ExitCode.ALREADY_RUNNING)
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # undone as by Ctrl-C
     try:
         yield worker
     except OSError as error:
         raise CommandError(str(error), ExitCode.FAILED) from error
     finally:
+        signal.signal(signal.SIGTERM, before)
         if lock is not None:
             lock.let_go()
 

@@ -4,12 +4,12 @@ from typing import TYPE_CHECKING
 
 import click
 
-from rsky_pipeline.cli.command import Invocation
+from rsky_pipeline.cli.command import CommandError, Invocation
 from rsky_pipeline.cli.exit_codes import ExitCode
 from rsky_pipeline.configuration.topology import ROLE_NAMES
 
 if TYPE_CHECKING:
-    from rsky_pipeline.operations.ordered.movement import Movement
+    from rsky_pipeline.operations.ordered.movement import Manager, Movement
 
 manager_option = click.option("--manager", "choice",
     type=click.Choice(["auto", "supervisor", "systemd"]), default="auto", show_default=True,
@@ -24,3 +24,12 @@ def finish(run: Invocation, movement: "Movement") -> int:
     if movement.forced:
         return ExitCode.FORCED
     return ExitCode.OK if movement.ok else ExitCode.FAILED
+
+
+def not_running(run: Invocation, manager: "Manager", problem: str) -> CommandError:
+    """Answer that there is nothing to move; returns the error that ends the command."""
+    from rsky_pipeline.operations.ordered.movement import Movement
+
+    document = {**Movement(manager.name).document(), "ok": False, "problem": problem}
+    run.answer(document, lambda: None)
+    return CommandError(problem, ExitCode.NOT_RUNNING)

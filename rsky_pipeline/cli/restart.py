@@ -4,7 +4,7 @@ import click
 
 from rsky_pipeline.cli.command import CommandError, Invocation, operator_command
 from rsky_pipeline.cli.exit_codes import ExitCode
-from rsky_pipeline.cli.moving import finish, manager_option
+from rsky_pipeline.cli.moving import finish, manager_option, not_running
 from rsky_pipeline.configuration.topology import ROLE_NAMES
 
 
@@ -17,23 +17,22 @@ from rsky_pipeline.configuration.topology import ROLE_NAMES
 def command(run: Invocation, role: str | None, ordered: bool, rolling: bool, choice: str) -> int:
     """Restart the workers of a role, one at a time, each ready before the next; or all roles.
 
-    Supervisors and embedded stores keep running. Exit codes: 0 restarted, 1 given up, 3 not
-    running, 4 no answer, 5 a process had to be killed.
+    The configuration is read again for them; where a change needs another start, that is refused
+    with the reason. Supervisors and embedded stores keep running. Exit codes: 0 restarted, 1 given
+    up or refused, 3 not running, 4 no answer, 5 a process had to be killed.
     """
     from rsky_pipeline.operations.ordered import flow
 
     if (role is None) == (not ordered):
         raise CommandError("give a role, or --ordered for all of them", ExitCode.USAGE)
-    manager = flow.manager_of(run.settings, choice)
+    manager = flow.manager_of(run.loaded, run.settings, choice)
     running = manager.running()
     wanted = [role] if role else list(running)
     if not wanted or not set(wanted) <= set(running):
         one = f" --role {role}" if role and running else ""
-        raise CommandError(
-            f"no {role if one else 'pipeline'} is running in {run.settings.run_dir}; "
-            f"to do: `rsky-pipeline start{one}`",
-            ExitCode.NOT_RUNNING,
-        )
+        text = f"no {role if one else 'pipeline'} is running in {run.settings.run_dir}; "
+        raise not_running(run, manager, f"{text}to do: `rsky-pipeline start{one}`")
+    manager.reload(wanted, run.tell)
     if role or rolling:
         movement = flow.restart_rolling(manager, roles=wanted, tell=run.tell)
     else:

@@ -50,7 +50,8 @@ def command(run: Invocation, roles: tuple[str, ...], workers: tuple[str, ...]) -
         say(remark)
     chosen = start_order(ROLE_NAMES if ALL in roles else roles)
     try:
-        return supervise(PipelinePlan(settings, chosen, prepare_stores))
+        plan = PipelinePlan(settings, chosen, prepare_stores, read_again=run.read_again)
+        return supervise(plan)
     except SettingError as error:
         raise CommandError(str(error), ExitCode.USAGE) from error
 
@@ -61,8 +62,8 @@ def prepare_stores(
     """Check the settings of the stores; bring the schema up to date, and return its changes.
 
     `tell` is called with what the operator should see at once: workers will wait for Redis.
-    Raises UnavailableError while PostgreSQL is unreachable, SettingError for a store that cannot be
-    used, and WorkerError.
+    Raises UnavailableError while PostgreSQL is unreachable, PermissionDeniedError where a store
+    refuses the login, SettingError for a store that cannot be used, and WorkerError.
     """
     from rsky_pipeline.streams import server
 
@@ -78,6 +79,7 @@ def _prepare_database(settings: "Settings") -> list[str]:
         NO_PRIVILEGE,
         DatabaseError,
         DatabaseUnavailableError,
+        LoginRefusedError,
         SchemaMismatchError,
         TransactionConflictError,
     )
@@ -93,6 +95,8 @@ def _prepare_database(settings: "Settings") -> list[str]:
     try:
         _check_settings(url, server.check)
         return initialise(url, settings.database_schema)
+    except LoginRefusedError as error:
+        raise PermissionDeniedError(f"PostgreSQL at {redacted(url)}: {error}") from error
     except (DatabaseUnavailableError, TransactionConflictError) as error:
         raise UnavailableError(f"PostgreSQL at {redacted(url)}: {error}") from error
     except DatabaseError as error:
@@ -108,13 +112,20 @@ def _prepare_database(settings: "Settings") -> list[str]:
 def _check_settings(url: str, check: "Callable[[str], list[ServerSetting]]") -> str | None:
     """Log what breaks a promise; raises SettingError for a server that cannot be used at all.
 
-    Returns why one does not answer: that is left to the workers, which wait for it.
+    Returns why one does not answer: that is left to the workers, which wait for it. Raises
+    PermissionDeniedError for a Redis that refuses the login.
     """
     from rsky_pipeline.configuration.redaction import redacted
-    from rsky_pipeline.runtime.errors import SettingError, StoreError
+    from rsky_pipeline.database.errors import LoginRefusedError
+    from rsky_pipeline.runtime.errors import PermissionDeniedError, SettingError, StoreError
+    from rsky_pipeline.streams.errors import LoginRejectedError
 
     try:
         found = check(url)
+    except LoginRefusedError:
+        raise
+    except LoginRejectedError as error:
+        raise PermissionDeniedError(f"{redacted(url)}: {error}") from error
     except StoreError as error:
         log.warning("settings of a store not checked", extra={"url": redacted(url), "error": error})
         return f"{redacted(url)}: {error}"

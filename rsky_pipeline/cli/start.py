@@ -7,6 +7,7 @@ import click
 
 from rsky_pipeline.cli.command import Invocation, operator_command
 from rsky_pipeline.cli.moving import finish, manager_option, roles_option
+from rsky_pipeline.cli.output import say
 from rsky_pipeline.configuration.topology import ROLE_NAMES, start_order
 
 if TYPE_CHECKING:
@@ -28,11 +29,15 @@ def command(run: Invocation, ordered: bool, roles: tuple[str, ...], choice: str)
     Roles that were stopped under a running supervisor are started there. Returns when all are
     ready. Exit codes: 0 started, 1 something did not become ready, 4 no answer.
     """
+    from rsky_pipeline.embedded.locations import data_directory
+    from rsky_pipeline.operations.deployment.journal import interrupted
     from rsky_pipeline.operations.ordered import flow
     from rsky_pipeline.operations.ordered.supervised import Supervised
 
+    if (entry := interrupted(data_directory(run.settings))) is not None:
+        say(entry.describe())
     wanted = start_order(roles or ROLE_NAMES)
-    manager = flow.manager_of(run.settings, choice)
+    manager = flow.manager_of(run.loaded, run.settings, choice)
     if isinstance(manager, Supervised):
         movement = _supervised(manager, run, wanted)
     else:
@@ -48,6 +53,7 @@ def _supervised(manager: "Supervised", run: Invocation, wanted: tuple[str, ...])
     there = manager.supervised()
     known = tuple(role for role in wanted if role in there)
     rest = tuple(role for role in wanted if role not in there)
+    manager.reload(known, run.tell)
     if not rest:
         return flow.start(manager, roles=known, tell=run.tell)
     # `run` is given the options of this command; it inherits the environment.

@@ -4,7 +4,7 @@ from typing import Any
 
 from rsky_pipeline.cli.command import Invocation, operator_command
 from rsky_pipeline.cli.exit_codes import ExitCode
-from rsky_pipeline.cli.output import duration, line, print_json, print_table
+from rsky_pipeline.cli.output import duration, line, print_table, say
 
 HEADER = (
     *("PROCESS", "PID", "STATE", "UPTIME", "RESTARTS", "RATE/s", "LAG", "MEMORY", "PORT"),
@@ -18,16 +18,23 @@ def command(run: Invocation) -> int:
 
     Exit codes: 0 everything is ready, 1 something is not, 3 nothing is running, 4 no answer.
     """
+    from rsky_pipeline.embedded.locations import data_directory
+    from rsky_pipeline.operations.deployment.journal import interrupted
     from rsky_pipeline.supervisor import client
     from rsky_pipeline.supervisor.errors import NoAnswerError, NotRunningError
 
+    entry = interrupted(data_directory(run.settings))
+    deployment = {"deployment": entry.describe()} if entry else {}
     try:
         documents = [each.status for each in client.find(run.run_directory)]
     except (NotRunningError, NoAnswerError) as error:
-        if run.as_json:  # programs read a document whatever the answer is
-            print_json({**merged([]), "problem": str(error)})
+        run.answer({**merged([]), **deployment, "problem": str(error)}, lambda: None)
+        if entry:
+            say(entry.describe())
         raise
-    run.answer(merged(documents), lambda: show(documents))
+    run.answer({**merged(documents), **deployment}, lambda: show(documents))
+    if entry:
+        say(entry.describe())
     healthy = all(document["healthy"] for document in documents)
     return ExitCode.OK if healthy else ExitCode.FAILED
 

@@ -2,9 +2,9 @@
 
 import click
 
-from rsky_pipeline.cli.command import CommandError, Invocation, operator_command
+from rsky_pipeline.cli.command import Invocation, operator_command
 from rsky_pipeline.cli.exit_codes import ExitCode
-from rsky_pipeline.cli.moving import finish, manager_option, roles_option
+from rsky_pipeline.cli.moving import finish, manager_option, not_running, roles_option
 from rsky_pipeline.configuration.topology import ROLE_NAMES
 
 
@@ -44,13 +44,17 @@ def command(
     from rsky_pipeline.operations.ordered import flow
     from rsky_pipeline.operations.ordered.movement import Movement
     from rsky_pipeline.supervisor import client
+    from rsky_pipeline.supervisor.errors import NotRunningError
 
-    manager = flow.manager_of(run.settings, choice)
+    manager = flow.manager_of(run.loaded, run.settings, choice)
     if not manager.running():
         # Supervisors without a running role are ended; `find` raises if there is none either.
-        left = client.find(run.run_directory)
+        try:
+            left = client.find(run.run_directory)
+        except NotRunningError as error:
+            raise not_running(run, manager, str(error)) from error
         if roles:
-            raise CommandError(f"no {' or '.join(roles)} is running", ExitCode.NOT_RUNNING)
+            raise not_running(run, manager, f"no {' or '.join(roles)} is running")
         client.stop_everything(left, timeout=None, on_step=run.tell)
         run.answer(Movement(manager.name).document(), lambda: None)
         return ExitCode.OK

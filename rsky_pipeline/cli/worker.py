@@ -33,12 +33,16 @@ def command(
     liveness_fd: int | None,
 ) -> None:
     """Run one worker of a role."""
-    from rsky_pipeline.runtime.channel import WorkerPipes, read_settings
+    from rsky_pipeline.runtime.channel import WorkerPipes, read_settings, report_end
     from rsky_pipeline.runtime.worker import RoleMain, run_worker
 
     settings = read_settings(settings_fd) if settings_fd is not None else _own(run)
-    main: RoleMain = import_module(f"rsky_pipeline.{role}.role").run
     pipes = WorkerPipes(events_fd, liveness_fd)
+    try:
+        main: RoleMain = import_module(f"rsky_pipeline.{role}.role").run
+    except Exception as error:
+        report_end(pipes, error)  # else the supervisor would know a code alone
+        raise
     code = run_worker(main, settings=settings, role=role, instance=instance, pipes=pipes)
     sys.exit(code)
 

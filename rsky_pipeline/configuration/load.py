@@ -5,7 +5,7 @@ other (`contradictions`).
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,8 @@ from rsky_pipeline.configuration.sources import (
     read_environment,
     read_file,
     remarks,
+    together,
+    units_environment,
 )
 from rsky_pipeline.configuration.store_urls import search_path_of
 from rsky_pipeline.configuration.topology import ROLE_NAMES
@@ -41,6 +43,7 @@ class Loaded:
     origins: Mapping[str, str]
     remarks: Sequence[str] = ()
     file: ConfigFile | None = None
+    units_environment: Mapping[str, str] = field(default_factory=dict)  # read from their file
 
 
 class ConfigurationError(ValueError):
@@ -67,7 +70,8 @@ def load(
     file = find_file(config_file, environ, problems)
     given = read_file(file, problems) if file is not None else []
     given += read_credentials(environ, declarations(), problems)
-    given += read_environment(environ, declarations(), problems)
+    handed = units_environment(file, environ, problems)
+    given += read_environment(environ, declarations(), problems, handed)
     given += [
         Given(name, text, f"flag {spelled.get(name, '--' + name.replace('_', '-'))}")
         for name, text in flags.items()
@@ -79,7 +83,7 @@ def load(
         problems += contradictions(settings, origins)
     if problems:
         raise ConfigurationError(problems)
-    return Loaded(settings, origins, remarks(environ), file)
+    return Loaded(settings, origins, remarks(together(handed, environ)), file, handed)
 
 
 def _checked(given: Sequence[Given], problems: list[str]) -> tuple[dict[str, Any], dict[str, str]]:

@@ -32,14 +32,20 @@ def plain(value: object, *, secret: bool = False) -> Any:
 def reference_markdown() -> str:
     """Return the table of all settings for docs/configuration.md."""
     defaults = {item.name: item.default for item in fields(Settings)}
-    lines = ["| setting | default | allowed | meaning | environment |", "|---|---|---|---|---|"]
+    lines = [
+        "| setting | default | allowed | meaning | applied by | environment |",
+        "|---|---|---|---|---|---|",
+    ]
     for name, info in declarations().items():
         variables = ", ".join(
             f"`{item}`" for item in (f"{PREFIX}{name.upper()}", *info.legacy_environment)
         )
         default = _default(defaults[name])
         allowed = _allowed(defaults[name], info)
-        lines.append(f"| `{name}` | {default} | {allowed} | {info.help} | {variables} |")
+        applied = _applied(info)
+        lines.append(
+            f"| `{name}` | {default} | {allowed} | {info.help} | {applied} | {variables} |"
+        )
     return "\n".join(lines) + "\n"
 
 
@@ -61,3 +67,11 @@ def _allowed(default: object, info: SettingInfo) -> str:
     low = 0 if info.minimum is None else info.minimum
     bounds = f"{low} or more" if info.maximum is None else f"{low} to {info.maximum}"
     return f"{bounds} {info.unit}".rstrip()
+
+
+def _applied(info: SettingInfo) -> str:
+    if info.applies == "start":
+        return "start"
+    if info.applies == "command":
+        return "next command"
+    return f"restart of {', '.join(info.roles)}" if info.roles else "restart"

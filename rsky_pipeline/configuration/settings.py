@@ -24,6 +24,10 @@ class SettingInfo:
     choices: tuple[str, ...] = ()
     legacy_environment: tuple[str, ...] = ()  # names of the original services, first one wins
     secret: bool = False  # a URL whose password must never be printed
+    # What a change needs: a restart of workers (`roles`, empty means all); a start of the
+    # supervisor, which uses it itself; nothing, since each command reads it.
+    applies: Literal["restart", "start", "command"] = "restart"
+    roles: tuple[str, ...] = ()
 
 
 def setting(default: Any, help: str, **info: Any) -> Any:
@@ -38,6 +42,7 @@ Validation = Literal["lenient", "strict"]
 InitialCursor = Literal["live", "oldest"] | int
 LabelSignatures = Literal["require", "check", "none"]
 EnumerationSource = Literal["list_repos", "by_collection", "both"]
+LOG_LEVELS = ("debug", "info", "warning", "error")
 LogFormat = Literal["auto", "text", "json"]
 
 
@@ -56,6 +61,7 @@ class Settings:
         (),
         "Labelers to follow, each a host or a URL.",
         legacy_environment=("INGESTER_LABELER_HOSTS", "LABELER_HOSTS"),
+        roles=("ingester",),
     )
     plc_url: str = setting(
         "https://plc.directory",
@@ -78,6 +84,7 @@ class Settings:
         None,
         "Server that resolves all handles (com.atproto.identity.resolveHandle). Unset: DNS and "
         "HTTPS of each handle's host.",
+        roles=("indexer",),
     )
     http_proxy: str | None = setting(
         None,
@@ -98,26 +105,31 @@ class Settings:
         "an embedded Valkey is started.",
         legacy_environment=("REDIS_URL",),
         secret=True,
+        applies="start",
     )
     database_url: str | None = setting(
         None,
         "PostgreSQL >= 14 (postgresql://). Unset: an embedded PostgreSQL is started.",
         legacy_environment=("DATABASE_URL", "DB_POSTGRES_URL"),
         secret=True,
+        applies="start",
     )
     database_schema: str = setting(
         "bsky",
         "Schema of the AppView's tables (letters and underscores).",
         legacy_environment=("DB_POSTGRES_SCHEMA",),
+        applies="start",
     )
     data_dir: Path | None = setting(
         None,
         "Embedded stores and run-time files. Unset: $STATE_DIRECTORY, else "
         "$XDG_STATE_HOME/rsky-pipeline, else ~/.local/state/rsky-pipeline.",
+        applies="start",
     )
     run_dir: Path | None = setting(
         None,
         "Control sockets and locks. Unset: $RUNTIME_DIRECTORY, else data_dir/run.",
+        applies="start",
     )
 
     # --- relays and labelers -------------------------------------------------------------------
@@ -125,12 +137,14 @@ class Settings:
         "live",
         "Where to start on a relay without a stored cursor: live, oldest, or a sequence number.",
         legacy_environment=("FIREHOSE_INITIAL_CURSOR",),
+        roles=("ingester",),
     )
     verify: Verify = setting(
         "full",
         "Check of live commits: none (hashes of records only), signature (with the account's key) "
         "or full (also that the operations led from the tree before to the signed one).",
         choices=("none", "signature", "full"),
+        roles=("ingester",),
     )
     collections: tuple[str, ...] = setting(
         ("app.bsky.", "chat.bsky.", "com.germnetwork.declaration"),
@@ -142,15 +156,19 @@ class Settings:
         True,
         "Repair gaps in a relay's events as they are noticed: list its repos, and fetch those that "
         "are further than ours.",
+        roles=("ingester",),
     )
     label_signatures: LabelSignatures = setting(
         "require",
         "Check of labels: require (only those that their labeler signed), check (all but those "
         "with a wrong signature) or none.",
         choices=("require", "check", "none"),
+        roles=("ingester",),
     )
     enumerate_repos: bool = setting(
-        True, "Page each relay's listRepos into repo_backfill, so that history is fetched."
+        True,
+        "Page each relay's listRepos into repo_backfill, so that history is fetched.",
+        roles=("ingester",),
     )
     enumeration_source: EnumerationSource = setting(
         "list_repos",
@@ -158,16 +176,27 @@ class Settings:
         "each of enumeration_collections), or both. While list_repos is stuck, by_collection "
         "stands in.",
         choices=("list_repos", "by_collection", "both"),
+        roles=("ingester",),
     )
     enumeration_collections: tuple[str, ...] = setting(
         ("app.bsky.actor.profile",),
         "Collections whose repos listReposByCollection is asked for.",
+        roles=("ingester",),
     )
     enumeration_interval_hours: int = setting(
-        168, "From one beginning of a complete listing to the next.", unit="h", minimum=1
+        168,
+        "From one beginning of a complete listing to the next.",
+        unit="h",
+        minimum=1,
+        roles=("ingester",),
     )
     enumeration_requests_per_minute: int = setting(
-        300, "Listing requests to one host.", unit="/min", minimum=1, maximum=60_000
+        300,
+        "Listing requests to one host.",
+        unit="/min",
+        minimum=1,
+        maximum=60_000,
+        roles=("ingester",),
     )
     discover_repos_per_minute: int = setting(
         600,
@@ -176,6 +205,7 @@ class Settings:
         unit="/min",
         minimum=0,
         maximum=100_000,
+        roles=("ingester",),
     )
     resync_pause_seconds: int = setting(
         60,
@@ -184,6 +214,7 @@ class Settings:
         unit="s",
         minimum=1,
         maximum=3_600,
+        roles=("ingester",),
     )
     allow_private_hosts: bool = setting(
         False,
@@ -237,6 +268,7 @@ class Settings:
         minimum=1,
         maximum=10_000,
         legacy_environment=("INGESTER_BATCH_SIZE",),
+        roles=("ingester",),
     )
     ingester_batch_timeout_ms: int = setting(
         100,
@@ -245,6 +277,7 @@ class Settings:
         minimum=1,
         maximum=60_000,
         legacy_environment=("INGESTER_BATCH_TIMEOUT_MS",),
+        roles=("ingester",),
     )
     ingester_idle_timeout_seconds: int = setting(
         60,
@@ -252,6 +285,7 @@ class Settings:
         "is usually quiet, or said nothing so far, less often.",
         unit="s",
         minimum=1,
+        roles=("ingester",),
     )
 
     # --- backfiller -------------------------------------------------------------------------
@@ -262,6 +296,7 @@ class Settings:
         minimum=1,
         maximum=1_000,
         legacy_environment=("BACKFILLER_CONCURRENCY",),
+        roles=("backfiller",),
     )
     backfiller_http_timeout_seconds: int = setting(
         60,
@@ -269,9 +304,15 @@ class Settings:
         unit="s",
         minimum=1,
         legacy_environment=("BACKFILLER_HTTP_TIMEOUT_SECS",),
+        roles=("backfiller",),
     )
     backfiller_host_concurrency: int = setting(
-        8, "Downloads from one host at once.", unit="repos", minimum=1, maximum=100
+        8,
+        "Downloads from one host at once.",
+        unit="repos",
+        minimum=1,
+        maximum=100,
+        roles=("backfiller",),
     )
     backfiller_host_rate: int = setting(
         10,
@@ -279,6 +320,7 @@ class Settings:
         unit="requests/s",
         minimum=1,
         maximum=10_000,
+        roles=("backfiller",),
     )
     backfiller_directory_rate: int = setting(
         100,
@@ -286,30 +328,42 @@ class Settings:
         unit="requests/s",
         minimum=1,
         maximum=100_000,
+        roles=("backfiller",),
     )
     backfiller_min_rate: int = setting(
         1_024,
         "A download that is slower than this, over backfiller_http_timeout_seconds, is ended.",
         unit="bytes/s",
         minimum=0,
+        roles=("backfiller",),
     )
     backfiller_repo_timeout_seconds: int = setting(
-        3_600, "Longest download of one repo.", unit="s", minimum=1
+        3_600,
+        "Longest download of one repo.",
+        unit="s",
+        minimum=1,
+        roles=("backfiller",),
     )
     backfiller_max_repo_mb: int = setting(
-        2_048, "Largest repo that is downloaded.", unit="MB", minimum=1
+        2_048,
+        "Largest repo that is downloaded.",
+        unit="MB",
+        minimum=1,
+        roles=("backfiller",),
     )
     backfiller_disk_mb: int = setting(
         8_192,
         "Temporary files in data_dir for repos that do not fit into backfiller_memory_mb.",
         unit="MB",
         minimum=1,
+        roles=("backfiller",),
     )
     backfiller_max_attempts: int = setting(
         12,
         "Attempts at a repo that fail because of that repo, before it becomes a dead letter.",
         minimum=1,
         legacy_environment=("BACKFILLER_MAX_RETRIES",),
+        roles=("backfiller",),
     )
     backfiller_host_patience_hours: int = setting(
         168,
@@ -317,6 +371,7 @@ class Settings:
         "listing; a job that repairs something becomes a dead letter.",
         unit="h",
         minimum=0,
+        roles=("backfiller",),
     )
     backfiller_retry_initial_ms: int = setting(
         5_000,
@@ -324,6 +379,7 @@ class Settings:
         unit="ms",
         minimum=1,
         legacy_environment=("BACKFILLER_RETRY_INITIAL_BACKOFF_MS",),
+        roles=("backfiller",),
     )
     backfiller_retry_max_ms: int = setting(
         3_600_000,
@@ -331,12 +387,14 @@ class Settings:
         unit="ms",
         minimum=1,
         legacy_environment=("BACKFILLER_RETRY_MAX_BACKOFF_MS",),
+        roles=("backfiller",),
     )
     backfiller_memory_mb: int = setting(
         128,
         "Repo bytes held in memory at once, over all repos in flight; more goes to disk.",
         unit="MB",
         minimum=16,
+        roles=("backfiller",),
     )
 
     # --- indexer ----------------------------------------------------------------------------
@@ -347,6 +405,7 @@ class Settings:
         minimum=1,
         maximum=20_000,
         legacy_environment=("INDEXER_BATCH_SIZE",),
+        roles=("indexer",),
     )
     indexer_backfill_share_percent: int = setting(
         10,
@@ -355,6 +414,7 @@ class Settings:
         unit="%",
         minimum=1,
         maximum=90,
+        roles=("indexer",),
     )
     validation: Validation = setting(
         "lenient",
@@ -367,6 +427,7 @@ class Settings:
         "Handles that an indexer looks up at the same time.",
         minimum=1,
         maximum=1_000,
+        roles=("indexer",),
     )
     indexer_group: str = setting(
         "firehose_group",
@@ -383,26 +444,51 @@ class Settings:
         "Pending entries of a consumer that is idle for this long are taken over.",
         unit="s",
         minimum=1,
+        roles=("backfiller", "indexer"),
     )
     max_deliveries: int = setting(
         5,
         "Deliveries of an entry that crashes its worker before it becomes a dead letter: the first "
         "two beside other entries, the others alone.",
         minimum=2,
+        roles=("backfiller", "indexer"),
     )
 
     # --- processes --------------------------------------------------------------------------
-    ingester_workers: int = setting(1, "Ingester processes.", minimum=1, maximum=1)
-    backfiller_workers: int = setting(1, "Backfiller processes.", minimum=1, maximum=64)
-    indexer_workers: int = setting(1, "Indexer processes.", minimum=1, maximum=64)
+    ingester_workers: int = setting(
+        1,
+        "Ingester processes.",
+        minimum=1,
+        maximum=1,
+        applies="start",
+    )
+    backfiller_workers: int = setting(
+        1,
+        "Backfiller processes.",
+        minimum=1,
+        maximum=64,
+        applies="start",
+    )
+    indexer_workers: int = setting(
+        1,
+        "Indexer processes.",
+        minimum=1,
+        maximum=64,
+        applies="start",
+    )
     ready_timeout_seconds: int = setting(
         120,
         "A worker that is not ready after this long is stopped and retried.",
         unit="s",
         minimum=1,
+        applies="start",
     )
     stop_timeout_seconds: int = setting(
-        30, "Time for a worker to drain and exit before it is forced.", unit="s", minimum=1
+        30,
+        "Time for a worker to drain and exit before it is forced.",
+        unit="s",
+        minimum=1,
+        applies="start",
     )
 
     # --- deployment -------------------------------------------------------------------------
@@ -410,18 +496,34 @@ class Settings:
         None,
         "The installed program file, which units start and `deploy` replaces. Unset: "
         "/usr/local/bin/rsky-pipeline for units; `deploy` asks systemd or the running supervisor.",
+        applies="command",
     )
     backups_kept: int = setting(
-        5, "Earlier program files that `deploy` keeps beside the current one.", minimum=1
+        5,
+        "Earlier program files that `deploy` keeps beside the current one.",
+        minimum=1,
+        applies="command",
     )
 
     # --- observability ----------------------------------------------------------------------
-    metrics_host: str = setting("127.0.0.1", "Address of the metrics and health ports.")
+    metrics_host: str = setting(
+        "127.0.0.1",
+        "Address of the metrics and health ports.",
+        applies="start",
+    )
     ingester_metrics_port: int = setting(
-        9090, "First metrics port of the ingester; 0 picks a free one.", minimum=0, maximum=65_535
+        9090,
+        "First metrics port of the ingester; 0 picks a free one.",
+        minimum=0,
+        maximum=65_535,
+        roles=("ingester",),
     )
     indexer_metrics_port: int = setting(
-        9091, "First metrics port of the indexer; 0 picks a free one.", minimum=0, maximum=65_535
+        9091,
+        "First metrics port of the indexer; 0 picks a free one.",
+        minimum=0,
+        maximum=65_535,
+        roles=("indexer",),
     )
     backfiller_metrics_port: int = setting(
         9092,
@@ -429,13 +531,16 @@ class Settings:
         minimum=0,
         maximum=65_535,
         legacy_environment=("BACKFILLER_METRICS_PORT",),
+        roles=("backfiller",),
     )
     supervisor_metrics_port: int = setting(
-        9093, "Metrics port of the supervisor; 0 picks a free one.", minimum=0, maximum=65_535
+        9093,
+        "Metrics port of the supervisor; 0 picks a free one.",
+        minimum=0,
+        maximum=65_535,
+        applies="start",
     )
-    log_level: str = setting(
-        "info", "Least severe log lines shown.", choices=("debug", "info", "warning", "error")
-    )
+    log_level: str = setting("info", "Least severe log lines shown.", choices=LOG_LEVELS)
     log_format: LogFormat = setting(
         "auto",
         "text (one coloured line), json, or auto: text on a terminal and json otherwise.",

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
+from types import MappingProxyType
 
 from rsky_pipeline.configuration.settings import SettingInfo
 from rsky_pipeline.configuration.topology import (
@@ -21,6 +22,7 @@ _OTHERWISE = "run this as the pipeline's account or as root, or name another fil
 PREFIX = "RSKY_PIPELINE_"
 CONFIG_VARIABLE = f"{PREFIX}CONFIG"
 DEFAULT_FILES = (Path("rsky-pipeline.toml"), Path("/etc/rsky-pipeline/rsky-pipeline.toml"))
+UNITS_ENVIRONMENT = "environment"  # beside the last of them: EnvironmentFile= of the units
 MAX_FILE_BYTES = 1_000_000
 MAX_SECRET_CHARACTERS = 10_000
 FILE_SUFFIX = "_file"
@@ -174,14 +176,91 @@ def from_file(item: Given, known: Mapping[str, SettingInfo], problems: list[str]
     return None if text is None else Given(name, text, f"{item.origin} (file {item.raw.strip()})")
 
 
+def units_environment(
+    file: ConfigFile | None, environ: Mapping[str, str], problems: list[str]
+) -> dict[str, str]:
+    """Return the variables that systemd hands to our units, if `file` is their configuration.
+
+    A command beside the units that lacked them would act on other stores than the units do. Within
+    a unit they are there already, and its account need not be able to read the file.
+    """
+    if file is None or file.path.absolute() != DEFAULT_FILES[-1] or "NOTIFY_SOCKET" in environ:
+        return {}
+    path = file.path.with_name(UNITS_ENVIRONMENT)
+    try:
+        if path.stat().st_size == 0:  # as it is installed
+            return {}
+        return parse_environment_file(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, UnicodeDecodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+        problems.append(f"{path}: cannot be read: {why}; {_OTHERWISE}")
+        return {}
+
+
+def parse_environment_file(text: str) -> dict[str, str]:
+    """Return the variables of a file as systemd reads it (systemd.exec(5), EnvironmentFile=).
+
+    It is no shell: `&`, `$` and `?` stand for themselves. Lines that assign nothing are ignored.
+    """
+    found: dict[str, str] = {}
+    at = 0
+    while at < len(text):
+        line = text[at:].partition("\n")[0]
+        name, separator, _ = line.partition("=")
+        if not separator or line.lstrip().startswith(("#", ";")):
+            at += len(line) + 1
+            continue
+        found[name.strip()], at = _assigned(text, at + len(name) + 1)
+    return found
+
+
+def _assigned(text: str, at: int) -> tuple[str, int]:
+    """Return the value that begins at a position, and the position behind its line.
+
+    Single quotes keep everything; double quotes all but a backslash before a quote, a backslash,
+    a backtick, a dollar or a line break. Elsewhere a backslash keeps the next character, or joins
+    the next line, and blanks around the value are dropped.
+    """
+    value: list[str] = []
+    solid = 0  # so many characters are kept: blanks at the end are not
+    quote, is_bare = "", False
+    while at < len(text):
+        char, at = text[at], at + 1
+        if char == quote:
+            quote = ""
+        elif quote:
+            if quote == '"' and char == "\\" and text[at : at + 1] in tuple('"\\`$\n'):
+                char, at = text[at].replace("\n", ""), at + 1
+            value.append(char)
+            solid = len(value)
+        elif char == "\n":
+            break
+        elif char == "\\":
+            value.append(text[at : at + 1].replace("\n", ""))
+            at, is_bare, solid = at + 1, True, len(value)
+        elif char in "'\"" and not is_bare:
+            quote = char
+        elif is_bare or not char.isspace():
+            value.append(char)
+            is_bare = True
+            solid = solid if char.isspace() else len(value)
+    return "".join(value[:solid]), at
+
+
 def read_environment(
-    environ: Mapping[str, str], known: Mapping[str, SettingInfo], problems: list[str]
+    environ: Mapping[str, str],
+    known: Mapping[str, SettingInfo],
+    problems: list[str],
+    handed: Mapping[str, str] = MappingProxyType({}),
 ) -> Iterator[Given]:
     """Yield the settings of the environment; an empty variable sets nothing.
 
     A variable of ours wins over those of the original services. NAME_FILE names the file of a
-    secret.
+    secret. `handed` are variables of the units, which those of `environ` replace.
     """
+    environ = together(handed, environ)
     own = {f"{PREFIX}{name.upper()}": name for name in known}
     own |= {f"{PREFIX}{name.upper()}_FILE": name for name in _secrets(known)}
     problems += [
@@ -198,8 +277,16 @@ def read_environment(
                 problems.append(f"environment variables {candidate} and {file}: give one of them")
             if given:
                 setting = name + FILE_SUFFIX if given[0] == file else name
-                yield Given(setting, environ[given[0]], f"environment variable {given[0]}")
+                origin = f"environment variable {given[0]}"
+                if handed.get(given[0]) == environ[given[0]]:
+                    origin += f" of {DEFAULT_FILES[-1].with_name(UNITS_ENVIRONMENT)}"
+                yield Given(setting, environ[given[0]], origin)
                 break
+
+
+def together(handed: Mapping[str, str], environ: Mapping[str, str]) -> dict[str, str]:
+    """Return the variables of the units, replaced by those of a command that are not empty."""
+    return {**handed, **{name: text for name, text in environ.items() if text.strip()}}
 
 
 def nearest(name: str, known: Mapping[str, object]) -> str:

@@ -3,6 +3,8 @@
 Every public function of this package raises only these (and ValueError for misuse).
 """
 
+import re
+
 import psycopg
 
 from rsky_pipeline.runtime.errors import StoreError, UnavailableError
@@ -55,6 +57,15 @@ class DatabaseUnavailableError(DatabaseError, UnavailableError):
     """
 
     finding = "database"
+
+
+class LoginRefusedError(DatabaseUnavailableError):
+    """The server answers, and refuses the role, its password, its address or the database.
+
+    Running workers wait, since somebody may be changing a password; a start ends, with the reason.
+    """
+
+    finding = "database_denied"
 
 
 class TransactionConflictError(DatabaseError):
@@ -151,6 +162,19 @@ _HINTS_BY_TEXT = {
     "no more connections allowed": "raise max_client_conn of the pooler",
     "query_wait_timeout": "raise default_pool_size of the pooler",
 }
+# A refused login has no SQLSTATE in the client. Servers with other `lc_messages` than English are
+# waited for like those that do not answer.
+_LOGIN_REFUSED = {
+    "password authentication failed": "check user and password of database_url; characters that "
+    "mean something in a URL are percent-encoded there",
+    "no password supplied": "database_url has no password",
+    "no pg_hba.conf entry": "add one to the server's pg_hba.conf: docs/runbook.md, Install",
+    "Peer authentication failed": "run this as the account of that role, or log in with a password",
+    "Ident authentication failed": "log in with a password",
+    "is not permitted to log in": "ALTER ROLE ... LOGIN",
+}
+_MISSING = re.compile(r'(?:role|database) ".*" does not exist')
+_CREATE = "`rsky-pipeline db create` creates role and database"
 # Somebody changed a table under a statement that this session had prepared. A new session plans
 # anew; no data is at fault.
 _STALE_PLAN = "cached plan must not change result type"
@@ -185,8 +209,22 @@ def translate(
         return BadDataError(message, statement=statement)
     if isinstance(error, psycopg.OperationalError) or not connected:
         text = " ".join(message.split()) + _hint(message)
+        if refused := _refused_login(message):
+            return LoginRefusedError(f"{text}; {refused}")
         return DatabaseUnavailableError(text, finding=_finding(message))
     return DatabaseError(message, statement=statement)
+
+
+def _refused_login(message: str) -> str:
+    """Return what to do about a login that was refused; empty if it was not.
+
+    Where several hosts were tried, another one may take it later.
+    """
+    if "Multiple connection attempts" in message:
+        return ""
+    if _MISSING.search(message):
+        return _CREATE
+    return next((hint for text, hint in _LOGIN_REFUSED.items() if text in message), "")
 
 
 def _hint(message: str, code: str = "") -> str:

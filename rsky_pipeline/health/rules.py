@@ -315,6 +315,11 @@ PAIRING = Rule(
     "pairing", "Redis and the database are of different installations",
     "correct redis_url or database_url, or run `rsky-pipeline db pair --force`", Limits(fail=1),
 )  # fmt: skip
+DEPLOYMENT = Rule(
+    "deployment", "a deployment was interrupted",
+    "`rsky-pipeline deploy --resume` finishes it, `rsky-pipeline rollback` undoes it",
+    Limits(fail=1),
+)  # fmt: skip
 REV_GUARD = Rule(
     "rev_guard", "older states overwrite newer ones",
     "stop the indexers: older states overwrite newer ones", Limits(fail=1),

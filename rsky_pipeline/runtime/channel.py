@@ -2,13 +2,15 @@
 
 The worker reads its settings as one JSON document (they hold passwords, so they are not passed as
 arguments or environment), and writes events as JSON lines: `started`, `ready`, `status`, `exit`.
-The liveness pipe carries no data; its end of file means that the supervisor is gone.
+The liveness pipe carries lines to the worker (`log_level debug`); its end of file means that the
+supervisor is gone.
 """
 
 import json
 import math
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from typing import Any
 import trio
 
 from rsky_pipeline.configuration.settings import Settings
+from rsky_pipeline.runtime.errors import described
 
 MAX_SETTINGS_BYTES = 60_000  # below the capacity of a pipe, so that writing it never blocks
 MAX_EVENT_BYTES = 64_000
@@ -72,6 +75,13 @@ def decode_event(line: bytes) -> Event | None:
     except ValueError:
         return None
     return event if isinstance(event, dict) and isinstance(event.get("event"), str) else None
+
+
+def report_end(pipes: WorkerPipes, error: BaseException) -> None:
+    """Tell the supervisor why this process ends before its role has begun."""
+    if pipes.events is not None:
+        with suppress(OSError):
+            os.write(pipes.events, encode_event({"event": "exit", "reason": described(error)}))
 
 
 class EventSender:

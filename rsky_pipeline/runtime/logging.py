@@ -51,6 +51,12 @@ def configure(
     )
     root = logging.getLogger()
     root.handlers[:] = [handler]
+    set_level(level)
+
+
+def set_level(level: str) -> None:
+    """Log lines of this level and above, of libraries only warnings."""
+    root = logging.getLogger()
     root.setLevel(level.upper())
     for library in ("httpcore", "trio_websocket"):
         logging.getLogger(library).setLevel(max(logging.WARNING, root.level))

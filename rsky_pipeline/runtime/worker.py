@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import trio
 from prometheus_client import CollectorRegistry
 
-from rsky_pipeline.configuration.settings import Settings
+from rsky_pipeline.configuration.settings import LOG_LEVELS, Settings
 from rsky_pipeline.configuration.topology import ROLES
 from rsky_pipeline.observability.findings import FAILS, active_findings
 from rsky_pipeline.observability.server import MetricsServer, process_registry
@@ -218,12 +218,18 @@ class _Worker:
                 self._stop(flags, signal.Signals(number).name, escalate)
 
     async def _watch_supervisor(self, flags: _Flags) -> None:
-        """Drain if the supervisor is gone; then escalate and exit, as it can no longer kill us."""
+        """Do what the supervisor asks for; drain if it is gone.
+
+        Then escalate and exit, as it can no longer kill us.
+        """
         if self._liveness is None:
             return
         async with trio.lowlevel.FdStream(self._liveness) as pipe:
-            while await pipe.receive_some():
-                pass
+            rest = b""
+            while chunk := await pipe.receive_some():
+                *lines, rest = (rest + chunk).split(b"\n")
+                for line in lines:
+                    _obey(line.decode(errors="replace").split())
         budget = self._settings.stop_timeout_seconds
         _exit_in(budget + GRACE_AFTER_HURRY_SECONDS)
         self._stop(flags, "the supervisor is gone", escalate=False)
@@ -238,6 +244,13 @@ class _Worker:
         flags.stopping.set()
         if escalate:
             flags.escalated.set()
+
+
+def _obey(words: list[str]) -> None:
+    """Do what a line of the supervisor asks for; newer ones may ask for what is not known here."""
+    if len(words) == 2 and words[0] == "log_level" and words[1] in LOG_LEVELS:
+        log_setup.set_level(words[1])
+        log.warning("log level changed", extra={"level": words[1]})
 
 
 def _exit_in(seconds: float) -> None:

@@ -14,6 +14,7 @@ from redis.sentinel import SentinelConnectionPool
 from rsky_pipeline.configuration.store_urls import RedisAddress, RedisLogin, parse_redis_url
 from rsky_pipeline.runtime.errors import described, printable
 from rsky_pipeline.streams.errors import (
+    LoginRejectedError,
     StoreRejectedError,
     StoreUnavailableError,
     WritesRefusedError,
@@ -210,9 +211,7 @@ def translated_errors(command: Sequence[Argument] = ()) -> Iterator[None]:
 def _translated(error: Exception, command: Sequence[Argument]) -> Exception:
     text = str(error)
     if isinstance(error, _CREDENTIALS):
-        return StoreRejectedError(
-            f"Redis rejects the user or password of redis_url: {text}", "redis_denied"
-        )
+        return LoginRejectedError(f"Redis rejects the user or password of redis_url: {text}")
     if finding := _finding(_WRONG_SERVER, error, text):
         return StoreUnavailableError(f"Redis cannot serve now: {text}", finding)
     if isinstance(error, _OF_CLUSTERS) or _CLUSTER_CODES.search(text):

@@ -31,6 +31,12 @@ class StoreRejectedError(StoreError):
         self.finding = finding or self.finding
 
 
+class LoginRejectedError(StoreRejectedError):
+    """Redis rejected the user or password."""
+
+    finding = "redis_denied"
+
+
 def store_reason(error: StoreError) -> str:
     """Return the metric label of a failure of Redis: `store_unavailable` or `store_rejected`."""
     away = isinstance(error, StoreUnavailableError) and not isinstance(error, WritesRefusedError)

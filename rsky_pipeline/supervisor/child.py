@@ -73,6 +73,11 @@ class ChildDriver:
         """Queue an input of the state machine, which the task `run` handles."""
         self._send.send_nowait(event)
 
+    def set_log_level(self, level: str) -> None:
+        """Have the process that runs, if any, log at a level."""
+        if self._process is not None:
+            self._process.tell(f"log_level {level}")
+
     async def until(self, condition: Callable[["ChildDriver"], bool]) -> None:
         """Wait until a condition on the state holds."""
         while not condition(self):

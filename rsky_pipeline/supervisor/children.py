@@ -17,6 +17,7 @@ from rsky_pipeline.runtime.errors import SettingError
 from rsky_pipeline.runtime.lock import Lock, acquire
 from rsky_pipeline.supervisor.child import ChildDriver
 from rsky_pipeline.supervisor.machine import Policy, StopStep
+from rsky_pipeline.supervisor.role_settings import RoleSettings
 from rsky_pipeline.supervisor.spawn import ChildProcess, spawn_store, spawn_worker
 
 ESCALATED_SECONDS = 5.0
@@ -83,15 +84,18 @@ def store_child(program: StoreProgram, settings: Settings) -> ChildDriver:
 
 
 def worker_child(
-    program: Sequence[str], role: str, instance: int, settings: Settings
+    program: Sequence[str], role: str, instance: int, current: RoleSettings
 ) -> ChildDriver:
     """Return the driver of a worker; `program` is the command line before the role's name."""
+    settings = current.of(role)
     path = worker_lock(locations.run_directory(settings), role, instance)
 
     def launch(blameless: bool) -> ChildProcess:
         lock = _free_lock(path)
         try:
-            return spawn_worker(program, role, instance, settings, lock, blameless=blameless)
+            return spawn_worker(
+                program, role, instance, current.of(role), lock, blameless=blameless
+            )
         finally:
             lock.let_go()
 

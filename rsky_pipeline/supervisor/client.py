@@ -2,13 +2,15 @@
 
 import json
 import socket
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rsky_pipeline.configuration.topology import ROLE_NAMES
 from rsky_pipeline.runtime.health_document import CursorHealth, read_health
 from rsky_pipeline.supervisor.errors import NoAnswerError, NotRunningError, RequestRefusedError
+from rsky_pipeline.supervisor.machine import Exit
 from rsky_pipeline.supervisor.protocol import MAX_ANSWER_BYTES, VERSION, encode, sockets
 
 CONNECT_SECONDS = 5.0
@@ -72,6 +74,33 @@ def find(run_dir: Path) -> list[Supervisor]:
     if not found:
         raise NotRunningError(f"no pipeline is running in {run_dir}; to do: `rsky-pipeline start`")
     return found
+
+
+def not_ready(supervisors: Iterable[Supervisor], roles: Sequence[str] = ROLE_NAMES) -> list[str]:
+    """Return a line for each process of these roles that is not ready: its state, its last exit."""
+    return [
+        _described(child)
+        for each in supervisors
+        for child in each.status["processes"]
+        if child["state"] != "ready" and (child["kind"] == "store" or child["role"] in roles)
+    ]
+
+
+def crash_loops(supervisors: Iterable[Supervisor]) -> list[str]:
+    """Return a line for each worker that ends again and again, or for good."""
+    return [
+        _described(child)
+        for each in supervisors
+        for child in each.status["processes"]
+        if child["kind"] == "worker" and child["state"] in ("crashloop", "failed")
+    ]
+
+
+def _described(child: dict[str, Any]) -> str:
+    how = child["last_exit"]
+    if how is None:
+        return f"{child['name']} is {child['state']}"
+    return f"{child['name']} is {child['state']}: {Exit(**how).describe()}"
 
 
 def reported_cursors(supervisors: Iterable[Supervisor], role: str) -> tuple[CursorHealth, ...]:

@@ -19,6 +19,7 @@ import trio
 
 from rsky_pipeline.configuration.topology import start_order, stop_order
 from rsky_pipeline.runtime.lock import cannot_write
+from rsky_pipeline.runtime.logging import set_level
 from rsky_pipeline.supervisor.child import ChildDriver
 from rsky_pipeline.supervisor.errors import StartFailedError
 from rsky_pipeline.supervisor.protocol import (
@@ -29,6 +30,7 @@ from rsky_pipeline.supervisor.protocol import (
     encode,
     parse_request,
 )
+from rsky_pipeline.supervisor.role_settings import RoleSettings
 from rsky_pipeline.supervisor.sequence import (
     StepLog,
     StopRequest,
@@ -57,11 +59,13 @@ class ControlCommands:
         request: StopRequest,
         steps: StepLog,
         document: Callable[[], Mapping[str, Any]],
+        settings: RoleSettings,
     ) -> None:
         self._workers = workers
         self._request = request
         self._steps = steps
         self._document = document
+        self._settings = settings
         self._busy: set[str] = set()
         self.forced = False
 
@@ -76,12 +80,41 @@ class ControlCommands:
             case "stop":
                 forced = await self._stop(request, send)
                 return {"ok": True, "forced": forced}
+            case "reload":
+                return self._reload(request)
+            case "log_level":
+                self.set_log_level(request.level, request.roles, supervisor=request.supervisor)
+                return {"ok": True}
             case "start":
                 await self._start(request.roles or tuple(self._workers), send)
                 return {"ok": True}
             case _:
                 await self._restart(request.roles or tuple(self._workers), send)
                 return {"ok": True}
+
+    def _reload(self, request: ControlRequest) -> dict[str, Any]:
+        """Read the configuration again for roles, whose next workers get it."""
+        changed = self._settings.read_again(request.roles or tuple(self._workers))
+        different = self._settings.differ_from(request.digests)
+        return {"ok": True, "changed": changed, "different": different}
+
+    def set_log_level(self, level: str, roles: Sequence[str], *, supervisor: bool = False) -> None:
+        """Change the log level of workers, present and future, and of this process."""
+        for role in roles:
+            self._settings.set_log_level(role, level)
+            for worker in self._workers[role]:
+                worker.set_log_level(level)
+        if supervisor:
+            set_level(level)
+
+    def hang_up(self) -> None:
+        """Apply the log level of the configuration, as systems expect of SIGHUP."""
+        try:
+            level = self._settings.log_level()
+        except BadRequestError as error:
+            log.error("log level not read again", extra={"error": str(error)})
+            return
+        self.set_log_level(level, tuple(self._workers), supervisor=True)
 
     def finish(self, forced: bool) -> None:
         """Finish the answers to requests that wait for the whole stop; `forced` if it killed."""
@@ -120,7 +153,8 @@ class ControlCommands:
         async def work(steps: StepLog) -> str:
             try:
                 for role in start_order(roles):
-                    await start_role(role, self._workers[role], steps)
+                    if late := await start_role(role, self._workers[role], steps):
+                        return "; ".join(late)
             except StartFailedError as error:
                 return str(error)
             return ""

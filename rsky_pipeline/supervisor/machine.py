@@ -197,6 +197,7 @@ class Phase(StrEnum):
 
 
 WAITING = frozenset({Phase.BACKOFF, Phase.CRASHLOOP})
+HOPELESS = frozenset({Phase.CRASHLOOP, Phase.FAILED})  # waiting for readiness is of no use
 AT_REST = frozenset({Phase.STOPPED, Phase.FAILED})
 ALIVE = frozenset({Phase.STARTING, Phase.READY, Phase.STOPPING})  # there is a process
 

@@ -5,10 +5,12 @@ number of `{"step": TEXT}` lines and then one object with `ok`, which ends it.
 """
 
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from rsky_pipeline.configuration.settings import LOG_LEVELS
 from rsky_pipeline.configuration.topology import ROLE_NAMES
 from rsky_pipeline.embedded.locations import socket_directory
 
@@ -35,9 +37,12 @@ class ControlRequest:
     roles: tuple[str, ...] = ()
     timeout: float | None = None
     stay: bool = False
+    level: str = ""  # of `log_level`
+    supervisor: bool = False  # `log_level` of the supervisor itself, too
+    digests: Mapping[str, str] = field(default_factory=dict)  # `reload`: the command's settings
 
 
-COMMANDS = ("status", "start", "stop", "restart")
+COMMANDS = ("status", "start", "stop", "restart", "reload", "log_level")
 
 
 def socket_name(roles: tuple[str, ...]) -> str:
@@ -89,4 +94,10 @@ def parse_request(line: bytes) -> ControlRequest:
     stay = message.get("stay", False)
     if not isinstance(stay, bool):
         raise BadRequestError("stay must be true or false")
-    return ControlRequest(str(command), tuple(roles), timeout, stay)
+    level, digests = message.get("level", ""), message.get("digests", {})
+    if command == "log_level" and level not in LOG_LEVELS:
+        raise BadRequestError(f"level must be one of {', '.join(LOG_LEVELS)}")
+    if not isinstance(digests, dict):
+        raise BadRequestError("digests must be an object")
+    own = message.get("supervisor") is True
+    return ControlRequest(str(command), tuple(roles), timeout, stay, str(level), own, digests)

@@ -20,7 +20,7 @@ from rsky_pipeline.runtime.log_file import LogFile
 from rsky_pipeline.supervisor import machine as m
 from rsky_pipeline.supervisor.child import ChildDriver
 from rsky_pipeline.supervisor.errors import StartFailedError
-from rsky_pipeline.supervisor.machine import ALIVE, WAITING, Child, Phase
+from rsky_pipeline.supervisor.machine import ALIVE, HOPELESS, WAITING, Child, Phase
 
 RETRY_CAP_SECONDS = 15.0
 STORE_ATTEMPTS = 5
@@ -105,12 +105,14 @@ class StopRequest:
 async def watch_signals(
     request: StopRequest,
     log_file: LogFile,
+    hang_up: Callable[[], None],
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Turn signals into stop requests until cancelled.
 
     TERM and INT: ordered stop; a second one skips the draining, a third one kills. QUIT skips the
-    draining at once. HUP reopens the log file; it is a stop only where there is a terminal instead.
+    draining at once. HUP reopens the log file and calls `hang_up`; it is a stop only where there is
+    a terminal instead.
     """
     numbers = [signal.SIGTERM, signal.SIGINT, signal.SIGQUIT]
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # ignored under nohup: leave it so
@@ -120,6 +122,7 @@ async def watch_signals(
         task_status.started()
         async for number in received:
             if number == signal.SIGHUP and not log_file.hang_up():
+                hang_up()
                 continue
             heard = max(heard + 1, 2 if number == signal.SIGQUIT else 1)
             urgency = Urgency(min(heard, Urgency.KILL))
@@ -176,11 +179,12 @@ async def prepare_stores(prepare: Callable[[], list[str] | None], steps: StepLog
             return
 
 
-async def start_role(role: str, workers: Sequence[ChildDriver], steps: StepLog) -> None:
+async def start_role(role: str, workers: Sequence[ChildDriver], steps: StepLog) -> list[str]:
     """Start the workers of a role and wait for their readiness, within their time limit.
 
-    One that is late does not hold up the others: it is reported and retried in the background.
-    Raises StartFailedError when one failed for good (configuration, permission).
+    One that is late, or ends again and again, does not hold up the others: it is reported, also by
+    the result, and retried in the background. Raises StartFailedError when one failed for good
+    (configuration, permission).
     """
     began = trio.current_time()
     for worker in workers:
@@ -188,19 +192,26 @@ async def start_role(role: str, workers: Sequence[ChildDriver], steps: StepLog) 
     limit = max(worker.policy.ready_timeout for worker in workers)
     with trio.move_on_after(limit):
         for worker in workers:
-            await worker.until(lambda child: child.is_ready or child.state.phase is Phase.FAILED)
+            await worker.until(lambda child: child.is_ready or child.state.phase in HOPELESS)
     elapsed = trio.current_time() - began
     for worker in workers:
         how = worker.state.last_exit
         if worker.state.phase is Phase.FAILED and how is not None:
             raise StartFailedError(f"{worker.name} cannot run: {how.describe()}", how.code or 1)
-    late = [worker.name for worker in workers if not worker.is_ready]
-    if late:
-        names = ", ".join(late)
-        steps.add(f"{names} not ready after {elapsed:.0f} s, going on without", bad=True)
-    else:
+    late = [_late(worker, elapsed) for worker in workers if not worker.is_ready]
+    for line in late:
+        steps.add(f"{line}, going on without", bad=True)
+    if not late:
         who = role if len(workers) == 1 else f"{role} ({len(workers)} workers)"
         steps.add(f"{who} ready ({elapsed:.1f} s)")
+    return late
+
+
+def _late(worker: ChildDriver, elapsed: float) -> str:
+    how = worker.state.last_exit
+    if worker.state.phase is Phase.CRASHLOOP and how is not None:
+        return f"{worker.name} ends again and again: {how.describe()}"
+    return f"{worker.name} not ready after {elapsed:.0f} s"
 
 
 async def restart_role(workers: Sequence[ChildDriver], steps: StepLog) -> bool:
@@ -218,7 +229,10 @@ async def restart_role(workers: Sequence[ChildDriver], steps: StepLog) -> bool:
                 )
             )
         if not worker.is_ready or worker.state.starts == starts:
-            steps.add(f"{worker.name} is {worker.state.phase}, restart given up", bad=True)
+            how = worker.state.last_exit
+            why = f": {how.describe()}" if how is not None and not worker.is_ready else ""
+            text = f"{worker.name} is {worker.state.phase}{why}; restart given up"
+            steps.add(text, bad=True)
             return False
         steps.add(f"{worker.name} restarted ({trio.current_time() - began:.1f} s)")
     return True

@@ -29,6 +29,7 @@ from rsky_pipeline.supervisor.child import ChildDriver
 from rsky_pipeline.supervisor.control import ControlCommands, ControlServer
 from rsky_pipeline.supervisor.errors import CANNOT_START, StartFailedError
 from rsky_pipeline.supervisor.protocol import socket_path
+from rsky_pipeline.supervisor.role_settings import RoleSettings
 from rsky_pipeline.supervisor.sequence import StepLog, StopRequest, Urgency
 from rsky_pipeline.supervisor.spawn import WORKER_PROGRAM
 from rsky_pipeline.supervisor.status import Exporter
@@ -49,12 +50,14 @@ class PipelinePlan:
     `prepare_stores` (blocking) checks the stores and, if a role uses the database, as its second
     argument says, upgrades the schema and returns the changes. It calls its third argument with
     lines for the operator, and raises UnavailableError while the database is unreachable.
+    `read_again` reads the configuration as at the start, and raises ConfigurationError.
     """
 
     settings: Settings
     roles: tuple[str, ...]
     prepare_stores: Callable[[Settings, bool, Callable[[str], None]], list[str] | None]
     program: Sequence[str] = WORKER_PROGRAM
+    read_again: Callable[[], Settings] | None = None
 
 
 def supervise(plan: PipelinePlan) -> int:
@@ -88,17 +91,22 @@ class Service:
         self._notifier = notify.from_environment()
         self._log_file = LogFile()
         self._workers: dict[str, list[ChildDriver]] = {}
+        self._role_settings = RoleSettings(plan.settings, plan.roles, plan.read_again)
 
     async def run(self) -> int:
         """Start, serve until asked to stop, stop. Returns the exit code."""
         self._began = trio.current_time()
         self._workers = self._make_workers()
-        commands = ControlCommands(self._workers, self._request, self._steps, self.document)
+        commands = ControlCommands(
+            self._workers, self._request, self._steps, self.document, self._role_settings
+        )
         path = socket_path(locations.run_directory(self._settings), self._plan.roles)
         control = ControlServer(path, commands.handle)
         with closing(Exporter(self._settings, self.document)) as exporter:
             async with trio.open_nursery() as nursery:
-                await nursery.start(sequence.watch_signals, self._request, self._log_file)
+                await nursery.start(
+                    sequence.watch_signals, self._request, self._log_file, commands.hang_up
+                )
                 nursery.start_soon(control.run)
                 nursery.start_soon(self._keep_informed, exporter)
                 for workers in self._workers.values():
@@ -129,7 +137,7 @@ class Service:
     def _make_workers(self) -> dict[str, list[ChildDriver]]:
         return {
             role: [
-                children.worker_child(self._plan.program, role, number, self._settings)
+                children.worker_child(self._plan.program, role, number, self._role_settings)
                 for number in range(1, self._settings.workers(role) + 1)
             ]
             for role in start_order(self._plan.roles)

@@ -67,6 +67,13 @@ class ChildProcess:
         except ProcessLookupError:
             pass
 
+    def tell(self, line: str) -> None:
+        """Send a worker a line; one that does not read, or has ended, misses it."""
+        if self._liveness is not None:
+            with suppress(OSError):
+                os.set_blocking(self._liveness, False)
+                os.write(self._liveness, f"{line}\n".encode())
+
     async def close(self) -> None:
         """Free the descriptors of a process that has ended."""
         os.close(self._pidfd)

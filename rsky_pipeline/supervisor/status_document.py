@@ -107,4 +107,5 @@ class PipelineStatus(TypedDict):
     streams: dict[str, int]
     dead_letters: dict[str, int]
     supervisors: list[SupervisorSummary]
+    deployment: NotRequired[str]  # one was interrupted, and what to do
     problem: NotRequired[str]  # why there is no supervisor to show

@@ -1,5 +1,6 @@
 """Asking and telling the system's service manager, by its own commands."""
 
+import shlex
 import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,14 +12,17 @@ from rsky_pipeline.runtime.errors import UnavailableError, WorkerError
 TARGET = "rsky-pipeline.target"
 RUNNING = Path("/run/systemd/system")  # exists where systemd is the init, see sd_booted(3)
 ASK_SECONDS = 30.0
-_FACTS = ("Id", "LoadState", "ActiveState", "SubState", "Result", "MainPID", "ExecStart")
+_FACTS = (
+    *("Id", "LoadState", "ActiveState", "SubState", "Result", "MainPID"),
+    *("ExecStart", "Environment"),
+)
 
 START_LIMIT = "start-limit-hit"
 
 
 @dataclass(frozen=True, slots=True)
 class Unit:
-    """The state of a unit; `program` is the file that its ExecStart names."""
+    """The state of a unit; program and configuration are the files that its ExecStart names."""
 
     name: str
     load: str  # "loaded", "not-found"
@@ -27,6 +31,8 @@ class Unit:
     result: str  # "success", "timeout", "exit-code", "signal", "watchdog"
     pid: int | None
     program: Path | None
+    configuration: Path | None = None
+    unpacks_to: Path | None = None  # the folder where its program file unpacks
 
     @property
     def is_up(self) -> bool:
@@ -65,6 +71,8 @@ class Systemd:
             result=facts.get("Result", ""),
             pid=int(pid) if pid.isdigit() and pid != "0" else None,
             program=_program(facts.get("ExecStart", "")),
+            configuration=_configuration(facts.get("ExecStart", "")),
+            unpacks_to=_unpacks_to(facts.get("Environment", "")),
         )
 
     def start(self, names: Sequence[str]) -> None:
@@ -97,6 +105,18 @@ class Systemd:
     def kill(self, names: Sequence[str]) -> None:
         """Send SIGKILL to every process of units."""
         self._run("kill", "--signal=SIGKILL", *names)
+
+    def last_lines(self, name: str, count: int = 20) -> str:
+        """Return the end of a unit's log, empty where the journal cannot be read."""
+        command = ["journalctl", "--no-pager", "--quiet", "--output=cat", f"--lines={count}"]
+        try:
+            result = subprocess.run(
+                [*command, f"--unit={name}"], capture_output=True, text=True, timeout=ASK_SECONDS,
+                errors="replace", check=False,
+            )  # fmt: skip
+        except (OSError, subprocess.TimeoutExpired):
+            return ""
+        return result.stdout
 
     def reload(self) -> None:
         """Have systemd read its unit files again."""
@@ -136,3 +156,16 @@ def _program(exec_start: str) -> Path | None:
     _, _, rest = exec_start.partition("path=")
     name = rest.partition(" ;")[0].strip()
     return Path(name) if name else None
+
+
+def _configuration(exec_start: str) -> Path | None:
+    """Return the file behind `--config` of `{ path=... ; argv[]=/x run --config FILE ; ... }`."""
+    _, _, rest = exec_start.partition("argv[]=")
+    words = rest.partition(" ;")[0].replace("--config=", "--config ").split()
+    return Path(words[words.index("--config") + 1]) if "--config" in words[:-1] else None
+
+
+def _unpacks_to(environment: str) -> Path | None:
+    """Return SHIV_ROOT of a unit's environment, as `systemctl show` prints it."""
+    pairs = (word.partition("=") for word in shlex.split(environment))
+    return next((Path(value) for name, _, value in pairs if name == "SHIV_ROOT"), None)

@@ -1,5 +1,6 @@
 """Program files, their backups, the journal, and what a program file answers."""
 
+import fcntl
 import io
 import json
 import os
@@ -8,25 +9,29 @@ import subprocess
 import sys
 import time
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from rsky_pipeline.configuration.settings import Settings
 from rsky_pipeline.embedded.locations import resolve_directories
 from rsky_pipeline.operations.deployment import program as files
+from rsky_pipeline.operations.deployment import unpacked
 from rsky_pipeline.operations.deployment.deploy import (
     Deployer,
     DeploymentOrder,
     NotHealthyError,
     wait_until_healthy,
 )
-from rsky_pipeline.operations.deployment.journal import Journal
+from rsky_pipeline.operations.deployment.journal import Journal, interrupted, lock_path
 from rsky_pipeline.operations.deployment.program import Program
 from rsky_pipeline.operations.ordered import flow
 from rsky_pipeline.operations.ordered.movement import RoleMove, Tell
 from rsky_pipeline.operations.ordered.supervised import Supervised
 from rsky_pipeline.runtime.errors import WorkerError
+from rsky_pipeline.runtime.lock import acquire
 from rsky_pipeline.runtime.program import program_command
 from rsky_pipeline.supervisor import client
 
@@ -150,6 +155,9 @@ class FakeManager:
 
     restart = start
 
+    def reload(self, roles: Sequence[str], tell: Tell) -> None:
+        pass
+
     def close(self, tell: Tell, deadline: float | None = None) -> RoleMove:
         return RoleMove()
 
@@ -181,6 +189,132 @@ def test_failed_deployments_leave_the_backups_of_other_versions(
     assert files.latest_other(program) == first
 
 
+@pytest.fixture
+def deployer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Deployer:
+    """Version 1 is installed; version 2 is in the file `new`."""
+    monkeypatch.setattr(flow, "verify_stopped", lambda *_: ())
+    monkeypatch.setenv("SHIV_ROOT", str(tmp_path / "unpacked"))
+    (tmp_path / "bin").mkdir()
+    program = script(tmp_path / "bin/rsky-pipeline", ANSWERS.format(version=1, verdict="pass"))
+    script(tmp_path / "new", ANSWERS.format(version=2, verdict="pass"))
+    settings = resolve_directories(Settings(data_dir=tmp_path / "data", binary_path=program))
+    return Deployer(settings, FakeManager(), (), lambda _: None)
+
+
+def killed_at(deployer: Deployer, source: Path, step: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    class KilledError(BaseException):
+        pass
+
+    def kill(*_: object) -> None:
+        raise KilledError
+
+    with monkeypatch.context() as patched:
+        patched.setattr(deployer, f"_{step}", kill)
+        with pytest.raises(KilledError):
+            deployer.run(DeploymentOrder(source, verify_window=0, verify_limit=0, watch=0))
+
+
+@pytest.mark.parametrize("step", ["stop", "back_up", "swap", "ask", "start", "verify"])
+def test_a_killed_deployment_is_named_and_goes_on(
+    deployer: Deployer, step: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program, source = tmp_path / "bin/rsky-pipeline", tmp_path / "new"
+    order = DeploymentOrder(Path(), verify_window=0, verify_limit=0, watch=0)
+    with pytest.raises(WorkerError, match="no deployment was interrupted"):
+        deployer.resume(order)
+    killed_at(deployer, source, step, monkeypatch)
+    entry = interrupted(tmp_path / "data")
+    assert entry is not None
+    assert f"the deploy {entry.id} was interrupted in its step" in entry.describe()
+    lock = acquire(lock_path(tmp_path / "data"))
+    assert lock is not None
+    assert interrupted(tmp_path / "data") is None  # it is at work
+    lock.let_go()
+    outcome = deployer.resume(order)
+    assert (outcome.outcome, outcome.id) == ("deployed", entry.id)
+    assert 'version": "2"' in program.read_text()
+    assert 'version": "1"' in files.backup_path(program, entry.id).read_text()
+    assert interrupted(tmp_path / "data") is None
+
+
+def test_a_deployment_does_not_go_on_with_another_file(
+    deployer: Deployer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    order = DeploymentOrder(Path(), verify_window=0, verify_limit=0, watch=0)
+    source = tmp_path / "new"
+    killed_at(deployer, source, "swap", monkeypatch)
+    script(source, "echo another")
+    with pytest.raises(WorkerError, match="is not the file of"):
+        deployer.resume(order)
+    entry = deployer.recover()
+    assert entry is not None
+    assert 'version": "1"' in (tmp_path / "bin/rsky-pipeline").read_text()
+
+
+def unpack(root: Path, name: str, build: str) -> Path:
+    folder = root / f"{name}_{build}"
+    (folder / "site-packages/rsky_pipeline").mkdir(parents=True)
+    (folder / "site-packages/rsky_pipeline/x.py").write_text("x" * 5_000)
+    return folder
+
+
+def test_unpacked_programs_that_nobody_uses_are_removed(tmp_path: Path) -> None:
+    root = tmp_path / "unpacked"
+    installed = tmp_path / "rsky-pipeline"
+    with zipfile.ZipFile(installed, "w") as archive:
+        archive.writestr("environment.json", json.dumps({"build_id": "two"}))
+    current, old = unpack(root, "rsky-pipeline", "two"), unpack(root, "rsky-pipeline.new", "one")
+    used = unpack(root, "rsky-pipeline", "used")
+    other = root / "another-program_one" / "site-packages"
+    other.mkdir(parents=True)
+    environ = {**os.environ, "PYTHONPATH": str(used / "site-packages")}
+    process = subprocess.Popen(
+        [sys.executable, "-c", "input()"], stdin=subprocess.PIPE, env=environ
+    )
+    try:
+        roots = [root, root, tmp_path / "missing"]
+        assert unpacked.unused(roots, [installed]) == [old]
+        with (root / ".rsky-pipeline.new_one_lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # as who unpacks it now
+            assert unpacked.remove(old) == 0
+        assert unpacked.remove(old) > 5_000
+    finally:
+        process.kill()
+        process.communicate()
+    assert [each.exists() for each in (current, old, used, other)] == [True, False, True, True]
+    assert unpacked.unused(roots, [installed]) == [used]
+
+
+def test_each_deployment_leaves_only_what_is_needed(deployer: Deployer, tmp_path: Path) -> None:
+    root = tmp_path / "unpacked"
+    old = unpack(root, "rsky-pipeline", "old")
+    unfinished = tmp_path / "bin/.rsky-pipeline.new"
+    unfinished.write_text("a copy that was killed")
+    order = DeploymentOrder(tmp_path / "new", verify_window=0, verify_limit=0, watch=0)
+    assert deployer.run(order).outcome == "deployed"
+    assert not old.exists()
+    assert not unfinished.exists()
+    assert list(root.glob("deploy-*")) == []
+
+
+def test_space_is_counted_for_each_file_system(
+    deployer: Deployer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "new"
+    with file.open("ab") as grown:
+        grown.truncate(20_000_000)
+    cache = tmp_path / "cache"
+    monkeypatch.setattr(
+        "rsky_pipeline.operations.deployment.deploy.unpacking_roots", lambda _: [cache]
+    )
+    order = DeploymentOrder(file, verify_window=0, verify_limit=0, watch=0)
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=100_000_000))
+    outcome = deployer.run(order)
+    assert outcome.outcome == "refused"
+    # The new file, and what it unpacks to for us and for the processes.
+    assert f"{cache}: 100 MB free, 230 MB needed; to do: `rsky-pipeline cleanup`" in outcome.reason
+
+
 def test_it_is_asked_again_until_it_is_well(tmp_path: Path) -> None:
     report = {"counts": {"pass": 1, "fail": 0}, "checks": []}
     ill = {
@@ -209,6 +343,18 @@ def test_it_is_asked_again_until_it_is_well(tmp_path: Path) -> None:
     silent = script(tmp_path / "silent", "exit 1")
     with pytest.raises(WorkerError, match="does not answer"):
         wait_until_healthy(Program(silent), told.append, window=1, limit=0)
+
+
+def test_a_crash_loop_ends_the_waiting_at_once(tmp_path: Path) -> None:
+    asked: list[int] = []
+
+    def broken() -> str:
+        asked.append(1)
+        return "indexer-1 is crashloop: exit code 1: no such module" if len(asked) > 1 else ""
+
+    endless = script(tmp_path / "endless", "exec sleep 600")
+    with pytest.raises(WorkerError, match="indexer-1 is crashloop"):
+        wait_until_healthy(Program(endless), lambda _: None, window=300, limit=600, broken=broken)
 
 
 SLEEP = "import time; time.sleep(60)"

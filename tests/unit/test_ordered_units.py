@@ -5,10 +5,13 @@ from pathlib import Path
 
 import pytest
 
+from rsky_pipeline.configuration.load import load
 from rsky_pipeline.configuration.settings import Settings
+from rsky_pipeline.embedded.locations import resolve_directories
 from rsky_pipeline.operations.ordered import flow
 from rsky_pipeline.operations.ordered.units import Units
 from rsky_pipeline.runtime.errors import WorkerError
+from rsky_pipeline.supervisor import client
 from rsky_pipeline.systemd.systemctl import Systemd
 
 SYSTEMCTL = """#!/bin/sh
@@ -22,7 +25,9 @@ list-units) for name in "rsky-indexer@2.service"; do
   done;;
 show) name=$2
   if [ -e "$name" ]; then echo LoadState=loaded; cat "$name"; else echo LoadState=not-found; fi
-  echo "ExecStart={{ path=/usr/local/bin/rsky-pipeline ; argv[]=x }}";;
+  echo "ExecStart={{ path=/usr/local/bin/rsky-pipeline ; argv[]=/usr/local/bin/rsky-pipeline run" \
+    "--config {folder}/units.toml ; ignore_errors=no }}"
+  echo "Environment=SHIV_ROOT={folder}/cache MALLOC_ARENA_MAX=2";;
 *) echo "$verb $*" >> calls
   [ -e "slow-$verb" ] && sleep "$(cat "slow-$verb")"
   for name in "$@"; do
@@ -58,7 +63,8 @@ class Host:
             Settings(), data_dir=folder, run_dir=folder / "run",
             redis_url="unix:///nonexistent", database_url="postgresql:///x",
         )  # fmt: skip
-        self.units = Units(self.settings, Systemd(str(program)))
+        self.systemd = Systemd(str(program))
+        self.units = Units(self.settings, self.systemd)
         self.told: list[str] = []
 
     def calls(self) -> list[str]:
@@ -143,3 +149,65 @@ def test_a_rolling_restart_takes_one_unit_at_a_time(host: Host) -> None:
         "restart rsky-backfiller.service",
         "restart rsky-ingester.service",
     ]
+
+
+def manager(host: Host, file: Path | None, choice: str = "auto", **flags: str) -> str:
+    loaded = load(file, {}, flags)
+    settings = resolve_directories(loaded.settings)
+    return flow.manager_of(loaded, settings, choice, host.systemd).name
+
+
+def test_units_are_moved_by_their_own_configuration_alone(host: Host) -> None:
+    theirs, other = host.folder / "units.toml", host.folder / "other.toml"
+    theirs.write_text(f'run_dir = "{host.folder}/run"\n')
+    other.write_text(f'data_dir = "{host.folder}/mine"\n')
+    link = host.folder / "link.toml"
+    link.symlink_to(theirs)
+    for file in (theirs, link):
+        assert manager(host, file) == "systemd"
+        assert manager(host, file, "supervisor") == "supervisor"
+    assert manager(host, other) == "supervisor"
+    assert manager(host, None, data_dir=f"{host.folder}/mine") == "supervisor"
+    assert manager(host, theirs, run_dir=f"{host.folder}/mine") == "supervisor"  # of one's own
+    with pytest.raises(WorkerError, match=f"the units use {theirs}, not this configuration"):
+        manager(host, other, "systemd")
+    # Its supervisors would answer to commands of both.
+    other.write_text(theirs.read_text())
+    with pytest.raises(WorkerError, match="is the run_dir of the units, which use"):
+        manager(host, other)
+
+
+def test_without_units_the_supervisors_are_moved(host: Host) -> None:
+    for name in NAMES:
+        (host.folder / name).unlink()
+    assert manager(host, None, data_dir=str(host.folder)) == "supervisor"
+    assert manager(host, None, "systemd", data_dir=str(host.folder)) == "systemd"
+
+
+def looping(role: str) -> client.Supervisor:
+    how = {"code": 1, "signal": None, "reason": "ImportError: no module of that name"}
+    child = {"name": f"{role}-1", "role": role, "kind": "worker", "state": "crashloop",
+             "last_exit": how}  # fmt: skip
+    steps = ["waiting for the database: refused", "schema up to date"]
+    status = {"pid": 1, "roles": [role], "uptime_seconds": 0.1, "processes": [child],
+              "steps": steps}  # fmt: skip
+    return client.Supervisor(Path("x"), status)
+
+
+def test_a_worker_that_ends_again_and_again_fails_the_start_of_its_unit(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client, "find", lambda _: [looping("indexer")])
+    movement = flow.start(host.units, roles=["ingester", "indexer"], tell=host.told.append)
+    assert [step.good for step in movement.steps] == [True, False]
+    assert (
+        host.told[-1] == "indexer-1 is crashloop: exit code 1: ImportError: no module of that name"
+    )
+    # What a supervisor waits for is told while systemd waits for it.
+    assert "  waiting for the database: refused" in host.told
+
+
+def test_the_program_of_a_unit_unpacks_where_its_environment_says(host: Host) -> None:
+    unit = host.units.units("indexer")[0]
+    assert unit.configuration == host.folder / "units.toml"
+    assert unit.unpacks_to == host.folder / "cache"

@@ -1,21 +1,31 @@
 """Deploying a program file step by step, undoing it by itself when a step fails.
 
 preflight, stop, backup, swap, migrate, clean, start, verify, watch. The journal has each step
-before it begins; the next deployment or rollback undoes one that a crash interrupted.
+before it begins; one that a crash interrupted is resumed, or undone by the next deployment or
+rollback.
 """
 
 import os
+import tempfile
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 from rsky_pipeline.configuration.settings import Settings
+from rsky_pipeline.configuration.topology import ROLE_NAMES
 from rsky_pipeline.embedded import locations
 from rsky_pipeline.operations.deployment import program as files
+from rsky_pipeline.operations.deployment import unpacked
 from rsky_pipeline.operations.deployment.journal import Journal, JournalEntry
-from rsky_pipeline.operations.deployment.preflight import Preflight, preflight
+from rsky_pipeline.operations.deployment.preflight import (
+    Preflight,
+    preflight,
+    supervisor_environment,
+)
 from rsky_pipeline.operations.deployment.program import (
     DeploymentTarget,
     Program,
@@ -26,7 +36,10 @@ from rsky_pipeline.operations.deployment.program import (
 from rsky_pipeline.operations.ordered import flow
 from rsky_pipeline.operations.ordered.movement import Manager, Movement, Tell
 from rsky_pipeline.operations.ordered.supervised import Supervised
+from rsky_pipeline.operations.ordered.units import Units
 from rsky_pipeline.runtime.errors import WorkerError
+from rsky_pipeline.supervisor import client
+from rsky_pipeline.supervisor.errors import NoAnswerError, NotRunningError
 
 PAUSE_SECONDS = 1.0  # between two verifications that are waited for
 STEPS = ("stop", "backup", "swap", "migrate", "clean", "start", "verify", "watch")
@@ -76,13 +89,24 @@ class Deployer:
     """Carries out one order. Blocking; the caller holds the deployment lock."""
 
     def __init__(
-        self, settings: Settings, manager: Manager, configuration: Sequence[str], tell: Tell
+        self,
+        settings: Settings,
+        manager: Manager,
+        configuration: Sequence[str],
+        tell: Tell,
+        environment: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         """`settings` went through `resolve_directories` and `store_urls`; `configuration` are the
-        arguments that name the configuration for the program files."""
+        arguments that name the configuration for the program files, `environment` further variables
+        for them."""
         self.settings = settings
         self.manager = manager
         self._configuration = tuple(configuration)
+        # Older versions do not read the file of the units' variables themselves.
+        self._environment = {
+            name: value for name, value in environment.items() if name not in os.environ
+        }
+        self._run_dir = locations.run_directory(settings)
         self._tell = tell
         self._data_dir = locations.data_directory(settings)
         self.journal = Journal(self._data_dir)
@@ -91,7 +115,7 @@ class Deployer:
     def run(self, order: DeploymentOrder, *, dry_run: bool = False) -> DeploymentOutcome:
         """Deploy, or return the plan of a dry run. Raises WorkerError if it cannot be planned."""
         target = find_target(self.settings, self.manager)
-        found = preflight(target, self._program(order.source), self._data_dir)
+        found = self._preflight(target, order.source)
         stamp = files.new_stamp(target.program)
         self._outcome = DeploymentOutcome(stamp, "planned" if dry_run else "refused")
         self._outcome.checks = [asdict(check) for check in found.checks]
@@ -105,6 +129,57 @@ class Deployer:
         launches = [asdict(launch) for launch in target.launches]
         self.journal.begin(stamp, {**self._outcome.plan, "launches": launches})
         self._carry_out(order, target, stamp)
+        return self._outcome
+
+    def _preflight(self, target: DeploymentTarget, source: Path) -> Preflight:
+        """Ask the new file, which unpacks for that into a folder that is removed."""
+        own = unpacked.own_root()
+        roots = [own, *unpacking_roots(self.manager)]
+        with suppress(OSError):
+            own.mkdir(mode=0o700, parents=True, exist_ok=True)
+        base = own if os.access(own, os.W_OK) else None
+        with tempfile.TemporaryDirectory(prefix="deploy-", dir=base) as folder:
+            asked = replace(
+                self._program(source), environment={**self._environment, "SHIV_ROOT": folder}
+            )
+            return preflight(target, asked, self._data_dir, roots)
+
+    def resume(self, order: DeploymentOrder) -> DeploymentOutcome:
+        """Go on with an interrupted deployment behind its last finished step.
+
+        File, kind and what is purged are those of then, times and exceptions those of `order`. If
+        it fails, it is undone. Raises WorkerError if there is none, or it cannot go on.
+        """
+        entry = self.journal.unfinished()
+        if entry is None:
+            raise WorkerError("no deployment was interrupted")
+        plan, source = entry.plan, Path(entry.plan["source"])
+        if entry.reached("undo"):
+            raise WorkerError(
+                f"{entry.id} was being undone: `rsky-pipeline rollback` finishes that"
+            )
+        swapped = entry.finished("swap")
+        if not swapped and plan.get("sha256") != _digest(source):
+            raise WorkerError(
+                f"{source} is not the file of {entry.id} any more: `rsky-pipeline rollback` first"
+            )
+        self._tell(f"the {plan['kind']} {entry.id} goes on")
+        self._outcome = DeploymentOutcome(entry.id, "failed", plan=entry.document())
+        self._outcome.steps = [
+            {"step": name, "state": "done"} for name in STEPS if entry.finished(name)
+        ]
+        purge = tuple((each.rpartition(":")[0], each.rpartition(":")[2]) for each in plan["purge"])
+        order = replace(order, source=source, kind=plan["kind"], purge=purge)
+        launches = launches_from(plan.get("launches", []))
+        target = DeploymentTarget(
+            Path(plan["program"]), self.manager, tuple(plan["roles"]), launches
+        )
+        done = {name for name in ("migrate", "clean") if entry.finished(name)}
+        if swapped:  # whatever runs now was started from the new file
+            done |= {"stop", "backup", "swap"}
+        elif files.backup_path(target.program, entry.id).exists():
+            done.add("backup")
+        self._carry_out(order, target, entry.id, frozenset(done))
         return self._outcome
 
     def recover(self) -> JournalEntry | None:
@@ -127,9 +202,16 @@ class Deployer:
         self.journal.end(entry.id, "rolled back", "was interrupted")
         return entry
 
-    def _carry_out(self, order: DeploymentOrder, target: DeploymentTarget, stamp: str) -> None:
+    def _carry_out(
+        self,
+        order: DeploymentOrder,
+        target: DeploymentTarget,
+        stamp: str,
+        done: frozenset[str] = frozenset(),
+    ) -> None:
+        """Do all steps but those that are done; undo everything if one fails."""
         try:
-            self._steps(order, target, stamp)
+            self._steps(order, target, stamp, done)
         except StepFailedError as error:
             self._tell(f"{error}; rolling back")
             self._outcome.failed_step, self._outcome.reason = error.step, str(error)
@@ -142,25 +224,41 @@ class Deployer:
             self._finish("rolled back", str(error))
         else:
             self._finish("deployed", "")
+        self._clean_up(target.program)
 
-    def _steps(self, order: DeploymentOrder, target: DeploymentTarget, stamp: str) -> None:
+    def _steps(
+        self, order: DeploymentOrder, target: DeploymentTarget, stamp: str, done: frozenset[str]
+    ) -> None:
         new = self._program(target.program)
-        self._step("stop", lambda: self._stop(target, order.deadline))
-        self._step("backup", lambda: self._back_up(target.program, stamp))
-        self._step("swap", lambda: self._swap(order.source, target.program))
+
+        def step(name: str, action: Callable[[], dict[str, Any]]) -> None:
+            if name not in done:
+                self._step(name, action)
+
+        step("stop", lambda: self._stop(target, order.deadline))
+        step("backup", lambda: self._back_up(target.program, stamp))
+        step("swap", lambda: self._swap(order.source, target.program))
         if order.kind == "deploy":
-            self._step("migrate", lambda: self._ask(new, "db", "init", "--json"))
+            step("migrate", lambda: self._ask(new, "db", "init", "--json"))
         for stream, kind in order.purge:
-            self._step("clean", lambda s=stream, k=kind: self._purge(new, s, k))  # type: ignore[misc]
-        self._step("start", lambda: self._start(target))
-        self._step("verify", lambda: self._verify(new, order, order.verify_limit))
+            step("clean", lambda s=stream, k=kind: self._purge(new, s, k))  # type: ignore[misc]
+        step("start", lambda: self._start(target))
+        step("verify", lambda: self._verify(new, order, order.verify_limit))
         if order.watch:
-            self._step("watch", lambda: self._watch(new, order))
+            step("watch", lambda: self._watch(new, order))
+
+    def _clean_up(self, program: Path) -> None:
+        """Remove what nobody needs any more; too many files are no reason to go back."""
         try:
-            for path in files.prune(target.program, self.settings.backups_kept):
+            for path in files.prune(program, self.settings.backups_kept):
                 self._tell(f"removed {path}")
-        except OSError as error:  # too many backups are no reason to go back
-            self._tell(f"an old backup cannot be removed: {error}")
+            for folder in unpacked.unused(
+                [unpacked.own_root(), *unpacking_roots(self.manager)], [program]
+            ):
+                if unpacked.remove(folder):
+                    self._tell(f"removed {folder}")
+        except OSError as error:
+            self._tell(f"an old file cannot be removed: {error}")
 
     def _step(self, name: str, action: Callable[[], dict[str, Any]]) -> None:
         """Do a step between two lines of the journal. Raises StepFailedError."""
@@ -221,8 +319,9 @@ class Deployer:
 
     def _verify(self, program: Program, order: DeploymentOrder, limit: float) -> dict[str, Any]:
         return wait_until_healthy(
-            program, self._tell, window=order.verify_window, limit=limit, accept=order.accept
-        )
+            program, self._tell, window=order.verify_window, limit=limit, accept=order.accept,
+            broken=lambda: "; ".join(crash_loops(self._run_dir)),
+        )  # fmt: skip
 
     def _watch(self, program: Program, order: DeploymentOrder) -> dict[str, Any]:
         """Verify again and again; a failure gets one more chance, as a busy moment may cause it."""
@@ -252,20 +351,39 @@ class Deployer:
             raise WorkerError(_complaint(started))
 
     def _program(self, path: Path) -> Program:
-        return Program(path, self._configuration)
+        return Program(path, self._configuration, self._environment)
+
+
+def crash_loops(run_dir: Path) -> list[str]:
+    """Return a line for each worker that ends again and again; none where nobody can be asked."""
+    try:
+        return client.crash_loops(client.find(run_dir))
+    except (NotRunningError, NoAnswerError):
+        return []
 
 
 def wait_until_healthy(
-    program: Program, tell: Tell, *, window: float, limit: float, accept: Sequence[str] = ()
+    program: Program,
+    tell: Tell,
+    *,
+    window: float,
+    limit: float,
+    accept: Sequence[str] = (),
+    broken: Callable[[], str] = lambda: "",
 ) -> dict[str, Any]:
     """Return the figures of the first verification that passes. Raises WorkerError.
 
-    A pipeline that was just started needs a moment, so it is asked again for `limit` seconds.
-    `accept` are beginnings of check names that may fail.
+    A pipeline that was just started needs a moment, so it is asked again for `limit` seconds,
+    unless `broken` returns why it cannot become well. `accept` are beginnings of check names that
+    may fail.
     """
     deadline = time.monotonic() + limit
     while True:
-        answer = program.ask("verify", "--json", f"--window={window:.0f}s", seconds=window + 300)
+        if why := broken():
+            raise NotHealthyError(why)
+        answer = program.ask(
+            "verify", "--json", f"--window={window:.0f}s", seconds=window + 300, futile=broken
+        )
         document = answer.document
         if not isinstance(document, dict) or "checks" not in document:
             raise WorkerError(f"`verify` of {program.path} does not answer: {answer.complaint()}")
@@ -308,6 +426,7 @@ def _plan(
         "backup": str(files.backup_path(target.program, stamp)),
         "manager": target.manager.name,
         "roles": list(target.roles),
+        "sha256": _digest(order.source),
         "from": describe(found.old_build),
         "to": describe(found.new_build),
         "purge": [f"{stream}:{kind}" for stream, kind in order.purge],
@@ -319,6 +438,21 @@ def _plan(
             and not (step == "watch" and not order.watch)
         ],
     }  # fmt: skip
+
+
+def unpacking_roots(manager: Manager) -> list[Path]:
+    """Return where the program files of this manager's processes unpack."""
+    if isinstance(manager, Units):
+        units = (unit for role in ROLE_NAMES for unit in manager.units(role))
+        return list(dict.fromkeys(unit.unpacks_to for unit in units if unit.unpacks_to))
+    if isinstance(manager, Supervised):
+        environments = map(supervisor_environment, manager.supervisors())
+        return list(dict.fromkeys(unpacked.root_of(each) for each in environments if each))
+    return []
+
+
+def _digest(path: Path) -> str:
+    return files.digest(path) if path.is_file() else ""
 
 
 def _checked(movement: Movement) -> dict[str, Any]:

@@ -14,6 +14,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from rsky_pipeline.runtime.errors import WorkerError
+from rsky_pipeline.runtime.lock import is_held
+
 FILE = "deployments.jsonl"
 OUTCOMES = ("deployed", "rolled back", "refused", "failed")
 
@@ -38,6 +41,14 @@ class JournalEntry:
         """Return whether a step was finished well."""
         return any(one["step"] == step and one["state"] == "done" for one in self.steps)
 
+    def describe(self) -> str:
+        """Say that it was interrupted, where, and what to do."""
+        step = self.steps[-1]["step"] if self.steps else "checks"
+        return (
+            f"the {self.plan['kind']} {self.id} was interrupted in its step {step}: "
+            "`rsky-pipeline deploy --resume` finishes it, `rsky-pipeline rollback` undoes it"
+        )
+
     def document(self) -> dict[str, Any]:
         """Return the public part: without the command lines of supervisors."""
         plan = {name: value for name, value in self.plan.items() if name != "launches"}
@@ -45,6 +56,20 @@ class JournalEntry:
             "id": self.id, "outcome": self.outcome or "unfinished", "reason": self.reason,
             "began": self.began, "ended": self.ended, **plan, "steps": self.steps,
         }  # fmt: skip
+
+
+def lock_path(data_dir: Path) -> Path:
+    """Return the lock of whoever deploys in a data directory."""
+    return data_dir / "locks" / "deployment.lock"
+
+
+def interrupted(data_dir: Path) -> JournalEntry | None:
+    """Return a deployment that ended in its middle; None while it is at work, or for strangers."""
+    try:
+        entry = Journal(data_dir).unfinished()
+        return None if entry is None or is_held(lock_path(data_dir)) else entry
+    except (OSError, WorkerError):
+        return None
 
 
 class Journal:

@@ -2,17 +2,17 @@
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from rsky_pipeline.operations.deployment.program import DeploymentTarget, Program, describe, digest
+from rsky_pipeline.operations.deployment.unpacked import UNPACKED
 from rsky_pipeline.operations.ordered.supervised import Supervised
 from rsky_pipeline.runtime.errors import WorkerError
 from rsky_pipeline.supervisor import client
 
-UNPACKED = 4  # times the size of the file; measured: 37 MB become 123 MB
 RESERVE_BYTES = 50_000_000
 
 
@@ -39,8 +39,10 @@ class Preflight:
         return all(check.result != "fail" for check in self.checks)
 
 
-def preflight(target: DeploymentTarget, new: Program, data_dir: Path) -> Preflight:
-    """Look at everything; changes nothing."""
+def preflight(
+    target: DeploymentTarget, new: Program, data_dir: Path, roots: Sequence[Path]
+) -> Preflight:
+    """Look at everything; changes nothing. `roots` are where the new file will unpack."""
     checks = list(_files(target, new.path))
     old_build = _build(Program(target.program), "current file", checks, "warn")
     new_build = None
@@ -49,7 +51,7 @@ def preflight(target: DeploymentTarget, new: Program, data_dir: Path) -> Preflig
     if new_build is not None:
         checks.append(_configuration(new))
         checks.append(_schema(new))
-    checks += _space(target.program, new.path, data_dir)
+    checks += _space(target.program, new.path, data_dir, roots)
     checks += _running(target)
     return Preflight(tuple(checks), old_build, new_build)
 
@@ -111,23 +113,25 @@ def _schema(new: Program) -> PreflightCheck:
     return PreflightCheck("schema", "pass", f"to be done: {', '.join(pending)}")
 
 
-def _space(program: Path, new: Path, data_dir: Path) -> Iterator[PreflightCheck]:
+def _space(
+    program: Path, new: Path, data_dir: Path, roots: Sequence[Path]
+) -> Iterator[PreflightCheck]:
+    """Check each file system for everything that will be written to it."""
     if not new.is_file():
         return
     size = new.stat().st_size
-    for folder, needed in (
-        (program.parent, size + RESERVE_BYTES),
-        (_existing(data_dir), RESERVE_BYTES),
-        (_existing(unpack_folder()), UNPACKED * size + RESERVE_BYTES),
-    ):
-        free = shutil.disk_usage(folder).free
-        text = f"{folder}: {free / 1e6:,.0f} MB free, {needed / 1e6:,.0f} MB needed"
+    wanted = [(program.parent, size), (data_dir, 0), *((root, UNPACKED * size) for root in roots)]
+    systems: dict[int, list[tuple[Path, int]]] = {}
+    for folder, needed in wanted:
+        systems.setdefault(_existing(folder).stat().st_dev, []).append((folder, needed))
+    for parts in systems.values():
+        needed = sum(each for _, each in parts) + RESERVE_BYTES
+        free = shutil.disk_usage(_existing(parts[0][0])).free
+        folders = ", ".join(dict.fromkeys(str(folder) for folder, _ in parts))
+        text = f"{folders}: {free / 1e6:,.0f} MB free, {needed / 1e6:,.0f} MB needed"
+        if free < needed:
+            text += "; to do: `rsky-pipeline cleanup`"
         yield PreflightCheck("space", "pass" if free >= needed else "fail", text)
-
-
-def unpack_folder() -> Path:
-    """Return the folder where program files unpack, derived from this process's environment."""
-    return Path(os.environ.get("SHIV_ROOT") or Path.home() / ".shiv")
 
 
 def _existing(folder: Path) -> Path:
@@ -153,13 +157,10 @@ def _running(target: DeploymentTarget) -> Iterator[PreflightCheck]:
 def _environment(supervisors: list[client.Supervisor]) -> Iterator[PreflightCheck]:
     """The new supervisor gets our environment; names are printed, values may be secret."""
     for each in supervisors:
-        try:
-            raw = Path(f"/proc/{each.status['pid']}/environ").read_bytes()
-        except OSError as error:
-            yield PreflightCheck("environment", "warn", f"of the supervisor: {error.strerror}")
+        theirs = supervisor_environment(each)
+        if not theirs:
+            yield PreflightCheck("environment", "warn", "of the supervisor: cannot be read")
             continue
-        pairs = (pair.partition(b"=")[::2] for pair in raw.split(b"\0"))
-        theirs = {os.fsdecode(name): os.fsdecode(value) for name, value in pairs}
         names = {name for name in {*theirs, *os.environ} if name.startswith("RSKY_PIPELINE_")}
         different = sorted(name for name in names if theirs.get(name) != os.environ.get(name))
         if different:
@@ -167,3 +168,13 @@ def _environment(supervisors: list[client.Supervisor]) -> Iterator[PreflightChec
             yield PreflightCheck("environment", "fail", text)
         else:
             yield PreflightCheck("environment", "pass", "as that of the running supervisor")
+
+
+def supervisor_environment(supervisor: client.Supervisor) -> dict[str, str]:
+    """Return the variables of a supervisor; none where they cannot be read."""
+    try:
+        raw = Path(f"/proc/{supervisor.status['pid']}/environ").read_bytes()
+    except OSError:
+        return {}
+    pairs = (pair.partition(b"=")[::2] for pair in raw.split(b"\0"))
+    return {os.fsdecode(name): os.fsdecode(value) for name, value in pairs}

@@ -10,9 +10,10 @@ import os
 import re
 import shutil
 import subprocess
+import time
 import zipfile
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from rsky_pipeline.systemd.files import STANDARD_PROGRAM
 
 VERSION_SECONDS = 120.0  # the first start unpacks
 COMMAND_SECONDS = 300.0
+LOOK_SECONDS = 1.0
 _STAMP = re.compile(r"\d{8}_\d{6}")
 
 
@@ -100,10 +102,14 @@ class ProgramAnswer:
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """A program file and the arguments that name the configuration."""
+    """A program file and the arguments that name the configuration.
+
+    `environment` are variables beside those of this process.
+    """
 
     path: Path
     configuration: Sequence[str] = ()
+    environment: Mapping[str, str] = field(default_factory=dict)
 
     def build(self) -> dict[str, Any]:
         """Return its version, commit and build time. Raises WorkerError when it does not run."""
@@ -123,27 +129,48 @@ class Program:
         return begins and not zipfile.is_zipfile(self.path)
 
     def ask(
-        self, *arguments: str, configured: bool = True, seconds: float = COMMAND_SECONDS
+        self,
+        *arguments: str,
+        configured: bool = True,
+        seconds: float = COMMAND_SECONDS,
+        futile: Callable[[], str] = lambda: "",
     ) -> ProgramAnswer:
-        """Run a command. Raises WorkerError when it cannot be run or does not end."""
+        """Run a command. Raises WorkerError when it cannot be run or does not end.
+
+        `futile` is asked now and then, and returns why the answer is not worth waiting for: the
+        command is ended then, and that raised.
+        """
         command = [str(self.path), *arguments, *(self.configuration if configured else ())]
+        deadline = time.monotonic() + seconds
         try:
-            result = subprocess.run(
+            process = subprocess.Popen(
                 command,
-                capture_output=True,
-                text=True,
                 stdin=subprocess.DEVNULL,
-                env=clean_environment(os.environ),
-                timeout=seconds,
-                check=False,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+                env=clean_environment({**os.environ, **self.environment}),
             )
         except OSError as error:
             raise WorkerError(f"{self.path} cannot be run: {error.strerror}") from error
-        except subprocess.TimeoutExpired as error:
-            words = " ".join(arguments)
-            raise WorkerError(f"{self.path} {words} did not end in {seconds:.0f} s") from error
-        talk = " | ".join(result.stderr.strip().splitlines()[-3:])
-        return ProgramAnswer(result.returncode, _json(result.stdout), talk)
+        with process:
+            try:
+                while True:
+                    try:
+                        output, talk = process.communicate(timeout=LOOK_SECONDS)
+                        break
+                    except subprocess.TimeoutExpired:
+                        if why := futile():
+                            raise WorkerError(why) from None
+                        if time.monotonic() > deadline:
+                            words = " ".join(arguments)
+                            text = f"{self.path} {words} did not end in {seconds:.0f} s"
+                            raise WorkerError(text) from None
+            except BaseException:
+                process.kill()
+                raise
+        talk = " | ".join(talk.strip().splitlines()[-3:])
+        return ProgramAnswer(process.returncode, _json(output), talk)
 
 
 def describe(build: dict[str, Any] | None) -> str:
@@ -198,9 +225,19 @@ def latest_other(program: Path) -> str | None:
     return next((stamp for stamp, path in known.items() if digest(path) != current), None)
 
 
+def surplus(program: Path, kept: int) -> list[Path]:
+    """Return all but the newest backups, and copies that a kill left unfinished. Raises OSError."""
+    start = f".{program.name}."
+    unfinished = [
+        path for path in program.parent.glob(f"{start}*new")
+        if path.name == f"{start}new" or path.name.startswith(f"{start}backup.")
+    ]  # fmt: skip
+    return [*list(backups(program).values())[kept:], *unfinished]
+
+
 def prune(program: Path, kept: int) -> list[Path]:
     """Remove all but the newest backups; return the removed ones. Raises OSError."""
-    removed = list(backups(program).values())[kept:]
+    removed = surplus(program, kept)
     for path in removed:
         path.unlink()
     return removed

@@ -2,7 +2,10 @@
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
 
+from rsky_pipeline.configuration.load import ConfigurationError, Loaded, load
 from rsky_pipeline.configuration.settings import Settings
 from rsky_pipeline.configuration.topology import ROLE_NAMES, ROLES, start_order, stop_order
 from rsky_pipeline.operations.ordered.movement import (
@@ -19,21 +22,76 @@ from rsky_pipeline.operations.ordered.units import Units
 from rsky_pipeline.operations.ordered.verified import outstanding, verify_stopped
 from rsky_pipeline.runtime.errors import WorkerError
 from rsky_pipeline.streams.errors import StoreRejectedError, StoreUnavailableError
-from rsky_pipeline.systemd import systemctl
+from rsky_pipeline.systemd.systemctl import Systemd, is_running
 
+UNITS_RUN_DIRECTORY = Path("/run/rsky-pipeline")
 LOOK_SECONDS = 1.0
 QUIET_LOOKS = 2
 
 
-def manager_of(settings: Settings, choice: str = "auto") -> Manager:
-    """Return who manages the roles here; `auto` takes systemd where our units are installed."""
+class ForeignUnitsError(WorkerError):
+    """The units of this host belong to another configuration than the one in use."""
+
+    exit_code = 2
+
+
+def manager_of(
+    loaded: Loaded, settings: Settings, choice: str = "auto", systemd: Systemd | None = None
+) -> Manager:
+    """Return who manages the roles that this configuration names; nobody else's are touched.
+
+    The units are meant by the configuration that they start with, and by no other one. `settings`
+    are those of `loaded` with its directories. Raises ForeignUnitsError where the units are asked
+    for, or their run directory is named, by another configuration.
+    """
+    ours = Supervised(settings)
+    if choice == "supervisor" or (choice == "auto" and systemd is None and not is_running()):
+        return ours
+    units = Units(settings, systemd)
+    theirs = units.configuration()
+    if theirs is None:  # none is installed
+        return units if choice == "systemd" else ours
+    place = _run_directory(theirs)
+    if _names(loaded, theirs):
+        if choice == "auto" and not units.running() and ours.running():
+            return ours  # `rsky-pipeline run` by hand
+        return Units(replace(settings, run_dir=place), systemd)
     if choice == "systemd":
-        return Units(settings)
-    if choice == "auto" and systemctl.is_running():
-        units = Units(settings)
-        if any(units.units(role) for role in ROLE_NAMES):
-            return units
-    return Supervised(settings)
+        raise ForeignUnitsError(
+            f"the units use {theirs}, not this configuration: --config {theirs}"
+        )
+    if settings.run_dir == place:
+        raise ForeignUnitsError(
+            f"{place} is the run_dir of the units, which use {theirs}: give this configuration a "
+            "run_dir of its own"
+        )
+    return ours
+
+
+def _names(loaded: Loaded, theirs: Path) -> bool:
+    """Return whether this is the configuration of the units, and of their directories."""
+    if loaded.file is None or not _is_same(loaded.file.path, theirs):
+        return False
+    given = (loaded.origins[name] for name in ("run_dir", "data_dir"))
+    changed = ("flag", "environment variable")
+    units = str(theirs.parent)  # as the file of their variables
+    return not any(origin.startswith(changed) and units not in origin for origin in given)
+
+
+def _is_same(one: Path, other: Path) -> bool:
+    try:
+        return one.samefile(other)
+    except OSError:
+        return one.absolute() == other
+
+
+def _run_directory(theirs: Path) -> Path:
+    """Return the run directory of the units; RuntimeDirectory= is their default."""
+    try:
+        settings = load(theirs, {}, {}).settings
+    except ConfigurationError:
+        return UNITS_RUN_DIRECTORY
+    return (settings.run_dir or UNITS_RUN_DIRECTORY).absolute()
 
 
 def stop(

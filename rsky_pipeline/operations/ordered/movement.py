@@ -4,7 +4,7 @@ A `Manager` stops or starts one role (our supervisors, or systemd units). `flow`
 and records each `RoleMove` and its verification in Redis as `MovementStep`s of a `Movement`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -118,6 +118,10 @@ class Manager(Protocol):
 
     def start(self, role: str, tell: Tell) -> RoleMove:
         """Start a role and wait until it is ready."""
+        ...
+
+    def reload(self, roles: Sequence[str], tell: Tell) -> None:
+        """Have the next processes of roles started with the configuration as it is now."""
         ...
 
     def restart(self, role: str, tell: Tell) -> RoleMove:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import select
 import signal
 import subprocess
@@ -14,13 +15,15 @@ from rsky_pipeline.configuration.settings import Settings
 from rsky_pipeline.configuration.topology import start_order
 from rsky_pipeline.embedded import locations
 from rsky_pipeline.operations.ordered.movement import Launch, RoleMove, Tell
-from rsky_pipeline.runtime.errors import WorkerError
+from rsky_pipeline.runtime.errors import WorkerError, printable
 from rsky_pipeline.runtime.log_file import open_private
 from rsky_pipeline.runtime.program import clean_environment, started_program
 from rsky_pipeline.supervisor import client
 from rsky_pipeline.supervisor.errors import CANNOT_START, NotRunningError, RequestRefusedError
+from rsky_pipeline.supervisor.role_settings import settings_digests
 
 POLL_SECONDS = 0.2
+_OURS = re.compile(r"(?:<[0-9]>)?\{|[0-9]{2}:[0-9]{2}:[0-9]{2} ")  # lines of both log formats
 UP = "running"
 
 
@@ -58,6 +61,32 @@ class Supervised:
     def start(self, role: str, tell: Tell) -> RoleMove:
         """Start a role that was stopped under a supervisor that still runs."""
         return self._ask("start", role, tell, roles=[role])
+
+    def reload(self, roles: Sequence[str], tell: Tell) -> None:
+        """Have supervisors read the configuration for the next workers of roles.
+
+        Raises WorkerError where one cannot apply it; nothing is changed there.
+        """
+        digests = settings_digests(self._settings)
+        for each in self.supervisors():
+            own = [role for role in roles if role in each.roles]
+            if not own:
+                continue
+            try:
+                answer = client.ask(each.path, "reload", roles=own, digests=digests)
+            except RequestRefusedError as error:
+                if "unknown command" not in str(error):
+                    raise
+                tell("the supervisor is of an older release, and keeps the settings of its start")
+                continue
+            for role, names in answer["changed"].items():
+                tell(f"{role}: new settings: {', '.join(names)}")
+            if answer["different"]:
+                tell(
+                    f"the configuration of the supervisor (pid {each.status['pid']}) has another "
+                    f"{', '.join(answer['different'])} than this command's: it was started with "
+                    "other options or variables, which stay"
+                )
 
     def restart(self, role: str, tell: Tell) -> RoleMove:
         """Replace the workers of a role one at a time."""
@@ -126,9 +155,7 @@ class Supervised:
         told = 0
         while time.monotonic() < deadline:
             if process.poll() is not None:
-                with log.open("rb") as text:
-                    text.seek(position)
-                    last = last_words(text.read()[-64_000:].decode(errors="replace"))
+                last = last_words(_written(log, position))
                 raise WorkerError(f"the supervisor ended with code {process.returncode}: {last}")
             for each in self.supervisors():
                 if each.status["pid"] != process.pid:
@@ -138,9 +165,13 @@ class Supervised:
                     tell(f"  {step}")
                 told = len(steps)
                 if each.status["state"] == UP:
-                    late = _late(each)
+                    late = client.not_ready([each])
                     line = f"{', '.join(launch.roles)} running (pid {process.pid})"
-                    tell(line + (f"; not ready: {', '.join(late)}" if late else ""))
+                    if late:
+                        line = "; ".join([*late, last_complaint(_written(log, position))]).rstrip(
+                            "; "
+                        )
+                    tell(line)
                     return RoleMove((line,), ok=not late)
             time.sleep(POLL_SECONDS)
         raise WorkerError(f"the supervisor (pid {process.pid}) is not up after {limit:.0f} s")
@@ -200,17 +231,28 @@ def last_words(text: str) -> str:
     return " | ".join(messages[-3:])
 
 
+def last_complaint(text: str) -> str:
+    """Return what a worker printed when it ended for a reason that it could not report.
+
+    That is the last line which is none of our log, such as the end of a traceback.
+    """
+    plain = [each for each in text.splitlines() if each.strip() and not _OURS.match(each)]
+    return printable(plain[-1].strip()[:500]) if plain else ""
+
+
+def _written(log: Path, position: int) -> str:
+    """Return the end of what a log has behind a position."""
+    with log.open("rb") as text:
+        text.seek(position)
+        return text.read()[-64_000:].decode(errors="replace")
+
+
 def _message(line: str) -> str:
     """Return the message of a line of JSON, and any other line as it is."""
     try:
         return str(json.loads(line)["msg"])
     except (ValueError, KeyError, TypeError):
         return line.strip()
-
-
-def _late(supervisor: client.Supervisor) -> list[str]:
-    children = supervisor.status["processes"]
-    return [child["name"] for child in children if child["state"] != "ready"]
 
 
 def _wait_until_gone(pid: int) -> None:

@@ -1,12 +1,16 @@
 """Roles as systemd units: the main unit of each role and further workers of its template."""
 
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from rsky_pipeline.configuration.settings import Settings
+from rsky_pipeline.configuration.sources import DEFAULT_FILES
 from rsky_pipeline.configuration.topology import ROLE_NAMES, start_order
 from rsky_pipeline.embedded import locations
 from rsky_pipeline.operations.ordered.movement import RoleMove, Tell
+from rsky_pipeline.operations.ordered.supervised import last_complaint, last_words
 from rsky_pipeline.runtime.errors import WorkerError
 from rsky_pipeline.runtime.health_document import CursorHealth
 from rsky_pipeline.supervisor import client
@@ -15,6 +19,8 @@ from rsky_pipeline.systemd.systemctl import Systemd, Unit
 
 FORCING = {"timeout", "watchdog", "signal", "core-dump"}  # results of a stop that was no stop
 KILL_SECONDS = 30.0
+LOOK_SECONDS = 0.5
+START_RESERVE_SECONDS = 300.0  # beside ready_timeout_seconds: stores, schema, survivors
 
 
 class Units:
@@ -26,6 +32,7 @@ class Units:
         """`settings` went through `resolve_directories`."""
         self._systemd = systemd or Systemd()
         self._run_dir = locations.run_directory(settings)
+        self._ready_seconds = settings.ready_timeout_seconds
         self._stopped: dict[str, list[str]] = {}  # systemd forgets instances that do not run
 
     def running(self) -> tuple[str, ...]:
@@ -33,6 +40,13 @@ class Units:
         return start_order(
             [role for role in ROLE_NAMES if any(unit.is_up for unit in self.units(role))]
         )
+
+    def configuration(self) -> Path | None:
+        """Return the configuration file that the units start with; None if none is installed."""
+        for role in ROLE_NAMES:
+            for unit in self.units(role):
+                return unit.configuration or DEFAULT_FILES[-1]
+        return None
 
     def units(self, role: str) -> list[Unit]:
         """Return the units of a role."""
@@ -64,7 +78,10 @@ class Units:
             raise WorkerError(
                 f"rsky-{role}.service is not installed: `rsky-pipeline systemd install`"
             )
-        return self._settle(names, lambda: self._systemd.start(names), tell)
+        return self._settle(role, names, lambda: self._systemd.start(names), tell)
+
+    def reload(self, roles: Sequence[str], tell: Tell) -> None:
+        """Nothing: a unit that is restarted reads its configuration."""
 
     def restart(self, role: str, tell: Tell) -> RoleMove:
         """Restart the units of a role one at a time."""
@@ -72,7 +89,7 @@ class Units:
         ok = True
         for unit in self.units(role):
             one = unit.name
-            moved = self._settle([one], lambda one=one: self._systemd.restart([one]), tell)  # type: ignore[misc]
+            moved = self._settle(role, [one], lambda one=one: self._systemd.restart([one]), tell)  # type: ignore[misc]
             lines += moved.lines
             ok = ok and moved.ok
             if not ok:
@@ -83,20 +100,76 @@ class Units:
         """Nothing is left when the units are stopped."""
         return RoleMove()
 
-    def _settle(self, names: list[str], action: Callable[[], None], tell: Tell) -> RoleMove:
+    def _settle(
+        self, role: str, names: list[str], action: Callable[[], None], tell: Tell
+    ) -> RoleMove:
+        """Start or restart units; a worker that is not ready then fails the move."""
         lines = []
+
+        def news(line: str) -> None:
+            lines.append(line)
+            tell(line)
+
+        ok = True
         try:
-            action()
+            self._narrated(role, action, news)
         except WorkerError as error:
-            lines.append(str(error))
-            tell(lines[-1])
-        ok = not lines
+            news(str(error))
+            ok = False
         for name in names:
             unit = self._systemd.show(name)
-            lines.append(f"{name} {unit.active} ({unit.sub})")
-            tell(lines[-1])
-            ok = ok and unit.active == "active"
+            news(f"{name} {unit.active} ({unit.sub})")
+            if unit.active != "active":
+                ok = False
+                if reason := last_words(self._systemd.last_lines(name)):
+                    news(f"{name}: {reason}")
+        for line in client.not_ready(self._supervisors(role), [role]):
+            complaint = last_complaint(self._systemd.last_lines(names[0]))
+            news(f"{line}; {complaint}" if complaint else line)
+            ok = False
         return RoleMove(tuple(lines), ok=ok)
+
+    def _narrated(self, role: str, action: Callable[[], None], news: Tell) -> None:
+        """Do something that waits for readiness, and pass on the steps of the supervisors begun.
+
+        systemd waits for as long as a supervisor does, for example for its database. Raises
+        WorkerError, also when nothing has come of it after the time limit.
+        """
+        problem: list[WorkerError] = []
+
+        def work() -> None:
+            try:
+                action()
+            except WorkerError as error:
+                problem.append(error)
+
+        began = time.monotonic()
+        limit = self._ready_seconds + START_RESERVE_SECONDS
+        told: dict[int, int] = {}
+        thread = threading.Thread(target=work, daemon=True)
+        thread.start()
+        while thread.is_alive():
+            thread.join(LOOK_SECONDS)
+            elapsed = time.monotonic() - began
+            for each in self._supervisors(role):
+                if each.status["uptime_seconds"] > elapsed + 1:  # the one before
+                    continue
+                steps = each.status.get("steps", ())
+                pid = each.status["pid"]
+                for step in steps[told.get(pid, 0) :]:
+                    news(f"  {step}")
+                told[pid] = len(steps)
+            if elapsed > limit:
+                raise WorkerError(f"the {role} is not up after {limit:.0f} s; systemd goes on")
+        if problem:
+            raise problem[0]
+
+    def _supervisors(self, role: str) -> list[client.Supervisor]:
+        """Return the supervisors of a role; none where they cannot be asked."""
+        try:
+            return [each for each in client.find(self._run_dir) if role in each.roles]
+        except (NotRunningError, NoAnswerError):
+            return []
 
     def _within(self, deadline: float | None, names: list[str], action: Callable[[], None]) -> bool:
         """Do something that waits; after the deadline kill the units. Returns whether that was."""
@@ -123,8 +196,8 @@ class Units:
         return forced
 
     def _reported_cursors(self, role: str) -> tuple[CursorHealth, ...]:
-        """Return the workers' last report, while the supervisor of the unit still runs."""
-        try:
-            return client.reported_cursors(client.find(self._run_dir), role)
-        except (NotRunningError, NoAnswerError):
-            return ()  # a verification without it is weaker, and still one
+        """Return the workers' last report, while the supervisor of the unit still runs.
+
+        A verification without it is weaker, and still one.
+        """
+        return client.reported_cursors(self._supervisors(role), role)

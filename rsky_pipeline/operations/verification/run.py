@@ -8,13 +8,14 @@ from typing import Any
 
 from rsky_pipeline.configuration.settings import Settings
 from rsky_pipeline.configuration.topology import ROLE_NAMES
-from rsky_pipeline.embedded.locations import embedded_stores
+from rsky_pipeline.embedded.locations import data_directory, embedded_stores
 from rsky_pipeline.health import rules
 from rsky_pipeline.health.conditions import diagnose
-from rsky_pipeline.health.rules import RuleVerdict, Status
+from rsky_pipeline.health.rules import RuleVerdict, Status, judged
 from rsky_pipeline.health.samples import Exported, Sample, SampleWindow
 from rsky_pipeline.health.self_check import expectations
 from rsky_pipeline.operations.cleaning import sample_stream
+from rsky_pipeline.operations.deployment.journal import interrupted
 from rsky_pipeline.operations.scrape import Scrape, scrape, targets
 from rsky_pipeline.operations.stream_figures import Measurement, between, measure
 from rsky_pipeline.operations.verification import checks
@@ -118,7 +119,13 @@ def verify(
     sleep(window)
     after = look(settings, before)
     on_progress("asking database and relays")
-    found = _worst([*compare(settings, before, after, roles), *check_outside(settings, roles)])
+    found = _worst(
+        [
+            *compare(settings, before, after, roles),
+            *check_outside(settings, roles),
+            *check_deployment(settings),
+        ]
+    )
     return VerificationReport(time.time(), window, tuple(found), nothing_answers(after.scrapes))
 
 
@@ -135,6 +142,12 @@ def check_outside(settings: Settings, roles: Sequence[str]) -> Iterator[RuleVerd
     yield from check_database(settings)
     if "ingester" in roles:
         yield from check_relays(ask_relays(settings))
+
+
+def check_deployment(settings: Settings) -> Iterator[RuleVerdict]:
+    """Name a deployment that ended in its middle; others are no check."""
+    if (entry := interrupted(data_directory(settings))) is not None:
+        yield judged(rules.DEPLOYMENT, "", 1, entry.describe().partition(":")[0])
 
 
 def look(settings: Settings, before: Look | None = None) -> Look:

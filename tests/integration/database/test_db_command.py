@@ -77,6 +77,40 @@ def test_a_missing_database_is_said_plainly(clean_database: str) -> None:
     assert "does not exist" in result.stderr
 
 
+def test_create_makes_role_and_database_that_init_can_use(clean_database: str) -> None:
+    url = other_database(clean_database, "made").replace("postgres@", "pipeline:a%40b%26c@")
+    execute(clean_database, "DROP DATABASE IF EXISTS made")
+    execute(clean_database, "DROP ROLE IF EXISTS pipeline")
+    try:
+        shown = run("create", "--admin-url", clean_database, "--dry-run", url=url)
+        assert shown.exit_code == 0, shown.output
+        assert shown.stdout.splitlines() == [
+            "CREATE ROLE \"pipeline\" LOGIN PASSWORD '***'",
+            'CREATE DATABASE "made" OWNER "pipeline" ENCODING \'UTF8\' TEMPLATE template0',
+            "CREATE EXTENSION IF NOT EXISTS pg_trgm SCHEMA public",
+        ]
+        assert "does not exist" in run("check", url=url).stderr
+        made = run("create", "--admin-url", clean_database, "--json", url=url)
+        assert made.exit_code == 0, made.output
+        assert json.loads(made.stdout)["statements"] == shown.stdout.splitlines()
+        assert "a@b&c" not in made.output
+        assert run("init", url=url).exit_code == 0
+        assert run("check", url=url).stdout.startswith("the schema is good")
+        again = run("create", "--admin-url", clean_database, url=url)
+        assert again.stdout.splitlines()[0].startswith("GRANT CONNECT, CREATE, TEMPORARY ON")
+    finally:
+        execute(clean_database, "DROP DATABASE IF EXISTS made")
+        execute(clean_database, "DROP ROLE IF EXISTS pipeline")
+
+
+def test_create_needs_a_role_and_an_administrator() -> None:
+    result = run("create", url="postgresql://h/d")
+    assert (result.exit_code, "has to name a role" in result.stderr) == (2, True)
+    result = run("create", url="postgresql://u@db.example/d")
+    assert (result.exit_code, "with --admin-url" in result.stderr) == (2, True)
+    assert run("create").exit_code == 2  # the embedded one
+
+
 @pytest.mark.parametrize("command", ["init", "check"])
 def test_a_missing_privilege_is_exit_code_1(schema_database: str, command: str) -> None:
     execute(schema_database, "DROP ROLE IF EXISTS stranger")

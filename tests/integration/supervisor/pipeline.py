@@ -99,6 +99,15 @@ class Pipeline:
         running.until_logged("INFO +running")
         return running
 
+    def configure(self, **settings: Any) -> None:
+        """Change the configuration that the doubles of supervisors read again."""
+        (self.data / "settings.json").write_text(json.dumps(settings))
+
+    def seen(self, role: str) -> dict[str, Any]:
+        """Return the settings that the newest worker of a role got."""
+        found: dict[str, Any] = json.loads((self.data / f"seen-{role}.json").read_text())
+        return found
+
     def trace(self) -> list[str]:
         """Return what the workers did, without their pids."""
         path = self.data / "trace.txt"

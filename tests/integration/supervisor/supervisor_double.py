@@ -3,11 +3,13 @@
 Without stores, unless `embedded` is among the arguments.
 """
 
+import json
 import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from rsky_pipeline.configuration.load import ConfigurationError
 from rsky_pipeline.configuration.settings import Settings
 from rsky_pipeline.configuration.topology import ROLE_NAMES
 from rsky_pipeline.runtime import logging as log_setup
@@ -41,8 +43,18 @@ def main() -> int:
         **{name: int(value) for name, value in values.items()},
     )
     log_setup.configure("info", "text", role="supervisor")
+
+    def read_again() -> Settings:
+        """Read `settings.json`, which stands for the file of an operator."""
+        path = data_dir / "settings.json"
+        found = json.loads(path.read_text()) if path.exists() else {}
+        if "problem" in found:
+            raise ConfigurationError([found["problem"]])
+        return replace(settings, **found)
+
     try:
-        return supervise(PipelinePlan(settings, tuple(roles), lambda *_: [], PROGRAM))
+        plan = PipelinePlan(settings, tuple(roles), lambda *_: [], PROGRAM, read_again)
+        return supervise(plan)
     except WorkerError as error:
         print(f"refused: {error}", file=sys.stderr)
         return error.exit_code

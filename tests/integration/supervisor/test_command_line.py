@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from rsky_pipeline.development.documents import ROOT
 from tests.integration.supervisor.pipeline import until
 from tests.stores import execute, scratch_directory
@@ -89,6 +91,29 @@ def test_start_gives_the_reason_of_a_start_that_fails(
         assert "ended with code 78: the schema in postgresql://" in output
         assert "without the official migrator's bookkeeping" in output
         assert '"ts"' not in output
+
+
+@pytest.mark.parametrize(
+    ("store", "reason"),
+    [
+        ("redis", "Redis rejects the user or password"),
+        ("database", 'role "nobody" does not exist'),
+    ],
+)
+def test_a_refused_login_ends_the_start(
+    store: str, reason: str, clean_redis: str, clean_database: str
+) -> None:
+    """An outage is waited for; nobody but an operator makes a password right."""
+    if store == "redis":
+        clean_redis = clean_redis.replace("unix://", "unix://user:wrong@")
+    else:
+        clean_database = clean_database.replace("postgres@", "nobody@")
+    with scratch_directory() as directory:
+        began = start(directory, "--redis-url", clean_redis, "--database-url", clean_database)
+        output, _ = began.communicate(timeout=60)
+        assert began.returncode == 1
+        assert "ended with code 77" in output
+        assert reason in output
 
 
 def test_start_says_at_once_which_stores_it_waits_for() -> None:

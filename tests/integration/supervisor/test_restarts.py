@@ -59,6 +59,17 @@ def test_a_crash_loop_is_visible_and_goes_on(pipeline: Pipeline) -> None:
     assert pipeline.child("indexer-1")["crash_looping"] is False
 
 
+@pytest.mark.slow
+def test_a_crash_loop_fails_a_start_with_its_reason(pipeline: Pipeline) -> None:
+    pipeline.up()
+    assert pipeline.command("stop", "--role", "indexer").exit_code == 0
+    pipeline.behave(indexer={"exit_after": 0, "exit_code": 9})
+    result = pipeline.command("start", "--role", "indexer")  # not after ready_timeout_seconds
+    assert result.exit_code == 1
+    assert "indexer-1 ends again and again: exit code 9" in result.output
+    assert pipeline.child("ingester-1")["state"] == "ready"
+
+
 def test_a_configuration_error_is_final(pipeline: Pipeline) -> None:
     pipeline.behave(backfiller={"bad_configuration": True})
     running = pipeline.start()
@@ -76,10 +87,8 @@ def test_restart_replaces_workers_one_at_a_time(pipeline: Pipeline) -> None:
     began = len(pipeline.trace())
     result = pipeline.command("restart", "indexer")
     assert result.exit_code == 0
-    assert [line.split()[:2] for line in result.output.splitlines()] == [
-        ["indexer-1", "restarted"],
-        ["indexer-2", "restarted"],
-    ]
+    restarted = [line for line in result.output.splitlines() if "restarted (" in line]
+    assert [line.split()[0] for line in restarted] == ["indexer-1", "indexer-2"]
     steps = [line for line in pipeline.trace()[began:] if not line.endswith("began")]
     assert steps == [
         f"indexer-{number} {what}" for number in (1, 2) for what in ("stopping", "drained", "ready")
@@ -87,6 +96,58 @@ def test_restart_replaces_workers_one_at_a_time(pipeline: Pipeline) -> None:
     assert pipeline.child("indexer-1")["last_exit"]["code"] == 0
     assert pipeline.command("restart", "ingester").exit_code == 3
     assert pipeline.command("restart", "relay").exit_code == 2
+
+
+@pytest.mark.parametrize("command", [("indexer",), ("--ordered",), ("--ordered", "--rolling")])
+def test_a_restart_applies_the_configuration(pipeline: Pipeline, command: tuple[str, ...]) -> None:
+    pipeline.up()
+    pipeline.configure(indexer_batch_size=77)
+    before = pipeline.seen("indexer")["batch"]
+    result = pipeline.command("restart", *command)
+    assert result.exit_code == 0, result.output
+    assert "indexer: new settings: indexer_batch_size" in result.output
+    assert (before, pipeline.seen("indexer")["batch"]) == (2_000, 77)
+
+
+def test_a_restart_that_cannot_apply_the_configuration_stops_nothing(pipeline: Pipeline) -> None:
+    pipeline.up()
+    began = len(pipeline.trace())
+    for command in (("restart", "indexer"), ("restart", "--ordered")):
+        pipeline.configure(database_url="postgresql://other", indexer_batch_size=77)
+        result = pipeline.command(*command)
+        assert result.exit_code == 1
+        assert "database_url changed since the supervisor started" in result.output
+        assert "`rsky-pipeline stop --ordered`, then `rsky-pipeline start`" in result.output
+        pipeline.configure(problem="verify = 'most': allowed are none, signature, full")
+        result = pipeline.command(*command)
+        assert result.exit_code == 1
+        assert "the configuration cannot be used: verify = 'most'" in result.output
+    assert pipeline.trace()[began:] == []
+
+
+def test_a_command_with_another_configuration_is_told(pipeline: Pipeline) -> None:
+    pipeline.up("indexer")
+    result = pipeline.command("restart", "indexer", "--verify", "none")
+    assert result.exit_code == 0
+    assert "than this command's: it was started with other options" in result.output
+    assert ", verify " in result.output
+
+
+def test_the_log_level_changes_without_a_restart(pipeline: Pipeline) -> None:
+    running = pipeline.up()
+    result = pipeline.command("log-level", "indexer", "debug")
+    assert (result.exit_code, result.output) == (0, "indexer: debug\n")
+    running.until_logged(r"indexer-1 +WARNING log level changed level=debug")
+    os.kill(pipeline.child("indexer-1")["pid"], signal.SIGKILL)
+    until(lambda: pipeline.child("indexer-1")["restarts"] == 1, "a restart")
+    until(lambda: pipeline.seen("indexer")["level"] == "debug", "the level of the next worker")
+    assert pipeline.seen("ingester")["level"] == "info"
+    result = pipeline.command("log-level", "all", "warning", "--json")
+    assert json.loads(result.stdout)["changed"][-1].startswith("supervisor of ")
+    # SIGHUP applies what is configured.
+    pipeline.configure(log_level="error")
+    running.signal(signal.SIGHUP)
+    running.until_logged(r"indexer-1 +WARNING log level changed level=error")
 
 
 def test_health_is_503_until_the_worker_is_ready(pipeline: Pipeline) -> None:

@@ -3,7 +3,7 @@
 Reads `behaviour.json` in the data directory: for each role `ready_after`, `exit_after`,
 `exit_code`, `drain_seconds`, `drain_until` (a file is there), `deaf` (ignores everything but QUIT),
 `stuck` (blocks its loop).
-Appends what happens to `trace.txt`.
+Appends what happens to `trace.txt`, and writes the settings that it got to `seen-ROLE.json`.
 """
 
 import json
@@ -37,6 +37,8 @@ async def pretend(context: WorkerContext) -> None:
     everything = json.loads((data_of(context) / "behaviour.json").read_text())
     behaviour: dict[str, Any] = everything.get(context.role, {})
     trace(context, "began")
+    seen = {"batch": context.settings.indexer_batch_size, "level": context.settings.log_level}
+    (data_of(context) / f"seen-{context.role}.json").write_text(json.dumps(seen))
     length = Gauge("rsky_stream_length", "Entries", ["stream"], registry=context.registry)
     length.labels("firehose_live").set(11)
     context.health({"rate": 7.0, "lag": 3, "pending": 2})

@@ -11,6 +11,7 @@ from rsky_pipeline.cli import main
 from rsky_pipeline.cli.output import duration
 from rsky_pipeline.cli.status import merged, show
 from rsky_pipeline.embedded import locations
+from rsky_pipeline.operations.deployment.journal import Journal
 
 
 @pytest.fixture(autouse=True)
@@ -77,6 +78,17 @@ def test_nothing_running_is_exit_code_3(command: list[str], tmp_path: Path) -> N
         "to do: `rsky-pipeline start`\n"
     )
     assert not (tmp_path / "data").exists()
+
+
+@pytest.mark.parametrize(
+    "command", [["stop"], ["stop", "--ordered", "--role", "indexer"], ["restart", "indexer"]]
+)
+def test_nothing_to_move_is_a_document_too(command: list[str], tmp_path: Path) -> None:
+    result = invoke(*command, "--json", "--data-dir", str(tmp_path / "data"))
+    assert result.exit_code == 3
+    found = json.loads(result.stdout)
+    assert (found["manager"], found["ok"], found["steps"]) == ("supervisor", False, [])
+    assert found["problem"] in result.stderr
 
 
 def test_a_socket_that_does_not_answer_is_exit_code_4(
@@ -182,3 +194,21 @@ def test_dead_letters_are_in_the_status(capsys: pytest.CaptureFixture[str]) -> N
     output = capsys.readouterr().out
     assert "firehose_live  1,000    1,200" in output
     assert "dead letters: firehose_live 1,200; to do: `rsky-pipeline dlq list`" in output
+
+
+def test_an_interrupted_deployment_is_named_where_nothing_runs(tmp_path: Path) -> None:
+    journal = Journal(tmp_path)
+    journal.begin("20260102_030405", {"kind": "deploy"})
+    journal.step("20260102_030405", "stop", "done")
+    for options in ([], ["--json"]):
+        result = invoke("status", *options, "--data-dir", str(tmp_path))
+        assert result.exit_code == 3
+        assert "deploy 20260102_030405 was interrupted in its step stop" in result.output
+    assert "deploy --resume" in json.loads(result.stdout)["deployment"]
+    roles = ("indexer", "ingester", "backfiller")
+    ports = [f"--set={role}_metrics_port={number}" for number, role in enumerate(roles, 1)]
+    result = invoke("verify", "--json", "--window", "1h", "--data-dir", str(tmp_path), *ports)
+    [check] = [each for each in json.loads(result.stdout)["checks"] if each["name"] == "deployment"]
+    assert (check["status"], "rollback" in check["remedy"]) == ("fail", True)
+    result = invoke("cleanup", "--data-dir", str(tmp_path))
+    assert (result.exit_code, "was interrupted" in result.stderr) == (1, True)

@@ -328,3 +328,85 @@ def test_a_file_of_a_secret_that_cannot_be_used_is_named(tmp_path: Path) -> None
     assert "geheim" not in line
     (line,) = problems({}, {"verify_file": str(held)})  # no secret
     assert "there is no setting verify_file" in line
+
+
+ENVIRONMENT_FILE = r"""
+# a comment with = and a "quote
+; another
+PLAIN=redis://u:p@h:6379/0?a=1&b=$HOME
+ SPACED =  in the middle   \t
+SINGLE='a \ b "c" $d' # no comment
+DOUBLE="a \" b \$c \n 'd'"
+TWO_LINES="first
+second"
+JOINED=one\
+two
+ESCAPED=a\ b\
+JOINED_QUOTES="a"'b'
+INNER=it's "here"
+EMPTY=
+nothing here
+LAST=end"""
+
+
+def test_an_environment_file_is_read_as_systemd_does() -> None:
+    assert sources.parse_environment_file(ENVIRONMENT_FILE) == {
+        "PLAIN": "redis://u:p@h:6379/0?a=1&b=$HOME",
+        "SPACED": "in the middle   t",
+        "SINGLE": 'a \\ b "c" $d# no comment',
+        "DOUBLE": "a \" b $c \\n 'd'",
+        "TWO_LINES": "first\nsecond",
+        "JOINED": "onetwo",
+        "ESCAPED": "a bJOINED_QUOTES=\"a\"'b'",
+        "INNER": 'it\'s "here"',
+        "EMPTY": "",
+        "LAST": "end",
+    }
+
+
+@pytest.fixture
+def units_file(file: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The configuration of the units, and the file of their variables beside it."""
+    monkeypatch.setattr(sources, "DEFAULT_FILES", (Path("none"), file))
+    file.write_text('redis_url = "redis://file"\n')
+    environment = file.with_name("environment")
+    environment.write_text(
+        "RSKY_PIPELINE_REDIS_URL=rediss://u:p@unit?ssl_check_hostname=false&db=1\n"
+        "RSKY_PIPELINE_VERIFY=none\n"
+    )
+    return environment
+
+
+def test_commands_read_the_variables_of_the_units(units_file: Path, file: Path) -> None:
+    for given in (file, None):  # named, or found in its place
+        result = load(given, {}, {})
+        assert result.settings.redis_url == "rediss://u:p@unit?ssl_check_hostname=false&db=1"
+        assert result.origins["redis_url"] == (
+            f"environment variable RSKY_PIPELINE_REDIS_URL of {units_file}"
+        )
+        assert result.units_environment["RSKY_PIPELINE_VERIFY"] == "none"
+    # Those of the command itself win, and so does what systemd has set within a unit.
+    assert load(file, {"RSKY_PIPELINE_VERIFY": "full"}, {}).settings.verify == "full"
+    inside = load(file, {"NOTIFY_SOCKET": "/run/systemd/notify"}, {})
+    assert inside.settings.redis_url == "redis://file"
+    other = file.with_name("other.toml")
+    other.write_text("")
+    assert load(other, {}, {}).settings.redis_url is None
+
+
+def test_variables_of_the_units_that_cannot_be_read_are_a_problem(
+    units_file: Path, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    units_file.write_bytes(b"X=\xff\n")
+    assert problems(toml=file)[0].startswith(f"{units_file}: cannot be read: it is not UTF-8")
+
+    def refuse(*_: Any, **__: Any) -> str:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "read_text", refuse)
+    [problem] = problems(toml=file)
+    assert problem.startswith(f"{units_file}: cannot be read: Permission denied; run this as")
+    units_file.write_bytes(b"")
+    assert load(file, {}, {}).settings.redis_url == "redis://file"
+    units_file.unlink()
+    assert load(file, {}, {}).settings.redis_url == "redis://file"

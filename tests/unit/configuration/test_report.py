@@ -1,11 +1,15 @@
 """Secrets stay hidden, and the reference covers every setting."""
 
+from pathlib import Path
+
 import pytest
 
+from rsky_pipeline.configuration import report
 from rsky_pipeline.configuration.load import ConfigurationError, load
 from rsky_pipeline.configuration.redaction import redacted, redacted_invalid
 from rsky_pipeline.configuration.report import effective, reference_markdown
 from rsky_pipeline.configuration.settings import Settings, declarations
+from rsky_pipeline.configuration.topology import ROLE_NAMES
 
 
 @pytest.mark.parametrize(
@@ -60,4 +64,13 @@ def test_settings_do_not_print_secrets() -> None:
 def test_the_reference_has_a_line_for_each_setting() -> None:
     lines = reference_markdown().splitlines()[2:]
     assert [line.split("`")[1] for line in lines] == list(declarations())
-    assert all(line.count("|") == 6 for line in lines)
+    assert all(line.count("|") == 7 for line in lines)
+
+
+def test_a_setting_of_one_role_is_used_by_no_other_role() -> None:
+    """What `restart ROLE` applies follows from who reads a setting."""
+    package = Path(report.__file__).parents[1]
+    for name, info in declarations().items():
+        for role in set(ROLE_NAMES) - set(info.roles or ROLE_NAMES):
+            text = "".join(path.read_text() for path in (package / role).rglob("*.py"))
+            assert f"settings.{name}" not in text, (name, role)

@@ -8,6 +8,7 @@ from rsky_pipeline.supervisor.children import worker_policy
 from rsky_pipeline.supervisor.control import ControlCommands
 from rsky_pipeline.supervisor.machine import Phase
 from rsky_pipeline.supervisor.protocol import ControlRequest
+from rsky_pipeline.supervisor.role_settings import RoleSettings
 from rsky_pipeline.supervisor.sequence import StepLog, StopRequest
 from rsky_pipeline.supervisor.spawn import ChildProcess
 
@@ -19,7 +20,9 @@ def never(_: bool) -> ChildProcess:
 async def test_the_start_of_a_role_that_runs_is_answered() -> None:
     child = ChildDriver("indexer", 1, worker_policy(Settings()), never)
     child.state = replace(child.state, phase=Phase.READY)
-    control = ControlCommands({"indexer": [child]}, StopRequest(), StepLog(), dict)
+    control = ControlCommands(
+        {"indexer": [child]}, StopRequest(), StepLog(), dict, RoleSettings(Settings(), [], None)
+    )
     sent: list[str] = []
 
     async def send(line: str) -> None:
