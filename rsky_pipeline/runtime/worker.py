@@ -250,7 +250,8 @@ def _obey(words: list[str]) -> None:
     """Do what a line of the supervisor asks for; newer ones may ask for what is not known here."""
     if len(words) == 2 and words[0] == "log_level" and words[1] in LOG_LEVELS:
         log_setup.set_level(words[1])
-        log.warning("log level changed", extra={"level": words[1]})
+        shown = max(logging.WARNING, logging.getLogger().level)  # whatever the level is now
+        log.log(shown, "log level changed", extra={"level": words[1]})
 
 
 def _exit_in(seconds: float) -> None:

@@ -147,7 +147,7 @@ def test_the_log_level_changes_without_a_restart(pipeline: Pipeline) -> None:
     # SIGHUP applies what is configured.
     pipeline.configure(log_level="error")
     running.signal(signal.SIGHUP)
-    running.until_logged(r"indexer-1 +WARNING log level changed level=error")
+    running.until_logged(r"indexer-1 +ERROR +log level changed level=error")
 
 
 def test_health_is_503_until_the_worker_is_ready(pipeline: Pipeline) -> None:
