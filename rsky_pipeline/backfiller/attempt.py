@@ -1,6 +1,7 @@
 """One attempt at a repo job: `Attempts.carry_out` is the algorithm, from stream entry to ack.
 
-    entry -> job -> current? -> fetch -> verify -> changes -> close -> outcome -> acknowledged
+    entry -> job -> blocked? -> current? -> fetch -> verify -> changes -> close -> outcome
+        -> acknowledged
 
 The helpers below `Attempts` have no other user.
 
@@ -29,6 +30,7 @@ from rsky_pipeline.backfiller.jobs import JobQueue
 from rsky_pipeline.backfiller.store import Output, RepoOutcome
 from rsky_pipeline.configuration.settings import Settings
 from rsky_pipeline.database.connection import Database
+from rsky_pipeline.database.selection import SelectionReader
 from rsky_pipeline.observability.backfiller import BackfillerMetrics
 from rsky_pipeline.repos.changes import apply_repo
 from rsky_pipeline.repos.entries import (
@@ -37,9 +39,9 @@ from rsky_pipeline.repos.entries import (
     create_entries,
     delete_entries,
 )
-from rsky_pipeline.repos.fetch import HOST_REASONS, Fetcher
+from rsky_pipeline.repos.fetch import HOST_REASONS, Fetcher, require_kept
 from rsky_pipeline.repos.hosts import HostBusyError
-from rsky_pipeline.repos.repo import Repo, RepoError, RepoPaths, list_paths
+from rsky_pipeline.repos.repo import BLOCKED, Repo, RepoError, RepoPaths, list_paths
 from rsky_pipeline.repos.stored import StoredRevs, absent_paths, have_older, stored_revs
 from rsky_pipeline.runtime.backoff import bound
 from rsky_pipeline.runtime.boundary import Boundary
@@ -100,12 +102,14 @@ class Attempts:
     def __init__(
         self, settings: Settings, jobs: JobQueue, lookups: Link[Database], fetcher: Fetcher,
         output: Output, outcomes: Coalescer[RepoOutcome, None], metrics: BackfillerMetrics,
+        reader: SelectionReader,
     ) -> None:  # fmt: skip
         self.settings = settings
         self._jobs = jobs
         self.lookups = lookups
+        self._reader = reader
         self._stored: Coalescer[str, StoredRevs] = Coalescer(
-            lambda dids: lookups.retry(lambda database: stored_revs(database, dids))
+            lambda dids: lookups.retry(lambda database: self._look_up(database, dids))
         )
         self.have_older: Coalescer[tuple[str, str], bool] = Coalescer(
             lambda repos: lookups.retry(lambda database: have_older(database, repos))
@@ -118,6 +122,15 @@ class Attempts:
         self._log = ThrottledLog(_log)
         self._threads = trio.CapacityLimiter(1)  # holds the GIL: more gain nothing
         self.finished = 0
+
+    def _look_up(self, database: Database, dids: Sequence[str]) -> list[StoredRevs]:
+        """Return the stored revs of repos; before, read what is blocked now."""
+        self._reader.refresh(database)
+        return stored_revs(database, dids)
+
+    def require_kept(self, did: str, pds: str = "") -> None:
+        """Raise RepoError if an account or its PDS is blocked."""
+        require_kept(self._reader.selection, did, pds)
 
     async def carry_out(self, delivery: Delivery) -> None:
         """Attempt a repo once, then acknowledge, postpone or dead-letter its entry.
@@ -156,7 +169,10 @@ class Attempts:
             except HostBusyError as busy:
                 await self._put_off(delivery, job, busy)
             except RepoError as failure:
-                await self._fail(delivery, job, failure, trio.current_time() - began)
+                if failure.reason == BLOCKED:
+                    await self._leave_out(delivery, job, failure)
+                else:
+                    await self._fail(delivery, job, failure, trio.current_time() - began)
             except LostWritesError:
                 raise  # not the fault of this repo
             except Exception as error:  # noqa: BLE001 - see runtime.boundary
@@ -180,6 +196,7 @@ class Attempts:
         Raises RepoError, HostBusyError, NotStoredError and LostWritesError.
         """
         stored = await self._stored.call(job.did)
+        self.require_kept(job.did)
         if job.settles:
             if await self._is_settled(job, stored):
                 return BroughtIn(job.rev, unchanged=True)
@@ -280,6 +297,19 @@ class Attempts:
         self.finished += 1
         self.metrics.processed.inc()
         self.metrics.outcomes.labels("unchanged" if done.unchanged else "done").inc()
+
+    async def _leave_out(self, delivery: Delivery, job: RepoJob, failure: RepoError) -> None:
+        """End a job whose account or host is blocked; `block remove` queues its repo again."""
+        outcome = RepoOutcome(
+            job.did, "unavailable", failure.kind, BLOCKED, str(failure), host=failure.host or None,
+            attempts=job.attempts,
+        )  # fmt: skip
+        await self._outcomes.call(outcome)
+        await self._jobs.finish(delivery)
+        self.finished += 1
+        self.metrics.processed.inc()
+        self.metrics.blocked.labels(failure.mark).inc()
+        self.metrics.outcomes.labels(BLOCKED).inc()
 
     async def _put_off(self, delivery: Delivery, job: RepoJob, busy: HostBusyError) -> None:
         """Postpone a job until its host has a turn; counts as an attempt only if it is parked."""
@@ -386,6 +416,8 @@ class _StreamSink:
         return True
 
     async def _append(self, entries: Sequence[Entry]) -> None:
+        repo = self.paths.repo
+        self.attempts.require_kept(repo.commit.did, repo.host)
         self.history = await self.attempts.output.append(entries, self.history)
         if self.history is None:
             raise LostWritesError

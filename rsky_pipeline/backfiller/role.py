@@ -10,6 +10,7 @@ from rsky_pipeline.backfiller.jobs import JobQueue
 from rsky_pipeline.backfiller.store import Output, outcome_writer
 from rsky_pipeline.backfiller.worker import Worker
 from rsky_pipeline.database.connection import Database
+from rsky_pipeline.database.selection import SelectionReader
 from rsky_pipeline.health.pairing import open_paired
 from rsky_pipeline.health.self_check import SelfCheck, watch, watch_stores
 from rsky_pipeline.observability.backfiller import BackfillerMetrics
@@ -34,16 +35,18 @@ async def run(context: WorkerContext) -> None:
     async with AsyncExitStack() as stack:
         redis = partial(_redis, context, stack, metrics)
         database = partial(_database, context, stack, metrics)
-        fetcher = await stack.enter_async_context(open_fetcher(settings, metrics))
+        reader = SelectionReader()
+        fetcher = await stack.enter_async_context(
+            open_fetcher(settings, metrics, lambda: reader.selection)
+        )
         jobs = JobQueue(
             redis("read"), redis("settle"), settings, context.consumer, metrics,
             blameless=context.blameless,
         )  # fmt: skip
         output = Output(redis("append"), settings.backfill_high_water_mark, metrics)
         outcomes = outcome_writer(database("outcomes"))
-        attempts = Attempts(
-            settings, jobs, database("look-ups"), fetcher, output, outcomes, metrics
-        )
+        lookups = database("look-ups")
+        attempts = Attempts(settings, jobs, lookups, fetcher, output, outcomes, metrics, reader)
         worker = Worker(context, jobs, attempts, metrics)
         groups = dict.fromkeys(REPO_STREAMS, (settings.backfiller_group,))
         groups[FIREHOSE_BACKFILL] = (settings.indexer_group,)
@@ -52,6 +55,7 @@ async def run(context: WorkerContext) -> None:
             nursery.start_soon(_watch, redis("watch"), gauges, tuple(groups), self_check, jobs)
             nursery.start_soon(watch_stores, self_check, context)
             nursery.start_soon(worker.report_health)
+            nursery.start_soon(_follow_selection, lookups, reader)
             nursery.start_soon(fetcher.follow_directory)
             await worker.run()
             nursery.cancel_scope.cancel()
@@ -84,6 +88,13 @@ def _database(
     link = Link(open_database, purpose=purpose, failed=lambda _: metrics.database_errors.inc())
     stack.callback(link.close)
     return link
+
+
+async def _follow_selection(lookups: Link[Database], reader: SelectionReader) -> None:
+    """Take changes of the blocks up, for repos that take long, until cancelled."""
+    while True:
+        await lookups.attempt(reader.refresh)
+        await trio.sleep(WATCH_SECONDS)
 
 
 async def _watch(

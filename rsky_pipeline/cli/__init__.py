@@ -39,6 +39,7 @@ COMMANDS = {
     "gaps": "List events of relays that were not seen, and repair the loss.",
     "dlq": "List, show, retry and drop dead letters.",
     "config": "Show or check the configuration.",
+    "block": "Leave out accounts, hosts and collections.",
     "db": "Check the database: schema, counts, completeness of a repo, rejected records.",
     "index-repo": "Bring the rows of repos exactly up to date.",
     "completion": "Complete commands, streams, settings and hosts in a shell.",

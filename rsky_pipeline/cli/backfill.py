@@ -68,6 +68,7 @@ def add(
     Repos already stored at their current rev are skipped unless you pass --force.
     A listing that was interrupted continues where it was when the command is repeated.
     """
+    from rsky_pipeline.configuration.selection import Selection
     from rsky_pipeline.operations.backfill.adding import (
         PRIORITIES,
         Adder,
@@ -77,15 +78,21 @@ def add(
         from_file,
         valid,
     )
+    from rsky_pipeline.streams.selection import read_selection
 
     given = [bool(names), file is not None, pds is not None, collection is not None]
     if sum(given) != 1:
         raise CommandError("give accounts, --file, --pds or --collection", ExitCode.USAGE)
     refused, problem = RefusedNames(), None
     with run.store("backfill") as store:
+        selection = read_selection(store, run.settings.indexer_group, Selection())
+        if pds is not None and not selection.keeps(host=_host(pds)):
+            text = f"{pds} is blocked: see `rsky-pipeline block list`"
+            raise CommandError(text, ExitCode.FAILED)
         adder = Adder(
             store, PRIORITIES[priority], run.settings.repo_high_water_mark, wait=not no_wait,
             force=force, count_stored=partial(_count_stored, run), tell=Progress(),
+            selection=selection,
         )  # fmt: skip
         try:
             if pds is not None or collection is not None:
@@ -232,7 +239,7 @@ def _report_added(
         for count, meaning in (
             (added.duplicates, "named twice"), (added.already_queued, "queued already"),
             (added.inactive, "inactive"), (refused.count, "no DID"),
-            (added.stored, "stored already"),
+            (added.stored, "stored already"), (added.blocked, "blocked"),
         )
         if count
     ]  # fmt: skip
@@ -246,6 +253,8 @@ def _report_added(
     if added.stored:
         say("repos that are stored already are fetched only if their PDS has a newer rev; --force "
             "fetches them anyway")  # fmt: skip
+    if added.blocked:
+        say("blocked accounts are not queued; see `rsky-pipeline block list`")
     for cursors in added.unlistable:
         say(f"the host could not list the accounts with cursors {cursors}; with --restart they are "
             "asked for again")  # fmt: skip
@@ -263,13 +272,26 @@ def _report_added(
 def _count_stored(run: Invocation, dids: Sequence[str]) -> int:
     """Count the accounts whose repo is stored; 0 where PostgreSQL cannot be asked."""
     from rsky_pipeline.database.errors import DatabaseError
+    from rsky_pipeline.operations.erasure import erased_revs
     from rsky_pipeline.repos.stored import stored_revs
 
     try:
         with _database(run) as database:
+            for did, rev in erased_revs(database, dids).items():
+                say(f"{did}: erased up to {rev}; it comes back with a newer repo only")
             return sum(revs.complete is not None for revs in stored_revs(database, dids))
     except DatabaseError:  # only Redis is needed to queue
         return 0
+
+
+def _host(pds: str) -> str:
+    """Return a host as blocks name it; empty for a name that is none."""
+    from rsky_pipeline.configuration.selection import read_host
+
+    try:
+        return read_host(pds)
+    except ValueError:
+        return ""
 
 
 def _database(run: Invocation) -> AbstractContextManager["Database"]:

@@ -219,6 +219,7 @@ def compare(run: Invocation, given: "Subjects", old: "Subjects", stored: bool) -
     """
     import trio
 
+    from rsky_pipeline.database.selection import load_selection
     from rsky_pipeline.indexer.collections.registry import SelectedCollections
     from rsky_pipeline.operations.compare_repo import compare_repo, compare_stored
     from rsky_pipeline.operations.repos import RepoResult, each_repo, none_reachable
@@ -230,7 +231,12 @@ def compare(run: Invocation, given: "Subjects", old: "Subjects", stored: bool) -
     wanted = run.accounts(given, old)
     outcomes: list[RepoResult[Comparison]] = []
     with run.database("compare") as database:
-        collections = SelectedCollections(run.settings.collections, run.settings.validation)
+        selection = load_selection(database)
+        collections = SelectedCollections(
+            run.settings.collections, run.settings.validation, selection.collections
+        )
+        for did in selection.accounts.intersection(wanted):
+            say(f"{did} is blocked: what it has written meanwhile is missing")
 
         async def work(repo: Repo) -> "Comparison":
             arguments = (database, repo, collections)

@@ -1,6 +1,6 @@
 """`rsky-pipeline index-repo`: bring the rows of repos exactly up to date, or rebuild them."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +17,6 @@ from rsky_pipeline.cli.exit_codes import ExitCode
 from rsky_pipeline.cli.output import Progress, line, say
 
 if TYPE_CHECKING:
-    from rsky_pipeline.indexer.collections.declaration import Collection
     from rsky_pipeline.operations.index_repo import Indexed
     from rsky_pipeline.operations.rebuild import Rebuild, Report
     from rsky_pipeline.operations.repos import RepoResult
@@ -114,7 +113,7 @@ def _rebuild(
             say(f"going on after {work.after}; accounts done before: {work.report.accounts:,}")
         rest = work.accounts() if dids is None else (did for did in dids if did > work.after)
         if source == "pds":
-            _rebuild_fetched(run, work, rest, report, everything)
+            _rebuild_fetched(run, work, rest, report)
         else:
             work.run(rest, report)
     found = work.report
@@ -138,13 +137,12 @@ def _rebuild(
     return ExitCode.DIFFERENCES if found.left else ExitCode.OK
 
 
-def _rebuild_fetched(
-    run: Invocation, work: "Rebuild", dids: Iterator[str], report: Any,
-    collections: "Mapping[str, Collection]",
-) -> None:  # fmt: skip
+def _rebuild_fetched(run: Invocation, work: "Rebuild", dids: Iterator[str], report: Any) -> None:
     """Fetch repos, some at a time; bring records and rows to what each says."""
     import trio
 
+    from rsky_pipeline.database.selection import load_selection
+    from rsky_pipeline.indexer.collections.registry import SelectedCollections
     from rsky_pipeline.operations.index_repo import bring_up_to_date
     from rsky_pipeline.operations.rebuild import restore_records
     from rsky_pipeline.operations.repos import each_repo
@@ -152,6 +150,10 @@ def _rebuild_fetched(
     from rsky_pipeline.runtime.threads import in_thread
 
     limiter = trio.CapacityLimiter(1)
+    selection = load_selection(work.database)
+    collections = SelectedCollections(
+        run.settings.collections, run.settings.validation, selection.collections
+    )
 
     async def rebuild(repo: "Repo") -> bool:
         await bring_up_to_date(work.database, repo, collections)
@@ -166,7 +168,7 @@ def _rebuild_fetched(
         report(work.report)
 
     while chunk := list(islice(dids, CHUNK_REPOS)):
-        trio.run(each_repo, run.settings, chunk, rebuild, note)
+        trio.run(each_repo, run.settings, chunk, rebuild, note, selection)
         work.after = chunk[-1]
         work.save()
     work.end()
@@ -175,7 +177,9 @@ def _rebuild_fetched(
 def _index(run: Invocation, wanted: Sequence[str]) -> "list[RepoResult[Indexed]]":
     import trio
 
+    from rsky_pipeline.database.selection import load_selection
     from rsky_pipeline.indexer.collections.registry import SelectedCollections
+    from rsky_pipeline.operations.erasure import erased_revs
     from rsky_pipeline.operations.index_repo import bring_up_to_date
     from rsky_pipeline.operations.repos import each_repo
     from rsky_pipeline.repos.repo import Repo
@@ -192,12 +196,18 @@ def _index(run: Invocation, wanted: Sequence[str]) -> "list[RepoResult[Indexed]]
         progress(f"{len(outcomes):,} of {len(wanted):,} repos")
 
     with run.database("index-repo") as database:
-        collections = SelectedCollections(run.settings.collections, run.settings.validation)
+        selection = load_selection(database)
+        collections = SelectedCollections(
+            run.settings.collections, run.settings.validation, selection.collections
+        )
 
         async def work(repo: Repo) -> "Indexed":
             return await bring_up_to_date(database, repo, collections)
 
-        trio.run(each_repo, run.settings, wanted, work, report)
+        trio.run(each_repo, run.settings, wanted, work, report, selection)
+        done = {each.did: each.result.rev for each in outcomes if each.result is not None}
+        for did, rev in erased_revs(database, list(done)).items():
+            say(f"{did}: erased up to {rev}; its repo at {done[did]} brings nothing back")
     return outcomes
 
 

@@ -72,7 +72,8 @@ def _show_places(found: "Traced") -> None:
         ("deleted", database.tombstone), ("complete", database.complete_rev),
         ("account", database.actor),
         ("event", database.account_event and _status(database.account_event)),
-        ("synced", database.synced_rev),
+        ("synced", database.synced_rev), ("erased", database.erased),
+        *(("blocked", dict(block)) for block in database.blocks),
         ("backfill", database.backfill), ("records", database.records or None),
     ):  # fmt: skip
         if value is not None:

@@ -12,13 +12,14 @@ from datetime import datetime
 from typing import cast
 
 from rsky_pipeline.database.connection import Database, Transaction
+from rsky_pipeline.database.selection import SELECTION_VERSION
 
-_RAISE = """
+_RAISE = f"""
 INSERT INTO rsky_pipeline.applied_mark AS mark (worker, stream, number, reached)
 VALUES (%s, %s, 1, to_timestamp(%s))
 ON CONFLICT (worker, stream) DO UPDATE
 SET number = mark.number + 1, reached = EXCLUDED.reached, applied_at = now()
-RETURNING number
+RETURNING number, ({SELECTION_VERSION})
 """
 _HEAL = """
 INSERT INTO rsky_pipeline.applied_mark AS mark (worker, stream, number, reached)
@@ -65,13 +66,14 @@ def last_written(database: Database) -> datetime | None:
     return cast("datetime | None", database.query(_LAST_WRITTEN)[0][0])
 
 
-def raise_mark(tx: Transaction, worker: str, stream: str, reached: float) -> int:
-    """Raise the number of a worker on a stream in its transaction, and return it.
+def raise_mark(tx: Transaction, worker: str, stream: str, reached: float) -> tuple[int, int]:
+    """Raise the number of a worker on a stream in its transaction.
 
-    `reached` is when the oldest of the entries came into the stream, in seconds since 1970.
+    `reached` is when the oldest of the entries came into the stream, in seconds since 1970. Returns
+    the number, and the version of what is left out (`database.selection`).
     """
-    ((number,),) = tx.query(_RAISE, (worker, stream, reached))
-    return int(number)
+    ((number, version),) = tx.query(_RAISE, (worker, stream, reached))
+    return int(number), int(version)
 
 
 def find_loss(database: Database, noted: Mapping[MarkKey, int]) -> DatabaseLoss | None:

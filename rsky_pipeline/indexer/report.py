@@ -47,6 +47,8 @@ class IndexerReport:
         metrics.labels_removed.inc(outcome.labels_removed)
         self._count_events(batch)
         self._count_rows(outcome)
+        for kind, count in outcome.left_out.items():
+            metrics.blocked.labels(kind).inc(count)
         self._refuse(outcome)
         self._note_age(batch)
 

@@ -27,6 +27,7 @@ from rsky_pipeline.database.errors import (
     TransactionConflictError,
 )
 from rsky_pipeline.database.marks import find_loss, heal_marks
+from rsky_pipeline.database.selection import load_selection
 from rsky_pipeline.health.pairing import open_paired, pair
 from rsky_pipeline.health.self_check import SelfCheck, watch_stores
 from rsky_pipeline.indexer.accounts.lookups import look_up_accounts
@@ -37,7 +38,12 @@ from rsky_pipeline.indexer.core.entries import Reading, Refusal, read_entry
 from rsky_pipeline.indexer.core.labels import LabelReading, read_labels
 from rsky_pipeline.indexer.report import IndexerReport
 from rsky_pipeline.indexer.scheduling import BatchQueue, FairScheduler
-from rsky_pipeline.indexer.upkeep import DatabaseWatch, StreamUpkeep, TableUpkeep
+from rsky_pipeline.indexer.upkeep import (
+    DatabaseWatch,
+    SelectionUpkeep,
+    StreamUpkeep,
+    TableUpkeep,
+)
 from rsky_pipeline.observability.indexer import IndexerMetrics
 from rsky_pipeline.observability.streams import StreamMetrics
 from rsky_pipeline.runtime.context import WorkerContext
@@ -78,6 +84,7 @@ async def run(context: WorkerContext) -> None:
                 return
             services.start_soon(indexer.stream_upkeep.run)
             services.start_soon(indexer.table_upkeep.run)
+            services.start_soon(indexer.selection_upkeep.run)
             services.start_soon(indexer.database_watch.run)
             services.start_soon(
                 look_up_accounts, context.settings, context.consumer, indexer.metrics,
@@ -117,6 +124,10 @@ class Indexer:
             lambda: self._database.in_trouble or self._store.in_trouble,
         )  # fmt: skip
         self.table_upkeep = TableUpkeep(self.open_paired, self.metrics)
+        self.selection_upkeep = SelectionUpkeep(
+            partial(self._open_store, "selection"), self.open_paired, settings.indexer_group,
+            self.metrics,
+        )  # fmt: skip
         # It must not wait itself for the locks that it is to report.
         self.database_watch = DatabaseWatch(partial(self.open_database, lock_timeout_ms=1_000))
         self._hosts = [endpoint.key for endpoint in settings.relays]
@@ -314,6 +325,7 @@ class Indexer:
                         "again and repos are compared",
                         extra={"transactions": loss.transactions, "since": from_time},
                     )
+                self._applier.selection = load_selection(database)
             except BaseException:
                 database.close()
                 raise
@@ -335,6 +347,7 @@ class Indexer:
         self._store.close()
         self.stream_upkeep.close()
         self.table_upkeep.close()
+        self.selection_upkeep.close()
         self.database_watch.close()
 
 

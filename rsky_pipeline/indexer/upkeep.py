@@ -3,11 +3,13 @@
 Streams: gauges, trimming, and keeping hold of entries. Those that wait here for long, because the
 database is away, would otherwise be taken over by other workers, and in the end be suspected of
 crashing them. Tables: rows that can no longer matter are removed, in small steps. Several workers
-may do both at once. Beside it, each watches what others do to the tables: locks and changes.
+may do both at once. Beside it, each watches what others do to the tables: locks and changes. Blocks
+of operators are published for the ingester, also to a Redis that has lost them.
 """
 
 import logging
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import trio
 
@@ -18,6 +20,7 @@ from rsky_pipeline.database.errors import (
     TransactionConflictError,
 )
 from rsky_pipeline.database.schema import Difference, differing_parts
+from rsky_pipeline.database.selection import load_selection, selection_version
 from rsky_pipeline.health.rules import DATABASE_LOCKED, SCHEMA, STORE_SECONDS, RuleVerdict
 from rsky_pipeline.health.self_check import SelfCheck, watch
 from rsky_pipeline.indexer.collections.post_notifications import (
@@ -33,6 +36,7 @@ from rsky_pipeline.runtime.errors import StoreError, printable
 from rsky_pipeline.runtime.link import Link
 from rsky_pipeline.streams.connection import Store
 from rsky_pipeline.streams.consumer import Consumer
+from rsky_pipeline.streams.selection import publish_selection, published_version
 
 _log = logging.getLogger(__name__)
 WATCH_SECONDS = 5.0
@@ -217,6 +221,40 @@ class DatabaseWatch:
     def close(self) -> None:
         """Close the connection."""
         self._link.close()
+
+
+class SelectionUpkeep:
+    """Publishes what is left out, where Redis has another version of it than the database."""
+
+    def __init__(
+        self, open_store: Callable[[], Store], open_database: Callable[[], Database], group: str,
+        metrics: IndexerMetrics,
+    ) -> None:  # fmt: skip
+        self._group = group
+        boundary = Boundary(metrics.internal_error)
+        self._store = Link(open_store, purpose="publishing blocks", boundary=boundary)
+        self._database = Link(open_database, purpose="reading blocks", boundary=boundary)
+
+    async def run(self) -> None:
+        """Look now and then until cancelled."""
+        while True:
+            version = await self._database.attempt(selection_version)
+            published = await self._store.attempt(partial(published_version, group=self._group))
+            if version is not None and version != published:
+                await self._publish()
+            await trio.sleep(WATCH_SECONDS)
+
+    async def _publish(self) -> None:
+        selection = await self._database.attempt(load_selection)
+        if selection is not None:
+            await self._store.attempt(
+                partial(publish_selection, group=self._group, selection=selection)
+            )
+
+    def close(self) -> None:
+        """Close both connections."""
+        self._store.close()
+        self._database.close()
 
 
 def count_rows(database: Database, table: str) -> int:

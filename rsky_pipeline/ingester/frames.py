@@ -102,6 +102,7 @@ class FrameCounters:
         self.duplicates = 0
         self.elsewhere = 0  # account events of a PDS that the account does not live at
         self.quarantined = 0
+        self.blocked: Counter[str] = Counter()
         self.frames: Counter[str] = Counter()
         self.errors: Counter[str] = Counter()
         self.resyncs: Counter[str] = Counter()
@@ -149,6 +150,7 @@ class FrameCounters:
             (metrics.verdicts, self.verdicts),
             (metrics.label_verdicts, self.label_verdicts),
             (metrics.gaps, self.gaps),
+            (metrics.blocked, self.blocked),
             (metrics.seq_jumps, self.jumps),
         ):
             for value, count in counts.items():

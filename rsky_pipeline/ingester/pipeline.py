@@ -4,6 +4,7 @@
 one frame when its turn has come, in the order of the stream:
 
     take    decode (frames) -> known state of each repo (states) -> replay? then read no further
+            -> account or host blocked? then read no further
             -> records and commit object (convert) -> signature (signatures: many in a thread)
             -> reorder buffer, until all frames before it are decided
     admit   replay? -> signature good? -> blocks readable? -> operations lead back to prevData
@@ -38,12 +39,14 @@ from rsky_pipeline.atproto.crypto import SignatureCheck, check_all
 from rsky_pipeline.atproto.frame import (
     AccountMessage,
     CommitMessage,
+    IdentityMessage,
     InfoMessage,
     Message,
     RepoOp,
     SyncMessage,
 )
 from rsky_pipeline.atproto.syntax import tid_number, tid_text
+from rsky_pipeline.configuration.selection import BlockKind, Selection
 from rsky_pipeline.ingester.clock import ClockWatch
 from rsky_pipeline.ingester.commits.convert import RepoConverter
 from rsky_pipeline.ingester.commits.homes import AccountHomes
@@ -101,6 +104,16 @@ class SharedState:
     resyncs: Resyncs
     discovery: Discovery = field(default_factory=lambda: Discovery(0))
     strangers: Discovery = field(default_factory=lambda: Discovery(STRANGERS_PER_MINUTE))
+    selection: Selection = field(default_factory=Selection)
+    # The host of an account, empty where its document is not at hand: nobody is asked for it.
+    known_host: Callable[[str], str] = lambda did: ""
+
+    def block_of(self, did: str) -> BlockKind | None:
+        """Return the kind of the block that an account is under; None for none."""
+        selection = self.selection
+        if not selection.accounts and not selection.hosts:
+            return None
+        return selection.left_out(did, host=self.known_host(did) if selection.hosts else "")
 
     def dropped(self) -> None:
         """Forget all: it has dropped commits as taken over, which their hosts send again."""
@@ -200,12 +213,17 @@ class FrameIntake:
                 if not again and is_replay(self._admission.states.get(message.did), rev):
                     self._admission.note_replay(message.did, rev)
                     frame = PendingFrame(covered, message.time[:MAX_TIME], [], 0)
+                elif (kind := self._admission.block_of(message.did)) is not None:
+                    frame = PendingFrame(covered, message.time[:MAX_TIME], [], 0)
+                    self._leave_out(frame, kind)
                 elif isinstance(message, CommitMessage):
                     frame = self._converter.convert_commit(message, raw, rev)
                 else:
                     frame = self._converter.convert_sync(message, raw, rev)
             elif isinstance(message, PendingFrame):  # an unreadable one
                 frame = message
+                if frame.update is not None:
+                    self._leave_out(frame, self._admission.block_of(frame.update.did))
             else:
                 frame = self._convert_other(message, raw)
         except Exception as error:  # noqa: BLE001 - see runtime.boundary
@@ -228,8 +246,12 @@ class FrameIntake:
         """Convert a message that is not about a commit."""
         frame = self._converter.convert_message(message, raw)
         if frame.account is not None:
+            kind = self._admission.block_of(frame.account.did)  # by the document of before
             self._verifier.forget(frame.account.did)
-            self._find_home(frame, frame.account)
+            if isinstance(message, IdentityMessage):
+                self._leave_out(frame, kind)
+            else:  # the indexer hides and purges rows of a blocked account like those of others
+                self._find_home(frame, frame.account)
         if isinstance(message, InfoMessage):
             self._gaps.outdated |= message.name == "OutdatedCursor"
         return frame
@@ -298,8 +320,20 @@ class FrameIntake:
 
     async def _look_up(self, frame: PendingFrame, commit: Commit) -> None:
         frame.status = await self._verifier.decide(commit)
+        self._leave_out(frame, self._admission.block_of(commit.did))  # now that its host is known
         frame.waits = False
         self._pass_on()
+
+    def _leave_out(self, frame: PendingFrame, kind: BlockKind | None) -> None:
+        """Write nothing of a frame whose account or host is blocked but the cursor.
+
+        The state of its repo stays as it was, so that the chain is broken when the block is lifted,
+        and the next commit has the repo fetched.
+        """
+        if kind is not None:
+            self._converter.counters.blocked[kind] += 1
+            frame.update = frame.account = frame.status = None
+            frame.clear()
 
     def _pass_on(self) -> None:
         """Admit the frames whose turn has come, and give them to the writer."""
@@ -351,6 +385,7 @@ class Admission:
         self._converter = converter
         self._counters = converter.counters
         self._shared = shared
+        self.block_of = shared.block_of
         self.states = shared.states  # that of a frame's repo must be in memory, see `prefetch`
         self._unproven = Rate(UNPROVEN_PER_MINUTE, UNPROVEN_BURST)
         self._clock = clock
@@ -549,7 +584,7 @@ class Admission:
                 frame.clear()
             return
         active, did = account.active, account.did
-        if active is None:
+        if active is None or self.block_of(did) is not None:
             return
         state = self.states.get(did)
         if state is None:

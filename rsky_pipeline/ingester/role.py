@@ -1,5 +1,6 @@
 """The ingester: a task for each relay's firehose, each relay's list of repos and each labeler."""
 
+import logging
 import ssl
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
@@ -9,6 +10,7 @@ from functools import partial
 import trio
 
 from rsky_pipeline.configuration.endpoints import Endpoint
+from rsky_pipeline.configuration.selection import Selection, path_prefixes
 from rsky_pipeline.database.connection import Database
 from rsky_pipeline.database.errors import DatabaseUnavailableError
 from rsky_pipeline.health.pairing import MismatchError, open_paired
@@ -66,7 +68,9 @@ from rsky_pipeline.streams.names import (
     cursor_key,
 )
 from rsky_pipeline.streams.repo_job import FIREHOSE_REASONS
+from rsky_pipeline.streams.selection import read_selection
 
+_log = logging.getLogger(__name__)
 # Memory for frames that are read and not yet written, over all relays and over all labelers.
 MAX_EVENTS = 40_000
 MAX_BYTES = 48 * 1024 * 1024
@@ -78,6 +82,7 @@ MAX_WAITING = 5
 FORCED_PAUSE_SECONDS = 5.0
 LATEST_REPO = "/xrpc/com.atproto.sync.listRepos?limit=1"  # an answer whose Date is of interest
 _LABEL_QUEUE_BYTES = 512 * 1024
+SELECTION_SECONDS = 2.0  # between two looks at what operators have blocked
 
 
 @dataclass(slots=True)
@@ -92,6 +97,15 @@ class _Parts:
     relays: list[tuple[Follower, FeedReport]] = field(default_factory=list)
     labelers: list[tuple[Follower, FeedReport]] = field(default_factory=list)
     enumerators: list[Enumerator] = field(default_factory=list)
+    converters: list[RepoConverter] = field(default_factory=list)
+
+    def select(self, selection: Selection) -> None:
+        """Leave out from now on what operators have blocked."""
+        if selection != self.shared.selection:
+            _log.info("blocks changed", extra={"version": selection.version})
+        self.shared.selection = selection
+        for converter in self.converters:
+            converter.left_out = path_prefixes(selection.collections)
 
 
 async def run(context: WorkerContext) -> None:
@@ -131,6 +145,10 @@ async def run(context: WorkerContext) -> None:
         async with trio.open_nursery() as services:
             services.start_soon(watch_stores, self_check, context)
             await watching.retry(Store.ping, until=context.stopping)
+            selecting = builder.link("selection")
+            look_again = partial(_read_selection, parts, settings.indexer_group)
+            await selecting.retry(look_again, until=context.stopping)
+            services.start_soon(_follow_selection, selecting, look_again)
             services.start_soon(reporter.report_health)
             look = partial(watch, metrics=stream_metrics, self_check=self_check)
             services.start_soon(reporter.watch_streams, watching, look, letters)
@@ -149,6 +167,17 @@ async def run(context: WorkerContext) -> None:
             services.start_soon(report_ready, context, [follower for follower, _ in parts.relays])
             await _run_all(context, parts)
             services.cancel_scope.cancel()
+
+
+def _read_selection(parts: _Parts, group: str, store: Store) -> None:
+    parts.select(read_selection(store, group, parts.shared.selection))
+
+
+async def _follow_selection(link: Link[Store], look_again: Callable[[Store], None]) -> None:
+    """Take changes of the blocks up until cancelled; while Redis is away they stay as they are."""
+    while True:
+        await trio.sleep(SELECTION_SECONDS)
+        await link.attempt(look_again)
 
 
 def _boundary(metrics: IngesterMetrics) -> Boundary:
@@ -214,6 +243,7 @@ class _Builder:
             Discovery(rate, self._settings.repo_high_water_mark),
         )
         parts = _Parts(self._metrics, self._verifier(), self._tls, shared)
+        shared.known_host = parts.verifier.known_host
         if relays:
             self._add_relays(parts, relays)
         for endpoint in labelers:
@@ -271,8 +301,9 @@ class _Builder:
                 open_intake,
             )  # fmt: skip
             parts.relays.append((follower, report))
+            parts.converters.append(converter)
             if settings.enumerate_repos:
-                parts.enumerators += self._enumerators(endpoint)
+                parts.enumerators += self._enumerators(endpoint, parts.shared)
 
     def _clock(self, endpoint: Endpoint) -> ClockWatch:
         """Return the watch that asks others for the time when a relay seems to be ahead."""
@@ -374,14 +405,15 @@ class _Builder:
             _boundary(self._metrics), self._lookups, self._settings.identity_cache_seconds,
         )  # fmt: skip
 
-    def _enumerators(self, endpoint: Endpoint) -> list[Enumerator]:
+    def _enumerators(self, endpoint: Endpoint, shared: SharedState) -> list[Enumerator]:
         """Return the readers of a host's lists; listings by collection may only stand by."""
         settings, again = self._settings, self._settings.enumeration_interval_hours * 3_600.0
         pace, found = Pace(settings.enumeration_requests_per_minute), list[Enumerator]()
         main = settings.enumeration_source != "by_collection"
         if main:
             fetch = partial(list_repos, self._http)
-            found.append(self._enumerator(ListingSource(endpoint, LIST_REPOS, fetch, again), pace))
+            source = ListingSource(endpoint, LIST_REPOS, fetch, again)
+            found.append(self._enumerator(source, pace, shared))
         stands_by = settings.enumeration_source == "list_repos"
 
         def wanted() -> bool:
@@ -390,14 +422,15 @@ class _Builder:
         for name in settings.enumeration_collections:
             by_collection = partial(list_repos_by_collection, self._http, name)
             source = ListingSource(endpoint, name, by_collection, again, wanted)
-            found.append(self._enumerator(source, pace))
+            found.append(self._enumerator(source, pace, shared))
         return found
 
-    def _enumerator(self, source: ListingSource, pace: Pace) -> Enumerator:
+    def _enumerator(self, source: ListingSource, pace: Pace, shared: SharedState) -> Enumerator:
         return Enumerator(
             source,
             partial(self.connect, f"list-{source.name}-{source.endpoint.key}"),
             self._settings.repo_high_water_mark,
             self._metrics,
             pace,
+            lambda: shared.selection,
         )

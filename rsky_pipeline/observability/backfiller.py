@@ -2,6 +2,7 @@
 
 from prometheus_client import CollectorRegistry
 
+from rsky_pipeline.configuration.selection import BLOCK_KINDS
 from rsky_pipeline.observability.declaring import Declarer
 
 FAILURE_REASONS = (
@@ -14,7 +15,7 @@ FAILURE_REASONS = (
     "host_parked", "internal_error", "other",
 )  # fmt: skip
 FAILURE_KINDS = ("permanent", "transient", "rate_limited", "invalid")
-OUTCOMES = ("done", "unchanged", "unavailable", "failed")
+OUTCOMES = ("done", "unchanged", "unavailable", "failed", "blocked")
 
 
 class BackfillerMetrics:
@@ -30,6 +31,10 @@ class BackfillerMetrics:
         self.retries = counter("retries_attempted", "Further attempts at a repo")
         self.records = counter("records_extracted", "Records durably queued")
         self.deletes = counter("deletes_queued", "Deletions of records that a repo no longer holds")
+        self.blocked = counter(
+            "blocked_repos", "Repos left out since their account or host is blocked",
+            kind=BLOCK_KINDS[:2],
+        )  # fmt: skip
         self.filtered = counter("records_filtered", "Records of other collections")
         self.unreadable = counter("records_unreadable", "Records that cannot be decoded")
         self.short_revs = counter("short_revs", "Repos whose rev is a shortened TID")

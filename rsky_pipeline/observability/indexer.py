@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from prometheus_client import CollectorRegistry, Counter
 
+from rsky_pipeline.configuration.selection import BLOCK_KINDS
 from rsky_pipeline.observability.declaring import Declarer
 
 KINDS = ("create", "update", "delete", "repo", "account", "identity")
@@ -63,6 +64,10 @@ class IndexerMetrics:
             "misplaced_events", "Repo events in firehose_live, where they do not belong"
         )
         self.ignored = counter("ignored_events", "Events of collections nobody indexes")
+        self.blocked = counter(
+            "blocked_events", "Events left out since their account, host or collection is blocked",
+            kind=BLOCK_KINDS,
+        )  # fmt: skip
         self.labels = counter("labels_processed", "Labels processed")
         self.labels_added = counter("labels_added", "Labels stored")
         self.labels_removed = counter("labels_removed", "Negations of labels stored")

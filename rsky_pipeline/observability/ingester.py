@@ -7,6 +7,7 @@ from collections.abc import Iterable
 
 from prometheus_client import CollectorRegistry
 
+from rsky_pipeline.configuration.selection import BLOCK_KINDS
 from rsky_pipeline.observability.declaring import Declarer
 
 FRAME_TYPES = (
@@ -72,6 +73,10 @@ class IngesterMetrics:
         self.updates = counter("firehose_update_events", "Updates kept")
         self.deletes = counter("firehose_delete_events", "Deletes kept")
         self.filtered = counter("firehose_filtered_operations", "Operations on other collections")
+        self.blocked = counter(
+            "blocked_events", "Frames, operations and listed repos left out since their account, "
+            "host or collection is blocked", kind=BLOCK_KINDS,
+        )  # fmt: skip
         self.stream_events = counter("stream_events", "Events appended to firehose_live")
         self.labeler_events = counter("labeler_events", "Label frames")
         self.labels_written = counter("labels_written", "Labels appended to label_live")

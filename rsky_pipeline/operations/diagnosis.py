@@ -8,7 +8,7 @@ from rsky_pipeline.operations.trace import AtPds, InDatabase, Traced
 
 State = Literal[
     "visible", "hidden", "outdated", "on_its_way", "dead_letter", "deleted", "not_selected",
-    "not_there", "missing", "unknown",
+    "not_there", "blocked", "missing", "unknown",
 ]  # fmt: skip
 
 
@@ -61,6 +61,10 @@ def _absent(found: Traced) -> Diagnosis:
         return Diagnosis("dead_letter", (reason,),
                        f"`rsky-pipeline dlq retry {letter.stream} --id {letter.id}` when the "
                        "reason is gone")  # fmt: skip
+    if database.blocks:
+        return Diagnosis("blocked", tuple(_blocked(database)), _UNBLOCK)
+    if database.erased is not None and (pds.rev is None or pds.rev < database.erased):
+        return Diagnosis("deleted", (_erased(database),))
     tombstone = database.tombstone
     if tombstone is not None and pds.present:
         reason = f"deleted at rev {tombstone['rev']}, and the PDS has it (again)"
@@ -78,6 +82,19 @@ def _absent(found: Traced) -> Diagnosis:
         reason = f"nothing is known of it here, and its PDS could not be asked: {pds.problem}"
         return Diagnosis("unknown", (reason,), "try again when its PDS answers")
     return Diagnosis("missing", tuple(_how_it_was_lost(found)), _again(found))
+
+
+_UNBLOCK = "`rsky-pipeline block remove` lifts the block and fetches what was left out"
+
+
+def _blocked(database: InDatabase) -> Iterator[str]:
+    for block in database.blocks:
+        reason = f" ({block['reason']})" if block["reason"] else ""
+        yield f"the {block['kind']} {block['subject']} is blocked since {block['since']}{reason}"
+
+
+def _erased(database: InDatabase) -> str:
+    return f"the account was erased up to {database.erased}, and its repo is not newer"
 
 
 def _how_it_was_lost(found: Traced) -> Iterator[str]:
@@ -101,12 +118,19 @@ def _account(found: Traced) -> Diagnosis:
     database, pds = found.database, found.pds
     if waiting := _waiting(found):
         state: State = "on_its_way"
+    elif database.actor is None and database.blocks:
+        state = "blocked"
+    elif database.actor is None and database.erased is not None:
+        state = "missing" if (pds.rev or "") > database.erased else "deleted"
     elif database.actor is None:
         state = "not_there" if pds.rev is None else "missing"
     else:
         state = "hidden" if any(_account_hiding(database)) else "visible"
     total = sum(database.records.values())
-    reasons = [*_account_hiding(database), f"{total:,} records are indexed", *waiting]
+    reasons = [*_blocked(database), *_account_hiding(database)]
+    reasons += [f"{total:,} records are indexed", *waiting]
+    if database.erased is not None and state == "deleted":
+        reasons.append(_erased(database))
     if pds.state:
         reasons.append(_not_served(pds))
     behind = pds.rev is not None and (database.synced_rev or "") < pds.rev
@@ -115,7 +139,10 @@ def _account(found: Traced) -> Diagnosis:
     if database.backfill is not None:
         error = database.backfill["error"]
         reasons.append(f"backfill: {database.backfill['status']}{f': {error}' if error else ''}")
-    return Diagnosis(state, tuple(reasons), _again(found) if behind or state == "missing" else "")
+    remedy = _again(found) if behind or state == "missing" else ""
+    if state == "deleted":
+        remedy = ""
+    return Diagnosis(state, tuple(reasons), _UNBLOCK if database.blocks else remedy)
 
 
 def _not_served(pds: AtPds) -> str:

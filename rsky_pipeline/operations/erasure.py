@@ -34,6 +34,7 @@ _HELD = {
     "rsky_pipeline.deletion_check": "did = %s",
     "rsky_pipeline.backfill_repo": "did = %s",
 }
+_ERASED = "SELECT did, rev FROM rsky_pipeline.repo_floor WHERE did = ANY(%b::text[]) AND purged"
 _FORGET = (
     "DELETE FROM rsky_pipeline.deletion_check WHERE did = %s",
     "DELETE FROM rsky_pipeline.backfill_repo WHERE did = %s",
@@ -48,6 +49,11 @@ def held(database: Database, did: str) -> dict[str, int]:
         if count:
             found[table.strip('"').removeprefix("rsky_pipeline.")] = count
     return found
+
+
+def erased_revs(database: Database, dids: Sequence[str]) -> dict[str, str]:
+    """Return the revs up to which accounts were erased, of those that were and did not return."""
+    return dict(database.query(_ERASED, (list(dids),)))
 
 
 def erase(database: Database, did: str, collections: Mapping[str, Collection], until: str) -> None:

@@ -26,7 +26,7 @@ from rsky_pipeline.database.bulk import transpose
 from rsky_pipeline.database.connection import Database, Transaction
 from rsky_pipeline.database.errors import DatabaseError, TransactionConflictError
 from rsky_pipeline.database.isolation import retry_conflicts
-from rsky_pipeline.indexer.accounts.actors import create_actors, lock_actors
+from rsky_pipeline.indexer.accounts.actors import create_actors, forget_actors, lock_actors
 from rsky_pipeline.indexer.collections.declaration import Collection, looked_at_by_others
 from rsky_pipeline.indexer.collections.notifications import BatchNotifications
 from rsky_pipeline.indexer.collections.values import Delete, Put, collection_of
@@ -59,8 +59,6 @@ EXAMPLES = 20
 
 _ACCOUNTS = "SELECT did FROM actor WHERE did > %s ORDER BY did LIMIT %s"
 _HAS_RECORDS = "SELECT 1 FROM record WHERE did = %s LIMIT 1"
-_FORGET_ACTOR = "DELETE FROM actor WHERE did = %s"
-_FORGET_CHECK = "DELETE FROM rsky_pipeline.handle_check WHERE did = %s"
 _WRONG = "DELETE FROM notification WHERE id = ANY(%b::bigint[])"
 _BEGIN = """
 INSERT INTO rsky_pipeline.rebuild AS known (scope) VALUES (%s)
@@ -326,8 +324,7 @@ def write_again(
                 _write_again(tx, uris, collections, looked_at)
                 _check_notifications(tx, uris, collections, fetch_revs(tx, did))
                 if created and not tx.query(_HAS_RECORDS, (did,)):  # only rows were left of it
-                    tx.execute(_FORGET_ACTOR, (did,))
-                    tx.execute(_FORGET_CHECK, (did,))
+                    forget_actors(tx, [did])
                 note(tx)
                 return
         except ReferencesBusyError as busy:

@@ -9,6 +9,7 @@ from typing import Any, Generic, TypeVar
 import trio
 from prometheus_client import CollectorRegistry
 
+from rsky_pipeline.configuration.selection import Selection
 from rsky_pipeline.configuration.settings import Settings
 from rsky_pipeline.database.errors import DatabaseError, TransactionConflictError
 from rsky_pipeline.observability.backfiller import BackfillerMetrics
@@ -57,11 +58,13 @@ async def each_repo(
     dids: Sequence[str],
     work: Callable[[Repo], Awaitable[Result]],
     report: Callable[[RepoResult[Result]], None],
+    selection: Selection | None = None,
 ) -> None:
     """Fetch and verify repos concurrently, run `work` on one at a time, and report each outcome.
 
-    RepoError, of a fetch or of `work`, fails that repo only, and so does an error that its rows or
-    a defect may have caused. Errors of PostgreSQL that would hit every repo end the call.
+    Repos that `selection` leaves out fail. RepoError, of a fetch or of `work`, fails that repo
+    only, and so does an error that its rows or a defect may have caused. Errors of PostgreSQL that
+    would hit every repo end the call.
     """
     one_at_a_time = trio.Lock()
     failures: list[Exception] = []
@@ -88,7 +91,9 @@ async def each_repo(
                 report(RepoResult(did, result))
 
     async with (
-        open_fetcher(settings, BackfillerMetrics(CollectorRegistry())) as fetcher,
+        open_fetcher(
+            settings, BackfillerMetrics(CollectorRegistry()), lambda: selection or Selection()
+        ) as fetcher,
         trio.open_nursery() as nursery,
     ):
         for _ in range(DOWNLOADS):

@@ -17,10 +17,11 @@ from rsky_pipeline.atproto.syntax import (
     is_tid,
     tid_microseconds,
 )
-from rsky_pipeline.configuration.selection import is_selected
+from rsky_pipeline.configuration.selection import Selection, host_name, is_selected
 from rsky_pipeline.configuration.settings import Settings
 from rsky_pipeline.database.connection import Database
 from rsky_pipeline.database.errors import DatabaseError
+from rsky_pipeline.database.selection import list_blocks
 from rsky_pipeline.indexer.collections import registry
 from rsky_pipeline.indexer.collections.declaration import Collection
 from rsky_pipeline.network.directory import (
@@ -29,6 +30,7 @@ from rsky_pipeline.network.directory import (
     IdentityUnavailableError,
 )
 from rsky_pipeline.network.http import HttpClient, HttpError
+from rsky_pipeline.operations.erasure import erased_revs
 from rsky_pipeline.operations.scrape import scrape, targets
 from rsky_pipeline.operations.subjects import NamedSubject
 from rsky_pipeline.streams.connection import Store, connect, text_of
@@ -130,6 +132,8 @@ class InDatabase:
     labels: tuple[Mapping[str, Any], ...] = ()
     flags: Mapping[str, bool | None] = field(default_factory=dict)  # of a post; None is undecided
     records: Mapping[str, int] = field(default_factory=dict)  # of an account, by collection
+    erased: str | None = None  # the account was purged up to this rev, and has not come back
+    blocks: tuple[Mapping[str, Any], ...] = ()  # kind, subject, since, reason
     problem: str | None = None
 
 
@@ -438,6 +442,8 @@ def _rows(database: Database, subject: NamedSubject) -> InDatabase:
         labels=_labels(database, subject),
         flags=_flags(database, subject.text) if table == "post" else {},
         records=_records(database, subject.account) if not subject.collection else {},
+        erased=erased_revs(database, did).get(subject.account),
+        blocks=_blocks(database, subject),
     )  # fmt: skip
 
 
@@ -460,6 +466,26 @@ def _complete_rev(database: Database, did: str) -> str | None:
     if database.query("SELECT to_regclass('rsky_pipeline.repo_floor')")[0][0] is None:
         return None  # a database of an earlier version
     return _first(database.query("SELECT rev FROM rsky_pipeline.repo_floor WHERE did = %s", [did]))
+
+
+def _blocks(database: Database, subject: NamedSubject) -> tuple[Mapping[str, Any], ...]:
+    """Return the blocks that an account, its host as far as it is known, or a record is under."""
+    if database.query("SELECT to_regclass('rsky_pipeline.block')")[0][0] is None:
+        return ()  # a database of an earlier version
+    hosts = "SELECT host FROM rsky_pipeline.backfill_repo WHERE did = %s AND host IS NOT NULL"
+    host = host_name(_first(database.query(hosts, [subject.account])))
+    found = []
+    for block in list_blocks(database):
+        only = Selection(
+            accounts=frozenset((block.subject,) if block.kind == "account" else ()),
+            hosts=frozenset((block.subject,) if block.kind == "host" else ()),
+            collections=(block.subject,) if block.kind == "collection" else (),
+        )
+        if not block.lifted and not only.keeps(subject.account, host, subject.collection):
+            since = None if block.since is None else block.since.isoformat()
+            found.append({"kind": block.kind, "subject": block.subject, "since": since,
+                          "reason": block.reason})  # fmt: skip
+    return tuple(found)
 
 
 def _labels(database: Database, subject: NamedSubject) -> tuple[Mapping[str, Any], ...]:

@@ -5,7 +5,7 @@ commit, signature. Failures raise RepoError; those caused by the host also count
 """
 
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass, replace
 from functools import partial
@@ -17,6 +17,7 @@ from rsky_pipeline.atproto.car import CarReader
 from rsky_pipeline.atproto.cid import Cid
 from rsky_pipeline.atproto.errors import InvalidDataError
 from rsky_pipeline.atproto.identity import DidDocument
+from rsky_pipeline.configuration.selection import Selection, host_name
 from rsky_pipeline.configuration.settings import Settings
 from rsky_pipeline.network.directory import Directory
 from rsky_pipeline.network.http import (
@@ -46,7 +47,7 @@ from rsky_pipeline.repos.hosts import (
     HostTurns,
 )
 from rsky_pipeline.repos.identities import Identities
-from rsky_pipeline.repos.repo import Repo, RepoError, check_signature, open_repo
+from rsky_pipeline.repos.repo import BLOCKED, Repo, RepoError, check_signature, open_repo
 from rsky_pipeline.runtime.threads import in_thread
 
 MAX_CACHED_ACCOUNTS = 20_000  # DID documents; each is used once or twice, soon after its look-up
@@ -67,7 +68,7 @@ HOST_REASONS = frozenset(
      "misled"}
 )  # fmt: skip
 # The account may have moved to another PDS since its document was read.
-_MOVED_REASONS = PERMANENT_CODES | HOST_REASONS | {"refused", "forbidden"}
+_MOVED_REASONS = PERMANENT_CODES | HOST_REASONS | {"refused", "forbidden", BLOCKED}
 _MB = 1024 * 1024
 
 
@@ -156,6 +157,7 @@ class Fetcher:
     metrics: BackfillerMetrics
     files: trio.CapacityLimiter  # threads that write temporary files
     failing: FailingRepos
+    require_kept: Callable[[str, str], object]  # of account and host; raises RepoError
 
     async def follow_directory(self) -> None:
         """Have changed accounts looked up anew, until cancelled; see `follow_plc_export`."""
@@ -182,7 +184,8 @@ class Fetcher:
                 early = self.identities.asked_just_now(did)
                 again = await self._moved(document, error)
                 if again is None:
-                    if patient and not fresh and early and error.kind == "permanent":
+                    final = error.kind == "permanent" and error.reason != BLOCKED
+                    if patient and not fresh and early and final:
                         raise _later(error) from error
                     raise
                 document = again
@@ -205,7 +208,7 @@ class Fetcher:
         Raises RepoError and HostBusyError.
         """
         document = await self.identities.document(did)
-        pds = _pds(document)
+        pds = self._pds(document)
         address = await self.addresses.of(pds)
         async with self.hosts.turn(pds, address) as host, self._accounted(host, did, pds):
             rev = await latest_rev(self.http, pds, did)
@@ -214,7 +217,7 @@ class Fetcher:
 
     async def _from(self, document: DidDocument, blocks: Blocks) -> Repo:
         """Download a repo from the PDS in a DID document, following redirects."""
-        did, pds = document.did, _pds(document)
+        did, pds = document.did, self._pds(document)
         url = repo_url(pds, did)
         for _ in range(MAX_REDIRECTS + 1):
             try:
@@ -283,6 +286,14 @@ class Fetcher:
         again = await self.identities.document(document.did, force=True)
         return again if again.pds not in {None, document.pds} else None
 
+    def _pds(self, document: DidDocument) -> str:
+        """Return the PDS of an account, before it is asked for anything. Raises RepoError."""
+        if document.pds is None:
+            message = f"the DID document of {document.did} names no PDS"
+            raise RepoError("permanent", "no_pds", message)
+        self.require_kept(document.did, document.pds)
+        return document.pds
+
     @asynccontextmanager
     async def _accounted(self, host: Host, did: str, pds: str) -> AsyncIterator[None]:
         """Translate request failures into RepoError, and count them against the host."""
@@ -324,16 +335,11 @@ def _later(error: RepoError) -> RepoError:
     return RepoError("transient", error.reason, str(error), pause, host=error.host)
 
 
-def _pds(document: DidDocument) -> str:
-    if document.pds is None:
-        message = f"the DID document of {document.did} names no PDS"
-        raise RepoError("permanent", "no_pds", message)
-    return document.pds
-
-
 @asynccontextmanager
-async def open_fetcher(settings: Settings, metrics: BackfillerMetrics) -> AsyncIterator[Fetcher]:
-    """Open a fetcher, closed when the block ends."""
+async def open_fetcher(
+    settings: Settings, metrics: BackfillerMetrics, selection: Callable[[], Selection] = Selection
+) -> AsyncIterator[Fetcher]:
+    """Open a fetcher, closed when the block ends; `selection` returns what is left out."""
     async with HttpClient(
         allow_private=settings.allow_private_hosts,
         proxy=settings.proxy,
@@ -370,12 +376,20 @@ async def open_fetcher(settings: Settings, metrics: BackfillerMetrics) -> AsyncI
             metrics,
             trio.CapacityLimiter(2),
             FailingRepos(),
+            lambda did, pds: require_kept(selection(), did, pds),
         )
         # Called from the metrics thread: reads only numbers.
         metrics.memory.set_function(lambda: fetcher.memory.used)
         metrics.disk.set_function(lambda: fetcher.disk.used)
         metrics.downloads.set_function(lambda: fetcher.slots.busy)
         yield fetcher
+
+
+def require_kept(selection: Selection, did: str, pds: str = "") -> None:
+    """Raise RepoError for an account that is left out, or whose PDS is."""
+    kind = selection.left_out(did, host=host_name(pds) if pds else "") if selection else None
+    if kind is not None:
+        raise RepoError("permanent", BLOCKED, f"the {kind} is blocked", host=pds, mark=kind)
 
 
 def host_rules(settings: Settings) -> HostRules:

@@ -29,6 +29,9 @@ FailureKind = Literal["permanent", "transient", "rate_limited", "invalid"]
 LookUp = Callable[[bool], Awaitable[DidDocument]]
 
 
+BLOCKED = "blocked"  # the reason for a repo that operators leave out
+
+
 class RepoError(Exception):
     """A repo could not be fetched or verified; `reason` is a stable code, safe as a metric label.
 

@@ -51,6 +51,10 @@ class Documents:
     def forget(self, did: str) -> None:
         """Nothing is cached."""
 
+    def known(self, did: str, force: bool = False) -> DidDocument | None:
+        """Return an account's document."""
+        return self._documents.get(did)
+
 
 def bench_ingest(url: str, report: Report) -> None:
     """Measure every mode on real frames where there are any, else on simulated ones."""

@@ -25,6 +25,22 @@ _CREATE = """
 INSERT INTO actor (did, "indexedAt") SELECT * FROM unnest(%b::text[], %b::text[])
 ON CONFLICT (did) DO NOTHING RETURNING did
 """
+# The takedown of an account that was purged; it moves back into the row.
+_TAKE_DOWN = """
+WITH kept AS (
+    DELETE FROM rsky_pipeline.account_takedown WHERE did = ANY(%b::text[]) RETURNING did, ref
+)
+UPDATE actor SET "takedownRef" = kept.ref FROM kept WHERE actor.did = kept.did
+"""
+_FORGET = (
+    """
+    INSERT INTO rsky_pipeline.account_takedown (did, ref)
+    SELECT did, "takedownRef" FROM actor WHERE did = ANY(%b::text[]) AND "takedownRef" IS NOT NULL
+    ON CONFLICT (did) DO UPDATE SET ref = EXCLUDED.ref
+    """,
+    "DELETE FROM rsky_pipeline.handle_check WHERE did = ANY(%b::text[])",
+    "DELETE FROM actor WHERE did = ANY(%b::text[])",
+)
 _QUEUE = """
 INSERT INTO rsky_pipeline.handle_check (did, forced, requested_at)
 SELECT n.did, n.forced, now() FROM unnest(%b::text[], %b::boolean[]) AS n(did, forced)
@@ -87,8 +103,17 @@ def create_actors(
     """
     rows = [(did, seen.get(did, now)) for did in sorted(dids)]
     created = [row[0] for row in tx.query(_CREATE, transpose(rows))]
+    if created:
+        tx.execute(_TAKE_DOWN, (created,))
     queue_handle_checks(tx, dict.fromkeys(created, False))
     return created
+
+
+def forget_actors(tx: Transaction, dids: Iterable[str]) -> None:
+    """Remove the rows of accounts and what waits for them; their takedowns are kept."""
+    wanted = sorted(dids)
+    for statement in _FORGET:
+        tx.execute(statement, (wanted,))
 
 
 def queue_handle_checks(tx: Transaction, forced: Mapping[str, bool]) -> None:

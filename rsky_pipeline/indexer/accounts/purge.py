@@ -5,16 +5,18 @@ The account's records go the way of deleted records, so that counts, duplicates 
 of others come out right; reposts and quotes that others made of its posts stay theirs. Instead of
 tombstones a complete rev is left above all that was known and all that can have been written before
 the deletion: old events stay without effect (`without_overtaken`), and the account may come back
-elsewhere with a newer repo. Only what `outlives_complete_rev` is kept.
+elsewhere with a newer repo. Only what `outlives_complete_rev` is kept, and takedowns: an account or
+a record that was taken down is so again when it comes back.
 """
 
 from collections.abc import Collection as Some
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 
 from rsky_pipeline.atproto.syntax import is_rev, rev_microseconds, tid_from
+from rsky_pipeline.configuration.selection import path_prefixes
 from rsky_pipeline.database.connection import Database, Transaction
-from rsky_pipeline.indexer.accounts.actors import create_actors, lock_actors
+from rsky_pipeline.indexer.accounts.actors import create_actors, forget_actors, lock_actors
 from rsky_pipeline.indexer.accounts.statuses import AccountEvents, fetch_account_events
 from rsky_pipeline.indexer.collections.declaration import Collection, looked_at_by_others
 from rsky_pipeline.indexer.collections.values import Delete, Put, collection_of
@@ -29,12 +31,21 @@ from rsky_pipeline.indexer.core.entries import (
 )
 from rsky_pipeline.indexer.core.locks import lock_references
 from rsky_pipeline.indexer.core.plan import BatchPlan, outlives_complete_rev
-from rsky_pipeline.indexer.core.write import write_collections
+from rsky_pipeline.indexer.core.write import keep_takedowns, write_collections
 
 BATCH_RECORDS = 2_000  # of one transaction
 
 _RECORDS = "SELECT uri FROM record WHERE did = %s LIMIT %s"
-_FORGET_RECORDS = "DELETE FROM record WHERE uri = ANY(%b::text[])"
+_OF_COLLECTIONS = """
+SELECT uri FROM record
+WHERE did = %s AND EXISTS (
+    SELECT FROM unnest(%b::text[]) AS wanted(prefix) WHERE starts_with(uri, wanted.prefix)
+)
+LIMIT %s
+"""
+_FORGET_RECORDS = """
+DELETE FROM record WHERE uri = ANY(%b::text[]) RETURNING uri, "takedownRef"
+"""
 _FORGET_THREADS = "DELETE FROM op_thread_reply WHERE uri = ANY(%b::text[])"
 _NEWEST = """
 SELECT max(rev) FROM (
@@ -52,10 +63,9 @@ _FORGET_ACCOUNT = (
     """
     DELETE FROM rsky_pipeline.tombstone
     WHERE did = %s AND split_part(uri, '/', 4) <> 'app.bsky.feed.post'
+        AND takedown IS NULL
     """,
     "DELETE FROM rsky_pipeline.rejected_record WHERE did = %s",
-    "DELETE FROM rsky_pipeline.handle_check WHERE did = %s",
-    "DELETE FROM actor WHERE did = %s",
 )
 
 
@@ -80,7 +90,27 @@ def purge_account(
             if removed < BATCH_RECORDS:
                 for statement in _FORGET_ACCOUNT:
                     tx.execute(statement, (did,))
+                forget_actors(tx, [did])
                 return total
+
+
+def purge_records(
+    database: Database, did: str, collections: Mapping[str, Collection], nsids: Sequence[str]
+) -> int:
+    """Remove an account's records of some collections (or prefixes); return how many it had.
+
+    No tombstones are left: the records come back when the repo is fetched.
+    """
+    prefixes = [f"at://{did}/{path}" for path in path_prefixes(nsids)]
+    total = 0
+    while True:
+        with database.transaction() as tx:
+            lock_actors(tx, {did})
+            rows = tx.query(_OF_COLLECTIONS, (did, prefixes, BATCH_RECORDS))
+            _remove(tx, did, [uri for (uri,) in rows], collections)
+        total += len(rows)
+        if len(rows) < BATCH_RECORDS:
+            return total
 
 
 def _leave_complete_rev(tx: Transaction, did: str, until: str) -> None:
@@ -110,22 +140,29 @@ def _microseconds(time: str) -> int:
 
 def _purge_some(tx: Transaction, did: str, collections: Mapping[str, Collection]) -> int:
     uris = [row[0] for row in tx.query(_RECORDS, (did, BATCH_RECORDS))]
+    _remove(tx, did, uris, collections)
+    return len(uris)
+
+
+def _remove(
+    tx: Transaction, did: str, uris: Sequence[str], collections: Mapping[str, Collection]
+) -> None:
     known = [uri for uri in uris if collection_of(uri) in collections]
     plan = BatchPlan(deletes=[Delete(uri, did, "") for uri in known])  # no tombstones are written
     locks = lock_references(tx, plan.deletes, looked_at_by_others(collections.values()))
     if uris:
-        tx.execute(_FORGET_RECORDS, (sorted(uris),))
+        gone = tx.query(_FORGET_RECORDS, (sorted(uris),))
+        # Without a rev: no state of the record is refused because of it.
+        if takedowns := [(uri, did, "", ref) for uri, ref in gone if ref is not None]:
+            keep_takedowns(tx, takedowns)
     counts = Counts()
     write_collections(tx, plan, collections, counts, locks, {}, purging=True)
     counts.write(tx)
     if uris:
-        tx.execute(_FORGET_THREADS, (uris,))
-    return len(uris)
+        tx.execute(_FORGET_THREADS, (list(uris),))
 
 
 _PURGES = "SELECT did, rev FROM rsky_pipeline.repo_floor WHERE did = ANY(%b::text[]) AND purged"
-_FORGET_ACTORS = "DELETE FROM actor WHERE did = ANY(%b::text[])"
-_FORGET_CHECKS = "DELETE FROM rsky_pipeline.handle_check WHERE did = ANY(%b::text[])"
 
 
 def without_overtaken(
@@ -155,8 +192,7 @@ def without_overtaken(
         elif isinstance(reading.change, Delete) and outlives_complete_rev(reading.change.uri):
             left.append(reading._replace(rev=None))
     if gone:
-        tx.execute(_FORGET_ACTORS, (sorted(gone),))
-        tx.execute(_FORGET_CHECKS, (sorted(gone),))
+        forget_actors(tx, gone)
     return left, gone
 
 

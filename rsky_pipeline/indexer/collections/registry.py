@@ -58,16 +58,26 @@ class SelectedCollections(dict[str, Collection]):
     `record` alone. They are not kept here, since strangers can invent any number of NSIDs.
     """
 
-    def __init__(self, selection: Sequence[str], validation: Validation = "lenient") -> None:
-        """`selection` has NSIDs, and prefixes with their dot."""
+    def __init__(
+        self, selection: Sequence[str], validation: Validation = "lenient",
+        left_out: Sequence[str] = (),
+    ) -> None:  # fmt: skip
+        """`selection` has NSIDs, and prefixes with their dot; `left_out` those that are blocked."""
         declared = load(validation).items()
-        super().__init__((nsid, one) for nsid, one in declared if is_selected(nsid, selection))
+        super().__init__(
+            (nsid, one)
+            for nsid, one in declared
+            if is_selected(nsid, selection) and not is_selected(nsid, left_out)
+        )
         self._others = path_prefixes([name for name in selection if name not in _OFFICIAL])
+        self._left_out = path_prefixes(left_out)
 
     def __contains__(self, nsid: object) -> bool:
         if super().__contains__(nsid):
             return True
-        return isinstance(nsid, str) and f"{nsid}/".startswith(self._others) and is_nsid(nsid)
+        if not isinstance(nsid, str) or f"{nsid}/".startswith(self._left_out):
+            return False
+        return f"{nsid}/".startswith(self._others) and is_nsid(nsid)
 
     def __missing__(self, nsid: str) -> Collection:
         if nsid not in self:

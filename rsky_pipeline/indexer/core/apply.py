@@ -7,18 +7,26 @@ acknowledges the batch after all of this has returned: an entry that is acknowle
 are committed is lost with the worker, one that is committed and not acknowledged is applied once
 more, which changes nothing.
 
+Entries of blocked accounts and collections are left out (`Applier._select`): they are acknowledged
+with the others. Each transaction sees whether the blocks have changed since they were read, and is
+given up then. So none of a blocked account's entries is written by a transaction that begins after
+the block was committed, and none is left out after it was lifted.
+
 Blocking, for one thread. A batch may be applied again after any failure.
 """
 
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from typing import NamedTuple
 
+from rsky_pipeline.configuration.selection import BlockKind, Selection
 from rsky_pipeline.database.connection import Database, Transaction
 from rsky_pipeline.database.errors import RowExistsError, TransactionConflictError
 from rsky_pipeline.database.isolation import Isolation, retry_conflicts
 from rsky_pipeline.database.marks import raise_mark
 from rsky_pipeline.database.schema import blamed_on_schema
+from rsky_pipeline.database.selection import load_selection, selection_version
 from rsky_pipeline.indexer.accounts.actors import (
     KnownActor,
     create_actors,
@@ -69,6 +77,22 @@ RECORD_KINDS = frozenset({"create", "update", "delete"})
 MAX_CONFLICTS = 5  # tries of one transaction before the batch is given a longer pause
 
 
+class SelectionChangedError(Exception):
+    """Blocks have changed since they were read; the transaction has written nothing."""
+
+
+class SelectedReadings(NamedTuple):
+    """The readings of a batch without those that are left out.
+
+    Of accounts in `known_only` there are hosting statuses only, for the rows that they have: an
+    account that is deleted while it is blocked is hidden and purged all the same.
+    """
+
+    readings: list[Reading]
+    known_only: frozenset[str] = frozenset()
+    left_out: Mapping[str, int] = Counter()
+
+
 class Applier:
     """Applies batches; entries that cannot be indexed are refused, all others are committed."""
 
@@ -78,6 +102,7 @@ class Applier:
         """`worker` is the name in the marks of the database."""
         self._worker = worker
         self._collections = collections
+        self.selection = Selection()
         self._max_deliveries = max_deliveries
         self._isolation: Isolation[BatchItem] = Isolation(lambda item: item.account)
 
@@ -88,6 +113,7 @@ class Applier:
         """
         started = time.monotonic()
         outcome = BatchOutcome()
+        refusals: list[RefusedEntry] = []
         refused_labels: list[RefusedEntry] = []
         items: list[BatchItem] = []
         for item in batch.items:
@@ -103,7 +129,7 @@ class Applier:
                 refused_labels += [RefusedEntry(item, e.reason, str(e)) for e in reading.refused]
             elif reading.refused is not None:
                 refused = reading.refused
-                outcome.refused.append(RefusedEntry(item, refused.reason, refused.message))
+                refusals.append(RefusedEntry(item, refused.reason, refused.message))
                 if not refused.uri:
                     continue
                 # A record: its refusal is kept in a table, and its commit moves the repo's rev.
@@ -116,30 +142,57 @@ class Applier:
         for culprit in self._isolation.apply([items], write):
             text = f"{culprit.entry.subject}: {culprit.message}"
             outcome.refused.append(RefusedEntry(culprit.entry, culprit.reason, text))
+        # By the blocks that the transactions have seen: what is left out is no dead letter.
+        outcome.refused += [one for one in refusals if not self._leaves_out(one.item)]
         outcome.refused += refused_labels
         outcome.seconds = time.monotonic() - started
         return outcome
 
     def _write(self, database: Database, items: Sequence[BatchItem], outcome: BatchOutcome) -> None:
-        """Write entries in one transaction; labels, which nothing else depends on, in another."""
-        readings = [item.reading for item in items if isinstance(item.reading, Reading)]
+        """Write entries but those that are left out, again if blocks have changed meanwhile."""
+        while True:
+            try:
+                self._write_selected(database, items, self._select(items), outcome)
+                return
+            except SelectionChangedError:
+                self.selection = load_selection(database)
+
+    def _write_selected(
+        self, database: Database, items: Sequence[BatchItem], selected: SelectedReadings,
+        outcome: BatchOutcome,
+    ) -> None:  # fmt: skip
+        """Write entries in one transaction; labels, which nothing else depends on, in another.
+
+        Raises SelectionChangedError where entries were selected by blocks of before.
+        """
         labels = [
             label
             for item in items
             if isinstance(item.reading, LabelReading)
             for label in item.reading.labels
         ]
-        number = outcome.mark
+        number, version = outcome.mark, -1
 
         def mark(tx: Transaction) -> None:
-            nonlocal number
+            nonlocal number, version
             first = items[0].delivery
-            number = raise_mark(tx, self._worker, first.stream, _entry_seconds(first.id))
+            number, version = raise_mark(tx, self._worker, first.stream, _entry_seconds(first.id))
+            if version != self.selection.version:
+                raise SelectionChangedError
 
         try:
-            if readings:
-                applied = apply_batch(database, readings, self._collections, mark=mark)
+            if selected.readings:
+                applied = apply_batch(
+                    database, selected.readings, self._collections, mark=mark,
+                    known_only=selected.known_only,
+                )  # fmt: skip
                 outcome.applied.append(applied)
+            if version < 0 and (selected.left_out or selected.known_only):
+                # Nobody has looked, and they would be lost if they are not blocked any more.
+                version = selection_version(database)
+                if version != self.selection.version:
+                    raise SelectionChangedError
+            outcome.left_out.update(selected.left_out)
             if labels:
                 added, removed = apply_labels(database, labels, mark)
                 outcome.labels_added += added
@@ -149,6 +202,42 @@ class Applier:
             outcome.conflicts += 1
             raise
 
+    def _leaves_out(self, item: BatchItem) -> bool:
+        reading = item.reading
+        return isinstance(reading, Reading) and self._block_of(item, reading) is not None
+
+    def _block_of(self, item: BatchItem, reading: Reading) -> BlockKind | None:
+        if not self.selection:
+            return None
+        queued_at = _entry_seconds(item.delivery.id)
+        return self.selection.left_out(
+            reading.did, collection=reading.collection, queued_at=queued_at
+        )
+
+    def _select(self, items: Sequence[BatchItem]) -> SelectedReadings:
+        """Leave out the entries of blocked accounts, hosts and collections."""
+        readings = [item.reading for item in items if isinstance(item.reading, Reading)]
+        if not self.selection:
+            return SelectedReadings(readings)
+        kept: list[Reading] = []
+        known_only, left_out = set[str](), Counter[str]()
+        for item in items:
+            reading = item.reading
+            if not isinstance(reading, Reading):
+                continue
+            kind = self._block_of(item, reading)
+            if kind is None:
+                kept.append(reading)
+            elif kind == "collection":  # its commit moves the repo's rev
+                kept.append(reading._replace(change=None, refused=None))
+                left_out[kind] += 1
+            elif isinstance(reading.change, AccountChange):
+                kept.append(reading)
+                known_only.add(reading.did)
+            else:
+                left_out[kind] += 1
+        return SelectedReadings(kept, frozenset(known_only), left_out)
+
 
 def apply_batch(
     database: Database,
@@ -157,11 +246,12 @@ def apply_batch(
     *,
     bulk: bool = False,
     mark: Callable[[Transaction], None] | None = None,
+    known_only: Set[str] = frozenset(),
 ) -> Applied:
     """Apply readings in one transaction: everything or nothing is written.
 
     `mark` is called in the transaction. `bulk` is for many records of few accounts: it looks first
-    for accounts that have nothing yet.
+    for accounts that have nothing yet. Accounts in `known_only` get no row if they have none.
     Refused records are kept. Raises DatabaseError; `apply_isolated` sorts out which.
 
     Every account of the batch is locked first, in the order of DIDs, so that workers with
@@ -189,6 +279,12 @@ def apply_batch(
                         tx, wanted, collections, created, bulk=bulk, looked_at=looked_at
                     )
             missing = dids.difference(actor.did for actor in known)
+            if unknown := missing & known_only:
+                wanted = [reading for reading in wanted if reading.did not in unknown]
+                dids -= unknown
+                if not wanted:
+                    return Applied(new_actors=created)
+                continue
             seen = {reading.did: reading.time for reading in reversed(wanted)}
             with database.transaction() as tx:
                 new = create_actors(tx, missing, seen, now_text())

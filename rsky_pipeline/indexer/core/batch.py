@@ -80,3 +80,4 @@ class BatchOutcome:
     dead_letters: int = 0
     seconds: float = 0.0  # that it took to apply
     mark: int = 0  # the number of its last transaction; 0 if nothing was written
+    left_out: Counter[str] = field(default_factory=Counter)  # blocked entries, by kind of block

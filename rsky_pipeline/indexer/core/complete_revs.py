@@ -41,6 +41,7 @@ DELETE FROM rsky_pipeline.tombstone WHERE uri IN (
     SELECT t.uri FROM unnest(%b::text[], %b::text[]) AS n(did, rev)
     JOIN rsky_pipeline.tombstone t ON t.did = n.did AND t.rev < n.rev
     WHERE split_part(t.uri, '/', 4) <> 'app.bsky.feed.post'
+        AND t.takedown IS NULL
     ORDER BY t.uri LIMIT %s FOR UPDATE OF t SKIP LOCKED
 )
 """

@@ -92,7 +92,8 @@ def side_rows_sql(side: SideTable) -> str:
         # Only the deletion of a post takes rows along that point at it; a repost can be of a feed.
         skip = (
             " WHERE NOT EXISTS (SELECT FROM rsky_pipeline.tombstone t "
-            f"WHERE t.uri = n.\"{side.skip_deleted}\" AND split_part(t.uri, '/', 4) = '{_POST}')"
+            f"WHERE t.uri = n.\"{side.skip_deleted}\" AND split_part(t.uri, '/', 4) = '{_POST}' "
+            "AND t.rev <> '')"
         )
     return f"{unnest(columns)}{skip}"
 

@@ -43,7 +43,8 @@ WHERE NOT EXISTS (SELECT FROM record r WHERE r.did = n.did)
     AND NOT EXISTS (SELECT FROM rsky_pipeline.tombstone t WHERE t.did = n.did)
 """
 _COPY = 'COPY record (uri, cid, did, json, "indexedAt", rev) FROM STDIN (FORMAT BINARY)'
-# takedownRef and tags belong to others and survive an update.
+# takedownRef and tags belong to others and survive an update; takedownRef a deletion as well, in
+# the tombstone: nobody comes out of a takedown by deleting a record and making it again.
 _UPSERT = """
 INSERT INTO record (uri, cid, did, json, "indexedAt", rev)
 SELECT * FROM unnest(%b::text[], %b::text[], %b::text[], %b::text[], %b::text[], %b::text[])
@@ -54,13 +55,22 @@ _TOUCH = """
 UPDATE record SET rev = n.rev FROM unnest(%b::text[], %b::text[]) AS n(uri, rev)
 WHERE record.uri = n.uri
 """
-_DELETE = "DELETE FROM record WHERE uri = ANY(%b::text[])"
+_DELETE = 'DELETE FROM record WHERE uri = ANY(%b::text[]) RETURNING uri, "takedownRef"'
 _WRITE_TOMBSTONES = """
 INSERT INTO rsky_pipeline.tombstone (uri, did, rev)
 SELECT * FROM unnest(%b::text[], %b::text[], %b::text[])
 ON CONFLICT (uri) DO UPDATE SET rev = EXCLUDED.rev, deleted_at = now()
 """
-_REVIVE = "DELETE FROM rsky_pipeline.tombstone WHERE uri = ANY(%b::text[])"
+_REVIVE = "DELETE FROM rsky_pipeline.tombstone WHERE uri = ANY(%b::text[]) RETURNING uri, takedown"
+_KEEP_TAKEDOWNS = """
+INSERT INTO rsky_pipeline.tombstone (uri, did, rev, takedown)
+SELECT * FROM unnest(%b::text[], %b::text[], %b::text[], %b::text[])
+ON CONFLICT (uri) DO UPDATE SET takedown = EXCLUDED.takedown
+"""
+_TAKE_DOWN = """
+UPDATE record SET "takedownRef" = n.ref FROM unnest(%b::text[], %b::text[]) AS n(uri, ref)
+WHERE record.uri = n.uri
+"""
 
 
 @dataclass(slots=True)
@@ -106,13 +116,27 @@ def write_records(tx: Transaction, plan: BatchPlan) -> None:
     if plan.touches:
         uris, revs = zip(*sorted(plan.touches), strict=True)
         tx.execute(_TOUCH, (list(uris), list(revs)))
+    takedowns: dict[str, str] = {}
     if plan.deletes:
-        tx.execute(_DELETE, (sorted(item.uri for item in plan.deletes),))
+        gone = tx.query(_DELETE, (sorted(item.uri for item in plan.deletes),))
+        takedowns = {uri: ref for uri, ref in gone if ref is not None}
     if plan.tombstones:
         deletions = sorted((item.uri, item.did, item.rev) for item in plan.tombstones)
         tx.execute(_WRITE_TOMBSTONES, transpose(deletions))
+    if takedowns:
+        deleted = [item for item in plan.deletes if item.uri in takedowns]
+        keep_takedowns(
+            tx, [(item.uri, item.did, item.rev, takedowns[item.uri]) for item in deleted]
+        )
     if plan.revived:
-        tx.execute(_REVIVE, (sorted(plan.revived),))
+        revived = tx.query(_REVIVE, (sorted(plan.revived),))
+        if kept := sorted((uri, ref) for uri, ref in revived if ref is not None):
+            tx.execute(_TAKE_DOWN, transpose(kept))
+
+
+def keep_takedowns(tx: Transaction, records: Sequence[tuple[str, str, str, str]]) -> None:
+    """Keep the takedowns of deleted records (uri, did, rev, ref) for when they come back."""
+    tx.execute(_KEEP_TAKEDOWNS, transpose(sorted(records)))
 
 
 def _rows(puts: Iterable[Put]) -> list[tuple[str, ...]]:

@@ -91,6 +91,7 @@ class RepoConverter(FrameConverter):
         super().__init__(host, counters, letters)
         self._relay_url = relay_url
         self._prefixes = path_prefixes(collections)
+        self.left_out: tuple[str, ...] = ()  # prefixes of paths in blocked collections
         self._verify = verify
         self._clock = clock
 
@@ -156,6 +157,8 @@ class RepoConverter(FrameConverter):
         prefixes = self._prefixes
         ops = tuple([op for op in message.ops if op.path.startswith(prefixes)])
         self.counters.filtered += len(message.ops) - len(ops)
+        if self.left_out:
+            ops = self._without_blocked(ops)
         if message.too_big or message.rebase:
             return self._too_big(message, rev, since, ops)
         try:
@@ -163,6 +166,14 @@ class RepoConverter(FrameConverter):
         except InvalidDataError as error:
             update = RepoUpdate(message.did, rev, since, message.prev_data, ops=ops)
             return self._with_bad_blocks(message, update, raw, error)
+
+    def _without_blocked(self, ops: tuple[RepoOp, ...]) -> tuple[RepoOp, ...]:
+        """Leave out operations on blocked collections; the repo's state goes on all the same."""
+        left_out = self.left_out
+        kept = tuple([op for op in ops if not op.path.startswith(left_out)])
+        if len(kept) < len(ops):
+            self.counters.blocked["collection"] += len(ops) - len(kept)
+        return kept
 
     def _with_records(
         self, message: CommitMessage, rev: int, since: int | None, ops: tuple[RepoOp, ...],

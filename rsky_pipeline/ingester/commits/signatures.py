@@ -27,6 +27,7 @@ import trio
 from rsky_pipeline.atproto.commit import Commit, unsigned_bytes, verify_commit
 from rsky_pipeline.atproto.crypto import PublicKey, SignatureCheck
 from rsky_pipeline.atproto.identity import DidDocument
+from rsky_pipeline.configuration.selection import host_name
 from rsky_pipeline.network.directory import IdentityNotFoundError, IdentityUnavailableError
 from rsky_pipeline.runtime.boundary import Boundary
 from rsky_pipeline.runtime.logging import ThrottledLog
@@ -64,6 +65,9 @@ class KeyDirectory(Protocol):
 
     def forget(self, did: str) -> None:
         """Forget the cached document of an account."""
+
+    def known(self, did: str, force: bool = False) -> DidDocument | None:
+        """Return a document that `resolve` would return without asking anybody, else None."""
 
 
 class SignatureVerifier:
@@ -134,6 +138,11 @@ class SignatureVerifier:
         if key is not None:
             return SignatureStatus.FORGED if self._refreshed.has(did) else None
         return SignatureStatus.NO_ACCOUNT if self._missing.has(did) else None
+
+    def known_host(self, did: str) -> str:
+        """Return the name of an account's host, empty where its document is not at hand."""
+        document = self._directory.known(did)
+        return "" if document is None else host_name(document.pds)
 
     def forget(self, did: str) -> None:
         """Have the account's document fetched anew for its next commit."""

@@ -20,6 +20,7 @@ import orjson
 import trio
 
 from rsky_pipeline.configuration.endpoints import Endpoint
+from rsky_pipeline.configuration.selection import Selection
 from rsky_pipeline.network.http import HttpError
 from rsky_pipeline.network.listing import (
     PAGE_REPOS,
@@ -133,9 +134,11 @@ class Enumerator:
         high_water_mark: int,
         metrics: IngesterMetrics,
         pace: Pace,
+        selection: Callable[[], Selection] = Selection,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._source = source
+        self._selection = selection
         self._link = Link(
             open_store, purpose=f"list-{source.name}-{source.endpoint.key}",
             failed=self._store_failed,
@@ -330,6 +333,10 @@ class Enumerator:
         for repo in repos:
             if not repo.active and repo.status not in _FETCHABLE:
                 self._listing.skip(repo.status)
+                continue
+            kind = self._selection().left_out(repo.did, host=self._source.endpoint.key)
+            if kind is not None:  # the backfiller would leave it out
+                self._metrics.blocked.labels(kind).inc()
                 continue
             job = RepoJob(repo.did, host, repo.rev, repo.status, repo.active)
             entries.append(Entry(REPO_BACKFILL, REPO_FIELD, encode_repo_job(job)))

@@ -15,6 +15,7 @@ from pathlib import Path
 import trio
 
 from rsky_pipeline.configuration.endpoints import Endpoint
+from rsky_pipeline.configuration.selection import Selection
 from rsky_pipeline.configuration.settings import Settings
 from rsky_pipeline.network.http import HttpClient
 from rsky_pipeline.network.listing import (
@@ -71,6 +72,7 @@ class AddedRepos:
     already_queued: int = 0  # at this priority or a higher one
     inactive: int = 0  # listed, and hidden by their host
     stored: int = 0  # queued by name though they are stored: fetched only where a PDS has more
+    blocked: int = 0  # left out until `block remove`
     pages: int = 0
     unlistable: list[str] = field(default_factory=list)  # ranges of cursors that a host cannot list
 
@@ -87,9 +89,11 @@ class Adder:
         wait: bool = True,
         force: bool = False,
         count_stored: Callable[[Sequence[str]], int] = lambda dids: 0,
-        tell: Callable[[str], None] = lambda _: None,
+        tell: Callable[[str], object] = lambda _: None,
+        selection: Selection | None = None,
     ) -> None:
         self._store = store
+        self._selection = selection or Selection()
         self._stream = stream
         self._mark = mark
         self._wait = wait
@@ -129,7 +133,9 @@ class Adder:
                 self.added.duplicates += 1
                 continue
             self._seen.add(job.did)
-            if job.did in self._queued:
+            if not self._selection.keeps(job.did):
+                self.added.blocked += 1
+            elif job.did in self._queued:
                 self.added.already_queued += 1
             else:
                 fresh.append(job)

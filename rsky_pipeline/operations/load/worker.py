@@ -19,6 +19,7 @@ from rsky_pipeline.atproto.identity import DidDocument
 from rsky_pipeline.configuration.settings import Settings
 from rsky_pipeline.database.connection import Database
 from rsky_pipeline.database.errors import DatabaseError
+from rsky_pipeline.database.selection import load_selection
 from rsky_pipeline.indexer.collections.declaration import Collection
 from rsky_pipeline.indexer.collections.registry import SelectedCollections
 from rsky_pipeline.indexer.collections.values import Put, collection_of
@@ -37,7 +38,13 @@ from rsky_pipeline.operations.repo_readings import (
     record_readings,
 )
 from rsky_pipeline.repos.changes import absent, apply_repo
-from rsky_pipeline.repos.repo import RepoError, RepoPaths, check_signature, read_car_file
+from rsky_pipeline.repos.repo import (
+    BLOCKED,
+    RepoError,
+    RepoPaths,
+    check_signature,
+    read_car_file,
+)
 from rsky_pipeline.repos.stored import absent_paths, have_older, stored_revs
 from rsky_pipeline.runtime.logging import ThrottledLog
 
@@ -122,9 +129,12 @@ class Loader:
         """Load repos of different accounts: current? -> signature -> changes, in few batches."""
         dids = [paths.repo.commit.did for paths, _ in found]
         revs = self._writer.run(lambda database: stored_revs(database, dids))
+        selection = self._writer.run(load_selection)
         fresh: list[tuple[RepoPaths, FileOutcome]] = []
         for (paths, outcome), stored in zip(found, revs, strict=True):
-            if (stored.complete or "") >= paths.repo.commit.rev:
+            if not selection.keeps(paths.repo.commit.did):
+                outcome.fail(BLOCKED, "the account is blocked")
+            elif (stored.complete or "") >= paths.repo.commit.rev:
                 outcome.status = CURRENT
             else:
                 fresh.append((paths, outcome))
@@ -299,7 +309,9 @@ async def serve(
     answer: Callable[[dict[str, Any]], None],
 ) -> None:
     """Load task after task until the input ends. Raises DatabaseError."""
-    collections = SelectedCollections(settings.collections, settings.validation)
+    with _open_database(settings) as database:
+        blocked = load_selection(database).collections
+    collections = SelectedCollections(settings.collections, settings.validation, blocked)
     writer = LoadWriter(partial(_open_database, settings), collections)
     async with HttpClient(allow_private=settings.allow_private_hosts, proxy=settings.proxy) as http:
         directory = None

@@ -28,6 +28,7 @@ class Accounts:
     def __init__(self) -> None:
         self.keys: dict[str, PublicKey | Exception | None] = {DID: KEY.public}
         self.cached: dict[str, PublicKey | None] = {}
+        self.hosts: dict[str, str] = {}
         self.lookups: list[tuple[str, bool]] = []
         self.slow: dict[str, trio.Event] = {}
         self.at_once = 0
@@ -48,10 +49,14 @@ class Accounts:
             if isinstance(answer, Exception):
                 raise answer
             self.cached[did] = answer
-        return DidDocument(did, None, None, self.cached[did])
+        return DidDocument(did, None, self.hosts.get(did), self.cached[did])
 
     def forget(self, did: str) -> None:
         self.cached.pop(did, None)
+
+    def known(self, did: str, force: bool = False) -> DidDocument | None:
+        key = self.cached.get(did)
+        return None if key is None else DidDocument(did, None, self.hosts.get(did), key)
 
 
 class Written:

@@ -1,0 +1,222 @@
+"""`rsky-pipeline block`: leave out accounts, hosts and collections."""
+
+import getpass
+import os
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from rsky_pipeline.cli.command import (
+    CommandError,
+    Invocation,
+    confirm,
+    operator_command,
+    subjects_argument,
+)
+from rsky_pipeline.cli.exit_codes import ExitCode
+from rsky_pipeline.cli.output import Progress, line, print_table, say
+
+if TYPE_CHECKING:
+    from rsky_pipeline.database.selection import Block
+    from rsky_pipeline.operations.blocking import BlockReport
+    from rsky_pipeline.operations.subjects import NamedSubject
+
+    Subjects = tuple[NamedSubject, ...]
+
+MAX_REASON = 200  # characters
+_hosts = click.option("--host", "hosts", multiple=True, metavar="HOST",
+                      help="A PDS, or *.HOST for all below it; may be repeated.")  # fmt: skip
+_collections = click.option("--collection", "nsids", multiple=True, metavar="NSID",
+                            help="A collection, or PREFIX.*; may be repeated.")  # fmt: skip
+
+
+@click.group()
+def command() -> None:
+    """Leave out accounts, hosts and collections, at run time.
+
+    Exit codes: 0 done, 1 partly done (the output says why), 2 wrong option or argument, 69 Redis,
+    PostgreSQL or a host cannot be reached.
+    """
+
+
+@operator_command(command)
+@subjects_argument()
+@_hosts
+@_collections
+@click.option("--rows", type=click.Choice(["keep", "takedown", "purge"]), default="keep",
+              show_default=True, help="What to do with rows that are there: keep, hide accounts as "
+              "a takedown does, or remove.")  # fmt: skip
+@click.option("--reason", default="", metavar="TEXT", help="Noted with the block.")
+@click.option("--yes", is_flag=True, help="Do not ask before rows are removed.")
+def add(
+    run: Invocation, given: "Subjects", hosts: Sequence[str], nsids: Sequence[str], rows: str,
+    reason: str, yes: bool,
+) -> int:  # fmt: skip
+    """Leave out accounts, the accounts of hosts, or collections, from now on.
+
+    When the command ends nothing more of it is written, whatever is queued; the ingester drops it
+    unread within seconds. Rows stay as they are unless --rows says otherwise. Repeat the command
+    with another --rows to hide or remove them later.
+    """
+    from rsky_pipeline.indexer.collections import registry
+    from rsky_pipeline.operations.blocking import block
+
+    wanted = _named(run, given, hosts, nsids, rows, _reason(reason))
+    if rows == "takedown" and nsids:
+        raise click.UsageError("a collection cannot be taken down: --rows keep or purge")
+    if rows == "purge":
+        confirm(f"all rows of {', '.join(shown(each) for each in wanted)}", yes)
+    with run.database("block") as database, run.store("block") as store:
+        report = block(
+            database, store, run.settings, wanted, registry.load(run.settings.validation),
+            Progress(),
+        )  # fmt: skip
+
+    def show() -> None:
+        for each in report.unchanged:
+            line(f"{shown(each)} is blocked already")
+        for each in report.changed:
+            line(f"blocked {shown(each)}")
+        if rows != "keep":
+            done = "hidden" if rows == "takedown" else "purged"
+            count = report.hidden if rows == "takedown" else report.accounts
+            line(f"accounts {done}: {count:,}")
+
+    return _end(run, report, show)
+
+
+@operator_command(command)
+@subjects_argument()
+@_hosts
+@_collections
+@click.option("--no-repair", is_flag=True, help="Fetch nothing: rows stay incomplete.")
+def remove(
+    run: Invocation, given: "Subjects", hosts: Sequence[str], nsids: Sequence[str], no_repair: bool
+) -> int:
+    """Lift blocks, and fetch what was left out.
+
+    The repos of the accounts are queued (of a collection, those of all accounts), and takedowns of
+    the block are lifted. Exit with 1 if something was not blocked.
+    """
+    from rsky_pipeline.operations.blocking import lift
+
+    wanted = _named(run, given, hosts, nsids, "keep", "")
+    with run.database("block") as database, run.store("block") as store:
+        report = lift(database, store, run.settings, wanted, Progress(), repair=not no_repair)
+
+    def show() -> None:
+        for each in report.unchanged:
+            line(f"{shown(each)} is not blocked")
+        for each in report.changed:
+            line(f"lifted the block of {shown(each)}")
+        if report.changed and not no_repair:
+            line(f"repos to fetch: {report.accounts:,}; see `rsky-pipeline backfill status`")
+
+    code = _end(run, report, show)
+    return ExitCode.FAILED if report.unchanged else code
+
+
+@operator_command(command, name="list")
+def list_(run: Invocation) -> None:
+    """Show all blocks, the oldest first."""
+    from rsky_pipeline.database.selection import list_blocks
+
+    with run.database("block") as database:
+        found = list_blocks(database)
+
+    def show() -> None:
+        if not found:
+            line("nothing is blocked")
+            return
+        print_table(
+            ("KIND", "SUBJECT", "SINCE", "ROWS", "BY", "REASON"),
+            [
+                (each.kind, shown(each), _since(each), _rows(each), each.added_by, each.reason)
+                for each in found
+            ],
+        )
+        for each in found:
+            if each.lifted:
+                say(f"{shown(each)}: lifted, and not repaired: repeat `rsky-pipeline block remove`")
+
+    run.answer({"blocks": [_document(each) for each in found]}, show)
+
+
+def shown(block: "Block") -> str:
+    """Return the subject of a block as people write it."""
+    from rsky_pipeline.configuration.selection import shown_host
+
+    if block.kind == "host":
+        return shown_host(block.subject)
+    return f"{block.subject}*" if block.subject.endswith(".") else block.subject
+
+
+def _named(
+    run: Invocation, given: "Subjects", hosts: Sequence[str], nsids: Sequence[str], rows: str,
+    reason: str,
+) -> "list[Block]":  # fmt: skip
+    """Return blocks of what was named. Ends the command for a name that is none."""
+    from rsky_pipeline.atproto.syntax import is_nsid
+    from rsky_pipeline.configuration.selection import read_host
+    from rsky_pipeline.database.selection import Block
+
+    if not given and not hosts and not nsids:
+        raise click.UsageError("give accounts, --host or --collection")
+    user = _user()
+    found: list[Block] = []
+    for host in hosts:
+        try:
+            found.append(Block("host", read_host(host), rows, reason, user))
+        except ValueError as error:
+            raise CommandError(f"--host: {error}", ExitCode.USAGE) from error
+    for nsid in nsids:
+        name = nsid.strip().removesuffix("*")
+        if not is_nsid(name.removesuffix(".") + ".x" if name.endswith(".") else name):
+            text = f"{nsid[:100]!r} is neither an NSID nor a prefix such as com.example.*"
+            raise CommandError(f"--collection: {text}", ExitCode.USAGE)
+        found.append(Block("collection", name, rows, reason, user))
+    found += [Block("account", did, rows, reason, user) for did in run.accounts(given)]
+    return list({(each.kind, each.subject): each for each in found}.values())
+
+
+def _user() -> str:
+    """Return who blocks; the number of an account without a name."""
+    try:
+        return os.environ.get("SUDO_USER") or getpass.getuser()
+    except (KeyError, OSError):
+        return str(os.geteuid())
+
+
+def _reason(text: str) -> str:
+    from rsky_pipeline.runtime.errors import printable
+
+    reason = printable(" ".join(text.split()))
+    if len(reason) > MAX_REASON:
+        raise click.UsageError(f"--reason: at most {MAX_REASON} characters")
+    return reason
+
+
+def _end(run: Invocation, report: "BlockReport", show: Any) -> int:
+    document = asdict(report) | {
+        "changed": [_document(each) for each in report.changed],
+        "unchanged": [_document(each) for each in report.unchanged],
+    }
+    run.answer(document, show)
+    for problem in report.problems:
+        say(problem)
+    return ExitCode.FAILED if report.problems else ExitCode.OK
+
+
+def _document(block: "Block") -> dict[str, Any]:
+    since = None if block.since is None else block.since.isoformat()
+    return asdict(block) | {"subject": shown(block), "since": since}
+
+
+def _since(block: "Block") -> str:
+    return "-" if block.since is None else f"{block.since:%Y-%m-%d %H:%M}"
+
+
+def _rows(block: "Block") -> str:
+    return f"{block.rows} ({block.accounts:,} accounts)" if block.accounts else block.rows
