@@ -70,22 +70,33 @@ def create(run: Invocation, admin_url: str | None, dry_run: bool) -> int:
 
 @operator_command(command)
 @click.option("--dry-run", is_flag=True, help="List the changes; make none.")
-def init(run: Invocation, dry_run: bool) -> int:
+@click.option(
+    "--appview", metavar="VERSION", help="The official release that the tables are to be of."
+)
+def init(run: Invocation, dry_run: bool, appview: str | None) -> int:
     """Create missing tables, columns and indexes.
 
-    Safe to repeat, and on an official AppView's database. Exit with 6 if the database still differs
-    afterwards from the schema that the pipeline needs.
+    Safe to repeat, and on an official AppView's database. A new database is made for the oldest
+    release of the official AppView that can use it, 0.0.275: later ones upgrade it when they start,
+    earlier ones refuse it. With --appview the tables are those of that release, recorded as its own
+    migrations. Exit with 6 if the database still differs afterwards from the schema that the
+    pipeline needs.
     """
     from rsky_pipeline.database import schema
 
+    if appview is not None and appview not in schema.RELEASES:
+        known = f"known are {schema.RELEASES[0]} to {schema.RELEASES[-1]}"
+        raise click.BadParameter(
+            f"{appview!r} is no known release: {known}", param_hint="--appview"
+        )
     target = (run.settings.database_url or "", run.settings.database_schema)
     if dry_run:
-        would = schema.pending(*target)
+        would = schema.pending(*target, appview=appview)
         run.answer(
             {"pending": would}, lambda: _show_lines("would ", would, "nothing is to be done")
         )
         return ExitCode.OK
-    done, differences = schema.initialise(*target), schema.check(*target)
+    done, differences = schema.initialise(*target, appview=appview), schema.check(*target)
 
     def show() -> None:
         _show_lines("", done, "everything is there already")
@@ -108,18 +119,22 @@ def check(run: Invocation) -> int:
 
     url = run.settings.database_url or ""
     differences = schema.check(url, run.settings.database_schema)
+    release = schema.appview_release(url, run.settings.database_schema)
     # An embedded server has a `max_wal_size` that fits its disk.
     advice = advise(url) if run.loaded.settings.database_url else []
     ok = not _count_errors(differences)
 
     def show() -> None:
         _show_differences(differences)
+        if release:
+            line(f"the AppView's tables are those of release {release}: later ones upgrade them")
         for item in advice:
             line(f"advice: set {item.name} to {item.wanted} (it is {item.found}): {item.why}")
 
     document = {
         "ok": ok,
         "differences": [asdict(item) for item in differences],
+        "appview": release,
         "advice": [asdict(item) for item in advice],
     }
     run.answer(document, show)

@@ -1,4 +1,5 @@
--- The tables of the official AppView data plane, as its 59 migrations leave them.
+-- The tables of the official AppView data plane, as the 58 migrations of its
+-- release 0.0.275 leave them; those of later releases are in the folder `official`.
 -- Every name, column order and type is part of the contract with the AppView that reads them.
 -- Names are unqualified: the schema is chosen by search_path. Text that holds an instant is
 -- always YYYY-MM-DDTHH:MM:SS.mmmZ and is compared as text.
@@ -230,7 +231,6 @@ CREATE TABLE "like" (
     CONSTRAINT like_unique_subject UNIQUE (subject, creator)
 );
 CREATE INDEX like_creator_cursor_idx ON "like" (creator, "sortAt", cid);
-CREATE INDEX like_subject_sort_at_creator_idx ON "like" (subject, "sortAt" DESC) INCLUDE (creator);
 
 CREATE TABLE repost (
     uri varchar PRIMARY KEY,
@@ -647,5 +647,5 @@ FROM (VALUES
     ('_20250602T190357447Z'), ('_20250611T140649895Z'), ('_20250627T025331240Z'),
     ('_20250812T183735692Z'), ('_20250813T174955711Z'), ('_20251120T004738098Z'),
     ('_20260112T133951271Z'), ('_20260604T224952774Z'), ('_20260618T200000000Z'),
-    ('_20260729T223157563Z'), ('_20260819T170000000Z')
+    ('_20260729T223157563Z')
 ) AS official (name);

@@ -1,20 +1,32 @@
-"""Compares a database with the schema that this version expects; read-only."""
+"""Judges whether this version can work with a database; read-only.
+
+The measure is whether our statements work, and whether the AppView can read what they write: not
+whether the catalogues are equal. Expected are the AppView's tables as the official migrations leave
+them that the database has recorded. A part that we do not write, or a type that takes the same
+values, is no error.
+"""
 
 import json
-from collections.abc import Iterator
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
 from importlib import resources
 from typing import Literal
 
-from rsky_pipeline.database.connection import Database, Transaction, quote_schema
+from rsky_pipeline.database.connection import Database, Transaction
 from rsky_pipeline.database.errors import DatabaseError, SchemaMismatchError
 from rsky_pipeline.database.schema.catalogue import Catalogue, Table, from_json, read_catalogue
 from rsky_pipeline.database.schema.migrate import PIPELINE_SCHEMA, migrations
+from rsky_pipeline.database.schema.official import (
+    later_migrations,
+    read_migrations,
+    release_of,
+)
 from rsky_pipeline.database.server import check_server
 
-# `catalogue.to_json` of a database made by `initialise`; a test keeps it up to date.
+# The catalogues of databases made by `initialise`; a test keeps it up to date.
 EXPECTED_FILE = "expected.json"
 
 _INITIALISE = "run `rsky-pipeline db init`"
@@ -34,6 +46,8 @@ _COLUMNS_OF_OTHERS = {"actor": frozenset({
     "trustedVerifier", "ageAssuranceStatus", "ageAssuranceLastInitiatedAt", "ageAssuranceAccess",
     "ageAssuranceCountryCode", "ageAssuranceRegionCode",
 })}  # fmt: skip
+_HARMLESS = "nothing: it does no harm"
+_SLOWER = "the pipeline works without it, statements may be slow"
 _NOT_OURS = "the pipeline works without it, the AppView may not"
 _OUR_ADDITIONS = {"record": {"rev"}, "op_thread_reply": {"op_thread_reply_uri_idx"}}
 
@@ -60,11 +74,24 @@ class Difference:
 
 @dataclass(frozen=True, slots=True)
 class Expected:
-    """The schema of this version: AppView tables, own tables, names of official migrations."""
+    """The schema of this version.
 
-    appview: Catalogue
+    `appview` has each official table, by the migration since which it is so; "" is the oldest
+    release. `oldest_migrations` are the names of that release.
+    """
+
+    appview: Mapping[str, Mapping[str, Table]]
     pipeline: Catalogue
-    official_migrations: tuple[str, ...]
+    oldest_migrations: tuple[str, ...]
+
+    def tables(self, names: Collection[str]) -> Catalogue:
+        """Return the AppView's tables as these official migrations leave them."""
+        found = {}
+        for table, forms in self.appview.items():
+            known = [since for since in sorted(forms) if not since or since in names]
+            if known:
+                found[table] = forms[known[-1]]
+        return found
 
 
 @cache
@@ -72,9 +99,9 @@ def expected() -> Expected:
     """Return the schema that this version expects."""
     document = json.loads(resources.files(__package__).joinpath(EXPECTED_FILE).read_text("utf-8"))
     return Expected(
-        from_json(document["appview"]),
+        {name: from_json(forms) for name, forms in document["appview"].items()},
         from_json(document["pipeline"]),
-        tuple(document["official_migrations"]),
+        tuple(document["oldest_migrations"]),
     )
 
 
@@ -88,6 +115,17 @@ def check(url: str, schema: str = "bsky") -> list[Difference]:
         db.transaction() as tx,
     ):
         return _differences(tx, schema)
+
+
+def appview_release(url: str, schema: str = "bsky") -> str | None:
+    """Return the oldest official AppView that need not migrate the database; None if unknown."""
+    with (
+        Database.connect(url, schema=schema, name="db") as db,
+        db.transaction() as tx,
+    ):
+        if "kysely_migration" not in read_catalogue(tx, schema):
+            return None
+        return release_of({name for name, _ in read_migrations(tx, schema)})
 
 
 # Errors of a statement that the schema may explain: 42 names and types, 0A operations that the kind
@@ -133,10 +171,12 @@ def _differences(tx: Transaction, schema: str) -> list[Difference]:
     own = read_catalogue(tx, PIPELINE_SCHEMA)
     if not own and not found.keys() & expected().appview.keys():
         return [_missing(f"schema {schema}", "the AppView's and our tables", _INITIALISE)]
-    official = _compare_official(tx, schema) if "kysely_migration" in found else []
+    names = read_migrations(tx, schema) if "kysely_migration" in found else []
+    official = _compare_official(names)
     behind = any(difference.expected for difference in official)
     newer = any(difference.found for difference in official)
-    differences = _compare(schema, expected().appview, found, behind=behind)
+    wanted = expected().tables({name for name, _ in names})
+    differences = _compare(schema, wanted, found, behind=behind)
     differences = _without_others(schema, differences, newer=newer)
     differences += _compare(PIPELINE_SCHEMA, expected().pipeline, own, behind=False)
     differences += _compare_extension(tx) + official + _compare_server(tx)
@@ -174,6 +214,7 @@ def _without_others(schema: str, differences: list[Difference], *, newer: bool) 
 
 def _compare_table(name: str, wanted: Table, found: Table, behind: bool) -> list[Difference]:
     additions = _OUR_ADDITIONS.get(name.partition(".")[2], ())
+    wanted_keys, found_keys = _keys(wanted), _keys(found)
     differences: list[Difference] = []
     for kind, expected_parts, found_parts in (
         ("column", wanted.columns, found.columns),
@@ -182,26 +223,71 @@ def _compare_table(name: str, wanted: Table, found: Table, behind: bool) -> list
     ):
         for part in expected_parts | found_parts:
             should, is_ = expected_parts.get(part), found_parts.get(part)
+            subject = f"{kind} {name}.{part}"
             if should == is_:
                 continue
-            subject = f"{kind} {name}.{part}"
             if should is None:
-                differences.append(_additional(kind, subject, str(is_)))
-            elif is_ is not None:
+                if _key(str(is_)) not in wanted_keys:
+                    differences.append(_additional(kind, subject, str(is_)))
+            elif key := _key(should):
+                # ON CONFLICT names columns: which constraint or index keeps them unique is free.
+                if key not in found_keys:
+                    advice = _OFFICIAL if behind else _recreate(kind, should)
+                    differences.append(Difference("error", subject, should, is_, advice))
+            elif kind == "index":
+                advice = _OFFICIAL_LATER if behind else f"{_SLOWER}; {_recreate(kind, should)}"
+                differences.append(Difference("warning", subject, should, is_, advice))
+            elif is_ is None:
+                later = behind and part not in additions
+                advice = _OFFICIAL if later else _recreate(kind, should)
+                differences.append(_missing(subject, should, advice))
+            elif kind == "column" and _takes(is_, should):
+                differences.append(Difference("warning", subject, should, is_, _HARMLESS))
+            else:
                 advice = f"change it to: {should}"
                 differences.append(Difference("error", subject, should, is_, advice))
-            elif behind and part not in additions:
-                differences.append(_unmigrated(kind, subject, should))
-            else:
-                differences.append(_missing(subject, should, _recreate(kind, should)))
     return differences
 
 
-def _unmigrated(kind: str, subject: str, wanted: str) -> Difference:
-    """Return the difference for a part that a pending official migration creates."""
-    if kind == "index" and not wanted.startswith("CREATE UNIQUE"):
-        return Difference("warning", subject, wanted, None, _OFFICIAL_LATER)
-    return _missing(subject, wanted, _OFFICIAL)
+_UNIQUE = re.compile(r"(?:PRIMARY KEY|UNIQUE|CREATE UNIQUE INDEX .* USING btree) \(([^()]*)\)")
+
+
+def _key(definition: str) -> frozenset[str]:
+    """Return the columns that a constraint or an index keeps unique in all rows; else none."""
+    match = _UNIQUE.fullmatch(definition)
+    return frozenset(match[1].split(", ")) if match else frozenset()
+
+
+def _keys(table: Table) -> set[frozenset[str]]:
+    definitions = (*table.constraints.values(), *table.indexes.values())
+    return {key for key in map(_key, definitions) if key}
+
+
+# Types that take all values of the first one, and give them back the same.
+_WIDER = {
+    "character varying": {"text"},
+    "text": {"character varying"},
+    "smallint": {"integer", "bigint"},
+    "integer": {"bigint"},
+}
+
+
+def _takes(found: str, wanted: str) -> bool:
+    """Tell whether a column takes whatever one of the wanted definition takes."""
+    has_type, has_not_null, has_value = _column(found)
+    type_, not_null, value = _column(wanted)
+    fits = has_type == type_ or has_type in _WIDER.get(type_, ())
+    filled = has_value == value or (not value and has_value.startswith("default "))
+    return fits and filled and (not_null or not has_not_null or bool(has_value))
+
+
+def _column(definition: str) -> tuple[str, bool, str]:
+    """Take a definition apart: type, whether it is NOT NULL, `default X` or `generated X` or ''."""
+    match = re.fullmatch(
+        r"(.*?)( not null)?(?: ((?:default|generated) .*))?", definition, re.DOTALL
+    )
+    assert match is not None
+    return match[1], match[2] is not None, match[3] or ""
 
 
 def _recreate(kind: str, definition: str) -> str:
@@ -211,12 +297,15 @@ def _recreate(kind: str, definition: str) -> str:
 
 
 def _additional(kind: str, subject: str, found: str) -> Difference:
-    required = kind == "column" and " not null" in found and " default " not in found
+    required = False
+    if kind == "column":
+        _, not_null, value = _column(found)
+        required = not_null and not value
     refuses = kind == "constraint" or found.startswith("CREATE UNIQUE")
     if required or refuses:
         advice = "rows of the official schema may be refused: drop it, or relax it"
         return Difference("error", subject, None, found, advice)
-    return Difference("warning", subject, None, found, "nothing: it does no harm")
+    return Difference("warning", subject, None, found, _HARMLESS)
 
 
 def _missing(subject: str, wanted: str, advice: str) -> Difference:
@@ -247,20 +336,32 @@ def _compare_server(tx: Transaction) -> list[Difference]:
     ]
 
 
-def _compare_official(tx: Transaction, schema: str) -> list[Difference]:
-    rows = tx.query(f"SELECT name FROM {quote_schema(schema)}.kysely_migration")
-    found = {name for (name,) in rows}
-    wanted = set(expected().official_migrations)
+_EXAMPLE = "2026-01-31T12:00:00.000Z"
+_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z")
+
+
+def _compare_official(rows: Sequence[tuple[str, str]]) -> list[Difference]:
+    """Compare the bookkeeping of the official migrator, in its order."""
+    names = [name for name, _ in rows]
+    known = [*expected().oldest_migrations, *(one.name for one in later_migrations())]
+    subject = "official migrations"
+    missing = ", ".join(sorted(set(expected().oldest_migrations).difference(names)))
+    unknown = ", ".join(sorted(set(names).difference(known)))
     differences: list[Difference] = []
-    if wanted - found:
-        names = ", ".join(sorted(wanted - found))
-        differences.append(
-            Difference("warning", "official migrations", names, None, _OFFICIAL_LATER)
-        )
-    if found - wanted:
-        names = ", ".join(sorted(found - wanted))
+    if missing:
+        differences.append(Difference("warning", subject, missing, None, _OFFICIAL_LATER))
+    if unknown:
         advice = "nothing, if the AppView is newer than this rsky-pipeline; an older one refuses it"
-        differences.append(Difference("warning", "official migrations", None, names, advice))
+        differences.append(Difference("warning", subject, None, unknown, advice))
+    # With names that are unknown here the order of names is all that can be judged.
+    due = sorted(names) if unknown else known[: len(names)]
+    for (name, time), expected_name in zip(rows, due, strict=True):
+        if name != expected_name or not _TIME.fullmatch(time):
+            found, wanted = f"{name} at {time}", f"{expected_name}, at a time like {_EXAMPLE}"
+            advice = "the AppView refuses to start: correct kysely_migration"
+            subject = "order of official migrations"
+            differences.append(Difference("warning", subject, wanted, found, advice))
+            break
     return differences
 
 

@@ -2,8 +2,9 @@
 
 The AppView's tables belong to the official migrator. Tables it has created stay untouched; only the
 pipeline's own tables and indexes are added. Applied steps are recorded in
-`rsky_pipeline.schema_version`, never in the official bookkeeping: the official migrator rejects a
-database with an unknown migration.
+`rsky_pipeline.schema_version`, never in the official bookkeeping (see `official`), since an AppView
+refuses a database with an unknown migration. Official migrations are applied only if a release is
+asked for, and then under their own names.
 """
 
 from collections.abc import Iterator, Sequence
@@ -14,6 +15,13 @@ from importlib import resources
 
 from rsky_pipeline.database.connection import Database, Transaction, quote_schema
 from rsky_pipeline.database.errors import NO_PRIVILEGE, DatabaseError, SchemaMismatchError
+from rsky_pipeline.database.schema.official import (
+    OLDEST_MIGRATION,
+    lock_appview,
+    missing_migrations,
+    read_migrations,
+    require_oldest,
+)
 
 OLDEST_SERVER = 14
 PIPELINE_SCHEMA = "rsky_pipeline"
@@ -60,27 +68,40 @@ def migrations() -> tuple[Migration, ...]:
 
 
 def initialise(
-    url: str, schema: str = "bsky", *, steps: Sequence[Migration] | None = None
+    url: str,
+    schema: str = "bsky",
+    *,
+    steps: Sequence[Migration] | None = None,
+    appview: str | None = None,
 ) -> list[str]:
     """Upgrade the database to this version's schema; returns the changes made, [] if none.
 
-    Waits for a concurrent initialisation. Raises SchemaMismatchError, changing nothing, if the
-    database is unusable: the server is too old, the tables have another origin, or a newer version
-    has applied a step that breaks older programs. (Most steps only add, and do not.)
+    `appview` is the release of the official AppView that the database is to be of (see
+    `official.RELEASES`): without it a new one is of the oldest, and one that is there stays.
+
+    Waits for a concurrent initialisation, and for an official migrator. Raises SchemaMismatchError,
+    changing nothing, if the database is unusable: the server is too old, the tables have another
+    origin, a newer version has applied a step that breaks older programs (most steps only add, and
+    do not), or it is beyond `appview`.
     """
     with (
         Database.connect(url, schema=schema, name="db", statement_timeout_ms=0) as db,
         db.transaction() as tx,
     ):
-        return migrate(tx, schema, migrations() if steps is None else steps)
+        return migrate(tx, schema, migrations() if steps is None else steps, appview)
 
 
-def migrate(tx: Transaction, schema: str, steps: Sequence[Migration]) -> list[str]:
+def migrate(
+    tx: Transaction, schema: str, steps: Sequence[Migration], appview: str | None = None
+) -> list[str]:
     """Apply missing steps in an open transaction; see `initialise`."""
     tx.query("SELECT pg_advisory_xact_lock(%s)", [_LOCK])
     _check_server(tx)
+    missing = _missing(tx, schema, steps)
+    if missing or appview:
+        lock_appview(tx)
     done: list[str] = []
-    for step in _missing(tx, schema, steps):
+    for step in missing:
         with _named(step):
             for change in _changes(tx, schema, step):
                 if change.sql:
@@ -97,10 +118,13 @@ def migrate(tx: Transaction, schema: str, steps: Sequence[Migration]) -> list[st
                     "WHERE version = %s",
                     [step.version],
                 )
+    for change in _official_changes(tx, schema, appview):
+        tx.execute(change.sql)
+        done.append(f"{change.done} {change.subject}")
     return done
 
 
-def pending(url: str, schema: str = "bsky") -> list[str]:
+def pending(url: str, schema: str = "bsky", *, appview: str | None = None) -> list[str]:
     """Dry run of `initialise`: the same changes and errors, without making them."""
     with (
         Database.connect(url, schema=schema, name="db") as db,
@@ -108,11 +132,13 @@ def pending(url: str, schema: str = "bsky") -> list[str]:
     ):
         tx.execute("SET TRANSACTION READ ONLY")
         _check_server(tx)
-        return [
-            f"{change.verb} {change.subject}"
+        changes = [
+            change
             for step in _missing(tx, schema, migrations())
             for change in _changes(tx, schema, step)
         ]
+        changes += _official_changes(tx, schema, appview)
+        return [f"{change.verb} {change.subject}" for change in changes]
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +157,20 @@ def _changes(tx: Transaction, schema: str, step: Migration) -> Iterator[_Change]
         yield from _appview_changes(tx, schema, step)
     else:
         yield _Change("apply", "applied", f"{step.version:04}_{step.name}", step.sql)
+
+
+def _official_changes(tx: Transaction, schema: str, appview: str | None) -> Iterator[_Change]:
+    """Yield the official migrations that lead to a release; reads only."""
+    if appview is None:
+        return
+    names = [OLDEST_MIGRATION]  # of a database that is not yet made
+    if _exists(tx, schema, "kysely_migration"):
+        names = [name for name, _ in read_migrations(tx, schema)]
+    for one in missing_migrations(names, appview):
+        subject = (
+            f"the official migration {one.name} (AppViews before {one.release} refuse to start now)"
+        )
+        yield _Change("apply", "applied", subject, one.recorded_sql())
 
 
 @contextmanager
@@ -172,8 +212,9 @@ def _appview_changes(tx: Transaction, schema: str, step: Migration) -> Iterator[
             sql = f"CREATE SCHEMA {quote_schema(name)}"
             yield _Change("create", "created", f"the schema {name}", sql)
     if _exists(tx, schema, "kysely_migration"):
-        count = tx.query(f"SELECT count(*) FROM {quote_schema(schema)}.kysely_migration")[0][0]
-        subject = f"the AppView's tables in {schema} ({count} official migrations)"
+        names = [name for name, _ in read_migrations(tx, schema)]
+        require_oldest(names, step.sql)
+        subject = f"the AppView's tables in {schema} ({len(names)} official migrations)"
         yield _Change("keep", "found", subject, _VERSION_TABLE)
         return
     if _exists(tx, schema, "record") or _exists(tx, schema, "actor"):

@@ -14,10 +14,17 @@ import pytest
 import rsky_pipeline
 from rsky_pipeline.database.connection import Database
 from rsky_pipeline.database.errors import DatabaseError, SchemaMismatchError
-from rsky_pipeline.database.schema import check, initialise, pending
-from rsky_pipeline.database.schema.catalogue import Catalogue, read_catalogue, to_json
+from rsky_pipeline.database.schema import (
+    RELEASES,
+    appview_release,
+    check,
+    initialise,
+    pending,
+)
+from rsky_pipeline.database.schema.catalogue import Catalogue, Table, read_catalogue, to_json
 from rsky_pipeline.database.schema.compare import _OF_OTHERS, expected
 from rsky_pipeline.database.schema.migrate import Migration, migrations
+from rsky_pipeline.database.schema.official import later_migrations
 from tests.data import test_data
 from tests.stores import execute
 
@@ -32,16 +39,16 @@ def official_database(clean_database: str) -> str:
     execute(clean_database, "CREATE EXTENSION pg_trgm SCHEMA public")
     with psycopg.connect(clean_database, autocommit=True) as connection:
         connection.execute(script.encode())
-    names = known_migrations()[:-1]  # the last one is younger than the recording
-    array = "{" + ",".join(names) + "}"
+    array = "{" + ",".join(oldest_migrations()) + "}"
     execute(
         clean_database,
-        f"INSERT INTO {OFFICIAL}.kysely_migration SELECT unnest('{array}'::text[]), ''",
+        f"INSERT INTO {OFFICIAL}.kysely_migration "
+        f"SELECT unnest('{array}'::text[]), '2026-08-25T00:00:00.000Z'",
     )
     return clean_database
 
 
-def known_migrations() -> list[str]:
+def oldest_migrations() -> list[str]:
     text = resources.files("rsky_pipeline.database.schema").joinpath("0001_appview.sql").read_text()
     return re.findall(r"'(_20\d{6}T\d{9}Z)'", text)
 
@@ -67,8 +74,6 @@ def test_it_equals_the_official_one_but_for_the_listed_additions(
     ours = catalogue(schema_database, "bsky")
     assert ours["record"].columns.pop("rev") == "character varying"
     assert ours["op_thread_reply"].indexes.pop("op_thread_reply_uri_idx")
-    # Of the one official migration that is younger than the recording.
-    assert ours["like"].indexes.pop("like_subject_sort_at_creator_idx")
     assert ours == official
     order = {name: list(table.columns) for name, table in ours.items()}
     assert order == {name: list(table.columns) for name, table in official.items()}
@@ -101,24 +106,40 @@ def test_the_bookkeeping_of_the_official_migrator_is_complete(schema_database: s
         rows = database.query('SELECT name, "timestamp" FROM kysely_migration ORDER BY name')
         lock = database.query("SELECT id, is_locked FROM kysely_migration_lock")
         parameters: dict[str, str] = dict(database.query("SELECT name, value FROM view_param"))
-    assert [name for name, _ in rows] == known_migrations()
-    assert len(rows) == 59
+    assert [name for name, _ in rows] == oldest_migrations()
+    assert len(rows) == 58
     assert all(re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", time) for _, time in rows)
     assert lock == [("migration_lock", 0)]
     assert parameters == {"whats_hot_like_threshold": "2", "whats_hot_interval": "1day"}
 
 
-def test_the_expected_schema_is_the_one_that_is_made(schema_database: str) -> None:
+def test_the_expected_schema_is_the_one_that_is_made(clean_database: str) -> None:
+    initialise(clean_database)
+    forms: dict[str, dict[str, Table]] = {}
+    for since in ["", *(one.name for one in later_migrations())]:
+        apply_migration(clean_database, since)
+        for name, table in catalogue(clean_database, "bsky").items():
+            so_far = forms.setdefault(name, {})
+            if table not in list(so_far.values())[-1:]:
+                so_far[since] = table
     document = {
-        "appview": to_json(catalogue(schema_database, "bsky")),
-        "pipeline": to_json(catalogue(schema_database, "rsky_pipeline")),
-        "official_migrations": known_migrations(),
+        "appview": {name: to_json(tables) for name, tables in sorted(forms.items())},
+        "pipeline": to_json(catalogue(clean_database, "rsky_pipeline")),
+        "oldest_migrations": oldest_migrations(),
     }
     text = json.dumps(document, indent=1) + "\n"
     file = Path(str(resources.files("rsky_pipeline.database.schema").joinpath("expected.json")))
     if os.environ.get("RSKY_TEST_UPDATE"):  # after a new migration
         file.write_text(text)
     assert file.read_text() == text, "run this test again with RSKY_TEST_UPDATE=1"
+
+
+def apply_migration(url: str, name: str) -> None:
+    """Apply one migration, also of a release that has several."""
+    with Database.connect(url, name="test") as database, database.transaction() as tx:
+        for one in later_migrations():
+            if one.name == name:
+                tx.execute(one.recorded_sql())
 
 
 def test_steps_are_reported_once_and_repeating_changes_nothing(clean_database: str) -> None:
@@ -145,24 +166,23 @@ def test_an_official_database_gets_only_what_is_ours(official_database: str) -> 
     del after["record"].columns["rev"]
     del after["op_thread_reply"].indexes["op_thread_reply_uri_idx"]
     assert after == before
-    differences = check(official_database, OFFICIAL)
-    assert {(item.severity, item.subject) for item in differences} == {
-        ("warning", f"index {OFFICIAL}.like.like_subject_sort_at_creator_idx"),
-        ("warning", "official migrations"),
-    }
-    assert all("official data plane" in item.advice for item in differences)
+    assert check(official_database, OFFICIAL) == []
 
 
 def test_an_official_database_that_is_too_old_is_an_error(official_database: str) -> None:
+    execute(official_database, f"DELETE FROM {OFFICIAL}.kysely_migration WHERE name > '_20260113'")
     execute(official_database, f"DROP TABLE {OFFICIAL}.draft")
     execute(official_database, f'ALTER TABLE {OFFICIAL}."like" DROP COLUMN via')
-    initialise(official_database, OFFICIAL)
+    for refusing in (pending, initialise):
+        with pytest.raises(SchemaMismatchError, match=r"55 of the 58 .* 0\.0\.275"):
+            refusing(official_database, OFFICIAL)
     found = {item.subject: item for item in check(official_database, OFFICIAL)}
-    assert [name for name, item in found.items() if item.severity == "error"] == [
-        f"column {OFFICIAL}.like.via"
+    lacks = [found[name] for name in found if name.startswith(f"column {OFFICIAL}.like")]
+    assert [(item.severity, item.subject) for item in lacks] == [
+        ("error", f"column {OFFICIAL}.like.via")
     ]
+    assert "official data plane" in lacks[0].advice
     assert found[f"table {OFFICIAL}.draft"].severity == "warning"  # only the AppView uses it
-    assert all("official data plane" in item.advice for item in found.values() if item.expected)
 
 
 def test_an_older_version_of_ours_is_upgraded(schema_database: str) -> None:
@@ -268,11 +288,21 @@ def test_an_empty_database_is_one_difference(clean_database: str) -> None:
     ("change", "subject", "severity", "advice"),
     [
         ("DROP INDEX bsky.like_creator_cursor_idx",
-         "index bsky.like.like_creator_cursor_idx", "error", "CREATE INDEX like_creator_curs"),
+         "index bsky.like.like_creator_cursor_idx", "warning", "CREATE INDEX like_creator_c"),
         ("ALTER TABLE bsky.post ALTER COLUMN text TYPE text",
-         "column bsky.post.text", "error", "character varying not null"),
+         "column bsky.post.text", "warning", "no harm"),
         ("ALTER TABLE bsky.post ALTER COLUMN text DROP NOT NULL",
+         "column bsky.post.text", "warning", "no harm"),
+        ('ALTER TABLE bsky.profile_agg ALTER COLUMN "postsCount" TYPE integer',
+         "column bsky.profile_agg.postsCount", "error", "bigint"),
+        ("ALTER TABLE bsky.post ALTER COLUMN text TYPE varchar(300)",
          "column bsky.post.text", "error", "character varying not null"),
+        ("ALTER TABLE bsky.post ALTER COLUMN tags TYPE varchar[] USING NULL",
+         "column bsky.post.tags", "error", "jsonb"),
+        ('ALTER TABLE bsky."like" ALTER COLUMN via SET NOT NULL',
+         "column bsky.like.via", "error", "character varying"),
+        ('ALTER TABLE bsky."like" ALTER COLUMN "sortAt" DROP EXPRESSION',
+         "column bsky.like.sortAt", "error", "generated LEAST"),
         ('ALTER TABLE bsky.post_agg ALTER COLUMN "likeCount" SET DEFAULT 1',
          "column bsky.post_agg.likeCount", "error", "default 0"),
         ("ALTER TABLE bsky.record DROP COLUMN rev", "column bsky.record.rev", "error", "db init"),
@@ -295,8 +325,14 @@ def test_an_empty_database_is_one_difference(clean_database: str) -> None:
          "constraint bsky.like.like_unique_subject", "error", "UNIQUE (subject, creator)"),
         ("DROP TABLE rsky_pipeline.tombstone", "table rsky_pipeline.tombstone", "error", "db init"),
         ("DROP EXTENSION pg_trgm CASCADE", "extension pg_trgm", "error", "CREATE EXTENSION"),
-        ("INSERT INTO bsky.kysely_migration VALUES ('_2030', '')",
+        ("INSERT INTO bsky.kysely_migration VALUES ('_2030', '2030-01-01T00:00:00Z')",
          "official migrations", "warning", "newer"),
+        ("INSERT INTO bsky.kysely_migration VALUES ('_2030', '2030-01-01T00:00:00+00')",
+         "order of official migrations", "warning", "refuses to start"),
+        ("UPDATE bsky.kysely_migration SET timestamp = '2030' WHERE name = '_20230309T045948368Z'",
+         "order of official migrations", "warning", "refuses to start"),
+        ("DELETE FROM bsky.kysely_migration WHERE name = '_20230309T045948368Z'",
+         "order of official migrations", "warning", "refuses to start"),
     ],
 )  # fmt: skip
 def test_differences_name_the_part_and_the_remedy(
@@ -308,24 +344,90 @@ def test_differences_name_the_part_and_the_remedy(
     assert advice in found[subject].advice
 
 
-def test_what_a_newer_appview_dropped_is_not_asked_for(schema_database: str) -> None:
-    execute(
-        schema_database, "INSERT INTO bsky.kysely_migration VALUES ('_20260904T130000000Z', '')"
+@pytest.mark.parametrize(
+    "change",
+    [
+        'ALTER TABLE bsky."like" RENAME CONSTRAINT like_unique_subject TO other',
+        """ALTER TABLE bsky."like" DROP CONSTRAINT like_unique_subject;
+        CREATE UNIQUE INDEX other ON bsky."like" (creator, subject)""",
+    ],
+)
+def test_uniqueness_may_have_another_name_and_form(schema_database: str, change: str) -> None:
+    execute(schema_database, change)
+    assert check(schema_database) == []
+
+
+def test_a_unique_index_that_is_partial_or_invalid_is_none(schema_database: str) -> None:
+    execute(schema_database, 'ALTER TABLE bsky."like" DROP CONSTRAINT like_unique_subject')
+    execute(schema_database, 'CREATE UNIQUE INDEX other ON bsky."like" (creator, subject) '
+                             "WHERE via IS NULL")  # fmt: skip
+    found = {item.subject: item.severity for item in check(schema_database)}
+    assert found == {
+        "constraint bsky.like.like_unique_subject": "error", "index bsky.like.other": "error",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("release", RELEASES)
+def test_a_database_is_made_for_a_release(clean_database: str, release: str) -> None:
+    migrations_of = {"0.0.275": 58, "0.0.276": 59, "0.0.277": 59}
+    told = pending(clean_database, appview=release)
+    done = initialise(clean_database, appview=release)
+    assert _in_the_past(told) == done
+    assert check(clean_database) == []
+    assert appview_release(clean_database) == {"0.0.277": "0.0.276"}.get(
+        release, min("0.0.278", release)
     )
-    execute(schema_database, 'ALTER TABLE bsky.actor_state DROP COLUMN "lastSeenPriorityNotifs"')
-    assert [(item.severity, item.subject) for item in check(schema_database)] == [
-        ("warning", "official migrations")
-    ]
-    assert initialise(schema_database) == []
+    assert initialise(clean_database, appview=release) == []
+    with Database.connect(clean_database, name="test") as database:
+        rows = database.query('SELECT name, "timestamp" FROM kysely_migration ORDER BY 2, 1')
+    assert len(rows) == migrations_of.get(release, 61)
+    assert [name for name, _ in rows] == sorted(name for name, _ in rows)
 
 
-@pytest.mark.parametrize("migrations", [58, 59, 61])
+def test_a_database_is_migrated_step_by_step_as_the_official_migrator_does(
+    clean_database: str,
+) -> None:
+    for release, made in (("0.0.275", 0), ("0.0.276", 1), ("0.0.280", 2)):
+        done = initialise(clean_database, appview=release)
+        assert len([each for each in done if "official migration _" in each]) == made
+        assert check(clean_database) == []
+    with pytest.raises(SchemaMismatchError, match="_20260827T200000000Z, _20260904T130000000Z"):
+        initialise(clean_database, appview="0.0.277")
+    assert pending(clean_database) == []
+
+
+@pytest.mark.parametrize("migrations", [54, 58, 59, 61])
 def test_databases_of_official_appviews_are_good(clean_database: str, migrations: int) -> None:
     script = test_data(f"schemas/official-{migrations}.sql").read_text()
     with psycopg.connect(clean_database, autocommit=True) as connection:
         connection.execute(script.encode())
+    if migrations == 54:  # of before some of the tables and columns that we write
+        with pytest.raises(SchemaMismatchError, match=r"54 of the 58 .* 0\.0\.275"):
+            initialise(clean_database)
+        return
     initialise(clean_database)
-    assert [item for item in check(clean_database) if item.severity == "error"] == []
+    assert check(clean_database) == []
+    initialise(clean_database, appview="0.0.280")
+    assert check(clean_database) == []
+    made = catalogue(clean_database, "bsky")
+    assert made == expected().tables({one.name for one in later_migrations()})
+
+
+def test_an_official_migrator_and_we_wait_for_each_other(clean_database: str) -> None:
+    initialise(clean_database)
+    with psycopg.connect(clean_database) as other:
+        other.execute("SELECT pg_advisory_lock(3853314791062309107)")
+        waiting = threading.Thread(target=initialise, args=(clean_database,),
+                                   kwargs={"appview": "0.0.280"})  # fmt: skip
+        waiting.start()
+        with Database.connect(clean_database, name="test") as database:
+            sql = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
+            while database.query(sql) != [(1,)]:
+                assert waiting.is_alive()
+            assert appview_release(clean_database) == "0.0.275"
+        other.execute("SELECT pg_advisory_unlock_all()")
+    waiting.join(60)
+    assert appview_release(clean_database) == "0.0.278"
 
 
 def test_what_is_of_others_is_named_in_none_of_our_statements() -> None:

@@ -1,0 +1,133 @@
+"""The migrations of the official AppView: which release has which, and how they are recorded.
+
+The AppView's tables belong to its own migrator (kysely), which keeps the names of its migrations in
+`kysely_migration`. At each start it orders them by time, ties by name, and compares: they must be
+the first of the names that its release knows, in their order. With an unknown name, a hole or a
+time that JavaScript cannot read it refuses to start; a table that is there without its name makes
+its own migration fail. So a name is recorded with its tables, in one transaction, and never at an
+earlier time than one before it.
+
+How far a database is decides which AppView may start: a later release migrates it, an earlier one
+refuses it. A new database is therefore made as the oldest release has it that this program serves.
+"""
+
+import re
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+
+from rsky_pipeline.database.connection import Transaction, quote_schema
+from rsky_pipeline.database.errors import SchemaMismatchError, TransactionConflictError
+
+OLDEST_RELEASE = "0.0.275"
+OLDEST_MIGRATION = "_20260729T223157563Z"  # its last one
+RELEASES = ("0.0.275", "0.0.276", "0.0.277", "0.0.278", "0.0.279", "0.0.280")
+# The session lock that kysely holds while it migrates.
+_LOCK = 3853314791062309107
+_LOCK_SECONDS = 60
+_RECORD = """
+INSERT INTO kysely_migration (name, "timestamp")
+SELECT '{name}', GREATEST(
+    to_char(now() AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"'), max("timestamp")
+) FROM kysely_migration
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class OfficialMigration:
+    """A migration of a release after `OLDEST_RELEASE`."""
+
+    name: str  # as in `kysely_migration`
+    release: str  # the first one of @atproto/bsky that has it
+    sql: str  # without the record of it
+
+    def recorded_sql(self) -> str:
+        """Return the statements that make the change and record it."""
+        return f"{self.sql};\n{_RECORD.format(name=self.name)}"
+
+
+@cache
+def later_migrations() -> tuple[OfficialMigration, ...]:
+    """Return the migrations after those of `OLDEST_RELEASE`, in their order."""
+    found = []
+    for file in resources.files(__package__).joinpath("official").iterdir():
+        if file.name.endswith(".sql"):
+            release, _, sql = file.read_text("utf-8").removeprefix("-- ").partition("\n")
+            found.append(OfficialMigration(f"_{file.name.removesuffix('.sql')}", release, sql))
+    return tuple(sorted(found, key=lambda migration: migration.name))
+
+
+def release_number(release: str) -> tuple[int, ...]:
+    """Return a release in a form that orders."""
+    return tuple(int(part) for part in release.split("."))
+
+
+def release_of(names: Collection[str]) -> str | None:
+    """Return the oldest release that has these migrations and no others of the known ones.
+
+    None if even the oldest has more.
+    """
+    if OLDEST_MIGRATION not in names:
+        return None
+    last = [one.release for one in later_migrations() if one.name in names]
+    return max((OLDEST_RELEASE, *last), key=release_number)
+
+
+def read_migrations(tx: Transaction, schema: str) -> list[tuple[str, str]]:
+    """Return the names and times of `kysely_migration` as the official migrator orders them."""
+    return [
+        (str(name), str(time))
+        for name, time in tx.query(
+            f'SELECT name, "timestamp" FROM {quote_schema(schema)}.kysely_migration '
+            'ORDER BY "timestamp" COLLATE "C", name COLLATE "C"'
+        )
+    ]
+
+
+def require_oldest(names: Collection[str], sql: str) -> None:
+    """Raise SchemaMismatchError for a database of a release before `OLDEST_RELEASE`.
+
+    `sql` is the step that makes that release's tables, with the names of its migrations. A database
+    with names of a fork is not judged by them.
+    """
+    oldest = set(re.findall(r"'(_20\d{6}T\d{9}Z)'", sql))
+    if oldest - set(names) and set(names) <= oldest:
+        raise SchemaMismatchError(
+            f"the database has {len(names)} of the {len(oldest)} official migrations of release "
+            f"{OLDEST_RELEASE}, the oldest that the pipeline can use: start an AppView of it or a "
+            "later one, which makes the others"
+        )
+
+
+def missing_migrations(names: Collection[str], release: str) -> Iterator[OfficialMigration]:
+    """Yield the migrations that lead to a release.
+
+    Raises SchemaMismatchError if the AppView of that release would refuse the database.
+    """
+    wanted = release_number(release)
+    known = [one for one in later_migrations() if release_number(one.release) <= wanted]
+    beyond = {name for name in names if name > OLDEST_MIGRATION} - {one.name for one in known}
+    if beyond:
+        raise SchemaMismatchError(
+            f"the database has migrations that the AppView {release} does not know, and refuses to "
+            f"start with: {', '.join(sorted(beyond))}"
+        )
+    yield from (one for one in known if one.name not in names)
+
+
+def lock_appview(tx: Transaction) -> None:
+    """Keep official migrators out until the end of the transaction.
+
+    Raises TransactionConflictError if one is at work for long.
+    """
+    tx.execute(f"SET LOCAL lock_timeout = '{_LOCK_SECONDS}s'")
+    try:
+        tx.query("SELECT pg_advisory_xact_lock(%s)", [_LOCK])
+    except TransactionConflictError as error:
+        raise TransactionConflictError(
+            f"an AppView has been migrating the database for over {_LOCK_SECONDS} s: try again "
+            "once it has ended",
+            sqlstate=error.sqlstate,
+        ) from error
+    tx.execute("SET LOCAL lock_timeout TO DEFAULT")
