@@ -20,6 +20,7 @@ from rsky_pipeline.database.errors import (
     TransactionConflictError,
 )
 from rsky_pipeline.database.schema import Difference, differing_parts
+from rsky_pipeline.database.schema.stand_in import STAND_IN, retire_stand_in
 from rsky_pipeline.database.selection import load_selection, selection_version
 from rsky_pipeline.health.rules import DATABASE_LOCKED, SCHEMA, STORE_SECONDS, RuleVerdict
 from rsky_pipeline.health.self_check import SelfCheck, watch
@@ -130,7 +131,10 @@ class TableUpkeep:
             boundary=Boundary(metrics.internal_error),
         )  # fmt: skip
         self._looked_at = ""  # the rejections up to this one
-        self.steps = (self.prune_tombstones, self.prune_replies, self.prune_rejections, self.count)
+        self.steps = (
+            self.retire_stand_in, self.prune_tombstones, self.prune_replies,
+            self.prune_rejections, self.count,
+        )  # fmt: skip
 
     async def run(self) -> None:
         """Clean up now and then until cancelled; a step that fails does not keep the others."""
@@ -147,6 +151,12 @@ class TableUpkeep:
     def close(self) -> None:
         """Close the connection."""
         self._link.close()
+
+    def retire_stand_in(self, database: Database) -> bool:
+        """Use a table that an AppView of a later release has made."""
+        if retire_stand_in(database):
+            _log.info("the AppView has a table of its own now", extra={"table": STAND_IN})
+        return False
 
     def prune_tombstones(self, database: Database) -> bool:
         """Remove some tombstones that nobody needs; like all steps, return if there may be more."""

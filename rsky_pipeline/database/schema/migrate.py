@@ -22,6 +22,7 @@ from rsky_pipeline.database.schema.official import (
     read_migrations,
     require_oldest,
 )
+from rsky_pipeline.database.schema.stand_in import retire
 
 OLDEST_SERVER = 14
 PIPELINE_SCHEMA = "rsky_pipeline"
@@ -121,6 +122,7 @@ def migrate(
     for change in _official_changes(tx, schema, appview):
         tx.execute(change.sql)
         done.append(f"{change.done} {change.subject}")
+    retire(tx, schema)
     return done
 
 

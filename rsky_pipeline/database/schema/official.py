@@ -18,7 +18,7 @@ from functools import cache
 from importlib import resources
 
 from rsky_pipeline.database.connection import Transaction, quote_schema
-from rsky_pipeline.database.errors import SchemaMismatchError, TransactionConflictError
+from rsky_pipeline.database.errors import DatabaseError, SchemaMismatchError
 
 OLDEST_RELEASE = "0.0.275"
 OLDEST_MIGRATION = "_20260729T223157563Z"  # its last one
@@ -119,15 +119,12 @@ def missing_migrations(names: Collection[str], release: str) -> Iterator[Officia
 def lock_appview(tx: Transaction) -> None:
     """Keep official migrators out until the end of the transaction.
 
-    Raises TransactionConflictError if one is at work for long.
+    Raises TransactionConflictError if one is at work for over a minute.
     """
     tx.execute(f"SET LOCAL lock_timeout = '{_LOCK_SECONDS}s'")
     try:
         tx.query("SELECT pg_advisory_xact_lock(%s)", [_LOCK])
-    except TransactionConflictError as error:
-        raise TransactionConflictError(
-            f"an AppView has been migrating the database for over {_LOCK_SECONDS} s: try again "
-            "once it has ended",
-            sqlstate=error.sqlstate,
-        ) from error
+    except DatabaseError as error:
+        text = f"an AppView may be migrating the database; its lock is not free: {error}"
+        raise type(error)(text, sqlstate=error.sqlstate, statement=error.statement) from error
     tx.execute("SET LOCAL lock_timeout TO DEFAULT")

@@ -8,6 +8,7 @@ BLOCK = "app.bsky.graph.block"
 LIST = "app.bsky.graph.list"
 LIST_ITEM = "app.bsky.graph.listitem"
 LIST_BLOCK = "app.bsky.graph.listblock"
+OPT_OUT = "app.bsky.graph.referencelistoptout"
 PROFILE = "app.bsky.actor.profile"
 THREAD_GATE = "app.bsky.feed.threadgate"  # written together with their posts
 POST_GATE = "app.bsky.feed.postgate"
@@ -26,10 +27,10 @@ REACTED_TO = frozenset({POST, REPOST, LIST, GENERATOR, STARTER_PACK, LABELER})
 
 # Thousandths, as on the real network in 2026, with a little more of the rare kinds.
 RECORDS = {
-    LIKE: 640, POST: 125, REPOST: 80, FOLLOW: 92, BLOCK: 9, PROFILE: 10, LIST: 2, LIST_ITEM: 8,
-    LIST_BLOCK: 1, POST_GATE: 1, GENERATOR: 1, STARTER_PACK: 1, LABELER: 1, VERIFICATION: 2,
-    STATUS: 2, NOTIFICATIONS: 1, CHAT: 1, GERM: 1, UNKNOWN: 2, FOREIGN[0]: 12, FOREIGN[1]: 4,
-    FOREIGN[2]: 4,
+    LIKE: 639, POST: 125, REPOST: 80, FOLLOW: 92, BLOCK: 9, PROFILE: 10, LIST: 2, LIST_ITEM: 8,
+    LIST_BLOCK: 1, OPT_OUT: 1, POST_GATE: 1, GENERATOR: 1, STARTER_PACK: 1, LABELER: 1,
+    VERIFICATION: 2, STATUS: 2, NOTIFICATIONS: 1, CHAT: 1, GERM: 1, UNKNOWN: 2, FOREIGN[0]: 12,
+    FOREIGN[1]: 4, FOREIGN[2]: 4,
 }  # fmt: skip
 
 # Kinds of events, in ten-thousandths. Accounts change their status much more often than real ones

@@ -349,7 +349,7 @@ class ShelfMaker:
                     fields = self._list() | {"$type": mix.LIST}
                     return [Write(f"{mix.LIST}/{rkey}", record | fields)]
                 record |= {"list": own.uri, "subject": self._subjects.did()}
-            case mix.LIST_BLOCK:
+            case mix.LIST_BLOCK | mix.OPT_OUT:
                 found = self._subjects.other(mix.LIST)
                 if found is None:
                     return []

@@ -174,6 +174,11 @@ _ALL = (
     ),
     ComparedTable("list_block", ("uri",), ("cid", "creator", "subjectUri", "createdAt", "sortAt")),
     ComparedTable(
+        "reference_list_opt_out",
+        ("uri",),
+        ("cid", "creator", "subjectUri", "createdAt", "sortAt"),
+    ),
+    ComparedTable(
         "feed_generator", ("uri",),
         ("cid", "creator", "feedDid", "displayName", "description", "descriptionFacets",
          "avatarCid", "createdAt", "sortAt"),

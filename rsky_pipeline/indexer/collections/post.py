@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import orjson
 
+from rsky_pipeline.atproto.syntax import is_did
 from rsky_pipeline.database.connection import Transaction
 from rsky_pipeline.indexer.collections.declaration import Changes, Collection, Finished
 from rsky_pipeline.indexer.collections.fields import (
@@ -19,6 +20,7 @@ from rsky_pipeline.indexer.collections.fields import (
     clean,
     created_at,
     did,
+    host,
     items,
     mapping,
     strong_reference,
@@ -100,7 +102,10 @@ def _reply(record: Record) -> tuple[str | None, str | None, str | None, str | No
     reply = mapping(record, "reply")
     if reply is None:
         return None, None, None, None
-    return *strong_reference(reply, "root"), *strong_reference(reply, "parent")
+    root = strong_reference(reply, "root")
+    if not is_did(host(root[0])):  # an AppView of 0.0.280 fails at whole pages with such a post
+        raise InvalidRecordError("invalid_uri", "reply.root does not name its account by a DID")
+    return *root, *strong_reference(reply, "parent")
 
 
 def _texts(record: Record, key: str, max_items: int) -> str | None:

@@ -232,6 +232,7 @@ SCHEMAS: dict[str, Object] = {
     ),
     f"{_GRAPH}.listitem": Object({"subject": DID, "list": AT_URI} | CREATED),
     f"{_GRAPH}.listblock": Object({"subject": AT_URI} | CREATED),
+    f"{_GRAPH}.referencelistoptout": Object({"subject": AT_URI} | CREATED),
     f"{_GRAPH}.starterpack": Object(
         {"name": Text(500, 1, 50), "list": AT_URI} | CREATED,
         {

@@ -281,6 +281,9 @@ _WRITERS: dict[str, Callable[[Put, Rows], None]] = {
     "app.bsky.graph.list": _simple("list", {"name": "name", "purpose": "purpose", **_DESCRIBED}),
     "app.bsky.graph.listitem": _simple("list_item", {**_SUBJECT, "listUri": "list"}),
     "app.bsky.graph.listblock": _simple("list_block", {"subjectUri": "subject"}),
+    "app.bsky.graph.referencelistoptout": _simple(
+        "reference_list_opt_out", {"subjectUri": "subject"}
+    ),
     "app.bsky.graph.starterpack": _simple("starter_pack", {"name": "name"}),
     "app.bsky.feed.generator": _simple(
         "feed_generator", {"feedDid": "did", "displayName": "displayName", **_DESCRIBED}

@@ -253,7 +253,7 @@ def read(events: Sequence[Event]) -> list[Reading]:
 STATE_TABLES = (
     "record", "duplicate_record", "post", "post_embed_image", "post_embed_record", "quote",
     "feed_item", "like", "repost", "follow", "profile", "actor_block", "list", "list_item",
-    "thread_gate", "post_gate", "actor_sync",
+    "thread_gate", "post_gate", "actor_sync", "reference_list_opt_out",
 )  # fmt: skip
 
 

@@ -48,6 +48,9 @@ PAIRS: dict[str, dict[str, Any]] = {
     "app.bsky.graph.follow": {"subject": did_of("ann")},
     "app.bsky.graph.block": {"subject": did_of("ann")},
     "app.bsky.graph.listblock": {"subject": f"at://{did_of('ann')}/app.bsky.graph.list/1"},
+    "app.bsky.graph.referencelistoptout": {
+        "subject": f"at://{did_of('ann')}/app.bsky.graph.list/1"
+    },
     "app.bsky.graph.listitem": {
         "subject": did_of("ann"), "list": f"at://{did_of('bob')}/app.bsky.graph.list/1",
     },

@@ -70,6 +70,7 @@ WHOLE: tuple[tuple[str, dict[str, Any]], ...] = (
     ("graph.list", {"name": "l", "purpose": "p", **NAMED}),
     ("graph.listitem", {"list": LIST, "subject": did_of("bob")}),
     ("graph.listblock", {"subject": LIST}),
+    ("graph.referencelistoptout", {"subject": LIST}),
     ("feed.generator", {"did": "did:web:f.test", "displayName": "n", **NAMED}),
     ("graph.starterpack", {"name": "s", "list": LIST, "feeds": [{"uri": POST}]}),
     ("labeler.service", {"policies": {"labelValues": ["spam"]}, "reasonTypes": ["x"]}),

@@ -85,7 +85,7 @@ def test_settings_select_collections() -> None:
     assert SelectedCollections(["app.bsky.feed.like"]).keys() == {"app.bsky.feed.like"}
     assert SelectedCollections(["chat.bsky."]).keys() == {"chat.bsky.actor.declaration"}
     assert SelectedCollections(["app.bsky"]) == {}
-    assert len(SelectedCollections(["app.", "chat.", "com."])) == 19
+    assert len(SelectedCollections(["app.", "chat.", "com."])) == 20
 
 
 @pytest.mark.parametrize(

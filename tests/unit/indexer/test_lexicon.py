@@ -244,7 +244,7 @@ def test_a_record_has_the_type_of_its_collection() -> None:
 
 def test_every_collection_is_validated() -> None:
     assert all(collection.check is not None for collection in registry.load().values())
-    assert len(registry.load()) == 19
+    assert len(registry.load()) == 20
     nsid = "chat.bsky.actor.declaration"
     refused = read({"$type": nsid, "allowIncoming": []}, nsid).refused
     assert refused is not None
