@@ -161,15 +161,20 @@ def encode_error_frame(error: str, message: str) -> bytes:
 
 
 class UnreadableCommitError(InvalidDataError):
-    """A `#commit` that cannot be read as a whole, or is beyond a limit; its account can be."""
+    """A `#commit` or `#sync` that cannot be read as a whole, or is beyond a limit; its account can.
 
-    def __init__(self, error: InvalidDataError, body: dict[str, Any]) -> None:
-        """Raises InvalidDataError if not even the account and the rev can be read."""
+    `ops` are the readable operations of a commit.
+    """
+
+    def __init__(self, error: InvalidDataError, body: dict[str, Any], account: str) -> None:
+        """`account` is the key of the DID. Raises InvalidDataError if not even the account and the
+        rev can be read."""
         super().__init__(error.reason, str(error))
         self.seq = _seq(body)
-        self.did = _did(body, "repo")
+        self.did = _did(body, account)
         self.rev = _earlier_tid(body)
-        self.time = required_text(body, "time")
+        time = body.get("time")
+        self.time = time if type(time) is str else None
         self.ops = tuple(_readable_ops(body.get("ops")))
 
 
@@ -177,7 +182,7 @@ def _commit(body: dict[str, Any]) -> CommitMessage:
     try:
         return _whole_commit(body)
     except InvalidDataError as error:
-        raise UnreadableCommitError(error, body) from error
+        raise UnreadableCommitError(error, body, "repo") from error
 
 
 def _whole_commit(body: dict[str, Any]) -> CommitMessage:
@@ -242,6 +247,13 @@ def _op(item: object) -> RepoOp:
 
 
 def _sync(body: dict[str, Any]) -> SyncMessage:
+    try:
+        return _whole_sync(body)
+    except InvalidDataError as error:
+        raise UnreadableCommitError(error, body, "did") from error
+
+
+def _whole_sync(body: dict[str, Any]) -> SyncMessage:
     blocks = body.get("blocks")
     if type(blocks) is not bytes or len(blocks) > MAX_SYNC_BLOCKS:
         raise InvalidDataError("invalid_frame", "blocks is missing or too big")

@@ -1,7 +1,8 @@
 """The blocks of one repo: in memory while they fit, then in a temporary file.
 
 All repos in flight share one budget of bytes in memory and one of bytes on disk. A repo moves to
-disk when the memory budget is exhausted, and fails when the disk budget is exhausted too.
+disk when the memory budget is exhausted, and fails when the disk budget is exhausted too: to be
+tried again if other repos use it, for good if it would not fit alone.
 
 The file is unlinked, so a killed worker leaves nothing behind. Its index (16 bytes per block) is
 mapped from a second file: it costs page cache, not memory.
@@ -33,6 +34,10 @@ _MASK = (1 << 64) - 1
 
 class DiskFullError(Exception):
     """The disk budget or the file system has no room for another block."""
+
+
+class RepoTooBigError(Exception):
+    """The blocks of this one repo do not fit into the whole disk budget."""
 
 
 class Budget:
@@ -111,14 +116,17 @@ class Blocks:
         return self._file is None
 
     def add(self, pairs: Iterable[tuple[Cid, bytes]]) -> None:
-        """Add blocks, in memory or to the file. Raises DiskFullError."""
+        """Add blocks, in memory or to the file. Raises DiskFullError and RepoTooBigError."""
         if self._file is None:
             self._blocks.update(pairs)
         else:
             self._file.add(pairs)
 
     def move_to_disk(self) -> None:
-        """Write the blocks to a file; later blocks go there too. Raises DiskFullError."""
+        """Write the blocks to a file; later blocks go there too.
+
+        Raises DiskFullError and RepoTooBigError.
+        """
         file = _BlockFile(self._disk, self._folder)
         try:
             file.add(self._blocks.items())
@@ -183,6 +191,9 @@ class _BlockFile:
                 self._end += _HEAD.size + LENGTH + len(block)
                 self.count += 1
         data = b"".join(out)
+        if self._granted + len(data) > self._budget.total:
+            total = self._budget.total // (1024 * 1024)
+            raise RepoTooBigError(f"the repo exceeds backfiller_disk_mb ({total} MB)")
         if not self._budget.grow(len(data)):
             raise DiskFullError("other repos use all of backfiller_disk_mb")
         self._granted += len(data)

@@ -37,7 +37,7 @@ from rsky_pipeline.network.repositories import (
     repo_url,
 )
 from rsky_pipeline.observability.backfiller import BackfillerMetrics
-from rsky_pipeline.repos.blocks import Blocks, Budget, DiskFullError
+from rsky_pipeline.repos.blocks import Blocks, Budget, DiskFullError, RepoTooBigError
 from rsky_pipeline.repos.hosts import (
     LONGEST_PARKING_SECONDS,
     Addresses,
@@ -306,6 +306,8 @@ class Fetcher:
                 error.host = pds
                 raise
             raise RepoError("invalid", "invalid_car", str(error), host=pds) from error
+        except RepoTooBigError as error:
+            raise RepoError("invalid", "too_big", str(error), host=pds) from error
         except DiskFullError as error:
             raise RepoError("rate_limited", "no_disk", str(error), 30.0, host=pds) from error
         except RedirectError:

@@ -124,7 +124,7 @@ class RepoConverter(FrameConverter):
                 frame.update = RepoUpdate(
                     error.did, rev, ops=ops, problem=FetchReason.INVALID_BLOCKS, readable=False
                 )
-            frame.seq, frame.time = error.seq, error.time[:MAX_TIME]
+            frame.seq, frame.time = error.seq, error.time and error.time[:MAX_TIME]
         return frame
 
     def resync(
@@ -148,17 +148,18 @@ class RepoConverter(FrameConverter):
 
     def convert_commit(self, message: CommitMessage, raw: bytes, rev: int) -> PendingFrame:
         """Convert a commit; `rev` is its rev as a number. Raises InvalidDataError."""
-        if len(message.time) > MAX_TIME:
-            raise InvalidDataError("text_too_long", "a time of an absurd length")
         if is_future(rev, self._clock()):
             raise InvalidDataError("future_rev", f"{message.did[:100]} at {message.rev}")
-        self.time_before = message.time
         since = None if message.since is None else _tid(message.since)
         prefixes = self._prefixes
         ops = tuple([op for op in message.ops if op.path.startswith(prefixes)])
         self.counters.filtered += len(message.ops) - len(ops)
         if self.left_out:
             ops = self._without_blocked(ops)
+        if len(message.time) > MAX_TIME:
+            update = RepoUpdate(message.did, rev, ops=ops)
+            return self._with_bad_blocks(message, update, raw, _absurd())
+        self.time_before = message.time
         if message.too_big or message.rebase:
             return self._too_big(message, rev, since, ops)
         try:
@@ -233,10 +234,11 @@ class RepoConverter(FrameConverter):
 
     def convert_sync(self, message: SyncMessage, raw: bytes, rev: int) -> PendingFrame:
         """Convert a sync event; `rev` is its rev as a number. Raises InvalidDataError."""
-        _check_texts(message.time, None)
         if is_future(rev, self._clock()):
             raise InvalidDataError("future_rev", f"{message.did[:100]} at {message.rev}")
         update = RepoUpdate(message.did, rev, kind="sync")
+        if len(message.time) > MAX_TIME:
+            return self._with_bad_blocks(message, update, raw, _absurd())
         try:
             commit = read_contents(message).commit
         except InvalidDataError as error:
@@ -255,9 +257,9 @@ class RepoConverter(FrameConverter):
         raw: bytes,
         error: InvalidDataError,
     ) -> PendingFrame:
-        """Make a frame whose blocks are of no use a raw dead letter, and have the repo fetched."""
+        """Make a frame of no use a raw dead letter, and have the repo fetched."""
         frame = self.unusable(raw, error.reason, str(error))
-        frame.seq, frame.time = message.seq, message.time
+        frame.seq, frame.time = message.seq, message.time[:MAX_TIME]
         frame.update = update._replace(problem=FetchReason.INVALID_BLOCKS, readable=False)
         return frame
 
@@ -415,4 +417,8 @@ def _tid(text: str) -> int:
 
 def _check_texts(time: str, text: str | None) -> None:
     if len(time) > MAX_TIME or (text is not None and len(text) > _MAX_TEXT):
-        raise InvalidDataError("text_too_long", "a time, handle or status has an absurd length")
+        raise _absurd()
+
+
+def _absurd() -> InvalidDataError:
+    return InvalidDataError("text_too_long", "a time, handle or status has an absurd length")

@@ -386,27 +386,21 @@ async def test_a_repo_beyond_the_memory_goes_to_disk_and_gives_the_same(
     assert list((configured.data_dir / "backfill").iterdir()) == []
 
 
-async def test_a_repo_beyond_the_largest_size_is_refused(
-    store: Store, configure: Configure, hosts: FakeHosts
+@pytest.mark.parametrize(
+    "limits",
+    [{"backfiller_max_repo_mb": 1}, {"backfiller_memory_mb": 1, "backfiller_disk_mb": 1}],
+    ids=["largest_size", "all_of_the_disk"],
+)
+async def test_a_repo_beyond_a_limit_is_refused(
+    store: Store, configure: Configure, hosts: FakeHosts, limits: dict[str, int]
 ) -> None:
     hosts.add("did:plc:a", document("did:plc:a"), make_repo("did:plc:a", 12_000)[0])
-    async with backfiller(configure(backfiller_max_repo_mb=1)):
+    async with backfiller(configure(**limits)) as running:
         queue(store, "did:plc:a")
         await settled(store)
+        assert running.value("disk_reserved_bytes") == 0
     assert output(store) == []
     assert [letter.reason for letter in letters(store)] == ["too_big"]
-
-
-async def test_a_repo_waits_while_the_disk_is_used_up(
-    store: Store, configure: Configure, hosts: FakeHosts
-) -> None:
-    hosts.add("did:plc:a", document("did:plc:a"), make_repo("did:plc:a", 12_000)[0])
-    async with backfiller(configure(backfiller_memory_mb=1, backfiller_disk_mb=1)) as running:
-        queue(store, "did:plc:a")
-        await eventually(lambda: running.value("repos_waiting") == 1)
-    assert running.value("failures_total", reason="no_disk") == 1
-    assert running.value("disk_reserved_bytes") == 0
-    assert (output(store), letters(store)) == ([], [])
 
 
 async def test_repos_wait_while_the_file_system_has_no_room(

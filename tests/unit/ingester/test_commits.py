@@ -250,6 +250,8 @@ def test_blocks_that_cannot_be_read_have_the_repo_fetched(blocks: bytes) -> None
         ({"blocks": b"\0" * 2_000_001}, "blocks_too_big"),
         ({"since": 1}, "invalid_frame"),
         ({"commit": None}, "invalid_frame"),
+        ({"time": None}, "invalid_frame"),
+        ({"time": "2" * 65}, "text_too_long"),
         ({}, "invalid_ops"),  # more than 200
     ],
 )  # fmt: skip
@@ -264,6 +266,26 @@ def test_a_commit_beyond_a_limit_has_the_repo_fetched(changes: dict[str, Any], r
     assert len(job["deleted"]) == count, "deletions are proven from the repo"
     assert [letter["reason"] for letter in kept_aside(frame)] == [reason]
     assert made.counters.resyncs == {"invalid_blocks": 1}
+    assert frame.seq == 5
+
+
+@pytest.mark.parametrize("verify", ["none", "full"])
+@pytest.mark.parametrize(
+    "changes", [{"rev": REV[:12]}, {"rev": REV[:11]}, {"blocks": b"\0" * 10_001}, {"blocks": None},
+                {"time": "2" * 65}, {"time": 1}],
+)  # fmt: skip
+def test_a_sync_that_cannot_be_read_as_a_whole_has_the_repo_fetched(
+    changes: dict[str, Any], verify: Verify
+) -> None:
+    """A rev that is a shortened TID occurs on real hosts; the one that is asked for is below it."""
+    body = {"seq": 5, "did": DID, "rev": REV, "time": TIME, "blocks": b""} | changes
+    made = converter(verify=verify)
+    frame = made.convert(encode_frame("#sync", body))
+    assert events(frame) == []
+    (job,) = jobs(frame)
+    assert (job["did"], job["reason"]) == (DID, "invalid_blocks")
+    assert job["rev"] <= body["rev"]
+    assert len(kept_aside(frame)) == 1
     assert frame.seq == 5
 
 

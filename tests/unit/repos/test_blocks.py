@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from rsky_pipeline.atproto.cid import Cid
-from rsky_pipeline.repos.blocks import Blocks, Budget, DiskFullError
+from rsky_pipeline.repos.blocks import Blocks, Budget, DiskFullError, RepoTooBigError
 from tests.small_disk import small_disk
 
 BLOCK = bytes(1_000)
@@ -69,4 +69,23 @@ def test_an_index_grows_with_its_blocks(tmp_path: Path) -> None:
         assert len(blocks) == 70_000
         assert blocks.get(block(69_999)[0]) == b"69999"
         assert blocks.get(block(70_000)[0]) is None
+    assert disk.used == 0
+
+
+def test_a_repo_waits_for_what_others_use_and_fails_where_it_would_not_fit_alone(
+    tmp_path: Path,
+) -> None:
+    memory, disk = Budget(2**20), Budget(3 * len(BLOCK))
+    first, second = Blocks(memory, disk, tmp_path), Blocks(memory, disk, tmp_path)
+    with closing(first), closing(second):
+        first.add([block(1)])
+        first.move_to_disk()
+        second.add([block(2), block(3)])
+        with pytest.raises(DiskFullError, match="other repos"):
+            second.move_to_disk()
+        with pytest.raises(RepoTooBigError, match="backfiller_disk_mb"):
+            first.add([block(4), block(5)])
+        first.close()
+        second.move_to_disk()
+        assert second.get(block(3)[0]) == BLOCK
     assert disk.used == 0
