@@ -83,7 +83,7 @@ def _prepare_database(settings: "Settings") -> list[str]:
         SchemaMismatchError,
         TransactionConflictError,
     )
-    from rsky_pipeline.database.schema import initialise
+    from rsky_pipeline.database.schema import initialise, pending
     from rsky_pipeline.runtime.errors import (
         PermissionDeniedError,
         SettingError,
@@ -94,6 +94,9 @@ def _prepare_database(settings: "Settings") -> list[str]:
     url = settings.database_url or ""
     try:
         _check_settings(url, server.check)
+        if not pending(url, settings.database_schema):
+            return []  # who uses the database looks at the pair
+        _require_pair(settings)
         return initialise(url, settings.database_schema)
     except LoginRefusedError as error:
         raise PermissionDeniedError(f"PostgreSQL at {redacted(url)}: {error}") from error
@@ -107,6 +110,32 @@ def _prepare_database(settings: "Settings") -> list[str]:
         if isinstance(error, SchemaMismatchError):
             raise SettingError(text) from error
         raise WorkerError(text) from error
+
+
+def _require_pair(settings: "Settings") -> None:
+    """Look at the pair before anything is changed in a database, which may be a wrong one.
+
+    Raises SettingError if it is, UnavailableError while Redis does not answer.
+    """
+    from contextlib import closing
+
+    from rsky_pipeline.configuration.redaction import redacted
+    from rsky_pipeline.database.connection import Database
+    from rsky_pipeline.health.pairing import require_pair
+    from rsky_pipeline.runtime.errors import UnavailableError
+    from rsky_pipeline.streams.connection import connect
+    from rsky_pipeline.streams.errors import StoreRejectedError, StoreUnavailableError
+
+    url = settings.redis_url or ""
+    opened = Database.connect(
+        settings.database_url or "", schema=settings.database_schema, name="start"
+    )
+    with closing(connect(url, name="start")) as store, opened as database:
+        try:
+            require_pair(store, database, settings.indexer_group)
+        except (StoreUnavailableError, StoreRejectedError) as error:
+            text = "does not show whether it belongs to this database, whose schema is to change"
+            raise UnavailableError(f"Redis at {redacted(url)} {text}: {error}") from error
 
 
 def _check_settings(url: str, check: "Callable[[str], list[ServerSetting]]") -> str | None:

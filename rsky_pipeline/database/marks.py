@@ -32,6 +32,14 @@ SELECT min(reached) FROM rsky_pipeline.applied_mark
 WHERE applied_at > (SELECT max(applied_at) FROM rsky_pipeline.applied_mark) - interval '1 hour'
 """
 
+# Data that is restored into a database with a schema adds the id of its own: the older one, which
+# Redis notes, stands.
+_ID = "SELECT id FROM rsky_pipeline.installation ORDER BY made_at, id LIMIT 1"
+_GIVE_ID = """
+INSERT INTO rsky_pipeline.installation (id)
+SELECT gen_random_uuid() WHERE NOT EXISTS (SELECT FROM rsky_pipeline.installation)
+"""
+
 MarkKey = tuple[str, str]  # worker, stream
 
 
@@ -50,12 +58,27 @@ class DatabaseLoss:
 def database_id(database: Database) -> str | None:
     """Return the id that the database has had since its schema was made; copies have it too.
 
-    None if its schema is older than ids, or not there yet.
+    None if its schema is older than ids or not there yet, or if somebody removed the id.
     """
-    if database.query("SELECT to_regclass('rsky_pipeline.installation')")[0][0] is None:
+    if not _knows_ids(database):
         return None
-    rows = database.query("SELECT id FROM rsky_pipeline.installation")
+    rows = database.query(_ID)
     return str(rows[0][0]) if rows else None
+
+
+def give_id(database: Database) -> str | None:
+    """Return the id of the database, a new one where somebody removed it; None if it is too old."""
+    if not _knows_ids(database):
+        return None
+    with database.transaction() as tx:
+        tx.execute("LOCK TABLE rsky_pipeline.installation IN EXCLUSIVE MODE")
+        tx.execute(_GIVE_ID)
+        return str(tx.query(_ID)[0][0])
+
+
+def _knows_ids(database: Database) -> bool:
+    found = database.query("SELECT to_regclass('rsky_pipeline.installation')")
+    return found[0][0] is not None
 
 
 def last_written(database: Database) -> datetime | None:

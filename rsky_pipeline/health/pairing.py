@@ -11,7 +11,7 @@ from contextlib import closing
 from dataclasses import dataclass
 
 from rsky_pipeline.database.connection import Database
-from rsky_pipeline.database.marks import database_id, last_written
+from rsky_pipeline.database.marks import database_id, give_id, last_written
 from rsky_pipeline.runtime.errors import SettingError
 from rsky_pipeline.streams.connection import Store
 from rsky_pipeline.streams.gap import REDIS_LOST
@@ -31,7 +31,7 @@ class MismatchError(SettingError):
 class Pairing:
     """The id of the database that a group writes, as Redis notes it, and that of the database.
 
-    None: nothing was noted yet, or the database's schema is older than ids.
+    None: nothing was noted yet, or the database has no id (`database_id`).
     """
 
     group: str
@@ -40,25 +40,20 @@ class Pairing:
 
     @property
     def mismatch(self) -> bool:
-        """Whether both are known and differ."""
-        return None not in (self.noted, self.database) and self.noted != self.database
+        """Whether Redis notes another database; one without an id is another one."""
+        return self.noted is not None and self.noted != self.database
 
     def describe(self) -> str:
         """Return a sentence for people, with the remedy."""
         if self.mismatch:
+            found = "one without an id" if self.database is None else self.database
             return (
                 f"Redis belongs to the database {self.noted} (consumer group {self.group}), but "
-                f"database_url leads to {self.database}: correct redis_url or database_url, or run "
+                f"database_url leads to {found}: correct redis_url or database_url, or run "
                 "`rsky-pipeline db pair --force` if they are to belong together from now on"
             )
-        if self.database is None and self.noted is not None:
-            return (
-                f"Redis belongs to the database {self.noted} (consumer group {self.group}), but "
-                "database_url leads to one without an id: correct database_url, or run "
-                "`rsky-pipeline db init` if it is the right one"
-            )
         if self.database is None:
-            return "the database has no id: run `rsky-pipeline db init`"
+            return "the database has no id yet: the first indexer gives it one"
         if self.noted is None:
             return f"Redis notes no database for {self.group}: the first indexer will tie them"
         return f"Redis and the database {self.database} belong together"
@@ -102,10 +97,11 @@ def pair(store: Store, database: Database, group: str, relays: Sequence[str]) ->
     repos listed and compared. Raises MismatchError, StoreError.
     """
     found = require_pair(store, database, group)
-    if found.database is None or found.noted is not None:
+    own = found.database or give_id(database)
+    if own is None or found.noted is not None:
         return False
     written = None if noted_marks(store, group) else last_written(database)
     if written is not None:
         request_reading(store, REDIS_LOST, written.timestamp(), written.isoformat(), relays)
-    note_database(store, group, found.database)
+    note_database(store, group, own)
     return written is not None

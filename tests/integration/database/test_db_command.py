@@ -132,14 +132,14 @@ def test_a_missing_privilege_is_exit_code_1(schema_database: str, command: str) 
 
 
 def test_a_role_that_may_not_extend_the_database_ends_the_start_for_good(
-    clean_database: str,
+    clean_redis: str, clean_database: str
 ) -> None:
     execute(clean_database, "DROP ROLE IF EXISTS stranger")
     execute(clean_database, "CREATE ROLE stranger LOGIN")
     try:
         url = clean_database.replace("postgres@", "stranger@")
         with pytest.raises(PermissionDeniedError) as refused:
-            _prepare_database(Settings(database_url=url))
+            _prepare_database(Settings(redis_url=clean_redis, database_url=url))
         assert "step 0001_appview of the schema" in str(refused.value)
         assert "GRANT CREATE ON DATABASE" in str(refused.value)
     finally:

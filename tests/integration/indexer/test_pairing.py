@@ -2,6 +2,7 @@
 
 import json
 import time
+from dataclasses import replace
 from typing import Any
 
 import orjson
@@ -10,10 +11,12 @@ import trio
 from click.testing import CliRunner
 
 from rsky_pipeline.cli import main
+from rsky_pipeline.cli.run import prepare_stores
 from rsky_pipeline.configuration.settings import Settings
 from rsky_pipeline.database.connection import Database
 from rsky_pipeline.health.pairing import MismatchError, Pairing, open_paired
 from rsky_pipeline.operations.verification.outside import check_database
+from rsky_pipeline.runtime.errors import UnavailableError
 from rsky_pipeline.streams.connection import connect
 from rsky_pipeline.streams.names import FIREHOSE_LIVE
 from tests.integration.indexer.kit import Network, Tables
@@ -134,3 +137,55 @@ async def test_groups_of_indexers_have_a_database_each(clean_redis: str, tables:
         await worker.ready.wait()
         assert worker.metric("indexer_database_losses_total") == 0
     assert entries(clean_redis, "rsky_pipeline:gaps") == []
+
+
+async def test_a_database_without_its_id_is_refused_until_it_is_meant(
+    clean_redis: str, tables: Tables
+) -> None:
+    await index_a_post(clean_redis, tables)
+    before = pair(clean_redis, tables)[1]["database"]
+    execute(tables.url, "DELETE FROM rsky_pipeline.installation")
+    feed(clean_redis, Network().post("bob"))
+    refusal = pytest.RaisesExc(MismatchError, match="leads to one without an id")
+    with pytest.RaisesGroup(refusal, flatten_subgroups=True):
+        async with indexing(clean_redis, tables.url, **RELAYS):
+            await trio.sleep(60)
+    assert pair(clean_redis, tables) == (
+        6, {"group": GROUP, "noted": before, "database": None}
+    )  # fmt: skip
+    assert pair(clean_redis, tables, "--force")[0] == 0
+    async with indexing(clean_redis, tables.url, **RELAYS):
+        await eventually(lambda: not entries(clean_redis, FIREHOSE_LIVE))
+    code, found = pair(clean_redis, tables)
+    assert (code, found["noted"]) == (0, found["database"])
+    assert found["database"] not in (None, before)
+
+
+async def test_data_restored_beside_an_id_keeps_its_own(clean_redis: str, tables: Tables) -> None:
+    """As `pg_restore --data-only` into a database that `db init` has prepared."""
+    await index_a_post(clean_redis, tables)
+    noted = pair(clean_redis, tables)[1]["noted"]
+    execute(tables.url, "CREATE TABLE kept AS SELECT * FROM rsky_pipeline.installation")
+    execute(tables.url, "DELETE FROM rsky_pipeline.installation")
+    execute(tables.url, "INSERT INTO rsky_pipeline.installation DEFAULT VALUES")
+    execute(tables.url, "INSERT INTO rsky_pipeline.installation SELECT * FROM kept")
+    assert pair(clean_redis, tables) == (
+        0, {"group": GROUP, "noted": noted, "database": noted}
+    )  # fmt: skip
+
+
+def test_a_wrong_database_is_left_as_it_is(clean_redis: str, clean_database: str) -> None:
+    settings = Settings(redis_url=clean_redis, database_url=clean_database)
+    with redis_client(clean_redis) as client:
+        client.hset("rsky_pipeline:installation", GROUP, "another")
+    with pytest.raises(MismatchError, match="belongs to the database another"):
+        prepare_stores(settings, True)
+    with pytest.raises(UnavailableError, match="whose schema is to change"):
+        prepare_stores(replace(settings, redis_url="redis://127.0.0.1:1"), True)
+    with Database.connect(clean_database, name="test") as database:
+        query = "SELECT nspname FROM pg_namespace WHERE nspname ~ '^(bsky|rsky)'"
+        assert database.query(query) == []
+    with redis_client(clean_redis) as client:
+        client.delete("rsky_pipeline:installation")
+    assert prepare_stores(settings, True)
+    assert prepare_stores(replace(settings, redis_url="redis://127.0.0.1:1"), True) == []
