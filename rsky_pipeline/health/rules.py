@@ -183,6 +183,10 @@ MISSING_METRICS = Rule(
     "the worker is of another version than this command, or was built wrongly: deploy again",
     Limits(fail=1), watched=True, check="metrics",
 )  # fmt: skip
+LOG = Rule(
+    "log", "the log cannot be written; its lines are lost, and everything else goes on",
+    "make room where the log is (`df`, `df -i`)", Limits(warn=1), watched=True,
+)  # fmt: skip
 FINDINGS = Rule("findings", "the self-check of a worker finds a fault", "see its log")
 
 # --- stores -----------------------------------------------------------------------------------

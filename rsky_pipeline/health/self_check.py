@@ -19,6 +19,7 @@ from rsky_pipeline.configuration.topology import FIREHOSE_LIVE
 from rsky_pipeline.health.conditions import METRICS, diagnose
 from rsky_pipeline.health.rules import (
     HISTORY_SECONDS,
+    LOG,
     OF_STORES,
     RuleVerdict,
     finding_of,
@@ -31,7 +32,7 @@ from rsky_pipeline.observability.findings import FAILS, WARNS, FindingMetrics
 from rsky_pipeline.observability.streams import StreamMetrics
 from rsky_pipeline.runtime.context import WorkerContext
 from rsky_pipeline.runtime.link import StoreTrouble, store_troubles
-from rsky_pipeline.runtime.logging import ThrottledLog
+from rsky_pipeline.runtime.logging import ThrottledLog, log_trouble
 from rsky_pipeline.streams.connection import Store
 from rsky_pipeline.streams.lag import StreamReport, collect, server_memory
 from rsky_pipeline.streams.names import STREAMS, dead_letters
@@ -121,7 +122,7 @@ class SelfCheck:
     def look_at_stores(
         self, troubles: Sequence[StoreTrouble], others: Sequence[RuleVerdict] = ()
     ) -> list[RuleVerdict]:
-        """Judge the links that fail; nothing is asked. `others` are verdicts about stores too."""
+        """Judge the links that fail; nothing is asked. `others` are verdicts of other looks."""
         longest: dict[str, StoreTrouble] = {}
         for trouble in troubles:
             known = longest.setdefault(trouble.error.finding, trouble)
@@ -134,7 +135,7 @@ class SelfCheck:
             )
             for name, trouble in longest.items()
         ]  # fmt: skip
-        found = [each for each in (*verdicts, *others) if each.status == "fail"]
+        found = [each for each in (*verdicts, *others) if each.status in ("warn", "fail")]
         with self._lock:
             self._of_stores = found
             self._show()
@@ -206,11 +207,14 @@ def watch(
 async def watch_stores(
     check: SelfCheck, context: WorkerContext, others: Callable[[], Sequence[RuleVerdict]] = tuple
 ) -> None:
-    """Show stores that fail as findings and in the health document, until cancelled.
+    """Show stores that fail, and a log that cannot be written, until cancelled.
 
     It rests on what links have met, so it also works while nothing answers.
     """
     while True:
-        found = check.look_at_stores(store_troubles(), others())
-        context.health({"stores": [f"{each.rule.title}: {each.figure}" for each in found]})
+        log = log_trouble()
+        lost = [judged(LOG, "", 1, log)] if log else []
+        found = check.look_at_stores(store_troubles(), [*others(), *lost])
+        failing = [each for each in found if each.status == "fail"]
+        context.health({"stores": [f"{each.rule.title}: {each.figure}" for each in failing]})
         await trio.sleep(_STORES_SECONDS)

@@ -12,7 +12,6 @@ import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 
 import trio
 
@@ -26,7 +25,7 @@ from rsky_pipeline.atproto.frame import (
 from rsky_pipeline.atproto.syntax import tid_from
 from rsky_pipeline.database.connection import Database
 from rsky_pipeline.ingester.commits.validation import FUTURE_SECONDS
-from rsky_pipeline.network.http import HttpClient, HttpError
+from rsky_pipeline.network.http import HttpClient, HttpError, read_date
 from rsky_pipeline.runtime.link import Link
 from rsky_pipeline.streams.connection import Store
 
@@ -123,10 +122,10 @@ def time_of_host(http: HttpClient, url: str) -> AskForTime:
             async with http.get(
                 url, max_bytes=_MAX_BODY, total_seconds=_ASK_SECONDS, trusted=True
             ) as answer:
-                date = answer.headers.get("date", "")
-            return parsedate_to_datetime(date).timestamp() + 0.5 - time.time()
-        except (HttpError, ValueError):
+                date = read_date(answer.headers.get("date", ""))
+        except HttpError:
             return None
+        return None if date is None else date + 0.5 - time.time()
 
     return ask
 

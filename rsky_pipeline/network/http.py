@@ -391,11 +391,19 @@ def read_retry_after(text: str | None, now: float) -> float | None:
     if _is_number(text):
         seconds = float(text)
     else:
-        try:
-            seconds = parsedate_to_datetime(text).timestamp() - now
-        except (ValueError, OverflowError):
+        moment = read_date(text)
+        if moment is None:
             return None
+        seconds = moment - now
     return min(max(seconds, 0.0), LONGEST_SECONDS)
+
+
+def read_date(text: str) -> float | None:
+    """Return the Unix seconds of a date in a header, None for what is none."""
+    try:
+        return parsedate_to_datetime(text[:100]).timestamp()
+    except (ValueError, OverflowError, OSError, LookupError, TypeError):  # of odd numbers and words
+        return None
 
 
 def _is_number(text: str | None) -> bool:

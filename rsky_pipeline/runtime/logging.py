@@ -43,7 +43,7 @@ def configure(
     terminal = target.isatty()
     as_text = format == "text" or (format == "auto" and terminal)
     colour = terminal and "NO_COLOR" not in os.environ
-    handler = logging.StreamHandler(target)
+    handler = LogStream(target)
     handler.setFormatter(
         TextLines(role, instance, colour)
         if as_text
@@ -60,6 +60,33 @@ def set_level(level: str) -> None:
     root.setLevel(level.upper())
     for library in ("httpcore", "trio_websocket"):
         logging.getLogger(library).setLevel(max(logging.WARNING, root.level))
+
+
+class LogStream(logging.StreamHandler[TextIO]):
+    """Writes lines; where the file system has no room for one, it is lost, and work goes on."""
+
+    def __init__(self, stream: TextIO) -> None:
+        super().__init__(stream)
+        self.trouble = ""  # why the last line could not be written
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write a line."""
+        self.trouble = ""
+        super().emit(record)
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - of the library
+        """Note a failure of the stream, on which nothing can be said about it."""
+        error = sys.exc_info()[1]
+        if isinstance(error, OSError):
+            self.trouble = error.strerror or type(error).__name__
+        else:
+            super().handleError(record)
+
+
+def log_trouble() -> str:
+    """Return why the last line could not be written; empty while the log is written."""
+    found = (each.trouble for each in logging.getLogger().handlers if isinstance(each, LogStream))
+    return next(filter(None, found), "")
 
 
 class TextLines(logging.Formatter):

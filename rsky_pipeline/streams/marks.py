@@ -34,6 +34,7 @@ _HISTORY = "rsky_pipeline:cursor_history:"
 HISTORY_LENGTH = 3 * 24 * 60  # one position a minute
 MARGIN_SECONDS = 120.0  # clocks differ, and positions are noted once a minute
 _TRIES = 5
+_LONGEST_NAME = 500  # of a stream and a worker, which PostgreSQL must be able to index
 _LARGEST = 2**62  # as a mark or a position; the columns for marks hold twice as much
 
 Position = tuple[float, int]  # of a cursor: when, in seconds since 1970, and its number
@@ -65,9 +66,10 @@ def noted_marks(store: Store, group: str) -> dict[tuple[str, str], int]:
     flat = store.call("HGETALL", DATABASE_MARKS + group)
     found = {}
     for name, number in zip(flat[::2], flat[1::2], strict=True):
-        stream, _, worker = text_of(name).partition(" ")
-        counted = _number(number)
-        if worker and counted is not None and name.isascii():
+        text, counted = text_of(name), _number(number)
+        stream, _, worker = text.partition(" ")
+        ours = name.isascii() and text.isprintable() and len(text) <= _LONGEST_NAME
+        if worker and counted is not None and ours:
             found[worker, stream] = counted
     return found
 

@@ -62,7 +62,9 @@ def segments(
     A reply is judged by its parent and by gates, and notifies the authors above it. If one of these
     is edited or deleted later in the batch, the reply has to be written first, as it would be with
     that operation in the next batch. The same holds for a record that leaves a trace when it is
-    deleted itself. `beyond` has further uris that records look at (see `Collection.looks_beyond`).
+    deleted itself, and for a post that is made again: its deletion has taken the feed items of its
+    reposts and its quotes, whoever made them. `beyond` has further uris that records look at (see
+    `Collection.looks_beyond`).
     """
     found: list[list[Operation]] = [[]]
     looked_at: set[str] = set()
@@ -76,6 +78,8 @@ def segments(
                 looked_at.update(beyond[operation.uri])
             if operation.rows.leaves_trace:
                 looked_at.add(operation.uri)
+        elif outlives_complete_rev(operation.uri):
+            looked_at.add(operation.uri)
         found[-1].append(operation)
     return found
 

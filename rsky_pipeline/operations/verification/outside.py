@@ -4,7 +4,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
-from email.utils import parsedate_to_datetime
 
 import trio
 
@@ -17,7 +16,7 @@ from rsky_pipeline.embedded.locations import embedded_stores
 from rsky_pipeline.health import rules
 from rsky_pipeline.health.pairing import look
 from rsky_pipeline.health.rules import RuleVerdict, Status, judged
-from rsky_pipeline.network.http import HttpClient, HttpError
+from rsky_pipeline.network.http import HttpClient, HttpError, read_date
 from rsky_pipeline.operations.verification.probe import probe_rev_guard
 from rsky_pipeline.streams import server as streams_server
 from rsky_pipeline.streams.connection import connect
@@ -78,10 +77,8 @@ async def _ask(
 
 def _ahead(date: str, now: float) -> float | None:
     """Return how far a Date header, which has whole seconds, is ahead of a moment."""
-    try:
-        return parsedate_to_datetime(date).timestamp() + 0.5 - now
-    except ValueError:
-        return None
+    moment = read_date(date)
+    return None if moment is None else moment + 0.5 - now
 
 
 def check_redis_settings(settings: Settings) -> Iterator[RuleVerdict]:

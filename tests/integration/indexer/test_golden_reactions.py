@@ -149,3 +149,24 @@ def test_reposts_of_a_deleted_feed_stay_in_feeds(tables: Tables, net: Network, e
     gone = net.delete(feed)
     tables.apply_each([feed, repost, gone] if early else [feed, gone, repost])
     assert tables.rows("feed_item", "uri") == [(repost.uri,)]
+
+
+@pytest.mark.parametrize("together", [True, False])
+def test_a_post_that_is_made_again_begins_anew(
+    tables: Tables, net: Network, together: bool
+) -> None:
+    """As officially, in whatever batches."""
+    post = net.post("ann")
+    repost, quote = net.repost("bob", post), net.quote("bob", post)
+    tables.apply(post, repost, quote)
+    deletion = net.delete(post)
+    again = net.put("ann", post.collection, {"text": "again"}, post.rkey)
+    events = (deletion, again)
+    if together:
+        tables.apply(*events)
+    else:
+        tables.apply_each(events)
+    assert tables.rows("feed_item", "uri") == [(again.uri,), (quote.uri,)]
+    assert tables.rows("quote") == []
+    assert tables.rows("repost", "uri") == [(repost.uri,)]
+    assert tables.counts(again) == (0, 0, 1, 0)

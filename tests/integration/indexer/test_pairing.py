@@ -59,7 +59,7 @@ async def test_another_database_is_refused_until_it_is_meant(
     before = pair(clean_redis, tables)[1]["database"]
     both = Pairing(GROUP, before, None).describe()
     assert f"belongs to the database {before}" in both
-    assert "correct database_url" in both
+    assert "correct redis_url or database_url" in both
     execute(tables.url, ANOTHER)
     execute(tables.url, "DELETE FROM rsky_pipeline.applied_mark")
     feed(clean_redis, Network().post("bob"))

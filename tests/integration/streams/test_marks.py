@@ -27,7 +27,14 @@ def test_odd_marks_are_not_ours(store: Store) -> None:
     note_mark(store, "g", "w", "s", 7)
     for number, value in enumerate([*ODD, b"%d" % (2**63 - 1), b"1.5", b"-1"]):
         store.call("HSET", DATABASE_MARKS + "g", f"s odd{number}", value)
-    store.call("HSET", DATABASE_MARKS + "g", b"\xff\xfe", b"5")
+    for name in (
+        b"\xff\xfe",
+        b"s \xff",
+        b"s a\0b",
+        b"s " + b"w" * 5_000,
+        b"s",
+    ):  # PostgreSQL refuses
+        store.call("HSET", DATABASE_MARKS + "g", name, b"5")
     assert noted_marks(store, "g") == {("w", "s"): 7}
 
 

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from rsky_pipeline.network.http import (
     LONGEST_SECONDS,
     RateLimit,
+    read_date,
     read_rate_limit,
     read_retry_after,
 )
@@ -50,3 +51,19 @@ def test_nothing_that_a_host_writes_raises(text: str, other: str) -> None:
     headers = {"ratelimit": text, "ratelimit-remaining": other, "ratelimit-reset": text}
     limit = read_rate_limit(headers, NOW)
     assert limit is None or 0.0 <= limit.reset_seconds <= LONGEST_SECONDS
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", " ", "-", ",", "\0", "now", "Mon, 01 Jan 0001 00:00:00 -0000", "1 Jan 99999 00:00:00 GMT",
+     "Thu, 31 Feb 2026 00:00:00 GMT", "1 Jan 2026 00:00:00 +9999999999",
+     "1 Jan 2026 " + "9" * 5_000],
+)  # fmt: skip
+def test_a_date_that_is_none_raises_nothing(text: str) -> None:
+    found = read_date(text)
+    assert found is None or isinstance(found, float)
+
+
+@given(st.text(st.sampled_from("0123456789:,+- JanFebMon\0"), max_size=60))
+def test_dates_of_odd_parts_raise_nothing(text: str) -> None:
+    read_date(text)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from rsky_pipeline.runtime.errors import UnavailableError
-from rsky_pipeline.runtime.logging import MAX_MESSAGE, ThrottledLog, configure, get
+from rsky_pipeline.runtime.logging import MAX_MESSAGE, ThrottledLog, configure, get, log_trouble
 
 
 @pytest.fixture(autouse=True)
@@ -134,3 +134,19 @@ def test_a_throttled_line_says_how_many_were_left_out(caplog: pytest.LogCaptureF
     assert (fields[2]["error"], fields[2]["exc_info"]) == ("gone", None)
     assert (fields[3]["error"], fields[3]["levelname"]) == ("'did'", "ERROR")
     assert fields[3]["exc_info"][0] is KeyError
+
+
+def test_a_log_without_room_is_named_and_stops_nobody(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    log, path = get("test"), tmp_path / "log"
+    with open("/dev/full", "w", buffering=1) as full, path.open("w") as good:
+        configure("info", "json", stream=full)
+        assert log_trouble() == ""
+        log.info("lost")
+        assert log_trouble() == "No space left on device"
+        os.dup2(good.fileno(), full.fileno())  # as if there were room again
+        log.info("written")
+        assert log_trouble() == ""
+    assert path.read_text().splitlines()[-1].endswith('"msg": "written"}')
+    assert capsys.readouterr().err == ""
