@@ -59,6 +59,8 @@ ONCE = {
             "indexer/core/apply.py",
             # Waits for a minute for a server that is away as well.
             "operations/load/writing.py",
+            # Says who else is at work, and tries nothing again.
+            "database/schema/official.py",
         },
     ),
 }  # fmt: skip
@@ -70,7 +72,7 @@ STORE_ERRORS = {
     "UnavailableError", "StoreError",
 }  # fmt: skip
 HANDLERS_LEFT = {
-    # The link counted and logged it; no defect, and the checks come again after their lease.
+    # The link counted and logged it; no defect, and the checks are taken again.
     "indexer/accounts/checks.py": 1,
     # A refusal at the start, which only an operator can end, ends the worker.
     "indexer/role.py": 1,

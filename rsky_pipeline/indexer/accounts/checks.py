@@ -44,7 +44,8 @@ class AccountChecks(ABC):
     async def work_once(self) -> bool:
         """Take some checks and resolve them; return whether there were any. Raises DatabaseError.
 
-        Checks whose answers could not be stored are taken again when their lease is over.
+        Checks whose answers could not be stored are taken again, at the latest when their lease is
+        over.
         """
 
     async def run(self) -> None:
@@ -53,6 +54,8 @@ class AccountChecks(ABC):
             try:
                 busy = await self.work_once()
             except StoreError:  # counted and logged by the link
+                # What was taken and not stored, perhaps on a connection that stands.
+                await self.link.attempt(self.begin)
                 busy = False
             except Exception as error:  # noqa: BLE001 - see runtime.boundary
                 self.boundary.caught(error, self.purpose)

@@ -3,6 +3,7 @@
 import threading
 from contextlib import closing
 from itertools import pairwise, permutations
+from typing import Any
 
 import pytest
 import trio
@@ -10,6 +11,8 @@ from prometheus_client import CollectorRegistry
 
 from rsky_pipeline.atproto.identity import DidDocument
 from rsky_pipeline.database.connection import Database
+from rsky_pipeline.database.errors import TransactionConflictError
+from rsky_pipeline.indexer.accounts import handles as handles_module
 from rsky_pipeline.indexer.accounts import purge
 from rsky_pipeline.indexer.accounts.checks import LookupUnknownError
 from rsky_pipeline.indexer.accounts.deletions import DeletionChecks
@@ -399,6 +402,38 @@ async def test_a_check_that_a_restart_interrupted_is_taken_up_at_once(tables: Ta
         assert not await other.work_once()
         assert await second.work_once()
     assert tables.rows("actor", "handle") == [("ann.test",)]
+
+
+async def test_a_check_whose_answer_met_a_conflict_is_taken_up_at_once(
+    tables: Tables, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not after its lease, though the connection stands: somebody cancelled the statement."""
+    tables.apply(identity("ann"))
+    store, conflicts = handles_module._store, [TransactionConflictError("canceled")]
+
+    def cancelled(*args: Any) -> int:
+        if conflicts:
+            raise conflicts.pop()
+        return store(*args)
+
+    monkeypatch.setattr(handles_module, "_store", cancelled)
+
+    async def find_document(did: str, _forced: bool) -> DidDocument | None:
+        return DidDocument(did, "ann.test", None, None)
+
+    async def find_did(_handle: str) -> str | None:
+        return did_of("ann")
+
+    metrics = IndexerMetrics(CollectorRegistry(), ["firehose_live"], [])
+    checks = HandleChecks(
+        "a", lambda: Database.connect(tables.url, name="h"), find_document, find_did, metrics
+    )
+    with closing(checks), trio.fail_after(60):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(checks.run)
+            while tables.rows("actor", "handle") != [("ann.test",)]:
+                await trio.sleep(0.05)
+            nursery.cancel_scope.cancel()
 
 
 async def test_looks_begin_one_by_one_while_events_wait(tables: Tables) -> None:
