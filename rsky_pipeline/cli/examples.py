@@ -24,6 +24,7 @@ EXAMPLES: Mapping[str, str] = {
     "streams reset": "rsky-pipeline streams reset repo_backfill_low --dry-run",
     "streams purge": "rsky-pipeline streams purge firehose_live --type repo",
     "streams groups repair": "rsky-pipeline streams groups repair --dry-run",
+    "streams groups remove": "rsky-pipeline streams groups remove first_group --dry-run",
     "streams release": "rsky-pipeline streams release --dry-run",
     "backfill add": "rsky-pipeline backfill add alice.example.com --priority high --force",
     "backfill status": "rsky-pipeline backfill status --window 1h",

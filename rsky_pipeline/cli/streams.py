@@ -12,6 +12,7 @@ from rsky_pipeline.cli.command import (
     STREAM_NAME,
     CommandError,
     Invocation,
+    confirm,
     operator_command,
 )
 from rsky_pipeline.cli.exit_codes import ExitCode
@@ -174,19 +175,21 @@ def groups() -> None:
 def repair_groups(run: Invocation, idle: float, dry_run: bool) -> int:
     """Repair consumer groups.
 
-    Finds missing groups, positions past the end, pending entries without a body, dead consumers.
+    Finds missing groups, positions past the end, pending entries without a body, dead consumers;
+    names groups of other programs, for which entries are kept.
 
     Exit with 1 if something is left that only a running worker can repair.
     """
     from rsky_pipeline.configuration.expectations import expected_groups
-    from rsky_pipeline.operations.groups import repair
+    from rsky_pipeline.operations.groups import OTHER, repair
 
     with run.store("streams") as store:
         found = repair(store, expected_groups(run.settings), idle_seconds=idle, dry_run=dry_run)
     states = {True: "found", False: "repaired"}
     rows = [
         (item.stream, item.group, item.what, f"{item.count:,}",
-         states[dry_run] if item.done or dry_run else "left", item.detail)
+         "not ours" if item.what == OTHER else states[dry_run] if item.done or dry_run else "left",
+         item.detail)
         for item in found
     ]  # fmt: skip
     header = ("STREAM", "GROUP", "FOUND", "COUNT", "STATE", "DETAIL")
@@ -194,8 +197,67 @@ def repair_groups(run: Invocation, idle: float, dry_run: bool) -> int:
         {"dry_run": dry_run, "found": [asdict(item) for item in found]},
         lambda: print_table(header, rows) if rows else line("the groups are good"),
     )
-    left = any(not item.done for item in found) and not dry_run
+    left = any(not item.done and item.what != OTHER for item in found) and not dry_run
     return ExitCode.FAILED if left else ExitCode.OK
+
+
+@operator_command(groups, "remove")
+@click.argument("group")
+@click.argument("streams", type=STREAM_NAME, nargs=-1, metavar="[STREAM]...")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("--force", is_flag=True, help="Also a group that is in use, or of this "
+              "configuration.")  # fmt: skip
+@_dry_run
+def remove(
+    run: Invocation, group: str, streams: tuple[str, ...], yes: bool, force: bool, dry_run: bool
+) -> None:
+    """Remove a consumer group that no program uses any more, from all streams or some.
+
+    Entries are kept until every group has finished them, so a group that nobody reads for fills the
+    streams. Lists what it leaves undone, and asks. Refuses, with exit code 1, a group that a
+    consumer used in the last minute, and those of this configuration.
+    """
+    from rsky_pipeline.configuration.expectations import expected_groups
+    from rsky_pipeline.operations.groups import find_group, remove_group
+    from rsky_pipeline.streams.names import STREAMS
+
+    ours = expected_groups(run.settings)
+    with run.store("streams") as store:
+        for stream in streams:
+            _require(store, stream)
+        found = find_group(store, group, streams or STREAMS)
+        if not found:
+            where = ", ".join(streams) or "no stream"
+            has = "has no group" if streams else "has a group"
+            raise CommandError(f"{where} {has} {group[:100]!r}: see `rsky-pipeline streams list`",
+                               ExitCode.USAGE)  # fmt: skip
+        used = [each.stream for each in found if each.in_use]
+        own = [each.stream for each in found if ours.get(each.stream) == group]
+        if (used or own) and not force and not dry_run:
+            why = (
+                f"it is the group of this configuration on {', '.join(own)}" if own
+                else f"a consumer used it in the last minute on {', '.join(used)}"
+            )  # fmt: skip
+            raise CommandError(f"refused: {why}; --force removes it all the same", ExitCode.FAILED)
+        if not dry_run:
+            undone = "; ".join(
+                f"{each.unread:,} unread and {each.pending:,} pending entries of {each.stream}"
+                for each in found
+            )
+            confirm(f"the group {group}, for which there are {undone}", yes)
+            remove_group(store, group, [each.stream for each in found])
+    header = ("STREAM", "GROUP", "UNREAD", "PENDING", "CONSUMERS", "IDLE")
+    rows = [
+        (each.stream, each.group, f"{each.unread:,}", f"{each.pending:,}", each.consumers,
+         duration(each.idle_seconds))
+        for each in found
+    ]  # fmt: skip
+
+    def show() -> None:
+        print_table(header, rows)
+        line("would be removed" if dry_run else "removed")
+
+    run.answer({"dry_run": dry_run, "removed": [asdict(each) for each in found]}, show)
 
 
 @operator_command(command, "release", aliases=("hand-back",))

@@ -38,6 +38,7 @@ from rsky_pipeline.streams.lag import StreamReport, inspect
 from rsky_pipeline.streams.limits import BATCH_LETTERS
 from rsky_pipeline.streams.names import (
     FIREHOSE_RAW_LETTERS,
+    GAPS,
     LABEL_RAW_LETTERS,
     REPO_BACKFILL_HIGH,
     STREAMS,
@@ -52,7 +53,7 @@ from rsky_pipeline.streams.repo_job import (
 from rsky_pipeline.streams.scan import moment, newest
 
 RAW = (FIREHOSE_RAW_LETTERS, LABEL_RAW_LETTERS)
-LETTER_STREAMS = (*(dead_letters(stream) for stream in STREAMS), *RAW)
+LETTER_STREAMS = (*(dead_letters(stream) for stream in (*STREAMS, GAPS)), *RAW)
 MAX_WATCHED = 100_000  # retried entries that are recognised when they come back
 _LOOK_SECONDS = 0.25
 _QUIET_SECONDS = 2.0  # after which a stream that nobody reads is not waited for

@@ -1,10 +1,10 @@
-"""The groups that streams should have, and repairing those that are broken.
+"""The groups that streams should have, repairing those that are broken, and removing others.
 
-Nothing that a consumer has not processed is ever acknowledged here, except pending entries whose
-body is gone: no worker can process these.
+Nothing that a consumer has not processed is ever acknowledged by a repair, except pending entries
+whose body is gone: no worker can process these.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,11 @@ from rsky_pipeline.streams.consumer import ensure_group
 from rsky_pipeline.streams.errors import StoreRejectedError
 from rsky_pipeline.streams.lag import GroupReport, StreamReport, inspect
 from rsky_pipeline.streams.limits import PAGE_ENTRIES
+from rsky_pipeline.streams.marks import forget_group
+from rsky_pipeline.streams.names import STREAMS
+
+OTHER = "other_group"
+IN_USE_SECONDS = 60.0  # a consumer that was idle for less may go on at any moment
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +25,8 @@ class GroupRepair:
     """A fault of a group; `done` if it was repaired.
 
     `what` is one of missing_group, position_past_end, phantom_entries, idle_consumer (holds
-    nothing) and dead_consumer (holds entries, which only a worker can process).
+    nothing), dead_consumer (holds entries, which only a worker can process) and other_group (of
+    another program or index: no fault, but entries stay until it has read them).
     """
 
     stream: str
@@ -60,7 +66,81 @@ def repair(
                 if "NOGROUP" not in str(error):
                     raise
                 # It is gone since, or of another program, whose name for it is no UTF-8.
+            if item.name != group:
+                found.append(_other(stream, item))
     return found
+
+
+def _other(stream: str, group: GroupReport) -> GroupRepair:
+    detail = (
+        f"not of this configuration; {group.lag:,} unread and {group.pending:,} pending entries "
+        "are kept for it. If no program uses it any more: `rsky-pipeline streams groups remove "
+        f"{group.name}`"
+    )
+    return GroupRepair(stream, group.name, OTHER, detail, group.lag + group.pending, done=False)
+
+
+@dataclass(frozen=True, slots=True)
+class GroupRemoval:
+    """A group of a stream that goes, and what it leaves undone."""
+
+    stream: str
+    group: str
+    unread: int
+    pending: int
+    consumers: int
+    idle_seconds: float | None  # since a consumer last asked; None without consumers
+
+    @property
+    def in_use(self) -> bool:
+        """Whether a consumer asked for entries just now."""
+        return self.idle_seconds is not None and self.idle_seconds < IN_USE_SECONDS
+
+
+def find_group(store: Store, group: str, streams: Sequence[str]) -> list[GroupRemoval]:
+    """Return what removing a group would mean, for each of these streams that has it.
+
+    Raises StoreUnavailableError and StoreRejectedError.
+    """
+    found = []
+    for stream in streams:
+        report = inspect(store, stream).group(group)
+        name = _raw_name(store, stream, group) if report is not None else None
+        if report is None or name is None:
+            continue
+        rows = store.call("XINFO", "CONSUMERS", stream, name)
+        idle = [dict(zip(row[::2], row[1::2], strict=True))[b"idle"] / 1_000 for row in rows]
+        found.append(
+            GroupRemoval(
+                stream, group, report.lag, report.pending, len(rows), min(idle, default=None)
+            )
+        )
+    return found
+
+
+def remove_group(store: Store, group: str, streams: Sequence[str]) -> int:
+    """Remove a group from streams, and what is noted of it once no stream has it; return how many.
+
+    Entries that only this group had not finished are trimmed as those that all have finished.
+    Raises StoreUnavailableError and StoreRejectedError.
+    """
+    removed = 0
+    for stream in streams:
+        name = _raw_name(store, stream, group)
+        if name is not None:
+            removed += int(store.call("XGROUP", "DESTROY", stream, name))
+    if removed and not find_group(store, group, STREAMS):
+        forget_group(store, group)
+    return removed
+
+
+def _raw_name(store: Store, stream: str, group: str) -> bytes | None:
+    """Return the name of a group as Redis has it, which need not be UTF-8."""
+    if not store.call("EXISTS", stream):
+        return None
+    rows = store.call("XINFO", "GROUPS", stream)
+    names = [dict(zip(row[::2], row[1::2], strict=True))[b"name"] for row in rows]
+    return next((name for name in names if text_of(name) == group), None)
 
 
 def _repair_group(

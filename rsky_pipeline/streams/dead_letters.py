@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from rsky_pipeline.streams.append import Entry
 from rsky_pipeline.streams.connection import Argument, Store
-from rsky_pipeline.streams.consumer import NOTES
+from rsky_pipeline.streams.consumer import MAX_ERROR, MAX_FIELDS, NOTES
 from rsky_pipeline.streams.limits import BATCH_LETTERS, PAGE_LETTERS
 from rsky_pipeline.streams.names import dead_letters
 
@@ -23,6 +23,16 @@ class DeadLetter:
     error: str
     attempts: int
     fields: Mapping[bytes, bytes]
+
+
+def add_dead_letter(
+    store: Store, stream: str, entry_id: bytes, fields: Sequence[bytes], reason: str, error: str
+) -> bool:
+    """Move an entry of a stream without groups to its dead letters; False if it was gone."""
+    notes: list[Argument] = [reason, error[:MAX_ERROR], 1, entry_id]
+    arguments: list[Argument] = [entry_id, *fields[: 2 * MAX_FIELDS]]
+    arguments += [part for pair in zip(NOTES, notes, strict=True) for part in pair]
+    return bool(store.script("dead_letter_add", [stream, dead_letters(stream)], arguments))
 
 
 def list_dead_letters(

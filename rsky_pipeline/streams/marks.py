@@ -56,6 +56,12 @@ def forget_database(store: Store, group: str) -> None:
     store.call("HDEL", INSTALLATION, group)
 
 
+def forget_group(store: Store, group: str) -> None:
+    """Forget the database of a group that was removed, and its marks."""
+    forget_database(store, group)
+    store.call("DEL", DATABASE_MARKS + group)
+
+
 def note_mark(store: Store, group: str, worker: str, stream: str, number: int) -> None:
     """Note the last transaction whose entries are acknowledged next."""
     store.call("HSET", DATABASE_MARKS + group, f"{stream} {worker}", number)

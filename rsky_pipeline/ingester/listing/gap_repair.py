@@ -41,9 +41,9 @@ from rsky_pipeline.network.listing import Listed, ListedRepo, Lister, Page, Unli
 from rsky_pipeline.runtime.boundary import Boundary
 from rsky_pipeline.runtime.errors import StoreError, described
 from rsky_pipeline.runtime.link import Link
-from rsky_pipeline.runtime.logging import ThrottledLog
 from rsky_pipeline.streams.append import Entry, append, read_fields
 from rsky_pipeline.streams.connection import Store
+from rsky_pipeline.streams.dead_letters import add_dead_letter
 from rsky_pipeline.streams.event import EVENT_FIELD, AccountEvent, encode_event
 from rsky_pipeline.streams.gap import STORE_LOST
 from rsky_pipeline.streams.marks import MARGIN_SECONDS
@@ -51,7 +51,6 @@ from rsky_pipeline.streams.names import FIREHOSE_LIVE, GAPS, REPO_BACKFILL_HIGH
 from rsky_pipeline.streams.repo_job import REPO_FIELD, FetchReason, RepoJob, encode_repo_job
 
 _log = logging.getLogger(__name__)
-_throttled = ThrottledLog(_log, 60.0)
 Connection = TypeVar("Connection", Store, Database)
 Result = TypeVar("Result")
 _CHECK_SECONDS = 5.0
@@ -285,19 +284,21 @@ def move_gaps(store: Store, connect: Callable[[], Database]) -> int:
     """Move gaps from Redis to PostgreSQL; return their number.
 
     Raises the errors of both. A gap is removed from Redis only when PostgreSQL has it; one that
-    PostgreSQL refuses stays there and holds up no other.
+    cannot be read, or that PostgreSQL refuses, becomes a dead letter.
     """
-    moved, start = 0, "-"
-    while found := store.call("XRANGE", GAPS, start, "+", "COUNT", _PAGE_GAPS):
+    moved = 0
+    while found := store.call("XRANGE", GAPS, "-", "+", "COUNT", _PAGE_GAPS):
         with connect() as database:
             refused = apply_isolated(found, partial(_insert_gaps, database))
         for culprit in refused:
-            _throttled.error("gap cannot be stored", gap=culprit.entry[0], reason=culprit.message)
+            (entry_id, fields), why = culprit.entry, (culprit.reason, culprit.message)
+            add_dead_letter(store, GAPS, entry_id, fields, *why)
+            _log.error("gap cannot be stored: see `rsky-pipeline dlq show`",
+                       extra={"gap": entry_id, "reason": culprit.message})  # fmt: skip
         left = {culprit.entry[0] for culprit in refused}
         if stored := [entry_id for entry_id, _ in found if entry_id not in left]:
             store.call("XDEL", GAPS, *stored)
         moved += len(stored)
-        start = f"({found[-1][0].decode()}"
     return moved
 
 

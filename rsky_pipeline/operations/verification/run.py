@@ -15,6 +15,7 @@ from rsky_pipeline.health.rules import RuleVerdict, Status, judged
 from rsky_pipeline.health.samples import Exported, Sample, SampleWindow
 from rsky_pipeline.health.self_check import expectations
 from rsky_pipeline.operations.cleaning import sample_stream
+from rsky_pipeline.operations.dead_letters import LETTER_STREAMS
 from rsky_pipeline.operations.deployment.journal import interrupted
 from rsky_pipeline.operations.scrape import Scrape, scrape, targets
 from rsky_pipeline.operations.stream_figures import Measurement, between, measure
@@ -162,12 +163,15 @@ def look(settings: Settings, before: Look | None = None) -> Look:
         with closing(connect(settings.redis_url or "", name="verify")) as store:
             measured = _measured(store, settings, moment, before)
             inspected = sample_stream(store, FIREHOSE_LIVE, _PAGE_ENTRIES)
+            letters = {
+                name.removesuffix("_dlq"): store.call("XLEN", name) for name in LETTER_STREAMS
+            }
     except (StoreUnavailableError, StoreRejectedError) as error:
         return Look(sample, scrapes, problem=str(error))
     sample = replace(
         sample,
         streams=tuple(item.report for item in measured.streams),
-        dead_letters={item.name: item.dead_letters for item in measured.streams},
+        dead_letters=letters,
         looked_at=inspected.sampled,
         misplaced=inspected.polluting,
         memory=measured.memory,

@@ -7,6 +7,7 @@ import orjson
 from rsky_pipeline.database.connection import Database
 from rsky_pipeline.ingester.listing.gap_repair import claim, list_gaps, move_gaps, note
 from rsky_pipeline.streams.connection import connect
+from rsky_pipeline.streams.dead_letters import list_dead_letters
 from rsky_pipeline.streams.gap import GAP_FIELD
 from rsky_pipeline.streams.names import GAPS
 
@@ -26,7 +27,10 @@ def test_a_gap_that_cannot_be_stored_holds_up_no_other(
     store.call("XADD", GAPS, "*", GAP_FIELD, b"no JSON")
     open_database = partial(Database.connect, schema_database, name="test")
     assert move_gaps(store, open_database) == 122
-    assert store.call("XLEN", GAPS) == 2
+    assert store.call("XLEN", GAPS) == 0
+    letters = list_dead_letters(store, GAPS)
+    assert [letter.fields[GAP_FIELD] for letter in letters[1:]] == [b"no JSON"]
+    assert [letter.reason for letter in letters] == ["bad_data", "internal_error"]
     assert move_gaps(store, open_database) == 0
     with open_database() as database:
         rows = list_gaps(database)
@@ -43,7 +47,8 @@ def test_many_gaps_that_cannot_be_read_hold_up_none_that_can(
         store.call("XADD", GAPS, "*", GAP_FIELD, b"no JSON")
     store.call("XADD", GAPS, "*", GAP_FIELD, orjson.dumps(GAP))
     assert move_gaps(store, partial(Database.connect, schema_database, name="test")) == 1
-    assert store.call("XLEN", GAPS) == 120
+    assert store.call("XLEN", GAPS) == 0
+    assert len(list_dead_letters(store, GAPS, count=1_000)) == 120
     store.close()
 
 
