@@ -7,6 +7,7 @@ refuses a database with an unknown migration. Official migrations are applied on
 asked for, and then under their own names.
 """
 
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -219,11 +220,13 @@ def _appview_changes(tx: Transaction, schema: str, step: Migration) -> Iterator[
         subject = f"the AppView's tables in {schema} ({len(names)} official migrations)"
         yield _Change("keep", "found", subject, _VERSION_TABLE)
         return
-    if _exists(tx, schema, "record") or _exists(tx, schema, "actor"):
+    names = re.findall(r'^CREATE TABLE "?(\w+)', step.sql, re.MULTILINE)
+    if found := [name for name in names if _exists(tx, schema, name)]:
         raise SchemaMismatchError(
-            f"the schema {schema} has AppView tables without the official migrator's bookkeeping "
-            "(kysely_migration), so it is unknown which state they have: choose another "
-            "database_schema, or let the official data plane migrate the database first"
+            f"the schema {schema} has AppView tables ({', '.join(found[:5])}) without the official "
+            "migrator's bookkeeping (kysely_migration), so it is unknown which state they have: "
+            "choose another database_schema, or let the official data plane migrate the database "
+            "first"
         )
     yield from _extension_changes(tx)
     sql = f"{_VERSION_TABLE};\n{step.sql}"

@@ -264,11 +264,14 @@ def test_a_second_appview_schema_in_a_database_is_refused(schema_database: str) 
         initialise(schema_database, "other")
 
 
-def test_tables_of_unknown_origin_are_refused(clean_database: str) -> None:
+@pytest.mark.parametrize("table", ["record", "like", "post"])
+def test_tables_of_unknown_origin_are_refused(clean_database: str, table: str) -> None:
     execute(clean_database, "CREATE SCHEMA bsky")
-    execute(clean_database, "CREATE TABLE bsky.record (uri text)")
-    with pytest.raises(SchemaMismatchError, match="kysely_migration"):
+    execute(clean_database, f'CREATE TABLE bsky."{table}" (uri text)')
+    with pytest.raises(SchemaMismatchError, match=rf"{table}.*kysely_migration"):
         initialise(clean_database)
+    with pytest.raises(SchemaMismatchError, match=rf"{table}.*kysely_migration"):
+        pending(clean_database)
     assert catalogue(clean_database, "rsky_pipeline") == {}
 
 
