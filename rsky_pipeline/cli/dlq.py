@@ -174,8 +174,9 @@ def _report_retried(run: Invocation, results: "dict[str, Retried]", back: "Retur
             for letter_id, why in each.kept:
                 say(f"{name} {letter_id} stays: {why}")
         for letter in back.examples:
-            say(f"{letter['stream']} {letter['id']} came back: {letter['reason']}: "
-                f"{letter['error']}")  # fmt: skip
+            # The text of an event that cannot be read begins with its reason.
+            error = letter["error"].removeprefix(f"{letter['reason']}: ")
+            say(f"{letter['stream']} {letter['id']} came back: {letter['reason']}: {error}")
         if retried and not back.tried:
             say("not all have been tried yet: `rsky-pipeline dlq list` shows what comes back later")
 

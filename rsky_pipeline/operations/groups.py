@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from rsky_pipeline.runtime.errors import printable
 from rsky_pipeline.streams.connection import Store, text_of
 from rsky_pipeline.streams.consumer import ensure_group
 from rsky_pipeline.streams.errors import StoreRejectedError
@@ -104,8 +105,8 @@ def find_group(store: Store, group: str, streams: Sequence[str]) -> list[GroupRe
     """
     found = []
     for stream in streams:
-        report = inspect(store, stream).group(group)
-        name = _raw_name(store, stream, group) if report is not None else None
+        name = _raw_name(store, stream, group)
+        report = None if name is None else inspect(store, stream).group(text_of(name))
         if report is None or name is None:
             continue
         rows = store.call("XINFO", "CONSUMERS", stream, name)
@@ -135,12 +136,14 @@ def remove_group(store: Store, group: str, streams: Sequence[str]) -> int:
 
 
 def _raw_name(store: Store, stream: str, group: str) -> bytes | None:
-    """Return the name of a group as Redis has it, which need not be UTF-8."""
+    """Return the name of a group as Redis has it, which need not be text, by the one shown."""
     if not store.call("EXISTS", stream):
         return None
     rows = store.call("XINFO", "GROUPS", stream)
     names = [dict(zip(row[::2], row[1::2], strict=True))[b"name"] for row in rows]
-    return next((name for name in names if text_of(name) == group), None)
+    return next(
+        (name for name in names if group in (text_of(name), printable(text_of(name)))), None
+    )
 
 
 def _repair_group(

@@ -60,6 +60,8 @@ def test_groups_of_other_programs_are_named_and_removed_on_request(
     assert (gone["unread"], gone["pending"], gone["consumers"]) == (2, 1, 1)
     assert store.call("HGETALL", "rsky_pipeline:installation") == [GROUP.encode(), b"another"]
     assert remove("\\xff1", "--yes").exit_code == 0
+    store.call("XGROUP", "CREATE", LIVE, b"red\x1b[31m", "0")
+    assert remove(r"red\x1b[31m", "--yes").exit_code == 0, "by the name that is shown"
     assert repaired(store) == []
     trim(store, LIVE)
     assert left(store) == []
