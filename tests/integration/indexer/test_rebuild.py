@@ -321,6 +321,7 @@ def falsify(tables: Tables, chance: random.Random, deleted_later: set[str]) -> s
     return done
 
 
+@pytest.mark.timeout(600)
 def test_one_per_cent_of_all_rows_is_named_and_rebuilt_under_live_events(
     run: Run,
     tables: Tables,
