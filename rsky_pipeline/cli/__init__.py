@@ -41,6 +41,7 @@ COMMANDS = {
     "config": "Show or check the configuration.",
     "block": "Leave out accounts, hosts and collections.",
     "db": "Check the database: schema, counts, completeness of a repo, rejected records.",
+    "stores": "Move from the embedded stores to your own.",
     "index-repo": "Bring the rows of repos exactly up to date.",
     "completion": "Complete commands, streams, settings and hosts in a shell.",
     "systemd": "Install, remove or show the systemd units.",

@@ -24,10 +24,15 @@ def command() -> None:
 @operator_command(command)
 def show(run: Invocation) -> None:
     """Print every setting, its value and its origin; passwords are hidden."""
+    from rsky_pipeline.embedded.locations import appview_password, appview_url, data_directory
+
     report = effective(run.loaded)
     for name, item in report.items():
         if name in ("redis_url", "database_url") and item["value"] is None:
             item["embedded"] = getattr(run.settings, name)  # where the embedded store listens
+    if url := appview_url(run.settings):
+        password = appview_password(data_directory(run.settings))
+        report["embedded_database_port"]["embedded"] = f"{url} (password in {password})"
     rows = [
         (name, _shown(item.get("embedded", item["value"])),
          "embedded store" if "embedded" in item else item["origin"])

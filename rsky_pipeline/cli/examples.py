@@ -54,6 +54,7 @@ EXAMPLES: Mapping[str, str] = {
     "db compare": "rsky-pipeline db compare alice.example.com",
     "db purge": "rsky-pipeline db purge alice.example.com --dry-run",
     "db rejected": "rsky-pipeline db rejected --reason too_long --limit 20",
+    "stores import": "rsky-pipeline stores import --config own-stores.toml",
     "index-repo": "rsky-pipeline index-repo alice.example.com",
     "systemd install": "rsky-pipeline systemd install --dry-run",
     "systemd uninstall": "rsky-pipeline systemd uninstall",

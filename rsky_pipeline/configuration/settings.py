@@ -114,6 +114,14 @@ class Settings:
         secret=True,
         applies="start",
     )
+    embedded_database_port: int = setting(
+        0,
+        "Port of this machine at which the embedded PostgreSQL can be reached, for an AppView; "
+        "`config show` prints the URL. 0: by a socket of the pipeline's account alone.",
+        minimum=0,
+        maximum=65_535,
+        applies="start",
+    )
     database_schema: str = setting(
         "bsky",
         "Schema of the AppView's tables (letters and underscores).",

@@ -20,6 +20,7 @@ MAX_SOCKET_PATH = 100  # bytes; the kernel allows 107, the rest is reserve for t
 LONGEST_SOCKET_NAME = 40  # bytes
 DATABASE = "bsky"
 DATABASE_USER = "postgres"
+APPVIEW_USER = "appview"
 
 
 def resolve_directories(settings: Settings) -> Settings:
@@ -38,8 +39,24 @@ def store_urls(settings: Settings) -> Settings:
         changes["redis_url"] = f"unix://{quote(str(valkey_socket(data)))}"
     if settings.database_url is None:
         host = quote(str(postgres_socket_directory(data)), safe="")
-        changes["database_url"] = f"postgresql://{DATABASE_USER}@/{DATABASE}?host={host}"
+        port = settings.embedded_database_port
+        changes["database_url"] = f"postgresql://{DATABASE_USER}@/{DATABASE}?host={host}" + (
+            f"&port={port}" if port else ""  # it is a part of the socket's name
+        )
     return replace(settings, **changes) if changes else settings  # type: ignore[arg-type]
+
+
+def appview_url(settings: Settings) -> str | None:
+    """Return how an AppView reaches the embedded PostgreSQL, without the password; None if not."""
+    port = settings.embedded_database_port
+    if not port or not embedded_stores(settings)[1]:
+        return None
+    return f"postgresql://{APPVIEW_USER}@127.0.0.1:{port}/{DATABASE}"
+
+
+def appview_password(data: Path) -> Path:
+    """Return the file of the password for `appview_url`."""
+    return data / "postgres" / "appview.password"
 
 
 def embedded_stores(settings: Settings) -> tuple[bool, bool]:

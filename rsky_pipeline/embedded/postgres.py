@@ -4,6 +4,7 @@ import errno
 import logging
 import os
 import re
+import secrets
 import shutil
 import signal
 import subprocess
@@ -40,10 +41,15 @@ INITIAL_OPTIONS: Mapping[str, str] = {
     "log_timezone": "UTC",
     "log_line_prefix": "%m [%p] ",
 }
+DEFAULT_PORT = 5432
+# Who may log in where there is a port: the pipeline by its socket, an AppView by its password.
+_ACCESS = f"""local all all trust
+host {locations.DATABASE} {locations.APPVIEW_USER} 127.0.0.1/32 scram-sha-256
+"""
 # Set on the command line, which overrides postgresql.conf: the program depends on them.
 FIXED_OPTIONS: Mapping[str, str] = {
     "listen_addresses": "",
-    "port": "5432",  # only part of the socket's name
+    "port": str(DEFAULT_PORT),  # only part of the socket's name
     "unix_socket_permissions": "0700",
     "logging_collector": "off",
 }
@@ -79,6 +85,13 @@ def prepare(settings: Settings, options: Mapping[str, str] | None = None) -> Sto
     else:
         _create_cluster(installation, home, account)
     switches = {**FIXED_OPTIONS, "unix_socket_directories": str(sockets), **(options or {})}
+    port = settings.embedded_database_port
+    if port:
+        _let_appview_in(installation, root, home, account)
+        hba = home / "pg_hba.conf"
+        hba.write_text(_ACCESS)
+        hba.chmod(0o644)
+        switches |= {"listen_addresses": "127.0.0.1", "port": str(port), "hba_file": str(hba)}
     return StoreProgram(
         name="postgres",
         arguments=(
@@ -90,15 +103,40 @@ def prepare(settings: Settings, options: Mapping[str, str] | None = None) -> Sto
         directory=home,
         log_path=root / "postgres.log",
         stop_signal=signal.SIGINT,  # fast: ends sessions, writes a checkpoint
-        answers=partial(answers, installation, sockets),
+        answers=partial(answers, installation, sockets, port or DEFAULT_PORT),
         account=account,
     )
 
 
-def answers(installation: Path, sockets: Path) -> bool:
+def _let_appview_in(
+    installation: Path, root: Path, home: Path, account: SystemAccount | None
+) -> None:
+    """Make the role of an AppView, with a password of its own, once."""
+    file = locations.appview_password(root)
+    if file.exists():
+        return
+    password = secrets.token_urlsafe(24)
+    role = locations.APPVIEW_USER
+    missing = f"NOT EXISTS (SELECT FROM pg_roles WHERE rolname = '{role}')"
+    statements = [
+        f"DO $$ BEGIN IF {missing} THEN CREATE ROLE {role}; END IF; END $$",
+        f"ALTER ROLE {role} LOGIN PASSWORD '{password}'",
+        # An AppView reads everything, and writes mutes, bookmarks and the like.
+        f"GRANT pg_read_all_data, pg_write_all_data TO {role}",
+    ]
+    single = [str(installation / "bin" / "postgres"), "--single", "-D", str(home / "data")]
+    text = "".join(f"{statement}\n" for statement in statements)
+    _run([*single, locations.DATABASE], account, text)
+    unfinished = file.with_suffix(".new")
+    unfinished.touch(0o600)
+    unfinished.write_text(password + "\n")
+    unfinished.replace(file)
+
+
+def answers(installation: Path, sockets: Path, port: int) -> bool:
     """Return whether the server with this socket directory takes connections."""
     command = [str(installation / "bin" / "pg_isready"), "--quiet", "--timeout=2"]
-    command += ["--host", str(sockets), "--dbname", locations.DATABASE]
+    command += ["--host", str(sockets), "--port", str(port), "--dbname", locations.DATABASE]
     command += ["--username", locations.DATABASE_USER]  # else the log names a role that is missing
     return subprocess.run(command, env={"LC_ALL": "C"}, timeout=10, check=False).returncode == 0
 

@@ -12,6 +12,7 @@ import pytest
 from redis import RedisError
 
 from rsky_pipeline.embedded import locations
+from tests.integration.operations.test_importing import bring, check_copy, seed
 from tests.real.conftest import Tally
 from tests.real.following import WORKERS, on_stores, wait_for_records
 from tests.real.servers import (
@@ -24,7 +25,7 @@ from tests.real.servers import (
     program,
     wait_until,
 )
-from tests.stores import redis_client
+from tests.stores import redis_client, scratch_directory
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(900)]
 TABLE = "rsky_real"  # of the kernel's packet filter
@@ -267,3 +268,13 @@ def test_tls_with_an_authority_of_ones_own(real: Servers, tally: Tally) -> None:
         tls.start_again()
         tally.kills += 2
         wait_for_records(running)
+
+
+def test_embedded_stores_are_imported_into_older_servers(real: Servers) -> None:
+    """From PostgreSQL 18 and Valkey to Debian's, with a role that owns nothing but its database."""
+    database, redis = real.postgres(), real.redis(password="odd/one@")
+    with scratch_directory() as directory:
+        seed(directory)
+        result = bring(directory, redis.url, database.url(USER))
+        assert result.exit_code == 0, result.output
+        check_copy(redis.url, database.url(USER))

@@ -4,14 +4,19 @@ import os
 import re
 import shutil
 import signal
+import socket
 import stat
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import psycopg
 import pytest
+from click.testing import CliRunner
 
+from rsky_pipeline.cli import main
 from rsky_pipeline.configuration.settings import Settings
+from rsky_pipeline.database.schema import initialise
 from rsky_pipeline.embedded import accounts, locations, postgres, valkey
 from rsky_pipeline.embedded.errors import EmbeddedStoreError
 from rsky_pipeline.embedded.program import StoreProgram
@@ -237,3 +242,30 @@ def test_the_guard_stops_a_store_whose_supervisor_is_gone() -> None:
         os.close(write)
         assert store.wait(10) == 0
         assert watcher.wait(10) == 0
+
+
+def test_an_appview_reaches_the_embedded_database_by_its_password() -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    with scratch_directory() as directory:
+        settings = replace(settings_in(directory), embedded_database_port=port)
+        url = locations.appview_url(locations.store_urls(settings))
+        assert url == f"postgresql://appview@127.0.0.1:{port}/bsky"
+        shown = CliRunner().invoke(
+            main,
+            ["config", "show", f"--data-dir={directory}", f"--set=embedded_database_port={port}"],
+        )
+        assert f"{url} (password in {locations.appview_password(directory)})" in shown.output
+        for _ in range(2):
+            with running(postgres.prepare(settings)) as store:
+                initialise(store.url, "bsky")
+                password = locations.appview_password(directory).read_text().strip()
+                with psycopg.connect(url, password=password, autocommit=True) as appview:
+                    appview.execute("INSERT INTO bsky.mute VALUES ('a', 'b', 't') "
+                                    "ON CONFLICT DO NOTHING")  # fmt: skip
+                    assert appview.execute("SELECT count(*) FROM bsky.record").fetchone() == (0,)
+                for user, secret in (("appview", "wrong"), ("postgres", "")):
+                    with pytest.raises(psycopg.OperationalError, match=r"authentication|pg_hba"):
+                        psycopg.connect(url, user=user, password=secret)
+        assert locations.appview_password(directory).stat().st_mode & 0o077 == 0
