@@ -29,7 +29,7 @@ from rsky_pipeline.operations.deployment.journal import Journal, interrupted, lo
 from rsky_pipeline.operations.deployment.program import Program
 from rsky_pipeline.operations.ordered import flow
 from rsky_pipeline.operations.ordered.movement import RoleMove, Tell
-from rsky_pipeline.operations.ordered.supervised import Supervised
+from rsky_pipeline.operations.ordered.supervised import Supervised, with_complaint
 from rsky_pipeline.runtime.errors import WorkerError
 from rsky_pipeline.runtime.lock import acquire
 from rsky_pipeline.runtime.program import program_command
@@ -406,3 +406,15 @@ def test_a_start_names_the_script_that_it_was_called_by(
     assert program_command() == (sys.executable, str(called))
     monkeypatch.setattr(sys, "argv", [str(tmp_path / "rsky_pipeline" / "__main__.py"), "start"])
     assert program_command() == (sys.executable, *AS_MODULE)
+
+
+def test_what_a_worker_printed_last_is_told_once() -> None:
+    log = (
+        '{"msg": "begins"}\nTraceback (most recent call last):\nImportError: no x\n<3>{"msg": 1}\n'
+    )
+    assert with_complaint("indexer-1 is crashloop: exit code 1", log).endswith(
+        "; ImportError: no x"
+    )
+    told = "indexer-1 is crashloop: exit code 1: ImportError: no x"
+    assert with_complaint(told, log) == told
+    assert with_complaint("line", '{"msg": "begins"}\n12:00:01 indexer-1 INFO ready\n') == "line"

@@ -168,9 +168,7 @@ class Supervised:
                     late = client.not_ready([each])
                     line = f"{', '.join(launch.roles)} running (pid {process.pid})"
                     if late:
-                        line = "; ".join([*late, last_complaint(_written(log, position))]).rstrip(
-                            "; "
-                        )
+                        line = with_complaint("; ".join(late), _written(log, position))
                     tell(line)
                     return RoleMove((line,), ok=not late)
             time.sleep(POLL_SECONDS)
@@ -238,6 +236,12 @@ def last_complaint(text: str) -> str:
     """
     plain = [each for each in text.splitlines() if each.strip() and not _OURS.match(each)]
     return printable(plain[-1].strip()[:500]) if plain else ""
+
+
+def with_complaint(line: str, log: str) -> str:
+    """Return a line about a worker with what it printed last, unless the line has it."""
+    complaint = last_complaint(log)
+    return line if not complaint or complaint in line else f"{line}; {complaint}"
 
 
 def _written(log: Path, position: int) -> str:

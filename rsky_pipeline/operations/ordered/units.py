@@ -10,7 +10,7 @@ from rsky_pipeline.configuration.sources import DEFAULT_FILES
 from rsky_pipeline.configuration.topology import ROLE_NAMES, start_order
 from rsky_pipeline.embedded import locations
 from rsky_pipeline.operations.ordered.movement import RoleMove, Tell
-from rsky_pipeline.operations.ordered.supervised import last_complaint, last_words
+from rsky_pipeline.operations.ordered.supervised import last_words, with_complaint
 from rsky_pipeline.runtime.errors import WorkerError
 from rsky_pipeline.runtime.health_document import CursorHealth
 from rsky_pipeline.supervisor import client
@@ -124,8 +124,7 @@ class Units:
                 if reason := last_words(self._systemd.last_lines(name)):
                     news(f"{name}: {reason}")
         for line in client.not_ready(self._supervisors(role), [role]):
-            complaint = last_complaint(self._systemd.last_lines(names[0]))
-            news(f"{line}; {complaint}" if complaint else line)
+            news(with_complaint(line, self._systemd.last_lines(names[0])))
             ok = False
         return RoleMove(tuple(lines), ok=ok)
 
