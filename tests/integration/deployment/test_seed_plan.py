@@ -29,7 +29,7 @@ from rsky_pipeline.operations.cleaning import sample_stream
 from rsky_pipeline.streams.connection import connect
 from rsky_pipeline.streams.names import FIREHOSE_LIVE
 from tests import binaries, leftovers
-from tests.integration.deployment.versions import POLLUTING, SLOW
+from tests.integration.deployment.versions import BROKEN, POLLUTING, SLOW
 from tests.stores import scratch_directory
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(900)]
@@ -200,3 +200,40 @@ def test_a_deployment_that_was_killed_is_undone_by_the_next(original: Path, tmp_
             ("rolled back", "was interrupted")
         ]
         assert os.path.exists(listed[0]["backup"])
+
+
+def test_a_crash_loop_is_undone_at_once_and_a_killed_deployment_goes_on(
+    original: Path, tmp_path: Path
+) -> None:
+    a = binaries.variant(original, tmp_path / "a", "1.0.0")
+    b = binaries.variant(original, tmp_path / "b", "2.0.0")
+    broken = binaries.variant(original, tmp_path / "c", "3.0.0", {"indexer/role.py": BROKEN})
+    with host(a, "--rate=50") as running:
+        assert running.command("start").returncode == 0
+        quick = ["--watch=0", "--verify-window=3"]
+        result = running.command("deploy", str(broken), "--json", *quick)
+        document = deployed(result)
+        assert (document["outcome"], document["failed_step"]) == ("rolled back", "start")
+        assert "indexer-1 is crashloop: exit code 1: ImportError: no module" in document["reason"]
+        assert running.version() == "1.0.0"
+
+        process = subprocess.Popen(
+            [str(running.program), "deploy", str(b)],
+            env=running.environ, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        journal = running.folder / "data" / "deployments.jsonl"
+        swapped = '"step": "swap", "state": "done"'
+        try:
+            running.wait_for(lambda: journal.read_text().count(swapped) == 2, "it is swapped")
+        finally:
+            process.kill()
+            process.wait()
+        assert "deploy --resume" in json.loads(running.command("status", "--json").stdout)[
+            "deployment"
+        ]  # fmt: skip
+        result = running.command("deploy", "--resume", *quick)
+        assert result.returncode == 0, result.stdout + result.stderr
+        assert running.version() == "2.0.0"
+        # Neither versions that are not installed nor copies for the checks are left.
+        unpacked = [path for path in (running.folder / "unpacked").iterdir() if path.is_dir()]
+        assert [path.name.split("-")[1] for path in unpacked] == ["pipeline_2.0.0"]

@@ -43,3 +43,9 @@ def _slow_down() -> None:
 
 _slow_down()
 """
+
+# Its worker ends before its role has begun.
+BROKEN = """
+
+raise ImportError("no module of that name")
+"""
