@@ -107,12 +107,15 @@ class Systemd:
         self._run("kill", "--signal=SIGKILL", *names)
 
     def last_lines(self, name: str, count: int = 20) -> str:
-        """Return the end of a unit's log, empty where the journal cannot be read."""
+        """Return the end of what a unit's processes log, empty where the journal is not readable.
+
+        Without what systemd says of the unit.
+        """
         command = ["journalctl", "--no-pager", "--quiet", "--output=cat", f"--lines={count}"]
         try:
             result = subprocess.run(
-                [*command, f"--unit={name}"], capture_output=True, text=True, timeout=ASK_SECONDS,
-                errors="replace", check=False,
+                [*command, f"_SYSTEMD_UNIT={name}"], capture_output=True, text=True,
+                timeout=ASK_SECONDS, errors="replace", check=False,
             )  # fmt: skip
         except (OSError, subprocess.TimeoutExpired):
             return ""

@@ -193,3 +193,21 @@ def test_what_systemctl_shows_is_understood(tmp_path: Path) -> None:
     assert (further.name, further.is_up, further.result) == (
         "rsky-indexer@2.service", False, "timeout",
     )  # fmt: skip
+
+
+def test_a_reload_needs_no_program_that_a_small_system_lacks() -> None:
+    for role in start_order():
+        assert unit(role)["Service"]["ExecReload"].startswith("/bin/sh -c ")
+
+
+def test_the_last_lines_of_a_unit_are_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`--unit` would end with lines of systemd, such as "Started ..."."""
+    program = tmp_path / "journalctl"
+    program.write_text('#!/bin/sh\necho "$@"\n')
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    words = Systemd().last_lines("rsky-indexer.service").split()
+    assert "_SYSTEMD_UNIT=rsky-indexer.service" in words
+    assert not any(word.startswith("--unit") for word in words)
