@@ -8,7 +8,7 @@ NATIVE := $(wildcard rsky_pipeline/*/*.pyx rsky_pipeline/*/*/*.pyx)
 MINUTES ?= 60
 KILLS   ?= 50
 
-.PHONY: demo run test test-fast test-long fuzz test-real mutate lint format docs bench binary lock clean help
+.PHONY: demo run test test-fast test-long outages fuzz test-real mutate lint format docs bench binary lock clean help
 
 help:
 	@echo "make demo       the whole pipeline on a simulated network, offline: a minute"
@@ -16,6 +16,7 @@ help:
 	@echo "make test       all tests but those of test-long and test-real: about ten minutes on two cores"
 	@echo "make test-fast  without crash, overload and whole-pipeline tests: about half of that"
 	@echo "make test-long  tests that take minutes each, KILLS=50 random kills: about an hour"
+	@echo "make outages    make each outage for real, as root, and write docs/outages.md: about an hour"
 	@echo "make test-real  the pipeline on servers and networks of Debian's packages, as root: about half an hour"
 	@echo "make fuzz       mutated inputs of everything that reads a stranger's bytes: MINUTES=60"
 	@echo "make mutate     plant bugs in the files that correctness rests on, each must fail a test: about an hour"
@@ -49,6 +50,11 @@ test-fast: $(STAMP)
 # What takes minutes and the whole machine: real program files under load, thousands of repos.
 test-long: $(STAMP)
 	KILLS=$(KILLS) $(BIN)/python -m pytest -m long -o faulthandler_timeout=0
+
+# Each outage of docs/outages.md, as root, twice.
+outages: $(STAMP)
+	OUTAGES=docs/outages.json $(BIN)/python -m pytest -m long -o faulthandler_timeout=0 tests/outages
+	$(BIN)/python -m rsky_pipeline.development.documents
 
 # Real servers and networks of Debian's packages, as root. A program that is missing is a failure;
 # SKIP=name,name leaves scenarios out.

@@ -7,6 +7,7 @@ from typing import TypeVar
 
 from rsky_pipeline.backfiller.coalescer import Coalescer
 from rsky_pipeline.configuration.settings import Settings
+from rsky_pipeline.health.rules import RuleVerdict
 from rsky_pipeline.observability.backfiller import BackfillerMetrics
 from rsky_pipeline.runtime.link import Link
 from rsky_pipeline.streams.connection import Store
@@ -91,6 +92,11 @@ class JobQueue:
         taken = await self._reading.attempt(take)
         self._metrics.claimed.inc(consumer.reclaimed - reclaimed)
         return None if taken is None else taken.deliveries
+
+    @property
+    def verdicts(self) -> list[RuleVerdict]:
+        """What the consumers of the streams find."""
+        return [each for one in self._consumers.values() for each in one.verdicts]
 
     def observe(self, reports: Iterable[StreamReport]) -> None:
         """Take a look at the streams, see `Consumer.observe`."""

@@ -53,7 +53,12 @@ async def run(context: WorkerContext) -> None:
         gauges = StreamMetrics(context.registry, "backfiller", groups)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_watch, redis("watch"), gauges, tuple(groups), self_check, jobs)
-            nursery.start_soon(watch_stores, self_check, context)
+            nursery.start_soon(
+                watch_stores,
+                self_check,
+                context,
+                lambda: [*jobs.verdicts, *fetcher.identities.verdicts],
+            )
             nursery.start_soon(worker.report_health)
             nursery.start_soon(_follow_selection, lookups, reader)
             nursery.start_soon(fetcher.follow_directory)

@@ -31,6 +31,7 @@ COMMANDS = {
     "cleanup": "Free the disk of programs and backups that nobody uses.",
     "verify": "Check that a running pipeline is healthy.",
     "monitor": "Watch a running pipeline after a change.",
+    "targets": "Print the metrics ports, for Prometheus.",
     "trace": "Find a record or an account in the pipeline.",
     "streams": "Look at the Redis streams, and clean them without losing work.",
     "backfill": "Bring in the history of accounts, show progress, retry, cancel.",

@@ -17,6 +17,7 @@ EXAMPLES: Mapping[str, str] = {
     "cleanup": "rsky-pipeline cleanup --dry-run",
     "verify": "rsky-pipeline verify --window 2m --strict",
     "monitor": "rsky-pipeline monitor",
+    "targets": "rsky-pipeline targets --output /etc/prometheus/rsky-targets.json",
     "trace": f"rsky-pipeline trace {_POST}",
     "streams list": "rsky-pipeline streams list --window 10s",
     "streams inspect": "rsky-pipeline streams inspect firehose_live --limit 100 --oldest",

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 @click.option("--every", type=DURATION, default="30s", show_default=True, metavar="DURATION",
               help="Time between two samples.")  # fmt: skip
 @click.option("--role", "roles", multiple=True, type=click.Choice(ROLE_NAMES),
-              help="Role that has to run here; may be repeated. Default: every role.")  # fmt: skip
+              help="Role that has to run here, may be repeated; else expected_roles.")  # fmt: skip
 @click.option("--report", "report_file", type=click.Path(dir_okay=False, path_type=Path),
               help="Write the report there as Markdown, and beside it as .json.")  # fmt: skip
 def command(
@@ -46,7 +46,8 @@ def command(
         raise CommandError(message, ExitCode.USAGE)
     settings = run.settings
     with _shown(live=not run.as_json) as show:
-        found = monitor(settings, seconds, every, roles=roles or ROLE_NAMES, on_sample=show)
+        roles = roles or settings.expected_roles
+        found = monitor(settings, seconds, every, roles=roles, on_sample=show)
     if report_file is not None:
         _write(report_file, markdown(found))
         _write(report_file.with_suffix(".json"), json.dumps(found.document(), indent=2))

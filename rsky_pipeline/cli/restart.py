@@ -22,6 +22,7 @@ def command(run: Invocation, role: str | None, ordered: bool, rolling: bool, cho
     up or refused, 3 not running, 4 no answer, 5 a process had to be killed.
     """
     from rsky_pipeline.operations.ordered import flow
+    from rsky_pipeline.runtime.advice import advised
 
     if (role is None) == (not ordered):
         raise CommandError("give a role, or --ordered for all of them", ExitCode.USAGE)
@@ -29,9 +30,9 @@ def command(run: Invocation, role: str | None, ordered: bool, rolling: bool, cho
     running = manager.running()
     wanted = [role] if role else list(running)
     if not wanted or not set(wanted) <= set(running):
-        one = f" --role {role}" if role and running else ""
+        one = ("--role", role) if role and running else ()
         text = f"no {role if one else 'pipeline'} is running in {run.settings.run_dir}; "
-        raise not_running(run, manager, f"{text}to do: `rsky-pipeline start{one}`")
+        raise not_running(run, manager, f"{text}to do: {advised('start', *one)}")
     manager.reload(wanted, run.tell)
     if role or rolling:
         movement = flow.restart_rolling(manager, roles=wanted, tell=run.tell)

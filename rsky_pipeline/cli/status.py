@@ -1,10 +1,19 @@
 """`rsky-pipeline status`: processes, rates, lag and streams of a running pipeline."""
 
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import click
 
 from rsky_pipeline.cli.command import Invocation, operator_command
 from rsky_pipeline.cli.exit_codes import ExitCode
 from rsky_pipeline.cli.output import duration, line, print_table, say
+from rsky_pipeline.configuration.topology import ROLE_NAMES
+
+if TYPE_CHECKING:
+    from rsky_pipeline.configuration.settings import Settings
+    from rsky_pipeline.runtime.further_workers import FurtherWorker
+    from rsky_pipeline.supervisor.status_document import ProcessStatus
 
 HEADER = (
     *("PROCESS", "PID", "STATE", "UPTIME", "RESTARTS", "RATE/s", "LAG", "MEMORY", "PORT"),
@@ -13,45 +22,64 @@ HEADER = (
 
 
 @operator_command(name="status")
-def command(run: Invocation) -> int:
-    """Show processes, rates, lag and stream lengths.
+@click.option("--role", "roles", multiple=True, type=click.Choice(ROLE_NAMES),
+              help="Role that has to run here, may be repeated; else expected_roles.")  # fmt: skip
+def command(run: Invocation, roles: tuple[str, ...]) -> int:
+    """Show processes, rates, lag, stream lengths, and what fails, with its remedy.
 
-    Exit codes: 0 everything is ready, 1 something is not, 3 nothing is running, 4 no answer.
+    Exit codes: 0 everything is ready and nothing fails, 1 something does, 3 nothing is running, 4
+    no answer. Warnings do not count.
     """
     from rsky_pipeline.embedded.locations import data_directory
     from rsky_pipeline.operations.deployment.journal import interrupted
+    from rsky_pipeline.runtime.further_workers import further_workers
     from rsky_pipeline.supervisor import client
     from rsky_pipeline.supervisor.errors import NoAnswerError, NotRunningError
 
     entry = interrupted(data_directory(run.settings))
     deployment = {"deployment": entry.describe()} if entry else {}
+    further = [_further(run.settings, each) for each in further_workers(run.run_directory)]
     try:
         documents = [each.status for each in client.find(run.run_directory)]
     except (NotRunningError, NoAnswerError) as error:
-        run.answer({**merged([]), **deployment, "problem": str(error)}, lambda: None)
-        if entry:
-            say(entry.describe())
-        raise
-    run.answer({**merged(documents), **deployment}, lambda: show(documents))
+        documents = []
+        if not further or isinstance(error, NoAnswerError):
+            run.answer({**merged([]), **deployment, "problem": str(error)}, lambda: None)
+            if entry:
+                say(entry.describe())
+            raise
+    found = merged(documents, further, roles or run.settings.expected_roles)
+    run.answer({**found, **deployment}, lambda: show(documents, found))
     if entry:
         say(entry.describe())
-    healthy = all(document["healthy"] for document in documents)
-    return ExitCode.OK if healthy else ExitCode.FAILED
+    return ExitCode.OK if found["healthy"] else ExitCode.FAILED
 
 
-def merged(documents: list[dict[str, Any]]) -> dict[str, Any]:
-    """Join the documents of several supervisors; the result is a `PipelineStatus`."""
+def merged(
+    documents: list[dict[str, Any]],
+    further: "Sequence[ProcessStatus]" = (),
+    roles: Sequence[str] = (),
+) -> dict[str, Any]:
+    """Join the documents of several supervisors; the result is a `PipelineStatus`.
+
+    `further` are the workers without a supervisor, `roles` those that have to run here.
+    """
+    from rsky_pipeline.operations.scrape import absent
     from rsky_pipeline.supervisor.status_document import SCHEMA_VERSION
 
+    processes = [
+        {"problems": [], "findings": [], **process}  # an older version does not know these
+        for process in (*(each for one in documents for each in one["processes"]), *further)
+    ]
+    here = {process["role"] for process in processes}
+    missing = [absent(role) for role in roles if role not in here]
+    well = [document["healthy"] for document in documents]
+    well += [not each["trouble"] for each in further]
     return {
         "schema_version": documents[0]["schema_version"] if documents else SCHEMA_VERSION,
-        "healthy": bool(documents) and all(document["healthy"] for document in documents),
+        "healthy": bool(well) and all(well) and not missing,
         "roles": sorted({role for document in documents for role in document["roles"]}),
-        "processes": [
-            {"problems": [], "findings": [], **process}  # an older version does not know these
-            for document in documents
-            for process in document["processes"]
-        ],
+        "processes": processes,
         "streams": {
             name: length for document in documents for name, length in document["streams"].items()
         },
@@ -76,27 +104,28 @@ def merged(documents: list[dict[str, Any]]) -> dict[str, Any]:
             }
             for document in documents
         ],
-    }
+        "findings": [
+            {
+                "kind": each.rule.name, "subject": each.subject, "verdict": "fail",
+                "title": each.rule.title, "figure": each.figure, "remedy": each.to_do,
+            }
+            for each in missing
+        ],
+    }  # fmt: skip
 
 
-def show(documents: list[dict[str, Any]]) -> None:
-    """Print tables for people."""
+def show(documents: list[dict[str, Any]], together: dict[str, Any] | None = None) -> None:
+    """Print tables for people; `together` are the merged documents, with what else there is."""
+    together = together or merged(documents)
     for document in documents:
         roles = ", ".join(document["roles"])
         uptime = duration(document["uptime_seconds"])
         line(f"{document['state']}: {roles} (pid {document['pid']}, up {uptime})")
-    together = merged(documents)
     line()
     print_table(HEADER, [_row(process) for process in together["processes"]])
-    for process in together["processes"]:
-        if process["trouble"] and process["trouble"] != "starting":
-            line(f" {process['trouble']}", label=f"{process['name']}:", colour="red")
-    for role in _stopped(documents):
-        line(f"{role}: stopped; to do: `rsky-pipeline start --role {role}`")
-    for warning in warnings([each for each in together["processes"] if each["pid"]]):
-        name, _, text = warning.partition(": ")
-        failing = text.startswith("failure")
-        line(f" {text}", label=f"{name}:", colour="red" if failing else "yellow")
+    for text in troubles(together):
+        name, _, rest = text.partition(": ")
+        line(f" {rest}", label=f"{name}:", colour="yellow" if rest.startswith("warn") else "red")
     if together["streams"]:
         line()
         streams = sorted(together["streams"].items())
@@ -114,37 +143,60 @@ def show(documents: list[dict[str, Any]]) -> None:
             line(text, label="dead letters:", colour="yellow")
 
 
-def warnings(processes: list[dict[str, Any]]) -> list[str]:
-    """Return a line for each finding of a worker's self-check, with its remedy."""
-    from rsky_pipeline.health.rules import finding_status, rule_of
-    from rsky_pipeline.runtime.health_document import read_health
-
-    lines = []
-    for process in processes:
-        health = read_health(process.get("health"))
-        for finding in health.get("findings", ()):
-            kind, _, subject = finding.partition(" ")
-            failing = finding in health.get("failing", ())
-            rule, status = rule_of(kind), finding_status(kind, failing=failing)
-            word = "failure" if status == "fail" else "warning"
-            text = "unknown finding"
-            if rule:
-                text = f"{rule.title}; to do: {rule.remedy.replace('{subject}', subject)}"
-            lines.append(f"{process['name']}: {word}: {finding}: {text}")
-    return lines
+def troubles(together: dict[str, Any]) -> Iterator[str]:
+    """Yield a line for each trouble and finding, with its remedy; failures come first."""
+    for process in together["processes"]:
+        findings = process["findings"]
+        failing = any(each["verdict"] == "fail" for each in findings)
+        hangs = bool((process["health"] or {}).get("trouble"))
+        if process["trouble"] and process["trouble"] != "starting" and (hangs or not failing):
+            yield f"{process['name']}: {process['trouble']}"
+        for each in findings:
+            yield f"{process['name']}: {_finding(each)}"
+    for each in together["findings"]:
+        yield f"{each['subject']}: {_finding(each)}"
 
 
-def _stopped(documents: list[dict[str, Any]]) -> list[str]:
-    """Return the roles that a command stopped under a supervisor that runs."""
-    return list(
-        dict.fromkeys(
-            process["role"]
-            for document in documents
-            if document["state"] == "running"
-            for process in document["processes"]
-            if process["state"] == "stopped" and not process["wanted"]
-        )
-    )
+def _finding(finding: dict[str, Any]) -> str:
+    name = f"{finding['kind']} {finding['subject']}".strip()
+    word = "failure" if finding["verdict"] == "fail" else "warning"
+    if not finding["title"]:
+        return f"{word}: {name}: unknown finding"
+    figure = f": {finding['figure']}" if finding.get("figure") else ""
+    to_do = f"; to do: {finding['remedy']}" if finding["remedy"] else ""
+    return f"{word}: {name}: {finding['title']}{figure}{to_do}"
+
+
+def _further(settings: "Settings", worker: "FurtherWorker") -> "ProcessStatus":
+    """Return the status of a worker without a supervisor, as it reports itself."""
+    from http.client import HTTPException
+
+    from rsky_pipeline.operations.scrape import healthz
+    from rsky_pipeline.runtime.findings import complaint, found
+    from rsky_pipeline.runtime.health_document import HealthDocument
+    from rsky_pipeline.supervisor.status import finding_status, resident_bytes
+
+    try:
+        health = healthz(settings, worker.port)
+        alive = health.get("pid") == worker.pid
+        problem = f"port {worker.port} is another process's"
+    except (OSError, ValueError, HTTPException) as error:
+        health, alive = HealthDocument(), False
+        problem = f"it does not answer on port {worker.port}: {error}"
+    if not alive:
+        health = HealthDocument()
+        problem += f"; to do: start it again, or remove {worker.note} if it is not to run here"
+    state: Any = health.get("state", "stopped") if alive else "stopped"  # a document's own word
+    return {
+        "name": worker.name, "role": worker.role, "instance": worker.instance, "kind": "worker",
+        "pid": worker.pid if alive else None, "state": state, "state_seconds": 0.0, "wanted": True,
+        "uptime_seconds": health.get("uptime_seconds"), "restarts": 0, "kills": 0,
+        "crash_looping": False, "last_exit": None, "metrics_port": worker.port,
+        "rss_bytes": resident_bytes(worker.pid) if alive else None, "rate": health.get("rate"),
+        "lag": health.get("lag"), "lag_seconds": health.get("lag_seconds"),
+        "trouble": complaint(health) if alive else problem, "problems": [],
+        "findings": [finding_status(each) for each in found(health)], "health": health,
+    }  # fmt: skip
 
 
 def _row(process: dict[str, Any]) -> tuple[object, ...]:

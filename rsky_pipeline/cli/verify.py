@@ -17,13 +17,15 @@ if TYPE_CHECKING:
 # The parts of the pipeline that the rules are about, by name; all others are about its work.
 GROUPS = {
     "processes": ("heartbeat", "progress", "stall", "process", "worker_memory", "missing_metrics",
-                  "findings"),
+                  "findings", "data_disk"),
     "stores": ("redis", "redis_memory", "eviction", "redis_settings", "capacity", "appends",
                "database", "schema", "pairing", "rev_guard", "deleted_stays_deleted"),
-    "live events": ("relay", "relay_stalled", "clock", "rate_out_of_band", "polluted_stream",
-                    "cursor_stuck", "latency", "forged_commits"),
+    "live events": ("relay", "no_relay", "relay_stalled", "cursor_refused", "labeler_stalled",
+                    "second_ingester", "gap_repair", "directory", "clock", "rate_out_of_band",
+                    "polluted_stream", "cursor_stuck", "latency", "forged_commits"),
     "streams": ("back_pressure", "held_up", "consumer_stall", "oldest", "balance",
-                "unread_removed", "pending_without_body", "dead_letters", "dead_letters_grow"),
+                "unread_removed", "pending_without_body", "group_remade", "dead_letters",
+                "dead_letters_grow"),
     "work": (),
 }  # fmt: skip
 COLOURS = {"pass": "green", "warn": "yellow", "fail": "red", "skip": "cyan"}
@@ -33,7 +35,7 @@ COLOURS = {"pass": "green", "warn": "yellow", "fail": "red", "skip": "cyan"}
 @click.option("--window", type=DURATION, default="30s", show_default=True, metavar="DURATION",
               help="How long rates are measured.")  # fmt: skip
 @click.option("--role", "roles", multiple=True, type=click.Choice(ROLE_NAMES),
-              help="Role that has to run here; may be repeated. Default: every role.")  # fmt: skip
+              help="Role that has to run here, may be repeated; else expected_roles.")  # fmt: skip
 @click.option("--strict", is_flag=True, help="Warnings end with exit code 1.")
 @click.option("--quiet", is_flag=True, help="Show only warnings and failures.")
 def command(
@@ -46,7 +48,8 @@ def command(
     """
     from rsky_pipeline.operations.verification.run import verify
 
-    report = verify(run.settings, window, roles=roles or ROLE_NAMES, on_progress=say)
+    roles = roles or run.settings.expected_roles
+    report = verify(run.settings, window, roles=roles, on_progress=say)
     run.answer(report.document(), lambda: show(report, quiet=quiet))
     return exit_code(report, strict=strict)
 
@@ -89,4 +92,9 @@ def show(report: "VerificationReport", *, quiet: bool = False) -> None:
 
 
 def _group(check: "RuleVerdict") -> str:
-    return next((name for name, rules in GROUPS.items() if check.rule.name in rules), "work")
+    from rsky_pipeline.health.rules import OF_STORES
+
+    name = check.rule.name
+    if name in OF_STORES:
+        return "stores"
+    return next((group for group, rules in GROUPS.items() if name in rules), "work")

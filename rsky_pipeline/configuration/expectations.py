@@ -1,6 +1,5 @@
 """How a healthy pipeline looks, derived from the settings. Pure."""
 
-import ipaddress
 from dataclasses import dataclass, fields
 
 from rsky_pipeline.configuration.settings import Settings
@@ -12,6 +11,7 @@ from rsky_pipeline.configuration.topology import (
     ROLES,
 )
 
+WHOLE_NETWORK = "bsky.network"  # and the relays below it
 _DEFAULTS = {item.name: item.default for item in fields(Settings)}
 
 
@@ -25,11 +25,14 @@ class Band:
 
 
 def expected_band(settings: Settings) -> Band:
-    """Return the configured band; the default one holds for relays of the public network only."""
+    """Return the configured band; the default one holds for relays of the whole network only.
+
+    Any other relay may be a quiet one.
+    """
     low, high = settings.expected_rate_min, settings.expected_rate_max
     defaults = (_DEFAULTS["expected_rate_min"], _DEFAULTS["expected_rate_max"])
-    if (low, high) == defaults and all(_is_local(relay.host) for relay in settings.relays):
-        why = "no public relay is followed and no expected_rate_min and _max are set"
+    if (low, high) == defaults and not any(_has_all(relay.host) for relay in settings.relays):
+        why = "no relay of the whole network is followed and no expected_rate_min and _max are set"
         return Band(low, high, why)
     return Band(low, high)
 
@@ -50,9 +53,6 @@ def expected_groups(settings: Settings) -> dict[str, str]:
     return {stream: names[role.name] for role in ROLES for stream in role.consumes}
 
 
-def _is_local(host: str) -> bool:
-    """Return whether a relay is on this machine or a private network."""
-    try:
-        return not ipaddress.ip_address(host).is_global
-    except ValueError:
-        return "." not in host or host.endswith(".localhost")
+def _has_all(host: str) -> bool:
+    """Return whether a relay is known to send the events of the whole network."""
+    return host == WHOLE_NETWORK or host.endswith(f".{WHOLE_NETWORK}")

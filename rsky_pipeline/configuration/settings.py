@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from rsky_pipeline.configuration.endpoints import Endpoint, parse_endpoint
 from rsky_pipeline.configuration.proxy import Proxy, parse_proxy
+from rsky_pipeline.configuration.topology import ROLE_NAMES
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,11 +254,16 @@ class Settings:
         legacy_environment=("BACKFILLER_FIREHOSE_STREAM_HIGH_WATER_MARK",),
     )
 
-    # --- expectations, for `verify`, `monitor` and the findings of running workers -----------
+    # --- expectations, for `status`, `verify`, `monitor` and the findings of running workers ---
+    expected_roles: tuple[str, ...] = setting(
+        ROLE_NAMES,
+        "Roles that have to run on this host: `status` and `verify` fail where one does not. Set "
+        "it where others run on other hosts.",
+    )
     expected_rate_min: int = setting(
         100,
         "Events a second into firehose_live below which something is wrong; 0 checks nothing. The "
-        "defaults of both bounds hold for public relays only.",
+        "defaults of both bounds hold for bsky.network and the relays below it only.",
         unit="events/s",
         minimum=0,
     )
@@ -543,7 +549,8 @@ class Settings:
     )
     supervisor_metrics_port: int = setting(
         9093,
-        "Metrics port of the supervisor; 0 picks a free one.",
+        "Metrics port of the supervisor; 0 picks a free one. A supervisor of a single role has "
+        "this port (ingester), the next one (backfiller), or the one after it (indexer).",
         minimum=0,
         maximum=65_535,
         applies="start",

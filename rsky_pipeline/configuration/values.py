@@ -10,6 +10,7 @@ from rsky_pipeline.configuration.endpoints import normal_host, parse_endpoint, s
 from rsky_pipeline.configuration.proxy import parse_proxy
 from rsky_pipeline.configuration.settings import SettingInfo, Settings
 from rsky_pipeline.configuration.store_urls import database_url, redis_url
+from rsky_pipeline.configuration.topology import ROLE_NAMES
 
 # An NSID has at least three segments; a prefix that ends in a dot at least one. Its first segment
 # begins with a letter, and its last one has only letters and digits (AT Protocol, NSID).
@@ -23,7 +24,7 @@ _GROUP = re.compile(r"[A-Za-z0-9_.:-]{1,100}")
 _TRUE = {"true", "yes", "on", "1"}
 _FALSE = {"false", "no", "off", "0"}
 _DEFAULTS = {item.name: item.default for item in fields(Settings)}
-_NEVER_EMPTY = {"relay_hosts", "collections"}
+_NEVER_EMPTY = {"relay_hosts", "collections", "expected_roles"}
 
 
 def parse(name: str, info: SettingInfo, raw: object) -> Any:
@@ -83,7 +84,7 @@ def _list(name: str, raw: object) -> tuple[str, ...]:
     items = [item.strip() for item in raw if item.strip()]
     if name == "no_proxy":  # of any form: it is often set for other programs, too
         return tuple(dict.fromkeys(items))
-    check = _collection if name == "collections" else endpoint
+    check = {"collections": _collection, "expected_roles": _role}.get(name, endpoint)
     checked = tuple(check(item) for item in items)
     repeated = {item for item in checked if checked.count(item) > 1}
     if repeated:
@@ -91,6 +92,12 @@ def _list(name: str, raw: object) -> tuple[str, ...]:
     if name in _NEVER_EMPTY and not checked:
         raise ValueError("at least one is needed")
     return checked
+
+
+def _role(text: str) -> str:
+    if text not in ROLE_NAMES:
+        raise ValueError(f"{shortened(text)}: allowed are {', '.join(ROLE_NAMES)}")
+    return text
 
 
 def _collection(text: str) -> str:

@@ -5,9 +5,11 @@ its writers. `make docs` writes; the tests check. A part is replaced whole, what
 markers: conflicting versions of a merge too.
 """
 
+import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from rsky_pipeline.cli.exit_codes import MEANINGS
 from rsky_pipeline.cli.man import man_page
@@ -82,7 +84,7 @@ def _exit_codes() -> str:
 def _findings() -> str:
     rows = [
         f"| `{finding_of(rule)}` | {rule.title} | {_verdicts(rule)} | "
-        f"{rule.remedy.replace('{subject}', 'STREAM')} |"
+        f"{rule.remedy.replace('{subject}', 'STREAM' if rule.of_stream else 'HOST')} |"
         for rule in WATCHED
     ]
     header = ["| finding | meaning | verdict | remedy |", "|---|---|---|---|"]
@@ -99,6 +101,40 @@ def _verdicts(rule: Rule) -> str:
     return ", ".join(words)
 
 
+def _outages() -> str:
+    """Return the table of outages from the results of their test (`make outages`)."""
+    results = json.loads((ROOT / "docs" / "outages.json").read_text())
+    lines = [f"Measured on {results['date']}, on commit `{results['commit']}`.", ""]
+    header = ("outage", "finding", "`status`", "`/healthz`", "metrics", "`verify`", "alert",
+              "remedy that was carried out", "all green after")  # fmt: skip
+    lines += [f"| {' | '.join(header)} |", "|---" * len(header) + "|"]
+    for name, shapes in results["outages"].items():
+        rows = list(shapes.values())
+        first = rows[0]
+        alert = f"`{first['alert']}` {_seconds(rows, 'alert_seconds')}" if first["alert"] else "-"
+        asked = [_seconds(rows, channel) for channel in ("status", "healthz", "metrics", "verify")]
+        cells = (name, f"`{first['finding']}` {first['verdict']}s", *asked, alert, first["done"],
+                 _seconds(rows, "green"))  # fmt: skip
+        lines.append(f"| {' | '.join(each.replace('|', '/') for each in cells)} |")
+    lines += [
+        "",
+        "What `status` and `verify` show then (figures of the run with one supervisor):",
+        "",
+    ]
+    for name, shapes in results["outages"].items():
+        row = next(iter(shapes.values()))
+        if row["title"]:
+            text = f"{row['title']}: {row['figure']}; to do: {row['remedy']}".replace("|", "/")
+            lines.append(f"- **{name}**: {text}")
+    return "\n".join(lines)
+
+
+def _seconds(rows: Sequence[Mapping[str, Any]], name: str) -> str:
+    """Return the seconds with one supervisor, and with three."""
+    found = ["-" if row[name] is None else f"{row[name]:.0f} s" for row in rows]
+    return " / ".join(found)
+
+
 def _originals() -> Iterator[Declared]:
     for role in ROLE_NAMES:
         yield from original_stream_metrics(role)
@@ -111,6 +147,7 @@ def _own(process: str) -> Callable[[], str]:
 _PARTS: Mapping[str, Mapping[str, Callable[[], str]]] = {
     "docs/configuration.md": {"settings": reference_markdown, "exit codes": _exit_codes},
     "docs/troubleshooting.md": {"findings": _findings},
+    "docs/outages.md": {"outages": _outages},
     "docs/metrics.md": {
         "vital metrics": _vital,
         **{f"{process} metrics": _own(process) for process in PROCESSES},

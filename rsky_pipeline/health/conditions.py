@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from rsky_pipeline.configuration.topology import FIREHOSE_BACKFILL, FIREHOSE_LIVE
 from rsky_pipeline.health import rules
-from rsky_pipeline.health.rules import Rule, RuleVerdict, Status, judged
+from rsky_pipeline.health.rules import Rule, RuleVerdict, judged
 from rsky_pipeline.health.samples import Sample, SampleWindow
 from rsky_pipeline.streams.lag import StreamReport
 
@@ -47,12 +47,11 @@ _MESSAGES, _CURSOR = "ingester_firehose_messages_total", "ingester_cursor_seq"
 _STALE, _EVENTS = "indexer_stale_writes_total", "indexer_batch_events_sum"
 _INDEXED_LAG = "indexer_event_lag_seconds"
 _MISPLACED = "indexer_misplaced_events_total"
-_STALLED, _CONNECTED = "ingester_relay_stalled", "ingester_relay_connected"
 # The metrics that a worker reads of itself.
 METRICS = (
     *(name for tried, done in _LOOPS.values() for name in (*(each for each, _ in tried), *done)),
     *(_FAILURES, _PAGES, _SKIPS, _DONE, _WAITED, _LAG, _MESSAGES, _CURSOR, _STALE, _EVENTS),
-    *(_MISPLACED, _STALLED, _CONNECTED, _INDEXED_LAG),
+    *(_MISPLACED, _INDEXED_LAG),
 )
 
 
@@ -73,6 +72,20 @@ def _memory(window: SampleWindow) -> Iterator[RuleVerdict]:
         return
     figure = f"{used} of {memory.limit / 1e6:,.1f} MB ({memory.share:.0%})"
     yield judged(rules.REDIS_MEMORY, "", memory.share, figure)
+
+
+def _eviction(window: SampleWindow) -> Iterator[RuleVerdict]:
+    memory = window.now.memory
+    if memory is not None and memory.policy not in ("", "noeviction"):
+        yield judged(rules.EVICTION, "", 1, f"maxmemory-policy is {memory.policy}")
+
+
+def _ages(window: SampleWindow) -> Iterator[RuleVerdict]:
+    for stream in window.now.streams:
+        for group in stream.groups:
+            age = group.oldest_unacked_age_seconds
+            figure = f"the oldest entry that {group.name} has not finished is {age:,.1f} s old"
+            yield judged(rules.OLDEST, stream.name, age, figure)
 
 
 def _metrics(window: SampleWindow) -> Iterator[RuleVerdict]:
@@ -217,18 +230,6 @@ def _cursor(window: SampleWindow) -> Iterator[RuleVerdict]:
     yield RuleVerdict(rules.CURSOR_STUCK, "", rules.CURSOR_STUCK.verdict(float(stuck)), figure)
 
 
-def _relays(window: SampleWindow) -> Iterator[RuleVerdict]:
-    """Judge each relay; it is a failure if none works and none is connected."""
-    relays = {labels["host"]: bool(value) for _, labels, value in window.now.series(_STALLED)}
-    away = all(relays.values()) and not window.now.total(_CONNECTED)
-    for host, stalled in relays.items():
-        status: Status = "pass"
-        if stalled:
-            status = "fail" if away else "warn"
-        figure = "it is away, far behind, or silent though usually busy" if stalled else "it works"
-        yield RuleVerdict(rules.RELAY_STALLED, host, status, figure, float(stalled))
-
-
 def _back_pressure(window: SampleWindow) -> Iterator[RuleVerdict]:
     for stream in window.now.streams:
         mark = window.expected.marks.get(stream.name)
@@ -327,13 +328,14 @@ def _number(entry_id: str) -> tuple[int, int]:
 # The condition of each watched rule; some have two rules.
 CONDITIONS: dict[tuple[Rule, ...], Condition] = {
     (rules.REDIS_MEMORY,): _memory,
+    (rules.EVICTION,): _eviction,
+    (rules.OLDEST,): _ages,
     (rules.MISSING_METRICS,): _metrics,
     (rules.POLLUTED,): _polluted,
     (rules.RATE,): _rate,
     (rules.STALE_WRITES,): _stale,
     (rules.NO_PROGRESS,): _progress,
     (rules.CURSOR_STUCK,): _cursor,
-    (rules.RELAY_STALLED,): _relays,
     (rules.BACK_PRESSURE,): _back_pressure,
     (rules.HELD_UP,): _held_up,
     (rules.CONSUMER_STALL,): _stalls,

@@ -6,7 +6,7 @@ evaluate the `watched` rules every few seconds (as findings, named as in `rsky_f
 evaluates them over its window, and Prometheus through the alerts, all with the same thresholds.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -32,7 +32,8 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Alert:
-    """An alert of a rule; `{warn}`, `{fail}`, `{least}`, `{minutes}` in `expr` are the rule's.
+    """An alert of a rule; `{warn}`, `{fail}`, `{least}`, `{minutes}` in `expr` are the rule's, and
+    `{finding}` its name in `rsky_finding`.
 
     `page` is a section of docs/runbook.md or a page of docs/.
     """
@@ -59,6 +60,7 @@ class Rule:
     watched: bool = False  # by every worker, as a finding
     of_stream: bool = False
     of_relay: bool = False  # its subjects are hosts
+    of_labeler: bool = False
     finding: str = ""  # in `rsky_finding`, if it is not `name`
     check: str = ""
     alerts: tuple[Alert, ...] = ()
@@ -83,12 +85,19 @@ class Rule:
             .replace("{fail}", _number(self.limits.fail))
             .replace("{least}", _number(self.least))
             .replace("{minutes}", f"{self.seconds / 60:g}m")
+            .replace("{finding}", self.finding or self.name)
         )
 
 
 # A connection that fails once is opened again, and is no trouble.
 STORE_SECONDS = 3.0
 _LASTING = Limits(fail=STORE_SECONDS)
+
+# The expression of an alert that fires while a finding fails.
+FAILS = 'max by (finding, subject) (rsky_finding{finding="{finding}"}) == 2'
+WARNS = 'max by (finding, subject) (rsky_finding{finding="{finding}"}) > 0'
+
+ITS_LOG = "its log (`journalctl -u rsky-ROLE`, or data_dir/supervisor.log)"
 
 # For a store that runs with the pipeline, in place of the remedy of REDIS or DATABASE.
 START_PIPELINE = "start the pipeline: `rsky-pipeline start`"
@@ -130,19 +139,19 @@ def judged(rule: Rule, subject: str, value: float, figure: str) -> RuleVerdict:
 # --- the worker itself ------------------------------------------------------------------------
 
 HEARTBEAT = Rule(
-    "heartbeat", "the event loop of a worker is stuck", "see the worker's log", Limits(fail=15.0)
+    "heartbeat", "the event loop of a worker is stuck", f"see {ITS_LOG}", Limits(fail=15.0)
 )
 PROGRESS = Rule(
-    "progress", "an activity of a worker does not progress", "see the worker's log",
+    "progress", "an activity of a worker does not progress", f"see {ITS_LOG}",
     Limits(fail=120.0),
 )  # fmt: skip
 STALL = Rule(
     "stall", "an activity has not progressed for so long that its worker is started again",
-    "see the worker's log", Limits(fail=300.0),
+    f"see {ITS_LOG}", Limits(fail=300.0),
 )  # fmt: skip
 PROCESS = Rule(
     "process", "a process does not run, or is unhealthy",
-    "see `rsky-pipeline status` and the worker's log", least=3, seconds=900.0,
+    f"see `rsky-pipeline status` and {ITS_LOG}", least=3, seconds=900.0,
     alerts=(
         Alert(
             "RskyProcessDown", "critical", "2m", 'up{job=~"rsky-.*"} == 0',
@@ -178,6 +187,12 @@ WORKER_MEMORY = Rule(
         ),
     ),
 )  # fmt: skip
+DATA_DISK = Rule(
+    "data_disk", "the disk of data_dir is nearly full",
+    "make room on it (`df`, `df -i`), or move data_dir: large repos wait there, logs, and embedded "
+    "stores",
+    Limits(warn=0.9, fail=0.98), least=5e9, watched=True,
+)  # fmt: skip
 MISSING_METRICS = Rule(
     "missing_metrics", "declared metrics are not exported",
     "the worker is of another version than this command, or was built wrongly: deploy again",
@@ -187,7 +202,7 @@ LOG = Rule(
     "log", "the log cannot be written; its lines are lost, and everything else goes on",
     "make room where the log is (`df`, `df -i`)", Limits(warn=1), watched=True,
 )  # fmt: skip
-FINDINGS = Rule("findings", "the self-check of a worker finds a fault", "see its log")
+FINDINGS = Rule("findings", "the self-check of a worker finds a fault", f"see {ITS_LOG}")
 
 # --- stores -----------------------------------------------------------------------------------
 
@@ -195,9 +210,8 @@ REDIS = Rule(
     "redis", "Redis does not answer", "check redis_url and the server", _LASTING, watched=True,
     alerts=(
         Alert(
-            "RskyRedisUnavailable", "critical", "1m",
-            "sum(rate(rsky_stream_poll_errors_total[1m])) > 0",
-            "Workers cannot read the state of the streams", "runbook.md#lose-redis",
+            "RskyRedisUnavailable", "critical", "1m", FAILS, "Redis does not answer",
+            "runbook.md#lose-redis",
         ),
     ),
 )  # fmt: skip
@@ -237,7 +251,7 @@ REDIS_DENIED = Rule(
 )  # fmt: skip
 REDIS_REFUSES = Rule(
     "redis_refuses", "Redis refuses a command again and again",
-    "see its answer in `rsky-pipeline status` and the worker's log: a key of another type, perhaps",
+    "see its answer in `rsky-pipeline status`: a key of another type, perhaps",
     _LASTING, watched=True,
 )  # fmt: skip
 REDIS_MEMORY = Rule(
@@ -248,7 +262,15 @@ REDIS_MEMORY = Rule(
 )  # fmt: skip
 EVICTION = Rule(
     "eviction", "Redis evicts entries when it is full",
-    "a queue must not be evicted: CONFIG SET maxmemory-policy noeviction",
+    "a queue must not be evicted: `redis-cli CONFIG SET maxmemory-policy noeviction`, and set it "
+    "in the configuration of the server",
+    Limits(fail=1), watched=True,
+    alerts=(
+        Alert(
+            "RskyEvictionPolicy", "critical", "1m", FAILS,
+            "Redis may evict entries that nobody has read", "runbook.md#lose-redis",
+        ),
+    ),
 )  # fmt: skip
 STORE_SETTINGS = Rule(
     "redis_settings", "a setting of Redis breaks a promise",
@@ -256,7 +278,7 @@ STORE_SETTINGS = Rule(
 )  # fmt: skip
 CAPACITY = Rule("capacity", "a high-water mark exceeds the memory of Redis", "lower the mark")
 APPENDS = Rule(
-    "appends", "Redis rejects entries of the ingester", "see the ingester's log",
+    "appends", "Redis rejects entries of the ingester", f"see {ITS_LOG}",
     Limits(fail=1), seconds=120.0,
     alerts=(
         Alert(
@@ -272,9 +294,8 @@ DATABASE = Rule(
     _LASTING, watched=True,
     alerts=(
         Alert(
-            "RskyDatabaseUnavailable", "critical", "1m",
-            "sum(rate(indexer_database_failures_total[2m])) > 0",
-            "The indexer loses its connections to PostgreSQL", "runbook.md#lose-postgresql",
+            "RskyDatabaseUnavailable", "critical", "1m", FAILS, "PostgreSQL cannot be reached",
+            "runbook.md#lose-postgresql",
         ),
     ),
 )  # fmt: skip
@@ -337,15 +358,78 @@ RESURRECTED = Rule(
 RELAY = Rule(
     "relay", "a relay cannot be reached",
     "check relay_hosts, DNS and the network, or use another relay", seconds=300.0,
+)  # fmt: skip
+NO_RELAY = Rule(
+    "no_relay", "no relay is connected",
+    "check relay_hosts, DNS, the network and the relay; reading goes on from the cursor by itself",
+    Limits(fail=5.0), watched=True,
     alerts=(
         Alert(
-            "RskyNoRelay", "critical", "5m", "sum(ingester_websocket_connections) == 0",
-            "The ingester follows no relay", "runbook.md#the-relay-is-away",
-        ),
-        Alert(
-            "RskyRelaySilent", "critical", "5m", "min(ingester_relay_stalled) == 1",
-            "Every relay is away, far behind, or silent though it is usually busy",
+            "RskyNoRelay", "critical", "2m", FAILS, "The ingester follows no relay",
             "runbook.md#the-relay-is-away",
+        ),
+    ),
+)  # fmt: skip
+CURSOR_REFUSED = Rule(
+    "cursor_refused", "a stored cursor does not fit its host, which was replaced or lost its state",
+    "decide where to go on: `rsky-pipeline cursor reset {subject} --force` starts at "
+    "initial_cursor, `rsky-pipeline cursor set {subject} SEQ` at any event; of a labeler both need "
+    "--stream label_live",
+    Limits(fail=1), watched=True, of_relay=True, of_labeler=True,
+    alerts=(
+        Alert(
+            "RskyCursorRefused", "critical", "1m", FAILS,
+            "The stored cursor does not fit {{ $labels.subject }}: `rsky-pipeline status` says "
+            "more",
+            "runbook.md#a-relay-did-not-send-everything",
+        ),
+    ),
+)  # fmt: skip
+LABELER_STALLED = Rule(
+    "labeler_stalled", "a labeler cannot be reached",
+    "check labeler_hosts, DNS, the network and the labeler; its labels are read from the cursor by "
+    "themselves when it is back",
+    Limits(warn=30.0), watched=True, of_labeler=True,
+    alerts=(
+        Alert(
+            "RskyLabelerAway", "warning", "5m", WARNS,
+            "The labeler {{ $labels.subject }} is away", "runbook.md#the-relay-is-away",
+        ),
+    ),
+)  # fmt: skip
+DIRECTORY = Rule(
+    "directory", "the did:plc directory does not answer",
+    "check plc_url, DNS, the network and http_proxy; commits whose keys are not known wait, and "
+    "their repos are fetched when it answers",
+    Limits(fail=30.0), seconds=120.0, watched=True,
+    alerts=(
+        Alert(
+            "RskyDirectoryAway", "critical", "5m", FAILS, "The did:plc directory does not answer",
+            "troubleshooting.md",
+        ),
+    ),
+)  # fmt: skip
+SECOND_INGESTER = Rule(
+    "second_ingester", "another ingester writes into the same Redis",
+    "stop one of them: both read everything, and set each other's cursors", Limits(fail=1),
+    watched=True,
+    alerts=(
+        Alert(
+            "RskySecondIngester", "critical", "1m", FAILS,
+            "Two ingesters write into one Redis", "runbook.md#move-to-new-hosts",
+        ),
+    ),
+)  # fmt: skip
+GAP_REPAIR = Rule(
+    "gap_repair", "the repair of a gap has failed",
+    "see its error in `rsky-pipeline gaps list`; it is tried again every ten minutes, or now by "
+    "`rsky-pipeline gaps repair`",
+    Limits(fail=1), watched=True, of_relay=True,
+    alerts=(
+        Alert(
+            "RskyGapRepairFailed", "warning", "1m", FAILS,
+            "A gap of {{ $labels.subject }} could not be repaired",
+            "runbook.md#a-relay-did-not-send-everything",
         ),
     ),
 )  # fmt: skip
@@ -353,12 +437,28 @@ RELAY = Rule(
 # 7 is one in a thousand. `seconds`: two relays whose newest events differ by less keep pace.
 RELAY_STALLED = Rule(
     "relay_stalled", "a relay is away, far behind another one, or silent though it is usually busy",
-    "nothing while another relay works; else see its problem in `rsky-pipeline status --json` and "
-    "the ingester's log", Limits(warn=30.0), seconds=60.0, least=7.0, watched=True, of_relay=True,
+    "nothing while another relay works; else check the relay and the network to it, or follow "
+    "another relay as well (relay_hosts)",
+    Limits(warn=30.0, fail=300.0), seconds=60.0, least=7.0, watched=True, of_relay=True,
+    alerts=(
+        Alert(
+            "RskyRelaySilent", "critical", "0m", FAILS,
+            "No relay works: {{ $labels.subject }} is away, far behind, or silent though it is "
+            "usually busy",
+            "runbook.md#the-relay-is-away",
+        ),
+        Alert(
+            "RskyRelayStalled", "warning", "5m", WARNS,
+            "{{ $labels.subject }} is away, far behind another relay, or silent though it is "
+            "usually busy",
+            "runbook.md#the-relay-is-away",
+        ),
+    ),
 )  # fmt: skip
 CLOCK = Rule(
-    "clock", "the clocks of this host and a relay differ", "see whether NTP runs here",
-    Limits(warn=5.0, fail=60.0),
+    "clock", "the clocks of this host and a relay differ",
+    "see whether NTP runs here: `timedatectl`",
+    Limits(warn=5.0, fail=60.0), watched=True, of_relay=True, of_labeler=True,
 )  # fmt: skip
 RATE = Rule(
     "rate_out_of_band",
@@ -430,7 +530,8 @@ CONSUMER_STALL = Rule(
 )  # fmt: skip
 OLDEST = Rule(
     "oldest", "unfinished entries are old", "see rate, lag and errors of its workers",
-    Limits(warn=60.0, fail=600.0), history=Limits(warn=86_400.0),
+    Limits(warn=60.0, fail=600.0), history=Limits(warn=86_400.0), watched=True, of_stream=True,
+    check="oldest",
     alerts=(
         Alert(
             "RskyFallingBehind", "warning", "10m",
@@ -455,6 +556,11 @@ PENDING_WITHOUT_BODY = Rule(
     "pending_without_body", "entries were removed while a consumer held them",
     "find the program that trims the stream; `rsky-pipeline streams groups repair`",
     Limits(warn=1), watched=True, of_stream=True,
+)  # fmt: skip
+GROUP_REMADE = Rule(
+    "group_remade", "a consumer group, or its stream, was deleted and made again",
+    "nothing here: what was unfinished is read again. Find the client of Redis that deleted it",
+    Limits(warn=1), seconds=900.0, watched=True, of_stream=True,
 )  # fmt: skip
 DEAD_LETTERS = Rule(
     "dead_letters", "entries could not be processed",
@@ -486,8 +592,7 @@ DEAD_LETTERS_GROW = Rule(
 
 NO_PROGRESS = Rule(
     "no_progress", "an activity fails again and again, without progress",
-    "see the worker's log for the reason; if a listing fails, for its cursor, or set "
-    "enumerate_repos to false",
+    f"the reason is in {ITS_LOG}; if a listing fails, set enumerate_repos to false",
     Limits(fail=3), seconds=15.0, watched=True,
 )  # fmt: skip
 STALE_WRITES = Rule(
@@ -498,7 +603,7 @@ STALE_WRITES = Rule(
 )  # fmt: skip
 INDEXER_ERRORS = Rule(
     "indexer_errors", "the indexer fails for reasons other than its data",
-    "see the indexer's log", Limits(warn=0.1), seconds=300.0,
+    f"see {ITS_LOG}", Limits(warn=0.1), seconds=300.0,
     alerts=(
         Alert(
             "RskyUnexpectedErrors", "warning", "5m",
@@ -551,25 +656,62 @@ OF_STORES = {
         *(DATABASE_LOCKED, DATABASE_CONFLICTS, DATABASE_REFUSES, SCHEMA),
     )
 }
+# Judged by the roles themselves, not from samples.
+OF_ROLES = frozenset(
+    rule.name
+    for rule in (
+        *(NO_RELAY, RELAY_STALLED, CURSOR_REFUSED, LABELER_STALLED, CLOCK, SECOND_INGESTER),
+        *(GAP_REPAIR, GROUP_REMADE, DIRECTORY, DATA_DISK, LOG),
+    )
+)
 RULES = tuple(value for value in list(globals().values()) if isinstance(value, Rule))
 WATCHED = tuple(rule for rule in RULES if rule.watched)
-# Alerts of findings whose rules have no alert of their own. A finding's value is 1 for a warning
-# and 2 for a failure.
+# Findings about which an alert of their own says more; of the first, about failures as well.
+_ALERTED = tuple(
+    rule.finding or rule.name
+    for rule in WATCHED
+    if any("rsky_finding" in alert.expr for alert in rule.alerts)
+)
+_NOTICED = tuple(rule.finding or rule.name for rule in WATCHED if rule.alerts)
+# A finding's value is 1 for a warning and 2 for a failure.
 FINDING_ALERTS = (
     Alert(
         "RskyGraveFinding", "critical", "0m",
-        'max by (finding, subject) (rsky_finding{finding!~"back_pressure|consumer_stall|redis|'
-        'database"}) == 2',
+        f'max by (finding, subject) (rsky_finding{{finding!~"{"|".join(_ALERTED)}"}}) == 2',
         "{{ $labels.finding }} {{ $labels.subject }}: `rsky-pipeline status` says more",
         "runbook.md#watch",
     ),
     Alert(
         "RskyFinding", "warning", "1m",
-        'max by (finding, subject) (rsky_finding{finding!="back_pressure"}) == 1',
+        f'max by (finding, subject) (rsky_finding{{finding!~"{"|".join(_NOTICED)}"}}) == 1',
         "{{ $labels.finding }} {{ $labels.subject }}: `rsky-pipeline status` says more",
         "runbook.md#watch",
     ),
 )  # fmt: skip
+
+
+# By an alert, those about its consequences, which Alertmanager then keeps silent about, and
+# findings that follow from it (of `FINDING_ALERTS`).
+_STALLED = (
+    "RskyBackfillStalled", "RskyBackpressure", "RskyFallingBehind", "RskyIndexerStalled",
+    "RskyReposFail", "RskyUnexpectedErrors",
+)  # fmt: skip
+_RELAYS = ("RskyNoRelay", "RskyRelaySilent", "RskyRelayStalled")
+_IDLE = ("back_pressure", "cursor_stuck", "no_progress", "oldest", "rate_out_of_band")
+INHIBITED: Mapping[str, tuple[Sequence[str], Sequence[str]]] = {
+    "RskyRedisUnavailable": (
+        (*_STALLED, *_RELAYS, "RskyProcessNotReady", "RskyRedisRefusesWrites"), _IDLE
+    ),
+    "RskyDatabaseUnavailable": (
+        (*_STALLED, "RskyGapRepairFailed", "RskyProcessNotReady"), _IDLE
+    ),
+    "RskyNoRelay": (_RELAYS[1:], ("no_progress", "rate_out_of_band")),
+    "RskyCursorRefused": (_RELAYS, ("no_progress", "rate_out_of_band")),
+    "RskyProcessDown": (_STALLED, _IDLE),
+    "RskyCrashLoop": (
+        (*_STALLED, "RskyProcessDown", "RskyProcessNotReady", "RskyProcessRestarting"), _IDLE
+    ),
+}  # fmt: skip
 
 
 def finding_of(rule: Rule) -> str:
@@ -577,14 +719,19 @@ def finding_of(rule: Rule) -> str:
     return rule.finding or rule.name
 
 
-def finding_series(streams: Iterable[str], relays: Iterable[str] = ()) -> Iterator[tuple[str, str]]:
+def finding_series(
+    streams: Iterable[str], relays: Iterable[str] = (), labelers: Iterable[str] = ()
+) -> Iterator[tuple[str, str]]:
     """Yield finding and subject of every series that a worker shows from the start."""
-    streams, relays = tuple(streams), tuple(relays)
-    series = {
-        (finding_of(rule), subject): None
-        for rule in WATCHED
-        for subject in (streams if rule.of_stream else relays if rule.of_relay else ("",))
-    }
+    streams, relays, labelers = tuple(streams), tuple(relays), tuple(labelers)
+    series: dict[tuple[str, str], None] = {}
+    for rule in WATCHED:
+        subjects: tuple[str, ...] = ("",)
+        if rule.of_stream:
+            subjects = streams
+        elif rule.of_relay or rule.of_labeler:
+            subjects = relays * rule.of_relay + labelers * rule.of_labeler
+        series |= dict.fromkeys((finding_of(rule), subject) for subject in subjects)
     yield from series
 
 

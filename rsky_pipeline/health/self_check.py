@@ -5,6 +5,7 @@ traffic, and one that runs `watch_stores`, which needs no store to answer.
 """
 
 import logging
+import os
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -18,6 +19,7 @@ from rsky_pipeline.configuration.settings import Settings
 from rsky_pipeline.configuration.topology import FIREHOSE_LIVE
 from rsky_pipeline.health.conditions import METRICS, diagnose
 from rsky_pipeline.health.rules import (
+    DATA_DISK,
     HISTORY_SECONDS,
     LOG,
     OF_STORES,
@@ -31,6 +33,7 @@ from rsky_pipeline.observability.catalogue import missing_metrics
 from rsky_pipeline.observability.findings import FAILS, WARNS, FindingMetrics
 from rsky_pipeline.observability.streams import StreamMetrics
 from rsky_pipeline.runtime.context import WorkerContext
+from rsky_pipeline.runtime.findings import written
 from rsky_pipeline.runtime.link import StoreTrouble, store_troubles
 from rsky_pipeline.runtime.logging import ThrottledLog, log_trouble
 from rsky_pipeline.streams.connection import Store
@@ -64,8 +67,10 @@ class SelfCheck:
     ) -> None:
         self._registry = registry
         self._role = role
-        relays = [endpoint.key for endpoint in settings.relays] if role == "ingester" else ()
-        self._metrics = FindingMetrics(registry, finding_series(streams, relays))
+        self._data_dir = settings.data_dir
+        hosts = (settings.relays, settings.labelers) if role == "ingester" else ((), ())
+        relays, labelers = ([endpoint.key for endpoint in each] for each in hosts)
+        self._metrics = FindingMetrics(registry, finding_series(streams, relays, labelers))
         # Only the producer of live events judges their rate.
         self._expected = expectations(settings, rated=role == "ingester")
         self._throttled = ThrottledLog(_log, _AGAIN_SECONDS)
@@ -135,6 +140,7 @@ class SelfCheck:
             )
             for name, trouble in longest.items()
         ]  # fmt: skip
+        verdicts += self._disk()
         found = [each for each in (*verdicts, *others) if each.status in ("warn", "fail")]
         with self._lock:
             self._of_stores = found
@@ -143,13 +149,41 @@ class SelfCheck:
             self._report(each)
         return found
 
+    def _disk(self) -> list[RuleVerdict]:
+        """Judge the file system of data_dir by its bytes and its inodes."""
+        if self._data_dir is None:
+            return []
+        try:
+            disk = os.statvfs(self._data_dir)
+        except OSError:
+            return []  # nobody has made it, or it is hidden: then nothing is written there
+        usable, free = disk.f_blocks - disk.f_bfree + disk.f_bavail, disk.f_bavail * disk.f_frsize
+        used = 1 - disk.f_bavail / usable if usable and free < DATA_DISK.least else 0.0
+        files = 1 - disk.f_favail / disk.f_files if disk.f_files else 0.0
+        figure = f"{self._data_dir}: {free / 1e6:,.0f} MB and {disk.f_favail:,} files are free"
+        return [judged(DATA_DISK, "", max(used, files), figure)]
+
+    @property
+    def found(self) -> list[RuleVerdict]:
+        """The findings of the last looks, one for each series, the worst of it."""
+        with self._lock:
+            return list(self._worst().values())
+
+    def _worst(self) -> dict[tuple[str, str], RuleVerdict]:
+        worst: dict[tuple[str, str], RuleVerdict] = {}
+        for each in (*self._of_stores, *self._of_samples):
+            known = worst.setdefault((finding_of(each.rule), each.subject), each)
+            if known.status == "warn" and each.status == "fail":
+                worst[finding_of(each.rule), each.subject] = each
+        return worst
+
     def _show(self) -> None:
-        levels: dict[tuple[str, str], int] = {}
-        for each in (*self._of_samples, *self._of_stores):
-            series = (finding_of(each.rule), each.subject)
-            level = FAILS if each.status == "fail" else WARNS
-            levels[series] = max(level, levels.get(series, 0))
-        self._metrics.show(levels)
+        self._metrics.show(
+            {
+                series: FAILS if each.status == "fail" else WARNS
+                for series, each in self._worst().items()
+            }
+        )
 
     def _report(self, found: RuleVerdict) -> None:
         finding = finding_of(found.rule)
@@ -207,14 +241,25 @@ def watch(
 async def watch_stores(
     check: SelfCheck, context: WorkerContext, others: Callable[[], Sequence[RuleVerdict]] = tuple
 ) -> None:
-    """Show stores that fail, and a log that cannot be written, until cancelled.
+    """Put all findings into the health document, with those of stores, until cancelled.
 
-    It rests on what links have met, so it also works while nothing answers.
+    Stores are judged by what links have met, so this also works while nothing answers. `others` are
+    verdicts that the role finds by itself.
     """
     while True:
-        log = log_trouble()
+        troubles, log = store_troubles(), log_trouble()
         lost = [judged(LOG, "", 1, log)] if log else []
-        found = check.look_at_stores(store_troubles(), [*others(), *lost])
-        failing = [each for each in found if each.status == "fail"]
-        context.health({"stores": [f"{each.rule.title}: {each.figure}" for each in failing]})
+        check.look_at_stores(troubles, [*others(), *lost])
+        stores = {trouble.error.finding for trouble in troubles}
+        found = check.found
+        context.health(
+            {
+                "stores": [
+                    f"{each.rule.title}: {each.figure}"
+                    for each in found
+                    if each.rule.name in stores and each.status == "fail"
+                ],
+                "reports": written(found),
+            }
+        )
         await trio.sleep(_STORES_SECONDS)

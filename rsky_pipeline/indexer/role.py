@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from functools import partial
+from itertools import chain
 from typing import TypeVar
 
 import trio
@@ -29,6 +30,7 @@ from rsky_pipeline.database.errors import (
 from rsky_pipeline.database.marks import find_loss, heal_marks
 from rsky_pipeline.database.selection import load_selection
 from rsky_pipeline.health.pairing import open_paired, pair
+from rsky_pipeline.health.rules import RuleVerdict
 from rsky_pipeline.health.self_check import SelfCheck, watch_stores
 from rsky_pipeline.indexer.accounts.lookups import look_up_accounts
 from rsky_pipeline.indexer.collections.registry import SelectedCollections
@@ -76,9 +78,7 @@ async def run(context: WorkerContext) -> None:
     with closing(indexer):
         async with trio.open_nursery() as services:
             services.start_soon(indexer.report_health)
-            services.start_soon(
-                watch_stores, indexer.self_check, context, lambda: indexer.database_watch.found
-            )
+            services.start_soon(watch_stores, indexer.self_check, context, indexer.verdicts)
             if not await indexer.connect():
                 services.cancel_scope.cancel()
                 return
@@ -132,6 +132,11 @@ class Indexer:
         self.database_watch = DatabaseWatch(partial(self.open_database, lock_timeout_ms=1_000))
         self._hosts = [endpoint.key for endpoint in settings.relays]
         self._is_ready = False
+
+    def verdicts(self) -> list[RuleVerdict]:
+        """Return what the indexer finds beside the rules about samples and stores."""
+        remade = (each.verdicts for each in self._consumers.values())
+        return [*self.database_watch.found, *chain.from_iterable(remade)]
 
     async def connect(self) -> bool:
         """Connect to both stores; return False when `stopping` is set first."""

@@ -19,6 +19,7 @@ from rsky_pipeline.atproto.frame import ErrorMessage
 from rsky_pipeline.configuration.endpoints import Endpoint
 from rsky_pipeline.configuration.proxy import Proxy
 from rsky_pipeline.configuration.settings import InitialCursor
+from rsky_pipeline.configuration.topology import FIREHOSE_LIVE
 from rsky_pipeline.health.rules import RELAY_STALLED
 from rsky_pipeline.ingester.clock import ClockError
 from rsky_pipeline.ingester.frames import FrameConverter
@@ -37,6 +38,7 @@ from rsky_pipeline.network.subscription import (
     subscribe,
 )
 from rsky_pipeline.observability.ingester import IngesterMetrics
+from rsky_pipeline.runtime.advice import advised
 from rsky_pipeline.runtime.backoff import Backoff
 from rsky_pipeline.runtime.errors import StoreError, described
 from rsky_pipeline.runtime.logging import ThrottledLog
@@ -45,6 +47,7 @@ _log = logging.getLogger(__name__)
 
 # How long to wait where only an operator can help; not for ever, since they may have.
 _OPERATOR_SECONDS = 60.0
+STANDS_AFTER_SECONDS = 5.0  # a connection that ended sooner was none, for all that is known
 CLOCK_SECONDS = 10.0  # until events that seem to come from the future are looked at again
 _OPERATOR_LOOK_SECONDS = 1.0  # at the stored cursor meanwhile
 _DEFAULT_IDLE = 60.0
@@ -446,13 +449,32 @@ class Follower:
         _log.warning("disconnected", extra=extra)
 
     @property
+    def refused(self) -> bool:
+        """Whether the stored cursor does not fit the host, and no operator has replaced it."""
+        ended, since = self.ended, self.connected_at if self.connected else None
+        # It is tried again now and then: the host may be another one.
+        stands = since is not None and trio.current_time() - since >= STANDS_AFTER_SECONDS
+        return (
+            ended is not None
+            and ended.reason is DisconnectReason.FUTURE_CURSOR
+            and not stands
+            and self.cursor.stored == self.refused_cursor
+        )
+
+    @property
+    def refusal(self) -> str:
+        """Why the stored cursor does not fit."""
+        why = "" if self.ended is None else f" ({self.ended.detail})"
+        return f"the stored cursor {self.refused_cursor} does not fit it{why}"
+
+    @property
     def advice(self) -> str:
         """The remedy for a cursor that does not fit, for operators."""
-        host = self.feed.endpoint.key
-        return (
-            f"decide where to go on: `rsky-pipeline cursor reset {host} --force` starts at "
-            f"initial_cursor, `rsky-pipeline cursor set {host} SEQ` at any event"
-        )
+        host, stream = self.feed.endpoint.key, self.cursor.key.partition(":")[0]
+        which = () if stream == FIREHOSE_LIVE else ("--stream", stream)
+        reset = advised("cursor", "reset", host, *which, "--force")
+        go_on = advised("cursor", "set", host, "SEQ", *which)
+        return f"decide where to go on: {reset} starts at initial_cursor, {go_on} at any event"
 
     def _where(self) -> dict[str, str]:
         return {"host": self.feed.endpoint.key, "stream": self.feed.nsid.rpartition(".")[2]}

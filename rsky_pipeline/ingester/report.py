@@ -2,14 +2,23 @@
 
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import orjson
 import trio
 
 from rsky_pipeline.configuration.endpoints import HostKey
-from rsky_pipeline.health.rules import RELAY_STALLED
-from rsky_pipeline.ingester.follower import Follower
+from rsky_pipeline.health.rules import (
+    CLOCK,
+    CURSOR_REFUSED,
+    LABELER_STALLED,
+    NO_RELAY,
+    RELAY_STALLED,
+    RuleVerdict,
+    Status,
+    judged,
+)
+from rsky_pipeline.ingester.follower import STANDS_AFTER_SECONDS, Follower
 from rsky_pipeline.ingester.frames import RawDeadLetters
 from rsky_pipeline.ingester.listing.enumeration import Enumerator
 from rsky_pipeline.ingester.pipeline import SharedState
@@ -28,12 +37,14 @@ from rsky_pipeline.streams.names import FIREHOSE_LIVE, LABEL_LIVE, REPO_BACKFILL
 
 _log = logging.getLogger(__name__)
 _HEALTH_SECONDS = 1.0
-STANDS_AFTER_SECONDS = 5.0  # a connection that ended sooner was none, for all that is known
 _WATCH_SECONDS = 5.0
 # How long the roles that consume our streams wait for a relay to answer. They have work to do
 # without one, and a relay may be away for hours.
 PATIENCE_SECONDS = 10.0
-NO_RELAY = "no relay is connected"
+# What ends a connection though its host is well.
+_NOT_OF_HOST = frozenset(
+    {DisconnectReason.PRESSURE, DisconnectReason.CURSOR_MOVED, DisconnectReason.STORE}
+)
 
 
 class FeedReport:
@@ -90,6 +101,11 @@ class Reporter:
         self._metrics = metrics
         self._log = ThrottledLog(_log, 60.0)
         self._raw_letters: dict[str, int] = {}
+        self._labelers = labelers
+        self._connected_at = trio.current_time()  # when a relay was connected last
+        self._stalled_since: dict[HostKey, float] = {}
+        self._problems: dict[HostKey, str] = {}  # of relays
+        self.verdicts: list[RuleVerdict] = []  # of the last report
         metrics.events_in_memory.set_function(lambda: self._held()[0])
         metrics.bytes_in_memory.set_function(lambda: self._held()[1])
 
@@ -109,6 +125,7 @@ class Reporter:
                 before, then = written, now
                 self._metrics.complete.set(bool(self._enumerators) and self._all_listed())
                 self._context.health(self._details(rate))
+                self.verdicts = [*self._judge_relays(), *self._judge_hosts()]
                 await trio.sleep(_HEALTH_SECONDS)
 
     async def watch_streams(
@@ -153,9 +170,10 @@ class Reporter:
         self._metrics.states_cached.set(len(states))
         self._metrics.state_lookups.inc(states.take_lookups())
 
-    def _relay_problems(self) -> list[str]:
-        """Return a line for each relay that does not do its part, and count the others."""
-        now, dedup, problems = trio.current_time(), self._shared.dedup, []
+    def _relay_problems(self) -> dict[HostKey, str]:
+        """Return the problem of each relay that does not do its part, and count the others."""
+        now, dedup = trio.current_time(), self._shared.dedup
+        problems: dict[HostKey, str] = {}
         for follower, report in self._relays:
             behind = dedup.behind.get(report.host, 0.0)
             problem = relay_problem(follower, behind, now, self._ahead_of(follower, now))
@@ -164,7 +182,7 @@ class Reporter:
             self._metrics.relay_leads.labels(report.host).set(dedup.leader == report.host)
             self._metrics.relay_behind.labels(report.host).set(dedup.behind.get(report.host, 0.0))
             if problem is not None:
-                problems.append(f"{report.host}: {problem}")
+                problems[report.host] = problem
                 self._log.warning(
                     "relay in trouble", key=report.host, host=report.host, problem=problem
                 )
@@ -188,11 +206,11 @@ class Reporter:
             for follower, report in self._relays
             if follower.connected and report.lag_seconds is not None
         ]
-        problems = self._relay_problems()
+        self._problems = self._relay_problems()
         return {
             "rate": round(rate, 1),
             "lag_seconds": round(max(lags), 3) if lags else None,
-            "degraded": degradation([follower for follower, _ in self._relays]),
+            "degraded": self._degraded(),
             "relays": len(self._relays),
             "connected_relays": sum(follower.connected for follower, _ in self._relays),
             "connected_sockets": sum(follower.connected for follower, _ in self._feeds),
@@ -200,7 +218,8 @@ class Reporter:
             "raw_dead_letters": self._raw_letters,
             "held_up": any(writer.is_full for writer in self._writers),
             "leading_relay": self._shared.dedup.leader,
-            "problem": "; ".join(problems) if problems else None,
+            "problem": "; ".join(f"{host}: {text}" for host, text in self._problems.items())
+            or None,
             "repos_listed": sum(enumerator.state.repos for enumerator in self._enumerators),
             "listing_done": self._all_listed(),
             "listing_holes": sum(enumerator.state.holes for enumerator in self._enumerators),
@@ -210,6 +229,46 @@ class Reporter:
             ],
             "listings": [each.health() for each in self._enumerators if each.active],
         }
+
+    def _degraded(self) -> str | None:
+        """Return why no relay is followed, if that lasts; a connection may end at any time."""
+        now, relays = trio.current_time(), [follower for follower, _ in self._relays]
+        if degradation(relays) is None or any(_is_held_up(each) for each in relays):
+            self._connected_at = now
+        lasts = NO_RELAY.verdict(now - self._connected_at) == "fail"
+        return NO_RELAY.title if lasts else None
+
+    def _judge_relays(self) -> Iterator[RuleVerdict]:
+        """Yield what is wrong with the relays; a single one that stalls is only a warning."""
+        now = trio.current_time()
+        if self._degraded() is not None:
+            away = now - self._connected_at
+            why = "; ".join(_why_away(follower) for follower, _ in self._relays)
+            yield judged(NO_RELAY, "", away, f"for {away:.0f} s: {why}")
+        stalled = [host for host in self._stalled_since if host in self._problems]
+        self._stalled_since = {host: self._stalled_since.get(host, now) for host in self._problems}
+        alone = len(stalled) == len(self._relays)
+        for host, problem in self._problems.items():
+            seconds = now - self._stalled_since[host] if alone else 0.0
+            status: Status = "fail" if RELAY_STALLED.verdict(seconds) == "fail" else "warn"
+            yield RuleVerdict(RELAY_STALLED, host, status, problem, seconds)
+
+    def _judge_hosts(self) -> Iterator[RuleVerdict]:
+        """Yield what is wrong with single relays and labelers, whatever others do."""
+        now = trio.current_time()
+        for follower, report in self._feeds:
+            ended = None if follower.connected else follower.ended
+            if follower.refused:
+                yield RuleVerdict(
+                    CURSOR_REFUSED, report.host, "fail", follower.refusal, remedy=follower.advice
+                )
+            elif ended is not None and ended.reason is DisconnectReason.CLOCK:
+                yield RuleVerdict(CLOCK, report.host, "fail", ended.detail)
+        for follower, report in self._labelers:
+            if not follower.connected and not follower.refused and not _is_held_up(follower):
+                away = now - follower.heard_at
+                figure = f"not connected for {away:.0f} s{_reason(follower)}"
+                yield judged(LABELER_STALLED, report.host, away, figure)
 
     def _all_listed(self) -> bool:
         """Tell whether every listing that is read now is at its end."""
@@ -232,26 +291,44 @@ def relay_problem(
     habits, or, as long as it has said nothing to us, by `other`, which it kept pace with.
     """
     arrivals, ended = follower.arrivals, follower.ended
-    if ended is not None and ended.reason is DisconnectReason.FUTURE_CURSOR:
-        refused = follower.refused_cursor
-        if follower.cursor.stored == refused:  # else an operator has replaced it
-            return f"the stored cursor {refused} does not fit it: {follower.advice}"
+    if follower.refused:
+        return follower.refusal
+    if _is_held_up(follower):
+        return None  # by ourselves; what that is about has a finding of its own
     away = now - follower.heard_at
-    if not follower.connected and RELAY_STALLED.verdict(away) == "warn":
-        why = "" if ended is None else f": {ended.detail}"
-        return f"not connected for {away:.0f} s{why}"
+    if not follower.connected and _lasts(away):
+        return f"not connected for {away:.0f} s{_reason(follower)}"
     futile = follower.futile_since
-    if futile is not None and ended is not None and RELAY_STALLED.verdict(now - futile) == "warn":
+    if futile is not None and ended is not None and _lasts(now - futile):
         return f"its connections end before an event comes: {ended.detail}"
     silent = now - arrivals.last
-    if not arrivals.known and other is not None and RELAY_STALLED.verdict(silent) == "warn":
+    if not arrivals.known and other is not None and _lasts(silent):
         return f"silent for {silent:.0f} s, while {other.feed.endpoint.key} sends events"
     unusual = arrivals.surprise(now) >= RELAY_STALLED.least
-    if unusual and RELAY_STALLED.verdict(silent) == "warn":
+    if unusual and _lasts(silent):
         return f"silent for {silent:.0f} s, though it is usually busy"
-    if RELAY_STALLED.verdict(behind) == "warn":
+    if _lasts(behind):
         return f"{behind:.0f} s behind the leading relay"
     return None
+
+
+def _lasts(seconds: float) -> bool:
+    return RELAY_STALLED.verdict(seconds) != "pass"
+
+
+def _is_held_up(follower: Follower) -> bool:
+    """Return whether reading stands still because of us: a full stream, a store that is away."""
+    ended = follower.ended
+    return not follower.connected and ended is not None and ended.reason in _NOT_OF_HOST
+
+
+def _reason(follower: Follower) -> str:
+    return "" if follower.ended is None else f": {follower.ended.detail}"
+
+
+def _why_away(follower: Follower) -> str:
+    host = follower.feed.endpoint.key
+    return f"{host}: {follower.refusal}" if follower.refused else f"{host}{_reason(follower)}"
 
 
 def _labels(payload: bytes) -> int:
@@ -279,8 +356,8 @@ async def report_ready(context: WorkerContext, relays: Sequence[Follower]) -> No
 
 def degradation(relays: Sequence[Follower]) -> str | None:
     """Return why the worker cannot do all of its work, None if it can."""
-    if relays and not any(follower.connected for follower in relays):
-        return NO_RELAY
+    if relays and not any(each.connected and not each.refused for each in relays):
+        return NO_RELAY.title
     return None
 
 

@@ -14,6 +14,7 @@ from rsky_pipeline.configuration.selection import Selection, path_prefixes
 from rsky_pipeline.database.connection import Database
 from rsky_pipeline.database.errors import DatabaseUnavailableError
 from rsky_pipeline.health.pairing import MismatchError, open_paired
+from rsky_pipeline.health.rules import RuleVerdict
 from rsky_pipeline.health.self_check import SelfCheck, watch, watch_stores
 from rsky_pipeline.ingester.clock import (
     ClockWatch,
@@ -37,6 +38,7 @@ from rsky_pipeline.ingester.labels import (
 )
 from rsky_pipeline.ingester.listing.enumeration import LIST_REPOS, Enumerator, ListingSource
 from rsky_pipeline.ingester.listing.gap_repair import GapRepair, repair_marks
+from rsky_pipeline.ingester.others import OtherIngesters
 from rsky_pipeline.ingester.pipeline import Admission, FrameIntake, SharedState
 from rsky_pipeline.ingester.read_again import read_again_when_asked
 from rsky_pipeline.ingester.report import FeedReport, Reporter, report_ready
@@ -142,8 +144,15 @@ async def run(context: WorkerContext) -> None:
             context, parts.relays, parts.labelers, parts.enumerators, parts.writers, parts.shared,
             metrics,
         )  # fmt: skip
+        others = OtherIngesters(context)
+        repair = builder.gap_repair() if parts.relays and settings.database_url else None
+
+        def verdicts() -> list[RuleVerdict]:
+            failed = repair.verdicts if repair is not None else ()
+            return [*reporter.verdicts, *others.verdicts, *failed, *builder.directory.verdicts]
+
         async with trio.open_nursery() as services:
-            services.start_soon(watch_stores, self_check, context)
+            services.start_soon(watch_stores, self_check, context, verdicts)
             await watching.retry(Store.ping, until=context.stopping)
             selecting = builder.link("selection")
             look_again = partial(_read_selection, parts, settings.indexer_group)
@@ -156,13 +165,13 @@ async def run(context: WorkerContext) -> None:
                 mark = settings.repo_high_water_mark
                 pause = settings.resync_pause_seconds
                 services.start_soon(release_resyncs, builder.link("release"), mark, pause)
-            if parts.relays and settings.database_url is not None:
-                repair = builder.gap_repair()
+            if repair is not None:
                 services.start_soon(partial(repair.watch, relays, repair=settings.repair_gaps))
             if settings.follow_plc_export:
                 export = PlcExport(http, settings.plc_url, parts.verifier.forget)
                 services.start_soon(export.run)
             cursors = [cursor for writer in parts.writers for cursor in writer.cursors]
+            services.start_soon(others.watch, builder.link("others"))
             services.start_soon(read_again_when_asked, builder.link("again"), cursors)
             services.start_soon(report_ready, context, [follower for follower, _ in parts.relays])
             await _run_all(context, parts)
@@ -221,7 +230,7 @@ class _Builder:
         if any(endpoint.secure for endpoint in endpoints):
             self._tls = ssl.create_default_context()
         # One for repos and labelers: an answer for one account shows that it answers at all.
-        self._directory = Directory(
+        self.directory = Directory(
             http, self._settings.plc_url, allow_private=self._settings.allow_private_hosts,
             max_cached=MAX_KEYS, forced_pause=FORCED_PAUSE_SECONDS,
             fresh_seconds=self._settings.identity_cache_seconds,
@@ -282,7 +291,7 @@ class _Builder:
             report = FeedReport(FIREHOSE_LIVE, endpoint.key, self._metrics, self.letters)
             cursor = writer.cursor(cursor_key(FIREHOSE_LIVE, endpoint.key), report.observe)
             admission = Admission(endpoint.key, converter, parts.shared)
-            homes = AccountHomes(endpoint, self._directory, describer(self._http, endpoint))
+            homes = AccountHomes(endpoint, self.directory, describer(self._http, endpoint))
             clock = self._clock(endpoint)
 
             def open_intake(
@@ -356,7 +365,7 @@ class _Builder:
         mode = self._settings.label_signatures
         check = None
         if mode != "none":
-            check = LabelSignatureCheck(self._directory, mode, converter, self._lookups)
+            check = LabelSignatureCheck(self.directory, mode, converter, self._lookups)
         follower = Follower(
             feed, converter, cursor,
             self._pressure(MAX_EVENTS // count, MAX_LABEL_BYTES // count), self._metrics,
@@ -401,7 +410,7 @@ class _Builder:
     def _verifier(self) -> SignatureVerifier:
         changes = self._metrics.key_changes
         return SignatureVerifier(
-            self._directory, lambda how: changes.labels(how).inc(),
+            self.directory, lambda how: changes.labels(how).inc(),
             _boundary(self._metrics), self._lookups, self._settings.identity_cache_seconds,
         )  # fmt: skip
 

@@ -11,6 +11,7 @@ import trio
 from rsky_pipeline.atproto.errors import InvalidDataError
 from rsky_pipeline.atproto.identity import DidDocument, parse_did_document
 from rsky_pipeline.configuration.endpoints import Endpoint, parse_endpoint
+from rsky_pipeline.health.rules import DIRECTORY, RuleVerdict, judged
 from rsky_pipeline.network.http import HttpClient, HttpError
 
 MAX_CACHED = 200_000
@@ -80,6 +81,8 @@ class Directory:
         self._cache: OrderedDict[str, _Cached] = OrderedDict()
         self._running: dict[str, trio.Event] = {}
         self._answers = 0  # documents that the PLC directory has served
+        # Of the PLC directory, since it answered last: when it failed first and last, and how.
+        self._away: tuple[float, float, str] | None = None
         self._failing: OrderedDict[str, _Failing] = OrderedDict()
 
     async def resolve(self, did: str, force: bool = False) -> DidDocument:
@@ -126,6 +129,14 @@ class Directory:
                 return parse_endpoint(f"{scheme}://{host.replace('%3A', ':')}")
         raise IdentityNotFoundError(f"{did[:100]}: did:web has a host name only")
 
+    @property
+    def verdicts(self) -> list[RuleVerdict]:
+        """A finding while the PLC directory does not answer, as far as anybody asks it."""
+        if self._away is None or time.monotonic() - self._away[1] > DIRECTORY.seconds:
+            return []
+        since, latest, text = self._away
+        return [judged(DIRECTORY, "", latest - since, f"for {latest - since:.0f} s: {text}")]
+
     def forget(self, did: str) -> None:
         """Make the next look-up of a DID a fresh one, as after an identity event."""
         self._cache.pop(did, None)
@@ -144,17 +155,21 @@ class Directory:
             )
         except HttpError as error:
             if error.kind == "status" and error.status in {404, 410}:
+                self._away = None if trusted else self._away
                 return None
             unusable = error.kind in {"malformed", "too_big", "internal_error"}
             of_account = unusable or error.status in _REFUSED_DID
             if trusted and not of_account and error.status != 429:  # a limit is of whoever asks
                 of_account = self._fails_alone(did)
+                now = time.monotonic()
+                self._away = (self._away or (now,))[0], now, str(error)
             raise IdentityUnavailableError(str(error), of_account=of_account) from error
         try:
             document = parse_did_document(body, did)
         except InvalidDataError as error:
             raise IdentityUnavailableError(f"{url}: {error}", of_account=True) from error
         if trusted:
+            self._away = None
             self._answers += 1
             self._failing.pop(did, None)
         return document

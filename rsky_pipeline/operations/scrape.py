@@ -2,7 +2,7 @@
 
 import http.client
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from prometheus_client.parser import text_string_to_metric_families
@@ -10,10 +10,15 @@ from prometheus_client.parser import text_string_to_metric_families
 from rsky_pipeline.configuration.settings import Settings
 from rsky_pipeline.configuration.topology import ROLE_NAMES
 from rsky_pipeline.embedded.locations import run_directory
+from rsky_pipeline.health.rules import PROCESS, RuleVerdict
 from rsky_pipeline.health.samples import Exported, Labels
 from rsky_pipeline.runtime.errors import WorkerError
+from rsky_pipeline.runtime.further_workers import further_workers
 from rsky_pipeline.runtime.health_document import HealthDocument, read_health
 from rsky_pipeline.supervisor import client
+from rsky_pipeline.supervisor.status_document import FindingStatus
+from rsky_pipeline.systemd.files import UNIT_FOLDER
+from rsky_pipeline.systemd.systemctl import is_running
 
 _TIMEOUT_SECONDS = 5.0
 _MAX_BYTES = 16 * 1024 * 1024
@@ -29,6 +34,7 @@ class ScrapeTarget:
     port: int | None
     state: str = "unknown"
     trouble: str | None = None
+    findings: Sequence[FindingStatus] = ()  # as its supervisor has them
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,24 +52,50 @@ class Scrape:
 
 
 def targets(settings: Settings) -> list[ScrapeTarget]:
-    """Return the workers of the supervisors in the run directory.
+    """Return the workers of the supervisors in the run directory, and those without one.
 
-    Where no supervisor answers, the configured port of each role is assumed: workers may have been
-    started by something else.
+    Where there are none, the configured port of each role is assumed: workers may have been started
+    by something else.
     """
+    run_dir = run_directory(settings)
+    further = [
+        ScrapeTarget(each.name, each.role, each.port, "running")
+        for each in further_workers(run_dir)
+    ]
     try:
-        documents = [each.status for each in client.find(run_directory(settings))]
+        documents = [each.status for each in client.find(run_dir)]
     except WorkerError:
-        return [ScrapeTarget(f"{role}-1", role, settings.metrics_port(role) or None)
-                for role in ROLE_NAMES]  # fmt: skip
-    return [
+        return further or [ScrapeTarget(f"{role}-1", role, settings.metrics_port(role) or None)
+                           for role in ROLE_NAMES]  # fmt: skip
+    return further + [
         ScrapeTarget(
-            item["name"], item["role"], item["metrics_port"], item["state"], item["trouble"]
+            item["name"],
+            item["role"],
+            item["metrics_port"],
+            item["state"],
+            item["trouble"],
+            item.get("findings", ()),
         )
         for document in documents
         for item in document["processes"]
         if item["kind"] == "worker"
     ]
+
+
+def absent(role: str) -> RuleVerdict:
+    """Return the verdict on a role that has to run here and has no worker."""
+    unit = f"rsky-{role}.service"
+    start = f"`rsky-pipeline start --role {role}`"
+    if is_running() and ("/" / UNIT_FOLDER / unit).exists():
+        start = f"`systemctl start {unit}`"
+    remedy = f"start it: {start}; where it runs on another host, leave it out of expected_roles"
+    return RuleVerdict(PROCESS, role, "fail", "no worker is running", remedy=remedy)
+
+
+def healthz(settings: Settings, port: int) -> HealthDocument:
+    """Read a worker's /healthz. Raises OSError, ValueError, HTTPException."""
+    host = _EVERYWHERE.get(settings.metrics_host, settings.metrics_host)
+    return read_health(json.loads(_get(host, port, "/healthz")))
 
 
 def scrape(settings: Settings, target: ScrapeTarget) -> Scrape:

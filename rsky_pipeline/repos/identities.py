@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager
 import trio
 
 from rsky_pipeline.atproto.identity import DidDocument
+from rsky_pipeline.health.rules import RuleVerdict
 from rsky_pipeline.network.directory import (
     Directory,
     IdentityNotFoundError,
@@ -26,6 +27,11 @@ class Identities:
         self._plc_url = plc_url
         self._plc = plc
         self._web = web
+
+    @property
+    def verdicts(self) -> list[RuleVerdict]:
+        """What is wrong with the PLC directory."""
+        return self._directory.verdicts
 
     def asked_just_now(self, did: str) -> bool:
         """Return whether a forced look-up would return what the last one did."""

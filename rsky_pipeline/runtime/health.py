@@ -123,8 +123,9 @@ class Health:
     def answer(self) -> tuple[int, HealthDocument]:
         """Return the HTTP status and document of /healthz.
 
-        A worker that waits for a store is not to be started again (`trouble` is None), and does
-        not do its work either.
+        A worker with a finding that fails, for example a store that is away, is not to be started
+        again (`trouble` is None), and does not do its work either.
         """
         document = self.document()
-        return (503 if document["trouble"] or document.get("stores") else 200), document
+        fails = any(each["verdict"] == "fail" for each in document.get("reports", ()))
+        return (503 if document["trouble"] or fails else 200), document

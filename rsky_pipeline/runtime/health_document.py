@@ -8,7 +8,7 @@ another version defines are kept.
 
 from collections.abc import Mapping
 from types import UnionType
-from typing import Any, TypedDict, cast, get_args, get_origin, get_type_hints, is_typeddict
+from typing import Any, Literal, TypedDict, cast, get_args, get_origin, get_type_hints, is_typeddict
 
 from rsky_pipeline.configuration.endpoints import HostKey
 
@@ -33,6 +33,17 @@ class ListingHealth(TypedDict):
     problem: str | None
 
 
+class FindingHealth(TypedDict):
+    """A rule that the worker finds violated: what about, how badly, and what to do."""
+
+    finding: str  # as in `rsky_finding`
+    subject: str  # a stream, a host; empty for the worker itself
+    verdict: Literal["fail", "warn"]
+    title: str
+    figure: str  # the value, or the reason, that was found
+    remedy: str
+
+
 class RoleHealth(TypedDict, total=False):
     """The fields that roles report, each role some of them."""
 
@@ -40,6 +51,7 @@ class RoleHealth(TypedDict, total=False):
     pending: int  # entries held
     lag: int | None  # entries not yet read, of a consumer
     stores: list[str]  # why Redis or PostgreSQL keep it waiting
+    reports: list[FindingHealth]
     # Ingester
     lag_seconds: float | None  # age of the newest event
     degraded: str | None  # the reason why it cannot do all of its work
@@ -80,21 +92,11 @@ class HealthDocument(RoleHealth, total=False):
     progress_age_seconds: dict[str, float]
     streams: dict[str, int]  # their lengths
     dead_letters: dict[str, int]  # the lengths of their dead-letter streams
-    findings: list[str]  # `KIND` or `KIND SUBJECT`
+    findings: list[str]  # of `reports`, `KIND` or `KIND SUBJECT`
     failing: list[str]  # those with the verdict "fail"
 
 
 _FORMS = get_type_hints(HealthDocument)
-
-
-def complaint(health: HealthDocument) -> str | None:
-    """Return trouble, or else stores, degraded and problem; None for a healthy worker.
-
-    A problem is often the cause of a degraded worker: "no relay is connected", since the stored
-    cursor does not fit the only one.
-    """
-    parts = (*health.get("stores", ()), health.get("degraded"), health.get("problem"))
-    return health.get("trouble") or "; ".join(part for part in parts if part) or None
 
 
 def read_health(document: object) -> HealthDocument:
@@ -138,6 +140,8 @@ def _fits(value: object, form: Any) -> bool:
         return isinstance(value, Mapping) and all(
             _fits(each, arguments[1]) for each in value.values()
         )
+    if kind is Literal:
+        return value in arguments
     if isinstance(value, bool):
         return form is bool
     return isinstance(value, int | float if form is float else form)

@@ -14,6 +14,7 @@ import sys
 import threading
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import trio
 from prometheus_client import CollectorRegistry
@@ -28,6 +29,7 @@ from rsky_pipeline.runtime import notify
 from rsky_pipeline.runtime.channel import BLAMELESS, EventSender, WorkerPipes
 from rsky_pipeline.runtime.context import WorkerContext
 from rsky_pipeline.runtime.errors import FORCED, UNEXPECTED, exit_code_of
+from rsky_pipeline.runtime.further_workers import forget, note
 from rsky_pipeline.runtime.health import Health
 from rsky_pipeline.runtime.log_file import LogFile
 from rsky_pipeline.runtime.metrics_port import open_metrics_server
@@ -104,6 +106,8 @@ class _Worker:
             notify.from_environment() if pipes.events is None else notify.Notifier(None)
         )
         self._log_file = LogFile()
+        self._is_supervised = pipes.events is not None
+        self._note: Path | None = None
         self.exit_code = 0
 
     async def run(self) -> None:
@@ -144,6 +148,7 @@ class _Worker:
 
     def close(self) -> None:
         """Free the metrics port."""
+        forget(self._note)
         if self._server is not None:
             self._server.close()
 
@@ -165,6 +170,8 @@ class _Worker:
             self._settings, self._role, self._instance, registry, self._health.answer
         )
         self._events.send("started", pid=os.getpid(), metrics_port=self._server.port)
+        if not self._is_supervised and self._settings.run_dir is not None:
+            self._note = note(self._settings.run_dir, self._role, self._instance, self._server.port)
         self._announce()
 
     def _ready(self) -> None:

@@ -23,6 +23,7 @@ from dataclasses import dataclass, field, replace
 from itertools import chain, takewhile
 from typing import Any
 
+from rsky_pipeline.health.rules import GROUP_REMADE, RuleVerdict, judged
 from rsky_pipeline.runtime.logging import ThrottledLog
 from rsky_pipeline.streams.connection import Argument, Store, text_of
 from rsky_pipeline.streams.errors import StoreRejectedError
@@ -189,6 +190,7 @@ class Consumer:
         self.reclaimed = 0  # entries taken over by XAUTOCLAIM, from any consumer
         self.bodiless = 0  # pending entries whose bodies were deleted
         self.loss: StreamLoss | None = None  # to be reported by the owner, who then clears it
+        self._remade: tuple[float, str] | None = None  # when, and what was missing
         self._reclaim_idle_ms = reclaim_idle_ms
         self._max_bytes = max_bytes
         self._block_ms = block_ms
@@ -331,6 +333,15 @@ class Consumer:
             self._added = report.added
             self._unfinished_since = time.time() - group.oldest_unacked_age_seconds
 
+    @property
+    def verdicts(self) -> list[RuleVerdict]:
+        """A finding for some time after a group had to be made again."""
+        if self._remade is None or self._clock() - self._remade[0] > GROUP_REMADE.seconds:
+            return []
+        minutes = (self._clock() - self._remade[0]) / 60
+        figure = f"the {self._remade[1]} of {self.group} was missing {minutes:.0f} minutes ago"
+        return [judged(GROUP_REMADE, self.stream, 1, figure)]
+
     def _ensure_group(self, store: Store) -> None:
         """Create the group if it is missing, at the beginning of its stream, which misses no entry.
 
@@ -342,6 +353,7 @@ class Consumer:
             return
         report = inspect(store, self.stream)
         lost = report.added < self._added
+        self._remade = self._clock(), "stream" if lost else "group"
         self._log.error(
             "stream was deleted with its unfinished entries" if lost
             else "consumer group was destroyed, and is created again at the first entry",

@@ -22,6 +22,7 @@ __all__ = [
     "FIREHOSE_LIVE",
     "FIREHOSE_RAW_LETTERS",
     "GAPS",
+    "INGESTERS",
     "LABEL_LIVE",
     "LABEL_RAW_LETTERS",
     "REPO_BACKFILL",
@@ -38,6 +39,8 @@ __all__ = [
 
 # A hash: the coverage of each stored cursor, by cursor key.
 CURSOR_POSITIONS = "rsky_pipeline:cursors"
+# A hash: the ingesters that run, each with a note that it renews (`ingester/others.py`).
+INGESTERS = "rsky_pipeline:ingesters"
 # A stream: detected gaps, to be written to `rsky_pipeline.gap` in PostgreSQL.
 GAPS = "rsky_pipeline:gaps"
 # A stream: repos to fetch again after a delay.

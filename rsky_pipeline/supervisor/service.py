@@ -102,7 +102,7 @@ class Service:
         )
         path = socket_path(locations.run_directory(self._settings), self._plan.roles)
         control = ControlServer(path, commands.handle)
-        with closing(Exporter(self._settings, self.document)) as exporter:
+        with closing(Exporter(self._settings, self._plan.roles, self.document)) as exporter:
             async with trio.open_nursery() as nursery:
                 await nursery.start(
                     sequence.watch_signals, self._request, self._log_file, commands.hang_up

@@ -10,12 +10,17 @@ from collections.abc import Callable, Sequence
 import trio
 
 from rsky_pipeline.configuration.settings import Settings
-from rsky_pipeline.health.rules import HEARTBEAT, finding_status, rule_of
+from rsky_pipeline.health.rules import HEARTBEAT
 from rsky_pipeline.observability.build import build
 from rsky_pipeline.observability.server import process_registry
 from rsky_pipeline.observability.supervisor import SupervisorCollector
-from rsky_pipeline.runtime.health_document import HealthDocument, complaint
-from rsky_pipeline.runtime.metrics_port import SUPERVISOR, open_metrics_server
+from rsky_pipeline.runtime.findings import complaint, found, of_process
+from rsky_pipeline.runtime.health_document import FindingHealth, HealthDocument
+from rsky_pipeline.runtime.metrics_port import (
+    SUPERVISOR,
+    open_metrics_server,
+    supervisor_instance,
+)
 from rsky_pipeline.supervisor.child import ChildDriver
 from rsky_pipeline.supervisor.machine import ALIVE, Exit, Phase
 from rsky_pipeline.supervisor.status_document import (
@@ -38,12 +43,15 @@ class Exporter:
     The loop leaves a document with `refresh`; the metrics thread only reads it.
     """
 
-    def __init__(self, settings: Settings, document: Callable[[], SupervisorStatus]) -> None:
+    def __init__(
+        self, settings: Settings, roles: Sequence[str], document: Callable[[], SupervisorStatus]
+    ) -> None:
         self._make = document
         self.refresh()
         registry = process_registry()
         registry.register(SupervisorCollector(lambda: self._document["processes"]))
-        self._server = open_metrics_server(settings, SUPERVISOR, 1, registry, self._health)
+        number = supervisor_instance(roles)
+        self._server = open_metrics_server(settings, SUPERVISOR, number, registry, self._health)
         self.port = self._server.port
 
     def close(self) -> None:
@@ -64,6 +72,11 @@ class Exporter:
 def child_document(child: ChildDriver) -> ProcessStatus:
     """Describe one child."""
     state = child.state
+    reason = state.last_exit.reason if state.last_exit else None
+    loops = state.phase in (Phase.STARTING, Phase.BACKOFF) and state.crash_looping(child.policy)
+    phase = Phase.CRASHLOOP if loops else state.phase
+    own = of_process(child.name, child.role, phase.value, wanted=state.wanted, reason=reason)
+    process = [own] if own is not None else []
     # The last document of a process that is gone has its cursors, and no present figures.
     health = child.health if state.phase in ALIVE else HealthDocument()
     return {
@@ -87,7 +100,7 @@ def child_document(child: ChildDriver) -> ProcessStatus:
         "lag_seconds": health.get("lag_seconds"),
         "trouble": complaint(health),
         "problems": _problems(health),
-        "findings": [_finding(each, health) for each in health.get("findings", ())],
+        "findings": [finding_status(each) for each in (*process, *found(health))],
         "health": child.health,
     }
 
@@ -153,24 +166,23 @@ def _exit(how: Exit | None) -> ExitStatus | None:
 
 
 def _problems(health: HealthDocument) -> list[ProblemStatus]:
-    found: list[ProblemStatus] = []
+    problems: list[ProblemStatus] = []
     if text := health.get("trouble"):
-        found.append({"code": "unhealthy", "text": text})
+        problems.append({"code": "unhealthy", "text": text})
     if text := health.get("degraded"):
-        found.append({"code": "degraded", "text": text})
+        problems.append({"code": "degraded", "text": text})
     if text := health.get("problem"):
-        found.append({"code": "relays", "text": text})
-    return found
+        problems.append({"code": "relays", "text": text})
+    return problems
 
 
-def _finding(text: str, health: HealthDocument) -> FindingStatus:
-    kind, _, subject = text.partition(" ")
-    rule = rule_of(kind)
-    failing = text in health.get("failing", ())
+def finding_status(finding: FindingHealth) -> FindingStatus:
+    """Return a finding as the status document has it."""
     return {
-        "kind": kind,
-        "subject": subject,
-        "verdict": "fail" if finding_status(kind, failing=failing) == "fail" else "warn",
-        "title": rule.title if rule else "",
-        "remedy": rule.remedy.replace("{subject}", subject) if rule else "",
+        "kind": finding["finding"],
+        "subject": finding["subject"],
+        "verdict": finding["verdict"],
+        "title": finding["title"],
+        "figure": finding["figure"],
+        "remedy": finding["remedy"],
     }

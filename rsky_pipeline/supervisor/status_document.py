@@ -19,6 +19,7 @@ class FindingStatus(TypedDict):
     subject: str  # a stream, a host, a listing; empty for the worker itself
     verdict: Literal["warn", "fail"]
     title: str
+    figure: str  # the value, or the reason, that was found
     remedy: str
 
 
@@ -58,7 +59,7 @@ class ProcessStatus(TypedDict):
     rate: float | None  # events per second
     lag: int | None  # entries that wait, of a consumer
     lag_seconds: float | None  # age of the newest event, of the ingester
-    trouble: str | None  # the texts of `problems`, for people
+    trouble: str | None  # why it is not well: that it hangs, or the findings that fail
     problems: list[ProblemStatus]
     findings: list[FindingStatus]
     health: HealthDocument  # as the worker last reported it
@@ -107,5 +108,6 @@ class PipelineStatus(TypedDict):
     streams: dict[str, int]
     dead_letters: dict[str, int]
     supervisors: list[SupervisorSummary]
+    findings: list[FindingStatus]  # of no single process: a role that does not run here
     deployment: NotRequired[str]  # one was interrupted, and what to do
     problem: NotRequired[str]  # why there is no supervisor to show

@@ -138,7 +138,7 @@ def _fold(
     deletion: Delete | None = None
     for operation in operations:
         if _is_stale(operation, state, complete_rev):
-            plan.stale += 1
+            plan.stale += not _is_repeated(operation, state)
             if isinstance(operation, Put) and _is_deleted(operation, state):
                 plan.overtaken.append(operation)
         elif isinstance(operation, Delete):
@@ -173,6 +173,19 @@ def _is_stale(operation: Operation, state: StoredState, complete_rev: str) -> bo
     if tombstone is not None and operation.rev <= tombstone:
         return True
     return exists and rev is not None and (operation.rev, operation.cid) <= (rev, cid)
+
+
+def _is_repeated(operation: Operation, state: StoredState) -> bool:
+    """Return whether a fetched repo only shows the stored record again.
+
+    It does whenever a repo is fetched once more: no older state was kept from being written.
+    """
+    return (
+        isinstance(operation, Put)
+        and operation.historical
+        and state.exists
+        and state.cid == operation.cid
+    )
 
 
 def _is_deleted(put: Put, state: StoredState) -> bool:

@@ -27,6 +27,7 @@ from rsky_pipeline.configuration.settings import Settings
 from rsky_pipeline.database.connection import Database
 from rsky_pipeline.database.isolation import apply_isolated
 from rsky_pipeline.database.texts import storable
+from rsky_pipeline.health.rules import GAP_REPAIR, RuleVerdict, judged
 from rsky_pipeline.ingester.commits.states import (
     is_inactive,
     is_state,
@@ -103,16 +104,20 @@ class GapRepair:
     patient: bool = False
     boundary: Boundary = field(default_factory=Boundary)
     enumerates: bool = False  # every repo is to be in the database, not only live ones
+    verdicts: list[RuleVerdict] = field(default_factory=list)  # on failed repairs, by `watch`
 
     async def watch(self, relays: Sequence[Endpoint], *, repair: bool) -> None:
         """Move gaps to PostgreSQL, and repair them if asked to, until cancelled."""
-        look_at = trio.current_time()
+        look_at, hosts = trio.current_time(), [endpoint.key for endpoint in relays]
         while True:
             try:
                 moved = await self.redis.attempt(partial(move_gaps, connect=self.connect))
                 if repair and (moved or trio.current_time() >= look_at):
                     await self.repair_all(relays)
                     look_at = trio.current_time() + _LOOK_SECONDS
+                failed = await self.database.attempt(partial(failed_repairs, hosts=hosts))
+                if failed is not None:
+                    self.verdicts[:] = failed
             except Exception as error:  # noqa: BLE001 - see runtime.boundary
                 self.boundary.caught(error, "gap")
             await trio.sleep(_CHECK_SECONDS)
@@ -327,6 +332,19 @@ def list_gaps(database: Database) -> list[GapRow]:
     """Return all gaps, the newest first."""
     rows = database.query(f"SELECT {_COLUMNS} FROM rsky_pipeline.gap ORDER BY detected_at DESC")
     return [GapRow(*row) for row in rows]
+
+
+def failed_repairs(database: Database, hosts: Sequence[str]) -> list[RuleVerdict]:
+    """Return a verdict on each of these hosts with gaps whose repair has failed."""
+    rows = database.query(
+        "SELECT host, count(*), min(id), min(error) FROM rsky_pipeline.gap "
+        "WHERE status = 'failed' AND host = ANY(%s) GROUP BY host ORDER BY host",
+        [list(hosts)],
+    )
+    return [
+        judged(GAP_REPAIR, host, count, f"{count} failed, the first is {first}: {error}")
+        for host, count, first, error in rows
+    ]
 
 
 def reopen(database: Database, ids: Sequence[str]) -> int:

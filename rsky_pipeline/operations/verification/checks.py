@@ -3,11 +3,12 @@
 from collections.abc import Iterator, Sequence
 
 from rsky_pipeline.health import rules
-from rsky_pipeline.health.rules import RuleVerdict, finding_status, judged, rule_of
+from rsky_pipeline.health.rules import RuleVerdict, judged, rule_of
 from rsky_pipeline.health.samples import SampleWindow
 from rsky_pipeline.observability.catalogue import shown_by
-from rsky_pipeline.operations.scrape import Scrape
+from rsky_pipeline.operations.scrape import Scrape, absent
 from rsky_pipeline.operations.stream_figures import GroupFigures, Measurement
+from rsky_pipeline.runtime.findings import found
 from rsky_pipeline.streams.names import FIREHOSE_LIVE, REPO_STREAMS
 
 _NAMED = 5  # missing metrics that are named in the figure
@@ -18,8 +19,7 @@ def check_workers(scrapes: Sequence[Scrape], roles: Sequence[str]) -> Iterator[R
     for role in roles:
         own = [scrape for scrape in scrapes if scrape.target.role == role]
         if not own:
-            remedy = f"start it: `rsky-pipeline run --role {role}` or its unit"
-            yield RuleVerdict(rules.PROCESS, role, "fail", "no worker is running", remedy=remedy)
+            yield absent(role)
         for scrape in own:
             yield _process(scrape)
             if scrape.error is None:
@@ -28,6 +28,10 @@ def check_workers(scrapes: Sequence[Scrape], roles: Sequence[str]) -> Iterator[R
 
 def _process(scrape: Scrape) -> RuleVerdict:
     name, health = scrape.target.name, scrape.health
+    for each in scrape.target.findings:
+        if each["kind"] == rules.PROCESS.name and each["verdict"] == "fail":
+            remedy = each["remedy"]
+            return RuleVerdict(rules.PROCESS, name, "fail", each["figure"], remedy=remedy)
     if scrape.error is not None:
         return RuleVerdict(rules.PROCESS, name, "fail", scrape.error)
     state, trouble = health.get("state"), health.get("trouble")
@@ -57,28 +61,25 @@ def check_findings(scrapes: Sequence[Scrape]) -> Iterator[RuleVerdict]:
     for scrape in scrapes:
         if scrape.error is not None:
             continue
-        name, health = scrape.target.name, scrape.health
-        if not health.get("findings"):
+        name, findings = scrape.target.name, found(scrape.health)
+        if not findings:
             yield RuleVerdict(rules.FINDINGS, name, "pass", "it finds nothing wrong", 0)
-        for finding in health.get("findings", ()):
-            kind, _, subject = finding.partition(" ")
-            rule, status = (
-                rule_of(kind),
-                finding_status(kind, failing=finding in health.get("failing", ())),
-            )
+        for each in findings:
+            rule, figure = rule_of(each["finding"]), each["figure"] or each["title"]
             if rule is None:
-                yield RuleVerdict(rules.FINDINGS, name, status, f"{finding}, of another version")
+                kind = f"{each['finding']} {each['subject']}".strip()
+                yield RuleVerdict(
+                    rules.FINDINGS, name, each["verdict"], f"{kind}, of another version"
+                )
             else:
-                # A store's finding has its reason in the health document, behind the title.
-                reasons = [text for text in health.get("stores", ()) if text.startswith(rule.title)]
-                figure = f"{'; '.join(reasons) or rule.title} ({name})"
-                about = name if rule is rules.MISSING_METRICS else subject
-                yield RuleVerdict(rule, about, status, figure)
+                about = name if rule is rules.MISSING_METRICS else each["subject"]
+                yield RuleVerdict(
+                    rule, about, each["verdict"], f"{figure} ({name})", remedy=each["remedy"]
+                )
 
 
 def check_figures(window: SampleWindow, measured: Measurement) -> Iterator[RuleVerdict]:
-    """Check figures that need a window: ages, balance, dead letters, capacity, errors."""
-    yield from _ages(measured)
+    """Check figures that need a window: balance, dead letters, capacity, errors."""
     yield from _balance(window, measured)
     yield from _dead_letters(window)
     yield from _capacity(measured)
@@ -90,14 +91,6 @@ def check_figures(window: SampleWindow, measured: Measurement) -> Iterator[RuleV
     errors = window.grown(window.first, "indexer_unexpected_errors_total")
     rate = errors / window.seconds if window.seconds else 0.0
     yield judged(rules.INDEXER_ERRORS, "", rate, f"{errors:,.0f} failures of stores or code")
-
-
-def _ages(measured: Measurement) -> Iterator[RuleVerdict]:
-    for stream in measured.streams:
-        for group in stream.groups:
-            name, age = group.report.name, group.report.oldest_unacked_age_seconds
-            figure = f"the oldest entry that {name} has not finished is {age:,.1f} s old"
-            yield judged(rules.OLDEST, stream.name, age, figure)
 
 
 def _balance(window: SampleWindow, measured: Measurement) -> Iterator[RuleVerdict]:
@@ -133,10 +126,7 @@ def _dead_letters(window: SampleWindow) -> Iterator[RuleVerdict]:
 
 
 def _capacity(measured: Measurement) -> Iterator[RuleVerdict]:
-    """Check the eviction policy of Redis, and whether the marks fit into its memory."""
-    policy = measured.memory.policy
-    if policy not in ("", "noeviction"):
-        yield RuleVerdict(rules.EVICTION, "", "fail", f"maxmemory-policy is {policy}")
+    """Check whether the marks fit into the memory of Redis."""
     for advice in measured.advice():
         name, rule, fitting = advice.stream, rules.CAPACITY, advice.fitting_mark
         if advice.bytes_each is None:

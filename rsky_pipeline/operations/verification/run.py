@@ -192,15 +192,16 @@ def compare(
 ) -> list[RuleVerdict]:
     """Turn two looks into checks, one for each name, the worst that was found. Pure."""
     found = list(checks.check_workers(after.scrapes, roles))
+    # First: where this command and a worker have one verdict, the worker's has the reason.
+    found += checks.check_findings(after.scrapes)
     if before.measured is None or after.measured is None:
         problem = before.problem or after.problem
         remedy = rules.START_PIPELINE if embedded_stores(settings)[0] else ""
-        return [*found, RuleVerdict(rules.REDIS, "", "fail", problem, remedy=remedy)]
+        return _worst([RuleVerdict(rules.REDIS, "", "fail", problem, remedy=remedy), *found])
     window = SampleWindow([before.sample, after.sample], expectations(settings))
     diagnosed = (_suspected(each) for each in diagnose(window))
     found += [each for each in diagnosed if each.status != "pass" or _is_shown(each)]
     found += checks.check_figures(window, after.measured)
-    found += checks.check_findings(after.scrapes)
     return _worst(found)
 
 

@@ -11,6 +11,7 @@ from trio_websocket import WebSocketConnection
 
 from rsky_pipeline.atproto.frame import encode_error_frame, encode_frame
 from rsky_pipeline.atproto.syntax import tid_from
+from rsky_pipeline.health.rules import NO_RELAY
 from rsky_pipeline.ingester import follower, report, role, writer
 from rsky_pipeline.ingester.clock import AskForTime
 from rsky_pipeline.ingester.commits.validation import FUTURE_SECONDS
@@ -249,10 +250,46 @@ async def test_a_cursor_that_the_operator_has_replaced_is_no_problem_any_more(
         set_value(clean_redis, f"firehose_live:cursor:{relay.key}", "900")
         async with ingesting(clean_redis, relay.url) as ingester:
             await eventually(lambda: "900 does not fit" in (ingester.health.get("problem") or ""))
+            await eventually(lambda: "no_relay" in found(ingester))
+            assert f"`rsky-pipeline cursor reset {relay.key} --force`" in refused(ingester)
             with closing(connect(clean_redis, name="test")) as store:
                 set_cursor(store, "firehose_live", relay.key, None, force=True)
             await eventually(lambda: cursor(clean_redis, relay) == "2")
             await eventually(lambda: ingester.health["problem"] is None)
+            await eventually(lambda: found(ingester) == {})
+
+
+async def test_a_labelers_cursor_that_does_not_fit_is_named_with_its_stream(
+    clean_redis: str,
+) -> None:
+    async def refuse(relay: Relay, socket: WebSocketConnection, cursor: int | None) -> None:
+        if cursor == 900:
+            await socket.send_message(encode_error_frame("FutureCursor", "beyond the end"))
+            await socket.aclose(1008)
+            return
+        await relay.replay(socket, cursor)
+
+    labeler = Relay([], behaviour=refuse)
+    async with running(labeler):
+        set_value(clean_redis, f"label_live:cursor:{labeler.key}", "900")
+        async with ingesting(clean_redis, labeler_hosts=(labeler.url,)) as ingester:
+            await eventually(lambda: "cursor_refused" in found(ingester))
+            advice = f"cursor reset {labeler.key} --stream label_live --force`"
+            assert advice in refused(ingester)
+            with closing(connect(clean_redis, name="test")) as store:
+                set_cursor(store, "label_live", labeler.key, None, force=True)
+            await eventually(lambda: found(ingester) == {})
+
+
+def found(ingester: Ingester) -> dict[str, str]:
+    """Return the verdicts of what the ingester finds, by name."""
+    return {each["finding"]: each["verdict"] for each in ingester.health.get("reports", ())}
+
+
+def refused(ingester: Ingester) -> str:
+    """Return the remedy for a cursor that is refused."""
+    reports = ingester.health["reports"]
+    return "".join(each["remedy"] for each in reports if each["finding"] == "cursor_refused")
 
 
 async def test_a_cursor_that_is_set_back_is_noticed_while_nothing_comes(
@@ -376,7 +413,7 @@ async def test_a_relay_that_is_down_holds_readiness_back_for_a_moment_only(
     async with ingesting(clean_redis, f"ws://127.0.0.1:{port}") as ingester:
         with trio.fail_after(60):
             await ingester.ready.wait()
-        await eventually(lambda: ingester.health.get("degraded") == report.NO_RELAY)
+        await eventually(lambda: ingester.health.get("degraded") == NO_RELAY.title)
         relay = Relay(likes(1))
         async with running(relay, port):
             await eventually(lambda: cursor(clean_redis, relay) == "1")

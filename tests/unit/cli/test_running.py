@@ -9,7 +9,8 @@ from click.testing import CliRunner, Result
 
 from rsky_pipeline.cli import main
 from rsky_pipeline.cli.output import duration
-from rsky_pipeline.cli.status import merged, show
+from rsky_pipeline.cli.status import _further, merged, show, troubles
+from rsky_pipeline.configuration.settings import Settings
 from rsky_pipeline.embedded import locations
 from rsky_pipeline.operations.deployment.journal import Journal
 
@@ -136,6 +137,7 @@ def test_durations_are_short() -> None:
 def document(role: str, **changes: Any) -> dict[str, Any]:
     process = {
         "name": f"{role}-1",
+        "role": role,
         "pid": 42,
         "state": "ready",
         "uptime_seconds": 61,
@@ -148,6 +150,7 @@ def document(role: str, **changes: Any) -> dict[str, Any]:
         "crash_looping": False,
         "last_exit": {"code": None, "signal": 9, "reason": None},
         "trouble": None,
+        "health": {},
         **changes,
     }
     return {
@@ -184,6 +187,49 @@ def test_the_table_shows_what_matters(capsys: pytest.CaptureFixture[str]) -> Non
     assert "ready (crash loop)" in output
     assert "indexer-1: no progress of applying for 130 s" in output
     assert rows["firehose_live"] == ["firehose_live", "1,000", "-"]
+
+
+def test_a_role_that_should_run_here_is_named() -> None:
+    together = merged([document("ingester")], (), ("ingester", "indexer"))
+    assert together["healthy"] is False
+    (finding,) = together["findings"]
+    assert (finding["kind"], finding["subject"], finding["verdict"]) == (
+        "process", "indexer", "fail",
+    )  # fmt: skip
+    assert "rsky-pipeline start --role indexer" in finding["remedy"]
+    assert merged([document("ingester")], (), ("ingester",))["healthy"] is True
+
+
+def test_workers_without_a_supervisor_are_shown(tmp_path: Path) -> None:
+    from rsky_pipeline.runtime.further_workers import forget, further_workers, note
+
+    path = note(tmp_path, "indexer", 2, 1)
+    (found,) = further_workers(tmp_path)
+    assert (found.name, found.port) == ("indexer-2", 1)
+    silent = _further(Settings(), found)
+    assert (silent["name"], silent["pid"], silent["state"]) == ("indexer-2", None, "stopped")
+    assert "does not answer on port 1" in str(silent["trouble"])
+    together = merged([document("ingester")], [silent])
+    assert together["healthy"] is False
+    assert any(line.startswith("indexer-2: it does not answer") for line in troubles(together))
+    forget(path)
+    assert further_workers(tmp_path) == []
+    (tmp_path / "workers" / "indexer-3.json").write_text("{")
+    assert further_workers(tmp_path) == []
+
+
+def test_targets_are_those_that_should_run(tmp_path: Path) -> None:
+    where = ["--data-dir", str(tmp_path / "data")]
+    result = invoke("targets", *where, "--supervisors", "each", "--host", "::1")
+    assert result.exit_code == 0, result.output
+    jobs = {each["labels"]["job"]: each["targets"] for each in json.loads(result.stdout)}
+    assert jobs["rsky-supervisor"] == ["[::1]:9093", "[::1]:9094", "[::1]:9095"]
+    file = tmp_path / "targets.json"
+    assert invoke("targets", *where, "--output", str(file)).exit_code == 0
+    assert {"rsky-ingester", "rsky-supervisor"} <= {
+        each["labels"]["job"] for each in json.loads(file.read_text())
+    }
+    assert invoke("targets", *where, "--output", str(tmp_path / "no" / "x")).exit_code == 1
 
 
 def test_dead_letters_are_in_the_status(capsys: pytest.CaptureFixture[str]) -> None:

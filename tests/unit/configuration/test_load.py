@@ -59,6 +59,7 @@ def test_every_setting_can_be_set_in_the_file_and_in_the_environment(file: Path)
         "verify": "signature",
         "label_signatures": "check",
         "enumeration_source": "both",
+        "expected_roles": "indexer",
         "validation": "strict",
         "ingester_workers": 1,
     }

@@ -9,7 +9,7 @@ from prometheus_client import CollectorRegistry
 
 from rsky_pipeline.configuration.settings import Settings
 from rsky_pipeline.health.conditions import CONDITIONS
-from rsky_pipeline.health.rules import LOG, OF_STORES, WATCHED, finding_of, finding_series
+from rsky_pipeline.health.rules import OF_ROLES, OF_STORES, WATCHED, finding_of, finding_series
 from rsky_pipeline.health.samples import Expectations, Exported, Labels, Sample
 from rsky_pipeline.health.self_check import SelfCheck
 from rsky_pipeline.observability.findings import FAILS, WARNS, FindingMetrics, active_findings
@@ -73,8 +73,8 @@ def test_every_watched_rule_has_a_condition() -> None:
     assert [rule for rules in CONDITIONS for rule in rules] == list(
         dict.fromkeys(rule for rules in CONDITIONS for rule in rules)
     )
-    # Those are of links, and of the log.
-    watched = {rule for rule in WATCHED if rule.name not in OF_STORES} - {LOG}
+    others = {*OF_STORES, *OF_ROLES}  # of links, and judged by the roles themselves
+    watched = {rule for rule in WATCHED if rule.name not in others}
     assert {rule for rules in CONDITIONS for rule in rules} == watched
 
 
@@ -255,20 +255,19 @@ def test_a_cursor_must_move_while_messages_come() -> None:
     assert found([reading(5.0, 7.0)] * 6) == []
 
 
-def test_a_relay_that_stalls_is_named_and_fails_if_none_is_connected() -> None:
-    def relays(connected: float, **stalled: float) -> list[Sample]:
-        return [seen(workers=exporting(
-            *(("ingester_relay_stalled", value, {"host": host}) for host, value in stalled.items()),
-            ("ingester_relay_connected", connected, {"host": "a"}),
-        ))]  # fmt: skip
+def test_a_policy_that_evicts_is_found() -> None:
+    evicting = ServerMemory(1, 100, 0, "allkeys-lru")
+    assert statuses([seen(memory=evicting)]) == [("eviction", "", "fail")]
+    assert found([seen(memory=ServerMemory(1, 100, 0, ""))]) == []  # it is hidden
 
-    assert statuses(relays(1.0, a=0.0, b=0.0)) == []
-    assert statuses(relays(0.0, a=1.0, b=0.0)) == [("relay_stalled", "a", "warn")]
-    assert statuses(relays(1.0, a=1.0)) == [("relay_stalled", "a", "warn")]  # it only says nothing
-    assert statuses(relays(0.0, a=1.0)) == [("relay_stalled", "a", "fail")]
-    assert statuses(relays(0.0, a=1.0, b=1.0)) == [
-        ("relay_stalled", "a", "fail"), ("relay_stalled", "b", "fail"),
-    ]  # fmt: skip
+
+def test_old_entries_that_nobody_finishes_are_found() -> None:
+    def aged(name: str, seconds: float) -> list[tuple[str, str, str]]:
+        return statuses([seen(stream(name, group(oldest_unacked_age_seconds=seconds)))], UNRATED)
+
+    assert aged(LIVE, 59.0) == aged(BACKFILL, 3_600.0) == []
+    assert aged(LIVE, 60.0) == [("oldest", LIVE, "warn")]
+    assert aged(LIVE, 600.0) == [("oldest", LIVE, "fail")]
 
 
 def test_a_quiet_relay_is_progress_as_long_as_its_connection_stands() -> None:

@@ -2,15 +2,18 @@
 
 import ast
 import logging
+import os
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import trio
 from prometheus_client import CollectorRegistry
 
 import rsky_pipeline
-from rsky_pipeline.cli.status import warnings
+from rsky_pipeline.cli.status import troubles
 from rsky_pipeline.configuration.settings import Settings
 from rsky_pipeline.configuration.topology import ROLE_NAMES, STREAMS
 from rsky_pipeline.database.errors import DatabaseUnavailableError
@@ -24,11 +27,18 @@ from rsky_pipeline.operations import monitoring, trace
 from rsky_pipeline.operations.scrape import Scrape, ScrapeTarget
 from rsky_pipeline.operations.verification import checks, run
 from rsky_pipeline.runtime.errors import StoreError
+from rsky_pipeline.runtime.findings import complaint, found, written
 from rsky_pipeline.runtime.health import Health
-from rsky_pipeline.runtime.health_document import complaint, read_health
+from rsky_pipeline.runtime.health_document import read_health
 from rsky_pipeline.runtime.link import StoreTrouble
 from rsky_pipeline.streams.errors import WritesRefusedError
 from rsky_pipeline.streams.lag import ServerMemory
+from rsky_pipeline.supervisor.child import ChildDriver
+from rsky_pipeline.supervisor.children import worker_policy
+from rsky_pipeline.supervisor.machine import Phase
+from rsky_pipeline.supervisor.spawn import ChildProcess
+from rsky_pipeline.supervisor.status import child_document
+from rsky_pipeline.supervisor.status_document import ProcessStatus
 
 ROOT = Path(rsky_pipeline.__file__).parent
 JUDGES = [
@@ -114,11 +124,74 @@ def test_a_finding_is_logged_by_its_title_and_severity(caplog: pytest.LogCapture
     assert caplog.records[1].__dict__["to_do"] == rules.REDIS_MEMORY.remedy
 
 
-def test_status_has_the_verdict_of_verify() -> None:
-    health = {"findings": ["redis_memory", "no_progress", "back_pressure firehose_live"],
-              "failing": ["back_pressure firehose_live"]}  # fmt: skip
-    words = [line.split(": ")[1] for line in warnings([{"name": "x-1", "health": health}])]
-    assert words == ["warning", "failure", "failure"]
+def test_the_findings_of_a_worker_of_an_older_version_have_title_and_remedy() -> None:
+    health = read_health(
+        {"findings": ["redis_memory", "no_progress", "back_pressure firehose_live", "new x"],
+         "failing": ["back_pressure firehose_live"]}
+    )  # fmt: skip
+    seen = {each["finding"]: (each["verdict"], each["remedy"]) for each in found(health)}
+    assert seen == {
+        "no_progress": ("fail", rules.NO_PROGRESS.remedy),
+        "back_pressure": ("fail", rules.BACK_PRESSURE.remedy),
+        "redis_memory": ("warn", rules.REDIS_MEMORY.remedy), "new": ("warn", ""),
+    }  # fmt: skip
+
+
+async def shown_by(child: ChildDriver) -> ProcessStatus:
+    await trio.lowlevel.checkpoint()
+    return child_document(child)
+
+
+def test_everybody_has_the_same_verdict_figure_and_remedy() -> None:
+    own = "decide where to go on: `rsky-pipeline cursor reset a.test --force`"
+    verdicts = [
+        RuleVerdict(rules.CURSOR_REFUSED, "a.test", "fail", "it is at 7", remedy=own),
+        RuleVerdict(rules.REDIS_MEMORY, "", "warn", "80 of 100 MB (80%)"),
+    ]
+    health = read_health({"state": "ready", "reports": written(verdicts)})
+    child = ChildDriver("ingester", 1, worker_policy(Settings()), never)
+    child.health = health
+    child.state = replace(child.state, phase=Phase.READY)
+    shown = trio.run(shown_by, child)
+    scrape = Scrape(ScrapeTarget("ingester-1", "ingester", 1), {}, health)
+    by_status = [(each["kind"], each["verdict"], each["remedy"]) for each in shown["findings"]]
+    by_verify = [(each.rule.name, each.status, each.to_do) for each in
+                 checks.check_findings([scrape])]  # fmt: skip
+    assert by_status == by_verify == [
+        ("cursor_refused", "fail", own), ("redis_memory", "warn", rules.REDIS_MEMORY.remedy),
+    ]  # fmt: skip
+    assert shown["findings"][0]["figure"] == "it is at 7"
+    assert shown["trouble"] == f"{rules.CURSOR_REFUSED.title} (a.test): it is at 7"
+    lines = list(troubles({"processes": [shown], "findings": []}))
+    assert lines[0].startswith("ingester-1: failure: cursor_refused a.test: ")
+    assert lines[0].endswith(f"it is at 7; to do: {own}")
+
+
+def test_only_what_fails_makes_a_worker_unhealthy() -> None:
+    health = Health("indexer", 1, lambda: 0.0)
+    health.state = "ready"
+    warning = RuleVerdict(rules.REDIS_MEMORY, "", "warn", "80%")
+    health.report({"reports": written([warning])})
+    assert (health.answer()[0], complaint(health.answer()[1])) == (200, None)
+    health.report({"reports": written([replace(warning, status="fail")])})
+    assert health.answer()[0] == 503
+    assert complaint(health.answer()[1]) == f"{rules.REDIS_MEMORY.title}: 80%"
+
+
+def test_the_disk_of_data_dir_is_judged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def judged_with(free: int, files: int = 900) -> list[tuple[str, str]]:
+        values = os.statvfs_result((4096, 4096, 1_000, free, free, 1_000, files, files, 0, 255))
+        monkeypatch.setattr("os.statvfs", lambda _: values)
+        check = SelfCheck(CollectorRegistry(), "indexer", Settings(data_dir=tmp_path), STREAMS)
+        return [(each.rule.name, each.status) for each in check.look_at_stores([])]
+
+    assert judged_with(500) == []
+    assert judged_with(90) == [("data_disk", "warn")]
+    assert judged_with(5) == judged_with(500, files=1) == [("data_disk", "fail")]
+
+
+def never(_: bool) -> ChildProcess:
+    raise OSError("nothing is started here")
 
 
 def trouble(error: StoreError, seconds: float) -> StoreTrouble:
@@ -132,12 +205,12 @@ def test_stores_that_fail_are_findings_while_they_last() -> None:
     full = DatabaseUnavailableError("too many clients", finding="database_connections")
     check.observe(Sample(1.0, memory=ServerMemory(86, 100, 0, "noeviction")))
     assert check.look_at_stores([trouble(misconf, rules.STORE_SECONDS - 0.1)]) == []
-    found = check.look_at_stores([trouble(misconf, 4.0), trouble(misconf, 9.0), trouble(full, 3.0)])
-    assert [(each.rule, each.status) for each in found] == [
+    seen = check.look_at_stores([trouble(misconf, 4.0), trouble(misconf, 9.0), trouble(full, 3.0)])
+    assert [(each.rule, each.status) for each in seen] == [
         (rules.REDIS_CANNOT_SAVE, "fail"), (rules.DATABASE_CONNECTIONS, "fail")
     ]  # fmt: skip
-    assert found[0].figure == "Redis refuses writes: MISCONF x (reading, for 9 s)"
-    assert "disk of Redis" in found[0].to_do
+    assert seen[0].figure == "Redis refuses writes: MISCONF x (reading, for 9 s)"
+    assert "disk of Redis" in seen[0].to_do
     names = ["database_connections", "redis_cannot_save", "redis_memory"]
     assert active_findings(registry, FAILS) == names
     locked = RuleVerdict(rules.DATABASE_LOCKED, "", "fail", "1 statement waits for 4 s")
@@ -161,10 +234,10 @@ def test_verify_shows_why_a_store_keeps_a_worker_waiting() -> None:
         "stores": [f"{rules.REDIS_CANNOT_SAVE.title}: MISCONF x (append, for 9 s)"],
     }  # fmt: skip
     scrape = Scrape(ScrapeTarget("ingester-1", "ingester", 1), {}, read_health(health))
-    (found,) = checks.check_findings([scrape])
-    assert (found.check, found.status) == ("redis_cannot_save", "fail")
-    assert "MISCONF x" in found.figure
-    assert found.to_do == rules.REDIS_CANNOT_SAVE.remedy
+    (check,) = checks.check_findings([scrape])
+    assert (check.check, check.status) == ("redis_cannot_save", "fail")
+    assert "MISCONF x" in check.figure
+    assert check.to_do == rules.REDIS_CANNOT_SAVE.remedy
 
 
 def test_a_worker_that_waits_for_a_store_is_unhealthy_and_not_started_again() -> None:
@@ -172,7 +245,8 @@ def test_a_worker_that_waits_for_a_store_is_unhealthy_and_not_started_again() ->
     health = Health("indexer", 1, lambda: now)
     health.state = "ready"
     assert health.answer()[0] == 200
-    health.report({"stores": ["PostgreSQL cannot be reached: x"]})
+    away = RuleVerdict(rules.DATABASE, "", "fail", "x")
+    health.report({"reports": written([away])})
     status, document = health.answer()
     assert (status, document["trouble"], document["stalled"]) == (503, None, None)
     assert complaint(document) == "PostgreSQL cannot be reached: x"

@@ -225,6 +225,15 @@ def test_deletions_of_posts_are_buried_below_the_floor_too() -> None:
     assert plan.deletes == plan.tombstones == [delete("4", post)]
 
 
+def test_a_repo_that_is_fetched_again_shows_no_old_states() -> None:
+    """Or `stale_writes` would blame the operator's own `backfill add --force`."""
+    stored = {URI: StoredState(True, "3", "c")}
+    again = [make_plan([put(rev, historical=True)], stored) for rev in ("2", "3")]
+    assert [(plan.stale, plan.touches, plan.updates) for plan in again] == [(0, [], [])] * 2
+    for other in (put("2", "d", historical=True), put("2"), delete("2")):
+        assert make_plan([other], stored).stale == 1
+
+
 def test_a_record_that_nothing_is_stored_of_is_stale_below_the_floor() -> None:
     for rev, inserted in (("4", 0), ("5", 1)):
         plan = make_plan([put(rev)], {}, {"did:plc:a": "5"})

@@ -19,6 +19,14 @@ PROCESS = 'process="indexer-1", role="indexer"'
 PROCESS_LABELS = {"process": "indexer-1", "role": "indexer"}
 GROUP_LABELS = {"stream": "firehose_live", "group": "firehose_group"}
 
+
+def finding(name: str, value: int, minute: int, subject: str = "") -> Scenario:
+    """Return the scenario of a finding that is there from the third minute on."""
+    labels = {"finding": name} | ({"subject": subject} if subject else {})
+    series = f'rsky_finding{{finding="{name}", subject="{subject}", job="rsky-ingester"}}'
+    return Scenario({series: f"0 0 {value}x15"}, minute, labels, quiet_at=1)
+
+
 SCENARIOS: dict[str, Scenario] = {
     "RskyProcessDown": Scenario(
         {'up{job="rsky-indexer", instance="i"}': "1x2 0x10"}, 8,
@@ -37,17 +45,20 @@ SCENARIOS: dict[str, Scenario] = {
     "RskyMemoryHigh": Scenario(
         {f"rsky_process_resident_bytes{{{PROCESS}}}": "1e8 4e8x15"}, 13, PROCESS_LABELS, quiet_at=9
     ),
-    "RskyRedisUnavailable": Scenario({"rsky_stream_poll_errors_total": "0 0 0+10x10"}, 8,
-                                     quiet_at=1),
+    "RskyRedisUnavailable": finding("redis", 2, 4),
+    "RskyEvictionPolicy": finding("eviction", 2, 4),
     "RskyRedisRefusesWrites": Scenario(
         {'ingester_store_retries_total{action="rejected"}': "0 0 0+5x10"}, 8, quiet_at=1
     ),
-    "RskyDatabaseUnavailable": Scenario({"indexer_database_failures_total": "0 0 0+5x10"}, 8,
-                                        quiet_at=1),
-    "RskyNoRelay": Scenario({"ingester_websocket_connections": "1 1 0x10"}, 8, quiet_at=5),
-    "RskyRelaySilent": Scenario(
-        {"ingester_firehose_messages_total": "0+600x10 6000x15"}, 22, quiet_at=9
-    ),
+    "RskyDatabaseUnavailable": finding("database", 2, 4),
+    "RskyNoRelay": finding("no_relay", 2, 5),
+    "RskyCursorRefused": finding("cursor_refused", 2, 4, "relay.test"),
+    "RskyLabelerAway": finding("labeler_stalled", 1, 8, "labeler.test"),
+    "RskySecondIngester": finding("second_ingester", 2, 4),
+    "RskyGapRepairFailed": finding("gap_repair", 2, 4, "relay.test"),
+    "RskyDirectoryAway": finding("directory", 2, 8),
+    "RskyRelaySilent": finding("relay_stalled", 2, 3, "relay.test"),
+    "RskyRelayStalled": finding("relay_stalled", 1, 8, "relay.test"),
     "RskyBackpressure": Scenario(
         {'rsky_finding{finding="back_pressure", subject="firehose_live", job="rsky-ingester"}':
          "0 1x15",

@@ -70,7 +70,10 @@ def test_the_rate_of_the_seed_is_out_of_band(
 def test_the_default_band_is_for_the_public_network() -> None:
     assert expected_band(Settings()).why_not == ""
     local = Settings(relay_hosts=("ws://127.0.0.1:1", "ws://localhost:2"))
-    assert "no public relay" in expected_band(local).why_not
+    assert "no relay of the whole network" in expected_band(local).why_not
+    quiet = Settings(relay_hosts=("relay.small.example",))  # public, and of a few accounts
+    assert expected_band(quiet).why_not
+    assert not expected_band(Settings(relay_hosts=("relay1.us-east.bsky.network",))).why_not
     assert expected_band(replace(local, expected_rate_min=5)).low == 5
 
 

@@ -7,8 +7,14 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from rsky_pipeline.configuration.settings import Settings
+from rsky_pipeline.configuration.topology import start_order
 from rsky_pipeline.runtime.errors import SettingError
-from rsky_pipeline.runtime.metrics_port import candidates, open_metrics_server
+from rsky_pipeline.runtime.metrics_port import (
+    candidates,
+    open_metrics_server,
+    planned,
+    supervisor_instance,
+)
 
 
 def first(role: str, instance: int, count: int = 1) -> list[int]:
@@ -20,9 +26,21 @@ def test_first_workers_have_the_documented_ports() -> None:
     assert ports == [9090, 9091, 9092, 9093]
 
 
-def test_further_workers_leave_the_ports_of_others_alone() -> None:
-    assert first("indexer", 2, 3) == [9094, 9095, 9096]
-    assert first("backfiller", 3) == [9095]
+def test_each_process_has_a_port_of_its_own_whatever_starts_first() -> None:
+    supervisors = [first("supervisor", supervisor_instance([role]))[0] for role in start_order()]
+    assert supervisors == [9093, 9094, 9095]
+    assert supervisor_instance(start_order()) == 1
+    further = [first(role, n)[0] for n in (2, 3) for role in ("indexer", "backfiller")]
+    assert further == [9096, 9097, 9098, 9099]
+    assert first("indexer", 2, 3) == [9096, 9097, 9098]  # where it is taken
+
+
+def test_ports_are_planned_by_the_settings() -> None:
+    settings = Settings(indexer_workers=3, expected_roles=("indexer", "ingester"))
+    assert planned(settings, each_role=False) == {
+        "ingester": [9090], "indexer": [9091, 9096, 9098], "supervisor": [9093],
+    }  # fmt: skip
+    assert planned(settings, each_role=True)["supervisor"] == [9093, 9095]
 
 
 def test_zero_is_any_free_port() -> None:

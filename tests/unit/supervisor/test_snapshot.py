@@ -121,7 +121,8 @@ async def test_the_document_is_of_the_published_schema() -> None:
     assert process["findings"][0]["kind"] == "oldest"
     assert process["findings"][0]["subject"] == "label_live"
     assert process["findings"][1] == {
-        "kind": "of_another_version", "subject": "", "verdict": "warn", "title": "", "remedy": "",
+        "kind": "of_another_version", "subject": "", "verdict": "warn", "title": "", "figure": "",
+        "remedy": "",
     }  # fmt: skip
     older = {**found, "processes": [dict(each) for each in found["processes"]]}
     for each in older["processes"]:  # type: ignore[attr-defined]
