@@ -31,10 +31,13 @@ def command(run: Invocation, roles: tuple[str, ...]) -> int:
     no answer. Warnings do not count.
     """
     from rsky_pipeline.embedded.locations import data_directory
+    from rsky_pipeline.health.rules import DEPLOYMENT, judged
     from rsky_pipeline.operations.deployment.journal import interrupted
+    from rsky_pipeline.runtime.findings import written
     from rsky_pipeline.runtime.further_workers import further_workers
     from rsky_pipeline.supervisor import client
     from rsky_pipeline.supervisor.errors import NoAnswerError, NotRunningError
+    from rsky_pipeline.supervisor.status import finding_status
 
     entry = interrupted(data_directory(run.settings))
     deployment = {"deployment": entry.describe()} if entry else {}
@@ -49,9 +52,11 @@ def command(run: Invocation, roles: tuple[str, ...]) -> int:
                 say(entry.describe())
             raise
     found = merged(documents, further, roles or run.settings.expected_roles)
-    run.answer({**found, **deployment}, lambda: show(documents, found))
     if entry:
-        say(entry.describe())
+        verdict = judged(DEPLOYMENT, "", 1, entry.describe().partition(":")[0])
+        found["findings"] += [finding_status(each) for each in written([verdict])]
+        found["healthy"] = False
+    run.answer({**found, **deployment}, lambda: show(documents, found))
     return ExitCode.OK if found["healthy"] else ExitCode.FAILED
 
 
@@ -154,7 +159,7 @@ def troubles(together: dict[str, Any]) -> Iterator[str]:
         for each in findings:
             yield f"{process['name']}: {_finding(each)}"
     for each in together["findings"]:
-        yield f"{each['subject']}: {_finding(each)}"
+        yield f"{each['subject'] or each['kind']}: {_finding(each)}"
 
 
 def _finding(finding: dict[str, Any]) -> str:

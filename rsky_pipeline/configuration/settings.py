@@ -259,6 +259,7 @@ class Settings:
         ROLE_NAMES,
         "Roles that have to run on this host: `status` and `verify` fail where one does not. Set "
         "it where others run on other hosts.",
+        applies="command",
     )
     expected_rate_min: int = setting(
         100,

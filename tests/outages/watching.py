@@ -80,9 +80,11 @@ def _ask_status(world: World, found: Look) -> None:
     document = merged(documents, (), world.settings.expected_roles)
     found.healthy = bool(document["healthy"])
     for process in document["processes"]:
-        for each in process["findings"] if process["pid"] else ():
+        for each in process["findings"]:
             _worse(found.status, each["kind"], each["verdict"])
-            found.reports.setdefault(each["kind"], each)
+            known = found.reports.setdefault(each["kind"], each)
+            if known["verdict"] == "warn":
+                found.reports[each["kind"]] = each
         if process["state"] != "ready" or (process["health"] or {}).get("trouble"):
             _worse(found.status, PROCESS, "fail")
     for each in document["findings"]:
@@ -171,7 +173,7 @@ class Verifier:
         self._world = world
         self._ending = threading.Event()
         self.latest: VerificationReport | None = None
-        self.number = 0
+        self.began = 0.0  # the latest report's run
         self._thread = threading.Thread(target=self._run, daemon=True)
 
     def __enter__(self) -> "Verifier":
@@ -188,7 +190,7 @@ class Verifier:
             self.latest = verify(
                 self._world.settings, 1.0, roles=self._world.settings.expected_roles
             )
-            self.number += 1
+            self.began = began
             self._ending.wait(max(0.0, 1.0 - (time.monotonic() - began)))
 
     def kinds(self) -> dict[str, str]:

@@ -42,6 +42,9 @@ def advice(source: str) -> Iterator[str]:
         for each in node.values
     }  # fmt: skip
     for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and getattr(node.func, "id", "") == advised.__name__:
+            words = (each for each in node.args if not isinstance(each, ast.Starred))
+            yield " ".join(text_of(each) or "X" for each in words)
         if id(node) in documented | inner or (text := text_of(node)) is None:
             continue
         yield from (found.replace("{subject}", "X") for found in _COMMAND.findall(text))

@@ -106,13 +106,17 @@ def expected() -> Expected:
     )
 
 
-def check(url: str, schema: str = "bsky") -> list[Difference]:
+def check(
+    url: str, schema: str = "bsky", *, statement_timeout_ms: int = 60_000
+) -> list[Difference]:
     """Return all differences, errors first; [] if the database is as expected.
 
     Needs only the privileges to connect and to read the catalogue and the bookkeeping tables.
     """
     with (
-        Database.connect(url, schema=schema, name="db") as db,
+        Database.connect(
+            url, schema=schema, name="db", statement_timeout_ms=statement_timeout_ms
+        ) as db,
         db.transaction() as tx,
     ):
         return _differences(tx, schema)

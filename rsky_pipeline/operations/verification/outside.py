@@ -19,10 +19,12 @@ from rsky_pipeline.health.rules import RuleVerdict, Status, judged
 from rsky_pipeline.network.http import HttpClient, HttpError, read_date
 from rsky_pipeline.operations.verification.probe import probe_rev_guard
 from rsky_pipeline.streams import server as streams_server
-from rsky_pipeline.streams.connection import connect
+from rsky_pipeline.streams.connection import Store, connect
 from rsky_pipeline.streams.errors import StoreRejectedError, StoreUnavailableError
 
 TIMEOUT_SECONDS = 10.0
+REDIS_SECONDS = 5.0
+_STATEMENT_MS = 20_000
 _PATH = "/xrpc/com.atproto.sync.listRepos?limit=1"
 _MAX_BYTES = 1_000_000
 _PAGE_TOMBSTONES = 10_000  # that are looked at for records that came back
@@ -94,15 +96,28 @@ def check_redis_settings(settings: Settings) -> Iterator[RuleVerdict]:
     yield judged(rules.STORE_SETTINGS, "", len(bad), figure)
 
 
-def check_database(settings: Settings) -> Iterator[RuleVerdict]:
-    """Check the database; one that cannot be reached is one failed check."""
+def open_store(settings: Settings) -> Store:
+    """Return a connection to Redis on which nobody waits for long."""
+    return connect(settings.redis_url or "", name="verify", timeout_seconds=REDIS_SECONDS)
+
+
+def check_database(settings: Settings, *, redis: bool = True) -> Iterator[RuleVerdict]:
+    """Check the database; one that cannot be reached is one failed check.
+
+    Whether it belongs to Redis is checked where `redis` is known to answer.
+    """
     url, schema = settings.database_url or "", settings.database_schema
     try:
         yield _schema(url, schema)
         with Database.connect(
-            url, schema=schema, name="verify", statement_timeout_ms=20_000, lock_timeout_ms=5_000
+            url,
+            schema=schema,
+            name="verify",
+            statement_timeout_ms=_STATEMENT_MS,
+            lock_timeout_ms=5_000,
         ) as database:
-            yield _pairing(settings, database)
+            if redis:
+                yield _pairing(settings, database)
             yield _guard(database)
             yield _resurrected(database)
     except DatabaseError as error:
@@ -112,7 +127,7 @@ def check_database(settings: Settings) -> Iterator[RuleVerdict]:
 
 
 def _schema(url: str, schema: str) -> RuleVerdict:
-    found = check(url, schema)
+    found = check(url, schema, statement_timeout_ms=_STATEMENT_MS)
     errors = [item for item in found if item.severity == "error"]
     figure = f"as expected, {len(found)} warnings"
     if errors:
@@ -122,7 +137,7 @@ def _schema(url: str, schema: str) -> RuleVerdict:
 
 def _pairing(settings: Settings, database: Database) -> RuleVerdict:
     try:
-        with closing(connect(settings.redis_url or "", name="verify")) as store:
+        with closing(open_store(settings)) as store:
             found = look(store, database, settings.indexer_group)
     except (StoreUnavailableError, StoreRejectedError) as error:
         return RuleVerdict(rules.PAIRING, "", "skip", f"not checked: {error}")

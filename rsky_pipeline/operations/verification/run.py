@@ -25,8 +25,9 @@ from rsky_pipeline.operations.verification.outside import (
     check_database,
     check_redis_settings,
     check_relays,
+    open_store,
 )
-from rsky_pipeline.streams.connection import Store, connect
+from rsky_pipeline.streams.connection import Store
 from rsky_pipeline.streams.errors import StoreRejectedError, StoreUnavailableError
 from rsky_pipeline.streams.names import FIREHOSE_LIVE
 
@@ -115,15 +116,18 @@ def verify(
     if nothing_answers(before.scrapes):
         window = 0.0  # nothing moves
         on_progress("nothing is running")
+    elif before.problem:
+        window = 0.0  # nor can it be seen
+        on_progress("Redis does not answer")
     else:
         on_progress(f"measuring for {window:.0f} s")
     sleep(window)
-    after = look(settings, before)
+    after = look(settings, before, redis=not before.problem)
     on_progress("asking database and relays")
     found = _worst(
         [
             *compare(settings, before, after, roles),
-            *check_outside(settings, roles),
+            *check_outside(settings, roles, redis=not after.problem),
             *check_deployment(settings),
         ]
     )
@@ -137,10 +141,16 @@ def nothing_answers(scrapes: Sequence[Scrape]) -> bool:
     )
 
 
-def check_outside(settings: Settings, roles: Sequence[str]) -> Iterator[RuleVerdict]:
-    """Check the stores, and the relays where an ingester has to run."""
-    yield from check_redis_settings(settings)
-    yield from check_database(settings)
+def check_outside(
+    settings: Settings, roles: Sequence[str], *, redis: bool = True
+) -> Iterator[RuleVerdict]:
+    """Check the stores, and the relays where an ingester has to run.
+
+    `redis` is whether Redis answers: each question to one that does not would cost seconds.
+    """
+    if redis:
+        yield from check_redis_settings(settings)
+    yield from check_database(settings, redis=redis)
     if "ingester" in roles:
         yield from check_relays(ask_relays(settings))
 
@@ -151,16 +161,21 @@ def check_deployment(settings: Settings) -> Iterator[RuleVerdict]:
         yield judged(rules.DEPLOYMENT, "", 1, entry.describe().partition(":")[0])
 
 
-def look(settings: Settings, before: Look | None = None) -> Look:
-    """Look at processes and streams; rates are those since `before`."""
+def look(settings: Settings, before: Look | None = None, *, redis: bool = True) -> Look:
+    """Look at processes and streams; rates are those since `before`.
+
+    Without `redis`, at processes only: it did not answer before.
+    """
     moment = time.monotonic()
     scrapes = tuple(scrape(settings, target) for target in targets(settings))
     workers = tuple(
         Exported(each.target.name, each.samples) for each in scrapes if each.error is None
     )
     sample = Sample(moment, workers=workers)
+    if before is not None and not redis:
+        return Look(sample, scrapes, problem=before.problem)
     try:
-        with closing(connect(settings.redis_url or "", name="verify")) as store:
+        with closing(open_store(settings)) as store:
             measured = _measured(store, settings, moment, before)
             inspected = sample_stream(store, FIREHOSE_LIVE, _PAGE_ENTRIES)
             letters = {
