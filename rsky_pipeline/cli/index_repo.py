@@ -129,7 +129,8 @@ def _rebuild(
             f"failed accounts: {found.failed:,}"
         )
         if found.damaged and source == "stored":
-            say("damaged records are restored by `rsky-pipeline index-repo --rebuild --source pds`")
+            pds = "`rsky-pipeline index-repo --rebuild --source pds ACCOUNT`"
+            say(f"damaged records are restored by {pds}, or with --all in place of ACCOUNT")
 
     run.answer(found.document(), show)
     if found.failed or found.damaged:

@@ -129,7 +129,10 @@ class Indexer:
             self.metrics,
         )  # fmt: skip
         # It must not wait itself for the locks that it is to report.
-        self.database_watch = DatabaseWatch(partial(self.open_database, lock_timeout_ms=1_000))
+        # Its statements are short, so it is the first to notice a server that has stopped.
+        self.database_watch = DatabaseWatch(
+            partial(self.open_database, lock_timeout_ms=1_000, statement_timeout_ms=5_000)
+        )
         self._hosts = [endpoint.key for endpoint in settings.relays]
         self._is_ready = False
 
@@ -289,13 +292,16 @@ class Indexer:
         settings = self._context.settings
         return connect(settings.redis_url or "", name=f"{self._context.consumer}-{purpose}")
 
-    def open_database(self, lock_timeout_ms: int = LOCK_TIMEOUT_MS) -> Database:
+    def open_database(
+        self, lock_timeout_ms: int = LOCK_TIMEOUT_MS, statement_timeout_ms: int = 60_000
+    ) -> Database:
         """Return a new connection."""
         settings = self._context.settings
         return Database.connect(
             settings.database_url or "",
             schema=settings.database_schema,
             name=self._context.consumer,
+            statement_timeout_ms=statement_timeout_ms,
             lock_timeout_ms=lock_timeout_ms,
             by_key=True,
         )
