@@ -18,8 +18,9 @@ DID = "did:plc:aaaaaaaaaaaaaaaaaaaaaaaa"
 CHOICES = {
     "backfill": ("X", "timeout"), "config": ("", ""), "cursor": ("X", "HOST"),
     "dlq retry X --id X": ("X --id X", "firehose_live --id 1-1"), "dlq": ("X", "firehose_live"),
-    "index-repo --rebuild": ("ACCOUNT", DID), "index-repo": ("X", DID), "restart": ("X", "backfiller"), "start": ("X", "backfiller"),
-    "stop": ("X", "backfiller"), "streams": ("X", "firehose_live"),
+    "index-repo --rebuild": ("ACCOUNT", DID), "index-repo": ("X", DID),
+    "restart": ("X", "backfiller"), "start": ("X", "backfiller"), "stop": ("X", "backfiller"),
+    "streams": ("X", "firehose_live"),
 }  # fmt: skip
 
 
