@@ -12,6 +12,7 @@ from rsky_pipeline.configuration.topology import ROLE_NAMES
 
 if TYPE_CHECKING:
     from rsky_pipeline.configuration.settings import Settings
+    from rsky_pipeline.health.rules import RuleVerdict
     from rsky_pipeline.runtime.further_workers import FurtherWorker
     from rsky_pipeline.supervisor.status_document import ProcessStatus
 
@@ -37,7 +38,6 @@ def command(run: Invocation, roles: tuple[str, ...]) -> int:
     from rsky_pipeline.runtime.further_workers import further_workers
     from rsky_pipeline.supervisor import client
     from rsky_pipeline.supervisor.errors import NoAnswerError, NotRunningError
-    from rsky_pipeline.supervisor.status import finding_status
 
     entry = interrupted(data_directory(run.settings))
     deployment = {"deployment": entry.describe()} if entry else {}
@@ -53,6 +53,8 @@ def command(run: Invocation, roles: tuple[str, ...]) -> int:
             raise
     found = merged(documents, further, roles or run.settings.expected_roles)
     if entry:
+        from rsky_pipeline.supervisor.status import finding_status
+
         verdict = judged(DEPLOYMENT, "", 1, entry.describe().partition(":")[0])
         found["findings"] += [finding_status(each) for each in written([verdict])]
         found["healthy"] = False
@@ -69,7 +71,6 @@ def merged(
 
     `further` are the workers without a supervisor, `roles` those that have to run here.
     """
-    from rsky_pipeline.operations.scrape import absent
     from rsky_pipeline.supervisor.status_document import SCHEMA_VERSION
 
     processes = [
@@ -77,7 +78,7 @@ def merged(
         for process in (*(each for one in documents for each in one["processes"]), *further)
     ]
     here = {process["role"] for process in processes}
-    missing = [absent(role) for role in roles if role not in here]
+    missing = _absent([role for role in roles if role not in here])
     well = [document["healthy"] for document in documents]
     well += [not each["trouble"] for each in further]
     return {
@@ -146,6 +147,15 @@ def show(documents: list[dict[str, Any]], together: dict[str, Any] | None = None
             counts = ", ".join(f"{name} {count:,}" for name, count in letters.items() if count)
             text = f" {counts}; to do: `rsky-pipeline dlq list`"
             line(text, label="dead letters:", colour="yellow")
+
+
+def _absent(roles: Sequence[str]) -> "list[RuleVerdict]":
+    """Return the verdicts on roles that have no worker here."""
+    if not roles:
+        return []  # most often, and then no client of a store is imported
+    from rsky_pipeline.operations.scrape import absent
+
+    return [absent(role) for role in roles]
 
 
 def troubles(together: dict[str, Any]) -> Iterator[str]:
