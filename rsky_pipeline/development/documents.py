@@ -9,6 +9,7 @@ import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 from rsky_pipeline.cli.exit_codes import MEANINGS
@@ -31,6 +32,8 @@ from rsky_pipeline.observability.catalogue import (
 )
 
 ROOT = Path(__file__).resolve().parents[2]
+_SHAPES = ("one supervisor", "a supervisor for each role")  # of the test of outages
+_MAX_FIGURE = 200  # characters
 
 
 def pages() -> Mapping[Path, str]:
@@ -104,13 +107,13 @@ def _verdicts(rule: Rule) -> str:
 def _outages() -> str:
     """Return the table of outages from the results of their test (`make outages`)."""
     results = json.loads((ROOT / "docs" / "outages.json").read_text())
-    lines = [f"Measured on {results['date']}, on commit `{results['commit']}`.", ""]
+    lines = [f"Measured on {results['date']}, on commit {results['commit']}.", ""]
     header = ("outage", "finding", "`status`", "`/healthz`", "metrics", "`verify`", "alert",
               "remedy that was carried out", "all green after")  # fmt: skip
     lines += [f"| {' | '.join(header)} |", "|---" * len(header) + "|"]
     for name, shapes in results["outages"].items():
-        rows = list(shapes.values())
-        first = rows[0]
+        rows = [shapes.get(shape) for shape in _SHAPES]
+        first = next(row for row in rows if row is not None)
         alert = f"`{first['alert']}` {_seconds(rows, 'alert_seconds')}" if first["alert"] else "-"
         asked = [_seconds(rows, channel) for channel in ("status", "healthz", "metrics", "verify")]
         cells = (name, f"`{first['finding']}` {first['verdict']}s", *asked, alert, first["done"],
@@ -124,15 +127,16 @@ def _outages() -> str:
     for name, shapes in results["outages"].items():
         row = next(iter(shapes.values()))
         if row["title"]:
-            text = f"{row['title']}: {row['figure']}; to do: {row['remedy']}".replace("|", "/")
+            figure = shorten(row["figure"], _MAX_FIGURE, placeholder=" ...")
+            text = f"{row['title']}: {figure}; to do: {row['remedy']}".replace("|", "/")
             lines.append(f"- **{name}**: {text}")
     return "\n".join(lines)
 
 
-def _seconds(rows: Sequence[Mapping[str, Any]], name: str) -> str:
-    """Return the seconds with one supervisor, and with three."""
-    found = ["-" if row[name] is None else f"{row[name]:.0f} s" for row in rows]
-    return " / ".join(found)
+def _seconds(rows: Sequence[Mapping[str, Any] | None], name: str) -> str:
+    """Return the seconds with one supervisor, and with three; - where that was not measured."""
+    values = (None if row is None else row[name] for row in rows)
+    return " / ".join("-" if value is None else f"{value:.0f} s" for value in values)
 
 
 def _originals() -> Iterator[Declared]:

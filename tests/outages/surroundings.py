@@ -162,7 +162,7 @@ def world(shape: str) -> Iterator[World]:
         folder = stack.enter_context(scratch_directory())
         disks = [
             stack.enter_context(small_disk(size=size, inodes=20_000))
-            for size in ("128m", "768m", "96m")
+            for size in ("512m", "768m", "96m")
         ]
         simulation = Simulation(folder, _NETWORK)
         stack.callback(simulation.process.end)
