@@ -52,6 +52,7 @@ from rsky_pipeline.repos.repo import RepoPaths
 from rsky_pipeline.runtime.errors import described
 
 BATCH_RECORDS = 500  # that are written in one transaction
+MOST_ROUNDS = 3  # comparisons of an account; after the last one nothing is written
 PAGE_ACCOUNTS = 1_000
 MAX_CONFLICTS = 20
 SAVE_SECONDS = 2.0  # between notes of the position, where nothing was written
@@ -211,24 +212,31 @@ class Rebuild:
         self.database.execute(_END, (self._scope,))
 
     def rebuild(self, did: str) -> None:
-        """Compare an account, write what differs, and compare it again."""
-        own, is_written = Report(accounts=1), False
-        for number, found in self._compare(did):
-            own.records += number
-            for one in found:
-                if one.kind == "damaged":
-                    own.damaged += 1
-                    own.name(f"{one.uri}: damaged: {one.detail}")
-            wrong = [one for one in found if one.kind != "damaged"]
-            if wrong:
-                self._write(did, wrong)
-                is_written = True
-        if is_written:
-            for _, found in self._compare(did):
-                for one in found:
-                    if one.kind != "damaged":
-                        own.left += 1
+        """Compare an account, write what differs, and compare it again.
+
+        A live event between a comparison and the writing may leave another difference behind: of
+        that one more round takes care.
+        """
+        own = Report(accounts=1)
+        for number_of_round in range(MOST_ROUNDS):
+            is_right = True
+            for number, found in self._compare(did):
+                wrong = [one for one in found if one.kind != "damaged"]
+                if number_of_round == 0:
+                    own.records += number
+                    for one in found:
+                        if one.kind == "damaged":
+                            own.damaged += 1
+                            own.name(f"{one.uri}: damaged: {one.detail}")
+                if number_of_round < MOST_ROUNDS - 1 and wrong:
+                    self._write(did, wrong)
+                    is_right = False
+                elif wrong:
+                    own.left += len(wrong)
+                    for one in wrong:
                         own.name(f"{one.uri}: {one.kind} in {one.table}: {one.detail}")
+            if is_right:
+                break
         self.report.add(own)
 
     def _compare(self, did: str) -> Iterator[tuple[int, list[RowDifference]]]:

@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,10 +14,12 @@ from redis import RedisError
 
 from rsky_pipeline.embedded import locations
 from tests.integration.operations.test_importing import bring, check_copy, seed
+from tests.pipelines import Running
 from tests.real.conftest import Tally
 from tests.real.following import WORKERS, on_stores, wait_for_records
 from tests.real.servers import (
     ENDS_WITH_US,
+    POSTGRES_BIN,
     USER,
     PostgresServer,
     RedisServer,
@@ -79,6 +82,76 @@ def test_behind_a_transaction_pooler(kind: str, real: Servers, tally: Tally) -> 
         wait_for_records(running)
         for _ in range(30):
             assert session_of(url) == fresh, "another client of the pool sees our settings"
+
+
+# --- What others do in the database ------------------------------------------------------------
+
+MAINTENANCE = (
+    *(f"VACUUM FULL {table}" for table in ('bsky.record', 'bsky."like"', "bsky.post_agg",
+      "bsky.actor", "rsky_pipeline.applied_mark", "rsky_pipeline.tombstone")),
+    "REINDEX TABLE bsky.record",
+    "REINDEX TABLE CONCURRENTLY bsky.post",
+    'REINDEX TABLE CONCURRENTLY bsky."like"',
+    "CREATE INDEX CONCURRENTLY others_idx ON bsky.record (cid)",
+    "DROP INDEX CONCURRENTLY bsky.others_idx",
+    "CLUSTER bsky.post USING post_pkey",
+    "ALTER TABLE bsky.post ADD COLUMN others text",
+    "ALTER TABLE bsky.record ADD COLUMN others uuid DEFAULT gen_random_uuid()",
+    "ANALYZE",
+)  # fmt: skip
+
+
+def test_others_work_on_the_database(real: Servers, tally: Tally) -> None:
+    """Rows that they did not delete themselves are all there; whoever holds a lock is named."""
+    server = real.postgres()
+    with on_stores(tally, real.redis().url, server.url(USER)) as running:
+        for statement in MAINTENANCE:
+            server.execute(statement)
+            wait_for_records(running, 50)
+        backup = [str(POSTGRES_BIN[0] / "pg_dump"), "-Fc", server.url()]
+        copied = subprocess.run(backup, check=False, capture_output=True)
+        assert copied.returncode == 0, copied.stderr
+        for table, seconds in (("bsky.record", 60), ("rsky_pipeline.applied_mark", 20)):
+            with psycopg.connect(server.url()) as other:
+                other.execute(f"LOCK TABLE {table} IN ACCESS EXCLUSIVE MODE".encode())
+                named, until = f"blocked by pid {other.info.backend_pid} (postgres", now() + seconds
+                running.wait_for(lambda named=named: named in troubles(running), 60)  # type: ignore[misc]
+                running.wait_for(lambda until=until: now() > until, 120)  # type: ignore[misc]
+            wait_for_records(running)
+        for function in ("pg_terminate_backend", "pg_cancel_backend"):
+            for _ in range(50):
+                server.value(f"SELECT count({function}(pid)) FROM pg_stat_activity "
+                             f"WHERE usename = '{USER}'")  # fmt: skip
+                tally.kills += 1
+                time.sleep(0.2)
+            wait_for_records(running)
+
+
+def test_others_empty_a_table(real: Servers, tally: Tally) -> None:
+    """The rows come back by the remedies that `db compare` names, as far as records say them."""
+    server = real.postgres()
+    with on_stores(tally, real.redis().url, server.url(USER)) as running:
+        account = str(server.value("SELECT creator FROM bsky.like LIMIT 1"))
+        server.execute('TRUNCATE bsky."like"')
+        wait_for_records(running)
+        words = ("-P", "-m", "rsky_pipeline", "db", "compare", "--stored", account)
+        found = subprocess.run([sys.executable, *words], env=running.environ, capture_output=True,
+                               text=True, check=False)  # fmt: skip
+        assert found.returncode == 6
+        assert f"index-repo --rebuild {account}" in found.stdout + found.stderr, found
+        collection = ("--collection", "app.bsky.feed.like", "--rate", "20000")
+        running.command("index-repo", "--rebuild", "--all", *collection)
+        running.command("db", "recount", "--all")
+
+
+def now() -> float:
+    return time.monotonic()
+
+
+def troubles(running: Running) -> str:
+    """Return what the running processes say of their stores."""
+    found = running.observer.look().processes
+    return " ".join(str(item["trouble"]) for item in found)
 
 
 # --- Fail-over of Redis ------------------------------------------------------------------------

@@ -19,6 +19,7 @@ from rsky_pipeline.cli import main
 from rsky_pipeline.database.bulk import quoted
 from rsky_pipeline.indexer.collections.values import Delete
 from rsky_pipeline.operations.derived_rows import RowDifference
+from rsky_pipeline.operations.rebuild import Rebuild
 from rsky_pipeline.operations.recount import Drift
 from tests.data import test_data
 from tests.integration.backfiller.hosts import FakeHosts
@@ -391,6 +392,27 @@ def execute_all(tables: Tables, verb: str) -> None:
     )
     every = ", ".join(f'{schema}."{name}"' for schema, name in names)
     tables.database.execute(f"{verb} {every}")
+
+
+def test_a_live_event_between_comparison_and_writing_leaves_nothing(
+    run: Run, tables: Tables, net: Network, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Somebody emptied a table; of three likes of one post the one that stood is taken back."""
+    post = net.post("bob")
+    likes = [net.like("ann", post) for _ in range(3)]
+    tables.apply(post, *likes)
+    tables.database.execute('TRUNCATE "like"')
+    late, write = [net.delete(likes[0])], Rebuild._write
+
+    def after_a_deletion(self: Rebuild, *arguments: Any) -> None:
+        tables.apply(*late)
+        late.clear()
+        write(self, *arguments)
+
+    monkeypatch.setattr(Rebuild, "_write", after_a_deletion)
+    result = run("index-repo", "--rebuild", ANN)
+    assert result.exit_code == 0, result.output
+    assert tables.rows("like", "uri") == [(likes[1].uri,)]
 
 
 def test_applying_live_events_beside_a_rebuild_of_the_same_account(
