@@ -84,6 +84,14 @@ def test_behind_a_transaction_pooler(kind: str, real: Servers, tally: Tally) -> 
             assert session_of(url) == fresh, "another client of the pool sees our settings"
 
 
+def test_behind_a_pooler_with_one_session(real: Servers, tally: Tally) -> None:
+    """Every statement of all workers waits its turn."""
+    store, server = real.redis(), real.postgres()
+    pooler = real.pgbouncer(server, size=1, binary=newer_pgbouncer())
+    with on_stores(tally, store.url, server.url(USER, port=pooler.port)) as running:
+        wait_for_records(running, 1_000)
+
+
 # --- What others do in the database ------------------------------------------------------------
 
 MAINTENANCE = (
