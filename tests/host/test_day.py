@@ -75,6 +75,7 @@ def test_install_as_the_runbook_says(host: Host) -> None:
     host.wait_for_records()
     host.wait_until_well()
     assert host.document("status")["healthy"]
+    assert "compiled readers" not in container.journal(), "the program file reads with Python alone"
     assert {each["version"] for each in host.document("status")["supervisors"]} == {"1.0.0"}
 
 
