@@ -4,6 +4,7 @@ import getpass
 import os
 from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -26,10 +27,24 @@ if TYPE_CHECKING:
     Subjects = tuple[NamedSubject, ...]
 
 MAX_REASON = 200  # characters
+SHOWN = 20  # subjects of a command; of more the number
 _hosts = click.option("--host", "hosts", multiple=True, metavar="HOST",
                       help="A PDS, or *.HOST for all below it; may be repeated.")  # fmt: skip
+
+
+def _complete_collections(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+    from rsky_pipeline.indexer.collections import registry
+
+    return [nsid for nsid in registry.load() if nsid.startswith(incomplete)]
+
+
 _collections = click.option("--collection", "nsids", multiple=True, metavar="NSID",
+                            shell_complete=_complete_collections,
                             help="A collection, or PREFIX.*; may be repeated.")  # fmt: skip
+
+_file = click.option("--file", "file", metavar="CSV",
+                     type=click.Path(dir_okay=False, path_type=Path),
+                     help="Accounts: a CSV with a column did, or a DID on each line.")  # fmt: skip
 
 
 @click.group()
@@ -43,6 +58,7 @@ def command() -> None:
 
 @operator_command(command)
 @subjects_argument()
+@_file
 @_hosts
 @_collections
 @click.option("--rows", type=click.Choice(["keep", "takedown", "purge"]), default="keep",
@@ -51,8 +67,8 @@ def command() -> None:
 @click.option("--reason", default="", metavar="TEXT", help="Noted with the block.")
 @click.option("--yes", is_flag=True, help="Do not ask before rows are removed.")
 def add(
-    run: Invocation, given: "Subjects", hosts: Sequence[str], nsids: Sequence[str], rows: str,
-    reason: str, yes: bool,
+    run: Invocation, given: "Subjects", file: Path | None, hosts: Sequence[str],
+    nsids: Sequence[str], rows: str, reason: str, yes: bool,
 ) -> int:  # fmt: skip
     """Leave out accounts, the accounts of hosts, or collections, from now on.
 
@@ -63,11 +79,13 @@ def add(
     from rsky_pipeline.indexer.collections import registry
     from rsky_pipeline.operations.blocking import block
 
-    wanted = _named(run, given, hosts, nsids, rows, _reason(reason))
+    wanted = _named(run, given, file, hosts, nsids, rows, _reason(reason))
     if rows == "takedown" and nsids:
         raise click.UsageError("a collection cannot be taken down: --rows keep or purge")
     if rows == "purge":
-        confirm(f"all rows of {', '.join(shown(each) for each in wanted)}", yes)
+        named = ", ".join(shown(each) for each in wanted[:SHOWN])
+        more = f" and {len(wanted) - SHOWN:,} more" if len(wanted) > SHOWN else ""
+        confirm(f"all rows of {named}{more}", yes)
     with run.database("block") as database, run.store("block") as store:
         report = block(
             database, store, run.settings, wanted, registry.load(run.settings.validation),
@@ -75,10 +93,8 @@ def add(
         )  # fmt: skip
 
     def show() -> None:
-        for each in report.unchanged:
-            line(f"{shown(each)} is blocked already")
-        for each in report.changed:
-            line(f"blocked {shown(each)}")
+        _list("{} is blocked already", report.unchanged)
+        _list("blocked {}", report.changed)
         if rows != "keep":
             done = "hidden" if rows == "takedown" else "purged"
             count = report.hidden if rows == "takedown" else report.accounts
@@ -89,12 +105,14 @@ def add(
 
 @operator_command(command)
 @subjects_argument()
+@_file
 @_hosts
 @_collections
 @click.option("--no-repair", is_flag=True, help="Fetch nothing: rows stay incomplete.")
 def remove(
-    run: Invocation, given: "Subjects", hosts: Sequence[str], nsids: Sequence[str], no_repair: bool
-) -> int:
+    run: Invocation, given: "Subjects", file: Path | None, hosts: Sequence[str],
+    nsids: Sequence[str], no_repair: bool,
+) -> int:  # fmt: skip
     """Lift blocks, and fetch what was left out.
 
     The repos of the accounts are queued (of a collection, those of all accounts), and takedowns of
@@ -102,15 +120,13 @@ def remove(
     """
     from rsky_pipeline.operations.blocking import lift
 
-    wanted = _named(run, given, hosts, nsids, "keep", "")
+    wanted = _named(run, given, file, hosts, nsids)
     with run.database("block") as database, run.store("block") as store:
         report = lift(database, store, run.settings, wanted, Progress(), repair=not no_repair)
 
     def show() -> None:
-        for each in report.unchanged:
-            line(f"{shown(each)} is not blocked")
-        for each in report.changed:
-            line(f"lifted the block of {shown(each)}")
+        _list("{} is not blocked", report.unchanged)
+        _list("lifted the block of {}", report.changed)
         if report.changed and not no_repair:
             line(f"repos to fetch: {report.accounts:,}; see `rsky-pipeline backfill status`")
 
@@ -153,17 +169,26 @@ def shown(block: "Block") -> str:
     return f"{block.subject}*" if block.subject.endswith(".") else block.subject
 
 
+def _list(text: str, blocks: "Sequence[Block]") -> None:
+    for each in blocks[:SHOWN]:
+        line(text.format(shown(each)))
+    if len(blocks) > SHOWN:
+        line(text.format(f"{len(blocks) - SHOWN:,} more"))
+
+
 def _named(
-    run: Invocation, given: "Subjects", hosts: Sequence[str], nsids: Sequence[str], rows: str,
-    reason: str,
+    run: Invocation, given: "Subjects", file: Path | None, hosts: Sequence[str],
+    nsids: Sequence[str], rows: str = "keep", reason: str = "",
 ) -> "list[Block]":  # fmt: skip
     """Return blocks of what was named. Ends the command for a name that is none."""
     from rsky_pipeline.atproto.syntax import is_nsid
+    from rsky_pipeline.cli.index_repo import read_accounts
     from rsky_pipeline.configuration.selection import read_host
     from rsky_pipeline.database.selection import Block
 
-    if not given and not hosts and not nsids:
-        raise click.UsageError("give accounts, --host or --collection")
+    accounts = [] if file is None else read_accounts(run, file)
+    if not (given or accounts or hosts or nsids):
+        raise click.UsageError("give accounts, --file, --host or --collection")
     user = _user()
     found: list[Block] = []
     for host in hosts:
@@ -177,7 +202,8 @@ def _named(
             text = f"{nsid[:100]!r} is neither an NSID nor a prefix such as com.example.*"
             raise CommandError(f"--collection: {text}", ExitCode.USAGE)
         found.append(Block("collection", name, rows, reason, user))
-    found += [Block("account", did, rows, reason, user) for did in run.accounts(given)]
+    accounts += run.accounts(given)
+    found += [Block("account", did, rows, reason, user) for did in accounts]
     return list({(each.kind, each.subject): each for each in found}.values())
 
 

@@ -59,7 +59,7 @@ def command(
 
     if everybody and (given or file is not None):
         raise click.UsageError("give accounts or --all, not both")
-    named = _read(run, file) if file is not None else ()
+    named = read_accounts(run, file) if file is not None else ()
     wanted = list(dict.fromkeys([*run.accounts(given), *named]))
     if not wanted and not everybody:
         raise click.UsageError("give accounts, or --file with at least one")
@@ -212,7 +212,7 @@ def _index(run: Invocation, wanted: Sequence[str]) -> "list[RepoResult[Indexed]]
     return outcomes
 
 
-def _read(run: Invocation, file: Path) -> list[str]:
+def read_accounts(run: Invocation, file: Path) -> list[str]:
     """Return the DIDs of a CSV file."""
     from rsky_pipeline.operations.backfill.adding import RefusedNames, from_file, valid
 

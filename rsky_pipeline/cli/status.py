@@ -147,6 +147,10 @@ def show(documents: list[dict[str, Any]], together: dict[str, Any] | None = None
             counts = ", ".join(f"{name} {count:,}" for name, count in letters.items() if count)
             text = f" {counts}; to do: `rsky-pipeline dlq list`"
             line(text, label="dead letters:", colour="yellow")
+    if blocks := max(
+        (each["health"].get("blocks", 0) for each in together["processes"]), default=0
+    ):
+        line(f"blocked: {blocks:,} accounts, hosts and collections; see `rsky-pipeline block list`")
 
 
 def _absent(roles: Sequence[str]) -> "list[RuleVerdict]":

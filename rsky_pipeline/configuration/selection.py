@@ -51,6 +51,11 @@ class Selection:
         """Whether anything is left out."""
         return bool(self.accounts or self.hosts or self.collections)
 
+    @property
+    def count(self) -> int:
+        """The number of blocks."""
+        return len(self.accounts) + len(self.hosts) + len(self.collections)
+
     def left_out(
         self, did: str = "", *, host: str = "", collection: str = "", queued_at: float | None = None
     ) -> BlockKind | None:

@@ -38,7 +38,8 @@ INSERT INTO rsky_pipeline.selection SELECT 1 WHERE NOT EXISTS (SELECT FROM raise
 _ADD = """
 INSERT INTO rsky_pipeline.block AS known (kind, subject, rows, reason, added_by)
 VALUES (%s, %s, %s, %s, %s)
-ON CONFLICT (kind, subject) DO UPDATE SET rows = EXCLUDED.rows, lifted = false,
+ON CONFLICT (kind, subject) DO UPDATE SET lifted = false,
+    rows = CASE WHEN known.rows = 'purge' AND NOT known.lifted THEN 'purge' ELSE EXCLUDED.rows END,
     reason = CASE WHEN EXCLUDED.reason = '' THEN known.reason ELSE EXCLUDED.reason END,
     added_by = CASE WHEN known.lifted THEN EXCLUDED.added_by ELSE known.added_by END,
     since = CASE WHEN known.lifted THEN now() ELSE known.since END

@@ -228,6 +228,7 @@ class Reporter:
                 for follower, report in self._feeds
             ],
             "listings": [each.health() for each in self._enumerators if each.active],
+            "blocks": self._shared.selection.count,
         }
 
     def _degraded(self) -> str | None:

@@ -15,7 +15,9 @@ from dataclasses import dataclass, field
 from functools import partial
 
 import trio
+from prometheus_client import CollectorRegistry
 
+from rsky_pipeline.atproto.identity import DidDocument
 from rsky_pipeline.configuration.endpoints import Endpoint, parse_endpoint
 from rsky_pipeline.configuration.selection import Selection, host_name
 from rsky_pipeline.configuration.settings import Settings
@@ -35,8 +37,13 @@ from rsky_pipeline.indexer.accounts.purge import purge_records
 from rsky_pipeline.indexer.collections.declaration import Collection
 from rsky_pipeline.network.http import HttpClient, HttpError
 from rsky_pipeline.network.listing import Listed, Lister, list_repos
+from rsky_pipeline.observability.backfiller import BackfillerMetrics
 from rsky_pipeline.operations.backfill.adding import Adder
 from rsky_pipeline.operations.erasure import erase
+from rsky_pipeline.repos.fetch import open_fetcher
+from rsky_pipeline.repos.hosts import HostBusyError
+from rsky_pipeline.repos.identities import Identities
+from rsky_pipeline.repos.repo import RepoError
 from rsky_pipeline.streams.connection import Store
 from rsky_pipeline.streams.names import REPO_BACKFILL
 from rsky_pipeline.streams.selection import publish_selection
@@ -47,6 +54,7 @@ LISTING_SECONDS = 600.0
 PAGE_ACCOUNTS = 1_000
 _LISTING_TRIES = 3
 MAX_LISTED = 20  # hosts below one that is blocked with *.
+LOOKUPS = 16  # at once
 
 _TAKE_DOWN = """
 UPDATE actor SET "takedownRef" = %s WHERE did = ANY(%b::text[]) AND "takedownRef" IS NULL
@@ -105,7 +113,10 @@ def block(
     publish(store, settings.indexer_group, database)
     for each in wanted:
         if each.kind == "host":
-            hosts[each.subject] = _accounts_of_host(database, settings, each.subject, report, tell)
+            named = _named_by_host(database, settings, each.subject, report, tell)
+            hosts[each.subject] = trio.run(
+                _living_at, settings, each.subject, sorted(named), report, tell
+            )
             add_accounts(database, each.subject, hosts[each.subject])
     tell("waiting for transactions that began before")
     if not wait_for_writers(database):
@@ -150,13 +161,14 @@ def lift(
         if each.kind == "collection":
             everyone = True
             continue
-        dids = [each.subject]
+        dids, touched = [each.subject], [each.subject]
         if each.kind == "host":
-            dids = _accounts_of_host(database, settings, each.subject, report, tell)
+            touched = [did for (did,) in database.query(_MEMBERS, (each.subject,))]
+            dids = sorted(_named_by_host(database, settings, each.subject, report, tell))
         # Others may be blocked by another block.
         named += (did for did in dids if selection.keeps(did) and did not in selection.queued)
         if each.rows == "purge":
-            database.execute(_FORGET_PURGES, (dids,))
+            database.execute(_FORGET_PURGES, (touched,))
     named = list(dict.fromkeys(named))
     for page in _pages(named):
         report.hidden += database.execute(_PUT_BACK, (page, TAKEDOWN))
@@ -189,10 +201,13 @@ def purge_collections(
             tell(f"{report.records:,} records of {report.accounts:,} accounts removed")
 
 
-def _accounts_of_host(
+def _named_by_host(
     database: Database, settings: Settings, host: str, report: BlockReport, tell: Tell
-) -> list[str]:
-    """Return the accounts of a host, as known by itself and by what was fetched from it."""
+) -> set[str]:
+    """Return accounts that a host lists, and those that were fetched from it or blocked with it.
+
+    It may list accounts that live elsewhere, and some may have left it since.
+    """
     only = Selection(hosts=frozenset((host,)))
     rows = database.query(_FETCHED_FROM, (f"%{host}%",))
     fetched = {did: url for did, url in rows if not only.keeps(host=host_name(url))}
@@ -211,7 +226,7 @@ def _accounts_of_host(
             )
         else:
             found.update(listed)
-    return sorted(found)
+    return found
 
 
 async def _listed(settings: Settings, endpoint: Endpoint, tell: Tell) -> list[str]:
@@ -225,6 +240,43 @@ async def _listed(settings: Settings, endpoint: Endpoint, tell: Tell) -> list[st
                     found += [repo.did for repo in item.repos]
                     tell(f"{len(found):,} accounts listed by {endpoint.key}")
     return found
+
+
+async def _living_at(
+    settings: Settings, host: str, dids: Sequence[str], report: BlockReport, tell: Tell
+) -> list[str]:
+    """Return those accounts whose DID documents name the host: nobody else's rows are touched."""
+    only = Selection(hosts=frozenset((host,)))
+    found: list[str] = []
+    unknown, done, queue = 0, 0, iter(dids)
+
+    async def look_up_some(identities: Identities) -> None:
+        nonlocal unknown, done
+        for did in queue:
+            document: DidDocument | None = None
+            while document is None:
+                try:
+                    document = await identities.document(did)
+                except HostBusyError as busy:
+                    if busy.problem:
+                        break
+                    await trio.sleep(max(busy.seconds, 0.1))
+                except RepoError:
+                    break
+            done += 1
+            if document is None:
+                unknown += 1
+            elif not only.keeps(host=host_name(document.pds)):
+                found.append(did)
+            tell(f"{done:,} of {len(dids):,} accounts looked up")
+
+    metrics = BackfillerMetrics(CollectorRegistry())
+    async with open_fetcher(settings, metrics) as fetcher, trio.open_nursery() as nursery:
+        for _ in range(LOOKUPS):
+            nursery.start_soon(look_up_some, fetcher.identities)
+    if unknown:
+        report.problems.append(f"{unknown:,} accounts cannot be looked up: their rows stay")
+    return sorted(found)
 
 
 def _everybody(database: Database) -> Iterator[str]:

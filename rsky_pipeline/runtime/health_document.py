@@ -66,6 +66,7 @@ class RoleHealth(TypedDict, total=False):
     repos_listed: int
     listing_done: bool
     listing_holes: int
+    blocks: int  # accounts, hosts and collections that it leaves out
     cursors: list[CursorHealth]
     listings: list[ListingHealth]
     # Indexer

@@ -207,12 +207,9 @@ class Applier:
         return isinstance(reading, Reading) and self._block_of(item, reading) is not None
 
     def _block_of(self, item: BatchItem, reading: Reading) -> BlockKind | None:
-        if not self.selection:
-            return None
-        queued_at = _entry_seconds(item.delivery.id)
-        return self.selection.left_out(
-            reading.did, collection=reading.collection, queued_at=queued_at
-        )
+        selection = self.selection
+        queued_at = _entry_seconds(item.delivery.id) if selection.queued else None
+        return selection.left_out(reading.did, collection=reading.collection, queued_at=queued_at)
 
     def _select(self, items: Sequence[BatchItem]) -> SelectedReadings:
         """Leave out the entries of blocked accounts, hosts and collections."""

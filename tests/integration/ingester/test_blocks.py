@@ -46,6 +46,7 @@ async def test_blocks_come_and_go_while_it_runs(clean_redis: str) -> None:
         await reached(2)
         assert written() == 1
         await eventually(lambda: blocked("account") == 1)
+        await eventually(lambda: ingester.health.get("blocks") == 1)
         with redis_client(clean_redis) as client:
             client.delete(SELECTION + GROUP)
         relay.add((3, like(3, repo=ANN)))

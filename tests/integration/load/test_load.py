@@ -24,6 +24,7 @@ from rsky_pipeline.atproto.mst import Tree
 from rsky_pipeline.configuration.settings import Settings
 from rsky_pipeline.database.connection import Database
 from rsky_pipeline.database.errors import DatabaseError
+from rsky_pipeline.database.selection import Block, add_blocks, lift_blocks
 from rsky_pipeline.indexer.core.rejected import RejectionFilter, list_rejections
 from rsky_pipeline.operations.load.outcome import CarFile, FileOutcome
 from rsky_pipeline.operations.load.pool import LoadPool
@@ -331,3 +332,29 @@ def test_files_are_found_below_the_folder_and_put_together(tmp_path: Path) -> No
     assert [Path(file.path).name for file in found] == ["a.car", "x.car", "z.car"]
     assert [len(task) for task in tasks(found)] == [2, 1]
     assert read_car(car({})).roots
+
+
+async def test_blocked_accounts_and_collections_are_not_loaded(
+    schema_database: str, tmp_path: Path
+) -> None:
+    """The file of a blocked account fails, so that it is loaded once the block is lifted."""
+    records = {f"app.bsky.feed.like/{n}": {"$type": "app.bsky.feed.like"} for n in range(2)}
+    (tmp_path / "a.car").write_bytes(car(records))
+    likes, account = Block("collection", "app.bsky.feed.like"), Block("account", DID)
+    with Database.connect(schema_database, name="test") as database:
+        add_blocks(database, [likes, account])
+        files = [asdict(file) for file in scan(tmp_path)]
+        settings, answers = Settings(database_url=schema_database), list[dict[str, Any]]()
+
+        async def load() -> dict[str, Any]:
+            answers.clear()
+            lines = io.StringIO(json.dumps(files) + "\n")
+            await serve(settings, LoadOptions(verify=False), lines, answers.append)
+            return answers[0]
+
+        outcome = await load()
+        assert (outcome["status"], outcome["reason"]) == ("failed", "blocked")
+        lift_blocks(database, [account])
+        outcome = await load()
+        assert (outcome["status"], outcome["records"]) == ("loaded", 0)
+        assert database.query("SELECT FROM record") == []

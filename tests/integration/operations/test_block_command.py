@@ -15,13 +15,16 @@ from rsky_pipeline.operations import blocking
 from rsky_pipeline.streams.repo_job import FetchReason, decode_repo_job
 from rsky_pipeline.streams.selection import SELECTION
 from tests.integration.backfiller.hosts import FakeHosts
+from tests.integration.backfiller.kit import document
 from tests.integration.indexer.kit import Network, Tables, did_of, recounted
+from tests.integration.indexer.test_repo_commands import serve
 from tests.integration.indexer.worker import entries
 from tests.stores import redis_client
 
 Run = Callable[..., Result]
 ANN, BOB, CYD = did_of("ann"), did_of("bob"), did_of("cyd")
 OURS = blocking.TAKEDOWN
+NUMERALS = "abcdefghijklmnopqrst"
 
 
 class ListingHosts(FakeHosts):
@@ -158,6 +161,22 @@ def test_a_purge_removes_rows_and_the_repo_comes_back_at_the_same_rev(
     recounted(tables)
 
 
+def test_thousands_of_accounts_are_blocked_from_a_file(
+    run: Run, tables: Tables, net: Network, tmp_path: Path
+) -> None:
+    tables.apply(net.post("ann"))
+    file = tmp_path / "spam.csv"
+    names = (f"spam{a}{b}{c}" for a in "abc" for b in NUMERALS for c in NUMERALS)
+    file.write_text("did\n" + "".join(f"{did_of(name)}\n" for name in names))
+    result = run("block", "add", "--file", str(file), ANN, "--rows", "takedown")
+    assert result.exit_code == 0, result.output
+    assert "blocked 1,181 more" in result.output
+    assert len(load_selection(tables.database).accounts) == 1_201
+    assert taken_down(tables) == {ANN: OURS}
+    assert run("block", "remove", "--file", str(file), "--no-repair").exit_code == 0
+    assert load_selection(tables.database).accounts == {ANN}
+
+
 def test_an_erasure_on_request_outlives_a_block(run: Run, tables: Tables, net: Network) -> None:
     hers = net.post("ann")
     tables.apply(hers)
@@ -177,12 +196,19 @@ def test_a_host_is_blocked_with_the_accounts_that_are_known(
     sql = "INSERT INTO rsky_pipeline.backfill_repo (did, status, host) VALUES (%s, 'done', %s)"
     tables.database.execute(sql, (BOB, hosts.url))
     tables.database.execute(sql, (did_of("dan"), "https://other.example.com"))
-    hosts.listed = (ANN, CYD)
+    for did in (ANN, BOB, CYD):
+        hosts.add(did, document(did), b"")
+    liar = did_of("eve")  # it lists an account that lives elsewhere
+    with FakeHosts() as other:
+        other.add(liar, document(liar), b"")
+        hosts.documents[liar] = other.documents[liar]
+    tables.apply(net.post("eve"))
+    hosts.listed = (ANN, CYD, liar)
     host = parse_endpoint(hosts.url).key
     result = run("block", "add", "--host", hosts.url, "--rows", "takedown", "--json")
     assert result.exit_code == 0, result.output
     assert json.loads(result.stdout)["hidden"] == 2
-    assert taken_down(tables) == {ANN: OURS, BOB: OURS, did_of("dan"): None}
+    assert taken_down(tables) == {ANN: OURS, BOB: OURS, did_of("dan"): None, liar: None}
     assert published(clean_redis)["hosts"] == [host]
     assert load_selection(tables.database).queued.keys() == {ANN, BOB, CYD}
     (block,) = listed(run)
@@ -193,7 +219,7 @@ def test_a_host_is_blocked_with_the_accounts_that_are_known(
     assert result.exit_code == 1
     assert "does not list its repos" in result.output
     assert jobs(clean_redis).keys() == {ANN, CYD}
-    assert taken_down(tables) == {ANN: None, BOB: OURS, did_of("dan"): None}
+    assert taken_down(tables) == {ANN: None, BOB: OURS, did_of("dan"): None, liar: None}
     assert tables.database.query("SELECT FROM rsky_pipeline.blocked_account") == []
 
 
@@ -236,6 +262,36 @@ def test_a_lift_that_was_killed_is_repeated(
     assert taken_down(tables) == {ANN: None}
     assert jobs(clean_redis).keys() == {ANN}
     assert listed(run) == []
+
+
+def test_other_commands_say_that_an_account_is_blocked_or_erased(
+    run: Run, tables: Tables, net: Network, hosts: ListingHosts, clean_redis: str
+) -> None:
+    """`index-repo`, `backfill add`, `db compare` and `trace`."""
+    post = net.post("ann")
+    serve(hosts, "ann", [post, net.like("ann", post)], 5)
+    assert run("block", "add", ANN, "--collection", "app.bsky.feed.like").exit_code == 0
+    result = run("index-repo", ANN)
+    assert result.exit_code == 1
+    assert "blocked: the account is blocked" in result.output
+    result = run("backfill", "add", ANN, BOB, "--force")
+    assert result.exit_code == 0, result.output
+    assert "queued 1 (1 blocked)" in result.output
+    assert jobs(clean_redis).keys() == {BOB}
+    assert f"{ANN} is blocked" in run("db", "compare", ANN).output
+    found = json.loads(run("trace", ANN, "--json").stdout)
+    assert found["verdict"]["state"] == "blocked"
+    assert [block["subject"] for block in found["database"]["blocks"]] == [ANN]
+    assert run("block", "remove", ANN, "--no-repair").exit_code == 0
+    assert run("index-repo", ANN).exit_code == 0
+    assert tables.rows("record", "uri") == [(post.uri,)], "not the like"
+    assert run("db", "compare", ANN).exit_code == 0
+    assert run("block", "add", "--host", hosts.url).exit_code in {0, 1}
+    assert "is blocked" in run("backfill", "add", "--pds", hosts.url).output
+    assert run("block", "remove", "--host", hosts.url, "--no-repair").exit_code in {0, 1}
+    assert run("db", "purge", ANN, "--yes").exit_code == 0
+    for command in (("index-repo", ANN), ("backfill", "add", ANN), ("trace", ANN)):
+        assert "erased up to" in run(*command).output, command
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,7 @@ ACTOR = {"handle": "h", "status": None, "taken_down": None}
 RECORD = {"cid": "c", "rev": "3l1", "indexed_at": "t", "taken_down": None}
 INDEXED = InDatabase(record=RECORD, actor=ACTOR, main_table="post", tables={"post": 1})
 ABSENT = InDatabase(actor=ACTOR, main_table="post")
+BLOCK = {"kind": "account", "subject": "did:plc:x", "since": "t", "reason": "spam"}
 HAS = AtPds("https://pds", "h", "3l9", None, True, "c")
 
 
@@ -96,6 +97,10 @@ def test_dead_letters_tell_their_reason() -> None:
         (ABSENT, HAS, Firehose(2.0, 1.0, selected=False), "not_selected"),
         (InDatabase(problem="away"), HAS, None, "unknown"),
         (INDEXED, replace(HAS, cid="other"), None, "outdated"),
+        (replace(ABSENT, blocks=(BLOCK,)), HAS, None, "blocked"),
+        (replace(INDEXED, blocks=(BLOCK,)), HAS, None, "visible"),
+        (replace(ABSENT, actor=None, erased="3m1"), HAS, None, "deleted"),
+        (replace(ABSENT, erased="3l1"), HAS, None, "missing"),
         (INDEXED, replace(HAS, present=False, cid=None), None, "outdated"),
     ],
 )  # fmt: skip
@@ -118,3 +123,16 @@ def test_accounts() -> None:
     assert diagnose(found(replace(good, actor=None), subject=did)).state == "missing"
     gone = replace(good, actor={**ACTOR, "status": "takendown"})
     assert diagnose(found(gone, subject=did)).state == "hidden"
+
+
+def test_blocked_and_erased_accounts() -> None:
+    did = URI.split("/")[2]
+    nothing = InDatabase(actor=None)
+    blocked = diagnose(found(replace(nothing, blocks=(BLOCK,)), subject=did))
+    assert blocked.state == "blocked"
+    assert "blocked since t (spam)" in blocked.reasons[0]
+    assert "block remove" in blocked.remedy
+    erased = diagnose(found(replace(nothing, erased="3m1"), subject=did))
+    assert (erased.state, erased.remedy) == ("deleted", "")
+    assert any("erased up to 3m1" in reason for reason in erased.reasons)
+    assert diagnose(found(replace(nothing, erased="3l1"), subject=did)).state == "missing"
