@@ -116,12 +116,13 @@ def _how_it_was_lost(found: Traced) -> Iterator[str]:
 
 def _account(found: Traced) -> Diagnosis:
     database, pds = found.database, found.pds
+    is_erased = database.erased is not None and (pds.rev or "") <= database.erased
     if waiting := _waiting(found):
         state: State = "on_its_way"
     elif database.actor is None and database.blocks:
         state = "blocked"
-    elif database.actor is None and database.erased is not None:
-        state = "missing" if (pds.rev or "") > database.erased else "deleted"
+    elif is_erased and not database.records:
+        state = "deleted"
     elif database.actor is None:
         state = "not_there" if pds.rev is None else "missing"
     else:
@@ -129,7 +130,7 @@ def _account(found: Traced) -> Diagnosis:
     total = sum(database.records.values())
     reasons = [*_blocked(database), *_account_hiding(database)]
     reasons += [f"{total:,} records are indexed", *waiting]
-    if database.erased is not None and state == "deleted":
+    if is_erased:
         reasons.append(_erased(database))
     if pds.state:
         reasons.append(_not_served(pds))
@@ -139,9 +140,7 @@ def _account(found: Traced) -> Diagnosis:
     if database.backfill is not None:
         error = database.backfill["error"]
         reasons.append(f"backfill: {database.backfill['status']}{f': {error}' if error else ''}")
-    remedy = _again(found) if behind or state == "missing" else ""
-    if state == "deleted":
-        remedy = ""
+    remedy = _again(found) if (behind or state == "missing") and not is_erased else ""
     return Diagnosis(state, tuple(reasons), _UNBLOCK if database.blocks else remedy)
 
 
