@@ -84,10 +84,18 @@ def test_behind_a_transaction_pooler(kind: str, real: Servers, tally: Tally) -> 
             assert session_of(url) == fresh, "another client of the pool sees our settings"
 
 
-def test_behind_a_pooler_with_one_session(real: Servers, tally: Tally) -> None:
-    """Every statement of all workers waits its turn."""
+QUEUES = {
+    "one_session": (1, ()),
+    "two_sessions_and_a_short_wait": (2, ("query_wait_timeout = 5",)),
+    "a_reserve": (1, ("reserve_pool_size = 2", "reserve_pool_timeout = 1")),
+}
+
+
+@pytest.mark.parametrize("kind", QUEUES)
+def test_behind_a_pooler_that_queues(kind: str, real: Servers, tally: Tally) -> None:
+    size, options = QUEUES[kind]
     store, server = real.redis(), real.postgres()
-    pooler = real.pgbouncer(server, size=1, binary=newer_pgbouncer())
+    pooler = real.pgbouncer(server, *options, size=size, binary=newer_pgbouncer())
     with on_stores(tally, store.url, server.url(USER, port=pooler.port)) as running:
         wait_for_records(running, 1_000)
 
