@@ -55,7 +55,6 @@ _log = logging.getLogger(__name__)
 Connection = TypeVar("Connection", Store, Database)
 Result = TypeVar("Result")
 _CHECK_SECONDS = 5.0
-_LOOK_SECONDS = 600.0  # for gaps whose repair failed or was interrupted
 _FULL_SECONDS = 1.0
 _PAGE_GAPS = 100
 # A repair stores its progress after every page; one without progress for so long was interrupted.
@@ -108,13 +107,13 @@ class GapRepair:
 
     async def watch(self, relays: Sequence[Endpoint], *, repair: bool) -> None:
         """Move gaps to PostgreSQL, and repair them if asked to, until cancelled."""
-        look_at, hosts = trio.current_time(), [endpoint.key for endpoint in relays]
+        hosts = [endpoint.key for endpoint in relays]
         while True:
             try:
-                moved = await self.redis.attempt(partial(move_gaps, connect=self.connect))
-                if repair and (moved or trio.current_time() >= look_at):
+                # `gaps list` moves gaps as well: what is there counts, not what was moved here.
+                await self.redis.attempt(partial(move_gaps, connect=self.connect))
+                if repair and await self.database.attempt(partial(is_waiting, hosts=hosts)):
                     await self.repair_all(relays)
-                    look_at = trio.current_time() + _LOOK_SECONDS
                 failed = await self.database.attempt(partial(failed_repairs, hosts=hosts))
                 if failed is not None:
                     self.verdicts[:] = failed
@@ -356,13 +355,23 @@ def reopen(database: Database, ids: Sequence[str]) -> int:
     )
 
 
+_WAITING = (
+    "SELECT id FROM rsky_pipeline.gap WHERE host = ANY(%s) AND (status = 'open'"
+    f" OR (status IN ('repairing', 'failed') AND updated_at < now() - {_STALE}))"
+    " ORDER BY detected_at LIMIT 1"
+)
+
+
+def is_waiting(database: Database, hosts: Sequence[str]) -> bool:
+    """Return whether a gap of these hosts waits for a repair, as `claim` takes them."""
+    return bool(database.query(_WAITING, [list(hosts)]))
+
+
 def claim(database: Database, hosts: Sequence[str]) -> GapRow | None:
     """Take one gap of these hosts to repair, or one whose repair was interrupted."""
     rows = database.query(
         "UPDATE rsky_pipeline.gap SET status = 'repairing', updated_at = now() WHERE id = ("
-        " SELECT id FROM rsky_pipeline.gap WHERE host = ANY(%s) AND (status = 'open'"
-        f"  OR (status IN ('repairing', 'failed') AND updated_at < now() - {_STALE}))"
-        " ORDER BY detected_at LIMIT 1 FOR UPDATE SKIP LOCKED)"
+        f"{_WAITING} FOR UPDATE SKIP LOCKED)"
         f" RETURNING {_COLUMNS}",
         [list(hosts)],
     )

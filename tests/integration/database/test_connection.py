@@ -38,7 +38,7 @@ def test_a_session_is_set_up(schema_database: str) -> None:
     )
     assert settings == {
         "TimeZone": "UTC",
-        "search_path": '"bsky", public',
+        "search_path": '"bsky", rsky_pipeline, public',
         "statement_timeout": "60000",
         "application_name": "rsky-pipeline test",
     }

@@ -20,7 +20,16 @@ STATEMENTS = "SELECT name, statement FROM pg_prepared_statements"
 OURS = ["search_path", "timezone", "datestyle", "statement_timeout", "lock_timeout",
         "enable_seqscan", "synchronous_commit", "transaction_isolation"]  # fmt: skip
 SHOW = ", ".join(f"replace(current_setting('{name}'), '\"', '')" for name in OURS)
-EXPECTED = ("bsky, public", "UTC", "ISO, YMD", "1min", "15s", "off", "on", "read committed")
+EXPECTED = (
+    "bsky, rsky_pipeline, public",
+    "UTC",
+    "ISO, YMD",
+    "1min",
+    "15s",
+    "off",
+    "on",
+    "read committed",
+)
 
 
 @pytest.fixture(params=[False, True], ids=["own-key", "backend's-key"])

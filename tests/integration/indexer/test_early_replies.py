@@ -201,8 +201,10 @@ def test_a_reply_that_is_gone_tells_nobody(tables: Tables, net: Network, how: st
 def test_what_can_never_come_is_not_waited_for(tables: Tables, net: Network) -> None:
     root, feed = net.post("ann"), net.put("ann", "app.bsky.feed.generator", {"did": "did:web:f"})
     handle = {"uri": root.uri.replace(did_of("ann"), "ann.test"), "cid": root.cid}
-    for subject in (feed.reference, handle, {**root.reference, "uri": "at://did:plc:nobody"}):
-        tables.apply(net.post("bob", reply={"root": subject, "parent": subject}))
+    tables.apply(root)
+    for parent in (feed.reference, handle, {**root.reference, "uri": "at://did:plc:nobody"}):
+        above = root.reference if parent is handle else parent
+        tables.apply(net.post("bob", reply={"root": above, "parent": parent}))
     assert waiting(tables) == []
 
 

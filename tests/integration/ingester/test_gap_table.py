@@ -1,15 +1,32 @@
 """Gaps on their way from Redis to PostgreSQL, and what is noted of their repair."""
 
+from contextlib import closing
 from functools import partial
 
 import orjson
+import pytest
+import trio
+import trio.lowlevel
 
+from rsky_pipeline.configuration.endpoints import Endpoint, parse_endpoint
+from rsky_pipeline.configuration.settings import Settings
 from rsky_pipeline.database.connection import Database
-from rsky_pipeline.ingester.listing.gap_repair import claim, list_gaps, move_gaps, note
+from rsky_pipeline.ingester.listing import gap_repair
+from rsky_pipeline.ingester.listing.gap_repair import (
+    GapRepair,
+    claim,
+    list_gaps,
+    move_gaps,
+    note,
+    repair_marks,
+)
+from rsky_pipeline.network.listing import Page
+from rsky_pipeline.runtime.link import Link
 from rsky_pipeline.streams.connection import connect
 from rsky_pipeline.streams.dead_letters import list_dead_letters
 from rsky_pipeline.streams.gap import GAP_FIELD
 from rsky_pipeline.streams.names import GAPS
+from tests.integration.ingester.worker import eventually
 
 GAP = {
     "host": "relay.example", "kind": "outdated_cursor", "from_seq": 1, "to_seq": 9,
@@ -37,6 +54,35 @@ def test_a_gap_that_cannot_be_stored_holds_up_no_other(
         assert {row.host for row in rows} == {"relay.example"}
         assert {row.to_seq for row in rows} == {9, 2**63 - 1}
     store.close()
+
+
+async def test_a_gap_that_somebody_lists_is_repaired_at_once(
+    clean_redis: str, schema_database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`gaps list` moves a gap before the ingester does."""
+    monkeypatch.setattr(gap_repair, "_CHECK_SECONDS", 0.05)
+    open_database = partial(Database.connect, schema_database, name="test")
+    links = (
+        Link(lambda: connect(clean_redis, name="test"), purpose="test"),
+        Link(open_database, purpose="test"),
+    )
+
+    async def list_nothing(endpoint: Endpoint, position: str | None, limit: int) -> Page:
+        await trio.lowlevel.checkpoint()
+        return Page((), None)
+
+    repair = GapRepair(*links, open_database, list_nothing, repair_marks(Settings()), patient=True)
+    watch = partial(repair.watch, [parse_endpoint("relay.example")], repair=True)
+    with closing(connect(clean_redis, name="test")) as store, open_database() as database:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(watch)
+            await trio.sleep(0.3)  # it has found nothing to do
+            store.call("XADD", GAPS, "*", GAP_FIELD, orjson.dumps(GAP))
+            move_gaps(store, open_database)
+            await eventually(lambda: [row.status for row in list_gaps(database)] == ["repaired"])
+            nursery.cancel_scope.cancel()
+    for link in links:
+        link.close()
 
 
 def test_many_gaps_that_cannot_be_read_hold_up_none_that_can(

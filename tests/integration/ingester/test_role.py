@@ -52,6 +52,7 @@ MOVED_ELSEWHERE = {
     "ingester_listing_stuck",
     "ingester_listing_hole_retries_total",
     "ingester_label_verifications_total",
+    "ingester_blocked_events_total",  # in test_blocks
 }
 
 
