@@ -82,6 +82,8 @@ def add(
     wanted = _named(run, given, file, hosts, nsids, rows, _reason(reason))
     if rows == "takedown" and nsids:
         raise click.UsageError("a collection cannot be taken down: --rows keep or purge")
+    if hosts and run.settings.verify == "none":
+        say("verify = none: the ingester looks nobody up, so only backfills leave hosts out")
     if rows == "purge":
         named = ", ".join(shown(each) for each in wanted[:SHOWN])
         more = f" and {len(wanted) - SHOWN:,} more" if len(wanted) > SHOWN else ""

@@ -64,6 +64,10 @@ def test_a_second_index_is_filled_beside_the_first_and_takes_its_place(
         leaving.callback(subprocess.run, stop, env=environ, check=False, capture_output=True)
         running.wait_for(lambda: running.observer.rows().get("record", 0) > 500)
         ((did,),) = rows(clean_database, BUSIEST)
+        taken = f"SET \"takedownRef\" = 'it''s' WHERE did = '{did}'"
+        for table in ("actor", "record"):
+            execute(clean_database, f"UPDATE bsky.{table} {taken}")
+        running.command("block", "add", "--collection", "com.example.*", "--reason", "it's")
         for line in commands("Build a second index"):
             command = line.replace("did:plc:abcdefghijklmnopqrstuvwx", did)
             command = command.replace("mod.bsky.app", running.simulation.labeler)
@@ -106,5 +110,9 @@ def test_a_second_index_is_filled_beside_the_first_and_takes_its_place(
         truth = running.simulation.control.truth(handles=True)
         wrong = [one for one in compare(other, "bsky", truth) if one.differences]
         assert not wrong, "\n".join(map(str, wrong))
+        for table in ("bsky.actor", "bsky.record", "rsky_pipeline.block"):
+            named = "subject, reason" if "block" in table else 'did, "takedownRef"'
+            copied = f"SELECT {named} FROM {table} ORDER BY 1, 2"
+            assert rows(other, copied) == rows(clean_database, copied)
         ours = "SELECT count(*) FROM bsky.notification"
         assert rows(other, ours) == rows(clean_database, ours)
