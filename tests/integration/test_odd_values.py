@@ -329,6 +329,8 @@ def completed(did: str, document: Any) -> Any:
     return document
 
 
+@pytest.mark.long  # most of the time is pauses between tries
+@pytest.mark.timeout(900)
 async def test_documents_of_accounts(
     clean_redis: str, schema_database: str, tmp_path: Path
 ) -> None:
@@ -344,7 +346,7 @@ async def test_documents_of_accounts(
         )  # fmt: skip
         async with backfiller(settings) as running_one:
             queue(store, *list(documents)[:200], GOOD, *list(documents)[200:])
-            await settled(store, 120)
+            await settled(store, 400)
         assert running_one.value("failures_total", reason="internal_error") == 0
         assert {event["did"] for event in output(store)} == {GOOD}
         with Database.connect(schema_database, name="test") as database:
@@ -362,7 +364,7 @@ async def test_documents_of_accounts(
                 for table in ("handle_check", "deletion_check"):
                     await eventually(
                         lambda table=table: database.query(ready.format(table)) == [(0,)],  # type: ignore[misc]
-                        120,
+                        400,
                     )
                 assert not indexer.ended.is_set()
                 assert indexer.metric("indexer_refused_total", reason="internal_error") == 0
