@@ -121,7 +121,7 @@ class Database:
         Raises DatabaseUnavailableError if the server is unreachable or rejects the connection.
         """
         settings = session.session_settings(
-            # Ours is behind the AppView's for tables that stand in for one of its (`stand_in`).
+            # Ours is behind the AppView's, for a table that stands in (`schema.official`).
             f"{quote_schema(schema)}, rsky_pipeline, public",
             statement_timeout_ms=statement_timeout_ms,
             lock_timeout_ms=lock_timeout_ms,

@@ -13,7 +13,7 @@ from psycopg import sql
 
 from rsky_pipeline.database.connection import Database, Row
 from rsky_pipeline.database.errors import DatabaseError, SchemaMismatchError, translate
-from rsky_pipeline.database.schema import initialise
+from rsky_pipeline.database.schema import appview_release, initialise
 from rsky_pipeline.database.schema.migrate import PIPELINE_SCHEMA
 
 _COLUMNS = """
@@ -61,11 +61,14 @@ def copy_database(
 ) -> list[CopiedTable]:
     """Copy the AppView's tables and ours; return the rows of each table that has any.
 
-    Makes or upgrades the schema of both. Raises DatabaseNotEmptyError for a target with rows,
-    unless they are to be replaced, and other DatabaseErrors; then the target is as it was.
+    Makes or upgrades the schema of both, that of the target for the AppView release of the source:
+    the names of official migrations are copied as well, and must fit the tables. Raises
+    DatabaseNotEmptyError for a target with rows, unless they are to be replaced,
+    SchemaMismatchError for one of a later release, and other DatabaseErrors; then no row of the
+    target has changed.
     """
-    for url in (source, target):
-        initialise(url, schema)
+    initialise(source, schema)
+    initialise(target, schema, appview=appview_release(source, schema))
     names = [schema, PIPELINE_SCHEMA]
     # Our own way to connect finds out about poolers and refuses what cannot be used.
     with Database.connect(target, schema=schema, name="copy"):

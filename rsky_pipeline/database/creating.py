@@ -59,7 +59,8 @@ def administrators_url(url: str) -> str:
 
 
 def create(target: NewDatabase, admin: str, *, dry_run: bool = False) -> list[str]:
-    """Create what is missing; return the statements, without the password. Raises DatabaseError.
+    """Create the role and the database where missing; return the statements, without the
+    password. Raises DatabaseError.
 
     Root logs in by a socket as the account of the administrator.
     """

@@ -20,7 +20,7 @@ from rsky_pipeline.database.errors import (
     TransactionConflictError,
 )
 from rsky_pipeline.database.schema import Difference, differing_parts
-from rsky_pipeline.database.schema.stand_in import STAND_IN, retire_stand_in
+from rsky_pipeline.database.schema.official import STAND_IN, retire_stand_in
 from rsky_pipeline.database.selection import load_selection, selection_version
 from rsky_pipeline.health.rules import DATABASE_LOCKED, SCHEMA, STORE_SECONDS, RuleVerdict
 from rsky_pipeline.health.self_check import SelfCheck, watch

@@ -60,8 +60,6 @@ ONCE = {
             "indexer/core/apply.py",
             # Waits for a minute for a server that is away as well.
             "operations/load/writing.py",
-            # Says who else is at work, and tries nothing again.
-            "database/schema/official.py",
         },
     ),
 }  # fmt: skip

@@ -20,11 +20,12 @@ from rsky_pipeline.database.errors import DatabaseError, SchemaMismatchError
 from rsky_pipeline.database.schema.catalogue import Catalogue, Table, from_json, read_catalogue
 from rsky_pipeline.database.schema.migrate import PIPELINE_SCHEMA, migrations
 from rsky_pipeline.database.schema.official import (
+    STAND_IN,
     later_migrations,
+    oldest_migrations,
     read_migrations,
     release_of,
 )
-from rsky_pipeline.database.schema.stand_in import STAND_IN
 from rsky_pipeline.database.server import check_server
 
 # The catalogues of databases made by `initialise`; a test keeps it up to date.
@@ -78,12 +79,11 @@ class Expected:
     """The schema of this version.
 
     `appview` has each official table, by the migration since which it is so; "" is the oldest
-    release. `oldest_migrations` are the names of that release.
+    release.
     """
 
     appview: Mapping[str, Mapping[str, Table]]
     pipeline: Catalogue
-    oldest_migrations: tuple[str, ...]
 
     def tables(self, names: Collection[str]) -> Catalogue:
         """Return the AppView's tables as these official migrations leave them."""
@@ -102,7 +102,6 @@ def expected() -> Expected:
     return Expected(
         {name: from_json(forms) for name, forms in document["appview"].items()},
         from_json(document["pipeline"]),
-        tuple(document["oldest_migrations"]),
     )
 
 
@@ -286,7 +285,7 @@ def _takes(found: str, wanted: str) -> bool:
     type_, not_null, value = _column(wanted)
     fits = has_type == type_ or has_type in _WIDER.get(type_, ())
     filled = has_value == value or (not value and has_value.startswith("default "))
-    return fits and filled and (not_null or not has_not_null or bool(has_value))
+    return fits and filled and (not_null or not has_not_null)
 
 
 def _column(definition: str) -> tuple[str, bool, str]:
@@ -351,9 +350,9 @@ _TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z")
 def _compare_official(rows: Sequence[tuple[str, str]]) -> list[Difference]:
     """Compare the bookkeeping of the official migrator, in its order."""
     names = [name for name, _ in rows]
-    known = [*expected().oldest_migrations, *(one.name for one in later_migrations())]
+    known = [*oldest_migrations(), *(one.name for one in later_migrations())]
     subject = "official migrations"
-    missing = ", ".join(sorted(set(expected().oldest_migrations).difference(names)))
+    missing = ", ".join(sorted(set(oldest_migrations()).difference(names)))
     unknown = ", ".join(sorted(set(names).difference(known)))
     differences: list[Difference] = []
     if missing:

@@ -17,13 +17,13 @@ from importlib import resources
 from rsky_pipeline.database.connection import Database, Transaction, quote_schema
 from rsky_pipeline.database.errors import NO_PRIVILEGE, DatabaseError, SchemaMismatchError
 from rsky_pipeline.database.schema.official import (
-    OLDEST_MIGRATION,
     lock_appview,
     missing_migrations,
+    oldest_migrations,
     read_migrations,
     require_oldest,
+    retire,
 )
-from rsky_pipeline.database.schema.stand_in import retire
 
 OLDEST_SERVER = 14
 PIPELINE_SCHEMA = "rsky_pipeline"
@@ -166,7 +166,7 @@ def _official_changes(tx: Transaction, schema: str, appview: str | None) -> Iter
     """Yield the official migrations that lead to a release; reads only."""
     if appview is None:
         return
-    names = [OLDEST_MIGRATION]  # of a database that is not yet made
+    names = list(oldest_migrations())  # of a database that is not yet made
     if _exists(tx, schema, "kysely_migration"):
         names = [name for name, _ in read_migrations(tx, schema)]
     for one in missing_migrations(names, appview):
@@ -216,7 +216,7 @@ def _appview_changes(tx: Transaction, schema: str, step: Migration) -> Iterator[
             yield _Change("create", "created", f"the schema {name}", sql)
     if _exists(tx, schema, "kysely_migration"):
         names = [name for name, _ in read_migrations(tx, schema)]
-        require_oldest(names, step.sql)
+        require_oldest(names)
         subject = f"the AppView's tables in {schema} ({len(names)} official migrations)"
         yield _Change("keep", "found", subject, _VERSION_TABLE)
         return

@@ -9,6 +9,11 @@ earlier time than one before it.
 
 How far a database is decides which AppView may start: a later release migrates it, an earlier one
 refuses it. A new database is therefore made as the oldest release has it that this program serves.
+
+A record type whose official table is younger has one of the same name and columns in our own
+schema, which is behind the AppView's in the search_path: statements name neither schema. Once the
+official table appears, new statements find that one. Then the rows are moved and the stand-in is
+dropped, which has statements that were prepared before look for the name again.
 """
 
 import re
@@ -17,11 +22,11 @@ from dataclasses import dataclass
 from functools import cache
 from importlib import resources
 
-from rsky_pipeline.database.connection import Transaction, quote_schema
+from rsky_pipeline.database.connection import Database, Transaction, quote_schema
 from rsky_pipeline.database.errors import DatabaseError, SchemaMismatchError
 
 OLDEST_RELEASE = "0.0.275"
-OLDEST_MIGRATION = "_20260729T223157563Z"  # its last one
+_OLDEST_STEP = "0001_appview.sql"
 RELEASES = ("0.0.275", "0.0.276", "0.0.277", "0.0.278", "0.0.279", "0.0.280")
 # The session lock that kysely holds while it migrates.
 _LOCK = 3853314791062309107
@@ -31,6 +36,29 @@ INSERT INTO kysely_migration (name, "timestamp")
 SELECT '{name}', GREATEST(
     to_char(now() AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"'), max("timestamp")
 ) FROM kysely_migration
+"""
+
+
+STAND_IN = "reference_list_opt_out"  # official since 0.0.278
+_IS_REPLACED = """
+SELECT to_regclass(%s) IS NOT NULL AND to_regclass(%s) IS NOT NULL
+"""
+# Between the appearance of the table and the move, records are written into it and deleted from it.
+# So records that are gone are left behind, and of two that say the same that one stands that is
+# there. The stand-in is locked first: a transaction may have used it, and then use the other one.
+_MOVE = f"""
+LOCK TABLE rsky_pipeline.{STAND_IN} IN ACCESS EXCLUSIVE MODE;
+LOCK TABLE {{schema}}.{STAND_IN} IN SHARE ROW EXCLUSIVE MODE;
+DELETE FROM rsky_pipeline.{STAND_IN} s
+WHERE NOT EXISTS (SELECT FROM {{schema}}.record r WHERE r.uri = s.uri AND r.cid = s.cid);
+INSERT INTO {{schema}}.{STAND_IN} (uri, cid, creator, "subjectUri", "createdAt", "indexedAt")
+SELECT uri, cid, creator, "subjectUri", "createdAt", "indexedAt" FROM rsky_pipeline.{STAND_IN}
+ORDER BY uri ON CONFLICT DO NOTHING;
+INSERT INTO {{schema}}.duplicate_record (uri, cid, "duplicateOf", "indexedAt")
+SELECT s.uri, s.cid, t.uri, s."indexedAt"
+FROM rsky_pipeline.{STAND_IN} s JOIN {{schema}}.{STAND_IN} t USING (creator, "subjectUri")
+WHERE t.uri <> s.uri ON CONFLICT DO NOTHING;
+DROP TABLE rsky_pipeline.{STAND_IN}
 """
 
 
@@ -45,6 +73,14 @@ class OfficialMigration:
     def recorded_sql(self) -> str:
         """Return the statements that make the change and record it."""
         return f"{self.sql};\n{_RECORD.format(name=self.name)}"
+
+
+@cache
+def oldest_migrations() -> tuple[str, ...]:
+    """Return the names of the migrations of `OLDEST_RELEASE`, as the step records them that makes
+    its tables."""
+    text = resources.files(__package__).joinpath(_OLDEST_STEP).read_text("utf-8")
+    return tuple(re.findall(r"'(_20\d{6}T\d{9}Z)'", text))
 
 
 @cache
@@ -68,7 +104,7 @@ def release_of(names: Collection[str]) -> str | None:
 
     None if even the oldest has more.
     """
-    if OLDEST_MIGRATION not in names:
+    if oldest_migrations()[-1] not in names:
         return None
     last = [one.release for one in later_migrations() if one.name in names]
     return max((OLDEST_RELEASE, *last), key=release_number)
@@ -85,13 +121,12 @@ def read_migrations(tx: Transaction, schema: str) -> list[tuple[str, str]]:
     ]
 
 
-def require_oldest(names: Collection[str], sql: str) -> None:
+def require_oldest(names: Collection[str]) -> None:
     """Raise SchemaMismatchError for a database of a release before `OLDEST_RELEASE`.
 
-    `sql` is the step that makes that release's tables, with the names of its migrations. A database
-    with names of a fork is not judged by them.
+    A database with names of a fork is not judged by them.
     """
-    oldest = set(re.findall(r"'(_20\d{6}T\d{9}Z)'", sql))
+    oldest = set(oldest_migrations())
     if oldest - set(names) and set(names) <= oldest:
         raise SchemaMismatchError(
             f"the database has {len(names)} of the {len(oldest)} official migrations of release "
@@ -107,11 +142,13 @@ def missing_migrations(names: Collection[str], release: str) -> Iterator[Officia
     """
     wanted = release_number(release)
     known = [one for one in later_migrations() if release_number(one.release) <= wanted]
-    beyond = {name for name in names if name > OLDEST_MIGRATION} - {one.name for one in known}
+    beyond = {name for name in names if name > oldest_migrations()[-1]} - {
+        one.name for one in known
+    }
     if beyond:
         raise SchemaMismatchError(
-            f"the database has migrations that the AppView {release} does not know, and refuses to "
-            f"start with: {', '.join(sorted(beyond))}"
+            f"the database is beyond release {release}, whose AppView refuses to start with it: "
+            f"it has {', '.join(sorted(beyond))}"
         )
     yield from (one for one in known if one.name not in names)
 
@@ -128,3 +165,19 @@ def lock_appview(tx: Transaction) -> None:
         text = f"an AppView may be migrating the database; its lock is not free: {error}"
         raise type(error)(text, sqlstate=error.sqlstate, statement=error.statement) from error
     tx.execute("SET LOCAL lock_timeout TO DEFAULT")
+
+
+def retire(tx: Transaction, schema: str) -> bool:
+    """Move the rows into the official table if it is there; return whether it was done."""
+    quoted = quote_schema(schema)
+    names = (f"rsky_pipeline.{STAND_IN}", f"{quoted}.{STAND_IN}")
+    if tx.query(_IS_REPLACED, names) != [(True,)]:
+        return False
+    tx.execute(_MOVE.format(schema=quoted))
+    return True
+
+
+def retire_stand_in(database: Database) -> bool:
+    """Do it in a transaction of its own; cheap where there is nothing to do."""
+    with database.transaction() as tx:
+        return retire(tx, database.schema)

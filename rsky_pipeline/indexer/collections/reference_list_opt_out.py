@@ -1,7 +1,7 @@
 """app.bsky.graph.referencelistoptout: a row of `reference_list_opt_out`.
 
 Its author is not shown on somebody's reference list. The AppView has the table since 0.0.278;
-before, one of ours stands in for it (`database.schema.stand_in`).
+before, one of ours stands in for it (`database.schema.official`).
 """
 
 from rsky_pipeline.atproto.syntax import is_did, is_rkey

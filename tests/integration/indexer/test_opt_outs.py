@@ -6,7 +6,7 @@ import pytest
 
 from rsky_pipeline.database.connection import Database
 from rsky_pipeline.database.schema import check, initialise
-from rsky_pipeline.database.schema.stand_in import retire_stand_in
+from rsky_pipeline.database.schema.official import retire_stand_in
 from rsky_pipeline.indexer.accounts.purge import purge_account
 from rsky_pipeline.indexer.collections import registry
 from tests.integration.indexer.kit import Network, Put, Tables, did_of
