@@ -124,7 +124,7 @@ class Attempts:
         self.finished = 0
 
     def _look_up(self, database: Database, dids: Sequence[str]) -> list[StoredRevs]:
-        """Return the stored revs of repos; before, read what is blocked now."""
+        """Return the stored revs of repos, after a look at the present blocks."""
         self._reader.refresh(database)
         return stored_revs(database, dids)
 

@@ -115,7 +115,7 @@ def remove(
     run: Invocation, given: "Subjects", file: Path | None, hosts: Sequence[str],
     nsids: Sequence[str], no_repair: bool,
 ) -> int:  # fmt: skip
-    """Lift blocks, and fetch what was left out.
+    """Lift blocks, and fetch the repos that were left out.
 
     The repos of the accounts are queued (of a collection, those of all accounts), and takedowns of
     the block are lifted. Exit with 1 if something was not blocked.
@@ -182,7 +182,7 @@ def _named(
     run: Invocation, given: "Subjects", file: Path | None, hosts: Sequence[str],
     nsids: Sequence[str], rows: str = "keep", reason: str = "",
 ) -> "list[Block]":  # fmt: skip
-    """Return blocks of what was named. Ends the command for a name that is none."""
+    """Return a block for each name. Ends the command for an invalid one."""
     from rsky_pipeline.atproto.syntax import is_nsid
     from rsky_pipeline.cli.index_repo import read_accounts
     from rsky_pipeline.configuration.selection import read_host

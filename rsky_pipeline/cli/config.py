@@ -62,7 +62,11 @@ def check(run: Invocation, connect: bool) -> int:
         return ExitCode.USAGE
     source = f"the file {result.file.path}" if result.file else "no file"
     problems, advice, unchecked = _check_stores(result.settings)
-    answers = _connect(result.settings) if connect else []
+    answers = list["PeerAnswer"]()
+    if connect:
+        from rsky_pipeline.operations.connecting import ask_everybody
+
+        answers = ask_everybody(result.settings)
     but = f", but {' and '.join(unchecked)} could not be tried" if unchecked else ""
     good = f"the configuration is good{but} (read: {source}, the environment and the flags)"
     remarks = [*result.remarks, *([] if connect else unchecked.values()), *advice]
@@ -89,12 +93,6 @@ def check(run: Invocation, connect: bool) -> int:
     if problems or any(each.is_wrong for each in answers):
         return ExitCode.USAGE
     return ExitCode.OK if document["ok"] else ExitCode.UNAVAILABLE
-
-
-def _connect(settings: Settings) -> "list[PeerAnswer]":
-    from rsky_pipeline.operations.connecting import ask_everybody
-
-    return ask_everybody(settings)
 
 
 def _check_stores(settings: Settings) -> tuple[list[str], list[str], dict[str, str]]:

@@ -22,7 +22,7 @@ def command(run: Invocation, role: str | None, ordered: bool, rolling: bool, cho
     up or refused, 3 not running, 4 no answer, 5 a process had to be killed.
     """
     from rsky_pipeline.operations.ordered import flow
-    from rsky_pipeline.runtime.advice import advised
+    from rsky_pipeline.runtime.findings import advised
 
     if (role is None) == (not ordered):
         raise CommandError("give a role, or --ordered for all of them", ExitCode.USAGE)

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from rsky_pipeline.configuration.settings import Settings
     from rsky_pipeline.health.rules import RuleVerdict
     from rsky_pipeline.runtime.further_workers import FurtherWorker
-    from rsky_pipeline.supervisor.status_document import ProcessStatus
+    from rsky_pipeline.supervisor.status_document import FindingStatus, ProcessStatus
 
 HEADER = (
     *("PROCESS", "PID", "STATE", "UPTIME", "RESTARTS", "RATE/s", "LAG", "MEMORY", "PORT"),
@@ -34,7 +34,6 @@ def command(run: Invocation, roles: tuple[str, ...]) -> int:
     from rsky_pipeline.embedded.locations import data_directory
     from rsky_pipeline.health.rules import DEPLOYMENT, judged
     from rsky_pipeline.operations.deployment.journal import interrupted
-    from rsky_pipeline.runtime.findings import written
     from rsky_pipeline.runtime.further_workers import further_workers
     from rsky_pipeline.supervisor import client
     from rsky_pipeline.supervisor.errors import NoAnswerError, NotRunningError
@@ -53,10 +52,8 @@ def command(run: Invocation, roles: tuple[str, ...]) -> int:
             raise
     found = merged(documents, further, roles or run.settings.expected_roles)
     if entry:
-        from rsky_pipeline.supervisor.status import finding_status
-
         verdict = judged(DEPLOYMENT, "", 1, entry.describe().partition(":")[0])
-        found["findings"] += [finding_status(each) for each in written([verdict])]
+        found["findings"] += _written([verdict])
         found["healthy"] = False
     run.answer({**found, **deployment}, lambda: show(documents, found))
     return ExitCode.OK if found["healthy"] else ExitCode.FAILED
@@ -110,14 +107,8 @@ def merged(
             }
             for document in documents
         ],
-        "findings": [
-            {
-                "kind": each.rule.name, "subject": each.subject, "verdict": "fail",
-                "title": each.rule.title, "figure": each.figure, "remedy": each.to_do,
-            }
-            for each in missing
-        ],
-    }  # fmt: skip
+        "findings": _written(missing),
+    }
 
 
 def show(documents: list[dict[str, Any]], together: dict[str, Any] | None = None) -> None:
@@ -160,6 +151,15 @@ def _absent(roles: Sequence[str]) -> "list[RuleVerdict]":
     from rsky_pipeline.operations.scrape import absent
 
     return [absent(role) for role in roles]
+
+
+def _written(verdicts: "Sequence[RuleVerdict]") -> "list[FindingStatus]":
+    if not verdicts:
+        return []  # as above
+    from rsky_pipeline.runtime.findings import written
+    from rsky_pipeline.supervisor.status import finding_status
+
+    return [finding_status(each) for each in written(verdicts)]
 
 
 def troubles(together: dict[str, Any]) -> Iterator[str]:

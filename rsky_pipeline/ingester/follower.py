@@ -38,9 +38,9 @@ from rsky_pipeline.network.subscription import (
     subscribe,
 )
 from rsky_pipeline.observability.ingester import IngesterMetrics
-from rsky_pipeline.runtime.advice import advised
 from rsky_pipeline.runtime.backoff import Backoff
 from rsky_pipeline.runtime.errors import StoreError, described
+from rsky_pipeline.runtime.findings import advised
 from rsky_pipeline.runtime.logging import ThrottledLog
 
 _log = logging.getLogger(__name__)

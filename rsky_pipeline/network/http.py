@@ -399,7 +399,7 @@ def read_retry_after(text: str | None, now: float) -> float | None:
 
 
 def read_date(text: str) -> float | None:
-    """Return the Unix seconds of a date in a header, None for what is none."""
+    """Return the Unix seconds of a date in a header, None for any other text."""
     try:
         return parsedate_to_datetime(text[:100]).timestamp()
     except (ValueError, OverflowError, OSError, LookupError, TypeError):  # of odd numbers and words

@@ -6,6 +6,7 @@ verdict, figure and remedy.
 A worker of an older version only names its findings; title and remedy are then those of the rule.
 """
 
+import shlex
 from collections.abc import Iterable, Iterator
 
 from rsky_pipeline.configuration.topology import ROLE_NAMES
@@ -17,7 +18,6 @@ from rsky_pipeline.health.rules import (
     finding_status,
     rule_of,
 )
-from rsky_pipeline.runtime.advice import advised
 from rsky_pipeline.runtime.health_document import FindingHealth, HealthDocument
 
 _PASSING = ("starting", "stopping")  # states of a process that are as they should be for a while
@@ -109,3 +109,11 @@ def of_process(
         "verdict": "warn" if state in _PASSING else "fail",
         "title": PROCESS.title, "figure": f"{state}{because}", "remedy": remedy,
     }  # fmt: skip
+
+
+def advised(*words: str) -> str:
+    """Return a command line of this program as it is to be typed, between backticks.
+
+    Words in capitals stand for what the operator chooses. A test looks up each in the commands.
+    """
+    return f"`{shlex.join(('rsky-pipeline', *words))}`"

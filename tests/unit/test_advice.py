@@ -12,7 +12,7 @@ import pytest
 import rsky_pipeline
 from rsky_pipeline.cli import main
 from rsky_pipeline.health.rules import RULES
-from rsky_pipeline.runtime.advice import advised
+from rsky_pipeline.runtime.findings import advised
 from tests.unit.test_documented_commands import problem
 
 ROOT = Path(rsky_pipeline.__file__).parent

@@ -285,7 +285,7 @@ def _are_different(texts: Sequence[str]) -> bool:
 
 
 def _is_cid(text: str) -> bool:
-    """Raises ValueError and IndexError for another text than a CID."""
+    """Raises ValueError and IndexError for a malformed text."""
     if len(text) > 2_048 or not text.isascii():
         return False
     if text.startswith("Qm"):
