@@ -16,11 +16,13 @@ from rsky_pipeline.streams.repo_job import FetchReason, decode_repo_job
 from rsky_pipeline.streams.selection import SELECTION
 from tests.integration.backfiller.hosts import FakeHosts
 from tests.integration.backfiller.kit import document
+from tests.integration.indexer.conftest import net, tables
 from tests.integration.indexer.kit import Network, Tables, did_of, recounted
 from tests.integration.indexer.test_repo_commands import serve
 from tests.integration.indexer.worker import entries
 from tests.stores import redis_client
 
+__all__ = ["net", "tables"]  # fixtures
 Run = Callable[..., Result]
 ANN, BOB, CYD = did_of("ann"), did_of("bob"), did_of("cyd")
 OURS = blocking.TAKEDOWN
@@ -38,18 +40,6 @@ class ListingHosts(FakeHosts):
         repos = [{"did": did, "head": "bafy", "rev": "3jzfcijpj2z2a", "active": did != CYD}
                  for did in self.listed]  # fmt: skip
         return 200, {}, json.dumps({"repos": repos}).encode()
-
-
-@pytest.fixture
-def tables(schema_database: str) -> Iterator[Tables]:
-    made = Tables(schema_database)
-    yield made
-    made.database.close()
-
-
-@pytest.fixture
-def net() -> Network:
-    return Network()
 
 
 @pytest.fixture
