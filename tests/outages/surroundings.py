@@ -5,6 +5,7 @@ import os
 import re
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import time
@@ -82,6 +83,22 @@ class Server:
                     os.kill(pid, number)
 
 
+class SlowClock:
+    """Lets the programs that get its environment see another time than this machine has."""
+
+    def __init__(self, folder: Path) -> None:
+        self._file, library = folder / "clock", folder / "slow_clock.so"
+        self.set_back(0)
+        source = Path(__file__).with_name("slow_clock.c")
+        subprocess.run(["cc", "-shared", "-fPIC", "-O1", "-o", library, source], check=True)
+        self.environ = {"LD_PRELOAD": str(library), "SLOW_CLOCK": str(self._file)}
+
+    def set_back(self, seconds: int) -> None:
+        """Show a time that is so much earlier than the machine's, at once."""
+        with self._file.open("r+b" if self._file.exists() else "w+b", buffering=0) as file:
+            file.write(struct.pack("q", seconds))
+
+
 @dataclass(slots=True)
 class World:
     """Everything that an outage may be of."""
@@ -97,6 +114,7 @@ class World:
     redis_disk: SmallDisk
     database_disk: SmallDisk
     data_disk: SmallDisk
+    clock: SlowClock | None  # of our processes, where it may be wrong
     environ: dict[str, str]
     settings: Settings
     processes: list[PipelineProcess] = field(default_factory=list)
@@ -156,10 +174,11 @@ class World:
 
 
 @contextlib.contextmanager
-def world(shape: str) -> Iterator[World]:
+def world(shape: str, *, with_clock: bool = False) -> Iterator[World]:
     """Yield a pipeline that follows a network, in one of the two shapes; needs root."""
     with contextlib.ExitStack() as stack:
         folder = stack.enter_context(scratch_directory())
+        clock = SlowClock(folder) if with_clock else None
         disks = [
             stack.enter_context(small_disk(size=size, inodes=20_000))
             for size in ("512m", "768m", "96m")
@@ -185,9 +204,10 @@ def world(shape: str) -> Iterator[World]:
         environ |= {f"{PREFIX}{name}": value for name, value in changes.items()}
         settings = store_urls(resolve_directories(load(None, environ, {}).settings))
         relay, labeler, directory = ways
+        environ |= clock.environ if clock else {}
         running = World(
             shape, folder, simulation, relay, labeler, directory, queue, tables, disks[0], disks[1],
-            disks[2], environ, settings,
+            disks[2], clock, environ, settings,
         )  # fmt: skip
         stack.callback(running.end)
         done = running.command("db", "init")

@@ -163,6 +163,11 @@ def right_pair(running: World, remedy: str) -> str:
     return ", ".join(done)
 
 
+def turn_clock(running: World, seconds: int) -> None:
+    assert running.clock is not None
+    running.clock.set_back(seconds)
+
+
 def stop_indexer(running: World) -> None:
     done = running.command("stop", "--role", "indexer")
     assert done.returncode == 0, done.stderr
@@ -217,6 +222,12 @@ OUTAGES = (
 )  # fmt: skip
 
 
+SLOW_CLOCK = Outage(
+    "the clock of the machine is an hour slow", lambda w: turn_clock(w, 3600), ("clock",),
+    doing("correct the clock", lambda w: turn_clock(w, 0)),
+)  # fmt: skip
+
+
 @pytest.fixture(scope="module", params=[ALL, EACH])
 def running(request: pytest.FixtureRequest) -> Iterator[World]:
     """A pipeline that is well, and knows its relay; it is used by all outages of a shape."""
@@ -233,6 +244,20 @@ def running(request: pytest.FixtureRequest) -> Iterator[World]:
 def test_an_outage_is_named_by_everybody_and_ends_by_its_remedy(
     running: World, outage: Outage
 ) -> None:
+    named_and_ended(running, outage)
+
+
+@pytest.mark.parametrize("shape", [ALL, EACH])
+def test_a_slow_clock_is_named_by_everybody_and_nothing_is_judged_by_it(shape: str) -> None:
+    with world(shape, with_clock=True) as running:
+        named_and_ended(running, SLOW_CLOCK)
+        letters = running.command("dlq", "list", "--json")
+        assert letters.returncode == 0, letters.stderr
+        assert "future_rev" not in letters.stdout
+
+
+def named_and_ended(running: World, outage: Outage) -> None:
+    """Make an outage, see it named by everybody, follow the remedy; store its row."""
     with Verifier(running) as verifier:
         until_green(running, verifier, outage.kinds)
         began = time.monotonic()
