@@ -112,7 +112,8 @@ def check(run: Invocation) -> int:
     """Compare the schema with the expected one.
 
     Reads only. Exit with 6 if the pipeline misses something. The pipeline works in spite of a
-    warning. Server settings that make a large database slow are listed as advice.
+    warning; a note names an addition of somebody else that does no harm. Server settings that make
+    a large database slow are listed as advice.
     """
     from rsky_pipeline.database import schema
     from rsky_pipeline.database.server import advise
@@ -395,7 +396,7 @@ def _show_differences(differences: "Sequence[Difference]") -> None:
         line(f"  found:    {item.found or 'nothing'}")
         line(f"  to do:    {item.advice}")
     errors = _count_errors(differences)
-    warnings = len(differences) - errors
+    warnings = sum(item.severity == "warning" for item in differences)
     if errors:
         say(f"errors: {errors}, warnings: {warnings}")
     else:

@@ -19,6 +19,7 @@ from psycopg.types.json import JsonbBinaryDumper
 
 from rsky_pipeline.database import session
 from rsky_pipeline.database.errors import DatabaseError, translate
+from rsky_pipeline.database.forms import TableForms, read_forms
 from rsky_pipeline.database.patience import PatientConnection
 from rsky_pipeline.database.texts import TextArrayDumper, copied_rows
 from rsky_pipeline.runtime.errors import described
@@ -38,7 +39,8 @@ class Transaction:
     Afterwards every use raises ValueError.
     """
 
-    def __init__(self, connection: psycopg.Connection[Row]) -> None:
+    def __init__(self, database: "Database", connection: psycopg.Connection[Row]) -> None:
+        self._database = database
         self._open: psycopg.Connection[Row] | None = connection
 
     def end(self) -> None:
@@ -50,6 +52,13 @@ class Transaction:
         if self._open is None:
             raise ValueError("the transaction is over")
         return self._open
+
+    @property
+    def forms(self) -> TableForms:
+        """The forms of the AppView's tables, which are read once a connection."""
+        if self._database.forms is None:
+            self._database.forms = read_forms(self.query)
+        return self._database.forms
 
     def execute(self, sql: str, params: Sequence[Any] = ()) -> int:
         """Run a statement and return the number of affected rows.
@@ -98,6 +107,7 @@ class Database:
         self._beginning = beginning
         self.schema = schema
         self.pooled = beginning != _BEGIN
+        self.forms: TableForms | None = None  # not yet read
 
     @property
     def prepares(self) -> bool:
@@ -156,7 +166,7 @@ class Database:
         """
         if self._connection.info.transaction_status == TransactionStatus.INTRANS:
             raise ValueError("a transaction is open already")
-        transaction = Transaction(self._connection)
+        transaction = Transaction(self, self._connection)
         with translated(self._connection):
             self._connection.execute(self._beginning.encode(), prepare=False)
             try:
@@ -186,7 +196,7 @@ class Database:
         is_idle = self._connection.info.transaction_status == TransactionStatus.IDLE
         if self.pooled and is_idle:
             return self.transaction()
-        return contextlib.nullcontext(Transaction(self._connection))
+        return contextlib.nullcontext(Transaction(self, self._connection))
 
     def _roll_back(self) -> None:
         """Roll back, or close the connection if that fails. Never raises.
@@ -194,6 +204,7 @@ class Database:
         psycopg's own rollback would follow up with DEALLOCATE ALL: each next batch would plan its
         statements anew, and a pooler may pass it on to a session in which others have statements.
         """
+        self.forms = None  # a table may have been changed under a statement
         status = self._connection.info.transaction_status
         with contextlib.suppress(psycopg.Error):
             if status == TransactionStatus.IDLE:

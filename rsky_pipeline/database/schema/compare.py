@@ -17,11 +17,21 @@ from typing import Literal
 
 from rsky_pipeline.database.connection import Database, Transaction
 from rsky_pipeline.database.errors import DatabaseError, SchemaMismatchError
-from rsky_pipeline.database.schema.catalogue import Catalogue, Table, from_json, read_catalogue
+from rsky_pipeline.database.forms import ACCOUNT_TIME, LISTS, NOTIFICATION_KEY
+from rsky_pipeline.database.schema.catalogue import (
+    Catalogue,
+    Interference,
+    Table,
+    from_json,
+    read_catalogue,
+    read_interferences,
+)
 from rsky_pipeline.database.schema.migrate import PIPELINE_SCHEMA, migrations
 from rsky_pipeline.database.schema.official import (
     STAND_IN,
     later_migrations,
+    names_of_others,
+    official_names,
     oldest_migrations,
     read_migrations,
     release_of,
@@ -44,21 +54,43 @@ _OF_OTHERS = frozenset({
     "notification_push_token", "private_data", "subscription", "suggested_feed",
     "suggested_follow", "tagged_suggestion", "view_param",
 })  # fmt: skip
-_COLUMNS_OF_OTHERS = {"actor": frozenset({
-    "trustedVerifier", "ageAssuranceStatus", "ageAssuranceLastInitiatedAt", "ageAssuranceAccess",
-    "ageAssuranceCountryCode", "ageAssuranceRegionCode",
-})}  # fmt: skip
+_COLUMNS_OF_OTHERS = {
+    "actor": frozenset({
+        "trustedVerifier", "ageAssuranceStatus", "ageAssuranceLastInitiatedAt",
+        "ageAssuranceAccess", "ageAssuranceCountryCode", "ageAssuranceRegionCode",
+    }),
+    "thread_mute": frozenset({"createdAt"}),
+}  # fmt: skip
 _HARMLESS = "nothing: it does no harm"
 _SLOWER = "the pipeline works without it, statements may be slow"
 _NOT_OURS = "the pipeline works without it, the AppView may not"
+# Columns that may be NULL officially and that we always fill.
+_ALWAYS_FILLED = {"record": {"rev"}}
+# Unique indexes of others to which our statements adapt, and keys that none of ours relies on.
+_RESPECTED = {"notification": {NOTIFICATION_KEY}}
+_NOT_RELIED_ON = {"notification": {frozenset({"id"})}}
+_AS_ARRAYS = "nothing: lists are written as arrays"
+_PUSHED = (
+    "each notification that is written here fires it: make sure that whatever listens may send "
+    "them, or disable it while history is brought in"
+)
+_REFUSES = "rows of the official schema may be refused: drop it, or relax it"
+_HANDED_OVER = (
+    "nothing, as long as the AppView of that fork reads; the official one refuses the database: "
+    "docs/migrating-from-rsky.md"
+)
 _OUR_ADDITIONS = {"record": {"rev"}, "op_thread_reply": {"op_thread_reply_uri_idx"}}
+
+# The pipeline works in spite of a warning. A note is what somebody else has added, or does.
+Severity = Literal["error", "warning", "note"]
+_SEVERITIES: tuple[Severity, ...] = ("error", "warning", "note")
 
 
 @dataclass(frozen=True, slots=True)
 class Difference:
     """A deviation from the expected schema, and the advice for it."""
 
-    severity: Literal["error", "warning"]  # the pipeline works in spite of a warning
+    severity: Severity
     subject: str  # "column bsky.record.rev"
     expected: str | None  # a definition; None if there should be nothing
     found: str | None
@@ -176,12 +208,15 @@ def _differences(tx: Transaction, schema: str) -> list[Difference]:
     if not own and not found.keys() & expected().appview.keys():
         return [_missing(f"schema {schema}", "the AppView's and our tables", _INITIALISE)]
     names = read_migrations(tx, schema) if "kysely_migration" in found else []
+    known = official_names([name for name, _ in names])
+    behind = not known.issuperset(oldest_migrations())
+    newer = any(name > later_migrations()[-1].name for name in known)
     official = _compare_official(names)
-    behind = any(difference.expected for difference in official)
-    newer = any(difference.found for difference in official)
-    wanted = expected().tables({name for name, _ in names})
+    wanted = expected().tables(known)
     differences = _compare(schema, wanted, found, behind=behind)
     differences = _without_others(schema, differences, newer=newer)
+    differences += _compare_tables_of_others(schema, wanted, found)
+    differences += _compare_interferences(schema, wanted, read_interferences(tx, schema))
     ours = dict(expected().pipeline)
     if STAND_IN in found and STAND_IN not in own:
         del ours[STAND_IN]
@@ -189,7 +224,7 @@ def _differences(tx: Transaction, schema: str) -> list[Difference]:
     differences += _compare_extension(tx) + official + _compare_server(tx)
     if "schema_version" in own:
         differences += _compare_version(tx, schema)
-    return sorted(differences, key=lambda difference: difference.severity != "error")
+    return sorted(differences, key=lambda difference: _SEVERITIES.index(difference.severity))
 
 
 def _compare(schema: str, wanted: Catalogue, found: Catalogue, *, behind: bool) -> list[Difference]:
@@ -211,7 +246,7 @@ def _without_others(schema: str, differences: list[Difference], *, newer: bool) 
         kind, _, path = item.subject.partition(" ")
         table, _, part = path.removeprefix(f"{schema}.").partition(".")
         of_others = kind == "column" and part in _COLUMNS_OF_OTHERS.get(table, ())
-        if table not in _OF_OTHERS and not of_others:
+        if (table not in _OF_OTHERS and not of_others) or item.severity == "note":
             judged.append(item)
         elif not newer:
             advice = item.advice if item.expected is None else f"{_NOT_OURS}: {item.advice}"
@@ -220,7 +255,8 @@ def _without_others(schema: str, differences: list[Difference], *, newer: bool) 
 
 
 def _compare_table(name: str, wanted: Table, found: Table, behind: bool) -> list[Difference]:
-    additions = _OUR_ADDITIONS.get(name.partition(".")[2], ())
+    table = name.partition(".")[2]
+    additions = _OUR_ADDITIONS.get(table, ())
     wanted_keys, found_keys = _keys(wanted), _keys(found)
     differences: list[Difference] = []
     for kind, expected_parts, found_parts in (
@@ -235,12 +271,14 @@ def _compare_table(name: str, wanted: Table, found: Table, behind: bool) -> list
                 continue
             if should is None:
                 if _key(str(is_)) not in wanted_keys:
-                    differences.append(_additional(kind, subject, str(is_)))
+                    differences.append(_additional(kind, table, subject, str(is_)))
             elif key := _key(should):
                 # ON CONFLICT names columns: which constraint or index keeps them unique is free.
                 if key not in found_keys:
                     advice = _OFFICIAL if behind else _recreate(kind, should)
-                    differences.append(Difference("error", subject, should, is_, advice))
+                    needed = key not in _NOT_RELIED_ON.get(table, ())
+                    severity: Severity = "error" if needed else "warning"
+                    differences.append(Difference(severity, subject, should, is_, advice))
             elif kind == "index":
                 advice = _OFFICIAL_LATER if behind else f"{_SLOWER}; {_recreate(kind, should)}"
                 differences.append(Difference("warning", subject, should, is_, advice))
@@ -248,8 +286,13 @@ def _compare_table(name: str, wanted: Table, found: Table, behind: bool) -> list
                 later = behind and part not in additions
                 advice = _OFFICIAL if later else _recreate(kind, should)
                 differences.append(_missing(subject, should, advice))
-            elif kind == "column" and _takes(is_, should):
-                differences.append(Difference("warning", subject, should, is_, _HARMLESS))
+            elif kind == "column" and _is_array(table, part, is_):
+                differences.append(Difference("note", subject, should, is_, _AS_ARRAYS))
+            elif kind == "column" and _takes(table, part, is_, should):
+                differences.append(Difference("note", subject, should, is_, _HARMLESS))
+            elif kind == "column" and _lacks_number(is_, should):
+                advice = f"new rows have no {part}: ALTER TABLE {name} ALTER {part} SET DEFAULT ..."
+                differences.append(Difference("warning", subject, should, is_, advice))
             else:
                 advice = f"change it to: {should}"
                 differences.append(Difference("error", subject, should, is_, advice))
@@ -279,13 +322,35 @@ _WIDER = {
 }
 
 
-def _takes(found: str, wanted: str) -> bool:
+def _is_array(table: str, column: str, found: str) -> bool:
+    """Tell whether it is a column of a JSON list that another writer has made an array of texts."""
+    return column in LISTS.get(table, ()) and found in {"character varying[]", "text[]"}
+
+
+def _takes(table: str, column: str, found: str, wanted: str) -> bool:
     """Tell whether a column takes whatever one of the wanted definition takes."""
     has_type, has_not_null, has_value = _column(found)
     type_, not_null, value = _column(wanted)
     fits = has_type == type_ or has_type in _WIDER.get(type_, ())
-    filled = has_value == value or (not value and has_value.startswith("default "))
-    return fits and filled and (not_null or not has_not_null)
+    filled = (
+        has_value == value
+        or (not value and has_value.startswith("default "))
+        or (_is_number(value) and _is_number(has_value))
+    )
+    always = column in _ALWAYS_FILLED.get(table, ())
+    return fits and filled and (not_null or always or not has_not_null)
+
+
+def _lacks_number(found: str, wanted: str) -> bool:
+    """Tell whether a column is no longer numbered, and takes rows without a number."""
+    has_type, has_not_null, has_value = _column(found)
+    type_, _, value = _column(wanted)
+    return has_type == type_ and _is_number(value) and not has_value and not has_not_null
+
+
+def _is_number(value: str) -> bool:
+    """Tell whether a default is the next number of a sequence, whatever its name."""
+    return value.startswith("default nextval(") or value == "default identity"
 
 
 def _column(definition: str) -> tuple[str, bool, str]:
@@ -303,16 +368,55 @@ def _recreate(kind: str, definition: str) -> str:
     return f"{_INITIALISE}; if it remains, {how}"
 
 
-def _additional(kind: str, subject: str, found: str) -> Difference:
+def _additional(kind: str, table: str, subject: str, found: str) -> Difference:
     required = False
     if kind == "column":
         _, not_null, value = _column(found)
         required = not_null and not value
-    refuses = kind == "constraint" or found.startswith("CREATE UNIQUE")
-    if required or refuses:
-        advice = "rows of the official schema may be refused: drop it, or relax it"
-        return Difference("error", subject, None, found, advice)
-    return Difference("warning", subject, None, found, _HARMLESS)
+    if _key(found) in _RESPECTED.get(table, ()):
+        return Difference("note", subject, None, found, "nothing: rows that are there stay")
+    if subject.endswith(f"{table}.{ACCOUNT_TIME}"):
+        return Difference("note", subject, None, found, "nothing: older account events stay out")
+    if required or kind == "constraint" or found.startswith("CREATE UNIQUE"):
+        return Difference("error", subject, None, found, _REFUSES)
+    return Difference("note", subject, None, found, _HARMLESS)
+
+
+_REFERENCE = re.compile(r"REFERENCES \"?(\w+)\"?\(.*\)(?! .*ON DELETE (?:CASCADE|SET))")
+
+
+def _compare_tables_of_others(
+    schema: str, wanted: Catalogue, found: Catalogue
+) -> Iterator[Difference]:
+    """Yield tables that are not official, and keys by which they hold on to rows of ours."""
+    others = sorted(found.keys() - expected().appview.keys())
+    if others:
+        names = ", ".join(others)
+        yield Difference("note", f"tables of others in {schema}", None, names, _HARMLESS)
+    for table in others:
+        for name, definition in found[table].constraints.items():
+            match = _REFERENCE.search(definition)
+            if match and match[1] in wanted.keys() - _OF_OTHERS:
+                subject = f"constraint {schema}.{table}.{name}"
+                advice = f"rows of {match[1]} cannot be deleted: drop it, or add ON DELETE CASCADE"
+                yield Difference("error", subject, None, definition, advice)
+
+
+def _compare_interferences(
+    schema: str, wanted: Catalogue, found: Sequence[Interference]
+) -> Iterator[Difference]:
+    """Yield triggers and rules on tables that we write."""
+    for each in found:
+        if each.table not in wanted.keys() - _OF_OTHERS:
+            continue
+        subject = f"{each.kind} {schema}.{each.table}.{each.name}"
+        severity: Severity = "note"
+        advice = "nothing, unless it is slow: it runs with each row that is written"
+        if each.before:
+            severity, advice = "error", "it can change or refuse rows: drop it"
+        elif each.table == "notification" and each.on_insert:
+            severity, advice = "warning", _PUSHED
+        yield Difference(severity, subject, None, each.definition, advice)
 
 
 def _missing(subject: str, wanted: str, advice: str) -> Difference:
@@ -352,14 +456,19 @@ def _compare_official(rows: Sequence[tuple[str, str]]) -> list[Difference]:
     names = [name for name, _ in rows]
     known = [*oldest_migrations(), *(one.name for one in later_migrations())]
     subject = "official migrations"
-    missing = ", ".join(sorted(set(oldest_migrations()).difference(names)))
-    unknown = ", ".join(sorted(set(names).difference(known)))
+    missing = ", ".join(sorted(set(oldest_migrations()) - official_names(names)))
+    theirs = names_of_others(names)
+    unknown = sorted(set(names).difference(known))
+    newer = ", ".join(name for name in unknown if name not in theirs)
     differences: list[Difference] = []
     if missing:
         differences.append(Difference("warning", subject, missing, None, _OFFICIAL_LATER))
-    if unknown:
+    if newer:
         advice = "nothing, if the AppView is newer than this rsky-pipeline; an older one refuses it"
-        differences.append(Difference("warning", subject, None, unknown, advice))
+        differences.append(Difference("note", subject, None, newer, advice))
+    if theirs:
+        found = ", ".join(theirs)
+        differences.append(Difference("warning", "migrations of a fork", None, found, _HANDED_OVER))
     # With names that are unknown here the order of names is all that can be judged.
     due = sorted(names) if unknown else known[: len(names)]
     for (name, time), expected_name in zip(rows, due, strict=True):

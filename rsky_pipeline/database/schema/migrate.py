@@ -19,6 +19,7 @@ from rsky_pipeline.database.errors import NO_PRIVILEGE, DatabaseError, SchemaMis
 from rsky_pipeline.database.schema.official import (
     lock_appview,
     missing_migrations,
+    names_of_others,
     oldest_migrations,
     read_migrations,
     require_oldest,
@@ -217,7 +218,10 @@ def _appview_changes(tx: Transaction, schema: str, step: Migration) -> Iterator[
     if _exists(tx, schema, "kysely_migration"):
         names = [name for name, _ in read_migrations(tx, schema)]
         require_oldest(names)
-        subject = f"the AppView's tables in {schema} ({len(names)} official migrations)"
+        others = len(names_of_others(names))
+        of_fork = f", {others} of a fork" if others else ""
+        count = f"{len(names) - others} official migrations{of_fork}"
+        subject = f"the AppView's tables in {schema} ({count})"
         yield _Change("keep", "found", subject, _VERSION_TABLE)
         return
     names = re.findall(r'^CREATE TABLE "?(\w+)', step.sql, re.MULTILINE)

@@ -37,7 +37,12 @@ SELECT '{name}', GREATEST(
     to_char(now() AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"'), max("timestamp")
 ) FROM kysely_migration
 """
-
+# Official migrations under the names that the fork of Blacksky (blacksky-algorithms/atproto) gave
+# them.
+_RENAMED = {
+    "_20260806T000000000Z": "_20260729T223157563Z",
+    "_20260807T000000000Z": "_20260618T200000000Z",
+}
 
 STAND_IN = "reference_list_opt_out"  # official since 0.0.278
 _IS_REPLACED = """
@@ -108,6 +113,18 @@ def release_of(names: Collection[str]) -> str | None:
         return None
     last = [one.release for one in later_migrations() if one.name in names]
     return max((OLDEST_RELEASE, *last), key=release_number)
+
+
+def official_names(names: Collection[str]) -> set[str]:
+    """Return the names with the official ones of migrations that a fork records under its own."""
+    return {_RENAMED.get(name, name) for name in names}
+
+
+def names_of_others(names: Collection[str]) -> list[str]:
+    """Return unknown names that are no newer official ones: those of a fork."""
+    known = {*oldest_migrations(), *(one.name for one in later_migrations())}
+    newest = max(known)
+    return sorted(name for name in names if name not in known and name < newest)
 
 
 def read_migrations(tx: Transaction, schema: str) -> list[tuple[str, str]]:

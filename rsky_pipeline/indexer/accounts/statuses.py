@@ -20,6 +20,7 @@ import orjson
 from rsky_pipeline.atproto.datetimes import format_utc
 from rsky_pipeline.database.bulk import transpose
 from rsky_pipeline.database.connection import Transaction
+from rsky_pipeline.database.forms import ACCOUNT_TIME
 from rsky_pipeline.indexer.core.entries import AccountChange
 
 DELETED = "deleted"
@@ -29,6 +30,12 @@ RENUMBERED = timedelta(days=1)
 _FETCH = """
 SELECT did, COALESCE(relay, ''), COALESCE(seq, -1), COALESCE(event_time, ''), latest, status, others
 FROM rsky_pipeline.account_event WHERE did = ANY(%b::text[])
+"""
+# What another indexer of this database has applied counts until one of ours is stored.
+_FETCH_THEIRS = f"""
+SELECT did, to_char("{ACCOUNT_TIME}" AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"'),
+    "upstreamStatus"
+FROM actor WHERE did = ANY(%b::text[]) AND "{ACCOUNT_TIME}" IS NOT NULL
 """
 _STORE = """
 INSERT INTO rsky_pipeline.account_event
@@ -48,6 +55,11 @@ _SET = """
 UPDATE actor SET "upstreamStatus" = n.status
 FROM unnest(%b::text[], %b::text[]) AS n(did, status)
 WHERE actor.did = n.did AND actor."upstreamStatus" IS DISTINCT FROM n.status
+"""
+_SET_THEIRS = f"""
+UPDATE actor SET "{ACCOUNT_TIME}" = n.time::timestamptz
+FROM unnest(%b::text[], %b::text[]) AS n(did, time)
+WHERE actor.did = n.did AND n.time LIKE '2___-__-__T__:__:__.___Z'
 """
 
 
@@ -136,6 +148,10 @@ def apply_statuses(tx: Transaction, changes: Iterable[AccountChange]) -> None:
     if not by_did:
         return
     stored = fetch_account_events(tx, by_did)
+    theirs = tx.forms.account_times
+    if theirs:
+        for did, time, status in tx.query(_FETCH_THEIRS, (sorted(by_did.keys() - stored.keys()),)):
+            stored[did] = AccountEvents(RelayEvent("", -1, time, time, status))
     events = {did: stored.get(did) or AccountEvents(None) for did in sorted(by_did)}
     news: list[tuple[str, str | None]] = []
     for did, known in events.items():
@@ -145,6 +161,9 @@ def apply_statuses(tx: Transaction, changes: Iterable[AccountChange]) -> None:
     tx.execute(_STORE, transpose(_rows(events)))
     if news:
         tx.execute(_SET, transpose(news))
+        if theirs:  # for when it comes back
+            times = ((did, events[did].standing) for did, _ in news)
+            tx.execute(_SET_THEIRS, transpose([(did, one.time) for did, one in times if one]))
     if deleted := [did for did, status in news if status == DELETED]:
         tx.execute(_ASK_HOST, (deleted,))
 

@@ -27,6 +27,8 @@ SELECT n.* FROM unnest(%b::text[], %b::text[], %b::text[], %b::text[], %b::text[
     %b::text[]) AS n(did, "recordUri", "recordCid", author, reason, "reasonSubject", "sortAt")
 {_IS_UNMUTED}
 """
+# Some databases have an index that keeps recipient, record and reason unique.
+_INSERT_UNIQUE = f"{_INSERT} ON CONFLICT DO NOTHING"
 _UNMUTED = f"""
 SELECT n.place FROM unnest(%b::integer[], %b::text[], %b::text[])
     AS n(place, did, "reasonSubject")
@@ -84,7 +86,8 @@ class BatchNotifications:
         ]
         if not rows:
             return 0
-        return tx.execute(_INSERT, [list(column) for column in zip(*rows, strict=True)])
+        sql = _INSERT_UNIQUE if tx.forms.unique_notifications else _INSERT
+        return tx.execute(sql, [list(column) for column in zip(*rows, strict=True)])
 
 
 def without_muted(

@@ -8,10 +8,20 @@ from collections.abc import Iterable, Mapping, Sequence, Set
 from functools import cache
 from typing import Any
 
+import orjson
+
 from rsky_pipeline.database.bulk import quoted, transpose
 from rsky_pipeline.database.connection import Transaction
 from rsky_pipeline.indexer.collections.values import CollectionTable, Put, SideTable, StoredRow
 
+LIST = "varchar[]"  # of a column that is officially jsonb
+# How a text parameter becomes a value of the type, which its column needs.
+_CASTS = {
+    "jsonb": 'n."{}"::jsonb',
+    LIST: 'CASE WHEN n."{0}" IS NOT NULL '
+    'THEN ARRAY(SELECT jsonb_array_elements_text(n."{0}"::jsonb)) END',
+}
+_NO_ARRAYS: frozenset[str] = frozenset()
 GENERIC = {"uri": "varchar", "cid": "varchar", "creator": "varchar", "indexedAt": "varchar"}
 _POST = "app.bsky.feed.post"
 
@@ -31,10 +41,13 @@ def insert(
         (put.uri, put.cid, put.did, put.indexed_at, *(put.rows.main or ())) for put in puts
     )
     its_own = not table.unique or "creator" in table.unique
+    arrays = tx.forms.arrays.get(table.name, _NO_ARRAYS)
     if its_own and empty and all(put.did in empty for put in puts):
-        tx.copy_in(_copy_sql(table), [*GENERIC.values(), *table.columns.values()], rows)
+        kinds = GENERIC | _adapted(table.columns, arrays)
+        given = [_with_lists(row, kinds.values()) for row in rows] if arrays else rows
+        tx.copy_in(_copy_sql(table), list(kinds.values()), given)
         return [(row[0], True) for row in rows]
-    return tx.query(_insert_sql(table), transpose(rows))
+    return tx.query(_insert_sql(table, arrays), transpose(rows))
 
 
 @cache
@@ -70,8 +83,8 @@ def _copy_sql(table: CollectionTable) -> str:
 
 
 @cache
-def _insert_sql(table: CollectionTable) -> str:
-    columns = {**GENERIC, **table.columns}
+def _insert_sql(table: CollectionTable, arrays: frozenset[str]) -> str:
+    columns = GENERIC | _adapted(table.columns, arrays)
     if table.unique:
         conflict = "ON CONFLICT DO NOTHING"
     else:
@@ -124,11 +137,22 @@ def _count_keys(side: SideTable) -> str:
 def unnest(columns: Mapping[str, str]) -> str:
     """Return a SELECT from one array parameter a column, as relation `n`."""
     arrays = ", ".join(f"%b::{_array_type(kind)}[]" for kind in columns.values())
-    chosen = ", ".join(
-        f'n."{name}"::jsonb' if kind == "jsonb" else f'n."{name}"' for name, kind in columns.items()
-    )
+    chosen = ", ".join(_CASTS.get(kind, 'n."{}"').format(name) for name, kind in columns.items())
     return f"SELECT {chosen} FROM unnest({arrays}) AS n({quoted(columns)})"
 
 
 def _array_type(kind: str) -> str:
-    return "text" if kind in {"varchar", "jsonb"} else kind
+    return "text" if kind == "varchar" or kind in _CASTS else kind
+
+
+def _adapted(columns: Mapping[str, str], arrays: Set[str]) -> dict[str, str]:
+    """Return the types of columns in a database where some hold arrays in place of JSON lists."""
+    return {name: LIST if name in arrays else kind for name, kind in columns.items()}
+
+
+def _with_lists(row: Sequence[Any], kinds: Iterable[str]) -> tuple[Any, ...]:
+    """Return a row with lists in place of their JSON: COPY takes values of the column's type."""
+    return tuple(
+        orjson.loads(value) if kind == LIST and value is not None else value
+        for value, kind in zip(row, kinds, strict=True)
+    )

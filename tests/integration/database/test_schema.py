@@ -29,6 +29,8 @@ from tests.data import test_data
 from tests.stores import execute
 
 OFFICIAL = "appview_truth"
+FUNCTION = """
+CREATE FUNCTION bsky.push() RETURNS trigger LANGUAGE plpgsql AS 'begin return new; end'"""
 
 
 @pytest.fixture
@@ -288,15 +290,27 @@ def test_an_empty_database_is_one_difference(clean_database: str) -> None:
         ("DROP INDEX bsky.like_creator_cursor_idx",
          "index bsky.like.like_creator_cursor_idx", "warning", "CREATE INDEX like_creator_c"),
         ("ALTER TABLE bsky.post ALTER COLUMN text TYPE text",
-         "column bsky.post.text", "warning", "no harm"),
+         "column bsky.post.text", "note", "no harm"),
         ("ALTER TABLE bsky.post ALTER COLUMN text DROP NOT NULL",
-         "column bsky.post.text", "warning", "no harm"),
+         "column bsky.post.text", "note", "no harm"),
         ('ALTER TABLE bsky.profile_agg ALTER COLUMN "postsCount" TYPE integer',
          "column bsky.profile_agg.postsCount", "error", "bigint"),
         ("ALTER TABLE bsky.post ALTER COLUMN text TYPE varchar(300)",
          "column bsky.post.text", "error", "character varying not null"),
         ("ALTER TABLE bsky.post ALTER COLUMN tags TYPE varchar[] USING NULL",
+         "column bsky.post.tags", "note", "written as arrays"),
+        ("ALTER TABLE bsky.post ALTER COLUMN tags TYPE integer[] USING NULL",
          "column bsky.post.tags", "error", "jsonb"),
+        ("ALTER TABLE bsky.record ALTER COLUMN tags TYPE varchar[] USING NULL",
+         "column bsky.record.tags", "error", "jsonb"),
+        ("ALTER TABLE bsky.record ALTER COLUMN rev SET NOT NULL",
+         "column bsky.record.rev", "note", "no harm"),
+        ("ALTER TABLE bsky.actor ADD COLUMN extra int NOT NULL GENERATED ALWAYS AS IDENTITY",
+         "column bsky.actor.extra", "note", "no harm"),
+        ('ALTER TABLE bsky.actor ADD COLUMN "accountEventAt" timestamptz',
+         "column bsky.actor.accountEventAt", "note", "older account events"),
+        ('ALTER TABLE bsky.thread_mute DROP COLUMN "createdAt"',
+         "column bsky.thread_mute.createdAt", "warning", "works without it"),
         ('ALTER TABLE bsky."like" ALTER COLUMN via SET NOT NULL',
          "column bsky.like.via", "error", "character varying"),
         ("""ALTER TABLE bsky."like" ALTER via SET DEFAULT '', ALTER via SET NOT NULL""",
@@ -307,7 +321,7 @@ def test_an_empty_database_is_one_difference(clean_database: str) -> None:
          "column bsky.post_agg.likeCount", "error", "default 0"),
         ("ALTER TABLE bsky.record DROP COLUMN rev", "column bsky.record.rev", "error", "db init"),
         ("ALTER TABLE bsky.actor ADD COLUMN extra text",
-         "column bsky.actor.extra", "warning", "no harm"),
+         "column bsky.actor.extra", "note", "no harm"),
         ("ALTER TABLE bsky.actor ADD COLUMN extra text NOT NULL",
          "column bsky.actor.extra", "error", "drop it"),
         ('ALTER TABLE bsky.actor_state DROP COLUMN "lastSeenPriorityNotifs"',
@@ -319,18 +333,52 @@ def test_an_empty_database_is_one_difference(clean_database: str) -> None:
         ("DROP TABLE bsky.mute", "table bsky.mute", "warning", "works without it"),
         ("CREATE UNIQUE INDEX extra ON bsky.notification (did)",
          "index bsky.notification.extra", "error", "drop it"),
+        ('CREATE UNIQUE INDEX extra ON bsky.notification (reason, did, "recordUri")',
+         "index bsky.notification.extra", "note", "nothing"),
+        ("ALTER TABLE bsky.notification DROP CONSTRAINT notification_pkey",
+         "constraint bsky.notification.notification_pkey", "warning", "PRIMARY KEY (id)"),
+        ("""ALTER TABLE bsky.notification DROP CONSTRAINT notification_pkey,
+         ALTER id DROP DEFAULT, ALTER id DROP NOT NULL""",
+         "column bsky.notification.id", "warning", "SET DEFAULT"),
+        ("ALTER TABLE bsky.notification ALTER id DROP DEFAULT",
+         "column bsky.notification.id", "error", "nextval"),
+        ("""CREATE SEQUENCE bsky.other;
+         ALTER TABLE bsky.notification ALTER id SET DEFAULT nextval('bsky.other')""",
+         "column bsky.notification.id", "note", "no harm"),
+        ("ALTER TABLE bsky.post ADD CONSTRAINT extra CHECK (text <> '') NOT VALID",
+         "constraint bsky.post.extra", "error", "drop it"),
+        (("ALTER TABLE bsky.post ADD CONSTRAINT extra FOREIGN KEY (creator) "
+         "REFERENCES bsky.actor (did)"), "constraint bsky.post.extra", "error", "drop it"),
+        ("ALTER TABLE bsky.notification ADD CONSTRAINT extra EXCLUDE (did WITH =)",
+         "constraint bsky.notification.extra", "error", "drop it"),
+        ("CREATE TABLE bsky.extra (uri varchar REFERENCES bsky.post)",
+         "constraint bsky.extra.extra_uri_fkey", "error", "cannot be deleted"),
+        (("CREATE TRIGGER extra BEFORE UPDATE ON bsky.post FOR EACH ROW "
+         "EXECUTE FUNCTION suppress_redundant_updates_trigger()"),
+         "trigger bsky.post.extra", "error", "drop it"),
+        ("CREATE RULE extra AS ON DELETE TO bsky.post DO INSTEAD NOTHING",
+         "rule bsky.post.extra", "error", "drop it"),
+        ((f"{FUNCTION}; CREATE TRIGGER extra AFTER INSERT ON bsky.post FOR EACH ROW "
+         "EXECUTE FUNCTION bsky.push()"), "trigger bsky.post.extra", "note", "slow"),
+        ((f"{FUNCTION}; CREATE TRIGGER extra AFTER INSERT OR UPDATE ON bsky.notification "
+         "FOR EACH ROW EXECUTE FUNCTION bsky.push()"),
+         "trigger bsky.notification.extra", "warning", "history"),
+        ("CREATE TABLE bsky.extra (uri varchar REFERENCES bsky.post ON DELETE CASCADE)",
+         "tables of others in bsky", "note", "no harm"),
         ("CREATE INDEX extra ON bsky.notification (did)",
-         "index bsky.notification.extra", "warning", "no harm"),
+         "index bsky.notification.extra", "note", "no harm"),
         ('ALTER TABLE bsky."like" DROP CONSTRAINT like_unique_subject',
          "constraint bsky.like.like_unique_subject", "error", "UNIQUE (subject, creator)"),
         ("DROP TABLE rsky_pipeline.tombstone", "table rsky_pipeline.tombstone", "error", "db init"),
         ("DROP EXTENSION pg_trgm CASCADE", "extension pg_trgm", "error", "CREATE EXTENSION"),
         ("INSERT INTO bsky.kysely_migration VALUES ('_2030', '2030-01-01T00:00:00Z')",
-         "official migrations", "warning", "newer"),
+         "official migrations", "note", "newer"),
         ("INSERT INTO bsky.kysely_migration VALUES ('_2030', '2030-01-01T00:00:00+00')",
          "order of official migrations", "warning", "refuses to start"),
         ("UPDATE bsky.kysely_migration SET timestamp = '2030' WHERE name = '_20230309T045948368Z'",
          "order of official migrations", "warning", "refuses to start"),
+        ("INSERT INTO bsky.kysely_migration VALUES ('_20260101T', '2030-01-01T00:00:00Z')",
+         "migrations of a fork", "warning", "official one refuses"),
         ("DELETE FROM bsky.kysely_migration WHERE name = '_20230309T045948368Z'",
          "order of official migrations", "warning", "refuses to start"),
     ],
@@ -347,12 +395,16 @@ def test_differences_name_the_part_and_the_remedy(
 @pytest.mark.parametrize(
     "change",
     [
+        f"""{FUNCTION}; CREATE TRIGGER extra AFTER INSERT ON bsky.notification FOR EACH ROW
+        EXECUTE FUNCTION bsky.push(); ALTER TABLE bsky.notification DISABLE TRIGGER extra""",
+        f"""{FUNCTION}; CREATE TRIGGER extra BEFORE INSERT ON bsky.bookmark FOR EACH ROW
+        EXECUTE FUNCTION bsky.push()""",
         'ALTER TABLE bsky."like" RENAME CONSTRAINT like_unique_subject TO other',
         """ALTER TABLE bsky."like" DROP CONSTRAINT like_unique_subject;
         CREATE UNIQUE INDEX other ON bsky."like" (creator, subject)""",
     ],
 )
-def test_uniqueness_may_have_another_name_and_form(schema_database: str, change: str) -> None:
+def test_other_forms_of_the_same_are_no_difference(schema_database: str, change: str) -> None:
     execute(schema_database, change)
     assert check(schema_database) == []
 
@@ -411,6 +463,42 @@ def test_databases_of_official_appviews_are_good(clean_database: str, migrations
     assert check(clean_database) == []
     made = catalogue(clean_database, "bsky")
     assert made == expected().tables({one.name for one in later_migrations()})
+
+
+SEEN_IN_A_FORK = {
+    "warning trigger bsky.notification.notification_push_insert_notify",
+    "warning migrations of a fork", "note tables of others in bsky",
+    "note column bsky.actor.handleResolveTries", "note column bsky.actor_block.takedownRef",
+    "note column bsky.follow.takedownRef", "note column bsky.follow.via",
+    "note column bsky.follow.viaCid", "note column bsky.like.takedownRef",
+    "note column bsky.repost.takedownRef",
+}  # fmt: skip
+SEEN_IN_WINTERMUTE = SEEN_IN_A_FORK | {
+    "note column bsky.actor.accountEventAt", "note column bsky.post.langs",
+    "note column bsky.post.tags",
+    "note index bsky.notification.notification_did_recorduri_reason_unique_idx",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("dump", "seen"),
+    [("blacksky-fork", SEEN_IN_A_FORK), ("blacksky-wintermute", SEEN_IN_WINTERMUTE)],
+)
+def test_databases_of_a_fork_are_compatible(clean_database: str, dump: str, seen: set[str]) -> None:
+    script = test_data(f"schemas/{dump}.sql").read_text()
+    with psycopg.connect(clean_database, autocommit=True) as connection:
+        connection.execute(script.encode())
+    before = catalogue(clean_database, "bsky")
+    done = initialise(clean_database)
+    assert done[1] == "found the AppView's tables in bsky (56 official migrations, 11 of a fork)"
+    assert {f"{each.severity} {each.subject}" for each in check(clean_database)} == seen
+    assert initialise(clean_database) == []
+    after = catalogue(clean_database, "bsky")
+    del after["op_thread_reply"].indexes["op_thread_reply_uri_idx"]
+    assert after == before
+    assert appview_release(clean_database) is None  # no official AppView takes it
+    with pytest.raises(SchemaMismatchError, match="_20260806T000000000Z"):
+        initialise(clean_database, appview="0.0.275")
 
 
 def test_an_official_migrator_and_we_wait_for_each_other(clean_database: str) -> None:
