@@ -9,8 +9,8 @@ and its outcome are stored.
 and starts a trio task for each; `jobs.py` takes and ends them; `store.py` writes events and
 outcomes. Every store is called in the thread of a link: `read`, `settle` (endings), `append` and
 `watch` for Redis, `look-ups` and `outcomes` for PostgreSQL. One call serves many jobs
-(`coalescer.py`), since a thread hop and a round trip cost more than the work of one. Repos of some
-size are unpacked in one further thread, temporary files are written in two.
+(`runtime/coalescer.py`), since a thread hop and a round trip cost more than the work of one. Repos
+of some size are unpacked in one further thread, temporary files are written in two.
 
 How a repo is fetched, verified and compared is in `rsky_pipeline.repos`. This package knows nothing
 of the indexer but its stream and its group, and nothing of where jobs come from.

@@ -25,7 +25,6 @@ import trio
 
 from rsky_pipeline.atproto.datetimes import format_utc
 from rsky_pipeline.atproto.syntax import is_did, is_tid, split_path
-from rsky_pipeline.backfiller.coalescer import Coalescer
 from rsky_pipeline.backfiller.jobs import JobQueue
 from rsky_pipeline.backfiller.store import Output, RepoOutcome
 from rsky_pipeline.configuration.settings import Settings
@@ -45,6 +44,7 @@ from rsky_pipeline.repos.repo import BLOCKED, Repo, RepoError, RepoPaths, list_p
 from rsky_pipeline.repos.stored import StoredRevs, absent_paths, have_older, stored_revs
 from rsky_pipeline.runtime.backoff import bound
 from rsky_pipeline.runtime.boundary import Boundary
+from rsky_pipeline.runtime.coalescer import Coalescer
 from rsky_pipeline.runtime.errors import described
 from rsky_pipeline.runtime.link import Link
 from rsky_pipeline.runtime.logging import ThrottledLog

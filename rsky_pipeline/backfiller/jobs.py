@@ -5,10 +5,10 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import TypeVar
 
-from rsky_pipeline.backfiller.coalescer import Coalescer
 from rsky_pipeline.configuration.settings import Settings
 from rsky_pipeline.health.rules import RuleVerdict
 from rsky_pipeline.observability.backfiller import BackfillerMetrics
+from rsky_pipeline.runtime.coalescer import Coalescer
 from rsky_pipeline.runtime.link import Link
 from rsky_pipeline.streams.connection import Store
 from rsky_pipeline.streams.consumer import Consumer, Delivery, Taken, Trial

@@ -12,13 +12,13 @@ from typing import Literal
 
 import trio
 
-from rsky_pipeline.backfiller.coalescer import Coalescer
 from rsky_pipeline.database.bulk import transpose, unnest_sql
 from rsky_pipeline.database.connection import Database
 from rsky_pipeline.database.isolation import Isolation
 from rsky_pipeline.database.schema import blamed_on_schema
 from rsky_pipeline.database.texts import storable
 from rsky_pipeline.observability.backfiller import BackfillerMetrics
+from rsky_pipeline.runtime.coalescer import Coalescer
 from rsky_pipeline.runtime.link import Link
 from rsky_pipeline.streams.append import Entry, append
 from rsky_pipeline.streams.connection import Store

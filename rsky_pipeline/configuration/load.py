@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rsky_pipeline.configuration.endpoints import parse_endpoint, shortened
-from rsky_pipeline.configuration.redaction import redacted_invalid
+from rsky_pipeline.configuration.redaction import HIDDEN, redacted_invalid
 from rsky_pipeline.configuration.settings import Settings, declarations
 from rsky_pipeline.configuration.sources import (
     PREFIX,
@@ -108,7 +108,9 @@ def _checked(given: Sequence[Given], problems: list[str]) -> tuple[dict[str, Any
             values[item.name] = parse(item.name, info, item.raw)
             origins[item.name] = item.origin
         except ValueError as error:
-            shown = redacted_invalid(str(item.raw)) if info.secret else str(item.raw)
+            shown = str(item.raw)
+            if info.secret:
+                shown = HIDDEN if info.hidden else redacted_invalid(shown)
             problems.append(f"{item.name} = {shortened(shown)!r} (from {item.origin}): {error}")
     return values, origins
 
@@ -137,6 +139,8 @@ def contradictions(settings: Settings, origins: Mapping[str, str]) -> Iterator[s
     if longest < first_wait:
         allowed = f"allowed is backfiller_retry_initial_ms ({first_wait}) or more"
         yield problem("backfiller_retry_max_ms", longest, allowed)
+    if settings.seen_port and settings.seen_token is None:
+        yield problem("seen_port", settings.seen_port, "seen_token has to be set as well")
     path = search_path_of(settings.database_url) if settings.database_url else None
     if path is not None and path != settings.database_schema:
         allowed = (
@@ -149,12 +153,13 @@ def _ports(settings: Settings, origins: Mapping[str, str]) -> Iterator[str]:
     """Further workers of a role look for free ports; the first ones must differ."""
     taken: dict[int, str] = {}
     names = [f"{process}_metrics_port" for process in (*ROLE_NAMES, "supervisor")]
+    names += ["embedded_database_port", "seen_port"]
     # Defaults first, so that the blame is on what somebody set.
     for name in sorted(names, key=lambda item: origins[item] != "default"):
         port: int = getattr(settings, name)
         if port and port in taken:
-            allowed = f"{taken[port]} has the same port; 0 picks a free one"
-            yield f"{name} = {port} (from {origins[name]}): {allowed}"
+            hint = "; 0 picks a free one" if name.endswith("metrics_port") else ""
+            yield f"{name} = {port} (from {origins[name]}): {taken[port]} has the same port{hint}"
         taken[port] = name
 
 

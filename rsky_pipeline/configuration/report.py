@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from rsky_pipeline.configuration.load import PREFIX, Loaded
-from rsky_pipeline.configuration.redaction import redacted
+from rsky_pipeline.configuration.redaction import HIDDEN, redacted
 from rsky_pipeline.configuration.settings import SettingInfo, Settings, declarations
 
 
@@ -13,20 +13,27 @@ def effective(loaded: Loaded) -> dict[str, dict[str, Any]]:
     """Return every setting with its value, secrets redacted, and where it came from."""
     return {
         name: {
-            "value": plain(getattr(loaded.settings, name), secret=info.secret),
+            "value": shown(getattr(loaded.settings, name), info),
             "origin": loaded.origins[name],
         }
         for name, info in declarations().items()
     }
 
 
-def plain(value: object, *, secret: bool = False) -> Any:
-    """Return a value as JSON has it, a secret redacted."""
+def shown(value: object, info: SettingInfo) -> Any:
+    """Return the value of a setting as JSON has it, a secret redacted."""
+    if info.secret and isinstance(value, str):
+        return HIDDEN if info.hidden else redacted(value)
+    return plain(value)
+
+
+def plain(value: object) -> Any:
+    """Return a value as JSON has it."""
     if isinstance(value, tuple):
         return list(value)
     if isinstance(value, Path):
         return str(value)
-    return redacted(value) if secret and isinstance(value, str) else value
+    return value
 
 
 def reference_markdown() -> str:

@@ -24,7 +24,8 @@ class SettingInfo:
     maximum: int | None = None
     choices: tuple[str, ...] = ()
     legacy_environment: tuple[str, ...] = ()  # names of the original services, first one wins
-    secret: bool = False  # a URL whose password must never be printed
+    secret: bool = False  # never printed: the password in a URL, or, if `hidden`, the whole text
+    hidden: bool = False
     # What a change needs: a restart of workers (`roles`, empty means all); a start of the
     # supervisor, which uses it itself; nothing, since each command reads it.
     applies: Literal["restart", "start", "command"] = "restart"
@@ -467,6 +468,28 @@ class Settings:
         "two beside other entries, the others alone.",
         minimum=2,
         roles=("backfiller", "indexer"),
+    )
+
+    seen_port: int = setting(
+        0,
+        "Port at which the first indexer of this host serves UpdateNotificationSeen to bsync "
+        "(BSYNC_DATAPLANE_URLS), without which an AppView since 0.0.278 forgets which "
+        "notifications were seen. 0: none.",
+        minimum=0,
+        maximum=65_535,
+        roles=("indexer",),
+    )
+    seen_host: str = setting(
+        "127.0.0.1",
+        "Address of seen_port. The token goes over it in clear.",
+        roles=("indexer",),
+    )
+    seen_token: str | None = setting(
+        None,
+        "Token that bsync has to know for seen_port: its BSYNC_DATAPLANE_AUTH_TOKEN.",
+        secret=True,
+        hidden=True,
+        roles=("indexer",),
     )
 
     # --- processes --------------------------------------------------------------------------

@@ -20,6 +20,7 @@ _NAME = r"[A-Za-z][A-Za-z0-9]{0,62}"
 _COLLECTION = re.compile(rf"{_FIRST}(\.{_SEGMENT})+\.{_NAME}|{_FIRST}\.({_SEGMENT}\.)*")
 _MAX_NSID = 317
 _SCHEMA = re.compile(r"[A-Za-z_]{1,63}")
+_TOKEN = re.compile(r"[!-~]{1,1000}")
 _GROUP = re.compile(r"[A-Za-z0-9_.:-]{1,100}")
 _TRUE = {"true", "yes", "on", "1"}
 _FALSE = {"false", "no", "off", "0"}
@@ -163,6 +164,13 @@ def proxy_url(text: str) -> str:
     return text
 
 
+def token(text: str) -> str:
+    """Return a token that a header can carry; raises ValueError without repeating it."""
+    if not _TOKEN.fullmatch(text):
+        raise ValueError("allowed are ASCII letters, digits and signs without blanks")
+    return text
+
+
 def bind_address(text: str) -> str:
     """Return an address that a server can listen on."""
     if normal_host(text) is None:
@@ -177,6 +185,8 @@ _SPECIAL: dict[str, Callable[[object], Any]] = {
     "plc_url": _text_that(endpoint),
     "handle_resolver_url": _text_that(endpoint),
     "metrics_host": _text_that(bind_address),
+    "seen_host": _text_that(bind_address),
+    "seen_token": _text_that(token),
     "data_dir": _directory,
     "run_dir": _directory,
     "binary_path": _absolute,

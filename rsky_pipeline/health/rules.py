@@ -202,6 +202,12 @@ LOG = Rule(
     "log", "the log cannot be written; its lines are lost, and everything else goes on",
     "make room where the log is (`df`, `df -i`)", Limits(warn=1), watched=True,
 )  # fmt: skip
+SEEN_PORT = Rule(
+    "seen_port", "bsync cannot pass on what accounts have seen: seen_port cannot be opened",
+    "free the port (`ss -ltnp` names its program), or set another seen_port, here and in "
+    "BSYNC_DATAPLANE_URLS of bsync",
+    Limits(fail=1), watched=True,
+)  # fmt: skip
 FINDINGS = Rule("findings", "the self-check of a worker finds a fault", f"see {ITS_LOG}")
 
 # --- stores -----------------------------------------------------------------------------------
@@ -661,7 +667,7 @@ OF_ROLES = frozenset(
     rule.name
     for rule in (
         *(NO_RELAY, RELAY_STALLED, CURSOR_REFUSED, LABELER_STALLED, CLOCK, SECOND_INGESTER),
-        *(GAP_REPAIR, GROUP_REMADE, DIRECTORY, DATA_DISK, LOG),
+        *(GAP_REPAIR, GROUP_REMADE, DIRECTORY, DATA_DISK, LOG, SEEN_PORT),
     )
 )
 RULES = tuple(value for value in list(globals().values()) if isinstance(value, Rule))

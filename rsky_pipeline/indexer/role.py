@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from functools import partial
 from itertools import chain
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import trio
 
@@ -58,6 +58,9 @@ from rsky_pipeline.streams.gap import DATABASE_LOST
 from rsky_pipeline.streams.marks import note_mark, noted_marks, report_loss, request_reading
 from rsky_pipeline.streams.names import FIREHOSE_BACKFILL, FIREHOSE_LIVE, LABEL_LIVE
 
+if TYPE_CHECKING:
+    from rsky_pipeline.indexer.seen import SeenService
+
 _log = logging.getLogger(__name__)
 FIRST = (FIREHOSE_LIVE, LABEL_LIVE)
 STREAMS = (*FIRST, FIREHOSE_BACKFILL)
@@ -86,6 +89,8 @@ async def run(context: WorkerContext) -> None:
             services.start_soon(indexer.table_upkeep.run)
             services.start_soon(indexer.selection_upkeep.run)
             services.start_soon(indexer.database_watch.run)
+            if indexer.seen is not None:
+                services.start_soon(indexer.seen.run)
             services.start_soon(
                 look_up_accounts, context.settings, context.consumer, indexer.metrics,
                 indexer.collections, indexer.open_paired, indexer.is_behind,
@@ -133,13 +138,15 @@ class Indexer:
         self.database_watch = DatabaseWatch(
             partial(self.open_database, lock_timeout_ms=1_000, statement_timeout_ms=5_000)
         )
+        self.seen = self._seen_service()
         self._hosts = [endpoint.key for endpoint in settings.relays]
         self._is_ready = False
 
     def verdicts(self) -> list[RuleVerdict]:
         """Return what the indexer finds beside the rules about samples and stores."""
         remade = (each.verdicts for each in self._consumers.values())
-        return [*self.database_watch.found, *chain.from_iterable(remade)]
+        seen = self.seen.found if self.seen is not None else ()
+        return [*self.database_watch.found, *seen, *chain.from_iterable(remade)]
 
     async def connect(self) -> bool:
         """Connect to both stores; return False when `stopping` is set first."""
@@ -306,10 +313,24 @@ class Indexer:
             by_key=True,
         )
 
-    def open_paired(self) -> Database:
+    def open_paired(self, **limits: int) -> Database:
         """Return a new connection to our database, for what goes on beside the batches."""
         open_store = partial(self._open_store, "pairing")
-        return open_paired(open_store, self.open_database, self._context.settings.indexer_group)
+        open_database = partial(self.open_database, **limits)
+        return open_paired(open_store, open_database, self._context.settings.indexer_group)
+
+    def _seen_service(self) -> "SeenService | None":
+        """Return the service for bsync, which the first indexer of a host has."""
+        settings = self._context.settings
+        if not settings.seen_port or self._context.instance > 1:
+            return None
+        # Few indexers need HTTP/2.
+        from rsky_pipeline.indexer.seen import SEEN_LIMITS, SeenService
+
+        return SeenService(
+            settings.seen_host, settings.seen_port, settings.seen_token or "",
+            partial(self.open_paired, **SEEN_LIMITS), self.metrics,
+        )  # fmt: skip
 
     def _open_with_marks(self) -> Database:
         """Return a new connection, to our database, with every acknowledged transaction.

@@ -27,6 +27,9 @@ ENTRY_REFUSALS = (
 REFUSALS = (*RECORD_REFUSALS, *ENTRY_REFUSALS)
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 SIZES = (1, 10, 50, 100, 250, 500, 1_000, 2_000, 5_000, 10_000, 20_000)
+SEEN_RESULTS = (
+    "stored", "invalid", "slow", "too_much", "unknown_method", "failed", "unavailable", "denied",
+)  # fmt: skip
 # Events of these collections have counters of their own in the original service.
 ORIGINAL_COLLECTIONS = {
     "app.bsky.feed.post": "post",
@@ -137,6 +140,10 @@ class IndexerMetrics:
             "early_replies",
             "Replies that wait for a post above them, whose author is to be notified",
         )
+        self.seen = counter(
+            "seen_requests", "Calls of UpdateNotificationSeen by bsync",
+            result=SEEN_RESULTS,
+        )  # fmt: skip
         self.pruned = counter("tombstones_pruned", "Tombstones removed below complete revs")
 
     def refuse(self, reason: str, collection: str = "") -> None:

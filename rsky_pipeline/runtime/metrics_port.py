@@ -33,6 +33,7 @@ def candidates(settings: Settings, role: str, instance: int) -> Iterator[int]:
     if role != SUPERVISOR:
         supervisors = settings.metrics_port(SUPERVISOR)
         others |= set(range(supervisors, supervisors + len(ROLE_NAMES)))
+    others |= {settings.seen_port, settings.embedded_database_port}
     free = [port for port in range(first, min(first + 4 * ATTEMPTS, 65_536)) if port not in others]
     place = instance - 1
     if role != SUPERVISOR and instance > 1:

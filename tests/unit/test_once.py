@@ -79,6 +79,8 @@ HANDLERS_LEFT = {
     "indexer/upkeep.py": 1,
     # Passes it on, past the boundary against answers of hosts.
     "ingester/listing/gap_repair.py": 1,
+    # The answer to bsync, whose user waits.
+    "indexer/seen.py": 1,
     # Ends the connection to a relay, whose frames are read again from the cursor.
     "ingester/follower.py": 1,
 }  # fmt: skip

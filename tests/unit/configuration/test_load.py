@@ -64,6 +64,7 @@ def test_every_setting_can_be_set_in_the_file_and_in_the_environment(file: Path)
         "ingester_workers": 1,
     }
     for name in declarations():
+        given = {"RSKY_PIPELINE_SEEN_TOKEN": "t"} if name == "seen_port" else {}
         default = getattr(Settings(), name)
         value = examples.get(name)
         if value is None and isinstance(default, bool):
@@ -74,9 +75,9 @@ def test_every_setting_can_be_set_in_the_file_and_in_the_environment(file: Path)
             value = "some.test.name"
         value = "other" if value is None else value
         file.write_text(f"{name} = {str(value).lower() if isinstance(value, int) else repr(value)}")
-        from_file = getattr(load(file, {}, {}).settings, name)
+        from_file = getattr(load(file, given, {}).settings, name)
         variable = f"RSKY_PIPELINE_{name.upper()}"
-        from_environment = getattr(load(None, {variable: str(value)}, {}).settings, name)
+        from_environment = getattr(load(None, given | {variable: str(value)}, {}).settings, name)
         assert from_file == from_environment
         assert from_file != default or name == "ingester_workers"
         assert type(from_file) is type(default) or default is None or name == "initial_cursor"
@@ -179,6 +180,9 @@ def test_initial_cursors(cursor: str) -> None:
         ("ingester_workers", "2", "1 to 1"),
         ("indexer_metrics_port", "9090", "same port"),
         ("supervisor_metrics_port", "9091", "same port"),
+        ("embedded_database_port", "9092", "same port"),
+        ("seen_port", "4000", "seen_token has to be set"),
+        ("seen_host", "127.0.0.1:9090", "without a port"),
         ("backfiller_retry_max_ms", "5", "or more"),
         ("live_high_water_mark", "499", "ingester_batch_size (500, default) or more"),
     ],

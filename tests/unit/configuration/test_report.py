@@ -47,6 +47,17 @@ def test_no_error_gives_a_password_away(name: str, value: str) -> None:
         assert "geheim" not in str(error.value)
 
 
+@pytest.mark.parametrize("value", ["geheim", "ge heim", "gehéim"])
+def test_a_token_is_shown_nowhere(value: str) -> None:
+    shown = ""
+    try:
+        loaded = load(None, {}, {"seen_token": value})
+        shown = repr(loaded.settings) + str(effective(loaded)["seen_token"])
+    except ConfigurationError as error:
+        shown = str(error)
+    assert value not in shown
+
+
 def test_the_report_hides_passwords_and_covers_every_setting() -> None:
     result = load(None, {"REDIS_URL": "redis://:geheim@h"}, {})
     report = effective(result)

@@ -6,7 +6,7 @@ import pytest
 import trio
 import trio.testing
 
-from rsky_pipeline.backfiller.coalescer import Coalescer
+from rsky_pipeline.runtime.coalescer import Coalescer
 
 
 class Doubler:
