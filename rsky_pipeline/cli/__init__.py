@@ -42,7 +42,7 @@ COMMANDS = {
     "config": "Show or check the configuration.",
     "block": "Leave out accounts, hosts and collections.",
     "db": "Check the database: schema, counts, completeness of a repo, rejected records.",
-    "stores": "Move from the embedded stores to your own.",
+    "stores": "Look into Redis; move from the embedded stores to your own.",
     "index-repo": "Bring the rows of repos exactly up to date.",
     "completion": "Complete commands, streams, settings and hosts in a shell.",
     "systemd": "Install, remove or show the systemd units.",
@@ -53,8 +53,13 @@ HIDDEN_COMMANDS = (
     "worker",  # started by the supervisor, not by people
     "load-worker",  # started by `load`
     "version",  # `--version` for programs
+    "store",  # `store shell`, beside `db shell`
 )
-ELSEWHERE = {"rollback": ("deploy", "rollback"), "deployments": ("deploy", "deployments")}
+ELSEWHERE = {
+    "store": ("stores", "command"),
+    "rollback": ("deploy", "rollback"),
+    "deployments": ("deploy", "deployments"),
+}
 
 
 class _OneLineError(click.UsageError):

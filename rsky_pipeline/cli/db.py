@@ -68,6 +68,25 @@ def create(run: Invocation, admin_url: str | None, dry_run: bool) -> int:
     return ExitCode.FAILED if problems else ExitCode.OK
 
 
+@operator_command(command, json=False)
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def shell(run: Invocation, arguments: tuple[str, ...]) -> int:
+    """Open psql on the database of the pipeline.
+
+    Host, database, user, password and TLS are those of database_url, and the search_path has the
+    tables of the AppView and of the pipeline. Secrets are passed by the environment. Arguments
+    behind -- are those of psql. Exit with 69 if it is not installed, or PostgreSQL cannot be
+    reached.
+    """
+    from rsky_pipeline.operations.shell import psql
+
+    with run.database("shell") as database:
+        call = psql(run.settings, database, arguments)
+    for remark in call.remarks:
+        say(remark)
+    call.execute()
+
+
 @operator_command(command)
 @click.option("--dry-run", is_flag=True, help="List the changes; make none.")
 @click.option(

@@ -1,15 +1,34 @@
-"""`rsky-pipeline stores`: from the embedded stores to stores of one's own."""
+"""`rsky-pipeline stores`: a shell on Redis; from the embedded stores to stores of one's own."""
 
 import click
 
 from rsky_pipeline.cli.command import CommandError, Invocation, confirm, operator_command
 from rsky_pipeline.cli.exit_codes import ExitCode
-from rsky_pipeline.cli.output import line
+from rsky_pipeline.cli.output import line, say
 
 
 @click.group()
 def command() -> None:
-    """Move from the embedded stores to your own."""
+    """Look into Redis; move from the embedded stores to your own."""
+
+
+@operator_command(command, json=False)
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def shell(run: Invocation, arguments: tuple[str, ...]) -> int:
+    """Open valkey-cli or redis-cli on the Redis of the pipeline.
+
+    Address, database, user, password and TLS are those of redis_url; behind sentinels it is the
+    present primary. The password is passed by the environment. Arguments behind -- are those of the
+    client. Exit with 69 if it is not installed, or Redis cannot be reached.
+    """
+    from rsky_pipeline.operations.shell import redis_cli
+
+    with run.store("shell") as store:
+        store.ping()
+        call = redis_cli(run.settings, store, arguments)
+    for remark in call.remarks:
+        say(remark)
+    call.execute()
 
 
 @operator_command(command, "import")

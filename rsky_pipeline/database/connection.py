@@ -9,7 +9,8 @@ import contextlib
 import re
 import select
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Self
 
 import psycopg
@@ -28,6 +29,7 @@ _CONNECT_TIMEOUT_SECONDS = 10
 _TCP_USER_TIMEOUT_MS = 30_000
 _MAX_PREPARED = 1_000  # above the 130 statements of a batch; psycopg's default is 100
 _BEGIN = "BEGIN"
+_SECRETS = ("sslpassword", "oauth_client_secret", "scram_client_key", "scram_server_key")
 _SCHEMA_NAME = re.compile(r"[A-Za-z_]{1,63}")  # as the official data plane demands
 
 Row = tuple[Any, ...]
@@ -131,8 +133,7 @@ class Database:
         Raises DatabaseUnavailableError if the server is unreachable or rejects the connection.
         """
         settings = session.session_settings(
-            # Ours is behind the AppView's, for a table that stands in (`schema.official`).
-            f"{quote_schema(schema)}, rsky_pipeline, public",
+            search_path(schema),
             statement_timeout_ms=statement_timeout_ms,
             lock_timeout_ms=lock_timeout_ms,
             by_key=by_key,
@@ -251,6 +252,37 @@ class _JsonTextDumper(JsonbBinaryDumper):
         return b"\x01" + obj.encode()
 
 
+def search_path(schema: str) -> str:
+    """Return the search_path of all SQL; ValueError for what is no schema name."""
+    # Ours is behind the AppView's, for a table that stands in (`schema.official`).
+    return f"{quote_schema(schema)}, rsky_pipeline, public"
+
+
+@dataclass(frozen=True, slots=True)
+class Login:
+    """A URL divided for a client program: what its arguments may show, and what they may not.
+
+    `secrets` are those for which libpq has no variable.
+    """
+
+    text: str
+    environment: Mapping[str, str] = field(repr=False)
+    secrets: Mapping[str, str] = field(repr=False)
+
+
+def login_of(url: str, *, options: str = "") -> Login:
+    """Return how a client program is told to log in, with further options for the session.
+
+    Raises DatabaseError for what is no URL.
+    """
+    parts = _parts(url)
+    environment = {"PGPASSWORD": str(parts.pop("password"))} if "password" in parts else {}
+    secrets = {name: str(parts.pop(name)) for name in _SECRETS if name in parts}
+    if options:
+        parts["options"] = f"{parts.get('options', '')} {options}".strip()
+    return Login(make_conninfo("", **parts), environment, secrets)
+
+
 def quote_schema(name: str) -> str:
     """Return a schema name quoted; ValueError if it has anything but letters and underscores."""
     if not _SCHEMA_NAME.fullmatch(name):
@@ -280,6 +312,19 @@ def translated(connection: psycopg.Connection[Any], statement: str = "") -> Iter
 
 
 def _connection_string(url: str, name: str) -> str:
+    parts = _parts(url)
+    # Keepalives detect a dead peer within about a minute while a reply is awaited. None are sent
+    # while data is unacknowledged; there TCP_USER_TIMEOUT detects it in half of that.
+    parts.setdefault("tcp_user_timeout", _TCP_USER_TIMEOUT_MS)
+    parts.setdefault("keepalives_idle", 20)
+    parts.setdefault("keepalives_interval", 10)
+    parts.setdefault("keepalives_count", 3)
+    parts.update(application_name=f"rsky-pipeline {name}"[:63], client_encoding="UTF8")
+    return make_conninfo("", **parts)
+
+
+def _parts(url: str) -> dict[str, Any]:
+    """Return the options of libpq that a URL stands for, and those that it always needs."""
     try:
         parts = conninfo_to_dict(url)
     except psycopg.Error:
@@ -289,14 +334,7 @@ def _connection_string(url: str, name: str) -> str:
     if "," in f"{parts.get('host', '')}{parts.get('hostaddr', '')}":
         # After a fail-over the first of several hosts is a standby, which takes connections too.
         parts.setdefault("target_session_attrs", "read-write")
-    # Keepalives detect a dead peer within about a minute while a reply is awaited. None are sent
-    # while data is unacknowledged; there TCP_USER_TIMEOUT detects it in half of that.
-    parts.setdefault("tcp_user_timeout", _TCP_USER_TIMEOUT_MS)
-    parts.setdefault("keepalives_idle", 20)
-    parts.setdefault("keepalives_interval", 10)
-    parts.setdefault("keepalives_count", 3)
-    parts.update(application_name=f"rsky-pipeline {name}"[:63], client_encoding="UTF8")
-    return make_conninfo("", **parts)
+    return parts
 
 
 def _execute(

@@ -121,6 +121,17 @@ class Store:
             return ""
         return found[1].decode() if found else ""
 
+    def address(self) -> tuple[str, int]:
+        """Return host and port of the server, behind sentinels those of the present primary.
+
+        Raises the errors of this package.
+        """
+        with translated_errors():
+            if self._sentinels is not None:
+                return self._sentinels.discover_master(self._sentinels.name)
+            options = self._client.get_connection_kwargs()
+            return str(options["host"]), int(options["port"])
+
     def ping(self) -> None:
         """Check that the server answers."""
         self.call("PING")
@@ -163,6 +174,7 @@ class _Sentinels:
     """Asks sentinels for the primary, as redis-py's pool demands it each time it connects."""
 
     def __init__(self, address: RedisAddress) -> None:
+        self.name = address.primary_name or ""
         self.clients = []
         for host, port in address.hosts:
             options = {**_FIXED, **_login(address.sentinel_login)}

@@ -55,6 +55,9 @@ def problem(words: list[str], command: click.Command, context: click.Context) ->
     most = sum(each.nargs for each in arguments) if all(a.nargs > 0 for a in arguments) else 1_000
     least = sum(each.required for each in arguments)
     position, given, used = 0, 0, set[str | None]()
+    if "--" in words:  # what follows is for another program
+        given = len(words) - words.index("--") - 1
+        words = words[: words.index("--")]
     while position < len(words):
         name, _, value = words[position].partition("=")
         if name.startswith("-"):
