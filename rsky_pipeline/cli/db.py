@@ -15,10 +15,11 @@ from rsky_pipeline.cli.command import (
     subjects_argument,
 )
 from rsky_pipeline.cli.exit_codes import ExitCode
-from rsky_pipeline.cli.output import Progress, line, print_table, say
+from rsky_pipeline.cli.output import Progress, duration, line, print_table, say
 
 if TYPE_CHECKING:
     from rsky_pipeline.database.schema import Difference
+    from rsky_pipeline.operations.adoption import Adoption
     from rsky_pipeline.operations.compare_repo import Comparison
     from rsky_pipeline.operations.recount import Drift
     from rsky_pipeline.operations.repos import RepoResult
@@ -159,6 +160,131 @@ def check(run: Invocation) -> int:
     }
     run.answer(document, show)
     return ExitCode.OK if ok else ExitCode.DIFFERENCES
+
+
+@operator_command(command)
+@click.option("--dry-run", is_flag=True, help="Print the report; change nothing.")
+@click.option("--apply", "apply_", is_flag=True, help="Add what is ours, and take over cursors.")
+@click.option("--margin", default=None, type=click.IntRange(min=0), metavar="EVENTS",
+              help="Events before the other indexer's cursors to begin at. Default: 5000000, some "
+              "two hours of the whole network.")  # fmt: skip
+@click.option("--repair", is_flag=True, help="With --apply: repair wrong rows afterwards.")
+@click.option("--rate", type=click.FloatRange(min=0), metavar="N",
+              help="With --repair: records a second. Default: 2000; 0: no limit.")  # fmt: skip
+@click.option("--pushing", is_flag=True,
+              help="With --repair: also while a trigger pushes notifications.")  # fmt: skip
+def adopt(
+    run: Invocation, dry_run: bool, apply_: bool, margin: int | None, repair: bool,
+    rate: float | None, pushing: bool,
+) -> int:  # fmt: skip
+    """Take over a database that an official AppView or another indexer has filled.
+
+    Says what it is, what differs, which rows are known to be wrong and how many, and each step with
+    an estimate. --apply makes what is ours (as `db init`) and sets cursors where there are none;
+    nothing of others is changed or removed, and what takes long is printed as SQL. --repair has the
+    indexer check accounts, fetches every repo and writes rows again that are not what it says, and
+    recounts; nobody is notified. Safe beside running workers; stop it at any moment and repeat it.
+    Exit with 6 if the pipeline cannot use the database, or a dry run finds something to do.
+    """
+    from rsky_pipeline.database import schema
+    from rsky_pipeline.operations import adoption
+
+    if dry_run == apply_:
+        raise click.UsageError("give --dry-run or --apply")
+    if repair and dry_run:
+        raise click.UsageError("--repair is for --apply")
+    progress = Progress()
+    with run.store("adopt") as store, run.database("adopt") as database:
+        found = adoption.examine(
+            database, store, run.settings, progress=progress,
+            margin=adoption.MARGIN_EVENTS if margin is None else margin,
+        )  # fmt: skip
+        document: dict[str, Any] = asdict(found) | {"usable": found.usable, "done": []}
+        if not run.as_json:
+            _show_adoption(found)
+        if not found.usable:
+            run.answer(document, lambda: None)
+            return ExitCode.DIFFERENCES
+        if dry_run:
+            run.answer(document, lambda: None)
+            return ExitCode.DIFFERENCES if found.steps else ExitCode.OK
+        if repair and found.pushing and not pushing:
+            raise CommandError(
+                f"{found.pushing[0].subject} would push notifications of old records: disable it "
+                "with the statement above, or give --pushing",
+                ExitCode.FAILED,
+            )
+        target = (run.settings.database_url or "", run.settings.database_schema)
+        document["done"] += schema.initialise(*target)
+        for cursor in adoption.take_over(store, found.cursors):
+            document["done"].append(f"{cursor.stream} of {cursor.host} begins at {cursor.ours}")
+        if not run.as_json:
+            _show_lines("", document["done"], "everything was there already")
+    code = ExitCode.OK
+    if repair:
+        code = _repair(run, found, document, progress, 2_000.0 if rate is None else rate)
+    run.answer(document, lambda: None)
+    return code
+
+
+def _repair(
+    run: Invocation, found: "Adoption", document: dict[str, Any], progress: Progress, rate: float
+) -> ExitCode:
+    """Repair rows of all accounts, by the ways of single commands."""
+    from rsky_pipeline.cli.index_repo import rebuild_repos, show_rebuilt
+    from rsky_pipeline.operations.adoption import queue_checks
+    from rsky_pipeline.operations.recount import Scope
+    from rsky_pipeline.operations.recount import recount as chunks
+
+    with run.database("adopt") as database:
+        queued = queue_checks(database, [one.name for one in found.wrong], progress)
+    rebuilt = rebuild_repos(run, None, (), "pds", rate, notify=False)
+    keys = drifted = 0
+    with run.database("recount") as database:
+        for chunk in chunks(database, Scope(), repair=True):
+            keys += chunk.keys
+            drifted += len(chunk.drifts)
+            progress(f"{chunk.table}: {keys:,} looked at, {drifted:,} counts had drifted")
+    document["repaired"] = {
+        "queued": queued, "rebuilt": rebuilt.document(), "recounted": keys, "drifted": drifted,
+    }  # fmt: skip
+    if not run.as_json:
+        for kind, count in queued.items():
+            line(f"{kind}: {count:,} accounts are queued for the indexer")
+        show_rebuilt(rebuilt, "pds")
+        line(f"{keys:,} rows of counts looked at, {drifted:,} counts repaired")
+    return ExitCode.FAILED if rebuilt.failed or rebuilt.damaged else ExitCode.OK
+
+
+def _show_adoption(found: "Adoption") -> None:
+    line(f"origin: {found.origin}{f', of release {found.release}' if found.release else ''}")
+    for sign in found.signs:
+        line(f"  {sign}")
+    if found.origin == "rust services":
+        line("its cursors are in Redis under the names of ours, and go on as they are")
+    if found.origin in ("empty", "unknown"):
+        say("there is nothing to take over: see `rsky-pipeline db init`"
+            if found.origin == "empty" else "it is unknown which state these tables have: let the "
+            "official data plane migrate them first")  # fmt: skip
+        return
+    line(f"about {found.rows:,} rows, {found.bytes / 1e9:,.1f} GB")
+    _show_differences(found.differences)
+    for one in found.wrong:
+        figure = f"{one.wrong:,}" if one.exact else f"about {one.estimate:,}"
+        source = "all rows" if one.exact else f"a sample of {one.seen:,}"
+        line(f"wrong: {one.table}: {figure} ({source}): {one.text}")
+    for cursor in found.cursors:
+        if cursor.remark:
+            line(f"cursor of {cursor.host} in {cursor.stream} ({cursor.theirs}): {cursor.remark}")
+    for who, heading in (
+        ("apply", "--apply does"), ("repair", "--repair does"), ("operator", "for you to do"),
+    ):  # fmt: skip
+        for step in found.steps:
+            if step.by == who:
+                took = "" if step.seconds is None else f" (about {duration(step.seconds)})"
+                line(f"{heading}: {step.text}{took}")
+                for text in filter(None, (step.command, step.sql)):
+                    line(f"  {text}")
 
 
 @operator_command(command)

@@ -51,6 +51,7 @@ EXAMPLES: Mapping[str, str] = {
     "db shell": "rsky-pipeline db shell -- -c 'SELECT count(*) FROM actor'",
     "db init": "rsky-pipeline db init --dry-run",
     "db check": "rsky-pipeline db check",
+    "db adopt": "rsky-pipeline db adopt --dry-run",
     "db pair": "rsky-pipeline db pair",
     "db recount": "rsky-pipeline db recount alice.example.com --dry-run",
     "db compare": "rsky-pipeline db compare alice.example.com",

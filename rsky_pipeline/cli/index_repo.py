@@ -90,6 +90,18 @@ def command(
 def _rebuild(
     run: Invocation, dids: list[str] | None, nsids: tuple[str, ...], source: str, rate: float
 ) -> int:
+    found = rebuild_repos(run, dids, nsids, source, rate)
+    run.answer(found.document(), lambda: show_rebuilt(found, source))
+    if found.failed or found.damaged:
+        return ExitCode.FAILED
+    return ExitCode.DIFFERENCES if found.left else ExitCode.OK
+
+
+def rebuild_repos(
+    run: Invocation, dids: list[str] | None, nsids: tuple[str, ...], source: str, rate: float,
+    *, notify: bool = True,
+) -> "Report":  # fmt: skip
+    """Rebuild accounts, all for None; print the progress and return the report."""
     from rsky_pipeline.indexer.collections.registry import SelectedCollections
     from rsky_pipeline.operations.rebuild import Rebuild, scope_of
 
@@ -108,7 +120,7 @@ def _rebuild(
 
     with run.database("rebuild") as database:
         scope = scope_of(dids, nsids, source)
-        work = Rebuild(database, scope, wanted, everything, rate)
+        work = Rebuild(database, scope, wanted, everything, rate, notify=notify)
         if work.resumed:
             say(f"going on after {work.after}; accounts done before: {work.report.accounts:,}")
         rest = work.accounts() if dids is None else (did for did in dids if did > work.after)
@@ -116,26 +128,23 @@ def _rebuild(
             _rebuild_fetched(run, work, rest, report)
         else:
             work.run(rest, report)
-    found = work.report
+    return work.report
 
-    def show() -> None:
-        for table, count in sorted(found.rows.items()):
-            line(f"{table}: {count:,}")
-        for text in found.examples:
-            say(text)
-        line(
-            f"accounts: {found.accounts:,}, records compared: {found.records:,}, rows written: "
-            f"{found.written:,}, left: {found.left:,}, damaged records: {found.damaged:,}, "
-            f"failed accounts: {found.failed:,}"
-        )
-        if found.damaged and source == "stored":
-            pds = "`rsky-pipeline index-repo --rebuild --source pds ACCOUNT`"
-            say(f"damaged records are restored by {pds}, or with --all in place of ACCOUNT")
 
-    run.answer(found.document(), show)
-    if found.failed or found.damaged:
-        return ExitCode.FAILED
-    return ExitCode.DIFFERENCES if found.left else ExitCode.OK
+def show_rebuilt(found: "Report", source: str) -> None:
+    """Print the report of a rebuild."""
+    for table, count in sorted(found.rows.items()):
+        line(f"{table}: {count:,}")
+    for text in found.examples:
+        say(text)
+    line(
+        f"accounts: {found.accounts:,}, records compared: {found.records:,}, rows written: "
+        f"{found.written:,}, left: {found.left:,}, damaged records: {found.damaged:,}, "
+        f"failed accounts: {found.failed:,}"
+    )
+    if found.damaged and source == "stored":
+        pds = "`rsky-pipeline index-repo --rebuild --source pds ACCOUNT`"
+        say(f"damaged records are restored by {pds}, or with --all in place of ACCOUNT")
 
 
 def _rebuild_fetched(run: Invocation, work: "Rebuild", dids: Iterator[str], report: Any) -> None:

@@ -38,6 +38,7 @@ from rsky_pipeline.indexer.core.plan import BatchPlan
 from rsky_pipeline.indexer.core.statements import delete
 from rsky_pipeline.indexer.core.write import write_collections
 from rsky_pipeline.operations.derived_rows import (
+    NOTIFICATIONS,
     Revs,
     RowDifference,
     check_notifications,
@@ -57,6 +58,7 @@ PAGE_ACCOUNTS = 1_000
 MAX_CONFLICTS = 20
 SAVE_SECONDS = 2.0  # between notes of the position, where nothing was written
 EXAMPLES = 20
+_UNNOTIFIED = (NOTIFICATIONS, "missing")
 
 _ACCOUNTS = "SELECT did FROM actor WHERE did > %s ORDER BY did LIMIT %s"
 _HAS_RECORDS = "SELECT 1 FROM record WHERE did = %s LIMIT 1"
@@ -154,9 +156,13 @@ class Rebuild:
 
     def __init__(
         self, database: Database, scope: str, collections: Mapping[str, Collection],
-        everything: Mapping[str, Collection], rate: float,
+        everything: Mapping[str, Collection], rate: float, *, notify: bool = True,
     ) -> None:  # fmt: skip
-        """`collections` are to be rebuilt, `everything` are all that are known."""
+        """`collections` are to be rebuilt, `everything` are all that are known.
+
+        Without `notify` no notification is added, also where one is known to be missing.
+        """
+        self._notify = notify
         self.database = database
         self._scope = scope
         self._collections = collections
@@ -242,6 +248,8 @@ class Rebuild:
     def _compare(self, did: str) -> Iterator[tuple[int, list[RowDifference]]]:
         for number, found in compare_rows(partial(snapshot, self.database), did, self._collections):
             self._pace(number)
+            if not self._notify:
+                found = [one for one in found if (one.table, one.kind) != _UNNOTIFIED]
             yield number, found
 
     def _write(self, did: str, differences: Sequence[RowDifference]) -> None:
@@ -258,6 +266,7 @@ class Rebuild:
             write = partial(
                 write_again, self.database, did, some, self._everything,
                 lambda tx, state=state: tx.execute(_SAVE, state),  # type: ignore[misc]
+                notify=self._notify,
             )  # fmt: skip
             retry_conflicts(write, MAX_CONFLICTS)
             self.report.rows = rows
@@ -317,10 +326,13 @@ def write_again(
     uris: Sequence[str],
     collections: Mapping[str, Collection],
     note: Callable[[Transaction], object] = lambda _: None,
+    *,
+    notify: bool = True,
 ) -> None:
     """Write the rows of some records of an account as if they came again, or remove them.
 
-    `note` is called in the transaction. Raises DatabaseError.
+    `note` is called in the transaction. With `notify` notifications are added that are known to be
+    missing. Raises DatabaseError.
     """
     looked_at: set[str] = set()
     with database.transaction() as tx:
@@ -330,7 +342,7 @@ def write_again(
             with database.transaction() as tx:
                 lock_actors(tx, {did})
                 _write_again(tx, uris, collections, looked_at)
-                _check_notifications(tx, uris, collections, fetch_revs(tx, did))
+                _check_notifications(tx, uris, collections, fetch_revs(tx, did), notify)
                 if created and not tx.query(_HAS_RECORDS, (did,)):  # only rows were left of it
                     forget_actors(tx, [did])
                 note(tx)
@@ -376,9 +388,10 @@ def _forget_traces(
 
 
 def _check_notifications(
-    tx: Transaction, uris: Sequence[str], collections: Mapping[str, Collection], revs: Revs
-) -> None:
-    """Remove wrong notifications and add those that are known to be missing."""
+    tx: Transaction, uris: Sequence[str], collections: Mapping[str, Collection], revs: Revs,
+    notify: bool,
+) -> None:  # fmt: skip
+    """Remove wrong notifications; with `notify` add those that are known to be missing."""
     puts, _ = fetch_puts(tx, uris, collections)
     batch = BatchNotifications()
     for nsid, some in _by_collection(puts).items():
@@ -393,7 +406,7 @@ def _check_notifications(
         errors = check_notifications(tx, collection, known, standing, finished, revs)
         if errors.wrong:
             tx.execute(_WRONG, (sorted(number for number, _, _ in errors.wrong),))
-        for put, one in errors.missing:
+        for put, one in errors.missing if notify else ():
             batch.add(replace(put, historical=False), one)
     batch.write(tx)
 

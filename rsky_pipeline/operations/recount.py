@@ -82,6 +82,14 @@ def recount(database: Database, scope: Scope, *, repair: bool) -> Iterator[Recou
         yield RecountedBatch(aggregate.table, len(keys), retry_conflicts(one, MAX_CONFLICTS))
 
 
+def drifts_of(database: Database, aggregate: Aggregate, keys: list[str]) -> list[Drift]:
+    """Return the differences among some keys, without repairing them. Raises DatabaseError."""
+    found: list[Drift] = []
+    for start in range(0, len(keys), BATCH_KEYS):
+        found += _one(database, aggregate, keys[start : start + BATCH_KEYS], repair=False)
+    return found
+
+
 def _batches(database: Database, scope: Scope) -> Iterator[tuple[Aggregate, list[str]]]:
     for aggregate, keys in ((POST_AGG, scope.uris), (PROFILE_AGG, scope.dids)):
         ordered = sorted(set(keys))

@@ -499,6 +499,10 @@ def test_databases_of_a_fork_are_compatible(clean_database: str, dump: str, seen
     assert appview_release(clean_database) is None  # no official AppView takes it
     with pytest.raises(SchemaMismatchError, match="_20260806T000000000Z"):
         initialise(clean_database, appview="0.0.275")
+    page = (Path(rsky_pipeline.__file__).parents[1] / "docs/migrating-from-rsky.md").read_text()
+    execute(clean_database, page[page.index("UPDATE bsky.kysely_migration") :])
+    assert appview_release(clean_database) == "0.0.275"  # which now takes it
+    assert not [each for each in check(clean_database) if "migrations" in each.subject]
 
 
 def test_an_official_migrator_and_we_wait_for_each_other(clean_database: str) -> None:
