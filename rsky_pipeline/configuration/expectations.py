@@ -4,6 +4,7 @@ from dataclasses import dataclass, fields
 
 from rsky_pipeline.configuration.settings import Settings
 from rsky_pipeline.configuration.topology import (
+    BSYNC_LIVE,
     FIREHOSE_BACKFILL,
     FIREHOSE_LIVE,
     LABEL_LIVE,
@@ -11,6 +12,7 @@ from rsky_pipeline.configuration.topology import (
     ROLES,
 )
 
+BSYNC_MARK = 10_000  # entries: operations of users, which are few
 WHOLE_NETWORK = "bsky.network"  # and the relays below it
 _DEFAULTS = {item.name: item.default for item in fields(Settings)}
 
@@ -38,12 +40,14 @@ def expected_band(settings: Settings) -> Band:
 
 
 def high_water_marks(settings: Settings) -> dict[str, int]:
-    """Return the high-water mark of every stream."""
+    """Return the high-water mark of every stream that something is appended to."""
+    bsync = {BSYNC_LIVE: min(BSYNC_MARK, settings.live_high_water_mark)}
     return {
         FIREHOSE_LIVE: settings.live_high_water_mark,
         LABEL_LIVE: settings.live_high_water_mark,
         **dict.fromkeys(REPO_STREAMS, settings.repo_high_water_mark),
         FIREHOSE_BACKFILL: settings.backfill_high_water_mark,
+        **(bsync if settings.bsync_url else {}),
     }
 
 

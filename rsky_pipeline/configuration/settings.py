@@ -88,6 +88,18 @@ class Settings:
         "HTTPS of each handle's host.",
         roles=("indexer",),
     )
+    bsync_url: str | None = setting(
+        None,
+        "The AppView's bsync service (its BSKY_BSYNC_URL), also on this machine or a private "
+        "network. Unset: mutes, bookmarks, drafts and settings of users are not read.",
+    )
+    bsync_key: str | None = setting(
+        None,
+        "One of BSYNC_API_KEYS of bsync.",
+        secret=True,
+        hidden=True,
+        roles=("ingester",),
+    )
     http_proxy: str | None = setting(
         None,
         "Proxy for all connections to relays, labelers, PDSes, the directory and hosts of handles: "
@@ -235,7 +247,8 @@ class Settings:
     # --- high-water marks: a producer slows down, and never discards, above them -------------
     live_high_water_mark: int = setting(
         100_000,
-        "Length of firehose_live and of label_live above which the ingester pauses.",
+        "Length of firehose_live and of label_live above which the ingester pauses; of bsync_live "
+        "10,000, if this is not less.",
         unit="entries",
         minimum=1,
         legacy_environment=("INGESTER_FIREHOSE_STREAM_HIGH_WATER_MARK", "INGESTER_HIGH_WATER_MARK"),
@@ -425,8 +438,8 @@ class Settings:
     )
     indexer_backfill_share_percent: int = setting(
         10,
-        "Part of the applying time that firehose_backfill is guaranteed while firehose_live or "
-        "label_live lags; otherwise it has all that they leave.",
+        "Part of the applying time that firehose_backfill is guaranteed while firehose_live, "
+        "label_live or bsync_live lags; otherwise it has all that they leave.",
         unit="%",
         minimum=1,
         maximum=90,
@@ -447,7 +460,7 @@ class Settings:
     )
     indexer_group: str = setting(
         "firehose_group",
-        "Consumer group on firehose_live, firehose_backfill and label_live.",
+        "Consumer group on firehose_live, firehose_backfill, label_live and bsync_live.",
         legacy_environment=("INDEXER_GROUP",),
     )
     backfiller_group: str = setting(

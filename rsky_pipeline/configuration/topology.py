@@ -10,7 +10,8 @@ REPO_BACKFILL = "repo_backfill"  # the only one of the original services
 REPO_BACKFILL_LOW = "repo_backfill_low"
 REPO_STREAMS = (REPO_BACKFILL_HIGH, REPO_BACKFILL, REPO_BACKFILL_LOW)  # most urgent first
 LABEL_LIVE = "label_live"
-STREAMS = (FIREHOSE_LIVE, FIREHOSE_BACKFILL, *REPO_STREAMS, LABEL_LIVE)
+BSYNC_LIVE = "bsync_live"
+STREAMS = (FIREHOSE_LIVE, FIREHOSE_BACKFILL, *REPO_STREAMS, LABEL_LIVE, BSYNC_LIVE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,13 +27,15 @@ class RoleDeclaration:
 # Declared in no particular order: `start_order` computes it.
 ROLES: tuple[RoleDeclaration, ...] = (
     RoleDeclaration(
-        "indexer", consumes=(FIREHOSE_LIVE, FIREHOSE_BACKFILL, LABEL_LIVE), produces=()
+        "indexer",
+        consumes=(FIREHOSE_LIVE, FIREHOSE_BACKFILL, LABEL_LIVE, BSYNC_LIVE),
+        produces=(),
     ),
     RoleDeclaration("backfiller", consumes=REPO_STREAMS, produces=(FIREHOSE_BACKFILL,)),
     RoleDeclaration(
         "ingester",
         consumes=(),
-        produces=(FIREHOSE_LIVE, *REPO_STREAMS, LABEL_LIVE),
+        produces=(FIREHOSE_LIVE, *REPO_STREAMS, LABEL_LIVE, BSYNC_LIVE),
         database=False,
     ),
 )

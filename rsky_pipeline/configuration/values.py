@@ -184,6 +184,8 @@ _SPECIAL: dict[str, Callable[[object], Any]] = {
     "http_proxy": _text_that(proxy_url),
     "plc_url": _text_that(endpoint),
     "handle_resolver_url": _text_that(endpoint),
+    "bsync_url": _text_that(endpoint),
+    "bsync_key": _text_that(token),
     "metrics_host": _text_that(bind_address),
     "seen_host": _text_that(bind_address),
     "seen_token": _text_that(token),

@@ -10,11 +10,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from rsky_pipeline.configuration.topology import FIREHOSE_LIVE, LABEL_LIVE
+from rsky_pipeline.configuration.topology import BSYNC_LIVE, FIREHOSE_LIVE, LABEL_LIVE
 
 Status = Literal["pass", "warn", "fail", "skip"]
 Severity = Literal["warning", "critical"]  # look today; look now
-LIVE_STREAMS = (FIREHOSE_LIVE, LABEL_LIVE)
+LIVE_STREAMS = (FIREHOSE_LIVE, LABEL_LIVE, BSYNC_LIVE)
 
 HISTORY_SECONDS = 300.0  # how far back the samples of a worker go
 LOOP_SECONDS = 120.0  # how far back tries without progress are counted
@@ -514,7 +514,7 @@ HELD_UP = Rule(
         Alert(
             "RskyBackpressure", "warning", "10m",
             'max by (subject) (rsky_finding{finding="back_pressure",'
-            'subject=~"firehose_live|label_live"}) > 0',
+            'subject=~"firehose_live|label_live|bsync_live"}) > 0',
             "Reading from the relay has been held up for ten minutes; nothing is discarded",
             "runbook.md#fall-behind",
         ),
@@ -541,7 +541,8 @@ OLDEST = Rule(
     alerts=(
         Alert(
             "RskyFallingBehind", "warning", "10m",
-            'rsky:oldest_unacked_seconds:max{stream=~"firehose_live|label_live"} > {warn}',
+            'rsky:oldest_unacked_seconds:max{stream=~"firehose_live|label_live|bsync_live"} '
+            "> {warn}",
             "The oldest entry of {{ $labels.stream }} that {{ $labels.group }} has to finish is "
             "{{ $value | humanizeDuration }} old",
             "runbook.md#fall-behind",

@@ -45,6 +45,8 @@ class IndexerReport:
         metrics.dead_letters.inc(outcome.dead_letters)
         metrics.labels_added.inc(outcome.labels_added)
         metrics.labels_removed.inc(outcome.labels_removed)
+        for (log, result), count in outcome.bsync.items():
+            metrics.bsync.labels(log, result).inc(count)
         self._count_events(batch)
         self._count_rows(outcome)
         for kind, count in outcome.left_out.items():

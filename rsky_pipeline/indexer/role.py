@@ -1,9 +1,10 @@
-"""The indexer role: reads three streams, applies batches one after the other, acknowledges them.
+"""The indexer role: reads four streams, applies batches one after the other, acknowledges them.
 
 A batch passes three tasks, each with a thread and a connection of its own: the reader of its stream
 (`_read`), the one that applies (`_apply_all`) and the one that acknowledges (`_acknowledge_all`).
-So the next batch is read and the one before is acknowledged while one is applied. Live events and
-labels go before history, which has a guaranteed share while they lag (`scheduling`).
+So the next batch is read and the one before is acknowledged while one is applied. Live events,
+labels and operations of bsync go before history, which has a guaranteed share while they lag
+(`scheduling`).
 
 No entry is lost because of the order: its rows are committed first, and only then is it
 acknowledged. Nothing is held that is not pending in Redis too, so a worker may die at any moment;
@@ -33,6 +34,7 @@ from rsky_pipeline.health.pairing import open_paired, pair
 from rsky_pipeline.health.rules import RuleVerdict
 from rsky_pipeline.health.self_check import SelfCheck, watch_stores
 from rsky_pipeline.indexer.accounts.lookups import look_up_accounts
+from rsky_pipeline.indexer.bsync.operations import BsyncReading, read_bsync
 from rsky_pipeline.indexer.collections.registry import SelectedCollections
 from rsky_pipeline.indexer.core.apply import Applier
 from rsky_pipeline.indexer.core.batch import BatchItem, BatchOutcome, EntryBatch, RefusedEntry
@@ -56,13 +58,13 @@ from rsky_pipeline.streams.connection import Store, connect
 from rsky_pipeline.streams.consumer import Consumer, Delivery, Trial
 from rsky_pipeline.streams.gap import DATABASE_LOST
 from rsky_pipeline.streams.marks import note_mark, noted_marks, report_loss, request_reading
-from rsky_pipeline.streams.names import FIREHOSE_BACKFILL, FIREHOSE_LIVE, LABEL_LIVE
+from rsky_pipeline.streams.names import BSYNC_LIVE, FIREHOSE_BACKFILL, FIREHOSE_LIVE, LABEL_LIVE
 
 if TYPE_CHECKING:
     from rsky_pipeline.indexer.seen import SeenService
 
 _log = logging.getLogger(__name__)
-FIRST = (FIREHOSE_LIVE, LABEL_LIVE)
+FIRST = (FIREHOSE_LIVE, LABEL_LIVE, BSYNC_LIVE)
 STREAMS = (*FIRST, FIREHOSE_BACKFILL)
 HEALTH_SECONDS = 1.0
 APPLYING, ACKNOWLEDGING = "applying", "acknowledging"
@@ -234,10 +236,12 @@ class Indexer:
         items = [BatchItem(delivery, self._decode(delivery)) for delivery in taken.deliveries]
         return EntryBatch(consumer.stream, items, taken.size, taken.more)
 
-    def _decode(self, delivery: Delivery) -> Reading | LabelReading:
+    def _decode(self, delivery: Delivery) -> Reading | LabelReading | BsyncReading:
         try:
             if delivery.stream == LABEL_LIVE:
                 return read_labels(delivery.fields)
+            if delivery.stream == BSYNC_LIVE:
+                return read_bsync(delivery.fields)
             return read_entry(delivery.fields, self.collections)
         except Exception as error:  # noqa: BLE001 - an entry must not stop the others
             refusal = Refusal("internal_error", described(error)[:500])

@@ -24,6 +24,7 @@ from rsky_pipeline.database.schema.official import STAND_IN, retire_stand_in
 from rsky_pipeline.database.selection import load_selection, selection_version
 from rsky_pipeline.health.rules import DATABASE_LOCKED, SCHEMA, STORE_SECONDS, RuleVerdict
 from rsky_pipeline.health.self_check import SelfCheck, watch
+from rsky_pipeline.indexer.bsync.apply import write_waiting_ages
 from rsky_pipeline.indexer.collections.post_notifications import (
     BATCH_REPLIES,
     prune_pending_replies,
@@ -133,7 +134,7 @@ class TableUpkeep:
         self._looked_at = ""  # the rejections up to this one
         self.steps = (
             self.retire_stand_in, self.prune_tombstones, self.prune_replies,
-            self.prune_rejections, self.count,
+            self.prune_rejections, self.write_ages, self.count,
         )  # fmt: skip
 
     async def run(self) -> None:
@@ -172,6 +173,10 @@ class TableUpkeep:
         """Look through a page of rejections; the next round goes on with the next one."""
         self._looked_at = forget_superseded(database, self._looked_at)
         return False
+
+    def write_ages(self, database: Database) -> bool:
+        """Set the columns about the age of accounts that bsync knew before we did."""
+        return write_waiting_ages(database) > 0
 
     def count(self, database: Database) -> bool:
         """Publish the sizes of tables."""

@@ -24,6 +24,8 @@ ENTRY_REFUSALS = (
     "invalid_json", "invalid_field", "unknown_type", "too_big", "invalid_rkey", "invalid_rev",
     "invalid_label",
 )  # fmt: skip
+BSYNC_LOGS = ("mute", "notif", "operation")
+BSYNC_OUTCOMES = ("applied", "overtaken")
 REFUSALS = (*RECORD_REFUSALS, *ENTRY_REFUSALS)
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 SIZES = (1, 10, 50, 100, 250, 500, 1_000, 2_000, 5_000, 10_000, 20_000)
@@ -74,6 +76,10 @@ class IndexerMetrics:
         self.labels = counter("labels_processed", "Labels processed")
         self.labels_added = counter("labels_added", "Labels stored")
         self.labels_removed = counter("labels_removed", "Negations of labels stored")
+        self.bsync = counter(
+            "bsync_operations", "Operations of bsync by log, and by whether a newer one about the "
+            "same was known", log=BSYNC_LOGS, outcome=BSYNC_OUTCOMES,
+        )  # fmt: skip
         self.inserted = counter("records_inserted", "Rows inserted into record")
         self.outcomes = counter(
             "record_changes", "Record events by their outcome", outcome=OUTCOMES

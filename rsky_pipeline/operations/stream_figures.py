@@ -20,6 +20,7 @@ from rsky_pipeline.streams.lag import (
     stream_bytes,
 )
 from rsky_pipeline.streams.names import (
+    BSYNC_LIVE,
     FIREHOSE_BACKFILL,
     FIREHOSE_LIVE,
     LABEL_LIVE,
@@ -38,7 +39,7 @@ USABLE_SHARE = 0.7
 # Bytes of a usual entry. The memory is shared out by them, not by what streams hold at the moment:
 # the share of a stream must not change because another one is empty.
 _USUAL_BYTES = {
-    FIREHOSE_LIVE: 700.0, FIREHOSE_BACKFILL: 700.0, LABEL_LIVE: 400.0,
+    FIREHOSE_LIVE: 700.0, FIREHOSE_BACKFILL: 700.0, LABEL_LIVE: 400.0, BSYNC_LIVE: 600.0,
     **dict.fromkeys(REPO_STREAMS, 250.0),
 }  # fmt: skip
 # Without a limit of its own the server shares the machine with others.

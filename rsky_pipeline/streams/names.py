@@ -2,6 +2,7 @@
 
 from rsky_pipeline.configuration.endpoints import HostKey
 from rsky_pipeline.configuration.topology import (
+    BSYNC_LIVE,
     FIREHOSE_BACKFILL,
     FIREHOSE_LIVE,
     LABEL_LIVE,
@@ -17,6 +18,7 @@ FIREHOSE_RAW_LETTERS = "firehose_raw_dlq"
 LABEL_RAW_LETTERS = "label_raw_dlq"
 
 __all__ = [
+    "BSYNC_LIVE",
     "CURSOR_POSITIONS",
     "FIREHOSE_BACKFILL",
     "FIREHOSE_LIVE",

@@ -7,6 +7,7 @@ from typing import Literal
 
 import orjson
 
+from rsky_pipeline.streams.bsync import OPERATION_FIELD
 from rsky_pipeline.streams.connection import Store, text_of
 from rsky_pipeline.streams.event import EVENT_FIELD, LABELS_FIELD
 from rsky_pipeline.streams.limits import BATCH_ENTRIES, PAGE_ENTRIES
@@ -15,7 +16,7 @@ from rsky_pipeline.streams.repo_job import REPO_FIELD
 UNREADABLE = "unreadable"
 Mode = Literal["look", "finished", "all"]
 _EVENTS = ("create", "update", "delete", "repo", "account", "identity", "label")
-ENTRY_TYPES = (*_EVENTS, "labels", "job", UNREADABLE)
+ENTRY_TYPES = (*_EVENTS, "labels", "job", "operation", UNREADABLE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +56,8 @@ class Discarded:
 class Nature:
     """The type of an entry, one of ENTRY_TYPES, and the collection of a record event.
 
-    `job` is a repo job, `labels` a frame of labels. `collection` is otherwise empty.
+    `job` is a repo job, `labels` a frame of labels, `operation` one of bsync. `collection` is
+    otherwise empty.
     """
 
     kind: str
@@ -99,6 +101,8 @@ def nature(fields: Mapping[bytes, bytes]) -> Nature:
         return Nature("labels")
     if REPO_FIELD in fields:
         return Nature("job")
+    if OPERATION_FIELD in fields:
+        return Nature("operation")
     try:
         body = orjson.loads(fields.get(EVENT_FIELD, b""))
     except orjson.JSONDecodeError:

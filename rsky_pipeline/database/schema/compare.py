@@ -44,16 +44,20 @@ EXPECTED_FILE = "expected.json"
 _INITIALISE = "run `rsky-pipeline db init`"
 _OFFICIAL = "let the official data plane migrate the database (its migrations, not ours, own this)"
 _OFFICIAL_LATER = f"the pipeline works without it; {_OFFICIAL}"
+# Written only where bsync is read (`bsync_url`), or passes on what accounts have seen.
+OF_BSYNC = frozenset({
+    "activity_subscription", "actor_state", "bookmark", "draft", "list_mute", "mute",
+    "private_data",
+})  # fmt: skip
 # Used only by the AppView or its operators: the pipeline works without them, and newer official
 # migrations change some of them.
-_OF_OTHERS = frozenset({
-    "activity_subscription", "actor_state", "algo_whats_hot_view", "blob_takedown", "bookmark",
-    "did_cache", "draft", "kysely_migration", "kysely_migration_lock", "list_mute",
-    "moderation_action", "moderation_action_subject_blob", "moderation_event",
-    "moderation_report", "moderation_report_resolution", "moderation_subject_status", "mute",
-    "notification_push_token", "private_data", "subscription", "suggested_feed",
+_OF_OTHERS = OF_BSYNC | {
+    "algo_whats_hot_view", "blob_takedown", "did_cache", "kysely_migration",
+    "kysely_migration_lock", "moderation_action", "moderation_action_subject_blob",
+    "moderation_event", "moderation_report", "moderation_report_resolution",
+    "moderation_subject_status", "notification_push_token", "subscription", "suggested_feed",
     "suggested_follow", "tagged_suggestion", "view_param",
-})  # fmt: skip
+}  # fmt: skip
 _COLUMNS_OF_OTHERS = {
     "actor": frozenset({
         "trustedVerifier", "ageAssuranceStatus", "ageAssuranceLastInitiatedAt",

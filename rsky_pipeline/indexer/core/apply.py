@@ -36,6 +36,8 @@ from rsky_pipeline.indexer.accounts.actors import (
 )
 from rsky_pipeline.indexer.accounts.purge import without_overtaken
 from rsky_pipeline.indexer.accounts.statuses import apply_statuses
+from rsky_pipeline.indexer.bsync.apply import apply_operations
+from rsky_pipeline.indexer.bsync.operations import BsyncReading
 from rsky_pipeline.indexer.collections.declaration import (
     Collection,
     looked_at_by_others,
@@ -114,7 +116,7 @@ class Applier:
         started = time.monotonic()
         outcome = BatchOutcome()
         refusals: list[RefusedEntry] = []
-        refused_labels: list[RefusedEntry] = []
+        refused_others: list[RefusedEntry] = []
         items: list[BatchItem] = []
         for item in batch.items:
             delivery, reading = item.delivery, item.reading
@@ -126,7 +128,12 @@ class Applier:
             if delivery.fields is None:
                 continue
             if isinstance(reading, LabelReading):
-                refused_labels += [RefusedEntry(item, e.reason, str(e)) for e in reading.refused]
+                refused_others += [RefusedEntry(item, e.reason, str(e)) for e in reading.refused]
+            elif isinstance(reading, BsyncReading):
+                if reading.refused is not None:
+                    error = reading.refused
+                    refused_others.append(RefusedEntry(item, error.reason, str(error)))
+                    continue
             elif reading.refused is not None:
                 refused = reading.refused
                 refusals.append(RefusedEntry(item, refused.reason, refused.message))
@@ -144,7 +151,7 @@ class Applier:
             outcome.refused.append(RefusedEntry(culprit.entry, culprit.reason, text))
         # By the blocks that the transactions have seen: what is left out is no dead letter.
         outcome.refused += [one for one in refusals if not self._leaves_out(one.item)]
-        outcome.refused += refused_labels
+        outcome.refused += refused_others
         outcome.seconds = time.monotonic() - started
         return outcome
 
@@ -161,7 +168,8 @@ class Applier:
         self, database: Database, items: Sequence[BatchItem], selected: SelectedReadings,
         outcome: BatchOutcome,
     ) -> None:  # fmt: skip
-        """Write entries in one transaction; labels, which nothing else depends on, in another.
+        """Write entries in one transaction; labels and operations of bsync, on which nothing else
+        depends, in others.
 
         Raises SelectionChangedError where entries were selected by blocks of before.
         """
@@ -170,6 +178,11 @@ class Applier:
             for item in items
             if isinstance(item.reading, LabelReading)
             for label in item.reading.labels
+        ]
+        operations = [
+            item.reading.operation
+            for item in items
+            if isinstance(item.reading, BsyncReading) and item.reading.operation is not None
         ]
         number, version = outcome.mark, -1
 
@@ -197,6 +210,8 @@ class Applier:
                 added, removed = apply_labels(database, labels, mark)
                 outcome.labels_added += added
                 outcome.labels_removed += removed
+            if operations:
+                outcome.bsync.update(apply_operations(database, operations, mark))
             outcome.mark = number  # only of what is committed
         except TransactionConflictError:
             outcome.conflicts += 1

@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from rsky_pipeline.indexer.bsync.operations import BsyncReading
 from rsky_pipeline.indexer.collections.values import Delete, Put
 from rsky_pipeline.indexer.core.entries import Reading
 from rsky_pipeline.indexer.core.labels import LabelReading
@@ -15,16 +16,22 @@ class BatchItem:
     """One entry and its content."""
 
     delivery: Delivery
-    reading: Reading | LabelReading
+    reading: Reading | LabelReading | BsyncReading
 
     @property
     def account(self) -> str:
         """The DID whose entry it is; for labels, which are of anybody, the entry's own id."""
-        return self.reading.did if isinstance(self.reading, Reading) else self.delivery.id
+        reading = self.reading
+        if isinstance(reading, BsyncReading) and reading.operation is not None:
+            return reading.operation.item.actor
+        return reading.did if isinstance(reading, Reading) else self.delivery.id
 
     @property
     def subject(self) -> str:
         """The uris or the DID of the entry, for whoever reads its dead letter."""
+        if isinstance(self.reading, BsyncReading):
+            each = self.reading.operation
+            return "" if each is None else f"{each.log} {each.id} of {each.item.actor}"
         if isinstance(self.reading, LabelReading):
             return ", ".join(label.uri for label in self.reading.labels[:3])
         change = self.reading.change
@@ -75,6 +82,7 @@ class BatchOutcome:
     refused: list[RefusedEntry] = field(default_factory=list)
     labels_added: int = 0
     labels_removed: int = 0
+    bsync: Counter[tuple[str, str]] = field(default_factory=Counter)  # by log and outcome
     conflicts: int = 0
     bodiless: int = 0
     dead_letters: int = 0

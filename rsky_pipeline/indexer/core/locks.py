@@ -23,6 +23,7 @@ from rsky_pipeline.indexer.collections.values import Operation, Put, collection_
 NAMESPACE = 0x72736B79  # first key of our advisory locks; "rsky"
 EVERYTHING = -1  # second key: held shared by whoever locks uris, exclusively by who locks them all
 LABELS = -2  # second key: held by whoever writes labels
+BSYNC = -3  # second key: held by whoever applies operations of bsync
 MAX_LOCKS = 1_000  # the server's lock table is limited; a batch with more locks everything
 
 _LOCK = """

@@ -7,7 +7,7 @@ from rsky_pipeline.operations.scrape import Scrape, ScrapeTarget
 from rsky_pipeline.operations.stream_figures import GroupFigures, Measurement, StreamFigures
 from rsky_pipeline.operations.verification.run import Look
 from rsky_pipeline.streams.lag import GroupReport, ServerMemory, StreamReport
-from rsky_pipeline.streams.names import STREAMS
+from rsky_pipeline.streams.names import BSYNC_LIVE, STREAMS
 
 
 def stream(
@@ -39,7 +39,10 @@ def measurement(
     policy: str = "noeviction",
 ) -> Measurement:  # fmt: skip
     named = {item.name: item for item in given}
-    found = tuple(named.get(name) or stream(name) for name in STREAMS)
+    marks = {BSYNC_LIVE: None}  # without bsync_url nothing is appended
+    found = tuple(
+        named.get(name) or stream(name, mark=marks.get(name, 100_000)) for name in STREAMS
+    )
     return Measurement(seconds, found, ServerMemory(used, limit, 0, policy))
 
 
