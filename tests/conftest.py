@@ -7,6 +7,7 @@ from collections.abc import Generator, Iterator
 import pytest
 from hypothesis import settings
 
+from rsky_pipeline.configuration import advice
 from rsky_pipeline.demo.processes import clean_environment
 from tests import evidence, stores
 
@@ -38,6 +39,13 @@ def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.Tes
     elif report.when == "teardown":
         evidence.forget()
     return report
+
+
+@pytest.fixture(autouse=True)
+def _no_configuration_is_advised() -> Iterator[None]:
+    """Have messages name the commands of no configuration, whichever a test has called one with."""
+    yield
+    advice.choose({}, {})
 
 
 @pytest.fixture(scope="session")

@@ -22,6 +22,7 @@ from click.shell_completion import CompletionItem
 
 from rsky_pipeline.cli.exit_codes import ExitCode
 from rsky_pipeline.cli.output import block, line, print_json, say
+from rsky_pipeline.configuration.advice import choose
 from rsky_pipeline.configuration.load import ConfigurationError, Loaded, load
 from rsky_pipeline.configuration.settings import declarations
 
@@ -41,6 +42,11 @@ ITEM_FLAGS = {"--relay": "relay_hosts", "--labeler": "labeler_hosts"}
 _PARAMETER = "flag_{}"
 _ITEM_PARAMETER = "items_{}"
 _SHARED = "invocation_json"
+# The options that choose a pipeline, for the commands that messages advise.
+_CHOOSING = {
+    "--config": "config_file", "--data-dir": _PARAMETER.format("data_dir"),
+    "--run-dir": _PARAMETER.format("run_dir"),
+}  # fmt: skip
 _DURATION = re.compile(r"([0-9]+(?:\.[0-9]+)?)([smhd]?)")
 _UNIT_SECONDS = {"": 1, "s": 1, "m": 60, "h": 3_600, "d": 86_400}
 
@@ -273,6 +279,7 @@ def operator_command(
             ours = {key: value for key, value in parameters.items() if key in names}
             own = {key: value for key, value in parameters.items() if key not in names}
             run = Invocation(ours, bool(ours.pop(_SHARED, False)))
+            choose({name: ours.get(each) for name, each in _CHOOSING.items()}, os.environ)
             with _explained(run):
                 code = function(run, **own)
             if code:

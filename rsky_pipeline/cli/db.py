@@ -16,6 +16,7 @@ from rsky_pipeline.cli.command import (
 )
 from rsky_pipeline.cli.exit_codes import ExitCode
 from rsky_pipeline.cli.output import Progress, duration, line, print_table, say
+from rsky_pipeline.configuration.advice import complete
 
 if TYPE_CHECKING:
     from rsky_pipeline.database.schema import Difference
@@ -415,7 +416,7 @@ def compare(run: Invocation, given: "Subjects", old: "Subjects", stored: bool) -
             _show_comparison(outcome)
 
     def document(found: "Comparison") -> dict[str, Any]:
-        remedies = [f"rsky-pipeline {remedy}" for remedy in found.remedies]
+        remedies = [complete(remedy).strip("`") for remedy in found.remedies]
         return asdict(found) | {"differences": found.differences, "remedies": remedies}
 
     run.answer({"repos": [outcome.document(document) for outcome in outcomes]}, show)
@@ -578,4 +579,4 @@ def _show_comparison(outcome: "RepoResult[Comparison]") -> None:
     for drift in found.counts:
         line(f"  count: {drift.key} {drift.column} is {drift.stored}, rows: {drift.counted}")
     for remedy in found.remedies:
-        say(f"run `rsky-pipeline {remedy}`")
+        say(f"run {remedy}")

@@ -15,6 +15,7 @@ from typing import Any
 
 import click
 
+from rsky_pipeline.configuration.advice import complete, complete_all
 from rsky_pipeline.runtime.errors import escaped_json, printable
 
 _PROGRESS_SECONDS = 2.0
@@ -23,7 +24,12 @@ _PROGRESS_SECONDS = 2.0
 def line(text: object = "", *, label: str = "", colour: str | None = None) -> None:
     """Print a line of data, `label` before it in a colour where the terminal has colours."""
     painted = click.style(label, fg=colour) if label and colour and _has_colours() else label
-    click.echo(painted + printable(text))
+    click.echo(painted + _finished(text))
+
+
+def _finished(text: object) -> str:
+    """Return a text as it is printed."""
+    return printable(complete(str(text)))
 
 
 def _has_colours() -> bool:
@@ -39,19 +45,19 @@ def block(text: str) -> None:
 
 def say(message: object) -> None:
     """Print a remark for the operator on standard error, apart from the data."""
-    click.echo(f"rsky-pipeline: {printable(message)}", err=True)
+    click.echo(f"rsky-pipeline: {_finished(message)}", err=True)
 
 
 def print_json(document: Any, *, indent: int | None = 2) -> None:
     """Print one JSON document."""
-    text = json.dumps(document, indent=indent, ensure_ascii=False, default=str)
+    text = json.dumps(complete_all(document), indent=indent, ensure_ascii=False, default=str)
     # json.dumps has escaped all below U+0020; the line breaks are its own.
     click.echo("\n".join(escaped_json(each) for each in text.split("\n")))
 
 
 def print_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
     """Print aligned columns."""
-    table = [[printable(cell) for cell in row] for row in (header, *rows)]
+    table = [[_finished(cell) for cell in row] for row in (header, *rows)]
     widths = [max(len(row[index]) for row in table) for index in range(len(header))]
     for row in table:
         cells = (f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True))

@@ -21,8 +21,8 @@ def command(run: Invocation, role: str | None, ordered: bool, rolling: bool, cho
     with the reason. Supervisors and embedded stores keep running. Exit codes: 0 restarted, 1 given
     up or refused, 3 not running, 4 no answer, 5 a process had to be killed.
     """
+    from rsky_pipeline.configuration.advice import advised
     from rsky_pipeline.operations.ordered import flow
-    from rsky_pipeline.runtime.findings import advised
 
     if (role is None) == (not ordered):
         raise CommandError("give a role, or --ordered for all of them", ExitCode.USAGE)

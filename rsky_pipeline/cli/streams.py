@@ -17,6 +17,7 @@ from rsky_pipeline.cli.command import (
 )
 from rsky_pipeline.cli.exit_codes import ExitCode
 from rsky_pipeline.cli.output import Progress, duration, line, print_table, say
+from rsky_pipeline.configuration.advice import advised
 
 if TYPE_CHECKING:
     from rsky_pipeline.operations.cleaning import Cut, Inspection
@@ -384,8 +385,8 @@ def _show_inspection(found: "Inspection") -> None:
         print_table(("COLLECTION", "ENTRIES"), [(name, f"{n:,}") for name, n in collections])
     if found.polluting:
         line()
-        line(f"{found.polluting:,} entries do not belong here: `rsky-pipeline streams "
-             f"purge {found.stream} --type repo` removes them")  # fmt: skip
+        purge = advised("streams", "purge", found.stream, "--type", "repo")
+        line(f"{found.polluting:,} entries do not belong here: {purge} removes them")
 
 
 def _why_empty(report: "StreamReport") -> str:

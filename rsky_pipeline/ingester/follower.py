@@ -16,6 +16,7 @@ from typing import Protocol
 import trio
 
 from rsky_pipeline.atproto.frame import ErrorMessage
+from rsky_pipeline.configuration.advice import advised
 from rsky_pipeline.configuration.endpoints import Endpoint
 from rsky_pipeline.configuration.proxy import Proxy
 from rsky_pipeline.configuration.settings import InitialCursor
@@ -40,7 +41,6 @@ from rsky_pipeline.network.subscription import (
 from rsky_pipeline.observability.ingester import IngesterMetrics
 from rsky_pipeline.runtime.backoff import Backoff
 from rsky_pipeline.runtime.errors import StoreError, described
-from rsky_pipeline.runtime.findings import advised
 from rsky_pipeline.runtime.logging import ThrottledLog
 
 _log = logging.getLogger(__name__)

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 
+from rsky_pipeline.configuration.advice import advised
 from rsky_pipeline.database.connection import Database, Transaction
 from rsky_pipeline.indexer.collections.declaration import Collection
 from rsky_pipeline.operations.derived_rows import RowDifference, compare_rows, snapshot
@@ -97,20 +98,20 @@ class Comparison:
 
     @property
     def remedies(self) -> list[str]:
-        """The commands that remove the differences, in the order to run them."""
+        """The commands that remove the differences, in the order to run them; see `advised`."""
         records = self.collections.values()
         # What has the rev of the repo and another content cannot be an older state of it.
         other = any(of.damaged for of in self.rows.values()) or any(of.different for of in records)
         found = []
         if other:
-            found.append(f"index-repo --rebuild --source pds {self.did}")
+            found.append(advised("index-repo", "--rebuild", "--source", "pds", self.did))
         else:
             if any(of.differences for of in records):
-                found.append(f"index-repo {self.did}")
+                found.append(advised("index-repo", self.did))
             if self.rows:
-                found.append(f"index-repo --rebuild {self.did}")
+                found.append(advised("index-repo", "--rebuild", self.did))
         if self.counts:
-            found.append(f"db recount {self.did}")
+            found.append(advised("db", "recount", self.did))
         return found
 
 

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
+from rsky_pipeline.configuration.advice import advised
 from rsky_pipeline.operations.trace import AtPds, InDatabase, Traced
 
 State = Literal[
@@ -59,7 +60,7 @@ def _absent(found: Traced) -> Diagnosis:
         letter = redis.letters[0]
         reason = f"a dead letter since {letter.time}: {letter.reason}: {letter.error}"
         return Diagnosis("dead_letter", (reason,),
-                       f"`rsky-pipeline dlq retry {letter.stream} --id {letter.id}` when the "
+                       f"{advised('dlq', 'retry', letter.stream, '--id', letter.id)} when the "
                        "reason is gone")  # fmt: skip
     if database.blocks:
         return Diagnosis("blocked", tuple(_blocked(database)), _UNBLOCK)
@@ -192,4 +193,5 @@ def _remarks(database: InDatabase) -> Iterator[str]:
 
 
 def _again(found: Traced) -> str:
-    return f"`rsky-pipeline index-repo {found.subject.account}` indexes the repo as its PDS has it"
+    command = advised("index-repo", found.subject.account)
+    return f"{command} indexes the repo as its PDS has it"

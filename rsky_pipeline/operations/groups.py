@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from rsky_pipeline.configuration.advice import advised
 from rsky_pipeline.runtime.errors import printable
 from rsky_pipeline.streams.connection import Store, text_of
 from rsky_pipeline.streams.consumer import ensure_group
@@ -75,8 +76,8 @@ def repair(
 def _other(stream: str, group: GroupReport) -> GroupRepair:
     detail = (
         f"not of this configuration; {group.lag:,} unread and {group.pending:,} pending entries "
-        "are kept for it. If no program uses it any more: `rsky-pipeline streams groups remove "
-        f"{group.name}`"
+        "are kept for it. If no program uses it any more: "
+        + advised("streams", "groups", "remove", group.name)
     )
     return GroupRepair(stream, group.name, OTHER, detail, group.lag + group.pending, done=False)
 

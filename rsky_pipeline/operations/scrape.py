@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from prometheus_client.parser import text_string_to_metric_families
 
+from rsky_pipeline.configuration.advice import advised
 from rsky_pipeline.configuration.settings import Settings
 from rsky_pipeline.configuration.topology import ROLE_NAMES
 from rsky_pipeline.embedded.locations import run_directory
@@ -85,7 +86,7 @@ def targets(settings: Settings) -> list[ScrapeTarget]:
 def absent(role: str) -> RuleVerdict:
     """Return the verdict on a role that has to run here and has no worker."""
     unit = f"rsky-{role}.service"
-    start = f"`rsky-pipeline start --role {role}`"
+    start = advised("start", "--role", role)
     if is_running() and ("/" / UNIT_FOLDER / unit).exists():
         start = f"`systemctl start {unit}`"
     remedy = f"start it: {start}; where it runs on another host, leave it out of expected_roles"

@@ -6,9 +6,9 @@ verdict, figure and remedy.
 A worker of an older version only names its findings; title and remedy are then those of the rule.
 """
 
-import shlex
 from collections.abc import Iterable, Iterator
 
+from rsky_pipeline.configuration.advice import advised, complete
 from rsky_pipeline.configuration.topology import ROLE_NAMES
 from rsky_pipeline.health.rules import (
     ITS_LOG,
@@ -29,7 +29,8 @@ def written(verdicts: Iterable[RuleVerdict]) -> list[FindingHealth]:
         {
             "finding": finding_of(each.rule), "subject": each.subject,
             "verdict": "fail" if each.status == "fail" else "warn",
-            "title": each.rule.title, "figure": each.figure, "remedy": each.to_do,
+            "title": each.rule.title, "figure": complete(each.figure),
+            "remedy": complete(each.to_do),
         }
         for each in verdicts
     ]  # fmt: skip
@@ -109,11 +110,3 @@ def of_process(
         "verdict": "warn" if state in _PASSING else "fail",
         "title": PROCESS.title, "figure": f"{state}{because}", "remedy": remedy,
     }  # fmt: skip
-
-
-def advised(*words: str) -> str:
-    """Return a command line of this program as it is to be typed, between backticks.
-
-    Words in capitals stand for what the operator chooses. A test looks up each in the commands.
-    """
-    return f"`{shlex.join(('rsky-pipeline', *words))}`"

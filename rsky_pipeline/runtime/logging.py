@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable
 from typing import Any, TextIO
 
+from rsky_pipeline.configuration.advice import complete
 from rsky_pipeline.configuration.settings import LogFormat
 from rsky_pipeline.runtime.errors import StoreError, WorkerError, printable
 
@@ -104,7 +105,7 @@ class TextLines(logging.Formatter):
         level = self._paint(f"{record.levelname:<7}", _COLOURS.get(record.levelname, "0"))
         who = self._paint(f"{self._who:<12}", _ROLE_COLOURS.get(self._role, "0"))
         fields = " ".join(f"{key}={_shown(value)}" for key, value in _fields(record).items())
-        message = printable(record.getMessage()[:MAX_MESSAGE])
+        message = printable(complete(record.getMessage()[:MAX_MESSAGE]))
         line = " ".join(part for part in (clock, who, level, message, fields) if part)
         if record.exc_info:
             trace = self.formatException(record.exc_info)
@@ -131,7 +132,7 @@ class JsonLines(logging.Formatter):
             "level": record.levelname.lower(),
             **self._base,
             "logger": record.name,
-            "msg": record.getMessage()[:MAX_MESSAGE],
+            "msg": complete(record.getMessage()[:MAX_MESSAGE]),
             **{key: _limited(value) for key, value in _fields(record).items()},
         }
         if record.exc_info:
@@ -219,7 +220,11 @@ def _is_journal(target: TextIO) -> bool:
 
 
 def _fields(record: logging.LogRecord) -> dict[str, Any]:
-    return {key: value for key, value in vars(record).items() if key not in _STANDARD}
+    return {
+        key: complete(value) if isinstance(value, str) else value
+        for key, value in vars(record).items()
+        if key not in _STANDARD
+    }
 
 
 def _limited(value: Any) -> Any:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import trio
 
+from rsky_pipeline.configuration import advice
 from rsky_pipeline.configuration.settings import Settings
 from rsky_pipeline.embedded import guard
 from rsky_pipeline.embedded.program import StoreProgram
@@ -128,7 +129,7 @@ def spawn_worker(
         os.write(settings_write, encoded)  # fits into the pipe, so this cannot block
         popen = subprocess.Popen(
             [
-                *(*program, role, "--instance", str(instance)),
+                *(*program, role, "--instance", str(instance), *advice.options()),
                 *("--settings-fd", str(settings_read)),
                 *("--events-fd", str(events_write)),
                 *("--liveness-fd", str(liveness_read)),

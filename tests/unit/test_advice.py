@@ -1,6 +1,7 @@
 """Commands that messages advise exist, with their options, and do not ask for another one."""
 
 import ast
+import logging
 import re
 import shlex
 from collections.abc import Iterator
@@ -8,11 +9,15 @@ from pathlib import Path
 
 import click
 import pytest
+from click.testing import CliRunner
 
 import rsky_pipeline
-from rsky_pipeline.cli import main
-from rsky_pipeline.health.rules import RULES
-from rsky_pipeline.runtime.findings import advised
+from rsky_pipeline.cli import main, output
+from rsky_pipeline.configuration import advice as advice_module
+from rsky_pipeline.configuration.advice import advised, complete
+from rsky_pipeline.health.rules import DATABASE, RULES, RuleVerdict
+from rsky_pipeline.runtime.findings import written
+from rsky_pipeline.runtime.logging import JsonLines, TextLines
 from tests.unit.test_documented_commands import problem
 
 ROOT = Path(rsky_pipeline.__file__).parent
@@ -50,9 +55,15 @@ def advice(source: str) -> Iterator[str]:
         yield from (found.replace("{subject}", "X") for found in _COMMAND.findall(text))
 
 
-# What is only a value is a command that is made, and checked, elsewhere.
+# What is only a value is a command that is made, and checked, elsewhere; `advice.py` makes them.
 ADVISED = sorted(
-    {found for path in ROOT.rglob("*.py") for found in advice(path.read_text())} - {"X"}
+    {
+        found
+        for path in ROOT.rglob("*.py")
+        if path.name != "advice.py"
+        for found in advice(path.read_text())
+    }
+    - {"X"}
 )
 
 
@@ -74,6 +85,73 @@ def test_wrong_advice_is_noticed() -> None:
     assert len(ADVISED) > 25
     source = 'f"try `rsky-pipeline cursor reset {host}` or " "`rsky-pipeline db pear`"'
     assert [wrong(line) for line in advice(source)] == ["it needs --force", "no command pear"]
+
+
+@pytest.mark.parametrize("line", ADVISED)
+def test_a_command_for_a_configuration_works(line: str) -> None:
+    advice_module.choose({"--config": Path("/a b.toml"), "--data-dir": "/d"}, {})
+    text = complete(f"try `rsky-pipeline {line}`, or wait")
+    (completed,) = _COMMAND.findall(text)
+    assert completed.startswith(line.partition(" -- ")[0])
+    assert ("--config '/a b.toml' --data-dir /d" in completed) == ("--help" not in line)
+    assert wrong(completed) is None
+    assert complete(text) == text
+
+
+@pytest.mark.parametrize(
+    ("given", "environ", "options"),
+    [
+        ({}, {}, []),
+        ({"--config": Path("/etc/rsky-pipeline/rsky-pipeline.toml")}, {}, []),
+        ({"--config": None}, {"RSKY_PIPELINE_CONFIG": "/x.toml"}, ["--config", "/x.toml"]),
+        ({"--config": Path("/y.toml")}, {"RSKY_PIPELINE_CONFIG": "/x.toml"},
+         ["--config", "/y.toml"]),
+        ({"--config": Path("y.toml")}, {}, ["--config", str(Path("y.toml").absolute())]),
+        ({"--run-dir": "/r", "--data-dir": "/d"}, {}, ["--data-dir", "/d", "--run-dir", "/r"]),
+    ],
+)  # fmt: skip
+def test_the_options_that_choose_a_pipeline(
+    given: dict[str, Path | str | None], environ: dict[str, str], options: list[str]
+) -> None:
+    advice_module.choose(given, environ)
+    assert list(advice_module.options()) == options
+
+
+def test_commands_of_no_pipeline_and_those_for_another_program_stay() -> None:
+    advice_module.choose({"--run-dir": "/r"}, {})
+    for line in ("completion install bash", "status --help", "stop --config=/other.toml"):
+        assert complete(f"`rsky-pipeline {line}`") == f"`rsky-pipeline {line}`"
+    shell = "`rsky-pipeline db shell --run-dir /r -- -c x`"
+    assert complete("`rsky-pipeline db shell -- -c x`") == shell
+
+
+def test_wherever_messages_leave_a_process_they_are_complete(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    advice_module.choose({"--config": "/x.toml"}, {})
+    text, whole = "see `rsky-pipeline status`", "see `rsky-pipeline status --config /x.toml`"
+    output.line(text)
+    output.say(text)
+    output.print_table(["A"], [[text]])
+    output.print_json({"a": [text], "b": {"c": (text,)}})
+    shown = capsys.readouterr()
+    assert shown.out.count(whole) == 4
+    assert whole in shown.err
+    record = logging.makeLogRecord({"msg": text, "to_do": text})
+    for formatter in (TextLines("", 1, False), JsonLines("", 1)):
+        assert formatter.format(record).count(whole) == 2
+    (finding,) = written([RuleVerdict(DATABASE, "", "fail", text, remedy=text)])
+    assert (finding["figure"], finding["remedy"]) == (whole, whole)
+
+
+def test_a_command_and_its_workers_know_their_configuration(tmp_path: Path) -> None:
+    file = tmp_path / "own.toml"
+    file.write_text(f"data_dir = '{tmp_path}'\n")
+    result = CliRunner().invoke(main, ["status", "--config", str(file)])
+    assert f"`rsky-pipeline start --config {file}`" in result.stderr
+    assert [*advice_module.options()] == ["--config", str(file)]
+    result = CliRunner().invoke(main, ["status", "--data-dir", str(tmp_path)])
+    assert f"`rsky-pipeline start --data-dir {tmp_path}`" in result.stderr
 
 
 def test_words_are_quoted_for_a_shell() -> None:

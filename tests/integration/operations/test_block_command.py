@@ -247,7 +247,7 @@ def test_a_lift_that_was_killed_is_repeated(
     lift_blocks(tables.database, [Block("account", ANN)])
     (block,) = listed(run)
     assert block["lifted"]
-    assert "repeat `rsky-pipeline block remove`" in run("block", "list").output
+    assert "repeat `rsky-pipeline block remove" in run("block", "list").output
     assert run("block", "remove", ANN).exit_code == 0
     assert taken_down(tables) == {ANN: None}
     assert jobs(clean_redis).keys() == {ANN}

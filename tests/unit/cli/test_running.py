@@ -76,7 +76,7 @@ def test_nothing_running_is_exit_code_3(command: list[str], tmp_path: Path) -> N
     assert result.exit_code == 3
     assert result.output == (
         f"rsky-pipeline: no pipeline is running in {tmp_path}/data/run; "
-        "to do: `rsky-pipeline start`\n"
+        f"to do: `rsky-pipeline start --data-dir {tmp_path}/data`\n"
     )
     assert not (tmp_path / "data").exists()
 
