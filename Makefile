@@ -25,7 +25,7 @@ help:
 	@echo "make format     apply ruff's fixes"
 	@echo "make docs       write the generated parts of docs/"
 	@echo "make binary     dist/rsky-pipeline, one executable file to deploy (PURE=1: without compiled readers)"
-	@echo "make bench      throughput, printed as ratios measured in one run: about ten minutes"
+	@echo "make bench      figures and ratios of one run, BENCH=name,... JSON=FILE: about fifteen minutes"
 	@echo "make lock       resolve the packages of .ci/constraints.txt again"
 	@echo "make clean      remove the virtual environment and everything generated"
 
@@ -88,8 +88,9 @@ format: $(STAMP)
 docs: $(STAMP)
 	$(BIN)/python -m rsky_pipeline.development.documents
 
+# BENCH=index,load selects; BENCH_ROWS=10000000 fills a larger database, which is kept.
 bench: $(STAMP)
-	$(BIN)/python -m tests.benchmarks
+	$(BIN)/python -m tests.benchmarks $(if $(JSON),--json $(JSON))
 
 binary: $(STAMP)
 	$(BIN)/python rsky_pipeline/development/binary.py $(if $(PURE),--pure)

@@ -1,8 +1,15 @@
-"""`make bench`: throughput of the parts, as figures and ratios of one run."""
+"""`make bench`: what the parts do in a second and cost, as figures and ratios of one run.
 
+`BENCH=index,load` selects; `BENCH_ROWS=10000000` makes the large database larger.
+"""
+
+import argparse
+import os
+import sys
 import time
 from collections.abc import Callable, Mapping
 from hashlib import sha256
+from pathlib import Path
 from typing import TypeVar
 
 from rsky_pipeline.atproto import cbor, dagjson
@@ -17,9 +24,11 @@ from rsky_pipeline.streams.append import Entry, append
 from rsky_pipeline.streams.connection import connect
 from tests import stores
 from tests.benchmarks.backfill import bench_backfill
+from tests.benchmarks.index import bench_index
 from tests.benchmarks.ingest import bench_ingest
 from tests.benchmarks.load import bench_load
 from tests.benchmarks.pipeline import bench_pipeline
+from tests.benchmarks.report import Report
 from tests.consumers import GroupReader
 
 Result = TypeVar("Result")
@@ -31,40 +40,24 @@ LOAD_TARGET = 15_000
 
 
 def main() -> None:
-    """Run every benchmark and print a line each."""
+    """Run the selected benchmarks, and print a line for each figure."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there")
+    arguments = parser.parse_args()
+    selected = [name for name in os.environ.get("BENCH", "").split(",") if name] or [*BENCHMARKS]
+    if unknown := set(selected) - set(BENCHMARKS):
+        sys.exit(f"no benchmark {', '.join(sorted(unknown))}; there are {', '.join(BENCHMARKS)}")
     ease_collector()  # both as in every worker
     take_turns_quickly()
-    paces = [pace()]
-    world = World(1, 200, stepping_clock(1_700_000_000_000_000, 1_000))
-    world.add_history(10)
-    frames, seconds = timed(lambda: [world.step() for _ in range(FRAMES)])
-    report("simulator: events made, signed and encoded", FRAMES, seconds)
-    _, decode = timed(lambda: [convert(frame) for frame in frames])
-    report("frames to record JSON, block hashes checked", FRAMES, decode)
-    keys = {account.did: account.key.public for account in world.accounts}
-    _, signatures = timed(lambda: [check(keys, frame) for frame in frames])
-    report("commit signatures checked", FRAMES, signatures)
-    print(f"  a signature costs {signatures / decode:.2f} times a conversion")
-    with stores.running_valkey() as url:
-        bench_streams(url)
-    with stores.running_valkey() as url:
-        bench_ingest(url, report)
-    paces.append(pace())
-    for workers in (1, 2):
-        count, elapsed = bench_backfill(workers)
-        report(f"CAR bytes to firehose_backfill, workers: {workers}", count, elapsed)
-    paces.append(pace())
-    for verify in ("none", "signature", "full"):
-        count, elapsed = bench_pipeline(verify)
-        report(f"relay to rows, all roles, verify = {verify}", count, elapsed)
-        print(f"  {count / elapsed / TARGET:.2f} times the {TARGET:,} events/s that are asked for")
-    paces.append(pace())
-    loaded = bench_load()
-    report("CAR directory to rows, load", loaded.records, loaded.seconds)
-    ratio = loaded.records / loaded.seconds / LOAD_TARGET
-    print(f"  {ratio:.2f} times the {LOAD_TARGET:,} records/s that are asked for")
-    shares = ", ".join(f"{one / max(paces):.2f}" for one in paces)
-    print(f"the machine's pace before each group, as a share of its best: {shares}")
+    report, paces = Report(), []
+    for report.group in selected:
+        paces.append(pace())
+        BENCHMARKS[report.group](report)
+    report.group = "machine"
+    for name, one in zip(selected, paces, strict=True):
+        report.ratio(f"the machine's pace before {name}, of its best", one, max(paces))
+    if arguments.json:
+        report.write(arguments.json)
 
 
 def pace() -> float:
@@ -74,27 +67,71 @@ def pace() -> float:
     return 1.0 / sorted(samples)[4]
 
 
-def bench_streams(url: str) -> None:
+def frames(report: Report) -> None:
+    """Convert simulated frames with the pure readers, and check their signatures."""
+    world = World(1, 200, stepping_clock(1_700_000_000_000_000, 1_000))
+    world.add_history(10)
+    made, seconds = timed(lambda: [world.step() for _ in range(FRAMES)])
+    report.rate("simulator: events made, signed and encoded", FRAMES, seconds)
+    _, decode = timed(lambda: [convert(frame) for frame in made])
+    report.rate("frames to record JSON, block hashes checked", FRAMES, decode)
+    keys = {account.did: account.key.public for account in world.accounts}
+    _, signatures = timed(lambda: [check(keys, frame) for frame in made])
+    report.rate("commit signatures checked", FRAMES, signatures)
+    report.ratio("a signature, of a conversion", signatures, decode)
+
+
+def streams(report: Report) -> None:
     """Append and consume entries of 1 KB in batches."""
-    store = connect(url, name="bench")
-    batch = [Entry("bench", b"event", b"x" * 1_000)] * BATCH
+    with stores.running_valkey() as url:
+        store = connect(url, name="bench")
+        batch = [Entry("bench", b"event", b"x" * 1_000)] * BATCH
 
-    def produce() -> None:
-        for _ in range(ENTRIES // BATCH):
-            append(store, batch)
+        def produce() -> None:
+            for _ in range(ENTRIES // BATCH):
+                append(store, batch)
 
-    def consume() -> None:
-        while page := reader.read_new(1_000, 0):
-            reader.acknowledge([item.id for item in page])
+        def consume() -> None:
+            while page := reader.read_new(1_000, 0):
+                reader.acknowledge([item.id for item in page])
 
-    _, writing = timed(produce)
-    report("entries appended to a stream", ENTRIES, writing)
-    reader = GroupReader(store, "bench", "g", "c")
-    reader.ensure()
-    _, reading = timed(consume)
-    report("entries read, acknowledged and deleted", ENTRIES, reading)
-    print(f"  consuming costs {reading / writing:.2f} times appending")
-    store.close()
+        _, writing = timed(produce)
+        report.rate("entries appended to a stream", ENTRIES, writing)
+        reader = GroupReader(store, "bench", "g", "c")
+        reader.ensure()
+        _, reading = timed(consume)
+        report.rate("entries read, acknowledged and deleted", ENTRIES, reading)
+        report.ratio("consuming, of appending", reading, writing)
+        store.close()
+
+
+def backfill(report: Report) -> None:
+    """Bring in repos by one worker and by two."""
+    for workers in (1, 2):
+        count, elapsed = bench_backfill(workers)
+        report.rate(f"CAR bytes to firehose_backfill, workers: {workers}", count, elapsed)
+
+
+def pipeline(report: Report) -> None:
+    """Follow a simulated relay with all roles."""
+    for verify in ("none", "signature", "full"):
+        count, elapsed = bench_pipeline(verify)
+        report.rate(f"relay to rows, all roles, verify = {verify}", count, elapsed)
+        report.ratio(f"of the {TARGET:,} events/s that are asked for", count / elapsed, TARGET)
+
+
+def load(report: Report) -> None:
+    """Load CAR files into an empty database."""
+    loaded = bench_load()
+    report.rate("CAR directory to rows, load", loaded.records, loaded.seconds)
+    rate = loaded.records / loaded.seconds
+    report.ratio(f"of the {LOAD_TARGET:,} records/s that are asked for", rate, LOAD_TARGET)
+
+
+BENCHMARKS: Mapping[str, Callable[[Report], None]] = {
+    "frames": frames, "streams": streams, "ingest": bench_ingest, "backfill": backfill,
+    "pipeline": pipeline, "load": load, "index": bench_index,
+}  # fmt: skip
 
 
 def convert(frame: bytes) -> int:
@@ -124,11 +161,6 @@ def timed(action: Callable[[], Result]) -> tuple[Result, float]:
     begin = time.perf_counter()
     result = action()
     return result, time.perf_counter() - begin
-
-
-def report(what: str, count: int, seconds: float) -> None:
-    """Print a rate."""
-    print(f"{what:<48} {count / seconds:>10,.0f} /s", flush=True)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 import os
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import trio
@@ -27,14 +26,14 @@ from rsky_pipeline.observability.ingester import IngesterMetrics
 from rsky_pipeline.runtime.link import Link
 from rsky_pipeline.streams.connection import Store, connect
 from rsky_pipeline.streams.names import FIREHOSE_LIVE
+from tests.benchmarks.report import Report
 from tests.data_frames import corpus_documents, corpus_frames
+from tests.stores import running_valkey
 
 MODES: tuple[Verify, ...] = ("none", "signature", "full")
 ROUNDS = 100
 _AT_ONCE = 100  # frames that a busy socket gives at once
 _RELAY = HostKey("relay.test")
-
-Report = Callable[[str, int, float], None]
 
 
 class Documents:
@@ -56,17 +55,18 @@ class Documents:
         return self._documents.get(did)
 
 
-def bench_ingest(url: str, report: Report) -> None:
+def bench_ingest(report: Report) -> None:
     """Measure every mode on real frames where there are any, else on simulated ones."""
     origin, frames, documents = _frames()
     spent = {}
-    for mode in MODES:
-        wall, processor = trio.run(_ingest, url, mode, frames, documents)
-        spent[mode] = processor
-        count = len(frames) * ROUNDS
-        report(f"{origin} frames to streams, verify = {mode}", count, wall)
-        report("  a second of processor time", count, processor)
-    print(f"  full verification costs {spent['full'] / spent['none']:.2f} times none")
+    with running_valkey() as url:
+        for mode in MODES:
+            wall, processor = trio.run(_ingest, url, mode, frames, documents)
+            spent[mode] = processor
+            count = len(frames) * ROUNDS
+            report.rate(f"{origin} frames to streams, verify = {mode}", count, wall)
+            report.figure("  processor time of the process, a frame", processor / count * 1e6, "us")
+    report.ratio("full verification, of none", spent["full"], spent["none"])
 
 
 async def _ingest(
@@ -86,8 +86,8 @@ async def _ingest(
         output, {}, BatchRule(), metrics, written=shared.states.written, dropped=shared.dropped
     )
     letters = RawDeadLetters("raw")
-    report = FeedReport("firehose_live", HostKey(_RELAY), metrics, letters)
-    cursor = writer.cursor(f"firehose_live:cursor:{_RELAY}", report.observe)
+    feed = FeedReport("firehose_live", HostKey(_RELAY), metrics, letters)
+    cursor = writer.cursor(f"firehose_live:cursor:{_RELAY}", feed.observe)
     collections = ("app.bsky.", "chat.bsky.")
     converter = RepoConverter(
         _RELAY, f"https://{_RELAY}", collections, counters, letters, verify=mode
