@@ -43,7 +43,10 @@ def command(
     except Exception as error:
         report_end(pipes, error)  # else the supervisor would know a code alone
         raise
-    code = run_worker(main, settings=settings, role=role, instance=instance, pipes=pipes)
+    code = run_worker(
+        main, settings=settings, role=role, instance=instance, pipes=pipes,
+        read_log_level=(lambda: run.read_again().log_level) if settings_fd is None else None,
+    )  # fmt: skip
     sys.exit(code)
 
 

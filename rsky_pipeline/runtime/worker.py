@@ -29,7 +29,7 @@ from rsky_pipeline.runtime import notify
 from rsky_pipeline.runtime.channel import BLAMELESS, EventSender, WorkerPipes
 from rsky_pipeline.runtime.context import WorkerContext
 from rsky_pipeline.runtime.errors import FORCED, UNEXPECTED, exit_code_of
-from rsky_pipeline.runtime.further_workers import forget, note
+from rsky_pipeline.runtime.further_workers import forget, level_asked_for, note
 from rsky_pipeline.runtime.health import Health
 from rsky_pipeline.runtime.log_file import LogFile
 from rsky_pipeline.runtime.metrics_port import open_metrics_server
@@ -59,17 +59,19 @@ def run_worker(
     role: str,
     instance: int = 1,
     pipes: WorkerPipes | None = None,
+    read_log_level: Callable[[], str] | None = None,
 ) -> int:
     """Run a role until a signal stops it; return the exit code of the process.
 
     Without pipes it runs standalone: no supervisor, and only systemd is notified of readiness.
+    SIGHUP then applies the level that `read_log_level` returns, which raises ValueError.
     """
     log_setup.configure(settings.log_level, settings.log_format, role=role, instance=instance)
     faulthandler.enable()
     raise_file_limit()
     ease_collector()
     take_turns_quickly()
-    worker = _Worker(main, settings, role, instance, pipes or WorkerPipes())
+    worker = _Worker(main, settings, role, instance, pipes or WorkerPipes(), read_log_level)
     try:
         trio.run(worker.run)
     except Exception as error:
@@ -90,9 +92,16 @@ class _Flags:
 
 class _Worker:
     def __init__(
-        self, main: RoleMain, settings: Settings, role: str, instance: int, pipes: WorkerPipes
+        self,
+        main: RoleMain,
+        settings: Settings,
+        role: str,
+        instance: int,
+        pipes: WorkerPipes,
+        read_log_level: Callable[[], str] | None,
     ) -> None:
         self._main = main
+        self._read_log_level = read_log_level
         self._settings = settings
         self._role = role
         self._instance = instance
@@ -193,6 +202,8 @@ class _Worker:
         """Report health while the event loop runs, including the drain."""
         while True:
             self._log_file.follow()
+            if (level := level_asked_for(self._note)) is not None:
+                _change_log_level(level)
             self._health.beat()
             self._health.observe(
                 {
@@ -220,9 +231,21 @@ class _Worker:
             task_status.started()
             async for number in signals:
                 if number == signal.SIGHUP and not self._log_file.hang_up():
+                    self._apply_configured_level()
                     continue
                 escalate = flags.stopping.is_set() or number == signal.SIGQUIT
                 self._stop(flags, signal.Signals(number).name, escalate)
+
+    def _apply_configured_level(self) -> None:
+        """Apply the log level of the configuration, as systems expect of SIGHUP."""
+        if self._read_log_level is None:
+            return
+        try:
+            level = self._read_log_level()
+        except ValueError as error:
+            log.error("log level not read again", extra={"error": str(error)})
+        else:
+            _change_log_level(level)
 
     async def _watch_supervisor(self, flags: _Flags) -> None:
         """Do what the supervisor asks for; drain if it is gone.
@@ -256,9 +279,13 @@ class _Worker:
 def _obey(words: list[str]) -> None:
     """Do what a line of the supervisor asks for; newer ones may ask for what is not known here."""
     if len(words) == 2 and words[0] == "log_level" and words[1] in LOG_LEVELS:
-        log_setup.set_level(words[1])
-        shown = max(logging.WARNING, logging.getLogger().level)  # whatever the level is now
-        log.log(shown, "log level changed", extra={"level": words[1]})
+        _change_log_level(words[1])
+
+
+def _change_log_level(level: str) -> None:
+    log_setup.set_level(level)
+    shown = max(logging.WARNING, logging.getLogger().level)  # whatever the level is now
+    log.log(shown, "log level changed", extra={"log_level": level})
 
 
 def _exit_in(seconds: float) -> None:

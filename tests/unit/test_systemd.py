@@ -196,8 +196,8 @@ def test_what_systemctl_shows_is_understood(tmp_path: Path) -> None:
 
 
 def test_a_reload_needs_no_program_that_a_small_system_lacks() -> None:
-    for role in start_order():
-        assert unit(role)["Service"]["ExecReload"].startswith("/bin/sh -c ")
+    for name in (*((role, "") for role in start_order()), *((role, "@") for role in MULTIPLE)):
+        assert unit(*name)["Service"]["ExecReload"].startswith("/bin/sh -c ")
 
 
 def test_the_last_lines_of_a_unit_are_its_own(

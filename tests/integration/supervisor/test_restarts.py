@@ -140,7 +140,7 @@ def test_the_log_level_changes_without_a_restart(pipeline: Pipeline) -> None:
     running = pipeline.up()
     result = pipeline.command("log-level", "indexer", "debug")
     assert (result.exit_code, result.output) == (0, "indexer: debug\n")
-    running.until_logged(r"indexer-1 +WARNING log level changed level=debug")
+    running.until_logged(r"indexer-1 +WARNING log level changed log_level=debug")
     os.kill(pipeline.child("indexer-1")["pid"], signal.SIGKILL)
     until(lambda: pipeline.child("indexer-1")["restarts"] == 1, "a restart")
     until(lambda: pipeline.seen("indexer")["level"] == "debug", "the level of the next worker")
@@ -150,7 +150,7 @@ def test_the_log_level_changes_without_a_restart(pipeline: Pipeline) -> None:
     # SIGHUP applies what is configured.
     pipeline.configure(log_level="error")
     running.signal(signal.SIGHUP)
-    running.until_logged(r"indexer-1 +ERROR +log level changed level=error")
+    running.until_logged(r"indexer-1 +ERROR +log level changed log_level=error")
 
 
 def test_health_is_503_until_the_worker_is_ready(pipeline: Pipeline) -> None:
