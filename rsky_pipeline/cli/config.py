@@ -2,10 +2,11 @@
 
 from dataclasses import asdict
 from typing import TYPE_CHECKING
+from urllib.parse import quote
 
 import click
 
-from rsky_pipeline.cli.command import Invocation, operator_command
+from rsky_pipeline.cli.command import CommandError, Invocation, operator_command
 from rsky_pipeline.cli.exit_codes import ExitCode
 from rsky_pipeline.cli.output import line, print_table, say
 from rsky_pipeline.configuration.load import ConfigurationError
@@ -39,6 +40,35 @@ def show(run: Invocation) -> None:
         for name, item in report.items()
     ]  # fmt: skip
     run.answer(report, lambda: print_table(("SETTING", "VALUE", "FROM"), rows))
+
+
+@operator_command(command, json=False)
+def url(run: Invocation) -> None:
+    """Print the URL of the database for an AppView on this machine, with its password.
+
+    With embedded stores it is that of embedded_database_port, else database_url.
+    """
+    from rsky_pipeline.embedded.locations import (
+        appview_password,
+        appview_url,
+        data_directory,
+        embedded_stores,
+    )
+
+    address = appview_url(run.settings)
+    if address is not None:
+        file = appview_password(data_directory(run.settings))
+        try:
+            password = file.read_text().strip()
+        except FileNotFoundError as error:
+            text = f"{file} is made when the embedded PostgreSQL starts: `rsky-pipeline start`"
+            raise CommandError(text, ExitCode.NOT_RUNNING) from error
+        line(address.replace("@", f":{quote(password, safe='')}@", 1))
+    elif embedded_stores(run.settings)[1]:
+        text = "no AppView can reach the embedded PostgreSQL: set embedded_database_port"
+        raise CommandError(text, ExitCode.USAGE)
+    else:
+        line(run.settings.database_url or "")
 
 
 @operator_command(command)

@@ -46,6 +46,7 @@ EXAMPLES: Mapping[str, str] = {
     "block remove": "rsky-pipeline block remove --host pds.example.com",
     "block list": "rsky-pipeline block list",
     "config show": "rsky-pipeline config show",
+    "config url": "rsky-pipeline config url",
     "config check": "rsky-pipeline config check --config rsky-pipeline.toml",
     "db create": "rsky-pipeline db create --dry-run",
     "db shell": "rsky-pipeline db shell -- -c 'SELECT count(*) FROM actor'",

@@ -123,6 +123,8 @@ def _let_appview_in(
         f"ALTER ROLE {role} LOGIN PASSWORD '{password}'",
         # An AppView reads everything, and writes mutes, bookmarks and the like.
         f"GRANT pg_read_all_data, pg_write_all_data TO {role}",
+        # bsync makes its tables in a schema of its own.
+        f"GRANT CREATE ON DATABASE {locations.DATABASE} TO {role}",
     ]
     single = [str(installation / "bin" / "postgres"), "--single", "-D", str(home / "data")]
     text = "".join(f"{statement}\n" for statement in statements)

@@ -257,6 +257,12 @@ def test_an_appview_reaches_the_embedded_database_by_its_password() -> None:
             ["config", "show", f"--data-dir={directory}", f"--set=embedded_database_port={port}"],
         )
         assert f"{url} (password in {locations.appview_password(directory)})" in shown.output
+        config_url = ["config", "url", f"--data-dir={directory}"]
+        asked = [*config_url, f"--set=embedded_database_port={port}"]
+        refused = CliRunner().invoke(main, config_url)
+        assert (refused.exit_code, "embedded_database_port" in refused.output) == (2, True)
+        early = CliRunner().invoke(main, asked)
+        assert (early.exit_code, "rsky-pipeline start" in early.output) == (3, True)
         for _ in range(2):
             with running(postgres.prepare(settings)) as store:
                 initialise(store.url, "bsky")
@@ -265,6 +271,10 @@ def test_an_appview_reaches_the_embedded_database_by_its_password() -> None:
                     appview.execute("INSERT INTO bsky.mute VALUES ('a', 'b', 't') "
                                     "ON CONFLICT DO NOTHING")  # fmt: skip
                     assert appview.execute("SELECT count(*) FROM bsky.record").fetchone() == (0,)
+                printed = CliRunner().invoke(main, asked).stdout.strip()
+                with psycopg.connect(printed) as bsync:  # which makes its own tables
+                    bsync.execute("CREATE SCHEMA bsync")
+                    bsync.rollback()
                 for user, secret in (("appview", "wrong"), ("postgres", "")):
                     with pytest.raises(psycopg.OperationalError, match=r"authentication|pg_hba"):
                         psycopg.connect(url, user=user, password=secret)
