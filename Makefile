@@ -8,17 +8,18 @@ NATIVE := $(wildcard rsky_pipeline/*/*.pyx rsky_pipeline/*/*/*.pyx)
 MINUTES ?= 60
 KILLS   ?= 50
 
-.PHONY: demo run test test-fast test-long outages fuzz test-real test-host mutate lint format docs bench binary lock clean help
+.PHONY: demo run test test-fast test-long outages fuzz test-real test-host official mutate lint format docs bench binary lock clean help
 
 help:
 	@echo "make demo       the whole pipeline on a simulated network, offline: a minute"
 	@echo "make run        all roles against the configured relays (default: bsky.network)"
-	@echo "make test       all tests but those of test-long, test-real and test-host: about ten minutes on two cores"
+	@echo "make test       all tests but those of test-long, test-real, test-host and official: about ten minutes on two cores"
 	@echo "make test-fast  without crash, overload and whole-pipeline tests: about half of that"
 	@echo "make test-long  tests that take minutes each, KILLS=50 random kills: about an hour"
 	@echo "make outages    make each outage for real, as root, and write docs/outages.md: about an hour"
 	@echo "make test-real  the pipeline on servers and networks of Debian's packages, as root: about half an hour"
 	@echo "make test-host  the operator's pages on a Debian with systemd, as root: about a quarter of an hour"
+	@echo "make official   the pipeline beside the official network of npm's packages: about half an hour"
 	@echo "make fuzz       mutated inputs of everything that reads a stranger's bytes: MINUTES=60"
 	@echo "make mutate     plant bugs in the files that correctness rests on, each must fail a test: about an hour"
 	@echo "make lint       ruff and mypy: a minute"
@@ -46,7 +47,7 @@ test: $(STAMP)
 	$(BIN)/python -m pytest --numprocesses auto --dist worksteal
 
 test-fast: $(STAMP)
-	$(BIN)/python -m pytest --numprocesses auto --dist worksteal -m 'not slow and not long and not real and not host'
+	$(BIN)/python -m pytest --numprocesses auto --dist worksteal -m 'not slow and not long and not real and not host and not official'
 
 # What takes minutes and the whole machine: real program files under load, thousands of repos.
 test-long: $(STAMP)
@@ -66,6 +67,11 @@ test-real: $(STAMP)
 test-host: $(STAMP)
 	$(BIN)/python -m tests.host
 	$(BIN)/python -m pytest -m host -o faulthandler_timeout=0 tests/host
+
+# The official network of npm's packages, RELEASE=0.0.280 for one release. Nothing is skipped.
+official: $(STAMP)
+	RELEASE='$(RELEASE)' $(BIN)/python -m tests.official
+	RELEASE='$(RELEASE)' $(BIN)/python -m pytest -m official -o faulthandler_timeout=0 tests/official
 
 # Guided by coverage where atheris has a wheel for this machine, else by mutation alone.
 fuzz: $(STAMP)

@@ -1,0 +1,32 @@
+"""Say what `make official` covers and what it lacks here, and install the official packages."""
+
+import os
+import sys
+
+from tests.official.installation import RELEASES, installed, missing
+
+COVERS = f"""\
+make official runs the pipeline beside the official network of npm's packages, on loopback:
+PLC directory, two PDSes, AppView with its data plane, bsync, Ozone.
+  all rows of both indexers, live and from history, and the answers of an AppView over each
+It takes about a quarter of an hour for each release ({", ".join(RELEASES)}; RELEASE=VERSION for
+one), and five minutes more where its packages have to be installed: 650 MB each."""
+
+
+def main() -> int:
+    """Return the exit code."""
+    print(COVERS, flush=True)
+    wanted = os.environ.get("RELEASE")
+    if wanted and wanted not in RELEASES:
+        print(f"\nRELEASE={wanted} is none of tests/official/releases: {', '.join(RELEASES)}")
+        return 1
+    if lacks := missing():
+        print("\nIt cannot run here:", *lacks, sep="\n  ")
+        return 1
+    for release in [wanted] if wanted else RELEASES:
+        installed(release, lambda text: print(text, flush=True))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

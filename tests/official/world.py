@@ -1,0 +1,131 @@
+"""An official network with people on it, its own indexer, and our pipeline beside that."""
+
+import contextlib
+import json
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import psycopg
+
+from tests import stores
+from tests.official import rows
+from tests.official.installation import Installation
+from tests.official.kinds import Facts
+from tests.official.network import Network, Pds, free_port, official_network, wait_until
+from tests.official.people import People
+from tests.official.pipeline import Following, following
+
+OFFICIAL_SCHEMA = "official"
+ACCOUNTS = 30
+ACTS = 1_200
+KILL_EVERY = 80  # acts
+READ_SECONDS = 120.0
+
+
+@dataclass(slots=True)
+class Indexer:
+    """The official indexer, which follows both PDSes in the order in which their events come."""
+
+    network: Network
+    url: str
+    database_url: str
+    errors: Path
+
+    @classmethod
+    def start(cls, network: Network, folder: Path) -> "Indexer":
+        """Start it on a schema of its own in the network's database."""
+        port, errors = free_port(), folder / "refused.jsonl"
+        errors.touch()
+        network.service(
+            "indexer", databaseUrl=network.database_url, schema=OFFICIAL_SCHEMA, port=port,
+            plcUrl=network.plc, services=[pds.relay for pds in network.pdses], errors=str(errors),
+        )  # fmt: skip
+        return cls(network, f"http://127.0.0.1:{port}", network.database_url, errors)
+
+    def wait(self, pds: Pds) -> None:
+        """Return when it has everything that a PDS has published."""
+        seq = pds.last_seq()
+        wait_until(lambda: self._cursor(pds) >= seq, lambda: str(self._state()), READ_SECONDS)
+
+    def refused(self) -> dict[str, str]:
+        """Return the subjects of its errors, with the last error of each."""
+        lines = map(json.loads, self.errors.read_text().splitlines())
+        return {each["subject"]: each["error"] for each in lines}
+
+    def _cursor(self, pds: Pds) -> int:
+        return int(self._state()["cursors"].get(pds.relay, 0))
+
+    def _state(self) -> Any:
+        return self.network.http.get(self.url).json()
+
+
+@dataclass(slots=True)
+class World:
+    """Everything, at a point in time at which both indexers are at the end."""
+
+    installation: Installation
+    network: Network
+    people: People
+    indexer: Indexer
+    live: Following
+    folder: Path
+    seed: int
+
+    def settle(self) -> None:
+        """Return when both have indexed everything."""
+        for pds in self.network.pdses:
+            self.indexer.wait(pds)
+        self.live.wait()
+
+    def facts(self, ours: Following) -> Facts:
+        """Read both databases, and sort their differences into kinds."""
+        facts = Facts(
+            rows.read(self.indexer.database_url, OFFICIAL_SCHEMA), rows.read(ours.url, ours.schema),
+            self.indexer.refused(), self.people.gone, self.people.edited,
+        )  # fmt: skip
+        for difference in rows.differences(facts.official, facts.ours):
+            facts.explain(difference)
+        return facts
+
+
+@contextlib.contextmanager
+def populated(installation: Installation, server: str, seed: int) -> Iterator[World]:
+    """Run a network, and let people live on it while both follow and workers of ours are killed."""
+    with (
+        stores.fresh_database(server) as database,
+        stores.scratch_directory() as folder,
+        official_network(installation, folder, database) as network,
+    ):
+        indexer = Indexer.start(network, folder)
+        settings = {"enumerate_repos": "false", "initial_cursor": "oldest", "validation": "strict"}
+        with following(network, folder / "live", **settings) as live:
+            people = People(network, seed)
+            people.before = indexer.wait
+            world = World(installation, network, people, indexer, live, folder, seed)
+            for number in range(ACCOUNTS):
+                people.join(network.pdses[number % 4 == 3])
+            choose = random.Random(seed)
+            upgrade = partial(live.command, "db", "init", "--appview", installation.release)
+            for number in people.live(ACTS, world.settle):
+                if number % KILL_EVERY == KILL_EVERY // 2:
+                    live.kill_one(choose)
+                if number == ACTS // 2:
+                    upgrade()
+            world.settle()
+            yield world
+
+
+def copy_labels(ours: Following, network: Network) -> None:
+    """Give the official database our labels: nothing that is published follows a labeler."""
+    columns = "src, uri, cid, val, neg, cts, exp"
+    with psycopg.connect(ours.url) as source, psycopg.connect(network.database_url) as target:
+        found = source.execute(f"SELECT {columns} FROM {ours.schema}.label").fetchall()
+        target.execute(f"TRUNCATE {OFFICIAL_SCHEMA}.label")
+        insert = (
+            f"INSERT INTO {OFFICIAL_SCHEMA}.label ({columns}) VALUES (%s, %s, %s, %s, %s, %s, %s)"
+        )
+        target.cursor().executemany(insert, found)
