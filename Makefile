@@ -16,7 +16,7 @@ help:
 	@echo "make test       all tests but those of test-long, test-real, test-host and official: about ten minutes on two cores"
 	@echo "make test-fast  without crash, overload and whole-pipeline tests: about half of that"
 	@echo "make test-long  tests that take minutes each, KILLS=50 random kills: about an hour"
-	@echo "make outages    make each outage for real, as root, and write docs/outages.md: about an hour"
+	@echo "make outages    make each outage for real, as root, and write docs/outages.md: half an hour"
 	@echo "make test-real  the pipeline on servers and networks of Debian's packages, as root: about half an hour"
 	@echo "make test-host  the operator's pages on a Debian with systemd, as root: about a quarter of an hour"
 	@echo "make official   the pipeline beside the official network of npm's packages: about half an hour"
