@@ -278,14 +278,18 @@ def _show_adoption(found: "Adoption") -> None:
         if cursor.remark:
             line(f"cursor of {cursor.host} in {cursor.stream} ({cursor.theirs}): {cursor.remark}")
     for who, heading in (
-        ("apply", "--apply does"), ("repair", "--repair does"), ("operator", "for you to do"),
+        ("apply", "--apply does"), ("repair", "--repair does"),
+        ("operator", "for you to do"),
     ):  # fmt: skip
         for step in found.steps:
             if step.by == who:
-                took = "" if step.seconds is None else f" (about {duration(step.seconds)})"
+                seconds = step.seconds or 0.0
+                took = f" (about {duration(seconds)})" if seconds >= 1.0 else ""
                 line(f"{heading}: {step.text}{took}")
                 for text in filter(None, (step.command, step.sql)):
                     line(f"  {text}")
+    if any(step.sql for step in found.steps):
+        line("SQL is for `rsky-pipeline db shell`")
 
 
 @operator_command(command)
@@ -537,6 +541,9 @@ def _show_lines(prefix: str, lines: Sequence[str], otherwise: str) -> None:
 
 def _show_differences(differences: "Sequence[Difference]") -> None:
     for item in differences:
+        if item.severity == "note":
+            line(f"note: {item.subject}: {item.found}; {item.advice.partition(': ')[2]}")
+            continue
         line(f"{item.severity}: {item.subject}")
         line(f"  expected: {item.expected or 'nothing'}")
         line(f"  found:    {item.found or 'nothing'}")

@@ -83,7 +83,7 @@ def _prepare_database(settings: "Settings") -> list[str]:
         SchemaMismatchError,
         TransactionConflictError,
     )
-    from rsky_pipeline.database.schema import initialise, pending
+    from rsky_pipeline.database.schema import check, initialise, pending
     from rsky_pipeline.runtime.errors import (
         PermissionDeniedError,
         SettingError,
@@ -97,6 +97,10 @@ def _prepare_database(settings: "Settings") -> list[str]:
         if not pending(url, settings.database_schema):
             return []  # who uses the database looks at the pair
         _require_pair(settings)
+        for each in check(url, settings.database_schema):
+            if each.subject.startswith("trigger "):  # seen before anything is written
+                details = {"trigger": each.subject, "advice": each.advice}
+                log.warning("a trigger of others fires for rows", extra=details)
         return initialise(url, settings.database_schema)
     except LoginRefusedError as error:
         raise PermissionDeniedError(f"PostgreSQL at {redacted(url)}: {error}") from error

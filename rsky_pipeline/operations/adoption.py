@@ -244,11 +244,11 @@ def _cursors(
 def _steps(
     report: Adoption, url: str, schema: str, sizes: Mapping[str, TableSize], rate: float
 ) -> Iterator[Step]:
-    for text in pending(url, schema):
-        seconds = None
-        if text.endswith("_pipeline"):  # it makes an index
-            seconds = _build_seconds(sizes, "op_thread_reply", rate)
-        yield Step("schema", text, "apply", seconds)
+    changes = [text for text in pending(url, schema) if not text.startswith("keep ")]
+    if changes:
+        text = f"make what is ours: {len(changes)} changes, which `rsky-pipeline db init` lists"
+        yield Step("schema", text, "apply", _build_seconds(sizes, "op_thread_reply", rate),
+                   "rsky-pipeline db init --dry-run")  # fmt: skip
     for cursor in report.cursors:
         if cursor.ours is not None:
             text = f"start {cursor.stream} of {cursor.host} at {cursor.ours} (its: {cursor.theirs})"

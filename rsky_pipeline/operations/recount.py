@@ -83,10 +83,12 @@ def recount(database: Database, scope: Scope, *, repair: bool) -> Iterator[Recou
 
 
 def drifts_of(database: Database, aggregate: Aggregate, keys: list[str]) -> list[Drift]:
-    """Return the differences among some keys, without repairing them. Raises DatabaseError."""
+    """Return the differences among some keys, without a lock. Raises DatabaseError."""
     found: list[Drift] = []
     for start in range(0, len(keys), BATCH_KEYS):
-        found += _one(database, aggregate, keys[start : start + BATCH_KEYS], repair=False)
+        with database.transaction() as tx:
+            some = sorted(keys[start : start + BATCH_KEYS])
+            found += _differences(tx, aggregate, some, _stored(tx, aggregate, some))
     return found
 
 
@@ -143,7 +145,16 @@ def _recount(
     tx: Transaction, aggregate: Aggregate, keys: list[str], *, repair: bool
 ) -> tuple[Drift, ...]:
     keys = sorted(keys)
-    stored = _lock(tx, aggregate, keys, make=repair)
+    drifts = _differences(tx, aggregate, keys, _lock(tx, aggregate, keys, make=repair))
+    if repair:
+        _repair(tx, aggregate, drifts)
+        forget_zeros(tx, aggregate.table, keys)
+    return tuple(drifts)
+
+
+def _differences(
+    tx: Transaction, aggregate: Aggregate, keys: list[str], stored: Mapping[str, tuple[int, ...]]
+) -> list[Drift]:
     drifts: list[Drift] = []
     for place, column in enumerate(aggregate.counts):
         counted = _count(tx, aggregate.counts[column], keys)
@@ -151,26 +162,30 @@ def _recount(
             was, is_ = stored[key][place], counted.get(key, 0)
             if was != is_:
                 drifts.append(Drift(aggregate.table, key, column, was, is_))
-    if repair:
-        _repair(tx, aggregate, drifts)
-        forget_zeros(tx, aggregate.table, keys)
-    return tuple(drifts)
+    return drifts
 
 
 def _lock(
     tx: Transaction, aggregate: Aggregate, keys: list[str], *, make: bool
 ) -> dict[str, tuple[int, ...]]:
     """Make the rows that are missing if asked to, lock all, and return their counts by key."""
-    table, key = aggregate.table, aggregate.key
-    columns = ", ".join(f'"{column}"' for column in aggregate.counts)
     if make:
         tx.execute(
-            f"INSERT INTO {table} ({key}) SELECT * FROM unnest(%b::text[]) ON CONFLICT DO NOTHING",
+            f"INSERT INTO {aggregate.table} ({aggregate.key}) SELECT * FROM unnest(%b::text[]) "
+            "ON CONFLICT DO NOTHING",
             (keys,),
         )
+    return _stored(tx, aggregate, keys, "FOR UPDATE")
+
+
+def _stored(
+    tx: Transaction, aggregate: Aggregate, keys: list[str], lock: str = ""
+) -> dict[str, tuple[int, ...]]:
+    key = aggregate.key
+    columns = ", ".join(f'"{column}"' for column in aggregate.counts)
     rows = tx.query(
-        f"SELECT {key}, {columns} FROM {table} WHERE {key} = ANY(%b::text[]) "
-        f'ORDER BY {key} COLLATE "C" FOR UPDATE',
+        f"SELECT {key}, {columns} FROM {aggregate.table} WHERE {key} = ANY(%b::text[]) "
+        f'ORDER BY {key} COLLATE "C" {lock}',
         (keys,),
     )
     none = dict.fromkeys(keys, (0,) * len(aggregate.counts))

@@ -2,7 +2,7 @@
 
 A kind is a condition on the rows of one table. All kinds of a table are counted in one pass: over
 the whole table while it is small, otherwise over a sample of its blocks, from which the number in
-the table is estimated. Reads only, but for the locks of `sample_drift`.
+the table is estimated. Reads only.
 """
 
 from collections.abc import Callable, Iterator
@@ -28,7 +28,7 @@ Repair = Literal["rebuild", "handles", "deletions", "recount", "labels", "sql"]
 class Kind:
     """A kind of wrong rows: the condition for a row `x` of the table.
 
-    Of a table without `column` there are none.
+    Of a table without `column` there are none; `index` has to begin an index.
     """
 
     name: str
@@ -37,6 +37,7 @@ class Kind:
     condition: str
     repair: Repair = "rebuild"
     column: str = "uri"
+    index: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,11 +102,11 @@ KINDS: tuple[Kind, ...] = (
     Kind("edited", "post", "posts that were edited: their rows are of the version before",
          f"EXISTS ({_RECORD} AND r.cid <> x.cid)"),
     Kind("embeds", "post", "posts whose embed has no row", f"EXISTS ({_RECORD} AND ({_EMBEDS}))"),
-    Kind("gate_verdicts", "post", "replies by others in gated threads without a verdict, as those "
-         "keep that are allowed",
-         """(x."replyRoot" IS NOT NULL AND x."violatesThreadGate" IS NULL AND EXISTS
+    Kind("gate_verdicts", "post", "replies by others that a thread gate forbids to all, not marked",
+         """(x."replyRoot" IS NOT NULL AND x."violatesThreadGate" IS NOT TRUE AND EXISTS
          (SELECT FROM thread_gate g JOIN record r ON r.uri = g.uri WHERE g."postUri" = x."replyRoot"
-         AND g.creator <> x.creator AND r.json LIKE '%"allow"%'))"""),
+         AND g.creator <> x.creator AND r.json LIKE '%"allow":[]%'
+         AND g."createdAt" < x."sortAt"))"""),
     Kind("gate_flags", "post", "posts that do not show their thread gate or post gate",
          """((x."hasThreadGate" IS NOT TRUE AND EXISTS
          (SELECT FROM thread_gate g WHERE g."postUri" = x.uri AND g.creator = x.creator))
@@ -113,7 +114,8 @@ KINDS: tuple[Kind, ...] = (
          (SELECT FROM post_gate g WHERE g."postUri" = x.uri AND g.creator = x.creator)))"""),
     Kind("own_threads", "post", "replies to oneself that are in no thread of the author",
          """(split_part(x."replyRoot", '/', 3) = x.creator AND NOT EXISTS
-         (SELECT FROM op_thread_reply o WHERE o.uri = x.uri))"""),
+         (SELECT FROM op_thread_reply o
+         WHERE o."rootUri" = x."replyRoot" AND o.uri = x.uri))"""),
     *(_dates(table) for table in ("post", "like", "repost", "follow")),
     *(_skipped(table) for table in ("like", "repost", "follow", "actor_block")),
     Kind("left_feed_item", "feed_item", "items of posts or reposts that are gone", _UNRECORDED),
@@ -146,35 +148,51 @@ KINDS: tuple[Kind, ...] = (
          "sql", "recordUri"),
     Kind("repeated", "notification", "notifications that are there more than once",
          """EXISTS (SELECT FROM notification n WHERE n."recordUri" = x."recordUri"
-         AND n.did = x.did AND n.reason = x.reason AND n.ctid < x.ctid)""", "sql", "recordUri"),
+         AND n.did = x.did AND n.reason = x.reason AND n.ctid < x.ctid)""",
+         "sql", "recordUri", "recordUri"),
     Kind("expiries", "label", "labels with a time in another form", f"x.exp !~ {_NORMAL} "
          f"OR x.cts !~ {_NORMAL}", "labels"),
 )  # fmt: skip
 
+# The planner's way: the density of the last analysis, and the size of now.
 _SIZES = """
-SELECT c.relname::text, c.reltuples::float8, pg_table_size(c.oid), ARRAY(
-    SELECT a.attname::text FROM pg_attribute a WHERE a.attrelid = c.oid AND NOT a.attisdropped)
+SELECT c.relname::text, pg_table_size(c.oid),
+    pg_relation_size(c.oid) / current_setting('block_size')::int8,
+    CASE WHEN c.reltuples > 0 AND c.relpages > 0 THEN c.reltuples::float8 / c.relpages END,
+    ARRAY(SELECT a.attname::text FROM pg_attribute a
+        WHERE a.attrelid = c.oid AND NOT a.attisdropped),
+    ARRAY(SELECT a.attname::text FROM pg_index x
+        JOIN pg_attribute a ON a.attrelid = x.indrelid AND a.attnum = x.indkey[0]
+        WHERE x.indrelid = c.oid AND x.indisvalid AND x.indpred IS NULL)
 FROM pg_class c WHERE c.relnamespace = %s::regnamespace AND c.relkind IN ('r', 'p')
 """
+_COUNTED_PAGES = 1_000  # of a table that was never analysed
 
 
 @dataclass(frozen=True, slots=True)
 class TableSize:
-    """A table; `rows` is PostgreSQL's own estimate, or counted where it has none."""
+    """A table: an estimate of its rows, its size, its columns, and those that begin an index."""
 
     name: str
     rows: int
     bytes: int
     columns: frozenset[str]
+    indexed: frozenset[str]
 
 
 def table_sizes(database: Database, schema: str) -> dict[str, TableSize]:
-    """Return the tables of a schema by name; a table that was never analysed is counted."""
+    """Return the tables of a schema by name."""
     found = {}
-    for name, rows, size, columns in database.query(_SIZES, [quote_schema(schema)]):
-        if rows < 0:
-            ((rows,),) = database.query(f'SELECT count(*) FROM "{name}"')
-        found[name] = TableSize(name, int(rows), size, frozenset(columns))
+    for name, size, pages, density, columns, indexed in database.query(
+        _SIZES, [quote_schema(schema)]
+    ):
+        if density is None:
+            counted = max(1, min(pages, _COUNTED_PAGES))
+            sql = f"SELECT count(*) FROM \"{name}\" WHERE ctid < '({counted},1)'"
+            density = database.query(sql)[0][0] / counted
+            pages = max(1, pages)
+        rows = round(density * pages)
+        found[name] = TableSize(name, rows, size, frozenset(columns), frozenset(indexed))
     return found
 
 
@@ -184,7 +202,10 @@ def count_wrong_rows(
     """Yield every kind that has rows, by table. Raises DatabaseError."""
     by_table: dict[str, list[Kind]] = {}
     for kind in KINDS:
-        if kind.table in sizes and kind.column in sizes[kind.table].columns:
+        size = sizes.get(kind.table)
+        if size is None or kind.column not in size.columns:
+            continue
+        if not kind.index or kind.index in size.indexed:
             by_table.setdefault(kind.table, []).append(kind)
     for table, kinds in by_table.items():
         size = sizes[table]

@@ -10,8 +10,11 @@ import pytest
 from click.testing import CliRunner, Result
 
 from rsky_pipeline.cli import main
+from rsky_pipeline.cli.run import _prepare_database
+from rsky_pipeline.configuration.settings import Settings
 from rsky_pipeline.database.schema import check, initialise
 from rsky_pipeline.indexer.collections.post import FINISHED_COLUMNS
+from rsky_pipeline.operations import wrong_rows
 from rsky_pipeline.operations.recount import Scope, recount
 from rsky_pipeline.operations.wrong_rows import KINDS
 from tests.data import test_data
@@ -117,6 +120,21 @@ def test_missing_indexes_are_given_as_sql(clean_database: str, adopt: Run) -> No
     execute(clean_database, f"SET search_path TO bsky; {step['sql'].replace('CONCURRENTLY', '')}")
     steps = json.loads(adopt("--dry-run", "--json").stdout)["steps"]
     assert [each for each in steps if each["by"] == "operator"] == []
+
+
+def test_a_start_names_triggers_before_anything_is_written(
+    clean_database: str, clean_redis: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    load(clean_database, "blacksky-fork")
+    settings = Settings(redis_url=clean_redis, database_url=clean_database)
+    assert _prepare_database(settings)
+    found = [record for record in caplog.records if hasattr(record, "trigger")]
+    assert [record.__dict__["trigger"] for record in found] == [
+        "trigger bsky.notification.notification_push_insert_notify"
+    ]
+    caplog.clear()
+    assert not _prepare_database(settings)
+    assert not [record for record in caplog.records if hasattr(record, "trigger")]
 
 
 def test_cursors_are_taken_over_where_we_have_none(
@@ -319,3 +337,33 @@ def test_every_kind_can_be_counted(adopt: Run, clean_database: str) -> None:
     document = json.loads(adopt("--dry-run", "--json").stdout)
     assert document["wrong"] == []
     assert len({kind.name for kind in KINDS}) == len(KINDS)
+
+
+def test_large_tables_are_counted_by_samples(
+    clean_database: str, adopt: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load(clean_database, "official-61")
+    initialise(clean_database)
+    execute(clean_database, """
+        INSERT INTO bsky.actor (did, "indexedAt") SELECT 'did:plc:' || n, CASE n % 2
+        WHEN 0 THEN '1970-01-01T00:00:00Z' ELSE '2026-01-01T00:00:00.000Z' END
+        FROM generate_series(1, 4000) n
+    """)  # fmt: skip
+    execute(
+        clean_database,
+        """
+        INSERT INTO bsky.profile_agg (did, "postsCount") SELECT did, 1 FROM bsky.actor
+    """,
+    )
+    for analysed in (False, True):
+        if analysed:
+            execute(clean_database, "ANALYZE")
+        monkeypatch.setattr(wrong_rows, "EXACT_ROWS", 1_000)
+        monkeypatch.setattr(wrong_rows, "SAMPLE_ROWS", 500)
+        wrong = json.loads(adopt("--dry-run", "--json").stdout)["wrong"]
+        found = {each["name"]: each for each in wrong}
+        assert found.keys() == {"handles", "counts_profile_agg"}
+        assert not any(each["exact"] for each in wrong)
+        assert abs(found["handles"]["estimate"] - 2_000) < 200
+        assert found["handles"]["seen"] < 4_000
+        assert abs(found["counts_profile_agg"]["estimate"] - 4_000) < 200
