@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from rsky_pipeline.configuration.topology import ROLE_NAMES
+from rsky_pipeline.runtime.errors import UNAVAILABLE
 from rsky_pipeline.runtime.health_document import CursorHealth, read_health
 from rsky_pipeline.supervisor.errors import NoAnswerError, NotRunningError, RequestRefusedError
 from rsky_pipeline.supervisor.machine import Exit
 from rsky_pipeline.supervisor.protocol import MAX_ANSWER_BYTES, VERSION, encode, sockets
 
 CONNECT_SECONDS = 5.0
+OFTEN = 2  # unplanned ends of one worker that are no accident any more
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,14 +88,26 @@ def not_ready(supervisors: Iterable[Supervisor], roles: Sequence[str] = ROLE_NAM
     ]
 
 
-def crash_loops(supervisors: Iterable[Supervisor]) -> list[str]:
-    """Return a line for each worker that ends again and again, or for good."""
+def crash_loops(supervisors: Iterable[Supervisor], roles: Sequence[str]) -> list[str]:
+    """Return a line for each worker of roles that ends again and again, or for good.
+
+    Also one that is between two of its ends: it ended OFTEN times since its supervisor started.
+    """
+    workers = [child for each in supervisors for child in each.status["processes"]
+               if child["kind"] == "worker" and child["role"] in roles]  # fmt: skip
     return [
-        _described(child)
-        for each in supervisors
-        for child in each.status["processes"]
-        if child["kind"] == "worker" and child["state"] in ("crashloop", "failed")
-    ]
+        *(_described(each) for each in workers if each["state"] in ("crashloop", "failed")),
+        *(f"{each['name']} ended {each['restarts']} times: {Exit(**each['last_exit']).describe()}"
+          for each in workers
+          if each["state"] not in ("crashloop", "failed") and each["restarts"] >= OFTEN
+          and _is_to_blame(each["last_exit"])),
+    ]  # fmt: skip
+
+
+def _is_to_blame(last_exit: dict[str, Any] | None) -> bool:
+    """Return whether a worker ended because of its work, and not of a store that was away."""
+    how = Exit(**last_exit) if last_exit else None
+    return how is not None and not how.blameless and how.code != UNAVAILABLE
 
 
 def _described(child: dict[str, Any]) -> str:

@@ -1,8 +1,10 @@
 """Asking and telling the system's service manager, by its own commands."""
 
 import shlex
+import signal
 import subprocess
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,10 +16,9 @@ RUNNING = Path("/run/systemd/system")  # exists where systemd is the init, see s
 ASK_SECONDS = 30.0
 _FACTS = (
     *("Id", "LoadState", "ActiveState", "SubState", "Result", "MainPID"),
-    *("ExecStart", "Environment"),
+    *("ExecStart", "Environment", "InvocationID", "NRestarts", "ExecMainCode", "ExecMainStatus"),
 )
-
-START_LIMIT = "start-limit-hit"
+_EXITED, _KILLED = "1", ("2", "3")  # ExecMainCode, which is si_code of waitid(2)
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,11 +34,22 @@ class Unit:
     program: Path | None
     configuration: Path | None = None
     unpacks_to: Path | None = None  # the folder where its program file unpacks
+    restarts: int = 0  # by systemd itself, since somebody started it
+    exit_code: int | None = None  # of its last process that ended
+    signal: int | None = None  # that killed its last process
+    invocation: str = ""  # the id of its last start
 
     @property
     def is_up(self) -> bool:
         """Whether a process of it may run."""
         return self.active not in ("inactive", "failed")
+
+    @property
+    def end(self) -> str:
+        """How its last process ended, empty where none has."""
+        if self.signal is not None:
+            return f"killed by {signal.Signals(self.signal).name}"
+        return "" if self.exit_code is None else f"exit code {self.exit_code}"
 
 
 class Systemd:
@@ -63,6 +75,7 @@ class Systemd:
         text = self._run("show", f"--property={','.join(_FACTS)}", name)
         facts = dict(line.partition("=")[::2] for line in text.splitlines())
         pid = facts.get("MainPID", "0")
+        how, status = facts.get("ExecMainCode"), int(facts.get("ExecMainStatus") or 0)
         return Unit(
             name=name,
             load=facts.get("LoadState", "not-found"),
@@ -73,6 +86,10 @@ class Systemd:
             program=_program(facts.get("ExecStart", "")),
             configuration=_configuration(facts.get("ExecStart", "")),
             unpacks_to=_unpacks_to(facts.get("Environment", "")),
+            restarts=int(facts.get("NRestarts") or 0),
+            exit_code=status if how == _EXITED else None,
+            signal=status if how in _KILLED else None,
+            invocation=facts.get("InvocationID", ""),
         )
 
     def start(self, names: Sequence[str]) -> None:
@@ -91,30 +108,29 @@ class Systemd:
         """Start or restart units, past their start limit.
 
         The limit is for crash loops, not for starts that somebody asks for: ten restarts in five
-        minutes of ordinary work would leave units that cannot be started.
+        minutes of ordinary work would leave units that cannot be started, and so would the crashes
+        of a version that is rolled back. A unit that systemd gave up keeps the result of its last
+        crash, so the limit is lifted without a look.
         """
-        try:
-            self._run(verb, *names, seconds=None)
-        except WorkerError:
-            limited = [name for name in names if self.show(name).result == START_LIMIT]
-            if not limited:
-                raise
-            self._run("reset-failed", *limited)
-            self._run(verb, *names, seconds=None)
+        with suppress(WorkerError):  # a unit that is not loaded has no limit
+            self._run("reset-failed", *names)
+        self._run(verb, *names, seconds=None)
 
     def kill(self, names: Sequence[str]) -> None:
         """Send SIGKILL to every process of units."""
         self._run("kill", "--signal=SIGKILL", *names)
 
-    def last_lines(self, name: str, count: int = 20) -> str:
-        """Return the end of what a unit's processes log, empty where the journal is not readable.
+    def last_lines(self, unit: Unit, count: int = 200) -> str:
+        """Return the end of what a unit's processes logged since its last start.
 
-        Without what systemd says of the unit.
+        Empty where the journal is not readable. Without what systemd says of the unit.
         """
         command = ["journalctl", "--no-pager", "--quiet", "--output=cat", f"--lines={count}"]
+        if unit.invocation:
+            command.append(f"_SYSTEMD_INVOCATION_ID={unit.invocation}")
         try:
             result = subprocess.run(
-                [*command, f"_SYSTEMD_UNIT={name}"], capture_output=True, text=True,
+                [*command, f"_SYSTEMD_UNIT={unit.name}"], capture_output=True, text=True,
                 timeout=ASK_SECONDS, errors="replace", check=False,
             )  # fmt: skip
         except (OSError, subprocess.TimeoutExpired):

@@ -158,6 +158,9 @@ class FakeManager:
     def reload(self, roles: Sequence[str], tell: Tell) -> None:
         pass
 
+    def crash_loops(self, roles: Sequence[str]) -> list[str]:
+        return []
+
     def close(self, tell: Tell, deadline: float | None = None) -> RoleMove:
         return RoleMove()
 

@@ -15,7 +15,7 @@ from rsky_pipeline.cli import main
 from rsky_pipeline.configuration.load import load
 from rsky_pipeline.configuration.topology import ROLES, start_order, stop_order
 from rsky_pipeline.systemd import files
-from rsky_pipeline.systemd.systemctl import Systemd
+from rsky_pipeline.systemd.systemctl import Systemd, Unit
 
 FOLDER = Path(files.__file__).parent / "units"
 UNITS = sorted(path for path in FOLDER.iterdir() if path.suffix in (".service", ".target"))
@@ -203,11 +203,18 @@ def test_a_reload_needs_no_program_that_a_small_system_lacks() -> None:
 def test_the_last_lines_of_a_unit_are_its_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """`--unit` would end with lines of systemd, such as "Started ..."."""
+    """`--unit` would end with lines of systemd, such as "Started ...".
+
+    Without its last start, they would be those of the version before, where the new one says
+    nothing.
+    """
     program = tmp_path / "journalctl"
     program.write_text('#!/bin/sh\necho "$@"\n')
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
-    words = Systemd().last_lines("rsky-indexer.service").split()
+    name = "rsky-indexer.service"
+    state = Unit(name, "loaded", "failed", "failed", "signal", None, None, invocation="b0fa")
+    words = Systemd().last_lines(state).split()
+    assert "_SYSTEMD_INVOCATION_ID=b0fa" in words
     assert "_SYSTEMD_UNIT=rsky-indexer.service" in words
     assert not any(word.startswith("--unit") for word in words)

@@ -38,8 +38,6 @@ from rsky_pipeline.operations.ordered.movement import Manager, Movement, Tell
 from rsky_pipeline.operations.ordered.supervised import Supervised
 from rsky_pipeline.operations.ordered.units import Units
 from rsky_pipeline.runtime.errors import WorkerError
-from rsky_pipeline.supervisor import client
-from rsky_pipeline.supervisor.errors import NoAnswerError, NotRunningError
 
 PAUSE_SECONDS = 1.0  # between two verifications that are waited for
 STEPS = ("stop", "backup", "swap", "migrate", "clean", "start", "verify", "watch")
@@ -106,7 +104,6 @@ class Deployer:
         self._environment = {
             name: value for name, value in environment.items() if name not in os.environ
         }
-        self._run_dir = locations.run_directory(settings)
         self._tell = tell
         self._data_dir = locations.data_directory(settings)
         self.journal = Journal(self._data_dir)
@@ -243,9 +240,9 @@ class Deployer:
         for stream, kind in order.purge:
             step("clean", lambda s=stream, k=kind: self._purge(new, s, k))  # type: ignore[misc]
         step("start", lambda: self._start(target))
-        step("verify", lambda: self._verify(new, order, order.verify_limit))
+        step("verify", lambda: self._verify(new, order, target.roles, order.verify_limit))
         if order.watch:
-            step("watch", lambda: self._watch(new, order))
+            step("watch", lambda: self._watch(new, order, target.roles))
 
     def _clean_up(self, program: Path) -> None:
         """Remove what nobody needs any more; too many files are no reason to go back."""
@@ -317,19 +314,23 @@ class Deployer:
         movement = start_all(target, self.settings, self._tell)
         return _checked(movement)
 
-    def _verify(self, program: Program, order: DeploymentOrder, limit: float) -> dict[str, Any]:
+    def _verify(
+        self, program: Program, order: DeploymentOrder, roles: Sequence[str], limit: float
+    ) -> dict[str, Any]:
         return wait_until_healthy(
             program, self._tell, window=order.verify_window, limit=limit, accept=order.accept,
-            broken=lambda: "; ".join(crash_loops(self._run_dir)),
+            broken=lambda: "; ".join(self.manager.crash_loops(roles)),
         )  # fmt: skip
 
-    def _watch(self, program: Program, order: DeploymentOrder) -> dict[str, Any]:
+    def _watch(
+        self, program: Program, order: DeploymentOrder, roles: Sequence[str]
+    ) -> dict[str, Any]:
         """Verify again and again; a failure gets one more chance, as a busy moment may cause it."""
         deadline = time.monotonic() + order.watch
         looks = 0
         details: dict[str, Any] = {}
         while time.monotonic() < deadline:
-            details = self._verify(program, order, 2 * order.verify_window + 5)
+            details = self._verify(program, order, roles, 2 * order.verify_window + 5)
             looks += 1
         return {**details, "looks": looks}
 
@@ -352,14 +353,6 @@ class Deployer:
 
     def _program(self, path: Path) -> Program:
         return Program(path, self._configuration, self._environment)
-
-
-def crash_loops(run_dir: Path) -> list[str]:
-    """Return a line for each worker that ends again and again; none where nobody can be asked."""
-    try:
-        return client.crash_loops(client.find(run_dir))
-    except (NotRunningError, NoAnswerError):
-        return []
 
 
 def wait_until_healthy(

@@ -128,6 +128,10 @@ class Manager(Protocol):
         """Replace the processes of a role one at a time."""
         ...
 
+    def crash_loops(self, roles: Sequence[str]) -> list[str]:
+        """Return a line for each worker of roles that ends again and again since its start."""
+        ...
+
     def close(self, tell: Tell, deadline: float | None = None) -> RoleMove:
         """End the supervisors and their embedded stores, once no role runs."""
         ...

@@ -19,11 +19,17 @@ from rsky_pipeline.runtime.errors import WorkerError, printable
 from rsky_pipeline.runtime.log_file import open_private
 from rsky_pipeline.runtime.program import clean_environment, started_program
 from rsky_pipeline.supervisor import client
-from rsky_pipeline.supervisor.errors import CANNOT_START, NotRunningError, RequestRefusedError
+from rsky_pipeline.supervisor.errors import (
+    CANNOT_START,
+    NoAnswerError,
+    NotRunningError,
+    RequestRefusedError,
+)
 from rsky_pipeline.supervisor.role_settings import settings_digests
 
 POLL_SECONDS = 0.2
 _OURS = re.compile(r"(?:<[0-9]>)?\{|[0-9]{2}:[0-9]{2}:[0-9]{2} ")  # lines of both log formats
+_FATAL = "Fatal Python error: "
 UP = "running"
 
 
@@ -91,6 +97,13 @@ class Supervised:
     def restart(self, role: str, tell: Tell) -> RoleMove:
         """Replace the workers of a role one at a time."""
         return self._ask("restart", role, tell, roles=[role])
+
+    def crash_loops(self, roles: Sequence[str]) -> list[str]:
+        """Return a line for each worker of roles that ends again and again since its start."""
+        try:
+            return client.crash_loops(self.supervisors(), roles)
+        except NoAnswerError:
+            return []
 
     def close(self, tell: Tell, deadline: float | None = None) -> RoleMove:
         """Stop every supervisor and its embedded stores; after `deadline` seconds by force."""
@@ -226,6 +239,9 @@ def last_words(text: str) -> str:
     reasons = [each for each in messages if CANNOT_START in each]
     if reasons:
         return reasons[-1].partition(CANNOT_START)[2]
+    fatal = [each for each in messages if each.startswith(_FATAL)]
+    if fatal:  # the stacks of all threads follow
+        return fatal[-1]
     return " | ".join(messages[-3:])
 
 
@@ -252,11 +268,14 @@ def _written(log: Path, position: int) -> str:
 
 
 def _message(line: str) -> str:
-    """Return the message of a line of JSON, and any other line as it is."""
+    """Return the message of a line of JSON with its reason, and any other line as it is."""
     try:
-        return str(json.loads(line)["msg"])
+        document = json.loads(line)
+        message = str(document["msg"])
     except (ValueError, KeyError, TypeError):
         return line.strip()
+    reasons = [str(document[name]) for name in ("reason", "error") if document.get(name)]
+    return ": ".join([message, *reasons])
 
 
 def _wait_until_gone(pid: int) -> None:

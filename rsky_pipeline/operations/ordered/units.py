@@ -11,7 +11,7 @@ from rsky_pipeline.configuration.topology import ROLE_NAMES, start_order
 from rsky_pipeline.embedded import locations
 from rsky_pipeline.operations.ordered.movement import RoleMove, Tell
 from rsky_pipeline.operations.ordered.supervised import last_words, with_complaint
-from rsky_pipeline.runtime.errors import WorkerError
+from rsky_pipeline.runtime.errors import UNAVAILABLE, WorkerError
 from rsky_pipeline.runtime.health_document import CursorHealth
 from rsky_pipeline.supervisor import client
 from rsky_pipeline.supervisor.errors import NoAnswerError, NotRunningError
@@ -100,6 +100,24 @@ class Units:
         """Nothing is left when the units are stopped."""
         return RoleMove()
 
+    def crash_loops(self, roles: Sequence[str]) -> list[str]:
+        """Return a line for each worker and unit of roles that ends again and again."""
+        units = [unit for role in roles for unit in self.units(role)]
+        looping = [
+            unit
+            for unit in units
+            if unit.active == "failed"
+            or (unit.restarts >= client.OFTEN and unit.exit_code != UNAVAILABLE)
+        ]
+        return [
+            *(
+                line
+                for role in roles
+                for line in client.crash_loops(self._supervisors(role), [role])
+            ),
+            *(f"{unit.name} ended {unit.restarts + 1} times: {unit.end}" for unit in looping),
+        ]
+
     def _settle(
         self, role: str, names: list[str], action: Callable[[], None], tell: Tell
     ) -> RoleMove:
@@ -118,13 +136,16 @@ class Units:
             ok = False
         for name in names:
             unit = self._systemd.show(name)
-            news(f"{name} {unit.active} ({unit.sub})")
-            if unit.active != "active":
-                ok = False
-                if reason := last_words(self._systemd.last_lines(name)):
-                    news(f"{name}: {reason}")
+            state = f"{name} {unit.active} ({unit.sub})"
+            if unit.active == "active":
+                news(state)
+                continue
+            ok = False
+            news(f"{state}, {unit.end}" if unit.end else state)
+            if reason := last_words(self._systemd.last_lines(unit)):
+                news(f"{name}: {reason}")
         for line in client.not_ready(self._supervisors(role), [role]):
-            news(with_complaint(line, self._systemd.last_lines(names[0])))
+            news(with_complaint(line, self._systemd.last_lines(self._systemd.show(names[0]))))
             ok = False
         return RoleMove(tuple(lines), ok=ok)
 
