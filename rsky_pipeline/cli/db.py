@@ -197,7 +197,7 @@ def adopt(
     progress = Progress()
     with run.store("adopt") as store, run.database("adopt") as database:
         found = adoption.examine(
-            database, store, run.settings, progress=progress,
+            database, store, run.settings, progress=progress, announce=say,
             margin=adoption.MARGIN_EVENTS if margin is None else margin,
         )  # fmt: skip
         document: dict[str, Any] = asdict(found) | {"usable": found.usable, "done": []}
@@ -215,6 +215,8 @@ def adopt(
                 "with the statement above, or give --pushing",
                 ExitCode.FAILED,
             )
+        if any(step.name == adoption.INDEX_FIRST for step in found.steps):
+            raise CommandError("make our index first, with the SQL above", ExitCode.FAILED)
         target = (run.settings.database_url or "", run.settings.database_schema)
         document["done"] += schema.initialise(*target)
         for cursor in adoption.take_over(store, found.cursors):

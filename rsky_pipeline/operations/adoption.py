@@ -32,6 +32,7 @@ from rsky_pipeline.operations.cursors import (
 )
 from rsky_pipeline.operations.wrong_rows import (
     KINDS,
+    SAMPLE_ROWS,
     TableSize,
     WrongRows,
     clean_up_sql,
@@ -50,12 +51,23 @@ MARGIN_EVENTS = 5_000_000
 REBUILD_RATE = 2_000.0  # records a second, as of `index-repo --rebuild`
 _MEASURED_BYTES = 64 << 20
 _BUILDS = 4  # an index is built in about the time that its table is read so many times
-_LARGE_SECONDS = 60.0
+LARGE_ROWS = 10_000_000
+LARGE_SECONDS = 60.0  # of a change that the operator makes
+_OUR_INDEX = "op_thread_reply_uri_idx"  # as of the step 0002_pipeline
 
 _CURSORS = "SELECT service, cursor FROM sub_state ORDER BY service"
 _READ_SOME = "SELECT count(*) FROM record WHERE ctid < ('(' || %s::int8 || ',1)')::tid"
+# Of accounts with records, those that were brought in as a whole by us.
+_COMPLETE = f"""
+SELECT count(*), count(*) FILTER (
+    WHERE EXISTS (SELECT FROM rsky_pipeline.repo_floor f WHERE f.did = x.did))
+FROM (SELECT a.did FROM actor a WHERE EXISTS (SELECT FROM record r WHERE r.did = a.did)
+    LIMIT {SAMPLE_ROWS}) x
+"""
+COMPLETE_SHARE = 0.99  # some hosts are gone for good
 _PUSHES = ("trigger ", "notification")
 _NONE = Table()
+INDEX_FIRST = "index_first"
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,9 +120,13 @@ class Adoption:
 
 
 def examine(
-    database: Database, store: Store, settings: Settings, *, margin: int, progress: Progress
-) -> Adoption:
-    """Return the report; reads only. Raises DatabaseError, StoreError."""
+    database: Database, store: Store, settings: Settings, *, margin: int, progress: Progress,
+    announce: Progress,
+) -> Adoption:  # fmt: skip
+    """Return the report; reads only. Raises DatabaseError, StoreError.
+
+    `announce` is called in place of `progress` where each step may take long.
+    """
     url, schema = settings.database_url or "", settings.database_schema
     progress("comparing the schema")
     with database.transaction() as tx:
@@ -129,12 +145,15 @@ def examine(
     report = Adoption(origin, release, signs, rows, size, differences, blocking)
     if blocking:
         return report
+    progress = announce if rows > LARGE_ROWS else progress
     report.wrong.extend(count_wrong_rows(database, sizes, progress))
     if "sub_state" in found:
         report.cursors.extend(_cursors(database, store, settings, margin))
     progress("measuring how fast a table is read")
     rate = _bytes_a_second(database, sizes)
-    report.steps.extend(_steps(report, url, schema, sizes, rate))
+    accounts, complete = database.query(_COMPLETE)[0] if ours else (1, 0)
+    suspect = origin not in ("official", "pipeline") and complete < COMPLETE_SHARE * accounts
+    report.steps.extend(_steps(report, url, schema, sizes, rate, suspect=suspect))
     return report
 
 
@@ -242,18 +261,25 @@ def _cursors(
 
 
 def _steps(
-    report: Adoption, url: str, schema: str, sizes: Mapping[str, TableSize], rate: float
-) -> Iterator[Step]:
+    report: Adoption, url: str, schema: str, sizes: Mapping[str, TableSize], rate: float, *,
+    suspect: bool,
+) -> Iterator[Step]:  # fmt: skip
+    """`suspect` is whether records may be missing, which no count shows."""
     changes = [text for text in pending(url, schema) if not text.startswith("keep ")]
     if changes:
+        replies = sizes["op_thread_reply"]
+        seconds = 0.0 if "uri" in replies.indexed else _build_seconds(sizes, replies.name, rate)
+        if seconds > LARGE_SECONDS:
+            sql = f"CREATE INDEX CONCURRENTLY {_OUR_INDEX} ON {replies.name} (uri)"
+            text = "make our index before --apply, which would lock the table as long"
+            yield Step(INDEX_FIRST, text, "operator", seconds, sql=sql)
         text = f"make what is ours: {len(changes)} changes, which `rsky-pipeline db init` lists"
-        yield Step("schema", text, "apply", _build_seconds(sizes, "op_thread_reply", rate),
-                   "rsky-pipeline db init --dry-run")  # fmt: skip
+        yield Step("schema", text, "apply", seconds, "rsky-pipeline db init --dry-run")
     for cursor in report.cursors:
         if cursor.ours is not None:
             text = f"start {cursor.stream} of {cursor.host} at {cursor.ours} (its: {cursor.theirs})"
             yield Step("cursor", text, "apply")
-    yield from _repairs(report, sizes)
+    yield from _repairs(report, sizes, suspect)
     for each in report.differences:
         table = each.subject.partition(" ")[2].removeprefix(f"{schema}.").partition(".")[0]
         if each.subject.startswith("index ") and each.severity == "warning" and each.expected:
@@ -268,9 +294,9 @@ def _steps(
             yield Step("trigger", text, "operator", sql=sql)
 
 
-def _repairs(report: Adoption, sizes: Mapping[str, TableSize]) -> Iterator[Step]:
+def _repairs(report: Adoption, sizes: Mapping[str, TableSize], suspect: bool) -> Iterator[Step]:
     kinds = {wrong.repair for wrong in report.wrong}
-    if report.origin not in ("official", "pipeline") or "rebuild" in kinds:
+    if suspect or "rebuild" in kinds:
         accounts, records = sizes["actor"].rows, sizes["record"].rows
         text = (
             f"fetch {accounts:,} repos, and write rows again that are not what they say, at "
@@ -297,9 +323,8 @@ def _repairs(report: Adoption, sizes: Mapping[str, TableSize]) -> Iterator[Step]
             yield Step(wrong.name, text, "operator", wrong.estimate / 5_000, sql=clean_up_sql(kind))
 
 
-def _build_seconds(sizes: Mapping[str, TableSize], table: str, rate: float) -> float | None:
-    size = sizes.get(table)
-    return None if size is None else _BUILDS * size.bytes / rate
+def _build_seconds(sizes: Mapping[str, TableSize], table: str, rate: float) -> float:
+    return _BUILDS * sizes[table].bytes / rate if table in sizes else 0.0
 
 
 def _bytes_a_second(database: Database, sizes: Mapping[str, TableSize]) -> float:

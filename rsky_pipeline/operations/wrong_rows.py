@@ -144,7 +144,8 @@ KINDS: tuple[Kind, ...] = (
     _left_behind("post_embed_video", "postUri"),
     _left_behind("quote", "uri"),
     Kind("left_notification", "notification", "notifications of records that are gone; the AppView "
-         "leaves them out", 'NOT EXISTS (SELECT FROM record r WHERE r.uri = x."recordUri")',
+         "leaves them out", """(x.reason <> 'unverified'
+         AND NOT EXISTS (SELECT FROM record r WHERE r.uri = x."recordUri"))""",
          "sql", "recordUri"),
     Kind("repeated", "notification", "notifications that are there more than once",
          """EXISTS (SELECT FROM notification n WHERE n."recordUri" = x."recordUri"

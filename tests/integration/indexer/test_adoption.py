@@ -14,7 +14,7 @@ from rsky_pipeline.cli.run import _prepare_database
 from rsky_pipeline.configuration.settings import Settings
 from rsky_pipeline.database.schema import check, initialise
 from rsky_pipeline.indexer.collections.post import FINISHED_COLUMNS
-from rsky_pipeline.operations import wrong_rows
+from rsky_pipeline.operations import adoption, wrong_rows
 from rsky_pipeline.operations.recount import Scope, recount
 from rsky_pipeline.operations.wrong_rows import KINDS
 from tests.data import test_data
@@ -82,6 +82,7 @@ def test_a_database_is_recognised_and_left_as_it_is_in_a_dry_run(
     assert [each for each in check(clean_database) if each.severity == "error"] == []
     again = json.loads(adopt("--apply", "--json").stdout)
     assert again["done"] == []
+    assert {each["name"] for each in again["steps"]} <= {"trigger"}
 
 
 def test_what_cannot_be_taken_over_is_left_alone(clean_database: str, adopt: Run) -> None:
@@ -120,6 +121,23 @@ def test_missing_indexes_are_given_as_sql(clean_database: str, adopt: Run) -> No
     execute(clean_database, f"SET search_path TO bsky; {step['sql'].replace('CONCURRENTLY', '')}")
     steps = json.loads(adopt("--dry-run", "--json").stdout)["steps"]
     assert [each for each in steps if each["by"] == "operator"] == []
+
+
+def test_an_index_of_ours_that_takes_long_is_left_to_the_operator(
+    clean_database: str, adopt: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load(clean_database, "official-58")
+    monkeypatch.setattr(adoption, "LARGE_SECONDS", -1.0)
+    steps = {
+        each["name"]: each for each in json.loads(adopt("--dry-run", "--json").stdout)["steps"]
+    }
+    refused = adopt("--apply")
+    assert refused.exit_code == 1
+    assert "make our index first" in refused.output
+    execute(clean_database, steps["index_first"]["sql"].replace("ON ", "ON bsky."))
+    monkeypatch.setattr(adoption, "LARGE_SECONDS", 0.0)
+    assert adopt("--apply").exit_code == 0
+    assert [each for each in check(clean_database) if each.severity != "note"] == []
 
 
 def test_a_start_names_triggers_before_anything_is_written(
@@ -315,6 +333,7 @@ def test_every_fault_is_counted_and_repaired_and_nobody_notified(
     after = json.loads(adopt("--dry-run", "--json").stdout)
     assert {each["name"] for each in after["wrong"]} <= LEFT
     assert {each["wrong"] for each in after["wrong"]} <= {1, 2}
+    assert "rebuild" in {each["name"] for each in after["steps"]}  # an account could not be fetched
     for step in after["steps"]:
         if step["sql"].startswith("DELETE"):
             other.database.execute(step["sql"])
