@@ -30,8 +30,15 @@ SELECT
     EXISTS (
         SELECT FROM pg_attribute a WHERE a.attrelid = to_regclass('actor')
         AND a.attname = '{ACCOUNT_TIME}' AND NOT a.attisdropped
+    ),
+    ARRAY(
+        SELECT t.name FROM unnest(%s::text[]) AS t(name) JOIN pg_attribute a
+        ON a.attrelid = to_regclass(quote_ident(t.name)) AND a.attname = 'takedownRef'
+        ORDER BY 1
     )
 """
+# Officially takedowns stand in `record` only.
+_RECORDS_OF_OTHERS = ("actor_block", "follow", "like", "repost")
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,12 +48,16 @@ class TableForms:
     arrays: Mapping[str, frozenset[str]] = field(default_factory=dict)  # table -> columns
     unique_notifications: bool = False
     account_times: bool = False  # whether `actor` has the column ACCOUNT_TIME
+    # Tables of records that an AppView of others takes down in their rows (`takedownRef`).
+    taken_down: tuple[str, ...] = ()
 
 
 def read_forms(query: Callable[[str, Sequence[Any]], list[tuple[Any, ...]]]) -> TableForms:
     """Return the forms of the tables that the search_path of a transaction leads to."""
-    ((found, unique, times),) = query(_READ, [sorted(LISTS["post"])])
+    ((found, unique, times, taken_down),) = query(
+        _READ, [sorted(LISTS["post"]), list(_RECORDS_OF_OTHERS)]
+    )
     arrays: dict[str, frozenset[str]] = {}
     for table, column in found:
         arrays[table] = arrays.get(table, frozenset()) | {column}
-    return TableForms(arrays, unique, times)
+    return TableForms(arrays, unique, times, tuple(taken_down))

@@ -79,6 +79,13 @@ UPDATE record r SET cid = n.cid, json = n.json
 FROM unnest(%b::text[], %b::text[], %b::text[]) AS n(uri, cid, json)
 WHERE r.uri = n.uri AND (r.rev IS NULL OR r.rev COLLATE "C" <= %s)
 """
+_TAKEN_DOWN = """
+SELECT uri, "takedownRef" FROM "{}" WHERE uri = ANY(%b::text[]) AND "takedownRef" IS NOT NULL
+"""
+_TAKE_DOWN = """
+UPDATE "{}" r SET "takedownRef" = n.ref FROM unnest(%b::text[], %b::text[]) AS n(uri, ref)
+WHERE r.uri = n.uri
+"""
 _END = "DELETE FROM rsky_pipeline.rebuild WHERE scope = %s"
 
 
@@ -366,8 +373,22 @@ def _write_again(
     # What others wrote about a record is theirs, and compared with their records.
     plan = BatchPlan(updates=puts, absent=gone)
     arrivals = {put.uri: place for place, put in enumerate(puts)}
+    kept = _takedowns_of_others(tx, uris)
     write_collections(tx, plan, collections, counts, locks, arrivals, purging=True, rebuilding=True)
+    for table, rows in kept.items():
+        tx.execute(_TAKE_DOWN.format(table), transpose(rows))
     recount_in(tx, counts.touched())
+
+
+def _takedowns_of_others(tx: Transaction, uris: Sequence[str]) -> dict[str, list[tuple[str, str]]]:
+    """Return takedowns that stand in the rows of tables, where somebody's AppView has them there.
+
+    Such rows are deleted and made again.
+    """
+    found = {
+        table: tx.query(_TAKEN_DOWN.format(table), (list(uris),)) for table in tx.forms.taken_down
+    }
+    return {table: rows for table, rows in found.items() if rows}
 
 
 def _forget_traces(

@@ -322,12 +322,14 @@ def test_every_fault_is_counted_and_repaired_and_nobody_notified(
     execute(clean_database, f"SET search_path TO bsky; {trigger['sql']}")
 
     other = Tables(clean_database)
+    other.database.execute("""UPDATE "like" SET "takedownRef" = 'them', "createdAt" = 'x'""")
     before = other.rows("notification", 'did, "recordUri", reason')
     done = adopt("--apply", "--repair", "--rate", "0", "--json")
     rebuilt = json.loads(done.stdout)["repaired"]["rebuilt"]
     assert (done.exit_code, rebuilt["failed"], rebuilt["left"]) == (1, 1, 0)  # nobody has its repo
     assert "did:plc:gone" in rebuilt["examples"][0]
     assert other.rows("notification", 'did, "recordUri", reason') == before
+    assert other.rows("like", '"takedownRef", "createdAt" = \'x\'') == [("them", False)]
     assert other.rows("handle_check", "did", f"did = '{did_of('cyd')}'")
     assert other.rows("deletion_check", "did") == [("did:plc:gone",)]
     after = json.loads(adopt("--dry-run", "--json").stdout)
