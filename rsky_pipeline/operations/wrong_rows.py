@@ -144,7 +144,7 @@ KINDS: tuple[Kind, ...] = (
     _left_behind("post_embed_video", "postUri"),
     _left_behind("quote", "uri"),
     Kind("left_notification", "notification", "notifications of records that are gone; the AppView "
-         "leaves them out", """(x.reason <> 'unverified'
+         "leaves them out", """(x.reason NOT IN ('verified', 'unverified')
          AND NOT EXISTS (SELECT FROM record r WHERE r.uri = x."recordUri"))""",
          "sql", "recordUri"),
     Kind("repeated", "notification", "notifications that are there more than once",
