@@ -1,19 +1,28 @@
 """Settings of a Redis server that a promise of the pipeline rests on.
 
 Nothing is lost: an entry stays until it is acknowledged (`noeviction`). A restart at any moment
-goes on where it was: streams and cursors outlive the server (an append-only file, or snapshots). A
-cursor is stored in one step with its data: one server holds all keys (no cluster).
+goes on where it was: streams and cursors outlive the server (an append-only file that it will read
+again, or snapshots). A cursor is stored in one step with its data: one server holds all keys (no
+cluster).
 """
 
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import closing
 
+from rsky_pipeline.configuration.store_urls import parse_redis_url
 from rsky_pipeline.runtime.server_setting import ServerSetting
 from rsky_pipeline.streams.connection import Store, connect, text_of
 from rsky_pipeline.streams.errors import StoreRejectedError
+from rsky_pipeline.streams.names import FIREHOSE_LIVE
 
 OLDEST_REDIS = (6, 2)
+REPLAYS_ALL = (9, 1, 2)  # of Valkey
+_DEFAULT_USER = "off ~* &* +@all (or on, with a password)"
+_DROPPED = (
+    "at its next start the server runs its append-only file as this user, and drops what it may "
+    "not do: streams and cursors would be lost"
+)
 _CLUSTER = (
     "the data of one step (entries, states and cursors) would lie on several servers: use a server "
     "or replicas without cluster mode"
@@ -26,16 +35,17 @@ def check(url: str) -> list[ServerSetting]:
     Raises StoreUnavailableError and StoreRejectedError.
     """
     with closing(connect(url, name="check")) as store:
-        return check_server(store)
+        return check_server(store, parse_redis_url(url).login.username)
 
 
-def check_server(store: Store) -> list[ServerSetting]:
+def check_server(store: Store, user: str | None) -> list[ServerSetting]:
     """Return unsuitable settings, the worst first; those that may not be read are left out.
 
-    Raises StoreUnavailableError and StoreRejectedError.
+    `user` is that of the connection. Raises StoreUnavailableError and StoreRejectedError.
     """
     facts = server_facts(store)
     found = [*_unusable(facts), *_durability(facts, store), *_replicas(facts, store)]
+    found += _replay(facts, store, user)
     policy = facts.get("maxmemory_policy", "noeviction")
     if policy != "noeviction":
         why = "a full server would remove entries that nobody has processed, without a trace"
@@ -54,7 +64,7 @@ def _unusable(facts: Mapping[str, str]) -> Iterator[ServerSetting]:
     if facts.get("cluster_enabled") == "1" or facts.get("redis_mode") == "cluster":
         yield ServerSetting("unusable", "cluster mode", "on", "off", _CLUSTER)
     version = facts.get("redis_version", "")  # Valkey names a compatible one here
-    numbers = tuple(int(number) for number in re.findall(r"[0-9]+", version)[:2])
+    numbers = _numbers(version, 2)
     if numbers and numbers < OLDEST_REDIS:
         wanted = f"{OLDEST_REDIS[0]}.{OLDEST_REDIS[1]} or later"
         why = "older servers lack commands that streams need"
@@ -81,6 +91,29 @@ def _durability(facts: Mapping[str, str], store: Store) -> Iterator[ServerSettin
         yield ServerSetting("advice", "appendonly", "no", "yes", why)
 
 
+def _replay(facts: Mapping[str, str], store: Store, user: str | None) -> Iterator[ServerSetting]:
+    """Look whether the server will read its append-only file again.
+
+    At its start it runs the transactions of the file as the user `default`, whoever sent them, and
+    drops those that this user may not run: with `user default off`, which takes its rights, that is
+    every append with its cursor. Single commands are read, so that Redis looks as it should. Redis
+    before 7.0 and the Valkey of REPLAYS_ALL do not ask; it is not known from which release on
+    Redis does not, and the remedy does no harm there.
+    """
+    valkey = _numbers(facts.get("valkey_version", ""), 3)
+    if facts.get("aof_enabled") != "1" or valkey >= REPLAYS_ALL:
+        return
+    try:
+        answer = text_of(store.call("ACL", "DRYRUN", "default", "SET", FIREHOSE_LIVE, "1"))
+    except StoreRejectedError:
+        if user not in (None, "default") and _numbers(facts.get("redis_version", ""), 2) >= (7, 0):
+            why = f"{_DROPPED}. Allow +acl|dryrun to the user of redis_url, to have it looked up"
+            yield ServerSetting("advice", "the user default", "not known", _DEFAULT_USER, why)
+        return
+    if answer != "OK":
+        yield ServerSetting("error", "the user default", "without rights", _DEFAULT_USER, _DROPPED)
+
+
 def _replicas(facts: Mapping[str, str], store: Store) -> Iterator[ServerSetting]:
     """Advise a primary to stop when it is cut off from its replicas: one of them replaces it."""
     if int(facts.get("connected_slaves", 0)) and _configured(store, "min-replicas-to-write") == "0":
@@ -88,6 +121,11 @@ def _replicas(facts: Mapping[str, str], store: Store) -> Iterator[ServerSetting]
             "a primary that is cut off takes writes, which are lost when a replica has replaced it"
         )
         yield ServerSetting("advice", "min-replicas-to-write", "0", "1", why)
+
+
+def _numbers(version: str, count: int) -> tuple[int, ...]:
+    """Return the first numbers of a version, none of an empty one."""
+    return tuple(int(number) for number in re.findall(r"[0-9]+", version)[:count])
 
 
 def _configured(store: Store, name: str) -> str | None:

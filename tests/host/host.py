@@ -33,7 +33,7 @@ REDIS_CLI = f"redis-cli --tls --cacert {TLS}/ca.pem --user admin --pass {ADMIN} 
 # Few rights: keys of any name, and no command that manages the server or reads other clients' data.
 ACL = (
     "~* resetchannels -@all +@read +@write +@stream +@scripting +@connection +@transaction +time "
-    "-@dangerous +info +config|get +client|list"
+    "-@dangerous +info +config|get +client|list +acl|dryrun"
 )
 _PREFIX = "rsky-host-"
 DISK = "2g"  # of PostgreSQL
@@ -189,7 +189,7 @@ def write_redis(host: Host) -> None:
         recommended("redis").replace("maxmemory 8gb", "maxmemory 512mb"), "port 0", "tls-port 6379",
         f"tls-cert-file {TLS}/server.pem", f"tls-key-file {TLS}/redis.key",
         f"tls-ca-cert-file {TLS}/ca.pem", "tls-auth-clients no",
-        "user default off", f"user admin on >{ADMIN} ~* &* +@all",
+        "user default off ~* &* +@all", f"user admin on >{ADMIN} ~* &* +@all",
         f'user rsky on ">{PASSWORD}" {ACL}',
     ]  # fmt: skip
     path = host.container.root / "etc/redis/redis.conf"
