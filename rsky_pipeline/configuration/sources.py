@@ -1,6 +1,7 @@
 """Where settings are read from: the TOML file and the environment, that of the original services
 included."""
 
+import re
 import stat
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,6 +27,7 @@ UNITS_ENVIRONMENT = "environment"  # beside the last of them: EnvironmentFile= o
 MAX_FILE_BYTES = 1_000_000
 MAX_SECRET_CHARACTERS = 10_000
 FILE_SUFFIX = "_file"
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 # Variables of the original services that have no counterpart here are no errors: a deployment that
 # is moved over keeps its environment. `config check` reports each of them.
@@ -190,30 +192,44 @@ def units_environment(
     try:
         if path.stat().st_size == 0:  # as it is installed
             return {}
-        return parse_environment_file(path.read_text(encoding="utf-8"))
+        found, ignored = parse_environment_file(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
     except (OSError, UnicodeDecodeError) as error:
         why = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
         problems.append(f"{path}: cannot be read: {why}; {_OTHERWISE}")
         return {}
+    problems += [
+        f"{path}: line {number} has no effect, as for systemd: write NAME=VALUE, without `export`"
+        for number in ignored
+    ]
+    return found
 
 
-def parse_environment_file(text: str) -> dict[str, str]:
-    """Return the variables of a file as systemd reads it (systemd.exec(5), EnvironmentFile=).
+def parse_environment_file(text: str) -> tuple[dict[str, str], list[int]]:
+    """Return the variables of a file as systemd reads it (systemd.exec(5), EnvironmentFile=), and
+    the numbers of lines that it ignores and that are no comments.
 
-    It is no shell: `&`, `$` and `?` stand for themselves. Lines that assign nothing are ignored.
+    It is no shell: `&`, `$` and `?` stand for themselves, and `export` makes another name.
     """
     found: dict[str, str] = {}
+    ignored = []
     at = 0
     while at < len(text):
         line = text[at:].partition("\n")[0]
+        number = text.count("\n", 0, at) + 1
         name, separator, _ = line.partition("=")
-        if not separator or line.lstrip().startswith(("#", ";")):
+        is_comment = line.lstrip().startswith(("#", ";"))
+        if not separator or is_comment:
             at += len(line) + 1
+            ignored += [number] * (not is_comment and bool(line.strip()))
             continue
-        found[name.strip()], at = _assigned(text, at + len(name) + 1)
-    return found
+        value, at = _assigned(text, at + len(name) + 1)
+        if _VARIABLE.fullmatch(name.strip()):
+            found[name.strip()] = value
+        else:
+            ignored.append(number)
+    return found, ignored
 
 
 def _assigned(text: str, at: int) -> tuple[str, int]:

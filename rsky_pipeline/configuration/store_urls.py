@@ -22,6 +22,17 @@ _POSTGRES_SCHEMES = ("postgresql", "postgres")
 _URL = re.compile(
     r"(?P<scheme>[a-z+-]+)://(?P<place>[^/?#]*)(?P<path>[^?#]*)(?:\?(?P<query>[^#]*))?"
 )
+# A / or ? in a password ends the place, and its rest with the @ is read as another part. The value
+# of an option may have an @, but then the place has no port that is none.
+_REST_OF_PASSWORD = re.compile(
+    r"[a-z+-]+://(?:[^@/?#]+(?:/[^@?]*@|\?[^@=]*@|[^@]*#[^@]*@)"
+    r"|[^@/?#\[]*:[^@/?#,]*[^0-9@/?#,][^@/?#,]*[/?#][^@]*@)"
+)
+_NOT_FOR_LIBPQ = re.compile(r"%(?![0-9A-Fa-f]{2})|\s|@.*@")
+_NOT_ENCODED = (
+    "a character of its user or password is not percent-encoded: / is written as %2F, ? as %3F, "
+    "# as %23, @ as %40, % as %25, a blank as %20"
+)
 _PRIMARY_NAME = re.compile(r"[A-Za-z0-9._-]{1,200}")
 _SEARCH_PATH = re.compile(r"search_path\s*=\s*\"?([^\s,\"]+)")
 _GIVEN_SETTING = re.compile(r"(?:^|\s)(?:-c\s*|--)([A-Za-z_.]+)\s*=")
@@ -205,6 +216,8 @@ def parse_redis_url(text: str) -> RedisAddress:
 def database_url(text: str) -> str:
     """Return a PostgreSQL URL; raises ValueError without repeating it: it may hold a password."""
     parts = _split(text, _POSTGRES_SCHEMES)
+    if _NOT_FOR_LIBPQ.search(parts.netloc):
+        raise ValueError(_NOT_ENCODED)
     for place in parts.netloc.rpartition("@")[2].split(","):  # several are tried in turn
         _host(place)
     options = _options(parts)
@@ -317,6 +330,8 @@ def _host(text: str) -> tuple[str, int | None]:
 
 def _split(text: str, schemes: tuple[str, ...]) -> SplitResult:
     found = _URL.fullmatch(text)
+    if _REST_OF_PASSWORD.match(text):
+        raise ValueError(_NOT_ENCODED)
     if found is None or found["scheme"] not in schemes:
         allowed = f"a URL that starts with {' or '.join(f'{item}://' for item in schemes)}"
         if found is not None and found["scheme"] in ("redis-sentinel", "sentinel"):

@@ -223,7 +223,10 @@ def translated_errors(command: Sequence[Argument] = ()) -> Iterator[None]:
 def _translated(error: Exception, command: Sequence[Argument]) -> Exception:
     text = str(error)
     if isinstance(error, _CREDENTIALS):
-        return LoginRejectedError(f"Redis rejects the user or password of redis_url: {text}")
+        return LoginRejectedError(
+            f"Redis rejects the user or password of redis_url: {text}; characters that mean "
+            "something in a URL are percent-encoded there"
+        )
     if finding := _finding(_WRONG_SERVER, error, text):
         return StoreUnavailableError(f"Redis cannot serve now: {text}", finding)
     if isinstance(error, _OF_CLUSTERS) or _CLUSTER_CODES.search(text):

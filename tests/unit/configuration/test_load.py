@@ -351,11 +351,20 @@ JOINED_QUOTES="a"'b'
 INNER=it's "here"
 EMPTY=
 nothing here
+
+export TWO_QUOTED="one
+line" is another name
+export = x
 LAST=end"""
 
 
 def test_an_environment_file_is_read_as_systemd_does() -> None:
-    assert sources.parse_environment_file(ENVIRONMENT_FILE) == {
+    found, ignored = sources.parse_environment_file(ENVIRONMENT_FILE)
+    lines = ENVIRONMENT_FILE.splitlines()
+    assert [lines[number - 1] for number in ignored] == [
+        "nothing here", 'export TWO_QUOTED="one',
+    ]  # fmt: skip
+    assert found == {
         "PLAIN": "redis://u:p@h:6379/0?a=1&b=$HOME",
         "SPACED": "in the middle   t",
         "SINGLE": 'a \\ b "c" $d# no comment',
@@ -365,6 +374,7 @@ def test_an_environment_file_is_read_as_systemd_does() -> None:
         "ESCAPED": "a bJOINED_QUOTES=\"a\"'b'",
         "INNER": 'it\'s "here"',
         "EMPTY": "",
+        "export": "x",
         "LAST": "end",
     }
 
@@ -397,6 +407,20 @@ def test_commands_read_the_variables_of_the_units(units_file: Path, file: Path) 
     other = file.with_name("other.toml")
     other.write_text("")
     assert load(other, {}, {}).settings.redis_url is None
+
+
+@pytest.mark.parametrize("line", ["export RSKY_PIPELINE_VERIFY=none", "RSKY_PIPELINE_VERIFY none",
+                                  "set -a", "RSKY-PIPELINE-VERIFY=none", "2X=1"])  # fmt: skip
+def test_a_line_that_sets_nothing_for_the_units_is_a_problem(
+    units_file: Path, file: Path, line: str
+) -> None:
+    """Settings of a shell, as `simulate` prints them, would silently be none."""
+    units_file.write_text(f"# of ours\nRSKY_PIPELINE_REDIS_URL=redis://h\n\n{line}\n")
+    [problem] = problems(toml=file)
+    assert problem == (
+        f"{units_file}: line 4 has no effect, as for systemd: write NAME=VALUE, without `export`"
+    )
+    load(file, {"NOTIFY_SOCKET": "/run/systemd/notify"}, {})  # a unit starts as ever
 
 
 def test_variables_of_the_units_that_cannot_be_read_are_a_problem(

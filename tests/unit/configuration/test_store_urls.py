@@ -1,5 +1,7 @@
 """The URLs of the stores: what is read from them, and which options are refused by name."""
 
+from collections.abc import Callable
+
 import pytest
 from psycopg import pq
 from psycopg.conninfo import conninfo_to_dict
@@ -49,6 +51,41 @@ def test_database_urls(text: str) -> None:
 def test_wrong_database_urls(text: str) -> None:
     with pytest.raises(ValueError, match=r"allowed|port"):
         database_url(text)
+
+
+@pytest.mark.parametrize(
+    ("read", "url"),
+    [(redis_url, "redis://u:{}@h:6379/0"), (database_url, "postgresql://u:{}@h/d?sslmode=require"),
+     (database_url, "postgresql://u:{}@h1,h2/d"), (redis_url, "rediss://:{}@h")],
+)  # fmt: skip
+@pytest.mark.parametrize(
+    "password",
+    ["a/b", "a?b", "a#b", "1/b", "/x", "a/b@c", "a?b/c#d", "65000/x", "a/b?c=d", "x?a=b"],
+)
+def test_a_password_that_is_not_encoded_is_named_as_such(
+    read: Callable[[str], str], url: str, password: str
+) -> None:
+    """The rest of the URL is read as another part of it, and the blame was on that."""
+    with pytest.raises(ValueError, match="is not percent-encoded") as error:
+        read(url.format(password))
+    assert password not in str(error.value)
+
+
+@pytest.mark.parametrize("password", ["a@b", "a%b", "100%", "a%zz", "a b"])
+def test_a_password_that_libpq_cannot_read_is_refused_before_the_start(password: str) -> None:
+    with pytest.raises(ValueError, match="is not percent-encoded"):
+        database_url(f"postgresql://u:{password}@h/d")
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["postgresql://u:a%2Fb%3Fc%23d%40e%25f%20g@h/d", "postgresql:///d?user=a@b&password=x@y",
+     "postgresql://h/d?user=x@y", "postgresql://h:1,[::1]:2/d?user=x@y", "postgresql://u:a:b[c@h/d",
+     "postgresql://u@/d?host=/run/postgresql", "postgresql://u:$&'ß@h/d"],
+)  # fmt: skip
+def test_other_passwords_are_read(text: str) -> None:
+    assert database_url(text) == text
+    conninfo_to_dict(text)
 
 
 def test_the_search_path_of_a_url() -> None:
