@@ -1,5 +1,6 @@
 """`rsky-pipeline config`: show and check the configuration."""
 
+import os
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 from urllib.parse import quote
@@ -12,6 +13,7 @@ from rsky_pipeline.cli.output import line, print_table, say
 from rsky_pipeline.configuration.load import ConfigurationError
 from rsky_pipeline.configuration.report import effective
 from rsky_pipeline.configuration.settings import Settings
+from rsky_pipeline.configuration.sources import DEFAULT_FILES, UNITS_ENVIRONMENT
 
 if TYPE_CHECKING:
     from rsky_pipeline.operations.connecting import PeerAnswer
@@ -91,7 +93,11 @@ def check(run: Invocation, connect: bool) -> int:
         run.answer(document, lambda: None)
         return ExitCode.USAGE
     source = f"the file {result.file.path}" if result.file else "no file"
+    if result.units_environment:
+        source += f" and {result.file.path.with_name(UNITS_ENVIRONMENT)}" if result.file else ""
     problems, advice, unchecked = _check_stores(result.settings)
+    if result.file is not None and result.file.path.absolute() == DEFAULT_FILES[-1]:
+        problems += _unreadable(result.settings)
     answers = list["PeerAnswer"]()
     if connect:
         from rsky_pipeline.operations.connecting import ask_everybody
@@ -144,6 +150,14 @@ def _check_stores(settings: Settings) -> tuple[list[str], list[str], dict[str, s
         for item in found:
             (remarks if item.severity == "advice" else problems).append(f"{name}: {item}")
     return problems, remarks, unchecked
+
+
+def _unreadable(settings: Settings) -> list[str]:
+    """Return the files of the stores that the account of the units cannot read."""
+    from rsky_pipeline.embedded.accounts import ACCOUNT_NAME
+    from rsky_pipeline.operations.connecting import unreadable_files
+
+    return unreadable_files(settings, ACCOUNT_NAME) if os.geteuid() == 0 else []
 
 
 def _shown(value: object) -> str:

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 COMPARED = (
     "repo", "rows", "equal", "newer", "refused", "missing", "extra", "different", "unlisted",
 )  # fmt: skip
+SHOWN_COUNTS = 20  # wrong counts of one comparison that are listed
 SHOWN_DRIFTS = 1_000  # drifts that are listed; all are counted and repaired
 
 
@@ -585,7 +586,9 @@ def _show_comparison(outcome: "RepoResult[Comparison]") -> None:
             line(f"  {one.kind} in {table}: {one.uri}{detail}")
         if (more := of_table.total - len(of_table.examples)) > 0:
             line(f"  {more:,} more in {table}")
-    for drift in found.counts:
+    for drift in found.counts[:SHOWN_COUNTS]:
         line(f"  count: {drift.key} {drift.column} is {drift.stored}, rows: {drift.counted}")
+    if (more := len(found.counts) - SHOWN_COUNTS) > 0:
+        line(f"  {more:,} more counts")
     for remedy in found.remedies:
         say(f"run {remedy}")

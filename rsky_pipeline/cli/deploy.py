@@ -214,7 +214,11 @@ def _show(outcome: "DeploymentOutcome") -> None:
     if outcome.outcome == "planned":
         _show_plan(outcome)
     else:
-        say(f"{outcome.outcome}{f': {outcome.reason}' if outcome.reason else ''}")
+        done = outcome.outcome
+        if done == "deployed":
+            verb = "put back" if outcome.plan.get("kind") == "rollback" else done
+            done = f"{verb}: {outcome.plan.get('to', outcome.id)}"
+        say(f"{done}{f': {outcome.reason}' if outcome.reason else ''}")
 
 
 def _show_plan(outcome: "DeploymentOutcome") -> None:

@@ -179,3 +179,4 @@ def _announce(run: Invocation, urls: "Urls") -> None:
         return
     for name, value in environment.items():
         line(f"export {name}={value}")
+    line("# For the units, write these lines without `export` into /etc/rsky-pipeline/environment.")

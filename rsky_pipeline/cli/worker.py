@@ -36,7 +36,7 @@ def command(
     from rsky_pipeline.runtime.channel import WorkerPipes, read_settings, report_end
     from rsky_pipeline.runtime.worker import RoleMain, run_worker
 
-    settings = read_settings(settings_fd) if settings_fd is not None else _own(run)
+    settings = read_settings(settings_fd) if settings_fd is not None else _own(run, role, instance)
     pipes = WorkerPipes(events_fd, liveness_fd)
     try:
         main: RoleMain = import_module(f"rsky_pipeline.{role}.role").run
@@ -50,7 +50,7 @@ def command(
     sys.exit(code)
 
 
-def _own(run: Invocation) -> "Settings":
+def _own(run: Invocation, role: str, instance: int) -> "Settings":
     from rsky_pipeline.embedded.locations import resolve_directories
 
     settings = resolve_directories(run.loaded.settings)
@@ -60,4 +60,22 @@ def _own(run: Invocation) -> "Settings":
         raise CommandError(
             f"a worker run by hand needs {names}; `run` starts its own", ExitCode.USAGE
         )
+    _require_free(settings, role, instance)
     return settings
+
+
+def _require_free(settings: "Settings", role: str, instance: int) -> None:
+    """Refuse to be a worker that a supervisor runs: both would be one consumer, and take its
+    pending entries from each other."""
+    from rsky_pipeline.embedded.locations import run_directory
+    from rsky_pipeline.runtime.lock import holders, is_held
+    from rsky_pipeline.supervisor.children import worker_lock
+
+    lock = worker_lock(run_directory(settings), role, instance)
+    if is_held(lock):
+        pids = holders(lock)
+        raise CommandError(
+            f"{role} {instance} runs already{f' (pid {pids[0]})' if pids else ''}: give a further "
+            f"worker a number above {role}_workers ({settings.workers(role)})",
+            ExitCode.ALREADY_RUNNING,
+        )

@@ -9,6 +9,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Any
 from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
@@ -49,6 +50,10 @@ _REDIS_TLS = frozenset({
     "ssl_keyfile", "ssl_password",
 })  # fmt: skip
 _REDIS_THEIRS = frozenset({"db", "username", "password"})
+_FILES = (
+    *("ssl_ca_certs", "ssl_ca_path", "ssl_certfile", "ssl_keyfile"),
+    *("sslrootcert", "sslcert", "sslkey", "sslcrl", "passfile"),
+)
 _SENTINEL = frozenset({"sentinel_username", "sentinel_password", "sentinel_tls"})
 _REDIS_REFUSED: Mapping[str, str] = {
     **dict.fromkeys(
@@ -225,6 +230,12 @@ def database_url(text: str) -> str:
         if why := _postgres_refusal(name, value):
             raise ValueError(f"its option {_shown(name)} cannot be used: {why}")
     return text
+
+
+def files_of(url: str) -> list[Path]:
+    """Return the files that the options of a URL name: certificates, keys and passwords."""
+    options = dict(parse_qsl(url.partition("?")[2]))
+    return [Path(path) for name in _FILES if (path := options.get(name, "")) not in ("", "system")]
 
 
 def search_path_of(url: str) -> str | None:

@@ -4,6 +4,9 @@ Each peer is asked for what the pipeline needs of it, all at the same time, for 
 most. Nothing is written.
 """
 
+import os
+import pwd
+import subprocess
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import closing
@@ -14,6 +17,7 @@ import trio
 
 from rsky_pipeline.configuration.endpoints import Endpoint
 from rsky_pipeline.configuration.settings import Settings
+from rsky_pipeline.configuration.store_urls import files_of
 from rsky_pipeline.database.connection import Database
 from rsky_pipeline.database.errors import DatabaseError, LoginRefusedError
 from rsky_pipeline.database.schema import pending
@@ -55,6 +59,32 @@ class PeerAnswer:
 
 class _RefusedError(Exception):
     """What a peer that answers does not do for us."""
+
+
+def unreadable_files(settings: Settings, account: str) -> list[str]:
+    """Return a line for each file of the stores' URLs that an account cannot read.
+
+    Root reads everything, and so says nothing about the units. Only root may ask; none where there
+    is no such account.
+    """
+    try:
+        entry = pwd.getpwnam(account)
+    except KeyError:
+        return []
+    groups = os.getgrouplist(account, entry.pw_gid)
+    lines = []
+    for setting in ("redis_url", "database_url"):
+        for path in files_of(getattr(settings, setting) or ""):
+            test = subprocess.run(
+                ["test", "-r", str(path)], check=False, user=entry.pw_uid, group=entry.pw_gid,
+                extra_groups=groups,
+            )  # fmt: skip
+            if test.returncode:
+                lines.append(
+                    f"{setting}: the account {account} of the units cannot read {path}, or it is "
+                    "not there: see its owner and mode, and those of its folders"
+                )
+    return lines
 
 
 def ask_everybody(settings: Settings) -> list[PeerAnswer]:

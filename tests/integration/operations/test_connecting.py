@@ -1,12 +1,17 @@
 """`config check --connect`: what each peer says, and what the exit code follows from."""
 
 import json
+import os
+from pathlib import Path
 from typing import Any
 
+import pytest
 from click.testing import CliRunner
 
 from rsky_pipeline.cli import main
+from rsky_pipeline.configuration.settings import Settings
 from rsky_pipeline.demo.processes import Simulation
+from rsky_pipeline.operations.connecting import unreadable_files
 from tests.stores import execute, scratch_directory
 
 NOWHERE = "ws://127.0.0.1:1"
@@ -69,3 +74,25 @@ def test_a_role_that_may_not_make_the_schema_is_found(
         assert (code, "`rsky-pipeline db create`" in peers["PostgreSQL"]["detail"]) == (2, True)
     finally:
         execute(clean_database, "DROP ROLE stranger")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root asks for another account")
+def test_files_that_the_units_cannot_read_are_named(tmp_path: Path) -> None:
+    """Root, who checks, reads everything: the units would wait for ever."""
+    tmp_path.chmod(0o755)
+    for parent in tmp_path.parents:
+        if not parent.stat().st_mode & 0o001:
+            parent.chmod(parent.stat().st_mode | 0o001)
+    good, bad = tmp_path / "ca.pem", tmp_path / "key.pem"
+    good.touch(0o644)
+    bad.touch(0o600)
+    settings = Settings(
+        redis_url=f"rediss://h?ssl_ca_certs={good}&ssl_keyfile={bad}",
+        database_url=f"postgresql://h/d?sslrootcert={tmp_path}/none&sslcert={good}",
+    )
+    first, second = unreadable_files(settings, "nobody")
+    assert first.startswith(f"redis_url: the account nobody of the units cannot read {bad}")
+    assert second.startswith("database_url: the account nobody of the units cannot read")
+    assert unreadable_files(settings, "no-such-account") == []
+    system = Settings(database_url="postgresql://h/d?sslrootcert=system&sslmode=verify-full")
+    assert unreadable_files(system, "nobody") == []

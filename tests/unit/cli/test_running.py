@@ -1,6 +1,7 @@
 """`run`, `status`, `stop`, `restart`: wrong options are one line and exit code 2."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from rsky_pipeline.cli.status import _further, merged, show, troubles
 from rsky_pipeline.configuration.settings import Settings
 from rsky_pipeline.embedded import locations
 from rsky_pipeline.operations.deployment.journal import Journal
+from rsky_pipeline.runtime.lock import acquire
+from rsky_pipeline.supervisor.children import worker_lock
 
 
 @pytest.fixture(autouse=True)
@@ -118,6 +121,20 @@ def test_a_socket_that_does_not_answer_is_exit_code_4(
         run_dir.rmdir()
     assert result.exit_code == 4
     assert "does not answer" in result.output
+
+
+def test_a_worker_that_a_supervisor_runs_is_not_started_again(tmp_path: Path) -> None:
+    """Both would be one consumer: `systemctl start rsky-indexer@1` beside `rsky-indexer`."""
+    lock = acquire(worker_lock(tmp_path / "run", "indexer", 1))
+    assert lock is not None
+    stores = ("--redis-url=unix:///none", "--database-url=postgresql:///none")
+    result = invoke(
+        "worker", "indexer", *stores, f"--data-dir={tmp_path}", "--set", "indexer_workers=2"
+    )
+    lock.let_go()
+    assert result.exit_code == 75
+    assert f"indexer 1 runs already (pid {os.getpid()})" in result.stderr
+    assert "a number above indexer_workers (2)" in result.stderr
 
 
 def test_missing_wheels_are_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
