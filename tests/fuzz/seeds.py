@@ -206,3 +206,13 @@ def repo_jobs() -> list[bytes]:
 def texts() -> list[bytes]:
     """Identifiers."""
     return [text.encode() for text in _TEXTS]
+
+
+def seen() -> list[bytes]:
+    """Bodies of UpdateNotificationSeen, as the official bsync sends them."""
+    time = b"\x08\xd9\xd1\xeb\xcf\x06\x10\xc0\xa9\xd3:"
+    bodies = []
+    for account in (DID, "did:web:example.com"):
+        message = b"\n" + bytes([len(account)]) + account.encode() + b"\x12\x0b" + time
+        bodies.append(b"\0" + len(message).to_bytes(4, "big") + message)
+    return bodies

@@ -41,10 +41,12 @@ from rsky_pipeline.indexer.collections import registry
 from rsky_pipeline.indexer.core.entries import read_entry
 from rsky_pipeline.indexer.core.labels import read_labels
 from rsky_pipeline.indexer.lexicon import check
+from rsky_pipeline.indexer.seen import read_seen
 from rsky_pipeline.ingester.frames import FrameConverter, FrameCounters, RawDeadLetters
 from rsky_pipeline.ingester.labels import LabelConverter
 from rsky_pipeline.network.connect import is_public_name
 from rsky_pipeline.network.directory import Directory, IdentityNotFoundError
+from rsky_pipeline.network.grpc import GrpcError, message_of
 from rsky_pipeline.network.handles import did_of_records
 from rsky_pipeline.network.http import (
     LONGEST_SECONDS,
@@ -411,6 +413,14 @@ def repo_job(data: bytes) -> None:
         assert decode_repo_job(encode_repo_job(found)) == found
 
 
+def seen(data: bytes) -> None:
+    """The body of a gRPC request names an account and a time, or is refused."""
+    with suppress(GrpcError):
+        found = read_seen(message_of(data))
+        assert syntax.is_did(found.did)
+        assert datetimes.is_readable_datetime(found.at)
+
+
 def identifiers(data: bytes) -> None:
     """Texts are identifiers or not, with and without the compiled readers."""
     text = data.decode("utf-8", "replace")
@@ -467,6 +477,7 @@ TARGETS = {
         Target("event", "json", event, seeds.events),
         Target("labels", "json", labels, seeds.label_entries),
         Target("repo_job", "json", repo_job, seeds.repo_jobs),
+        Target("seen", "bytes", seen, seeds.seen),
         Target("identifiers", "text", identifiers, seeds.texts),
     )
 }

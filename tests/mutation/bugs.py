@@ -45,6 +45,21 @@ DIALER = "rsky_pipeline/network/connect.py"
 GAP_REPAIR = "rsky_pipeline/ingester/listing/gap_repair.py"
 MARKS = "rsky_pipeline/database/marks.py"
 READ_AGAIN = "rsky_pipeline/streams/marks.py"
+SELECTION = "rsky_pipeline/configuration/selection.py"
+BLOCKS = "rsky_pipeline/database/selection.py"
+PUBLISHED = "rsky_pipeline/streams/selection.py"
+BLOCKING = "rsky_pipeline/operations/blocking.py"
+PAIRING = "rsky_pipeline/health/pairing.py"
+OFFICIAL = "rsky_pipeline/database/schema/official.py"
+COMPARE = "rsky_pipeline/database/schema/compare.py"
+REBUILD = "rsky_pipeline/operations/rebuild.py"
+ROWS = "rsky_pipeline/operations/derived_rows.py"
+FINDINGS = "rsky_pipeline/runtime/findings.py"
+SELF_CHECK = "rsky_pipeline/health/self_check.py"
+RULES = "rsky_pipeline/health/rules.py"
+ADVICE = "rsky_pipeline/configuration/advice.py"
+SEEN = "rsky_pipeline/indexer/seen.py"
+GRPC = "rsky_pipeline/network/grpc.py"
 
 SUBJECTS = {
     "admission, resyncs, signatures": (ADMISSION, RESYNC, SIGNATURES),
@@ -68,6 +83,12 @@ SUBJECTS = {
     "guard of the dialler": (DIALER,),
     "gap repair": (GAP_REPAIR,),
     "lost transactions": (MARKS, READ_AGAIN),
+    "blocking": (SELECTION, BLOCKS, PUBLISHED, BLOCKING),
+    "Redis and database belong together": (PAIRING,),
+    "official schemas": (OFFICIAL, COMPARE),
+    "rebuild": (REBUILD, ROWS),
+    "findings and advice": (FINDINGS, SELF_CHECK, RULES, ADVICE),
+    "seen notifications": (SEEN, GRPC),
 }
 
 _INGESTER, _STREAMS = "tests/unit/ingester/", "tests/integration/streams/"
@@ -104,6 +125,18 @@ T_GAPS, T_MARKS = (
     "tests/integration/database/test_marks.py",
 )
 T_GAP_TABLE = "tests/integration/ingester/test_gap_table.py"
+T_SELECTION = "tests/unit/configuration/test_selection.py"
+T_BLOCKS, T_BLOCK = (
+    _INDEXER + "test_blocks.py",
+    "tests/integration/operations/test_block_command.py",
+)
+T_BLOCKED_LIVE = "tests/integration/ingester/test_blocks.py"
+T_BLOCKED_FRAMES = _INGESTER + "test_blocked_frames.py"
+T_PAIRING, T_REBUILD = _INDEXER + "test_pairing.py", _INDEXER + "test_rebuild.py"
+T_SCHEMA, T_OPT_OUTS = "tests/integration/database/test_schema.py", _INDEXER + "test_opt_outs.py"
+T_FINDINGS = "tests/unit/health/test_rules.py"
+T_ADVICE, T_GRPC = "tests/unit/test_advice.py", "tests/unit/network/test_grpc.py"
+T_SEEN, T_SEEN_ROWS = "tests/unit/indexer/test_seen.py", _INDEXER + "test_seen.py"
 
 
 @dataclass(frozen=True, slots=True)
@@ -682,9 +715,111 @@ _EDGE_BUGS = (
     _slip("again-without-margin", READ_AGAIN, "since - MARGIN_SECONDS", "since", T_GAPS + "::test_a_cursor_goes_back_to_well_before_the_loss_and_never_forward"),
     _malice("again-until-the-second", READ_AGAIN, "max(newest, again_until(store, key))", "newest", T_GAPS + "::test_a_cursor_goes_back_to_well_before_the_loss_and_never_forward"),
 )
+
+_BLOCK_BUGS = (
+    _slip("block-below-is-itself", SELECTION, "if name[dot - 1 :] in self.hosts:", "if name[dot:] in self.hosts:", T_SELECTION),
+    _malice("block-evaded-by-a-port", SELECTION, "if host in self.hosts or name in self.hosts:", "if host in self.hosts:", T_SELECTION),
+    _malice("block-queued-for-ever", SELECTION, "queued_at < self.queued.get(did, 0.0)", "did in self.queued", T_SELECTION),
+    _slip("block-prefix-alone", SELECTION, "if collection and self.collections and is_selected(collection, self.collections):",
+          "if collection and collection in self.collections:", T_SELECTION),
+    _malice("block-lifted-stays", BLOCKS, "FROM rsky_pipeline.block WHERE NOT lifted\"", "FROM rsky_pipeline.block\"", T_BLOCKS),
+    _slip("block-lifted-unnoticed", BLOCKS, "tx.execute(_LIFT, (each.kind, each.subject))\n        tx.execute(_RAISE)",
+          "tx.execute(_LIFT, (each.kind, each.subject))", T_BLOCKS),
+    _slip("block-purge-is-forgotten", BLOCKS, "CASE WHEN known.rows = 'purge' AND NOT known.lifted THEN 'purge' ELSE EXCLUDED.rows END",
+          "EXCLUDED.rows", T_BLOCKS),
+    _malice("block-added-again-is-forgotten", BLOCKS, "WHERE kind = %s AND subject = %s AND lifted", "WHERE kind = %s AND subject = %s", T_BLOCKS),
+    _malice("block-writers-go-on", BLOCKS, "pg_snapshot_xmin(pg_current_snapshot()) >", "pg_snapshot_xmax(pg_current_snapshot()) >", T_BLOCKS),
+    _malice("block-lost-by-redis", PUBLISHED, "if version is None or version == known.version:\n        return known",
+            "if version is None:\n        return Selection()\n    if version == known.version:\n        return known", T_BLOCKED_LIVE),
+    _malice("block-takes-down-theirs", BLOCKING, ' AND "takedownRef" IS NULL', "", T_BLOCK),
+    _malice("block-lifts-theirs", BLOCKING, """(%b::text[]) AND "takedownRef" = %s\n""", """(%b::text[]) AND '' <> %s\n""", T_BLOCK),
+    _malice("block-lifts-an-erasure", BLOCKING, "        if each.rows == \"purge\":\n            database.execute(_FORGET_PURGES",
+            "        if each.rows:\n            database.execute(_FORGET_PURGES", T_BLOCK),
+    _slip("block-purged-for-good", BLOCKING, "            database.execute(_FORGET_PURGES, (touched,))\n", "            pass\n", T_BLOCK),
+    _malice("block-of-strangers", BLOCKING, "elif not only.keeps(host=host_name(document.pds)):", "else:", T_BLOCK),
+    _slip("block-lifted-and-not-fetched", BLOCKING, "adder.add(_everybody(database) if everyone else named)", "adder.add(named)", T_BLOCK),
+    _malice("block-known-to-nobody", APPLY, "            elif isinstance(reading.change, AccountChange):\n                kept.append(reading)\n                known_only.add(reading.did)",
+            "            elif isinstance(reading.change, AccountChange):\n                kept.append(reading)", T_BLOCKS),
+    _slip("block-commits-do-not-count", APPLY, "                kept.append(reading._replace(change=None, refused=None))\n", "", T_BLOCKS),
+    _malice("block-frames-are-written", ADMISSION, "            frame.update = frame.account = frame.status = None\n            frame.clear()",
+            "            frame.update = frame.account = frame.status = None", T_BLOCKED_FRAMES),
+    _slip("block-frames-move-the-state", ADMISSION, "            frame.update = frame.account = frame.status = None\n            frame.clear()",
+          "            frame.account = frame.status = None\n            frame.clear()", T_BLOCKED_FRAMES),
+)
+
+_INSTALLATION_BUGS = (
+    _malice("pair-without-id", PAIRING, "return self.noted is not None and self.noted != self.database",
+            "return self.database is not None and self.noted not in (None, self.database)", T_PAIRING),
+    _malice("pair-any", PAIRING, "return self.noted is not None and self.noted != self.database", "return False", T_PAIRING),
+    _malice("pair-beside-the-batches", PAIRING, "            require_pair(store, database, group)\n        except", "            look(store, database, group)\n        except", T_PAIRING),
+    _malice("pair-loss-unnoticed", PAIRING, "written = None if noted_marks(store, group) else last_written(database)", "written = None", T_PAIRING),
+    _malice("pair-not-noted", PAIRING, "    note_database(store, group, own)\n", "", T_PAIRING),
+    _slip("pair-noted-again", PAIRING, "if own is None or found.noted is not None:", "if own is None:", T_PAIRING),
+    _malice("official-any-release", OFFICIAL, "    if beyond:\n", "    if not beyond:\n", T_SCHEMA),
+    _slip("official-made-twice", OFFICIAL, "(one for one in known if one.name not in names)", "known", T_SCHEMA),
+    _slip("official-the-next-release", OFFICIAL, "release_number(one.release) <= wanted", "release_number(one.release) < wanted", T_SCHEMA),
+    _malice("official-too-old", OFFICIAL, "    if oldest - set(names) and set(names) <= oldest:", "    if False:", T_SCHEMA),
+    _malice("official-without-the-lock", OFFICIAL, '"SELECT pg_advisory_xact_lock(%s)"', '"SELECT pg_try_advisory_xact_lock(%s)"', T_SCHEMA),
+    _malice("official-earlier-than-the-last", OFFICIAL, ', max("timestamp")\n)', ', min("timestamp")\n)', T_SCHEMA),
+    _malice("official-deleted-come-back", OFFICIAL, "WHERE NOT EXISTS (SELECT FROM {{schema}}.record r WHERE r.uri = s.uri AND r.cid = s.cid);",
+            "WHERE false;", T_OPT_OUTS),
+    _slip("official-two-say-the-same", OFFICIAL, "\nWHERE t.uri <> s.uri ON CONFLICT DO NOTHING;", "\nWHERE false ON CONFLICT DO NOTHING;", T_OPT_OUTS),
+    _malice("official-required-column", COMPARE, "        required = not_null and not value\n", "        required = False\n", T_SCHEMA),
+    _malice("official-narrower-type", COMPARE, "return fits and filled and (not_null or always or not has_not_null)", "return filled and (not_null or always or not has_not_null)", T_SCHEMA),
+    _malice("official-new-not-null", COMPARE, "return fits and filled and (not_null or always or not has_not_null)", "return fits and filled", T_SCHEMA),
+    _malice("official-not-unique", COMPARE, "                if key not in found_keys:\n", "                if False:\n", T_SCHEMA),
+    _slip("official-partial-is-unique", COMPARE, "match = _UNIQUE.fullmatch(definition)", "match = _UNIQUE.match(definition)", T_SCHEMA),
+)
+
+_REBUILD_BUGS = (
+    _malice("rebuild-history-is-news", ROWS, "if not revs.whole < put.rev <= revs.newest or not is_rev(put.rev):", "if not is_rev(put.rev):", T_REBUILD + "::test_nobody_is_notified_of_what_may_have_been_no_news"),
+    _malice("rebuild-old-is-news", ROWS, "_minutes(put.indexed_at) <= _minutes(made) + LIVE_WITHIN_MINUTES", "_minutes(put.indexed_at)", T_REBUILD + "::test_nobody_is_notified_of_what_may_have_been_no_news"),
+    _slip("rebuild-one-round", REBUILD, "if number_of_round < MOST_ROUNDS - 1 and wrong:", "if number_of_round == 0 and wrong:", T_REBUILD + "::test_a_live_event_between_comparison_and_writing_leaves_nothing"),
+    _slip("rebuild-writes-the-damaged", REBUILD, """[one for one in found if one.kind != "damaged"]""", "list(found)", T_REBUILD + "::test_damaged_records_are_counted_and_left"),
+    _malice("rebuild-false-content", REBUILD, "return cid == put.cid and (json == put.json", "return cid == put.cid or (json == put.json", T_REBUILD + "::test_each_trouble_is_named_and_its_remedy_removes_it"),
+    _slip("rebuild-notifies-nobody", REBUILD, "in errors.missing if notify else ():", "in ():", T_REBUILD + "::test_each_trouble_is_named_and_its_remedy_removes_it"),
+    _malice("rebuild-notifies-unasked", REBUILD, "in errors.missing if notify else ():", "in errors.missing:", T_REBUILD + "::test_a_rebuild_that_is_to_notify_nobody_writes_only_the_row"),
+    _malice("rebuild-false-notifications-stay", REBUILD, "        if errors.wrong:\n", "        if False:\n", T_REBUILD + "::test_each_trouble_is_named_and_its_remedy_removes_it"),
+    _slip("rebuild-traces-stay", REBUILD, "    _forget_traces(tx, puts, collections)\n    # What", "    # What", T_REBUILD + "::test_each_trouble_is_named_and_its_remedy_removes_it"),
+    _slip("rebuild-counts-stay", REBUILD, "    recount_in(tx, counts.touched())\n", "", T_REBUILD + "::test_what_rows_count_is_counted_with_them"),
+    _slip("rebuild-begins-again", REBUILD, "            self.after = did\n            if time", "            if time", T_REBUILD + "::test_a_rebuild_goes_on_behind_the_accounts_that_are_done"),
+    _malice("rebuild-beside-the-indexer", REBUILD, "                lock_actors(tx, {did})\n                _write_again", "                _write_again", T_REBUILD + "::test_an_account_in_a_batch_is_waited_for"),
+)
+
+_FINDING_BUGS = (
+    _slip("finding-warning-is-a-complaint", FINDINGS, """for each in found(health) if each["verdict"] == "fail"]""", "for each in found(health)]", T_FINDINGS),
+    _malice("finding-failure-is-a-warning", FINDINGS, """"fail" if each.status == "fail" else "warn",""", """"warn",""", T_FINDINGS),
+    _slip("finding-of-the-rule-alone", RULES, """return self.remedy or self.rule.remedy.replace""", "return self.rule.remedy.replace", T_FINDINGS),
+    _malice("finding-threshold-passes", RULES, "if limits.fail is not None and value >= limits.fail:", "if limits.fail is not None and value > limits.fail:", T_FINDINGS),
+    _slip("finding-history-like-live", RULES, "if self.history is None or subject in LIVE_STREAMS:", "if self.history is None or subject not in LIVE_STREAMS:", T_FINDINGS),
+    _malice("finding-warning-hides-failure", SELF_CHECK, """if known.status == "warn" and each.status == "fail":""", """if known.status == "fail" and each.status == "warn":""", T_FINDINGS),
+    _slip("finding-shortest-trouble", SELF_CHECK, "if trouble.seconds > known.seconds:", "if trouble.seconds < known.seconds:", T_FINDINGS),
+    _malice("finding-inodes-are-no-disk", SELF_CHECK, "max(used, files), figure", "used, figure", T_FINDINGS),
+    _malice("advice-for-another-pipeline", ADVICE, "    if not _options or _MARK not in text:\n", "    if _MARK not in text or _options:\n", T_ADVICE),
+    _slip("advice-behind-the-other-program", ADVICE, """before, separator, after = line.partition(" -- ")""", """before, separator, after = line, "", \"\"""", T_ADVICE),
+    _slip("advice-default-is-named", ADVICE, "if config is not None and Path(config).absolute() == DEFAULT_FILES[-1]:", "if False:", T_ADVICE),
+)
+
+_SEEN_BUGS = (
+    _malice("seen-goes-back", SEEN, """WHERE actor_state."lastSeenNotifs" COLLATE "C" < excluded."lastSeenNotifs" COLLATE "C"\n""", "", T_SEEN_ROWS),
+    _malice("seen-first-of-a-batch", SEEN, "key=lambda each: (each.did, each.at))", "key=lambda each: each.did)", T_SEEN_ROWS),
+    _malice("seen-before-the-commit", SEEN, "failure = GrpcStatus.UNAVAILABLE if error.retryable else GrpcStatus.INTERNAL", "failure = None", T_SEEN_ROWS),
+    _malice("seen-any-name", SEEN, "    if not is_did(text):\n", "    if not text:\n", T_SEEN),
+    _slip("seen-unsigned-time", SEEN, "yield number, value - (1 << 64) if value >> 63 else value", "yield number, value", T_SEEN),
+    _slip("seen-rounded-down", SEEN, "math.ceil(nanos / 1_000_000)", "nanos // 1_000_000", T_SEEN),
+    _malice("grpc-any-token", GRPC, "if not hmac.compare_digest(given, self._authorization):", "if not given:", T_GRPC),
+    _malice("grpc-any-path", GRPC, "found = self._methods.get(headers.get(b\":path\", b\"\"))", "found = next(iter(self._methods.values()))", T_GRPC),
+    _malice("grpc-for-ever-without-token", GRPC, "        if not self.is_proven:\n            deadline", "        if self.is_proven:\n            deadline", T_GRPC),
+    _malice("grpc-any-size", GRPC, "len(self.body) > _PREFIX + MAX_MESSAGE", "len(self.body) > 1_000 * MAX_MESSAGE", T_GRPC),
+    _malice("grpc-flood", GRPC, "return goes_on and self._received <= MAX_RECEIVED", "return goes_on", T_GRPC),
+    _malice("grpc-newcomers-end-the-proven", GRPC, "(each for each in self._connections if not each.is_proven)", "(each for each in self._connections if each.is_proven)", T_GRPC),
+    _slip("grpc-part-of-a-message", GRPC, "!= len(body) - _PREFIX:", "> len(body) - _PREFIX:", T_GRPC),
+    _malice("grpc-reset-and-again", GRPC, "if self._carried_out >= MAX_REQUESTS:", "if False:", T_GRPC),
+)
 # fmt: on
 
 BUGS = (
     *_ADMISSION, *_CHAIN, *_SEQUENCE, *_WRITER, *_STREAMS_BUGS, *_INDEXER_BUGS, *_BACKFILLER_BUGS,
-    *_ACCOUNT_BUGS, *_EDGE_BUGS,
+    *_ACCOUNT_BUGS, *_EDGE_BUGS, *_BLOCK_BUGS, *_INSTALLATION_BUGS, *_REBUILD_BUGS, *_FINDING_BUGS,
+    *_SEEN_BUGS,
 )  # fmt: skip

@@ -448,6 +448,21 @@ def test_a_database_is_migrated_step_by_step_as_the_official_migrator_does(
     assert pending(clean_database) == []
 
 
+def test_no_migration_is_recorded_before_an_earlier_one(clean_database: str) -> None:
+    """The clock of whoever migrated before was ahead: kysely would refuse another order."""
+    initialise(clean_database, appview="0.0.276")
+    execute(
+        clean_database,
+        """UPDATE bsky.kysely_migration SET "timestamp" = '2999-01-01T00:00:00.000Z'
+        WHERE name = (SELECT max(name) FROM bsky.kysely_migration)""",
+    )
+    initialise(clean_database, appview="0.0.280")
+    with Database.connect(clean_database, name="test") as database:
+        rows = database.query('SELECT name FROM kysely_migration ORDER BY "timestamp", name')
+    assert len(rows) == 61
+    assert rows == sorted(rows)
+
+
 @pytest.mark.parametrize("migrations", [54, 58, 59, 61])
 def test_databases_of_official_appviews_are_good(clean_database: str, migrations: int) -> None:
     script = test_data(f"schemas/official-{migrations}.sql").read_text()

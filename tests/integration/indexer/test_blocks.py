@@ -65,6 +65,21 @@ def test_blocks_are_kept_with_a_version(tables: Tables) -> None:
     assert database.query("SELECT FROM rsky_pipeline.blocked_account") == []
 
 
+def test_rows_that_a_block_has_purged_are_remembered_until_it_is_lifted(tables: Tables) -> None:
+    """Lifting has to fetch the repo, whatever the last command said about rows."""
+    account, database = did_of("ann"), tables.database
+
+    def rows_after(*rows: str) -> list[str]:
+        for each in rows:
+            add_blocks(database, [Block("account", account, each)])
+        return [block.rows for block in list_blocks(database)]
+
+    assert rows_after("keep", "takedown") == ["takedown"]
+    assert rows_after("purge", "keep") == ["purge"]
+    lift_blocks(database, [Block("account", account)])
+    assert rows_after("keep") == ["keep"]
+
+
 def test_a_deleted_version_is_made_again(tables: Tables) -> None:
     tables.database.execute("DELETE FROM rsky_pipeline.selection")
     assert load_selection(tables.database).version == 0

@@ -15,11 +15,17 @@ import pytest
 from click.testing import CliRunner, Result
 
 from rsky_pipeline.atproto.cid import RAW, Cid
+from rsky_pipeline.atproto.syntax import tid_from
 from rsky_pipeline.cli import main
 from rsky_pipeline.database.bulk import quoted
+from rsky_pipeline.database.connection import Database
+from rsky_pipeline.database.errors import TransactionConflictError
+from rsky_pipeline.indexer.accounts.actors import lock_actors
+from rsky_pipeline.indexer.collections import registry
 from rsky_pipeline.indexer.collections.values import Delete
+from rsky_pipeline.operations import rebuild as rebuild_module
 from rsky_pipeline.operations.derived_rows import RowDifference
-from rsky_pipeline.operations.rebuild import Rebuild
+from rsky_pipeline.operations.rebuild import Rebuild, Report, write_again
 from rsky_pipeline.operations.recount import Drift
 from tests.data import test_data
 from tests.integration.backfiller.hosts import FakeHosts
@@ -145,6 +151,11 @@ TROUBLES = {
         "feed_item",
     ),
     "a missing place in a thread": ("DELETE FROM op_thread_reply", "op_thread_reply"),
+    "a place too many in a thread": (
+        """INSERT INTO op_thread_reply SELECT (jsonb_populate_record(
+            t, jsonb_build_object('uri', '{post}'))).* FROM op_thread_reply t LIMIT 1""",
+        "op_thread_reply",
+    ),
     "a flag that is missing": (
         "UPDATE post SET \"hasThreadGate\" = NULL WHERE creator = '{ann}'",
         "post",
@@ -254,6 +265,118 @@ def test_a_rebuild_is_for_one_collection_if_asked(run: Run, tables: Tables, net:
     assert run("index-repo", "--all").exit_code == 2
     assert run("index-repo", "--rebuild", ANN, "--all").exit_code == 2
     assert run("index-repo", ANN, *follows).exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("made", "whole", "newest", "is_news"),
+    [
+        (-1, None, 0, True),
+        (-1, -2, -1, True),
+        (-1, -1, 0, False),  # it came with the repo
+        (-1, 0, 0, False),
+        (-1, None, -2, False),  # above every commit that was applied as a whole
+        (-30, None, 0, False),  # it came late, from history or another indexer
+        (5, None, 6, False),
+    ],
+)
+def test_nobody_is_notified_of_what_may_have_been_no_news(
+    run: Run, tables: Tables, net: Network, made: int, whole: int | None, newest: int, is_news: bool
+) -> None:
+    """The revs are so many minutes later than the record was indexed."""
+    like = unnotified_like(tables, net, made, whole, newest)
+    assert run("index-repo", "--rebuild", ANN).exit_code == 0
+    assert tables.notified("bob") == [("like", like.uri)] * is_news
+
+
+def test_a_rebuild_that_is_to_notify_nobody_writes_only_the_row(
+    tables: Tables, net: Network
+) -> None:
+    like = unnotified_like(tables, net, -1, None, 0)
+    tables.database.execute('DELETE FROM "like"')
+    everything = registry.load()
+    Rebuild(tables.database, "x", everything, everything, 0, notify=False).rebuild(ANN)
+    assert tables.rows("like", "uri") == [(like.uri,)]
+    assert tables.notified("bob") == []
+
+
+def test_damaged_records_are_counted_and_left(run: Run, tables: Tables, net: Network) -> None:
+    post = net.post("ann")
+    tables.apply(post)
+    tables.database.execute("UPDATE record SET json = '{}'")
+    result = run("index-repo", "--rebuild", ANN, "--json")
+    done = json.loads(result.stdout)
+    assert (done["damaged"], done["left"], done["written"]) == (1, 0, 0)
+
+
+def test_what_rows_count_is_counted_with_them(run: Run, tables: Tables, net: Network) -> None:
+    post = net.post("bob")
+    tables.apply(post, net.like("ann", post))
+    tables.database.execute('DELETE FROM "like"')
+    tables.database.execute("DELETE FROM post_agg")
+    assert run("index-repo", "--rebuild", ANN).exit_code == 0
+    assert tables.counts(post) == (1, 0, 0, 0)
+
+
+def test_a_rebuild_goes_on_behind_the_accounts_that_are_done(
+    tables: Tables, net: Network, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rebuild_module, "SAVE_SECONDS", 0.0)
+    tables.apply(net.post("ann"), net.post("bob"), net.post("cyd"))
+    everything = registry.load()
+
+    def begin() -> Rebuild:
+        return Rebuild(tables.database, "x", everything, everything, 0)
+
+    def killed(report: Report) -> None:
+        if report.accounts == 2:
+            raise KeyboardInterrupt
+
+    first = begin()
+    with pytest.raises(KeyboardInterrupt):
+        first.run(first.accounts(), killed)
+    again = begin()
+    assert list(again.accounts()) == [did_of("cyd")]
+    again.run(again.accounts(), lambda _: None)
+    assert again.report.accounts == 3
+    assert not begin().resumed
+
+
+def test_an_account_in_a_batch_is_waited_for(tables: Tables, net: Network) -> None:
+    post = net.post("ann")
+    tables.apply(post)
+    with (
+        tables.database.transaction() as batch,
+        Database.connect(tables.url, name="rebuild", lock_timeout_ms=200) as other,
+    ):
+        lock_actors(batch, {ANN})
+        with pytest.raises(TransactionConflictError):
+            write_again(other, ANN, [post.uri], registry.load())
+
+
+def unnotified_like(tables: Tables, net: Network, made: int, whole: int | None, newest: int) -> Put:
+    """Return a like whose notification is gone, and whose revs are so many minutes later."""
+
+    def rev(minutes: int) -> str:
+        return tid_from(1_767_225_600_000_000 + minutes * 60_000_000)
+
+    post = net.post("bob")
+    like = net.like("ann", post)
+    tables.apply(post, like)
+    database = tables.database
+    assert tables.notified("bob") == [("like", like.uri)]
+    database.execute("DELETE FROM notification")
+    database.execute(
+        """UPDATE record SET rev = %s, "indexedAt" = '2026-01-01T00:00:00.000Z' WHERE uri = %s""",
+        [rev(made), like.uri],
+    )
+    database.execute(
+        """UPDATE "like" SET "indexedAt" = '2026-01-01T00:00:00.000Z' WHERE uri = %s""", [like.uri]
+    )
+    database.execute('UPDATE actor_sync SET "repoRev" = %s WHERE did = %s', [rev(newest), ANN])
+    if whole is not None:
+        sql = "INSERT INTO rsky_pipeline.repo_floor (did, rev) VALUES (%s, %s)"
+        database.execute(sql, [ANN, rev(whole)])
+    return like
 
 
 # One per cent of the rows of every derived table, and at least this many.

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import trio
@@ -218,6 +219,18 @@ def test_stores_that_fail_are_findings_while_they_last() -> None:
     assert active_findings(registry, FAILS) == ["database_locked", "redis_memory"]
     assert check.look_at_stores([]) == []
     assert active_findings(registry) == ["redis_memory"]
+
+
+@pytest.mark.parametrize(("of_sample", "of_role"), [(87, "warn"), (76, "fail")])
+def test_of_two_verdicts_on_one_subject_the_failure_is_shown(
+    of_sample: int, of_role: Literal["warn", "fail"]
+) -> None:
+    registry = CollectorRegistry()
+    check = SelfCheck(registry, "indexer", Settings(), STREAMS)
+    check.observe(Sample(1.0, memory=ServerMemory(of_sample, 100, 0, "noeviction")))
+    check.look_at_stores([], [RuleVerdict(rules.REDIS_MEMORY, "", of_role, "x")])
+    assert [each.status for each in check.found] == ["fail"]
+    assert active_findings(registry, FAILS) == ["redis_memory"]
 
 
 @pytest.mark.parametrize("rule", rules.OF_STORES.values(), ids=lambda rule: rule.name)

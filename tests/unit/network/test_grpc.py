@@ -344,9 +344,9 @@ async def test_requests_that_are_reset_are_carried_out_in_limits() -> None:
     async with served(service) as (client,):
         for _ in range(grpc.MAX_REQUESTS + 5):
             number = client.ask([framed(b"hello")])
-            client.http.reset_stream(number)
             await client.send()
             await trio.testing.wait_all_tasks_blocked()
+            client.http.reset_stream(number)
         service.gate.set()
         last = client.ask([framed(b"hello")])
         await client.send()
