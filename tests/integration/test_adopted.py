@@ -21,7 +21,7 @@ from tests.pipelines import Running, pipeline_on
 from tests.stores import redis_client
 
 ACCOUNTS, HISTORY, ROWS = 1_000, 150, 100_000
-SECONDS = 900.0
+SECONDS = 1_800.0
 NETWORK = (
     f"--accounts={ACCOUNTS}", f"--history={HISTORY}", "--rate=100", "--hold", "--calm", "--seed=7",
 )  # fmt: skip

@@ -60,6 +60,8 @@ RULES = "rsky_pipeline/health/rules.py"
 ADVICE = "rsky_pipeline/configuration/advice.py"
 SEEN = "rsky_pipeline/indexer/seen.py"
 GRPC = "rsky_pipeline/network/grpc.py"
+FORMS = "rsky_pipeline/database/forms.py"
+STATEMENTS = "rsky_pipeline/indexer/core/statements.py"
 
 SUBJECTS = {
     "admission, resyncs, signatures": (ADMISSION, RESYNC, SIGNATURES),
@@ -89,6 +91,7 @@ SUBJECTS = {
     "rebuild": (REBUILD, ROWS),
     "findings and advice": (FINDINGS, SELF_CHECK, RULES, ADVICE),
     "seen notifications": (SEEN, GRPC),
+    "forms of tables, databases of others": (FORMS, STATEMENTS),
 }
 
 _INGESTER, _STREAMS = "tests/unit/ingester/", "tests/integration/streams/"
@@ -119,6 +122,10 @@ T_LABEL_PROOF, T_LABEL_RULES = (
 )
 T_POOLER = "tests/integration/database/test_pooler.py"
 T_CONNECTION = "tests/integration/database/test_connection.py"
+T_FORMS, T_ADOPTION = (
+    "tests/integration/indexer/test_forms.py",
+    "tests/integration/indexer/test_adoption.py",
+)
 T_CONNECT, T_HOSTS = "tests/unit/network/test_connect.py", "tests/unit/network/test_hosts.py"
 T_GAPS, T_MARKS = (
     "tests/integration/ingester/test_relays.py",
@@ -714,6 +721,14 @@ _EDGE_BUGS = (
     _malice("again-forward", READ_AGAIN, "if target is None or (present is not None and target >= present):", "if target is None:", T_GAPS + "::test_a_cursor_goes_back_to_well_before_the_loss_and_never_forward"),
     _slip("again-without-margin", READ_AGAIN, "since - MARGIN_SECONDS", "since", T_GAPS + "::test_a_cursor_goes_back_to_well_before_the_loss_and_never_forward"),
     _malice("again-until-the-second", READ_AGAIN, "max(newest, again_until(store, key))", "newest", T_GAPS + "::test_a_cursor_goes_back_to_well_before_the_loss_and_never_forward"),
+    _slip("forms-kept-after-a-failure", CONNECTION, "        self.forms = None  # a table may have been changed under a statement\n", "", T_FORMS),
+    _slip("forms-unique-overlooked", FORMS, "AND x.indisunique AND NOT x.indisprimary", "AND x.indisunique AND x.indpred IS NOT NULL", T_FORMS),
+    _slip("forms-null-is-an-empty-list", STATEMENTS, "'CASE WHEN n.\"{0}\" IS NOT NULL '\n    'THEN ARRAY(SELECT jsonb_array_elements_text(n.\"{0}\"::jsonb)) END'",
+          "'ARRAY(SELECT jsonb_array_elements_text(n.\"{0}\"::jsonb))'", T_FORMS),
+    _slip("forms-their-events-forgotten", STATUSES, "sorted(by_did.keys() - stored.keys())", "sorted(by_did.keys() & stored.keys())", T_FORMS),
+    _slip("forms-their-time-stays", STATUSES, "        if theirs:  # for when it comes back", "        if not theirs:", T_FORMS),
+    _slip("forms-takedowns-lost", REBUILD, "    for table, rows in kept.items():", "    for table, rows in {}.items():", T_ADOPTION),
+    _malice("forms-repair-notifies", REBUILD, "in errors.missing if notify else ():", "in errors.missing:", T_ADOPTION),
 )
 
 _BLOCK_BUGS = (

@@ -192,7 +192,8 @@ def tell(net: Network) -> dict[str, Put]:
         "post": post, "hers": hers, "gate": gate, "list": theirs,
         "refused": net.reply("bob", post), "own": net.reply("ann", post),
         "external": net.post("ann", embed={"$type": "app.bsky.embed.external", "external": link}),
-        "quote": net.quote("ann", hers), "mention": net.post("ann", facets=mention("cyd")),
+        "quote": net.quote("ann", hers, facets=mention("cyd")),
+        "mention": net.post("ann", facets=mention("cyd")),
         "like": net.like("cyd", hers), "again": net.like("cyd", hers),
         "repost": net.repost("ann", hers), "follow": net.follow("cyd", "bob"),
         "block": net.put("cyd", "app.bsky.graph.block", {"subject": did_of("dan")}),
@@ -212,7 +213,9 @@ FAULTS = {
     "lost_follow": "DELETE FROM follow",
     "lost_like": "DELETE FROM duplicate_record",
     "edited": "UPDATE post SET cid = 'old', text = 'before', langs = NULL WHERE uri = '{post}'",
-    "embeds": "DELETE FROM post_embed_external",
+    # With a mention that was not notified, as one of the repair would be.
+    "embeds": """DELETE FROM post_embed_external; DELETE FROM post_embed_record;
+        DELETE FROM notification WHERE reason = 'mention'""",
     "gate_verdicts": 'UPDATE post SET "violatesThreadGate" = NULL',
     "gate_flags": 'UPDATE post SET "hasThreadGate" = NULL',
     "own_threads": "DELETE FROM op_thread_reply",
