@@ -48,6 +48,7 @@ Progress = Callable[[str], object]
 # Two hours of the whole network: the cursor of another indexer is what it received, and some of
 # that may not be in the tables.
 MARGIN_EVENTS = 5_000_000
+MAX_SEQ = 2**53
 REBUILD_RATE = 2_000.0  # records a second, as of `index-repo --rebuild`
 _MEASURED_BYTES = 64 << 20
 _BUILDS = 4  # an index is built in about the time that its table is read so many times
@@ -247,6 +248,9 @@ def _cursors(
             host = parse_endpoint(name).key
         except ValueError as error:
             yield CursorTakeover(stream, name, theirs, remark=str(error))
+            continue
+        if not 0 <= theirs < MAX_SEQ:
+            yield CursorTakeover(stream, host, theirs, remark="it is no sequence number")
             continue
         ours = stored.get((stream, host))
         if ours is None or not ours.configured:

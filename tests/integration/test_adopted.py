@@ -23,7 +23,7 @@ from tests.stores import redis_client
 ACCOUNTS, HISTORY, ROWS = 1_000, 150, 100_000
 SECONDS = 1_800.0
 NETWORK = (
-    f"--accounts={ACCOUNTS}", f"--history={HISTORY}", "--rate=100", "--hold", "--calm", "--seed=7",
+    f"--accounts={ACCOUNTS}", f"--history={HISTORY}", "--rate=50", "--hold", "--calm", "--seed=7",
 )  # fmt: skip
 pytestmark = [pytest.mark.long, pytest.mark.timeout(3_600)]
 

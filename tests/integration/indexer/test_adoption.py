@@ -162,7 +162,7 @@ def test_cursors_are_taken_over_where_we_have_none(
     execute(clean_database, f"""
         INSERT INTO bsky.sub_state VALUES ('firehose:{RELAY}', 9000000),
         ('labels:wss://{LABELER}', 700), ('firehose:other.example.com', 5),
-        ('firehose:a b', 5), ('backfill_enum:{RELAY}', 3)
+        ('firehose:a b', 5), ('labels:{RELAY}', -1), ('backfill_enum:{RELAY}', 3)
     """)  # fmt: skip
     document = json.loads(adopt("--apply", "--json", "--margin", "1000000").stdout)
     found = {(each["stream"], each["host"]): each for each in document["cursors"]}
@@ -170,7 +170,8 @@ def test_cursors_are_taken_over_where_we_have_none(
     assert found["label_live", LABELER]["ours"] == 0
     assert "relay_hosts does not name it" in found["firehose_live", "other.example.com"]["remark"]
     assert found["firehose_live", "a b"]["ours"] is None
-    assert len(found) == 4
+    assert found["label_live", RELAY]["remark"] == "it is no sequence number"
+    assert len(found) == 5
     with redis_client(clean_redis) as client:
         assert client.get(f"firehose_live:cursor:{RELAY}") == b"8000000"
         client.set(f"firehose_live:cursor:{RELAY}", "8500000")

@@ -10,6 +10,7 @@ from rsky_pipeline.database.schema import check
 from rsky_pipeline.indexer.collections import registry
 from rsky_pipeline.indexer.core.apply import apply_batch
 from rsky_pipeline.indexer.core.labels import LabelRow
+from rsky_pipeline.operations.verification.probe import probe_rev_guard
 from tests.integration.indexer.kit import (
     Network,
     Tables,
@@ -80,6 +81,10 @@ def test_lists_are_written_as_arrays_and_read_back(
     assert differences(formed, [did_of("ann")]) == []
     formed.database.execute("UPDATE post SET tags = '{other}'")
     assert len(differences(formed, [did_of("ann")])) == len(LISTS)
+
+
+def test_the_probe_of_verify_works_on_them(formed: Tables) -> None:
+    assert probe_rev_guard(formed.database) == []
 
 
 def test_a_type_that_changes_while_we_write_is_noticed(tables: Tables, net: Network) -> None:
