@@ -8,7 +8,10 @@ from tests.official.installation import RELEASES, installed, missing
 COVERS = f"""\
 make official runs the pipeline beside the official network of npm's packages, on loopback:
 PLC directory, two PDSes, AppView with its data plane, bsync, Ozone.
-  all rows of both indexers, live and from history, and the answers of an AppView over each
+  all rows of both indexers, live while workers and stores are killed, and from history
+  what the official migrator finds after `db init`
+  the answers of an AppView over each database, by the page that an operator follows
+  notifications that were seen, labels, keys that change, accounts that move between the PDSes
 It takes about a quarter of an hour for each release ({", ".join(RELEASES)}; RELEASE=VERSION for
 one), and five minutes more where its packages have to be installed: 650 MB each."""
 

@@ -16,7 +16,7 @@ from tests.official.rows import Row, TableDifference
 
 Database = Mapping[str, list[Row]]
 KEYS: Mapping[str, tuple[str, ...]] = {
-    "actor": ("did",), "actor_sync": ("did",), "profile_agg": ("did",),
+    "actor": ("did",), "actor_state": ("did",), "actor_sync": ("did",), "profile_agg": ("did",),
     "notification": ("did", "recordUri", "reason", "reasonSubject"),
     "op_thread_reply": ("rootUri", "uri"), "post_embed_image": ("postUri", "position"),
     "post_embed_gallery_image": ("postUri", "position"), "post_embed_video": ("postUri",),
@@ -30,6 +30,7 @@ DELETED = "rows of deleted accounts go as a whole"
 LATER = "handles are looked up later"
 UNSTORED = "commits of other collections and #sync move no rev"
 PROMOTED = "the next duplicate stands after every deletion and every change of subject"
+SMALLEST = "of several records the one with the smallest uri stands"
 WAITS = "waiting records point at the one that stands"
 ONE_ITEM = "only the standing repost is an item"
 KEPT = "an edit keeps reposts, quotes and flags"
@@ -42,6 +43,14 @@ NO_IMAGES = "embed.images without images"
 MARK = "a byte order mark at the beginning of a text is kept"
 MOVED = "a record moved onto a taken subject waits"
 CORRECTED = "a refused record that is corrected is indexed"
+NO_NEWS = "history brings no notifications"
+UNSERVED = "no repo of an inactive account is served"
+NEVER_SEEN = "a deletion of before history was fetched is not seen"
+NEVER_VALID = "the repo has a version that is refused"
+JUDGED = "gates, reply roots and flags as they were when history came"
+AT_HOME = "the hosting status is that of the account's present home"
+NEWER = "a record type that this release does not index"
+SEEN = "seen, by an AppView over our rows"
 GONE_POST = "no items and quotes of posts that are gone"
 NEWS = "notifications follow the record that stands"
 FETCHED = "seen first in a repo that was fetched"
@@ -57,14 +66,26 @@ class Facts:
     refused: Mapping[str, str]  # uri -> error of the official indexer
     gone: Collection[str]  # deleted accounts
     edited: Collection[str]  # uris
+    moved: Collection[str] = ()  # accounts that another host has now
+    unserved: Collection[str] | None = None  # inactive accounts, if ours is from history alone
     kinds: dict[str, Counter[str]] = field(default_factory=dict)  # table -> kind -> rows
-    explained: list[tuple[str, Row]] = field(default_factory=list)
+    explained: list[tuple[str, str, Row]] = field(default_factory=list)  # table, kind, row
     unexplained: list[tuple[str, str, Row]] = field(default_factory=list)
 
     @cached_property
     def records(self) -> set[str]:
         """The uris of our records."""
         return {row["uri"] for row in self.ours["record"]}
+
+    @cached_property
+    def newest_revs(self) -> dict[str, str]:
+        """The newest rev of our records, by account."""
+        return {row["did"]: row["rev"] for row in sorted(self.ours["record"], key=_rev)}
+
+    @cached_property
+    def texts(self) -> dict[str, str]:
+        """Our records as texts."""
+        return {row["uri"]: row["json"] for row in self.ours["record"]}
 
     @cached_property
     def standing(self) -> set[str]:
@@ -132,9 +153,9 @@ class Facts:
         """Sort the rows of a table into kinds."""
         key = KEYS.get(difference.name, ("uri",))
         counts = self.kinds.setdefault(difference.name, Counter())
-        extra = {tuple(row.get(name) for name in key): row for row in difference.extra}
+        extra = {_identity(row, key): row for row in difference.extra}
         for row in difference.missing:
-            mine = extra.pop(tuple(row.get(name) for name in key), None)
+            mine = extra.pop(_identity(row, key), None)
             kind = _kind(self, difference.name, row, mine)
             self._note(counts, "official", difference.name, kind, row)
         for row in extra.values():
@@ -148,7 +169,16 @@ class Facts:
             self.unexplained.append((table, side, row))
         else:
             counts[kind] += 1
-            self.explained.append((kind, row))
+            self.explained.append((table, kind, row))
+
+
+def _identity(row: Row, key: tuple[str, ...]) -> str:
+    """Return what makes a row the same one in both databases: all of it, if it lacks its key."""
+    return str([row[name] for name in key] if all(name in row for name in key) else row)
+
+
+def _rev(row: Row) -> str:
+    return str(row["rev"])
 
 
 def _kind(facts: Facts, table: str, official: Row | None, ours: Row | None) -> str | None:
@@ -164,11 +194,41 @@ def _kind(facts: Facts, table: str, official: Row | None, ours: Row | None) -> s
         return DELETED
     if any(row.get(name) in facts.unmoved for name in ("uri", "duplicateOf")):
         return MOVED
+    if facts.unserved is not None and (kind := _of_history(facts, table, official, ours)):
+        return kind
     rule = _RULES.get(table, _reaction if table in REACTIONS else None)
     kind = rule(facts, official, ours) if rule else None
     if kind is None and official and ours and _changed(official, ours) <= {"indexedAt", "sortAt"}:
         return FETCHED if row.get("uri") in facts.fetched else None
     return kind
+
+
+def _of_history(facts: Facts, table: str, official: Row | None, ours: Row | None) -> str | None:
+    """Return the kind of a difference that only rows from history have."""
+    assert facts.unserved is not None
+    if official and not ours:
+        if table == "notification":
+            return NO_NEWS
+        authors = {official.get(name) for name in ("creator", "did", "originatorDid")}
+        authors |= {
+            official[name].split("/")[2]
+            for name in ("uri", "postUri", "duplicateOf")
+            if str(official.get(name, "")).startswith("at://")
+        }
+        if authors & set(facts.unserved):
+            return UNSERVED
+        if table == "op_thread_reply" and official["deletedAt"]:
+            return NEVER_SEEN
+        if official.get("uri") in facts.refused or official.get("postUri") in facts.refused:
+            return NEVER_VALID
+    if ours and not official and table in ("quote", "feed_item"):
+        about = ours["subject"] if table == "quote" else ours["postUri"]
+        return NEVER_SEEN if about not in facts.posts else None
+    if official and ours and table == "post":
+        judged = {"violatesThreadGate", "violatesEmbeddingRules", "invalidReplyRoot",
+                  "hasThreadGate", "hasPostGate"}  # fmt: skip
+        return JUDGED if _changed(official, ours) <= judged else None
+    return None
 
 
 def _unmarked(row: Row) -> Row:
@@ -192,16 +252,27 @@ def _changed(official: Row, ours: Row) -> set[str]:
 
 def _actor(facts: Facts, official: Row | None, ours: Row | None) -> str | None:
     if official and ours:
-        return LATER if _changed(official, ours) <= {"indexedAt"} else None
+        changed = _changed(official, ours) - {"indexedAt"}
+        if official["did"] in facts.moved and not ours["upstreamStatus"]:
+            changed -= {"upstreamStatus"}
+            return AT_HOME if not changed else None
+        return None if changed else LATER
     return DELETED if official and official["did"] in facts.gone else None
 
 
 def _actor_sync(facts: Facts, official: Row | None, ours: Row | None) -> str | None:
     if official and not ours:
-        return DELETED if official["did"] in facts.gone else UNSTORED
-    if official and ours and ours["repoRev"] < official["repoRev"]:
-        return UNSTORED
+        if official["did"] in facts.gone:
+            return DELETED
+        return None if official["did"] in facts.newest_revs else UNSTORED
+    if official and ours:
+        newest = facts.newest_revs.get(official["did"], "")
+        return UNSTORED if newest <= ours["repoRev"] < official["repoRev"] else None
     return None
+
+
+def _actor_state(_facts: Facts, official: Row | None, ours: Row | None) -> str | None:
+    return SEEN if ours and not official else None
 
 
 def _reaction(facts: Facts, official: Row | None, ours: Row | None) -> str | None:
@@ -210,19 +281,24 @@ def _reaction(facts: Facts, official: Row | None, ours: Row | None) -> str | Non
     if ours and not official:
         waits = {row["uri"]: row["duplicateOf"] for row in facts.official["duplicate_record"]}
         waits_for = waits.get(ours["uri"])
+        if waits_for and ours["uri"] < waits_for and waits_for in facts.waiting:
+            return SMALLEST
         if waits_for in facts.edited or waits_for not in facts.standing_officially:
             return PROMOTED if ours["uri"] in waits else None
     if official and official["uri"] in facts.waiting and official["uri"] in facts.edited:
         return MOVED
     if official and not ours and official["uri"] in facts.waiting:
-        return PROMOTED
+        return SMALLEST
     return None
 
 
 def _duplicate(facts: Facts, official: Row | None, ours: Row | None) -> str | None:
     if ours and not official:
-        moved = ours["uri"] in facts.edited
-        return MOVED if moved and ours["duplicateOf"] in facts.standing else None
+        if ours["duplicateOf"] not in facts.standing:
+            return None
+        if ours["uri"] in facts.standing_officially and ours["duplicateOf"] < ours["uri"]:
+            return SMALLEST
+        return MOVED if ours["uri"] in facts.edited else None
     if official and official["duplicateOf"] not in facts.standing:
         return WAITS
     if official and official["uri"] in facts.standing:
@@ -309,6 +385,8 @@ def _count_kind(
 
 def _post_agg(facts: Facts, official: Row | None, ours: Row | None) -> str | None:
     uri = (official or ours or {})["uri"]
+    if (official or {}).get("bookmarkCount", 0) != (ours or {}).get("bookmarkCount", 0):
+        return None
     return _count_kind(official, ours, facts.post_counts.get(uri, {}), _POST_COUNTS)
 
 
@@ -317,9 +395,10 @@ def _profile_agg(facts: Facts, official: Row | None, ours: Row | None) -> str | 
     return _count_kind(official, ours, facts.profile_counts.get(did, {}), _PROFILE_COUNTS)
 
 
-def _profile(_facts: Facts, official: Row | None, ours: Row | None) -> str | None:
+def _profile(facts: Facts, official: Row | None, ours: Row | None) -> str | None:
     if official and ours and _changed(official, ours) <= {"createdAt"}:
-        return CLOCK if ours["createdAt"] == ours["indexedAt"] else FORM
+        undated = '"createdAt"' not in facts.texts[ours["uri"]]
+        return CLOCK if undated else FORM
     return None
 
 
@@ -332,6 +411,8 @@ def _verification(facts: Facts, official: Row | None, ours: Row | None) -> str |
 def _record(facts: Facts, official: Row | None, ours: Row | None) -> str | None:
     if official and ours and official["uri"] in facts.edited and official["uri"] in facts.waiting:
         return MOVED
+    if ours and not official and ours["uri"].split("/")[3].endswith(".referencelistoptout"):
+        return None if "reference_list_opt_out" in facts.official else NEWER
     if ours and not official and ours["uri"] in facts.refused:
         without_table = ours["uri"].split("/")[3] in {each.nsid for each in RECORD_ONLY}
         return CORRECTED if without_table and ours["uri"] in facts.edited else None
@@ -358,8 +439,9 @@ def _notification(facts: Facts, official: Row | None, ours: Row | None) -> str |
 
 
 _RULES: dict[str, Callable[[Facts, Row | None, Row | None], str | None]] = {
-    "actor": _actor, "actor_sync": _actor_sync, "duplicate_record": _duplicate,
-    "feed_item": _feed_item, "notification": _notification, "post": _post, "post_agg": _post_agg,
+    "actor": _actor, "actor_state": _actor_state, "actor_sync": _actor_sync,
+    "duplicate_record": _duplicate, "feed_item": _feed_item, "notification": _notification,
+    "post": _post, "post_agg": _post_agg,
     "profile": _profile, "profile_agg": _profile_agg, "quote": _quote, "record": _record,
     "verification": _verification,
 }  # fmt: skip

@@ -25,7 +25,6 @@ START_SECONDS = 120.0
 STOP_SECONDS = 20.0
 ADMIN = "official-admin"
 _ROTATION_KEYS = ("11" * 32, "22" * 32)  # of the two PDSes
-_LABELER_KEY = "33" * 32
 
 
 class OfficialServiceError(Exception):
@@ -128,6 +127,7 @@ class Network:
         self.resolver = ""
         self.ozone = f"http://localhost:{free_port()}"
         self.labeler = ""
+        self.labeler_key = "33" * 32  # the first one, which may change the document
         self.database_url = ""
 
     def start(self, database_url: str) -> None:
@@ -136,7 +136,7 @@ class Network:
         self.service("plc", port=urlsplit(self.plc).port)
         for pds in self.pdses:
             self.start_pds(pds)
-        self.labeler = self.start_ozone(_LABELER_KEY).ready["did"]
+        self.labeler = self.start_ozone(self.labeler_key).ready["did"]
 
     def start_pds(self, pds: Pds) -> None:
         """Start a PDS on its files."""
@@ -161,6 +161,11 @@ class Network:
             "adminDids": [], "moderatorDids": [], "triageDids": [],
             "appviewUrl": "https://appview.invalid", "appviewDid": "did:example:none",
         })  # fmt: skip
+
+    def restart_ozone(self, key: str) -> None:
+        """Start the labeler again, with another key."""
+        self.end(next(each for each in self.processes if each.name == "ozone"))
+        self.start_ozone(key, self.labeler)
 
     def service(self, kind: str, **options: Any) -> Process:
         """Start a service of service.mjs, and return when it is ready."""
@@ -195,6 +200,10 @@ class Network:
         found = Process(name, process, log)
         self.processes.append(found)
         return found
+
+    def change_document(self, did: str, signer: str, **changes: Any) -> None:
+        """Change a DID document in the directory; `signer` is the secret of a rotation key."""
+        self.end(self.service("identity", plcUrl=self.plc, did=did, signer=signer, **changes))
 
     def end(self, process: Process) -> None:
         """End one process."""

@@ -36,6 +36,7 @@ _LIFE = {
 START = 1_736_150_400_000_000  # microseconds: the records' clock begins on 2025-01-06
 _REPEATABLE = frozenset({mix.LIKE, mix.REPOST, mix.FOLLOW, mix.BLOCK, mix.LIST_ITEM})
 _WRITES = "com.atproto.repo.applyWrites"
+_LABELS = ("spam", "porn", "rude", "!warn", "!hide", "custom-one")
 _OWN_BLOB = "official blob of"
 
 
@@ -71,6 +72,8 @@ class People:
         self.refused: Counter[str] = Counter()  # by the PDS
         self.edited: set[str] = set()  # uris
         self.gone: set[str] = set()  # deleted accounts
+        self.moved: set[str] = set()  # accounts that live on another PDS now
+        self.labels: list[tuple[dict[str, Any], list[str]]] = []
         self.before: Callable[[Pds], None] = lambda _: None  # called before each write
         self._last: Pds | None = None
 
@@ -154,6 +157,91 @@ class People:
         self.gone.add(person.did)
         self.counts["deleted"] += 1
 
+    def rotate_key(self, person: Person, *, announced: bool) -> None:
+        """Give an account another key, with an #identity event or without."""
+        self._turn(person.pds)
+        secret = self.choose.randbytes(32)
+        pds = person.pds
+        self.network.change_document(person.did, pds.rotation_key, keys={"atproto": secret.hex()})
+        [file] = pds.folder.glob(f"actors/*/{person.did}/key")
+        file.write_bytes(secret)
+        if announced:
+            self.call(person, "com.atproto.identity.updateHandle",
+                      {"handle": person.account.handle})  # fmt: skip
+        self.counts["key, announced" if announced else "key, silently"] += 1
+
+    def migrate(self, person: Person, pds: Pds) -> None:
+        """Move an account to another PDS, with its records and blobs."""
+        old, token = person.pds, person.token
+        self._turn(old)
+        audience, method = "did:web:localhost", "com.atproto.server.createAccount"
+        proof = self.call(
+            person, "com.atproto.server.getServiceAuth", get=True, aud=audience, lxm=method
+        )
+        handle = f"moved{self.counts['migration']}{pds.domain}"
+        made = self.network.call(
+            pds.url, method, headers={"authorization": f"Bearer {proof['token']}"},
+            json={"did": person.did, "handle": handle, "password": person.password,
+                  "email": f"{person.account.number}.{handle}@example.org"},
+        )  # fmt: skip
+        car = self.network.http.get(f"{old.url}/xrpc/com.atproto.sync.getRepo?did={person.did}")
+        self._turn(pds)
+        person.pds, person.token = pds, made["accessJwt"]
+        self._upload(person, "com.atproto.repo.importRepo", car.content, "application/vnd.ipld.car")
+        missing = self.call(person, "com.atproto.repo.listMissingBlobs", get=True)["blobs"]
+        for each in missing:
+            query = {"did": person.did, "cid": each["cid"]}
+            blob = self.network.http.get(f"{old.url}/xrpc/com.atproto.sync.getBlob", params=query)
+            media = blob.headers["content-type"]
+            self._upload(person, "com.atproto.repo.uploadBlob", blob.content, media)
+        wanted = self.call(person, "com.atproto.identity.getRecommendedDidCredentials", get=True)
+        self.network.change_document(
+            person.did, old.rotation_key, keys=wanted["verificationMethods"], pds=pds.url,
+            handle=handle, rotation=pds.rotation_key,
+        )  # fmt: skip
+        self.call(person, "com.atproto.server.activateAccount")
+        self._turn(old)
+        headers = {"authorization": f"Bearer {token}"}
+        self.network.call(old.url, "com.atproto.server.deactivateAccount", json={}, headers=headers)
+        person.account.handle = handle
+        self.moved.add(person.did)
+        self.counts["migration"] += 1
+
+    def _upload(self, person: Person, method: str, content: bytes, media: str) -> None:
+        headers = {"authorization": f"Bearer {person.token}", "content-type": media}
+        self.network.call(person.pds.url, method, headers=headers, content=content)
+
+    def label(self) -> None:
+        """Let the labeler say something about a post or an account, or take it back."""
+        post = self.choose.choice(self.subjects.posts)
+        subject: dict[str, Any] = {
+            "$type": "com.atproto.repo.strongRef", "uri": post.uri, "cid": post.cid
+        }  # fmt: skip
+        if self.choose.random() < 0.3:
+            subject = {"$type": "com.atproto.admin.defs#repoRef", "did": self.somebody().did}
+        values: list[str] = [self.choose.choice(_LABELS)]
+        gone: list[str] = []
+        if self.labels and self.choose.random() < 0.25:
+            subject, gone = self.choose.choice(self.labels)
+            values = []
+        else:
+            self.labels.append((subject, values))
+        event = {"$type": "tools.ozone.moderation.defs#modEventLabel",
+                 "createLabelVals": values, "negateLabelVals": gone}  # fmt: skip
+        body = {"event": event, "subject": subject, "createdBy": self.network.labeler}
+        self.network.call(self.network.ozone, "tools.ozone.moderation.emitEvent", json=body,
+                          headers=admin_headers())  # fmt: skip
+        self.counts["labels"] += 1
+
+    def rotate_labeler_key(self) -> None:
+        """Have the labeler sign with another key from now on."""
+        network, secret = self.network, self.choose.randbytes(32).hex()
+        network.change_document(
+            network.labeler, network.labeler_key, keys={"atproto_label": secret}
+        )
+        network.restart_ozone(secret)
+        self.counts["key of the labeler"] += 1
+
     def log_in(self, person: Person) -> None:
         """Open another session."""
         body = {"identifier": person.did, "password": person.password}
@@ -216,7 +304,10 @@ class People:
 
     def act(self) -> None:
         """Let somebody do something."""
-        person = self.somebody()
+        self.act_as(self.somebody())
+
+    def act_as(self, person: Person) -> None:
+        """Let a person do something."""
         act = self.choose.choices(list(ACTS), list(ACTS.values()))[0]
         writes: dict[str, Write] = {}
         for _ in range(self.choose.randint(2, 8) if act == "several" else 1):

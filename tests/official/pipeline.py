@@ -72,10 +72,10 @@ class Following:
     def wait(self, seconds: float = PATIENCE_SECONDS) -> None:
         """Return when everything that the network has published is indexed."""
         labels = self.network.last_label()
+        live = self.settings.initial_cursor != "live"  # else nothing may have come yet
         for pds in self.network.pdses:
-            self._wait_for(
-                pds.relay, SimulationProgress(True, 0, pds.last_seq(), 0, labels), seconds
-            )
+            progress = SimulationProgress(True, 0, pds.last_seq() if live else 0, 0, labels)
+            self._wait_for(pds.relay, progress, seconds)
 
     def _wait_for(self, relay: str, progress: SimulationProgress, seconds: float) -> None:
         observer = Observer(self.settings, Control(relay), relay, self.network.ozone)

@@ -3,7 +3,7 @@
 import fs from 'node:fs'
 import http from 'node:http'
 
-const kinds = { plc, pds, ozone, indexer, migrate }
+const kinds = { plc, pds, ozone, indexer, migrate, identity }
 const [kind, text] = process.argv.slice(2)
 const { stop, ...ready } = await kinds[kind](JSON.parse(text))
 console.log(JSON.stringify(ready))
@@ -100,4 +100,22 @@ async function migrate({ databaseUrl, schema }) {
   const db = new Database({ url: databaseUrl, schema })
   const results = await db.migrateToLatestOrThrow().finally(() => db.close())
   return { migrated: results.map((each) => each.migrationName) }
+}
+
+// An update of a DID document: keys by their name, as did:key or as a secret in hex.
+async function identity({ plcUrl, did, signer, keys = {}, pds, handle, rotation }) {
+  const { Client } = await import('@did-plc/lib')
+  const { Secp256k1Keypair } = await import('@atproto/crypto')
+  const named = async (key) => key.startsWith('did:') ? key : (await Secp256k1Keypair.import(key)).did()
+  const methods = {}
+  for (const name in keys) methods[name] = await named(keys[name])
+  const rotationKeys = rotation && [await named(rotation)]
+  await new Client(plcUrl).updateData(did, await Secp256k1Keypair.import(signer), (last) => ({
+    ...last,
+    rotationKeys: rotationKeys ?? last.rotationKeys,
+    verificationMethods: { ...last.verificationMethods, ...methods },
+    services: pds ? { ...last.services, atproto_pds: { type: 'AtprotoPersonalDataServer', endpoint: pds } } : last.services,
+    alsoKnownAs: handle ? [`at://${handle}`] : last.alsoKnownAs,
+  }))
+  return {}
 }

@@ -1,16 +1,24 @@
 """Beside the official network: what people do there becomes the same rows here and there."""
 
 import json
+import time
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
 
+from rsky_pipeline.database.schema.official import missing_migrations, oldest_migrations
+from rsky_pipeline.demo.processes import clean_environment
+from tests import stores
 from tests.official.appview import AppView
 from tests.official.kinds import Facts
-from tests.official.questions import compare_answers
+from tests.official.pipeline import following
+from tests.official.questions import Tokens, compare_answers
 from tests.official.world import OFFICIAL_SCHEMA, World, copy_labels
+from tests.pipelines import command_succeeds
 
 pytestmark = [pytest.mark.official, pytest.mark.timeout(3_600)]
 SHOWN = 40
@@ -24,6 +32,46 @@ def test_live_rows(world: World, figures: dict[str, Any]) -> None:
     figures["kills"] = dict(sorted(world.live.kills.items()))
     figures["live"] = tables(facts)
     nothing_unexplained(facts)
+
+
+def test_history_rows(world: World, figures: dict[str, Any]) -> None:
+    settings = {"enumerate_repos": "true", "initial_cursor": "live", "validation": "strict"}
+    with following(world.network, world.folder / "history", **settings) as history:
+        history.command("db", "init", "--appview", world.installation.release)
+        history.wait()
+        facts = kept(world, "history", world.facts(history, history=True))
+    figures["history"] = tables(facts)
+    nothing_unexplained(facts)
+
+
+def test_the_official_migrator_finds_its_own(
+    world: World, figures: dict[str, Any], database_server: str
+) -> None:
+    """`db init` makes the state of a release, of which its own migrator changes nothing."""
+    release = world.installation.release
+    later = [each.name for each in missing_migrations(oldest_migrations(), release)]
+    plans = {"default": ([], later), release: (["--appview", release], []), "official": ([], [])}
+    figures["migrations"] = {}
+    for name, (words, expected) in plans.items():
+        with stores.fresh_database(database_server) as url:
+            environ = clean_environment() | {"RSKY_PIPELINE_DATABASE_URL": url}
+            if name == "official":
+                migrated(world, url)
+            command_succeeds(environ, "db", "init", *words)
+            command_succeeds(environ, "db", "check")
+            assert migrated(world, url) == expected
+            assert migrated(world, url) == []
+            command_succeeds(environ, "db", "init")
+            command_succeeds(environ, "db", "check")
+            figures["migrations"][name] = len(expected)
+
+
+def migrated(world: World, url: str) -> list[str]:
+    """Let the official migrator bring a database up to date; return what it did."""
+    process = world.network.service("migrate", databaseUrl=url, schema="bsky")
+    world.network.end(process)
+    names: list[str] = process.ready["migrated"]
+    return names
 
 
 def test_answers(world: World, figures: dict[str, Any]) -> None:
@@ -47,12 +95,81 @@ def test_answers(world: World, figures: dict[str, Any]) -> None:
     assert answers.errors.total() < answers.asked.total() / 10
 
 
+def test_seen(world: World, figures: dict[str, Any]) -> None:
+    """`updateSeen` of an AppView reaches our rows, since 0.0.278 by way of bsync."""
+    world.settle()
+    url = world.live.command("config", "url").strip()
+    appview = AppView.start(world.network, url, world.live.schema, world.bsync.ready["url"])
+    tokens = Tokens(world.people, appview.did)
+    now, query = time.strftime("%Y-%m-%dT%H:%M:%S.000Z", time.gmtime()), (
+        f'SELECT "lastSeenNotifs" FROM {world.live.schema}.actor_state WHERE did = %s')  # fmt: skip
+    unread = "app.bsky.notification.getUnreadCount"
+    before = 0
+    for person in world.people.active():
+        token = tokens.token(person, unread)
+        before += (found := appview.ask(unread, {}, token)["count"])
+        method = "app.bsky.notification.updateSeen"
+        headers = {"authorization": f"Bearer {tokens.token(person, method)}"}
+        world.network.call(appview.url, method, json={"seenAt": now}, headers=headers)
+        with psycopg.connect(world.live.url) as connection:
+            assert connection.execute(query, [person.did]).fetchall() == [(now,)]
+        if found:
+            assert appview.ask(unread, {}, token) == {"count": 0}
+    appview.end()
+    figures["notifications seen"] = before
+    assert before
+
+
+def test_labels(world: World, figures: dict[str, Any]) -> None:
+    """The newest label of each subject and value, as its labeler serves it."""
+    world.people.rotate_labeler_key()
+    for _ in range(20):
+        world.people.label()
+    world.live.wait()
+    found = [set(labels(url, schema)) for url, schema in (
+        (world.network.database_url, "ozone"), (world.live.url, world.live.schema))]  # fmt: skip
+    figures["labels"] = {"official": len(found[0]), "ours": len(found[1])}
+    assert found[0] == found[1]
+    assert found[0]
+
+
+def labels(url: str, schema: str) -> Iterator[tuple[Any, ...]]:
+    with psycopg.connect(url) as connection:
+        yield from connection.execute(
+            "SELECT DISTINCT ON (src, uri, cid, val) src, uri, coalesce(cid, ''), val, "
+            f"coalesce(neg, false), cts FROM {schema}.label ORDER BY src, uri, cid, val, cts DESC"
+        )
+
+
+def test_account_life(world: World, figures: dict[str, Any]) -> None:
+    """Keys change, accounts move between the PDSes, and people go on living."""
+    people, (first, second) = world.people, world.network.pdses
+    before = Counter(people.counts)
+    here, there = ([each for each in people.active() if each.pds is pds] for pds in (first, second))
+    for person, announced in zip(here[:4], (True, False, True, False), strict=True):
+        people.rotate_key(person, announced=announced)
+        people.act_as(person)
+    for person, pds in ((here[4], second), (there[0], first), (here[5], second)):
+        people.migrate(person, pds)
+        for _ in range(3):
+            people.act_as(person)
+    for _ in range(150):
+        people.act()
+    world.settle()
+    facts = kept(world, "moved", world.facts(world.live))
+    figures["account life"] = dict(people.counts - before)
+    figures["live, after moves"] = tables(facts)
+    nothing_unexplained(facts)
+
+
 def kept(world: World, name: str, facts: Facts) -> Facts:
     """Keep the rows, so that differences can be looked into when the network is gone."""
     KEPT.mkdir(exist_ok=True)
     document = {
         "official": facts.official, "ours": facts.ours, "refused": facts.refused,
         "gone": sorted(facts.gone), "edited": sorted(facts.edited),
+        "moved": sorted(facts.moved),
+        "unserved": sorted(facts.unserved or ()),
     }  # fmt: skip
     (KEPT / f"{world.installation.release}-{name}.json").write_text(json.dumps(document))
     return facts

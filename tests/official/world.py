@@ -13,17 +13,28 @@ import psycopg
 
 from tests import stores
 from tests.official import rows
+from tests.official.appview import start_bsync
 from tests.official.installation import Installation
 from tests.official.kinds import Facts
-from tests.official.network import Network, Pds, free_port, official_network, wait_until
+from tests.official.network import (
+    Network,
+    Pds,
+    Process,
+    free_port,
+    official_network,
+    wait_until,
+)
 from tests.official.people import People
 from tests.official.pipeline import Following, following
 
 OFFICIAL_SCHEMA = "official"
-ACCOUNTS = 30
-ACTS = 1_200
+SEEN_TOKEN = "official-seen-token"
+ACCOUNTS = 26
+ACTS = 600
+LABELS = 60
 KILL_EVERY = 80  # acts
 READ_SECONDS = 120.0
+TIMES_SEEN = ("indexedAt", "sortAt", "sortedAt")  # of history: the time at which it was fetched
 
 
 @dataclass(slots=True)
@@ -72,6 +83,7 @@ class World:
     people: People
     indexer: Indexer
     live: Following
+    bsync: Process
     folder: Path
     seed: int
 
@@ -81,13 +93,16 @@ class World:
             self.indexer.wait(pds)
         self.live.wait()
 
-    def facts(self, ours: Following) -> Facts:
+    def facts(self, ours: Following, *, history: bool = False) -> Facts:
         """Read both databases, and sort their differences into kinds."""
         facts = Facts(
             rows.read(self.indexer.database_url, OFFICIAL_SCHEMA), rows.read(ours.url, ours.schema),
             self.indexer.refused(), self.people.gone, self.people.edited,
+            self.people.moved,
+            {each.did for each in self.people.everybody if each.status} if history else None,
         )  # fmt: skip
-        for difference in rows.differences(facts.official, facts.ours):
+        left_out = TIMES_SEEN if history else ()
+        for difference in rows.differences(facts.official, facts.ours, left_out):
             facts.explain(difference)
         return facts
 
@@ -101,11 +116,19 @@ def populated(installation: Installation, server: str, seed: int) -> Iterator[Wo
         official_network(installation, folder, database) as network,
     ):
         indexer = Indexer.start(network, folder)
-        settings = {"enumerate_repos": "false", "initial_cursor": "oldest", "validation": "strict"}
+        seen = free_port()
+        bsync = start_bsync(
+            network, "bsync", BSYNC_DATAPLANE_URLS=f"http://localhost:{seen}",
+            BSYNC_DATAPLANE_AUTH_TOKEN=SEEN_TOKEN,
+        )  # fmt: skip
+        settings = {
+            "enumerate_repos": "false", "initial_cursor": "oldest", "validation": "strict",
+            "seen_port": str(seen), "seen_token": SEEN_TOKEN,
+        }  # fmt: skip
         with following(network, folder / "live", **settings) as live:
             people = People(network, seed)
             people.before = indexer.wait
-            world = World(installation, network, people, indexer, live, folder, seed)
+            world = World(installation, network, people, indexer, live, bsync, folder, seed)
             for number in range(ACCOUNTS):
                 people.join(network.pdses[number % 4 == 3])
             choose = random.Random(seed)
@@ -115,6 +138,8 @@ def populated(installation: Installation, server: str, seed: int) -> Iterator[Wo
                     live.kill_one(choose)
                 if number == ACTS // 2:
                     upgrade()
+            for _ in range(LABELS):
+                people.label()
             world.settle()
             yield world
 

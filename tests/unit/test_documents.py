@@ -1,5 +1,6 @@
 """The generated parts of the documentation are what the declarations say."""
 
+import json
 import re
 from pathlib import Path
 
@@ -10,6 +11,8 @@ from rsky_pipeline.cli import main
 from rsky_pipeline.cli.exit_codes import MEANINGS, ExitCode
 from rsky_pipeline.configuration.settings import declarations
 from rsky_pipeline.development.documents import ROOT, pages, replaced
+from tests.official.appview import programs
+from tests.official.installation import HERE, RELEASES
 from tests.real.servers import PACKAGES
 
 
@@ -64,3 +67,15 @@ def test_every_target_of_make_is_described() -> None:
     for target in set(phony[1].split()) - {"help"}:
         assert target in help_text
         assert f"| `make {target}`" in page
+
+
+def test_the_page_on_appviews_names_the_newest_release_that_is_tried() -> None:
+    page = (ROOT / "docs" / "appview.md").read_text()
+    lock = json.loads((HERE / "releases" / RELEASES[-1] / "package-lock.json").read_text())
+    for package in ("bsky", "bsync"):
+        version = lock["packages"][f"node_modules/@atproto/{package}"]["version"]
+        assert f"@atproto/{package}@{version}" in page
+    assert f"db init --appview {RELEASES[-1]}" in page
+    assert set(programs()) == {
+        f"{name}.{kind}" for name in ("appview", "bsync", "dataplane") for kind in ("env", "mjs")
+    }
