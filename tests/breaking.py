@@ -24,7 +24,7 @@ def break_part(monkeypatch: pytest.MonkeyPatch, part: str) -> None:
 
     match part:
         case "pool":
-            patch(pool.ConnectionPool, "get")
+            patch(pool.ConnectionPool, "send")
         case "document":
             patch(directory, "parse_did_document")
         case "getaddrinfo":

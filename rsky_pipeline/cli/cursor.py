@@ -1,4 +1,4 @@
-"""`rsky-pipeline cursor`: where the ingester is in the streams of relays and labelers."""
+"""`rsky-pipeline cursor`: where the ingester is in the streams of relays, labelers and bsync."""
 
 from dataclasses import asdict
 from typing import Any
@@ -12,10 +12,10 @@ from rsky_pipeline.cli.output import line, print_table
 _force = click.option("--force", is_flag=True, help="Do it even if events are skipped.")
 _stream = click.option(
     "--stream",
-    type=click.Choice(["firehose_live", "label_live"]),
+    type=click.Choice(["firehose_live", "label_live", "bsync_live"]),
     default="firehose_live",
     show_default=True,
-    help="Whose cursor: a relay's or a labeler's.",
+    help="Whose cursor: a relay's, a labeler's, or of a log of bsync (mute, notif, operation).",
 )
 
 
@@ -74,7 +74,8 @@ def set_one(run: Invocation, host: str, seq: int, again: bool, stream: Any, forc
 def reset(run: Invocation, host: str, stream: Any, force: bool) -> None:
     """Forget the cursor of HOST.
 
-    The ingester starts at initial_cursor, as on a new host.
+    The ingester starts at initial_cursor, as on a new host. A log of bsync is read from its
+    beginning, as that of a new database: its operations count more than all before.
     """
     _change(run, host, stream, None, force)
 

@@ -78,6 +78,10 @@ def _show_places(found: "Traced") -> None:
     ):  # fmt: skip
         if value is not None:
             line(f"{name:<10} {_line(value)}")
+    for log, text in database.bsync.items():
+        line(f"bsync      {log} is applied up to operation {text}")
+    for each in database.private:
+        line(f"operation  {_operation(each)}")
     for label in database.labels:
         line(f"label      {label['val']} on {label['uri']} by {label['src']}")
 
@@ -103,6 +107,15 @@ def _status(event: Mapping[str, Any]) -> dict[str, Any]:
     """Write an account event; one that makes the account active has no other status."""
     status = "active" if event["active"] else event["status"] or "unknown"
     return {"time": event["time"], "status": status}
+
+
+def _operation(found: Mapping[str, Any]) -> str:
+    """Write the last operation of bsync about one thing, and what the AppView has of it."""
+    what = f"{found['namespace']} {found['key']}".strip() or "all mutes of accounts and lists"
+    rows = {True: "stored", False: "removed, or overtaken", None: "no row of its own"}
+    shown = {True: "", False: "; not shown: no CREATE of it stands", None: ""}
+    stored = rows[found["stored"]] + (shown[found["shown"]] if found["stored"] else "")
+    return f"{found['log']} {found['id']} by {found['actor']}: {what}: {stored}"
 
 
 def _line(value: Any) -> str:

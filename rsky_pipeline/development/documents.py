@@ -87,11 +87,15 @@ def _exit_codes() -> str:
 def _findings() -> str:
     rows = [
         f"| `{finding_of(rule)}` | {rule.title} | {_verdicts(rule)} | "
-        f"{rule.remedy.replace('{subject}', 'STREAM' if rule.of_stream else 'HOST')} |"
+        f"{rule.remedy.replace('{subject}', _subject(rule))} |"
         for rule in WATCHED
     ]
     header = ["| finding | meaning | verdict | remedy |", "|---|---|---|---|"]
     return "\n".join([*header, *rows])
+
+
+def _subject(rule: Rule) -> str:
+    return "STREAM" if rule.of_stream else "LOG" if rule.of_bsync else "HOST"
 
 
 def _verdicts(rule: Rule) -> str:

@@ -61,6 +61,7 @@ class Rule:
     of_stream: bool = False
     of_relay: bool = False  # its subjects are hosts
     of_labeler: bool = False
+    of_bsync: bool = False  # its subjects are logs
     finding: str = ""  # in `rsky_finding`, if it is not `name`
     check: str = ""
     alerts: tuple[Alert, ...] = ()
@@ -403,6 +404,44 @@ LABELER_STALLED = Rule(
         ),
     ),
 )  # fmt: skip
+BSYNC = Rule(
+    "bsync", "bsync cannot be read: mutes, bookmarks and settings of users stay as they are",
+    "check bsync_url, bsync and the network to it; it is read from the cursors by itself when it "
+    "is back",
+    Limits(warn=30.0), watched=True,
+    alerts=(
+        Alert(
+            "RskyBsyncAway", "warning", "5m", WARNS, "bsync cannot be read",
+            "troubleshooting.md",
+        ),
+    ),
+)  # fmt: skip
+BSYNC_REFUSED = Rule(
+    "bsync_refused", "bsync refuses to be read",
+    "correct bsync_url or bsync_key (one of BSYNC_API_KEYS of bsync), and `rsky-pipeline restart "
+    "ingester`; where another program answers, or an old bsync, replace it",
+    Limits(fail=1), watched=True,
+    alerts=(
+        Alert(
+            "RskyBsyncRefuses", "critical", "1m", FAILS, "bsync refuses to be read",
+            "troubleshooting.md",
+        ),
+    ),
+)  # fmt: skip
+BSYNC_REPLACED = Rule(
+    "bsync_replaced", "operations of bsync that were read are not there any more",
+    "if bsync has another database now, `rsky-pipeline cursor reset {subject} --stream bsync_live "
+    "--force` reads it from its beginning; else `rsky-pipeline cursor set {subject} SEQ --stream "
+    "bsync_live` goes on",
+    Limits(fail=1), watched=True, of_bsync=True,
+    alerts=(
+        Alert(
+            "RskyBsyncReplaced", "critical", "1m", FAILS,
+            "The log {{ $labels.subject }} of bsync is another one than before",
+            "troubleshooting.md",
+        ),
+    ),
+)  # fmt: skip
 DIRECTORY = Rule(
     "directory", "the did:plc directory does not answer",
     "check plc_url, DNS, the network and http_proxy; commits whose keys are not known wait, and "
@@ -668,6 +707,7 @@ OF_ROLES = frozenset(
     rule.name
     for rule in (
         *(NO_RELAY, RELAY_STALLED, CURSOR_REFUSED, LABELER_STALLED, CLOCK, SECOND_INGESTER),
+        *(BSYNC, BSYNC_REFUSED, BSYNC_REPLACED),
         *(GAP_REPAIR, GROUP_REMADE, DIRECTORY, DATA_DISK, LOG, SEEN_PORT),
     )
 )
@@ -727,8 +767,9 @@ def finding_of(rule: Rule) -> str:
 
 
 def finding_series(
-    streams: Iterable[str], relays: Iterable[str] = (), labelers: Iterable[str] = ()
-) -> Iterator[tuple[str, str]]:
+    streams: Iterable[str], relays: Iterable[str] = (), labelers: Iterable[str] = (),
+    bsync: Iterable[str] = (),
+) -> Iterator[tuple[str, str]]:  # fmt: skip
     """Yield finding and subject of every series that a worker shows from the start."""
     streams, relays, labelers = tuple(streams), tuple(relays), tuple(labelers)
     series: dict[tuple[str, str], None] = {}
@@ -738,6 +779,8 @@ def finding_series(
             subjects = streams
         elif rule.of_relay or rule.of_labeler:
             subjects = relays * rule.of_relay + labelers * rule.of_labeler
+        elif rule.of_bsync:
+            subjects = tuple(bsync)
         series |= dict.fromkeys((finding_of(rule), subject) for subject in subjects)
     yield from series
 

@@ -36,6 +36,7 @@ from rsky_pipeline.runtime.context import WorkerContext
 from rsky_pipeline.runtime.findings import written
 from rsky_pipeline.runtime.link import StoreTrouble, store_troubles
 from rsky_pipeline.runtime.logging import ThrottledLog, log_trouble
+from rsky_pipeline.streams.bsync import BSYNC_LOGS
 from rsky_pipeline.streams.connection import Store
 from rsky_pipeline.streams.lag import StreamReport, collect, server_memory
 from rsky_pipeline.streams.names import STREAMS, dead_letters
@@ -69,8 +70,9 @@ class SelfCheck:
         self._role = role
         self._data_dir = settings.data_dir
         hosts = (settings.relays, settings.labelers) if role == "ingester" else ((), ())
+        logs = BSYNC_LOGS if role == "ingester" and settings.bsync_url else ()
         relays, labelers = ([endpoint.key for endpoint in each] for each in hosts)
-        self._metrics = FindingMetrics(registry, finding_series(streams, relays, labelers))
+        self._metrics = FindingMetrics(registry, finding_series(streams, relays, labelers, logs))
         # Only the producer of live events judges their rate.
         self._expected = expectations(settings, rated=role == "ingester")
         self._throttled = ThrottledLog(_log, _AGAIN_SECONDS)

@@ -18,6 +18,7 @@ from rsky_pipeline.health.rules import (
     Status,
     judged,
 )
+from rsky_pipeline.ingester.bsync import BsyncFollower, bsync_verdicts
 from rsky_pipeline.ingester.follower import STANDS_AFTER_SECONDS, Follower
 from rsky_pipeline.ingester.frames import RawDeadLetters
 from rsky_pipeline.ingester.listing.enumeration import Enumerator
@@ -33,7 +34,7 @@ from rsky_pipeline.runtime.link import Link
 from rsky_pipeline.runtime.logging import ThrottledLog
 from rsky_pipeline.streams.connection import Store
 from rsky_pipeline.streams.lag import inspect
-from rsky_pipeline.streams.names import FIREHOSE_LIVE, LABEL_LIVE, REPO_BACKFILL
+from rsky_pipeline.streams.names import BSYNC_LIVE, FIREHOSE_LIVE, LABEL_LIVE, REPO_BACKFILL
 
 _log = logging.getLogger(__name__)
 _HEALTH_SECONDS = 1.0
@@ -91,7 +92,9 @@ class Reporter:
         writers: Sequence[Writer],
         shared: SharedState,
         metrics: IngesterMetrics,
+        bsync: Sequence[BsyncFollower] = (),
     ) -> None:
+        self._bsync = bsync
         self._context = context
         self._writers = writers
         self._shared = shared
@@ -125,7 +128,9 @@ class Reporter:
                 before, then = written, now
                 self._metrics.complete.set(bool(self._enumerators) and self._all_listed())
                 self._context.health(self._details(rate))
-                self.verdicts = [*self._judge_relays(), *self._judge_hosts()]
+                self.verdicts = [
+                    *self._judge_relays(), *self._judge_hosts(), *bsync_verdicts(self._bsync)
+                ]  # fmt: skip
                 await trio.sleep(_HEALTH_SECONDS)
 
     async def watch_streams(
@@ -226,6 +231,10 @@ class Reporter:
             "cursors": [
                 CursorHealth(stream=report.stream, host=report.host, seq=follower.cursor.stored)
                 for follower, report in self._feeds
+            ]
+            + [
+                CursorHealth(stream=BSYNC_LIVE, host=HostKey(each.log), seq=each.cursor.stored)
+                for each in self._bsync
             ],
             "listings": [each.health() for each in self._enumerators if each.active],
             "blocks": self._shared.selection.count,

@@ -1,4 +1,4 @@
-"""The ingester: a task for each relay's firehose, each relay's list of repos and each labeler."""
+"""The ingester: tasks for each relay's firehose and list of repos, each labeler, logs of bsync."""
 
 import logging
 import ssl
@@ -9,13 +9,15 @@ from functools import partial
 
 import trio
 
-from rsky_pipeline.configuration.endpoints import Endpoint
+from rsky_pipeline.configuration.endpoints import Endpoint, parse_endpoint
+from rsky_pipeline.configuration.expectations import high_water_marks
 from rsky_pipeline.configuration.selection import Selection, path_prefixes
 from rsky_pipeline.database.connection import Database
 from rsky_pipeline.database.errors import DatabaseUnavailableError
 from rsky_pipeline.health.pairing import MismatchError, open_paired
 from rsky_pipeline.health.rules import RuleVerdict
 from rsky_pipeline.health.self_check import SelfCheck, watch, watch_stores
+from rsky_pipeline.ingester.bsync import SILENCE_SECONDS, BsyncClient, BsyncFollower
 from rsky_pipeline.ingester.clock import (
     ClockWatch,
     time_of_database,
@@ -55,9 +57,12 @@ from rsky_pipeline.runtime.boundary import Boundary
 from rsky_pipeline.runtime.context import WorkerContext
 from rsky_pipeline.runtime.errors import StoreError
 from rsky_pipeline.runtime.link import Link
+from rsky_pipeline.runtime.logging import ThrottledLog
+from rsky_pipeline.streams.bsync import BSYNC_LOGS
 from rsky_pipeline.streams.connection import Store, connect
 from rsky_pipeline.streams.errors import store_reason
 from rsky_pipeline.streams.names import (
+    BSYNC_LIVE,
     FIREHOSE_BACKFILL,
     FIREHOSE_LIVE,
     FIREHOSE_RAW_LETTERS,
@@ -84,6 +89,7 @@ MAX_WAITING = 5
 FORCED_PAUSE_SECONDS = 5.0
 LATEST_REPO = "/xrpc/com.atproto.sync.listRepos?limit=1"  # an answer whose Date is of interest
 _LABEL_QUEUE_BYTES = 512 * 1024
+_TROUBLE_SECONDS = 60.0  # minimum interval of log lines about one trouble of bsync
 SELECTION_SECONDS = 2.0  # between two looks at what operators have blocked
 
 
@@ -98,6 +104,7 @@ class _Parts:
     writers: list[Writer] = field(default_factory=list)
     relays: list[tuple[Follower, FeedReport]] = field(default_factory=list)
     labelers: list[tuple[Follower, FeedReport]] = field(default_factory=list)
+    bsync: list[BsyncFollower] = field(default_factory=list)
     enumerators: list[Enumerator] = field(default_factory=list)
     converters: list[RepoConverter] = field(default_factory=list)
 
@@ -119,10 +126,11 @@ async def run(context: WorkerContext) -> None:
         disconnect_reasons=[reason.value for reason in DisconnectReason],
         relays=[endpoint.key for endpoint in relays],
         labelers=[endpoint.key for endpoint in labelers],
+        bsync=BSYNC_LOGS if settings.bsync_url else (),
         resync_reasons=[reason.word for reason in FIREHOSE_REASONS],
     )
     groups = dict.fromkeys((FIREHOSE_LIVE, FIREHOSE_BACKFILL), (settings.indexer_group,))
-    groups |= {LABEL_LIVE: (settings.indexer_group,)}
+    groups |= dict.fromkeys((LABEL_LIVE, BSYNC_LIVE), (settings.indexer_group,))
     groups |= dict.fromkeys(REPO_STREAMS, (settings.backfiller_group,))
     stream_metrics = StreamMetrics(context.registry, "ingester", groups)
     self_check = SelfCheck(context.registry, "ingester", settings, STREAMS)
@@ -138,11 +146,18 @@ async def run(context: WorkerContext) -> None:
         stack.callback(lookups.cancel_scope.cancel)
         builder = _Builder(context, stack, http, metrics, [*relays, *labelers], lookups)
         parts = builder.build(relays, labelers)
+        if settings.bsync_url:
+            bsync = HttpClient(
+                allow_private=True, silence_seconds=SILENCE_SECONDS, boundary=_boundary(metrics),
+                proxy=settings.proxy,
+            )  # fmt: skip
+            await stack.enter_async_context(bsync)
+            builder.add_bsync(parts, bsync, parse_endpoint(settings.bsync_url))
         watching = builder.link("watch", lambda _: stream_metrics.errors.inc())
         letters = [builder.letters, builder.label_letters]
         reporter = Reporter(
             context, parts.relays, parts.labelers, parts.enumerators, parts.writers, parts.shared,
-            metrics,
+            metrics, parts.bsync,
         )  # fmt: skip
         others = OtherIngesters(context)
         repair = builder.gap_repair() if parts.relays and settings.database_url else None
@@ -200,6 +215,8 @@ async def _run_all(context: WorkerContext, parts: _Parts) -> None:
             nursery.start_soon(writer.run, context.escalated)
         for follower, _ in (*parts.relays, *parts.labelers):
             nursery.start_soon(follower.run, context.stopping)
+        for each in parts.bsync:
+            nursery.start_soon(each.run, context.stopping)
         for enumerator in parts.enumerators:
             nursery.start_soon(enumerator.run, context.stopping)
         await context.stopping.wait()
@@ -372,6 +389,23 @@ class _Builder:
             lambda gate, _: LabelIntake(converter, cursor, gate, check),
         )  # fmt: skip
         parts.labelers.append((follower, report))
+
+    def add_bsync(self, parts: _Parts, http: HttpClient, endpoint: Endpoint) -> None:
+        """Add the followers of bsync's logs, which share a writer."""
+        link, marks = self.link(BSYNC_LIVE, self._count_retry), high_water_marks(self._settings)
+        writer = Writer(link, marks, self._rule, self._metrics)
+        parts.writers.append(writer)
+        client = BsyncClient(http, endpoint, self._settings.bsync_key)
+        known = self.link("bsync")
+        database = self._database_link("bsync") if self._settings.database_url else None
+        troubles = ThrottledLog(_log, _TROUBLE_SECONDS)
+        parts.bsync += [
+            BsyncFollower(
+                log, client, writer, known, database, self._metrics, _boundary(self._metrics),
+                troubles,
+            )
+            for log in BSYNC_LOGS
+        ]  # fmt: skip
 
     def gap_repair(self) -> GapRepair:
         """Return the repair of gaps; it connects to PostgreSQL only when there is one."""

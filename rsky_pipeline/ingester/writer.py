@@ -26,7 +26,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from math import inf
 from types import MappingProxyType
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import orjson
 import trio
@@ -220,6 +220,8 @@ class SourceCursor:
         self.began: int | None = None  # where reading began while no cursor was stored
         self.position: Position | None = None  # the note of the stored cursor
         self.moved = trio.Event()  # set when another cursor is stored; `load` follows it
+        # More that is stored with the cursor, for a number up to which it covers the source.
+        self.notes: Callable[[int], Mapping[str, Any]] = lambda _: {}
         self.again_until = -1  # events up to this number are written again, see `streams.marks`
         self.closed = False  # since `moved` was set, until the cursor is loaded again
         self._loaded = False
@@ -426,7 +428,7 @@ class Writer:
             if part is not None and part.seq is not None:
                 position = cursor.position_after(part)
                 positions[cursor.key.encode()] = orjson.dumps(
-                    {"seq": position.seq, "time": position.time}
+                    {"seq": position.seq, "time": position.time, **cursor.notes(part.seq)}
                 )
         hashes = _by_key(batch.states)
         if positions:

@@ -21,13 +21,20 @@ from typing import Any, Literal
 from urllib.parse import urljoin, urlsplit
 
 import httpcore
+import orjson
 import trio
 
 from rsky_pipeline.configuration.endpoints import normal_host
 from rsky_pipeline.configuration.proxy import Proxy
 from rsky_pipeline.network.body import BodyDecoder, BodyError, read_json
 from rsky_pipeline.network.connect import ForbiddenAddressError
-from rsky_pipeline.network.pool import ClientResponse, ConnectionPool, InvalidUrlError, parse_url
+from rsky_pipeline.network.pool import (
+    ClientResponse,
+    ConnectionPool,
+    InvalidUrlError,
+    PostedBody,
+    parse_url,
+)
 from rsky_pipeline.runtime.boundary import Boundary
 from rsky_pipeline.runtime.errors import described, printable
 
@@ -201,6 +208,46 @@ class HttpClient:
                 body += chunk
         return bytes(body)
 
+    async def post_json(
+        self, url: str, document: object, *, headers: Mapping[str, str], max_bytes: int,
+        total_seconds: float,
+    ) -> Any:  # fmt: skip
+        """Send a JSON document to an endpoint that the operator configured, and return the answer.
+
+        It may be sent twice. Redirects are refused, since secrets may be in the headers. Raises
+        HttpError.
+        """
+        posted = PostedBody(orjson.dumps(document), {"Content-Type": "application/json", **headers})
+        body = bytearray()
+        with trio.move_on_after(total_seconds) as scope:
+            response = await self._post(url, posted, max_bytes)
+            try:
+                async for chunk in self._bounded(response, max_bytes):
+                    body += chunk
+            finally:
+                await self._close(response)
+        if scope.cancelled_caught:
+            raise HttpError("timeout", f"{_host(url)} took more than {total_seconds:.0f} s")
+        try:
+            return read_json(bytes(body))
+        except ValueError as error:
+            raise HttpError("malformed", f"{url} does not answer with JSON") from error
+
+    async def _post(self, url: str, posted: PostedBody, max_bytes: int) -> ClientResponse:
+        self._check_scheme(url, trusted=True)
+        try:
+            response = await _send(self._trusted, url, posted)
+        except HttpError:
+            raise
+        except Exception as error:
+            raise self._internal(error, url) from error
+        if response.status in _SUCCESS:
+            return await self._announced(response, max_bytes)
+        try:
+            raise await self._refusal(response)
+        finally:
+            await self._close(response)
+
     async def _open(self, url: str, max_bytes: int, trusted: bool, stay: bool) -> ClientResponse:
         """Return a successful response. Raises HttpError and RedirectError."""
         try:
@@ -209,10 +256,14 @@ class HttpClient:
             raise
         except Exception as error:
             raise self._internal(error, url) from error
+        return await self._announced(response, max_bytes)
+
+    async def _announced(self, response: ClientResponse, max_bytes: int) -> ClientResponse:
+        """Return a response unless it announces that it is too large. Raises HttpError."""
         length = response.headers.get("content-length", "")
         if length.isascii() and length.isdigit() and int(length) > max_bytes:
             await self._close(response)
-            raise HttpError("too_big", f"{url} announces {length} bytes")
+            raise HttpError("too_big", f"{response.url} announces {length} bytes")
         return response
 
     async def _follow(self, url: str, trusted: bool, stay: bool) -> ClientResponse:
@@ -287,7 +338,8 @@ class HttpClient:
             document = read_json(bytes(body))
         except (HttpError, ValueError):
             document = None  # an HTML page or a cut-off body adds nothing to the status
-        code = document.get("error") if isinstance(document, dict) else None
+        fields = document if isinstance(document, dict) else {}
+        code = fields.get("error", fields.get("code"))  # of XRPC, of the Connect protocol
         now = time.time()
         return HttpError(
             "status",
@@ -310,9 +362,9 @@ class HttpClient:
         return HttpError("internal_error", f"{_host(url)}: {described(error)}")
 
 
-async def _send(pool: ConnectionPool, url: str) -> ClientResponse:
+async def _send(pool: ConnectionPool, url: str, posted: PostedBody | None = None) -> ClientResponse:
     try:
-        return await pool.get(url)
+        return await pool.send(url, posted)
     except ForbiddenAddressError as error:
         raise HttpError("forbidden", str(error), misled=error.resolved) from error
     except httpcore.TimeoutException as error:

@@ -163,6 +163,14 @@ class ClientResponse:
         await self._source.aclose()
 
 
+@dataclass(frozen=True, slots=True)
+class PostedBody:
+    """The body of a POST, and the headers that go with it."""
+
+    content: bytes
+    headers: Mapping[str, str]
+
+
 class ConnectionPool:
     """Connections to any number of hosts."""
 
@@ -183,17 +191,24 @@ class ConnectionPool:
             "connect": CONNECT_SECONDS, "read": silence_seconds, "write": silence_seconds,
         }  # fmt: skip
 
-    async def get(self, url: str) -> ClientResponse:
-        """Send a request and return its answer, whatever it is.
+    async def send(self, url: str, posted: PostedBody | None = None) -> ClientResponse:
+        """Send a request, a POST if there is a body, and return its answer, whatever it is.
 
-        Raises InvalidUrlError, ForbiddenAddressError, OSError and httpcore's exceptions.
+        It may be sent twice, where the server closes an idle connection. Raises InvalidUrlError,
+        ForbiddenAddressError, OSError and httpcore's exceptions.
         """
         target, host = parse_url(url)
         headers = [(b"Host", _host_header(target)), *_HEADERS]
+        content = b""
+        if posted is not None:
+            content = posted.content
+            headers += [(name.encode(), value.encode()) for name, value in posted.headers.items()]
+            headers.append((b"Content-Length", b"%d" % len(content)))
         request = httpcore.Request(
-            "GET",
+            "GET" if posted is None else "POST",
             self._route(target, headers),
             headers=headers,
+            content=content,
             extensions={"timeout": self._timeouts},
         )
         source = await self._pool.handle_async_request(request)

@@ -30,7 +30,8 @@ ERROR_REASONS = (
     "label_forged", "label_unsigned", "label_no_key", "label_unverified", "no_account",
     # the world around
     "connection", "error_frame", "future_cursor", "invalid_cursor", "store_unavailable",
-    "store_rejected", "cursor_moved", "list_repos", "listed_repo", "internal_error", "other",
+    "store_rejected", "cursor_moved", "list_repos", "listed_repo", "bsync", "invalid_operation",
+    "internal_error", "other",
 )  # fmt: skip
 CHECK_STEPS = ("blocks", "signature", "operations")
 JUMP_OUTCOMES = ("followed", "ignored")
@@ -43,6 +44,7 @@ LABEL_VERDICTS = ("valid", "forged", "unsigned", "no_key", "unverified")
 INFO_NAMES = ("OutdatedCursor", "other")
 LISTED_STATUSES = ("deactivated", "suspended", "takendown", "deleted", "other")
 HOLE_RESULTS = ("closed", "left")
+BSYNC_LOGS = ("mute", "notif", "operation")
 STORE_ACTIONS = ("full", "detour", "unavailable", "rejected")
 
 
@@ -56,12 +58,16 @@ class IngesterMetrics:
         disconnect_reasons: Iterable[str] = (),
         relays: Iterable[str] = (),
         labelers: Iterable[str] = (),
+        bsync: Iterable[str] = (),
         resync_reasons: Iterable[str] = (),
     ) -> None:
         declare, hosts = Declarer(registry, "ingester"), tuple(relays)
+        self._declare_bsync(declare)
         self._declare_firehose(declare, hosts, resync_reasons)
         self._declare_enumeration(declare, hosts)
         self._declare_state(declare, hosts, labelers, disconnect_reasons)
+        for log in bsync:
+            self.cursor.labels("bsync_live", log)
 
     def _declare_firehose(
         self, declare: Declarer, relays: tuple[str, ...], resync_reasons: Iterable[str]
@@ -116,6 +122,20 @@ class IngesterMetrics:
             "identity event had come", announced=("yes", "no"),
         )  # fmt: skip
         self.verdicts = counter("verifications", "Commits checked, by verdict", verdict=VERDICTS)
+
+    def _declare_bsync(self, declare: Declarer) -> None:
+        # Also where bsync is not read: a metric that is declared is exported.
+        counter, logs = declare.counter, BSYNC_LOGS
+        self.bsync_answers = counter(
+            "bsync_answers", "Answers of bsync, also without operations, by log", log=logs
+        )
+        self.bsync_operations = counter(
+            "bsync_operations", "Operations of bsync appended to bsync_live, by log", log=logs
+        )
+        self.bsync_late = counter(
+            "bsync_late_operations", "Of them, those that became visible after later ones, by log",
+            log=logs,
+        )  # fmt: skip
 
     def _declare_enumeration(self, declare: Declarer, relays: tuple[str, ...]) -> None:
         counter, gauge = declare.counter, declare.gauge

@@ -15,12 +15,13 @@ from functools import partial
 
 import trio
 
-from rsky_pipeline.configuration.endpoints import Endpoint
+from rsky_pipeline.configuration.endpoints import Endpoint, parse_endpoint
 from rsky_pipeline.configuration.settings import Settings
 from rsky_pipeline.configuration.store_urls import files_of
 from rsky_pipeline.database.connection import Database
 from rsky_pipeline.database.errors import DatabaseError, LoginRefusedError
 from rsky_pipeline.database.schema import pending
+from rsky_pipeline.ingester.bsync import BsyncClient, explained, is_refusal
 from rsky_pipeline.network.directory import (
     Directory,
     IdentityNotFoundError,
@@ -30,6 +31,7 @@ from rsky_pipeline.network.handles import Handles, HandleUnavailableError
 from rsky_pipeline.network.http import HttpClient, HttpError
 from rsky_pipeline.network.subscription import DisconnectedError, Timeouts, subscribe
 from rsky_pipeline.runtime.errors import printable
+from rsky_pipeline.streams.bsync import BSYNC_LOGS
 from rsky_pipeline.streams.connection import connect
 from rsky_pipeline.streams.errors import (
     LoginRejectedError,
@@ -88,7 +90,7 @@ def unreadable_files(settings: Settings, account: str) -> list[str]:
 
 
 def ask_everybody(settings: Settings) -> list[PeerAnswer]:
-    """Connect to stores, relays, labelers, directory and resolver. Not for use within trio.
+    """Connect to stores, relays, labelers, directory, resolver and bsync. Not for use within trio.
 
     `settings` are as configured: embedded stores are left out, since they run with the pipeline.
     """
@@ -131,8 +133,22 @@ def _questions(settings: Settings, http: HttpClient) -> Iterator[tuple[str, str,
         ask_labeler = partial(_subscribe, settings, labeler, "com.atproto.label.subscribeLabels")
         yield f"labeler {labeler.key}", "labeler_hosts", ask_labeler
     yield "directory", "plc_url", partial(_ask_directory, settings, http)
+    if settings.bsync_url:
+        yield "bsync", "bsync_url", partial(_ask_bsync, settings, http)
     if settings.handle_resolver_url:
         yield "handle resolver", "handle_resolver_url", partial(_ask_resolver, settings, http)
+
+
+async def _ask_bsync(settings: Settings, http: HttpClient) -> str:
+    endpoint = parse_endpoint(settings.bsync_url or "")
+    client = BsyncClient(http, endpoint, settings.bsync_key)
+    try:
+        await client.scan(BSYNC_LOGS[0], 0, 1)
+    except HttpError as error:
+        if is_refusal(error):
+            raise _RefusedError(explained(error)) from error
+        raise
+    return f"{endpoint} serves its logs"
 
 
 async def _answer(peer: str, setting: str, question: _Question) -> PeerAnswer:

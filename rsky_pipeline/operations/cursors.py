@@ -1,4 +1,4 @@
-"""Looking at the cursors of relays and labelers, and setting them without losing events unseen."""
+"""Looking at cursors of relays, labelers and bsync, and setting them without unseen losses."""
 
 import re
 from collections.abc import Iterator
@@ -16,9 +16,11 @@ from rsky_pipeline.ingester.sequence import (
     parse_position,
 )
 from rsky_pipeline.streams.append import read_cursor
+from rsky_pipeline.streams.bsync import BSYNC_LOGS
 from rsky_pipeline.streams.connection import Argument, Store
 from rsky_pipeline.streams.gap import GAP_FIELD, Gap
 from rsky_pipeline.streams.names import (
+    BSYNC_LIVE,
     CURSOR_POSITIONS,
     FIREHOSE_LIVE,
     GAPS,
@@ -29,7 +31,21 @@ from rsky_pipeline.streams.names import (
 _PAGE_KEYS = 10_000
 # The connections by which ingesters append live events.
 _WRITERS = re.compile(rf" name=(\S*-ingester-\d+)-{FIREHOSE_LIVE} ")
-CursorStream = Literal["firehose_live", "label_live"]
+CursorStream = Literal["firehose_live", "label_live", "bsync_live"]
+
+
+_SETTINGS = {
+    FIREHOSE_LIVE: "relay_hosts", LABEL_LIVE: "labeler_hosts",
+    BSYNC_LIVE: f"the logs of bsync ({', '.join(BSYNC_LOGS)}), or bsync_url is not set,",
+}  # fmt: skip
+_WITHOUT = {
+    FIREHOSE_LIVE: "without a cursor the ingester starts at initial_cursor, and may skip "
+    "everything since; --force does it and has the gap repaired",
+    LABEL_LIVE: "without a cursor the ingester starts at the labeler's oldest label; --force does "
+    "it",
+    BSYNC_LIVE: "without a cursor the log is read from its beginning, as that of a new bsync "
+    "database; --force does it",
+}
 
 
 class CursorRefusedError(Exception):
@@ -51,11 +67,8 @@ class StoredCursor:
 def list_cursors(store: Store, settings: Settings) -> list[StoredCursor]:
     """Return every stored cursor, and configured hosts that have none yet."""
     found = []
-    for stream, hosts in (
-        (FIREHOSE_LIVE, settings.relays),
-        (LABEL_LIVE, settings.labelers),
-    ):
-        configured = {host.key for host in hosts}
+    for stream in (FIREHOSE_LIVE, LABEL_LIVE, BSYNC_LIVE):
+        configured = _configured(settings, stream)
         stored = set(_stored_hosts(store, stream))
         found += [
             _read(store, stream, host, host in configured) for host in sorted(configured | stored)
@@ -81,24 +94,21 @@ def set_cursor(
     """
     before = _read(store, stream, host, configured=configured)
     if not configured and seq is not None and before.seq is None and not force:
-        is_live = stream == FIREHOSE_LIVE
-        setting = "relay_hosts" if is_live else "labeler_hosts"
-        other = "a labeler's takes --stream label_live; " if is_live else ""
+        other = "a labeler's takes --stream label_live; " if stream == FIREHOSE_LIVE else ""
         raise CursorRefusedError(
-            f"{host} is not among {setting} and has no cursor: see `rsky-pipeline cursor list`; "
-            f"{other}--force sets one for a host that is configured later"
+            f"{host} is not among {_SETTINGS[stream]} and has no cursor: see "
+            f"`rsky-pipeline cursor list`; {other}--force sets one for a host that is configured "
+            "later"
         )
     if before.seq is not None and not force:
         if seq is None and configured:
-            raise CursorRefusedError(
-                f"{host} is at {before.seq}: without a cursor the ingester starts at "
-                "initial_cursor, and may skip everything since; --force does it and has the gap "
-                "repaired"
-            )
+            raise CursorRefusedError(f"{host} is at {before.seq}: {_WITHOUT[stream]}")
         if seq is not None and seq > before.seq:
+            does = "--force does it"
+            if stream == FIREHOSE_LIVE:
+                does += " and has the gap repaired"
             raise CursorRefusedError(
-                f"{host} is at {before.seq}: setting {seq} skips the events between; --force does "
-                "it and has the gap repaired"
+                f"{host} is at {before.seq}: setting {seq} skips the events between; {does}"
             )
     key = cursor_key(stream, host)
     expected = before.invalid or ("" if before.seq is None else str(before.seq))
@@ -116,8 +126,14 @@ def set_cursor(
 
 def is_configured(settings: Settings, stream: CursorStream, host: HostKey) -> bool:
     """Return whether a host's stream is read."""
+    return host in _configured(settings, stream)
+
+
+def _configured(settings: Settings, stream: str) -> set[HostKey]:
+    if stream == BSYNC_LIVE:
+        return {HostKey(log) for log in BSYNC_LOGS} if settings.bsync_url else set()
     hosts = settings.relays if stream == FIREHOSE_LIVE else settings.labelers
-    return host in {each.key for each in hosts}
+    return {each.key for each in hosts}
 
 
 def forget_repos(store: Store) -> int:

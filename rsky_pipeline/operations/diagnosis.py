@@ -6,6 +6,7 @@ from typing import Literal
 
 from rsky_pipeline.configuration.advice import advised
 from rsky_pipeline.operations.trace import AtPds, InDatabase, Traced
+from rsky_pipeline.streams.names import BSYNC_LIVE
 
 State = Literal[
     "visible", "hidden", "outdated", "on_its_way", "dead_letter", "deleted", "not_selected",
@@ -56,8 +57,8 @@ def _absent(found: Traced) -> Diagnosis:
                        "add it to `collections` and index the repo again")  # fmt: skip
     if waiting := _waiting(found):
         return Diagnosis("on_its_way", waiting, "wait, or see lag and pending of these groups")
-    if redis.letters:
-        letter = redis.letters[0]
+    if letters := [each for each in redis.letters if each.stream != BSYNC_LIVE]:
+        letter = letters[0]
         reason = f"a dead letter since {letter.time}: {letter.reason}: {letter.error}"
         return Diagnosis("dead_letter", (reason,),
                        f"{advised('dlq', 'retry', letter.stream, '--id', letter.id)} when the "
@@ -156,7 +157,7 @@ def _waiting(found: Traced) -> tuple[str, ...]:
         f"a {entry.kind} of rev {entry.rev or '?'} is in {entry.stream} ({entry.id}): "
         + ", ".join(f"{group} {state}" for group, state in entry.groups.items())
         for entry in found.redis.entries
-        if entry.wanted
+        if entry.wanted and entry.stream != BSYNC_LIVE  # which is about it, and not itself
     )
 
 

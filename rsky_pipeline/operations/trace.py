@@ -33,6 +33,7 @@ from rsky_pipeline.network.http import HttpClient, HttpError
 from rsky_pipeline.operations.erasure import erased_revs
 from rsky_pipeline.operations.scrape import scrape, targets
 from rsky_pipeline.operations.subjects import NamedSubject
+from rsky_pipeline.streams.bsync import reading_of
 from rsky_pipeline.streams.connection import Store, connect, text_of
 from rsky_pipeline.streams.dead_letters import find_dead_letter
 from rsky_pipeline.streams.errors import StoreRejectedError, StoreUnavailableError
@@ -45,6 +46,49 @@ MAX_FOUND = 50  # entries of one stream that are reported
 _PDS_SECONDS = 15.0
 _NO_RECORD = {"RecordNotFound", "InvalidRequest", "NotFound"}  # older hosts have no own name
 _FLAGS = ("invalidReplyRoot", "violatesThreadGate", "violatesEmbeddingRules")
+
+# Whether the AppView has a row of an operation's item, and whether it shows it: private data alone
+# is no bookmark.
+_ROWS = """
+    CASE
+        WHEN a.namespace = 'mute' THEN EXISTS (
+            SELECT FROM mute m WHERE m."mutedByDid" = a.actor AND m."subjectDid" = a.key)
+        WHEN a.namespace = 'list_mute' THEN EXISTS (
+            SELECT FROM list_mute m WHERE m."mutedByDid" = a.actor AND m."listUri" = a.key)
+        WHEN a.namespace = 'thread_mute' THEN EXISTS (
+            SELECT FROM thread_mute m WHERE m."mutedByDid" = a.actor AND m."rootUri" = a.key)
+        WHEN a.namespace = 'actor_state' THEN EXISTS (
+            SELECT FROM actor_state s WHERE s.did = a.actor)
+        WHEN a.log = 'operation' THEN EXISTS (
+            SELECT FROM private_data p
+            WHERE p."actorDid" = a.actor AND p.namespace = a.namespace AND p.key = a.key)
+    END,
+    CASE a.namespace
+        WHEN 'app.bsky.bookmark.defs#bookmark' THEN EXISTS (
+            SELECT FROM bookmark b WHERE b.creator = a.actor AND b.key = a.key)
+        WHEN 'app.bsky.draft.defs#draftWithId' THEN EXISTS (
+            SELECT FROM draft d WHERE d.creator = a.actor AND d.key = a.key)
+        WHEN 'app.bsky.notification.defs#subjectActivitySubscription' THEN EXISTS (
+            SELECT FROM activity_subscription s WHERE s.creator = a.actor AND s.key = a.key)
+    END
+"""
+_OF_ACCOUNT = f"""
+SELECT a.log, a.actor, a.namespace, a.key, a.place, {_ROWS}
+FROM rsky_pipeline.bsync_applied a WHERE a.actor = %s ORDER BY a.place DESC LIMIT {MAX_FOUND}
+"""
+_ABOUT_RECORD = f"""
+WITH wanted AS (
+    SELECT "mutedByDid" AS actor, 'mute' AS log, 'thread_mute' AS namespace, "rootUri" AS key
+    FROM thread_mute WHERE "rootUri" = %s
+    UNION ALL
+    SELECT creator, 'operation', 'app.bsky.bookmark.defs#bookmark', key
+    FROM bookmark WHERE "subjectUri" = %s LIMIT {MAX_FOUND}
+)
+SELECT a.log, a.actor, a.namespace, a.key, a.place, {_ROWS}
+FROM wanted w JOIN rsky_pipeline.bsync_applied a
+    ON a.actor = w.actor AND a.log = w.log AND a.namespace = w.namespace AND a.key = w.key
+ORDER BY a.place DESC
+"""
 
 Progress = Callable[[str], None]
 
@@ -134,6 +178,10 @@ class InDatabase:
     records: Mapping[str, int] = field(default_factory=dict)  # of an account, by collection
     erased: str | None = None  # the account was purged up to this rev, and has not come back
     blocks: tuple[Mapping[str, Any], ...] = ()  # kind, subject, since, reason
+    # Operations of bsync: log, id, reading, actor, namespace, key, stored, shown. And up to which
+    # id each log is applied, with its time.
+    private: tuple[Mapping[str, Any], ...] = ()
+    bsync: Mapping[str, str] = field(default_factory=dict)
     problem: str | None = None
 
 
@@ -275,6 +323,8 @@ def _is_about(stream: str, fields: Mapping[bytes, bytes], subject: NamedSubject)
         if did not in payload:
             continue
         body = _json(payload)
+        if "operation" in body:
+            return _is_operation_about(body, subject)
         if "labels" in body or "label" in body:
             return _has_label(body, subject)
         if body.get("did") != subject.account:
@@ -284,6 +334,13 @@ def _is_about(stream: str, fields: Mapping[bytes, bytes], subject: NamedSubject)
         if (body.get("collection"), body.get("rkey")) == (subject.collection, subject.rkey):
             return True
     return False
+
+
+def _is_operation_about(body: dict[str, Any], subject: NamedSubject) -> bool:
+    """Return whether an operation of bsync is of an account, or about it or a record."""
+    operation = body["operation"]
+    about = operation.get("subject") if isinstance(operation, dict) else None
+    return about == subject.text or (not subject.collection and body.get("did") == subject.account)
 
 
 def _has_label(body: dict[str, Any], subject: NamedSubject) -> bool:
@@ -444,6 +501,8 @@ def _rows(database: Database, subject: NamedSubject) -> InDatabase:
         records=_records(database, subject.account) if not subject.collection else {},
         erased=erased_revs(database, did).get(subject.account),
         blocks=_blocks(database, subject),
+        private=private_operations(database, subject),
+        bsync=applied_logs(database),
     )  # fmt: skip
 
 
@@ -486,6 +545,36 @@ def _blocks(database: Database, subject: NamedSubject) -> tuple[Mapping[str, Any
             found.append({"kind": block.kind, "subject": block.subject, "since": since,
                           "reason": block.reason})  # fmt: skip
     return tuple(found)
+
+
+def private_operations(database: Database, subject: NamedSubject) -> tuple[Mapping[str, Any], ...]:
+    """Return the newest operations of bsync of an account, or about a record."""
+    if not _has_bsync(database):
+        return ()
+    named = [subject.text] * 2 if subject.collection else [subject.account]
+    rows = database.query(_ABOUT_RECORD if subject.collection else _OF_ACCOUNT, named)
+    found = []
+    for log, actor, namespace, key, place, stored, shown in rows:
+        reading, number = reading_of(place)
+        found.append({"log": log, "id": number, "reading": reading, "actor": actor,
+                      "namespace": namespace, "key": key, "stored": stored,
+                      "shown": shown})  # fmt: skip
+    return tuple(found)
+
+
+def applied_logs(database: Database) -> dict[str, str]:
+    """Return up to which operation each log of bsync is applied, and when that was."""
+    if not _has_bsync(database):
+        return {}
+    rows = database.query(
+        "SELECT log, place, applied_at::text FROM rsky_pipeline.bsync_log ORDER BY log"
+    )
+    return {log: f"{reading_of(place)[1]} at {applied}" for log, place, applied in rows}
+
+
+def _has_bsync(database: Database) -> bool:
+    found = database.query("SELECT to_regclass('rsky_pipeline.bsync_applied')")
+    return found[0][0] is not None
 
 
 def _labels(database: Database, subject: NamedSubject) -> tuple[Mapping[str, Any], ...]:

@@ -74,6 +74,7 @@ from rsky_pipeline.indexer.core.write import (
     write_collections,
     write_records,
 )
+from rsky_pipeline.streams.names import BSYNC_LIVE
 
 RECORD_KINDS = frozenset({"create", "update", "delete"})
 MAX_CONFLICTS = 5  # tries of one transaction before the batch is given a longer pause
@@ -181,7 +182,7 @@ class Applier:
         ]
         operations = [
             item.reading.operation
-            for item in items
+            for item in (items if items[0].delivery.stream == BSYNC_LIVE else ())
             if isinstance(item.reading, BsyncReading) and item.reading.operation is not None
         ]
         number, version = outcome.mark, -1

@@ -18,10 +18,11 @@ from rsky_pipeline.ingester.sequence import (
 from rsky_pipeline.operations.ordered.movement import StepFinding
 from rsky_pipeline.runtime.health_document import CursorHealth
 from rsky_pipeline.streams.append import read_cursor
+from rsky_pipeline.streams.bsync import BSYNC_LOGS
 from rsky_pipeline.streams.connection import Store, connect, text_of
 from rsky_pipeline.streams.errors import StoreRejectedError, StoreUnavailableError
 from rsky_pipeline.streams.lag import inspect
-from rsky_pipeline.streams.names import FIREHOSE_LIVE, LABEL_LIVE, cursor_key
+from rsky_pipeline.streams.names import BSYNC_LIVE, FIREHOSE_LIVE, LABEL_LIVE, cursor_key
 from rsky_pipeline.streams.scan import newest
 
 _PAGE_ENTRIES = 200  # the newest, whose seq the cursor must cover
@@ -100,6 +101,8 @@ def _flushed(
     last = {(each["stream"], each["host"]): each["seq"] for each in reported}
     hosts = dict.fromkeys((FIREHOSE_LIVE, relay.key) for relay in settings.relays)
     hosts |= dict.fromkeys((LABEL_LIVE, labeler.key) for labeler in settings.labelers)
+    if settings.bsync_url:
+        hosts |= dict.fromkeys((BSYNC_LIVE, HostKey(log)) for log in BSYNC_LOGS)
     for stream, host in hosts | dict.fromkeys(last):
         written = last.get((stream, host))
         try:

@@ -19,9 +19,14 @@ from rsky_pipeline.indexer.bsync.operations import (
     Operation,
     read_bsync,
 )
+from rsky_pipeline.operations.subjects import NamedSubject
+from rsky_pipeline.operations.trace import applied_logs, private_operations, search
+from rsky_pipeline.streams.append import Entry, append
 from rsky_pipeline.streams.bsync import BSYNC_LOGS, OPERATION_FIELD, BsyncEntry
+from rsky_pipeline.streams.connection import connect
+from rsky_pipeline.streams.names import BSYNC_LIVE
 from tests.data import test_data
-from tests.integration.indexer.kit import Network, Tables, did_of
+from tests.integration.indexer.kit import NOW, Network, Tables, did_of
 
 TABLES = {
     "mute": ("mutedByDid", "subjectDid", "onlyReposts", "onlyQuoteposts", "createdAt"),
@@ -527,3 +532,57 @@ def test_payloads_that_do_not_fit_are_private_data_alone(tables: Tables) -> None
     rows = rows_of(tables.database)
     assert len(rows["private_data"]) == 2 * len(odd)
     assert rows["bookmark"] == rows["activity_subscription"] == rows["post_agg"] == set()
+
+
+def test_a_thread_mute_counts_for_what_comes_after_it(tables: Tables, net: Network) -> None:
+    root = net.post("ann")
+    tables.apply(root, net.reply("bob", root))
+    apply_operations(tables.database, [mute(1, "ann", root.uri)])
+    tables.apply(net.reply("bob", root))
+    apply_operations(tables.database, [mute(2, "ann", root.uri, "REMOVE")])
+    tables.apply(net.reply("bob", root))
+    ((count,),) = tables.database.query(
+        "SELECT count(*) FROM notification WHERE did = %s", [did_of("ann")]
+    )
+    assert count == 2
+
+
+def test_operations_of_bsync_about_an_account_and_a_post(
+    clean_redis: str, tables: Tables, net: Network
+) -> None:
+    post = net.post("ann")
+    tables.apply(post)
+    content = {"subject": {"uri": post.uri, "cid": "c"}}
+    apply_operations(
+        tables.database,
+        [
+            mute(1, "bob", did_of("ann")), mute(2, "bob", post.uri), mute(3, "bob", did_of("eve")),
+            mute(4, "bob", did_of("eve"), "REMOVE"),
+            put(7, "bob", BOOKMARK, "k", "CREATE", content),
+            put(8, "bob", BOOKMARK, "again", "CREATE", content),
+        ],
+    )  # fmt: skip
+    waiting = BsyncEntry("mute", 0, 5, NOW, False, {
+        "actorDid": did_of("bob"), "type": "TYPE_ADD", "subject": did_of("ann"),
+    })  # fmt: skip
+    store = connect(clean_redis, name="test")
+    append(store, [Entry(BSYNC_LIVE, OPERATION_FIELD, waiting.payload())])
+    found = search(store, NamedSubject(did_of("bob"))).entries
+    about = search(store, NamedSubject(did_of("ann"))).entries
+    other = search(store, NamedSubject(did_of("eve"))).entries
+    store.close()
+    assert [(each.stream, each.kind) for each in found] == [(BSYNC_LIVE, "operation")]
+    assert (len(about), other) == (1, ())
+    private = private_operations(tables.database, NamedSubject(did_of("bob")))
+    listed = {(each["log"], each["id"]): (each["stored"], each["shown"]) for each in private}
+    assert listed == {
+        ("mute", 1): (True, None), ("mute", 2): (True, None), ("mute", 4): (False, None),
+        ("operation", 7): (True, True), ("operation", 8): (True, False),
+    }  # fmt: skip
+    of_post = private_operations(
+        tables.database, NamedSubject(did_of("ann"), "app.bsky.feed.post", post.rkey)
+    )
+    assert [(each["actor"], each["id"]) for each in of_post] == [
+        (did_of("bob"), 7), (did_of("bob"), 2),
+    ]  # fmt: skip
+    assert applied_logs(tables.database)["mute"].startswith("4 at ")

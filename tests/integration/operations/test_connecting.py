@@ -12,6 +12,7 @@ from rsky_pipeline.cli import main
 from rsky_pipeline.configuration.settings import Settings
 from rsky_pipeline.demo.processes import Simulation
 from rsky_pipeline.operations.connecting import unreadable_files
+from tests.bsync import KEY, running_bsync
 from tests.stores import execute, scratch_directory
 
 NOWHERE = "ws://127.0.0.1:1"
@@ -96,3 +97,20 @@ def test_files_that_the_units_cannot_read_are_named(tmp_path: Path) -> None:
     assert unreadable_files(settings, "no-such-account") == []
     system = Settings(database_url="postgresql://h/d?sslrootcert=system&sslmode=verify-full")
     assert unreadable_files(system, "nobody") == []
+
+
+def test_bsync_is_asked_with_its_key(clean_redis: str) -> None:
+    with running_bsync() as bsync:
+        environ = {
+            "RSKY_PIPELINE_REDIS_URL": clean_redis, "RSKY_PIPELINE_RELAY_HOSTS": NOWHERE,
+            "RSKY_PIPELINE_PLC_URL": "http://127.0.0.1:1", "RSKY_PIPELINE_BSYNC_URL": bsync.url,
+            "RSKY_PIPELINE_BSYNC_KEY": KEY,
+        }  # fmt: skip
+        peers = connect(**environ)[1]
+        assert peers["bsync"]["ok"]
+        bsync.key = "another"
+        code, peers = connect(**environ)
+    assert code == 2
+    assert peers["bsync"]["is_wrong"]
+    assert peers["bsync"]["detail"] == "bsync refuses bsync_key (401)"
+    assert KEY not in json.dumps(peers)

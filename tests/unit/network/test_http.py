@@ -300,7 +300,7 @@ async def test_what_a_url_may_not_hold_is_escaped(server: str) -> None:
     assert (await failure(f"{server}/größe \r\nX: y")).status == 400
 
 
-@pytest.mark.parametrize("step", ["get", "chunks", "aclose"])
+@pytest.mark.parametrize("step", ["send", "chunks", "aclose"])
 async def test_a_defect_is_the_failure_of_its_request_alone(
     server: str, step: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -311,7 +311,7 @@ async def test_a_defect_is_the_failure_of_its_request_alone(
     boundary = Boundary(lambda: counted.append(1))
     async with HttpClient(allow_private=True, boundary=boundary) as client:
         with monkeypatch.context() as patched:
-            patched.setattr(ConnectionPool if step == "get" else ClientResponse, step, broken)
+            patched.setattr(ConnectionPool if step == "send" else ClientResponse, step, broken)
             if step == "aclose":
                 assert await client.get_json(f"{server}/ok") == {"a": 1}
             else:
