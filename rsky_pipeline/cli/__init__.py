@@ -8,6 +8,7 @@ no threads, and no work that another program could call: that is in `operations`
 """
 
 import re
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
@@ -16,7 +17,8 @@ from typing import IO, Any
 
 import click
 
-from rsky_pipeline.cli.output import line, print_exceptions_safely, say
+from rsky_pipeline.cli.exit_codes import ExitCode
+from rsky_pipeline.cli.output import came_of_printing, line, print_exceptions_safely, say
 
 COMMANDS = {
     "run": "Start and supervise roles in the foreground.",
@@ -94,6 +96,16 @@ def _suggestion(message: str, ctx: click.Context | None) -> str:
 
 class LazyGroup(click.Group):
     """Loads `rsky_pipeline.cli.NAME` when command NAME is used, and takes its `command`."""
+
+    def main(self, *args: Any, **options: Any) -> Any:
+        """Run the program; where standard output cannot be written (a full disk), say why."""
+        try:
+            return super().main(*args, **options)
+        except OSError as error:
+            if not came_of_printing(error):
+                raise
+            say(f"standard output: {error.strerror}")
+            sys.exit(ExitCode.FAILED)
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Parse the options before the command."""

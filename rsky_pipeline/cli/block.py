@@ -139,6 +139,7 @@ def remove(
 @operator_command(command, name="list")
 def list_(run: Invocation) -> None:
     """Show all blocks, the oldest first."""
+    from rsky_pipeline.configuration.selection import lifting
     from rsky_pipeline.database.selection import list_blocks
 
     with run.database("block") as database:
@@ -157,18 +158,17 @@ def list_(run: Invocation) -> None:
         )
         for each in found:
             if each.lifted:
-                say(f"{shown(each)}: lifted, and not repaired: repeat `rsky-pipeline block remove`")
+                again = lifting(each.kind, each.subject)
+                say(f"{shown(each)}: lifted, and not repaired: repeat {again}")
 
     run.answer({"blocks": [_document(each) for each in found]}, show)
 
 
 def shown(block: "Block") -> str:
     """Return the subject of a block as people write it."""
-    from rsky_pipeline.configuration.selection import shown_host
+    from rsky_pipeline.configuration.selection import shown_block
 
-    if block.kind == "host":
-        return shown_host(block.subject)
-    return f"{block.subject}*" if block.subject.endswith(".") else block.subject
+    return shown_block(block.kind, block.subject)
 
 
 def _list(text: str, blocks: "Sequence[Block]") -> None:
@@ -199,7 +199,8 @@ def _named(
         except ValueError as error:
             raise CommandError(f"--host: {error}", ExitCode.USAGE) from error
     for nsid in nsids:
-        name = nsid.strip().removesuffix("*")
+        name = nsid.strip()
+        name = name.removesuffix("*") if name.endswith(".*") else name
         if not is_nsid(name.removesuffix(".") + ".x" if name.endswith(".") else name):
             text = f"{nsid[:100]!r} is neither an NSID nor a prefix such as com.example.*"
             raise CommandError(f"--collection: {text}", ExitCode.USAGE)

@@ -17,6 +17,7 @@ from rsky_pipeline.cli.command import (
 from rsky_pipeline.cli.exit_codes import ExitCode
 from rsky_pipeline.cli.output import Progress, duration, line, print_table, say
 from rsky_pipeline.configuration.advice import complete
+from rsky_pipeline.configuration.selection import shown_block, shown_host
 
 if TYPE_CHECKING:
     from rsky_pipeline.database.schema import Difference
@@ -404,8 +405,6 @@ def compare(run: Invocation, given: "Subjects", old: "Subjects", stored: bool) -
         collections = SelectedCollections(
             run.settings.collections, run.settings.validation, selection.collections
         )
-        for did in selection.accounts.intersection(wanted):
-            say(f"{did} is blocked: what it has written meanwhile is missing")
 
         async def work(repo: Repo) -> "Comparison":
             arguments = (database, repo, collections)
@@ -424,7 +423,13 @@ def compare(run: Invocation, given: "Subjects", old: "Subjects", stored: bool) -
 
     def document(found: "Comparison") -> dict[str, Any]:
         remedies = [complete(remedy).strip("`") for remedy in found.remedies]
-        return asdict(found) | {"differences": found.differences, "remedies": remedies}
+        blocks = [
+            {"kind": each.kind, "subject": shown_block(each.kind, each.subject)}
+            for each in found.blocks
+        ]
+        return asdict(found) | {
+            "differences": found.differences, "remedies": remedies, "blocks": blocks,
+        }  # fmt: skip
 
     run.answer({"repos": [outcome.document(document) for outcome in outcomes]}, show)
     if none_reachable(outcomes):
@@ -568,6 +573,11 @@ def _show_comparison(outcome: "RepoResult[Comparison]") -> None:
     if found is None:
         say(f"{outcome.did}: {outcome.reason}: {outcome.message}")
         return
+    for block in found.blocks:
+        name = "it" if block.kind == "account" else f"its host {shown_host(block.subject)}"
+        say(f"{found.did}: {name} is blocked: what it has written meanwhile is missing")
+    if found.erased:
+        say(f"{found.did} was erased up to {found.erased}, and its repo is not newer")
     at = f" at {found.rev}" if found.rev else ""
     line(f"{found.did}{at}: differences: {found.differences}")
     rows = [

@@ -77,6 +77,12 @@ def print_exceptions_safely() -> None:
     sys.excepthook = print_traceback
 
 
+def came_of_printing(error: BaseException) -> bool:
+    """Return whether an error was raised where something was printed, also the help by click."""
+    frames = (frame for frame, _ in traceback.walk_tb(error.__traceback__))
+    return any(frame.f_code is click.echo.__code__ for frame in frames)
+
+
 class Progress:
     """Says a message about a long operation, but no more often than every two seconds."""
 

@@ -10,6 +10,7 @@ from functools import lru_cache
 from types import MappingProxyType
 from typing import Literal
 
+from rsky_pipeline.configuration.advice import advised
 from rsky_pipeline.configuration.endpoints import is_dns_name, parse_endpoint
 
 BlockKind = Literal["account", "host", "collection"]
@@ -108,6 +109,20 @@ def read_host(text: str) -> str:
             raise ValueError(f"{text[:100]!r}: allowed is *.example.com, with two names at least")
         return f".{name}"
     return parse_endpoint(text).key
+
+
+def lifting(kind: BlockKind, subject: str) -> str:
+    """Return the command that lifts a block, for a message."""
+    if kind == "account":
+        return advised("block", "remove", subject)
+    return advised("block", "remove", f"--{kind}", shown_block(kind, subject))
+
+
+def shown_block(kind: BlockKind, subject: str) -> str:
+    """Return the subject of a block as people write it."""
+    if kind == "host":
+        return shown_host(subject)
+    return f"{subject}*" if kind == "collection" and subject.endswith(".") else subject
 
 
 def shown_host(host: str) -> str:

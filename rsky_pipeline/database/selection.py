@@ -6,10 +6,11 @@ knows of a change, or began before it and has ended when `wait_for_writers` retu
 """
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from rsky_pipeline.configuration.selection import BlockKind, Selection
+from rsky_pipeline.configuration.selection import BlockKind, Selection, host_name
 from rsky_pipeline.database.connection import Database, Transaction
 
 # Producers take a change up within that time; their clocks may differ.
@@ -31,6 +32,9 @@ SELECT kind, subject, rows, reason, added_by, since, lifted,
      WHERE b.kind = 'host' AND a.host = b.subject)
 FROM rsky_pipeline.block b ORDER BY since, kind, subject
 """
+_FETCHED_FROM = """
+SELECT host FROM rsky_pipeline.backfill_repo WHERE did = %s AND host IS NOT NULL
+"""
 _RAISE = """
 WITH raised AS (UPDATE rsky_pipeline.selection SET version = version + 1 RETURNING 1)
 INSERT INTO rsky_pipeline.selection SELECT 1 WHERE NOT EXISTS (SELECT FROM raised)
@@ -39,7 +43,8 @@ _ADD = """
 INSERT INTO rsky_pipeline.block AS known (kind, subject, rows, reason, added_by)
 VALUES (%s, %s, %s, %s, %s)
 ON CONFLICT (kind, subject) DO UPDATE SET lifted = false,
-    rows = CASE WHEN known.rows = 'purge' AND NOT known.lifted THEN 'purge' ELSE EXCLUDED.rows END,
+    rows = CASE WHEN known.rows = 'purge' OR (EXCLUDED.rows = 'keep' AND NOT known.lifted)
+        THEN known.rows ELSE EXCLUDED.rows END,
     reason = CASE WHEN EXCLUDED.reason = '' THEN known.reason ELSE EXCLUDED.reason END,
     added_by = CASE WHEN known.lifted THEN EXCLUDED.added_by ELSE known.added_by END,
     since = CASE WHEN known.lifted THEN now() ELSE known.since END
@@ -108,9 +113,33 @@ class SelectionReader:
             self.selection = load_selection(database)
 
 
-def list_blocks(database: Database) -> list[Block]:
+def list_blocks(database: Database | Transaction) -> list[Block]:
     """Return all blocks, the oldest first."""
     return [Block(*row) for row in database.query(_LIST)]
+
+
+def blocks_of(
+    database: Database | Transaction, did: str, pds: str | None = None, collection: str = ""
+) -> list[Block]:
+    """Return the blocks that an account is under, and with `collection` a record of it.
+
+    Without `pds` the host is that from which the repo was fetched last, if it was.
+    """
+    host = host_name(pds or _first(database.query(_FETCHED_FROM, (did,))))
+    found = []
+    for block in list_blocks(database):
+        only = Selection(
+            accounts=frozenset((block.subject,) if block.kind == "account" else ()),
+            hosts=frozenset((block.subject,) if block.kind == "host" else ()),
+            collections=(block.subject,) if block.kind == "collection" else (),
+        )
+        if not block.lifted and not only.keeps(did, host, collection):
+            found.append(block)
+    return found
+
+
+def _first(rows: Sequence[tuple[str, ...]]) -> str | None:
+    return rows[0][0] if rows else None
 
 
 def add_blocks(database: Database, blocks: list[Block]) -> None:

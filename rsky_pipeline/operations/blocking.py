@@ -107,7 +107,7 @@ def block(
     known = {(each.kind, each.subject): each for each in list_blocks(database)}
     for each in wanted:
         before = known.get((each.kind, each.subject))
-        same = before is not None and not before.lifted and before.rows == each.rows
+        same = before is not None and not before.lifted and each.rows in {"keep", before.rows}
         (report.unchanged if same else report.changed).append(each)
     add_blocks(database, list(wanted))
     publish(store, settings.indexer_group, database)

@@ -10,9 +10,12 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field
 
 from rsky_pipeline.configuration.advice import advised
+from rsky_pipeline.configuration.selection import lifting
 from rsky_pipeline.database.connection import Database, Transaction
+from rsky_pipeline.database.selection import Block, blocks_of
 from rsky_pipeline.indexer.collections.declaration import Collection
 from rsky_pipeline.operations.derived_rows import RowDifference, compare_rows, snapshot
+from rsky_pipeline.operations.erasure import erased_revs
 from rsky_pipeline.operations.recount import Drift, Scope, recount
 from rsky_pipeline.repos.repo import Repo, list_paths
 
@@ -86,6 +89,8 @@ class Comparison:
     collections: dict[str, Found]
     rows: dict[str, FoundRows]  # by table
     counts: list[Drift]  # counts of the account that differ from its rows
+    blocks: list[Block] = field(default_factory=list)  # which the account is under
+    erased: str = ""  # rev up to which it was erased, if its repo is not newer
 
     @property
     def differences(self) -> int:
@@ -100,13 +105,16 @@ class Comparison:
     def remedies(self) -> list[str]:
         """The commands that remove the differences, in the order to run them; see `advised`."""
         records = self.collections.values()
+        blocked = bool(self.blocks)  # its repo is not fetched
         # What has the rev of the repo and another content cannot be an older state of it.
         other = any(of.damaged for of in self.rows.values()) or any(of.different for of in records)
         found = []
-        if other:
+        if blocked and (other or any(of.differences for of in records)):
+            found += [lifting(each.kind, each.subject) for each in self.blocks]
+        if other and not blocked:
             found.append(advised("index-repo", "--rebuild", "--source", "pds", self.did))
         else:
-            if any(of.differences for of in records):
+            if any(of.differences for of in records) and not blocked:
                 found.append(advised("index-repo", self.did))
             if self.rows:
                 found.append(advised("index-repo", "--rebuild", self.did))
@@ -135,9 +143,13 @@ def _compare(
     found = {nsid: Found() for nsid in collections}
     rows: dict[str, FoundRows] = {}
     tables = {of.table.name: nsid for nsid, of in collections.items() if of.table is not None}
+    erased = ""
     with snapshot(database) as tx:
+        blocks = blocks_of(tx, did, None if repo is None else repo.host)
         if repo is not None:
-            _compare_tree(tx, repo, collections, found)
+            rev = erased_revs(tx, [did]).get(did, "")
+            erased = rev if rev >= repo.commit.rev else ""
+            _compare_tree(tx, repo, collections, found, refused=bool(erased))
         for _, page in compare_rows(lambda: nullcontext(tx), did, collections):
             for one in page:
                 rows.setdefault(one.table, FoundRows()).add(one)
@@ -150,12 +162,13 @@ def _compare(
     ]
     seen = {nsid: of for nsid, of in sorted(found.items()) if of.repo or of.rows or of.unlisted}
     rev = "" if repo is None else repo.commit.rev
-    return Comparison(did, rev, seen, dict(sorted(rows.items())), drifts)
+    return Comparison(did, rev, seen, dict(sorted(rows.items())), drifts, blocks, erased)
 
 
 def _compare_tree(
-    tx: Transaction, repo: Repo, collections: Mapping[str, Collection], found: dict[str, Found]
-) -> None:
+    tx: Transaction, repo: Repo, collections: Mapping[str, Collection], found: dict[str, Found],
+    *, refused: bool,
+) -> None:  # fmt: skip
     did, rev = repo.commit.did, repo.commit.rev
     rejected: dict[str, str] = dict(tx.query(_REJECTED, (did,)))
     tree = ((path, str(cid)) for path, cid in list_paths(repo))
@@ -166,7 +179,8 @@ def _compare_tree(
         of = found.setdefault(nsid, Found())
         of.repo += cid is not None
         of.rows += row is not None
-        of.add(_kind(cid, row, rev, rejected.get(uri)), uri)
+        kind = _kind(cid, row, rev, rejected.get(uri))
+        of.add("refused" if refused and kind == "missing" else kind, uri)
 
 
 def _kind(cid: str | None, row: tuple[str, str] | None, rev: str, rejected: str | None) -> str:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from rsky_pipeline.configuration.advice import advised
+from rsky_pipeline.configuration.selection import lifting, shown_block
 from rsky_pipeline.operations.trace import AtPds, InDatabase, Traced
 from rsky_pipeline.streams.names import BSYNC_LIVE
 
@@ -64,7 +65,7 @@ def _absent(found: Traced) -> Diagnosis:
                        f"{advised('dlq', 'retry', letter.stream, '--id', letter.id)} when the "
                        "reason is gone")  # fmt: skip
     if database.blocks:
-        return Diagnosis("blocked", tuple(_blocked(database)), _UNBLOCK)
+        return Diagnosis("blocked", tuple(_blocked(database)), _unblock(database))
     if database.erased is not None and (pds.rev is None or pds.rev < database.erased):
         return Diagnosis("deleted", (_erased(database),))
     tombstone = database.tombstone
@@ -86,13 +87,16 @@ def _absent(found: Traced) -> Diagnosis:
     return Diagnosis("missing", tuple(_how_it_was_lost(found)), _again(found))
 
 
-_UNBLOCK = "`rsky-pipeline block remove` lifts the block and fetches what was left out"
+def _unblock(database: InDatabase) -> str:
+    commands = " and ".join(lifting(each["kind"], each["subject"]) for each in database.blocks)
+    return f"{commands} to lift the block and fetch what was left out"
 
 
 def _blocked(database: InDatabase) -> Iterator[str]:
     for block in database.blocks:
         reason = f" ({block['reason']})" if block["reason"] else ""
-        yield f"the {block['kind']} {block['subject']} is blocked since {block['since']}{reason}"
+        subject = shown_block(block["kind"], block["subject"])
+        yield f"the {block['kind']} {subject} is blocked since {block['since']}{reason}"
 
 
 def _erased(database: InDatabase) -> str:
@@ -138,12 +142,12 @@ def _account(found: Traced) -> Diagnosis:
         reasons.append(_not_served(pds))
     behind = pds.rev is not None and (database.synced_rev or "") < pds.rev
     if behind:
-        reasons.append(f"indexed up to {database.synced_rev}, the PDS is at {pds.rev}")
+        reasons.append(f"indexed up to {database.synced_rev or '-'}, the PDS is at {pds.rev}")
     if database.backfill is not None:
         error = database.backfill["error"]
         reasons.append(f"backfill: {database.backfill['status']}{f': {error}' if error else ''}")
     remedy = _again(found) if (behind or state == "missing") and not is_erased else ""
-    return Diagnosis(state, tuple(reasons), _UNBLOCK if database.blocks else remedy)
+    return Diagnosis(state, tuple(reasons), _unblock(database) if database.blocks else remedy)
 
 
 def _not_served(pds: AtPds) -> str:

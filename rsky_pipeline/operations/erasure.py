@@ -8,7 +8,7 @@ and the newest hosting status, without which events of before could return.
 from collections.abc import Mapping, Sequence
 from functools import partial
 
-from rsky_pipeline.database.connection import Database
+from rsky_pipeline.database.connection import Database, Transaction
 from rsky_pipeline.indexer.accounts.purge import purge_account
 from rsky_pipeline.indexer.collections.declaration import Collection
 from rsky_pipeline.operations import dead_letters
@@ -51,7 +51,7 @@ def held(database: Database, did: str) -> dict[str, int]:
     return found
 
 
-def erased_revs(database: Database, dids: Sequence[str]) -> dict[str, str]:
+def erased_revs(database: Database | Transaction, dids: Sequence[str]) -> dict[str, str]:
     """Return the revs up to which accounts were erased, of those that were and did not return."""
     return dict(database.query(_ERASED, (list(dids),)))
 

@@ -17,11 +17,11 @@ from rsky_pipeline.atproto.syntax import (
     is_tid,
     tid_microseconds,
 )
-from rsky_pipeline.configuration.selection import Selection, host_name, is_selected
+from rsky_pipeline.configuration.selection import is_selected
 from rsky_pipeline.configuration.settings import Settings
 from rsky_pipeline.database.connection import Database
 from rsky_pipeline.database.errors import DatabaseError
-from rsky_pipeline.database.selection import list_blocks
+from rsky_pipeline.database.selection import blocks_of
 from rsky_pipeline.indexer.collections import registry
 from rsky_pipeline.indexer.collections.declaration import Collection
 from rsky_pipeline.network.directory import (
@@ -531,20 +531,11 @@ def _blocks(database: Database, subject: NamedSubject) -> tuple[Mapping[str, Any
     """Return the blocks that an account, its host as far as it is known, or a record is under."""
     if database.query("SELECT to_regclass('rsky_pipeline.block')")[0][0] is None:
         return ()  # a database of an earlier version
-    hosts = "SELECT host FROM rsky_pipeline.backfill_repo WHERE did = %s AND host IS NOT NULL"
-    host = host_name(_first(database.query(hosts, [subject.account])))
-    found = []
-    for block in list_blocks(database):
-        only = Selection(
-            accounts=frozenset((block.subject,) if block.kind == "account" else ()),
-            hosts=frozenset((block.subject,) if block.kind == "host" else ()),
-            collections=(block.subject,) if block.kind == "collection" else (),
-        )
-        if not block.lifted and not only.keeps(subject.account, host, subject.collection):
-            since = None if block.since is None else block.since.isoformat()
-            found.append({"kind": block.kind, "subject": block.subject, "since": since,
-                          "reason": block.reason})  # fmt: skip
-    return tuple(found)
+    return tuple(
+        {"kind": block.kind, "subject": block.subject, "reason": block.reason,
+         "since": None if block.since is None else block.since.isoformat()}
+        for block in blocks_of(database, subject.account, collection=subject.collection)
+    )  # fmt: skip
 
 
 def private_operations(database: Database, subject: NamedSubject) -> tuple[Mapping[str, Any], ...]:

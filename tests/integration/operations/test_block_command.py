@@ -126,7 +126,9 @@ def test_a_takedown_hides_and_is_lifted_where_it_is_ours(
     result = run("block", "add", ANN, BOB, "--rows", "takedown", "--json")
     assert json.loads(result.stdout)["hidden"] == 1
     assert taken_down(tables) == {ANN: OURS, BOB: "T"}
-    assert {block["rows"] for block in listed(run)} == {"takedown"}
+    again = run("block", "add", ANN, "--reason", "spam")
+    assert f"{ANN} is blocked already" in again.output
+    assert {block["rows"] for block in listed(run)} == {"takedown"}, "rows stay hidden"
     assert run("block", "remove", ANN, BOB).exit_code == 0
     assert taken_down(tables) == {ANN: None, BOB: "T"}
 
@@ -143,6 +145,9 @@ def test_a_purge_removes_rows_and_the_repo_comes_back_at_the_same_rev(
     assert {did for (did,) in tables.rows("record", "did")} == {BOB}
     assert tables.counts(theirs) == (0, 0, 0, 0)
     recounted(tables)
+    lift_blocks(tables.database, [Block("account", ANN)])  # and the command was killed
+    assert run("block", "add", ANN).exit_code == 0
+    assert listed(run)[0]["rows"] == "purge", "its purge is still to be forgotten"
     assert run("block", "remove", ANN).exit_code == 0
     assert tables.database.query("SELECT FROM rsky_pipeline.repo_floor") == []
     tables.apply(hers, like)
@@ -247,7 +252,7 @@ def test_a_lift_that_was_killed_is_repeated(
     lift_blocks(tables.database, [Block("account", ANN)])
     (block,) = listed(run)
     assert block["lifted"]
-    assert "repeat `rsky-pipeline block remove" in run("block", "list").output
+    assert f"repeat `rsky-pipeline block remove {ANN}" in run("block", "list").output
     assert run("block", "remove", ANN).exit_code == 0
     assert taken_down(tables) == {ANN: None}
     assert jobs(clean_redis).keys() == {ANN}
@@ -268,11 +273,20 @@ def test_other_commands_say_that_an_account_is_blocked_or_erased(
     assert result.exit_code == 0, result.output
     assert "queued 1 (1 blocked)" in result.output
     assert jobs(clean_redis).keys() == {BOB}
-    assert f"{ANN} is blocked" in run("db", "compare", ANN).output
+    compared = run("db", "compare", ANN)
+    assert compared.exit_code == 6
+    assert f"{ANN}: it is blocked" in compared.output
+    assert f"run `rsky-pipeline block remove {ANN}" in compared.output
+    assert "run `rsky-pipeline index-repo" not in compared.output, "which is refused"
     found = json.loads(run("trace", ANN, "--json").stdout)
     assert found["verdict"]["state"] == "blocked"
     assert [block["subject"] for block in found["database"]["blocks"]] == [ANN]
     assert run("block", "remove", ANN, "--no-repair").exit_code == 0
+    assert run("block", "add", "--host", hosts.url).exit_code in {0, 1}
+    (remedy,) = json.loads(run("db", "compare", ANN, "--json").stdout)["repos"][0]["remedies"]
+    host = parse_endpoint(hosts.url).key
+    assert remedy.startswith(f"rsky-pipeline block remove --host {host}")
+    assert run("block", "remove", "--host", hosts.url, "--no-repair").exit_code in {0, 1}
     assert run("index-repo", ANN).exit_code == 0
     assert tables.rows("record", "uri") == [(post.uri,)], "not the like"
     assert run("db", "compare", ANN).exit_code == 0
@@ -282,13 +296,18 @@ def test_other_commands_say_that_an_account_is_blocked_or_erased(
     assert run("db", "purge", ANN, "--yes").exit_code == 0
     for command in (("index-repo", ANN), ("backfill", "add", ANN), ("trace", ANN)):
         assert "erased up to" in run(*command).output, command
+    compared = run("db", "compare", ANN)
+    assert compared.exit_code == 0, "nothing brings it back, and nothing is to be repaired"
+    assert f"{ANN} was erased up to" in compared.output
+    assert "run `" not in compared.output
 
 
 @pytest.mark.parametrize(
     "arguments",
     [
         (), ("--host", "*.com"), ("--host", "a b"), ("--collection", "x"),
-        ("--collection", "app.*"), ("did:plc:x",), (ANN, "--reason", "x" * 201),
+        ("--collection", "app.*"), ("--collection", "app.bsky.feed.post*"), ("did:plc:x",),
+        (ANN, "--reason", "x" * 201),
         ("--collection", "app.bsky.feed.like", "--rows", "takedown"), (ANN, "--rows", "hide"),
     ],
 )  # fmt: skip

@@ -2,6 +2,8 @@
 
 import ast
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -44,6 +46,17 @@ def test_every_way_of_printing_is_printable(capsys: pytest.CaptureFixture[str]) 
     for text in (printed.out, printed.err):
         assert text
         assert not [letter for letter in text if letter != "\n" and not letter.isprintable()]
+
+
+@pytest.mark.parametrize("arguments", [["version", "--json"], ["--help"], ["--version"]])
+def test_an_answer_that_cannot_be_written_ends_with_the_reason(arguments: list[str]) -> None:
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "rsky_pipeline", *arguments],
+            stdout=full, stderr=subprocess.PIPE, text=True, check=False, timeout=60,
+        )  # fmt: skip
+    assert done.returncode == 1
+    assert done.stderr == "rsky-pipeline: standard output: No space left on device\n"
 
 
 def test_json_keeps_the_text(capsys: pytest.CaptureFixture[str]) -> None:

@@ -131,7 +131,12 @@ def test_blocked_and_erased_accounts() -> None:
     blocked = diagnose(found(replace(nothing, blocks=(BLOCK,)), subject=did))
     assert blocked.state == "blocked"
     assert "blocked since t (spam)" in blocked.reasons[0]
-    assert "block remove" in blocked.remedy
+    assert "`rsky-pipeline block remove did:plc:x`" in blocked.remedy
+    host = {**BLOCK, "kind": "host", "subject": ".example.com"}
+    collection = {**BLOCK, "kind": "collection", "subject": "com.example."}
+    both = diagnose(found(replace(nothing, blocks=(host, collection)), subject=did))
+    assert "`rsky-pipeline block remove --host '*.example.com'`" in both.remedy
+    assert "`rsky-pipeline block remove --collection 'com.example.*'`" in both.remedy
     erased = diagnose(found(replace(nothing, erased="3m1"), subject=did))
     assert (erased.state, erased.remedy) == ("deleted", "")
     assert any("erased up to 3m1" in reason for reason in erased.reasons)
