@@ -1,6 +1,7 @@
 """Following the logs of bsync: cursors, jumps, another database, refusals."""
 
 import json
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from functools import partial
@@ -13,11 +14,13 @@ from rsky_pipeline.configuration.endpoints import HostKey
 from rsky_pipeline.configuration.settings import Settings
 from rsky_pipeline.database.connection import Database
 from rsky_pipeline.ingester import bsync as source
+from rsky_pipeline.ingester import read_again
 from rsky_pipeline.ingester.bsync import read_scan
 from rsky_pipeline.network.http import HttpError
 from rsky_pipeline.operations.cursors import CursorRefusedError, list_cursors, set_cursor
 from rsky_pipeline.streams.bsync import BSYNC_READINGS, digest
 from rsky_pipeline.streams.connection import connect
+from rsky_pipeline.streams.marks import request_reading
 from tests.bsync import KEY, Bsync, running_bsync
 from tests.integration.ingester.worker import (
     Ingester,
@@ -262,6 +265,23 @@ async def test_a_lost_redis_goes_on_from_the_database(
         await eventually(lambda: cursor(clean_redis) == "10")
     assert sorted(set(ids(clean_redis))) == [6, 7, 8, 9, 10]
     assert {each["reading"] for each in operations(clean_redis)} == {2}
+
+
+async def test_what_the_database_has_lost_is_read_again(
+    clean_redis: str, bsync: Bsync, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(read_again, "_CHECK_SECONDS", 0.2)
+    for _ in range(5):
+        bsync.add("mute", MUTE)
+    async with reading(clean_redis, bsync):
+        await eventually(is_live(clean_redis))
+        store = connect(clean_redis, name="test")
+        await eventually(lambda: store.call("KEYS", "rsky_pipeline:cursor_history:*"))
+        request_reading(store, "database_lost", time.time(), None, [])
+        store.close()
+        await eventually(lambda: ids(clean_redis) == [1, 2, 3, 4, 5] * 2)
+        await eventually(lambda: cursor(clean_redis) == "5")
+    assert {each["reading"] for each in operations(clean_redis)} == {0}
 
 
 async def test_one_operation_that_is_too_large_costs_itself(
