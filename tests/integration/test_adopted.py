@@ -109,15 +109,15 @@ def test_it_is_adopted_under_live_events_and_every_row_is_right(
         theirs = int(redis.get(cursor_key(FIREHOSE_LIVE, relay)) or 0)
         assert theirs > 0
         redis.flushall()
-        execute(their_database, DELETED)
+        # Nothing analyses tables here, as autovacuum does: what is emptied now fills up again.
+        execute(their_database, f"ANALYZE; {DELETED}")
         for fault in FAULTS.values():
             execute(their_database, fault)
         execute(their_database, NOT_OURS)
         execute(their_database, f"""
             CREATE TABLE IF NOT EXISTS sub_state (service text PRIMARY KEY, cursor bigint NOT NULL);
             INSERT INTO sub_state VALUES ('firehose:{relay}', {theirs});
-            ALTER TABLE notification DISABLE TRIGGER notification_push_insert_notify;
-            ANALYZE
+            ALTER TABLE notification DISABLE TRIGGER notification_push_insert_notify
         """)  # fmt: skip
 
         code, report = adopt(running, "--dry-run")
