@@ -141,6 +141,8 @@ def contradictions(settings: Settings, origins: Mapping[str, str]) -> Iterator[s
         yield problem("backfiller_retry_max_ms", longest, allowed)
     if settings.seen_port and settings.seen_token is None:
         yield problem("seen_port", settings.seen_port, "seen_token has to be set as well")
+    if settings.bsync_url and settings.bsync_key is None:  # it serves nobody without a key
+        yield problem("bsync_url", settings.bsync_url, "bsync_key has to be set as well")
     path = search_path_of(settings.database_url) if settings.database_url else None
     if path is not None and path != settings.database_schema:
         allowed = (

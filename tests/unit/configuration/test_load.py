@@ -63,8 +63,9 @@ def test_every_setting_can_be_set_in_the_file_and_in_the_environment(file: Path)
         "validation": "strict",
         "ingester_workers": 1,
     }
+    needed = {"seen_port": "SEEN_TOKEN", "bsync_url": "BSYNC_KEY"}
     for name in declarations():
-        given = {"RSKY_PIPELINE_SEEN_TOKEN": "t"} if name == "seen_port" else {}
+        given = {f"RSKY_PIPELINE_{needed[name]}": "t"} if name in needed else {}
         default = getattr(Settings(), name)
         value = examples.get(name)
         if value is None and isinstance(default, bool):
@@ -182,6 +183,7 @@ def test_initial_cursors(cursor: str) -> None:
         ("supervisor_metrics_port", "9091", "same port"),
         ("embedded_database_port", "9092", "same port"),
         ("seen_port", "4000", "seen_token has to be set"),
+        ("bsync_url", "http://bsync.test", "bsync_key has to be set"),
         ("seen_host", "127.0.0.1:9090", "without a port"),
         ("backfiller_retry_max_ms", "5", "or more"),
         ("live_high_water_mark", "499", "ingester_batch_size (500, default) or more"),
