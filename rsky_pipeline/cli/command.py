@@ -279,7 +279,7 @@ def operator_command(
             ours = {key: value for key, value in parameters.items() if key in names}
             own = {key: value for key, value in parameters.items() if key not in names}
             run = Invocation(ours, bool(ours.pop(_SHARED, False)))
-            choose({name: ours.get(each) for name, each in _CHOOSING.items()}, os.environ)
+            choose(_chosen(ours), os.environ)
             with _explained(run):
                 code = function(run, **own)
             if code:
@@ -472,6 +472,18 @@ class Duration(click.ParamType[float]):
 DURATION = Duration()
 SUBJECT = SubjectType()
 STREAM_NAME, LETTERS_NAME, HOST_NAME = StreamName(), StreamName(letters=True), HostName()
+
+
+def _chosen(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what chooses the pipeline, by its option, also where `--set` says it."""
+    assigned = {
+        name.strip().replace("_", "-"): value
+        for name, _, value in (each.partition("=") for each in parameters.get("assignments", ()))
+    }
+    return {
+        option: parameters.get(name) or assigned.get(option[2:])
+        for option, name in _CHOOSING.items()
+    }
 
 
 def _load(parameters: dict[str, Any]) -> Loaded:

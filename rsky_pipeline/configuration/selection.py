@@ -115,7 +115,10 @@ def lifting(kind: BlockKind, subject: str) -> str:
     """Return the command that lifts a block, for a message."""
     if kind == "account":
         return advised("block", "remove", subject)
-    return advised("block", "remove", f"--{kind}", shown_block(kind, subject))
+    shown = shown_block(kind, subject)
+    if kind == "host":
+        return advised("block", "remove", "--host", shown)
+    return advised("block", "remove", "--collection", shown)
 
 
 def shown_block(kind: BlockKind, subject: str) -> str:

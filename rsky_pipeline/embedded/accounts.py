@@ -54,11 +54,19 @@ def unprivileged_account(owned: Path) -> SystemAccount | None:
 
 
 def give(path: Path, account: SystemAccount | None) -> None:
-    """Create a directory if it is missing, and make it private to an account."""
-    path.mkdir(mode=0o700, exist_ok=True)
-    if account is not None:
-        os.chown(path, account.uid, account.gid)
-    path.chmod(0o700)
+    """Create a directory if it is missing, and make it private to an account.
+
+    Raises EmbeddedStoreError.
+    """
+    try:
+        path.mkdir(mode=0o700, exist_ok=True)
+        if account is not None:
+            os.chown(path, account.uid, account.gid)
+        path.chmod(0o700)
+    except OSError as error:
+        raise EmbeddedStoreError(
+            f"cannot create the directory {path}: {error.strerror}; choose another data_dir"
+        ) from error
 
 
 def let_through(path: Path, account: SystemAccount) -> None:

@@ -1,7 +1,9 @@
 """Errors of preparing an embedded store."""
 
+from rsky_pipeline.runtime.errors import WorkerError
 
-class EmbeddedStoreError(Exception):
+
+class EmbeddedStoreError(WorkerError):
     """An embedded store cannot be used; the message has the reason and the remedy."""
 
 

@@ -132,13 +132,18 @@ class Supervised:
     def launch(self, program: Sequence[str], launch: Launch, tell: Tell) -> RoleMove:
         """Start a supervisor in the background and wait until it runs.
 
-        It lives in a session of its own and writes to `data_dir/supervisor.log`.
+        It lives in a session of its own and writes to `data_dir/supervisor.log`. Raises
+        WorkerError.
         """
         log = locations.supervisor_log(self._settings)
         locations.make_private(log.parent)
+        try:
+            descriptor = open_private(log)
+        except OSError as error:
+            raise WorkerError(f"{log} cannot be written: {error.strerror}") from error
         command = [*program, *launch.arguments]
         tell(f"starting {', '.join(launch.roles)}; log: {log}")
-        with os.fdopen(open_private(log), "ab") as stream:
+        with os.fdopen(descriptor, "ab") as stream:
             position = stream.tell()
             process = subprocess.Popen(
                 command,

@@ -84,6 +84,34 @@ def test_nothing_running_is_exit_code_3(command: list[str], tmp_path: Path) -> N
     assert not (tmp_path / "data").exists()
 
 
+def test_a_pipeline_that_set_chooses_is_the_one_that_messages_are_about(tmp_path: Path) -> None:
+    chosen = [f"--set=data_dir={tmp_path}/data", "--set", f"run_dir={tmp_path}/=run"]
+    result = invoke("status", *chosen)
+    assert result.exit_code == 3
+    advised = f"start --data-dir {tmp_path}/data --run-dir {tmp_path}/=run`"
+    assert advised in result.output
+
+
+@pytest.mark.parametrize(
+    ("taken", "reason"),
+    [
+        ("data", "cannot create the directory {}/data: File exists"),
+        ("data/supervisor.log/x", "{}/data/supervisor.log cannot be written: Is a directory"),
+    ],
+)
+def test_a_data_dir_that_is_not_to_be_had_is_one_line(
+    taken: str, reason: str, tmp_path: Path
+) -> None:
+    path = tmp_path / taken
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("")
+    result = invoke("start", "--data-dir", str(tmp_path / "data"))
+    assert result.exit_code == 1
+    assert isinstance(result.exception, SystemExit)
+    assert result.output.startswith(reason.format(tmp_path))
+    assert result.output.count("\n") == 1
+
+
 @pytest.mark.parametrize(
     "command", [["stop"], ["stop", "--ordered", "--role", "indexer"], ["restart", "indexer"]]
 )

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from rsky_pipeline.configuration.settings import Settings
-from rsky_pipeline.embedded import locations
+from rsky_pipeline.embedded import accounts, locations
 from rsky_pipeline.embedded.errors import EmbeddedStoreError, WheelMissingError
 
 
@@ -104,6 +104,8 @@ def test_private_directories_are_ours_alone(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(EmbeddedStoreError, match="cannot create the directory"):
         locations.make_private(tmp_path / "file")
+    with pytest.raises(EmbeddedStoreError, match="cannot create the directory"):
+        accounts.give(tmp_path / "file", None)
 
 
 def test_a_trap_in_tmp_is_not_followed(tmp_path: Path) -> None:
