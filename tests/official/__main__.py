@@ -11,7 +11,8 @@ PLC directory, two PDSes, AppView with its data plane, bsync, Ozone.
   all rows of both indexers, live while workers and stores are killed, and from history
   what the official migrator finds after `db init`
   the answers of an AppView over each database, by the page that an operator follows
-  notifications that were seen, labels, keys that change, accounts that move between the PDSes
+  mutes, bookmarks, drafts, settings and "seen" through an AppView and bsync
+  labels, keys that change, accounts that move between the PDSes
 It takes about a quarter of an hour for each release ({", ".join(RELEASES)}; RELEASE=VERSION for
 one), and five minutes more where its packages have to be installed: 650 MB each."""
 

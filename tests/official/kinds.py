@@ -272,7 +272,7 @@ def _actor_sync(facts: Facts, official: Row | None, ours: Row | None) -> str | N
 
 
 def _actor_state(_facts: Facts, official: Row | None, ours: Row | None) -> str | None:
-    return SEEN if ours and not official else None
+    return SEEN if ours else None
 
 
 def _reaction(facts: Facts, official: Row | None, ours: Row | None) -> str | None:

@@ -59,9 +59,12 @@ class Following:
         every = [each for item in found for each in item.status["processes"]]
         return {item["name"]: item["pid"] for item in every if item["state"] == "ready"}
 
-    def kill_one(self, choose: random.Random) -> None:
-        """Kill a worker or a store with SIGKILL."""
-        pids = self.pids()
+    def kill_one(self, choose: random.Random, *, stores: bool = True) -> None:
+        """Kill a worker, or a store as well, with SIGKILL."""
+        pids = {
+            name: pid for name, pid in self.pids().items()
+            if stores or name.partition("-")[0] in ROLE_NAMES
+        }  # fmt: skip
         if pids:
             name = choose.choice(sorted(pids))
             with contextlib.suppress(ProcessLookupError):

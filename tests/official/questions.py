@@ -114,13 +114,15 @@ def compare_answers(
     people: People, facts: Facts, official: AppView, ours: AppView, seed: int
 ) -> Answers:
     """Ask both everything."""
-    found, about, tokens = Answers(), touched(facts), Tokens(people, official.did)
+    found, tokens = Answers(), Tokens(people, official.did)
+    rows, news = touched(facts), touched(facts, news=True)
     for question in questions(people, facts, seed):
         found.asked[question.name] += 1
         left, right = (_answer(tokens, each, question) for each in (official, ours))
         if left == right:
             found.errors[question.name] += isinstance(left, dict) and "status" in left
             continue
+        about = news if question.method.startswith("app.bsky.notification.") else rows
         subject = str(next(iter(question.query.values()), ""))
         if question.viewer is not None and not question.query:
             subject = question.viewer.did
@@ -143,10 +145,15 @@ _ABOUT = ("uri", "postUri", "recordUri", "reasonSubject", "subject", "subjectUri
 _RELATIONS = frozenset({"follow", "actor_block", "list_item", "verification"})
 
 
-def touched(facts: Facts) -> dict[str, str]:
-    """Return the records and accounts of all rows that differ in what is shown, with the kind."""
+def touched(facts: Facts, *, news: bool = False) -> dict[str, str]:
+    """Return the records and accounts of all rows that differ in what is shown, with the kind.
+
+    `news` is whether notifications are shown.
+    """
     found: dict[str, str] = {}
     for table, kind, row in facts.explained:
+        if table == "notification" and not news:
+            continue
         names = (*_ABOUT, "creator", "subjectDid") if table in _RELATIONS else _ABOUT
         for value in map(row.get, names if kind != LATER else ()):
             if value is not None:

@@ -10,9 +10,16 @@ import psycopg
 from psycopg import sql
 
 Row = dict[str, Any]
+# Tables that bsync fills, and their columns that have the time of whoever wrote the row.
+PRIVATE = {
+    "mute": ("createdAt",), "list_mute": ("createdAt",), "thread_mute": ("createdAt",),
+    "bookmark": ("indexedAt",), "draft": ("createdAt", "updatedAt"),
+    "activity_subscription": ("indexedAt",), "private_data": ("indexedAt", "updatedAt"),
+    "actor_state": ("lastSeenNotifs", "lastSeenPriorityNotifs"),
+}  # fmt: skip
 # Columns of ours, and what differs by nature: numbers and the indexer's clock.
 OWN_COLUMNS = {"record": ("rev",)}
-MASKED = {"notification": ("id",), "op_thread_reply": ("deletedAt",)}
+MASKED = {**PRIVATE, "notification": ("id",), "op_thread_reply": ("deletedAt",)}
 NOT_COMPARED = frozenset({
     "algo_whats_hot_view",  # nobody refreshes it
     "label",  # no official program fills it

@@ -1,6 +1,7 @@
 """Beside the official network: what people do there becomes the same rows here and there."""
 
 import json
+import random
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -15,13 +16,17 @@ from rsky_pipeline.demo.processes import clean_environment
 from tests import stores
 from tests.official.appview import AppView
 from tests.official.kinds import Facts
+from tests.official.network import wait_until
 from tests.official.pipeline import following
+from tests.official.private import PrivateLife
 from tests.official.questions import Tokens, compare_answers
+from tests.official.rows import PRIVATE
 from tests.official.world import OFFICIAL_SCHEMA, World, copy_labels
 from tests.pipelines import command_succeeds
 
 pytestmark = [pytest.mark.official, pytest.mark.timeout(3_600)]
 SHOWN = 40
+PRIVATE_ACTS = 200
 KEPT = Path(__file__).parents[2] / ".pytest_cache" / "official"
 
 
@@ -93,6 +98,45 @@ def test_answers(world: World, figures: dict[str, Any]) -> None:
     figures["questions"] = answers.asked.total()
     assert not answers.unexplained, "\n".join(answers.unexplained[:SHOWN])
     assert answers.errors.total() < answers.asked.total() / 10
+
+
+def test_private_rows(world: World, figures: dict[str, Any]) -> None:
+    """What people do in private becomes the rows that the official reader of bsync writes."""
+    world.settle()
+    url = world.live.command("config", "url").strip()
+    appview = AppView.start(world.network, url, world.live.schema, world.bsync.ready["url"])
+    choose = random.Random(world.seed)
+    life = PrivateLife(world.people, appview, choose)
+    for number in range(PRIVATE_ACTS):
+        life.act()
+        if number % 70 == 35:
+            world.live.kill_one(choose, stores=False)  # the AppView needs the database
+        if number == PRIVATE_ACTS // 2:
+            world.restart_bsync()
+    places = ((world.network.database_url, OFFICIAL_SCHEMA), (world.live.url, world.live.schema))
+
+    def rows_of(table: str) -> list[list[Any]]:
+        return [private_rows(*place, table) for place in places]
+
+    def differ() -> list[str]:
+        return [table for table in PRIVATE if (found := rows_of(table))[0] != found[1]]
+
+    wait_until(lambda: not differ(), lambda: str({each: rows_of(each) for each in differ()}), 120)
+    appview.end()
+    figures["private"] = dict(sorted(life.counts.items()))
+    figures["private rows"] = {table: len(rows_of(table)[0]) for table in PRIVATE}
+    assert not [each for each in life.refused if not each.endswith(" 400")], life.refused
+    assert all(figures["private rows"].values())
+
+
+def private_rows(url: str, schema: str, table: str) -> list[str]:
+    """Return the rows of a table without the times of whoever wrote them, in an order."""
+    with psycopg.connect(url) as connection:
+        found = connection.execute(f"SELECT row_to_json(t) FROM {schema}.{table} t").fetchall()
+    return sorted(
+        json.dumps({name: value for name, value in row.items() if name not in PRIVATE[table]},
+                   sort_keys=True) for (row,) in found
+    )  # fmt: skip
 
 
 def test_seen(world: World, figures: dict[str, Any]) -> None:

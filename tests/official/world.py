@@ -13,7 +13,7 @@ import psycopg
 
 from tests import stores
 from tests.official import rows
-from tests.official.appview import start_bsync
+from tests.official.appview import BSYNC_KEY, start_bsync
 from tests.official.installation import Installation
 from tests.official.kinds import Facts
 from tests.official.network import (
@@ -47,13 +47,14 @@ class Indexer:
     errors: Path
 
     @classmethod
-    def start(cls, network: Network, folder: Path) -> "Indexer":
+    def start(cls, network: Network, folder: Path, bsync: str) -> "Indexer":
         """Start it on a schema of its own in the network's database."""
         port, errors = free_port(), folder / "refused.jsonl"
         errors.touch()
         network.service(
             "indexer", databaseUrl=network.database_url, schema=OFFICIAL_SCHEMA, port=port,
             plcUrl=network.plc, services=[pds.relay for pds in network.pdses], errors=str(errors),
+            bsync={"bsyncUrl": bsync, "bsyncHttpVersion": "1.1", "bsyncApiKey": BSYNC_KEY},
         )  # fmt: skip
         return cls(network, f"http://127.0.0.1:{port}", network.database_url, errors)
 
@@ -84,6 +85,7 @@ class World:
     indexer: Indexer
     live: Following
     bsync: Process
+    bsync_settings: dict[str, str]
     folder: Path
     seed: int
 
@@ -92,6 +94,11 @@ class World:
         for pds in self.network.pdses:
             self.indexer.wait(pds)
         self.live.wait()
+
+    def restart_bsync(self) -> None:
+        """Stop bsync, and start it at the same address."""
+        self.network.end(self.bsync)
+        self.bsync = start_bsync(self.network, "bsync", **self.bsync_settings)
 
     def facts(self, ours: Following, *, history: bool = False) -> Facts:
         """Read both databases, and sort their differences into kinds."""
@@ -115,20 +122,24 @@ def populated(installation: Installation, server: str, seed: int) -> Iterator[Wo
         stores.scratch_directory() as folder,
         official_network(installation, folder, database) as network,
     ):
-        indexer = Indexer.start(network, folder)
         seen = free_port()
-        bsync = start_bsync(
-            network, "bsync", BSYNC_DATAPLANE_URLS=f"http://localhost:{seen}",
-            BSYNC_DATAPLANE_AUTH_TOKEN=SEEN_TOKEN,
-        )  # fmt: skip
+        private = {
+            "BSYNC_PORT": str(free_port()), "BSYNC_DATAPLANE_URLS": f"http://localhost:{seen}",
+            "BSYNC_DATAPLANE_AUTH_TOKEN": SEEN_TOKEN,
+        }  # fmt: skip
+        bsync = start_bsync(network, "bsync", **private)
+        indexer = Indexer.start(network, folder, bsync.ready["url"])
         settings = {
+            "bsync_url": bsync.ready["url"], "bsync_key": BSYNC_KEY,
             "enumerate_repos": "false", "initial_cursor": "oldest", "validation": "strict",
             "seen_port": str(seen), "seen_token": SEEN_TOKEN,
         }  # fmt: skip
         with following(network, folder / "live", **settings) as live:
             people = People(network, seed)
             people.before = indexer.wait
-            world = World(installation, network, people, indexer, live, bsync, folder, seed)
+            world = World(
+                installation, network, people, indexer, live, bsync, private, folder, seed
+            )
             for number in range(ACCOUNTS):
                 people.join(network.pdses[number % 4 == 3])
             choose = random.Random(seed)
