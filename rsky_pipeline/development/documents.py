@@ -143,6 +143,66 @@ def _seconds(rows: Sequence[Mapping[str, Any] | None], name: str) -> str:
     return " / ".join("-" if value is None else f"{value:.0f} s" for value in values)
 
 
+def _official() -> str:
+    """Return the figures of `make official`: what was compared, and differences by kind."""
+    results = json.loads((ROOT / "docs" / "official.json").read_text())
+    releases: Mapping[str, Any] = results["releases"]
+    lines = [f"Measured on {results['date']}, on commit {results['commit']}.", ""]
+    lines += [f"| | {' | '.join(releases)} |", "|---" * (len(releases) + 1) + "|"]
+    for title, figure in _OFFICIAL_FIGURES.items():
+        lines.append(f"| {title} | {' | '.join(figure(each) for each in releases.values())} |")
+    counts = [(_by_kind(each["live"]), _by_kind(each["history"]), _by_kind(each["answers"]))
+              for each in releases.values()]  # fmt: skip
+    names = sorted({kind for each in counts for part in each for kind in part})
+    header = [f"{release}: live, history, answers" for release in releases]
+    lines += ["", f"| differences of this kind | {' | '.join(header)} |"]
+    lines.append("|---" * (len(releases) + 1) + "|")
+    for name in names:
+        cells = [", ".join(f"{part.get(name, 0):,}" for part in each) for each in counts]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _by_kind(parts: Mapping[str, Any]) -> dict[str, int]:
+    """Return how many rows or answers differ, by kind."""
+    found: dict[str, int] = {}
+    for part in parts.values():
+        for kind, number in part["kinds"].items():
+            found[kind] = found.get(kind, 0) + number
+    return found
+
+
+def _rows(name: str) -> Callable[[Mapping[str, Any]], str]:
+    def figure(figures: Mapping[str, Any]) -> str:
+        tables = figures[name].values()
+        official, ours = (sum(table[side] for table in tables) for side in ("official", "ours"))
+        return f"{official:,} / {ours:,} in {len(tables)} tables"
+
+    return figure
+
+
+def _answered(figures: Mapping[str, Any]) -> str:
+    answers = figures["answers"].values()
+    asked, errors = (sum(each[name] for each in answers) for name in ("asked", "equal errors"))
+    return f"{asked:,} of {len(answers)} endpoints; {errors:,} are equal errors"
+
+
+def _listed(name: str) -> Callable[[Mapping[str, Any]], str]:
+    return lambda figures: ", ".join(f"{key} {value:,}" for key, value in figures[name].items())
+
+
+_OFFICIAL_FIGURES: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
+    "what people did": _listed("events"),
+    "killed meanwhile": _listed("kills"),
+    "rows officially / ours, live": _rows("live"),
+    "rows officially / ours, from history": _rows("history"),
+    "questions": _answered,
+    "labels officially / ours, after the labeler's key changed": _listed("labels"),
+    "account life": _listed("account life"),
+    "migrations that the official migrator still made, by `db init`": _listed("migrations"),
+}
+
+
 def _originals() -> Iterator[Declared]:
     for role in ROLE_NAMES:
         yield from original_stream_metrics(role)
@@ -156,6 +216,7 @@ _PARTS: Mapping[str, Mapping[str, Callable[[], str]]] = {
     "docs/configuration.md": {"settings": reference_markdown, "exit codes": _exit_codes},
     "docs/troubleshooting.md": {"findings": _findings},
     "docs/outages.md": {"outages": _outages},
+    "docs/appview-parity.md": {"official network": _official},
     "docs/metrics.md": {
         "vital metrics": _vital,
         **{f"{process} metrics": _own(process) for process in PROCESSES},
