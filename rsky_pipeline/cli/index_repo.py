@@ -123,6 +123,8 @@ def rebuild_repos(
         work = Rebuild(database, scope, wanted, everything, rate, notify=notify)
         if work.resumed:
             say(f"going on after {work.after}; accounts done before: {work.report.accounts:,}")
+        if work.outdated:
+            say("another version of the program began it: beginning anew")
         rest = work.accounts() if dids is None else (did for did in dids if did > work.after)
         if source == "pds":
             _rebuild_fetched(run, work, rest, report)

@@ -37,6 +37,7 @@ from rsky_pipeline.indexer.core.locks import ReferencesBusyError, lock_reference
 from rsky_pipeline.indexer.core.plan import BatchPlan
 from rsky_pipeline.indexer.core.statements import delete
 from rsky_pipeline.indexer.core.write import write_collections
+from rsky_pipeline.observability.build import build
 from rsky_pipeline.operations.derived_rows import (
     NOTIFICATIONS,
     Revs,
@@ -176,7 +177,12 @@ class Rebuild:
         self._everything = everything
         self._pace = RecordRate(rate)
         self._saved_at = time.monotonic()
+        self._program = build().describe()
         ((self.after, document),) = database.query(_BEGIN, (scope,))
+        # Another version may write other rows: it looks at all accounts.
+        self.outdated = bool(self.after) and document.get("program") != self._program
+        if self.outdated:
+            self.after, document = "", {}
         self.resumed = bool(self.after)
         self.report = Report.read(document)
         self._stored = (self.after, self.report.copy())  # what a later run goes on from
@@ -281,7 +287,8 @@ class Rebuild:
     def _state(self, rows: Counter[str] | None = None) -> tuple[str, str, str]:
         """Return what is stored: `rows` are written for good, whatever account they are of."""
         after, report = self._stored
-        document = report.document() | {"rows": dict(self.report.rows if rows is None else rows)}
+        found = dict(self.report.rows if rows is None else rows)
+        document = report.document() | {"rows": found, "program": self._program}
         return after, orjson.dumps(document).decode(), self._scope
 
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from rsky_pipeline.database.errors import TransactionConflictError
 from rsky_pipeline.indexer.accounts.actors import lock_actors
 from rsky_pipeline.indexer.collections import registry
 from rsky_pipeline.indexer.collections.values import Delete
+from rsky_pipeline.observability.build import build
 from rsky_pipeline.operations import rebuild as rebuild_module
 from rsky_pipeline.operations.derived_rows import RowDifference
 from rsky_pipeline.operations.rebuild import Rebuild, Report, write_again
@@ -339,6 +341,23 @@ def test_a_rebuild_goes_on_behind_the_accounts_that_are_done(
     again.run(again.accounts(), lambda _: None)
     assert again.report.accounts == 3
     assert not begin().resumed
+
+
+def test_a_rebuild_that_another_version_began_begins_anew(
+    tables: Tables, net: Network, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tables.apply(net.post("ann"), net.post("bob"))
+    everything = registry.load()
+    first = Rebuild(tables.database, "x", everything, everything, 0)
+    first.report.accounts = 1
+    first.after = min(ANN, did_of("bob"))
+    first.save()
+    assert Rebuild(tables.database, "x", everything, everything, 0).resumed
+    fixed = replace(build(), version="9.9.9")
+    monkeypatch.setattr(rebuild_module, "build", lambda: fixed)
+    again = Rebuild(tables.database, "x", everything, everything, 0)
+    assert (again.outdated, again.resumed, again.report.accounts) == (True, False, 0)
+    assert sorted(again.accounts()) == sorted([ANN, did_of("bob")])
 
 
 def test_an_account_in_a_batch_is_waited_for(tables: Tables, net: Network) -> None:
