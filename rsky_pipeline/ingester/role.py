@@ -42,7 +42,7 @@ from rsky_pipeline.ingester.listing.enumeration import LIST_REPOS, Enumerator, L
 from rsky_pipeline.ingester.listing.gap_repair import GapRepair, repair_marks
 from rsky_pipeline.ingester.others import OtherIngesters
 from rsky_pipeline.ingester.pipeline import Admission, FrameIntake, SharedState
-from rsky_pipeline.ingester.read_again import read_again_when_asked
+from rsky_pipeline.ingester.read_again import read_again_when_asked, report_lost_cursors
 from rsky_pipeline.ingester.report import FeedReport, Reporter, report_ready
 from rsky_pipeline.ingester.sequence import GapWatch, SeqGate
 from rsky_pipeline.ingester.writer import BatchRule, SourceCursor, Writer
@@ -187,7 +187,11 @@ async def run(context: WorkerContext) -> None:
                 services.start_soon(export.run)
             cursors = [cursor for writer in parts.writers for cursor in writer.cursors]
             services.start_soon(others.watch, builder.link("others"))
-            services.start_soon(read_again_when_asked, builder.link("again"), cursors)
+            again = builder.link("again")
+            hosts, keys = [endpoint.key for endpoint in relays], [each.key for each in cursors]
+            report = partial(report_lost_cursors, keys=keys, hosts=hosts)
+            await again.retry(report, until=context.stopping)
+            services.start_soon(read_again_when_asked, again, cursors)
             services.start_soon(report_ready, context, [follower for follower, _ in parts.relays])
             await _run_all(context, parts)
             services.cancel_scope.cancel()

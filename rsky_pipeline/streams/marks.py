@@ -157,7 +157,7 @@ def set_back(store: Store, key: str, since: float) -> int | None:
         present = None if text is None else _number(text.encode())
         if text is not None and present is None:
             return None
-        history = _history(store, key)
+        history = noted_positions(store, key)
         target = _position_at(history, since - MARGIN_SECONDS)
         if target is None or (present is not None and target >= present):
             return target
@@ -182,7 +182,8 @@ def again_done(store: Store, key: str) -> None:
     store.call("HDEL", READ_AGAIN, key)
 
 
-def _history(store: Store, key: str) -> list[Position]:
+def noted_positions(store: Store, key: str) -> list[Position]:
+    """Return the positions of a cursor that were noted, the oldest first."""
     positions = []
     for line in store.call("LRANGE", _HISTORY + key, 0, -1):
         moment, _, seq = line.partition(b" ")

@@ -21,6 +21,7 @@ from rsky_pipeline.database.connection import Database
 from rsky_pipeline.health.rules import RELAY_STALLED, Limits
 from rsky_pipeline.ingester import follower, read_again, report
 from rsky_pipeline.ingester.commits.states import (
+    REPO_KEYS,
     make_state,
     repo_digest,
     rev_of,
@@ -30,6 +31,7 @@ from rsky_pipeline.ingester.commits.states import (
 from rsky_pipeline.ingester.listing import gap_repair
 from rsky_pipeline.ingester.listing.enumeration import load_ranges
 from rsky_pipeline.ingester.listing.gap_repair import GapRepair, list_gaps, move_gaps, repair_marks
+from rsky_pipeline.ingester.read_again import report_lost_cursors
 from rsky_pipeline.network import listing as network_listing
 from rsky_pipeline.network.http import HttpError
 from rsky_pipeline.network.listing import ListedRepo, Page
@@ -52,7 +54,7 @@ from rsky_pipeline.streams.marks import (
     requested_since,
     set_back,
 )
-from rsky_pipeline.streams.names import REPO_BACKFILL_HIGH, cursor_key
+from rsky_pipeline.streams.names import CURSOR_POSITIONS, REPO_BACKFILL_HIGH, cursor_key
 from tests.integration.ingester.relay import TIME, Relay, commit, like, rev, running
 from tests.integration.ingester.test_live import cursor, likes, total
 from tests.integration.ingester.worker import entries, eventually, ingesting, value
@@ -658,6 +660,53 @@ async def test_events_of_streams_that_were_flushed_are_read_again(
                 request_reading(store, REDIS_LOST, time.time(), None, [relay.key])
                 await eventually(lambda: {18, 19, 20} <= set(numbers()))
                 await eventually(lambda: cursor(clean_redis, relay) == "20")
+
+
+@pytest.mark.parametrize("kept", [None, "12"])
+async def test_a_redis_that_comes_back_with_an_older_cursor_has_events_read_again(
+    clean_redis: str, monkeypatch: pytest.MonkeyPatch, kept: str | None
+) -> None:
+    """Of its append-only file it left out transactions: cursors, entries, states, and no more."""
+    monkeypatch.setattr(read_again, "_CHECK_SECONDS", 0.05)
+    relay = Relay(likes(*range(1, 21)))
+
+    def numbers() -> set[int]:
+        found = entries(clean_redis, "firehose_live")
+        return {json.loads(entry[b"event"])["seq"] for entry in found}
+
+    with closing(connect(clean_redis, name="test")) as store:
+        async with running(relay):
+            key = cursor_key("firehose_live", relay.key)
+            async with ingesting(clean_redis, relay.url, initial_cursor="oldest"):
+                await eventually(lambda: cursor(clean_redis, relay) == "20")
+            noted = f"rsky_pipeline:cursor_history:{key}"
+            store.call("DEL", noted, "firehose_live", *store.call("KEYS", REPO_KEYS))
+            for moment, position in ((time.time() - 500.0, 12), (time.time(), 20)):
+                note_positions(store, {key: [(moment, position)]})
+            if kept is None:
+                store.call("DEL", key, CURSOR_POSITIONS)
+            else:
+                store.call("SET", key, kept)
+                note = {"seq": int(kept), "time": "2026-01-01T00:00:00.000Z"}
+                store.call("HSET", CURSOR_POSITIONS, key, json.dumps(note))
+            async with ingesting(clean_redis, relay.url, initial_cursor="live"):
+                await eventually(lambda: set(range(13, 21)) <= numbers())
+    gaps = [json.loads(entry[b"gap"]) for entry in entries(clean_redis, "rsky_pipeline:gaps")]
+    assert [(gap["host"], gap["kind"]) for gap in gaps] == [(relay.key, "redis_lost")]
+
+
+@pytest.mark.parametrize("note", [{"reset": True}, {"seq": 12, "time": None}, {"seq": 20}])
+def test_a_cursor_that_was_set_is_not_lost(clean_redis: str, note: dict[str, object]) -> None:
+    """By a command, which notes it, or by hand, which leaves the note."""
+    key = cursor_key("firehose_live", HostKey("relay.test"))
+    with closing(connect(clean_redis, name="test")) as store:
+        for moment, position in ((500.0, 3), (600.0, 20)):
+            note_positions(store, {key: [(moment, position)]})
+        store.call("HSET", CURSOR_POSITIONS, key, json.dumps({"time": "2026-01-01"} | note))
+        if "reset" not in note:
+            store.call("SET", key, "12")
+        report_lost_cursors(store, [key], [HostKey("relay.test")])
+        assert requested_since(store) is None
 
 
 async def test_after_a_loss_of_the_database_its_own_revs_count(

@@ -53,6 +53,9 @@ MOVED_ELSEWHERE = {
     "ingester_listing_hole_retries_total",
     "ingester_label_verifications_total",
     "ingester_blocked_events_total",  # in test_blocks
+    "ingester_bsync_answers_total",  # these in test_bsync
+    "ingester_bsync_operations_total",
+    "ingester_bsync_late_operations_total",
 }
 
 
