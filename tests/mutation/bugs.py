@@ -740,7 +740,7 @@ _BLOCK_BUGS = (
     _malice("block-lifted-stays", BLOCKS, "FROM rsky_pipeline.block WHERE NOT lifted\"", "FROM rsky_pipeline.block\"", T_BLOCKS),
     _slip("block-lifted-unnoticed", BLOCKS, "tx.execute(_LIFT, (each.kind, each.subject))\n        tx.execute(_RAISE)",
           "tx.execute(_LIFT, (each.kind, each.subject))", T_BLOCKS),
-    _slip("block-purge-is-forgotten", BLOCKS, "CASE WHEN known.rows = 'purge' AND NOT known.lifted THEN 'purge' ELSE EXCLUDED.rows END",
+    _slip("block-purge-is-forgotten", BLOCKS, "CASE WHEN known.rows = 'purge' OR (EXCLUDED.rows = 'keep' AND NOT known.lifted)\n        THEN known.rows ELSE EXCLUDED.rows END",
           "EXCLUDED.rows", T_BLOCKS),
     _malice("block-added-again-is-forgotten", BLOCKS, "WHERE kind = %s AND subject = %s AND lifted", "WHERE kind = %s AND subject = %s", T_BLOCKS),
     _malice("block-writers-go-on", BLOCKS, "pg_snapshot_xmin(pg_current_snapshot()) >", "pg_snapshot_xmax(pg_current_snapshot()) >", T_BLOCKS),

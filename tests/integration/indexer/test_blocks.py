@@ -65,8 +65,8 @@ def test_blocks_are_kept_with_a_version(tables: Tables) -> None:
     assert database.query("SELECT FROM rsky_pipeline.blocked_account") == []
 
 
-def test_rows_that_a_block_has_purged_are_remembered_until_it_is_lifted(tables: Tables) -> None:
-    """Lifting has to fetch the repo, whatever the last command said about rows."""
+def test_rows_that_a_block_has_purged_are_remembered_until_they_are_back(tables: Tables) -> None:
+    """Lifting has to fetch the repo, whatever later commands said about rows."""
     account, database = did_of("ann"), tables.database
 
     def rows_after(*rows: str) -> list[str]:
@@ -77,6 +77,10 @@ def test_rows_that_a_block_has_purged_are_remembered_until_it_is_lifted(tables: 
     assert rows_after("keep", "takedown") == ["takedown"]
     assert rows_after("purge", "keep") == ["purge"]
     lift_blocks(database, [Block("account", account)])
+    assert rows_after("keep") == ["purge"], "lifting was not finished"
+    lift_blocks(database, [Block("account", account)])
+    with database.transaction() as tx:
+        forget_blocks(tx, [Block("account", account)])
     assert rows_after("keep") == ["keep"]
 
 

@@ -11,14 +11,21 @@ from tests.pipelines import Running, pipeline_on
 from tests.unit.test_advice import ADVISED
 
 # They replace or start what the test itself runs, or change this machine; `block remove` is only
-# named, without what to unblock.
-LEFT_OUT = ("block remove", "deploy", "rollback", "run", "simulate", "systemd", "stop --ordered")
+# named, without what to unblock; a shell takes the place of the process.
+LEFT_OUT = (
+    "block remove", "deploy", "rollback", "run", "simulate", "systemd", "stop --ordered",
+    "db shell", "stores shell", "store shell",
+)  # fmt: skip
 DID = "did:plc:aaaaaaaaaaaaaaaaaaaaaaaa"
+BSYNC = {"RSKY_PIPELINE_BSYNC_URL": "http://127.0.0.1:9", "RSKY_PIPELINE_BSYNC_KEY": "key"}
 # What stands for a choice of the operator, by the beginning of the command.
 CHOICES = {
-    "backfill": ("X", "timeout"), "config": ("", ""), "cursor": ("X", "HOST"),
+    "backfill": ("X", "timeout"), "config": ("", ""),
+    "cursor reset X --stream bsync_live": ("X", "mute"),
+    "cursor set X SEQ --stream bsync_live": ("X", "mute"),
+    "cursor set X X": ("X X", "HOST SEQ"), "cursor": ("X", "HOST"), "db recount": ("X", DID),
     "dlq retry X --id X": ("X --id X", "firehose_live --id 1-1"), "dlq": ("X", "firehose_live"),
-    "index-repo --rebuild": ("ACCOUNT", DID), "index-repo": ("X", DID),
+    "index-repo --rebuild --source pds ACCOUNT": ("ACCOUNT", DID), "index-repo": ("X", DID),
     "restart": ("X", "backfiller"), "start": ("X", "backfiller"), "stop": ("X", "backfiller"),
     "streams": ("X", "firehose_live"),
 }  # fmt: skip
@@ -52,7 +59,7 @@ def refused(running: Running, line: str, host: str, file: Path) -> str | None:
 def test_each_advised_command_can_be_carried_out(tmp_path: Path) -> None:
     lines = [line for line in ADVISED if not line.startswith(LEFT_OUT)]
     assert len(lines) > 20
-    with pipeline_on("--rate=20", "--accounts=20") as running:
+    with pipeline_on("--rate=20", "--accounts=20", **BSYNC) as running:
         running.wait_for(lambda: len(running.pids()) == 5, 90)
         host = running.settings.relays[0].key
         # What stops comes last, and before it what starts again.
