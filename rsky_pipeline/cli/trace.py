@@ -110,7 +110,7 @@ def _status(event: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _operation(found: Mapping[str, Any]) -> str:
-    """Write the last operation of bsync about one thing, and what the AppView has of it."""
+    """Write the last operation of bsync about an item, and the AppView's rows of it."""
     what = f"{found['namespace']} {found['key']}".strip() or "all mutes of accounts and lists"
     rows = {True: "stored", False: "removed, or overtaken", None: "no row of its own"}
     shown = {True: "", False: "; not shown: no CREATE of it stands", None: ""}

@@ -253,14 +253,14 @@ class _JsonTextDumper(JsonbBinaryDumper):
 
 
 def search_path(schema: str) -> str:
-    """Return the search_path of all SQL; ValueError for what is no schema name."""
+    """Return the search_path of all SQL. Raises ValueError for an invalid schema name."""
     # Ours is behind the AppView's, for a table that stands in (`schema.official`).
     return f"{quote_schema(schema)}, rsky_pipeline, public"
 
 
 @dataclass(frozen=True, slots=True)
 class Login:
-    """A URL divided for a client program: what its arguments may show, and what they may not.
+    """A URL divided for a client program: its public parts, for arguments, and its secrets.
 
     `secrets` are those for which libpq has no variable.
     """

@@ -144,7 +144,7 @@ def _seconds(rows: Sequence[Mapping[str, Any] | None], name: str) -> str:
 
 
 def _official() -> str:
-    """Return the figures of `make official`: what was compared, and differences by kind."""
+    """Return the figures of `make official`: rows, answers, and differences by kind."""
     results = json.loads((ROOT / "docs" / "official.json").read_text())
     releases: Mapping[str, Any] = results["releases"]
     lines = [f"Measured on {results['date']}, on commit {results['commit']}.", ""]

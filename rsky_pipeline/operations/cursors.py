@@ -19,6 +19,7 @@ from rsky_pipeline.streams.append import read_cursor
 from rsky_pipeline.streams.bsync import BSYNC_LOGS
 from rsky_pipeline.streams.connection import Argument, Store
 from rsky_pipeline.streams.gap import GAP_FIELD, Gap
+from rsky_pipeline.streams.marks import forget_positions
 from rsky_pipeline.streams.names import (
     BSYNC_LIVE,
     CURSOR_POSITIONS,
@@ -121,6 +122,8 @@ def set_cursor(
         raise CursorRefusedError(
             f"the cursor of {host} moved meanwhile: stop the ingester, or try again"
         )
+    if seq is None or (before.seq is not None and seq < before.seq):
+        forget_positions(store, key)  # those above would look like a loss at the next start
     return before
 
 

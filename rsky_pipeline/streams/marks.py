@@ -182,6 +182,11 @@ def again_done(store: Store, key: str) -> None:
     store.call("HDEL", READ_AGAIN, key)
 
 
+def forget_positions(store: Store, key: str) -> None:
+    """Forget the positions of a cursor that an operator has moved: nothing was lost."""
+    store.call("DEL", _HISTORY + key)
+
+
 def noted_positions(store: Store, key: str) -> list[Position]:
     """Return the positions of a cursor that were noted, the oldest first."""
     positions = []

@@ -709,6 +709,24 @@ def test_a_cursor_that_was_set_is_not_lost(clean_redis: str, note: dict[str, obj
         assert requested_since(store) is None
 
 
+@pytest.mark.parametrize("seq", [None, 2])
+def test_a_cursor_that_went_on_after_it_was_set_is_not_lost(
+    clean_redis: str, seq: int | None
+) -> None:
+    """Its ingester ends before it notes a position again, once a minute."""
+    host = HostKey("relay.test")
+    key = cursor_key("firehose_live", host)
+    with closing(connect(clean_redis, name="test")) as store:
+        for moment, position in ((500.0, 3), (600.0, 20)):
+            note_positions(store, {key: [(moment, position)]})
+        store.call("SET", key, "20")
+        set_cursor(store, "firehose_live", host, seq, force=True)
+        store.call("SET", key, "5")
+        store.call("HSET", CURSOR_POSITIONS, key, json.dumps({"seq": 5, "time": TIME}))
+        report_lost_cursors(store, [key], [host])
+        assert requested_since(store) is None
+
+
 async def test_after_a_loss_of_the_database_its_own_revs_count(
     clean_redis: str, schema_database: str
 ) -> None:
