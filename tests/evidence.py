@@ -12,6 +12,8 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+
 FAILED = Path(__file__).parents[1] / ".pytest_cache" / "failed-tests"
 TAIL_BYTES = 6_000  # of each log, in the report
 _MOST_BYTES = 50_000_000
@@ -66,3 +68,13 @@ def _end_of(path: Path) -> str:
     with path.open("rb") as file:
         file.seek(max(0, path.stat().st_size - TAIL_BYTES))
         return file.read().decode(errors="replace")
+
+
+def fail_where_skipped(
+    report: pytest.TestReport, because: str = "did not run"
+) -> pytest.TestReport:
+    """Let a test fail that skips itself: what it lacks is missing in a proof."""
+    if report.skipped:
+        report.outcome = "failed"
+        report.longrepr = f"{because}: {report.longrepr}"
+    return report

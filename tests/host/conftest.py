@@ -4,6 +4,8 @@ from collections.abc import Generator
 
 import pytest
 
+from tests.evidence import fail_where_skipped
+
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(
@@ -11,7 +13,4 @@ def pytest_runtest_makereport(
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """Let a test fail that skips itself."""
     report = yield
-    if report.skipped and item.get_closest_marker("host"):
-        report.outcome = "failed"
-        report.longrepr = f"did not run: {report.longrepr}"
-    return report
+    return fail_where_skipped(report) if item.get_closest_marker("host") else report

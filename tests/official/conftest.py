@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from tests.evidence import fail_where_skipped
 from tests.official.installation import RELEASES, installed
 from tests.official.world import World, populated
 
@@ -51,10 +52,7 @@ def pytest_runtest_makereport(
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """Let a test fail that skips itself."""
     report = yield
-    if report.skipped and item.get_closest_marker("official"):
-        report.outcome = "failed"
-        report.longrepr = f"did not run: {report.longrepr}"
-    return report
+    return fail_where_skipped(report) if item.get_closest_marker("official") else report
 
 
 def pytest_terminal_summary(

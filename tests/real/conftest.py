@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import pytest
 
+from tests.evidence import fail_where_skipped
 from tests.real.servers import Servers, servers
 
 SKIP = "SKIP"  # names of scenarios, separated by commas
@@ -64,9 +65,8 @@ def pytest_runtest_makereport(
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """Let a scenario fail that skips itself."""
     report = yield
-    if report.skipped and item.get_closest_marker("real") and _left_out().isdisjoint(_names(item)):
-        report.outcome = "failed"
-        report.longrepr = f"did not run, and is not named in {SKIP}: {report.longrepr}"
+    if item.get_closest_marker("real") and _left_out().isdisjoint(_names(item)):
+        return fail_where_skipped(report, f"did not run, and is not named in {SKIP}")
     return report
 
 
