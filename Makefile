@@ -30,7 +30,7 @@ help:
 	@echo "make lock       resolve the packages of .ci/constraints.txt again"
 	@echo "make clean      remove the virtual environment and everything generated"
 
-$(STAMP): pyproject.toml setup.py .ci/constraints.txt $(NATIVE) rsky_pipeline/atproto/native/common.pxd
+$(STAMP): pyproject.toml setup.py .ci/constraints.txt $(NATIVE) rsky_pipeline/atproto/native/common.pxd rsky_pipeline/atproto/native/libsecp256k1/SHA256SUMS
 	@$(PYTHON) rsky_pipeline/development/prerequisites.py
 	$(PYTHON) -m venv --clear $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint .ci/constraints.txt --editable '.[dev,embedded]'

@@ -20,8 +20,8 @@ from rsky_pipeline.atproto.native import MARK, digest_of
 
 __all__ = [
     "commit_events", "find_wanted", "is_plc", "is_usual_cid", "is_usual_datetime", "is_usual_rkey",
-    "is_usual_uri", "read_blocks", "read_commit", "read_node", "record_json", "tid_value",
-    "undo_changes", "verify_all",
+    "is_usual_uri", "load_key", "point_of", "read_blocks", "read_commit", "read_node",
+    "record_json", "sign", "tid_value", "undo_changes", "verify_all",
 ]  # fmt: skip
 
 
@@ -64,7 +64,7 @@ try:
         read_commit,
         tid_value,
     )
-    from rsky_pipeline.atproto.native.signatures import verify_all
+    from rsky_pipeline.atproto.native.signatures import load_key, point_of, sign, verify_all
     from rsky_pipeline.atproto.native.trees import read_node, undo_changes
 
     COMPILED = True

@@ -1,8 +1,9 @@
 """Keys and signatures of both curves, low-S only. https://atproto.com/specs/cryptography
 
-`check_all` checks many signatures, in a thread of their own: those of secp256k1 in one compiled
-call that releases the interpreter, so that others go on meanwhile. The call of coincurve enters and
-leaves it several times for each signature, and waits for the other threads each time.
+Those of secp256k1 are a matter of libsecp256k1, which is a part of the compiled readers; without
+them `cryptography` does the same, ten times slower. `check_all` checks many signatures, in a thread
+of their own: those of secp256k1 in one call that releases the interpreter, so that others go on
+meanwhile.
 """
 
 from collections.abc import Sequence
@@ -11,7 +12,6 @@ from functools import lru_cache
 from hashlib import sha256
 from typing import Literal, NamedTuple
 
-import coincurve
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -19,6 +19,7 @@ from cryptography.hazmat.primitives.asymmetric.utils import (
     decode_dss_signature,
     encode_dss_signature,
 )
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from multiformats import multibase
 
 from rsky_pipeline.atproto import compiled
@@ -31,28 +32,13 @@ Curve = Literal["k256", "p256"]
 _MAX_TEXT = 200  # characters; decoding base58 takes time that grows with the square
 _K256_ORDER = 0xFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFEBAAEDCE6AF48A03BBFD25E8CD0364141
 _P256_ORDER = 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551
+_ORDERS: dict[Curve, int] = {"k256": _K256_ORDER, "p256": _P256_ORDER}
+_CURVES: dict[Curve, ec.EllipticCurve] = {"k256": ec.SECP256K1(), "p256": ec.SECP256R1()}
 _PREFIXES: dict[bytes, Curve] = {b"\xe7\x01": "k256", b"\x80\x24": "p256"}
 _LEGACY_TYPES: dict[str, Curve] = {
     "EcdsaSecp256k1VerificationKey2019": "k256",
     "EcdsaSecp256r1VerificationKey2019": "p256",
 }
-
-
-try:  # libsecp256k1, which coincurve brings and keeps to itself
-    from coincurve._libsecp256k1 import ffi, lib
-    from coincurve.context import GLOBAL_CONTEXT
-
-    _PARSE, _VERIFY, _CONTEXT = (
-        int(ffi.cast("uintptr_t", pointer))
-        for pointer in (
-            ffi.addressof(lib, "secp256k1_ecdsa_signature_parse_compact"),
-            ffi.addressof(lib, "secp256k1_ecdsa_verify"),
-            GLOBAL_CONTEXT.ctx,
-        )
-    )
-    _REACHED = ffi.sizeof("secp256k1_ecdsa_signature") == 64
-except (ImportError, AttributeError):
-    _REACHED = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,12 +51,13 @@ class PublicKey:
 
     curve: Curve
     point: bytes
-    _loaded: coincurve.PublicKey | ec.EllipticCurvePublicKey = field(
-        init=False, repr=False, compare=False
-    )
+    # Of `compiled.load_key`, or of `cryptography`.
+    _loaded: bytes | ec.EllipticCurvePublicKey = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "_loaded", _load(self.curve, self.point))
+        quick = compiled.load_key(self.point) if self.curve == "k256" else None
+        loaded = _load(self.curve, self.point) if quick is None else quick
+        object.__setattr__(self, "_loaded", loaded)
 
     @classmethod
     def parse(cls, text: str, legacy_type: str | None = None) -> "PublicKey":
@@ -94,39 +81,43 @@ class PublicKey:
         raise InvalidDataError("invalid_key", text[:80])
 
     @property
-    def secp256k1(self) -> coincurve.PublicKey | None:
-        """The key as coincurve holds it; None on the other curve."""
-        return self._loaded if isinstance(self._loaded, coincurve.PublicKey) else None
+    def secp256k1(self) -> bytes | None:
+        """The key as libsecp256k1 holds it; None on the other curve, and without the library."""
+        return self._loaded if isinstance(self._loaded, bytes) else None
 
     def verify(self, message: bytes, signature: bytes) -> bool:
         """Return whether a 64-byte signature (r and s) over SHA-256 of the message is good.
 
         High-S and DER signatures are bad on both curves.
         """
-        if len(signature) != 64:
-            return False
-        r = int.from_bytes(signature[:32], "big")
-        s = int.from_bytes(signature[32:], "big")
-        order = _K256_ORDER if self.curve == "k256" else _P256_ORDER
-        if not 0 < r < order or not 0 < s <= order // 2:
-            return False
-        der = encode_dss_signature(r, s)
-        if isinstance(self._loaded, coincurve.PublicKey):
-            return bool(self._loaded.verify(der, message))
-        try:
-            self._loaded.verify(der, message, ec.ECDSA(hashes.SHA256()))
-        except InvalidSignature:
-            return False
-        return True
+        loaded = self._loaded
+        if isinstance(loaded, bytes):
+            found = compiled.verify_all([(loaded, sha256(message).digest(), signature)])
+            if found is not None:
+                return found[0]
+            loaded = _load(self.curve, self.point)
+        return _verify(self.curve, loaded, message, signature)
 
 
-def _load(curve: Curve, point: bytes) -> coincurve.PublicKey | ec.EllipticCurvePublicKey:
+def _load(curve: Curve, point: bytes) -> ec.EllipticCurvePublicKey:
     try:
-        if curve == "k256":
-            return coincurve.PublicKey(point)
-        return ec.EllipticCurvePublicKey.from_encoded_point(ec.SECP256R1(), point)
+        return ec.EllipticCurvePublicKey.from_encoded_point(_CURVES[curve], point)
     except ValueError as error:
         raise InvalidDataError("invalid_key", f"not a point of the curve {curve}") from error
+
+
+def _verify(curve: Curve, key: ec.EllipticCurvePublicKey, message: bytes, signature: bytes) -> bool:
+    if len(signature) != 64:
+        return False
+    r, s = int.from_bytes(signature[:32], "big"), int.from_bytes(signature[32:], "big")
+    order = _ORDERS[curve]
+    if not 0 < r < order or not 0 < s <= order // 2:
+        return False
+    try:
+        key.verify(encode_dss_signature(r, s), message, ec.ECDSA(hashes.SHA256()))
+    except InvalidSignature:
+        return False
+    return True
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,28 +130,26 @@ class PrivateKey:
     @classmethod
     def from_seed(cls, curve: Curve, seed: bytes) -> "PrivateKey":
         """Derive a key from any bytes, always the same from the same."""
-        order = _K256_ORDER if curve == "k256" else _P256_ORDER
+        order = _ORDERS[curve]
         number = int.from_bytes(sha256(seed).digest(), "big") % (order - 1) + 1
         return cls(curve, number.to_bytes(32, "big"))
 
     def sign(self, message: bytes) -> bytes:
         """Return the 64-byte low-S signature over SHA-256 of a message."""
+        quick = None
         if self.curve == "k256":
-            der, order = _k256(self.secret).sign(message), _K256_ORDER
-        else:
-            der, order = _p256(self.secret).sign(message, _REPEATABLE), _P256_ORDER
-        r, s = decode_dss_signature(der)
-        return r.to_bytes(32, "big") + min(s, order - s).to_bytes(32, "big")
+            quick = compiled.sign(self.secret, sha256(message).digest())
+        return _sign(self.curve, self.secret, message) if quick is None else quick
 
     @property
     def multibase(self) -> str:
         """The public key as a DID document's `publicKeyMultibase`."""
+        prefix, point = b"\xe7\x01", None
         if self.curve == "k256":
-            raw = b"\xe7\x01" + _k256(self.secret).public_key.format()
+            point = compiled.point_of(self.secret)
         else:
-            numbers = _p256(self.secret).public_key().public_numbers()
-            sign = b"\x03" if numbers.y & 1 else b"\x02"
-            raw = b"\x80\x24" + sign + numbers.x.to_bytes(32, "big")
+            prefix = b"\x80\x24"
+        raw = prefix + (_point(self.curve, self.secret) if point is None else point)
         return str(multibase.encode(raw, "base58btc"))
 
     @property
@@ -169,15 +158,20 @@ class PrivateKey:
         return PublicKey.parse(self.multibase)
 
 
+def _sign(curve: Curve, secret: bytes, message: bytes) -> bytes:
+    r, s = decode_dss_signature(_private(curve, secret).sign(message, _REPEATABLE))
+    return r.to_bytes(32, "big") + min(s, _ORDERS[curve] - s).to_bytes(32, "big")
+
+
+def _point(curve: Curve, secret: bytes) -> bytes:
+    public = _private(curve, secret).public_key()
+    return public.public_bytes(Encoding.X962, PublicFormat.CompressedPoint)
+
+
 # Making a key object from its number costs as much as signing with it.
 @lru_cache(maxsize=2_048)
-def _k256(secret: bytes) -> coincurve.PrivateKey:
-    return coincurve.PrivateKey(secret)
-
-
-@lru_cache(maxsize=2_048)
-def _p256(secret: bytes) -> ec.EllipticCurvePrivateKey:
-    return ec.derive_private_key(int.from_bytes(secret, "big"), ec.SECP256R1())
+def _private(curve: Curve, secret: bytes) -> ec.EllipticCurvePrivateKey:
+    return ec.derive_private_key(int.from_bytes(secret, "big"), _CURVES[curve])
 
 
 class SignatureCheck(NamedTuple):
@@ -190,7 +184,7 @@ class SignatureCheck(NamedTuple):
 
 def check_all(checks: Sequence[SignatureCheck]) -> list[bool]:
     """Return for each signature whether it is good, exactly as `PublicKey.verify` does."""
-    found = _check_together(checks) if _REACHED else None
+    found = _check_together(checks)
     if found is None:
         return [key.verify(message, signature) for key, message, signature in checks]
     return found
@@ -200,13 +194,12 @@ def _check_together(checks: Sequence[SignatureCheck]) -> list[bool] | None:
     together = []
     apart: dict[int, bool] = {}
     for place, (key, message, signature) in enumerate(checks):
-        loaded = key.secp256k1
-        if loaded is None:
+        held = key.secp256k1
+        if held is None:
             apart[place] = key.verify(message, signature)
         else:
-            held = bytes(ffi.buffer(loaded.public_key))
             together.append((held, sha256(message).digest(), signature))
-    found = compiled.verify_all(_PARSE, _VERIFY, _CONTEXT, together)
+    found = compiled.verify_all(together)
     if found is None:
         return None
     for place, good in apart.items():  # in ascending order, so that each gets its own place

@@ -4,18 +4,23 @@ how they share their work with Python.
 `blocks` reads CARs and writes records as JSON, `frames` reads commits and identifiers, `trees`
 reads nodes and undoes operations. All indexing of input is checked; where a length lies, the
 IndexError becomes None. Only undoing accepts more than Python: a node that it makes may stand for a
-missing one of the same hash. `signatures` reads nothing: it checks them with the GIL released.
+missing one of the same hash. `signatures` reads nothing: it makes and checks them.
+
+`libsecp256k1` holds what that takes of the library of this name, unchanged; docs/dependencies.md
+says how to renew it.
 """
 
 import hashlib
 from pathlib import Path
 
+LIBRARY_FILES = "libsecp256k1/SHA256SUMS"  # all that is taken of it
 MARK = b"rsky-sources:"  # stands before the digest in a module's file
 
 
 def digest_of(source: Path) -> bytes:
-    """Return the digest of a .pyx file and of the declarations beside it, in hexadecimal."""
+    """Return the digest of a .pyx file and of what it is built with, in hexadecimal."""
     found = hashlib.sha256()
-    for path in (source, *sorted(source.parent.glob("*.pxd"))):
-        found.update(path.read_bytes())
+    for path in (source, *sorted(source.parent.glob("*.pxd")), source.parent / LIBRARY_FILES):
+        if path.exists():
+            found.update(path.read_bytes())
     return found.hexdigest().encode()

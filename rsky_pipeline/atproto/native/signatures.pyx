@@ -1,35 +1,88 @@
 # cython: language_level=3, boundscheck=True, wraparound=False, cdivision=True
-"""Many secp256k1 signatures in one call, which holds the interpreter only to copy them."""
+"""Keys and signatures of secp256k1, by libsecp256k1, which stands beside this file.
 
+`verify_all` checks many signatures in one call, which holds the interpreter only to copy them.
+"""
+
+from cpython.bytes cimport PyBytes_FromStringAndSize
 from cpython.mem cimport PyMem_Free, PyMem_Malloc
 from libc.string cimport memcpy
 
 from rsky_pipeline.atproto.native.common cimport content, size_of
 
-cdef enum:
-    KEY = 64  # bytes, as the library holds it
-    DIGEST = 32
-    SIGNATURE = 64
+cdef extern from "secp256k1.h" nogil:
+    ctypedef struct secp256k1_context:
+        pass
+    ctypedef struct secp256k1_pubkey:
+        unsigned char data[64]
+    ctypedef struct secp256k1_ecdsa_signature:
+        pass
+    const secp256k1_context *secp256k1_context_static
+    unsigned int SECP256K1_CONTEXT_NONE
+    unsigned int SECP256K1_EC_COMPRESSED
+    void secp256k1_selftest()
+    secp256k1_context *secp256k1_context_create(unsigned int)
+    int secp256k1_ec_pubkey_parse(
+        const secp256k1_context *, secp256k1_pubkey *, const unsigned char *, size_t
+    )
+    int secp256k1_ec_pubkey_create(
+        const secp256k1_context *, secp256k1_pubkey *, const unsigned char *
+    )
+    int secp256k1_ec_pubkey_serialize(
+        const secp256k1_context *, unsigned char *, size_t *, const secp256k1_pubkey *, unsigned int
+    )
+    int secp256k1_ecdsa_signature_parse_compact(
+        const secp256k1_context *, secp256k1_ecdsa_signature *, const unsigned char *
+    )
+    int secp256k1_ecdsa_signature_serialize_compact(
+        const secp256k1_context *, unsigned char *, const secp256k1_ecdsa_signature *
+    )
+    int secp256k1_ecdsa_verify(
+        const secp256k1_context *, const secp256k1_ecdsa_signature *, const unsigned char *,
+        const secp256k1_pubkey *
+    )
+    int secp256k1_ecdsa_sign(
+        const secp256k1_context *, secp256k1_ecdsa_signature *, const unsigned char *,
+        const unsigned char *, void *, const void *
+    )
 
-ctypedef int (*Parse)(const void *, unsigned char *, const unsigned char *) noexcept nogil
-ctypedef int (*Verify)(
-    const void *, const unsigned char *, const unsigned char *, const unsigned char *
-) noexcept nogil
+cdef enum:
+    NUMBER = 32  # bytes of a digest, and of a private key
+    SIGNATURE = 64
+    COMPRESSED = 33  # bytes of a point
+    UNCOMPRESSED = 65
+
+secp256k1_selftest()
+# For private keys; public ones need no tables, so that the static context does. Never given back.
+cdef secp256k1_context *_SIGNING = secp256k1_context_create(SECP256K1_CONTEXT_NONE)
 
 
 cdef struct Check:
-    unsigned char key[KEY]
-    unsigned char digest[DIGEST]
+    secp256k1_pubkey key
+    unsigned char digest[NUMBER]
     unsigned char signature[SIGNATURE]
     bint good
 
 
-def verify_all(size_t parse, size_t verify, size_t context, list checks not None):
+def load_key(bytes point not None):
+    """Return a point in the form that `verify_all` takes, None if it is not of the curve.
+
+    The hybrid form of a point, which nobody uses, is refused.
+    """
+    cdef secp256k1_pubkey key
+    cdef const unsigned char *start = <const unsigned char *>content(point)
+    cdef size_t size = size_of(point)
+    if not (
+        size == COMPRESSED and 2 <= start[0] <= 3 or size == UNCOMPRESSED and start[0] == 4
+    ) or not secp256k1_ec_pubkey_parse(secp256k1_context_static, &key, start, size):
+        return None
+    return PyBytes_FromStringAndSize(<char *>key.data, sizeof(secp256k1_pubkey))
+
+
+def verify_all(list checks not None):
     """Return for each check whether its signature is good; None if a key has another size.
 
-    A check is a key as libsecp256k1 holds it, a digest and a compact signature. `parse` and
-    `verify` are the addresses of `secp256k1_ecdsa_signature_parse_compact` and
-    `secp256k1_ecdsa_verify`.
+    A check is a key of `load_key`, a digest and a compact signature, whose s must be low.
     """
     cdef Py_ssize_t count = len(checks), index
     cdef Check *held = <Check *>PyMem_Malloc(count * sizeof(Check) + 1)
@@ -41,7 +94,7 @@ def verify_all(size_t parse, size_t verify, size_t context, list checks not None
                 return None
         with nogil:
             for index in range(count):
-                _check(<Parse>parse, <Verify>verify, <const void *>context, &held[index])
+                _check(&held[index])
         return [held[index].good for index in range(count)]
     finally:
         PyMem_Free(held)
@@ -50,19 +103,50 @@ def verify_all(size_t parse, size_t verify, size_t context, list checks not None
 cdef bint _copy(check, Check *held) except -1:
     cdef bytes key, digest, signature
     key, digest, signature = check
-    if size_of(key) != KEY or size_of(digest) != DIGEST:
+    if size_of(key) != sizeof(secp256k1_pubkey) or size_of(digest) != NUMBER:
         return False
     held.good = size_of(signature) == SIGNATURE
     if held.good:
-        memcpy(held.key, content(key), KEY)
-        memcpy(held.digest, content(digest), DIGEST)
+        memcpy(held.key.data, content(key), sizeof(secp256k1_pubkey))
+        memcpy(held.digest, content(digest), NUMBER)
         memcpy(held.signature, content(signature), SIGNATURE)
     return True
 
 
-cdef void _check(Parse parse, Verify verify, const void *context, Check *check) noexcept nogil:
-    cdef unsigned char parsed[SIGNATURE]
-    if check.good:
-        check.good = parse(context, parsed, check.signature) == 1
-    if check.good:
-        check.good = verify(context, parsed, check.digest, check.key) == 1
+cdef void _check(Check *check) noexcept nogil:
+    cdef secp256k1_ecdsa_signature parsed
+    check.good = (
+        check.good
+        and secp256k1_ecdsa_signature_parse_compact(
+            secp256k1_context_static, &parsed, check.signature
+        ) == 1
+        and secp256k1_ecdsa_verify(
+            secp256k1_context_static, &parsed, check.digest, &check.key
+        ) == 1
+    )
+
+
+def sign(bytes secret not None, bytes digest not None):
+    """Return the compact low-S signature that RFC 6979 gives, None for what is no private key."""
+    cdef secp256k1_ecdsa_signature made
+    cdef unsigned char compact[SIGNATURE]
+    if size_of(secret) != NUMBER or size_of(digest) != NUMBER or not secp256k1_ecdsa_sign(
+        _SIGNING, &made, <const unsigned char *>content(digest),
+        <const unsigned char *>content(secret), NULL, NULL,
+    ):
+        return None
+    secp256k1_ecdsa_signature_serialize_compact(_SIGNING, compact, &made)
+    return PyBytes_FromStringAndSize(<char *>compact, SIGNATURE)
+
+
+def point_of(bytes secret not None):
+    """Return the compressed point of a private key, None for what is none."""
+    cdef secp256k1_pubkey key
+    cdef unsigned char point[COMPRESSED]
+    cdef size_t size = COMPRESSED
+    if size_of(secret) != NUMBER or not secp256k1_ec_pubkey_create(
+        _SIGNING, &key, <const unsigned char *>content(secret)
+    ):
+        return None
+    secp256k1_ec_pubkey_serialize(_SIGNING, point, &size, &key, SECP256K1_EC_COMPRESSED)
+    return PyBytes_FromStringAndSize(<char *>point, COMPRESSED)

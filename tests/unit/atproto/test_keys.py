@@ -19,6 +19,18 @@ ORDERS: dict[Curve, int] = {
 LEGACY_K256 = (
     "zQYEBzXeuTM9UR3rfvNag6L3RNAs5pQZyYPsomTsgQhsxLdEgCrPTLgFna8yqCnxPpNT7DBk6Ym3dgPKNu86vt9GR"
 )
+K256, P256 = (
+    "zQ3shiHs333X5JPbkexEf7tfbAkjUUS1j8cnVt6Pk7PvPneyX",
+    "zDnaejxfkzjuu4GxMfqyjkGD8zP3MDvu7neA8ter7FLNVHo8x",
+)
+K256_SIGNATURE = (
+    "2d052ea6f782536bb119c68244a58076f62d6b06de4fba22009551fabb2d92b2"
+    "1e4b0c90b4efb314372043609b0b14239b8a934266d8b642c3902c21e4762f2f"
+)
+P256_SIGNATURE = (
+    "e30466a51e9f06f45bef38f273a643a29dda03d6d09a59465058f69725f35bb4"
+    "1ed4b9bf90d3ee6ac38cf41be004341382d28f292953db9d3e89e64c13111068"
+)
 LEGACY_TYPE = "EcdsaSecp256k1VerificationKey2019"
 
 curves = pytest.mark.parametrize("curve", ["k256", "p256"])
@@ -99,6 +111,17 @@ def test_other_bases_are_no_keys() -> None:
     for base in ("base16", "base32", "base64"):
         with pytest.raises(InvalidDataError):
             PublicKey.parse(multibase.encode(raw, base))
+
+
+@pytest.mark.parametrize(("curve", "key", "signature"), [
+    ("k256", K256, K256_SIGNATURE), ("p256", P256, P256_SIGNATURE),
+])  # fmt: skip
+def test_signatures_stay_the_same(curve: Curve, key: str, signature: str) -> None:
+    """Of recorded networks, whoever makes them."""
+    secret = PrivateKey.from_seed(curve, b"seed")
+    assert secret.multibase == key
+    assert secret.sign(b"message").hex() == signature
+    assert PublicKey.parse(key).verify(b"message", bytes.fromhex(signature))
 
 
 def test_published_signatures() -> None:
