@@ -113,13 +113,15 @@ def init(run: Invocation, dry_run: bool, appview: str | None) -> int:
             f"{appview!r} is no known release: {known}", param_hint="--appview"
         )
     target = (run.settings.database_url or "", run.settings.database_schema)
+    bsync = run.settings.bsync_url is not None
     if dry_run:
         would = schema.pending(*target, appview=appview)
         run.answer(
             {"pending": would}, lambda: _show_lines("would ", would, "nothing is to be done")
         )
         return ExitCode.OK
-    done, differences = schema.initialise(*target, appview=appview), schema.check(*target)
+    done = schema.initialise(*target, appview=appview)
+    differences = schema.check(*target, bsync=bsync)
 
     def show() -> None:
         _show_lines("", done, "everything is there already")
@@ -142,7 +144,8 @@ def check(run: Invocation) -> int:
     from rsky_pipeline.database.server import advise
 
     url = run.settings.database_url or ""
-    differences = schema.check(url, run.settings.database_schema)
+    bsync = run.settings.bsync_url is not None
+    differences = schema.check(url, run.settings.database_schema, bsync=bsync)
     release = schema.appview_release(url, run.settings.database_schema)
     # An embedded server has a `max_wal_size` that fits its disk.
     advice = advise(url) if run.loaded.settings.database_url else []

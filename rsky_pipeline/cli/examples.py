@@ -34,7 +34,7 @@ EXAMPLES: Mapping[str, str] = {
     "load": "rsky-pipeline load /srv/cars --jobs 4",
     "cursor list": "rsky-pipeline cursor list",
     "cursor set": "rsky-pipeline cursor set bsky.network 0 --force",
-    "cursor reset": "rsky-pipeline cursor reset bsky.network --force",
+    "cursor reset": "rsky-pipeline cursor reset mute --stream bsync_live --force",
     "gaps list": "rsky-pipeline gaps list",
     "gaps repair": "rsky-pipeline gaps repair",
     "dlq list": "rsky-pipeline dlq list firehose_live",

@@ -97,7 +97,7 @@ def _prepare_database(settings: "Settings") -> list[str]:
         if not pending(url, settings.database_schema):
             return []  # who uses the database looks at the pair
         _require_pair(settings)
-        for each in check(url, settings.database_schema):
+        for each in check(url, settings.database_schema, bsync=settings.bsync_url is not None):
             if each.subject.startswith("trigger "):  # seen before anything is written
                 details = {"trigger": each.subject, "advice": each.advice}
                 log.warning("a trigger of others fires for rows", extra=details)

@@ -138,7 +138,8 @@ class Indexer:
         # It must not wait itself for the locks that it is to report.
         # Its statements are short, so it is the first to notice a server that has stopped.
         self.database_watch = DatabaseWatch(
-            partial(self.open_database, lock_timeout_ms=1_000, statement_timeout_ms=5_000)
+            partial(self.open_database, lock_timeout_ms=1_000, statement_timeout_ms=5_000),
+            bsync=settings.bsync_url is not None,
         )
         self.seen = self._seen_service()
         self._hosts = [endpoint.key for endpoint in settings.relays]

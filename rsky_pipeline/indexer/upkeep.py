@@ -198,8 +198,10 @@ class DatabaseWatch:
     missing constraint without which rows would be written twice; nothing may be written then.
     """
 
-    def __init__(self, open_database: Callable[[], Database]) -> None:
+    def __init__(self, open_database: Callable[[], Database], *, bsync: bool) -> None:
+        """`bsync` is whether bsync is read: its tables have to be there then."""
         self.lacks = ""
+        self._differing = partial(differing_parts, bsync=bsync)
         self._blocked: list[RuleVerdict] = []
         self._differs: list[RuleVerdict] = []
         self._link = Link(open_database, purpose="watching the database")
@@ -212,7 +214,7 @@ class DatabaseWatch:
     async def run(self) -> None:
         """Look until cancelled."""
         while True:
-            differs = await self._link.attempt(differing_parts)
+            differs = await self._link.attempt(self._differing)
             if differs is not None:
                 self.note(differs)
             for _ in range(CLEAN_EVERY):

@@ -136,7 +136,8 @@ def examine(
         names = [name for name, _ in read_migrations(tx, schema)] if known else []
         ours = bool(read_catalogue(tx, "rsky_pipeline"))
     origin, signs = recognise(found, names, ours)
-    differences = [each for each in check(url, schema) if not _made(each)]
+    bsync = settings.bsync_url is not None
+    differences = [each for each in check(url, schema, bsync=bsync) if not _made(each)]
     blocking = [each for each in differences if each.severity == "error"]
     release = appview_release(url, schema)
     if origin in ("empty", "unknown"):

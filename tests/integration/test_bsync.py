@@ -9,7 +9,7 @@ import trio
 
 from rsky_pipeline.configuration.settings import Settings
 from rsky_pipeline.database.connection import Database
-from rsky_pipeline.indexer import role
+from rsky_pipeline.indexer import role, upkeep
 from rsky_pipeline.observability.server import process_registry
 from rsky_pipeline.runtime.context import WorkerContext
 from rsky_pipeline.runtime.health import Health
@@ -23,6 +23,7 @@ from tests.integration.indexer.test_bsync import expected_rows, rows_of, untimed
 from tests.integration.indexer.worker import indexing
 from tests.integration.ingester.test_bsync import reading
 from tests.integration.ingester.worker import entries, eventually
+from tests.stores import execute
 
 
 @pytest.fixture
@@ -94,5 +95,31 @@ async def test_one_bad_operation_is_a_dead_letter(clean_redis: str, schema_datab
         assert worker.metric("indexer_refused_total", reason="unknown_type") == 1
     (letter,) = entries(clean_redis, dead_letters(BSYNC_LIVE))
     assert letter[b"reason"] == b"unknown_type"
+    with Database.connect(schema_database, name="test") as database:
+        assert len(rows_of(database)["mute"]) == 1
+
+
+async def test_operations_wait_for_a_table_that_is_missing(
+    clean_redis: str, schema_database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(upkeep, "WATCH_SECONDS", 0.1)
+    monkeypatch.setattr(upkeep, "CLEAN_EVERY", 1)
+    execute(schema_database, "ALTER TABLE bsky.mute RENAME TO elsewhere")
+    async with indexing(
+        clean_redis, schema_database, bsync_url="http://localhost:1", bsync_key="a-key"
+    ) as worker:
+        await worker.ready.wait()
+        # Before anything is written.
+        await eventually(lambda: worker.metric("rsky_finding", finding="schema", subject="") == 2)
+        store = connect(clean_redis, name="test")
+        mute = {"log": "mute", "reading": 0, "id": 2, "time": "2026-01-01T00:00:00Z",
+                "operation": {"actorDid": did_of("ann"), "type": "TYPE_ADD",
+                              "subject": did_of("bob")}}  # fmt: skip
+        append(store, [Entry(BSYNC_LIVE, OPERATION_FIELD, orjson.dumps(mute))])
+        store.close()
+        await eventually(lambda: worker.metric("indexer_database_failures_total") > 0)
+        execute(schema_database, "ALTER TABLE bsky.elsewhere RENAME TO mute")
+        await eventually(lambda: not entries(clean_redis, BSYNC_LIVE))
+    assert not entries(clean_redis, dead_letters(BSYNC_LIVE))
     with Database.connect(schema_database, name="test") as database:
         assert len(rows_of(database)["mute"]) == 1

@@ -49,22 +49,26 @@ OF_BSYNC = frozenset({
     "activity_subscription", "actor_state", "bookmark", "draft", "list_mute", "mute",
     "private_data",
 })  # fmt: skip
+_COLUMNS_OF_BSYNC = {
+    "actor": frozenset({
+        "ageAssuranceStatus", "ageAssuranceLastInitiatedAt", "ageAssuranceAccess",
+        "ageAssuranceCountryCode", "ageAssuranceRegionCode",
+    }),
+    "thread_mute": frozenset({"createdAt"}),
+}  # fmt: skip
 # Used only by the AppView or its operators: the pipeline works without them, and newer official
 # migrations change some of them.
-_OF_OTHERS = OF_BSYNC | {
+_OF_OTHERS = frozenset({
     "algo_whats_hot_view", "blob_takedown", "did_cache", "kysely_migration",
     "kysely_migration_lock", "moderation_action", "moderation_action_subject_blob",
     "moderation_event", "moderation_report", "moderation_report_resolution",
     "moderation_subject_status", "notification_push_token", "subscription", "suggested_feed",
     "suggested_follow", "tagged_suggestion", "view_param",
-}  # fmt: skip
+})  # fmt: skip
 _COLUMNS_OF_OTHERS = {
-    "actor": frozenset({
-        "trustedVerifier", "ageAssuranceStatus", "ageAssuranceLastInitiatedAt",
-        "ageAssuranceAccess", "ageAssuranceCountryCode", "ageAssuranceRegionCode",
-    }),
-    "thread_mute": frozenset({"createdAt"}),
-}  # fmt: skip
+    "actor": frozenset({"trustedVerifier"}),
+    "actor_state": frozenset({"lastSeenPriorityNotifs"}),
+}
 _HARMLESS = "nothing: it does no harm"
 _SLOWER = "the pipeline works without it, statements may be slow"
 _NOT_OURS = "the pipeline works without it, the AppView may not"
@@ -142,11 +146,13 @@ def expected() -> Expected:
 
 
 def check(
-    url: str, schema: str = "bsky", *, statement_timeout_ms: int = 60_000
+    url: str, schema: str = "bsky", *, bsync: bool = False, statement_timeout_ms: int = 60_000
 ) -> list[Difference]:
     """Return all differences, errors first; [] if the database is as expected.
 
-    Needs only the privileges to connect and to read the catalogue and the bookkeeping tables.
+    `bsync` is whether bsync is read: without it nobody writes its tables, and one that is missing
+    is a warning. Needs only the privileges to connect and to read the catalogue and the bookkeeping
+    tables.
     """
     with (
         Database.connect(
@@ -154,7 +160,7 @@ def check(
         ) as db,
         db.transaction() as tx,
     ):
-        return _differences(tx, schema)
+        return _differences(tx, schema, bsync=bsync)
 
 
 def appview_release(url: str, schema: str = "bsky") -> str | None:
@@ -174,13 +180,15 @@ _OF_SCHEMA = ("42", "0A", "23502")
 _PARTS = ("table ", "column ", "index ", "constraint ", "extension ", "schema ")
 
 
-def differing_parts(database: Database) -> list[Difference]:
+def differing_parts(database: Database, *, bsync: bool) -> list[Difference]:
     """Return the errors in tables and what belongs to them; those of rules for rows first.
+
+    `bsync` is as for `check`.
 
     A unique constraint that is missing raises no error by itself: rows would be there twice.
     """
     with database.transaction() as tx:
-        found = _differences(tx, database.schema)
+        found = _differences(tx, database.schema, bsync=bsync)
     parts = [each for each in found if each.severity == "error" and each.subject.startswith(_PARTS)]
     return sorted(parts, key=lambda each: not each.keeps_rows_unique)
 
@@ -199,13 +207,14 @@ def blamed_on_schema(database: Database) -> Iterator[None]:
     except DatabaseError as error:
         if not (error.sqlstate or "").startswith(_OF_SCHEMA):
             raise
-        for each in differing_parts(database):
+        # Operations of bsync are in the stream whether this process' settings name it or not.
+        for each in differing_parts(database, bsync=True):
             text = f"{error}; the schema differs: {each}"
             raise SchemaMismatchError(text, sqlstate=error.sqlstate) from error
         raise
 
 
-def _differences(tx: Transaction, schema: str) -> list[Difference]:
+def _differences(tx: Transaction, schema: str, *, bsync: bool) -> list[Difference]:
     tx.execute("SET TRANSACTION READ ONLY")
     found = read_catalogue(tx, schema)
     own = read_catalogue(tx, PIPELINE_SCHEMA)
@@ -218,9 +227,10 @@ def _differences(tx: Transaction, schema: str) -> list[Difference]:
     official = _compare_official(names)
     wanted = expected().tables(known)
     differences = _compare(schema, wanted, found, behind=behind)
-    differences = _without_others(schema, differences, newer=newer)
-    differences += _compare_tables_of_others(schema, wanted, found)
-    differences += _compare_interferences(schema, wanted, read_interferences(tx, schema))
+    differences = _without_others(schema, differences, newer=newer, bsync=bsync)
+    written = wanted.keys() - _OF_OTHERS - (frozenset() if bsync else OF_BSYNC)
+    differences += _compare_tables_of_others(schema, written, found)
+    differences += _compare_interferences(schema, written, read_interferences(tx, schema))
     ours = dict(expected().pipeline)
     if STAND_IN in found and STAND_IN not in own:
         del ours[STAND_IN]
@@ -243,14 +253,19 @@ def _compare(schema: str, wanted: Catalogue, found: Catalogue, *, behind: bool) 
     return differences
 
 
-def _without_others(schema: str, differences: list[Difference], *, newer: bool) -> list[Difference]:
+def _without_others(
+    schema: str, differences: list[Difference], *, newer: bool, bsync: bool
+) -> list[Difference]:
     """Reduce differences in parts used by others to warnings; drop them if migrations are newer."""
     judged: list[Difference] = []
     for item in differences:
         kind, _, path = item.subject.partition(" ")
         table, _, part = path.removeprefix(f"{schema}.").partition(".")
-        of_others = kind == "column" and part in _COLUMNS_OF_OTHERS.get(table, ())
-        if (table not in _OF_OTHERS and not of_others) or item.severity == "note":
+        of_others = table in _OF_OTHERS or (not bsync and table in OF_BSYNC)
+        if kind == "column":
+            of_others |= part in _COLUMNS_OF_OTHERS.get(table, ())
+            of_others |= not bsync and part in _COLUMNS_OF_BSYNC.get(table, ())
+        if not of_others or item.severity == "note":
             judged.append(item)
         elif not newer:
             advice = item.advice if item.expected is None else f"{_NOT_OURS}: {item.advice}"
@@ -390,7 +405,7 @@ _REFERENCE = re.compile(r"REFERENCES \"?(\w+)\"?\(.*\)(?! .*ON DELETE (?:CASCADE
 
 
 def _compare_tables_of_others(
-    schema: str, wanted: Catalogue, found: Catalogue
+    schema: str, written: Collection[str], found: Catalogue
 ) -> Iterator[Difference]:
     """Yield tables that are not official, and keys by which they hold on to rows of ours."""
     others = sorted(found.keys() - expected().appview.keys())
@@ -400,18 +415,18 @@ def _compare_tables_of_others(
     for table in others:
         for name, definition in found[table].constraints.items():
             match = _REFERENCE.search(definition)
-            if match and match[1] in wanted.keys() - _OF_OTHERS:
+            if match and match[1] in written:
                 subject = f"constraint {schema}.{table}.{name}"
                 advice = f"rows of {match[1]} cannot be deleted: drop it, or add ON DELETE CASCADE"
                 yield Difference("error", subject, None, definition, advice)
 
 
 def _compare_interferences(
-    schema: str, wanted: Catalogue, found: Sequence[Interference]
+    schema: str, written: Collection[str], found: Sequence[Interference]
 ) -> Iterator[Difference]:
     """Yield triggers and rules on tables that we write."""
     for each in found:
-        if each.table not in wanted.keys() - _OF_OTHERS:
+        if each.table not in written:
             continue
         subject = f"{each.kind} {schema}.{each.table}.{each.name}"
         severity: Severity = "note"

@@ -108,7 +108,7 @@ def check_database(settings: Settings, *, redis: bool = True) -> Iterator[RuleVe
     """
     url, schema = settings.database_url or "", settings.database_schema
     try:
-        yield _schema(url, schema)
+        yield _schema(url, schema, bsync=settings.bsync_url is not None)
         with Database.connect(
             url,
             schema=schema,
@@ -126,8 +126,8 @@ def check_database(settings: Settings, *, redis: bool = True) -> Iterator[RuleVe
         yield RuleVerdict(rules.DATABASE, "", "fail", text, remedy=remedy)
 
 
-def _schema(url: str, schema: str) -> RuleVerdict:
-    found = check(url, schema, statement_timeout_ms=_STATEMENT_MS)
+def _schema(url: str, schema: str, *, bsync: bool) -> RuleVerdict:
+    found = check(url, schema, bsync=bsync, statement_timeout_ms=_STATEMENT_MS)
     errors = [item for item in found if item.severity == "error"]
     warnings = sum(item.severity == "warning" for item in found)
     figure = f"as expected, {warnings} warnings"

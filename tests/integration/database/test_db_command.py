@@ -54,6 +54,18 @@ def test_check_tells_differences_and_what_to_do(schema_database: str) -> None:
     assert "advice: set max_wal_size to 20GB or more (it is 512MB)" in result.stdout
 
 
+@pytest.mark.parametrize("command", ["check", "init"])
+def test_a_table_of_bsync_is_missed_where_bsync_is_read(
+    schema_database: str, command: str
+) -> None:
+    execute(schema_database, "DROP TABLE bsky.draft")
+    assert run(command, url=schema_database).exit_code == 0
+    options = ("--set", "bsync_url=http://localhost:1", "--set", "bsync_key=a-key")
+    result = run(command, *options, url=schema_database)
+    assert result.exit_code == 6
+    assert "error: table bsky.draft" in result.stdout
+
+
 def test_init_ends_with_6_if_something_remains_different(schema_database: str) -> None:
     execute(schema_database, "DROP TABLE bsky.follow")
     result = run("init", url=schema_database)

@@ -541,12 +541,42 @@ def test_an_official_migrator_and_we_wait_for_each_other(clean_database: str) ->
 
 
 def test_what_is_of_others_is_named_in_none_of_our_statements() -> None:
-    tables = "|".join(sorted(_OF_OTHERS - OF_BSYNC - {"kysely_migration", "subscription"}))
+    tables = "|".join(sorted(_OF_OTHERS - {"kysely_migration", "subscription"}))
     statement = re.compile(rf"(?i)\b(from|into|update|join)\s+\"?({tables})\b")
     folder = Path(rsky_pipeline.__file__).parent
     for path in folder.rglob("*.py"):
         assert not statement.search(path.read_text()), path
-    assert expected().appview.keys() >= _OF_OTHERS
+    assert expected().appview.keys() >= _OF_OTHERS | OF_BSYNC
+
+
+@pytest.mark.parametrize(
+    ("change", "subject", "with_bsync", "without"),
+    [
+        *((f"DROP TABLE bsky.{table} CASCADE", f"table bsky.{table}", "error", "warning")
+          for table in sorted(OF_BSYNC)),
+        ("DROP TABLE bsky.thread_mute", "table bsky.thread_mute", "error", "error"),
+        ('ALTER TABLE bsky.thread_mute DROP COLUMN "createdAt"',
+         "column bsky.thread_mute.createdAt", "error", "warning"),
+        ('ALTER TABLE bsky.actor DROP COLUMN "ageAssuranceStatus"',
+         "column bsky.actor.ageAssuranceStatus", "error", "warning"),
+        ("ALTER TABLE bsky.bookmark DROP CONSTRAINT bookmark_pkey",
+         "constraint bsky.bookmark.bookmark_pkey", "error", "warning"),
+        ("ALTER TABLE bsky.draft ADD COLUMN size integer NOT NULL",
+         "column bsky.draft.size", "error", "warning"),
+        (f"""{FUNCTION}; CREATE TRIGGER extra BEFORE INSERT ON bsky.draft FOR EACH ROW
+        EXECUTE FUNCTION bsky.push()""", "trigger bsky.draft.extra", "error", None),
+        ('ALTER TABLE bsky.actor_state DROP COLUMN "lastSeenPriorityNotifs"',
+         "column bsky.actor_state.lastSeenPriorityNotifs", "warning", "warning"),
+        ("DROP TABLE bsky.suggested_follow", "table bsky.suggested_follow", "warning", "warning"),
+    ],
+)  # fmt: skip
+def test_tables_of_bsync_have_to_be_there_where_it_is_read(
+    schema_database: str, change: str, subject: str, with_bsync: str, without: str | None
+) -> None:
+    execute(schema_database, change)
+    for bsync, severity in ((True, with_bsync), (False, without)):
+        found = {item.subject: item.severity for item in check(schema_database, bsync=bsync)}
+        assert found.get(subject) == severity
 
 
 def test_checking_needs_no_right_to_write(schema_database: str) -> None:

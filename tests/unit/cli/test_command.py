@@ -31,7 +31,7 @@ def test_settings_are_advised_for_a_server_of_ones_own(
     url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = ServerSetting("advice", "max_wal_size", "8192MB", "20GB or more", "why")
-    monkeypatch.setattr("rsky_pipeline.database.schema.check", lambda *_: [])
+    monkeypatch.setattr("rsky_pipeline.database.schema.check", lambda *_, **__: [])
     monkeypatch.setattr("rsky_pipeline.database.schema.appview_release", lambda *_: None)
     monkeypatch.setattr("rsky_pipeline.database.server.advise", lambda _: [found])
     monkeypatch.setenv("DATABASE_URL", url)
