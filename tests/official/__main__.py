@@ -11,7 +11,8 @@ PLC directory, two PDSes, AppView with its data plane, bsync, Ozone.
   all rows of both indexers, live while workers and stores are killed, and from history
   what the official migrator finds after `db init`
   the answers of an AppView over each database, by the page that an operator follows
-  mutes, bookmarks, drafts, settings and "seen" through an AppView and bsync
+  mutes, bookmarks, drafts, settings and "seen" through an AppView and bsync, which is killed,
+    gets another key and another database, and commits operations late
   labels, keys that change, accounts that move between the PDSes
 It takes about a quarter of an hour for each release ({", ".join(RELEASES)}; RELEASE=VERSION for
 one), and five minutes more where its packages have to be installed: 650 MB each."""

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.evidence import fail_where_skipped
-from tests.official.installation import RELEASES, installed
+from tests.official.installation import RELEASES, Installation, installed
 from tests.official.world import World, populated
 
 RESULTS = "OFFICIAL"  # the file into which the figures are written
@@ -25,24 +25,30 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Run every test with each release, or the one that RELEASE names."""
-    if "world" in metafunc.fixturenames:
+    if "installation" in metafunc.fixturenames:
         named = os.environ.get("RELEASE")
         releases = [named] if named else list(RELEASES)
-        metafunc.parametrize("world", releases, indirect=True, scope="module")
+        metafunc.parametrize("installation", releases, indirect=True, scope="module")
 
 
 @pytest.fixture(scope="module")
-def world(request: pytest.FixtureRequest, database_server: str) -> Iterator[World]:
+def installation(request: pytest.FixtureRequest) -> Installation:
+    """The packages of a release."""
+    return installed(request.param)
+
+
+@pytest.fixture(scope="module")
+def world(installation: Installation, database_server: str) -> Iterator[World]:
     """A network of a release on which people have lived, and which both have followed."""
-    with populated(installed(request.param), database_server, SEED) as found:
+    with populated(installation, database_server, SEED) as found:
         yield found
 
 
 @pytest.fixture
-def figures(request: pytest.FixtureRequest, world: World) -> dict[str, Any]:
+def figures(request: pytest.FixtureRequest, installation: Installation) -> dict[str, Any]:
     """What was measured with this release, for docs/appview-parity.md."""
     every: dict[str, Any] = request.config.stash[_FIGURES]
-    of_release: dict[str, Any] = every.setdefault(world.installation.release, {})
+    of_release: dict[str, Any] = every.setdefault(installation.release, {})
     return of_release
 
 

@@ -3,7 +3,7 @@
 import fs from 'node:fs'
 import http from 'node:http'
 
-const kinds = { plc, pds, ozone, indexer, migrate, identity }
+const kinds = { plc, pds, ozone, indexer, reader, migrate, identity }
 const [kind, text] = process.argv.slice(2)
 const { stop, ...ready } = await kinds[kind](JSON.parse(text))
 console.log(JSON.stringify(ready))
@@ -50,8 +50,9 @@ async function ozone({ environment, labeler }) {
 }
 
 // The official indexer, one event at a time: by itself it handles accounts side by side, and its
-// rows depend on which is faster. Errors are written to a file, a line each.
-async function indexer({ databaseUrl, schema, plcUrl, services, port, errors, bsync }) {
+// rows depend on which is faster. Errors are written to a file, a line each. By itself it begins with
+// the first event; `cursors` has others.
+async function indexer({ databaseUrl, schema, plcUrl, services, port, errors, bsync, cursors = {} }) {
   const { Database, RepoSubscription, BsyncSubscription } = await import('@atproto/bsky')
   const { IdResolver, MemoryCache } = await import('@atproto/identity')
   const { MemoryRunner } = await import('@atproto/sync')
@@ -67,6 +68,10 @@ async function indexer({ databaseUrl, schema, plcUrl, services, port, errors, bs
       events += 1
     })
     return last
+  }
+  MemoryRunner.prototype.getCursor = function () {
+    const { service } = subscriptions.find((each) => each.current?.runner === this)
+    return this.cursor || cursors[service] || 0
   }
   const note = (subject, error) => fs.appendFileSync(errors, JSON.stringify({ subject: String(subject), error: `${error.message}: ${error.cause?.message ?? ''}` }) + '\n')
   const subscriptions = services.map((service) => new RepoSubscription({ service, db, idResolver }))
@@ -84,8 +89,8 @@ async function indexer({ databaseUrl, schema, plcUrl, services, port, errors, bs
   private_?.start()
   const server = http.createServer((_, answer) => {
     answer.setHeader('content-type', 'application/json')
-    const cursors = Object.fromEntries(subscriptions.map((each, index) => [services[index], each.getCursor()]))
-    answer.end(JSON.stringify({ cursors, events, private: private_?.cursors }))
+    const reached = Object.fromEntries(subscriptions.map((each, index) => [services[index], each.getCursor()]))
+    answer.end(JSON.stringify({ cursors: reached, events, private: private_?.cursors }))
   })
   server.listen(port)
   const stop = async () => {
@@ -93,6 +98,16 @@ async function indexer({ databaseUrl, schema, plcUrl, services, port, errors, bs
     await db.close()
   }
   return { stop }
+}
+
+// The official reader of bsync alone. It knows no cursor: each start begins with the first operation.
+async function reader({ databaseUrl, schema, bsync }) {
+  const { Database, BsyncSubscription } = await import('@atproto/bsky')
+  const db = new Database({ url: databaseUrl, schema, poolSize: 3 })
+  await db.migrateToLatestOrThrow()
+  const subscription = new BsyncSubscription({ config: bsync, db })
+  subscription.start()
+  return { stop: () => subscription.destroy().then(() => db.close()) }
 }
 
 async function migrate({ databaseUrl, schema }) {

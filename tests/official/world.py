@@ -3,7 +3,7 @@
 import contextlib
 import json
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -11,7 +11,7 @@ from typing import Any
 
 import psycopg
 
-from tests import stores
+from tests import leftovers, stores
 from tests.official import rows
 from tests.official.appview import BSYNC_KEY, start_bsync
 from tests.official.installation import Installation
@@ -45,18 +45,23 @@ class Indexer:
     url: str
     database_url: str
     errors: Path
+    process: Process
 
     @classmethod
-    def start(cls, network: Network, folder: Path, bsync: str) -> "Indexer":
-        """Start it on a schema of its own in the network's database."""
-        port, errors = free_port(), folder / "refused.jsonl"
+    def start(
+        cls, network: Network, folder: Path, bsync: str | None, *, database_url: str | None = None,
+        schema: str = OFFICIAL_SCHEMA, cursors: Mapping[str, int] | None = None,
+    ) -> "Indexer":  # fmt: skip
+        """Start it, by default on a schema of its own in the network's database."""
+        url, port = database_url or network.database_url, free_port()
+        errors = folder / f"refused-{schema}.jsonl"
         errors.touch()
-        network.service(
-            "indexer", databaseUrl=network.database_url, schema=OFFICIAL_SCHEMA, port=port,
+        process = network.service(
+            "indexer", databaseUrl=url, schema=schema, port=port, cursors=cursors or {},
             plcUrl=network.plc, services=[pds.relay for pds in network.pdses], errors=str(errors),
-            bsync={"bsyncUrl": bsync, "bsyncHttpVersion": "1.1", "bsyncApiKey": BSYNC_KEY},
+            bsync=bsync and reading(bsync),
         )  # fmt: skip
-        return cls(network, f"http://127.0.0.1:{port}", network.database_url, errors)
+        return cls(network, f"http://127.0.0.1:{port}", url, errors, process)
 
     def wait(self, pds: Pds) -> None:
         """Return when it has everything that a PDS has published."""
@@ -120,6 +125,7 @@ def populated(installation: Installation, server: str, seed: int) -> Iterator[Wo
     with (
         stores.fresh_database(server) as database,
         stores.scratch_directory() as folder,
+        leftovers.ended_with_us(folder),
         official_network(installation, folder, database) as network,
     ):
         seen = free_port()
@@ -153,6 +159,11 @@ def populated(installation: Installation, server: str, seed: int) -> Iterator[Wo
                 people.label()
             world.settle()
             yield world
+
+
+def reading(bsync: str) -> dict[str, str]:
+    """Return the configuration of the official reader of bsync."""
+    return {"bsyncUrl": bsync, "bsyncHttpVersion": "1.1", "bsyncApiKey": BSYNC_KEY}
 
 
 def copy_labels(ours: Following, network: Network) -> None:

@@ -55,9 +55,7 @@ def test_check_tells_differences_and_what_to_do(schema_database: str) -> None:
 
 
 @pytest.mark.parametrize("command", ["check", "init"])
-def test_a_table_of_bsync_is_missed_where_bsync_is_read(
-    schema_database: str, command: str
-) -> None:
+def test_a_table_of_bsync_is_missed_where_bsync_is_read(schema_database: str, command: str) -> None:
     execute(schema_database, "DROP TABLE bsky.draft")
     assert run(command, url=schema_database).exit_code == 0
     options = ("--set", "bsync_url=http://localhost:1", "--set", "bsync_key=a-key")
