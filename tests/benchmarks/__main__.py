@@ -20,22 +20,16 @@ from rsky_pipeline.atproto.frame import CommitMessage, decode_frame
 from rsky_pipeline.demo.simulator.clock import stepping_clock
 from rsky_pipeline.demo.simulator.world import World
 from rsky_pipeline.runtime.threads import ease_collector, take_turns_quickly
-from rsky_pipeline.streams.append import Entry, append
-from rsky_pipeline.streams.connection import connect
-from tests import stores
 from tests.benchmarks.backfill import bench_backfill
 from tests.benchmarks.index import bench_index
 from tests.benchmarks.ingest import bench_ingest
 from tests.benchmarks.load import bench_load
 from tests.benchmarks.pipeline import bench_pipeline
 from tests.benchmarks.report import Report
-from tests.consumers import GroupReader
+from tests.benchmarks.streams import bench_streams
 
 Result = TypeVar("Result")
 FRAMES = 3_000
-BATCH = 500
-ENTRIES = 50_000
-TARGET = 5_000
 LOAD_TARGET = 15_000
 
 
@@ -81,45 +75,6 @@ def frames(report: Report) -> None:
     report.ratio("a signature, of a conversion", signatures, decode)
 
 
-def streams(report: Report) -> None:
-    """Append and consume entries of 1 KB in batches."""
-    with stores.running_valkey() as url:
-        store = connect(url, name="bench")
-        batch = [Entry("bench", b"event", b"x" * 1_000)] * BATCH
-
-        def produce() -> None:
-            for _ in range(ENTRIES // BATCH):
-                append(store, batch)
-
-        def consume() -> None:
-            while page := reader.read_new(1_000, 0):
-                reader.acknowledge([item.id for item in page])
-
-        _, writing = timed(produce)
-        report.rate("entries appended to a stream", ENTRIES, writing)
-        reader = GroupReader(store, "bench", "g", "c")
-        reader.ensure()
-        _, reading = timed(consume)
-        report.rate("entries read, acknowledged and deleted", ENTRIES, reading)
-        report.ratio("consuming, of appending", reading, writing)
-        store.close()
-
-
-def backfill(report: Report) -> None:
-    """Bring in repos by one worker and by two."""
-    for workers in (1, 2):
-        count, elapsed = bench_backfill(workers)
-        report.rate(f"CAR bytes to firehose_backfill, workers: {workers}", count, elapsed)
-
-
-def pipeline(report: Report) -> None:
-    """Follow a simulated relay with all roles."""
-    for verify in ("none", "signature", "full"):
-        count, elapsed = bench_pipeline(verify)
-        report.rate(f"relay to rows, all roles, verify = {verify}", count, elapsed)
-        report.ratio(f"of the {TARGET:,} events/s that are asked for", count / elapsed, TARGET)
-
-
 def load(report: Report) -> None:
     """Load CAR files into an empty database."""
     loaded = bench_load()
@@ -129,8 +84,8 @@ def load(report: Report) -> None:
 
 
 BENCHMARKS: Mapping[str, Callable[[Report], None]] = {
-    "frames": frames, "streams": streams, "ingest": bench_ingest, "backfill": backfill,
-    "pipeline": pipeline, "load": load, "index": bench_index,
+    "frames": frames, "streams": bench_streams, "ingest": bench_ingest, "backfill": bench_backfill,
+    "pipeline": bench_pipeline, "load": load, "index": bench_index,
 }  # fmt: skip
 
 

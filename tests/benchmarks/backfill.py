@@ -1,11 +1,13 @@
-"""Records a second from the bytes of CARs to `firehose_backfill`, by as many workers as given."""
+"""From the bytes of CARs to `firehose_backfill`, by one worker and by two."""
 
 import multiprocessing
+import re
 import time
 from contextlib import closing
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import trio
 from prometheus_client import CollectorRegistry
@@ -24,6 +26,8 @@ from rsky_pipeline.repos.repo import list_paths, open_repo
 from rsky_pipeline.runtime.link import Link
 from rsky_pipeline.runtime.threads import ease_collector
 from rsky_pipeline.streams.connection import connect
+from tests.benchmarks.processes import processor_seconds
+from tests.benchmarks.report import Report
 from tests.stores import running_valkey
 
 DID = "did:plc:" + "a" * 24
@@ -33,28 +37,40 @@ REPOS = 12  # for each worker
 _PART = 65_536
 
 
-def bench_backfill(workers: int) -> tuple[int, float]:
-    """Return how many records were queued, and the seconds that it took."""
+def bench_backfill(report: Report) -> None:
+    """Report records a second, and the processor time of the workers and of Valkey for each."""
     car = make_car(RECORDS)
+    for workers in (1, 2):
+        _bring_in_all(report, car, workers)
+
+
+def _bring_in_all(report: Report, car: bytes, workers: int) -> None:
     context = multiprocessing.get_context("spawn")
     with running_valkey() as url:
-        ready, go = context.Barrier(workers + 1), context.Event()
+        store = connect(url, name="bench")
+        found = re.search(rb"process_id:(\d+)", store.call("INFO", "server"))
+        assert found is not None
+        server = int(found[1])
+        ready, go, used = context.Barrier(workers + 1), context.Event(), context.SimpleQueue()
         processes = [
-            context.Process(target=run_worker, args=(url, car, ready, go)) for _ in range(workers)
+            context.Process(target=run_worker, args=(url, car, ready, go, used))
+            for _ in range(workers)
         ]
         for process in processes:
             process.start()
         ready.wait()
-        began = time.perf_counter()
+        began, before = time.perf_counter(), processor_seconds(server)
         go.set()
+        cost = sum(used.get() for _ in processes)
+        elapsed, by_server = time.perf_counter() - began, processor_seconds(server) - before
         for process in processes:
             process.join()
-        elapsed = time.perf_counter() - began
-        store = connect(url, name="bench")
         queued = int(store.call("XLEN", "firehose_backfill"))
         store.close()
     assert queued == workers * REPOS * (RECORDS + 1)
-    return queued, elapsed
+    report.rate(f"CAR bytes to firehose_backfill, workers: {workers}", queued, elapsed)
+    report.figure("  processor time, backfiller", cost / queued * 1e6, "us")
+    report.figure("  processor time, Valkey", by_server / queued * 1e6, "us")
 
 
 def make_car(count: int) -> bytes:
@@ -81,12 +97,14 @@ def make_car(count: int) -> bytes:
     )
 
 
-def run_worker(url: str, car: bytes, ready: object, go: object) -> None:
-    """Bring in the same repo again and again, from its bytes on."""
+def run_worker(url: str, car: bytes, ready: Any, go: Any, used: Any) -> None:
+    """Bring in the same repo again and again, from its bytes on; put the seconds that it took."""
     ease_collector()
-    ready.wait()  # type: ignore[attr-defined]
-    go.wait()  # type: ignore[attr-defined]
+    ready.wait()
+    go.wait()
+    before = time.process_time()
     trio.run(bring_in, url, car)
+    used.put(time.process_time() - before)
 
 
 async def bring_in(url: str, car: bytes) -> None:

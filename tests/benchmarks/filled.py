@@ -7,6 +7,7 @@ on how many of them are in memory: a database of a thousand accounts shows neith
 import contextlib
 import functools
 import hashlib
+import json
 import multiprocessing
 import os
 import shutil
@@ -36,6 +37,7 @@ from rsky_pipeline.supervisor import client
 from rsky_pipeline.supervisor.errors import NotRunningError
 from tests import stores
 from tests.benchmarks import traffic
+from tests.benchmarks.processes import cpu_seconds
 from tests.benchmarks.traffic import Traffic
 
 ROWS = int(os.environ.get("BENCH_ROWS", "1000000"))
@@ -43,6 +45,7 @@ FOLDER = Path(os.environ.get("BENCH_FOLDER") or Path(tempfile.gettempdir()) / "r
 ROWS_AN_ACCOUNT = 5
 LIVE_SHARE = 3  # one part in three came from a firehose, and notified
 READY_SECONDS = 120.0
+PARTS = 10  # of a filling, of each of which the cost is kept
 _ACTORS = 'COPY actor (did, handle, "indexedAt") FROM STDIN'
 
 
@@ -63,6 +66,12 @@ class Filled:
     def advance(self, count: int) -> None:
         """Note that so many more events are in it."""
         (self.folder / "next").write_text(str(self.next + count))
+
+    @property
+    def fill_costs(self) -> list[float]:
+        """Microseconds of all processes a record, in each tenth of the filling."""
+        found: list[float] = json.loads((self.folder / "fill.json").read_text())
+        return found
 
     def connect(self) -> "psycopg.Connection[tuple[object, ...]]":
         """Return a connection of the measuring program."""
@@ -122,20 +131,31 @@ def _fill(folder: Path, environ: dict[str, str], network: Traffic, rows: int) ->
                 for account in range(network.accounts):
                     handle = f"a{account}.bench.test"
                     copy.write_row((network.did(account), handle, "2025-01-01T00:00:00.000Z"))
-            began = time.monotonic()
-            context = multiprocessing.get_context("spawn")
-            with context.Pool(os.cpu_count()) as pool:
-                parts = range(0, rows, BATCH_RECORDS)
-                write = partial(_write, server.url, network.accounts, rows)
-                for done, _ in enumerate(pool.imap(write, parts), 1):
-                    if done % 10 == 0 or done == len(parts):
-                        rate = done * BATCH_RECORDS / (time.monotonic() - began)
-                        print(f"\rfilling: {done / len(parts):.0%}, {rate:,.0f} records/s",
-                              end="", file=sys.stderr, flush=True)  # fmt: skip
-            print(file=sys.stderr)
+            costs = _write_all(server.url, network.accounts, rows)
             connection.execute("VACUUM ANALYZE")
             connection.execute("CHECKPOINT")
+    (folder / "fill.json").write_text(json.dumps(costs))
     (folder / "next").write_text(str(rows))
+
+
+def _write_all(url: str, accounts: int, rows: int) -> list[float]:
+    """Write all batches; return the microseconds of all processes a record in each tenth."""
+    context = multiprocessing.get_context("spawn")
+    with context.Pool(os.cpu_count()) as pool:
+        parts = range(0, rows, BATCH_RECORDS)
+        began, costs = time.monotonic(), list[float]()
+        before, since = sum(cpu_seconds([os.getpid()]).values()), 0
+        for done, _ in enumerate(pool.imap(partial(_write, url, accounts, rows), parts), 1):
+            if done % 10 == 0 or done == len(parts):
+                rate = done * BATCH_RECORDS / (time.monotonic() - began)
+                print(f"\rfilling: {done / len(parts):.0%}, {rate:,.0f} records/s",
+                      end="", file=sys.stderr, flush=True)  # fmt: skip
+            if done * PARTS // len(parts) > len(costs):
+                used = sum(cpu_seconds([os.getpid()]).values())
+                costs.append((used - before) / ((done - since) * BATCH_RECORDS) * 1e6)
+                before, since = used, done
+        print(file=sys.stderr)
+    return costs
 
 
 def _write(url: str, accounts: int, rows: int, first: int) -> None:

