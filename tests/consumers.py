@@ -3,7 +3,8 @@
 from collections.abc import Collection, Sequence
 from typing import Any
 
-from rsky_pipeline.streams.connection import Argument, Store
+from rsky_pipeline.streams.commands import Argument
+from rsky_pipeline.streams.connection import Store
 from rsky_pipeline.streams.consumer import Claimed, Consumer, Delivery, Pending, ensure_group
 
 

@@ -86,7 +86,10 @@ _REDIS_REFUSED: Mapping[str, str] = {
         ("master_name", "sentinelMasterId", "masterName", "service_name", "sentinels"),
         "use redis+sentinel://HOST:26379,HOST:26379/NAME",
     ),
-    **dict.fromkeys(("cluster", "addr", "cluster_mode"), "Redis Cluster cannot be used: remove it"),
+    **dict.fromkeys(
+        ("cluster", "addr", "cluster_mode"),
+        "a cluster is recognised when connecting, redis://HOST,HOST names several nodes: remove it",
+    ),
 }  # fmt: skip
 
 # Of libpq (its manual, section "Parameter Key Words"); a test compares them with the library.
@@ -161,7 +164,10 @@ class RedisLogin:
 
 @dataclass(frozen=True, slots=True)
 class RedisAddress:
-    """A parsed `redis_url`: a socket, one server, or sentinels that know the primary's address."""
+    """A parsed `redis_url`: a socket, servers, or sentinels that know the primary's address.
+
+    Of several servers one is the primary, or they are nodes of a cluster.
+    """
 
     hosts: tuple[tuple[str, int], ...]
     login: RedisLogin
@@ -197,7 +203,7 @@ def parse_redis_url(text: str) -> RedisAddress:
         return RedisAddress((), login, _database(options.get("db", "0")), unquote(parts.path))
     if not sentinels:
         database = parts.path.strip("/") or options.get("db", "0")
-        return RedisAddress(_hosts(place, REDIS_PORT, several=False), login, _database(database))
+        return RedisAddress(_hosts(place, REDIS_PORT), login, _database(database))
     name, _, database = parts.path.removeprefix("/").partition("/")
     if not _PRIMARY_NAME.fullmatch(name):
         raise ValueError(
@@ -206,7 +212,7 @@ def parse_redis_url(text: str) -> RedisAddress:
         )
     sentinel_tls = _yes("sentinel_tls", options.get("sentinel_tls", str(secure)))
     return RedisAddress(
-        _hosts(place, SENTINEL_PORT, several=True),
+        _sentinels(place),
         login,
         _database(database or options.get("db", "0")),
         primary_name=name,
@@ -321,13 +327,15 @@ def _yes(name: str, text: str) -> bool:
     return value
 
 
-def _hosts(text: str, default_port: int, *, several: bool) -> tuple[tuple[str, int], ...]:
-    """Return (host, port) pairs; an IPv6 address stands in brackets in a URL, and without here."""
-    if "," in text and not several:
-        raise ValueError("allowed is one host; for sentinels, redis+sentinel://HOST,HOST/NAME")
-    found = [_host(place) for place in text.split(",")]
-    if several and not all(host for host, _ in found):
+def _sentinels(text: str) -> tuple[tuple[str, int], ...]:
+    if not all(_host(place)[0] for place in text.split(",")):
         raise ValueError("allowed is redis+sentinel://HOST:26379,HOST:26379/NAME")
+    return _hosts(text, SENTINEL_PORT)
+
+
+def _hosts(text: str, default_port: int) -> tuple[tuple[str, int], ...]:
+    """Return (host, port) pairs; an IPv6 address stands in brackets in a URL, and without here."""
+    found = [_host(place) for place in text.split(",")]
     return tuple((host or "localhost", port or default_port) for host, port in found)
 
 

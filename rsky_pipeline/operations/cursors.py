@@ -17,7 +17,8 @@ from rsky_pipeline.ingester.sequence import (
 )
 from rsky_pipeline.streams.append import read_cursor
 from rsky_pipeline.streams.bsync import BSYNC_LOGS
-from rsky_pipeline.streams.connection import Argument, Store
+from rsky_pipeline.streams.commands import Argument
+from rsky_pipeline.streams.connection import Store
 from rsky_pipeline.streams.gap import GAP_FIELD, Gap
 from rsky_pipeline.streams.marks import forget_positions
 from rsky_pipeline.streams.names import (

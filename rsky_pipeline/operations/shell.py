@@ -108,7 +108,7 @@ def redis_cli(settings: Settings, store: Store, arguments: Sequence[str]) -> Cli
         words += ["-s", address.socket]
     else:
         host, port = store.address()
-        words += ["-h", host, "-p", str(port)]
+        words += ["-h", host, "-p", str(port)] + ["-c"] * store.on_cluster
     if login.username:
         words += ["--user", login.username]
     if login.password:

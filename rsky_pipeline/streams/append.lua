@@ -74,7 +74,7 @@ end
 for index = 1, streams do
   local mark = tonumber(ARGV[position])
   if mark > 0 and reply[3 + index] >= mark then
-    reply[1], reply[2] = 'full', KEYS[index]
+    reply[1], reply[2] = 'full', name_of(KEYS[index])
     return reply
   end
   position = position + 1

@@ -8,7 +8,8 @@ from itertools import groupby
 from operator import itemgetter
 from typing import Literal, NamedTuple
 
-from rsky_pipeline.streams.connection import Argument, Store
+from rsky_pipeline.streams.commands import Argument
+from rsky_pipeline.streams.connection import Store
 from rsky_pipeline.streams.limits import BATCH_FIELDS
 
 

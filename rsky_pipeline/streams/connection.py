@@ -1,8 +1,8 @@
 """Connections to Redis or Valkey, without redis-py's retries, which would append twice."""
 
 import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager, suppress
 from importlib.resources import files
 from typing import Any
 
@@ -13,6 +13,16 @@ from redis.sentinel import SentinelConnectionPool
 
 from rsky_pipeline.configuration.store_urls import RedisAddress, RedisLogin, parse_redis_url
 from rsky_pipeline.runtime.errors import described, printable
+from rsky_pipeline.streams.commands import (
+    NAME_OF_KEY,
+    TAG,
+    WITH_SUBCOMMANDS,
+    Argument,
+    owner,
+    tagged,
+    with_tag,
+    without_tag,
+)
 from rsky_pipeline.streams.errors import (
     LoginRejectedError,
     StoreRejectedError,
@@ -20,8 +30,6 @@ from rsky_pipeline.streams.errors import (
     WritesRefusedError,
 )
 
-Argument = str | bytes | int | float
-_WITH_SUBCOMMANDS = frozenset({"XGROUP", "XINFO", "MEMORY", "CONFIG", "CLIENT", "SCRIPT"})
 _MAX_KEYS_NAMED = 5
 _MAX_NAME = 100  # characters of a key in a message
 # Rows of a rule of health, and the exceptions and messages that violate it.
@@ -51,18 +59,17 @@ _WRONG_SERVER: _Findings = (
 _DENIED: _Findings = (
     ("redis_denied", (redis.exceptions.NoPermissionError,), re.compile(r"(?:^|-)NOPERM ")),
 )
-# Only a node of a cluster answers so; config check and the start refuse one.
-_OF_CLUSTERS = (
-    redis.exceptions.ClusterDownError,
+# The keys are on their way to another node, or nobody holds them: a new connection finds them.
+_MOVING = (
     redis.exceptions.MovedError,
     redis.exceptions.AskError,
     redis.exceptions.TryAgainError,
-    redis.exceptions.ClusterCrossSlotError,
+    redis.exceptions.ClusterDownError,
 )
-_CLUSTER_CODES = re.compile(
-    r"(?:^|-)(?:CLUSTERDOWN|MOVED|ASK|TRYAGAIN|CROSSSLOT) |not allowed in cluster mode"
-    r"|do not hash to the same slot|non local key in a cluster"
-)
+_MOVING_CODES = re.compile(r"(?:^|-)(?:CLUSTERDOWN|MOVED|ASK|TRYAGAIN) |non local key in a cluster")
+_NO_DATABASES = "not allowed in cluster mode"
+# Only a cluster says so, of keys without a tag: it was not recognised.
+_CROSS_SLOT = re.compile(r"(?:^|-)CROSSSLOT |hash to the same slot")
 _HISTORY = re.compile(rb"^master_replid:([0-9a-f]+)", re.MULTILINE)
 
 
@@ -75,6 +82,7 @@ _FIXED: dict[str, Any] = {
     "decode_responses": False,
 }
 _ASK_SECONDS = 2.0  # for one sentinel
+_HOPS = 5  # from node to node of a cluster
 
 
 class Store:
@@ -85,10 +93,16 @@ class Store:
     """
 
     def __init__(
-        self, client: redis.Redis, timeout_seconds: float, sentinels: "_Sentinels | None" = None
+        self,
+        client: redis.Redis,
+        timeout_seconds: float,
+        sentinels: "_Sentinels | None" = None,
+        servers: "_Servers | None" = None,
     ) -> None:
         self._client = client
         self._sentinels = sentinels
+        self._servers = servers  # until it is known which of them has the keys
+        self.on_cluster = False
         self._digests: dict[str, bytes] = {}
         self.timeout_seconds = timeout_seconds
         # Of `append`: the time, or the number of bytes left, until the next INFO memory.
@@ -97,16 +111,21 @@ class Store:
     def call(self, *command: Argument) -> Any:
         """Send one command and return its reply, in bytes. Raises the errors of this package."""
         with translated_errors(command):
+            self._open()
+            if self.on_cluster:
+                return without_tag(command, self._send(*with_tag(command)))
             return self._send(*command)
 
     def script(self, name: str, keys: Sequence[str], arguments: Sequence[Argument]) -> Any:
         """Run `NAME.lua` of this package on the server (EVALSHA), loading it if necessary."""
         with translated_errors((name, *keys)):
+            self._open()
+            rest = [len(keys), *(tagged(keys) if self.on_cluster else keys), *arguments]
             digest = self._digests.get(name) or self._load(name)
             try:
-                return self._send("EVALSHA", digest, len(keys), *keys, *arguments)
+                return self._send("EVALSHA", digest, *rest)
             except redis.exceptions.NoScriptError:  # the server restarted; nothing has run
-                return self._send("EVALSHA", self._load(name), len(keys), *keys, *arguments)
+                return self._send("EVALSHA", self._load(name), *rest)
 
     def history(self) -> str:
         """Return the ID of the server's history of writes (its replication ID); "" if it is hidden.
@@ -122,11 +141,12 @@ class Store:
         return found[1].decode() if found else ""
 
     def address(self) -> tuple[str, int]:
-        """Return host and port of the server, behind sentinels those of the present primary.
+        """Return host and port of the server that has the keys now.
 
         Raises the errors of this package.
         """
         with translated_errors():
+            self._open()
             if self._sentinels is not None:
                 return self._sentinels.discover_master(self._sentinels.name)
             options = self._client.get_connection_kwargs()
@@ -147,27 +167,117 @@ class Store:
             with suppress(redis.RedisError, OSError):
                 client.close()
 
+    def _open(self) -> None:
+        """Find out, once, which server has the keys, and whether it is a cluster's."""
+        if self._servers is not None:
+            self._client, self.on_cluster = self._servers.find()
+            self._servers = None
+
     def _load(self, name: str) -> bytes:
         text = (files(__package__) / f"{name}.lua").read_text(encoding="utf-8")
+        flags, _, body = text.partition("\n")
+        body = f"{NAME_OF_KEY}\n{body}"
         try:
-            digest: bytes = self._send("SCRIPT", "LOAD", text)
+            digest: bytes = self._send("SCRIPT", "LOAD", f"{flags}\n{body}")
         except redis.ResponseError as error:
             if "near '#'" not in str(error):
                 raise
             # Redis 6.2 rejects the line with script flags; its defaults are the same.
-            digest = self._send("SCRIPT", "LOAD", text.partition("\n")[2])
+            digest = self._send("SCRIPT", "LOAD", body)
         self._digests[name] = digest
         return digest
 
     def _send(self, *command: Argument) -> Any:
+        return _send(self._client, *command)
+
+
+def _send(client: redis.Redis, *command: Argument) -> Any:
+    """Return the reply to a command; raises RedisError, OSError and MemoryError alone.
+
+    A defect of the library must not end the worker again and again.
+    """
+    try:
+        return client.execute_command(*command)  # type: ignore[no-untyped-call]
+    except (redis.RedisError, OSError, MemoryError):
+        raise
+    except Exception as error:
+        raise redis.ConnectionError(f"the client failed: {described(error)}") from error
+
+
+class _Servers:
+    """The servers of a URL: one, several of which one is the primary, or nodes of a cluster."""
+
+    def __init__(self, address: RedisAddress, options: Mapping[str, Any]) -> None:
+        self._hosts = address.hosts
+        self._options = dict(options)
+
+    def find(self) -> tuple[redis.Redis, bool]:
+        """Return a client of the server that has the keys, and whether that is a cluster's node.
+
+        Raises ConnectionError with the answer of each, and what the server raises.
+        """
+        if len(self._hosts) == 1:
+            return self._look_at(*self._hosts[0])
+        answers = []
+        for host, port in self._hosts:
+            try:
+                return self._look_at(host, port)
+            except _UNAVAILABLE as error:
+                answers.append(f"{host}:{port}: {error}")
+        raise redis.ConnectionError(f"none of the servers has the keys: {'; '.join(answers)}")
+
+    def _look_at(self, host: str, port: int) -> tuple[redis.Redis, bool]:
+        client = self._client(host, port)
         try:
-            return self._client.execute_command(*command)  # type: ignore[no-untyped-call]
-        except (redis.RedisError, OSError, MemoryError):
+            facts = _greeted(client)
+            if facts.get("mode") == "cluster":
+                return self._owner(client, (host, port)), True
+            if len(self._hosts) > 1 and facts.get("role") not in (None, "master"):
+                raise redis.ConnectionError("it is a replica")
+        except BaseException:
+            client.close()
             raise
-        except (
-            Exception
-        ) as error:  # a defect of the library must not end the worker again and again
-            raise redis.ConnectionError(f"the client failed: {described(error)}") from error
+        return client, False
+
+    def _owner(self, asked: redis.Redis, place: tuple[str, int]) -> redis.Redis:
+        """Return a client of the primary that holds the keys, as nodes of the cluster name it.
+
+        A node that was away may name one of before, which names its successor.
+        """
+        with closing(asked):
+            found = owner(_send(asked, "CLUSTER", "SLOTS"), place)
+        for _ in range(_HOPS):
+            if found is None:
+                break
+            client = self._client(*found)
+            try:
+                _send(client, "EXISTS", TAG)
+                return client
+            except redis.exceptions.MovedError as error:
+                client.close()
+                found = str(error.host or found[0]), int(error.port)
+            except BaseException:
+                client.close()
+                raise
+        raise redis.exceptions.ClusterDownError("no node of the cluster holds the keys")
+
+    def _client(self, host: str, port: int) -> redis.Redis:
+        client = redis.Redis(host=host, port=port, **self._options)
+        # Raw replies: redis-py's parsed forms differ between its versions.
+        client.response_callbacks.clear()
+        return client
+
+
+def _greeted(client: redis.Redis) -> dict[str, str]:
+    """Return the facts that a server greets with; none where it does not, as proxies do not."""
+    try:
+        reply = _send(client, "HELLO")
+    except redis.exceptions.BusyLoadingError:
+        raise
+    except redis.ResponseError:
+        return {}
+    pairs = zip(*[iter(reply)] * 2, strict=True)
+    return {text_of(name): text_of(each) for name, each in pairs if isinstance(each, bytes)}
 
 
 class _Sentinels:
@@ -229,10 +339,15 @@ def _translated(error: Exception, command: Sequence[Argument]) -> Exception:
         )
     if finding := _finding(_WRONG_SERVER, error, text):
         return StoreUnavailableError(f"Redis cannot serve now: {text}", finding)
-    if isinstance(error, _OF_CLUSTERS) or _CLUSTER_CODES.search(text):
+    if isinstance(error, _MOVING) or _MOVING_CODES.search(text):
+        return StoreUnavailableError(f"the cluster moves the keys, or nobody holds them: {text}")
+    if isinstance(error, redis.exceptions.ClusterCrossSlotError) or _CROSS_SLOT.search(text):
         return StoreUnavailableError(
-            f"Redis runs in cluster mode, which cannot be used (`rsky-pipeline config check`): "
-            f"{text}"
+            f"Redis is a cluster behind a proxy that hides it: name its nodes in redis_url ({text})"
+        )
+    if _NO_DATABASES in text:
+        return StoreRejectedError(
+            f"this cluster has database 0 alone: end redis_url with /0 ({text})"
         )
     if isinstance(error, _UNAVAILABLE):
         # Others go on behind the text.
@@ -267,7 +382,7 @@ def _named(command: Sequence[Argument]) -> str:
     if str(name).startswith("XREAD"):  # the keys come last
         rest = rest[-2:-1]
     elif str(name).isupper():
-        rest = rest[: 2 if name in _WITH_SUBCOMMANDS else 1]
+        rest = rest[: 2 if name in WITH_SUBCOMMANDS else 1]
     words = [text_of(word) if isinstance(word, bytes) else str(word) for word in (name, *rest)]
     shown = " ".join(word[:_MAX_NAME] for word in words[: 1 + _MAX_KEYS_NAMED])
     return f" {printable(shown)}" + (" ..." if len(words) > 1 + _MAX_KEYS_NAMED else "")
@@ -300,6 +415,7 @@ def connect(url: str, *, name: str, timeout_seconds: float = 10.0) -> Store:
         **_login(address.login),
     }
     sentinels: _Sentinels | None = None
+    servers: _Servers | None = None
     if address.primary_name is not None:
         sentinels = _Sentinels(address)
         client = redis.Redis.from_pool(
@@ -308,11 +424,11 @@ def connect(url: str, *, name: str, timeout_seconds: float = 10.0) -> Store:
     elif address.socket is not None:
         client = redis.Redis(unix_socket_path=address.socket, **common)
     else:
-        host, port = address.hosts[0]
-        client = redis.Redis(host=host, port=port, **common)
+        servers = _Servers(address, common)
+        client = redis.Redis(**common)
     # Raw replies: redis-py's parsed forms differ between its versions.
     client.response_callbacks.clear()
-    return Store(client, timeout_seconds, sentinels)
+    return Store(client, timeout_seconds, sentinels, servers)
 
 
 def _check_files(login: RedisLogin) -> None:

@@ -25,7 +25,8 @@ from typing import Any
 
 from rsky_pipeline.health.rules import GROUP_REMADE, RuleVerdict, judged
 from rsky_pipeline.runtime.logging import ThrottledLog
-from rsky_pipeline.streams.connection import Argument, Store, text_of
+from rsky_pipeline.streams.commands import Argument
+from rsky_pipeline.streams.connection import Store, text_of
 from rsky_pipeline.streams.errors import StoreRejectedError
 from rsky_pipeline.streams.lag import StreamReport, inspect
 from rsky_pipeline.streams.limits import BATCH_IDS, BATCH_TRIMMED, PAGE_RECLAIMED

@@ -8,7 +8,8 @@ What was delivered and not acknowledged is delivered again.
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from rsky_pipeline.streams.connection import Argument, Store, text_of
+from rsky_pipeline.streams.commands import Argument
+from rsky_pipeline.streams.connection import Store, text_of
 from rsky_pipeline.streams.errors import StoreRejectedError
 
 PAGE = 500

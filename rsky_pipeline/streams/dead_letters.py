@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from rsky_pipeline.streams.append import Entry
-from rsky_pipeline.streams.connection import Argument, Store
+from rsky_pipeline.streams.commands import Argument
+from rsky_pipeline.streams.connection import Store
 from rsky_pipeline.streams.consumer import MAX_ERROR, MAX_FIELDS, NOTES
 from rsky_pipeline.streams.limits import BATCH_LETTERS, PAGE_LETTERS
 from rsky_pipeline.streams.names import dead_letters

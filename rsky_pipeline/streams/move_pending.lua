@@ -25,7 +25,7 @@ if ARGV[3] == '' then
   redis.call('XADD', KEYS[2], '*', unpack(ARGV, 4))
 else
   local due = now[1] * 1000 + math.floor(now[2] / 1000) + ARGV[3]
-  redis.call('ZADD', KEYS[2], due, KEYS[1] .. ' ' .. ARGV[4] .. ' ' .. ARGV[5])
+  redis.call('ZADD', KEYS[2], due, name_of(KEYS[1]) .. ' ' .. ARGV[4] .. ' ' .. ARGV[5])
 end
 redis.call('XACK', KEYS[1], ARGV[1], ARGV[2])
 if #groups == 1 then

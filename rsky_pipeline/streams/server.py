@@ -2,8 +2,8 @@
 
 Nothing is lost: an entry stays until it is acknowledged (`noeviction`). A restart at any moment
 goes on where it was: streams and cursors outlive the server (an append-only file that it will read
-again, or snapshots). A cursor is stored in one step with its data: one server holds all keys (no
-cluster).
+again, or snapshots). A cursor is stored in one step with its data: one server holds all keys
+(`streams.commands`).
 """
 
 import re
@@ -23,10 +23,6 @@ _DROPPED = (
     "at its next start the server runs its append-only file as this user, and drops what it may "
     "not do: streams and cursors would be lost"
 )
-_CLUSTER = (
-    "the data of one step (entries, states and cursors) would lie on several servers: use a server "
-    "or replicas without cluster mode"
-)
 
 
 def check(url: str) -> list[ServerSetting]:
@@ -44,7 +40,7 @@ def check_server(store: Store, user: str | None) -> list[ServerSetting]:
     `user` is that of the connection. Raises StoreUnavailableError and StoreRejectedError.
     """
     facts = server_facts(store)
-    found = [*_unusable(facts), *_durability(facts, store), *_replicas(facts, store)]
+    found = [*_unusable(facts, store), *_durability(facts, store), *_replicas(facts, store)]
     found += _replay(facts, store, user)
     policy = facts.get("maxmemory_policy", "noeviction")
     if policy != "noeviction":
@@ -60,9 +56,12 @@ def server_facts(store: Store) -> dict[str, str]:
     return {name: value for name, separator, value in pairs if separator}
 
 
-def _unusable(facts: Mapping[str, str]) -> Iterator[ServerSetting]:
-    if facts.get("cluster_enabled") == "1" or facts.get("redis_mode") == "cluster":
-        yield ServerSetting("unusable", "cluster mode", "on", "off", _CLUSTER)
+def _unusable(facts: Mapping[str, str], store: Store) -> Iterator[ServerSetting]:
+    if facts.get("cluster_enabled") == "1" and not store.on_cluster:
+        why = "the data of one step (entries, states and cursors) would lie on several servers"
+        yield ServerSetting(
+            "unusable", "cluster mode", "hidden by a proxy", "the nodes' addresses", why
+        )
     version = facts.get("redis_version", "")  # Valkey names a compatible one here
     numbers = _numbers(version, 2)
     if numbers and numbers < OLDEST_REDIS:
@@ -115,7 +114,13 @@ def _replay(facts: Mapping[str, str], store: Store, user: str | None) -> Iterato
 
 
 def _replicas(facts: Mapping[str, str], store: Store) -> Iterator[ServerSetting]:
-    """Advise a primary to stop when it is cut off from its replicas: one of them replaces it."""
+    """Advise a primary to stop when it is cut off from its replicas: one of them replaces it.
+
+    A node of a cluster without a replica has nobody who could.
+    """
+    if store.on_cluster and not int(facts.get("connected_slaves", 0)):
+        why = "when the node that holds the pipeline's keys fails, no other one has them"
+        yield ServerSetting("advice", "replicas of the cluster's node", "0", "1 or more", why)
     if int(facts.get("connected_slaves", 0)) and _configured(store, "min-replicas-to-write") == "0":
         why = (
             "a primary that is cut off takes writes, which are lost when a replica has replaced it"

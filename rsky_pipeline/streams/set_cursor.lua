@@ -15,7 +15,7 @@ if ARGV[2] == '' then
 else
   redis.call('SET', KEYS[1], ARGV[2])
 end
-redis.call('HSET', KEYS[2], KEYS[1], ARGV[3])
+redis.call('HSET', KEYS[2], name_of(KEYS[1]), ARGV[3])
 if ARGV[5] ~= '' then
   redis.call('XADD', KEYS[3], '*', ARGV[4], ARGV[5])
 end

@@ -8,15 +8,16 @@
 local known = {}
 for index = 2, #KEYS do
   redis.call('XLEN', KEYS[index]) -- fails here, before the first write, on a key of another type
-  known[KEYS[index]] = true
+  known[name_of(KEYS[index])] = KEYS[index]
 end
 local now = redis.call('TIME')
 local instant = now[1] * 1000 + math.floor(now[2] / 1000)
 local due = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', instant, 'LIMIT', 0, ARGV[1])
 local woken = 0
 for _, member in ipairs(due) do
-  local stream, field, value = string.match(member, '^(%S+) (%S+) (.*)$')
-  if not known[stream] then
+  local name, field, value = string.match(member, '^(%S+) (%S+) (.*)$')
+  local stream = known[name]
+  if not stream then
     stream, field, value = KEYS[2], ARGV[2], member
   end
   redis.call('XADD', stream, '*', field, value)

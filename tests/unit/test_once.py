@@ -26,8 +26,9 @@ ONCE = {
             "supervisor/control.py", "supervisor/sequence.py",
         },
     ),
+    # Where the keys of a command are is known in one place.
     "commands of consumer groups": (
-        r'"(XREADGROUP|XAUTOCLAIM|XCLAIM|XACK)"', {"streams/consumer.py"},
+        r'"(XREADGROUP|XAUTOCLAIM|XCLAIM|XACK)"', {"streams/consumer.py", "streams/commands.py"},
     ),
     # The copy of a whole server keeps the ids, while nobody else writes.
     "commands that append": (r'"XADD"', {"streams/copying.py"}),

@@ -4,7 +4,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -14,14 +14,10 @@ from rsky_pipeline.configuration.settings import Settings
 from rsky_pipeline.demo.processes import clean_environment
 from rsky_pipeline.embedded import valkey
 from rsky_pipeline.operations.verification.outside import check_redis_settings
-from rsky_pipeline.runtime.errors import SettingError
-from rsky_pipeline.streams.append import append
-from rsky_pipeline.streams.connection import connect
-from rsky_pipeline.streams.errors import StoreUnavailableError
 from rsky_pipeline.streams.server import check
 from tests import stores
-from tests.integration.streams.support import UnreliableProxy, entries
-from tests.real.servers import free_port
+from tests.clusters import running_cluster
+from tests.integration.streams.support import UnreliableProxy
 
 
 @contextmanager
@@ -55,21 +51,12 @@ def test_settings(options: tuple[str, ...], found: set[tuple[str, str, str]]) ->
     assert verdict.status == ("fail" if bad else "pass")
 
 
-def test_a_cluster_is_refused_by_name() -> None:
-    # By default the port of the cluster's bus is 10,000 higher, which may be none.
-    ports = ("--port", str(free_port()), "--cluster-port", str(free_port()))
-    with server("--cluster-enabled", "yes", *ports) as url:
-        assert [(item.severity, item.name) for item in check(url)] == [("unusable", "cluster mode")]
-        with pytest.raises(SettingError, match="cluster mode"):
-            prepare_stores(Settings(redis_url=url), False)
-        code, answer = config_check(redis_url=url)
-        assert (code, answer["ok"]) == (2, False)
-        assert "cluster mode" in answer["problems"][0]
-        with (
-            closing(connect(url, name="test")) as store,
-            pytest.raises(StoreUnavailableError, match="cluster mode"),
-        ):
-            append(store, entries(1, stream="a") + entries(1, stream="b"))
+def test_a_node_of_a_cluster_without_a_replica_is_named() -> None:
+    with running_cluster(1) as cluster:
+        url = f"redis://127.0.0.1:{cluster.owner()}"
+        name = "replicas of the cluster's node"
+        assert [(item.severity, item.name) for item in check(url)] == [("advice", name)]
+        prepare_stores(Settings(redis_url=url), False)
 
 
 def test_config_check_asks_the_stores(clean_redis: str, clean_database: str) -> None:

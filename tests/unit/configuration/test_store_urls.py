@@ -132,6 +132,12 @@ def test_the_parts_of_a_redis_url(text: str, address: RedisAddress) -> None:
     assert parse_redis_url(text) == address
 
 
+def test_several_servers() -> None:
+    found = parse_redis_url("redis://:a%2Cb@s1,[::1]:7000,s3/0")
+    assert found.hosts == (("s1", 6379), ("::1", 7000), ("s3", 6379))
+    assert (found.login.password, found.primary_name) == ("a,b", None)
+
+
 def test_sentinels_have_tls_as_the_servers_do() -> None:
     login = parse_redis_url("rediss+sentinel://s1/main?ssl_check_hostname=no").sentinel_login
     assert login.tls == {"ssl_check_hostname": False}
@@ -142,7 +148,7 @@ def test_sentinels_have_tls_as_the_servers_do() -> None:
     "text",
     ["redis+sentinel://s1", "redis+sentinel://s1/", "redis+sentinel:///main", "redis-sentinel://s1/m",
      "redis+sentinel://s1,,s2/main", "redis+sentinel://s1:x/main", "redis+sentinel://s1/main/x",
-     "redis+sentinel://s1/ma in", "redis://s1,s2/0"],
+     "redis+sentinel://s1/ma in", "redis://s1:x,s2/0"],
 )  # fmt: skip
 def test_wrong_sentinel_urls(text: str) -> None:
     with pytest.raises(ValueError, match=r"allowed|port"):

@@ -44,18 +44,31 @@ def test_what_passes_is_unavailable(error: Exception) -> None:
 
 
 @pytest.mark.parametrize(
-    "error",
+    ("error", "kind", "text"),
     [
-        redis.exceptions.MovedError("3999 127.0.0.1:6381"),
-        redis.exceptions.ClusterDownError("The cluster is down"),
-        redis.exceptions.ClusterCrossSlotError("Keys in request don't hash to the same slot"),
-        redis.ResponseError("SELECT is not allowed in cluster mode"),
-        redis.ResponseError("Script attempted to access keys that do not hash to the same slot"),
-        redis.ResponseError("Script attempted to access a non local key in a cluster node"),
+        (redis.exceptions.MovedError("3999 127.0.0.1:6381"), StoreUnavailableError, "moves the"),
+        (redis.exceptions.AskError("3999 127.0.0.1:6381"), StoreUnavailableError, "moves the"),
+        (redis.exceptions.ClusterDownError("The cluster is down"), StoreUnavailableError, "nobody"),
+        (
+            redis.ResponseError("Script attempted to access a non local key in a cluster node"),
+            StoreUnavailableError, "moves the",
+        ),
+        (
+            redis.exceptions.ClusterCrossSlotError("Keys in request don't hash to the same slot"),
+            StoreUnavailableError, "name its nodes",
+        ),
+        (
+            redis.ResponseError("Script accesses keys that do not hash to the same slot"),
+            StoreUnavailableError, "name its nodes",
+        ),
+        (
+            redis.ResponseError("SELECT is not allowed in cluster mode"),
+            StoreRejectedError, "database 0 alone",
+        ),
     ],
-)
-def test_a_cluster_is_named(error: Exception) -> None:
-    with pytest.raises(StoreUnavailableError, match="cluster mode"), translated_errors():
+)  # fmt: skip
+def test_what_only_a_cluster_says(error: Exception, kind: type[StoreError], text: str) -> None:
+    with pytest.raises(kind, match=text), translated_errors():
         raise error
 
 

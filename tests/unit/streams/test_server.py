@@ -16,6 +16,8 @@ UNKNOWN = StoreRejectedError("ERR Unknown subcommand or wrong number of argument
 
 
 class Server:
+    on_cluster = False
+
     def __init__(self, information: str, answer: bytes | StoreRejectedError) -> None:
         self._information, self._answer = information, answer
 
@@ -51,3 +53,8 @@ def test_an_append_only_file_that_would_not_be_read_is_an_error(
     settings = check_server(Server(information, answer), user)  # type: ignore[arg-type]
     assert [each.severity for each in settings] == found
     assert all(each.name == "the user default" for each in settings)
+
+
+def test_a_cluster_behind_a_proxy_that_does_not_greet_is_unusable() -> None:
+    [found] = check_server(Server("redis_version:7.2.4 cluster_enabled:1", b"OK"), None)  # type: ignore[arg-type]
+    assert (found.severity, found.name) == ("unusable", "cluster mode")
