@@ -360,6 +360,16 @@ RESURRECTED = Rule(
     "deleted_stays_deleted", "deleted records exist again",
     "another program writes to `record`: stop it, then index these repos again", Limits(fail=1),
 )  # fmt: skip
+REPLICA = Rule(
+    "replica", "a replica of PostgreSQL is late",
+    "look at the replica: its disk, its processor, and queries that hold its replay up "
+    "(`max_standby_streaming_delay`)", Limits(warn=60.0),
+)  # fmt: skip
+RETAINED_WAL = Rule(
+    "retained_wal", "a replica or a replication slot is far behind the log of PostgreSQL",
+    "start the replica, or drop a slot that nobody reads (`pg_drop_replication_slot`) before the "
+    "log fills the disk", Limits(warn=10e9),
+)  # fmt: skip
 # --- live events ------------------------------------------------------------------------------
 
 RELAY = Rule(

@@ -11,12 +11,14 @@ import trio
 from rsky_pipeline.database.connection import Database
 from rsky_pipeline.database.errors import DatabaseUnavailableError
 from rsky_pipeline.database.server import check
+from rsky_pipeline.health.rules import RuleVerdict
+from rsky_pipeline.operations.verification.outside import check_replicas
 from rsky_pipeline.runtime.link import Link
 from rsky_pipeline.streams.append import append
 from rsky_pipeline.streams.connection import Store, connect
 from rsky_pipeline.streams.errors import StoreUnavailableError
 from tests.integration.streams.support import entries, stored
-from tests.real.servers import RedisServer, Server, Servers, servers, wait_until
+from tests.real.servers import USER, RedisServer, Server, Servers, servers, wait_until
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(300)]
 
@@ -98,6 +100,29 @@ async def test_a_standby_behind_the_address_is_named() -> None:
         ):
             database.execute("CREATE TABLE found (n int)")
         assert [item.name for item in check(standby.url()) if item.severity == "error"] == ["role"]
+
+
+def test_replicas_and_slots_that_are_behind_are_seen() -> None:
+    with servers() as real:
+        primary = real.postgres()
+        real.standby(primary, recovery_min_apply_delay="1h")
+        primary.value("SELECT pg_create_physical_replication_slot('left', true)")
+        primary.execute("CREATE TABLE found AS SELECT generate_series(1, 500000)")
+        verdicts = dict[tuple[str, str], RuleVerdict]()
+
+        def look(url: str) -> bool:
+            with Database.connect(url, name="test") as database:
+                verdicts.update({(v.rule.name, v.subject): v for v in check_replicas(database)})
+            return (verdicts["retained_wal", name].value or 0) > 5e6
+
+        name = "walreceiver at 127.0.0.1"
+        wait_until(lambda: look(primary.url()), "the replica's delay is not seen")
+        assert (verdicts["retained_wal", "slot left"].value or 0) > 5e6
+        assert verdicts["replica", name].status == "pass"
+        with Database.connect(primary.url(USER), name="test") as database:
+            hidden = [item for item in check_replicas(database) if item.status == "skip"]
+        assert [item.check for item in hidden] == ["replica:walreceiver"]
+        assert "pg_monitor" in hidden[0].figure
 
 
 def test_what_is_wrong_is_said(watched: tuple[RedisServer, RedisServer, list[Server]]) -> None:

@@ -31,6 +31,19 @@ _PAGE_TOMBSTONES = 10_000  # that are looked at for records that came back
 _RESURRECTED = f"""
     SELECT count(*) FROM (SELECT uri, rev FROM rsky_pipeline.tombstone LIMIT {_PAGE_TOMBSTONES}) t
     JOIN record r ON r.uri = t.uri WHERE r.rev <= t.rev"""
+# Who reads the log: name, seconds that its rows are late (NULL: not at the moment), bytes of the
+# log that it has not confirmed (NULL: not for this role to see). One that is away has a slot.
+_REPLICAS = """
+    SELECT application_name || coalesce(' at ' || host(client_addr), ''),
+      extract(epoch FROM replay_lag)::float8,
+      pg_wal_lsn_diff(pg_current_wal_lsn(), coalesce(replay_lsn, flush_lsn))::float8
+    FROM pg_stat_replication
+    WHERE NOT pg_is_in_recovery() AND (state IS NULL OR state IN ('streaming', 'catchup'))
+    UNION ALL SELECT 'slot ' || slot_name, NULL,
+      pg_wal_lsn_diff(pg_current_wal_lsn(), restart_lsn)::float8
+    FROM pg_replication_slots
+    WHERE NOT pg_is_in_recovery() AND NOT active AND restart_lsn IS NOT NULL
+    ORDER BY 1"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +133,7 @@ def check_database(settings: Settings, *, redis: bool = True) -> Iterator[RuleVe
                 yield _pairing(settings, database)
             yield _guard(database)
             yield _resurrected(database)
+            yield from check_replicas(database)
     except DatabaseError as error:
         text = " ".join(str(error).split())
         remedy = rules.START_PIPELINE if embedded_stores(settings)[1] else ""
@@ -155,6 +169,18 @@ def _resurrected(database: Database) -> RuleVerdict:
     count = int(database.query(_RESURRECTED)[0][0])
     figure = f"{count:,} of up to {_PAGE_TOMBSTONES:,} deleted records are there in an older state"
     return judged(rules.RESURRECTED, "", count, figure)
+
+
+def check_replicas(database: Database) -> Iterator[RuleVerdict]:
+    """Check how far the replicas are behind, which serve an AppView's reads."""
+    for name, late, behind in database.query(_REPLICAS):
+        if behind is None:
+            text = "not shown to this role: GRANT pg_monitor TO it"
+            yield RuleVerdict(rules.REPLICA, name, "skip", text)
+            continue
+        if not name.startswith("slot "):
+            yield judged(rules.REPLICA, name, late or 0.0, f"{late or 0.0:,.1f} s late")
+        yield judged(rules.RETAINED_WAL, name, behind, f"{behind / 1e6:,.1f} MB not confirmed")
 
 
 def check_relays(answers: list[RelayAnswer]) -> Iterator[RuleVerdict]:
