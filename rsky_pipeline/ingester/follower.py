@@ -441,6 +441,8 @@ class Follower:
             return
         if ended.reason is DisconnectReason.FUTURE_CURSOR:
             self.refused_cursor = self.cursor.stored
+            if self._cursor_is_loaded:  # else it is no number
+                self.cursor.refuse()
             self._metrics.error("future_cursor")
             extra |= {"cursor_key": self.cursor.key, "cursor": self.cursor.stored}
             _log.error("stored cursor does not fit the host", extra=extra | {"advice": self.advice})

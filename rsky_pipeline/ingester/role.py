@@ -320,7 +320,8 @@ class _Builder:
                 cursor: SourceCursor = cursor, admission: Admission = admission,
                 homes: AccountHomes = homes, clock: ClockWatch = clock,
             ) -> FrameIntake:  # fmt: skip
-                gaps = GapWatch(converter.host, cursor.stored, cursor.position)
+                gaps = GapWatch(converter.host, cursor.stored, cursor.position, cursor.refused)
+                converter.numbering = cursor.numbering
                 return FrameIntake(
                     converter, cursor, gate, nursery, parts.verifier, admission, gaps, homes,
                     cursor.again_until, clock,

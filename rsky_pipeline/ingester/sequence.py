@@ -16,7 +16,7 @@ from typing import Literal, NamedTuple
 import orjson
 
 from rsky_pipeline.configuration.settings import InitialCursor
-from rsky_pipeline.streams.gap import Gap, GapKind
+from rsky_pipeline.streams.gap import CURSOR_REFUSED, Gap, GapKind
 
 
 class InvalidCursorError(ValueError):
@@ -151,11 +151,20 @@ MAX_TIME_STEP = 900.0
 class GapWatch:
     """Finds gaps in the events of one connection that continues a stored cursor.
 
-    With `stored` None there is nothing to continue, and no gap is found.
+    With `stored` None there is nothing to continue, and no gap is found. `refused` is the position
+    at which the host refused to continue. It numbers its events anew then, and the first one is
+    behind a gap whatever its number: one that has come to the old cursor meanwhile accepts it.
     """
 
-    def __init__(self, host: str, stored: int | None, position: Position | None) -> None:
+    def __init__(
+        self,
+        host: str,
+        stored: int | None,
+        position: Position | None,
+        refused: Position | None = None,
+    ) -> None:
         self._host = host
+        self._refused = refused
         self._seq = stored
         known = position is not None and position.seq == stored
         self._time = position.time if position is not None and known else None
@@ -164,6 +173,10 @@ class GapWatch:
 
     def observe(self, seq: int, time: str | None) -> Gap | None:
         """Return the gap before an event, if there is one."""
+        if self._refused is not None:
+            before, self._refused = self._refused, None
+            self._seq, self._time, self._first = seq, time, False
+            return Gap(self._host, CURSOR_REFUSED, before.seq, seq, before.time, time)
         if self._seq is None:
             return None
         kind = self._kind(seq - self._seq, time)

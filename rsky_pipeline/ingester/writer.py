@@ -20,6 +20,7 @@ the batch follows on, or the worker has to go; in both cases the hosts send ever
 """
 
 import logging
+import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -40,7 +41,7 @@ from rsky_pipeline.runtime.logging import ThrottledLog
 from rsky_pipeline.streams.append import Appended, CursorMove, Entry, append, read_cursor
 from rsky_pipeline.streams.connection import Store
 from rsky_pipeline.streams.marks import again_until
-from rsky_pipeline.streams.names import CURSOR_POSITIONS
+from rsky_pipeline.streams.names import CURSOR_POSITIONS, NUMBERINGS
 
 _log = logging.getLogger(__name__)
 Source = TypeVar("Source", bound=Hashable)
@@ -223,6 +224,12 @@ class SourceCursor:
         # More that is stored with the cursor, for a number up to which it covers the source.
         self.notes: Callable[[int], Mapping[str, Any]] = lambda _: {}
         self.again_until = -1  # events up to this number are written again, see `streams.marks`
+        # Where its host refused to continue, until the first event behind that is stored.
+        self.refused: Position | None = None
+        self.numbering = (
+            0  # when the host began to number its events anew; 0: never, as far as known
+        )
+        self._new_numbering = False  # which is not stored yet
         self.closed = False  # since `moved` was set, until the cursor is loaded again
         self._loaded = False
 
@@ -234,7 +241,7 @@ class SourceCursor:
 
     async def load(self) -> None:
         """Go on at the stored cursor; waits for the store. Raises InvalidCursorError."""
-        self.text, noted = await self.writer.read(self.key)
+        self.text, noted, numbering = await self.writer.read(self.key)
         self.again_until = await self.writer.read_again(self.key)
         self.stored = parse_cursor(self.text)
         self.position = parse_position(noted)
@@ -242,8 +249,27 @@ class SourceCursor:
             self.last_known = None  # an operator wants the initial position, not the last one
         elif self.last_known is None:
             self.last_known = self.stored
+        if not self._new_numbering:
+            self.numbering = int(numbering) if numbering and numbering.isdigit() else 0
+        refused = -1 if self.refused is None else self.refused.seq or 0
+        if self.stored is None or self.stored > refused:
+            self.refused = None  # the command that took it away or set it forward noted the gap
         self.moved, self.closed = trio.Event(), False
         self._loaded = True
+
+    def refuse(self) -> None:
+        """Note that the host refused the stored cursor: it numbers its events anew.
+
+        Events that it numbered before and that did not come are behind a gap, whatever cursor it
+        takes next, and its numbers order nothing over the two numberings.
+        """
+        if self.stored is None or self.refused is not None:
+            return
+        position = self.position
+        known = position is not None and position.seq == self.stored
+        self.refused = Position(self.stored, position.time if position and known else None)
+        self.numbering = max(self.numbering + 1, int(time.time()))
+        self._new_numbering = True
 
     def move(self, part: SourceBatch | None) -> CursorMove | None:
         """Return how a batch moves the cursor, or that it must stay; None while it is not known."""
@@ -252,6 +278,19 @@ class SourceCursor:
         expected = None if self.stored is None else str(self.stored)
         new = expected if part is None or part.seq is None else str(part.seq)
         return CursorMove(self.key, expected, new)
+
+    @property
+    def unstored_numbering(self) -> int | None:
+        """The numbering that is to be stored with the next move of the cursor, if it is new."""
+        return self.numbering if self._new_numbering else None
+
+    def position_stored(self, part: SourceBatch) -> None:
+        """Note that a batch with a part of this source is stored."""
+        if part.seq is not None:
+            self.position = self.position_after(part)
+            self.text, self.stored = str(part.seq), part.seq
+            self.last_known = part.seq
+            self.refused, self._new_numbering = None, False
 
     def position_after(self, part: SourceBatch) -> Position:
         """Return the note of the cursor that a batch stores."""
@@ -323,8 +362,8 @@ class Writer:
         """Whether everything that was put in has been written."""
         return not self.batcher and self._in_flight is None
 
-    async def read(self, cursor_key: str) -> tuple[str | None, Note]:
-        """Return a stored cursor and its note; waits for a store that does not answer."""
+    async def read(self, cursor_key: str) -> tuple[str | None, Note, Note]:
+        """Return a stored cursor, its note and its numbering; waits for the store."""
         return await self._link.retry(partial(_read_position, key=cursor_key))
 
     async def read_again(self, cursor_key: str) -> int:
@@ -420,6 +459,7 @@ class Writer:
 
     def _append(self, store: Store, batch: Batch[SourceCursor]) -> Appended:
         moves, positions = [], dict[bytes, bytes]()
+        numberings = dict[bytes, bytes]()
         for cursor in self.cursors:
             part = batch.parts.get(cursor)
             move = cursor.move(part)
@@ -430,9 +470,13 @@ class Writer:
                 positions[cursor.key.encode()] = orjson.dumps(
                     {"seq": position.seq, "time": position.time, **cursor.notes(part.seq)}
                 )
+                if (numbering := cursor.unstored_numbering) is not None:
+                    numberings[cursor.key.encode()] = b"%d" % numbering
         hashes = _by_key(batch.states)
         if positions:
             hashes[CURSOR_POSITIONS] = positions
+        if numberings:
+            hashes[NUMBERINGS] = numberings
         return append(
             store, batch.entries, cursors=moves, hashes=hashes, high_water_marks=self._marks
         )
@@ -454,10 +498,7 @@ class Writer:
             self._dropped()
             return
         for cursor, part in batch.parts.items():
-            if part.seq is not None:
-                cursor.text, cursor.stored = str(part.seq), part.seq
-                cursor.last_known = part.seq
-                cursor.position = cursor.position_after(part)
+            cursor.position_stored(part)
             cursor.count(part, result.lengths)
         self.batches += 1
         self._written(batch.states)
@@ -487,8 +528,9 @@ class Writer:
         )
 
 
-def _read_position(store: Store, key: str) -> tuple[str | None, Note]:
-    return read_cursor(store, key), store.call("HGET", CURSOR_POSITIONS, key)
+def _read_position(store: Store, key: str) -> tuple[str | None, Note, Note]:
+    noted = store.call("HGET", CURSOR_POSITIONS, key)
+    return read_cursor(store, key), noted, store.call("HGET", NUMBERINGS, key)
 
 
 def _moved(batch: Batch[SourceCursor], full: str, overflow: str) -> Batch[SourceCursor]:

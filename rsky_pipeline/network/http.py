@@ -65,8 +65,8 @@ class RateLimit:
 class HttpError(Exception):
     """A request that gave no usable answer.
 
-    `status` and `code` (the XRPC error name) are set for `kind` "status"; `retry_after` is in
-    seconds, where the server asked for a pause, and `limit` is the rate limit that it stated.
+    `status` and `code` (the XRPC error name) are set for `kind` "status"; `retry_after` is the
+    pause in seconds that the server asked for (`read_pause`), `limit` its rate limit, if stated.
     `misled`: what is "forbidden" is not the URL, but where its host led: by a redirect, or since
     its name has no public address at the moment.
     """
@@ -346,7 +346,7 @@ class HttpClient:
             f"{response.url} answered {response.status} {str(code or '')[:100]}".strip(),
             status=response.status,
             code=code if isinstance(code, str) else "",
-            retry_after=read_retry_after(response.headers.get("retry-after"), now),
+            retry_after=read_pause(response.status, response.headers, now),
             limit=read_rate_limit(response.headers, now),
         )
 
@@ -434,6 +434,19 @@ def read_rate_limit(headers: Mapping[str, str], now: float) -> RateLimit | None:
     if seconds >= _EPOCH_FROM:
         seconds -= now
     return RateLimit(int(remaining or 0), min(max(seconds, 0.0), LONGEST_SECONDS))
+
+
+def read_pause(status: int, headers: Mapping[str, str], now: float) -> float | None:
+    """Return the seconds that a refusal asks to wait for, None where it does not say.
+
+    A 429 without Retry-After, as PDSes sent it for years, is over when its limit resets.
+    """
+    seconds = read_retry_after(headers.get("retry-after"), now)
+    if seconds is None and status == 429:
+        limit = read_rate_limit(headers, now)
+        if limit is not None and not limit.remaining:
+            return limit.reset_seconds
+    return seconds
 
 
 def read_retry_after(text: str | None, now: float) -> float | None:

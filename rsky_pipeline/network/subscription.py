@@ -5,6 +5,7 @@ a reason out of a fixed list, for the counters, and a detail for people.
 """
 
 import ssl
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -19,11 +20,11 @@ from rsky_pipeline.configuration.endpoints import Endpoint
 from rsky_pipeline.configuration.proxy import Proxy
 from rsky_pipeline.network.connect import Dialer, secured
 from rsky_pipeline.network.frame_socket import FrameSocket
+from rsky_pipeline.network.http import read_pause
 from rsky_pipeline.runtime.boundary import Boundary
 from rsky_pipeline.runtime.errors import described, printable
 
 _boundary = Boundary()
-_MAX_RETRY_AFTER = 3_600.0
 _MAX_DETAIL = 1_000
 _LATE_SECONDS = 0.1
 _PROTOCOL_CODES = frozenset({1002, 1003, 1007})  # RFC 6455; sent by either side
@@ -279,21 +280,16 @@ def _fired_late(scope: trio.CancelScope) -> bool:
 
 
 def _rejected(error: ConnectionRejected) -> DisconnectedError:
-    headers = {name.lower(): value for name, value in error.headers}
+    headers = {
+        name.lower().decode("latin-1"): value.decode("latin-1") for name, value in error.headers
+    }
     detail = f"HTTP status {error.status_code} instead of a WebSocket"
-    location = headers.get(b"location")
+    location = headers.get("location")
     if location is not None:
-        where = location[:200].decode("ascii", "replace")
-        detail += f"; it points to {where!r}: configure that host if it is right"
+        detail += f"; it points to {location[:200]!r}: configure that host if it is right"
     limited = error.status_code == 429
     reason = DisconnectReason.RATE_LIMITED if limited else DisconnectReason.REJECTED
-    return DisconnectedError(reason, detail, _seconds(headers.get(b"retry-after", b"")))
-
-
-def _seconds(text: bytes) -> float | None:
-    """Read a Retry-After header; its date form is rare and left to our own back-off."""
-    value = text.strip()
-    return min(float(value), _MAX_RETRY_AFTER) if value.isdigit() and len(value) < 10 else None
+    return DisconnectedError(reason, detail, read_pause(error.status_code, headers, time.time()))
 
 
 def _only_error(group: BaseExceptionGroup[BaseException]) -> BaseException:

@@ -36,7 +36,8 @@ ERROR_REASONS = (
 CHECK_STEPS = ("blocks", "signature", "operations")
 JUMP_OUTCOMES = ("followed", "ignored")
 GAP_KINDS = (
-    "outdated_cursor", "seq_jump", "time_jump", "cursor_set", "database_lost", "redis_lost",
+    "outdated_cursor", "seq_jump", "time_jump", "cursor_refused", "cursor_set", "database_lost",
+    "redis_lost",
 )  # fmt: skip
 VERDICTS = ("valid", "forged", "unverified", "no_account")
 LIST_REPOS = "listRepos"  # the source of every relay's listing

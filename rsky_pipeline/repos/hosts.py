@@ -130,8 +130,6 @@ class HostState:
         """Note a rate-limit answer; returns the pause in seconds."""
         self.failures = 0
         self._limited += 1
-        if retry_after is None and limit is not None and limit.remaining == 0:
-            retry_after = limit.reset_seconds
         if retry_after is None:
             retry_after = bound(self._limited, LIMITED_SECONDS, _LONGEST_LIMITED_SECONDS)
         self._learn(limit, now)

@@ -81,12 +81,23 @@ class RepoEvent:
         return self.seq < 0
 
 
+def numbered(host: str, numbering: int) -> str:
+    """Return a host with its numbering: a later one, in which numbers begin anew, is larger."""
+    return f"{host}#{numbering}" if numbering else host
+
+
+def read_numbered(relay: str) -> tuple[str, int]:
+    """Return the host and the numbering that `numbered` has put together."""
+    host, _, numbering = relay.partition("#")
+    return host, int(numbering) if numbering.isdecimal() and len(numbering) < 16 else 0
+
+
 @dataclass(frozen=True, slots=True)
 class AccountEvent:
     """The hosting status of an account changed.
 
-    `relay` is the host whose numbers `seq` is one of; the key is ours, and missing where the
-    original services wrote the event.
+    `relay` is the host whose numbers `seq` is one of, see `numbered`; the key is ours, and missing
+    where the original services wrote the event.
     """
 
     seq: int

@@ -9,8 +9,10 @@ from rsky_pipeline.streams.names import GAPS
 
 GAP_FIELD = b"gap"
 GapKind = Literal[
-    "outdated_cursor", "seq_jump", "time_jump", "cursor_set", "database_lost", "redis_lost"
-]
+    "outdated_cursor", "seq_jump", "time_jump", "cursor_refused", "cursor_set", "database_lost",
+    "redis_lost",
+]  # fmt: skip
+CURSOR_REFUSED: GapKind = "cursor_refused"  # the host numbers its events anew
 DATABASE_LOST: GapKind = "database_lost"
 REDIS_LOST: GapKind = "redis_lost"
 STORE_LOST = frozenset({DATABASE_LOST, REDIS_LOST})  # Redis does not show what is missing

@@ -27,6 +27,7 @@ __all__ = [
     "INGESTERS",
     "LABEL_LIVE",
     "LABEL_RAW_LETTERS",
+    "NUMBERINGS",
     "REPO_BACKFILL",
     "REPO_BACKFILL_HIGH",
     "REPO_BACKFILL_LOW",
@@ -41,6 +42,8 @@ __all__ = [
 
 # A hash: the coverage of each stored cursor, by cursor key.
 CURSOR_POSITIONS = "rsky_pipeline:cursors"
+# A hash: when a host began to number its events anew, in Unix seconds, by cursor key.
+NUMBERINGS = "rsky_pipeline:numberings"
 # A hash: the ingesters that run, each with a note that it renews (`ingester/others.py`).
 INGESTERS = "rsky_pipeline:ingesters"
 # A stream: detected gaps, to be written to `rsky_pipeline.gap` in PostgreSQL.

@@ -631,8 +631,10 @@ _BACKFILLER_BUGS = (
 _ACCOUNT_BUGS = (
     _slip("statuses-a-copy-stands", STATUSES,
           "max((first, *self._by_relay.values()), key", "max(self._by_relay.values(), key", T_STATUSES),
-    _malice("statuses-by-the-clock", STATUSES, "return change.seq > known.seq or (",
+    _malice("statuses-by-the-clock", STATUSES, "return place > before or (",
             "return change.time > known.time or (", T_STATUSES),
+    _slip("statuses-numbering-forgotten", STATUSES, "place = read_numbered(change.relay)[1], change.seq",
+          "place = 0, change.seq", T_STATUSES),
     _malice("statuses-redelivery-is-news", STATUSES, "change.time > _later(known.latest, RENUMBERED)",
             "change.time > known.latest", T_STATUSES),
     _slip("statuses-latest-forgotten", STATUSES, "event = known._replace(latest=latest)", "event = known", T_STATUSES),

@@ -226,12 +226,27 @@ class People:
             values = []
         else:
             self.labels.append((subject, values))
+        self._emit_label(subject, values, gone)
+
+    def _emit_label(self, subject: dict[str, Any], values: list[str], gone: list[str]) -> None:
         event = {"$type": "tools.ozone.moderation.defs#modEventLabel",
                  "createLabelVals": values, "negateLabelVals": gone}  # fmt: skip
         body = {"event": event, "subject": subject, "createdBy": self.network.labeler}
         self.network.call(self.network.ozone, "tools.ozone.moderation.emitEvent", json=body,
                           headers=admin_headers())  # fmt: skip
         self.counts["labels"] += 1
+
+    def label_versions(self) -> None:
+        """Let the labeler say one thing about an older and then about a newer version of a post."""
+        versions: dict[str, list[Reference]] = {}
+        for each in self.subjects.posts:
+            versions.setdefault(each.uri, []).append(each)
+        several = [found for found in versions.values() if len({each.cid for each in found}) > 1]
+        value = self.choose.choice(_LABELS)
+        for post in self.choose.choice(several):
+            self._emit_label({
+                "$type": "com.atproto.repo.strongRef", "uri": post.uri, "cid": post.cid
+            }, [value], [])  # fmt: skip
 
     def rotate_labeler_key(self) -> None:
         """Have the labeler sign with another key from now on."""

@@ -9,6 +9,9 @@ account is deactivated by one clock and active again by another one that says an
 within one relay the order of its stream decides, which its sequence numbers say, and times only
 between relays. For this the newest event of each relay is kept (`RelayEvent`), and copies of one
 event by several relays are all written to the stream. The result depends on no order of arrival.
+
+A relay that lost its state numbers its events anew. The ingester notices it by the cursor that the
+relay refuses, and names the numbering in the events: those of a later one come after all others.
 """
 
 from collections.abc import Iterable, Mapping
@@ -22,9 +25,10 @@ from rsky_pipeline.database.bulk import transpose
 from rsky_pipeline.database.connection import Transaction
 from rsky_pipeline.database.forms import ACCOUNT_TIME
 from rsky_pipeline.indexer.core.entries import AccountChange
+from rsky_pipeline.streams.event import read_numbered
 
 DELETED = "deleted"
-# A relay that has begun to count anew sends lower numbers; no clock of a host is so far off.
+# A relay may have begun to count anew unnoticed; no clock of a host is so far off.
 RENUMBERED = timedelta(days=1)
 
 _FETCH = """
@@ -64,7 +68,7 @@ WHERE actor.did = n.did AND n.time LIKE '2___-__-__T__:__:__.___Z'
 
 
 class RelayEvent(NamedTuple):
-    """The newest account event of one relay; an empty relay is unknown.
+    """The newest account event of one relay (`streams.event.numbered`); an empty one is unknown.
 
     `latest` is the latest time of all its events: where it is another one than `time`, the relay
     has sent more than the event with that time.
@@ -87,9 +91,9 @@ class AccountEvents:
 
     def __init__(self, standing: RelayEvent | None, others: Iterable[RelayEvent] = ()) -> None:
         self.standing = standing
-        self._by_relay = {event.relay: event for event in others}
+        self._by_relay = {read_numbered(event.relay)[0]: event for event in others}
         if standing is not None:
-            self._by_relay[standing.relay] = standing
+            self._by_relay[read_numbered(standing.relay)[0]] = standing
 
     @property
     def others(self) -> list[RelayEvent]:
@@ -98,16 +102,19 @@ class AccountEvents:
 
     def take(self, change: AccountChange) -> bool:
         """Take an event; return whether it, or what it uncovers, stands from now on."""
-        known = self._by_relay.get(change.relay)
+        relay = read_numbered(change.relay)[0]
+        known = self._by_relay.get(relay)
         latest = max(known.latest, change.time) if known is not None else change.time
         if known is None or _follows(change, known):
             event = RelayEvent(change.relay, change.seq, change.time, latest, change.status)
         else:
             event = known._replace(latest=latest)
-        self._by_relay[change.relay] = event
+        self._by_relay[relay] = event
         before = self.standing
         # Of equals the one that stands: a copy by another relay is no news.
-        first = self._by_relay.get(before.relay, event) if before is not None else event
+        first = event
+        if before is not None:
+            first = self._by_relay.get(read_numbered(before.relay)[0], event)
         best = max((first, *self._by_relay.values()), key=lambda item: item.rank)
         self.standing = best
         return before is None or (best.relay, best.seq) != (before.relay, before.seq)
@@ -117,9 +124,9 @@ def _follows(change: AccountChange, known: RelayEvent) -> bool:
     """Return whether an event comes after another one of the same relay."""
     if not change.relay:  # it may be of any
         return (change.time, change.seq) > (known.time, known.seq)
-    return change.seq > known.seq or (
-        change.seq < known.seq and change.time > _later(known.latest, RENUMBERED)
-    )
+    place = read_numbered(change.relay)[1], change.seq
+    before = read_numbered(known.relay)[1], known.seq
+    return place > before or (place < before and change.time > _later(known.latest, RENUMBERED))
 
 
 def _later(time: str, by: timedelta) -> str:

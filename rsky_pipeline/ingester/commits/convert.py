@@ -60,6 +60,7 @@ from rsky_pipeline.streams.event import (
     IdentityEvent,
     encode_event,
     encode_record_event,
+    numbered,
 )
 from rsky_pipeline.streams.names import FIREHOSE_LIVE
 from rsky_pipeline.streams.repo_job import REPO_FIELD, FetchReason, RepoJob, encode_repo_job
@@ -94,6 +95,7 @@ class RepoConverter(FrameConverter):
         self.left_out: tuple[str, ...] = ()  # prefixes of paths in blocked collections
         self._verify = verify
         self._clock = clock
+        self.numbering = 0  # of the connection, see `SourceCursor.numbering`
 
     def convert_message(self, message: Message, raw: bytes) -> PendingFrame:
         """Convert a decoded message of any type. Raises InvalidDataError."""
@@ -109,7 +111,9 @@ class RepoConverter(FrameConverter):
             case AccountMessage(seq=seq, time=time, did=did, active=active, status=status):
                 _check_texts(time, status)
                 time = self._plausible(time, did)
-                event = AccountEvent(seq, time, did, active, status, self.host)
+                event = AccountEvent(
+                    seq, time, did, active, status, numbered(self.host, self.numbering)
+                )
                 return self._event(event, ("account", active, status))
         return super().convert_message(message, raw)
 

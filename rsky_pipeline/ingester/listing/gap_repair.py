@@ -46,7 +46,7 @@ from rsky_pipeline.streams.append import Entry, append, read_fields
 from rsky_pipeline.streams.connection import Store
 from rsky_pipeline.streams.dead_letters import add_dead_letter
 from rsky_pipeline.streams.event import EVENT_FIELD, AccountEvent, encode_event
-from rsky_pipeline.streams.gap import STORE_LOST
+from rsky_pipeline.streams.gap import CURSOR_REFUSED, STORE_LOST
 from rsky_pipeline.streams.marks import MARGIN_SECONDS
 from rsky_pipeline.streams.names import FIREHOSE_LIVE, GAPS, REPO_BACKFILL_HIGH
 from rsky_pipeline.streams.repo_job import REPO_FIELD, FetchReason, RepoJob, encode_repo_job
@@ -268,10 +268,11 @@ def _news_time(gap: GapRow) -> str:
 def _status_news(database: Database, repos: Sequence[ListedRepo], gap: GapRow) -> list[Entry]:
     """Return events of the accounts whose stored status is not the listed one.
 
-    They are placed right before the first event after the gap.
+    They are placed right before the first event after the gap, by its number or else by its time.
     """
     stored = stored_statuses(database, [repo.did for repo in repos])
-    relay = gap.host if gap.to_seq else ""
+    # The numbers after a refused cursor order nothing before it: the time decides there.
+    relay = gap.host if gap.to_seq and gap.kind != CURSOR_REFUSED else ""
     seq, time, news = max(0, (gap.to_seq or 0) - 1), _news_time(gap), []
     for repo in repos:
         if repo.did not in stored or (stored[repo.did] is None) == repo.active:

@@ -208,6 +208,50 @@ async def test_a_future_cursor_is_left_to_the_operator(
             assert total(ingester, "error_reasons", reason="future_cursor") >= 1
 
 
+@pytest.mark.parametrize("decision", ["none", "oldest event", "initial position"])
+async def test_a_relay_that_numbers_anew_leaves_a_gap_however_it_goes_on(
+    clean_redis: str, monkeypatch: pytest.MonkeyPatch, decision: str
+) -> None:
+    """Its numbers may have come to the old cursor before anybody decides; they order nothing."""
+    monkeypatch.setattr(follower, "_OPERATOR_SECONDS", 0.3)
+    full = False
+
+    async def count_anew(relay: Relay, socket: WebSocketConnection, cursor: int | None) -> None:
+        if cursor == 900 and not full:
+            await socket.send_message(encode_error_frame("FutureCursor", "beyond the end"))
+            await socket.aclose(1008)
+            return
+        await relay.replay(socket, cursor)
+
+    def account(seq: int) -> bytes:
+        return encode_frame("#account", {"seq": seq, "did": DID, "time": TIME, "active": True})
+
+    relay = Relay([(3, account(3)), (901, account(901))], behaviour=count_anew)
+    async with running(relay):
+        set_value(clean_redis, f"firehose_live:cursor:{relay.key}", "900")
+        async with ingesting(clean_redis, relay.url) as ingester:
+            await eventually(lambda: total(ingester, "disconnects", reason="future_cursor") >= 1)
+            with closing(connect(clean_redis, name="test")) as store:
+                if decision != "none":
+                    to = 0 if decision == "oldest event" else None
+                    set_cursor(store, "firehose_live", relay.key, to, force=True)
+            full = True
+            await eventually(lambda: cursor(clean_redis, relay) in {"3", "901"})
+            relay.add((902, account(902)), (903, account(903)))
+            await eventually(lambda: cursor(clean_redis, relay) == "903")
+        relay.add((904, account(904)))
+        async with ingesting(clean_redis, relay.url):
+            await eventually(lambda: cursor(clean_redis, relay) == "904")
+    gaps = [json.loads(entry[b"gap"]) for entry in entries(clean_redis, "rsky_pipeline:gaps")]
+    kind = "cursor_set" if decision == "initial position" else "cursor_refused"
+    assert [(gap["host"], gap["kind"], gap["from_seq"]) for gap in gaps] == [(relay.key, kind, 900)]
+    events = [json.loads(entry[b"event"]) for entry in entries(clean_redis, "firehose_live")]
+    [numbering] = {event["relay"] for event in events}
+    host, _, since = numbering.partition("#")
+    assert (host, time.time() - 600 < int(since) < time.time() + 60) == (relay.key, True)
+    assert {901, 904} <= {event["seq"] for event in events}
+
+
 async def test_what_the_operator_decides_about_a_future_cursor_is_noticed(
     clean_redis: str,
 ) -> None:

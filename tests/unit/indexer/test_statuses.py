@@ -76,6 +76,16 @@ def test_a_relay_that_counts_anew_is_heard_again() -> None:
     assert standing(before, event("a", 8_999_999, 60, None)) == "deactivated", "a redelivery"
 
 
+def test_a_later_numbering_of_a_relay_comes_after_all_earlier_ones() -> None:
+    """Of a relay that lost its state, as the ingester noticed: also within the same day."""
+    gone, back = event("a", 900, 60, "deactivated"), event("a#17", 3, 30, None)
+    assert standing(gone, back) is standing(back, gone) is None
+    active, taken = event("a#17", 4, 90, None), event("a#18", 1, 100, "takendown")
+    for order in ((gone, back, active, taken), (taken, gone, active, back), (taken, back)):
+        assert standing(*order) == "takendown"
+    assert standing(event("a#17", 9, 0, None), event("a#17", 8, 10, "deleted")) is None
+
+
 def test_events_without_a_relay_are_ordered_by_their_times() -> None:
     """As another writer leaves them, in the stream or in the table."""
     old, new = event("", 5, 0, "deactivated"), event("", 2, 10, None)
@@ -84,7 +94,7 @@ def test_events_without_a_relay_are_ordered_by_their_times() -> None:
 
 
 STORIES = st.dictionaries(
-    st.sampled_from(["", "a", "b"]),
+    st.sampled_from(["", "a", "a#7", "b"]),
     st.lists(
         st.tuples(st.integers(-300, 300), st.sampled_from([None, "deleted", "takendown"])),
         min_size=1, max_size=4,

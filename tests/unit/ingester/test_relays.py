@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from rsky_pipeline.ingester.commits.relays import AccountUpdate, RelayDedup
 from rsky_pipeline.ingester.sequence import MAX_SEQ_STEP, GapWatch, Position, parse_position
+from rsky_pipeline.streams.gap import Gap
 
 DID = "did:plc:aaaaaaaaaaaaaaaaaaaaaaaa"
 
@@ -90,6 +91,17 @@ def test_gaps_after_a_stored_cursor(
     # While connected, neither a silence nor numbers that are left out are gaps.
     assert watch.observe(seq + 1, "2026-07-05T00:00:00Z") is None
     assert watch.observe(seq + 9, "2026-07-06T00:00:00Z") is None
+
+
+@pytest.mark.parametrize("seq", [1, 11, 5_000])
+def test_what_follows_on_a_refused_cursor_is_behind_a_gap(seq: int) -> None:
+    """A host that lost its state may have come to the old cursor again, and accept it then."""
+    for stored, position in ((10, Position(10, T0)), (0, Position(0, None))):
+        watch = GapWatch("relay.test", stored, position, refused=Position(10, T0))
+        gap = watch.observe(seq, SOON)
+        assert gap == Gap("relay.test", "cursor_refused", 10, seq, T0, SOON)
+        assert watch.observe(seq + 1, LATER) is None
+        assert watch.observe(seq + 9, LATER) is None
 
 
 def test_a_position_of_another_cursor_says_nothing_of_time() -> None:

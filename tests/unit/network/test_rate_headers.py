@@ -11,6 +11,7 @@ from rsky_pipeline.network.http import (
     LONGEST_SECONDS,
     RateLimit,
     read_date,
+    read_pause,
     read_rate_limit,
     read_retry_after,
 )
@@ -42,6 +43,24 @@ def test_pauses() -> None:
     assert [read_retry_after(text, NOW) for text in ("5", "999999999", None, "soon", "")] == [
         5.0, LONGEST_SECONDS, None, None, None,
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("status", "headers", "seconds"),
+    [
+        (429, {"retry-after": "5", "ratelimit-remaining": "0", "ratelimit-reset": "70"}, 5.0),
+        (429, {"ratelimit-remaining": "0", "ratelimit-reset": "1800000070"}, 70.0),
+        (429, {"ratelimit": '"default";r=0;t=12'}, 12.0),
+        (429, {"ratelimit-remaining": "3", "ratelimit-reset": "70"}, None),  # of another limit
+        (429, {}, None),
+        (503, {"retry-after": "5"}, 5.0),
+        (503, {"ratelimit-remaining": "0", "ratelimit-reset": "70"}, None),
+    ],
+)
+def test_the_pause_after_a_refusal(
+    status: int, headers: dict[str, str], seconds: float | None
+) -> None:
+    assert read_pause(status, headers, NOW) == seconds
 
 
 @given(st.text(max_size=120), st.text(max_size=30))

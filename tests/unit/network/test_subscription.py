@@ -370,12 +370,16 @@ async def test_tls_to_a_server_without_it() -> None:
     assert ended.reason is DisconnectReason.CONNECT_FAILED
 
 
+SPENT = [(b"RateLimit-Remaining", b"0"), (b"RateLimit-Reset", b"70")]
+
+
 @pytest.mark.parametrize(
     ("status", "headers", "reason", "retry_after"),
     [
         (429, [(b"Retry-After", b"7")], DisconnectReason.RATE_LIMITED, 7.0),
         (429, [(b"Retry-After", b"99999999")], DisconnectReason.RATE_LIMITED, 3_600.0),
         (429, [(b"Retry-After", b"Wed, 21 Oct 2026")], DisconnectReason.RATE_LIMITED, None),
+        (429, SPENT, DisconnectReason.RATE_LIMITED, 70.0),
         (503, [(b"Retry-After", b"30")], DisconnectReason.REJECTED, 30.0),
         (502, [], DisconnectReason.REJECTED, None),
         (301, [(b"Location", b"wss://relay.test/")], DisconnectReason.REJECTED, None),

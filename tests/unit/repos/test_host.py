@@ -63,7 +63,7 @@ def test_a_refusal_for_the_rate_pauses_as_long_as_it_says_or_longer_each_time() 
     state = HostState(RULES, 0.0)
     assert state.limited(7.0, None, 0.0) == 7.0
     assert state.delay(0.0) == 7.0
-    assert state.limited(None, RateLimit(0, 12.0), 10.0) == 12.0
+    assert state.limited(12.0, RateLimit(0, 12.0), 10.0) == 12.0
     assert state.limited(None, None, 30.0) == 40.0  # the third in a row, 10 s doubled twice
     assert not state.failing
 
