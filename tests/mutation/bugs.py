@@ -394,7 +394,7 @@ _WRITER = (
           "while not (self._closing.is_set() and self.idle)", "while not self._closing.is_set()",
           _LIVE + "::test_what_was_read_is_written_on_the_way_out"),
     _slip("writer-last-known-forgotten", WRITER,
-          "                cursor.last_known = part.seq\n", "",
+          "            self.last_known = part.seq\n", "",
           _STORE + "::test_a_store_that_lost_everything_is_filled_from_where_it_can"),
     _slip("writer-reset-ignored", WRITER,
           "            self.last_known = None  # an operator", "            pass  # an operator",
