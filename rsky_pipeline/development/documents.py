@@ -187,6 +187,10 @@ def _answered(figures: Mapping[str, Any]) -> str:
     return f"{asked:,} of {len(answers)} endpoints; {errors:,} are equal errors"
 
 
+def _compared(name: str) -> Callable[[Mapping[str, Any]], str]:
+    return lambda figures: "{official:,} / {ours:,}".format_map(figures[name])
+
+
 def _listed(name: str) -> Callable[[Mapping[str, Any]], str]:
     return lambda figures: ", ".join(f"{key} {value:,}" for key, value in figures[name].items())
 
@@ -199,6 +203,14 @@ _OFFICIAL_FIGURES: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
     "questions": _answered,
     "labels officially / ours, after the labeler's key changed": _listed("labels"),
     "account life": _listed("account life"),
+    "accounts of did:web": _listed("did:web"),
+    "rows officially / ours, with them": _compared("live, with did:web"),
+    "a repo imported into an account": _listed("imported"),
+    "rows officially / ours, live, with it": _compared("live, with an import"),
+    "a PDS that lost its sequencer": _listed("lost sequencer"),
+    "rows officially / ours, after that": _compared("live, after a lost sequencer"),
+    "requests to PDSes with rate limits": _listed("rate limits"),
+    "rows officially / ours, all from history by these": _compared("history, with rate limits"),
     "migrations that the official migrator still made, by `db init`": _listed("migrations"),
 }
 

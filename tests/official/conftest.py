@@ -28,16 +28,16 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "installation" in metafunc.fixturenames:
         named = os.environ.get("RELEASE")
         releases = [named] if named else list(RELEASES)
-        metafunc.parametrize("installation", releases, indirect=True, scope="module")
+        metafunc.parametrize("installation", releases, indirect=True, scope="session")
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def installation(request: pytest.FixtureRequest) -> Installation:
     """The packages of a release."""
     return installed(request.param)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def world(installation: Installation, database_server: str) -> Iterator[World]:
     """A network of a release on which people have lived, and which both have followed."""
     with populated(installation, database_server, SEED) as found:

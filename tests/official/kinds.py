@@ -67,6 +67,7 @@ class Facts:
     gone: Collection[str]  # deleted accounts
     edited: Collection[str]  # uris
     moved: Collection[str] = ()  # accounts that another host has now
+    imported: Collection[str] = ()  # accounts with a repo from elsewhere, which is fetched
     unserved: Collection[str] | None = None  # inactive accounts, if ours is from history alone
     kinds: dict[str, Counter[str]] = field(default_factory=dict)  # table -> kind -> rows
     explained: list[tuple[str, str, Row]] = field(default_factory=list)  # table, kind, row
@@ -188,8 +189,10 @@ def _kind(facts: Facts, table: str, official: Row | None, ours: Row | None) -> s
     for uri in filter(None, (row.get("uri"), row.get("postUri"), row.get("recordUri"))):
         if official is None and uri in facts.lost:
             return facts.lost[uri]
-        if official and ours and uri in facts.marked and _unmarked(ours) == official:
-            return MARK
+        if official and ours and uri in facts.marked:
+            seen = {"indexedAt", "sortAt"} if uri in facts.fetched else set()
+            if _changed(official, _unmarked(ours)) <= seen:
+                return MARK
     if official and not ours and {row.get("creator"), row.get("did")} & set(facts.gone):
         return DELETED
     if any(row.get(name) in facts.unmoved for name in ("uri", "duplicateOf")):
@@ -425,6 +428,8 @@ def _notification(facts: Facts, official: Row | None, ours: Row | None) -> str |
         if dated and ours["recordUri"] not in facts.records:
             return CLOCK
     if official:
+        if official["author"] in facts.imported and not ours:
+            return NO_NEWS
         if official["recordUri"] in facts.fetched:
             return FETCHED
         if official["recordUri"] not in facts.records:

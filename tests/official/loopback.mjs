@@ -1,8 +1,10 @@
 // Loaded before every script: servers listen on 127.0.0.1 alone, directories and hosts of handles
-// may be there as well, and handles are looked up at HANDLE_RESOLVER. Ends with whoever started it.
+// may be there as well, and handles are looked up at HANDLE_RESOLVER. With LIMITS_LOG rate limits are
+// reached soon, and each answer is noted. Ends with whoever started it.
 import dns from 'node:dns'
+import fs from 'node:fs'
 import net from 'node:net'
-import { DidPlcResolver, HandleResolver } from '@atproto/identity'
+import { DidPlcResolver, DidWebResolver, HandleResolver } from '@atproto/identity'
 
 dns.setDefaultResultOrder('ipv4first')
 
@@ -19,6 +21,29 @@ DidPlcResolver.prototype.resolveNoCheck = async function (did) {
   if (answer.status === 404) return null
   if (!answer.ok) throw new Error(`${did}: ${answer.status}`)
   return answer.json()
+}
+
+DidWebResolver.prototype.resolveNoCheck = async (did) => {
+  const host = decodeURIComponent(did.slice('did:web:'.length))
+  const answer = await fetch(`http://${host}/.well-known/did.json`)
+  return answer.ok ? answer.json() : null
+}
+
+if (process.env.LIMITS_LOG) {
+  const { RateLimiterMemory } = (await import('rate-limiter-flexible')).default
+  const consume = RateLimiterMemory.prototype.consume
+  const seen = new WeakSet()
+  const note = (refused) => fs.appendFileSync(process.env.LIMITS_LOG, `${refused ? 'refused' : 'served'}\n`)
+  RateLimiterMemory.prototype.consume = function (...given) {
+    if (!seen.has(this)) {  // 12 repos and 6 other requests in 10 seconds
+      seen.add(this)
+      this.points = Math.ceil(this.points / 500)
+      this.duration = Math.ceil(this.duration / 30)
+    }
+    const asked = consume.apply(this, given)
+    asked.then(() => note(false), () => note(true))
+    return asked
+  }
 }
 
 HandleResolver.prototype.resolve = async (handle) => {

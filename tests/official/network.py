@@ -19,11 +19,14 @@ from urllib.parse import parse_qs, urlsplit
 import httpx
 import psycopg
 
+from rsky_pipeline.atproto.crypto import PrivateKey
+from rsky_pipeline.demo.simulator.accounts import did_document
 from tests.official.installation import Installation
 
 START_SECONDS = 120.0
 STOP_SECONDS = 20.0
 ADMIN = "official-admin"
+MAX_IMPORT = 100_000_000
 _ROTATION_KEYS = ("11" * 32, "22" * 32)  # of the two PDSes
 
 
@@ -109,6 +112,33 @@ class Pds:
             return connection.execute(query).fetchall()
 
 
+@dataclass(slots=True)
+class WebDocument:
+    """The document of a did:web account, which its own host serves."""
+
+    did: str = ""
+    keys: dict[str, str] = field(default_factory=dict)  # multibase, by name
+    pds: str = ""
+    handle: str = ""
+
+    def change(
+        self, *, keys: Mapping[str, str] | None = None, pds: str = "", handle: str = "",
+        rotation: str = "",
+    ) -> None:  # fmt: skip
+        """Change parts; keys are did:key or a secret in hex. Rotation keys are of the PLC."""
+        for name, key in (keys or {}).items():
+            public = PrivateKey("k256", bytes.fromhex(key)).multibase if ":" not in key else key
+            self.keys[name] = public.removeprefix("did:key:")
+        self.pds, self.handle = pds or self.pds, handle or self.handle
+
+    def serve(self, path: str) -> Any:
+        """Return the answer at a path; None if there is none."""
+        if path != "/.well-known/did.json":
+            return None
+        services = {"atproto_pds": ("AtprotoPersonalDataServer", self.pds)}
+        return did_document(self.did, self.handle, self.keys, services)
+
+
 class Network:
     """PLC directory, two PDSes, Ozone, and what else a test starts."""
 
@@ -129,6 +159,8 @@ class Network:
         self.labeler = ""
         self.labeler_key = "33" * 32  # the first one, which may change the document
         self.database_url = ""
+        self.web: dict[str, WebDocument] = {}  # by DID
+        self.servers: list[ThreadingHTTPServer] = []
 
     def start(self, database_url: str) -> None:
         """Start PLC directory, PDSes and Ozone, whose tables are in this database."""
@@ -138,10 +170,10 @@ class Network:
             self.start_pds(pds)
         self.labeler = self.start_ozone(self.labeler_key).ready["did"]
 
-    def start_pds(self, pds: Pds) -> None:
-        """Start a PDS on its files."""
+    def start_pds(self, pds: Pds, environ: Mapping[str, str] | None = None, **changes: Any) -> None:
+        """Start a PDS on its files, with other settings."""
         pds.folder.mkdir(exist_ok=True)
-        pds.process = self.service("pds", environment={
+        pds.process = self.service("pds", environ, environment={
             "devMode": True, "port": pds.port, "hostname": "localhost",
             "dataDirectory": str(pds.folder), "blobstoreDiskLocation": str(pds.folder / "blobs"),
             "adminPassword": ADMIN, "jwtSecret": "official-jwt-secret", "didPlcUrl": self.plc,
@@ -150,6 +182,7 @@ class Network:
             "bskyAppViewUrl": "https://appview.invalid", "bskyAppViewDid": "did:example:none",
             "modServiceUrl": "https://mod.invalid", "modServiceDid": "did:example:none",
             "disableSsrfProtection": True, "enableDidDocWithSession": True,
+            "maxImportSize": MAX_IMPORT, **changes,
         })  # fmt: skip
 
     def start_ozone(self, key: str, labeler: str = "") -> Process:
@@ -167,13 +200,25 @@ class Network:
         self.end(next(each for each in self.processes if each.name == "ozone"))
         self.start_ozone(key, self.labeler)
 
-    def service(self, kind: str, **options: Any) -> Process:
+    def restart_pds(
+        self, pds: Pds, environ: Mapping[str, str] | None = None, **changes: Any
+    ) -> None:
+        """Stop a PDS, and start it with other settings."""
+        assert pds.process is not None
+        self.end(pds.process)
+        self.start_pds(pds, environ, **changes)
+
+    def service(
+        self, kind: str, environ: Mapping[str, str] | None = None,
+        seconds: float = START_SECONDS, **options: Any,
+    ) -> Process:  # fmt: skip
         """Start a service of service.mjs, and return when it is ready."""
-        process = self.spawn(kind, "service.mjs", [kind, json.dumps(options)], {}, talks=True)
+        words = [kind, json.dumps(options)]
+        process = self.spawn(kind, "service.mjs", words, environ or {}, talks=True)
         assert process.process.stdout is not None
         with selectors.DefaultSelector() as selector:
             selector.register(process.process.stdout, selectors.EVENT_READ)
-            line = process.process.stdout.readline() if selector.select(START_SECONDS) else b""
+            line = process.process.stdout.readline() if selector.select(seconds) else b""
         if not line:
             raise process.failure("did not start")
         process.ready = json.loads(line)
@@ -202,8 +247,42 @@ class Network:
         return found
 
     def change_document(self, did: str, signer: str, **changes: Any) -> None:
-        """Change a DID document in the directory; `signer` is the secret of a rotation key."""
+        """Change a DID document; in the directory `signer` is the secret of a rotation key."""
+        if did in self.web:
+            self.web[did].change(**changes)
+            return
         self.end(self.service("identity", plcUrl=self.plc, did=did, signer=signer, **changes))
+
+    def serve(self, answer: Callable[[str], Any]) -> int:
+        """Serve JSON documents by their path, None as an error; return the port."""
+
+        class Answers(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_GET(self) -> None:
+                found = answer(self.path)
+                body = json.dumps(found or {"error": "NotFound"}).encode()
+                self.send_response(200 if found else 400)
+                self.send_header("content-type", "application/json")
+                self.send_header("content-length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            def log_message(self, *_: Any) -> None:
+                pass
+
+        server = ThreadingHTTPServer(("127.0.0.1", 0), Answers)
+        server.daemon_threads = True
+        self.servers.append(server)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        return int(server.server_address[1])
+
+    def new_web_did(self) -> str:
+        """Return a did:web whose host serves the document that `change_document` makes."""
+        document = WebDocument()
+        document.did = f"did:web:localhost%3A{self.serve(document.serve)}"
+        self.web[document.did] = document
+        return document.did
 
     def end(self, process: Process) -> None:
         """End one process."""
@@ -242,52 +321,30 @@ def official_network(
 ) -> Iterator[Network]:
     """Run the network until the block ends."""
     network = Network(installation, folder)
-    with _resolver(network.handles) as network.resolver:
-        try:
-            network.start(database_url)
-            yield network
-        finally:
-            for process in reversed(network.processes):
-                process.process.terminate()
-            for process in network.processes:
-                process.end()
-            network.http.close()
 
+    def resolve(path: str) -> Any:
+        """Answer com.atproto.identity.resolveHandle.
 
-@contextlib.contextmanager
-def _resolver(handles: Callable[[], Mapping[str, str]]) -> Iterator[str]:
-    """Serve com.atproto.identity.resolveHandle; yield where.
+        Handles of inactive accounts resolve as well: their PDS refuses them, and each indexer would
+        have another row by when it asked.
+        """
+        [handle] = parse_qs(urlsplit(path).query).get("handle", [""])
+        did = network.handles().get(handle)
+        return {"did": did} if did else None
 
-    Handles of inactive accounts resolve as well: their PDS refuses them, and each indexer would
-    have another row by when it asked.
-    """
-
-    class Answers(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
-        def do_GET(self) -> None:
-            [handle] = parse_qs(urlsplit(self.path).query).get("handle", [""])
-            did = handles().get(handle)
-            body = json.dumps({"did": did} if did else {"error": "HandleNotFound"}).encode()
-            self.send_response(200 if did else 400)
-            self.send_header("content-type", "application/json")
-            self.send_header("content-length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, *_: Any) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Answers)
-    server.daemon_threads = True
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
     try:
-        yield f"http://127.0.0.1:{server.server_address[1]}"
+        network.resolver = f"http://127.0.0.1:{network.serve(resolve)}"
+        network.start(database_url)
+        yield network
     finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
+        for process in reversed(network.processes):
+            process.process.terminate()
+        for process in network.processes:
+            process.end()
+        for server in network.servers:
+            server.shutdown()
+            server.server_close()
+        network.http.close()
 
 
 def wait_until(condition: Callable[[], bool], what: Callable[[], str], seconds: float) -> None:

@@ -15,6 +15,7 @@ import orjson
 
 from rsky_pipeline.atproto.crypto import PrivateKey
 from rsky_pipeline.atproto.dagjson import to_json
+from rsky_pipeline.atproto.syntax import tid_from
 from rsky_pipeline.demo.simulator import mix
 from rsky_pipeline.demo.simulator.accounts import SimulatedAccount
 from rsky_pipeline.demo.simulator.records import RecordMaker, Reference, Subjects
@@ -73,6 +74,7 @@ class People:
         self.edited: set[str] = set()  # uris
         self.gone: set[str] = set()  # deleted accounts
         self.moved: set[str] = set()  # accounts that live on another PDS now
+        self.imported: set[str] = set()  # accounts that have a repo from elsewhere
         self.labels: list[tuple[dict[str, Any], list[str]]] = []
         self.before: Callable[[Pds], None] = lambda _: None  # called before each write
         self._last: Pds | None = None
@@ -82,7 +84,7 @@ class People:
     def join(self, pds: Pds) -> Person:
         """Make an account."""
         number = len(self.everybody)
-        self._turn(pds)
+        self.turn(pds)
         body = {
             "handle": f"person{number}{pds.domain}", "email": f"person{number}@example.org",
             "password": f"password of {number}",
@@ -118,28 +120,28 @@ class People:
 
     def rename(self, person: Person, handle: str) -> None:
         """Change a handle."""
-        self._turn(person.pds)
+        self.turn(person.pds)
         self.call(person, "com.atproto.identity.updateHandle", {"handle": handle})
         person.account.handle = handle
         self.counts["handle"] += 1
 
     def deactivate(self, person: Person) -> None:
         """Let an account pause."""
-        self._turn(person.pds)
+        self.turn(person.pds)
         self.call(person, "com.atproto.server.deactivateAccount", {})
         person.status = "deactivated"
         self.counts["deactivated"] += 1
 
     def reactivate(self, person: Person) -> None:
         """Let an account come back."""
-        self._turn(person.pds)
+        self.turn(person.pds)
         self.call(person, "com.atproto.server.activateAccount")
         person.status = None
         self.counts["reactivated"] += 1
 
     def take_down(self, person: Person, *, applied: bool = True) -> None:
         """Take an account down at its PDS, or lift that."""
-        self._turn(person.pds)
+        self.turn(person.pds)
         subject = {"$type": "com.atproto.admin.defs#repoRef", "did": person.did}
         takedown = {"applied": True, "ref": "test"} if applied else {"applied": False}
         self.manage(person.pds, "com.atproto.admin.updateSubjectStatus",
@@ -151,7 +153,7 @@ class People:
 
     def delete(self, person: Person) -> None:
         """Delete an account for good."""
-        self._turn(person.pds)
+        self.turn(person.pds)
         self.manage(person.pds, "com.atproto.admin.deleteAccount", {"did": person.did})
         person.status = "deleted"
         self.gone.add(person.did)
@@ -159,7 +161,7 @@ class People:
 
     def rotate_key(self, person: Person, *, announced: bool) -> None:
         """Give an account another key, with an #identity event or without."""
-        self._turn(person.pds)
+        self.turn(person.pds)
         secret = self.choose.randbytes(32)
         pds = person.pds
         self.network.change_document(person.did, pds.rotation_key, keys={"atproto": secret.hex()})
@@ -173,7 +175,7 @@ class People:
     def migrate(self, person: Person, pds: Pds) -> None:
         """Move an account to another PDS, with its records and blobs."""
         old, token = person.pds, person.token
-        self._turn(old)
+        self.turn(old)
         audience, method = "did:web:localhost", "com.atproto.server.createAccount"
         proof = self.call(
             person, "com.atproto.server.getServiceAuth", get=True, aud=audience, lxm=method
@@ -184,8 +186,9 @@ class People:
             json={"did": person.did, "handle": handle, "password": person.password,
                   "email": f"{person.account.number}.{handle}@example.org"},
         )  # fmt: skip
-        car = self.network.http.get(f"{old.url}/xrpc/com.atproto.sync.getRepo?did={person.did}")
-        self._turn(pds)
+        get_repo = f"{old.url}/xrpc/com.atproto.sync.getRepo"
+        car = self.network.http.get(get_repo, params={"did": person.did}).raise_for_status()
+        self.turn(pds)
         person.pds, person.token = pds, made["accessJwt"]
         self._upload(person, "com.atproto.repo.importRepo", car.content, "application/vnd.ipld.car")
         missing = self.call(person, "com.atproto.repo.listMissingBlobs", get=True)["blobs"]
@@ -200,12 +203,29 @@ class People:
             handle=handle, rotation=pds.rotation_key,
         )  # fmt: skip
         self.call(person, "com.atproto.server.activateAccount")
-        self._turn(old)
+        self.turn(old)
         headers = {"authorization": f"Bearer {token}"}
         self.network.call(old.url, "com.atproto.server.deactivateAccount", json={}, headers=headers)
         person.account.handle = handle
         self.moved.add(person.did)
         self.counts["migration"] += 1
+
+    def import_repo(self, person: Person, records: int) -> None:
+        """Bring so many records into an account that has none; its PDS announces nothing."""
+        self.turn(person.pds)
+        [file] = person.pds.folder.glob(f"actors/*/{person.did}/key")
+        key = PrivateKey("k256", file.read_bytes())
+        writes: dict[str, Write] = {}
+        while len(writes) < records:
+            for write in self._writes(person, "create"):
+                writes.setdefault(write.path, write)
+        repo = SimulatedRepo(person.did, key)
+        repo.load(writes.values(), tid_from(self.now), self.now)
+        self._upload(person, "com.atproto.repo.importRepo", repo.car(), "application/vnd.ipld.car")
+        for path, write in writes.items():
+            person.records[path] = write.record or {}
+        self.imported.add(person.did)
+        self.counts["imported"] += len(writes)
 
     def _upload(self, person: Person, method: str, content: bytes, media: str) -> None:
         headers = {"authorization": f"Bearer {person.token}", "content-type": media}
@@ -259,7 +279,7 @@ class People:
 
     def log_in(self, person: Person) -> None:
         """Open another session."""
-        body = {"identifier": person.did, "password": person.password}
+        body = {"identifier": person.account.handle, "password": person.password}
         session = self.network.call(person.pds.url, "com.atproto.server.createSession", json=body)
         person.token = session["accessJwt"]
 
@@ -333,7 +353,7 @@ class People:
 
     def write(self, person: Person, writes: list[Write], *, validate: bool | None = None) -> None:
         """Commit writes; what the PDS refuses is counted."""
-        self._turn(person.pds)
+        self.turn(person.pds)
         body: dict[str, Any] = {"repo": person.did, "writes": []}
         if validate is not None:
             body["validate"] = validate
@@ -427,8 +447,10 @@ class People:
             )["blob"]
         return person.blobs[media]
 
-    def _turn(self, pds: Pds) -> None:
-        """Where the next event is another PDS's, let everybody read those of the last one first."""
+    def turn(self, pds: Pds) -> None:
+        """Call it before each event of a PDS.
+
+        Where the next event is another PDS's, let everybody read those of the last one first."""
         if self._last is not None and self._last is not pds:
             self.before(self._last)
         self._last = pds

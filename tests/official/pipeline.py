@@ -1,6 +1,7 @@
 """Our pipeline as it follows the official network, with embedded stores and an open database."""
 
 import contextlib
+import json
 import os
 import random
 import signal
@@ -58,6 +59,11 @@ class Following:
             return {}
         every = [each for item in found for each in item.status["processes"]]
         return {item["name"]: item["pid"] for item in every if item["state"] == "ready"}
+
+    def findings(self) -> list[str]:
+        """Return what its workers find wrong, each with its subject."""
+        found = json.loads(self.command("status", "--json"))
+        return [f"{each['finding']} {each['subject']}" for each in found["findings"]]
 
     def kill_one(self, choose: random.Random, *, stores: bool = True) -> None:
         """Kill a worker, or a store as well, with SIGKILL."""

@@ -3,7 +3,7 @@
 import fs from 'node:fs'
 import http from 'node:http'
 
-const kinds = { plc, pds, ozone, indexer, reader, migrate, identity }
+const kinds = { plc, pds, ozone, indexer, reader, migrate, identity, repo }
 const [kind, text] = process.argv.slice(2)
 const { stop, ...ready } = await kinds[kind](JSON.parse(text))
 console.log(JSON.stringify(ready))
@@ -87,7 +87,11 @@ async function indexer({ databaseUrl, schema, plcUrl, services, port, errors, bs
   for (const each of subscriptions) void each.start()
   const private_ = bsync && new BsyncSubscription({ config: bsync, db })
   private_?.start()
-  const server = http.createServer((_, answer) => {
+  const server = http.createServer((asked, answer) => {
+    if (asked.method === 'POST') {  // the stream at this place is read from its beginning again
+      const { current } = subscriptions[Number(asked.url.slice(1))]
+      current.runner.cursor = 0
+    }
     answer.setHeader('content-type', 'application/json')
     const reached = Object.fromEntries(subscriptions.map((each, index) => [services[index], each.getCursor()]))
     answer.end(JSON.stringify({ cursors: reached, events, private: private_?.cursors }))
@@ -108,6 +112,29 @@ async function reader({ databaseUrl, schema, bsync }) {
   const subscription = new BsyncSubscription({ config: bsync, db })
   subscription.start()
   return { stop: () => subscription.destroy().then(() => db.close()) }
+}
+
+// The official indexing of a whole repo, one record after the other.
+async function repo({ databaseUrl, schema, plcUrl, did, errors }) {
+  const { Database, RepoSubscription } = await import('@atproto/bsky')
+  const { IdResolver } = await import('@atproto/identity')
+  const db = new Database({ url: databaseUrl, schema, poolSize: 10 })
+  const subscription = new RepoSubscription({ service: '', db, idResolver: new IdResolver({ plcUrl }) })
+  const { indexingSvc, background } = subscription
+  const indexRecord = indexingSvc.indexRecord.bind(indexingSvc)
+  let last = Promise.resolve()
+  let records = 0
+  indexingSvc.indexRecord = (uri, ...rest) => {
+    last = last.then(() => indexRecord(uri, ...rest)).catch((error) => {
+      fs.appendFileSync(errors, JSON.stringify({ subject: String(uri), error: `${error.message}: ${error.cause?.message ?? ''}` }) + '\n')
+    }).then(() => background.processAll())
+    records += 1
+    return last
+  }
+  await indexingSvc.indexRepo(did)
+  await background.processAll()
+  await db.close()
+  return { records }
 }
 
 async function migrate({ databaseUrl, schema }) {

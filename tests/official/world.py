@@ -34,6 +34,7 @@ ACTS = 600
 LABELS = 60
 KILL_EVERY = 80  # acts
 READ_SECONDS = 120.0
+INDEX_SECONDS = 900.0  # for a large repo
 TIMES_SEEN = ("indexedAt", "sortAt", "sortedAt")  # of history: the time at which it was fetched
 
 
@@ -73,6 +74,19 @@ class Indexer:
         lines = map(json.loads, self.errors.read_text().splitlines())
         return {each["subject"]: each["error"] for each in lines}
 
+    def index_repo(self, did: str) -> int:
+        """Have it index a whole repo, while nothing else happens; return the number of records."""
+        process = self.network.service(
+            "repo", seconds=INDEX_SECONDS, databaseUrl=self.database_url,
+            schema=OFFICIAL_SCHEMA, did=did, plcUrl=self.network.plc, errors=str(self.errors),
+        )  # fmt: skip
+        self.network.end(process)
+        return int(process.ready["records"])
+
+    def begin_anew(self, pds: Pds) -> None:
+        """Have it read the events of a PDS from the beginning, as its operator would."""
+        self.network.http.post(f"{self.url}/{self.network.pdses.index(pds)}").raise_for_status()
+
     def _cursor(self, pds: Pds) -> int:
         return int(self._state()["cursors"].get(pds.relay, 0))
 
@@ -110,7 +124,7 @@ class World:
         facts = Facts(
             rows.read(self.indexer.database_url, OFFICIAL_SCHEMA), rows.read(ours.url, ours.schema),
             self.indexer.refused(), self.people.gone, self.people.edited,
-            self.people.moved,
+            self.people.moved, self.people.imported,
             {each.did for each in self.people.everybody if each.status} if history else None,
         )  # fmt: skip
         left_out = TIMES_SEEN if history else ()
