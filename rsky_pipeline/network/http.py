@@ -20,7 +20,6 @@ from itertools import chain
 from typing import Any, Literal
 from urllib.parse import urljoin, urlsplit
 
-import httpcore
 import orjson
 import trio
 
@@ -29,6 +28,7 @@ from rsky_pipeline.configuration.proxy import Proxy
 from rsky_pipeline.network.body import BodyDecoder, BodyError, read_json
 from rsky_pipeline.network.connect import ForbiddenAddressError
 from rsky_pipeline.network.pool import (
+    BROKEN,
     ClientResponse,
     ConnectionPool,
     InvalidUrlError,
@@ -47,7 +47,6 @@ _EPOCH_FROM = 1_000_000_000  # a larger reset is an instant, not a duration
 _FIELD = re.compile(r"(?:^|;)\s*([rt])=(\d{1,12})\b")
 _MAX_MESSAGE = 1_000
 _SUCCESS = frozenset({200, 203})  # 203: a proxy on the way changed something
-_BROKEN = (httpcore.NetworkError, httpcore.ProtocolError)
 FailureKind = Literal[
     "unreachable", "timeout", "too_slow", "status", "too_big", "forbidden", "malformed",
     "internal_error",
@@ -109,7 +108,7 @@ class Download:
 
 
 class HttpClient:
-    """One pool of connections; use as an async context manager, or `aclose` it.
+    """One pool of connections; use as an async context manager, or `close` it.
 
     Whatever a URL, a host or its answer makes the libraries below raise is that request's
     HttpError, of kind "internal_error" where nobody declared it; `boundary` counts those.
@@ -147,13 +146,12 @@ class HttpClient:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        await self.aclose()
+        self.close()
 
-    async def aclose(self) -> None:
+    def close(self) -> None:
         """Close all connections."""
-        await self._trusted.aclose()
-        if self._guarded is not self._trusted:
-            await self._guarded.aclose()
+        self._trusted.close()
+        self._guarded.close()  # may be the same
 
     @asynccontextmanager
     async def get(
@@ -168,20 +166,17 @@ class HttpClient:
         that the operator configured. With `stay` a redirect to another host raises RedirectError.
         """
         window = _Window(min_rate, self._silence_seconds)
-        with trio.move_on_after(total_seconds) as scope:
-            try:
-                with trio.fail_after(self._silence_seconds):
-                    response = await self._open(url, max_bytes, trusted, stay)
-            except trio.TooSlowError as error:
-                message = f"{_host(url)} did not answer within {self._silence_seconds:g} s"
-                raise HttpError("timeout", message) from error
+        until, response = trio.current_time() + total_seconds, None
+        with trio.CancelScope(deadline=self._head_until(until)) as scope:
+            response = await self._open(url, max_bytes, trusted, stay)
+            scope.deadline = until
             try:
                 async with aclosing(self._bounded(response, max_bytes, window)) as chunks:
                     yield Download(response.url, response.headers, chunks)
             finally:
-                await self._close(response)
+                self._close(response)
         if scope.cancelled_caught:
-            raise HttpError("timeout", f"{url} took more than {total_seconds:.0f} s")
+            raise self._late(url, total_seconds, response)
 
     async def get_json(
         self, url: str, *, max_bytes: int = MAX_JSON, total_seconds: float = 30.0,
@@ -219,19 +214,35 @@ class HttpClient:
         """
         posted = PostedBody(orjson.dumps(document), {"Content-Type": "application/json", **headers})
         body = bytearray()
-        with trio.move_on_after(total_seconds) as scope:
+        until, response = trio.current_time() + total_seconds, None
+        with trio.CancelScope(deadline=self._head_until(until)) as scope:
             response = await self._post(url, posted, max_bytes)
+            scope.deadline = until
             try:
                 async for chunk in self._bounded(response, max_bytes):
                     body += chunk
             finally:
-                await self._close(response)
+                self._close(response)
         if scope.cancelled_caught:
-            raise HttpError("timeout", f"{_host(url)} took more than {total_seconds:.0f} s")
+            raise self._late(url, total_seconds, response)
         try:
             return read_json(bytes(body))
         except ValueError as error:
             raise HttpError("malformed", f"{url} does not answer with JSON") from error
+
+    def _head_until(self, until: float) -> float:
+        """Return when the head of an answer has to be there.
+
+        A scope whose deadline moves, for a second one costs as much as reading a document's JSON.
+        """
+        return min(until, trio.current_time() + self._silence_seconds)
+
+    def _late(self, url: str, total_seconds: float, response: ClientResponse | None) -> HttpError:
+        """Return the error of a request that ran out of time before or behind its head."""
+        if response is not None:
+            return HttpError("timeout", f"{_host(url)} took more than {total_seconds:.0f} s")
+        seconds = min(total_seconds, self._silence_seconds)
+        return HttpError("timeout", f"{_host(url)} did not answer within {seconds:g} s")
 
     async def _post(self, url: str, posted: PostedBody, max_bytes: int) -> ClientResponse:
         self._check_scheme(url, trusted=True)
@@ -246,7 +257,7 @@ class HttpClient:
         try:
             raise await self._refusal(response)
         finally:
-            await self._close(response)
+            self._close(response)
 
     async def _open(self, url: str, max_bytes: int, trusted: bool, stay: bool) -> ClientResponse:
         """Return a successful response. Raises HttpError and RedirectError."""
@@ -262,7 +273,7 @@ class HttpClient:
         """Return a response unless it announces that it is too large. Raises HttpError."""
         length = response.headers.get("content-length", "")
         if length.isascii() and length.isdigit() and int(length) > max_bytes:
-            await self._close(response)
+            self._close(response)
             raise HttpError("too_big", f"{response.url} announces {length} bytes")
         return response
 
@@ -281,7 +292,7 @@ class HttpClient:
                     raise await self._refusal(response)
                 target = redirect_target(url, response.location)
             finally:
-                await self._close(response)
+                self._close(response)
             same_host = _origin(target) == _origin(url)
             # Wherever a trusted server sends us, it is no longer the operator's choice.
             trusted = trusted and same_host
@@ -305,7 +316,7 @@ class HttpClient:
         try:
             decoder = BodyDecoder(response.headers.get("content-encoding", ""))
             asked = trio.current_time()
-            async for chunk in response.chunks():
+            while chunk := await response.receive():
                 received += len(chunk)
                 waited = trio.current_time() - asked
                 if window is not None and window.too_slow(waited, len(chunk)):
@@ -322,10 +333,10 @@ class HttpClient:
             raise HttpError("malformed", f"{response.url}: {error}") from error
         except HttpError:
             raise
-        except httpcore.TimeoutException as error:
+        except trio.TooSlowError as error:
             raise HttpError("timeout", f"{response.host} stopped sending") from error
-        except (*_BROKEN, OSError) as error:
-            raise HttpError("unreachable", f"{response.host} broke off: {error}") from error
+        except (*BROKEN, OSError) as error:
+            raise HttpError("unreachable", f"{response.host} broke off: {_cause(error)}") from error
         except Exception as error:
             raise self._internal(error, response.url) from error
 
@@ -350,10 +361,10 @@ class HttpClient:
             limit=read_rate_limit(response.headers, now),
         )
 
-    async def _close(self, response: ClientResponse) -> None:
+    def _close(self, response: ClientResponse) -> None:
         """Close a response; an exception of the connection does not change the outcome."""
         try:
-            await response.aclose()
+            response.close()
         except Exception as error:  # noqa: BLE001 - see runtime.boundary
             self._boundary.caught(error, "close", host=response.host)
 
@@ -367,10 +378,16 @@ async def _send(pool: ConnectionPool, url: str, posted: PostedBody | None = None
         return await pool.send(url, posted)
     except ForbiddenAddressError as error:
         raise HttpError("forbidden", str(error), misled=error.resolved) from error
-    except httpcore.TimeoutException as error:
+    except trio.TooSlowError as error:
         raise HttpError("timeout", f"{_host(url)} does not answer") from error
-    except (*_BROKEN, InvalidUrlError, OSError) as error:  # ssl.SSLError is an OSError
-        raise HttpError("unreachable", f"{_host(url)} cannot be reached: {error}") from error
+    except (*BROKEN, InvalidUrlError, OSError) as error:  # ssl.SSLError is an OSError
+        message = f"{_host(url)} cannot be reached: {_cause(error)}"
+        raise HttpError("unreachable", message) from error
+
+
+def _cause(error: Exception) -> BaseException:
+    """Return the error of the system or of TLS behind trio's."""
+    return error.__cause__ or error if isinstance(error, trio.BrokenResourceError) else error
 
 
 def _host(url: str) -> str:

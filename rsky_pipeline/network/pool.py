@@ -1,166 +1,180 @@
-"""A pool of HTTP connections, and the requests that are sent over them."""
+"""HTTP/1.1 connections to any number of hosts, kept for the next request to the same one.
+
+h11 has the protocol, `connect` has how a host is connected to. A pool finds the connection for a
+request in constant time, however many requests and connections there are: on a cold start
+thousands of accounts are looked up at one directory.
+"""
 
 import ssl
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections import OrderedDict, deque
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from functools import lru_cache
+from typing import NamedTuple
 from urllib.parse import quote, urlsplit
 
-import httpcore
+import h11
 import trio
 
 from rsky_pipeline import __version__
 from rsky_pipeline.configuration.endpoints import normal_host
 from rsky_pipeline.configuration.proxy import Proxy
-from rsky_pipeline.network.connect import Connection, Dialer, ForbiddenAddressError, secured
+from rsky_pipeline.network.connect import Connection, Dialer, secured
 
 USER_AGENT = f"rsky-pipeline/{__version__}"
-CONNECT_SECONDS = 10.0
+CONNECT_SECONDS = 10.0  # name, TCP, proxy and TLS together
 MAX_HEAD = 256 * 1024  # bytes of an answer's head and of the interim answers before it
+MAX_FIELD = 100 * 1024  # bytes of a head that comes in one piece, or of a chunk's first line
 MAX_IDLE_CONNECTIONS = 50
 IDLE_SECONDS = 5.0  # a host may close a connection at any time after that
+_READ_BYTES = 65_536
+_MAX_AUTHORITY = 1_000  # characters; a name has 253 at most, and some of them are kept
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _HEADERS = [
     (b"User-Agent", USER_AGENT.encode()), (b"Accept", b"*/*"), (b"Accept-Encoding", b"identity"),
 ]  # fmt: skip
 # Allowed or reserved in a URL, or an escape: everything else is written as one.
 _PLAIN = "%/:?#[]@!$&'()*+,;=~"
+# Raised by requests for a connection that breaks or does not speak HTTP; an OSError is one, too.
+BROKEN = (trio.BrokenResourceError, trio.ClosedResourceError, h11.ProtocolError)
 
 
 class InvalidUrlError(ValueError):
     """A URL that no request can be sent to."""
 
 
-class _Stream(httpcore.AsyncNetworkStream):
-    """A connection, whose peer can send no more than `MAX_HEAD` bytes before an answer begins.
+class Origin(NamedTuple):
+    """Where requests go that may share a connection."""
 
-    The library reads interim responses (`100 Continue`) for as long as they come.
+    secure: bool
+    host: str
+    port: int
 
-    A server may close an idle connection just as we use it once more. That is nobody's trouble: the
-    pool sends the request again on another connection, as browsers do (RFC 9112, 9.3.1).
-    """
+    @property
+    def authority(self) -> str:
+        """Host and port as in a Host header: a usual port is left out."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return host if self.port == (443 if self.secure else 80) else f"{host}:{self.port}"
 
-    def __init__(self, stream: Connection) -> None:
+
+class _IdleEndError(Exception):
+    """The server closed a kept connection just as it was used once more."""
+
+
+class _Connection:
+    """A connection of a pool: one request at a time."""
+
+    def __init__(self, origin: Origin, stream: Connection, silence_seconds: float) -> None:
+        self.origin = origin
+        self.idle_until = 0.0
         self._stream = stream
-        self._received = 0  # since the last request
-        self.answered = False  # the head of the answer was read
-        self._used_before = False
+        self._silence_seconds = silence_seconds
+        self._protocol = h11.Connection(h11.CLIENT, max_incomplete_event_size=MAX_FIELD)
+        self._is_kept = False  # it has served a request before
 
-    async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:  # noqa: ASYNC109
-        try:
-            with _translated(httpcore.ReadTimeout, httpcore.ReadError, timeout):
-                data = bytes(await self._stream.receive_some(max_bytes))
-        except httpcore.ReadError:
-            self._require_no_idle_end()
-            raise
-        if not data:
-            self._require_no_idle_end()
-        if not self.answered:
-            self._received += len(data)
-            if self._received > MAX_HEAD:
-                raise httpcore.RemoteProtocolError("the head of the answer has no end")
-        return data
+    async def ask(self, request: h11.Request, content: bytes) -> h11.Response:
+        """Send a request and return the head of its answer; the caller limits the time.
 
-    async def write(self, buffer: bytes, timeout: float | None = None) -> None:  # noqa: ASYNC109
-        self._used_before |= self.answered
-        self._received, self.answered = 0, False
-        if buffer:
-            with _translated(httpcore.WriteTimeout, httpcore.WriteError, timeout):
-                await self._stream.send_all(buffer)
+        Raises `BROKEN`, OSError and _IdleEndError.
+        """
+        protocol, received = self._protocol, 0
+        data = protocol.send(request) or b""
+        if content:
+            data += protocol.send(h11.Data(data=content)) or b""
+        data += protocol.send(h11.EndOfMessage()) or b""
+        with suppress(trio.BrokenResourceError):  # a server may refuse a body without reading it
+            await self._stream.send_all(data)
+        while True:
+            event = protocol.next_event()
+            if isinstance(event, h11.Response):
+                return event
+            if event is h11.NEED_DATA:
+                try:
+                    data = bytes(await self._stream.receive_some(_READ_BYTES))
+                except trio.BrokenResourceError:
+                    data = b""
+                    if received or not self._is_kept:
+                        raise
+                if not data and not received and self._is_kept:
+                    raise _IdleEndError
+                received += len(data)
+                if received > MAX_HEAD:
+                    raise h11.RemoteProtocolError("the head of the answer has no end")
+                protocol.receive_data(data)
+            elif not isinstance(event, h11.InformationalResponse) or event.status_code == 101:
+                raise h11.RemoteProtocolError("the answer has no head")
 
-    def _require_no_idle_end(self) -> None:
-        """Raise ConnectionNotAvailable where it ended before any answer to a further request."""
-        if self._used_before and not self.answered and not self._received:
-            raise httpcore.ConnectionNotAvailable
+    async def receive(self) -> bytes:
+        """Return the next part of the body, empty at its end.
 
-    async def aclose(self) -> None:
-        await self._stream.aclose()
+        Raises `BROKEN`, OSError, and trio.TooSlowError where nothing comes for too long.
+        """
+        while True:
+            event = self._protocol.next_event()
+            if isinstance(event, h11.Data):
+                return bytes(event.data)
+            if isinstance(event, h11.EndOfMessage):
+                return b""
+            if event is not h11.NEED_DATA:
+                raise h11.RemoteProtocolError("the body has no end")
+            with trio.fail_after(self._silence_seconds):
+                data = await self._stream.receive_some(_READ_BYTES)
+            self._protocol.receive_data(bytes(data))
 
-    async def start_tls(
-        self,
-        ssl_context: ssl.SSLContext,
-        server_hostname: str | None = None,
-        timeout: float | None = None,  # noqa: ASYNC109
-    ) -> httpcore.AsyncNetworkStream:
-        with _translated(httpcore.ConnectTimeout, httpcore.ConnectError, timeout):
-            return _Stream(await secured(self._stream, server_hostname or "", ssl_context))
+    def is_usable(self) -> bool:
+        """Return whether a kept connection is still open: an idle server sends nothing."""
+        return trio.current_time() < self.idle_until and not self._socket.is_readable()
 
-    def get_extra_info(self, info: str) -> Any:
-        if info != "is_readable":  # the TLS object, for example: HTTP/2 is never offered
-            return None
-        # Asked of idle connections, to see whether their peer has closed them.
+    def release(self) -> bool:
+        """Prepare for the next request; return False where the last one did not end as planned."""
+        protocol = self._protocol
+        if not protocol.our_state is protocol.their_state is h11.DONE:
+            return False
+        protocol.start_next_cycle()
+        self._is_kept = True
+        self.idle_until = trio.current_time() + IDLE_SECONDS
+        return True
+
+    def close(self) -> None:
+        """Close it at once, and without a farewell."""
+        self._socket.close()
+
+    @property
+    def _socket(self) -> trio.socket.SocketType:
         stream: trio.abc.Stream = self._stream
         while isinstance(stream, trio.SSLStream):
             stream = stream.transport_stream
         assert isinstance(stream, trio.SocketStream)
-        return stream.socket.is_readable()
-
-
-@contextmanager
-def _translated(
-    late: type[Exception], broken: type[Exception], seconds: float | None
-) -> Iterator[None]:
-    """Limit the time of a step, and raise httpcore's exceptions for it."""
-    try:
-        with trio.fail_after(seconds or float("inf")):
-            yield
-    except trio.TooSlowError as error:
-        raise late("out of time") from error
-    except ForbiddenAddressError:
-        raise
-    except (trio.BrokenResourceError, trio.ClosedResourceError, OSError) as error:
-        raise broken(str(error.__cause__ or error)) from error
-
-
-class _Backend(httpcore.AsyncNetworkBackend):
-    """Connects by way of a `Dialer`."""
-
-    def __init__(self, dialer: Dialer, proxy: Proxy | None) -> None:
-        """The pool's own connections to the proxy are not connected through the proxy."""
-        self._dialer = dialer
-        self._proxy = proxy
-
-    async def connect_tcp(
-        self,
-        host: str,
-        port: int,
-        timeout: float | None = None,  # noqa: ASYNC109 - httpcore's signature
-        local_address: str | None = None,
-        socket_options: Iterable[Any] | None = None,
-    ) -> httpcore.AsyncNetworkStream:
-        with _translated(httpcore.ConnectTimeout, httpcore.ConnectError, timeout):
-            proxy = self._proxy
-            if proxy is not None and (host, port) == (proxy.endpoint.host, proxy.endpoint.port):
-                return _Stream(await self._dialer.open_proxy(proxy))
-            return _Stream(await self._dialer.open(host, port))
-
-    async def sleep(self, seconds: float) -> None:
-        await trio.sleep(seconds)
+        return stream.socket
 
 
 @dataclass(frozen=True, slots=True)
 class ClientResponse:
-    """The head of a response; the names of `headers` are in lower case. `aclose` it."""
+    """The head of a response; the names of `headers` are in lower case. `close` it."""
 
     url: str
     host: str
     status: int
     headers: Mapping[str, str]
-    _source: httpcore.Response
+    _connection: _Connection
+    _pool: "ConnectionPool"
 
     @property
     def location(self) -> str | None:
         """Where a redirect leads; None if this is none."""
         return self.headers.get("location") if self.status in _REDIRECTS else None
 
-    def chunks(self) -> AsyncIterator[bytes]:
-        """Yield the body as it comes. Raises httpcore's exceptions."""
-        return self._source.aiter_stream()
+    async def receive(self) -> bytes:
+        """Return the next part of the body as it comes, empty at its end.
 
-    async def aclose(self) -> None:
+        Raises `BROKEN`, OSError and trio.TooSlowError.
+        """
+        return await self._connection.receive()
+
+    def close(self) -> None:
         """Give the connection back, or close it if the body was not read to its end."""
-        await self._source.aclose()
+        self._pool.take_back(self._connection)
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,88 +186,168 @@ class PostedBody:
 
 
 class ConnectionPool:
-    """Connections to any number of hosts."""
+    """Connections to any number of hosts; `most` requests are under way at a time."""
 
     def __init__(
         self, context: ssl.SSLContext, *, guarded: bool, silence_seconds: float, most: int,
         proxy: Proxy | None = None,
     ) -> None:  # fmt: skip
+        self._context = context
         # Only requests without TLS are sent to the proxy itself, and a guarded pool sends none.
         self._proxy = None if guarded else proxy
-        self._pool = httpcore.AsyncConnectionPool(
-            ssl_context=context,
-            max_connections=most,
-            max_keepalive_connections=MAX_IDLE_CONNECTIONS,
-            keepalive_expiry=IDLE_SECONDS,
-            network_backend=_Backend(Dialer(guarded=guarded, proxy=proxy), self._proxy),
-        )
-        self._timeouts = {
-            "connect": CONNECT_SECONDS, "read": silence_seconds, "write": silence_seconds,
-        }  # fmt: skip
+        self._dialer = Dialer(guarded=guarded, proxy=proxy)
+        self._silence_seconds = silence_seconds
+        self._running = trio.Semaphore(most)
+        self._open: set[_Connection] = set()
+        # Kept connections, those that were used longest ago first: of all hosts, and of each.
+        self._kept: OrderedDict[_Connection, None] = OrderedDict()
+        self._by_origin: dict[Origin, deque[_Connection]] = {}
 
     async def send(self, url: str, posted: PostedBody | None = None) -> ClientResponse:
         """Send a request, a POST if there is a body, and return its answer, whatever it is.
 
-        It may be sent twice, where the server closes an idle connection. Raises InvalidUrlError,
-        ForbiddenAddressError, OSError and httpcore's exceptions.
+        The caller limits the time until then, but for connecting, which has its own limit.
+        It may be sent twice, where the server closes an idle connection. That is nobody's trouble:
+        it is sent again on another connection, as browsers do (RFC 9112, 9.3.1). Raises
+        InvalidUrlError, ForbiddenAddressError, OSError, trio.TooSlowError and `BROKEN`.
         """
-        target, host = parse_url(url)
-        headers = [(b"Host", _host_header(target)), *_HEADERS]
-        content = b""
+        origin, path = parse_url(url)
+        headers = [(b"Host", origin.authority.encode()), *_HEADERS]
+        method, content = b"GET", b""
         if posted is not None:
-            content = posted.content
+            method, content = b"POST", posted.content
             headers += [(name.encode(), value.encode()) for name, value in posted.headers.items()]
             headers.append((b"Content-Length", b"%d" % len(content)))
-        request = httpcore.Request(
-            "GET" if posted is None else "POST",
-            self._route(target, headers),
-            headers=headers,
-            content=content,
-            extensions={"timeout": self._timeouts},
-        )
-        source = await self._pool.handle_async_request(request)
+        server, target = self._route(origin, path, headers)
+        request = h11.Request(method=method, target=target, headers=headers)
+        await self._running.acquire()
+        try:
+            connection, head = await self._ask(server, request, content)
+        except BaseException:
+            self._running.release()
+            raise
         received = {
-            name.decode("ascii", "replace").lower(): value.decode("latin-1")
-            for name, value in source.headers
+            name.decode("ascii", "replace"): value.decode("latin-1") for name, value in head.headers
         }
-        source.extensions["network_stream"].answered = True
-        return ClientResponse(url, host, source.status, received, source)
+        return ClientResponse(url, origin.host, head.status_code, received, connection, self)
 
-    def _route(self, target: httpcore.URL, headers: list[tuple[bytes, bytes]]) -> httpcore.URL:
+    async def _ask(
+        self, server: Origin, request: h11.Request, content: bytes
+    ) -> tuple[_Connection, h11.Response]:
+        while True:
+            connection = self._take(server) or await self._connect(server)
+            try:
+                return connection, await connection.ask(request, content)
+            except _IdleEndError:
+                self._close(connection)
+            except BaseException:
+                self._close(connection)
+                raise
+
+    async def _connect(self, origin: Origin) -> _Connection:
+        proxy = self._proxy
+        with trio.fail_after(CONNECT_SECONDS):
+            if proxy is not None and origin == _of_proxy(proxy):
+                stream = await self._dialer.open_proxy(proxy)
+            else:
+                stream = await self._dialer.open(origin.host, origin.port)
+            if origin.secure:
+                stream = await secured(stream, origin.host, self._context)
+        connection = _Connection(origin, stream, self._silence_seconds)
+        self._open.add(connection)
+        return connection
+
+    def _take(self, origin: Origin) -> _Connection | None:
+        """Return a kept connection, the one that was used last, and close those that ended."""
+        now = trio.current_time()
+        while self._kept and (oldest := next(iter(self._kept))).idle_until <= now:
+            self._drop(oldest)
+        while (kept := self._by_origin.get(origin)) is not None:
+            connection = kept[-1]
+            if connection.is_usable():
+                self._forget(connection)
+                return connection
+            self._drop(connection)
+        return None
+
+    def take_back(self, connection: _Connection) -> None:
+        """Keep a connection for the next request, or close it."""
+        self._running.release()
+        if not connection.release():
+            self._close(connection)
+            return
+        self._kept[connection] = None
+        self._by_origin.setdefault(connection.origin, deque()).append(connection)
+        if len(self._kept) > MAX_IDLE_CONNECTIONS:
+            self._drop(next(iter(self._kept)))
+
+    def _drop(self, connection: _Connection) -> None:
+        self._forget(connection)
+        self._close(connection)
+
+    def _close(self, connection: _Connection) -> None:
+        self._open.discard(connection)
+        connection.close()
+
+    def _forget(self, connection: _Connection) -> None:
+        """Keep a connection no longer: the oldest or the newest of its host."""
+        del self._kept[connection]
+        kept = self._by_origin[connection.origin]
+        if kept[-1] is connection:
+            kept.pop()
+        else:
+            kept.popleft()
+        if not kept:
+            del self._by_origin[connection.origin]
+
+    def _route(
+        self, origin: Origin, path: bytes, headers: list[tuple[bytes, bytes]]
+    ) -> tuple[Origin, bytes]:
         """Return where a request is sent: without TLS to the proxy (RFC 9112, 3.2.2)."""
-        proxy, port = self._proxy, target.port or 80
-        host = target.host.decode()
-        if proxy is None or target.scheme != b"http" or not proxy.serves(host, port):
-            return target
+        proxy = self._proxy
+        if proxy is None or origin.secure or not proxy.serves(origin.host, origin.port):
+            return origin, path
         if proxy.authorization is not None:
             headers.append((b"Proxy-Authorization", proxy.authorization.encode()))
-        return httpcore.URL(
-            scheme="http", host=proxy.endpoint.host, port=proxy.endpoint.port, target=bytes(target)
-        )
+        return _of_proxy(proxy), b"http://%b%b" % (origin.authority.encode(), path)
 
-    async def aclose(self) -> None:
-        """Close all connections."""
-        await self._pool.aclose()
+    def close(self) -> None:
+        """Close all connections; requests that are under way fail."""
+        for connection in [*self._kept]:
+            self._drop(connection)
+        for connection in [*self._open]:
+            self._close(connection)
 
 
-def parse_url(url: str) -> tuple[httpcore.URL, str]:
-    """Return where a request for a URL goes, and its host. Raises InvalidUrlError."""
+def _of_proxy(proxy: Proxy) -> Origin:
+    """Return where requests to a proxy itself go; `Dialer.open_proxy` speaks TLS with it."""
+    return Origin(False, proxy.endpoint.host, proxy.endpoint.port)
+
+
+def parse_url(url: str) -> tuple[Origin, bytes]:
+    """Return where a request for a URL goes, and its path and query. Raises InvalidUrlError."""
     try:
         parts = urlsplit(url)
-        name = (parts.hostname or "").encode("ascii" if url.isascii() else "idna").decode()
-        port = parts.port
+        few = len(parts.netloc) <= _MAX_AUTHORITY
+        origin = _parse_origin(parts.scheme, parts.netloc) if few else None
         path = quote(parts.path or "/", safe=_PLAIN)
         if parts.query:
             path += "?" + quote(parts.query, safe=_PLAIN)
     except ValueError as error:  # UnicodeError is one
         raise InvalidUrlError(f"{url[:200]!r} is not a URL: {error}") from error
-    host = normal_host(name)  # names that getaddrinfo cannot encode are refused here
-    if host is None or port == 0 or parts.scheme not in {"http", "https"}:
+    if origin is None:
         raise InvalidUrlError(f"{url[:200]!r} is not a URL of a web server")
-    return httpcore.URL(scheme=parts.scheme, host=host, port=port, target=path), host
+    return origin, path.encode()
 
 
-def _host_header(url: httpcore.URL) -> bytes:
-    host = b"[%b]" % url.host if b":" in url.host else url.host
-    usual = {b"http": 80, b"https": 443}[url.scheme]
-    return host if url.port in {None, usual} else b"%b:%d" % (host, url.port)
+@lru_cache(1_000)
+def _parse_origin(scheme: str, authority: str) -> Origin | None:
+    """Return where requests to a server go, None if it is no web server's. Raises ValueError."""
+    parts = urlsplit(f"//{authority}")
+    name = (parts.hostname or "").encode("ascii" if authority.isascii() else "idna").decode()
+    port = parts.port
+    host = normal_host(name)  # names that getaddrinfo cannot encode are refused here
+    if host is None or port == 0 or scheme not in {"http", "https"}:
+        return None
+    secure = scheme == "https"
+    return Origin(secure, host, port or (443 if secure else 80))

@@ -59,8 +59,7 @@ def set_level(level: str) -> None:
     """Log lines of this level and above, of libraries only warnings."""
     root = logging.getLogger()
     root.setLevel(level.upper())
-    for library in ("httpcore", "trio_websocket"):
-        logging.getLogger(library).setLevel(max(logging.WARNING, root.level))
+    logging.getLogger("trio_websocket").setLevel(max(logging.WARNING, root.level))
 
 
 class LogStream(logging.StreamHandler[TextIO]):

@@ -42,7 +42,7 @@ OWNERS: dict[str, set[str]] = {
     "psycopg": {"database"},
     "trio_websocket": {"network", "demo"},
     "wsproto": {"network", "demo"},
-    "httpcore": {"network"},
+    "h11": {"network", "demo"},
     "dns": {"network"},
     "h2": {"network"},
     "click": {"cli"},

@@ -8,7 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from multiformats import multibase
 
-from rsky_pipeline.atproto.crypto import Curve, PrivateKey, PublicKey
+from rsky_pipeline.atproto.crypto import (
+    Curve,
+    PrivateKey,
+    PublicKey,
+    decode_base58,
+    encode_base58,
+)
 from rsky_pipeline.atproto.errors import InvalidDataError
 from tests.data import test_data
 
@@ -32,6 +38,21 @@ P256_SIGNATURE = (
     "1ed4b9bf90d3ee6ac38cf41be004341382d28f292953db9d3e89e64c13111068"
 )
 LEGACY_TYPE = "EcdsaSecp256k1VerificationKey2019"
+
+
+@given(st.binary(max_size=80), st.text(max_size=20))
+def test_base58_is_that_of_multiformats(data: bytes, text: str) -> None:
+    encoded = multibase.encode(data, "base58btc")
+    assert "z" + encode_base58(data) == encoded
+    assert decode_base58(encoded[1:]) == data
+    try:
+        expected = multibase.decode("z" + text)
+    except (ValueError, KeyError):
+        with pytest.raises(KeyError):
+            decode_base58(text)
+    else:
+        assert decode_base58(text) == expected
+
 
 curves = pytest.mark.parametrize("curve", ["k256", "p256"])
 

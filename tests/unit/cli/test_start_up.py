@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-HEAVY = "{'trio', 'redis', 'psycopg', 'prometheus_client', 'httpcore', 'cbor2', 'rich'}"
+HEAVY = "{'trio', 'redis', 'psycopg', 'prometheus_client', 'h11', 'cbor2', 'rich'}"
 
 
 def imports_of(*arguments: str) -> "subprocess.CompletedProcess[str]":

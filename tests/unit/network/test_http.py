@@ -11,9 +11,10 @@ from urllib.parse import quote, unquote
 
 import pytest
 import trio
+import trio.testing
 
 from rsky_pipeline.network.http import HttpClient, HttpError
-from rsky_pipeline.network.pool import ClientResponse, ConnectionPool
+from rsky_pipeline.network.pool import IDLE_SECONDS, ClientResponse, ConnectionPool
 from rsky_pipeline.network.repositories import classify
 from rsky_pipeline.runtime.boundary import Boundary
 
@@ -69,6 +70,8 @@ class Handler(BaseHTTPRequestHandler):
                     while True:
                         self.wfile.write(b"HTTP/1.1 100 Continue\r\n\r\n")
                         time.sleep(0.1)
+            case "/switch":
+                self.wfile.write(b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\n\r\n")
             case "/slow-head":
                 self.wfile.write(b"HTTP/1.1 200 OK\r\nX: ")
                 with suppress(OSError):
@@ -141,6 +144,7 @@ async def test_an_answer_comes_through_a_redirect(server: str) -> None:
         ("/bomb", "too_big"),
         ("/empty-blocks", "too_big"),
         ("/continue", "unreachable"),
+        ("/switch", "unreachable"),
         ("/slow-continue", "timeout"),
         ("/slow-head", "timeout"),
         ("/slow-redirects", "timeout"),
@@ -181,6 +185,79 @@ async def test_a_connection_that_its_server_closes_while_idle_is_not_the_hosts_t
                 requests.start_soon(client.get_json, url)
         assert await client.get_json(url) == {"a": 1}
         assert connections == kept + 1
+        nursery.cancel_scope.cancel()
+
+
+class Counting:
+    """A server that counts its connections, and answers each request a moment later."""
+
+    def __init__(self) -> None:
+        self.connections = self.open = self.most = 0
+
+    async def serve(self, stream: trio.SocketStream) -> None:
+        self.connections += 1
+        self.open += 1
+        self.most = max(self.most, self.open)
+        with suppress(trio.BrokenResourceError):
+            while await stream.receive_some(65_536):
+                await trio.sleep(0.01)
+                await stream.send_all(b'HTTP/1.1 200 OK\r\nContent-Length: 8\r\n\r\n{"a": 1}')
+        self.open -= 1
+
+    async def listen(self, nursery: trio.Nursery) -> str:
+        listeners = await nursery.start(partial(trio.serve_tcp, self.serve, 0, host="127.0.0.1"))
+        return f"http://127.0.0.1:{listeners[0].socket.getsockname()[1]}/"
+
+
+async def test_many_requests_share_few_connections() -> None:
+    server = Counting()
+    async with (
+        trio.open_nursery() as nursery,
+        HttpClient(allow_private=True, max_connections=2) as client,
+    ):
+        url = await server.listen(nursery)
+        async with trio.open_nursery() as requests:
+            for _ in range(20):
+                requests.start_soon(client.get_json, url)
+        assert server.connections == 2
+        nursery.cancel_scope.cancel()
+
+
+async def test_few_connections_are_kept_and_only_for_a_while(
+    monkeypatch: pytest.MonkeyPatch, autojump_clock: trio.testing.MockClock
+) -> None:
+    monkeypatch.setattr("rsky_pipeline.network.pool.MAX_IDLE_CONNECTIONS", 3)
+    servers = [Counting() for _ in range(5)]
+    async with trio.open_nursery() as nursery, HttpClient(allow_private=True) as client:
+        urls = [await server.listen(nursery) for server in servers]
+        for url in urls:
+            await client.get_json(url)
+        await trio.testing.wait_all_tasks_blocked()
+        assert [server.open for server in servers] == [0, 0, 1, 1, 1]
+        await client.get_json(urls[4])
+        await trio.sleep(IDLE_SECONDS + 1)
+        await client.get_json(urls[0])  # any request closes those that were idle for too long
+        await trio.testing.wait_all_tasks_blocked()
+        assert [server.open for server in servers] == [1, 0, 0, 0, 0]
+        assert [server.connections for server in servers] == [2, 1, 1, 1, 1]
+        nursery.cancel_scope.cancel()
+
+
+async def test_requests_that_are_cancelled_or_fail_give_their_turn_back() -> None:
+    server = Counting()
+    async with (
+        trio.open_nursery() as nursery,
+        HttpClient(allow_private=True, max_connections=1) as client,
+    ):
+        url = await server.listen(nursery)
+        for _ in range(3):
+            with trio.move_on_after(0.001):
+                await client.get_json(url)
+            with pytest.raises(HttpError):
+                await client.get_json("http://127.0.0.1:1/", total_seconds=1)
+            with pytest.raises(HttpError):
+                await client.get_json(url, max_bytes=1)
+        assert await client.get_json(url) == {"a": 1}
         nursery.cancel_scope.cancel()
 
 
@@ -300,7 +377,7 @@ async def test_what_a_url_may_not_hold_is_escaped(server: str) -> None:
     assert (await failure(f"{server}/größe \r\nX: y")).status == 400
 
 
-@pytest.mark.parametrize("step", ["send", "chunks", "aclose"])
+@pytest.mark.parametrize("step", ["send", "receive", "close"])
 async def test_a_defect_is_the_failure_of_its_request_alone(
     server: str, step: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -312,7 +389,7 @@ async def test_a_defect_is_the_failure_of_its_request_alone(
     async with HttpClient(allow_private=True, boundary=boundary) as client:
         with monkeypatch.context() as patched:
             patched.setattr(ConnectionPool if step == "send" else ClientResponse, step, broken)
-            if step == "aclose":
+            if step == "close":
                 assert await client.get_json(f"{server}/ok") == {"a": 1}
             else:
                 with pytest.raises(HttpError) as error:
