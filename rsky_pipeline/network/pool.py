@@ -62,7 +62,7 @@ class _IdleEndError(Exception):
     """The server closed a kept connection just as it was used once more."""
 
 
-class _Connection:
+class _PooledConnection:
     """A connection of a pool: one request at a time."""
 
     def __init__(self, origin: Origin, stream: Connection, silence_seconds: float) -> None:
@@ -157,7 +157,7 @@ class ClientResponse:
     host: str
     status: int
     headers: Mapping[str, str]
-    _connection: _Connection
+    _connection: _PooledConnection
     _pool: "ConnectionPool"
 
     @property
@@ -198,10 +198,10 @@ class ConnectionPool:
         self._dialer = Dialer(guarded=guarded, proxy=proxy)
         self._silence_seconds = silence_seconds
         self._running = trio.Semaphore(most)
-        self._open: set[_Connection] = set()
+        self._open: set[_PooledConnection] = set()
         # Kept connections, those that were used longest ago first: of all hosts, and of each.
-        self._kept: OrderedDict[_Connection, None] = OrderedDict()
-        self._by_origin: dict[Origin, deque[_Connection]] = {}
+        self._kept: OrderedDict[_PooledConnection, None] = OrderedDict()
+        self._by_origin: dict[Origin, deque[_PooledConnection]] = {}
 
     async def send(self, url: str, posted: PostedBody | None = None) -> ClientResponse:
         """Send a request, a POST if there is a body, and return its answer, whatever it is.
@@ -233,7 +233,7 @@ class ConnectionPool:
 
     async def _ask(
         self, server: Origin, request: h11.Request, content: bytes
-    ) -> tuple[_Connection, h11.Response]:
+    ) -> tuple[_PooledConnection, h11.Response]:
         while True:
             connection = self._take(server) or await self._connect(server)
             try:
@@ -244,7 +244,7 @@ class ConnectionPool:
                 self._close(connection)
                 raise
 
-    async def _connect(self, origin: Origin) -> _Connection:
+    async def _connect(self, origin: Origin) -> _PooledConnection:
         proxy = self._proxy
         with trio.fail_after(CONNECT_SECONDS):
             if proxy is not None and origin == _of_proxy(proxy):
@@ -253,11 +253,11 @@ class ConnectionPool:
                 stream = await self._dialer.open(origin.host, origin.port)
             if origin.secure:
                 stream = await secured(stream, origin.host, self._context)
-        connection = _Connection(origin, stream, self._silence_seconds)
+        connection = _PooledConnection(origin, stream, self._silence_seconds)
         self._open.add(connection)
         return connection
 
-    def _take(self, origin: Origin) -> _Connection | None:
+    def _take(self, origin: Origin) -> _PooledConnection | None:
         """Return a kept connection, the one that was used last, and close those that ended."""
         now = trio.current_time()
         while self._kept and (oldest := next(iter(self._kept))).idle_until <= now:
@@ -270,7 +270,7 @@ class ConnectionPool:
             self._drop(connection)
         return None
 
-    def take_back(self, connection: _Connection) -> None:
+    def take_back(self, connection: _PooledConnection) -> None:
         """Keep a connection for the next request, or close it."""
         self._running.release()
         if not connection.release():
@@ -281,15 +281,15 @@ class ConnectionPool:
         if len(self._kept) > MAX_IDLE_CONNECTIONS:
             self._drop(next(iter(self._kept)))
 
-    def _drop(self, connection: _Connection) -> None:
+    def _drop(self, connection: _PooledConnection) -> None:
         self._forget(connection)
         self._close(connection)
 
-    def _close(self, connection: _Connection) -> None:
+    def _close(self, connection: _PooledConnection) -> None:
         self._open.discard(connection)
         connection.close()
 
-    def _forget(self, connection: _Connection) -> None:
+    def _forget(self, connection: _PooledConnection) -> None:
         """Keep a connection no longer: the oldest or the newest of its host."""
         del self._kept[connection]
         kept = self._by_origin[connection.origin]
