@@ -150,7 +150,9 @@ def _official() -> str:
     lines = [f"Measured on {results['date']}, on commit {results['commit']}.", ""]
     lines += [f"| | {' | '.join(releases)} |", "|---" * (len(releases) + 1) + "|"]
     for title, figure in _OFFICIAL_FIGURES.items():
-        lines.append(f"| {title} | {' | '.join(figure(each) for each in releases.values())} |")
+        cells = [figure(each) for each in releases.values()]
+        if any(cells):
+            lines.append(f"| {title} | {' | '.join(cells)} |")
     counts = [(_by_kind(each["live"]), _by_kind(each["history"]), _by_kind(each["answers"]))
               for each in releases.values()]  # fmt: skip
     names = sorted({kind for each in counts for part in each for kind in part})
@@ -188,11 +190,15 @@ def _answered(figures: Mapping[str, Any]) -> str:
 
 
 def _compared(name: str) -> Callable[[Mapping[str, Any]], str]:
-    return lambda figures: "{official:,} / {ours:,}".format_map(figures[name])
+    return lambda figures: (
+        "{official:,} / {ours:,}".format_map(figures[name]) if name in figures else ""
+    )
 
 
 def _listed(name: str) -> Callable[[Mapping[str, Any]], str]:
-    return lambda figures: ", ".join(f"{key} {value:,}" for key, value in figures[name].items())
+    return lambda figures: ", ".join(
+        f"{key} {value:,}" for key, value in figures.get(name, {}).items()
+    )
 
 
 _OFFICIAL_FIGURES: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
