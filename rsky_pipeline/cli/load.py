@@ -23,11 +23,14 @@ if TYPE_CHECKING:
 @click.option("--no-verify-signatures", is_flag=True,
               help="Trust that the accounts signed the files.")  # fmt: skip
 @click.option("--max-car-mb", type=click.IntRange(1, 65_536), default=1_024, show_default=True,
-              help="A larger file fails; one is held in memory as a whole.")  # fmt: skip
+              help="A larger file fails.")  # fmt: skip
+@click.option("--memory-mb", type=click.IntRange(1, 65_536), default=256, show_default=True,
+              help="For the blocks of one repo in each process; larger ones use a temporary file "
+                   "(in TMPDIR).")  # fmt: skip
 @click.option("--dry-run", is_flag=True, help="Read and verify everything, and write nothing.")
 def command(
     run: Invocation, cars: Path, jobs: int | None, retry_failed: bool, no_verify_signatures: bool,
-    max_car_mb: int, dry_run: bool,
+    max_car_mb: int, memory_mb: int, dry_run: bool,
 ) -> int:  # fmt: skip
     """Index all CAR files (*.car) below the directory CARS straight into PostgreSQL.
 
@@ -41,7 +44,9 @@ def command(
     from rsky_pipeline.operations.load.run import BulkLoad
     from rsky_pipeline.operations.load.worker import LoadOptions
 
-    options = LoadOptions(not no_verify_signatures, dry_run, max_car_mb * 1024 * 1024)
+    options = LoadOptions(
+        not no_verify_signatures, dry_run, max_car_mb * 1024 * 1024, memory_mb * 1024 * 1024
+    )
     load = BulkLoad(cars, retry_failed)
     try:
         load.run(run.settings, options, jobs or (os.cpu_count() or 1) + 1, _Watcher())

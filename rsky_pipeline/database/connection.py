@@ -28,6 +28,7 @@ from rsky_pipeline.runtime.errors import described
 _CONNECT_TIMEOUT_SECONDS = 10
 _TCP_USER_TIMEOUT_MS = 30_000
 _MAX_PREPARED = 1_000  # above the 130 statements of a batch; psycopg's default is 100
+_TEXTS = frozenset({"text", "varchar"})  # the same bytes in COPY
 _BEGIN = "BEGIN"
 _SECRETS = ("sslpassword", "oauth_client_secret", "scram_client_key", "scram_server_key")
 _SCHEMA_NAME = re.compile(r"[A-Za-z_]{1,63}")  # as the official data plane demands
@@ -87,7 +88,7 @@ class Transaction:
             self._connection.cursor() as cursor,
             cursor.copy(sql) as copy,
         ):
-            packed = copied_rows(held) if set(types) == {"text"} else None
+            packed = copied_rows(held) if _TEXTS.issuperset(types) else None
             if packed is not None:
                 copy.write(packed)
                 return len(held)

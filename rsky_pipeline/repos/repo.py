@@ -3,18 +3,20 @@
 https://atproto.com/specs/repository. The blocks come from a download (`Blocks`) or from a CAR file.
 """
 
+import tempfile
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from rsky_pipeline.atproto.car import read_car
+from rsky_pipeline.atproto.car import CarReader, read_car
 from rsky_pipeline.atproto.cid import Cid
 from rsky_pipeline.atproto.commit import Commit, parse_commit, verify_commit
 from rsky_pipeline.atproto.errors import IncompleteTreeError, InvalidDataError
 from rsky_pipeline.atproto.identity import DidDocument
 from rsky_pipeline.atproto.mst import walk
 from rsky_pipeline.atproto.mst.load import BlockSource
+from rsky_pipeline.repos.blocks import Blocks, Budget, DiskFullError
 
 # A tree may refer to one block at many paths. Without a bound, a small CAR could expand to an
 # unlimited number of events; the total is at most REPEATED_TIMES the CAR plus REPEATED_BYTES.
@@ -23,6 +25,9 @@ REPEATED_BYTES = 2 * 1024 * 1024
 LISTED_PATHS = 50_000  # paths kept in memory; a larger tree is walked again
 # A tree has about as many nodes as records; no honest account has 20 million.
 MAX_FILE_BLOCKS = 50_000_000
+# Blocks in memory, with their CIDs and paths, for a byte of a CAR of small records.
+MEMORY_TIMES = 4
+_PART_BYTES = 1024 * 1024
 
 FailureKind = Literal["permanent", "transient", "rate_limited", "invalid"]
 # Resolves a DID, bypassing the cache if True. Raises RepoError.
@@ -132,24 +137,50 @@ def list_paths(repo: Repo) -> RepoPaths:
     return RepoPaths(repo, count, listed)
 
 
-def read_car_file(path: str, max_bytes: int) -> RepoPaths:
+def read_car_file(path: str, max_bytes: int, memory_bytes: int) -> RepoPaths:
     """Read a repo from a CAR file and verify hashes and completeness.
 
-    The DID comes from the commit itself: only the signature proves it. Raises RepoError.
+    The blocks of one that would need more memory than `memory_bytes` are in a temporary file, a
+    `Blocks`, which the caller closes. The DID comes from the commit itself: only the signature
+    proves it. Raises RepoError.
     """
     try:
         size = Path(path).stat().st_size
         if size > max_bytes:
             message = f"{size:,} bytes exceed the limit of {max_bytes:,} (--max-car-mb)"
             raise RepoError("invalid", "too_big", message)
-        data = Path(path).read_bytes()
+        if size * MEMORY_TIMES > memory_bytes:
+            roots, blocks = _read_to_disk(path, max_bytes)
+        else:
+            car = read_car(Path(path).read_bytes(), max_blocks=MAX_FILE_BLOCKS)
+            roots, blocks = car.roots, car.blocks
     except OSError as error:
         raise RepoError("transient", "unreadable", f"{error.strerror or error}") from error
-    try:
-        car = read_car(data, max_blocks=MAX_FILE_BLOCKS)
     except InvalidDataError as error:
         raise RepoError("invalid", "invalid_car", str(error)) from error
-    return list_paths(open_repo(car.roots, car.blocks, None, size=size))
+    return list_paths(open_repo(roots, blocks, None, size=size))
+
+
+def _read_to_disk(path: str, max_bytes: int) -> tuple[tuple[Cid, ...], BlockSource]:
+    """Return roots and blocks of a CAR file, the blocks in a temporary file (TMPDIR says where).
+
+    Raises OSError, InvalidDataError and RepoError.
+    """
+    blocks = Blocks(Budget(0), Budget(2 * max_bytes), Path(tempfile.gettempdir()))
+    reader = CarReader()
+    try:
+        blocks.move_to_disk()
+        with open(path, "rb") as file:
+            while part := file.read(_PART_BYTES):
+                blocks.add(reader.feed(part))
+                if len(blocks) > MAX_FILE_BLOCKS:
+                    raise InvalidDataError("too_many_blocks", f"more than {MAX_FILE_BLOCKS}")
+        return reader.finish(), blocks
+    except DiskFullError as error:
+        raise RepoError("transient", "disk_full", str(error)) from error
+    except BaseException:
+        blocks.close()
+        raise
 
 
 async def check_signature(

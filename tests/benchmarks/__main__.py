@@ -30,7 +30,6 @@ from tests.benchmarks.streams import bench_streams
 
 Result = TypeVar("Result")
 FRAMES = 3_000
-LOAD_TARGET = 15_000
 
 
 def main() -> None:
@@ -75,17 +74,9 @@ def frames(report: Report) -> None:
     report.ratio("a signature, of a conversion", signatures, decode)
 
 
-def load(report: Report) -> None:
-    """Load CAR files into an empty database."""
-    loaded = bench_load()
-    report.rate("CAR directory to rows, load", loaded.records, loaded.seconds)
-    rate = loaded.records / loaded.seconds
-    report.ratio(f"of the {LOAD_TARGET:,} records/s that are asked for", rate, LOAD_TARGET)
-
-
 BENCHMARKS: Mapping[str, Callable[[Report], None]] = {
     "frames": frames, "streams": bench_streams, "ingest": bench_ingest, "backfill": bench_backfill,
-    "pipeline": bench_pipeline, "load": load, "index": bench_index,
+    "pipeline": bench_pipeline, "load": bench_load, "index": bench_index,
 }  # fmt: skip
 
 

@@ -22,7 +22,7 @@ from rsky_pipeline.operations.load.worker import LoadOptions
 
 LOOKUP_FILES = 1_000
 SUFFIX = ".car"
-TASK_BYTES = 4 * 1024 * 1024  # of the files of one task, unless a single one is larger
+TASK_BYTES = 12 * 1024 * 1024  # of the files of one task, unless a single one is larger
 TASK_FILES = 100
 
 

@@ -22,7 +22,7 @@ from rsky_pipeline.database.errors import DatabaseError
 from rsky_pipeline.database.selection import load_selection
 from rsky_pipeline.indexer.collections.declaration import Collection
 from rsky_pipeline.indexer.collections.registry import SelectedCollections
-from rsky_pipeline.indexer.collections.values import Put, collection_of
+from rsky_pipeline.indexer.collections.values import Put
 from rsky_pipeline.indexer.core.entries import Reading, now_text
 from rsky_pipeline.network.directory import (
     Directory,
@@ -37,7 +37,8 @@ from rsky_pipeline.operations.repo_readings import (
     deletion_reading,
     record_readings,
 )
-from rsky_pipeline.repos.changes import absent, apply_repo
+from rsky_pipeline.repos.blocks import Blocks
+from rsky_pipeline.repos.changes import apply_repo
 from rsky_pipeline.repos.repo import (
     BLOCKED,
     RepoError,
@@ -63,6 +64,7 @@ class LoadOptions:
     verify: bool = True
     dry_run: bool = False
     max_car_bytes: int = 1024 * 1024 * 1024
+    memory_bytes: int = 256 * 1024 * 1024  # for the blocks of one repo; a larger one is on disk
     time: str | None = None
 
 
@@ -96,6 +98,7 @@ class Loader:
             paths = self._read(file, outcome)
             if paths is not None:
                 found.append((paths, outcome))
+        held = [paths.repo.blocks for paths, _ in found]
         while found:
             # One account twice: the second file is looked at when the first is in the tables.
             firsts: dict[str, tuple[RepoPaths, FileOutcome]] = {}
@@ -108,13 +111,18 @@ class Loader:
                     firsts[did] = (paths, outcome)
             await self._load_distinct(list(firsts.values()))
             found = later
+        for blocks in held:
+            if isinstance(blocks, Blocks):
+                blocks.close()
         if not self._options.dry_run:
             self._writer.run(lambda database: note(database, outcomes))
         return outcomes
 
     def _read(self, file: CarFile, outcome: FileOutcome) -> RepoPaths | None:
         try:
-            paths = read_car_file(file.path, self._options.max_car_bytes)
+            paths = read_car_file(
+                file.path, self._options.max_car_bytes, self._options.memory_bytes
+            )
         except RepoError as failure:
             outcome.fail(failure.reason, str(failure))
             return None
@@ -144,10 +152,11 @@ class Loader:
         if not fresh:
             return
         self._outcomes = {paths.repo.commit.did: outcome for paths, outcome in fresh}
-        rows = self._writer.stored(list(self._outcomes))
+        commits = [(paths.repo.commit.did, paths.repo.commit.rev) for paths, _ in fresh]
+        older = self._writer.run(lambda database: have_older(database, commits))
         time = self._options.time or now_text()
-        for paths, outcome in fresh:
-            sink = _LoadSink(self, paths, outcome, rows.get(paths.repo.commit.did, {}), time)
+        for (paths, outcome), has_older in zip(fresh, older, strict=True):
+            sink = _LoadSink(self, paths, outcome, has_older, time)
             try:
                 await apply_repo(paths, sink)
             except DatabaseError:
@@ -170,13 +179,20 @@ class Loader:
         late = self._writer.run(lambda database: have_older(database, revs))
         for (paths, outcome), is_late in zip(loaded, late, strict=True):
             after = ""
-            while is_late and (page := self._writer.run(partial(_absent, paths, after))):
+            while is_late and (page := self.absent(paths, after)):
                 after = page[-1]
                 for path in page:
-                    if path.partition("/")[0] in self.collections:
-                        outcome.deletes += 1
-                        self._batch.append(deletion_reading(paths.repo.commit, path, time))
+                    outcome.deletes += 1
+                    self._batch.append(deletion_reading(paths.repo.commit, path, time))
                 self._flush()
+
+    def absent(self, paths: RepoPaths, after: str) -> list[str]:
+        """Return one page of wanted paths after `after` that are older and not in the tree."""
+        while page := self._writer.run(partial(_absent, paths, after)):
+            if wanted := [path for path in page if path.partition("/")[0] in self.collections]:
+                return wanted
+            after = page[-1]
+        return []
 
     def add(self, reading: Reading) -> None:
         """Write a reading with others."""
@@ -211,27 +227,19 @@ class _LoadSink:
 
     def __init__(
         self, loader: Loader, paths: RepoPaths, outcome: FileOutcome,
-        rows: Mapping[str, str | None], time: str,
+        has_older: bool, time: str,
     ) -> None:  # fmt: skip
-        """`rows` are the account's rows of `record`, uri to rev."""
+        """`has_older`: the account has rows that are older than the file."""
         self._loader = loader
         self._paths = paths
         self._commit = paths.repo.commit
         self._outcome = outcome
-        self._rows = rows
+        self._has_older = has_older
         self._time = time
 
     async def absent(self, after: str) -> list[str]:
-        """Look at the rows that were read for all repos of the task together."""
-        if after or not self._rows:
-            return []
-        prefix, rev = f"at://{self._commit.did}/", self._commit.rev
-        older = sorted(
-            uri.removeprefix(prefix)
-            for uri, known in self._rows.items()
-            if (known is None or known < rev) and collection_of(uri) in self._loader.collections
-        )
-        return list(absent(older, self._paths))
+        """Look at the rows of an account that has older ones, a page at a time."""
+        return self._loader.absent(self._paths, after) if self._has_older else []
 
     async def delete(self, paths: Sequence[str]) -> None:
         """Delete rows."""

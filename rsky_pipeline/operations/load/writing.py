@@ -16,7 +16,7 @@ from rsky_pipeline.indexer.core.entries import Reading
 from rsky_pipeline.indexer.core.locks import needs_locks
 from rsky_pipeline.runtime.link import Link
 
-BATCH_RECORDS = 4_000  # records of one transaction, or a little more
+BATCH_RECORDS = 10_000  # records of one transaction, or a little more
 _MAX_CONFLICTS = 20
 _UNAVAILABLE_SECONDS = 60.0
 
@@ -60,14 +60,6 @@ class LoadWriter:
             is_free = isinstance(change, Put | Delete) and not needs_locks(change, self._looked_at)
             (free if is_free else others).append(reading)
         return free, others
-
-    def stored(self, dids: Sequence[str]) -> dict[str, dict[str, str | None]]:
-        """Return the rows of `record` (uri to rev) of accounts that have any."""
-        sql = "SELECT did, uri, rev FROM record WHERE did = ANY(%b::text[])"
-        found: dict[str, dict[str, str | None]] = {}
-        for did, uri, rev in self.run(lambda database: database.query(sql, (list(dids),))):
-            found.setdefault(did, {})[uri] = rev
-        return found
 
     def run(self, action: Callable[[Database], Result]) -> Result:
         """Call with a connection; again after a conflict, and while PostgreSQL is unavailable."""

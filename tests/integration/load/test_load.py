@@ -26,11 +26,12 @@ from rsky_pipeline.database.connection import Database
 from rsky_pipeline.database.errors import DatabaseError
 from rsky_pipeline.database.selection import Block, add_blocks, lift_blocks
 from rsky_pipeline.indexer.core.rejected import RejectionFilter, list_rejections
+from rsky_pipeline.operations.load import worker
 from rsky_pipeline.operations.load.outcome import CarFile, FileOutcome
 from rsky_pipeline.operations.load.pool import LoadPool
 from rsky_pipeline.operations.load.run import scan, tasks
 from rsky_pipeline.operations.load.worker import LoadOptions, serve
-from rsky_pipeline.operations.load.writing import LoadWriter
+from rsky_pipeline.repos.stored import have_older
 from tests.data import test_data
 from tests.integration.backfiller.hosts import FakeHosts
 from tests.integration.load.kit import (
@@ -102,6 +103,29 @@ def test_a_newer_file_updates_and_deletes_and_an_older_one_changes_nothing(
     assert differences(rows(schema_database), newest) == {}
 
 
+def test_rows_go_that_are_older_than_the_file_and_not_in_it(
+    schema_database: str, tmp_path: Path
+) -> None:
+    """Also such without a rev; neither newer ones nor those of collections that nobody indexes."""
+    before = {
+        "app.bsky.graph.follow/old": REVS[0], "app.bsky.graph.follow/unknown": None,
+        "app.bsky.graph.follow/same": REVS[1], "app.bsky.graph.follow/newer": "7777777777777",
+        "com.example.other/1": None,
+    }  # fmt: skip
+    with Database.connect(schema_database, name="test") as database:
+        for path, rev in before.items():
+            database.execute(
+                'INSERT INTO record (uri, cid, did, json, "indexedAt", rev) '
+                "VALUES (%s, 'c', %s, '{}', '2023-01-01T00:00:00.000Z', %s)",
+                [f"at://{DID}/{path}", DID, rev],
+            )
+        (tmp_path / "a.car").write_bytes(car(follows("ann"), rev=REVS[1]))
+        (outcome,) = load_folder(schema_database, tmp_path)
+        assert (outcome.status, outcome.deletes) == ("loaded", 2)
+        left = {uri.rpartition("/")[2] for (uri,) in database.query("SELECT uri FROM record")}
+    assert left == {"ann", "same", "newer", "1"}
+
+
 def test_two_files_of_one_account_end_in_the_newer_state(
     schema_database: str, tmp_path: Path
 ) -> None:
@@ -119,17 +143,16 @@ def test_an_older_state_that_comes_while_a_repo_is_written_goes(
     for name, repo in (("old", follows("ann", "bob")), ("new", follows("bob", "cyd"))):
         (tmp_path / name).mkdir()
         (tmp_path / name / "a.car").write_bytes(car(repo, rev=REVS[name == "new"]))
-    look = LoadWriter.stored
 
-    def stored(writer: LoadWriter, dids: Sequence[str]) -> dict[str, dict[str, str | None]]:
-        found = look(writer, dids)
+    def look(database: Database, repos: Sequence[tuple[str, str]]) -> list[bool]:
+        found = have_older(database, repos)
         monkeypatch.undo()
         late = threading.Thread(target=load_folder, args=(schema_database, tmp_path / "old"))
         late.start()
         late.join()
         return found
 
-    monkeypatch.setattr(LoadWriter, "stored", stored)
+    monkeypatch.setattr(worker, "have_older", look)
     (outcome,) = load_folder(schema_database, tmp_path / "new")
     assert (outcome.status, outcome.deletes) == ("loaded", 1)
     followed = {json.loads(row)["subjectDid"] for row in rows(schema_database)["bsky.follow"]}
@@ -324,7 +347,7 @@ def test_a_file_that_kills_its_process_costs_itself() -> None:
 
 
 def test_files_are_found_below_the_folder_and_put_together(tmp_path: Path) -> None:
-    for name, size in (("b/x.car", 10), ("a.car", 3), ("b/other.txt", 1), ("z.car", 5_000_000)):
+    for name, size in (("b/x.car", 10), ("a.car", 3), ("b/other.txt", 1), ("z.car", 13_000_000)):
         path = tmp_path / name
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(bytes(size))

@@ -9,11 +9,10 @@ from rsky_pipeline.demo.simulator.clock import stepping_clock
 from rsky_pipeline.demo.simulator.world import World
 from rsky_pipeline.indexer.collections.registry import SelectedCollections
 from rsky_pipeline.indexer.core.entries import Reading, read_entry
-from rsky_pipeline.operations.load.outcome import FileOutcome
-from rsky_pipeline.operations.load.worker import Loader, LoadOptions, _LoadSink
 from rsky_pipeline.operations.repo_readings import closing_reading, record_readings
+from rsky_pipeline.repos.blocks import Blocks
 from rsky_pipeline.repos.entries import create_entries
-from rsky_pipeline.repos.repo import RepoPaths, read_car_file
+from rsky_pipeline.repos.repo import RepoError, RepoPaths, read_car_file
 from tests.data import test_data
 
 TIME = "2026-11-26T10:00:00.000Z"
@@ -50,7 +49,7 @@ def test_recorded_repos_are_read_alike(source: str) -> None:
     files = sorted(test_data(source).glob("*.car"))
     total = 0
     for file in files:
-        paths = read_car_file(str(file), 1 << 30)
+        paths = read_car_file(str(file), 1 << 30, 1 << 28)
         assert by_load(paths) == by_stream(paths)
         total += len(by_load(paths)[0])
     assert total > 20
@@ -62,25 +61,39 @@ def test_simulated_repos_are_read_alike(tmp_path: Path) -> None:
     for account in world.accounts:
         if account.historic:
             (tmp_path / "repo.car").write_bytes(account.repo.car())
-            paths = read_car_file(str(tmp_path / "repo.car"), 1 << 30)
+            paths = read_car_file(str(tmp_path / "repo.car"), 1 << 30, 1 << 28)
             assert by_load(paths) == by_stream(paths)
             assert closing_reading(paths.repo, TIME).did == account.did
 
 
-async def test_rows_that_the_repo_does_not_hold_go_unless_they_are_newer(tmp_path: Path) -> None:
-    world = World(7, 4, stepping_clock(1_700_000_000_000_000, 1_000))
-    world.add_history(10)
+def test_a_repo_on_disk_is_read_as_one_in_memory(tmp_path: Path) -> None:
+    world = World(7, 10, stepping_clock(1_700_000_000_000_000, 1_000))
+    world.add_history(40)
     account = next(account for account in world.accounts if account.historic)
-    (tmp_path / "repo.car").write_bytes(account.repo.car())
-    paths = read_car_file(str(tmp_path / "repo.car"), 1 << 30)
-    like = "app.bsky.feed.like/"
-    held = next(iter(paths))[0]
-    rows = {
-        like + "old": "2222222222222", like + "unknown": None, like + "same": account.repo.rev,
-        like + "newer": "7777777777777", held: None, "com.example.other/1": None,
-    }  # fmt: skip
-    stored = {f"at://{account.did}/{path}": rev for path, rev in rows.items()}
-    loader = Loader(None, COLLECTIONS, None, LoadOptions())  # type: ignore[arg-type]
-    sink = _LoadSink(loader, paths, FileOutcome("", 0, 0), stored, TIME)
-    assert await sink.absent("") == [like + "old", like + "unknown"]
-    assert await sink.absent(like + "unknown") == []
+    file = tmp_path / "repo.car"
+    file.write_bytes(account.repo.car())
+    in_memory, on_disk = (read_car_file(str(file), 1 << 30, size) for size in (1 << 28, 1 << 10))
+    assert isinstance(on_disk.repo.blocks, Blocks)
+    assert not isinstance(in_memory.repo.blocks, Blocks)
+    assert by_load(on_disk) == by_load(in_memory)
+    on_disk.repo.blocks.close()
+
+
+@pytest.mark.parametrize("damage", ["cut", "changed", "empty"])
+def test_a_damaged_file_is_refused_alike_wherever_its_blocks_are(
+    tmp_path: Path, damage: str
+) -> None:
+    world = World(7, 10, stepping_clock(1_700_000_000_000_000, 1_000))
+    world.add_history(40)
+    car = next(account for account in world.accounts if account.historic).repo.car()
+    middle = len(car) // 2
+    content = {"cut": car[:-7], "empty": b"",
+               "changed": car[:middle] + bytes([car[middle] ^ 1]) + car[middle + 1 :]}  # fmt: skip
+    file = tmp_path / "repo.car"
+    file.write_bytes(content[damage])
+    reasons = []
+    for size in (1 << 28, -1):
+        with pytest.raises(RepoError) as caught:
+            read_car_file(str(file), 1 << 30, size)
+        reasons.append((caught.value.kind, caught.value.reason))
+    assert reasons[0] == reasons[1] == ("invalid", "invalid_car")
