@@ -11,6 +11,17 @@ from rsky_pipeline.runtime.server_setting import ServerSetting
 _SETTINGS = """
 SELECT name, setting, unit FROM pg_settings WHERE name = ANY(%s)
 """
+# Large tables that are vacuumed only after more than this part of them has changed.
+_SELDOM_VACUUMED = """
+SELECT c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+WHERE c.relkind = 'r' AND c.reltuples >= %s
+    AND n.nspname NOT IN ('pg_catalog', 'information_schema') AND COALESCE(
+        (SELECT o.option_value::float8 FROM pg_options_to_table(c.reloptions) o
+         WHERE o.option_name = 'autovacuum_vacuum_scale_factor'),
+        current_setting('autovacuum_vacuum_scale_factor')::float8
+    ) > %s
+ORDER BY c.reltuples DESC
+"""
 _WRITABLE = """
 SELECT pg_is_in_recovery(), current_setting('default_transaction_read_only')::boolean
 """
@@ -20,6 +31,9 @@ _PROMISED = {
     "fsync": "a crash of the machine can destroy the database, and acknowledged events with it",
     "full_page_writes": "a crash of the machine can leave torn pages, and destroy the database",
 }
+LARGE_ROWS = 10_000_000  # of a table, beyond which autovacuum's default comes too late
+MOST_VACUUM_FACTOR = 0.05
+_NAMED = 3  # tables
 ADVISED_WAL_MB = 20 * 1024
 ADVISED_CHECKPOINT_SECONDS = 30 * 60
 _WAL_ADVICE = (
@@ -62,6 +76,14 @@ def check_server(tx: Transaction) -> list[ServerSetting]:
             bad.append(
                 ServerSetting("advice", name, f"{value}{unit}", f"{wanted} or more", _WAL_ADVICE)
             )
+    seldom = [name for (name,) in tx.query(_SELDOM_VACUUMED, [LARGE_ROWS, MOST_VACUUM_FACTOR])]
+    if seldom:
+        listed = ", ".join(seldom[:_NAMED])
+        if more := len(seldom[_NAMED:]):
+            listed += f" and {more} other{'s' if more > 1 else ''}"
+        why = "dead rows pile up in large tables, and the cost of an event with them"
+        found_at = f"more than {MOST_VACUUM_FACTOR} for {listed}"
+        bad.append(ServerSetting("advice", "autovacuum_vacuum_scale_factor", found_at, "0.02", why))
     return bad
 
 

@@ -614,6 +614,24 @@ WHERE
 CREATE UNIQUE INDEX algo_whats_hot_view_uri_idx ON algo_whats_hot_view (uri);
 CREATE INDEX algo_whats_hot_view_cursor_idx ON algo_whats_hot_view (score, cid);
 
+-- Autovacuum of the tables that grow with the network. By default it comes after a fifth of a table
+-- has changed, which of a hundred million rows is never. An official migrator does not look at this.
+DO $$
+DECLARE
+    name text;
+BEGIN
+    FOREACH name IN ARRAY ARRAY[
+        'record', 'duplicate_record', 'actor', 'actor_sync', 'profile', 'profile_agg', 'post',
+        'post_agg', 'post_embed_image', 'post_embed_external', 'post_embed_record', 'quote',
+        'feed_item', 'like', 'repost', 'follow', 'actor_block', 'list_item', 'label', 'notification'
+    ]
+    LOOP
+        EXECUTE format('ALTER TABLE %I SET (autovacuum_vacuum_scale_factor = 0.02, '
+            'autovacuum_vacuum_insert_scale_factor = 0.05, '
+            'autovacuum_analyze_scale_factor = 0.02)', name);
+    END LOOP;
+END $$;
+
 -- Bookkeeping of the official migrator: it must find all of its migrations done. A name that it
 -- does not know would make it refuse, so ours are kept in rsky_pipeline.schema_version.
 CREATE TABLE kysely_migration (

@@ -117,3 +117,28 @@ def test_a_server_that_takes_no_writes_is_an_error(clean_database: str) -> None:
 @pytest.mark.parametrize(("free_gb", "wal"), [(0, 1), (3, 1), (64, 8), (10_000, 20)])
 def test_the_embedded_server_keeps_to_the_disk(free_gb: int, wal: int) -> None:
     assert postgres.wal_gigabytes(free_gb * 1024**3) == wal
+
+
+def test_large_tables_that_are_seldom_vacuumed_are_named(schema_database: str) -> None:
+    """Tables of `db init` have a threshold of their own, those of an official migrator have not."""
+    large = ("record", "like", "post", "follow", "profile_agg")
+    name = "autovacuum_vacuum_scale_factor"
+    with Database.connect(schema_database, name="test") as database:
+
+        def found() -> list[str]:
+            with database.transaction() as tx:
+                return [item.found for item in check_server(tx) if item.name == name]
+
+        for number, table in enumerate(large):
+            database.execute(
+                "UPDATE pg_class SET reltuples = %s WHERE oid = %s::regclass",
+                [1e8 - 1e6 * number, f'bsky."{table}"'],
+            )
+        assert found() == []
+        for table in large[1:]:
+            database.execute(f'ALTER TABLE bsky."{table}" RESET ({name})')
+        assert found() == ["more than 0.05 for like, post, follow and 1 other"]
+        for table in large[1:]:
+            database.execute(f'ALTER TABLE bsky."{table}" SET ({name} = 0.01)')
+        assert found() == []
+    assert check(schema_database) == []  # the tables are those that are expected
