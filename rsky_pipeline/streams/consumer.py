@@ -172,7 +172,7 @@ class Consumer:
         reclaim_idle_ms: int,
         max_bytes: int = 0,
         block_ms: int = 0,
-        linger_seconds: float = 0.0,
+        pace_seconds: float = 0.0,
         alone_seconds: float = math.inf,
         clock: Callable[[], float] = time.monotonic,
         trial: Trial | None = None,
@@ -182,7 +182,8 @@ class Consumer:
         `reclaim_idle_ms`: entries pending for longer without a `hold` are taken over.
         `max_bytes`: approximate bound of the bytes that one `take` returns (0: none).
         `block_ms`: `take` waits so long for a first new entry (0: not at all).
-        `linger_seconds`: it waits so long for more if few entries came.
+        `pace_seconds`: new entries are taken no sooner than so long after the last ones, unless
+        those were all that `take` may return: one comes at once, many come together.
         `alone_seconds`: a suspicious entry is alone for at most so long, then others are taken too.
         `trial` is shared by all consumers of the worker.
         """
@@ -195,7 +196,7 @@ class Consumer:
         self._reclaim_idle_ms = reclaim_idle_ms
         self._max_bytes = max_bytes
         self._block_ms = block_ms
-        self._linger_seconds = linger_seconds
+        self._pace_seconds = pace_seconds
         self._alone_seconds = alone_seconds
         self._clock = clock
         self._store: Store | None = None
@@ -211,6 +212,7 @@ class Consumer:
         self._alone: str | None = None  # a suspicious entry that may be in progress
         self._marked: set[str] = set()  # entries that this object has marked
         self._last_taken = -math.inf
+        self._paced_until = -math.inf
         self._reclaim_at = 0.0
         self._reclaim_from = "0-0"
         self._entry_bytes = _FIRST_GUESS_BYTES
@@ -513,16 +515,16 @@ class Consumer:
         return False
 
     def _take_new(self, store: Store, taken: Taken, count: int) -> None:
-        self._add(taken, self._read_new(store, self._room(taken, count), self._block_ms))
-        lingered = False
-        while self._linger_seconds and taken.deliveries and (room := self._room(taken, count)) > 0:
+        if self._pace_seconds and (wait := self._paced_until - self._clock()) > 0:
+            time.sleep(min(wait, self._pace_seconds))
+        room = self._room(taken, count)
+        page = self._read_new(store, room, self._block_ms)
+        self._add(taken, page)
+        while self._pace_seconds and len(page) == room and (room := self._room(taken, count)) > 0:
             page = self._read_new(store, room, 0)
             self._add(taken, page)
-            if len(page) < room:
-                if lingered or len(taken.deliveries) >= count // 2:
-                    return
-                lingered = True
-                time.sleep(self._linger_seconds)
+        if taken.deliveries and self._room(taken, count) > 0:
+            self._paced_until = self._clock() + self._pace_seconds
 
     def _room(self, taken: Taken, count: int) -> int:
         """Return the number of entries to request within the bounds on entries and bytes.

@@ -43,12 +43,14 @@ WHERE NOT EXISTS (SELECT FROM record r WHERE r.did = n.did)
     AND NOT EXISTS (SELECT FROM rsky_pipeline.tombstone t WHERE t.did = n.did)
 """
 _COPY = 'COPY record (uri, cid, did, json, "indexedAt", rev) FROM STDIN (FORMAT BINARY)'
-# takedownRef and tags belong to others and survive an update; takedownRef a deletion as well, in
-# the tombstone: nobody comes out of a takedown by deleting a record and making it again.
-_UPSERT = """
+_FEW = 60  # rows: COPY cannot be prepared and takes a round trip more
+_INSERT = """
 INSERT INTO record (uri, cid, did, json, "indexedAt", rev)
 SELECT * FROM unnest(%b::text[], %b::text[], %b::text[], %b::text[], %b::text[], %b::text[])
-ON CONFLICT (uri) DO UPDATE SET
+"""
+# takedownRef and tags belong to others and survive an update; takedownRef a deletion as well, in
+# the tombstone: nobody comes out of a takedown by deleting a record and making it again.
+_UPSERT = f"""{_INSERT}ON CONFLICT (uri) DO UPDATE SET
     cid = EXCLUDED.cid, json = EXCLUDED.json, "indexedAt" = EXCLUDED."indexedAt", rev = EXCLUDED.rev
 """
 _TOUCH = """
@@ -106,11 +108,15 @@ def fetch_states(tx: Transaction, uris: Iterable[str]) -> dict[str, StoredState]
 def write_records(tx: Transaction, plan: BatchPlan) -> None:
     """Write the rows of `record` and the tombstones as planned.
 
-    New rows are copied in, which costs PostgreSQL half of an upsert. Raises RowExistsError where a
-    writer that does not take the locks on accounts has written one of them meanwhile.
+    Many new rows are copied in, which costs PostgreSQL half of an upsert. Raises RowExistsError
+    where a writer that does not take the locks on accounts has written one of them meanwhile.
     """
     if plan.inserts:
-        tx.copy_in(_COPY, ("text",) * 6, _rows(plan.inserts))
+        rows = _rows(plan.inserts)
+        if len(rows) < _FEW:
+            tx.execute(_INSERT, transpose(rows))
+        else:
+            tx.copy_in(_COPY, ("text",) * 6, rows)
     if plan.updates:
         tx.execute(_UPSERT, transpose(_rows(plan.updates)))
     if plan.touches:

@@ -257,14 +257,39 @@ def test_a_lost_reply_is_found_again_on_the_next_connection(
 def test_entries_of_a_failed_take_are_not_held(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    own = consumer(linger_seconds=0.001)
+    own = consumer(pace_seconds=0.001, max_bytes=16_384)  # a page is two entries
     assert got(own.take(store, 10)) == []
     append(store, entries(3))
     fail_at(monkeypatch, lambda command: command[0] == "XREADGROUP", 2)
     with pytest.raises(StoreUnavailableError):
         own.take(store, 10)
     assert own.held == []
-    assert got(own.take(store, 10)) == [0, 1, 2]
+    assert got(own.take(store, 10)) + got(own.take(store, 10)) == [0, 1, 2]
+
+
+def test_entries_that_come_close_together_are_taken_together(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now, waits = 0.0, list[float]()
+
+    def wait(seconds: float) -> None:
+        nonlocal now
+        waits.append(seconds)
+        now += seconds
+        append(store, entries(1, first=2))
+
+    monkeypatch.setattr(time, "sleep", wait)
+    own = consumer(pace_seconds=0.5, clock=lambda: now)
+    append(store, entries(1))
+    assert got(own.take(store, 3)) == [0]  # at once: the first one after a pause
+    append(store, entries(1, first=1))
+    now = 0.2
+    assert got(own.take(store, 3)) == [1, 2]
+    append(store, entries(4, first=3))
+    now = 0.9
+    assert got(own.take(store, 3)) == [3, 4, 5]
+    assert got(own.take(store, 3)) == [6, 2]  # at once: the batch before was full
+    assert waits == pytest.approx([0.3, 0.1])
 
 
 def test_entries_of_a_dead_consumer_are_taken_over_and_held_ones_are_not(store: Store) -> None:
@@ -376,7 +401,7 @@ def test_nothing_is_trimmed_that_a_destroyed_group_has_not_read(store: Store) ->
 
 def test_bytes_are_bounded(store: Store) -> None:
     append(store, [Entry("s", b"event", b" " * 10_000)] * 100)
-    own = consumer(max_bytes=400_000, linger_seconds=0.001)
+    own = consumer(max_bytes=400_000, pace_seconds=0.001)
     taken = [own.take(store, 100) for _ in range(4)]
     assert len(own.held) == 100
     # The first page is a guess; afterwards a page is as many as fill half of the bound.
