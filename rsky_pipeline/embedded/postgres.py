@@ -1,5 +1,6 @@
 """An embedded PostgreSQL: unix socket only, durable, sized for a small machine."""
 
+import contextlib
 import errno
 import logging
 import os
@@ -21,10 +22,8 @@ from rsky_pipeline.embedded.program import StoreProgram
 # Written to postgresql.conf once, so that an operator can edit them there. synchronous_commit stays
 # on: a batch acknowledged in Redis must survive a crash of the server.
 INITIAL_OPTIONS: Mapping[str, str] = {
-    "shared_buffers": "256MB",
     "work_mem": "16MB",
     "maintenance_work_mem": "128MB",
-    "effective_cache_size": "1GB",
     # The first change of a page after a checkpoint writes the full page to the WAL, about eleven
     # pages per event: in a large database, most of the write load. So checkpoints are rare, at the
     # price of minutes of recovery after a crash and `max_wal_size` of disk.
@@ -56,14 +55,26 @@ FIXED_OPTIONS: Mapping[str, str] = {
 # The values that older versions wrote, replaced at each start in a cluster that still has them. A
 # value of an operator stays; ALTER SYSTEM sets one of these for good.
 FORMER_OPTIONS: Mapping[str, str] = {
+    "shared_buffers": "256MB",
+    "effective_cache_size": "1GB",
     "max_wal_size": "2GB",
     "checkpoint_timeout": "10min",
     "wal_compression": "pglz",
 }
 INITIALISE_TIMEOUT_SECONDS = 120
-_GB = 1024**3
+_MB, _GB = 1024**2, 1024**3
 LEAST_WAL_GB, MOST_WAL_GB = 1, 20
 WAL_SHARE = 8  # divisor: `max_wal_size` is this fraction of the free disk
+# An event touches eleven pages at random places of the indexes: one that is not among these has to
+# be read, and another one often to be written. The usual quarter of the memory is for a machine
+# that has nothing else to do.
+LEAST_BUFFERS_MB, MOST_BUFFERS_MB = 256, 8_192
+BUFFERS_SHARE, CACHE_SHARE = 8, 2  # divisors, of the memory
+
+_MEMORY_LIMITS = (  # of a container's own control group, in both versions
+    Path("/sys/fs/cgroup/memory.max"),
+    Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
+)
 
 log = logging.getLogger(__name__)
 
@@ -183,8 +194,11 @@ def _create_cluster(installation: Path, home: Path, account: SystemAccount | Non
 
 
 def _initial_options(home: Path) -> Mapping[str, str]:
+    memory = memory_bytes()
     return {
         **INITIAL_OPTIONS,
+        "shared_buffers": f"{buffers_megabytes(memory)}MB",
+        "effective_cache_size": f"{max(1_024, memory // CACHE_SHARE // _MB)}MB",
         "max_wal_size": f"{wal_gigabytes(shutil.disk_usage(home).free)}GB",
     }
 
@@ -211,6 +225,21 @@ def _replace_former_options(home: Path) -> None:
 def wal_gigabytes(free: int) -> int:
     """Return `max_wal_size` for a disk with so many free bytes."""
     return max(LEAST_WAL_GB, min(MOST_WAL_GB, free // WAL_SHARE // _GB))
+
+
+def buffers_megabytes(memory: int) -> int:
+    """Return `shared_buffers` for a machine with so many bytes of memory."""
+    share = memory // BUFFERS_SHARE // _MB
+    return max(LEAST_BUFFERS_MB, min(MOST_BUFFERS_MB, share - share % 64))
+
+
+def memory_bytes() -> int:
+    """Return the memory of the machine, or of the control group if that is limited to less."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    for path in _MEMORY_LIMITS:
+        with contextlib.suppress(OSError, ValueError):  # without a limit it is "max"
+            memory = min(memory, int(path.read_text()))
+    return memory
 
 
 def _run(command: list[str], account: SystemAccount | None, stdin: str = "") -> None:

@@ -142,3 +142,8 @@ def test_large_tables_that_are_seldom_vacuumed_are_named(schema_database: str) -
             database.execute(f'ALTER TABLE bsky."{table}" SET ({name} = 0.01)')
         assert found() == []
     assert check(schema_database) == []  # the tables are those that are expected
+
+
+@pytest.mark.parametrize(("memory_gb", "buffers"), [(1, 256), (4, 512), (23, 2_944), (512, 8_192)])
+def test_the_embedded_server_keeps_to_the_memory(memory_gb: int, buffers: int) -> None:
+    assert postgres.buffers_megabytes(memory_gb * 1024**3) == buffers
