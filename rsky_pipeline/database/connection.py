@@ -19,6 +19,7 @@ from psycopg.pq import ExecStatus, TransactionStatus
 from psycopg.types.json import JsonbBinaryDumper
 
 from rsky_pipeline.database import session
+from rsky_pipeline.database.direct import DirectStatements
 from rsky_pipeline.database.errors import DatabaseError, translate
 from rsky_pipeline.database.forms import TableForms, read_forms
 from rsky_pipeline.database.patience import PatientConnection
@@ -69,13 +70,19 @@ class Transaction:
         Placeholders are `%s` (text) and `%b` (binary, for arrays). Without params none are
         interpreted, and the text may hold several statements.
         """
-        with translated(self._connection, sql):
-            return _execute(self._connection, sql, params).rowcount
+        connection, direct = self._connection, self._database.direct
+        with translated(connection, sql):
+            if params and direct is not None and (result := direct.run(sql, params)) is not None:
+                return result.command_tuples or 0
+            return _execute(connection, sql, params).rowcount
 
     def query(self, sql: str, params: Sequence[Any] = ()) -> list[Row]:
         """Run a statement and return all of its rows."""
-        with translated(self._connection, sql):
-            return _execute(self._connection, sql, params).fetchall()
+        connection, direct = self._connection, self._database.direct
+        with translated(connection, sql):
+            if params and direct is not None and (result := direct.run(sql, params)) is not None:
+                return direct.rows(result)
+            return _execute(connection, sql, params).fetchall()
 
     def copy_in(self, sql: str, types: Sequence[str], rows: Iterable[Row]) -> int:
         """Run `COPY ... FROM STDIN (FORMAT BINARY)`; return the number of rows sent.
@@ -111,6 +118,7 @@ class Database:
         self.schema = schema
         self.pooled = beginning != _BEGIN
         self.forms: TableForms | None = None  # not yet read
+        self.direct: DirectStatements | None = None  # every statement is run by a cursor
 
     @property
     def prepares(self) -> bool:
@@ -130,7 +138,8 @@ class Database:
     ) -> Self:
         """Open a connection; pg_stat_activity shows it as `rsky-pipeline NAME`; timeout 0 is none.
 
-        `by_key` disables plans that read whole tables, for statements that find rows by key.
+        `by_key` is for workers, whose statements find rows by key: it disables plans that read
+        whole tables, and runs repeated statements past psycopg (see `direct`).
         Raises DatabaseUnavailableError if the server is unreachable or rejects the connection.
         """
         settings = session.session_settings(
@@ -152,7 +161,10 @@ class Database:
             with translated(connection):
                 if session.is_own_session(connection, began):
                     session.keep(connection, settings)
-                    return cls(connection, schema, _BEGIN)
+                    database = cls(connection, schema, _BEGIN)
+                    if by_key:
+                        database.direct = DirectStatements(connection)
+                    return database
                 if not session.keeps_statements(connection):
                     connection.prepare_threshold = None
                 return cls(connection, schema, session.beginning(connection, settings))
@@ -170,7 +182,7 @@ class Database:
             raise ValueError("a transaction is open already")
         transaction = Transaction(self, self._connection)
         with translated(self._connection):
-            self._connection.execute(self._beginning.encode(), prepare=False)
+            self._command(self._beginning)
             try:
                 yield transaction
             except BaseException:
@@ -180,7 +192,7 @@ class Database:
             transaction.end()
             # The server answers COMMIT of a failed transaction with ROLLBACK, and no error. Without
             # this an entry would be acknowledged whose rows are not there.
-            if self._connection.execute(b"COMMIT", prepare=False).statusmessage != "COMMIT":
+            if self._command("COMMIT") != "COMMIT":
                 raise DatabaseError("the transaction was rolled back: a statement in it had failed")
 
     def execute(self, sql: str, params: Sequence[Any] = ()) -> int:
@@ -199,6 +211,11 @@ class Database:
         if self.pooled and is_idle:
             return self.transaction()
         return contextlib.nullcontext(Transaction(self, self._connection))
+
+    def _command(self, text: str) -> str | None:
+        if self.direct is not None:
+            return self.direct.command(text.encode()).decode()
+        return self._connection.execute(text.encode(), prepare=False).statusmessage
 
     def _roll_back(self) -> None:
         """Roll back, or close the connection if that fails. Never raises.

@@ -14,11 +14,12 @@ from rsky_pipeline.atproto import compiled
 try:
     if compiled.STALE:
         raise ImportError("the compiled module is older than its source")
-    from rsky_pipeline.database.native import pack_rows, pack_texts
+    from rsky_pipeline.database.native import pack_array, pack_rows, pack_texts
 except ImportError:  # for want of a C compiler, or of `make` after a change
     if not TYPE_CHECKING:
-        pack_rows = pack_texts = lambda _: None
+        pack_array = pack_rows = pack_texts = lambda _: None
 
+__all__ = ["MOST_BYTES", "TEXT_OID", "TextArrayDumper", "copied_rows", "pack_array", "storable"]
 # A B-tree index entry has at most 2,704 bytes, and may hold two texts.
 MOST_BYTES = 1_000
 TEXT_OID = 25
