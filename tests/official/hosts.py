@@ -1,11 +1,15 @@
 """What happens to hosts: accounts of did:web, a PDS that loses its sequencer, or limits rates."""
 
+import contextlib
 import json
 import secrets
+import threading
 import time
 from base64 import urlsafe_b64encode
 from collections import Counter
 from pathlib import Path
+
+import httpx
 
 from rsky_pipeline.atproto.crypto import PrivateKey
 from rsky_pipeline.demo.simulator.accounts import SimulatedAccount
@@ -14,6 +18,7 @@ from tests.official.network import Network, Pds
 from tests.official.people import People, Person
 
 SERVER_DID = "did:web:localhost"  # of both PDSes
+CROWD_SECONDS = 0.5  # between its requests
 _CREATE = "com.atproto.server.createAccount"
 
 
@@ -81,8 +86,40 @@ def limit_rates(network: Network) -> Path:
     return log
 
 
-def lift_limits(network: Network, log: Path) -> dict[str, int]:
-    """Start the PDSes without limits; return how many requests they served, and refused."""
+def lift_limits(network: Network) -> None:
+    """Start the PDSes without limits."""
     for pds in network.pdses:
         network.restart_pds(pds)
-    return dict(sorted(Counter(log.read_text().split()).items()))
+
+
+class Crowd:
+    """Others who ask the PDSes from the same address, and use up most of what is allowed.
+
+    By ourselves we reach no limit, since its headers tell how much is left.
+    """
+
+    def __init__(self, network: Network, did: str) -> None:
+        self.answers: Counter[str] = Counter()  # as their PDS notes them
+        self._network = network
+        self._did = did
+        self._ending = threading.Event()
+        self._thread = threading.Thread(target=self._ask, daemon=True)
+
+    def __enter__(self) -> "Crowd":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ending.set()
+        self._thread.join()
+
+    def _ask(self) -> None:
+        questions = (("com.atproto.sync.getRepo", {"did": self._did}),
+                     ("com.atproto.sync.listRepos", {"limit": "1"}))  # fmt: skip
+        while not self._ending.wait(CROWD_SECONDS):
+            for pds in self._network.pdses:
+                for method, query in questions:
+                    with contextlib.suppress(httpx.TransportError):  # while it starts
+                        answer = httpx.get(f"{pds.url}/xrpc/{method}", params=query)
+                        refused = answer.status_code == httpx.codes.TOO_MANY_REQUESTS
+                        self.answers["refused" if refused else "served"] += 1

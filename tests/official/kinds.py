@@ -187,7 +187,7 @@ def _kind(facts: Facts, table: str, official: Row | None, ours: Row | None) -> s
     row = official or ours
     assert row is not None
     for uri in filter(None, (row.get("uri"), row.get("postUri"), row.get("recordUri"))):
-        if official is None and uri in facts.lost:
+        if uri in facts.lost and (official is None or uri in facts.edited):
             return facts.lost[uri]
         if official and ours and uri in facts.marked:
             seen = {"indexedAt", "sortAt"} if uri in facts.fetched else set()
@@ -295,8 +295,16 @@ def _reaction(facts: Facts, official: Row | None, ours: Row | None) -> str | Non
     return None
 
 
+def _is_newer(facts: Facts, uri: str) -> bool:
+    """Return whether a record is of a type that this release does not index."""
+    opt_out = uri.split("/")[3].endswith(".referencelistoptout")
+    return opt_out and "reference_list_opt_out" not in facts.official
+
+
 def _duplicate(facts: Facts, official: Row | None, ours: Row | None) -> str | None:
     if ours and not official:
+        if _is_newer(facts, ours["uri"]):
+            return NEWER
         if ours["duplicateOf"] not in facts.standing:
             return None
         if ours["uri"] in facts.standing_officially and ours["duplicateOf"] < ours["uri"]:
@@ -327,6 +335,9 @@ def _feed_item(facts: Facts, official: Row | None, ours: Row | None) -> str | No
 def _post(facts: Facts, official: Row | None, ours: Row | None) -> str | None:
     if official and ours and _changed(official, ours) <= {"hasThreadGate", "hasPostGate"}:
         return KEPT if official["uri"] in facts.edited else None
+    if official and ours and _changed(official, ours) <= {"invalidReplyRoot", "indexedAt"}:
+        above = (facts.lost.get(official[name]) for name in ("replyParent", "replyRoot"))
+        return next(filter(None, above), None)
     return None
 
 
@@ -414,8 +425,8 @@ def _verification(facts: Facts, official: Row | None, ours: Row | None) -> str |
 def _record(facts: Facts, official: Row | None, ours: Row | None) -> str | None:
     if official and ours and official["uri"] in facts.edited and official["uri"] in facts.waiting:
         return MOVED
-    if ours and not official and ours["uri"].split("/")[3].endswith(".referencelistoptout"):
-        return None if "reference_list_opt_out" in facts.official else NEWER
+    if ours and not official and _is_newer(facts, ours["uri"]):
+        return NEWER
     if ours and not official and ours["uri"] in facts.refused:
         without_table = ours["uri"].split("/")[3] in {each.nsid for each in RECORD_ONLY}
         return CORRECTED if without_table and ours["uri"] in facts.edited else None

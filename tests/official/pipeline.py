@@ -5,6 +5,8 @@ import json
 import os
 import random
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -62,8 +64,13 @@ class Following:
 
     def findings(self) -> list[str]:
         """Return what its workers find wrong, each with its subject."""
-        found = json.loads(self.command("status", "--json"))
-        return [f"{each['finding']} {each['subject']}" for each in found["findings"]]
+        words = [sys.executable, "-P", "-m", "rsky_pipeline", "status", "--json"]
+        result = subprocess.run(words, env=self.environ, capture_output=True, check=False)
+        return [
+            f"{each['kind']} {each['subject']}"
+            for process in json.loads(result.stdout)["processes"]
+            for each in process["findings"]
+        ]
 
     def kill_one(self, choose: random.Random, *, stores: bool = True) -> None:
         """Kill a worker, or a store as well, with SIGKILL."""
