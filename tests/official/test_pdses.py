@@ -28,7 +28,7 @@ NOT_OF_RECORD = frozenset({
     "hasThreadGate", "hasPostGate",
 })  # fmt: skip
 NOTICED_SECONDS = 60.0
-REPAIRED = [("cursor_refused", "repaired")]
+REPAIRED = {("cursor_refused", "repaired")}
 
 
 def test_accounts_of_did_web(world: World, figures: dict[str, Any]) -> None:
@@ -162,7 +162,7 @@ def test_a_lost_sequencer(world: World, figures: dict[str, Any]) -> None:
         people.act_as(person)
     world.settle()
     wait_until(
-        lambda: [(each["kind"], each["status"]) for each in gaps(world, host)] == REPAIRED,
+        lambda: {(each["kind"], each["status"]) for each in gaps(world, host)} == REPAIRED,
         lambda: str(gaps(world, host)), NOTICED_SECONDS,
     )  # fmt: skip
     world.settle()
