@@ -107,7 +107,7 @@ def shown(row: dict[str, Any]) -> str:
     return json.dumps(masked, sort_keys=True)
 
 
-@pytest.mark.parametrize("size", [1, 100, 10_000])
+@pytest.mark.parametrize("size", [pytest.param(1, marks=pytest.mark.long), 20, 10_000])
 def test_every_table_equals_the_official_rows(tables: Tables, folder: Path, size: int) -> None:
     readings = read_all(folder)
     feed(tables, readings, size)
