@@ -221,7 +221,7 @@ def test_account_life(world: World, figures: dict[str, Any]) -> None:
 
 def kept(world: World, name: str, facts: Facts) -> Facts:
     """Keep the rows, so that differences can be looked into when the network is gone."""
-    KEPT.mkdir(exist_ok=True)
+    KEPT.mkdir(parents=True, exist_ok=True)
     document = {
         "official": facts.official, "ours": facts.ours, "refused": facts.refused,
         "gone": sorted(facts.gone), "edited": sorted(facts.edited),
