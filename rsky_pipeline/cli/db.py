@@ -100,10 +100,10 @@ def init(run: Invocation, dry_run: bool, appview: str | None) -> int:
     """Create missing tables, columns and indexes.
 
     Safe to repeat, and on an official AppView's database. A new database is made for the oldest
-    release of the official AppView that can use it, 0.0.275: later ones upgrade it when they start,
-    earlier ones refuse it. With --appview the tables are those of that release, recorded as its own
-    migrations. Exit with 6 if the database still differs afterwards from the schema that the
-    pipeline needs.
+    release of the official AppView that can use it, 0.0.275. With --appview the tables are those of
+    that release, recorded as its own migrations. An AppView that migrates at its start upgrades the
+    tables of an earlier release and refuses those of a later one; another fails at some questions.
+    Exit with 6 if the database still differs afterwards from the schema that the pipeline needs.
     """
     from rsky_pipeline.database import schema
 
@@ -154,7 +154,10 @@ def check(run: Invocation) -> int:
     def show() -> None:
         _show_differences(differences)
         if release:
-            line(f"the AppView's tables are those of release {release}: later ones upgrade them")
+            names = schema.name_releases(release)
+            line(
+                f"the AppView's tables are those of {names}; later ones: db init --appview VERSION"
+            )
         for item in advice:
             line(f"advice: set {item.name} to {item.wanted} (it is {item.found}): {item.why}")
 
@@ -265,7 +268,9 @@ def _repair(
 
 
 def _show_adoption(found: "Adoption") -> None:
-    line(f"origin: {found.origin}{f', of release {found.release}' if found.release else ''}")
+    from rsky_pipeline.database.schema import name_releases
+
+    line(f"origin: {found.origin}{f', of {name_releases(found.release)}' if found.release else ''}")
     for sign in found.signs:
         line(f"  {sign}")
     if found.origin == "rust services":

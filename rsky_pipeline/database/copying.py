@@ -36,6 +36,12 @@ _SEQUENCES = """
 SELECT schemaname, sequencename, last_value FROM pg_sequences
 WHERE schemaname = ANY(%s) AND last_value IS NOT NULL
 """
+_OTHERS = """
+SELECT n.nspname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+WHERE c.relkind = 'r' AND n.nspname <> ALL(%s) AND n.nspname <> 'information_schema'
+  AND n.nspname !~ '^pg_'
+GROUP BY 1 ORDER BY 1
+"""
 _VIEWS = "SELECT schemaname, matviewname FROM pg_matviews WHERE schemaname = ANY(%s)"
 
 _MADE_WITH_ROWS = ("kysely_", "view_param")
@@ -88,6 +94,8 @@ def copy_database(
             new.execute(sql.SQL("TRUNCATE {}").format(sql.SQL(", ").join(map(_identifier, tables))))
             done = list(_copy_rows(old, new, tables, tell))
             _set_sequences(old, new, names)
+            for (other,) in old.execute(_OTHERS, [names]).fetchall():
+                tell(f"left out: the schema {other}, of another program")
             for view in new.execute(_VIEWS, [names]).fetchall():
                 new.execute(sql.SQL("REFRESH MATERIALIZED VIEW {}").format(sql.Identifier(*view)))
         with psycopg.connect(target, autocommit=True) as new:

@@ -14,7 +14,7 @@ from rsky_pipeline.database.schema.compare import (
     differing_parts,
 )
 from rsky_pipeline.database.schema.migrate import initialise, pending
-from rsky_pipeline.database.schema.official import RELEASES
+from rsky_pipeline.database.schema.official import RELEASES, name_releases
 
 __all__ = [
     "RELEASES",
@@ -24,5 +24,6 @@ __all__ = [
     "check",
     "differing_parts",
     "initialise",
+    "name_releases",
     "pending",
 ]

@@ -171,9 +171,8 @@ def _official_changes(tx: Transaction, schema: str, appview: str | None) -> Iter
     if _exists(tx, schema, "kysely_migration"):
         names = [name for name, _ in read_migrations(tx, schema)]
     for one in missing_migrations(names, appview):
-        subject = (
-            f"the official migration {one.name} (AppViews before {one.release} refuse to start now)"
-        )
+        others = f"AppViews before {one.release} refuse it, or fail"
+        subject = f"the official migration {one.name} ({others})"
         yield _Change("apply", "applied", subject, one.recorded_sql())
 
 

@@ -115,6 +115,19 @@ def release_of(names: Collection[str]) -> str | None:
     return max((OLDEST_RELEASE, *last), key=release_number)
 
 
+def name_releases(release: str) -> str:
+    """Name the known releases whose tables are those of this one, which is the oldest of them."""
+    number = release_number(release)
+    changed = {one.release for one in later_migrations()}
+    same = [release]
+    for each in RELEASES:
+        if release_number(each) > number:
+            if each in changed:
+                break
+            same.append(each)
+    return f"release {release}" if len(same) == 1 else f"releases {release} to {same[-1]}"
+
+
 def official_names(names: Collection[str]) -> set[str]:
     """Return the names with the official ones of migrations that a fork records under its own."""
     return {_RENAMED.get(name, name) for name in names}

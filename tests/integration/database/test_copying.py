@@ -63,6 +63,17 @@ def test_rows_and_bookkeeping_are_those_of_the_source(
         assert database.query("SELECT count(*) FROM notification") == [(1,)]
 
 
+def test_what_is_of_other_programs_is_left_out_and_named(clean_database: str, target: str) -> None:
+    initialise(clean_database)
+    fill(clean_database)
+    execute(clean_database, "CREATE SCHEMA bsync; CREATE TABLE bsync.operation (id int)")
+    told: list[str] = []
+    copy_database(clean_database, target, "bsky", replace=False, tell=told.append)
+    assert [each for each in told if "left out" in each] == [
+        "left out: the schema bsync, of another program"
+    ]
+
+
 def test_a_target_of_a_later_release_stays_as_it_is(clean_database: str, target: str) -> None:
     initialise(clean_database)
     fill(clean_database)

@@ -32,7 +32,7 @@ def test_check_tells_differences_and_what_to_do(schema_database: str) -> None:
     lines = run("check", url=schema_database).stdout.splitlines()
     assert lines[:2] == [
         "the schema is good",
-        "the AppView's tables are those of release 0.0.275: later ones upgrade them",
+        "the AppView's tables are those of release 0.0.275; later ones: db init --appview VERSION",
     ]
     execute(schema_database, "ALTER TABLE bsky.post ADD COLUMN extra text")
     execute(schema_database, "DROP INDEX bsky.post_order_by_idx")

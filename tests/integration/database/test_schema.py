@@ -19,6 +19,7 @@ from rsky_pipeline.database.schema import (
     appview_release,
     check,
     initialise,
+    name_releases,
     pending,
 )
 from rsky_pipeline.database.schema.catalogue import Catalogue, Table, read_catalogue, to_json
@@ -429,6 +430,10 @@ def test_a_database_is_made_for_a_release(clean_database: str, release: str) -> 
     assert appview_release(clean_database) == {"0.0.277": "0.0.276"}.get(
         release, min("0.0.278", release)
     )
+    assert name_releases(appview_release(clean_database) or "") == {
+        "0.0.275": "release 0.0.275", "0.0.276": "releases 0.0.276 to 0.0.277",
+        "0.0.277": "releases 0.0.276 to 0.0.277",
+    }.get(release, "releases 0.0.278 to 0.0.280")  # fmt: skip
     assert initialise(clean_database, appview=release) == []
     with Database.connect(clean_database, name="test") as database:
         rows = database.query('SELECT name, "timestamp" FROM kysely_migration ORDER BY 2, 1')
