@@ -21,7 +21,7 @@ import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain, takewhile
-from typing import Any
+from typing import Any, NamedTuple
 
 from rsky_pipeline.health.rules import GROUP_REMADE, RuleVerdict, judged
 from rsky_pipeline.runtime.logging import ThrottledLog
@@ -47,8 +47,7 @@ _TRIALS_SECONDS = 7 * 24 * 3600  # after which marks are forgotten
 _WAIT_SECONDS = 0.02  # poll interval while a suspicious entry is in progress
 
 
-@dataclass(frozen=True, slots=True)
-class Delivery:
+class Delivery(NamedTuple):  # one an entry: made faster than a frozen dataclass
     """An entry delivered to this consumer; `fields` is None if its body was deleted.
 
     `deliveries` counts deliveries to any consumer of the group, including this one. `deaths` counts
@@ -460,7 +459,7 @@ class Consumer:
                 "XCLAIM", self.stream, self.group, self.name, 0, delivery.id, "RETRYCOUNT", most,
                 "JUSTID",
             )  # fmt: skip
-        return replace(delivery, deaths=deaths)
+        return delivery._replace(deaths=deaths)
 
     def _unmark(self, store: Store, ids: Sequence[str]) -> None:
         """Remove the marks of entries that have ended."""
@@ -622,7 +621,7 @@ class Consumer:
             # Redis 6.2 returns nil if the body is gone, later versions omit the entry.
             bodies = [item for item in reply if item is not None and item[1] is not None]
             for item in _deliveries(self.stream, bodies):
-                delivery = replace(item, deliveries=counts[item.id] + 1)
+                delivery = item._replace(deliveries=counts[item.id] + 1)
                 found.append(self._mark(store, delivery) if delivery.suspicious else delivery)
         taken = {item.id for item in found}
         # The others have another consumer now, unless their bodies are gone.

@@ -6,8 +6,8 @@ never in a circle.
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from datetime import datetime, timedelta
+from typing import NamedTuple
 
 from rsky_pipeline.atproto.datetimes import format_utc
 from rsky_pipeline.database.bulk import transpose
@@ -50,8 +50,7 @@ WHERE EXCLUDED.forced
 """
 
 
-@dataclass(frozen=True, slots=True)
-class KnownActor:
+class KnownActor(NamedTuple):
     """The last look-up of an account's handle, as its `actor` row has it."""
 
     did: str
@@ -65,7 +64,7 @@ def lock_actors(tx: Transaction, dids: Iterable[str]) -> list[KnownActor]:
     A row that is missing must be made in a transaction of its own: inserting while other rows are
     locked could make two workers wait for each other.
     """
-    return [KnownActor(*row) for row in tx.query(_LOCK, (sorted(dids),))]
+    return [KnownActor._make(row) for row in tx.query(_LOCK, (sorted(dids),))]
 
 
 def due_handles(known: Iterable[KnownActor], active: Mapping[str, str], now: str) -> list[str]:

@@ -64,8 +64,7 @@ class Rows(NamedTuple):  # one a record: a tuple is made three times faster than
 _NO_ROWS = Rows()
 
 
-@dataclass(frozen=True, slots=True)
-class Notification:
+class Notification(NamedTuple):
     """A row of the recipient's notification list; the author is the record's."""
 
     did: str
@@ -94,8 +93,7 @@ class Put:
         return min(created_at, self.indexed_at)
 
 
-@dataclass(frozen=True, slots=True)
-class Delete:
+class Delete(NamedTuple):
     """A record's deletion at a rev."""
 
     uri: str

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from rsky_pipeline.indexer.bsync.operations import BsyncReading
 from rsky_pipeline.indexer.collections.values import Delete, Put
@@ -11,8 +12,7 @@ from rsky_pipeline.indexer.core.labels import LabelReading
 from rsky_pipeline.streams.consumer import Delivery
 
 
-@dataclass(frozen=True, slots=True)
-class BatchItem:
+class BatchItem(NamedTuple):  # one an entry, like its delivery
     """One entry and its content."""
 
     delivery: Delivery

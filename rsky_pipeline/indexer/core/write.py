@@ -26,7 +26,7 @@ from rsky_pipeline.indexer.core.counts import Counts
 from rsky_pipeline.indexer.core.duplicates import NaturalKey, forget_duplicates, resolve_duplicates
 from rsky_pipeline.indexer.core.entries import now_text
 from rsky_pipeline.indexer.core.locks import ReferenceLocks
-from rsky_pipeline.indexer.core.plan import BatchPlan, StoredState
+from rsky_pipeline.indexer.core.plan import NOTHING, BatchPlan, StoredState
 from rsky_pipeline.indexer.core.statements import (
     delete,
     insert,
@@ -35,8 +35,10 @@ from rsky_pipeline.indexer.core.statements import (
     side_insert_sql,
 )
 
-_RECORDS = "SELECT uri, rev, cid FROM record WHERE uri = ANY(%b::text[])"
-_TOMBSTONES = "SELECT uri, rev FROM rsky_pipeline.tombstone WHERE uri = ANY(%b::text[])"
+_STATES = """
+SELECT uri, rev, cid, NULL FROM record WHERE uri = ANY(%b::text[])
+UNION ALL SELECT uri, NULL, NULL, rev FROM rsky_pipeline.tombstone WHERE uri = ANY(%b::text[])
+"""
 _EMPTY = """
 SELECT n.did FROM unnest(%b::text[]) AS n(did)
 WHERE NOT EXISTS (SELECT FROM record r WHERE r.did = n.did)
@@ -95,13 +97,14 @@ def fetch_states(tx: Transaction, uris: Iterable[str]) -> dict[str, StoredState]
     wanted = sorted(set(uris))
     if not wanted:
         return {}
-    found = {
-        uri: StoredState(exists=True, rev=rev, cid=cid)
-        for uri, rev, cid in tx.query(_RECORDS, (wanted,))
-    }
-    for uri, rev in tx.query(_TOMBSTONES, (wanted,)):
-        record = found.get(uri, StoredState())
-        found[uri] = StoredState(record.exists, record.rev, record.cid, tombstone=rev)
+    found: dict[str, StoredState] = {}
+    for uri, rev, cid, tombstone in tx.query(_STATES, (wanted, wanted)):
+        known = found.get(uri, NOTHING)
+        found[uri] = (
+            StoredState(True, rev, cid, known.tombstone)
+            if tombstone is None
+            else known._replace(tombstone=tombstone)
+        )
     return found
 
 
