@@ -24,6 +24,9 @@ WHERE EXISTS (SELECT FROM post p WHERE p."replyParent" = n.uri)
 _PARENTS = """
 SELECT uri, "replyParent" FROM post WHERE uri = ANY(%b::text[]) AND "replyParent" IS NOT NULL
 """
+_WAITING = """
+SELECT uri, "replyRoot" FROM post WHERE uri = ANY(%b::text[]) AND "invalidReplyRoot"
+"""
 _GATED = """SELECT "postUri" FROM thread_gate WHERE "postUri" = ANY(%b::text[])"""
 
 
@@ -35,8 +38,10 @@ def looks_beyond(tx: Transaction, operations: Sequence[Operation]) -> dict[str, 
     posts = [item for item in by_kind[_POST] if isinstance(item, Put)]
     replies = [put for put in posts if put.rows.facts.parent is not None]
     found: defaultdict[str, set[str]] = defaultdict(set)
+    gone = {item.uri for item in by_kind[_POST] if isinstance(item, Delete)}
+    if posts and gone:
+        _add_waiting(tx, posts, gone, found)
     if replies:
-        gone = {item.uri for item in by_kind[_POST] if isinstance(item, Delete)}
         _add_ancestors(tx, posts, replies, gone, found)
         if by_kind[_FOLLOW] or by_kind[_ITEM]:
             gates = {item.uri for item in by_kind[THREAD_GATE]}
@@ -70,6 +75,23 @@ def _add_ancestors(
             at = None if at is None else above.get(at)
             if at is not None and at in answered:
                 found[put.uri].add(at)
+
+
+def _add_waiting(
+    tx: Transaction, posts: Sequence[Put], gone: Set[str], found: Mapping[str, set[str]]
+) -> None:
+    """Add deleted replies through which a post of their thread may accept others."""
+    roots = {put.uri: put.rows.facts.root for put in posts if put.uri in gone}
+    roots |= dict(tx.query(_WAITING, (sorted(gone),)))
+    of_thread: defaultdict[str, set[str]] = defaultdict(set)
+    for uri, root in roots.items():
+        if root is not None:
+            of_thread[root].add(uri)
+    if of_thread:
+        for put in posts:
+            waiting = of_thread[put.uri] | of_thread[put.rows.facts.root]
+            if waiting := waiting - {put.uri}:
+                found[put.uri].update(waiting)
 
 
 def _add_judges(

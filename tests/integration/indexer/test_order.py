@@ -122,6 +122,23 @@ def test_a_reply_notifies_those_above_it_who_are_deleted_later(
     assert notified == {did_of(who) for who in ("ann", "bob", "cyd", "dan")}
 
 
+@pytest.mark.parametrize("stored", range(7))
+def test_a_reply_is_accepted_through_one_that_is_deleted_later(
+    tables: Tables, net: Network, stored: int
+) -> None:
+    """The root comes back: replies below it that waited for it are right, and stay so."""
+    root = net.post("ann")
+    gone = net.delete(root)
+    first = net.reply("bob", root)
+    second = net.reply("cyd", first, root)
+    third = net.reply("dan", second, root)
+    events = (root, gone, first, second, third, net.update(root, root.record), net.delete(second))
+    tables.apply_each(events[:stored])
+    tables.apply(*events[stored:])
+    rows = tables.database.query('SELECT uri, "invalidReplyRoot" FROM post')
+    assert dict(rows) == dict.fromkeys((root.uri, first.uri, third.uri))
+
+
 def test_no_rows_of_zeros_are_left(tables: Tables, net: Network) -> None:
     post = net.post("ann")
     like, follow = net.like("bob", post), net.follow("bob", "ann")
