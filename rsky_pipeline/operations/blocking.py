@@ -66,7 +66,9 @@ _FORGET_TAKEDOWNS = """
 DELETE FROM rsky_pipeline.account_takedown WHERE did = ANY(%b::text[]) AND ref = %s
 """
 # Of a purge by a block: without it the repo may come back at the rev that it had.
-_FORGET_PURGES = "DELETE FROM rsky_pipeline.repo_floor WHERE did = ANY(%b::text[]) AND purged"
+_FORGET_PURGES = """
+DELETE FROM rsky_pipeline.repo_floor WHERE did = ANY(%b::text[]) AND purged AND by_block
+"""
 _KNOWN = "SELECT did FROM actor WHERE did = ANY(%b::text[])"
 _FETCHED_FROM = "SELECT did, host FROM rsky_pipeline.backfill_repo WHERE host LIKE %s"
 _MEMBERS = "SELECT did FROM rsky_pipeline.blocked_account WHERE host = %s ORDER BY did"
@@ -133,7 +135,7 @@ def block(
                 report.hidden += database.execute(_TAKE_DOWN, (TAKEDOWN, page))
         elif each.rows == "purge":
             for number, did in enumerate(dids):
-                erase(database, did, collections, "")
+                erase(database, did, collections, "", by_block=True)
                 tell(f"{number + 1:,} of {len(dids):,} accounts of {each.subject} purged")
     return report
 

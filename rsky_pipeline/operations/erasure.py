@@ -56,9 +56,15 @@ def erased_revs(database: Database | Transaction, dids: Sequence[str]) -> dict[s
     return dict(database.query(_ERASED, (list(dids),)))
 
 
-def erase(database: Database, did: str, collections: Mapping[str, Collection], until: str) -> None:
-    """Remove all rows of an account; events up to `until` stay without effect."""
-    purge_account(database, did, collections, until)
+def erase(
+    database: Database, did: str, collections: Mapping[str, Collection], until: str,
+    *, by_block: bool = False,
+) -> None:  # fmt: skip
+    """Remove all rows of an account; events up to `until` stay without effect.
+
+    With `by_block` until the block is lifted.
+    """
+    purge_account(database, did, collections, until, by_block=by_block)
     for _, found in compare_rows(partial(snapshot, database), did, collections):
         uris = sorted({one.uri for one in found})  # rows without a record
         for start in range(0, len(uris), BATCH_RECORDS):

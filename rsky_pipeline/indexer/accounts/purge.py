@@ -55,7 +55,8 @@ SELECT max(rev) FROM (
     UNION ALL SELECT max(rev) FROM record WHERE did = %s
 ) known
 """
-_MARK_PURGED = "UPDATE rsky_pipeline.repo_floor SET purged = true WHERE did = %s"
+_PURGED_BEFORE = "SELECT by_block FROM rsky_pipeline.repo_floor WHERE did = %s AND purged"
+_MARK_PURGED = "UPDATE rsky_pipeline.repo_floor SET purged = true, by_block = %s WHERE did = %s"
 _FORGET_ACCOUNT = (
     "DELETE FROM notification WHERE did = %s",
     "DELETE FROM notification WHERE author = %s",  # what outlives its record
@@ -70,18 +71,20 @@ _FORGET_ACCOUNT = (
 
 
 def purge_account(
-    database: Database, did: str, collections: Mapping[str, Collection], until: str = ""
-) -> int:
+    database: Database, did: str, collections: Mapping[str, Collection], until: str = "",
+    *, by_block: bool = False,
+) -> int:  # fmt: skip
     """Remove an account's rows; return how many records it had. Repeating it does no harm.
 
     Events up to the time `until` stay without effect, also where nothing is known of the account.
+    `by_block`: the purge is forgotten with its block, unless the account was purged otherwise, too.
     """
     with database.transaction() as tx:
         create_actors(tx, [did], {}, now_text())
     total = 0
     with database.transaction() as tx:
         lock_actors(tx, {did})
-        _leave_complete_rev(tx, did, until)
+        _leave_complete_rev(tx, did, until, by_block=by_block)
     while True:
         with database.transaction() as tx:
             lock_actors(tx, {did})
@@ -113,7 +116,7 @@ def purge_records(
             return total
 
 
-def _leave_complete_rev(tx: Transaction, did: str, until: str) -> None:
+def _leave_complete_rev(tx: Transaction, did: str, until: str, *, by_block: bool) -> None:
     """Raise the complete rev above all known revs, and to the time of the deletion and `until`.
 
     Revs and the times of account events are of one clock, that of the account's host. Entries that
@@ -126,8 +129,9 @@ def _leave_complete_rev(tx: Transaction, did: str, until: str) -> None:
         if events.standing is not None:
             above = max(above, _microseconds(min(events.standing.latest, now_text())))
     if above:
+        before = tx.query(_PURGED_BEFORE, (did,))
         raise_complete_revs(tx, {did: tid_from(above)})
-        tx.execute(_MARK_PURGED, (did,))
+        tx.execute(_MARK_PURGED, (by_block and before in ([], [(True,)]), did))
 
 
 def _microseconds(time: str) -> int:

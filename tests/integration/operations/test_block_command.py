@@ -1,7 +1,7 @@
 """`rsky-pipeline block` on a real Valkey, a real PostgreSQL and a host on loopback."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -172,11 +172,26 @@ def test_thousands_of_accounts_are_blocked_from_a_file(
     assert load_selection(tables.database).accounts == {ANN}
 
 
-def test_an_erasure_on_request_outlives_a_block(run: Run, tables: Tables, net: Network) -> None:
+PURGE, ERASE = ("block", "add", ANN, "--rows", "purge", "--yes"), ("db", "purge", ANN, "--yes")
+
+
+@pytest.mark.parametrize(
+    "commands",
+    [
+        (ERASE, ("block", "add", ANN)),
+        (ERASE, PURGE),
+        (PURGE, ERASE),
+        (ERASE, PURGE, PURGE),
+        (ERASE, PURGE, ("block", "remove", ANN), PURGE),
+    ],
+)
+def test_an_erasure_on_request_outlives_a_block(
+    run: Run, tables: Tables, net: Network, commands: Sequence[tuple[str, ...]]
+) -> None:
     hers = net.post("ann")
     tables.apply(hers)
-    assert run("db", "purge", ANN, "--yes").exit_code == 0
-    assert run("block", "add", ANN).exit_code == 0
+    for words in commands:
+        assert run(*words).exit_code == 0
     assert run("block", "remove", ANN).exit_code == 0
     tables.apply(hers)
     assert tables.rows("record") == []
