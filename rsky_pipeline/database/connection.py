@@ -18,9 +18,10 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.pq import ExecStatus, TransactionStatus
 from psycopg.types.json import JsonbBinaryDumper
 
+from rsky_pipeline.configuration.store_urls import files_of
 from rsky_pipeline.database import session
 from rsky_pipeline.database.direct import DirectStatements
-from rsky_pipeline.database.errors import DatabaseError, translate
+from rsky_pipeline.database.errors import DatabaseError, LoginRefusedError, translate
 from rsky_pipeline.database.forms import TableForms, read_forms
 from rsky_pipeline.database.patience import PatientConnection
 from rsky_pipeline.database.texts import TextArrayDumper, copied_rows
@@ -140,8 +141,10 @@ class Database:
 
         `by_key` is for workers, whose statements find rows by key: it disables plans that read
         whole tables, and runs repeated statements past psycopg (see `direct`).
-        Raises DatabaseUnavailableError if the server is unreachable or rejects the connection.
+        Raises DatabaseUnavailableError if the server is unreachable or rejects the connection, and
+        its LoginRefusedError for a certificate or key that cannot be read.
         """
+        _check_files(url)
         settings = session.session_settings(
             search_path(schema),
             statement_timeout_ms=statement_timeout_ms,
@@ -327,6 +330,21 @@ def translated(connection: psycopg.Connection[Any], statement: str = "") -> Iter
         raise DatabaseError(
             f"the client failed: {described(error)}", statement=statement
         ) from error
+
+
+def _check_files(url: str) -> None:
+    """Raise LoginRefusedError for a file that this account may not read.
+
+    libpq says so after the same words as for a server that is away.
+    """
+    for path in files_of(url):
+        try:
+            with open(path, "rb"):
+                pass
+        except PermissionError as error:
+            raise LoginRefusedError(f"{path} of database_url: {error.strerror}") from error
+        except OSError:
+            continue  # not all have to be there
 
 
 def _connection_string(url: str, name: str) -> str:

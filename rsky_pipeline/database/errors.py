@@ -60,7 +60,8 @@ class DatabaseUnavailableError(DatabaseError, UnavailableError):
 
 
 class LoginRefusedError(DatabaseUnavailableError):
-    """The server answers, and refuses the role, its password, its address or the database.
+    """The server answers, and refuses the role, its password, its address or the database; or the
+    files of the login cannot be read.
 
     Running workers wait, since somebody may be changing a password; a start ends, with the reason.
     """
@@ -172,6 +173,8 @@ _LOGIN_REFUSED = {
     "Peer authentication failed": "run this as the account of that role, or log in with a password",
     "Ident authentication failed": "log in with a password",
     "is not permitted to log in": "ALTER ROLE ... LOGIN",
+    "root certificate file": "sslrootcert of database_url names the authority's certificate",
+    "private key file": "sslkey of database_url names the key of sslcert",
 }
 _MISSING = re.compile(r'(?:role|database) ".*" does not exist')
 _CREATE = "`rsky-pipeline db create` creates role and database"

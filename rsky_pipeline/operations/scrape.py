@@ -15,7 +15,7 @@ from rsky_pipeline.health.rules import PROCESS, RuleVerdict
 from rsky_pipeline.health.samples import Exported, Labels
 from rsky_pipeline.runtime.errors import WorkerError
 from rsky_pipeline.runtime.further_workers import further_workers
-from rsky_pipeline.runtime.health_document import HealthDocument, read_health
+from rsky_pipeline.runtime.health_document import HealthDocument, pipeline_of, read_health
 from rsky_pipeline.supervisor import client
 from rsky_pipeline.supervisor.status_document import FindingStatus
 from rsky_pipeline.systemd.files import UNIT_FOLDER
@@ -28,7 +28,10 @@ _EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}  # noqa: S1
 
 @dataclass(frozen=True, slots=True)
 class ScrapeTarget:
-    """A worker that a supervisor lists: its name, role, metrics port, and reported state."""
+    """A worker that a supervisor lists: its name, role, metrics port, and reported state.
+
+    `pipeline`: of one that is only assumed to be at its port, where one of another pipeline may be.
+    """
 
     name: str
     role: str
@@ -36,6 +39,7 @@ class ScrapeTarget:
     state: str = "unknown"
     trouble: str | None = None
     findings: Sequence[FindingStatus] = ()  # as its supervisor has them
+    pipeline: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,8 +70,13 @@ def targets(settings: Settings) -> list[ScrapeTarget]:
     try:
         documents = [each.status for each in client.find(run_dir)]
     except WorkerError:
-        return further or [ScrapeTarget(f"{role}-1", role, settings.metrics_port(role) or None)
-                           for role in ROLE_NAMES]  # fmt: skip
+        pipeline = pipeline_of(settings)
+        return further or [
+            ScrapeTarget(
+                f"{role}-1", role, settings.metrics_port(role) or None, pipeline=pipeline
+            )
+            for role in ROLE_NAMES
+        ]  # fmt: skip
     return further + [
         ScrapeTarget(
             item["name"],
@@ -115,7 +124,12 @@ def scrape(settings: Settings, target: ScrapeTarget) -> Scrape:
     except (OSError, ValueError, http.client.HTTPException) as error:
         where = f"http://{host}:{target.port}"
         return Scrape(target, error=f"{where} does not answer as a worker: {error}")
-    return Scrape(target, samples, read_health(health))
+    known = read_health(health)
+    # Workers of older versions do not say.
+    if target.pipeline is not None and known.get("pipeline", target.pipeline) != target.pipeline:
+        other = f"it does not run: at port {target.port} is a worker of another pipeline"
+        return Scrape(target, error=other)
+    return Scrape(target, samples, known)
 
 
 def _get(host: str, port: int, path: str) -> bytes:

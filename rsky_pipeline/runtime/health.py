@@ -45,9 +45,12 @@ class Health:
     """
 
     def __init__(
-        self, role: str, instance: int, clock: Callable[[], float] = time.monotonic
-    ) -> None:
-        self._base = HealthDocument(role=role, instance=instance, pid=os.getpid())
+        self, role: str, instance: int, clock: Callable[[], float] = time.monotonic,
+        pipeline: str = "",
+    ) -> None:  # fmt: skip
+        self._base = HealthDocument(
+            role=role, instance=instance, pid=os.getpid(), pipeline=pipeline
+        )
         self.now = clock
         self._began = clock()
         self._beat = self._began

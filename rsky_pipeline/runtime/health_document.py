@@ -7,10 +7,13 @@ another version defines are kept.
 """
 
 from collections.abc import Mapping
+from hashlib import sha256
 from types import UnionType
 from typing import Any, Literal, TypedDict, cast, get_args, get_origin, get_type_hints, is_typeddict
 
 from rsky_pipeline.configuration.endpoints import HostKey
+from rsky_pipeline.configuration.redaction import redacted
+from rsky_pipeline.configuration.settings import Settings
 
 # Before `cursors` existed, a cursor was the value of a key `cursor[STREAM:HOST]`.
 _OLD_CURSOR = "cursor["
@@ -85,6 +88,7 @@ class HealthDocument(RoleHealth, total=False):
     role: str
     instance: int
     pid: int
+    pipeline: str  # of all workers that read and write one Redis the same; see `pipeline_of`
     state: str
     trouble: str | None  # the reason why it is unhealthy
     stalled: str | None  # the reason why its supervisor should start it again
@@ -98,6 +102,11 @@ class HealthDocument(RoleHealth, total=False):
 
 
 _FORMS = get_type_hints(HealthDocument)
+
+
+def pipeline_of(settings: Settings) -> str:
+    """Return what distinguishes the workers of one pipeline from those of another: its Redis."""
+    return sha256(redacted(settings.redis_url or "").encode()).hexdigest()[:16]
 
 
 def read_health(document: object) -> HealthDocument:

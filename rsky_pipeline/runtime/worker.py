@@ -31,6 +31,7 @@ from rsky_pipeline.runtime.context import WorkerContext
 from rsky_pipeline.runtime.errors import FORCED, UNEXPECTED, exit_code_of
 from rsky_pipeline.runtime.further_workers import forget, level_asked_for, note
 from rsky_pipeline.runtime.health import Health
+from rsky_pipeline.runtime.health_document import pipeline_of
 from rsky_pipeline.runtime.log_file import LogFile
 from rsky_pipeline.runtime.metrics_port import open_metrics_server
 from rsky_pipeline.runtime.program import raise_file_limit
@@ -108,7 +109,7 @@ class _Worker:
         self._consumes = {stream for one in ROLES if one.name == role for stream in one.consumes}
         self._liveness = pipes.liveness
         self._events = EventSender(pipes.events)
-        self._health = Health(role, instance)
+        self._health = Health(role, instance, pipeline=pipeline_of(settings))
         self._server: MetricsServer | None = None
         self._role_is_ready = False
         self._notifier = (

@@ -401,7 +401,7 @@ def connect(url: str, *, name: str, timeout_seconds: float = 10.0) -> Store:
     `timeout_seconds` bounds the wait for every reply, so a blocking read must block for less.
     Where the URL names sentinels, they are asked for the present primary at each connection, so
     whoever opens another store after a failure follows a fail-over. Raises ValueError for a
-    malformed URL, StoreUnavailableError for TLS files that cannot be read.
+    malformed URL, LoginRejectedError for TLS files that cannot be read.
     """
     address = parse_redis_url(url)
     for login in (address.login, address.sentinel_login):
@@ -432,9 +432,9 @@ def connect(url: str, *, name: str, timeout_seconds: float = 10.0) -> Store:
 
 
 def _check_files(login: RedisLogin) -> None:
-    """Raise StoreUnavailableError with the path of a TLS file that cannot be read.
+    """Raise LoginRejectedError with the path of a TLS file that cannot be read.
 
-    The library's own error has no path.
+    Time does not cure that, as it does a server that is away. The library's own error has no path.
     """
     for option in ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile"):
         path = (login.tls or {}).get(option)
@@ -445,7 +445,7 @@ def _check_files(login: RedisLogin) -> None:
                 pass
         except OSError as error:
             text = f"{option} of redis_url: {path}: {error.strerror}"
-            raise StoreUnavailableError(f"Redis cannot be reached: {text}") from error
+            raise LoginRejectedError(f"Redis cannot be reached: {text}") from error
 
 
 def _login(login: RedisLogin) -> dict[str, Any]:

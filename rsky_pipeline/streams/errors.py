@@ -32,7 +32,7 @@ class StoreRejectedError(StoreError):
 
 
 class LoginRejectedError(StoreRejectedError):
-    """Redis rejected the user or password."""
+    """Redis rejected the user or password, or the files of the login cannot be read."""
 
     finding = "redis_denied"
 

@@ -1,6 +1,7 @@
 """`rsky-pipeline db`: steps and differences for people and for scripts."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from rsky_pipeline.cli import main
 from rsky_pipeline.cli.run import _prepare_database
 from rsky_pipeline.configuration.settings import Settings
 from rsky_pipeline.runtime.errors import PermissionDeniedError, SettingError
-from tests.stores import execute, other_database
+from tests.stores import execute, other_database, scratch_directory
 
 
 def run(*arguments: str, url: str | None = None) -> Result:
@@ -139,6 +140,27 @@ def test_a_missing_privilege_is_exit_code_1(schema_database: str, command: str) 
         assert "permission denied" in line
     finally:
         execute(schema_database, "DROP ROLE stranger")
+
+
+@pytest.mark.parametrize("option", ["sslrootcert", "sslkey"])
+def test_a_file_of_the_login_that_may_not_be_read_ends_the_start(
+    clean_redis: str, clean_database: str, option: str
+) -> None:
+    """No waiting cures that: a unit that did wait for it would wait for ever."""
+    with scratch_directory() as folder:
+        file = folder / "secret.pem"
+        file.touch(mode=0o000)
+        settings = Settings(
+            redis_url=clean_redis, database_url=f"{clean_database}&{option}={file}",
+            data_dir=folder, run_dir=folder,
+        )  # fmt: skip
+        own = os.geteuid()
+        os.seteuid(own or 65_534)  # root may read everything
+        try:
+            with pytest.raises(PermissionDeniedError, match=f"{file} of database_url: Permission"):
+                _prepare_database(settings)
+        finally:
+            os.seteuid(own)
 
 
 def test_a_role_that_may_not_extend_the_database_ends_the_start_for_good(

@@ -8,7 +8,11 @@ import pytest
 from rsky_pipeline.embedded import valkey
 from rsky_pipeline.streams.append import CursorMove, append, read_cursor
 from rsky_pipeline.streams.connection import Store, connect
-from rsky_pipeline.streams.errors import StoreRejectedError, StoreUnavailableError
+from rsky_pipeline.streams.errors import (
+    LoginRejectedError,
+    StoreRejectedError,
+    StoreUnavailableError,
+)
 from tests import stores
 from tests.integration.streams.support import UnreliableProxy, entries, ids, own_pending, reader
 
@@ -105,7 +109,7 @@ def test_what_cannot_be_sent_is_a_misuse(store: Store) -> None:
 @pytest.mark.parametrize("option", ["ssl_ca_certs", "ssl_certfile", "ssl_keyfile"])
 def test_a_tls_file_that_cannot_be_read_is_named(option: str, tmp_path: Path) -> None:
     path = tmp_path / "missing.pem"
-    with pytest.raises(StoreUnavailableError, match=f"{option} of redis_url: {path}: No such file"):
+    with pytest.raises(LoginRejectedError, match=f"{option} of redis_url: {path}: No such file"):
         connect(f"rediss://127.0.0.1:1?{option}={path}", name="test")
 
 

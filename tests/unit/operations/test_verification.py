@@ -13,7 +13,8 @@ from rsky_pipeline.health import rules
 from rsky_pipeline.health.rules import LATENCY, RATE, RuleVerdict, Status
 from rsky_pipeline.health.samples import Expectations, Exported, Labels, Sample, SampleWindow
 from rsky_pipeline.observability.catalogue import shown_by
-from rsky_pipeline.operations.scrape import Scrape, ScrapeTarget
+from rsky_pipeline.observability.server import process_registry, serve
+from rsky_pipeline.operations.scrape import Scrape, ScrapeTarget, scrape, targets
 from rsky_pipeline.operations.stream_figures import Measurement
 from rsky_pipeline.operations.verification import checks, outside
 from rsky_pipeline.operations.verification.run import (
@@ -22,7 +23,8 @@ from rsky_pipeline.operations.verification.run import (
     compare,
     nothing_answers,
 )
-from rsky_pipeline.runtime.health_document import read_health
+from rsky_pipeline.runtime.health import Health
+from rsky_pipeline.runtime.health_document import pipeline_of, read_health
 from tests.unit.operations.figures import look, measurement, scraped, stream
 
 SETTINGS = Settings(expected_rate_min=100, expected_rate_max=3_000, live_high_water_mark=100_000,
@@ -192,9 +194,37 @@ def test_a_role_without_workers_and_one_in_trouble_fail() -> None:
     }
     assert found["process:ingester-1"] == "pass"
     assert found["process:backfiller"] == "fail"
-    for scrape in (troubled, starting, silent):
-        first = next(iter(checks.check_workers([scrape], ["indexer"])))
+    for each in (troubled, starting, silent):
+        first = next(iter(checks.check_workers([each], ["indexer"])))
         assert first.status == "fail"
+
+
+@pytest.mark.parametrize(
+    ("redis_url", "answers"),
+    [("redis://:secret@here/0", True), ("redis://:other@here/0", True), ("redis://there/0", False),
+     ("", True)],
+)  # fmt: skip
+def test_a_worker_of_another_pipeline_at_an_assumed_port_is_none_of_ours(
+    tmp_path: Path, redis_url: str, answers: bool
+) -> None:
+    """Two pipelines of one host that are configured alike want the same ports."""
+    health = Health("indexer", 1, pipeline=pipeline_of(Settings(redis_url=redis_url)))
+    if not redis_url:  # of an older version
+        health._base.pop("pipeline")
+    server = serve(process_registry(), "127.0.0.1", 0, health.answer)
+    try:
+        settings = Settings(
+            redis_url="redis://:secret@here/0", data_dir=tmp_path, run_dir=tmp_path,
+            indexer_metrics_port=server.port,
+        )  # fmt: skip
+        (target,) = (each for each in targets(settings) if each.role == "indexer")
+        found = scrape(settings, target)
+    finally:
+        server.close()
+    assert (found.error is None) is answers
+    if not answers:
+        assert f"at port {server.port} is a worker of another pipeline" in str(found.error)
+        assert nothing_answers([found])
 
 
 def test_where_nothing_runs_one_line_says_so(capsys: pytest.CaptureFixture[str]) -> None:
