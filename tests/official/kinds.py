@@ -54,6 +54,7 @@ SEEN = "seen, by an AppView over our rows"
 GONE_POST = "no items and quotes of posts that are gone"
 NEWS = "notifications follow the record that stands"
 FETCHED = "seen first in a repo that was fetched"
+READABLE = "a record that the read path accepts"
 UNVERIFIED = "a changed verification sends no `unverified`"
 
 
@@ -69,6 +70,7 @@ class Facts:
     moved: Collection[str] = ()  # accounts that another host has now
     imported: Collection[str] = ()  # accounts with a repo from elsewhere, which is fetched
     unserved: Collection[str] | None = None  # inactive accounts, if ours is from history alone
+    lenient: Collection[str] = ()  # refused records that the read path may accept
     kinds: dict[str, Counter[str]] = field(default_factory=dict)  # table -> kind -> rows
     explained: list[tuple[str, str, Row]] = field(default_factory=list)  # table, kind, row
     unexplained: list[tuple[str, str, Row]] = field(default_factory=list)
@@ -195,6 +197,10 @@ def _kind(facts: Facts, table: str, official: Row | None, ours: Row | None) -> s
                 return MARK
     if official and not ours and {row.get("creator"), row.get("did")} & set(facts.gone):
         return DELETED
+    if official is None:
+        about = {row.get(name) for name in ("uri", "postUri", "recordUri")}
+        if about & set(facts.lenient) & facts.refused.keys():
+            return READABLE
     if any(row.get(name) in facts.unmoved for name in ("uri", "duplicateOf")):
         return MOVED
     if facts.unserved is not None and (kind := _of_history(facts, table, official, ours)):

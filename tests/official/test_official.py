@@ -14,6 +14,7 @@ from rsky_pipeline.database.schema.official import missing_migrations, oldest_mi
 from rsky_pipeline.demo.processes import clean_environment
 from tests import stores
 from tests.official.appview import AppView
+from tests.official.installation import Installation
 from tests.official.kinds import Facts
 from tests.official.network import wait_until
 from tests.official.pipeline import following
@@ -30,7 +31,7 @@ KEPT = Path(__file__).parents[2] / ".pytest_cache" / "official"
 
 
 def test_live_rows(world: World, figures: dict[str, Any]) -> None:
-    facts = kept(world, "live", world.facts(world.live))
+    facts = kept(world.installation, "live", world.facts(world.live))
     figures["events"] = dict(world.people.counts)
     figures["refused by the indexer"] = len(world.indexer.refused())
     figures["kills"] = dict(sorted(world.live.kills.items()))
@@ -43,7 +44,7 @@ def test_history_rows(world: World, figures: dict[str, Any]) -> None:
     with following(world.network, world.folder / "history", **settings) as history:
         history.command("db", "init", "--appview", world.installation.release)
         history.wait()
-        facts = kept(world, "history", world.facts(history, history=True))
+        facts = kept(world.installation, "history", world.facts(history, history=True))
     figures["history"] = tables(facts)
     nothing_unexplained(facts)
 
@@ -213,13 +214,13 @@ def test_account_life(world: World, figures: dict[str, Any]) -> None:
     for _ in range(150):
         people.act()
     world.settle()
-    facts = kept(world, "moved", world.facts(world.live))
+    facts = kept(world.installation, "moved", world.facts(world.live))
     figures["account life"] = dict(people.counts - before)
     figures["live, after moves"] = tables(facts)
     nothing_unexplained(facts)
 
 
-def kept(world: World, name: str, facts: Facts) -> Facts:
+def kept(installation: Installation, name: str, facts: Facts) -> Facts:
     """Keep the rows, so that differences can be looked into when the network is gone."""
     KEPT.mkdir(parents=True, exist_ok=True)
     document = {
@@ -228,7 +229,7 @@ def kept(world: World, name: str, facts: Facts) -> Facts:
         "moved": sorted(facts.moved),
         "unserved": sorted(facts.unserved or ()),
     }  # fmt: skip
-    (KEPT / f"{world.installation.release}-{name}.json").write_text(json.dumps(document))
+    (KEPT / f"{installation.release}-{name}.json").write_text(json.dumps(document))
     return facts
 
 
