@@ -202,10 +202,10 @@ def _further(settings: "Settings", worker: "FurtherWorker") -> "ProcessStatus":
     except (OSError, ValueError, HTTPException) as error:
         health, alive = HealthDocument(), False
         problem = f"it does not answer on port {worker.port}: {error}"
+    state: Any = health.get("state", "stopped")  # a document's own word
     if not alive:
         health = HealthDocument()
-        problem += f"; to do: start it again, or remove {worker.note} if it is not to run here"
-    state: Any = health.get("state", "stopped") if alive else "stopped"  # a document's own word
+        state, problem = _gone(worker, problem)
     return {
         "name": worker.name, "role": worker.role, "instance": worker.instance, "kind": "worker",
         "pid": worker.pid if alive else None, "state": state, "state_seconds": 0.0, "wanted": True,
@@ -216,6 +216,26 @@ def _further(settings: "Settings", worker: "FurtherWorker") -> "ProcessStatus":
         "trouble": complaint(health) if alive else problem, "problems": [],
         "findings": [finding_status(each) for each in found(health)], "health": health,
     }  # fmt: skip
+
+
+def _gone(worker: "FurtherWorker", problem: str) -> tuple[str, str]:
+    """Return state and trouble of a worker that does not answer: systemd may have given it up."""
+    from rsky_pipeline.runtime.errors import UnavailableError
+    from rsky_pipeline.systemd.systemctl import Systemd, is_running
+
+    name = f"rsky-{worker.role}@{worker.instance}.service"
+    try:
+        unit = Systemd().show(name) if is_running() else None
+    except UnavailableError:
+        unit = None
+    if unit is not None and unit.load == "loaded" and unit.active == "failed":
+        how = unit.end or unit.result
+        return "failed", (
+            f"systemd gave {name} up ({how}); to do: see `journalctl -u {name}`, then "
+            f"`systemctl start {name}`"
+        )
+    to_do = f"start it again, or remove {worker.note} if it is not to run here"
+    return "stopped", f"{problem}; to do: {to_do}"
 
 
 def _row(process: dict[str, Any]) -> tuple[object, ...]:

@@ -79,6 +79,7 @@ def run_worker(
         code, reason = exit_code_of(error)
         details = error if code == UNEXPECTED else None
         log.critical("worker failed", extra={"reason": reason, "code": code}, exc_info=details)
+        worker.exit_code = code
         return code
     finally:
         worker.close()
@@ -157,8 +158,9 @@ class _Worker:
         scope.cancel()
 
     def close(self) -> None:
-        """Free the metrics port."""
-        forget(self._note)
+        """Free the metrics port. The note of a worker that failed stays: it should run."""
+        if self.exit_code in (0, FORCED):
+            forget(self._note)
         if self._server is not None:
             self._server.close()
 

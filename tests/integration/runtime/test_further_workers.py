@@ -100,3 +100,33 @@ def test_a_level_is_taken_once_and_by_the_worker_that_was_asked(tmp_path: Path) 
     assert level_asked_for(path) is None, "it was asked of the worker before"
     assert further_workers(tmp_path) == [worker]
     assert level_asked_for(None) is None
+
+
+@pytest.mark.parametrize(
+    ("ending", "stays"),
+    [("raise RuntimeError('a defect')", True), ("raise SettingError('wrong')", True),
+     ("os.kill(os.getpid(), signal.SIGTERM)", False)],
+)  # fmt: skip
+def test_a_worker_that_failed_is_missed(tmp_path: Path, ending: str, stays: bool) -> None:
+    """One that was stopped is not."""
+    program = f"""
+import os, signal, sys, trio
+from pathlib import Path
+from rsky_pipeline.configuration.settings import Settings
+from rsky_pipeline.runtime.errors import SettingError
+from rsky_pipeline.runtime.worker import run_worker
+
+folder = Path(sys.argv[1])
+
+async def main(context):
+    while not list(folder.glob("workers/*.json")):
+        await trio.sleep(0.05)
+    {ending}
+    await context.stopping.wait()
+
+settings = Settings(indexer_metrics_port=0, run_dir=folder)
+sys.exit(run_worker(main, settings=settings, role="indexer", instance=2))
+"""
+    result = subprocess.run([sys.executable, "-c", program, str(tmp_path)], timeout=60, check=False)
+    assert (result.returncode != 0) is stays
+    assert bool(further_workers(tmp_path)) is stays

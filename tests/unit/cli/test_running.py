@@ -263,6 +263,29 @@ def test_workers_without_a_supervisor_are_shown(tmp_path: Path) -> None:
     assert further_workers(tmp_path) == []
 
 
+@pytest.mark.parametrize(
+    ("active", "state"), [("failed", "failed"), ("inactive", "stopped"), ("activating", "stopped")]
+)
+def test_a_worker_that_systemd_gave_up_has_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, active: str, state: str
+) -> None:
+    from rsky_pipeline.runtime.further_workers import further_workers, note
+    from rsky_pipeline.systemd import systemctl
+
+    def show(_: object, name: str) -> systemctl.Unit:
+        assert name == "rsky-indexer@2.service"
+        return systemctl.Unit(name, "loaded", active, "", "exit-code", None, None, exit_code=1)
+
+    monkeypatch.setattr(systemctl, "is_running", lambda: True)
+    monkeypatch.setattr(systemctl.Systemd, "show", show)
+    note(tmp_path, "indexer", 2, 1)
+    found = _further(Settings(), further_workers(tmp_path)[0])
+    assert found["state"] == state
+    trouble = str(found["trouble"])
+    assert ("gave rsky-indexer@2.service up (exit code 1)" in trouble) is (state == "failed")
+    assert merged([document("ingester")], [found])["healthy"] is False
+
+
 def test_targets_are_those_that_should_run(tmp_path: Path) -> None:
     where = ["--data-dir", str(tmp_path / "data")]
     result = invoke("targets", *where, "--supervisors", "each", "--host", "::1")
