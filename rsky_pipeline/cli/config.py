@@ -96,8 +96,11 @@ def check(run: Invocation, connect: bool) -> int:
     if result.units_environment:
         source += f" and {result.file.path.with_name(UNITS_ENVIRONMENT)}" if result.file else ""
     problems, advice, unchecked = _check_stores(result.settings)
-    if result.file is not None and result.file.path.absolute() == DEFAULT_FILES[-1]:
+    of_units = result.file is not None and result.file.path.absolute() == DEFAULT_FILES[-1]
+    if of_units:
         problems += _unreadable(result.settings)
+    if not of_units or os.geteuid() == 0:  # whose account is not that of an operator
+        problems += _not_made(result.settings)
     answers = list["PeerAnswer"]()
     if connect:
         from rsky_pipeline.operations.connecting import ask_everybody
@@ -150,6 +153,21 @@ def _check_stores(settings: Settings) -> tuple[list[str], list[str], dict[str, s
         for item in found:
             (remarks if item.severity == "advice" else problems).append(f"{name}: {item}")
     return problems, remarks, unchecked
+
+
+def _not_made(settings: Settings) -> list[str]:
+    """Return the directories that a start would not be able to make."""
+    from rsky_pipeline.embedded import locations
+
+    resolved = locations.store_urls(locations.resolve_directories(settings))
+    wanted = {"run_dir": locations.run_directory(resolved)}
+    if any(locations.embedded_stores(resolved)):
+        wanted["data_dir"] = locations.data_directory(resolved)
+    return [
+        f"{name}: {directory} cannot be made: {reason}"
+        for name, directory in sorted(wanted.items())
+        if (reason := locations.why_not_made(directory)) is not None
+    ]
 
 
 def _unreadable(settings: Settings) -> list[str]:

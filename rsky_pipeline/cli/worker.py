@@ -65,15 +65,23 @@ def _own(run: Invocation, role: str, instance: int) -> "Settings":
 
 
 def _require_free(settings: "Settings", role: str, instance: int) -> None:
-    """Refuse to be a worker that a supervisor runs: both would be one consumer, and take its
-    pending entries from each other."""
+    """Refuse to be a worker that runs already, under a supervisor or not: both would be one
+    consumer, and take its pending entries from each other."""
+    from contextlib import suppress
+
     from rsky_pipeline.embedded.locations import run_directory
-    from rsky_pipeline.runtime.lock import holders, is_held
+    from rsky_pipeline.runtime.errors import WorkerError
+    from rsky_pipeline.runtime.further_workers import lock_of
+    from rsky_pipeline.runtime.lock import acquire, holders, is_held
     from rsky_pipeline.supervisor.children import worker_lock
 
-    lock = worker_lock(run_directory(settings), role, instance)
-    if is_held(lock):
-        pids = holders(lock)
+    run_dir = run_directory(settings)
+    lock, own = worker_lock(run_dir, role, instance), lock_of(run_dir, role, instance)
+    free = True
+    with suppress(WorkerError):  # a folder that cannot be written: status lacks the worker, too
+        free = acquire(own) is not None  # held as long as this process lives
+    if not free or is_held(lock):
+        pids = holders(lock if free else own)
         raise CommandError(
             f"{role} {instance} runs already{f' (pid {pids[0]})' if pids else ''}: give a further "
             f"worker a number above {role}_workers ({settings.workers(role)})",

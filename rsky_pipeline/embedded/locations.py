@@ -141,6 +141,25 @@ def make_private(directory: Path, mode: int = 0o700) -> None:
         )
 
 
+def why_not_made(directory: Path) -> str | None:
+    """Return why this account could not make a directory, None if it could or it is there."""
+    for place in (directory, *directory.parents):
+        try:
+            status = place.stat()
+        except (FileNotFoundError, NotADirectoryError):
+            if place.is_symlink():
+                return f"{place} is a link that leads nowhere"
+            continue
+        except OSError as error:
+            return f"{place}: {error.strerror}"
+        if not stat.S_ISDIR(status.st_mode):
+            return f"{place} is no directory"
+        if place != directory and not os.access(place, os.W_OK | os.X_OK, effective_ids=True):
+            return f"this account may not write {place}, or nobody may"
+        return None
+    return None
+
+
 def _in_tmp(directory: Path) -> bool:
     return directory.parent == Path("/tmp")  # noqa: S108  # where anybody may leave a trap
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from rsky_pipeline.embedded.accounts import SystemAccount
+from rsky_pipeline.runtime.log_file import open_private
 
 MAX_LOG_BYTES = 10_000_000
 
@@ -31,7 +32,7 @@ class StoreProgram:
         Call it from the main thread. Raises OSError when the program cannot be executed.
         """
         rotate_log(self.log_path)
-        log = os.open(self.log_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        log = open_private(self.log_path)
         try:
             return subprocess.Popen(
                 self.arguments,

@@ -8,8 +8,9 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import dropwhile
+from urllib.parse import unquote
 
 import trio
 from prometheus_client import CollectorRegistry
@@ -20,9 +21,12 @@ from rsky_pipeline.configuration.topology import FIREHOSE_LIVE
 from rsky_pipeline.health.conditions import METRICS, diagnose
 from rsky_pipeline.health.rules import (
     DATA_DISK,
+    DATABASE_DISK,
     HISTORY_SECONDS,
     LOG,
     OF_STORES,
+    REDIS_CANNOT_SAVE,
+    Rule,
     RuleVerdict,
     finding_of,
     finding_series,
@@ -35,6 +39,7 @@ from rsky_pipeline.observability.streams import StreamMetrics
 from rsky_pipeline.runtime.context import WorkerContext
 from rsky_pipeline.runtime.findings import written
 from rsky_pipeline.runtime.link import StoreTrouble, store_troubles
+from rsky_pipeline.runtime.log_file import LogFile
 from rsky_pipeline.runtime.logging import ThrottledLog, log_trouble
 from rsky_pipeline.streams.bsync import BSYNC_LOGS
 from rsky_pipeline.streams.connection import Store
@@ -69,6 +74,8 @@ class SelfCheck:
         self._registry = registry
         self._role = role
         self._data_dir = settings.data_dir
+        # What a full disk of data_dir causes is no finding of its own: its remedy is the disk's.
+        self._on_that_disk = tuple(_kept_in(settings))
         hosts = (settings.relays, settings.labelers) if role == "ingester" else ((), ())
         logs = BSYNC_LOGS if role == "ingester" and settings.bsync_url else ()
         relays, labelers = ([endpoint.key for endpoint in each] for each in hosts)
@@ -142,8 +149,11 @@ class SelfCheck:
             )
             for name, trouble in longest.items()
         ]  # fmt: skip
-        verdicts += self._disk()
-        found = [each for each in (*verdicts, *others) if each.status in ("warn", "fail")]
+        disk = self._disk()
+        wrong = [each for each in (*verdicts, *others) if each.status in ("warn", "fail")]
+        if disk is not None and disk.status == "fail":
+            wrong = [each for each in wrong if each.rule not in self._on_that_disk]
+        found = wrong if disk is None or disk.status == "pass" else [*wrong, disk]
         with self._lock:
             self._of_stores = found
             self._show()
@@ -151,19 +161,19 @@ class SelfCheck:
             self._report(each)
         return found
 
-    def _disk(self) -> list[RuleVerdict]:
+    def _disk(self) -> RuleVerdict | None:
         """Judge the file system of data_dir by its bytes and its inodes."""
         if self._data_dir is None:
-            return []
+            return None
         try:
             disk = os.statvfs(self._data_dir)
         except OSError:
-            return []  # nobody has made it, or it is hidden: then nothing is written there
+            return None  # nobody has made it, or it is hidden: then nothing is written there
         usable, free = disk.f_blocks - disk.f_bfree + disk.f_bavail, disk.f_bavail * disk.f_frsize
         used = 1 - disk.f_bavail / usable if usable and free < DATA_DISK.least else 0.0
         files = 1 - disk.f_favail / disk.f_files if disk.f_files else 0.0
         figure = f"{self._data_dir}: {free / 1e6:,.0f} MB and {disk.f_favail:,} files are free"
-        return [judged(DATA_DISK, "", max(used, files), figure)]
+        return judged(DATA_DISK, "", max(used, files), figure)
 
     @property
     def found(self) -> list[RuleVerdict]:
@@ -240,6 +250,15 @@ def watch(
     return reports
 
 
+def _kept_in(settings: Settings) -> Iterator[Rule]:
+    """Yield the rules about disks that are that of data_dir: of embedded stores, and of the log."""
+    if settings.data_dir is None:
+        return
+    kept = {REDIS_CANNOT_SAVE: unquote(settings.redis_url or ""), LOG: str(LogFile().path),
+            DATABASE_DISK: unquote(settings.database_url or "")}  # fmt: skip
+    yield from (rule for rule, place in kept.items() if f"{settings.data_dir}/" in place)
+
+
 async def watch_stores(
     check: SelfCheck, context: WorkerContext, others: Callable[[], Sequence[RuleVerdict]] = tuple
 ) -> None:
@@ -259,7 +278,8 @@ async def watch_stores(
                 "stores": [
                     f"{each.rule.title}: {each.figure}"
                     for each in found
-                    if each.rule.name in stores and each.status == "fail"
+                    if each.status == "fail"
+                    and (each.rule.name in stores or (each.rule is DATA_DISK and stores))
                 ],
                 "reports": written(found),
             }

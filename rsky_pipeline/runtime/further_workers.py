@@ -49,6 +49,11 @@ def note(run_dir: Path, role: str, instance: int, port: int) -> Path | None:
     return path
 
 
+def lock_of(run_dir: Path, role: str, instance: int) -> Path:
+    """Return the lock of a running worker without a supervisor."""
+    return run_dir / _FOLDER / f"{role}-{instance}.lock"
+
+
 def forget(path: Path | None) -> None:
     """Remove the note of this process, unless another one of the same name has replaced it."""
     if path is not None and (found := _read(path)) is not None and found.pid == os.getpid():

@@ -5,6 +5,7 @@ that they inherited; each looks once a second if the name leads to another one. 
 pipe and the journal are no files: nothing is reopened there.
 """
 
+import errno
 import logging
 import os
 import stat
@@ -12,6 +13,7 @@ from pathlib import Path
 
 MAX_BYTES = 50_000_000  # of our own log; one older file is kept
 PRIVATE = 0o600
+_NO_FILE = "It is a FIFO or a socket"
 _STANDARD = (1, 2)  # descriptors of output and errors
 
 log = logging.getLogger(__name__)
@@ -83,9 +85,21 @@ class LogFile:
 
 
 def open_private(path: Path) -> int:
-    """Open a log to append to, for its owner alone; return the descriptor. Raises OSError."""
-    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, PRIVATE)
+    """Open a log to append to, for its owner alone; return the descriptor. Raises OSError.
+
+    A FIFO is refused: opening it, and later each line, would wait for somebody who reads it.
+    """
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK
+    try:
+        descriptor = os.open(path, flags, PRIVATE)
+    except OSError as error:
+        if error.errno == errno.ENXIO:  # a FIFO that nobody reads, or a socket
+            raise OSError(errno.EINVAL, _NO_FILE) from error
+        raise
     status = os.fstat(descriptor)
+    if stat.S_ISFIFO(status.st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, _NO_FILE)
     if status.st_uid == os.geteuid() and stat.S_IMODE(status.st_mode) & 0o077:
         os.fchmod(descriptor, PRIVATE)
     return descriptor

@@ -14,7 +14,8 @@ from rsky_pipeline.embedded import locations, postgres, valkey
 from rsky_pipeline.embedded.errors import EmbeddedStoreError
 from rsky_pipeline.embedded.program import StoreProgram
 from rsky_pipeline.runtime.errors import SettingError
-from rsky_pipeline.runtime.lock import Lock, acquire
+from rsky_pipeline.runtime.further_workers import lock_of
+from rsky_pipeline.runtime.lock import Lock, acquire, is_held
 from rsky_pipeline.supervisor.child import ChildDriver
 from rsky_pipeline.supervisor.machine import Policy, StopStep
 from rsky_pipeline.supervisor.role_settings import RoleSettings
@@ -88,9 +89,12 @@ def worker_child(
 ) -> ChildDriver:
     """Return the driver of a worker; `program` is the command line before the role's name."""
     settings = current.of(role)
-    path = worker_lock(locations.run_directory(settings), role, instance)
+    run_dir = locations.run_directory(settings)
+    path, further = worker_lock(run_dir, role, instance), lock_of(run_dir, role, instance)
 
     def launch(blameless: bool) -> ChildProcess:
+        if is_held(further):
+            raise OSError(f"rsky-{role}@{instance} runs already: both would be one consumer")
         lock = _free_lock(path)
         try:
             return spawn_worker(

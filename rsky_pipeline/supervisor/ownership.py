@@ -20,6 +20,7 @@ from rsky_pipeline.configuration.settings import Settings
 from rsky_pipeline.embedded import locations
 from rsky_pipeline.embedded.errors import EmbeddedStoreError
 from rsky_pipeline.runtime.errors import PermissionDeniedError, UnavailableError
+from rsky_pipeline.runtime.further_workers import lock_of
 from rsky_pipeline.runtime.lock import Lock, acquire, holders, is_held, lacks_room
 from rsky_pipeline.supervisor.errors import AlreadyRunningError
 
@@ -42,6 +43,8 @@ def take(settings: Settings, roles: Sequence[str], *, embeds: bool) -> ExitStack
             path = run_dir / "locks" / f"supervisor.{role}.lock"
             refusal = f"another supervisor{{}} already runs the {role} in {run_dir}"
             taken.callback(_take(path, refusal).let_go)
+            for instance in range(1, settings.workers(role) + 1):
+                require_no_further(run_dir, role, instance)
         if embeds:
             refusal = (
                 f"another supervisor{{}} runs the embedded stores in {data_dir}; several "
@@ -49,6 +52,21 @@ def take(settings: Settings, roles: Sequence[str], *, embeds: bool) -> ExitStack
             )
             taken.callback(_take(data_dir / "locks" / "stores.lock", refusal).let_go)
         return taken.pop_all()
+
+
+def require_no_further(run_dir: Path, role: str, instance: int) -> None:
+    """Raise AlreadyRunningError where a worker without a supervisor has this number.
+
+    Both would be one consumer.
+    """
+    lock = lock_of(run_dir, role, instance)
+    if is_held(lock):
+        pids = holders(lock)
+        raise AlreadyRunningError(
+            f"{role} {instance} runs without a supervisor{f' (pid {pids[0]})' if pids else ''}, as "
+            f"rsky-{role}@{instance} does: stop it, or give it a number above {role}_workers "
+            f"(which includes {instance})"
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -82,6 +82,22 @@ def test_check_names_stores_that_it_could_not_try() -> None:
     assert "good, but redis_url and database_url could not be tried (read: " in result.stdout
 
 
+@pytest.mark.parametrize("name", ["file/below", "file", "nowhere/below", "n" * 300])
+def test_check_names_a_data_dir_that_cannot_be_made(tmp_path: Path, name: str) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "nowhere").symlink_to(tmp_path / "gone")
+    result = run("config", "check", "--data-dir", str(tmp_path / name))
+    assert result.exit_code == 2
+    assert f"data_dir: {tmp_path / name} cannot be made: " in result.stderr
+    good = run("config", "check", "--data-dir", str(tmp_path / "a" / "b"))
+    assert good.exit_code == 0, good.output
+    assert not (tmp_path / "a").exists()
+    stores = ("--redis-url", "redis://127.0.0.1:1", "--database-url", "postgresql://127.0.0.1:1/d")
+    own = run("config", "check", "--data-dir", str(tmp_path / name), *stores,
+              "--set", f"run_dir={tmp_path}/run")  # fmt: skip
+    assert own.exit_code == 0, "nothing has to be written there"
+
+
 def test_each_problem_is_a_line_and_the_exit_code_is_2() -> None:
     result = run(
         "config", "check", "--verify", "partly", "--set", "indexer-batch-size=0",

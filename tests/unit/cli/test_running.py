@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,11 @@ from rsky_pipeline.cli.status import _further, merged, show, troubles
 from rsky_pipeline.configuration.settings import Settings
 from rsky_pipeline.embedded import locations
 from rsky_pipeline.operations.deployment.journal import Journal
+from rsky_pipeline.runtime.further_workers import lock_of
 from rsky_pipeline.runtime.lock import acquire
 from rsky_pipeline.supervisor.children import worker_lock
+from rsky_pipeline.supervisor.errors import AlreadyRunningError
+from rsky_pipeline.supervisor.ownership import take
 
 
 @pytest.fixture(autouse=True)
@@ -92,6 +96,16 @@ def test_a_pipeline_that_set_chooses_is_the_one_that_messages_are_about(tmp_path
     assert advised in result.output
 
 
+def test_a_fifo_in_place_of_the_log_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir(mode=0o700)
+    os.mkfifo(tmp_path / "data" / "supervisor.log")
+    result = invoke("start", "--data-dir", str(tmp_path / "data"))
+    assert result.exit_code == 1
+    assert result.output == (
+        f"{tmp_path}/data/supervisor.log cannot be written: It is a FIFO or a socket\n"
+    )
+
+
 @pytest.mark.parametrize(
     ("taken", "reason"),
     [
@@ -151,9 +165,12 @@ def test_a_socket_that_does_not_answer_is_exit_code_4(
     assert "does not answer" in result.output
 
 
-def test_a_worker_that_a_supervisor_runs_is_not_started_again(tmp_path: Path) -> None:
+@pytest.mark.parametrize("lock_of_one", [worker_lock, lock_of])
+def test_a_worker_that_runs_is_not_started_again(
+    tmp_path: Path, lock_of_one: Callable[[Path, str, int], Path]
+) -> None:
     """Both would be one consumer: `systemctl start rsky-indexer@1` beside `rsky-indexer`."""
-    lock = acquire(worker_lock(tmp_path / "run", "indexer", 1))
+    lock = acquire(lock_of_one(tmp_path / "run", "indexer", 1))
     assert lock is not None
     stores = ("--redis-url=unix:///none", "--database-url=postgresql:///none")
     result = invoke(
@@ -163,6 +180,28 @@ def test_a_worker_that_a_supervisor_runs_is_not_started_again(tmp_path: Path) ->
     assert result.exit_code == 75
     assert f"indexer 1 runs already (pid {os.getpid()})" in result.stderr
     assert "a number above indexer_workers (2)" in result.stderr
+
+
+def test_a_supervisor_is_not_started_beside_a_further_worker_of_its_numbers(
+    tmp_path: Path,
+) -> None:
+    """`indexer_workers = 2` beside `rsky-indexer@2`."""
+    lock = acquire(lock_of(tmp_path / "run", "indexer", 2))
+    assert lock is not None
+    stores = ("--redis-url=unix:///none", "--database-url=postgresql:///none")
+    result = invoke(
+        "run", "--role", "indexer", *stores, f"--data-dir={tmp_path}", "--set", "indexer_workers=2"
+    )
+    assert result.exit_code == 75
+    assert f"indexer 2 runs without a supervisor (pid {os.getpid()})" in result.stderr
+    with pytest.raises(AlreadyRunningError):
+        take(Settings(run_dir=tmp_path / "run", data_dir=tmp_path, indexer_workers=3), ["indexer"],
+             embeds=False)  # fmt: skip
+    one = Settings(run_dir=tmp_path / "run", data_dir=tmp_path, indexer_workers=1)
+    take(one, ["indexer"], embeds=False).close()
+    lock.let_go()
+    two = Settings(run_dir=tmp_path / "run", data_dir=tmp_path, indexer_workers=2)
+    take(two, ["indexer"], embeds=False).close()
 
 
 def test_missing_wheels_are_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from rsky_pipeline.cli.status import troubles
 from rsky_pipeline.configuration.settings import Settings
 from rsky_pipeline.configuration.topology import ROLE_NAMES, STREAMS
 from rsky_pipeline.database.errors import DatabaseUnavailableError
+from rsky_pipeline.embedded.locations import store_urls
 from rsky_pipeline.health import conditions, rules, self_check
 from rsky_pipeline.health.rules import Rule, RuleVerdict
 from rsky_pipeline.health.samples import Sample
@@ -189,6 +190,30 @@ def test_the_disk_of_data_dir_is_judged(tmp_path: Path, monkeypatch: pytest.Monk
     assert judged_with(500) == []
     assert judged_with(90) == [("data_disk", "warn")]
     assert judged_with(5) == judged_with(500, files=1) == [("data_disk", "fail")]
+
+
+@pytest.mark.parametrize(
+    ("embedded", "free", "expected"),
+    [(True, 5, ["data_disk"]), (False, 5, ["data_disk", "database_disk", "redis_cannot_save"]),
+     (True, 500, ["database_disk", "redis_cannot_save"])],
+)  # fmt: skip
+def test_a_full_disk_is_one_finding(
+    monkeypatch: pytest.MonkeyPatch, embedded: bool, free: int, expected: list[str]
+) -> None:
+    """What embedded stores cannot write to it has the same remedy."""
+    folder = Path("/srv/data")
+    settings = Settings(data_dir=folder, redis_url="redis://h", database_url="postgresql://h/d")
+    if embedded:
+        settings = store_urls(replace(settings, redis_url=None, database_url=None))
+    values = os.statvfs_result((4096, 4096, 1_000, free, free, 1_000, 900, 900, 0, 255))
+    monkeypatch.setattr("os.statvfs", lambda _: values)
+    check = SelfCheck(CollectorRegistry(), "indexer", settings, STREAMS)
+    met = [
+        trouble(WritesRefusedError("MISCONF", rules.REDIS_CANNOT_SAVE.name), 90.0),
+        trouble(DatabaseUnavailableError("full", finding=rules.DATABASE_DISK.name), 90.0),
+    ]
+    found = check.look_at_stores(met)
+    assert sorted(each.rule.name for each in found) == expected
 
 
 def never(_: bool) -> ChildProcess:

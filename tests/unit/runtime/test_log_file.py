@@ -23,6 +23,17 @@ def descriptor(path: Path) -> Iterator[int]:
     os.close(found)
 
 
+@pytest.mark.parametrize("read", [False, True])
+def test_a_fifo_is_no_log(path: Path, read: bool) -> None:
+    """Opening it would wait for whoever reads it."""
+    os.mkfifo(path)
+    reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK) if read else None
+    with pytest.raises(OSError, match="It is a FIFO"):
+        open_private(path)
+    if reader is not None:
+        os.close(reader)
+
+
 def test_a_log_is_private_also_one_that_was_not(path: Path) -> None:
     path.touch(0o644)
     path.chmod(0o644)
