@@ -19,7 +19,7 @@ help:
 	@echo "make outages    make each outage for real, as root, and write docs/outages.md: half an hour"
 	@echo "make test-real  the pipeline on servers and networks of Debian's packages, as root: about half an hour"
 	@echo "make test-host  the operator's pages on a Debian with systemd, as root: about a quarter of an hour"
-	@echo "make official   the pipeline beside the official network of npm's packages: about half an hour"
+	@echo "make official   the pipeline beside the official network of npm's packages: about an hour"
 	@echo "make fuzz       mutated inputs of everything that reads a stranger's bytes: MINUTES=60"
 	@echo "make mutate     plant bugs in the files that correctness rests on, each must fail a test: an hour and a half"
 	@echo "make lint       ruff and mypy: a minute"

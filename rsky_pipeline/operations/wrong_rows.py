@@ -54,6 +54,10 @@ class WrongRows:
     estimate: int  # in the whole table
 
 
+# No repair by account finds rows of one that has none itself.
+_OF_ACCOUNT = 'EXISTS (SELECT FROM actor a WHERE a.did = x."originatorDid")'
+
+
 def _dates(table: str) -> Kind:
     condition = f'(x."createdAt" !~ {_NORMAL} OR x."indexedAt" !~ {_NORMAL})'
     return Kind(f"dates_{table}", table, "times in another form, which sort wrongly", condition)
@@ -118,7 +122,8 @@ KINDS: tuple[Kind, ...] = (
          WHERE o."rootUri" = x."replyRoot" AND o.uri = x.uri))"""),
     *(_dates(table) for table in ("post", "like", "repost", "follow")),
     *(_skipped(table) for table in ("like", "repost", "follow", "actor_block")),
-    Kind("left_feed_item", "feed_item", "items of posts or reposts that are gone", _UNRECORDED),
+    Kind("left_feed_item", "feed_item", "items of posts or reposts that are gone",
+         f"({_UNRECORDED} AND {_OF_ACCOUNT})"),
     Kind("joined", "profile", "profiles that do not show the starter pack by which they joined",
          f"""(x."joinedViaStarterPackUri" IS NULL AND EXISTS
          ({_RECORD} AND r.json LIKE '%"joinedViaStarterPack"%'))"""),
@@ -140,6 +145,8 @@ KINDS: tuple[Kind, ...] = (
     Kind("deleted", "actor", "deleted accounts with their records",
          """(x."upstreamStatus" = 'deleted'
          AND EXISTS (SELECT FROM record r WHERE r.did = x.did))""", "deletions", "did"),
+    Kind("orphaned_feed_item", "feed_item", "items of accounts that are gone",
+         f"({_UNRECORDED} AND NOT {_OF_ACCOUNT})", "sql"),
     _left_behind("post_embed_image", "postUri"),
     _left_behind("post_embed_video", "postUri"),
     _left_behind("quote", "uri"),

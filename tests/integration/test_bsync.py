@@ -1,20 +1,20 @@
 """From bsync to rows, with both roles: the recorded answers give the recorded rows."""
 
+import subprocess
+import sys
 from collections.abc import Iterator
 from functools import partial
+from pathlib import Path
 
 import orjson
+import psycopg
 import pytest
-import trio
 
-from rsky_pipeline.configuration.settings import Settings
 from rsky_pipeline.database.connection import Database
-from rsky_pipeline.indexer import role, upkeep
-from rsky_pipeline.observability.server import process_registry
-from rsky_pipeline.runtime.context import WorkerContext
-from rsky_pipeline.runtime.health import Health
+from rsky_pipeline.demo.processes import clean_environment
+from rsky_pipeline.indexer import upkeep
 from rsky_pipeline.streams.append import Entry, append
-from rsky_pipeline.streams.bsync import BSYNC_LOGS, OPERATION_FIELD
+from rsky_pipeline.streams.bsync import OPERATION_FIELD
 from rsky_pipeline.streams.connection import connect
 from rsky_pipeline.streams.names import BSYNC_LIVE, dead_letters
 from tests.bsync import Bsync, running_bsync
@@ -37,19 +37,28 @@ def place(database: Database, log: str) -> int:
     return int(rows[0][0]) if rows else 0
 
 
-async def killed_indexer(redis_url: str, database_url: str, consumer: str) -> None:
-    """Run an indexer that ends with entries in hand, neither drained nor acknowledged."""
-    context = WorkerContext(
-        settings=Settings(redis_url=redis_url, database_url=database_url, indexer_batch_size=7),
-        role="indexer", instance=1, consumer=consumer, registry=process_registry(),
-        ready=lambda: None, activity=Health("indexer", 1).activity, health=lambda _: None,
-    )  # fmt: skip
-    with Database.connect(database_url, name="test") as database:
-        before = [place(database, log) for log in BSYNC_LOGS]
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(role.run, context)
-            await eventually(lambda: [place(database, log) for log in BSYNC_LOGS] != before)
-            nursery.cancel_scope.cancel()
+def started_indexer(folder: Path, redis_url: str, database_url: str) -> "subprocess.Popen[bytes]":
+    command = [
+        *(sys.executable, "-P", "-m", "rsky_pipeline", "worker", "indexer"),
+        *(f"--redis-url={redis_url}", f"--database-url={database_url}", f"--data-dir={folder}"),
+        *("--set", "indexer_batch_size=7", "--set", "indexer_metrics_port=0"),
+    ]
+    with (folder / "indexer.log").open("ab") as log:
+        return subprocess.Popen(command, env=clean_environment(), stdout=log, stderr=log)
+
+
+async def killed_indexer(folder: Path, redis_url: str, database_url: str) -> None:
+    """Run an indexer, and kill it amid a transaction, with entries in hand."""
+    waits = "SELECT FROM pg_locks WHERE NOT granted AND relation = 'bsky.private_data'::regclass"
+    with psycopg.connect(database_url) as holder, psycopg.connect(database_url) as watcher:
+        watcher.autocommit = True
+        holder.execute("LOCK TABLE bsky.private_data IN ACCESS EXCLUSIVE MODE")
+        process = started_indexer(folder, redis_url, database_url)
+        try:
+            await eventually(lambda: watcher.execute(waits).fetchall() != [])
+        finally:
+            process.kill()
+            process.wait()
 
 
 def reached(database: Database, log: str, last: int) -> bool:
@@ -57,12 +66,12 @@ def reached(database: Database, log: str, last: int) -> bool:
 
 
 async def test_recorded_answers_give_the_recorded_rows_with_kills(
-    clean_redis: str, schema_database: str, bsync: Bsync
+    clean_redis: str, schema_database: str, bsync: Bsync, tmp_path: Path
 ) -> None:
     bsync.load("scans-final")
     async with reading(clean_redis, bsync):
-        for turn in range(4):
-            await killed_indexer(clean_redis, schema_database, f"killed-{turn}")
+        for _ in range(2):
+            await killed_indexer(tmp_path, clean_redis, schema_database)
         assert entries(clean_redis, BSYNC_LIVE)
         async with indexing(
             clean_redis, schema_database, consumer="last", indexer_batch_size=7,

@@ -13,10 +13,11 @@ PLC directory, two PDSes, AppView with its data plane, bsync, Ozone.
   the answers of an AppView over each database, by the page that an operator follows
   mutes, bookmarks, drafts, settings and "seen" through an AppView and bsync, which is killed,
     gets another key and another database, and commits operations late
+  the official indexer that goes on from our rows, and the pipeline from its rows
   records that no lexicon allows, as the default rule takes them and an AppView shows them
   labels, keys that change, accounts that move between the PDSes, accounts of did:web
   a repo of 24,000 records that is imported, a PDS that loses its sequencer, PDSes with rate limits
-It takes about a quarter of an hour for each release ({", ".join(RELEASES)}; RELEASE=VERSION for
+It takes about half an hour for each release ({", ".join(RELEASES)}; RELEASE=VERSION for
 one), and five minutes more where its packages have to be installed: 650 MB each."""
 
 

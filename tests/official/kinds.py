@@ -55,6 +55,7 @@ GONE_POST = "no items and quotes of posts that are gone"
 NEWS = "notifications follow the record that stands"
 FETCHED = "seen first in a repo that was fetched"
 READABLE = "a record that the read path accepts"
+AWAITED = "a reply whose parent may still come is not judged yet"
 UNVERIFIED = "a changed verification sends no `unverified`"
 
 
@@ -343,7 +344,12 @@ def _post(facts: Facts, official: Row | None, ours: Row | None) -> str | None:
         return KEPT if official["uri"] in facts.edited else None
     if official and ours and _changed(official, ours) <= {"invalidReplyRoot", "indexedAt"}:
         above = (facts.lost.get(official[name]) for name in ("replyParent", "replyRoot"))
-        return next(filter(None, above), None)
+        if kind := next(filter(None, above), None):
+            return kind
+    verdicts = {"invalidReplyRoot", "violatesThreadGate"}
+    if official and ours and _changed(official, ours) <= verdicts:
+        undecided = ours["invalidReplyRoot"] is None and ours["replyParent"] not in facts.posts
+        return AWAITED if undecided else None
     return None
 
 

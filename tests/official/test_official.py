@@ -31,7 +31,7 @@ KEPT = Path(__file__).parents[2] / ".pytest_cache" / "official"
 
 
 def test_live_rows(world: World, figures: dict[str, Any]) -> None:
-    facts = kept(world.installation, "live", world.facts(world.live))
+    facts = kept(world, "live", world.facts(world.live))
     figures["events"] = dict(world.people.counts)
     figures["refused by the indexer"] = len(world.indexer.refused())
     figures["kills"] = dict(sorted(world.live.kills.items()))
@@ -44,7 +44,7 @@ def test_history_rows(world: World, figures: dict[str, Any]) -> None:
     with following(world.network, world.folder / "history", **settings) as history:
         history.command("db", "init", "--appview", world.installation.release)
         history.wait()
-        facts = kept(world.installation, "history", world.facts(history, history=True))
+        facts = kept(world, "history", world.facts(history, history=True))
     figures["history"] = tables(facts)
     nothing_unexplained(facts)
 
@@ -214,14 +214,19 @@ def test_account_life(world: World, figures: dict[str, Any]) -> None:
     for _ in range(150):
         people.act()
     world.settle()
-    facts = kept(world.installation, "moved", world.facts(world.live))
+    facts = kept(world, "moved", world.facts(world.live))
     figures["account life"] = dict(people.counts - before)
     figures["live, after moves"] = tables(facts)
     nothing_unexplained(facts)
 
 
-def kept(installation: Installation, name: str, facts: Facts) -> Facts:
+def kept(world: World, name: str, facts: Facts) -> Facts:
     """Keep the rows, so that differences can be looked into when the network is gone."""
+    return keep(world.installation, name, facts)
+
+
+def keep(installation: Installation, name: str, facts: Facts) -> Facts:
+    """Keep the rows of a release; see `kept`."""
     KEPT.mkdir(parents=True, exist_ok=True)
     document = {
         "official": facts.official, "ours": facts.ours, "refused": facts.refused,

@@ -226,6 +226,9 @@ FAULTS = {
     "unrecorded_actor_block": "DELETE FROM record WHERE uri = '{block}'",
     "left_feed_item": """INSERT INTO feed_item VALUES ('{repost}x', 'c', 'repost', '{hers}',
         '{ann}', '2020-01-01T00:00:00.000Z')""",
+    "orphaned_feed_item": """INSERT INTO feed_item
+        VALUES ('at://did:plc:gonelongago/app.bsky.feed.repost/1', 'c', 'repost', '{hers}',
+        'did:plc:gonelongago', '2020-01-01T00:00:00.000Z')""",
     "joined": 'UPDATE profile SET "joinedViaStarterPackUri" = NULL',
     "profile_keys": """INSERT INTO profile (uri, cid, creator, "createdAt", "indexedAt")
         VALUES ('at://{ann}/app.bsky.actor.profile/other', 'c', '{ann}', '', '')""",
@@ -259,7 +262,7 @@ FAULTS = {
 # Of an account that nobody serves any more, and what no repair by account finds.
 LEFT = {
     "rev_unknown", "lost_like", "actor_sync", "deleted", "handles",
-    "left_post_embed_image", "left_quote", "left_notification", "expiries",
+    "left_post_embed_image", "left_quote", "left_notification", "expiries", "orphaned_feed_item",
 }  # fmt: skip
 
 
