@@ -234,17 +234,17 @@ def _kinds(left: Any, right: Any, about: str, kinds: Mapping[str, str]) -> Itera
         first, second = (Counter(map(_text, each)) for each in (left, right))
         missing, extra = list((first - second).elements()), list((second - first).elements())
         if not missing and not extra:
-            yield _named(_text(left), kinds)  # another order
+            yield _named(_text(left), kinds) or kinds.get(about)  # another order
         keys = {_key(json.loads(text)): text for text in extra}
         for text in missing:
             item = json.loads(text)
             other = keys.pop(_key(item), None)
             if other is None:
-                yield _named(text, kinds)
+                yield _named(text, kinds) or kinds.get(about)
             else:
                 yield from _kinds(item, json.loads(other), about, kinds)
         for text in keys.values():
-            yield _named(text, kinds)
+            yield _named(text, kinds) or kinds.get(about)
     else:
         yield kinds.get(about) or _named(json.dumps([left, right]), kinds)
 
