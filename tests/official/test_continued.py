@@ -173,8 +173,9 @@ def test_rows(story: Story, name: str, installation: Installation, figures: dict
     nothing_unexplained(facts)
 
 
-@pytest.mark.parametrize("name", [OURS, THEIRS])
-def test_answers(story: Story, name: str, figures: dict[str, Any]) -> None:
+def test_answers(story: Story, figures: dict[str, Any]) -> None:
+    """Of the database that went there and back; the other one has the same rows."""
+    name = OURS
     facts = story.facts(name)
     official = AppView.start(story.network, story.reference.database_url, OFFICIAL_SCHEMA)
     ours = AppView.start(story.network, story.urls[name], SCHEMA)
