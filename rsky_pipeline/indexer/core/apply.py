@@ -258,13 +258,15 @@ def apply_batch(
     collections: Mapping[str, Collection],
     *,
     bulk: bool = False,
+    counting: bool = True,
     mark: Callable[[Transaction], None] | None = None,
     known_only: Set[str] = frozenset(),
 ) -> Applied:
     """Apply readings in one transaction: everything or nothing is written.
 
     `mark` is called in the transaction. `bulk` is for many records of few accounts: it looks first
-    for accounts that have nothing yet. Accounts in `known_only` get no row if they have none.
+    for accounts that have nothing yet. Without `counting` the caller counts all rows afterwards.
+    Accounts in `known_only` get no row if they have none.
     Refused records are kept. Raises DatabaseError; `apply_isolated` sorts out which.
 
     Every account of the batch is locked first, in the order of DIDs, so that workers with
@@ -289,7 +291,13 @@ def apply_batch(
                     if mark is not None:
                         mark(tx)
                     return apply_locked(
-                        tx, wanted, collections, created, bulk=bulk, looked_at=looked_at
+                        tx,
+                        wanted,
+                        collections,
+                        created,
+                        bulk=bulk,
+                        counting=counting,
+                        looked_at=looked_at,
                     )
             missing = dids.difference(actor.did for actor in known)
             if unknown := missing & known_only:
@@ -320,6 +328,7 @@ def apply_locked(
     new_actors: int = 0,
     *,
     bulk: bool = False,
+    counting: bool = True,
     looked_at: Iterable[str] = (),
 ) -> Applied:
     """Apply readings in a transaction that holds the locks on all of their accounts.
@@ -359,7 +368,8 @@ def apply_locked(
         notified += write_collections(tx, plan, collections, counts, locks, arrivals, empty)
         empty = frozenset()  # the next segment finds the rows of this one
         plans.append(plan)
-    counts.write(tx)
+    if counting:
+        counts.write(tx)
     if statuses:
         apply_statuses(tx, statuses)
     advance_actor_sync(tx, revs)

@@ -4,11 +4,12 @@ import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from rsky_pipeline.configuration.settings import Settings
 from rsky_pipeline.database.connection import Database
+from rsky_pipeline.operations.load.initial import finish, postpone
 from rsky_pipeline.operations.load.outcome import (
     FAILED,
     CarFile,
@@ -45,7 +46,10 @@ class BulkLoad:
         jobs: int,
         on_progress: Callable[["BulkLoad"], None] = lambda _: None,
     ) -> None:
-        """Load everything. Raises DatabaseError, OSError and LoadStoppedError."""
+        """Load everything, into empty tables in the way of `initial`.
+
+        Raises DatabaseError, OSError and LoadStoppedError.
+        """
         began = time.monotonic()
         files = list(scan(self.directory))
         self.found, self.found_bytes = len(files), sum(file.size for file in files)
@@ -59,12 +63,17 @@ class BulkLoad:
                     with Database.connect(settings.database_url or "", name="load") as own:
                         note(own, [outcome])
 
+            is_first = not options.dry_run and postpone(database)
+            options = replace(options, counting=not is_first)
             pool = LoadPool(settings, options, jobs, crashed)
             for outcome in pool.run(tasks(wanted)):
                 self.summary.add(outcome)
                 self.done_bytes += outcome.size
                 self.summary.seconds = time.monotonic() - began
                 on_progress(self)
+            if is_first:
+                with _patient(settings) as patient:
+                    finish(patient)
         self.summary.seconds = time.monotonic() - began
 
     def _wanted(self, database: Database, files: Sequence[CarFile]) -> Iterator[CarFile]:
@@ -78,6 +87,14 @@ class BulkLoad:
                 else:
                     self.skipped[status] += 1
                     self.done_bytes += file.size
+
+
+def _patient(settings: Settings) -> Database:
+    """Return a connection for statements that take as long as all rows are many."""
+    return Database.connect(
+        settings.database_url or "", schema=settings.database_schema, name="load",
+        statement_timeout_ms=0, lock_timeout_ms=600_000,
+    )  # fmt: skip
 
 
 def scan(directory: Path) -> Iterator[CarFile]:

@@ -65,6 +65,7 @@ class LoadOptions:
     dry_run: bool = False
     max_car_bytes: int = 1024 * 1024 * 1024
     memory_bytes: int = 256 * 1024 * 1024  # for the blocks of one repo; a larger one is on disk
+    counting: bool = True  # else counts are postponed (`initial`)
     time: str | None = None
 
 
@@ -320,7 +321,7 @@ async def serve(
     with _open_database(settings) as database:
         blocked = load_selection(database).collections
     collections = SelectedCollections(settings.collections, settings.validation, blocked)
-    writer = LoadWriter(partial(_open_database, settings), collections)
+    writer = LoadWriter(partial(_open_database, settings), collections, counting=options.counting)
     async with HttpClient(allow_private=settings.allow_private_hosts, proxy=settings.proxy) as http:
         directory = None
         if options.verify:

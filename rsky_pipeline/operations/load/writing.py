@@ -27,8 +27,11 @@ class LoadWriter:
     """Writes over one connection, which is opened again when it is lost."""
 
     def __init__(
-        self, open_database: Callable[[], Database], collections: Mapping[str, Collection]
-    ) -> None:
+        self, open_database: Callable[[], Database], collections: Mapping[str, Collection],
+        *, counting: bool = True,
+    ) -> None:  # fmt: skip
+        """Without `counting` counts are postponed (`initial`)."""
+        self._counting = counting
         self._link = Link(open_database, purpose="load")
         self._collections = collections
         self._looked_at = looked_at_by_others(collections.values())
@@ -44,7 +47,9 @@ class LoadWriter:
         return self._isolation.apply(
             self._parts(readings),
             lambda part: self.run(
-                lambda database: apply_batch(database, part, self._collections, bulk=True)
+                lambda database: apply_batch(
+                    database, part, self._collections, bulk=True, counting=self._counting
+                )
             ),
         )
 

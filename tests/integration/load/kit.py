@@ -70,7 +70,10 @@ def host(made: World, hosts: FakeHosts) -> None:
 def loading(url: str, **options: Any) -> Iterator[Loader]:
     """Yield a loader of this process, which verifies no signatures."""
     collections = SelectedCollections(SELECTION)
-    writer = LoadWriter(lambda: Database.connect(url, name="load"), collections)
+    counting = options.get("counting", True)
+    writer = LoadWriter(
+        lambda: Database.connect(url, name="load", by_key=True), collections, counting=counting
+    )
     try:
         yield Loader(writer, collections, None, LoadOptions(verify=False, **options))
     finally:

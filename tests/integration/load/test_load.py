@@ -24,19 +24,23 @@ from rsky_pipeline.atproto.mst import Tree
 from rsky_pipeline.configuration.settings import Settings
 from rsky_pipeline.database.connection import Database
 from rsky_pipeline.database.errors import DatabaseError
+from rsky_pipeline.database.schema import check
 from rsky_pipeline.database.selection import Block, add_blocks, lift_blocks
 from rsky_pipeline.indexer.core.rejected import RejectionFilter, list_rejections
 from rsky_pipeline.operations.load import worker
+from rsky_pipeline.operations.load.initial import finish, postpone
 from rsky_pipeline.operations.load.outcome import CarFile, FileOutcome
-from rsky_pipeline.operations.load.pool import LoadPool
+from rsky_pipeline.operations.load.pool import LoadPool, LoadStoppedError
 from rsky_pipeline.operations.load.run import scan, tasks
 from rsky_pipeline.operations.load.worker import LoadOptions, serve
+from rsky_pipeline.operations.recount import Scope, recount
 from rsky_pipeline.repos.stored import have_older
 from tests.data import test_data
 from tests.integration.backfiller.hosts import FakeHosts
 from tests.integration.load.kit import (
     differences,
     host,
+    load,
     load_folder,
     load_one_by_one,
     rows,
@@ -295,6 +299,51 @@ def test_the_command_verifies_signatures_reports_and_resumes(
     assert json.loads(trusted.stdout)["files"]["loaded"] == 1
 
 
+def indexes(url: str) -> list[tuple[Any, ...]]:
+    """Return the definitions of all indexes."""
+    with Database.connect(url, name="test") as database:
+        return database.query("SELECT indexdef FROM pg_indexes ORDER BY indexdef")
+
+
+def wrong_counts(url: str) -> list[object]:
+    """Return the counts that differ from their rows."""
+    with Database.connect(url, name="test") as database:
+        batches = recount(database, Scope(), repair=False)
+        return [drift for batch in batches for drift in batch.drifts]
+
+
+def test_a_first_load_counts_and_builds_indexes_from_all_rows(
+    schema_database: str, database_server: str, schema_template: str, tmp_path: Path
+) -> None:
+    """Somebody who counts as always works beside it, as an indexer does."""
+    save(world(30, 60, seed=11), tmp_path)
+    files, before = list(scan(tmp_path)), indexes(schema_database)
+    some = len(files) // 2
+    with fresh_database(database_server, schema_template) as other:
+        load(other, files)
+        expected = rows(other)
+    with (
+        Database.connect(schema_database, name="test") as database,
+        Database.connect(schema_database, name="test") as second,
+    ):
+        assert postpone(database)
+        assert postpone(database), "an interrupted one goes on"
+        with pytest.raises(LoadStoppedError, match="another load"):
+            postpone(second)
+        missing = [item.subject for item in check(schema_database)]
+        assert any("like_creator_cursor_idx" in subject for subject in missing)
+        load(schema_database, files[:some], counting=False)
+        load(schema_database, files[some:])
+        assert len(wrong_counts(schema_database)) > 10
+        finish(database)
+    with Database.connect(schema_database, name="test") as database:
+        assert not postpone(database), "the tables have rows"
+    assert indexes(schema_database) == before
+    assert wrong_counts(schema_database) == []
+    assert check(schema_database) == []
+    assert differences(rows(schema_database), expected) == {}
+
+
 @pytest.mark.slow
 def test_a_killed_load_goes_on_and_ends_in_exact_rows(
     schema_database: str, database_server: str, schema_template: str, tmp_path: Path
@@ -304,6 +353,7 @@ def test_a_killed_load_goes_on_and_ends_in_exact_rows(
     with fresh_database(database_server, schema_template) as other:
         load_folder(other, tmp_path)
         expected = rows(other)
+    before = indexes(schema_database)
     options = [*_command(schema_database, tmp_path), "--no-verify-signatures"]
     with Database.connect(schema_database, name="test") as database:
         process = subprocess.Popen(options, stdout=subprocess.DEVNULL, start_new_session=True)
@@ -316,11 +366,14 @@ def test_a_killed_load_goes_on_and_ends_in_exact_rows(
         sessions = "SELECT count(*) FROM pg_stat_activity WHERE application_name LIKE '%load'"
         while database.query(sessions)[0][0]:
             time.sleep(0.05)
+        assert database.query("SELECT FROM rsky_pipeline.load_postponed")
     result = command(schema_database, tmp_path, "--no-verify-signatures")
     assert result.returncode == 0, result.stderr
     document = json.loads(result.stdout)["files"]
     assert document["loaded"] + document["skipped"] + document["current"] == count
     assert differences(rows(schema_database), expected) == {}
+    assert wrong_counts(schema_database) == []
+    assert indexes(schema_database) == before
 
 
 DYING = """
