@@ -19,6 +19,7 @@ from rsky_pipeline.configuration.report import reference_markdown
 from rsky_pipeline.configuration.topology import ROLE_NAMES
 from rsky_pipeline.development.json_schema import status_schema
 from rsky_pipeline.development.monitoring.files import files
+from rsky_pipeline.development.performance import figures_markdown, sizing_markdown
 from rsky_pipeline.health.rules import WATCHED, Rule, finding_of
 from rsky_pipeline.observability.catalogue import (
     PROCESSES,
@@ -230,10 +231,20 @@ def _own(process: str) -> Callable[[], str]:
     return lambda: metrics_table(own_metrics(process))
 
 
+def _measured() -> Mapping[str, Any]:
+    """Return the last run of `make bench JSON=docs/performance.json`."""
+    found: Mapping[str, Any] = json.loads((ROOT / "docs" / "performance.json").read_text())
+    return found
+
+
 _PARTS: Mapping[str, Mapping[str, Callable[[], str]]] = {
     "docs/configuration.md": {"settings": reference_markdown, "exit codes": _exit_codes},
     "docs/troubleshooting.md": {"findings": _findings},
     "docs/outages.md": {"outages": _outages},
+    "docs/performance.md": {
+        "figures": lambda: figures_markdown(_measured()),
+        "sizing": lambda: sizing_markdown(_measured()),
+    },
     "docs/appview-parity.md": {"official network": _official},
     "docs/metrics.md": {
         "vital metrics": _vital,

@@ -53,8 +53,9 @@ def bench_index(report: Report) -> None:
     """Index events as fast as they are taken, and at low rates."""
     with filled() as running, running.connect() as database:
         costs = running.fill_costs
-        report.figure("the loader's last tenth of the filling, a record", costs[-1], "us")
-        report.ratio("of its second tenth", costs[-1], costs[1])
+        # Of historical records, which come first: live ones notify, and cost more.
+        report.figure("the loader's sixth tenth of the filling, a record", costs[5], "us")
+        report.ratio("of its second tenth", costs[5], costs[1])
         store = connect(running.settings.redis_url or "", name="bench")
         full = _at_full_rate(report, running, store, database)
         for rate in RATES:

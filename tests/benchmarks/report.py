@@ -22,9 +22,13 @@ _PACKAGES = (
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """A measured figure; `group` is the name of its benchmark."""
+    """A measured figure; `group` is the name of its benchmark, `of` the figure that it is part of.
+
+    Parts have names that begin with two blanks, and follow theirs.
+    """
 
     group: str
+    of: str | None
     name: str
     value: float
     unit: str
@@ -35,11 +39,16 @@ class Report:
 
     def __init__(self) -> None:
         self.group = ""
+        self._heading: str | None = None
         self.figures: list[Figure] = []
 
     def figure(self, name: str, value: float, unit: str) -> None:
         """Add a figure."""
-        self.figures.append(Figure(self.group, name, value, unit))
+        is_part = name.startswith("  ") and self._heading is not None
+        of = self._heading if is_part else None
+        if not is_part:
+            self._heading = name
+        self.figures.append(Figure(self.group, of, name, value, unit))
         digits = 0 if abs(value) >= 100 else 1 if abs(value) >= 10 else 2
         print(f"{name:<58} {value:>12,.{digits}f} {unit}", flush=True)
 
