@@ -80,7 +80,8 @@ def finish(database: Database) -> None:
     for name, definition in database.query(_PENDING):
         if name != _COUNTS:
             with database.transaction() as tx:
-                tx.execute(definition)
+                # An operator may have made one, as `db check` advises.
+                tx.execute(definition.replace("INDEX", "INDEX IF NOT EXISTS", 1))
                 tx.execute(_FORGET, [name])
     with database.transaction() as tx:
         tx.execute(_FORGET, [_COUNTS])
