@@ -4,6 +4,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Set
+from contextlib import suppress
 from pathlib import Path
 
 from rsky_pipeline.supervisor.spawn import descendants
@@ -33,7 +34,10 @@ def cpu_seconds(roots: Iterable[int], without: Set[int] = frozenset()) -> Counte
     for pid, part in _parts(roots):
         if pid in without:
             continue
-        fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
+        try:
+            fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
+        except OSError:  # it has ended meanwhile
+            continue
         ticks = fields[11:15] if part.startswith("PostgreSQL") else fields[11:13]
         used[part] += sum(map(int, ticks)) / _TICK  # type: ignore[assignment]
     return used
@@ -52,8 +56,9 @@ def memory_bytes(roots: Iterable[int]) -> Counter[str]:
     """Return the proportional set size (PSS) of the trees below these processes, by part."""
     used: Counter[str] = Counter()
     for pid, part in _parts(roots):
-        text = Path(f"/proc/{pid}/smaps_rollup").read_text()
-        used[part] += int(re.findall(r"^Pss: +(\d+) kB", text, re.MULTILINE)[0]) * 1024
+        with suppress(OSError):  # it has ended meanwhile
+            text = Path(f"/proc/{pid}/smaps_rollup").read_text()
+            used[part] += int(re.findall(r"^Pss: +(\d+) kB", text, re.MULTILINE)[0]) * 1024
     return used
 
 
