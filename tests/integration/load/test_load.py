@@ -346,6 +346,31 @@ def test_a_first_load_counts_and_builds_indexes_from_all_rows(
     assert differences(rows(schema_database), expected) == {}
 
 
+def test_all_are_counted_after_those_who_have_counted_and_not_committed(
+    schema_database: str,
+) -> None:
+    like = (
+        'INSERT INTO "like" (uri, cid, creator, subject, "subjectCid", "createdAt", "indexedAt") '
+        "VALUES (%s, 'c', %s, 'at://post', 'c', '2023', '2023')"
+    )
+    with (
+        Database.connect(schema_database, name="test") as database,
+        Database.connect(schema_database, name="test") as other,
+        Database.connect(schema_database, name="test") as observer,
+    ):
+        assert postpone(database)
+        other.execute(like, ["at://a/1", "a"])
+        finishing = threading.Thread(target=finish, args=(database,))
+        with other.transaction() as tx:
+            tx.execute(like, ["at://b/1", "b"])
+            tx.execute("INSERT INTO post_agg (uri, \"likeCount\") VALUES ('at://post', 1)")
+            finishing.start()
+            while not observer.query("SELECT FROM pg_locks WHERE NOT granted"):
+                time.sleep(0.01)
+        finishing.join()
+        assert observer.query('SELECT uri, "likeCount" FROM post_agg') == [("at://post", 2)]
+
+
 @pytest.mark.slow
 def test_a_killed_load_goes_on_and_ends_in_exact_rows(
     schema_database: str, database_server: str, schema_template: str, tmp_path: Path
