@@ -20,6 +20,7 @@ from rsky_pipeline.runtime.boundary import Boundary
 from rsky_pipeline.runtime.context import WorkerContext
 from rsky_pipeline.runtime.link import Link
 from rsky_pipeline.streams.connection import Store, connect
+from rsky_pipeline.streams.identities import SharedIdentities
 from rsky_pipeline.streams.names import FIREHOSE_BACKFILL, REPO_STREAMS
 
 WATCH_SECONDS = 5.0
@@ -36,8 +37,12 @@ async def run(context: WorkerContext) -> None:
         redis = partial(_redis, context, stack, metrics)
         database = partial(_database, context, stack, metrics)
         reader = SelectionReader()
+        shared = SharedIdentities(
+            settings.redis_url or "", context.consumer, lambda _: metrics.store_errors.inc()
+        )
+        stack.callback(shared.close)
         fetcher = await stack.enter_async_context(
-            open_fetcher(settings, metrics, lambda: reader.selection)
+            open_fetcher(settings, metrics, lambda: reader.selection, shared)
         )
         jobs = JobQueue(
             redis("read"), redis("settle"), settings, context.consumer, metrics,
@@ -62,6 +67,7 @@ async def run(context: WorkerContext) -> None:
             nursery.start_soon(worker.report_health)
             nursery.start_soon(_follow_selection, lookups, reader)
             nursery.start_soon(fetcher.follow_directory)
+            nursery.start_soon(shared.run)
             await worker.run()
             nursery.cancel_scope.cancel()
 

@@ -98,6 +98,7 @@ async def run(context: WorkerContext) -> None:
             services.start_soon(
                 look_up_accounts, context.settings, context.consumer, indexer.metrics,
                 indexer.collections, indexer.open_paired, indexer.is_behind,
+                partial(indexer.failed, "identities"),
             )  # fmt: skip
             await indexer.work()
             services.cancel_scope.cancel()
@@ -282,7 +283,7 @@ class Indexer:
             finally:
                 del self._under_way[name]
 
-    def _failed(self, name: str, error: StoreError) -> None:
+    def failed(self, name: str, error: StoreError) -> None:
         """Count a failure of a store; an activity that waits for a store is no stalled one."""
         self._report.failed(error, acknowledging=name == ACKNOWLEDGING)
         if (activity := self._under_way.get(name)) is not None:
@@ -291,7 +292,7 @@ class Indexer:
     def _link(
         self, name: str, open_connection: Callable[[], OpenConnection]
     ) -> Link[OpenConnection]:
-        return Link(open_connection, purpose=name, failed=partial(self._failed, name))
+        return Link(open_connection, purpose=name, failed=partial(self.failed, name))
 
     def _consumer(self, stream: str) -> Consumer:
         settings = self._context.settings

@@ -61,6 +61,7 @@ from rsky_pipeline.runtime.logging import ThrottledLog
 from rsky_pipeline.streams.bsync import BSYNC_LOGS
 from rsky_pipeline.streams.connection import Store, connect
 from rsky_pipeline.streams.errors import store_reason
+from rsky_pipeline.streams.identities import SharedIdentities
 from rsky_pipeline.streams.names import (
     BSYNC_LIVE,
     FIREHOSE_BACKFILL,
@@ -142,9 +143,14 @@ async def run(context: WorkerContext) -> None:
                 proxy=settings.proxy,
             )
         )
+        shared = SharedIdentities(
+            str(settings.redis_url), context.consumer, lambda it: metrics.error(store_reason(it))
+        )
+        stack.callback(shared.close)
         lookups = await stack.enter_async_context(trio.open_nursery())
         stack.callback(lookups.cancel_scope.cancel)
-        builder = _Builder(context, stack, http, metrics, [*relays, *labelers], lookups)
+        lookups.start_soon(shared.run)
+        builder = _Builder(context, stack, http, metrics, [*relays, *labelers], lookups, shared)
         parts = builder.build(relays, labelers)
         if settings.bsync_url:
             bsync = HttpClient(
@@ -239,6 +245,7 @@ class _Builder:
         metrics: IngesterMetrics,
         endpoints: Sequence[Endpoint],
         lookups: trio.Nursery,
+        shared: SharedIdentities,
     ) -> None:
         """Look-ups of accounts run in the nursery, whatever becomes of connections."""
         self._context = context
@@ -254,7 +261,7 @@ class _Builder:
         self.directory = Directory(
             http, self._settings.plc_url, allow_private=self._settings.allow_private_hosts,
             max_cached=MAX_KEYS, forced_pause=FORCED_PAUSE_SECONDS,
-            fresh_seconds=self._settings.identity_cache_seconds,
+            fresh_seconds=self._settings.identity_cache_seconds, shared=shared,
         )  # fmt: skip
         self._rule = BatchRule(
             max_events=self._settings.ingester_batch_size,

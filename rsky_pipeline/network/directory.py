@@ -4,6 +4,7 @@ import time
 from collections import OrderedDict
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import Protocol
 from urllib.parse import quote
 
 import trio
@@ -22,6 +23,7 @@ FORCED_PAUSE_SECONDS = 60.0
 MAX_DOCUMENT = 256 * 1024
 MAX_FAILING = 10_000  # accounts whose failures are remembered
 ALONE_SECONDS = 60.0  # of failures for one account, while the directory answers for others
+_PLC = "did:plc:"
 _RUN_SECONDS = 600.0  # failures that are further apart have nothing to do with each other
 # Of the request, and so of its DID; other refusals may be of whoever asks, for a while.
 _REFUSED_DID = frozenset({400, 414, 422})
@@ -42,6 +44,22 @@ class IdentityUnavailableError(Exception):
     def __init__(self, message: str, *, of_account: bool = False) -> None:
         super().__init__(message)
         self.of_account = of_account
+
+
+class SharedDocuments(Protocol):
+    """Documents that the roles share: `streams.identities.SharedIdentities`."""
+
+    async def find(self, did: str) -> tuple[int, DidDocument | None, float] | None:
+        """Return the time for `put`, the document that is shared, and its age in seconds.
+
+        None if nobody knows.
+        """
+
+    def put(self, document: DidDocument, time: int) -> None:
+        """Share an answer of the directory, which was asked after `find` had returned this time."""
+
+    def forget(self, did: str) -> None:
+        """Have nobody find what the directory answered before now."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,13 +89,16 @@ class Directory:
         max_cached: int = MAX_CACHED,
         forced_pause: float = FORCED_PAUSE_SECONDS,
         fresh_seconds: float = FRESH_SECONDS,
+        shared: SharedDocuments | None = None,
     ) -> None:
+        """Without `shared`, as in commands, only this directory's own answers are cached."""
         self._http = http
         self._plc = parse_endpoint(plc_url)
         self._allow_private = allow_private
         self._max_cached = max_cached  # accounts, of about 900 bytes each
         self.forced_pause = forced_pause
         self._fresh_seconds = fresh_seconds
+        self._shared = shared
         self._cache: OrderedDict[str, _Cached] = OrderedDict()
         self._running: dict[str, trio.Event] = {}
         self._answers = 0  # documents that the PLC directory has served
@@ -98,11 +119,11 @@ class Directory:
             return _found(did, cached)
         done = self._running[did] = trio.Event()
         try:
-            document = await self._fetch(did)
+            cached = await self._look_up(did, force)
         finally:
             del self._running[did]
             done.set()
-        cached = self._cache[did] = _Cached(document, time.monotonic())
+        self._cache[did] = cached
         self._cache.move_to_end(did)
         while len(self._cache) > self._max_cached:
             self._cache.popitem(last=False)
@@ -140,12 +161,30 @@ class Directory:
     def forget(self, did: str) -> None:
         """Make the next look-up of a DID a fresh one, as after an identity event."""
         self._cache.pop(did, None)
+        if self._shared is not None and did.startswith(_PLC):
+            self._shared.forget(did)
 
     def _usable(self, cached: _Cached, force: bool) -> bool:
         age = time.monotonic() - cached.fetched
         if force or cached.document is None:
             return age < self.forced_pause
         return age < self._fresh_seconds
+
+    async def _look_up(self, did: str, force: bool) -> _Cached:
+        """Return a document that the roles share, unless forced, or the directory's answer."""
+        found = None
+        if self._shared is not None and did.startswith(_PLC):
+            # Also when forced: whatever was forgotten before this time cannot come back.
+            found = await self._shared.find(did)
+        if found is not None:
+            _, document, age = found
+            shared = _Cached(document, time.monotonic() - age)
+            if document is not None and not force and self._usable(shared, force=False):
+                return shared
+        document = await self._fetch(did)
+        if self._shared is not None and found is not None and document is not None:
+            self._shared.put(document, found[0])
+        return _Cached(document, time.monotonic())
 
     async def _fetch(self, did: str) -> DidDocument | None:
         url, trusted = self._url(did)
@@ -187,7 +226,7 @@ class Directory:
         return now - run.since >= ALONE_SECONDS and self._answers > run.answers
 
     def _url(self, did: str) -> tuple[str, bool]:
-        if did.startswith("did:plc:"):
+        if did.startswith(_PLC):
             return self._plc.http_url(f"/{quote(did, safe=':')}"), True
         if did.startswith("did:web:"):
             return self.web_host(did).http_url("/.well-known/did.json"), False

@@ -19,7 +19,7 @@ from rsky_pipeline.atproto.errors import InvalidDataError
 from rsky_pipeline.atproto.identity import DidDocument
 from rsky_pipeline.configuration.selection import Selection, host_name
 from rsky_pipeline.configuration.settings import Settings
-from rsky_pipeline.network.directory import Directory
+from rsky_pipeline.network.directory import Directory, SharedDocuments
 from rsky_pipeline.network.http import (
     MAX_REDIRECTS,
     Download,
@@ -339,9 +339,15 @@ def _later(error: RepoError) -> RepoError:
 
 @asynccontextmanager
 async def open_fetcher(
-    settings: Settings, metrics: BackfillerMetrics, selection: Callable[[], Selection] = Selection
+    settings: Settings,
+    metrics: BackfillerMetrics,
+    selection: Callable[[], Selection] = Selection,
+    shared: SharedDocuments | None = None,
 ) -> AsyncIterator[Fetcher]:
-    """Open a fetcher, closed when the block ends; `selection` returns what is left out."""
+    """Open a fetcher, closed when the block ends; `selection` returns what is left out.
+
+    `shared` has the documents that the workers share, if it is for one of them.
+    """
     async with HttpClient(
         allow_private=settings.allow_private_hosts,
         proxy=settings.proxy,
@@ -355,6 +361,7 @@ async def open_fetcher(
             max_cached=MAX_CACHED_ACCOUNTS,
             forced_pause=FORCED_PAUSE_SECONDS,
             fresh_seconds=settings.identity_cache_seconds,
+            shared=shared,
         )
         rules = host_rules(settings)
         hosts = HostTurns(rules)

@@ -24,6 +24,7 @@ __all__ = [
     "FIREHOSE_LIVE",
     "FIREHOSE_RAW_LETTERS",
     "GAPS",
+    "IDENTITIES",
     "INGESTERS",
     "LABEL_LIVE",
     "LABEL_RAW_LETTERS",
@@ -46,6 +47,8 @@ CURSOR_POSITIONS = "rsky_pipeline:cursors"
 NUMBERINGS = "rsky_pipeline:numberings"
 # A hash: the ingesters that run, each with a note that it renews (`ingester/others.py`).
 INGESTERS = "rsky_pipeline:ingesters"
+# Two hashes: documents of accounts that the roles share (`streams/identities.py`).
+IDENTITIES = "rsky_pipeline:identities", "rsky_pipeline:identities:before"
 # A stream: detected gaps, to be written to `rsky_pipeline.gap` in PostgreSQL.
 GAPS = "rsky_pipeline:gaps"
 # A stream: repos to fetch again after a delay.

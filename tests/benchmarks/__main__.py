@@ -21,6 +21,7 @@ from rsky_pipeline.demo.simulator.clock import stepping_clock
 from rsky_pipeline.demo.simulator.world import World
 from rsky_pipeline.runtime.threads import ease_collector, take_turns_quickly
 from tests.benchmarks.backfill import bench_backfill
+from tests.benchmarks.identities import bench_identities
 from tests.benchmarks.index import bench_index
 from tests.benchmarks.ingest import bench_ingest
 from tests.benchmarks.load import bench_load
@@ -77,6 +78,7 @@ def frames(report: Report) -> None:
 BENCHMARKS: Mapping[str, Callable[[Report], None]] = {
     "frames": frames, "streams": bench_streams, "ingest": bench_ingest, "backfill": bench_backfill,
     "pipeline": bench_pipeline, "load": bench_load, "index": bench_index,
+    "identities": bench_identities,
 }  # fmt: skip
 
 

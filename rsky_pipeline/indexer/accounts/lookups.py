@@ -22,6 +22,8 @@ from rsky_pipeline.network.plc_export import PlcExport
 from rsky_pipeline.network.repositories import RepoUnavailableError, latest_rev
 from rsky_pipeline.observability.indexer import IndexerMetrics
 from rsky_pipeline.runtime.boundary import Boundary
+from rsky_pipeline.runtime.errors import StoreError
+from rsky_pipeline.streams.identities import SharedIdentities
 
 _GONE = frozenset({"RepoNotFound", "RepoDeleted"})
 # A host's errors for an account that it keeps and does not serve, and the status to store.
@@ -40,6 +42,7 @@ async def look_up_accounts(
     collections: Mapping[str, Collection],
     open_database: Callable[[], Database],
     is_busy: Callable[[], bool],
+    store_failed: Callable[[StoreError], object],
 ) -> None:
     """Look up handles and deletions until cancelled; `worker` is the worker's lasting name.
 
@@ -47,12 +50,13 @@ async def look_up_accounts(
     """
     private = settings.allow_private_hosts
     boundary = Boundary(metrics.internal_error)
+    shared = SharedIdentities(settings.redis_url or "", worker, store_failed)
     async with HttpClient(
         allow_private=private, silence_seconds=10.0, boundary=boundary, proxy=settings.proxy
     ) as http:
         directory = Directory(
             http, settings.plc_url, allow_private=private,
-            fresh_seconds=settings.identity_cache_seconds,
+            fresh_seconds=settings.identity_cache_seconds, shared=shared,
         )  # fmt: skip
         handles = Handles(http, resolver_url=settings.handle_resolver_url, allow_private=private)
         lookup = Lookup(http, directory, handles)
@@ -68,6 +72,7 @@ async def look_up_accounts(
         deletions = DeletionChecks(open_database, lookup.find_host, collections, metrics)
         try:
             async with trio.open_nursery() as nursery:
+                nursery.start_soon(shared.run)
                 nursery.start_soon(checks.run)
                 nursery.start_soon(deletions.run)
                 if settings.follow_plc_export:
@@ -76,6 +81,7 @@ async def look_up_accounts(
         finally:
             checks.close()
             deletions.close()
+            shared.close()
 
 
 class Lookup:
