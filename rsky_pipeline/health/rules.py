@@ -209,6 +209,11 @@ SEEN_PORT = Rule(
     "BSYNC_DATAPLANE_URLS of bsync",
     Limits(fail=1), watched=True,
 )  # fmt: skip
+SEEN_DENIED = Rule(
+    "seen_denied", "bsync cannot pass on what accounts have seen: it sends another token",
+    "make seen_token and BSYNC_DATAPLANE_AUTH_TOKEN of bsync equal, restart the one that changes",
+    Limits(warn=1), seconds=600.0, watched=True,
+)  # fmt: skip
 FINDINGS = Rule("findings", "the self-check of a worker finds a fault", f"see {ITS_LOG}")
 
 # --- stores -----------------------------------------------------------------------------------
@@ -718,7 +723,7 @@ OF_ROLES = frozenset(
     for rule in (
         *(NO_RELAY, RELAY_STALLED, CURSOR_REFUSED, LABELER_STALLED, CLOCK, SECOND_INGESTER),
         *(BSYNC, BSYNC_REFUSED, BSYNC_REPLACED),
-        *(GAP_REPAIR, GROUP_REMADE, DIRECTORY, DATA_DISK, LOG, SEEN_PORT),
+        *(GAP_REPAIR, GROUP_REMADE, DIRECTORY, DATA_DISK, LOG, SEEN_PORT, SEEN_DENIED),
     )
 )
 RULES = tuple(value for value in list(globals().values()) if isinstance(value, Rule))

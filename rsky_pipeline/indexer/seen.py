@@ -19,7 +19,7 @@ import trio
 
 from rsky_pipeline.atproto.syntax import is_did
 from rsky_pipeline.database.connection import Database
-from rsky_pipeline.health.rules import SEEN_PORT, RuleVerdict
+from rsky_pipeline.health.rules import SEEN_DENIED, SEEN_PORT, RuleVerdict, judged
 from rsky_pipeline.network.grpc import GrpcError, GrpcServer, GrpcStatus
 from rsky_pipeline.observability.indexer import IndexerMetrics
 from rsky_pipeline.runtime.boundary import Boundary
@@ -67,7 +67,7 @@ class Seen:
 
 
 class SeenService:
-    """Serves the method while `run` runs; `found` is the finding where the port cannot be had."""
+    """Serves the method while `run` runs."""
 
     def __init__(
         self, host: str, port: int, token: str, open_database: Callable[[], Database],
@@ -76,7 +76,8 @@ class SeenService:
         self._host, self._port = host, port
         self._metrics = metrics
         self._throttled = ThrottledLog(_log)
-        self.found: Sequence[RuleVerdict] = ()
+        self._port_taken: Sequence[RuleVerdict] = ()
+        self._denied_at = -math.inf  # when a call had another token, and none since had ours
         self._database = Link(
             open_database, purpose="storing seen notifications",
             failed=lambda _: metrics.fail(metrics.database_failures),
@@ -88,6 +89,14 @@ class SeenService:
             boundary=Boundary(metrics.internal_error),
         )  # fmt: skip
 
+    @property
+    def found(self) -> Sequence[RuleVerdict]:
+        """The findings: the port cannot be had, or the callers have another token."""
+        if trio.current_time() - self._denied_at > SEEN_DENIED.seconds:
+            return self._port_taken
+        figure = "a call was refused, and none with our token has come since"
+        return [*self._port_taken, judged(SEEN_DENIED, "", 1, figure)]
+
     async def run(self) -> None:
         """Serve until cancelled; a port that another program has is tried again."""
         with closing(self._database):
@@ -96,10 +105,10 @@ class SeenService:
                     listeners = await trio.open_tcp_listeners(self._port, host=self._host)
                 except OSError as error:
                     figure = f"{self._host}:{self._port}: {error.strerror or error}"
-                    self.found = [RuleVerdict(SEEN_PORT, "", "fail", figure)]
+                    self._port_taken = [RuleVerdict(SEEN_PORT, "", "fail", figure)]
                     await trio.sleep(OPEN_AGAIN_SECONDS)
                     continue
-                self.found = ()
+                self._port_taken = ()
                 _log.info(
                     "serving UpdateNotificationSeen", extra={"host": self._host, "port": self._port}
                 )
@@ -108,6 +117,8 @@ class SeenService:
     def _count(self, status: GrpcStatus) -> None:
         result = RESULTS[status]
         self._metrics.seen.labels(result).inc()
+        denied = status == GrpcStatus.UNAUTHENTICATED
+        self._denied_at = trio.current_time() if denied else -math.inf
         if status != GrpcStatus.OK:
             self._throttled.warning("UpdateNotificationSeen failed", key=result, result=result)
 

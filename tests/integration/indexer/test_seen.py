@@ -115,3 +115,15 @@ async def test_a_port_of_another_program_is_a_finding_until_it_is_free(
         await taken.aclose()
         await eventually(lambda: worker.health.get("reports") == [])
         assert (await ask(port, request())).status == "0"
+
+
+async def test_calls_with_another_token_are_a_finding_until_one_has_ours(
+    clean_redis: str, tables: Tables
+) -> None:
+    async with serving(clean_redis, tables.url) as (worker, port):
+        assert (await ask(port, request(), token="other")).status == "16"
+        await eventually(lambda: "seen_denied" in str(worker.health.get("reports")))
+        (report,) = worker.health["reports"]
+        assert (report["finding"], report["verdict"]) == ("seen_denied", "warn")
+        assert (await ask(port, request())).status == "0"
+        await eventually(lambda: worker.health.get("reports") == [])
