@@ -692,7 +692,7 @@ _EDGE_BUGS = (
     _malice("session-not-durable", SESSION, 'return "on" if value == "off" else str(value)', "return str(value)",
             T_POOLER, T_CONNECTION),
     _slip("session-statements-shared", SESSION, "if _row(connection, seen, name) == (0,):", "if True:", T_POOLER),
-    _malice("commit-answered-by-rollback", CONNECTION, '.statusmessage != "COMMIT":', '.statusmessage == "":', T_CONNECTION),
+    _malice("commit-answered-by-rollback", CONNECTION, 'if self._command("COMMIT") != "COMMIT":', 'if self._command("COMMIT") == "":', T_CONNECTION),
     _malice("dial-any-name", DIALER, "if self._guarded and not is_public_name(host):",
             "if not self._guarded and not is_public_name(host):", T_CONNECT),
     _malice("dial-private-through-the-proxy", DIALER, "            await self._public(host, found)\n", "", T_CONNECT),
