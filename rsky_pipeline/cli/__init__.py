@@ -54,6 +54,7 @@ COMMANDS = {
 HIDDEN_COMMANDS = (
     "worker",  # started by the supervisor, not by people
     "load-worker",  # started by `load`
+    "prepare-stores",  # started by `run`
     "version",  # `--version` for programs
     "store",  # `store shell`, beside `db shell`
 )

@@ -40,6 +40,7 @@ def command(run: Invocation, roles: tuple[str, ...], workers: tuple[str, ...]) -
     """
     from rsky_pipeline.runtime import logging as log_setup
     from rsky_pipeline.runtime.errors import SettingError
+    from rsky_pipeline.supervisor.prepare import prepare_apart
     from rsky_pipeline.supervisor.service import PipelinePlan, supervise
 
     run.assign(*(_workers_setting(text) for text in workers))
@@ -50,7 +51,7 @@ def command(run: Invocation, roles: tuple[str, ...], workers: tuple[str, ...]) -
         say(remark)
     chosen = start_order(ROLE_NAMES if ALL in roles else roles)
     try:
-        plan = PipelinePlan(settings, chosen, prepare_stores, read_again=run.read_again)
+        plan = PipelinePlan(settings, chosen, prepare_apart, read_again=run.read_again)
         return supervise(plan)
     except SettingError as error:
         raise CommandError(str(error), ExitCode.USAGE) from error

@@ -1,5 +1,6 @@
 """This program as a process: one executable file or an installed package, and its file limit."""
 
+import ctypes
 import os
 import resource
 import sys
@@ -56,6 +57,16 @@ def clean_environment(environment: Mapping[str, str]) -> dict[str, str]:
     ]
     cleaned = {name: value for name, value in environment.items() if name != "PYTHONPATH"}
     return {**cleaned, "PYTHONPATH": os.pathsep.join(kept)} if kept else cleaned
+
+
+def give_memory_back() -> None:
+    """Return free pages to the system, also those between others: it takes less than 1 ms.
+
+    By itself glibc returns only the end of its heap.
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc alone has it
+    if trim is not None:
+        trim(0)
 
 
 def raise_file_limit() -> None:

@@ -34,12 +34,13 @@ from rsky_pipeline.runtime.health import Health
 from rsky_pipeline.runtime.health_document import pipeline_of
 from rsky_pipeline.runtime.log_file import LogFile
 from rsky_pipeline.runtime.metrics_port import open_metrics_server
-from rsky_pipeline.runtime.program import raise_file_limit
+from rsky_pipeline.runtime.program import give_memory_back, raise_file_limit
 from rsky_pipeline.runtime.threads import ease_collector, take_turns_quickly
 
 RoleMain = Callable[[WorkerContext], Awaitable[None]]
 
 STATUS_INTERVAL_SECONDS = 1.0
+GIVE_BACK_SECONDS = 10.0
 GRACE_AFTER_HURRY_SECONDS = 10.0
 LAST_WORDS_SECONDS = 1.0
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
@@ -203,6 +204,7 @@ class _Worker:
 
     async def _beat(self, registry: CollectorRegistry) -> None:
         """Report health while the event loop runs, including the drain."""
+        give_back_at = trio.current_time()
         while True:
             self._log_file.follow()
             if (level := level_asked_for(self._note)) is not None:
@@ -220,6 +222,9 @@ class _Worker:
             self._events.send("status", health=self._health.document())
             if self._health.trouble() in (None, "starting"):
                 self._notifier.watchdog()
+            if trio.current_time() >= give_back_at:
+                give_memory_back()
+                give_back_at = trio.current_time() + GIVE_BACK_SECONDS
             await trio.sleep(STATUS_INTERVAL_SECONDS)
 
     async def _watch_signals(

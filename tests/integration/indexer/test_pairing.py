@@ -2,6 +2,7 @@
 
 import json
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -16,9 +17,10 @@ from rsky_pipeline.configuration.settings import Settings
 from rsky_pipeline.database.connection import Database
 from rsky_pipeline.health.pairing import MismatchError, Pairing, open_paired
 from rsky_pipeline.operations.verification.outside import check_database
-from rsky_pipeline.runtime.errors import UnavailableError
+from rsky_pipeline.runtime.errors import SettingError, UnavailableError
 from rsky_pipeline.streams.connection import connect
 from rsky_pipeline.streams.names import FIREHOSE_LIVE
+from rsky_pipeline.supervisor.prepare import prepare_apart
 from tests.integration.indexer.kit import Network, Tables
 from tests.integration.indexer.worker import GROUP, entries, eventually, feed, indexing
 from tests.stores import execute, redis_client
@@ -174,11 +176,15 @@ async def test_data_restored_beside_an_id_keeps_its_own(clean_redis: str, tables
     )  # fmt: skip
 
 
-def test_a_wrong_database_is_left_as_it_is(clean_redis: str, clean_database: str) -> None:
+# As in a supervisor, and as in the process that it starts for that.
+@pytest.mark.parametrize("prepare_stores", [prepare_apart, prepare_stores])
+def test_a_wrong_database_is_left_as_it_is(
+    clean_redis: str, clean_database: str, prepare_stores: Callable[[Settings, bool], object]
+) -> None:
     settings = Settings(redis_url=clean_redis, database_url=clean_database)
     with redis_client(clean_redis) as client:
         client.hset("rsky_pipeline:installation", GROUP, "another")
-    with pytest.raises(MismatchError, match="belongs to the database another"):
+    with pytest.raises(SettingError, match="belongs to the database another"):
         prepare_stores(settings, True)
     with pytest.raises(UnavailableError, match="whose schema is to change"):
         prepare_stores(replace(settings, redis_url="redis://127.0.0.1:1"), True)

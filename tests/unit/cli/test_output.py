@@ -122,8 +122,8 @@ def callers(names: set[str], *folders: str) -> list[str]:
 
 
 def test_only_one_file_prints() -> None:
-    # A worker of a load answers its parent by lines of JSON.
-    assert callers({"write"}, "cli/*.py") == ["load_worker.py"]
+    # They answer their parents by lines of JSON.
+    assert callers({"write"}, "cli/*.py") == ["load_worker.py", "prepare_stores.py"]
     # The views of rich print counts, and what they have from strangers by `printable`.
     printing = callers({"echo", "secho", "print"}, "**/*.py")
     assert printing == ["demonstration.py", "output.py", "view.py"]
