@@ -12,7 +12,7 @@ from functools import cached_property
 from typing import Any
 
 from rsky_pipeline.indexer.collections.registry import RECORD_ONLY
-from tests.official.rows import Row, TableDifference
+from tests.official.rows import PRIVATE, Row, TableDifference
 
 Database = Mapping[str, list[Row]]
 KEYS: Mapping[str, tuple[str, ...]] = {
@@ -45,6 +45,7 @@ MOVED = "a record moved onto a taken subject waits"
 CORRECTED = "a refused record that is corrected is indexed"
 NO_NEWS = "history brings no notifications"
 UNSERVED = "no repo of an inactive account is served"
+PRIVATELY = "what people do in private comes from bsync alone"
 NEVER_SEEN = "a deletion of before history was fetched is not seen"
 NEVER_VALID = "the repo has a version that is refused"
 JUDGED = "gates, reply roots and flags as they were when history came"
@@ -149,6 +150,11 @@ class Facts:
         return _profile_counts(self.ours)
 
     @cached_property
+    def reads_bsync(self) -> bool:
+        """Whether we have anything of what people do in private."""
+        return any(self.ours.get(table) for table in PRIVATE)
+
+    @cached_property
     def marked(self) -> set[str]:
         """Our records with a byte order mark at the beginning of a text."""
         return {row["uri"] for row in self.ours["record"] if f'"{_MARK}' in row["json"]}
@@ -219,6 +225,8 @@ def _of_history(facts: Facts, table: str, official: Row | None, ours: Row | None
     if official and not ours:
         if table == "notification":
             return NO_NEWS
+        if table in PRIVATE and not facts.reads_bsync:
+            return PRIVATELY
         authors = {official.get(name) for name in ("creator", "did", "originatorDid")}
         authors |= {
             official[name].split("/")[2]
@@ -412,7 +420,10 @@ def _count_kind(
 def _post_agg(facts: Facts, official: Row | None, ours: Row | None) -> str | None:
     uri = (official or ours or {})["uri"]
     if (official or {}).get("bookmarkCount", 0) != (ours or {}).get("bookmarkCount", 0):
-        return None
+        if facts.unserved is None or facts.reads_bsync:
+            return None
+        counted = _count_kind(official, ours, facts.post_counts.get(uri, {}), _POST_COUNTS)
+        return PRIVATELY if counted else None
     return _count_kind(official, ours, facts.post_counts.get(uri, {}), _POST_COUNTS)
 
 
