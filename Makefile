@@ -8,7 +8,7 @@ NATIVE := $(wildcard rsky_pipeline/*/*.pyx rsky_pipeline/*/*/*.pyx)
 MINUTES ?= 60
 KILLS   ?= 50
 
-.PHONY: demo run test test-fast test-long outages fuzz test-real test-host official mutate lint format docs bench binary lock clean help
+.PHONY: demo run test test-fast test-long outages fuzz test-real test-host official mutate sanitize lint format docs bench binary lock clean help
 
 help:
 	@echo "make demo       the whole pipeline on a simulated network, offline: a minute"
@@ -21,6 +21,7 @@ help:
 	@echo "make test-host  the operator's pages on a Debian with systemd, as root: about a quarter of an hour"
 	@echo "make official   the pipeline beside the official network of npm's packages: about an hour"
 	@echo "make fuzz       mutated inputs of everything that reads a stranger's bytes: MINUTES=60"
+	@echo "make sanitize   the compiled readers under the sanitizers of GCC: a quarter of an hour, MINUTES=5 of it mutated inputs"
 	@echo "make mutate     plant bugs in the files that correctness rests on, each must fail a test: an hour and a half"
 	@echo "make lint       ruff and mypy: a minute"
 	@echo "make format     apply ruff's fixes"
@@ -30,7 +31,7 @@ help:
 	@echo "make lock       resolve the packages of .ci/constraints.txt again"
 	@echo "make clean      remove the virtual environment and everything generated"
 
-$(STAMP): pyproject.toml setup.py .ci/constraints.txt $(NATIVE) rsky_pipeline/atproto/native/common.pxd rsky_pipeline/atproto/native/libsecp256k1/SHA256SUMS
+$(STAMP): pyproject.toml setup.py .ci/constraints.txt $(NATIVE) $(wildcard rsky_pipeline/atproto/native/*.h) rsky_pipeline/atproto/native/common.pxd rsky_pipeline/atproto/native/libsecp256k1/SHA256SUMS
 	@$(PYTHON) rsky_pipeline/development/prerequisites.py
 	$(PYTHON) -m venv --clear $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint .ci/constraints.txt --editable '.[dev,embedded]'
@@ -81,6 +82,10 @@ fuzz: $(STAMP)
 # One-line bugs in the files that correctness rests on: the tests must find each. ONLY=name,name
 mutate: $(STAMP)
 	ONLY=$(ONLY) $(BIN)/python -m tests.mutation
+
+# The compiled readers and libsecp256k1 with AddressSanitizer and UndefinedBehaviorSanitizer.
+sanitize: $(STAMP)
+	$(BIN)/python -m tests.fuzz.sanitize $(if $(filter command line,$(origin MINUTES)),--minutes $(MINUTES))
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

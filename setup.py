@@ -19,13 +19,13 @@ digest_of = runpy.run_path(str(ROOT / NATIVE / "__init__.py"))["digest_of"]
 # More in the modules of these names. The tables of libsecp256k1 could be eight times as large: 2 %
 # faster while nothing else uses the processor's cache, and no faster else.
 SOURCES = {
-    "signatures": [
+    "proofs": [
         f"{LIBRARY}/src/{name}.c"
         for name in ("secp256k1", "precomputed_ecmult", "precomputed_ecmult_gen")
     ]
 }
 MACROS = {
-    "signatures": [
+    "proofs": [
         ("ECMULT_WINDOW_SIZE", "12"),
         ("COMB_BLOCKS", "11"),
         ("COMB_TEETH", "6"),
@@ -41,7 +41,7 @@ def module(source: Path) -> Extension:
     return Extension(
         ".".join(path.with_suffix("").parts),
         [str(path), f"{NATIVE}/digest.c", *SOURCES.get(path.stem, [])],
-        include_dirs=[f"{LIBRARY}/include"],
+        include_dirs=[NATIVE, f"{LIBRARY}/include"],
         define_macros=[
             ("SOURCES_DIGEST", f'"{digest_of(source).decode()}"'),
             *MACROS.get(path.stem, []),

@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING
 from rsky_pipeline.atproto.native import MARK, digest_of
 
 __all__ = [
-    "commit_events", "find_wanted", "is_plc", "is_usual_cid", "is_usual_datetime", "is_usual_rkey",
-    "is_usual_uri", "load_key", "point_of", "read_blocks", "read_commit", "read_node",
-    "record_json", "sign", "tid_value", "undo_changes", "verify_all",
+    "digest", "is_plc", "is_usual_cid", "is_usual_datetime", "is_usual_rkey", "is_usual_uri",
+    "load_key", "point_of", "prove", "read_blocks", "read_commit", "read_node", "record_json",
+    "sign", "tid_value", "verify",
 ]  # fmt: skip
 
 
@@ -49,12 +49,7 @@ STALE = are_stale(Path(__file__).parents[1])
 try:
     if STALE:
         raise ImportError("the compiled readers are older than their source")
-    from rsky_pipeline.atproto.native.blocks import (
-        commit_events,
-        find_wanted,
-        read_blocks,
-        record_json,
-    )
+    from rsky_pipeline.atproto.native.blocks import read_blocks, record_json
     from rsky_pipeline.atproto.native.frames import (
         is_plc,
         is_usual_cid,
@@ -64,8 +59,8 @@ try:
         read_commit,
         tid_value,
     )
-    from rsky_pipeline.atproto.native.signatures import load_key, point_of, sign, verify_all
-    from rsky_pipeline.atproto.native.trees import read_node, undo_changes
+    from rsky_pipeline.atproto.native.proofs import digest, load_key, point_of, prove, sign, verify
+    from rsky_pipeline.atproto.native.trees import read_node
 
     COMPILED = True
 except ImportError:

@@ -1,16 +1,14 @@
 """Keys and signatures of both curves, low-S only. https://atproto.com/specs/cryptography
 
 Those of secp256k1 are a matter of libsecp256k1, which is a part of the compiled readers; without
-them `cryptography` does the same, ten times slower. `check_all` checks many signatures, in a thread
-of their own: those of secp256k1 in one call that releases the interpreter, so that others go on
-meanwhile.
+them `cryptography` does the same, ten times slower. Those of commits of the firehose are checked by
+`compiled.prove`.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from hashlib import sha256
-from typing import Literal, NamedTuple
+from typing import Literal
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes
@@ -93,9 +91,9 @@ class PublicKey:
         """
         loaded = self._loaded
         if isinstance(loaded, bytes):
-            found = compiled.verify_all([(loaded, sha256(message).digest(), signature)])
+            found = compiled.verify(loaded, sha256(message).digest(), signature)
             if found is not None:
-                return found[0]
+                return found
             loaded = _load(self.curve, self.point)
         return _verify(self.curve, loaded, message, signature)
 
@@ -194,36 +192,3 @@ def _point(curve: Curve, secret: bytes) -> bytes:
 @lru_cache(maxsize=2_048)
 def _private(curve: Curve, secret: bytes) -> ec.EllipticCurvePrivateKey:
     return ec.derive_private_key(int.from_bytes(secret, "big"), _CURVES[curve])
-
-
-class SignatureCheck(NamedTuple):
-    """A signature over a message, and the key that it should be of."""
-
-    key: PublicKey
-    message: bytes
-    signature: bytes
-
-
-def check_all(checks: Sequence[SignatureCheck]) -> list[bool]:
-    """Return for each signature whether it is good, exactly as `PublicKey.verify` does."""
-    found = _check_together(checks)
-    if found is None:
-        return [key.verify(message, signature) for key, message, signature in checks]
-    return found
-
-
-def _check_together(checks: Sequence[SignatureCheck]) -> list[bool] | None:
-    together = []
-    apart: dict[int, bool] = {}
-    for place, (key, message, signature) in enumerate(checks):
-        held = key.secp256k1
-        if held is None:
-            apart[place] = key.verify(message, signature)
-        else:
-            together.append((held, sha256(message).digest(), signature))
-    found = compiled.verify_all(together)
-    if found is None:
-        return None
-    for place, good in apart.items():  # in ascending order, so that each gets its own place
-        found.insert(place, good)
-    return found

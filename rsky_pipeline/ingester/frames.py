@@ -31,7 +31,7 @@ from rsky_pipeline.atproto.frame import (
 from rsky_pipeline.ingester.commits.relays import AccountUpdate
 from rsky_pipeline.ingester.commits.signatures import SignatureStatus
 from rsky_pipeline.ingester.commits.states import RepoState
-from rsky_pipeline.ingester.commits.validation import RepoUpdate
+from rsky_pipeline.ingester.commits.validation import RepoUpdate, UnreadCommit
 from rsky_pipeline.ingester.sequence import SeqGate
 from rsky_pipeline.observability.ingester import INFO_NAMES, IngesterMetrics
 from rsky_pipeline.runtime.boundary import Boundary
@@ -71,12 +71,18 @@ class PendingFrame:
     entries: list[Entry]
     size: int  # of the entries, in bytes
     state: tuple[bytes, RepoState] | None = None  # of its repo, by its digest
+    unread: UnreadCommit | None = None  # a commit, until its blocks are read
     update: RepoUpdate | None = None  # of a commit or sync, until it is admitted
     account: AccountUpdate | None = None  # of an account or identity event
     status: SignatureStatus | None = None  # None where no signature is checked
     waits: bool = False  # for the status
     again: bool = False  # it is read again, since the database has lost it
     held: int = 0  # bytes that it takes in the reorder buffer
+
+    def fill(self, read: "PendingFrame") -> None:
+        """Take the entries and the update that its blocks were found to be."""
+        self.unread = None
+        self.entries, self.size, self.update = read.entries, read.size, read.update
 
     def clear(self) -> None:
         """Write nothing of the frame but the cursor that covers it."""

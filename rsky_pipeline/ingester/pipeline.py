@@ -5,11 +5,12 @@ one frame when its turn has come, in the order of the stream:
 
     take    decode (frames) -> known state of each repo (states) -> replay? then read no further
             -> account or host blocked? then read no further
-            -> records and commit object (convert) -> signature (signatures: many in a thread)
-            -> reorder buffer, until all frames before it are decided
+            -> reorder buffer, until all frames before it are decided; meanwhile many in a thread:
+            blocks, records, commit object, signature, operations (`compiled.prove`), or in Python
+            those that it leaves over (convert), but for the operations
     admit   replay? -> signature good? -> blocks readable? -> operations lead back to prevData
-            from data? (validation: MST inversion) -> chain: follows on the known state?
-            -> write, or resync
+            from data? (validation: MST inversion, unless proven) -> chain: follows on the known
+            state? -> write, or resync
 
 Three things rest on this order.
 
@@ -26,6 +27,7 @@ Three things rest on this order.
 """
 
 import logging
+import os
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -34,8 +36,10 @@ from typing import NamedTuple
 
 import trio
 
-from rsky_pipeline.atproto.commit import Commit
-from rsky_pipeline.atproto.crypto import SignatureCheck, check_all
+from rsky_pipeline.atproto import compiled
+from rsky_pipeline.atproto.cid import Cid
+from rsky_pipeline.atproto.commit import Commit, parse_commit, verify_commit
+from rsky_pipeline.atproto.crypto import PublicKey
 from rsky_pipeline.atproto.frame import (
     AccountMessage,
     CommitMessage,
@@ -48,7 +52,7 @@ from rsky_pipeline.atproto.frame import (
 from rsky_pipeline.atproto.syntax import tid_number, tid_text
 from rsky_pipeline.configuration.selection import BlockKind, Selection
 from rsky_pipeline.ingester.clock import ClockWatch
-from rsky_pipeline.ingester.commits.convert import RepoConverter
+from rsky_pipeline.ingester.commits.convert import MAX_FRAME_OUTPUT, Found, RepoConverter
 from rsky_pipeline.ingester.commits.homes import AccountHomes
 from rsky_pipeline.ingester.commits.relays import AccountUpdate, RelayDedup
 from rsky_pipeline.ingester.commits.resync import (
@@ -93,6 +97,7 @@ _WITH_STATE = (*_UPDATES, AccountMessage)
 _BATCH_FRAMES = 64  # between which other tasks run
 STRANGERS_PER_MINUTE = 300  # commits of accounts that the directory does not know
 _WORTH_A_THREAD = 16  # signatures; a hop costs as much as two to six
+_STEPS = ("blocks", "operations", "signature")  # of the seconds of `compiled.prove`
 
 
 @dataclass(slots=True)
@@ -123,11 +128,20 @@ class SharedState:
 
 
 class Undecided(NamedTuple):
-    """A frame whose signature is to be checked, and the check if the account's key is known."""
+    """A frame whose blocks are to be read, or whose signature alone is to be checked."""
 
     frame: PendingFrame
-    commit: Commit
-    check: SignatureCheck | None
+    raw: bytes
+    key: PublicKey | None  # of its account, where it is known
+    commit: Commit | None  # None where it is still to be read
+
+
+class Checked(NamedTuple):
+    """The results of checking many frames, and the seconds that each of _STEPS took."""
+
+    found: list[Found | None]
+    good: list[bool]  # signatures
+    seconds: Sequence[float]
 
 
 class FrameIntake:
@@ -168,7 +182,7 @@ class FrameIntake:
         self._gap_entries: list[Entry] = []  # appended with the next frame that leaves
         self._buffer = ReorderBuffer()
         self._undecided: list[Undecided] = []
-        self._checking = trio.CapacityLimiter(1)
+        self._checking = trio.CapacityLimiter(os.cpu_count() or 1)
         self._boundary = converter.boundary
         self._room = trio.Event()
 
@@ -193,7 +207,7 @@ class FrameIntake:
                 await trio.lowlevel.checkpoint()
             for frame in frames[start : start + _BATCH_FRAMES]:
                 self._begin(*frame)
-            self._check_signatures()
+            self._check()
             self._pass_on()
         while self._buffer.full:
             self._room = trio.Event()
@@ -217,7 +231,7 @@ class FrameIntake:
                     frame = PendingFrame(covered, message.time[:MAX_TIME], [], 0)
                     self._leave_out(frame, kind)
                 elif isinstance(message, CommitMessage):
-                    frame = self._converter.convert_commit(message, raw, rev)
+                    frame = self._converter.begin_commit(message, raw, rev)
                 else:
                     frame = self._converter.convert_sync(message, raw, rev)
             elif isinstance(message, PendingFrame):  # an unreadable one
@@ -229,18 +243,23 @@ class FrameIntake:
         except Exception as error:  # noqa: BLE001 - see runtime.boundary
             frame = self._converter.failed(raw, error)
         frame.seq, frame.again = covered, again
-        if frame.update is None or frame.update.proof is None:
+        update, unread = frame.update, frame.unread
+        if unread is not None:
+            did, commit = unread.message.did, None
+        elif update is not None and update.proof is not None:
+            did, commit = update.did, update.proof.commit
+        else:
             self._buffer.add(frame)
             return
-        commit = frame.update.proof.commit
+        key = None
         try:
-            check = self._verifier.check(commit)
+            if self._converter.proves:
+                key = self._verifier.known_key(did)
         except Exception as error:  # noqa: BLE001 - see runtime.boundary
-            frame.status = self._unverified(commit, error)
-        else:
-            frame.waits = True
-            self._undecided.append(Undecided(frame, commit, check))
-        self._buffer.add(frame, len(raw))  # which the proof refers to
+            frame.status = self._unverified(did, error)
+        frame.waits = True
+        self._undecided.append(Undecided(frame, raw, key, commit))
+        self._buffer.add(frame, len(raw))  # which it refers to until then
 
     def _convert_other(self, message: Message, raw: bytes) -> PendingFrame:
         """Convert a message that is not about a commit."""
@@ -274,49 +293,69 @@ class FrameIntake:
         frame.waits = False
         self._pass_on()
 
-    def _check_signatures(self) -> None:
-        """Check the signatures of the frames that were taken: many in a thread, a few here."""
-        undecided, self._undecided = self._undecided, []
-        if not undecided:
-            return
-        checks = [item.check for item in undecided if item.check is not None]
-        if len(checks) < _WORTH_A_THREAD:
-            self._decide(undecided, checks, *_timed_check(checks))
-        else:
-            self._nursery.start_soon(self._check_in_thread, undecided, checks)
+    def _check(self) -> None:
+        """Read and check the frames that were taken: many in a thread, a few here.
 
-    async def _check_in_thread(
-        self, undecided: list[Undecided], checks: list[SignatureCheck]
-    ) -> None:
+        Without signatures a frame takes less time than a thread's part of the hop.
+        """
+        undecided, self._undecided = self._undecided, []
+        if len(undecided) < _WORTH_A_THREAD or not self._converter.proves:
+            self._decide(undecided, _check_all(undecided, self._converter.mode))
+        else:
+            self._nursery.start_soon(self._check_in_thread, undecided)
+
+    async def _check_in_thread(self, undecided: list[Undecided]) -> None:
         # Shielded: frames that were read leave even if the connection ends now. One that breaks
         # again and again would not get anywhere otherwise.
         with trio.CancelScope(shield=True):
-            good, seconds = await in_thread(_timed_check, checks, limiter=self._checking)
-        self._decide(undecided, checks, good, seconds)
+            checked = await in_thread(
+                _check_all, undecided, self._converter.mode, limiter=self._checking
+            )
+        self._decide(undecided, checked)
         self._pass_on()
 
-    def _decide(
-        self,
-        undecided: list[Undecided],
-        checks: list[SignatureCheck],
-        good: list[bool],
-        seconds: float,
+    def _decide(self, undecided: list[Undecided], checked: Checked) -> None:
+        """Complete frames, and set the status of each signature, or look up its key in a task."""
+        seconds = self._converter.counters.seconds
+        for step, spent in zip(_STEPS, checked.seconds, strict=True):
+            seconds[step] += spent
+        for item, found, good in zip(undecided, checked.found, checked.good, strict=True):
+            frame = item.frame
+            if frame.unread is not None:
+                self._complete(item, found)
+            proof = None if frame.update is None else frame.update.proof
+            if proof is not None and frame.status is None:
+                commit = proof.commit
+                alone = found is None and item.commit is None  # was read just now
+                if good or commit is None or (alone and _is_good(commit, item.key)):
+                    frame.status = SignatureStatus.VALID
+                else:
+                    self._decide_unproven(frame, commit, item.key)
+                    continue
+            frame.waits = False
+
+    def _complete(self, item: Undecided, found: Found | None) -> None:
+        """Fill a frame with the content of its blocks."""
+        frame, unread = item.frame, item.frame.unread
+        try:
+            assert unread is not None
+            self._converter.complete(frame, unread, found)
+        except Exception as error:  # noqa: BLE001 - see runtime.boundary
+            frame.fill(self._converter.failed(item.raw, error))
+        self._buffer.grow(frame, frame.size)
+
+    def _decide_unproven(
+        self, frame: PendingFrame, commit: Commit, failed: PublicKey | None
     ) -> None:
-        """Set the status of each signature, or look up the key of its account in a task."""
-        self._converter.counters.seconds["signature"] += seconds
-        results = iter(good)
-        for frame, commit, check in undecided:
-            if check is not None and next(results):
-                frame.status = SignatureStatus.VALID
-            else:
-                try:
-                    frame.status = self._verifier.decide_at_once(commit, check)
-                except Exception as error:  # noqa: BLE001 - see runtime.boundary
-                    frame.status = self._unverified(commit, error)
-            if frame.status is None:
-                self._nursery.start_soon(self._look_up, frame, commit)
-            else:
-                frame.waits = False
+        """Set the status of a commit that is not signed with the key at hand, or look it up."""
+        try:
+            frame.status = self._verifier.decide_at_once(commit, failed)
+        except Exception as error:  # noqa: BLE001 - see runtime.boundary
+            frame.status = self._unverified(commit.did, error)
+        if frame.status is None:
+            self._nursery.start_soon(self._look_up, frame, commit)
+        else:
+            frame.waits = False
 
     async def _look_up(self, frame: PendingFrame, commit: Commit) -> None:
         frame.status = await self._verifier.decide(commit)
@@ -360,8 +399,8 @@ class FrameIntake:
         if not self._buffer.full:
             self._room.set()
 
-    def _unverified(self, commit: Commit, error: Exception) -> SignatureStatus:
-        self._boundary.caught(error, "signature", host=self._converter.host, did=commit.did)
+    def _unverified(self, did: str, error: Exception) -> SignatureStatus:
+        self._boundary.caught(error, "signature", host=self._converter.host, did=did)
         return SignatureStatus.UNVERIFIED
 
     def _note_gap(self, gap: Gap) -> None:
@@ -399,7 +438,7 @@ class Admission:
         """
         update, frame.update = frame.update, None
         if frame.status is not None:
-            self._counters.verdicts[frame.status.value] += 1
+            self._counters.verdicts[frame.status] += 1
         if update is None:
             if frame.account is not None:
                 self._admit_account(frame, frame.account)
@@ -429,11 +468,13 @@ class Admission:
             self._resync_unproven(frame, update, update.problem, before)
             return
         # 3. Do its operations lead from the tree before to the signed tree?
-        tree = None
+        tree: Cid | FetchReason | None = None
         if update.proof is not None:
-            begin = perf_counter()
-            tree = check_operations(update.proof)
-            self._counters.seconds["operations"] += perf_counter() - begin
+            tree = update.proof.tree
+            if tree is None:
+                begin = perf_counter()
+                tree = check_operations(update.proof)
+                self._counters.seconds["operations"] += perf_counter() - begin
         if isinstance(tree, FetchReason):
             frame.clear()
             self._counters.errors[tree.word] += 1
@@ -642,6 +683,11 @@ class ReorderBuffer:
         self._frames.append(frame)
         self._bytes += frame.held
 
+    def grow(self, frame: PendingFrame, more: int) -> None:
+        """Count `more` bytes of a frame in the buffer."""
+        frame.held += more
+        self._bytes += more
+
     def take_ready(self) -> list[PendingFrame]:
         """Remove and return the frames before the first one that waits."""
         ready: list[PendingFrame] = []
@@ -653,18 +699,49 @@ class ReorderBuffer:
         return ready
 
 
-def _timed_check(checks: Sequence[SignatureCheck]) -> tuple[list[bool], float]:
-    """Return which signatures are good, and how many seconds that took."""
+def _check_all(undecided: Sequence[Undecided], mode: int) -> Checked:
+    """Read the blocks of commits as far as compiled code does, and check signatures.
+
+    A commit that it leaves over is neither found nor good; `_decide` goes on with it. All of them
+    are, if a defect of ours makes this raise.
+    """
+    try:
+        return _check_together(undecided, mode)
+    except Exception:  # noqa: BLE001 - found again where each is read alone
+        return Checked([None] * len(undecided), [False] * len(undecided), (0.0, 0.0, 0.0))
+
+
+def _check_together(undecided: Sequence[Undecided], mode: int) -> Checked:
+    found: list[Found | None] = [None] * len(undecided)
+    good = [False] * len(undecided)
+    seconds = (0.0, 0.0, 0.0)
+    places, given = [], []
+    for place, (frame, _, key, _) in enumerate(undecided):
+        unread = frame.unread
+        if unread is not None:
+            places.append(place)
+            held = None if key is None else key.secp256k1
+            given.append((unread.message, unread.ops, held))
+    proven = compiled.prove(given, mode, MAX_FRAME_OUTPUT)
+    if proven is not None:
+        results, seconds = proven
+        for place, result in zip(places, results, strict=True):
+            found[place] = result
     begin = perf_counter()
+    for place, (_, _, key, commit) in enumerate(undecided):
+        result = found[place]
+        if result is not None:
+            good[place] = result[1] is True
+            if result[1] is None and result[2] is not None and key is not None:  # of P-256
+                good[place] = _is_good(parse_commit(result[2]), key)
+        elif commit is not None:
+            good[place] = _is_good(commit, key)
+    return Checked(found, good, (*seconds[:2], seconds[2] + perf_counter() - begin))
+
+
+def _is_good(commit: Commit, key: PublicKey | None) -> bool:
+    """Return whether a commit is signed with a key; not, if a defect of ours makes that raise."""
     try:
-        good = check_all(checks)
+        return key is not None and verify_commit(commit, key)
     except Exception:  # noqa: BLE001 - found again by the look-up that follows a bad signature
-        good = [_is_good(check) for check in checks]
-    return good, perf_counter() - begin
-
-
-def _is_good(check: SignatureCheck) -> bool:
-    try:
-        return check_all([check])[0]
-    except Exception:  # noqa: BLE001
         return False

@@ -1,12 +1,21 @@
-"""Frames of a relay into the streams, in one process: each way of verification, side by side."""
+"""Frames of a relay into the streams, in one process: each way of verification, side by side.
+
+The floor of full verification is what the same frames take in C alone: the signature by
+libsecp256k1, and decoding, hashes and operations in `compiled.prove`.
+"""
 
 import os
 import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import trio
 from prometheus_client import CollectorRegistry
 
+from rsky_pipeline.atproto import compiled
+from rsky_pipeline.atproto.crypto import PrivateKey
+from rsky_pipeline.atproto.frame import CommitMessage, decode_frame
 from rsky_pipeline.atproto.identity import DidDocument, parse_did_document
 from rsky_pipeline.configuration.endpoints import HostKey
 from rsky_pipeline.configuration.settings import Verify
@@ -59,19 +68,76 @@ def bench_ingest(report: Report) -> None:
     """Measure every mode on real frames where there are any, else on simulated ones."""
     origin, frames, documents = _frames()
     spent = {}
+    signature, decoding = _floor(report, frames, documents)
     with running_valkey() as url:
         for mode in MODES:
-            wall, processor = trio.run(_ingest, url, mode, frames, documents)
-            spent[mode] = processor
+            wall, processor, main = trio.run(_ingest, url, mode, frames, documents)
             count = len(frames) * ROUNDS
+            spent[mode] = processor / count * 1e6
             report.rate(f"{origin} frames to streams, verify = {mode}", count, wall)
-            report.figure("  processor time of the process, a frame", processor / count * 1e6, "us")
+            report.figure("  processor time of the process, a frame", spent[mode], "us")
+            report.figure("  of it in the main thread", main / count * 1e6, "us")
+            report.ratio("of a signature's time in libsecp256k1", spent[mode], signature)
     report.ratio("full verification, of none", spent["full"], spent["none"])
+    report.ratio("full verification, of its floor", spent["full"], signature + decoding)
+
+
+def _floor(report: Report, frames: list[bytes], documents: Documents) -> tuple[float, float]:
+    """Measure a signature, and decoding with hashes and operations, each in us a commit.
+
+    Frames of P-256 count as those without a key: their signatures are checked elsewhere.
+    """
+    messages = [message for message in map(decode_frame, frames) if type(message) is CommitMessage]
+    key, digest = PrivateKey.from_seed("k256", b"floor"), bytes(range(32))
+    held, signed = key.public.secp256k1, compiled.sign(key.secret, digest)
+    if held is None or signed is None:
+        raise SystemExit("the compiled readers could not be built: see docs/dependencies.md")
+    signature = _best(lambda: compiled.verify(held, digest, signed), 500)
+    given = [(message, message.ops, None) for message in messages]
+    decoding = _best(lambda: compiled.prove(given, 2, 1 << 24), 20) / len(given)
+    report.figure("libsecp256k1, a signature", signature, "us")
+    report.figure("decoding, hashes and operations of a commit in C", decoding, "us")
+    keys = [documents.known(message.did) for message in messages]
+    proven = [
+        (message, message.ops, found.signing_key.secp256k1 if found and found.signing_key else None)
+        for message, found in zip(messages, keys, strict=True)
+    ]
+    for threads in (1, 2):
+        wall = _in_threads(proven, threads)
+        report.rate(f"commits proven in C, threads = {threads}", threads * 10 * len(proven), wall)
+    return signature, decoding
+
+
+def _best(call: Callable[[], object], times: int) -> float:
+    """Return the processor time of a call in us, the best of some rounds of many."""
+    best = float("inf")
+    for _ in range(10):
+        begin = time.thread_time()
+        for _ in range(times):
+            call()
+        best = min(best, (time.thread_time() - begin) / times * 1e6)
+    return best
+
+
+def _in_threads(given: Sequence[tuple[CommitMessage, Sequence[object], bytes | None]],
+                threads: int) -> float:  # fmt: skip
+    """Return the seconds in which each of some threads proves commits ten times, 64 at once."""
+
+    def work() -> None:
+        for _ in range(10):
+            for start in range(0, len(given), 64):
+                compiled.prove(given[start : start + 64], 2, 1 << 24)
+
+    with ThreadPoolExecutor(threads) as pool:
+        begin = time.perf_counter()
+        for done in [pool.submit(work) for _ in range(threads)]:
+            done.result()
+        return time.perf_counter() - begin
 
 
 async def _ingest(
     url: str, mode: Verify, frames: list[bytes], documents: Documents
-) -> tuple[float, float]:
+) -> tuple[float, float, float]:
     """Take all frames in each round, as if for the first time, until they are written.
 
     An ingester begins once and takes frames for weeks, so that neither its beginning counts nor
@@ -94,7 +160,7 @@ async def _ingest(
     )
     verifier = SignatureVerifier(documents)
     await cursor.load()
-    wall = processor = 0.0
+    wall = processor = main = 0.0
     written = set[int]()
     async with trio.open_nursery() as nursery:
         nursery.start_soon(writer.run, trio.Event())
@@ -105,13 +171,14 @@ async def _ingest(
                 intake = FrameIntake(
                     converter, cursor, SeqGate(-1), connection, verifier, admission, gaps
                 )
-                before = time.perf_counter(), time.process_time()
+                before = time.perf_counter(), time.process_time(), time.thread_time()
                 for start in range(0, len(frames), _AT_ONCE):
                     await intake.take(frames[start : start + _AT_ONCE])
             await writer.flush()
             if number:
                 wall += time.perf_counter() - before[0]
                 processor += time.process_time() - before[1]
+                main += time.thread_time() - before[2]
             written.add(store.call("XLEN", FIREHOSE_LIVE))
             _forget(store, shared)
         writer.close()
@@ -121,7 +188,7 @@ async def _ingest(
     assert counters.events == (ROUNDS + 1) * written.pop()
     for connected in (store, states, output):
         connected.close()
-    return wall, processor
+    return wall, processor, main
 
 
 def _forget(store: Store, shared: SharedState) -> None:

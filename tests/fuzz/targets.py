@@ -162,9 +162,16 @@ def _encoded(message: Message) -> bytes | None:
 def relay_frame(raw: bytes) -> None:
     """Converting and admitting a frame raises nothing, and the indexer reads what is written."""
     for mode in MODES:
-        made = Converting(mode)
-        made.converter.boundary = _Strict()
-        _check_entries(made.convert(raw).entries)
+        entries = _converted(mode, raw)
+        with python_alone():
+            assert _converted(mode, raw) == entries
+        _check_entries(entries)
+
+
+def _converted(mode: Verify, raw: bytes) -> list[Entry]:
+    made = Converting(mode)
+    made.converter.boundary = _Strict()
+    return made.convert(raw).entries
 
 
 def labeler_frame(raw: bytes) -> None:

@@ -5,7 +5,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from rsky_pipeline.atproto import compiled
 from rsky_pipeline.atproto.cid import Cid
 from rsky_pipeline.atproto.errors import IncompleteTreeError, InvalidDataError
 from rsky_pipeline.atproto.mst.edit import Load, empty, find, insert, remove, seal
@@ -49,11 +48,6 @@ def invert(blocks: Mapping[Cid, bytes], root: Cid, changes: Iterable[RepoChange]
     """
     given = list(changes)
     last_first = sorted(given, key=lambda change: change.path, reverse=True)
-    keys = [(change.path.encode("utf-8", "replace"), change.cid, change.prev)
-            for change in last_first]  # fmt: skip
-    before = compiled.undo_changes(blocks, bytes(root), keys)
-    if before is not None:
-        return Cid(before)
     deletions_first = sorted(last_first, key=lambda change: change.cid is not None)
     try:
         return _invert(blocks, root, last_first)

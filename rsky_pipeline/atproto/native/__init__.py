@@ -2,9 +2,9 @@
 how they share their work with Python.
 
 `blocks` reads CARs and writes records as JSON, `frames` reads commits and identifiers, `trees`
-reads nodes and undoes operations. All indexing of input is checked; where a length lies, the
-IndexError becomes None. Only undoing accepts more than Python: a node that it makes may stand for a
-missing one of the same hash. `signatures` reads nothing: it makes and checks them.
+reads nodes. All indexing of input is checked; where a length lies, the IndexError becomes None.
+`proofs` makes and checks signatures, and proves whole commits in C (prove.h), many in one call that
+does not hold the interpreter.
 
 `libsecp256k1` holds what that takes of the library of this name, unchanged; docs/dependencies.md
 says how to renew it.
@@ -20,7 +20,9 @@ MARK = b"rsky-sources:"  # stands before the digest in a module's file
 def digest_of(source: Path) -> bytes:
     """Return the digest of a .pyx file and of what it is built with, in hexadecimal."""
     found = hashlib.sha256()
-    for path in (source, *sorted(source.parent.glob("*.pxd")), source.parent / LIBRARY_FILES):
+    folder = source.parent
+    for path in (source, *sorted(folder.glob("*.pxd")), *sorted(folder.glob("*.h")),
+                 folder / LIBRARY_FILES):  # fmt: skip
         if path.exists():
             found.update(path.read_bytes())
     return found.hexdigest().encode()

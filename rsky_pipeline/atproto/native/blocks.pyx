@@ -3,11 +3,10 @@
 
 from cpython.bytes cimport PyBytes_FromStringAndSize
 from cpython.mem cimport PyMem_Free, PyMem_Malloc, PyMem_Realloc
-from libc.string cimport memcmp, memcpy
+from libc.string cimport memcpy
 
 from rsky_pipeline.atproto.native.common cimport (
-    CID_LENGTH, content, cut, end_of_collection, follows, is_cid, is_key, is_link, read_number,
-    set_rules, size_of,
+    CID_LENGTH, content, cut, follows, is_cid, is_link, read_number, set_rules, size_of,
 )
 
 from base64 import b64encode
@@ -22,7 +21,6 @@ cdef Py_ssize_t MAX_SECTION = CID_LENGTH + rules.MAX_BLOCK
 cdef enum:
     USUAL_DEPTH = 32  # of records
     USUAL_RECORD = 65_536  # bytes
-    USUAL_WANTED = 16
 
 cdef bytes _HEX = b"0123456789abcdef"
 cdef bytes _BASE32 = b"abcdefghijklmnopqrstuvwxyz234567"
@@ -32,19 +30,6 @@ def read_blocks(bytes data not None, Py_ssize_t position):
     """Return the blocks that begin at a position, each with the hash it is named by, or None."""
     try:
         return _blocks(data, position)
-    except IndexError:
-        return None
-
-
-def find_wanted(bytes data not None, Py_ssize_t position, wanted):
-    """Return the blocks of a CAR that are wanted, hashes unchecked; None if it is malformed.
-
-    Each section is compared with all that are wanted: a few, of the operations of a commit.
-    """
-    if len(wanted) > USUAL_WANTED:
-        return None
-    try:
-        return _wanted(data, position, [bytes(cid) for cid in wanted])
     except IndexError:
         return None
 
@@ -64,24 +49,6 @@ cdef dict _blocks(bytes data, Py_ssize_t position):
         if sha256(block).digest() != cut(name, 4, CID_LENGTH):
             return None
         blocks[Cid(name)] = block
-        position += length
-    return blocks
-
-
-cdef dict _wanted(bytes data, Py_ssize_t position, list wanted):
-    cdef Py_ssize_t end = size_of(data), length
-    cdef bytes name
-    cdef dict blocks = {}
-    while position < end:
-        length = _length(data, &position)
-        if length < CID_LENGTH or length > MAX_SECTION or end - position < length:
-            return None
-        for name in wanted:
-            if size_of(name) == CID_LENGTH and not memcmp(
-                content(data) + position, content(name), CID_LENGTH
-            ):
-                blocks[name] = cut(data, position + CID_LENGTH, position + length)
-                break
         position += length
     return blocks
 
@@ -110,79 +77,6 @@ def record_json(bytes block not None):
         return _taken(&out) if _record(block, &out) else None
     except (IndexError, UnicodeDecodeError):
         return None
-    finally:
-        PyMem_Free(out.start)
-
-
-def commit_events(ops, source, bytes header not None, bytes shared not None, Py_ssize_t most):
-    """Return the events of a commit's operations, or None if any of them is not usual.
-
-    `source` are its blocks, with the hashes that they are named by, or the CAR that they are to be
-    found in, which begins with `header`. `shared` are the JSON members that all events have between
-    `type` and `collection`. `most` is in bytes.
-    """
-    cdef bint check_hashes = type(source) is bytes
-    cdef list events = []
-    cdef bytes event
-    try:
-        if check_hashes:
-            source = _operated(source, header, ops)
-        if type(source) is not dict:
-            return None
-        for action, path, cid, _ in ops:
-            event = _event(action, path, cid, source, shared, check_hashes)
-            if event is None:
-                return None
-            most -= size_of(event)
-            if most < 0:
-                return None
-            events.append(event)
-    except (IndexError, UnicodeDecodeError):
-        return None
-    return events
-
-
-cdef dict _operated(bytes car, bytes header, ops):
-    """Return the blocks of operations out of a CAR with this header, or None."""
-    cdef list wanted = [bytes(cid) for _, _, cid, _ in ops if cid is not None]
-    if len(wanted) > USUAL_WANTED or not car.startswith(header):
-        return None
-    return _wanted(car, size_of(header), wanted)
-
-
-cdef bytes _event(str action, str path, cid, dict blocks, bytes shared, bint check_hashes):
-    cdef Py_ssize_t slash = end_of_collection(path, 0)
-    cdef bytes name = b"", block = b""
-    cdef Output out
-    if slash < 0 or not is_key(path, slash + 1, len(path)):
-        return None
-    if cid is not None:
-        block = blocks.get(cid)
-        if block is None or size_of(block) > USUAL_RECORD:
-            return None
-        name = bytes(cid)
-        if check_hashes and sha256(block).digest() != cut(name, 4, CID_LENGTH):
-            return None
-    begin(&out, 2 * size_of(block) + size_of(shared) + len(path) + 256)
-    try:
-        put(&out, b'{"type":"')
-        put(&out, action.encode("ascii"))
-        put(&out, b'",')
-        put(&out, shared)
-        put(&out, b',"collection":"')
-        put(&out, path[:slash].encode("ascii"))
-        put(&out, b'","rkey":"')
-        put(&out, path[slash + 1 :].encode("ascii"))
-        if cid is not None:
-            put(&out, b'","cid":"')
-            _put_base32(&out, name, 0)
-            put(&out, b'","record":')
-            if not _record(block, &out):
-                return None
-            put(&out, b"}")
-        else:
-            put(&out, b'"}')
-        return _taken(&out)
     finally:
         PyMem_Free(out.start)
 

@@ -17,7 +17,7 @@ from typing import Any
 import orjson
 
 from rsky_pipeline.atproto import compiled
-from rsky_pipeline.atproto.car import find_blocks, usual_header
+from rsky_pipeline.atproto.car import find_blocks
 from rsky_pipeline.atproto.cid import Cid
 from rsky_pipeline.atproto.commit import parse_commit
 from rsky_pipeline.atproto.dagjson import record_to_json
@@ -41,6 +41,7 @@ from rsky_pipeline.ingester.commits.validation import (
     FUTURE_SECONDS,
     CommitProof,
     RepoUpdate,
+    UnreadCommit,
     check_commit,
     is_future,
     read_contents,
@@ -65,6 +66,7 @@ from rsky_pipeline.streams.event import (
 from rsky_pipeline.streams.names import FIREHOSE_LIVE
 from rsky_pipeline.streams.repo_job import REPO_FIELD, FetchReason, RepoJob, encode_repo_job
 
+Found = tuple[Cid | None, bool | None, bytes | None, list[bytes]]  # see `compiled.prove`
 SUBSCRIBE_REPOS = "com.atproto.sync.subscribeRepos"
 # One record may stand under 200 paths and grow sixfold in JSON; past this the repo is fetched.
 MAX_FRAME_OUTPUT = 16 * 1024 * 1024
@@ -94,6 +96,8 @@ class RepoConverter(FrameConverter):
         self._prefixes = path_prefixes(collections)
         self.left_out: tuple[str, ...] = ()  # prefixes of paths in blocked collections
         self._verify = verify
+        self.proves = verify != "none"
+        self.mode = ("none", "signature", "full").index(verify)  # of `compiled.prove`
         self._clock = clock
         self.numbering = 0  # of the connection, see `SourceCursor.numbering`
 
@@ -152,6 +156,15 @@ class RepoConverter(FrameConverter):
 
     def convert_commit(self, message: CommitMessage, raw: bytes, rev: int) -> PendingFrame:
         """Convert a commit; `rev` is its rev as a number. Raises InvalidDataError."""
+        frame = self.begin_commit(message, raw, rev)
+        unread = frame.unread
+        if unread is not None:
+            proven = compiled.prove([(message, unread.ops, None)], self.mode, MAX_FRAME_OUTPUT)
+            self.complete(frame, unread, None if proven is None else proven[0][0])
+        return frame
+
+    def begin_commit(self, message: CommitMessage, raw: bytes, rev: int) -> PendingFrame:
+        """Convert a commit but for its blocks, which `complete` takes. Raises InvalidDataError."""
         if is_future(rev, self._clock()):
             raise InvalidDataError("future_rev", f"{message.did[:100]} at {message.rev}")
         since = None if message.since is None else _tid(message.since)
@@ -166,11 +179,47 @@ class RepoConverter(FrameConverter):
         self.time_before = message.time
         if message.too_big or message.rebase:
             return self._too_big(message, rev, since, ops)
-        try:
-            return self._with_records(message, rev, since, ops, raw)
-        except InvalidDataError as error:
-            update = RepoUpdate(message.did, rev, since, message.prev_data, ops=ops)
-            return self._with_bad_blocks(message, update, raw, error)
+        frame = PendingFrame(message.seq, message.time, [], 0)
+        if ops or self.proves:
+            frame.unread = UnreadCommit(message, raw, rev, since, ops)
+        else:
+            frame.update = RepoUpdate(message.did, rev, since, message.prev_data)
+        return frame
+
+    def complete(self, frame: PendingFrame, unread: UnreadCommit, found: Found | None) -> None:
+        """Fill a frame with what `compiled.prove` found in its blocks; None: read them here."""
+        message, raw, rev, since, ops = unread
+        if found is None:
+            try:
+                frame.fill(self._with_records(message, rev, since, ops, raw))
+            except InvalidDataError as error:
+                update = RepoUpdate(message.did, rev, since, message.prev_data, ops=ops)
+                frame.fill(self._with_bad_blocks(message, update, raw, error))
+            return
+        data, _, block, payloads = found
+        proof = None
+        if data is not None:
+            commit = None if block is None else parse_commit(block)
+            tree = message.prev_data if self._verify == "full" else None
+            proof = CommitProof(commit, tree=tree)
+        frame.unread = None
+        frame.entries = [Entry(FIREHOSE_LIVE, EVENT_FIELD, item) for item in payloads]
+        frame.size = sum(map(len, payloads))
+        self._count([op.action for op in ops])
+        frame.update = RepoUpdate(
+            message.did, rev, since, message.prev_data, data, "commit", ops, None, True, proof
+        )  # fmt: skip
+
+    def _count(self, written: Sequence[Action]) -> None:
+        counters = self.counters
+        for action in written:
+            counters.events += 1
+            if action == "create":
+                counters.creates += 1
+            elif action == "delete":
+                counters.deletes += 1
+            else:
+                counters.updates += 1
 
     def _without_blocked(self, ops: tuple[RepoOp, ...]) -> tuple[RepoOp, ...]:
         """Leave out operations on blocked collections; the repo's state goes on all the same."""
@@ -199,21 +248,11 @@ class RepoConverter(FrameConverter):
         frame = PendingFrame(message.seq, message.time, [], 0)
         problem = None
         if ops:
-            payloads = encode_commit_events(message, ops, checked, MAX_FRAME_OUTPUT)
-            if payloads is not None:
-                written = [op.action for op in ops]
-                frame.entries = [Entry(FIREHOSE_LIVE, EVENT_FIELD, item) for item in payloads]
-                frame.size = sum(map(len, payloads))
-            else:
-                writer = _OperationWriter(self, message, checked, ops, raw)
-                written, frame.entries = writer.write(ops)
-                frame.size = sum([len(entry.payload) for entry in frame.entries])
-                problem = FetchReason.MISSING_BLOCK if writer.incomplete else None
-            counters = self.counters
-            counters.events += len(written)
-            counters.creates += written.count("create")
-            counters.updates += written.count("update")
-            counters.deletes += written.count("delete")
+            writer = _OperationWriter(self, message, checked, ops, raw)
+            written, frame.entries = writer.write(ops)
+            frame.size = sum([len(entry.payload) for entry in frame.entries])
+            problem = FetchReason.MISSING_BLOCK if writer.incomplete else None
+            self._count(written)
         frame.update = RepoUpdate(
             message.did, rev, since, message.prev_data, data, "commit", ops, problem, True, proof
         )  # fmt: skip
@@ -291,23 +330,6 @@ class RepoConverter(FrameConverter):
         if before is None or before > latest:
             return format_utc(datetime.fromtimestamp(self._clock(), UTC))
         return before
-
-
-def encode_commit_events(
-    message: CommitMessage, ops: Sequence[RepoOp], blocks: Mapping[Any, bytes] | None, most: int
-) -> list[bytes] | None:
-    """Return the JSON of the events of a commit's operations, in their order, in compiled code.
-
-    `blocks` are of its CAR, their hashes checked; without them both is done here. None leaves it to
-    `streams.event.encode_record_event`: an operation, its block or its record is wrong or only
-    unusual, or they have more than `most` bytes together.
-    """
-    shared = orjson.dumps(
-        {"seq": message.seq, "time": message.time, "did": message.did,
-         "commit": str(message.commit), "rev": message.rev}
-    )[1:-1]  # fmt: skip
-    source = message.blocks if blocks is None else blocks
-    return compiled.commit_events(ops, source, usual_header(message.commit), shared, most)
 
 
 class _OperationWriter:

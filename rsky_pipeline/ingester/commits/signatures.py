@@ -24,8 +24,8 @@ from typing import Protocol
 
 import trio
 
-from rsky_pipeline.atproto.commit import Commit, unsigned_bytes, verify_commit
-from rsky_pipeline.atproto.crypto import PublicKey, SignatureCheck
+from rsky_pipeline.atproto.commit import Commit, verify_commit
+from rsky_pipeline.atproto.crypto import PublicKey
 from rsky_pipeline.atproto.identity import DidDocument
 from rsky_pipeline.configuration.selection import host_name
 from rsky_pipeline.network.directory import IdentityNotFoundError, IdentityUnavailableError
@@ -98,24 +98,23 @@ class SignatureVerifier:
         self._limiter = trio.CapacityLimiter(MAX_LOOKUPS)
         self._lookups: SharedTasks[None] = SharedTasks(nursery)
 
-    def check(self, commit: Commit) -> SignatureCheck | None:
-        """Return the check against the known key of the account, None if no key is known.
+    def known_key(self, did: str) -> PublicKey | None:
+        """Return the key of an account if it was looked up lately.
 
-        Where the check finds the signature good, the commit is valid; else see `decide_at_once`.
+        A commit whose signature is good with it is valid; else see `decide_at_once`.
         """
-        key = self._known(commit.did)
-        return None if key is None else SignatureCheck(key, unsigned_bytes(commit), commit.sig)
+        kept = self._keys.get(did)
+        if kept is None or kept[1] < trio.current_time():
+            return None
+        self._keys.move_to_end(did)
+        return kept[0]
 
-    def decide_at_once(
-        self, commit: Commit, failed: SignatureCheck | None
-    ) -> SignatureStatus | None:
-        """Return the status of a commit whose check failed or was not possible (`failed` is None).
-
-        None if that takes a lookup: see `decide`.
-        """
+    def decide_at_once(self, commit: Commit, failed: PublicKey | None) -> SignatureStatus | None:
+        """Return the status of a commit whose signature is not good with a key, or not checked
+        (`failed` is None). None if that takes a lookup: see `decide`."""
         # It may be the signature of a new key, unless this one was asked for just now.
         did = commit.did
-        if failed and self._refreshed.has(did) and self._known(did) == failed.key:
+        if failed and self._refreshed.has(did) and self.known_key(did) == failed:
             return SignatureStatus.FORGED
         return SignatureStatus.UNVERIFIED if self._unavailable.has(did) else None
 
@@ -123,14 +122,14 @@ class SignatureVerifier:
         """Look the key up, past all caches if the signature does not fit the one found."""
         did = commit.did
         while (status := self._status(commit)) is None:
-            force = self._known(did) is not None  # that key does not fit
+            force = self.known_key(did) is not None  # that key does not fit
             await self._lookups.call((did, force), partial(self._look_up, did, force))
         return status
 
     def _status(self, commit: Commit) -> SignatureStatus | None:
         """Return what follows from all that was looked up, None if that is not enough."""
         did = commit.did
-        key = self._known(did)
+        key = self.known_key(did)
         if key is not None and verify_commit(commit, key):
             return SignatureStatus.VALID
         if self._unavailable.has(did):
@@ -193,14 +192,6 @@ class SignatureVerifier:
                     if error.of_account or not ours:
                         raise
                 await trio.sleep(RETRY_SECONDS)
-
-    def _known(self, did: str) -> PublicKey | None:
-        """Return the key of an account if it was looked up lately."""
-        kept = self._keys.get(did)
-        if kept is None or kept[1] < trio.current_time():
-            return None
-        self._keys.move_to_end(did)
-        return kept[0]
 
     def _keep(self, did: str, key: PublicKey) -> None:
         before = self._keys.get(did)

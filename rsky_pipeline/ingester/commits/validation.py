@@ -28,12 +28,28 @@ EMPTY_TREE = Tree.build({}).root  # which the first commit of a repo leads back 
 FUTURE_SECONDS = 300.0  # a rev may be ahead of our clock by so much, as other programs have it
 
 
+class UnreadCommit(NamedTuple):
+    """A commit whose blocks are still to be read; `raw` is its frame."""
+
+    message: CommitMessage
+    raw: bytes
+    rev: int
+    since: int | None
+    ops: tuple[RepoOp, ...]  # on collections that are kept
+
+
 class CommitProof(NamedTuple):
     """The parts of a commit that prove its signature, and its operations where they are given."""
 
-    commit: Commit  # of the account and the rev that its message names
+    commit: Commit | None  # of the account and rev that its message names; None: signature is good
     message: CommitMessage | None = None  # with `blocks`: its operations are to be proven as well
     blocks: Mapping[Cid, bytes] | None = None  # all of the frame, each with its own hash
+    tree: Cid | None = None  # that of `prevData`, where its operations were proven to lead back
+
+    @property
+    def has_operations(self) -> bool:
+        """Whether the operations are or were to be proven, and not the signature alone."""
+        return self.blocks is not None or self.tree is not None
 
 
 class RepoUpdate(NamedTuple):
@@ -109,9 +125,9 @@ def check_operations(proof: CommitProof) -> Cid | FetchReason | None:
     undone: an update or deletion without `prev`, or a node that is not there. None is returned as
     well where operations are not checked at all.
     """
-    commit, message, blocks = proof
-    if message is None or blocks is None:
-        return None
+    commit, message, blocks, tree = proof
+    if commit is None or message is None or blocks is None:
+        return tree
     try:
         if message.prev_data is not None:
             before = invert(blocks, commit.data, message.ops)
@@ -143,7 +159,7 @@ def follow(state: RepoState | None, update: RepoUpdate, before: Cid | None = Non
     not, and one that cannot be undone is a broken chain.
     """
     tree = update.prev_data if before is None else before
-    checked = update.proof is not None and update.proof.blocks is not None
+    checked = update.proof is not None and update.proof.has_operations
     shows = update.prev_data is not None
     broken: FetchReason | None = None
     if update.kind == "too_big":

@@ -6,19 +6,19 @@ POLLUTING = """
 def _pollute() -> None:
     from rsky_pipeline.streams.event import RepoEvent
 
-    clean = RepoConverter.convert_commit
+    clean = RepoConverter.complete
 
-    def convert_commit(self, message, raw, rev):
-        converted = clean(self, message, raw, rev)
-        if converted.entries:
+    def complete(self, frame, unread, found):
+        message = unread.message
+        clean(self, frame, unread, found)
+        if frame.entries:
             event = RepoEvent(
                 message.seq, message.time, message.did, str(message.commit), message.rev
             )
             entry = Entry(FIREHOSE_LIVE, EVENT_FIELD, encode_event(event))
-            converted.entries.append(entry)
-        return converted
+            frame.entries.append(entry)
 
-    RepoConverter.convert_commit = convert_commit
+    RepoConverter.complete = complete
 
 
 _pollute()

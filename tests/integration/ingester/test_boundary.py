@@ -162,14 +162,14 @@ async def test_an_exception_without_a_message_stops_nobody(
 
         __repr__ = __str__
 
-    begin = RepoConverter.convert_commit
+    begin = RepoConverter.begin_commit
 
     def broken(self: RepoConverter, message: Any, raw: bytes, rev: int) -> PendingFrame:
         if message.did != GOOD:
             raise BrokenError
         return begin(self, message, raw, rev)
 
-    monkeypatch.setattr(RepoConverter, "convert_commit", broken)
+    monkeypatch.setattr(RepoConverter, "begin_commit", broken)
     seen = await follow(clean_redis, "did:plc:bbbbbbbbbbbbbbbbbbbbbbbb")
     assert written(clean_redis) == [GOOD]
     assert seen == {"internal": 1.0, "connections": 1.0}

@@ -10,12 +10,11 @@ from hypothesis import strategies as st
 
 from rsky_pipeline.atproto import car, cbor, compiled, dagjson, datetimes, syntax
 from rsky_pipeline.atproto.cid import Cid
-from rsky_pipeline.atproto.errors import IncompleteTreeError, InvalidDataError
-from rsky_pipeline.atproto.mst import Change, Tree, invert
+from rsky_pipeline.atproto.errors import InvalidDataError
+from rsky_pipeline.atproto.mst import Tree
 from rsky_pipeline.atproto.mst.node import _parse_anything
 from rsky_pipeline.atproto.rules import MAX_BLOCK
 from rsky_pipeline.indexer.lexicon import check
-from tests.unit.atproto import trees
 from tests.unit.atproto.damaged import PLC, cids, damage, readers, records
 
 __all__ = ["readers"]
@@ -64,10 +63,6 @@ def test_blocks_of_a_car(contents: list[bytes], data: st.DataObject) -> None:
     pairs = [(Cid.of(content), content) for content in contents]
     sections = car.write_car([Cid.of(b"root")], pairs)[len(car.write_car([Cid.of(b"root")], [])) :]
     assert compiled.read_blocks(sections, 0) == dict(pairs)
-    wanted = {cid for cid, _ in pairs[::2]}
-    assert compiled.find_wanted(sections, 0, wanted) == {
-        cid: block for cid, block in pairs if cid in wanted
-    }
     damaged = damage(sections, data)
     read = compiled.read_blocks(damaged, 0)
     if read is not None:
@@ -75,67 +70,6 @@ def test_blocks_of_a_car(contents: list[bytes], data: st.DataObject) -> None:
         reader.feed(car.write_car([Cid.of(b"root")], []))
         assert read == dict(reader.feed(damaged))
         reader.finish()
-    found = compiled.find_wanted(damaged, 0, wanted)
-    if found is not None:
-        assert found == car._find_blocks(damaged, 0, wanted)
-
-
-def invert_without(blocks: dict[Cid, bytes], root: Cid, changes: list[Change]) -> Cid | None:
-    with pytest.MonkeyPatch.context() as patch:
-        for name in ("undo_changes", "read_node"):
-            patch.setattr(compiled, name, lambda *_: None)
-        try:
-            return invert(blocks, root, changes)
-        except (InvalidDataError, IncompleteTreeError):
-            return None
-
-
-def undo(blocks: dict[Cid, bytes], root: Cid, changes: list[Change]) -> bytes | None:
-    ordered = sorted(changes, key=lambda change: change.path, reverse=True)
-    rows = [(change.path.encode(), change.cid, change.prev) for change in ordered]
-    return compiled.undo_changes(blocks, bytes(root), rows)
-
-
-@given(trees.items, st.dictionaries(trees.paths, trees.cids, min_size=1, max_size=16), st.data())
-@settings(max_examples=300)
-def test_undoing(held: dict[str, Cid], written: dict[str, Cid], data: st.DataObject) -> None:
-    held |= {"com.example.record/last": trees.LEAF}  # what leads to an empty tree is left to Python
-    tree = Tree.build(held)
-    before = tree.root
-    tree.take_new_blocks()
-    changes = [Change(path, cid, held.get(path)) for path, cid in written.items()]
-    blocks = tree.apply(changes)
-    assert undo(blocks, tree.root, changes) == before
-    assert invert_without(blocks, tree.root, changes) == before
-    kind = data.draw(st.sampled_from(["lose", "damage", "lie", "delete", "repeat"]))
-    lacks_a_block = kind in {"lose", "damage"}
-    match kind:
-        case "lose":
-            del blocks[data.draw(st.sampled_from(sorted(blocks)))]
-        case "damage":
-            cid = data.draw(st.sampled_from(sorted(blocks)))
-            blocks[cid] = damage(blocks[cid], data)
-        case "lie":
-            at = data.draw(st.integers(0, len(changes) - 1))
-            cid, prev = data.draw(trees.cids), data.draw(st.none() | trees.cids)
-            changes[at] = Change(changes[at].path, cid, prev)
-        case "delete":
-            changes.append(Change(data.draw(trees.paths), None, data.draw(trees.cids)))
-        case "repeat":
-            changes.append(changes[0])
-    undone = undo(blocks, tree.root, changes)
-    # A node that undoing makes may stand for one that is missing or damaged: it has the same hash.
-    assert undone in {None, invert_without(blocks, tree.root, changes)} or (
-        lacks_a_block and undone == before
-    )
-
-
-def test_undoing_many_changes_is_left_to_python() -> None:
-    tree = Tree()
-    changes = [Change(f"a.b/{number}", Cid.of(b""), None) for number in range(17)]
-    blocks = tree.apply(changes)
-    assert undo(blocks, tree.root, changes) is None
-    assert undo(blocks, tree.root, changes[:16]) is not None
 
 
 @pytest.mark.parametrize(
@@ -154,7 +88,6 @@ def test_the_largest_block(size: int, accepted: bool) -> None:
     data = car.write_car([cid], [(cid, content)])
     found = {cid: content} if accepted else None
     assert compiled.read_blocks(data, len(empty)) == found
-    assert compiled.find_wanted(data, len(empty), {cid}) == found
 
 
 @given(records, st.data())

@@ -345,8 +345,9 @@ def test_every_commit_has_a_proof_of_what_it_signs(verify: Verify) -> None:
         assert frame.update is not None
         proof = frame.update.proof
         assert proof is not None
+        assert proof.commit is not None
         assert (proof.commit.did, proof.commit.rev) == (DID, REV)
-        assert (proof.message is None) == (verify == "signature")
+        assert proof.has_operations == (verify == "full")
         assert len(frame.entries) == path.startswith("app.bsky.")
 
 

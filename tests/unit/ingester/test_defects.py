@@ -10,7 +10,6 @@ import trio.testing
 
 from rsky_pipeline.atproto.frame import encode_frame
 from rsky_pipeline.ingester import frames, pipeline
-from rsky_pipeline.ingester.commits import convert
 from rsky_pipeline.ingester.commits.convert import RepoConverter
 from rsky_pipeline.ingester.commits.signatures import SignatureVerifier
 from rsky_pipeline.ingester.frames import FrameCounters, RawDeadLetters
@@ -21,8 +20,8 @@ from tests.unit.ingester.support import Converting
 OTHER = "did:plc:bbbbbbbbbbbbbbbbbbbbbbbb"
 BROKEN = {
     "decoding": (frames, "decode_frame"),
-    "a commit": (RepoConverter, "convert_commit"),
-    "records": (convert, "encode_commit_events"),
+    "a commit": (RepoConverter, "begin_commit"),
+    "its blocks": (RepoConverter, "complete"),
     "another message": (RepoConverter, "convert_message"),
     "an account": (SignatureVerifier, "forget"),
     "a replay": (pipeline, "is_replay"),
@@ -79,7 +78,7 @@ def test_a_label_frame_that_cannot_be_converted_is_kept_counted_and_logged_once(
 
 async def test_a_signature_that_cannot_be_checked_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
     written, made = Written(), Converting("signature")
-    monkeypatch.setattr(SignatureVerifier, "check", defect)
+    monkeypatch.setattr(SignatureVerifier, "known_key", defect)
     async with trio.open_nursery() as nursery:
         intake = made.intake(written, 0, nursery, SignatureVerifier(Accounts()))
         await intake.take([frame(1)])

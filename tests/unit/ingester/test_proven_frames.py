@@ -168,14 +168,15 @@ async def test_results_of_signatures_are_those_of_their_own_commits() -> None:
 
 
 async def test_a_check_that_raises_proves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(_: object) -> list[bool]:
+    def fail(*_: object) -> pipeline.Checked:
         raise ValueError
 
     async with trio.open_nursery() as nursery:
         intake, _, tally = start(nursery, Accounts())
         await intake.take([frame(1)])
         await trio.testing.wait_all_tasks_blocked()
-        monkeypatch.setattr(pipeline, "check_all", fail)
+        monkeypatch.setattr(pipeline, "_check_together", fail)
+        monkeypatch.setattr(pipeline, "verify_commit", fail)
         await intake.take([frame(2, key=NEW_KEY), frame(3)])
     assert tally.verdicts == {"valid": 2, "forged": 1}
 
@@ -292,6 +293,9 @@ async def test_lookups_run_at_once_and_frames_leave_in_order() -> None:
         intake, written, _ = start(nursery, accounts)
         await intake.take([frame(seq, did=did) for seq, did in enumerate(dids, start=1)])
         await intake.take([identity(101)])
+        with trio.fail_after(5):
+            while len(accounts.lookups) < signatures.MAX_LOOKUPS:
+                await trio.sleep(0.001)
         await trio.testing.wait_all_tasks_blocked()
         assert written.seqs == []
         assert accounts.most_at_once == signatures.MAX_LOOKUPS
