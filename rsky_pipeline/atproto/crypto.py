@@ -110,15 +110,6 @@ def decode_base58(text: str) -> bytes:
     return bytes(zeros) + number.to_bytes((number.bit_length() + 7) // 8, "big")
 
 
-def encode_base58(data: bytes) -> str:
-    """Return bytes as a text in base58btc."""
-    number, digits = int.from_bytes(data, "big"), ""
-    while number:
-        number, digit = divmod(number, 58)
-        digits = _BASE58[digit] + digits
-    return "1" * (len(data) - len(data.lstrip(b"\0"))) + digits
-
-
 def _load(curve: Curve, point: bytes) -> ec.EllipticCurvePublicKey:
     try:
         return ec.EllipticCurvePublicKey.from_encoded_point(_CURVES[curve], point)
@@ -164,13 +155,15 @@ class PrivateKey:
     @property
     def multibase(self) -> str:
         """The public key as a DID document's `publicKeyMultibase`."""
+        from multiformats import multibase  # of simulated accounts alone: it takes 8 MB
+
         prefix, point = b"\xe7\x01", None
         if self.curve == "k256":
             point = compiled.point_of(self.secret)
         else:
             prefix = b"\x80\x24"
         raw = prefix + (_point(self.curve, self.secret) if point is None else point)
-        return "z" + encode_base58(raw)
+        return str(multibase.encode(raw, "base58btc"))
 
     @property
     def public(self) -> PublicKey:
