@@ -38,6 +38,7 @@ class DirectStatements:
         self._connection = connection
         self._transformer = Transformer(connection)
         self._names: dict[_Key, bytes | None] = {}  # None: it has been run once, by a cursor
+        self._prepared = 0
 
     def command(self, text: bytes) -> bytes:
         """Run a command without parameters; return the server's word for it."""
@@ -81,9 +82,9 @@ class DirectStatements:
         query, kinds = _numbered(sql)
         if kinds != ["b" if each == _BINARY else "s" for each in formats]:
             return None
-        name = b"rsky_%d" % len(self._names)
-        while name in self._names.values():
-            name += b"_"
+        # Not by what is known: the server cuts names to 63 bytes.
+        name = b"rsky_%d" % self._prepared
+        self._prepared += 1
         self._call(lambda: self._connection.pgconn.prepare(name, query.encode(), types))
         self._names[key] = name
         return name

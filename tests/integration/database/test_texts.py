@@ -124,6 +124,17 @@ def test_single_values_arrive_as_they_are(clean_database: str, by_key: bool) -> 
                 database.query("SELECT %s::text", (text,))
 
 
+def test_many_statements_are_repeated(clean_database: str) -> None:
+    """Their names stay different in the 63 bytes that the server keeps of each."""
+    statements = [f"SELECT %s::bigint + {number}" for number in range(150)]
+    with Database.connect(clean_database, name="test", by_key=True) as database:
+        for _ in range(3):
+            for number, statement in enumerate(statements):
+                assert database.query(statement, (1,)) == [(number + 1,)]
+        own = "SELECT count(*) FROM pg_prepared_statements WHERE name ~ '^rsky_[0-9]+$'"
+        assert database.query(own) == [(150,)]
+
+
 def test_a_statement_that_is_repeated_fails_as_it_does_the_first_time(clean_database: str) -> None:
     with Database.connect(clean_database, name="test", by_key=True) as database:
         database.execute("CREATE TEMP TABLE t (a bigint PRIMARY KEY)")

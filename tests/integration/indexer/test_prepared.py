@@ -23,6 +23,7 @@ def whole(plan: Sequence[str]) -> list[str]:
     scans = [line for line, below in pairwise([*plan, ""])
              if "Scan " in line and "Function Scan" not in line and "Index Cond" not in below
              and "Bitmap Heap" not in line and "CTE Scan" not in line and "WorkTable" not in line
+             and "Subquery Scan" not in line
              and "thread_mute" not in line]  # fmt: skip
     return scans + [line for line in plan if "Hash Cond" in line or "Merge Cond" in line]
 
