@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import psycopg
@@ -138,9 +139,21 @@ def test_redis_cli_is_where_the_pipeline_is(programs: Path, clean_redis: str) ->
     assert "geheim" not in away.stderr
 
 
-def called(url: str, store: Store | None = None) -> tuple[list[str], str, list[str]]:
-    """Return arguments, password and remarks for a URL; nothing is connected to."""
-    call = redis_cli(Settings(redis_url=url), store or connect(url, name="test"), [])
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A store that has found its server, which nothing is connected to."""
+
+    host: str
+    port: int = 6379
+    on_cluster: bool = False
+
+    def address(self) -> tuple[str, int]:
+        return self.host, self.port
+
+
+def called(url: str, store: Store | Opened) -> tuple[list[str], str, list[str]]:
+    """Return arguments, password and remarks for a URL."""
+    call = redis_cli(Settings(redis_url=url), store, [])  # type: ignore[arg-type]
     assert set(call.environment) in (set(), {"REDISCLI_AUTH", "VALKEYCLI_AUTH"})
     assert "geheim" not in str(call)
     return list(call.arguments), call.environment.get("REDISCLI_AUTH", ""), list(call.remarks)
@@ -148,11 +161,13 @@ def called(url: str, store: Store | None = None) -> tuple[list[str], str, list[s
 
 def test_login_and_tls_of_redis_are_passed(programs: Path) -> None:
     put(programs, "redis-cli")
-    words, password, _ = called("redis://me:ge%40heim@redis.example:7000/2")
+    url = "redis://me:ge%40heim@redis.example:7000/2"
+    words, password, _ = called(url, Opened("redis.example", 7000))
     assert words == ["-n", "2", "-h", "redis.example", "-p", "7000", "--user", "me"]
     assert password == "ge@heim"
-    # Connecting would read the files.
-    plain = connect("redis://[::1]", name="test")
+    words, _, _ = called("redis://n1,n2", Opened("10.0.0.7", 7001, on_cluster=True))
+    assert words == ["-n", "0", "-h", "10.0.0.7", "-p", "7001", "-c"]
+    plain = Opened("::1")
     files = "ssl_ca_certs=/ca.pem&ssl_certfile=/c.pem&ssl_keyfile=/k.pem"
     words, password, remarks = called(f"rediss://:geheim@[::1]?{files}", plain)
     assert words == [
