@@ -25,6 +25,7 @@ def search(target: Target, examples: int, *, shrink: bool = True) -> None:
     @settings(
         max_examples=examples,
         database=None,
+        deadline=None,  # an input may take MOST_SECONDS
         phases=phases,
         report_multiple_bugs=False,
         suppress_health_check=list(HealthCheck),
