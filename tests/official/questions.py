@@ -120,13 +120,13 @@ def compare_answers(
         found.asked[question.name] += 1
         left, right = (_answer(tokens, each, question) for each in (official, ours))
         if left == right:
-            found.errors[question.name] += isinstance(left, dict) and "status" in left
+            found.errors[question.name] += isinstance(left, dict) and "error" in left
             continue
         about = news if question.method.startswith("app.bsky.notification.") else rows
         subject = str(next(iter(question.query.values()), ""))
         if question.viewer is not None and not question.query:
             subject = question.viewer.did
-        if "status" in left or "status" in right:
+        if "error" in left or "error" in right:
             kinds = {about.get(subject)}  # an error, here or there
         elif question.method == "app.bsky.actor.searchActors":
             kinds = {LATER if sorted(_handles(left)) == sorted(_handles(right)) else None}
