@@ -42,7 +42,7 @@ def _answer(document: dict[str, Any]) -> None:
 
 
 def _end_with_supervisor() -> None:
-    """End as soon as the supervisor has: nobody would know what is done here."""
+    """End as soon as the supervisor has: nobody would read the answer."""
     while os.read(0, 1):
         pass
     os._exit(1)

@@ -82,7 +82,7 @@ class DirectStatements:
         query, kinds = _numbered(sql)
         if kinds != ["b" if each == _BINARY else "s" for each in formats]:
             return None
-        # Not by what is known: the server cuts names to 63 bytes.
+        # A number of its own: the server cuts names to 63 bytes, so none is made longer.
         name = b"rsky_%d" % self._prepared
         self._prepared += 1
         self._call(lambda: self._connection.pgconn.prepare(name, query.encode(), types))

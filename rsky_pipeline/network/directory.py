@@ -59,7 +59,7 @@ class SharedDocuments(Protocol):
         """Share an answer of the directory, which was asked after `find` had returned this time."""
 
     def forget(self, did: str) -> None:
-        """Have nobody find what the directory answered before now."""
+        """Let nobody find an answer of the directory from before now."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -80,7 +80,7 @@ class SharedIdentities:
             self._send_soon()
 
     def forget(self, did: str) -> None:
-        """Have nobody find what the directory answered before now."""
+        """Let nobody find an answer of the directory from before now."""
         self._unsent[did] = None
         self._send_soon()
 

@@ -18,7 +18,7 @@ MARK = b"rsky-sources:"  # stands before the digest in a module's file
 
 
 def digest_of(source: Path) -> bytes:
-    """Return the digest of a .pyx file and of what it is built with, in hexadecimal."""
+    """Return the digest of a .pyx file and of the files it is built with, in hexadecimal."""
     found = hashlib.sha256()
     folder = source.parent
     for path in (source, *sorted(folder.glob("*.pxd")), *sorted(folder.glob("*.h")),
